@@ -1,0 +1,43 @@
+# Everything runs from the checkout, in its own .venv. `make help` lists the commands.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUN := PYTHONPATH=. $(BIN)/python
+
+.PHONY: help install demo test check bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# Installed once; again only when pyproject.toml or constraints.txt change.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: got $$($(PYTHON) --version); expected Python 3.11 or newer; run make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## make .venv with the tested versions
+
+demo: $(INSTALLED) ## the whole pipeline on the embedded default: CPU, no downloads of models
+	$(RUN) -m featurize --dataset demo --generator demo --encoders demo
+	$(RUN) -m train baseline --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4
+	$(RUN) -m train teacher --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4 --image-tokens clip-demo
+	$(RUN) -m train student --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4
+	$(RUN) -m train tables --dataset demo
+
+test: $(INSTALLED) ## the test suite
+	$(RUN) -m pytest
+
+check: $(INSTALLED) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## the benchmarks
+	$(RUN) -m benchmarks all
+
+clean: ## remove .venv and caches; runs/ and data/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""Text → prompt → image → tokens → store. Imports lugpi_core, never train."""

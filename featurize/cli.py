@@ -1,0 +1,201 @@
+"""``python -m featurize``: one straight line from the flags to the store. Heavy imports live inside the functions, so that --help is
+quick."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurize.options import FeaturizeOptions
+from lugpi_core.command_line import resolved_flags, run, say
+
+if TYPE_CHECKING:
+    from featurize.generators import Generator
+    from featurize.pipeline import Counts, Job, Models
+    from featurize.prompts import DrawingPlan
+    from lugpi_core.device import Compute
+    from lugpi_core.examples import Corpus
+    from lugpi_core.meters import StageTimes
+    from lugpi_core.token_store import ColumnWriter
+
+OVERRIDES = ("steps", "guidance", "scheduler", "size_px")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``python -m featurize`` on the arguments; return the exit status."""
+    return run(featurize, FeaturizeOptions, arguments, prog="python -m featurize")
+
+
+def featurize(options: FeaturizeOptions) -> dict[str, Any]:
+    """Make, continue or confirm the token store of a corpus; return the figures of the run.
+
+    Memory: the models, one block of images, the corpus's texts and, while encoders are added, one shard of latents. Nothing grows with
+    the store.
+    """
+    from lugpi_core.corpora import load_corpus
+    from lugpi_core.corpus_options import default_run_dir
+    from lugpi_core.files import make_folder
+    from lugpi_core.quiet import quiet_libraries
+
+    quiet_libraries()
+    corpus = load_corpus(options)
+    store = make_folder((options.run_dir or default_run_dir(options)) / "tokens")
+    job = _plan(options, corpus, store)
+    writers = _open_columns(job)
+    _announce(corpus, job)
+    counts, times = _work(job, corpus, writers)
+    return _figures(options, corpus, job, writers, counts, times)
+
+
+def _plan(options: FeaturizeOptions, corpus: "Corpus", store: Path) -> "Job":
+    from featurize.generators import find_generator, generator_settings
+    from featurize.image_encoder import expand_encoders, find_encoder
+    from featurize.pipeline import Job, column_specs
+    from featurize.prompts import plan_drawings
+    from lugpi_core.device import resolve_compute
+
+    compute = resolve_compute(options.device, options.dtype, half="float16")
+    plan = plan_drawings(corpus, seed=options.seed)
+    settings = generator_settings(options.generator, {name: getattr(options, name) for name in OVERRIDES})
+    encoders = tuple(find_encoder(name) for name in expand_encoders(options.encoders))
+    generator = find_generator(options.generator, settings, half=compute.dtype != "float32")
+    generation = _generation(options, plan, generator, compute)
+    columns = column_specs(plan, generator, encoders, generation, shard_rows=options.shard_rows, latents=options.latents)
+    return Job(
+        store=store,
+        plan=plan,
+        generator=generator,
+        encoders=encoders,
+        compute=compute,
+        columns=columns,
+        batch_size=options.batch_size,
+        attention=options.attention,
+    )
+
+
+def _generation(options: FeaturizeOptions, plan: "DrawingPlan", generator: "Generator", compute: "Compute") -> dict[str, Any]:
+    """Return the fingerprint of the latents: everything that decides a drawing, and nothing else (batch size and device do not)."""
+    return {"drawings": plan.fingerprint(), "seed": options.seed, "dtype": compute.dtype, "generator": generator.fingerprint()}
+
+
+def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
+    from lugpi_core.token_store import ColumnWriter
+
+    return {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
+
+
+def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "tuple[Counts, StageTimes]":
+    from featurize.pipeline import Counts, fill
+    from lugpi_core.example_table import EXAMPLES
+    from lugpi_core.meters import StageTimes
+    from lugpi_core.store_view import VIEW, write_view
+
+    times = StageTimes(job.compute.device)
+    counts = Counts()
+    missing = _missing_rows(writers)
+    if missing or not (job.store / EXAMPLES).is_file() or _table_is_stale(job.store, corpus):
+        with times.stage("load"):
+            models = _load_models(job, writers)
+        _write_examples(job, corpus, models)
+        with _progress_bar(missing) as bar:
+            for counts in fill(job, writers, models, times):
+                bar.update(max(counts.drawn, counts.decoded) - bar.n)
+        write_view(job.store)
+    elif not (job.store / VIEW).is_file():
+        write_view(job.store)
+    return counts, times
+
+
+def _missing_rows(writers: "dict[str, ColumnWriter]") -> int:
+    shards = range(next(iter(writers.values())).spec.shards)
+    open_shards = [shard for shard in shards if not all(writer.is_committed(shard) for writer in writers.values())]
+    spec = next(iter(writers.values())).spec
+    return sum(spec.layout(shard).rows for shard in open_shards)
+
+
+def _table_is_stale(store: Path, corpus: "Corpus") -> bool:
+    from lugpi_core.errors import InputError
+    from lugpi_core.example_table import read_example_table
+
+    try:
+        read_example_table(store, corpus)
+    except InputError:
+        return True
+    return False
+
+
+def _load_models(job: "Job", writers: "dict[str, ColumnWriter]") -> "Models":
+    from featurize.image_encoder import ImageEncoder
+    from featurize.pipeline import Models
+    from featurize.text_to_image import TextToImage
+    from lugpi_core.torchvision_ops import allow_torchvision_import
+
+    allow_torchvision_import()
+    text_to_image = TextToImage(job.generator, job.compute, attention=job.attention)
+    say(f"drawing on {job.compute}, attention {text_to_image.attention}")
+    incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}
+    encoders = {files.name: ImageEncoder(files, job.compute) for files in job.encoders if files.name in incomplete}
+    return Models(text_to_image=text_to_image, encoders=encoders)
+
+
+def _write_examples(job: "Job", corpus: "Corpus", models: "Models") -> None:
+    from lugpi_core.example_table import ExampleTable, write_example_table
+
+    cut = models.text_to_image.prompt_is_cut(job.plan.prompts)[job.plan.drawing_of_example]
+    table = ExampleTable(drawing=job.plan.drawing_of_example, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint())
+    write_example_table(job.store, corpus, table)
+
+
+def _progress_bar(rows: int) -> Any:
+    from tqdm import tqdm
+
+    # In a log file a line every ten seconds is enough.
+    return tqdm(total=rows, unit="image", desc="featurize", disable=not rows, mininterval=0.1 if sys.stderr.isatty() else 10)
+
+
+def _announce(corpus: "Corpus", job: "Job") -> None:
+    counts = ", ".join(f"{count:,} {split}" for split, count in corpus.counts().items())
+    say(f"{corpus.name}: {counts}; {len(job.plan):,} drawings ({job.plan.saved:,} spared, their prompt is shared)")
+    if notice := job.generator.settings.notice:
+        say(f"note: {notice}")
+
+
+def _figures(
+    options: FeaturizeOptions,
+    corpus: "Corpus",
+    job: "Job",
+    writers: "dict[str, ColumnWriter]",
+    counts: "Counts",
+    times: "StageTimes",
+) -> dict[str, Any]:
+    from lugpi_core.example_table import read_example_table
+    from lugpi_core.meters import peak_memory_bytes, provenance
+
+    flagged = {name: sum(len(record["flagged"]) for record in writer.records.values()) for name, writer in writers.items()}
+    table = read_example_table(job.store, corpus)
+    already_done = not (counts.drawn or counts.decoded)
+    cut_share = float(table.prompt_cut.mean())
+    say(
+        f"{'already done' if already_done else 'done'}: {job.store}; {cut_share:.1%} of the prompts were cut to what the generator reads"
+        + (f"; FAILED rows: {flagged}" if any(flagged.values()) else "")
+    )
+    return {
+        "command": "featurize",
+        "complete": not any(flagged.values()),
+        "already_done": already_done,
+        "store": str(job.store),
+        "examples": corpus.counts(),
+        "drawings": len(job.plan),
+        "drawings_spared": job.plan.saved,
+        "prompts_cut_share": round(cut_share, 4),
+        "columns": {name: [writer.spec.rows, *writer.spec.row_shape] for name, writer in writers.items()},
+        "bytes": {name: sum(record["bytes"] for record in writer.records.values()) for name, writer in writers.items()},
+        "failed_rows": flagged,
+        "rows": {"drawn": counts.drawn, "decoded": counts.decoded, "encoded": counts.encoded},
+        "times": times.record(),
+        "peak_memory": peak_memory_bytes(),
+        "compute": job.compute.record(),
+        "notice": job.generator.settings.notice,
+        "config": resolved_flags(options),
+        "provenance": provenance(),
+    }

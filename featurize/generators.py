@@ -1,0 +1,207 @@
+"""Generators by name: where the weights may be had, and how a picture is drawn with them.
+
+A preset is a logical name with an ordered list of sources, for repositories move: Stability AI took Stable Diffusion 2 and SD-Turbo off
+the hub in November 2025; sd2-community mirrors the former. ``--generator NAME=FOLDER`` takes the weights from a folder and the settings
+from the preset.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lugpi_core.errors import InputError, nearest
+from lugpi_core.files import read_json
+from lugpi_core.fingerprint import hash_model_folder
+from lugpi_core.model_files import reason
+
+Scheduler = Literal["own", "ddim", "dpm++", "euler"]
+SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_RAIL = "CreativeML Open RAIL++-M"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorPreset:
+    """How to draw with one model. ``size_px`` None = the size it was trained for; scheduler ``own`` = the one in its folder."""
+
+    sources: tuple[str, ...] = ()
+    size_px: int | None = None
+    steps: int = 50
+    guidance: float = 7.5
+    scheduler: Scheduler = "own"
+    license: str = "see the model's own card"
+    notice: str | None = None
+
+
+def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler = "ddim") -> GeneratorPreset:
+    sources = (f"sd2-community/{repository}", f"stabilityai/{repository}")
+    return GeneratorPreset(sources=sources, size_px=size_px, steps=steps, scheduler=scheduler, license=_RAIL)
+
+
+PRESETS: Mapping[str, GeneratorPreset] = {
+    "paper": _sd2("stable-diffusion-2", 768),
+    "fast": _sd2("stable-diffusion-2-base", 512, steps=20, scheduler="dpm++"),
+    "sd2": _sd2("stable-diffusion-2", 768),
+    "sd2-base": _sd2("stable-diffusion-2-base", 512),
+    "sd2-1": _sd2("stable-diffusion-2-1", 768),
+    "sd2-1-base": _sd2("stable-diffusion-2-1-base", 512),
+    "sd-turbo": GeneratorPreset(
+        sources=("stabilityai/sd-turbo",),
+        size_px=512,
+        steps=1,
+        guidance=0.0,
+        license="Stability AI Community License (not an open licence)",
+        notice="SD-Turbo's weights are under the Stability AI Community License, which limits commercial use; check that yours is allowed",
+    ),
+    "demo": GeneratorPreset(
+        size_px=64,
+        steps=4,
+        guidance=3.0,
+        scheduler="ddim",
+        license="Apache-2.0",
+        notice="the embedded demo models have random weights: the pictures carry no meaning, and no gain is to be expected from them",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A generator whose files are found: everything that decides a drawing, and nothing loaded yet."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    weights_hash: str
+    variant: str | None
+    pipeline_class: str
+    size_px: int
+    latent_shape: tuple[int, int, int]
+    settings: GeneratorPreset = field(repr=False)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the latents, but for prompts, seeds and dtype."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "weights": self.weights_hash,
+            "pipeline": self.pipeline_class,
+            "size_px": self.size_px,
+            "steps": self.settings.steps,
+            "guidance": self.settings.guidance,
+            "scheduler": self.settings.scheduler,
+        }
+
+
+def generator_settings(wanted: str, overrides: Mapping[str, Any]) -> GeneratorPreset:
+    """Return how ``--generator`` draws, without looking for its files: a wrong name is told before anything is downloaded.
+
+    Args:
+        wanted: a preset, ``preset=FOLDER``, a diffusers folder or a hub id (``owner/name`` or ``owner/name@revision``).
+        overrides: ``steps``, ``guidance``, ``scheduler``, ``size_px`` given by the user; None = the preset's.
+
+    Raises:
+        InputError: unknown name, or settings that make no picture.
+    """
+    name = wanted.partition("=")[0]
+    if name not in PRESETS and ("=" in wanted or not (Path(name).is_dir() or "/" in name)):
+        raise InputError(
+            got=f"--generator {wanted}",
+            expected="a preset, PRESET=FOLDER, a diffusers folder or a hub id owner/name",
+            do=nearest(name, PRESETS),
+        )
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return _checked(dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given))
+
+
+def find_generator(wanted: str, settings: GeneratorPreset, *, half: bool) -> Generator:
+    """Return the generator with its files found, downloading them when they are not here.
+
+    Args:
+        wanted: as for ``generator_settings``, which made ``settings``.
+        settings: how to draw.
+        half: prefer the half-precision files where the source has them.
+
+    Raises:
+        InputError: no source within reach, or not a Stable Diffusion pipeline.
+    """
+    name, _, folder_given = wanted.partition("=")
+    folder, variant, revision = _first_within_reach(name, _sources(name, folder_given), half=half)
+    return _described(name, folder, variant, revision, settings)
+
+
+def _sources(name: str, folder_given: str) -> tuple[str, ...]:
+    if folder_given:
+        return (folder_given,)
+    if name == "demo":
+        from featurize.embedded import embedded_folder
+
+        return (str(embedded_folder() / "generator"),)
+    return PRESETS[name].sources if name in PRESETS else (name,)
+
+
+def _checked(settings: GeneratorPreset) -> GeneratorPreset:
+    if settings.steps < 1:
+        raise InputError(got=f"--steps {settings.steps}", expected="at least 1", do="give a positive number")
+    if settings.scheduler not in get_args(Scheduler):
+        raise InputError(got=f"--scheduler {settings.scheduler}", expected=f"one of {', '.join(get_args(Scheduler))}", do="choose one")
+    if settings.size_px is not None and (settings.size_px < 8 or settings.size_px % 8):
+        raise InputError(got=f"--size-px {settings.size_px}", expected="a positive multiple of 8", do="give for instance 512")
+    return settings
+
+
+def _first_within_reach(name: str, sources: tuple[str, ...], *, half: bool) -> tuple[Path, str | None, str | None]:
+    failures = []
+    for source in sources:
+        if Path(source).is_dir():
+            folder = Path(source)
+            return folder, "fp16" if half and list(folder.glob("unet/*.fp16.safetensors")) else None, None
+        try:
+            return _download(source, half=half)
+        except (OSError, ValueError) as error:
+            failures.append(f"{source}: {reason(error)}")
+    raise InputError(
+        got=f"no source of the generator {name} within reach ({'; '.join(failures)})",
+        expected="one of its sources on the Hugging Face hub, or a local diffusers folder",
+        do=f"download it where there is a network and give --generator {name}=FOLDER"
+        if name in PRESETS
+        else "check the name, or give a local folder",
+    )
+
+
+def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]:
+    from diffusers import DiffusionPipeline
+
+    repository, _, revision = source.partition("@")
+    for variant in ("fp16", None) if half else (None,):
+        try:
+            folder = DiffusionPipeline.download(repository, revision=revision or None, use_safetensors=True, variant=variant)
+        except ValueError:
+            if variant is None:
+                raise
+            continue  # the repository has no half-precision files
+        # The hub's cache keeps each commit in a folder of its name.
+        return Path(folder), variant, Path(folder).name
+    raise AssertionError("the loop returns or raises")
+
+
+def _described(name: str, folder: Path, variant: str | None, revision: str | None, settings: GeneratorPreset) -> Generator:
+    index = folder / "model_index.json"
+    pipeline_class = read_json(index).get("_class_name", "") if index.is_file() else "no pipeline"
+    if pipeline_class not in SUPPORTED:
+        raise InputError(got=f"{folder} ({pipeline_class})", expected=" or ".join(SUPPORTED), do="choose another generator")
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    size_px = settings.size_px or unet["sample_size"] * factor
+    side = size_px // factor
+    return Generator(
+        name=name if name in PRESETS else Path(name.partition("@")[0]).name,
+        folder=folder,
+        revision=revision,
+        weights_hash=hash_model_folder(folder),
+        variant=variant,
+        pipeline_class=pipeline_class,
+        size_px=size_px,
+        latent_shape=(unet["in_channels"], side, side),
+        settings=settings,
+    )

@@ -1,0 +1,294 @@
+"""Images to tokens with a frozen encoder: class token first, then the patches, after the encoder's final LayerNorm, before any projection.
+
+Two families, one convention: the vision towers of open_clip, and the ViT, DINOv2 and CLIP models of transformers. The only file that
+imports them.
+
+Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lugpi_core.device import Compute
+from lugpi_core.errors import InputError, nearest
+from lugpi_core.files import read_json
+from lugpi_core.fingerprint import digest, hash_file, hash_model_folder
+from lugpi_core.model_files import local_model_folder
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+PRESETS: Mapping[str, str] = {
+    "clip-vit-b32": "open_clip:ViT-B-32/openai",
+    "clip-vit-b16": "open_clip:ViT-B-16/openai",
+    "clip-vit-l14": "open_clip:ViT-L-14/openai",
+    "vit-b16": "google/vit-base-patch16-224-in21k",
+    "clip-demo": "embedded",
+    "vit-demo": "embedded",
+}
+_LICENSES = {"clip-vit-b32": "MIT", "clip-vit-b16": "MIT", "clip-vit-l14": "MIT", "vit-b16": "Apache-2.0"} | dict.fromkeys(
+    ("clip-demo", "vit-demo"), "Apache-2.0"
+)
+DEMO_ENCODERS = ("clip-demo", "vit-demo")
+LAYER = "after the final LayerNorm, before projection"
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_TRANSFORMERS_TYPES = ("vit", "dinov2", "clip", "clip_vision_model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How images in [0, 1] become the encoder's pixels: antialiased resize to S × S, then ``(x - mean) / std`` by channel."""
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFiles:
+    """An encoder whose files are found, with everything that decides its tokens; nothing is loaded yet.
+
+    Attributes:
+        name: the column's name in the store.
+        family: ``open_clip`` or the transformers model type.
+        model: what to load: a folder, or ``(architecture, weights file)`` of open_clip.
+        tokens: T, class token included.
+        width: D.
+    """
+
+    name: str
+    family: str
+    folder: Path
+    architecture: str | None
+    weights_hash: str
+    preprocessing: Preprocessing
+    tokens: int
+    width: int
+    quick_gelu: bool = False
+
+    @property
+    def license(self) -> str:
+        """The licence of the weights, as far as it is known."""
+        return _LICENSES.get(self.name, "see the model's own card")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the tokens of a given image, but for the dtype."""
+        return {
+            "name": self.name,
+            "family": self.family,
+            "weights": self.weights_hash,
+            "preprocessing": digest(_plain(self.preprocessing)),
+            "layer": LAYER,
+        }
+
+
+class ImageEncoder:
+    """A frozen encoder on the device."""
+
+    def __init__(self, files: EncoderFiles, compute: Compute) -> None:
+        self.files = files
+        self._device, self._dtype = torch.device(compute.device), compute.torch_dtype
+        tower = _open_clip_tower(files) if files.family == "open_clip" else _transformers_tower(files)
+        self._tower = tower.eval().requires_grad_(False).to(self._device, self._dtype)
+        self._mean = torch.tensor(files.preprocessing.mean, device=self._device).view(3, 1, 1)
+        self._std = torch.tensor(files.preprocessing.std, device=self._device).view(3, 1, 1)
+
+    @torch.inference_mode()
+    def encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of images in [0, 1]: float16 [B, T, D] on the device; images are square."""
+        tokens_BTD: torch.Tensor = self._tower(self.pixels(images_B3HW).to(self._dtype))
+        assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
+        return tokens_BTD.to(torch.float16)
+
+    def pixels(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the images as the encoder reads them, float32 [B, 3, S, S]: resized on the device with antialiasing, clipped,
+        normalised."""
+        how = self.files.preprocessing
+        resized = nn.functional.interpolate(
+            images_B3HW.float(), size=(how.size_px, how.size_px), mode=how.interpolation, antialias=True, align_corners=False
+        )
+        return (resized.clamp(0, 1) - self._mean) / self._std
+
+
+class _OpenClipTokens(nn.Module):
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        layers = self.visual.forward_intermediates(
+            pixels_B3SS, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        return torch.cat([layers["image_intermediates_prefix"][0], layers["image_intermediates"][0]], dim=1)
+
+
+class _TransformersTokens(nn.Module):
+    def __init__(self, model: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.norm = norm
+
+    def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        tokens_BTD: torch.Tensor = self.norm(self.model(pixel_values=pixels_B3SS).last_hidden_state)
+        return tokens_BTD
+
+
+def expand_encoders(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names with ``demo`` replaced by both embedded encoders, each once, in order."""
+    expanded = [one for name in names for one in (DEMO_ENCODERS if name == "demo" else (name,))]
+    return tuple(dict.fromkeys(expanded))
+
+
+def find_encoder(wanted: str) -> EncoderFiles:
+    """Return the encoder that a name means: a preset, ``open_clip:<model>/<pretrained>``, a folder or a hub id.
+
+    Raises:
+        InputError: unknown name, files out of reach, weights that are not safetensors, or not a vision transformer with a class token.
+    """
+    source = PRESETS.get(wanted, wanted)
+    if source == "embedded":
+        from featurize.embedded import embedded_folder
+
+        return _from_folder(wanted, embedded_folder() / wanted)
+    if source.startswith("open_clip:"):
+        return _from_open_clip(wanted, source.removeprefix("open_clip:"))
+    if not Path(source).is_dir() and "/" not in source:
+        raise InputError(
+            got=f"--encoders {wanted}",
+            expected="a preset, open_clip:<model>/<pretrained>, a folder or a hub id owner/name",
+            do=nearest(wanted, [*PRESETS, "demo"]),
+        )
+    return _from_folder(wanted if wanted in PRESETS else _column_name(wanted), local_model_folder(source, flag="--encoders"))
+
+
+def _from_open_clip(wanted: str, architecture_and_weights: str) -> EncoderFiles:
+    allow_torchvision_import()
+    import open_clip
+
+    architecture, _, weights = architecture_and_weights.partition("/")
+    if open_clip.get_model_config(architecture) is None:
+        raise InputError(
+            got=f"the open_clip model {architecture!r}", expected="one it knows", do=nearest(architecture, open_clip.list_models())
+        )
+    name = wanted if wanted in PRESETS else _column_name(f"open_clip-{architecture}-{Path(weights).stem}")
+    if weights.endswith(".safetensors") and Path(weights).is_file():
+        config = open_clip.get_model_config(architecture)
+        return _open_clip_files(name, Path(weights), architecture, config, {})
+    stated = open_clip.get_pretrained_cfg(architecture, weights)
+    if not stated:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        raise InputError(got=f"the open_clip weights {weights!r}", expected=f"weights of {architecture}", do=nearest(weights, tags))
+    hub = stated.get("hf_hub", "").rstrip("/")
+    if not hub:
+        raise InputError(
+            got=f"open_clip:{architecture}/{weights}", expected="weights that exist as safetensors", do="choose other weights of that model"
+        )
+    folder = local_model_folder(hub, patterns=("open_clip*.json", "open_clip*.safetensors"), flag="--encoders")
+    return _from_folder(name, folder, quick_gelu=bool(stated.get("quick_gelu")))
+
+
+def _from_folder(name: str, folder: Path, *, quick_gelu: bool = False) -> EncoderFiles:
+    if (folder / _OPEN_CLIP_CONFIG).is_file():
+        config = read_json(folder / _OPEN_CLIP_CONFIG)
+        return _open_clip_files(name, folder, None, config["model_cfg"], config.get("preprocess_cfg", {}), quick_gelu=quick_gelu)
+    config = read_json(folder / "config.json")
+    family = config.get("model_type", "nothing")
+    if family not in _TRANSFORMERS_TYPES:
+        raise InputError(
+            got=f"{folder} of type {family!r}",
+            expected=f"{', '.join(_TRANSFORMERS_TYPES)} or an open_clip folder",
+            do="choose another encoder",
+        )
+    vision = config.get("vision_config", config)
+    processor = read_json(folder / "preprocessor_config.json")
+    size_px = vision.get("image_size", 224)
+    return EncoderFiles(
+        name=name,
+        family=family,
+        folder=folder,
+        architecture=None,
+        weights_hash=hash_model_folder(folder),
+        preprocessing=Preprocessing(
+            size_px=size_px,
+            mean=_three(processor["image_mean"]),
+            std=_three(processor["image_std"]),
+            interpolation="bicubic" if processor.get("resample", 2) == 3 else "bilinear",
+        ),
+        tokens=(size_px // vision.get("patch_size", 16)) ** 2 + 1,
+        width=vision.get("hidden_size", 768),
+    )
+
+
+def _open_clip_files(
+    name: str, files: Path, architecture: str | None, model: Mapping[str, Any], preprocess: Mapping[str, Any], *, quick_gelu: bool = False
+) -> EncoderFiles:
+    vision = model["vision_cfg"]
+    if "patch_size" not in vision or not isinstance(vision.get("layers"), int):
+        raise InputError(got=f"the vision tower of {name}", expected="a vision transformer with a class token", do="choose a ViT")
+    clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return EncoderFiles(
+        name=name,
+        family="open_clip",
+        folder=files,
+        architecture=architecture,
+        weights_hash=hash_model_folder(files) if files.is_dir() else hash_file(files),
+        preprocessing=Preprocessing(
+            size_px=vision["image_size"],
+            mean=_three(preprocess.get("mean", clip_mean)),
+            std=_three(preprocess.get("std", clip_std)),
+            interpolation="bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
+        ),
+        tokens=(vision["image_size"] // vision["patch_size"]) ** 2 + 1,
+        width=vision["width"],
+        quick_gelu=quick_gelu,
+    )
+
+
+def _open_clip_tower(files: EncoderFiles) -> nn.Module:
+    allow_torchvision_import()
+    import open_clip
+    from open_clip.transformer import VisionTransformer
+
+    if files.architecture is None:
+        model = open_clip.create_model(f"local-dir:{files.folder}", force_quick_gelu=files.quick_gelu, require_pretrained=True)
+    else:
+        model = open_clip.create_model(files.architecture, pretrained=str(files.folder), require_pretrained=True)
+    if not isinstance(model.visual, VisionTransformer):
+        raise InputError(got=f"{files.name} ({type(model.visual).__name__})", expected="a vision transformer", do="choose a ViT")
+    return _OpenClipTokens(model.visual)
+
+
+def _transformers_tower(files: EncoderFiles) -> nn.Module:
+    allow_torchvision_import()
+    import transformers
+
+    if files.family in ("clip", "clip_vision_model"):
+        model = transformers.CLIPVisionModel.from_pretrained(files.folder, use_safetensors=True, local_files_only=True)
+        # transformers applies CLIP's final LayerNorm to the class token alone and leaves last_hidden_state without it.
+        return _TransformersTokens(model, _post_layernorm(model))
+    model = transformers.AutoModel.from_pretrained(files.folder, use_safetensors=True, local_files_only=True)
+    return _TransformersTokens(model, nn.Identity())
+
+
+def _post_layernorm(clip: Any) -> nn.Module:
+    norms = [module for name, module in clip.named_modules() if name.split(".")[-1] == "post_layernorm"]
+    assert len(norms) == 1, [name for name, _ in clip.named_modules()]
+    norm: nn.Module = norms[0]
+    return norm
+
+
+def _column_name(source: str) -> str:
+    return source.partition("@")[0].rstrip("/").split("/")[-1].replace(":", "-")
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in values)
+    return first, second, third
+
+
+def _plain(preprocessing: Preprocessing) -> dict[str, Any]:
+    return {name: getattr(preprocessing, name) for name in ("size_px", "mean", "std", "interpolation")}

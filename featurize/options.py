@@ -1,0 +1,55 @@
+"""The flags of ``python -m featurize``: what each means, its default and its check are written here, once. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.device import DeviceChoice, DtypeChoice
+from lugpi_core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturizeOptions(CorpusOptions):
+    """Draw an image for every text, encode it with frozen encoders and keep the tokens. The same command again goes on or says it is
+    done."""
+
+    run_dir: Path | None = None
+    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
+    generator: str = "fast"
+    """fast (SD v2-base, 512 px, 20 steps), paper (SD v2, 768 px, 50 steps), sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo, demo, a preset's
+    weights from a folder as NAME=FOLDER, any Stable Diffusion folder of diffusers, or a hub id owner/name[@revision]."""
+    encoders: tuple[str, ...] = ("clip-vit-b32",)
+    """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, demo, open_clip:<model>/<pretrained>, a folder or a hub id. On
+    an existing store of the same generation a new encoder decodes the stored latents and draws nothing."""
+    steps: int | None = None
+    """Denoising steps (default: the generator's)."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 or less turns guidance off (default: the generator's)."""
+    scheduler: Literal["own", "ddim", "dpm++", "euler"] | None = None
+    """Sampler; own = the one in the generator's folder (default: the generator's)."""
+    size_px: int | None = None
+    """Side of the images in pixels (default: the generator's)."""
+    seed: int = 0
+    """Seed of the drawings; with the prompt it decides each picture."""
+    latents: bool = True
+    """Keep each image's latent (32 kB at 512 px), so that encoders can be added without drawing again."""
+    batch_size: int = 16
+    """Images drawn at a time."""
+    shard_rows: int = 1024
+    """Drawings in one shard file."""
+    device: DeviceChoice = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+    dtype: DtypeChoice = "auto"
+    """Precision; auto is float16 on CUDA, float32 on the CPU."""
+    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    """Attention kernels of the UNet; auto takes xformers where it runs, else PyTorch's own."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_rows"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    got=f"--{name.replace('_', '-')} {getattr(self, name)}", expected="at least 1", do="give a positive number"
+                )
+        if not self.encoders:
+            raise InputError(got="--encoders without a name", expected="at least one encoder", do="give for instance clip-vit-b32")

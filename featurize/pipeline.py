@@ -1,0 +1,184 @@
+"""The pipeline of featurize: text → prompt → image → tokens → store, a block of drawings at a time.
+
+Pixels exist on the device, for one block, between ``decode`` and ``encode``. A block is a fixed range of rows of a shard, so that a
+resumed run computes the same batches, and therefore the same bytes, as one that was never interrupted.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featurize.generators import Generator
+from featurize.image_encoder import EncoderFiles, ImageEncoder
+from featurize.prompts import DrawingPlan
+from featurize.text_to_image import AttentionChoice, TextToImage
+from lugpi_core.device import Compute
+from lugpi_core.manifest import ColumnSpec
+from lugpi_core.meters import StageTimes
+from lugpi_core.shard import ShardWriter
+from lugpi_core.token_store import LATENTS, ColumnWriter
+
+FLAG_NOT_FINITE = 1
+
+
+@dataclass
+class Counts:
+    """What a run did, in rows; exact."""
+
+    drawn: int = 0
+    decoded: int = 0
+    encoded: int = 0
+    flagged: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that is known before a model is loaded: what to draw, with what, into which columns."""
+
+    store: Path
+    plan: DrawingPlan
+    generator: Generator
+    encoders: tuple[EncoderFiles, ...]
+    compute: Compute
+    columns: tuple[ColumnSpec, ...]
+    batch_size: int
+    attention: AttentionChoice = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The loaded models of a job."""
+
+    text_to_image: TextToImage
+    encoders: dict[str, ImageEncoder] = field(default_factory=dict)
+
+
+def column_specs(
+    plan: DrawingPlan,
+    generator: Generator,
+    encoders: tuple[EncoderFiles, ...],
+    generation: dict[str, Any],
+    *,
+    shard_rows: int,
+    latents: bool,
+) -> tuple[ColumnSpec, ...]:
+    """Return the columns that a run makes: the latents unless they are not wanted, and one for each encoder."""
+    common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": generator.settings.notice}
+    drawn_by = f"drawn by {generator.name}: {generator.settings.license}"
+    latent = ColumnSpec(
+        name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
+    )
+    tokens = [
+        ColumnSpec(
+            name=files.name,
+            what="tokens",
+            row_shape=(files.tokens, files.width),
+            fingerprint={"generation": generation, "encoder": {**files.fingerprint(), "dtype": generation["dtype"]}},
+            license=f"images {drawn_by}; tokens by {files.name}: {files.license}",
+            **common,
+        )
+        for files in encoders
+    ]
+    return ((latent,) if latents else ()) + tuple(tokens)
+
+
+def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, times: StageTimes) -> Iterator[Counts]:
+    """Fill every shard that is not final; yield the counts so far after each block."""
+    counts = Counts()
+    shards = next(iter(writers.values())).spec.shards
+    for shard in range(shards):
+        open_columns = {name: writer for name, writer in writers.items() if not writer.is_committed(shard)}
+        if not open_columns:
+            continue
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(closing(writer.open_shard(shard))) for name, writer in open_columns.items()}
+            for _ in _fill_shard(job, models, files, _stored_latents(job.store, writers, shard), times, counts):
+                yield counts
+            with times.stage("commit"):
+                for name, file in files.items():
+                    counts.flagged += int(np.count_nonzero(file.flags()))
+                    writers[name].commit(shard, file)
+
+
+def _fill_shard(
+    job: Job, models: Models, files: dict[str, ShardWriter], stored: NDArray[np.float16] | None, times: StageTimes, counts: Counts
+) -> Iterator[None]:
+    layout = next(iter(files.values())).layout
+    for first in range(0, layout.rows, job.batch_size):
+        rows = slice(first, min(first + job.batch_size, layout.rows))
+        wanting = {name: file for name, file in files.items() if not file.valid[rows].all()}
+        if not wanting:
+            continue
+        latents_BChw = _known_latents(files.get(LATENTS), stored, rows)
+        if latents_BChw is None:
+            with times.stage("draw"):
+                drawings = slice(layout.first_row + rows.start, layout.first_row + rows.stop)
+                drawn = models.text_to_image.draw(job.plan.prompts[drawings], [int(seed) for seed in job.plan.seeds[drawings]])
+                # Rounded before it is decoded: an encoder added later, which sees the stored latent, gets the same image.
+                latents_BChw = drawn.to(torch.float16)
+            counts.drawn += rows.stop - rows.start
+        if LATENTS in wanting:
+            with times.stage("write"):
+                _write(wanting[LATENTS], rows, latents_BChw)
+        _encode_block(models, {name: file for name, file in wanting.items() if name != LATENTS}, rows, latents_BChw, times, counts)
+        yield
+
+
+def _encode_block(
+    models: Models, wanting: dict[str, ShardWriter], rows: slice, latents_BChw: torch.Tensor, times: StageTimes, counts: Counts
+) -> None:
+    if not wanting:
+        return
+    with times.stage("decode"):
+        images_B3HW = models.text_to_image.decode(latents_BChw)
+    counts.decoded += len(images_B3HW)
+    for name, file in wanting.items():
+        with times.stage("encode"):
+            tokens_BTD = models.encoders[name].encode(images_B3HW)
+        counts.encoded += len(tokens_BTD)
+        with times.stage("write"):
+            _write(file, rows, tokens_BTD)
+
+
+def _write(file: ShardWriter, rows: slice, values_B: torch.Tensor) -> None:
+    finite_B = torch.isfinite(values_B).flatten(1).all(dim=1)
+    values = torch.where(finite_B.view(-1, *[1] * (values_B.ndim - 1)), values_B, 0).cpu().numpy()
+    flags = np.where(finite_B.cpu().numpy(), 0, FLAG_NOT_FINITE).astype(np.uint8)
+    missing = np.flatnonzero(~file.valid[rows])
+    for start, stop in _runs(missing):
+        file.write(rows.start + start, values[start:stop], flags[start:stop])
+
+
+def _runs(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return ascending numbers as half-open runs: [0, 1, 2, 5] → [(0, 3), (5, 6)]."""
+    breaks = np.flatnonzero(np.diff(numbers) > 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks) if len(run)]
+
+
+def _stored_latents(store: Path, writers: dict[str, ColumnWriter], shard: int) -> NDArray[np.float16] | None:
+    """Return the latents of a shard whose latents are final already; rows that failed are NaN again, so that they fail in every column."""
+    writer = writers.get(LATENTS)
+    if writer is None or not writer.is_committed(shard):
+        return None
+    return with_failures(writer.read_committed(shard), [int(row) for row in writer.records[shard]["flagged"]])
+
+
+def _known_latents(partial: ShardWriter | None, stored: NDArray[np.float16] | None, rows: slice) -> torch.Tensor | None:
+    if stored is not None:
+        return torch.from_numpy(stored[rows])
+    if partial is not None and partial.valid[rows].all():
+        values = np.array(partial.read(rows.start, rows.stop - rows.start))
+        return torch.from_numpy(with_failures(values, np.flatnonzero(partial.flags()[rows])))
+    return None
+
+
+def with_failures(values: NDArray[np.float16], failed: list[int] | NDArray[np.int64]) -> NDArray[np.float16]:
+    """Return the values with the failed rows set to NaN, in place."""
+    values[np.asarray(failed, dtype=np.int64)] = np.nan
+    return values

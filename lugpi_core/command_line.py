@@ -1,0 +1,127 @@
+"""The frame of every command: flags from a dataclass, one-line errors with exit 2, one JSON object as the last line of stdout.
+
+``tyro`` is imported here and nowhere else.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, InputError, nearest
+
+# A command takes its options, does its work and returns the figures for the last line; ``"complete": False`` among them means exit status
+# 1.
+Command = Callable[..., dict[str, Any]]
+
+
+def run(command: Command, options: type, arguments: Sequence[str], *, prog: str) -> int:
+    """Parse ``arguments`` into the dataclass ``options``, run ``command`` on it and print its figures; return the exit status.
+
+    Help goes to stdout; warnings and errors go to stderr, a line each.
+    """
+    try:
+        parsed = parse(options, arguments, prog=prog)
+    except InputError as error:
+        return _fail(error)
+    if parsed is None:
+        return EXIT_OK
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            figures = command(parsed)
+        except InputError as error:
+            return _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted: what is written is kept; the same command goes on from here", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
+    return EXIT_OK if figures.get("complete", True) else EXIT_INCOMPLETE
+
+
+def run_one_of(commands: Mapping[str, tuple[Command, type]], arguments: Sequence[str], *, prog: str, about: str) -> int:
+    """Run the command that the first argument names.
+
+    ``--help`` alone lists the commands with the first line of their options' docstring; an unknown name is answered with the nearest one.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {prog} {{{','.join(commands)}}} [OPTIONS]\n\n{about}\n\ncommands:")
+        width = max(map(len, commands))
+        for name, (_, options) in commands.items():
+            print(f"  {name:<{width}}  {(options.__doc__ or '').splitlines()[0]}")
+        print(f"\n{prog} COMMAND --help shows the options of one.")
+        return EXIT_OK if arguments else EXIT_BAD_INPUT
+    name, *rest = arguments
+    if name not in commands:
+        return _fail(InputError(got=f"the command {name!r}", expected=f"one of {', '.join(commands)}", do=nearest(name, commands)))
+    command, options = commands[name]
+    return run(command, options, rest, prog=f"{prog} {name}")
+
+
+def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
+    """Return an instance of the dataclass ``options`` made from ``arguments``, or None after ``--help`` was printed.
+
+    Raises:
+        InputError: an unknown flag, a missing one or a bad value.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=list(arguments), prog=prog, description=options.__doc__)
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise _as_input_error(said.getvalue(), options, prog) from None
+
+
+def resolved_flags(options: Any) -> dict[str, Any]:
+    """Return the options as a JSON value, every default included."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(options).items()}
+
+
+def say(line: str, *, to: TextIO | None = None) -> None:
+    """Print one line for the person at the terminal; to stderr, for stdout's last line belongs to the machine."""
+    print(line, file=to or sys.stderr, flush=True)
+
+
+def _as_input_error(box: str, options: type, prog: str) -> InputError:
+    # tyro draws a box: the complaint stands above its first rule, suggestions and help below it.
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    complaint = " ".join(line for line in lines[: _first_rule(lines)] if line)
+    if ours := re.match(r"Error parsing \w+: got (.*); expected (.*); (.*)", complaint):
+        return InputError(got=ours[1], expected=ours[2], do=ours[3])
+    if missing := re.match(r"Missing from [^:]*: (--\S+)", complaint):
+        return InputError(got=f"no {missing[1]}", expected="a value for it", do=f"see {prog} --help")
+    if unknown := re.match(r"Unrecognized options: (\S+?)(,|$)", complaint):
+        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)]
+        return InputError(got=f"the flag {unknown[1]}", expected=f"a flag of {prog}", do=nearest(unknown[1], flags))
+    return InputError(got=complaint or "flags that cannot be read", expected="flags as the help shows", do=f"see {prog} --help")
+
+
+def _first_rule(lines: Sequence[str]) -> int:
+    return next((n for n, line in enumerate(lines) if line.startswith("───")), len(lines))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _fail(error: InputError) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return EXIT_BAD_INPUT
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,162 @@
+"""The shipped corpus, ``--dataset demo``: WordNet glosses, and which of twelve topics the thing is that each of them describes.
+
+The file is made by ``python -m lugpi_core.demo_corpus --wordnet PATH/wordnet-synsets.jsonl.gz`` and read like anybody's own CSV.
+"""
+
+import argparse
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lugpi_core.archives import decoded
+from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from lugpi_core.examples import SPLITS, Corpus, Split
+from lugpi_core.own_data import load_own
+
+DEMO_CSV = Path(__file__).with_name("data") / "demo.csv"
+LICENSE = "Open English WordNet (CC BY 4.0), derived from Princeton WordNet 3.0 (WordNet licence)"
+# Noun lexicographer files of things and scenes that a picture can show.
+TOPICS = ("act", "animal", "artifact", "body", "event", "food", "group", "location", "object", "person", "plant", "substance")
+# Few labelled texts and a large test part: what images add is largest, and measured best, there.
+PER_TOPIC: dict[Split, int] = {"train": 40, "validation": 20, "test": 200}
+SHORTEST, LONGEST = 20, 160
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+_FUNCTION_WORDS = frozenset(
+    {"a", "an", "and", "at", "by", "for", "from", "in", "into", "of", "off", "on", "or", "out", "s", "the", "to", "up", "with"}
+)
+_ENDINGS = ("ings", "ing", "ers", "ies", "ied", "ed", "er", "es", "s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gloss:
+    """What one row of the file is made of."""
+
+    id: str
+    text: str
+    topic: str
+
+
+def load_demo() -> Corpus:
+    """Return the shipped corpus: 480 / 240 / 2,400 glosses of twelve topics, with fixed splits.
+
+    Raises:
+        InputError: the shipped file has been damaged.
+    """
+    own = CorpusOptions(dataset=str(DEMO_CSV), split_column="split")
+    return replace(load_own(own), name="demo", license=LICENSE)
+
+
+def stem(word: str) -> str:
+    """Return a rough stem, the same for the common inflected forms of a word: ``perches`` and ``perch``, ``running`` and ``run``."""
+    word = word.lower().removesuffix("'s")
+    for ending in _ENDINGS:
+        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= 3:
+            word = word.removesuffix(ending) + ("y" if ending in ("ies", "ied") else "")
+            break
+    word = word.removesuffix("e")
+    if len(word) > 3 and word[-1] == word[-2]:
+        word = word[:-1]
+    return word[:-1] + "i" if len(word) > 2 and word.endswith("y") else word
+
+
+def gives_itself_away(text: str, names: Iterable[str]) -> bool:
+    """Tell whether a text has any word of any of the names, in any common form; words such as "of" do not count."""
+    own = {stem(word) for name in names for word in _WORD.findall(name.replace("_", " ")) if word.lower() not in _FUNCTION_WORDS}
+    return any(stem(word) in own for word in _WORD.findall(text))
+
+
+def eligible_glosses(lines: Iterable[str], topics: Sequence[str]) -> list[Gloss]:
+    """Return the usable glosses of synsets, one a line of JSON: of the right topic and length, unique, not naming what they describe.
+
+    Raises:
+        InputError: a line is not a synset.
+    """
+    glosses: list[Gloss] = []
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(lines, start=1):
+        try:
+            synset = json.loads(line)
+            identity, words, text = synset["id"], synset["words"], " ".join(synset["gloss"].split())
+            topic = synset["lexfile"].removeprefix("noun.")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            got = f"line {number} of the synsets ({type(error).__name__}: {error})"
+            raise InputError(got=got, expected="JSON with id, lexfile, words and gloss", do="use wordnet-synsets.jsonl.gz") from error
+        seen[text.casefold()] += 1
+        if topic in topics and SHORTEST <= len(text) <= LONGEST and not gives_itself_away(text, [*words, topic]):
+            glosses.append(Gloss(id=identity, text=text, topic=topic))
+    return [gloss for gloss in glosses if seen[gloss.text.casefold()] == 1]
+
+
+def drawn(glosses: Sequence[Gloss], *, topics: Sequence[str], per_topic: dict[Split, int], seed: int) -> list[tuple[Gloss, Split]]:
+    """Return the chosen glosses with their splits; the choice hangs on the seed and on each id, not on the order they come in.
+
+    Raises:
+        InputError: a topic has too few glosses.
+    """
+
+    def key(gloss: Gloss) -> str:
+        return hashlib.sha256(f"{seed}:{gloss.id}".encode()).hexdigest()
+
+    wanted = [split for split in SPLITS for _ in range(per_topic[split])]
+    rows: list[tuple[Gloss, Split]] = []
+    for topic in topics:
+        of_topic = sorted((gloss for gloss in glosses if gloss.topic == topic), key=key)
+        if len(of_topic) < len(wanted):
+            got = f"{len(of_topic):,} usable glosses of {topic}"
+            raise InputError(got=got, expected=f"{len(wanted):,} or more", do="use the whole wordnet-synsets.jsonl.gz")
+        rows.extend(zip(of_topic, wanted, strict=False))
+    order = {split: place for place, split in enumerate(SPLITS)}
+    return sorted(rows, key=lambda row: (order[row[1]], key(row[0])))
+
+
+def demo_csv(wordnet: Path, *, topics: Sequence[str] = TOPICS, per_topic: dict[Split, int] | None = None, seed: int = 0) -> bytes:
+    """Return the bytes of ``demo.csv``; the same synsets and seed give the same bytes.
+
+    Raises:
+        InputError: the file is missing or damaged, or a topic has too few glosses.
+    """
+    try:
+        lines = decoded(gzip.decompress(wordnet.read_bytes()), where=str(wordnet)).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(got=f"{wordnet} ({error})", expected="a gzipped JSON-lines file of synsets", do="check the path") from error
+    rows = drawn(eligible_glosses(lines, topics), topics=topics, per_topic=per_topic or PER_TOPIC, seed=seed)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "text", "label", "split"))
+    writer.writerows((gloss.id, gloss.text, gloss.topic, split) for gloss, split in rows)
+    return text.getvalue().encode()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the corpus beside its place and rename it; the last line of stdout is JSON. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lugpi_core.demo_corpus", description=__doc__)
+    parser.add_argument("--wordnet", type=Path, required=True, help="wordnet-synsets.jsonl.gz")
+    parser.add_argument("--out", type=Path, default=DEMO_CSV, help="the CSV to write (default: the shipped one)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
+    flags = parser.parse_args(arguments)
+    try:
+        content = demo_csv(flags.wordnet, seed=flags.seed)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    partial = flags.out.with_name(flags.out.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, flags.out)
+    print(json.dumps({"made": str(flags.out), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

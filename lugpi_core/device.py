@@ -1,0 +1,69 @@
+"""Device, dtype and seed: resolved once per command, printed, recorded."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lugpi_core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+DtypeChoice = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and in what precision a command computes. ``dtype`` is a torch dtype's name."""
+
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """The torch dtype that ``dtype`` names."""
+        import torch
+
+        resolved: torch.dtype = getattr(torch, self.dtype)
+        return resolved
+
+    def record(self) -> dict[str, Any]:
+        """Return what goes into a JSON record."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.device_name}, {self.dtype}"
+
+
+def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["float16", "bfloat16"]) -> Compute:
+    """Resolve ``auto``: CUDA where there is one, in ``half`` precision; else the CPU in float32.
+
+    Raises:
+        InputError: CUDA is asked for and absent, or a half precision is asked for on the CPU.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise InputError(got="--device cuda", expected="a CUDA device that torch can see", do="use --device cpu, or install a CUDA build")
+    chosen = "cuda" if has_cuda and device != "cpu" else "cpu"
+    if chosen == "cpu" and dtype in ("float16", "bfloat16"):
+        raise InputError(got=f"--dtype {dtype} on the CPU", expected="float32 there", do="leave --dtype out or use a CUDA device")
+    if dtype == "auto":
+        dtype = half if chosen == "cuda" else "float32"
+    name = torch.cuda.get_device_name() if chosen == "cuda" else "CPU"
+    return Compute(device=chosen, device_name=name, dtype=dtype, threads=torch.get_num_threads())
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (torch seeds every CUDA device with its own)."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,27 @@
+"""The one error a user can cause, and the exit codes a command can end with."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_INCOMPLETE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class InputError(ValueError):
+    """Something outside the program is not as it must be; says what was got, what was expected and what to do.
+
+    The commands turn it into one line on stderr and exit status 2; anything else that is raised is our own bug and keeps its traceback.
+    """
+
+    def __init__(self, *, got: str, expected: str, do: str) -> None:
+        one_line = f"got {got}; expected {expected}; {do}"
+        super().__init__(" ".join(one_line.split()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known name, or the whole list when nothing is near."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"

@@ -1,0 +1,71 @@
+"""Fingerprints: plain nested dictionaries of everything that decides some bytes, compared field by field."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from lugpi_core.errors import InputError
+
+Fingerprint = Mapping[str, Any]
+_CHUNK_BYTES = 1 << 22
+
+
+def digest(value: Any) -> str:
+    """Return the xxh3-128 of a JSON value, independent of the order of its keys."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
+
+
+def hash_file(path: Path) -> str:
+    """Return the xxh3-128 of one file's bytes."""
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def hash_model_folder(folder: Path) -> str:
+    """Return one hash over every file of a model folder that decides what it computes: weights, configurations, vocabularies.
+
+    Raises:
+        InputError: the folder holds no ``.safetensors`` file (pickled weights are never read).
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _decides(path.relative_to(folder)))
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise InputError(
+            got=f"{folder} without a .safetensors file",
+            expected="weights as safetensors (pickled weights are not read)",
+            do="save the model again with save_pretrained()",
+        )
+    return digest([(path.relative_to(folder).as_posix(), hash_file(path)) for path in files])
+
+
+def _decides(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix in {".safetensors", ".json", ".txt"} and path.name not in {"metrics.json", "requirements.txt"}
+
+
+def differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:
+    """Return one ``field: found …, wanted …`` for each field that differs, in the order of the field names; empty when they agree."""
+    flat_found, flat_wanted = dict(_flat(found)), dict(_flat(wanted))
+    names = sorted(flat_found.keys() | flat_wanted.keys())
+    return [
+        f"{name}: found {_shown(flat_found, name)}, wanted {_shown(flat_wanted, name)}"
+        for name in names
+        if _shown(flat_found, name) != _shown(flat_wanted, name)
+    ]
+
+
+def _flat(fingerprint: Fingerprint, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in fingerprint.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(flat: Mapping[str, Any], name: str) -> str:
+    return json.dumps(flat[name], sort_keys=True) if name in flat else "nothing"

@@ -1,0 +1,93 @@
+"""Stage times, peak memory, versions: what every JSON record says about how it was made."""
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_RECORDED = ("lugpi", "torch", "transformers", "diffusers", "open_clip_torch", "h5py", "numpy", "bitsandbytes", "xformers")
+
+
+class StageTimes:
+    """Wall seconds by stage. Stages must not nest; on CUDA the device is waited for at both ends, so that a stage pays for its own
+    kernels."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._device = device
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the wall time of the block to ``name``."""
+        self._wait()
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self.seconds[name] += time.perf_counter() - start_s
+
+    def record(self) -> dict[str, float]:
+        """Return ``{"<stage>_s": seconds}``, rounded to the millisecond."""
+        return {f"{name}_s": round(seconds, 3) for name, seconds in self.seconds.items()}
+
+    def _wait(self) -> None:
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Return the highest resident set of this process so far and, with CUDA in use, the highest of torch's allocator."""
+    kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kilobytes on Linux
+    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["device_bytes"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide results; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Return the checkout's commit, with ``+`` behind it when tracked files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None:
+        return None
+    return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions, commit, platform and time: the part of a record that is the same for every command."""
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "platform": platform.platform(),
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,217 @@
+"""Own corpora: a table with texts and labels becomes a corpus, or the reason why it cannot, in one line."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lugpi_core.corpus_options import HUB_PREFIX, CorpusOptions, dataset_name
+from lugpi_core.errors import InputError, nearest
+from lugpi_core.examples import SPLITS, Corpus, Example, Split
+from lugpi_core.own_tables import SPLIT_WORDS, Table, file_table, hub_tables
+from lugpi_core.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
+
+TEST_PERCENT = 20
+ID_COLUMN = "id"
+_NAMED_ROWS = 5
+
+
+def load_own(options: CorpusOptions) -> Corpus:
+    """Return the corpus in a CSV, JSONL or Parquet file, or in a Hugging Face dataset, in the order of its rows. Holds all in memory.
+
+    Splits come from the files or hub splits there are, or from ``--split-column``. Whichever of validation and test has no example of its
+    own is cut from train, seeded: 20 % test, 10 % of the rest validation. Ids are the ``id`` column where it is unique, else ``train/12``:
+    row 12, counted from 0, of the file or hub split it came from. Texts and prompts pass through unchanged, labels stripped.
+
+    Raises:
+        InputError: anything about the data that would fail later, or would be learnt wrongly; names the file and the rows.
+    """
+    tables = _tables(options)
+    for table in tables:
+        _check_columns(table, options)
+    texts = [text for table in tables for text in _texts(table, options.text_column)]
+    prompts = [text for table in tables for text in _texts(table, options.prompt_column or options.text_column)]
+    splits = _splits(tables, options)
+    labels = _labels(tables, options.label_column)
+    _check_labels(labels, splits, where=options.dataset)
+    number = {name: place for place, name in enumerate(labels.classes)}
+    rows = zip(_ids(tables), texts, prompts, labels.names, splits, strict=True)
+    examples = (Example(id=id_, text=text, prompt=prompt, label=number[name], split=split) for id_, text, prompt, name, split in rows)
+    licence = next((table.license for table in tables if table.license), "not stated")
+    return Corpus(name=dataset_name(options.dataset), label_names=labels.classes, examples=tuple(examples), license=licence)
+
+
+def _tables(options: CorpusOptions) -> list[Table]:
+    named = (options.text_column, options.label_column, options.prompt_column, options.split_column, ID_COLUMN)
+    wanted = tuple(dict.fromkeys(name for name in named if name is not None))
+    if options.dataset.startswith(HUB_PREFIX):
+        return hub_tables(options.dataset, wanted, options.label_column)
+    if options.split_column is not None and (options.validation_file or options.test_file):
+        raise InputError(
+            got="--split-column with --validation-file or --test-file", expected="one way to tell the splits", do="leave one of them out"
+        )
+    files: tuple[tuple[Split, Path | None], ...] = (
+        ("train", Path(options.dataset)),
+        ("validation", options.validation_file),
+        ("test", options.test_file),
+    )
+    return [file_table(path, source, wanted) for source, path in files if path is not None]
+
+
+def _check_columns(table: Table, options: CorpusOptions) -> None:
+    no_rows = InputError(got=f"no rows in {table.where}", expected="one row an example", do="check the file")
+    if not table.names:
+        raise no_rows
+    split_column = None if options.dataset.startswith(HUB_PREFIX) else options.split_column
+    columns = {"text": options.text_column, "label": options.label_column, "prompt": options.prompt_column, "split": split_column}
+    for role, name in columns.items():
+        if name is not None and name not in table.names:
+            raise InputError(
+                got=f"no column {name!r} in {table.where}, whose columns are {', '.join(table.names) or 'none'}",
+                expected=f"the column of every example's {role}",
+                do=f"pass --{role}-column ({nearest(name, table.names)})",
+            )
+    if not len(table):
+        raise no_rows
+
+
+def _texts(table: Table, column: str) -> list[str]:
+    return checked_texts(table.columns[column], what=column, where=table.where)
+
+
+def checked_texts(values: Sequence[object], *, what: str, where: str, names: Sequence[str] | None = None) -> list[str]:
+    """Return ``values``, all of them texts that a tokenizer takes. Any length, script and markup is legal.
+
+    Raises:
+        InputError: some are not text, empty, or hold a NUL or half a surrogate pair; names the first few, by ``names`` or by row from 0.
+    """
+    bad: dict[str, list[int]] = {}
+    texts: list[str] = []
+    for row, value in enumerate(values):
+        fault = _fault(value)
+        if fault is not None:
+            bad.setdefault(fault, []).append(row)
+        elif isinstance(value, str):
+            texts.append(value)
+    if bad:
+        fault, rows = next(iter(bad.items()))
+        listed = _listed(rows) if names is None else _listed([names[row] for row in rows], of="examples")
+        raise InputError(got=f"{len(rows):,} {fault} in {what} of {where}: {listed}", expected="text", do="mend or remove them")
+    return texts
+
+
+def _fault(value: object) -> str | None:
+    if not isinstance(value, str):
+        return "missing values or values that are not text"
+    if not value.strip():
+        return "empty texts"
+    if "\0" in value:
+        return "texts with a NUL character"
+    # Half a surrogate pair, as a JSON escape can make it, has no UTF-8 form, and tokenizers want one.
+    return None if value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value) else "texts with half a surrogate pair"
+
+
+def _listed(rows: Sequence[object], of: str = "rows, counted from 0,") -> str:
+    first = ", ".join(str(row) for row in rows[:_NAMED_ROWS])
+    return f"{of} {first}" + (" …" if len(rows) > _NAMED_ROWS else "")
+
+
+def _splits(tables: Sequence[Table], options: CorpusOptions) -> list[Split]:
+    given = [split for table in tables for split in _given_splits(table, options)]
+    train = given.count("train")
+    test = 0 if "test" in given else share_up(train, TEST_PERCENT)
+    validation = 0 if "validation" in given else share_down(train - test, VALIDATION_PERCENT)
+    if not test and not validation and options.split_seed and options.limit is None:
+        warnings.warn(f"--split-seed {options.split_seed} has no effect on {options.dataset}: all its splits are given", stacklevel=4)
+    splits = cut_from_train(given, test=test, validation=validation, seed=options.split_seed)
+    for split in SPLITS:
+        if split not in splits:
+            raise InputError(
+                got=f"no {split} example in {options.dataset} ({len(splits):,} in all)",
+                expected="train, validation and test examples",
+                do="add examples (13 are enough for a random cut), or give them by --validation-file and --test-file or by --split-column",
+            )
+    return splits
+
+
+def _given_splits(table: Table, options: CorpusOptions) -> list[Split]:
+    if options.split_column is None or options.split_column not in table.columns or options.dataset.startswith(HUB_PREFIX):
+        return [table.source] * len(table)
+    words = [str(value).strip().lower() for value in table.columns[options.split_column]]
+    unknown = [row for row, word in enumerate(words) if word not in SPLIT_WORDS]
+    if unknown:
+        where = f"{options.split_column} of {table.where}"
+        raise InputError(
+            got=f"{len(unknown):,} unknown values in {where}, the first {words[unknown[0]]!r}: {_listed(unknown)}",
+            expected=f"one of {', '.join(SPLIT_WORDS)}",
+            do="rename them",
+        )
+    return [SPLIT_WORDS[word] for word in words]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    """Every row's label name, and the classes in their order."""
+
+    names: list[str]
+    classes: tuple[str, ...]
+
+
+def _labels(tables: Sequence[Table], column: str) -> _Labels:
+    names = [name for table in tables for name in _label_names(table, column)]
+    if tables[0].classes is not None:
+        return _Labels(names=names, classes=tables[0].classes)
+    classes = set(names)
+    whole_numbers = all(name.removeprefix("-").isdecimal() for name in classes)
+    return _Labels(names=names, classes=tuple(sorted(classes, key=lambda name: (int(name) if whole_numbers else 0, name))))
+
+
+def _label_names(table: Table, column: str) -> list[str]:
+    values = table.columns[column]
+    names = [_label_name(value, table.classes) for value in values]
+    bad = [row for row, name in enumerate(names) if name is None]
+    if bad:
+        raise InputError(
+            got=f"{len(bad):,} missing or unusable labels in {column} of {table.where}, the first {values[bad[0]]!r}: {_listed(bad)}",
+            expected="text, whole numbers or booleans",
+            do="label or remove these rows",
+        )
+    return [name for name in names if name is not None]
+
+
+def _label_name(value: object, classes: tuple[str, ...] | None) -> str | None:
+    match value:
+        case int() if classes is not None:
+            return classes[value] if 0 <= value < len(classes) else None  # the hub writes -1 for "not labelled"
+        case int():  # and booleans
+            return str(value)
+        case float() if value.is_integer():  # a column of whole numbers that was once stored with gaps
+            return str(int(value))
+        case str() if value.strip().lower() not in ("", "nan"):
+            return value.strip()
+    return None
+
+
+def _check_labels(labels: _Labels, splits: Sequence[Split], *, where: str) -> None:
+    found = set(labels.names)
+    if len(found) < 2:
+        raise InputError(got=f"only the label {', '.join(found)} in {where}", expected="two classes or more", do="check --label-column")
+    trained = {name for name, split in zip(labels.names, splits, strict=True) if split == "train"}
+    counted = Counter((name, split) for name, split in zip(labels.names, splits, strict=True) if name not in trained)
+    if counted:
+        (name, split), count = counted.most_common()[0]
+        raise InputError(
+            got=f"label {name!r} on {count:,} {split} examples of {where} and on no train example",
+            expected="every label among the train examples",
+            do="move or add examples of it, or, where the cut is random, choose another --split-seed",
+        )
+
+
+def _ids(tables: Sequence[Table]) -> list[str]:
+    """Return the ``id`` column where every table has it and it is unique over all of them, else source and row number."""
+    given = [value for table in tables for value in table.columns.get(ID_COLUMN, ())]
+    named = [str(value) for value in given if isinstance(value, int | str) and str(value).strip()]
+    if len(set(named)) == sum(len(table) for table in tables):
+        return named
+    return [f"{table.source}/{row}" for table in tables for row in range(len(table))]

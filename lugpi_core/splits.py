@@ -1,0 +1,69 @@
+"""Seeded cuts of a corpus into splits. One rule everywhere: a permutation of the rows is drawn and its head is cut off."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lugpi_core.examples import SPLITS, Corpus, Split
+
+VALIDATION_PERCENT = 10
+
+
+def share_down(count: int, percent: int) -> int:
+    """Return ``floor(percent % of count)``, in whole numbers so that no rounding of floats decides it."""
+    return count * percent // 100
+
+
+def share_up(count: int, percent: int) -> int:
+    """Return ``ceil(percent % of count)``, in whole numbers."""
+    return -(-count * percent // 100)
+
+
+def seeded_splits(count: int, *, test: int, validation: int, seed: int) -> list[Split]:
+    """Return the split of each of ``count`` rows: the head of a seeded permutation is test, what follows validation, the rest train."""
+    order = np.random.default_rng(seed).permutation(count)
+    splits: list[Split] = ["train"] * count
+    for row in order[:test]:
+        splits[row] = "test"
+    for row in order[test : test + validation]:
+        splits[row] = "validation"
+    return splits
+
+
+def cut_from_train(splits: Sequence[Split], *, test: int = 0, validation: int = 0, seed: int) -> list[Split]:
+    """Return ``splits`` with so many of its train rows made test and validation by the same seeded rule; other rows stay."""
+    train = [row for row, split in enumerate(splits) if split == "train"]
+    cut = list(splits)
+    for row, split in zip(train, seeded_splits(len(train), test=test, validation=validation, seed=seed), strict=True):
+        cut[row] = split
+    return cut
+
+
+def shares(counts: Sequence[int], total: int) -> list[int]:
+    """Divide ``total`` in proportion to ``counts`` by largest remainders; each non-empty part gets at least one and never more than it has.
+
+    ``total`` must lie between the number of non-empty parts and the sum of the counts.
+    """
+    whole = sum(counts)
+    parts = [max(min(1, count), count * total // whole) for count in counts]
+    by_remainder = sorted(range(len(counts)), key=lambda part: -(counts[part] * total % whole))
+    while sum(parts) < total:
+        for part in by_remainder:
+            if parts[part] < counts[part] and sum(parts) < total:
+                parts[part] += 1
+    while sum(parts) > total:
+        parts[parts.index(max(parts))] -= 1
+    return parts
+
+
+def limited(corpus: Corpus, limit: int, *, seed: int) -> Corpus:
+    """Return the corpus with ``limit`` examples, drawn seeded and in proportion from every split, in the corpus's own order."""
+    rows = [corpus.rows(split) for split in SPLITS]
+    if limit >= len(corpus.examples):
+        return corpus
+    generator = np.random.default_rng(seed)
+    kept: list[int] = []
+    for of_split, count in zip(rows, shares([len(of_split) for of_split in rows], limit), strict=True):
+        kept.extend(of_split[place] for place in generator.permutation(len(of_split))[:count])
+    return replace(corpus, examples=tuple(corpus.examples[row] for row in sorted(kept)))

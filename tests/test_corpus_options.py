@@ -1,0 +1,80 @@
+"""The corpus flags: light to import, checked when built, and the folder they lead to."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+from lugpi_core.corpus_options import CorpusOptions, HubName, dataset_name, default_run_dir, hub_name
+from lugpi_core.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("dataset", "limit", "folder"),
+    [
+        ("20ng", None, "runs/20ng"),
+        ("20ng", 300, "runs/20ng-300"),
+        ("some/where/reviews.csv", None, "runs/reviews"),
+        ("reviews.v2.jsonl", 12, "runs/reviews.v2-12"),
+        ("hf:owner/name", None, "runs/owner--name"),
+        ("hf:owner/na.me@abc123", None, "runs/owner--na.me"),
+        ("hf:owner/name/english-news@main", 5, "runs/owner--name--english-news-5"),
+    ],
+)
+def test_every_dataset_has_a_run_folder_of_its_own(dataset: str, limit: int | None, folder: str) -> None:
+    assert default_run_dir(CorpusOptions(dataset=dataset, limit=limit)) == Path(folder)
+
+
+def test_a_hub_name_is_taken_apart() -> None:
+    assert hub_name("hf:a-b/c.d/conf@refs/pr/1") == HubName(owner="a-b", name="c.d", config="conf", revision="refs/pr/1")
+    assert hub_name("hf:a/b") == HubName(owner="a", name="b", config=None, revision=None)
+
+
+@pytest.mark.parametrize("dataset", ["hf:imdb", "hf:", "hf:a/b/c/d", "hf:a/b@", "hf:a/../b@x y"])
+def test_a_malformed_hub_name_is_refused(dataset: str) -> None:
+    with pytest.raises(InputError, match=r"hf:owner/name\[/config\]"):
+        dataset_name(dataset)
+
+
+@pytest.mark.parametrize("limit", [2, 0, -1])
+def test_a_limit_below_one_example_a_split_is_refused(limit: int) -> None:
+    with pytest.raises(InputError, match=f"--limit {limit}"):
+        CorpusOptions(dataset="demo", limit=limit)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match="--split-seed -1"):
+        CorpusOptions(dataset="demo", split_seed=-1)
+
+
+def test_the_flags_are_frozen_and_keyword_only() -> None:
+    options = CorpusOptions(dataset="demo")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.limit = 3  # type: ignore[misc]
+    assert all(field.kw_only for field in dataclasses.fields(CorpusOptions))
+
+
+def test_the_command_line_gives_the_same_options() -> None:
+    line = ["--dataset", "x.csv", "--split-by", "date", "--limit", "9", "--prompt-column", "p", "--test-file", "t.csv", "--data-dir", "d"]
+    expected = CorpusOptions(
+        dataset="x.csv", split_by="date", limit=9, prompt_column="p", test_file=Path("t.csv"), data_dir=Path("d"), split_column=None
+    )
+    assert tyro.cli(CorpusOptions, args=line) == expected
+
+
+def test_every_flag_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(CorpusOptions, args=["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("demo, a path ending in .csv", "original archives", "by the date of the posts", "in proportion from every split"):
+        assert words in shown
+
+
+def test_importing_the_flags_loads_no_heavy_library() -> None:
+    heavy = "{'numpy', 'pandas', 'torch', 'datasets', 'pyarrow', 'xxhash', 'tyro'}"
+    code = f"import sys, lugpi_core.corpus_options; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

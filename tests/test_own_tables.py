@@ -1,0 +1,184 @@
+"""Tables out of files and out of the hub: values unchanged, and malformed input told with its place."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, exceptions
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lugpi_core.errors import InputError
+from lugpi_core.own_tables import Table, file_table, hub_tables
+
+WANTED = ("text", "label")
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)
+
+
+def _table(path: Path, content: str | bytes) -> Table:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file_table(path, "train", WANTED)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5))
+def test_any_cell_survives_a_csv(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("text", "label"), *rows])
+    table = _table(tmp_path_factory.mktemp("csv") / "t.csv", text.getvalue())
+    assert list(zip(table.columns["text"], table.columns["label"], strict=True)) == rows
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5), st.booleans())
+def test_any_value_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], escaped: bool) -> None:
+    lines = [json.dumps({"text": text, "label": label}, ensure_ascii=escaped) for text, label in rows]
+    table = _table(tmp_path_factory.mktemp("jsonl") / "t.jsonl", "\n".join(lines))
+    assert list(zip(table.columns["text"], table.columns["label"], strict=True)) == rows
+
+
+def test_a_csv_is_read_as_text_alone(tmp_path: Path) -> None:
+    table = _table(tmp_path / "T.CSV", "\ufefftext,x,label\nNA,1,007\n\nnull,,1.0\n")
+    assert table.columns == {"text": ["NA", "null"], "label": ["007", "1.0"]}
+    assert table.names == ("text", "x", "label")
+    assert len(table) == 2
+
+
+def test_a_cell_of_a_megabyte_is_read_and_the_limit_of_the_csv_module_put_back(tmp_path: Path) -> None:
+    csv.field_size_limit(131_072)  # the module's own default
+    table = _table(tmp_path / "t.csv", f'text,label\n"{"long " * 250_000}",a\n')
+    assert table.columns["text"] == ["long " * 250_000]
+    assert csv.field_size_limit() == 131_072
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\na,b\nc\n", r"1 cells in the row that ends at line 3 of .*t\.csv; expected 2"),
+        ('text,label\n"a\nb",c,d\n', r"3 cells in the row that ends at line 3"),
+        ('text,label\n"a,b\n', r"malformed CSV .* at line 2"),
+        ('text,label\n"a"b,c\n', r"malformed CSV .* at line 2"),
+        ("text,label,text\na,b,c\n", r"a column name twice in .*text, label, text"),
+        ("text,label\nk,é\n".encode("latin-1"), r"byte 13 \(0xe9\) in line 2 of .*expected UTF-8; .*iconv"),
+        ("text,label\nx,y\n".encode("utf-16"), r"byte 0 \(0xff\) in line 1 of .*expected UTF-8"),
+    ],
+)
+def test_a_malformed_csv_names_the_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _table(tmp_path / "t.csv", content)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "label"', "malformed JSON .* in line 3 of"),
+        ("[1, 2]", "a list in line 3 of"),
+        ("null", "a NoneType in line 3 of"),
+        ("[" * 100_000, "malformed JSON .* in line 3 of"),
+    ],
+)
+def test_a_malformed_json_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _table(tmp_path / "t.jsonl", '{"text": "a", "label": 1}\n\n' + line + "\n")
+
+
+def test_a_key_that_a_json_line_lacks_is_none(tmp_path: Path) -> None:
+    table = _table(tmp_path / "t.jsonl", '{"text": "a"}\n{"label": true, "z": {}}\n')
+    assert table.columns == {"text": ["a", None], "label": [None, True]}
+    assert table.names == ("text", "label", "z")
+
+
+def test_parquet_keeps_types_and_reads_only_what_is_wanted(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1.0, float("nan")], "image": [b"x", b"y"]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = file_table(tmp_path / "t.parquet", "test", WANTED)
+    assert table.names == ("text", "label", "image")
+    assert set(table.columns) == {"text", "label"}
+    assert table.columns["label"][0] == 1.0
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])
+def test_a_damaged_parquet_file_is_told(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(InputError, match=r"t\.parquet .*a whole Parquet file"):
+        _table(tmp_path / "t.parquet", content)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} \(.*[Nn]o such file.*a readable file"):
+        file_table(tmp_path / name, "train", WANTED)
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "t", "t.csv.gz"])
+def test_an_unknown_extension_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"a file ending in \.csv, \.jsonl, \.parquet"):
+        _table(tmp_path / name, "text,label\na,b\n")
+
+
+# The hub, by a double: nothing here goes over a network
+
+
+def _part(texts: list[str], labels: list[int]) -> Dataset:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "n": Value("int32")})
+    return Dataset.from_dict({"text": texts, "label": labels, "n": list(range(len(texts)))}, features=features)
+
+
+def test_hub_splits_come_in_order_with_their_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    parts = DatasetDict({"test": _part(["c"], [-1]), "dev": _part(["b"], [0]), "train": _part(["a", "d"], [1, 0])})
+
+    def load(*args: object, **flags: object) -> DatasetDict:
+        asked.append((args, flags))
+        return parts
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    tables = hub_tables("hf:o/n/conf@abc", WANTED, "label")
+    assert asked == [(("o/n",), {"name": "conf", "revision": "abc"})]
+    assert [table.source for table in tables] == ["train", "validation", "test"]
+    assert tables[0].columns == {"text": ["a", "d"], "label": [1, 0]}
+    assert tables[0].classes == ("no", "yes")
+    assert tables[1].where == "hf:o/n/conf@abc, split dev"
+
+
+def test_a_hub_split_that_is_not_used_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = DatasetDict({"train": _part(["a"], [1]), "unsupervised": _part(["b"], [-1])})
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **flags: parts)
+    with pytest.warns(UserWarning, match="split unsupervised is not used"):
+        assert len(hub_tables("hf:o/n", WANTED, "label")) == 1
+
+
+@pytest.mark.parametrize("names", [["test"], ["train", "dev", "valid"]])
+def test_hub_splits_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **flags: DatasetDict({name: _part(["a"], [1]) for name in names}))
+    with pytest.raises(InputError, match=f"splits {', '.join(names)} in hf:o/n"):
+        hub_tables("hf:o/n", WANTED, "label")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.DatasetNotFoundError("Dataset 'o/n' doesn't exist on the Hub or cannot be accessed."),
+        ConnectionError("Couldn't reach 'o/n'\non the Hub"),
+        ValueError("BuilderConfig 'x' not found."),
+        RuntimeError("Dataset scripts are no longer supported, but found n.py"),
+        exceptions.DatasetGenerationError("An error occurred while generating the dataset"),
+    ],
+)
+def test_a_hub_that_gives_nothing_is_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: object, **flags: object) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(InputError, match=rf"no hf:o/n \({type(error).__name__}: .*pass them as --dataset") as caught:
+        hub_tables("hf:o/n", WANTED, "label")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(60)
+def test_without_a_network_the_hub_fails_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        hub_tables("hf:nobody/nothing-of-that-name", WANTED, "label")

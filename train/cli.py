@@ -1,0 +1,50 @@
+"""``python -m train``: which command runs on which options. Heavy imports live inside the functions, so that --help is quick."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lugpi_core.command_line import Command, run_one_of
+from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``python -m train`` on the arguments; return the exit status."""
+    commands: dict[str, tuple[Command, type]] = {
+        "baseline": (_baseline, BaselineOptions),
+        "images": (_images, ImagesOptions),
+        "teacher": (_teacher, TeacherOptions),
+        "student": (_student, StudentOptions),
+        "tables": (_tables, TablesOptions),
+    }
+    about = "Train on a corpus and its token store; models go to runs/<dataset>/<name>/."
+    return run_one_of(commands, arguments, prog="python -m train", about=about)
+
+
+def _baseline(options: BaselineOptions) -> dict[str, Any]:
+    from train.commands import baseline
+
+    return baseline(options)
+
+
+def _images(options: ImagesOptions) -> dict[str, Any]:
+    from train.commands import images
+
+    return images(options)
+
+
+def _teacher(options: TeacherOptions) -> dict[str, Any]:
+    from train.commands import teacher
+
+    return teacher(options)
+
+
+def _student(options: StudentOptions) -> dict[str, Any]:
+    from train.commands import student
+
+    return student(options)
+
+
+def _tables(options: TablesOptions) -> dict[str, Any]:
+    from train.tables import tables
+
+    return tables(options)

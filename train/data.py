@@ -1,0 +1,108 @@
+"""What a training step reads: token ids, labels and, for the models that see pictures, cached image tokens.
+
+Shapes: B examples, L text tokens, T image tokens, I width of the image tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lugpi_core.errors import InputError
+from lugpi_core.example_table import read_example_table
+from lugpi_core.examples import Corpus
+from lugpi_core.token_store import LATENTS, ColumnReader, columns_of
+from train.teacher_outputs import TeacherOutputs
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokens:
+    """The cached tokens of every example's drawing. Holds memory maps, not rows."""
+
+    reader: ColumnReader
+    drawing: NDArray[np.int64]
+
+    @property
+    def width(self) -> int:
+        """I."""
+        return self.reader.spec.row_shape[1]
+
+    def gather(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return float16 [B, T, I] for rows of the corpus."""
+        return torch.from_numpy(self.reader.gather(self.drawing[np.asarray(rows)]))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the column's fingerprint."""
+        return dict(self.reader.spec.fingerprint)
+
+
+def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageTokens:
+    """Open a column of the run's token store for a corpus; every shard is compared with its hash.
+
+    Raises:
+        InputError: no store, another corpus's store, no such column, several to choose from, missing rows, a damaged shard.
+    """
+    table = read_example_table(store, corpus)
+    found = [name for name in columns_of(store) if name != LATENTS]
+    if column is None and len(found) > 1:
+        raise InputError(got=f"a store with {', '.join(found)}", expected="one of them", do="say which with --image-tokens")
+    return ImageTokens(reader=ColumnReader(store, column or "".join(found)), drawing=table.drawing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """A corpus ready to be read in batches. Holds token ids as Python lists; image tokens stay in the page cache.
+
+    Attributes:
+        ids: token ids of every example, or None for a model that reads no text.
+        image_tokens: or None for a model that reads no pictures.
+        teacher: the teacher's cached outputs, or None for a model that is not distilled.
+    """
+
+    corpus: Corpus
+    device: torch.device
+    ids: list[list[int]] | None
+    pad_id: int
+    image_tokens: ImageTokens | None = None
+    teacher: TeacherOutputs | None = None
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Return the tensors of some rows on the device: rows, labels and what model and loss read, texts padded to the longest of them."""
+        examples = self.corpus.examples
+        batch: Batch = {"rows": torch.tensor(rows), "labels": torch.tensor([examples[row].label for row in rows])}
+        if self.ids is not None:
+            batch.update(padded([self.ids[row] for row in rows], self.pad_id))
+        if self.image_tokens is not None:
+            batch["image_tokens"] = self.image_tokens.gather(rows)
+        if self.teacher is not None:
+            batch["teacher_logits"] = self.teacher.logits[batch["rows"]]
+            batch["teacher_embeddings"] = self.teacher.embeddings[batch["rows"]]
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def epoch(self, rows: Sequence[int], batch_size: int, order: torch.Generator) -> Iterator[Batch]:
+        """Yield the rows once, in a random order, the last batch as large as what is left."""
+        shuffled = [rows[n] for n in torch.randperm(len(rows), generator=order).tolist()]
+        for start in range(0, len(shuffled), batch_size):
+            yield self.batch(shuffled[start : start + batch_size])
+
+    def by_length(self, rows: Sequence[int]) -> list[int]:
+        """Return the rows ordered by text length, so that batches for prediction hold little padding."""
+        ids = self.ids
+        return sorted(rows, key=lambda row: len(ids[row])) if ids is not None else list(rows)
+
+
+def padded(ids: Sequence[Sequence[int]], pad_id: int) -> Batch:
+    """Return ``input_ids`` and ``attention_mask``, int64 [B, L], padded on the right to the longest."""
+    longest = max(map(len, ids))
+    input_ids = torch.full((len(ids), longest), pad_id)
+    mask = torch.zeros((len(ids), longest), dtype=torch.long)
+    for n, one in enumerate(ids):
+        input_ids[n, : len(one)] = torch.tensor(one)
+        mask[n, : len(one)] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}

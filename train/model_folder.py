@@ -1,0 +1,55 @@
+"""The folder of one trained model: already done, to be continued, or refused because it was made otherwise.
+
+``training.json`` is written when training starts and says what decides the result; ``metrics.json`` is written last and means the folder
+is whole.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lugpi_core.errors import InputError
+from lugpi_core.files import make_folder, read_json, write_json
+from lugpi_core.fingerprint import Fingerprint, differences
+from train.checkpoint import BEST, CHECKPOINT
+
+METRICS = "metrics.json"
+TRAINING = "training.json"
+
+
+def finished_metrics(folder: Path, fingerprint: Fingerprint) -> dict[str, Any] | None:
+    """Return the metrics of a folder that is whole, or None where training has to start or go on; records the fingerprint of a new folder.
+
+    Raises:
+        InputError: the folder holds a model that was trained otherwise; the fields that differ are named.
+    """
+    make_folder(folder)
+    started = folder / TRAINING
+    if started.is_file():
+        if unlike := differences(read_json(started), fingerprint):
+            raise InputError(
+                got=f"{folder}, a model that was trained otherwise: {'; '.join(unlike)}",
+                expected="the same settings as that model's",
+                do="repeat them, or give another --name",
+            )
+    else:
+        write_json(started, fingerprint)
+    return read_json(folder / METRICS) if (folder / METRICS).is_file() else None
+
+
+def finish(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write the metrics, which makes the folder whole, and remove what only a continued training would need."""
+    write_json(folder / METRICS, metrics)
+    for name in (CHECKPOINT, BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def require_finished(folder: Path, *, what: str, command: str) -> dict[str, Any]:
+    """Return the metrics of a model that another step needs.
+
+    Raises:
+        InputError: it is not there or not finished; ``command`` makes it.
+    """
+    if not (folder / METRICS).is_file():
+        raise InputError(got=f"no finished {what} in {folder}", expected="one", do=f"run {command} first")
+    metrics: dict[str, Any] = read_json(folder / METRICS)
+    return metrics
