@@ -86,15 +86,29 @@ class TrainingData:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def epoch(self, rows: Sequence[int], batch_size: int, order: torch.Generator) -> Iterator[Batch]:
-        """Yield the rows once, in a random order, the last batch as large as what is left."""
-        shuffled = [rows[n] for n in torch.randperm(len(rows), generator=order).tolist()]
-        for start in range(0, len(shuffled), batch_size):
-            yield self.batch(shuffled[start : start + batch_size])
+        """Yield the rows once, in random batches of like text length; one batch is smaller when the numbers do not divide."""
+        lengths = [len(self.ids[row]) if self.ids is not None else 0 for row in rows]
+        for batch in batches_of_like_length(lengths, batch_size, order):
+            yield self.batch([rows[n] for n in batch])
 
     def by_length(self, rows: Sequence[int]) -> list[int]:
         """Return the rows ordered by text length, so that batches for prediction hold little padding."""
         ids = self.ids
         return sorted(rows, key=lambda row: len(ids[row])) if ids is not None else list(rows)
+
+
+def batches_of_like_length(lengths: Sequence[int], batch_size: int, order: torch.Generator) -> list[list[int]]:
+    """Return a random partition of 0 … N-1 into batches whose members have like lengths, so that little of what is computed is padding.
+
+    The rows are shuffled, every stretch of 64 batches is sorted by length and cut, and the batches are shuffled again.
+    """
+    shuffled = torch.randperm(len(lengths), generator=order).tolist()
+    stretch = 64 * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), stretch):
+        alike = sorted(shuffled[start : start + stretch], key=lambda n: lengths[n])
+        batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
+    return [batches[n] for n in torch.randperm(len(batches), generator=order).tolist()]
 
 
 def padded(ids: Sequence[Sequence[int]], pad_id: int) -> Batch:

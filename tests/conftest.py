@@ -1,0 +1,85 @@
+"""What every test stands on: no hub, a cache of its own, two threads, the embedded models made once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# The corpora's own archives, where a checkout has them beside it; tests that want them skip with a reason elsewhere.
+DATA = ROOT.parent / "shared" / "data"
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "2"
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for the whole session, so that the embedded models are made by these tests and not found."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LUGPI_CACHE"] = str(folder)
+    from lugpi_core.quiet import quiet_libraries
+    from lugpi_core.torchvision_ops import allow_torchvision_import
+
+    quiet_libraries()
+    allow_torchvision_import()
+    yield folder
+    del os.environ["LUGPI_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def command(cache: Path) -> Command:
+    """Run ``python -m …`` as a user would, in a process of its own, from the checkout."""
+
+    def run(*arguments: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run
+
+
+def topic_texts(count: int) -> list[tuple[str, str]]:
+    """Return ``count`` (text, label) pairs of three topics that a bag of words tells apart; the labels go round."""
+    words = {"animals": "furry dog cat horse paw tail", "food": "sweet bread soup apple salt oven", "sky": "blue cloud sun star moon rain"}
+    pairs = []
+    for n in range(count):
+        label = list(words)[n % 3]
+        own = words[label].split()
+        pairs.append((f"{own[n % 6]} and {own[(n // 3) % 6]} number {n}", label))
+    return pairs
+
+
+@pytest.fixture(scope="session")
+def small_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of one's own: 60 texts, three classes, splits by column."""
+    path = tmp_path_factory.mktemp("csv") / "topics.csv"
+    splits = ["train"] * 36 + ["validation"] * 12 + ["test"] * 12
+    lines = [f"{text},{label},{split}" for (text, label), split in zip(topic_texts(60), splits, strict=True)]
+    path.write_text("text,label,split\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose token store (both demo encoders) is complete for ``small_csv``. Tests must not change its tokens."""
+    from featurize.cli import featurize
+    from featurize.options import FeaturizeOptions
+
+    run = tmp_path_factory.mktemp("runs") / "topics"
+    featurize(
+        FeaturizeOptions(dataset=str(small_csv), split_column="split", generator="demo", encoders=("demo",), run_dir=run, shard_rows=32)
+    )
+    return run

@@ -1,0 +1,157 @@
+"""The models: where the embedding is taken, what the fusion head computes, and that padding changes nothing."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lugpi_core.errors import InputError
+from train.models import FusionHead, ImageClassifier, Teacher, TextClassifier, text_width
+
+CLASSES = 5
+
+
+def tiny_classifier(family: str) -> nn.Module:
+    import transformers
+
+    torch.manual_seed(0)
+    small = {"vocab_size": 100, "num_labels": CLASSES}
+    common = {**small, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    configs: dict[str, Any] = {
+        "distilbert": lambda: transformers.DistilBertConfig(**small, dim=32, n_layers=1, n_heads=4, hidden_dim=64, seq_classif_dropout=0.5),
+        "bert": lambda: transformers.BertConfig(**common, classifier_dropout=0.5),
+        "roberta": lambda: transformers.RobertaConfig(**common, pad_token_id=1, classifier_dropout=0.5),
+        "electra": lambda: transformers.ElectraConfig(**common, embedding_size=32, classifier_dropout=0.5),
+        "deberta-v2": lambda: transformers.DebertaV2Config(**common, cls_dropout=0.5),
+    }
+    model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(configs[family]())
+    return model
+
+
+def text_batch() -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": torch.randint(5, 100, (3, 7), generator=torch.Generator().manual_seed(1)),
+        "attention_mask": torch.ones(3, 7).long(),
+    }
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
+@pytest.mark.parametrize("family", ["distilbert", "bert", "roberta", "electra", "deberta-v2"])
+def test_the_embedding_is_what_the_last_linear_reads(family: str) -> None:
+    model = TextClassifier(tiny_classifier(family)).eval()
+    output = model(text_batch())
+    head = last_linear(model)
+    assert output.embeddings.shape == (3, model.embedding_width)
+    torch.testing.assert_close(head(output.embeddings), output.logits)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "bert", "roberta", "electra", "deberta-v2"])
+def test_in_training_the_embedding_is_taken_before_the_dropout(family: str) -> None:
+    model = TextClassifier(tiny_classifier(family)).train()
+    output = model(text_batch())
+    assert not torch.allclose(last_linear(model)(output.embeddings), output.logits)
+    # Half the numbers would be zero behind the dropout; DistilBERT's ReLU makes about half of them zero by itself.
+    assert (output.embeddings == 0).float().mean() < (0.65 if family == "distilbert" else 0.05)
+
+
+def test_distilberts_embedding_is_its_pre_classifier_after_relu() -> None:
+    classifier: Any = tiny_classifier("distilbert")
+    model = TextClassifier(classifier).eval()
+    batch = text_batch()
+    hidden = classifier.distilbert(**batch).last_hidden_state[:, 0]
+    torch.testing.assert_close(model(batch).embeddings, torch.relu(classifier.pre_classifier(hidden)))
+
+
+def test_the_classifier_is_the_plain_hugging_face_model() -> None:
+    classifier: Any = tiny_classifier("bert").eval()
+    batch = text_batch()
+    expected = classifier(**batch).logits
+    torch.testing.assert_close(TextClassifier(classifier).eval()(batch).logits, expected, rtol=0, atol=0)
+
+
+def written_out_block(block: nn.TransformerEncoderLayer, x: torch.Tensor, padding: torch.Tensor, heads: int) -> torch.Tensor:
+    """A post-norm transformer block, from its weights, in float64: LN(x + MHA(x)), then LN(x + W₂ relu(W₁ x))."""
+    weights = {name: value.double() for name, value in block.state_dict().items()}
+    batch, length, width = x.shape
+    qkv = x @ weights["self_attn.in_proj_weight"].T + weights["self_attn.in_proj_bias"]
+    q, k, v = (part.view(batch, length, heads, width // heads).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(width // heads)
+    scores = scores.masked_fill(padding[:, None, None, :], -math.inf)
+    mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
+    x = x + mixed @ weights["self_attn.out_proj.weight"].T + weights["self_attn.out_proj.bias"]
+    x = nn.functional.layer_norm(x, (width,), weights["norm1.weight"], weights["norm1.bias"])
+    hidden = torch.relu(x @ weights["linear1.weight"].T + weights["linear1.bias"])
+    x = x + hidden @ weights["linear2.weight"].T + weights["linear2.bias"]
+    return nn.functional.layer_norm(x, (width,), weights["norm2.weight"], weights["norm2.bias"])
+
+
+def test_the_fusion_head_computes_what_the_design_says() -> None:
+    torch.manual_seed(3)
+    head = FusionHead(text_width=32, image_width=24, classes=CLASSES, modalities=2).eval()
+    image, text = torch.randn(2, 6, 24), torch.randn(2, 4, 32)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    output = head(image, text, mask)
+    project: Any = head.project
+    joined = torch.cat([text.double(), image.double() @ project.weight.double().T + project.bias.double()], dim=1)
+    padding = torch.cat([mask == 0, torch.zeros(2, 6, dtype=torch.bool)], dim=1)
+    fused = written_out_block(head.block, joined, padding, heads=8)
+    classes = torch.cat([fused[:, 0], fused[:, 4]], dim=1)  # U_CLS first, V_CLS where the image tokens begin
+    embeddings = torch.relu(classes @ head.embed.weight.double().T + head.embed.bias.double())
+    logits = embeddings @ head.classify.weight.double().T + head.classify.bias.double()
+    torch.testing.assert_close(output.embeddings.double(), embeddings, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.logits.double(), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_without_text_the_head_reads_the_image_class_token() -> None:
+    torch.manual_seed(3)
+    head = FusionHead(text_width=32, image_width=32, classes=CLASSES, modalities=1).eval()
+    image = torch.randn(2, 6, 32)
+    fused = written_out_block(head.block, image.double(), torch.zeros(2, 6, dtype=torch.bool), heads=8)
+    embeddings = torch.relu(fused[:, 0] @ head.embed.weight.double().T + head.embed.bias.double())
+    torch.testing.assert_close(ImageClassifier(head)({"image_tokens": image.half()}).embeddings.double(), embeddings, atol=5e-3, rtol=5e-3)
+
+
+def test_image_tokens_are_mapped_only_where_the_widths_differ() -> None:
+    same = FusionHead(text_width=32, image_width=32, classes=2, modalities=2)
+    other = FusionHead(text_width=32, image_width=24, classes=2, modalities=2)
+    assert isinstance(same.project, nn.Identity)
+    assert isinstance(other.project, nn.Linear)
+
+
+def test_at_distilberts_width_the_head_is_the_papers() -> None:
+    head = FusionHead(text_width=768, image_width=768, classes=20, modalities=2)
+    assert (head.embed.in_features, head.embed.out_features) == (1536, 768)
+    assert (head.classify.in_features, head.classify.out_features) == (768, 20)
+    assert head.block.self_attn.num_heads == 8
+    assert head.block.linear1.out_features == 4 * 768
+
+
+def test_padding_a_text_further_does_not_change_the_teacher() -> None:
+    classifier: Any = tiny_classifier("bert")
+    teacher = Teacher(classifier.bert, FusionHead(text_width=32, image_width=24, classes=CLASSES, modalities=2)).eval()
+    batch = {**text_batch(), "image_tokens": torch.randn(3, 6, 24).half()}
+    longer = dict(batch)
+    longer["input_ids"] = torch.cat([batch["input_ids"], torch.full((3, 9), 0)], dim=1)
+    longer["attention_mask"] = torch.cat([batch["attention_mask"], torch.zeros(3, 9).long()], dim=1)
+    torch.testing.assert_close(teacher(batch).logits, teacher(longer).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_teacher_depends_on_the_images() -> None:
+    classifier: Any = tiny_classifier("bert")
+    teacher = Teacher(classifier.bert, FusionHead(text_width=32, image_width=24, classes=CLASSES, modalities=2)).eval()
+    batch = {**text_batch(), "image_tokens": torch.randn(3, 6, 24).half()}
+    other = {**batch, "image_tokens": torch.randn(3, 6, 24).half()}
+    assert not torch.allclose(teacher(batch).logits, teacher(other).logits)
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
+    import transformers
+
+    with pytest.raises(InputError, match="multiple of 8"):
+        text_width(transformers.BertConfig(hidden_size=36, num_attention_heads=4), "--text-model x")
+    assert text_width(transformers.DistilBertConfig(dim=64, n_heads=4), "--text-model x") == 64
