@@ -81,7 +81,20 @@ def _generation(options: FeaturizeOptions, plan: "DrawingPlan", generator: "Gene
 def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
     from lugpi_core.token_store import ColumnWriter
 
+    _refuse_other_drawings(job)
     return {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
+
+
+def _refuse_other_drawings(job: "Job") -> None:
+    """Refuse a store that was made otherwise before anything in it is touched: rows of all its columns are numbered by one table."""
+    from lugpi_core.manifest import load_manifest, refuse_difference
+    from lugpi_core.token_store import columns_of
+
+    wanted = {spec.name: spec.fingerprint for spec in job.columns}
+    generation = job.columns[0].fingerprint["generation"]
+    for name in columns_of(job.store):
+        found, _ = load_manifest(job.store / name)
+        refuse_difference(job.store / name, found.fingerprint, wanted.get(name, {**found.fingerprint, "generation": generation}))
 
 
 def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "tuple[Counts, StageTimes]":

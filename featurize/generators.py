@@ -6,6 +6,7 @@ from the preset.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, Literal, get_args
 
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
-from lugpi_core.fingerprint import hash_model_folder
+from lugpi_core.fingerprint import digest, hash_file
 from lugpi_core.model_files import reason
+from lugpi_core.torchvision_ops import allow_torchvision_import
 
 Scheduler = Literal["own", "ddim", "dpm++", "euler"]
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_NEVER_LOADED = ("safety_checker", "feature_extractor")
 _RAIL = "CreativeML Open RAIL++-M"
 
 
@@ -143,6 +146,8 @@ def _sources(name: str, folder_given: str) -> tuple[str, ...]:
 def _checked(settings: GeneratorPreset) -> GeneratorPreset:
     if settings.steps < 1:
         raise InputError(got=f"--steps {settings.steps}", expected="at least 1", do="give a positive number")
+    if not math.isfinite(settings.guidance):
+        raise InputError(got=f"--guidance {settings.guidance}", expected="a finite number", do="give for instance 7.5, or 0 for none")
     if settings.scheduler not in get_args(Scheduler):
         raise InputError(got=f"--scheduler {settings.scheduler}", expected=f"one of {', '.join(get_args(Scheduler))}", do="choose one")
     if settings.size_px is not None and (settings.size_px < 8 or settings.size_px % 8):
@@ -155,7 +160,7 @@ def _first_within_reach(name: str, sources: tuple[str, ...], *, half: bool) -> t
     for source in sources:
         if Path(source).is_dir():
             folder = Path(source)
-            return folder, "fp16" if half and list(folder.glob("unet/*.fp16.safetensors")) else None, None
+            return folder, _variant_in(folder, half=half), None
         try:
             return _download(source, half=half)
         except (OSError, ValueError) as error:
@@ -169,8 +174,14 @@ def _first_within_reach(name: str, sources: tuple[str, ...], *, half: bool) -> t
     )
 
 
+def _variant_in(folder: Path, *, half: bool) -> str | None:
+    return "fp16" if half and list(folder.glob("unet/*.fp16.safetensors")) else None
+
+
 def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]:
+    allow_torchvision_import()
     from diffusers import DiffusionPipeline
+    from diffusers.utils.hub_utils import httpx  # the client that the installed hub library uses
 
     repository, _, revision = source.partition("@")
     for variant in ("fp16", None) if half else (None,):
@@ -180,14 +191,17 @@ def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]
             if variant is None:
                 raise
             continue  # the repository has no half-precision files
+        except httpx.HTTPError as error:
+            raise OSError(reason(error)) from None  # a time-out, say, which the client does not count as one
         # The hub's cache keeps each commit in a folder of its name.
-        return Path(folder), variant, Path(folder).name
+        return Path(folder), _variant_in(Path(folder), half=half), Path(folder).name
     raise AssertionError("the loop returns or raises")
 
 
 def _described(name: str, folder: Path, variant: str | None, revision: str | None, settings: GeneratorPreset) -> Generator:
     index = folder / "model_index.json"
-    pipeline_class = read_json(index).get("_class_name", "") if index.is_file() else "no pipeline"
+    parts = read_json(index) if index.is_file() else {"_class_name": "no pipeline"}
+    pipeline_class = parts.get("_class_name", "")
     if pipeline_class not in SUPPORTED:
         raise InputError(got=f"{folder} ({pipeline_class})", expected=" or ".join(SUPPORTED), do="choose another generator")
     unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
@@ -198,10 +212,34 @@ def _described(name: str, folder: Path, variant: str | None, revision: str | Non
         name=name if name in PRESETS else Path(name.partition("@")[0]).name,
         folder=folder,
         revision=revision,
-        weights_hash=hash_model_folder(folder),
+        weights_hash=_weights_hash(folder, parts, variant),
         variant=variant,
         pipeline_class=pipeline_class,
         size_px=size_px,
         latent_shape=(unet["in_channels"], side, side),
         settings=settings,
     )
+
+
+def _weights_hash(folder: Path, parts: Mapping[str, Any], variant: str | None) -> str:
+    """Return one hash over the files that are loaded. The hub's cache may hold both precisions side by side; only one decides.
+
+    Raises:
+        InputError: the UNet has no such ``.safetensors`` file (pickled weights are never read).
+    """
+    names = sorted(name for name, origin in parts.items() if isinstance(origin, list) and origin[0] and name not in _NEVER_LOADED)
+    files = [path for name in names for path in _loaded(folder / name, variant)]
+    if not any(path.parent.name == "unet" and path.suffix == ".safetensors" for path in files):
+        raise InputError(
+            got=f"{folder} without a .safetensors file in unet/",
+            expected="weights as safetensors (pickled weights are not read)",
+            do="save the pipeline again with save_pretrained()",
+        )
+    return digest([(path.relative_to(folder).as_posix(), hash_file(path)) for path in files])
+
+
+def _loaded(part: Path, variant: str | None) -> list[Path]:
+    weights = sorted(part.glob("*.safetensors"))
+    of_variant = [path for path in weights if variant and f".{variant}." in path.name]
+    plain = [path for path in weights if ".fp16." not in path.name]
+    return sorted([*(of_variant or plain), *part.glob("*.json"), *part.glob("*.txt")])

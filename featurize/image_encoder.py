@@ -18,7 +18,7 @@ from lugpi_core.device import Compute
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file, hash_model_folder
-from lugpi_core.model_files import local_model_folder
+from lugpi_core.model_files import local_model_folder, reason
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 PRESETS: Mapping[str, str] = {
@@ -35,7 +35,8 @@ _LICENSES = {"clip-vit-b32": "MIT", "clip-vit-b16": "MIT", "clip-vit-l14": "MIT"
 DEMO_ENCODERS = ("clip-demo", "vit-demo")
 LAYER = "after the final LayerNorm, before projection"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
-_TRANSFORMERS_TYPES = ("vit", "dinov2", "clip", "clip_vision_model")
+# The types of transformers with the patch size that a configuration means when it is silent.
+_DEFAULT_PATCH_PX = {"vit": 16, "dinov2": 14, "clip": 32, "clip_vision_model": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,7 @@ class ImageEncoder:
     def __init__(self, files: EncoderFiles, compute: Compute) -> None:
         self.files = files
         self._device, self._dtype = torch.device(compute.device), compute.torch_dtype
-        tower = _open_clip_tower(files) if files.family == "open_clip" else _transformers_tower(files)
-        self._tower = tower.eval().requires_grad_(False).to(self._device, self._dtype)
+        self._tower = _load_tower(files).eval().requires_grad_(False).to(self._device, self._dtype)
         self._mean = torch.tensor(files.preprocessing.mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(files.preprocessing.std, device=self._device).view(3, 1, 1)
 
@@ -112,6 +112,19 @@ class ImageEncoder:
             images_B3HW.float(), size=(how.size_px, how.size_px), mode=how.interpolation, antialias=True, align_corners=False
         )
         return (resized.clamp(0, 1) - self._mean) / self._std
+
+
+def _load_tower(files: EncoderFiles) -> nn.Module:
+    from safetensors import SafetensorError
+
+    try:
+        return _open_clip_tower(files) if files.family == "open_clip" else _transformers_tower(files)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(
+            got=f"{files.folder}, which does not load ({reason(error)})", expected="weights that fit their configuration", do="get it again"
+        ) from None
 
 
 class _OpenClipTokens(nn.Module):
@@ -197,10 +210,10 @@ def _from_folder(name: str, folder: Path, *, quick_gelu: bool = False) -> Encode
         return _open_clip_files(name, folder, None, config["model_cfg"], config.get("preprocess_cfg", {}), quick_gelu=quick_gelu)
     config = read_json(folder / "config.json")
     family = config.get("model_type", "nothing")
-    if family not in _TRANSFORMERS_TYPES:
+    if family not in _DEFAULT_PATCH_PX:
         raise InputError(
             got=f"{folder} of type {family!r}",
-            expected=f"{', '.join(_TRANSFORMERS_TYPES)} or an open_clip folder",
+            expected=f"{', '.join(_DEFAULT_PATCH_PX)} or an open_clip folder",
             do="choose another encoder",
         )
     vision = config.get("vision_config", config)
@@ -218,7 +231,7 @@ def _from_folder(name: str, folder: Path, *, quick_gelu: bool = False) -> Encode
             std=_three(processor["image_std"]),
             interpolation="bicubic" if processor.get("resample", 2) == 3 else "bilinear",
         ),
-        tokens=(size_px // vision.get("patch_size", 16)) ** 2 + 1,
+        tokens=(size_px // vision.get("patch_size", _DEFAULT_PATCH_PX[family])) ** 2 + 1,
         width=vision.get("hidden_size", 768),
     )
 
@@ -227,7 +240,7 @@ def _open_clip_files(
     name: str, files: Path, architecture: str | None, model: Mapping[str, Any], preprocess: Mapping[str, Any], *, quick_gelu: bool = False
 ) -> EncoderFiles:
     vision = model["vision_cfg"]
-    if "patch_size" not in vision or not isinstance(vision.get("layers"), int):
+    if "patch_size" not in vision or not isinstance(vision.get("layers"), int) or vision.get("attentional_pool"):
         raise InputError(got=f"the vision tower of {name}", expected="a vision transformer with a class token", do="choose a ViT")
     clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     return EncoderFiles(
@@ -282,7 +295,8 @@ def _post_layernorm(clip: Any) -> nn.Module:
 
 
 def _column_name(source: str) -> str:
-    return source.partition("@")[0].rstrip("/").split("/")[-1].replace(":", "-")
+    name = Path(source).resolve().name if Path(source).is_dir() else source.partition("@")[0].rstrip("/").split("/")[-1]
+    return name.replace(":", "-")
 
 
 def _three(values: Any) -> tuple[float, float, float]:

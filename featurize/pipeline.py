@@ -19,6 +19,7 @@ from featurize.image_encoder import EncoderFiles, ImageEncoder
 from featurize.prompts import DrawingPlan
 from featurize.text_to_image import AttentionChoice, TextToImage
 from lugpi_core.device import Compute
+from lugpi_core.errors import InputError
 from lugpi_core.manifest import ColumnSpec
 from lugpi_core.meters import StageTimes
 from lugpi_core.shard import ShardWriter
@@ -85,7 +86,11 @@ def column_specs(
         )
         for files in encoders
     ]
-    return ((latent,) if latents else ()) + tuple(tokens)
+    specs = ((latent,) if latents else ()) + tuple(tokens)
+    names = [LATENTS, *(spec.name for spec in tokens)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(got=f"two columns named {', '.join(twice)}", expected="one name a column", do="rename the encoder's folder")
+    return specs
 
 
 def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, times: StageTimes) -> Iterator[Counts]:

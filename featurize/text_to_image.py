@@ -3,7 +3,9 @@
 Shapes: B images, C latent channels, h × w latent cells, H × W pixels.
 """
 
+import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from featurize.generators import Generator
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
+from lugpi_core.model_files import reason
 
 AttentionChoice = Literal["auto", "xformers", "sdpa"]
 
@@ -47,7 +50,7 @@ class TextToImage:
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=one) for one in generators])
         drawn = self._pipeline(
-            prompt=list(prompts),
+            prompt=[_first_words(prompt, self._pipeline.tokenizer.model_max_length) for prompt in prompts],
             latents=noise_BChw.to(self._device, self._dtype),
             generator=generators,
             num_inference_steps=self.generator.settings.steps,
@@ -63,12 +66,25 @@ class TextToImage:
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
         vae = self._pipeline.vae
-        latents_BChw = latents_BChw.to(self._device, vae.dtype) / vae.config.scaling_factor
-        if vae.config.get("shift_factor"):
-            latents_BChw = latents_BChw + vae.config.shift_factor
+        latents_BChw = latents_BChw.to(self._device, vae.dtype)
+        if vae.config.get("latents_mean") and vae.config.get("latents_std"):  # some SDXL decoders
+            mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
+            latents_BChw = latents_BChw * std_C / vae.config.scaling_factor + mean_C
+        else:
+            latents_BChw = latents_BChw / vae.config.scaling_factor
         images_B3HW: torch.Tensor = vae.decode(latents_BChw, return_dict=False)[0]
         # Clamping would make an infinity a white pixel; as NaN it stays visible.
         return torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan).clamp(0, 1)
+
+
+def _first_words(prompt: str, count: int) -> str:
+    """Return the prompt up to the end of its word number ``count``.
+
+    A word has at least one token, so the text encoder reads the same. What diffusers cuts off it tokenizes three times and decodes, for a
+    line in a log: 22 s and 1.5 GB for a batch with one prompt of a megabyte.
+    """
+    ends = [word.end() for word in islice(re.finditer(r"\S+", prompt), count)]
+    return prompt[: ends[-1]]
 
 
 def _load(generator: Generator, dtype: torch.dtype) -> Any:
@@ -80,7 +96,7 @@ def _load(generator: Generator, dtype: torch.dtype) -> Any:
     parts = {"safety_checker": None, "feature_extractor": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
     try:
         pipeline = pipeline_class.from_pretrained(
-            generator.folder, torch_dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
+            generator.folder, dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -88,9 +104,11 @@ def _load(generator: Generator, dtype: torch.dtype) -> Any:
             expected=f"a whole {generator.pipeline_class} folder with safetensors weights",
             do="download it again",
         ) from None
+    assert pipeline.unet.dtype == dtype, pipeline.unet.dtype
     pipeline.scheduler = _scheduler(pipeline.scheduler, generator.settings.scheduler)
-    if pipeline.vae.config.get("force_upcast") and dtype == torch.float16:
-        pipeline.vae.to(torch.float32)  # SDXL's decoder overflows in half precision
+    # SDXL's decoder overflows in half precision. ``force_upcast`` is True by default in every decoder, and only SDXL's pipeline heeds it.
+    if generator.pipeline_class == "StableDiffusionXLPipeline" and pipeline.vae.config.force_upcast and dtype == torch.float16:
+        pipeline.vae.to(torch.float32)
     return pipeline
 
 
@@ -98,7 +116,8 @@ def _scheduler(own: Any, wanted: str) -> Any:
     import diffusers
 
     classes = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
-    return getattr(diffusers, classes[wanted]).from_config(own.config) if wanted in classes else own
+    # DDIM's default clips to [-1, 1], which latents exceed; the configurations of other schedulers may not say so.
+    return getattr(diffusers, classes[wanted]).from_config(own.config, clip_sample=False) if wanted in classes else own
 
 
 def _set_attention(pipeline: Any, wanted: AttentionChoice, device: torch.device) -> str:
@@ -113,12 +132,20 @@ def _set_attention(pipeline: Any, wanted: AttentionChoice, device: torch.device)
             do="use --attention sdpa",
         )
     if can and wanted in ("auto", "xformers"):
-        pipeline.unet.enable_xformers_memory_efficient_attention()
-    elif device.type == "cuda":
-        # With xformers installed diffusers may have chosen it; PyTorch's own kernels are asked for.
-        from diffusers.models.attention_processor import AttnProcessor2_0
-
-        pipeline.unet.set_attn_processor(AttnProcessor2_0())
+        _try_xformers(pipeline.unet, must=wanted == "xformers")
     processors = {type(one).__name__ for one in pipeline.unet.attn_processors.values()}
     assert len(processors) == 1, processors
     return processors.pop()
+
+
+def _try_xformers(unet: Any, *, must: bool) -> None:
+    """Switch the UNet to xformers, which diffusers tries out on the device first; without ``must``, leave PyTorch's kernels if it fails."""
+    try:
+        unet.enable_xformers_memory_efficient_attention()
+    except (NotImplementedError, ImportError, ValueError, RuntimeError) as error:
+        if must:
+            raise InputError(
+                got=f"--attention xformers, which does not run here ({reason(error)})",
+                expected="an xformers that fits the installed torch and the device",
+                do="use --attention sdpa",
+            ) from None

@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import re
@@ -75,11 +76,11 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=list(arguments), prog=prog, description=options.__doc__)
+            return tyro.cli(options, args=list(arguments), prog=prog, description=inspect.getdoc(options))
     except SystemExit as stop:
         if not stop.code:
             return None
-        raise _as_input_error(said.getvalue(), options, prog) from None
+        raise _own_error(stop) or _as_input_error(said.getvalue(), options, prog) from None
 
 
 def resolved_flags(options: Any) -> dict[str, Any]:
@@ -92,18 +93,24 @@ def say(line: str, *, to: TextIO | None = None) -> None:
     print(line, file=to or sys.stderr, flush=True)
 
 
+def _own_error(error: BaseException | None) -> InputError | None:
+    # tyro draws what a dataclass raises as a box, which breaks long words; the error itself is what was being handled when it gave up.
+    while error is not None and not isinstance(error, InputError):
+        error = error.__context__
+    return error
+
+
 def _as_input_error(box: str, options: type, prog: str) -> InputError:
     # tyro draws a box: the complaint stands above its first rule, suggestions and help below it.
     lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     complaint = " ".join(line for line in lines[: _first_rule(lines)] if line)
-    if ours := re.match(r"Error parsing \w+: got (.*); expected (.*); (.*)", complaint):
-        return InputError(got=ours[1], expected=ours[2], do=ours[3])
     if missing := re.match(r"Missing from [^:]*: (--\S+)", complaint):
         return InputError(got=f"no {missing[1]}", expected="a value for it", do=f"see {prog} --help")
     if unknown := re.match(r"Unrecognized options: (\S+?)(,|$)", complaint):
-        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)]
+        names = [(field.name.replace("_", "-"), field.type) for field in dataclasses.fields(options)]
+        flags = [f"--{name}" for name, _ in names] + [f"--no-{name}" for name, kind in names if kind in (bool, "bool")]
         return InputError(got=f"the flag {unknown[1]}", expected=f"a flag of {prog}", do=nearest(unknown[1], flags))
-    return InputError(got=complaint or "flags that cannot be read", expected="flags as the help shows", do=f"see {prog} --help")
+    return InputError(got=complaint.removeprefix("Error parsing ") or "flags that cannot be read", expected="flags as the help shows", do=f"see {prog} --help")
 
 
 def _first_rule(lines: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.examples import SPLITS, Corpus
 from lugpi_core.files import whole_file
+from lugpi_core.shard import plain_offset
 
 EXAMPLES = "examples.h5"
 
@@ -59,13 +60,21 @@ def read_example_table(store: Path, corpus: Corpus) -> ExampleTable:
         with h5py.File(path, "r", locking=False) as file:
             name = bytes(file.attrs["corpus"]).decode()
             fingerprint = bytes(file.attrs["corpus_fingerprint"]).decode()
-            table = ExampleTable(drawing=file["drawing"][:], prompt_cut=file["prompt_cut"][:].astype(bool), corpus_fingerprint=fingerprint)
-    except (OSError, KeyError) as error:
+            if fingerprint != corpus.fingerprint():
+                raise _other_corpus(name, corpus)
+            for dataset, dtype in (("drawing", "<i8"), ("prompt_cut", "u1")):
+                plain_offset(file, dataset, (len(corpus.examples),), np.dtype(dtype))
+            drawing, prompt_cut = file["drawing"][:], file["prompt_cut"][:].astype(bool)
+    except InputError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(got=f"{path} ({error})", expected="the table as lugpi wrote it", do="run featurize again") from None
-    if fingerprint != corpus.fingerprint():
-        raise InputError(
-            got=f"a token store of {name!r} with other examples, labels or splits",
-            expected=f"the store of {corpus.name!r} as it is loaded now",
-            do="run featurize again with the same corpus flags (drawings that are there are kept)",
-        )
-    return table
+    return ExampleTable(drawing=drawing, prompt_cut=prompt_cut, corpus_fingerprint=fingerprint)
+
+
+def _other_corpus(found: str, corpus: Corpus) -> InputError:
+    return InputError(
+        got=f"a token store of {found!r} with other examples, labels or splits",
+        expected=f"the store of {corpus.name!r} as it is loaded now",
+        do="run featurize again with the same corpus flags (drawings that are there are kept)",
+    )

@@ -74,7 +74,9 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, dict[str, Any]]]:
         stated = {key: value[key] for key in ("name", "what", "rows", "shard_rows", "fingerprint", "license", "notice")}
         spec = ColumnSpec(**stated, row_shape=tuple(value["row_shape"]))
         records = {int(shard): record for shard, record in value["shards"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        for shard, record in records.items():
+            _check_place(spec, shard, record)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             got=f"{path} ({error!r})",
             expected=f"a manifest of {FORMAT} version {FORMAT_VERSION}",
@@ -96,8 +98,7 @@ def open_manifest(folder: Path, spec: ColumnSpec) -> dict[int, dict[str, Any]]:
             return {}
         found, records = load_manifest(folder)
     refuse_difference(folder, found.fingerprint, spec.fingerprint)
-    shape = {"rows": spec.rows, "row_shape": list(spec.row_shape), "shard_rows": spec.shard_rows}
-    refuse_difference(folder, {"rows": found.rows, "row_shape": list(found.row_shape), "shard_rows": found.shard_rows}, shape)
+    refuse_difference(folder, _shape(found), _shape(spec))
     return records
 
 
@@ -127,10 +128,26 @@ def drop_record(folder: Path, spec: ColumnSpec, shard: int) -> None:
         _write(folder, spec, records)
 
 
+def _shape(spec: ColumnSpec) -> Fingerprint:
+    return {"what": spec.what, "rows": spec.rows, "row_shape": list(spec.row_shape), "shard_rows": spec.shard_rows}
+
+
 def _write(folder: Path, spec: ColumnSpec, records: dict[int, dict[str, Any]]) -> None:
     stated = {**asdict(spec), "row_shape": list(spec.row_shape), "dtype": "float16"}
     shards = {str(shard): records[shard] for shard in sorted(records)}
     write_json(folder / MANIFEST, {"format": FORMAT, "version": FORMAT_VERSION, **stated, "shards": shards})
+
+
+def _check_place(spec: ColumnSpec, shard: int, record: dict[str, Any]) -> None:
+    # A manifest may come from anywhere: a record is of its own shard's file, in this folder, and its rows lie inside that file.
+    layout = spec.layout(shard)
+    stated = {key: record[key] for key in ("file", "first_row", "rows")}
+    if shard not in range(spec.shards) or stated != {"file": shard_name(shard), "first_row": layout.first_row, "rows": layout.rows}:
+        raise ValueError(f"shard {shard} is recorded as {stated}")
+    if not 0 <= record["rows_offset"] <= record["bytes"] - layout.rows * layout.row_bytes:
+        raise ValueError(f"shard {shard} has its rows outside its file")
+    if absent := {"xxh3_128", "flagged"} - record.keys():
+        raise ValueError(f"shard {shard} is recorded without {', '.join(sorted(absent))}")
 
 
 @contextmanager

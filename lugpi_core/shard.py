@@ -10,6 +10,7 @@ HDF5 is used once, to lay the structure down. From then on only raw bytes at kno
 flight and a killed writer cannot leave an unreadable file. A row counts when its hash holds.
 """
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder, sync_folder
+from lugpi_core.files import sync_folder, whole_file
 
 FLAG_REASONS = {1: "not finite", 2: "constant picture"}
 ROW_DTYPE = np.dtype("<f2")
@@ -63,15 +64,17 @@ def create_shard(path: Path, layout: ShardLayout) -> ShardOffsets:
     """
     import h5py
 
-    make_folder(path.parent)
-    with h5py.File(path, "w", libver=("v110", "v110")) as file:
-        file.attrs["fingerprint"] = np.bytes_(layout.fingerprint_digest)  # fixed length: no heap, which HDF5 keeps without a checksum
-        file.attrs["first_row"] = np.int64(layout.first_row)
-        for name, shape, dtype in _datasets(layout):
-            _create_contiguous(file.id, name, shape, dtype)
+    # Renamed when its structure is whole: a creation that is killed leaves nothing that HDF5 cannot open.
+    try:
+        with whole_file(path) as fresh, h5py.File(fresh, "w", libver=("v110", "v110")) as file:
+            file.attrs["fingerprint"] = np.bytes_(layout.fingerprint_digest)  # fixed length: no heap, which HDF5 keeps without a checksum
+            file.attrs["first_row"] = np.int64(layout.first_row)
+            for name, shape, dtype in _datasets(layout):
+                _create_contiguous(file.id, name, shape, dtype)
+    except OSError as error:
+        raise _no_room(path, layout.rows * layout.row_bytes, error) from None
     offsets = read_offsets(path, layout)
     _allocate(path, offsets.file_bytes)
-    sync_folder(path.parent)
     return offsets
 
 
@@ -85,7 +88,7 @@ def read_offsets(path: Path, layout: ShardLayout) -> ShardOffsets:
 
     try:
         with h5py.File(path, "r", locking=False) as file:
-            found = {name: _plain_offset(file, name, shape, dtype) for name, shape, dtype in _datasets(layout)}
+            found = {name: plain_offset(file, name, shape, dtype) for name, shape, dtype in _datasets(layout)}
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise _damaged(path, str(error)) from None
     size = path.stat().st_size
@@ -98,7 +101,11 @@ def read_offsets(path: Path, layout: ShardLayout) -> ShardOffsets:
 
 
 class ShardWriter:
-    """Writes rows of one open ``.partial`` shard in place. Holds a file descriptor and m hashes; not thread-safe."""
+    """Writes rows of one open ``.partial`` shard in place. Holds a file descriptor and m hashes; not thread-safe.
+
+    Raises:
+        InputError: the file is not a shard of this layout, another command is writing it, or the disk has no room for it.
+    """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self.layout = layout
@@ -109,6 +116,7 @@ class ShardWriter:
         else:
             self._offsets = create_shard(path, layout)
         self._descriptor = os.open(path, os.O_RDWR)
+        self._refuse_second_writer()
         self.valid = self._check_rows()
 
     def write(self, first: int, values: NDArray[np.float16], flags: NDArray[np.uint8]) -> None:
@@ -141,9 +149,11 @@ class ShardWriter:
         """Sync the file, read it back, check every row, rename it to ``final`` and return its manifest record.
 
         Raises:
-            InputError: a row that was written does not read back as it was.
+            InputError: a row that was written does not read back as it was, or the file is not the one that was opened.
         """
         os.fsync(self._descriptor)
+        if not self._path.exists() or not os.path.samestat(os.fstat(self._descriptor), self._path.stat()):
+            raise _busy(self._path, "another command has replaced it")
         if not self._check_rows().all():
             raise _damaged(self._path, "rows do not read back as they were written")
         record = {
@@ -165,6 +175,14 @@ class ShardWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _refuse_second_writer(self) -> None:
+        # The kernel drops the lock with its owner, so a killed writer leaves none behind.
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise _busy(self._path, "another command is writing it") from None
 
     def _check_rows(self) -> NDArray[np.bool_]:
         hashes = np.frombuffer(os.pread(self._descriptor, self.layout.rows * 8, self._offsets.row_hash), "<u8")
@@ -223,12 +241,19 @@ def _create_contiguous(file_id: Any, name: str, shape: tuple[int, ...], dtype: n
     h5py.h5d.create(file_id, name.encode(), h5py.h5t.py_create(dtype), h5py.h5s.create_simple(shape), plan)
 
 
-def _plain_offset(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+def plain_offset(file: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return where a dataset's bytes start in an open HDF5 file; nothing is read or allocated.
+
+    Raises:
+        ValueError: it is a link, kept outside the file, chunked, filtered, or not of this shape and dtype.
+    """
     import h5py
 
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{name} is a link out of the file")
     dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{name} is not a dataset")
     plan = dataset.id.get_create_plist()
     if plan.get_layout() != h5py.h5d.CONTIGUOUS or plan.get_nfilters() or plan.get_external_count():
         raise ValueError(f"{name} is not a plain contiguous dataset")
@@ -246,11 +271,7 @@ def _allocate(path: Path, size: int) -> None:
         if size:
             os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        raise InputError(
-            got=f"no room for {path} ({size / 1e6:.0f} MB: {error.strerror})",
-            expected="space for a whole shard before the first image is drawn",
-            do="make room or choose another --run-dir, then run the same command again",
-        ) from None
+        raise _no_room(path, size, error) from None
     finally:
         os.close(descriptor)
 
@@ -268,3 +289,15 @@ def _damaged(path: Path, why: str) -> InputError:
         expected="a shard as lugpi wrote it",
         do="remove this file and run the same featurize command again; only its rows are made again",
     )
+
+
+def _no_room(path: Path, size: int, error: OSError) -> InputError:
+    return InputError(
+        got=f"no room for {path} ({size / 1e6:.0f} MB: {os.strerror(error.errno or 0)})",  # HDF5's own text is a page long
+        expected="space for a whole shard before the first image is drawn",
+        do="make room or choose another --run-dir, then run the same command again",
+    )
+
+
+def _busy(path: Path, why: str) -> InputError:
+    return InputError(got=f"{path}: {why}", expected="one writer a shard", do="wait for the other to end, then run the same command again")

@@ -114,10 +114,16 @@ class ColumnReader:
         return self.spec.rows
 
     def gather(self, rows: Sequence[int] | NDArray[np.int64], out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """Return the rows, in the order given, float16 [b, *row_shape]; into ``out`` when one is given."""
+        """Return the rows, in the order given, float16 [b, *row_shape]; into ``out`` when one is given.
+
+        Raises:
+            IndexError: a row that the column does not have; rows are not counted from the end.
+        """
         if out is None:
             out = np.empty((len(rows), *self.spec.row_shape), ROW_DTYPE)
         for n, row in enumerate(rows):
+            if row < 0:
+                raise IndexError(f"row {row} of {len(self)}")
             shard, local = divmod(int(row), self.spec.shard_rows)
             out[n] = self._maps[shard][local]
         return out

@@ -1,5 +1,6 @@
 """Checkpoints: one file an epoch, written whole, holding everything that the next epoch depends on."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         generators = state.pop("generators")
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise InputError(
             got=f"{path} ({' '.join(str(error).split())[:120]})", expected="a whole checkpoint", do="remove it; training starts anew"
         ) from None
