@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from lugpi_core.quiet import quiet_libraries
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
 ROOT = Path(__file__).resolve().parents[1]
 # The corpora's own archives, where a checkout has them beside it; tests that want them skip with a reason elsewhere.
 DATA = ROOT.parent / "shared" / "data"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "2"
+# Before the first test module is collected, for some import transformers or open_clip themselves.
+quiet_libraries()
+allow_torchvision_import()
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -23,11 +29,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder for the whole session, so that the embedded models are made by these tests and not found."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["LUGPI_CACHE"] = str(folder)
-    from lugpi_core.quiet import quiet_libraries
-    from lugpi_core.torchvision_ops import allow_torchvision_import
-
-    quiet_libraries()
-    allow_torchvision_import()
     yield folder
     del os.environ["LUGPI_CACHE"]
 

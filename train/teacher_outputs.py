@@ -1,6 +1,7 @@
 """The teacher's logits and embeddings for every example, written once and bound to the teacher's weights: all that the student needs of
 it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from train.models import Output
 
 OUTPUTS = "outputs.safetensors"
 WEIGHTS = "model.safetensors"
+# One entry, for safetensors writes several in no fixed order, and equal outputs should be equal bytes.
+BOUND = "made_from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +31,10 @@ def write_teacher_outputs(folder: Path, output: Output, *, corpus_fingerprint: s
     """Write the outputs beside the teacher's weights, with both fingerprints in the file's metadata."""
     from safetensors.torch import save_file
 
+    bound = {"teacher": hash_file(folder / WEIGHTS), "corpus": corpus_fingerprint}
     with whole_file(folder / OUTPUTS) as partial:
         tensors = {"logits": output.logits.contiguous(), "embeddings": output.embeddings.contiguous()}
-        save_file(tensors, partial, metadata={"teacher": hash_file(folder / WEIGHTS), "corpus": corpus_fingerprint})
+        save_file(tensors, partial, metadata={BOUND: json.dumps(bound)})
 
 
 def read_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> TeacherOutputs:
@@ -45,13 +49,11 @@ def read_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> TeacherOut
     remedy = "run python -m train teacher with the teacher's settings again; it only writes its outputs anew"
     try:
         with safe_open(path, framework="pt") as file:
-            bound = file.metadata() or {}
-            outputs = TeacherOutputs(
-                logits=file.get_tensor("logits"), embeddings=file.get_tensor("embeddings"), teacher=bound.get("teacher", "")
-            )
-    except (OSError, SafetensorError) as error:
+            bound = json.loads((file.metadata() or {})[BOUND])
+            outputs = TeacherOutputs(logits=file.get_tensor("logits"), embeddings=file.get_tensor("embeddings"), teacher=bound["teacher"])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(got=f"{path} ({str(error)[:120]})", expected="the outputs of a finished teacher", do=remedy) from None
-    if bound.get("corpus") != corpus_fingerprint:
+    if bound["corpus"] != corpus_fingerprint:
         raise InputError(
             got=f"the teacher in {folder}, which read another dataset, other splits or another --limit",
             expected="a teacher of the dataset of this command",

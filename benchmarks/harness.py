@@ -1,0 +1,49 @@
+"""How anything is measured here: a warm-up apart, then the candidates in turn, round after round; medians, and ratios of the same run."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lugpi_core.files import write_json
+from lugpi_core.meters import provenance
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def interleaved(candidates: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
+    """Return the wall seconds of each candidate in each round. Every candidate runs once, uncounted, before the first round."""
+    for run in candidates.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            start_s = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start_s)
+    return seconds
+
+
+def median_ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -> float:
+    """Return the median over the rounds of how many times longer ``slower`` took than ``faster`` in the same round."""
+    return round(statistics.median(a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)), 3)
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return the median seconds of each candidate."""
+    return {name: round(statistics.median(values), 6) for name, values in seconds.items()}
+
+
+def finish(what: str, figures: dict[str, Any], *, record: bool) -> dict[str, Any]:
+    """Return the figures with hardware, versions and commit; with ``record`` also written to ``results/<what>_<hardware>_<date>.json``."""
+    import torch
+
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu{torch.get_num_threads()}"
+    made = provenance()
+    result = {"benchmark": what, "hardware": hardware, "figures": figures, "provenance": made}
+    if record:
+        name = f"{what}_{hardware.replace(' ', '-').lower()}_{made['made_at'][:10]}.json"
+        write_json(RESULTS / name, result)
+        result["recorded"] = name
+    return result

@@ -1,0 +1,244 @@
+"""``python -m train`` as a user meets it, run in process where a process of its own would say no more."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Command
+
+from train.cli import main
+
+FLAGS = ("--split-column", "split", "--text-model", "demo", "--epochs", "2", "--learning-rate", "1e-3", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def run_dir(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of this module's own, with the tokens of the shared one."""
+    folder = tmp_path_factory.mktemp("train") / "topics"
+    shutil.copytree(small_run / "tokens", folder / "tokens")
+    return folder
+
+
+def train(command: str, small_csv: Path, run_dir: Path, *more: str) -> int:
+    return main([command, "--dataset", str(small_csv), "--run-dir", str(run_dir), *FLAGS, *more])
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    return figures
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def trained(small_csv: Path, run_dir: Path) -> Path:
+    """The run with all four models in it."""
+    assert train("baseline", small_csv, run_dir) == 0
+    assert train("images", small_csv, run_dir, "--image-tokens", "vit-demo") == 0
+    assert train("teacher", small_csv, run_dir, "--image-tokens", "clip-demo") == 0
+    assert train("student", small_csv, run_dir) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize("name", ["baseline", "images", "teacher", "student"])
+def test_every_model_folder_says_what_it_is(trained: Path, name: str) -> None:
+    metrics = json.loads((trained / name / "metrics.json").read_text())
+    assert set(metrics["accuracy"]) == set(metrics["macro_f1"]) == {"train", "validation", "test"}
+    assert metrics["examples"] == {"train": 36, "validation": 12, "test": 12}
+    assert {"seed", "times", "peak_memory", "config", "provenance", "history"} <= set(metrics)
+    assert metrics["config"]["learning_rate"] == 1e-3
+    assert metrics["provenance"]["versions"]["torch"] == torch.__version__
+    assert len((trained / name / "predictions.csv").read_text().splitlines()) == 61
+    assert not (trained / name / "checkpoint.pt").exists()
+
+
+def test_what_read_pictures_without_meaning_says_so(trained: Path) -> None:
+    notices = {name: json.loads((trained / name / "metrics.json").read_text())["notice"] for name in ("baseline", "teacher", "student")}
+    assert notices["baseline"] is None
+    assert "random weights" in notices["teacher"]
+    assert "random weights" in notices["student"]
+    assert "random weights" in (trained / "student" / "README.md").read_text()
+
+
+def test_the_predictions_give_the_accuracy_again(trained: Path) -> None:
+    import csv
+
+    metrics = json.loads((trained / "student" / "metrics.json").read_text())
+    with (trained / "student" / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    hits = sum(max(range(3), key=lambda k: float(row[f"logit_{k}"])) == int(row["label"]) for row in rows)
+    assert hits / len(rows) == pytest.approx(metrics["accuracy"]["test"], abs=1e-6)
+
+
+def test_the_same_command_again_is_already_done(trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    for command, more in (("baseline", ()), ("teacher", ("--image-tokens", "clip-demo")), ("student", ())):
+        assert train(command, small_csv, trained, *more) == 0
+        assert last_line(capsys)["already_done"] is True
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_the_student_is_a_plain_hugging_face_model(trained: Path) -> None:
+    from safetensors import safe_open
+
+    folder = trained / "student"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["DistilBertForSequenceClassification"]
+    assert sorted(config["id2label"].values()) == ["animals", "food", "sky"]
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    assert not [name for name in names if "tap" in name or name.startswith("model.")]
+    assert not list(folder.glob("*.bin"))
+
+
+def test_the_student_loads_where_lugpi_does_not_exist_with_the_same_logits(trained: Path, small_csv: Path, tmp_path: Path) -> None:
+    import csv
+    import subprocess
+    import sys
+
+    # The trap of a torchvision that does not fit is not the student's: torchvision is hidden from that process.
+    code = (
+        "import sys, json; sys.modules['torchvision'] = None\n"
+        f"sys.path = [p for p in sys.path if p and not p.startswith({str(ROOT)!r}) or 'site-packages' in p]\n"
+        "try:\n import lugpi_core; sys.exit('lugpi is here')\nexcept ImportError: pass\n"
+        "from transformers import pipeline\n"
+        "classify = pipeline('text-classification', model=sys.argv[1], function_to_apply='none', top_k=None)\n"
+        "print(json.dumps(classify(json.loads(sys.argv[2]))))"
+    )
+    with (trained / "student" / "predictions.csv").open() as file:
+        expected = list(csv.DictReader(file))[:5]
+    with small_csv.open() as file:
+        texts = [row["text"] for row in csv.DictReader(file)][:5]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(trained / "student"), json.dumps(texts)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    label_names = json.loads((trained / "student" / "config.json").read_text())["id2label"]
+    for answers, row in zip(json.loads(done.stdout.splitlines()[-1]), expected, strict=True):
+        scores = {answer["label"]: answer["score"] for answer in answers}
+        for number, name in label_names.items():
+            assert scores[name] == pytest.approx(float(row[f"logit_{number}"]), abs=1e-6)
+
+
+def test_student_training_touches_neither_images_nor_teacher(small_csv: Path, trained: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(trained / "teacher", alone / "teacher")
+    assert not (alone / "tokens").exists()
+    assert train("student", small_csv, alone) == 0
+    one, other = (json.loads((folder / "student" / "metrics.json").read_text()) for folder in (alone, trained))
+    assert one["accuracy"] == other["accuracy"]
+
+
+def test_lost_teacher_outputs_are_written_again_by_the_same_command(
+    trained: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    outputs = run / "teacher" / "outputs.safetensors"
+    before = outputs.read_bytes()
+    outputs.unlink()
+    assert train("student", small_csv, run, "--name", "other") == 2
+    assert "run python -m train teacher" in refused(capsys)
+    assert train("teacher", small_csv, run, "--image-tokens", "clip-demo") == 0
+    assert outputs.read_bytes() == before
+
+
+def test_tables_puts_the_models_side_by_side(trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tables", "--dataset", str(small_csv), "--split-column", "split", "--run-dir", str(trained)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    rows = json.loads(said[-1])["rows"]
+    assert [row["model"] for row in rows] == ["baseline", "images", "teacher", "student"]
+    assert rows[0]["against_baseline"] is None
+    assert all(0 <= row["against_baseline"]["p"] <= 1 for row in rows[1:])
+    assert said[0].startswith("| model")
+    assert any("random weights" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "told"),
+    [
+        ("student", ("--temperature", "0", "--name", "n"), "--temperature 0"),
+        ("student", ("--alpha", "-1", "--name", "n"), "--alpha -1"),
+        ("student", ("--hard", "0", "--alpha", "0", "--beta", "0", "--name", "n"), "at least one positive weight"),
+        ("student", ("--teacher", "nobody", "--name", "n"), "no finished teacher"),
+        ("student", ("--kd-preset", "papper", "--name", "n"), "papper"),
+        ("student", ("--temprature", "3", "--name", "n"), "did you mean '--temperature'"),
+        ("baseline", ("--batch-size", "0", "--name", "n"), "--batch-size 0"),
+        ("baseline", ("--learning-rate", "0", "--name", "n"), "--learning-rate 0"),
+        ("baseline", ("--seed", "1"), "flags.seed: found 0, wanted 1"),
+        ("baseline", ("--name", "../x"), "plain folder name"),
+        ("baseline", ("--name", "tokens"), "plain folder name"),
+        ("baseline", ("--max-length", "4000", "--name", "n"), "2 to 128"),
+        ("baseline", ("--text-model", "no/such-model", "--name", "n"), "no/such-model"),
+        ("teacher", ("--name", "n"), "clip-demo, vit-demo"),
+        ("teacher", ("--image-tokens", "clip-vit-l14", "--name", "n"), "no column 'clip-vit-l14'"),
+        ("teacher", ("--image-tokens", "clip-demo", "--limit", "30", "--name", "n"), "other examples, labels or splits"),
+        ("student", ("--limit", "30", "--name", "n"), "another dataset"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str], command: str, more: tuple[str, ...], told: str
+) -> None:
+    capsys.readouterr()
+    assert train(command, small_csv, trained, *more) == 2
+    assert told in refused(capsys)
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["studnet"]) == 2
+    assert "did you mean 'student'" in refused(capsys)
+
+
+def test_a_store_with_missing_rows_is_refused(trained: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(trained / "tokens", tmp_path / "tokens")
+    (tmp_path / "tokens" / "clip-demo" / "shard-00001.h5").unlink()
+    capsys.readouterr()
+    assert train("teacher", small_csv, tmp_path, "--image-tokens", "clip-demo") == 2
+    assert "shard-00001.h5: missing" in refused(capsys)
+
+
+def test_a_run_folder_that_cannot_be_written_is_told(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    capsys.readouterr()
+    assert train("baseline", small_csv, tmp_path / "file" / "run") == 2
+    assert "folder that can be written" in refused(capsys)
+
+
+def test_a_killed_training_goes_on_to_the_same_model(trained: Path, small_csv: Path, tmp_path: Path, command: Command) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    arguments = ["train", "baseline", "--dataset", str(small_csv), "--run-dir", str(tmp_path), *FLAGS[:4], "--epochs", "40", *FLAGS[6:]]
+    child = subprocess.Popen(
+        [sys.executable, "-m", *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+    )
+    checkpoint = tmp_path / "baseline" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert checkpoint.exists()
+    assert not (tmp_path / "baseline" / "metrics.json").exists()
+    assert command(*arguments).returncode == 0
+    assert command(*arguments[:4], "--run-dir", str(tmp_path / "straight"), *arguments[6:]).returncode == 0
+    one, other = (folder / "baseline" / "model.safetensors" for folder in (tmp_path, tmp_path / "straight"))
+    assert one.read_bytes() == other.read_bytes()
