@@ -21,6 +21,9 @@ from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED,
 # 1.
 Command = Callable[..., dict[str, Any]]
 
+_COLOUR = r"\x1b\[[0-9;]*m"
+_RULE = r"^(?:[╭╰].*[╮╯]|[│ ]*[─-]{3,}[│ ]*)$"
+
 
 def run(command: Command, options: type, arguments: Sequence[str], *, prog: str) -> int:
     """Parse ``arguments`` into the dataclass ``options``, run ``command`` on it and print its figures; return the exit status.
@@ -101,20 +104,20 @@ def _own_error(error: BaseException | None) -> InputError | None:
 
 
 def _as_input_error(box: str, options: type, prog: str) -> InputError:
-    # tyro draws a box: the complaint stands above its first rule, suggestions and help below it.
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    complaint = " ".join(line for line in lines[: _first_rule(lines)] if line)
+    # tyro draws a box, coloured on a terminal, of plain letters where stdout is not UTF-8: a title, a rule, the complaint, a rule, advice.
+    blocks = re.split(_RULE, re.sub(_COLOUR, "", box), flags=re.MULTILINE)
+    complaint = " ".join(blocks[min(1, len(blocks) - 1)].replace("│", " ").split())
     if missing := re.match(r"Missing from [^:]*: (--\S+)", complaint):
         return InputError(got=f"no {missing[1]}", expected="a value for it", do=f"see {prog} --help")
     if unknown := re.match(r"Unrecognized options: (\S+?)(,|$)", complaint):
         names = [(field.name.replace("_", "-"), field.type) for field in dataclasses.fields(options)]
         flags = [f"--{name}" for name, _ in names] + [f"--no-{name}" for name, kind in names if kind in (bool, "bool")]
         return InputError(got=f"the flag {unknown[1]}", expected=f"a flag of {prog}", do=nearest(unknown[1], flags))
-    return InputError(got=complaint.removeprefix("Error parsing ") or "flags that cannot be read", expected="flags as the help shows", do=f"see {prog} --help")
-
-
-def _first_rule(lines: Sequence[str]) -> int:
-    return next((n for n, line in enumerate(lines) if line.startswith("───")), len(lines))
+    return InputError(
+        got=complaint.removeprefix("Error parsing ") or "flags that cannot be read",
+        expected="flags as the help shows",
+        do=f"see {prog} --help",
+    )
 
 
 def _plain(value: Any) -> Any:

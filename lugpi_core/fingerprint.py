@@ -45,7 +45,9 @@ def hash_model_folder(folder: Path) -> str:
 
 def _decides(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix in {".safetensors", ".json", ".txt", ".model"} and path.name not in {"metrics.json", "requirements.txt"}
+    return (
+        not hidden and path.suffix in {".safetensors", ".json", ".txt", ".model"} and path.name not in {"metrics.json", "requirements.txt"}
+    )
 
 
 def differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:

@@ -47,8 +47,7 @@ class StageTimes:
 
 def peak_memory_bytes() -> dict[str, int]:
     """Return the highest resident set of this process so far and, with CUDA in use, the highest of torch's allocator."""
-    kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kilobytes on Linux
-    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte}
+    peak = {"host_bytes": _peak_resident_bytes()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["device_bytes"] = torch.cuda.max_memory_allocated()
@@ -83,6 +82,16 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "linux":
+        # Before getrusage, for there a process begins with the peak of the one that started it.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -24,10 +24,13 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
         return Path(source)
     name, _, at = source.partition("@")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # httpx.HTTPError, or that of the fork of httpx that newer hub clients stand on.
+    transport_error: type[BaseException] = HfHubHTTPError.__mro__[1]
     try:
         return Path(snapshot_download(name, revision=revision or at or None, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, transport_error) as error:
         raise InputError(
             got=f"{flag} {source} ({reason(error)})",
             expected="a local folder or a model on the Hugging Face hub that can be reached",

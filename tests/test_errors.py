@@ -1,0 +1,31 @@
+"""The one line a user sees, and the nearest name."""
+
+import pytest
+
+from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, InputError, nearest
+
+
+def test_an_input_error_says_got_expected_and_what_to_do() -> None:
+    assert str(InputError(got="7", expected="8", do="give 8")) == "got 7; expected 8; give 8"
+
+
+def test_an_input_error_is_one_line_whatever_is_put_in_it() -> None:
+    error = InputError(got="a\nb\t c", expected="x\r\ny", do="  z  ")
+    assert str(error) == "got a b c; expected x y; z"
+
+
+def test_an_input_error_is_a_value_error() -> None:
+    assert issubclass(InputError, ValueError)
+
+
+def test_the_exit_codes_are_those_the_readme_names() -> None:
+    assert (EXIT_OK, EXIT_INCOMPLETE, EXIT_BAD_INPUT, EXIT_INTERRUPTED) == (0, 1, 2, 130)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("imbd", "imdb"), ("cwi-new", "cwi-news"), ("20news", "20ng")])
+def test_a_misspelt_name_is_answered_with_the_nearest(typed: str, meant: str) -> None:
+    assert nearest(typed, ["imdb", "20ng", "cwi-news", "demo"]) == f"did you mean {meant!r}?"
+
+
+def test_a_name_near_nothing_is_answered_with_the_whole_list_sorted() -> None:
+    assert nearest("zzz", iter(["imdb", "20ng"])) == "choose one of 20ng, imdb"

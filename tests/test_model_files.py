@@ -1,0 +1,88 @@
+"""A model's files: a folder as it is, a hub id through the hub's cache, and one line when neither works."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
+
+from lugpi_core.errors import InputError
+from lugpi_core.model_files import MODEL_FILES, local_model_folder, reason
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What the hub is asked for; it has everything."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        calls.append((name, options))
+        return "/hub/snapshot"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def test_a_folder_is_taken_as_it_is_and_the_hub_is_not_asked(tmp_path: Path, asked: list[tuple[str, dict[str, Any]]]) -> None:
+    (tmp_path / "name@x").mkdir()
+    assert local_model_folder(str(tmp_path / "name@x"), flag="--encoders") == tmp_path / "name@x"
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "wanted"),
+    [
+        ("owner/name", None, ("owner/name", None)),
+        ("owner/name@v1", None, ("owner/name", "v1")),
+        ("owner/name", "abc", ("owner/name", "abc")),
+        ("owner/name@v1", "abc", ("owner/name", "abc")),
+        ("owner/name@", None, ("owner/name", None)),
+    ],
+)
+def test_a_hub_id_is_downloaded_at_its_revision(
+    asked: list[tuple[str, dict[str, Any]]], source: str, revision: str | None, wanted: tuple[str, str | None]
+) -> None:
+    assert local_model_folder(source, revision=revision, flag="--encoders") == Path("/hub/snapshot")
+    name, options = asked[0]
+    assert (name, options["revision"]) == wanted
+    assert options["allow_patterns"] == list(MODEL_FILES)
+
+
+def test_pickled_weights_and_code_are_never_asked_for(asked: list[tuple[str, dict[str, Any]]]) -> None:
+    assert set(MODEL_FILES) == {"*.json", "*.txt", "*.model", "*.safetensors"}
+    local_model_folder("owner/name", patterns=("unet/*.safetensors",), flag="--generator")
+    assert asked[0][1]["allow_patterns"] == ["unet/*.safetensors"]
+
+
+@pytest.mark.parametrize("source", ["owner/no-such-model", "./missing/folder/deep", "no spaces allowed"])
+def test_what_is_neither_folder_nor_hub_id_is_one_line_with_the_flag(source: str) -> None:
+    with pytest.raises(InputError, match=rf"got --encoders {source} \(.+\); expected a local folder or a model on the Hugging Face hub"):
+        local_model_folder(source, flag="--encoders")
+
+
+def test_a_download_that_breaks_off_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    http_error = HfHubHTTPError.__mro__[1]
+    assert not issubclass(http_error, OSError | ValueError)
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        raise http_error("The read operation timed out")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=r"got --encoders owner/name \(The read operation timed out\)"):
+        local_model_folder("owner/name", flag="--encoders")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("one\ntwo", "one"),
+        ("  a \t b ", "a b"),
+        ("", "OSError"),
+        ("\nsecond", "OSError"),
+        ("x" * 160, "x" * 160),
+        ("x" * 161, "x" * 157 + "…"),
+    ],
+)
+def test_the_reason_is_one_short_line(message: str, shown: str) -> None:
+    assert reason(OSError(message)) == shown

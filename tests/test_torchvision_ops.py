@@ -1,0 +1,146 @@
+"""torchvision imports though its compiled part does not fit, and nothing is declared where it does."""
+
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lugpi_core import torchvision_ops
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What torchvision 0.28 does at import time: name the operators.
+FAKE = """
+import torch
+
+@torch.library.register_fake("torchvision::nms")
+def nms(dets, scores, iou_threshold):
+    return dets
+
+@torch.library.register_fake("torchvision::qnms")
+def qnms(dets, scores, iou_threshold):
+    return dets
+"""
+
+IMPORT_FAKE = """
+import torch
+from lugpi_core.torchvision_ops import _declared, allow_torchvision_import
+
+assert allow_torchvision_import() is True
+assert allow_torchvision_import() is True
+assert len(_declared) == 1
+import torchvision
+
+assert torchvision.__file__.startswith("{folder}")
+for name in ("nms", "qnms"):
+    schema = str(getattr(torch.ops.torchvision, name).default._schema)
+    assert schema == f"torchvision::{{name}}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", schema
+try:
+    torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+except NotImplementedError:
+    print("calling it still fails")
+"""
+
+IMPORT_REAL = """
+from lugpi_core.quiet import quiet_libraries
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+quiet_libraries()
+allow_torchvision_import()
+import open_clip, transformers, diffusers
+print(open_clip.__version__, transformers.__version__, diffusers.__version__)
+"""
+
+
+def _python(code: str, *folders: Path) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*folders, ROOT)))}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_open_clip_transformers_and_diffusers_import_whatever_torchvision_is_installed() -> None:
+    done = _python(IMPORT_REAL)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 3
+
+
+def test_a_torchvision_without_its_compiled_part_has_its_two_schemas_declared_once(tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(FAKE)
+    (tmp_path / "torchvision" / "_C.so").write_bytes(b"not a library of this machine")
+    done = _python(IMPORT_FAKE.format(folder=tmp_path), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "calling it still fails"
+
+
+@pytest.fixture
+def declarations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each declaration; ``torchvision`` is an empty package of the test's."""
+    spec = importlib.machinery.ModuleSpec("torchvision", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "torchvision" else None)
+    made: list[int] = []
+    monkeypatch.setattr(torchvision_ops, "_declare", lambda: made.append(1))
+    allow_torchvision_import.cache_clear()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    allow_torchvision_import.cache_clear()
+
+
+def test_calling_it_twice_does_nothing_new(declarations: list[int]) -> None:
+    assert allow_torchvision_import() is True
+    assert allow_torchvision_import() is True
+    assert declarations == [1]
+
+
+@pytest.mark.parametrize("name", ["_C.so", "_C.cpython-311-x86_64-linux-gnu.so", "_C.pyd", "_C.dylib"])
+def test_where_the_compiled_part_loads_nothing_is_declared(
+    tmp_path: Path, declarations: list[int], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    loaded: list[str] = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    assert allow_torchvision_import() is False
+    assert loaded == [str(tmp_path / name)]
+    assert declarations == []
+
+
+def test_one_compiled_part_of_several_that_loads_is_enough(
+    tmp_path: Path, declarations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_C.so").write_bytes(b"")
+    (tmp_path / "_C.dylib").write_bytes(b"")
+
+    def load(path: str) -> None:
+        if path.endswith(".so"):
+            raise OSError("undefined symbol")
+
+    monkeypatch.setattr(torch.ops, "load_library", load)
+    assert allow_torchvision_import() is False
+    assert declarations == []
+
+
+def test_where_the_compiled_part_does_not_load_the_schemas_are_declared(
+    tmp_path: Path, declarations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_C.so").write_bytes(b"")
+
+    def load(path: str) -> None:
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr(torch.ops, "load_library", load)
+    assert allow_torchvision_import() is True
+    assert declarations == [1]
+
+
+def test_without_torchvision_nothing_is_declared(declarations: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert allow_torchvision_import() is False
+    assert declarations == []
