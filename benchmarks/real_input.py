@@ -16,7 +16,7 @@ from lugpi_core.files import read_json
 FEATURIZE = ("--generator", "demo", "--encoders", "demo")
 CORPORA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cwi-wikinews": ((), ("--epochs", "3")),
-    "20ng-2000": (("--limit", "2000"), ("--epochs", "6", "--max-length", "128")),
+    "20ng-2000": (("--limit", "2000"), ("--epochs", "4", "--max-length", "128")),
 }
 SMOKE = (("--limit", "60"), ("--epochs", "1", "--max-length", "16"))
 MODELS: dict[str, tuple[str, ...]] = {
