@@ -121,7 +121,7 @@ def _load_tower(files: EncoderFiles) -> nn.Module:
         return _open_clip_tower(files) if files.family == "open_clip" else _transformers_tower(files)
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:  # open_clip asserts that shapes fit
         raise InputError(
             got=f"{files.folder}, which does not load ({reason(error)})", expected="weights that fit their configuration", do="get it again"
         ) from None

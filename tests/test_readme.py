@@ -29,7 +29,8 @@ def commands() -> list[str]:
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
         for line in re.findall(r"-m ((?:featurize|train|benchmarks) [^`#\n|]*)", text):
-            found.append(line.strip())
+            if "--" in line:
+                found.append(line.strip())
     return found
 
 
