@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
 from lugpi_core.manifest import ColumnSpec, add_record, drop_record, load_manifest, open_manifest, shard_name
+from lugpi_core.meters import versions
 from lugpi_core.shard import ROW_DTYPE, ShardWriter, check_record
 
 LATENTS = "latents"
@@ -68,7 +69,7 @@ class ColumnWriter:
 
     def commit(self, shard: int, writer: ShardWriter) -> None:
         """Make a full shard final: synced, read back, renamed, recorded."""
-        record = writer.commit(self.folder / shard_name(shard))
+        record = writer.commit(self.folder / shard_name(shard)) | {"versions": versions()}
         add_record(self.folder, self.spec, shard, record)
         self.records[shard] = record
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
-from lugpi_core.manifest import ColumnSpec, open_manifest
+from lugpi_core.manifest import ColumnSpec, load_manifest, open_manifest
 from lugpi_core.token_store import ColumnReader, ColumnWriter, columns_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,3 +268,10 @@ def test_a_shard_is_opened_by_the_datasets_library_without_lugpi(tmp_path: Path,
     assert sorted(loaded.column_names) == ["flags", "row_hash", "tokens"]
     np.testing.assert_array_equal(np.asarray(loaded["tokens"][:]).reshape(10, 2, 3).astype(np.float16), values)
     assert loaded[9]["tokens"].shape == (2, 3)
+
+
+def test_a_shards_record_says_which_versions_made_it(tmp_path: Path) -> None:
+    import torch
+
+    _filled(tmp_path, _spec(3, 3))
+    assert load_manifest(tmp_path / "clip")[1][0]["versions"]["torch"] == torch.__version__
