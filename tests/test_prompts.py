@@ -1,0 +1,76 @@
+"""The plan of the drawings: one for each distinct prompt, with a seed that nothing but the prompt and the run's seed decides."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurize.prompts import DrawingPlan, drawing_seed, plan_drawings
+from lugpi_core.errors import InputError
+from lugpi_core.examples import Corpus, Example
+
+# xxh3-64 of "<seed>\0<prompt>", shifted right by one; a store made by an older release stays valid only while these hold.
+SEEDS = [3747004692172524481, 1002843070331025939, 4260915947167165924]
+PROMPTS = st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=8)
+
+
+def _corpus(prompts: list[str], name: str = "own") -> Corpus:
+    examples = tuple(Example(id=f"row-{n}", text=prompt, prompt=prompt, label=n % 2, split="train") for n, prompt in enumerate(prompts))
+    return Corpus(name=name, label_names=("a", "b"), examples=examples, license="none")
+
+
+def _plan(prompts: list[str], seed: int = 0) -> DrawingPlan:
+    return plan_drawings(_corpus(prompts), seed=seed)
+
+
+def test_examples_with_the_same_prompt_share_a_drawing_in_the_order_of_the_first() -> None:
+    plan = _plan(["sea", "dune", "sea", "sea ", "dune"])
+    assert plan.prompts == ("sea", "dune", "sea ")
+    assert plan.drawing_of_example.tolist() == [0, 1, 0, 2, 1]
+    assert plan.drawing_of_example.dtype == plan.seeds.dtype == np.int64
+    assert len(plan) == len(plan.seeds) == 3
+    assert plan.saved == 2
+
+
+@given(PROMPTS)
+def test_every_example_finds_its_own_prompt_among_the_drawings(prompts: list[str]) -> None:
+    plan = _plan(prompts)
+    assert [plan.prompts[drawing] for drawing in plan.drawing_of_example] == prompts
+    assert len(set(plan.prompts)) == len(plan.prompts)
+
+
+@given(PROMPTS, st.integers())
+def test_a_seed_depends_on_the_prompt_and_the_runs_seed_alone(prompts: list[str], seed: int) -> None:
+    forward, backward = _plan(prompts, seed), plan_drawings(_corpus(prompts[::-1], "another"), seed=seed)
+    seeds = dict(zip(forward.prompts, forward.seeds.tolist(), strict=True))
+    assert seeds == dict(zip(backward.prompts, backward.seeds.tolist(), strict=True))
+    assert seeds == {prompt: drawing_seed(prompt, seed) for prompt in prompts}
+    assert all(0 <= one < 2**63 for one in seeds.values())
+
+
+def test_seeds_are_the_same_in_every_process_and_every_release() -> None:
+    assert [drawing_seed("sea", 0), drawing_seed("sea", 1), drawing_seed("see", 0)] == SEEDS
+
+
+def test_prompts_and_seeds_that_join_to_the_same_text_have_seeds_of_their_own() -> None:
+    assert drawing_seed("2", 1) != drawing_seed("", 12)
+    assert drawing_seed("sea\ud800", 0) != drawing_seed("sea", 0)  # half a surrogate pair has no UTF-8 form and is no reason to stop
+
+
+def test_the_fingerprint_changes_with_any_prompt_its_order_and_the_seed_and_with_nothing_else() -> None:
+    base = _plan(["sea", "dune", "sea"])
+    assert base.fingerprint() == plan_drawings(_corpus(["sea", "sea", "dune"], "another"), seed=0).fingerprint()
+    others = [_plan(["sea", "Dune"]), _plan(["dune", "sea"]), _plan(["sea"]), _plan(["sea", "dune"], 1)]
+    assert len({base.fingerprint(), *(other.fingerprint() for other in others)}) == 5
+
+
+def test_the_fingerprint_changes_with_a_single_seed() -> None:
+    base = _plan(["sea", "dune"])
+    other = DrawingPlan(prompts=base.prompts, seeds=base.seeds + np.array([0, 1]), drawing_of_example=base.drawing_of_example)
+    assert other.fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize("prompt", ["", " \t\n", "\u2003"])
+def test_an_empty_prompt_is_refused_by_the_name_of_its_example(prompt: str) -> None:
+    with pytest.raises(InputError, match=r"got an empty prompt in example row-1; expected some words to draw; remove or fill that row"):
+        _plan(["sea", prompt])

@@ -1,0 +1,374 @@
+"""Drawing and decoding, held against the pipelines of diffusers; the same picture for the same prompt in any batch."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import transformers
+from diffusers.models import attention_processor
+
+from featurize import text_to_image
+from featurize.embedded import embedded_folder
+from featurize.generators import Generator, find_generator, generator_settings
+from featurize.prompts import drawing_seed
+from featurize.text_to_image import TextToImage
+from lugpi_core.device import Compute, resolve_compute
+from lugpi_core.errors import InputError
+
+# diffusers' schedulers meet NumPy 2 with it.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PROMPTS = [
+    f"{thing} in the {place}" for place in ("sea", "old town of the north") for thing in ("a cat", "two", "snow", "1", "é", "a b", "—")
+]
+SEEDS = [drawing_seed(prompt, 0) for prompt in PROMPTS]
+LONG = "word " * 200_000
+CUT = "word " * 500
+STRANGE = [
+    LONG,
+    "nul \0 inside",
+    "שלום עולם مرحبا",
+    "🐈‍⬛👩🏽‍🚀",
+    "<br/><script>x</script> <|endoftext|> (a:1.3) [b]",
+    "\ufeff x",
+    "e\u0301\u0301",
+]
+
+
+@pytest.fixture(scope="module")
+def compute() -> Iterator[Compute]:
+    """The CPU, on one thread: with models this small two threads wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield resolve_compute("cpu", "float32", half="float16")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def demo(compute: Compute) -> TextToImage:
+    return _drawer("demo", compute)
+
+
+def _generator(wanted: str = "demo", **overrides: Any) -> Generator:
+    return find_generator(wanted, generator_settings(wanted, overrides), half=False)
+
+
+def _drawer(wanted: str, compute: Compute, **overrides: Any) -> TextToImage:
+    return TextToImage(_generator(wanted, **overrides), compute, attention="auto")
+
+
+def _noise(seeds: list[int], shape: tuple[int, ...] = (4, 8, 8)) -> torch.Tensor:
+    return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+
+
+def _images(drawer: TextToImage, batch: int) -> torch.Tensor:
+    blocks = [slice(start, start + batch) for start in range(0, len(PROMPTS), batch)]
+    return torch.cat([drawer.decode(drawer.draw(PROMPTS[block], SEEDS[block])) for block in blocks])
+
+
+def test_a_row_is_the_same_image_in_batches_of_one_four_and_fourteen(demo: TextToImage) -> None:
+    images = {batch: _images(demo, batch) for batch in (1, 4, 14)}
+    assert images[1].shape == (14, 3, 64, 64)
+    assert (images[1] - images[4]).abs().max() <= 1e-4
+    assert (images[1] - images[14]).abs().max() <= 1e-4
+    assert (images[1][0] - images[1][1]).abs().max() > 0.05  # the rows do differ, so the bounds say something
+
+
+def test_the_picture_depends_on_the_prompt_and_on_the_seed(demo: TextToImage) -> None:
+    same, other_prompt, other_seed = demo.draw(["cat", "a dog on a hill", "cat"], [1, 1, 2])
+    assert (same - other_prompt).abs().max() > 1e-3
+    assert (same - other_seed).abs().max() > 0.1
+
+
+def test_a_batch_whose_neighbours_change_keeps_the_row(demo: TextToImage) -> None:
+    one, other = demo.draw(["cat", "dog"], [1, 2]), demo.draw(["cat", LONG], [1, 3])
+    assert (one[0] - other[0]).abs().max() <= 1e-4
+
+
+def _pipeline_says(drawer: TextToImage, prompts: list[str], seeds: list[int], **how: Any) -> torch.Tensor:
+    pipeline_class = getattr(diffusers, drawer.generator.pipeline_class)
+    by_hand = pipeline_class.from_pretrained(drawer.generator.folder, **how)
+    by_hand.set_progress_bar_config(disable=True)
+    with torch.inference_mode():
+        drawn = by_hand(
+            prompt=prompts,
+            latents=_noise(seeds, drawer.generator.latent_shape),
+            num_inference_steps=drawer.generator.settings.steps,
+            guidance_scale=drawer.generator.settings.guidance,
+            output_type="latent",
+        )
+    latents: torch.Tensor = drawn.images
+    return latents
+
+
+def test_draw_is_what_the_pipeline_gives_for_the_same_noise(demo: TextToImage) -> None:
+    prompts = ["a cat", CUT, "x " * 76, "y" * 300]
+    expected = _pipeline_says(demo, prompts, [3, 4, 5, 6], safety_checker=None)
+    assert torch.equal(demo.draw(prompts, [3, 4, 5, 6]), expected)
+
+
+def test_decode_is_the_pipelines_own_decoding_and_postprocessing(demo: TextToImage) -> None:
+    pipeline = demo._pipeline
+    latents = demo.draw(PROMPTS[:3], SEEDS[:3])
+    with torch.inference_mode():
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+    expected = pipeline.image_processor.postprocess(decoded, output_type="pt")
+    images = demo.decode(latents)
+    assert images.dtype == torch.float32
+    assert (images - expected).abs().max() <= 1e-6
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_decoder_that_overflows_gives_nan_and_no_black_or_white_picture(
+    demo: TextToImage, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    def overflowing(latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        images = torch.zeros(len(latents), 3, 64, 64)
+        images[1, 2, 3, 4] = value
+        return (images,)
+
+    monkeypatch.setattr(demo._pipeline.vae, "decode", overflowing)
+    images = demo.decode(torch.zeros(3, 4, 8, 8))
+    assert images[1, 2, 3, 4].isnan()
+    assert images.isnan().sum() == 1
+    assert (images[0] == 0.5).all()
+
+
+def test_latents_that_are_not_finite_give_images_that_are_not(demo: TextToImage) -> None:
+    latents = demo.draw(PROMPTS[:2], SEEDS[:2]).clone()
+    latents[0] = torch.nan
+    images = demo.decode(latents)
+    assert images[0].isnan().all()
+    assert images[1].isfinite().all()
+
+
+def test_a_prompt_of_77_tokens_is_whole_and_one_of_78_is_cut(demo: TextToImage) -> None:
+    tokenizer = demo._pipeline.tokenizer
+    whole, cut = "word " * 18 + "abc", "word " * 18 + "abcd"
+    assert [len(tokenizer(prompt)["input_ids"]) for prompt in (whole, cut)] == [77, 78]
+    assert tokenizer.model_max_length == 77
+    assert demo.prompt_is_cut([whole, cut, "a", LONG, whole]).tolist() == [False, True, False, True, False]
+
+
+def test_cut_prompts_are_told_in_a_corpus_of_more_than_a_thousand(demo: TextToImage) -> None:
+    cut = demo.prompt_is_cut(["a"] * 1030 + ["x" * 76])
+    assert (cut.shape, cut.sum(), cut[-1]) == ((1031,), 1, True)
+    assert demo.prompt_is_cut([]).shape == (0,)
+
+
+def test_any_text_is_drawn(demo: TextToImage) -> None:
+    latents = demo.draw(STRANGE, list(range(len(STRANGE))))
+    assert latents.shape == (len(STRANGE), 4, 8, 8)
+    assert latents.isfinite().all()
+    assert demo.prompt_is_cut(STRANGE).tolist()[:2] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a", "  a  b\n", "a\x1cb " * 90, " \u2003x\u00a0y\u3000z " * 40, "word " * 500, "!? " * 100, "\x85a" * 99]
+)
+def test_the_words_kept_have_the_tokens_the_encoder_reads(demo: TextToImage, prompt: str) -> None:
+    tokenizer = demo._pipeline.tokenizer
+    kept = text_to_image._first_words(prompt, 77)
+    assert prompt.startswith(kept)
+    assert tokenizer(kept, truncation=True)["input_ids"] == tokenizer(prompt, truncation=True)["input_ids"]
+
+
+def test_the_pipeline_is_spared_what_it_would_cut_off(demo: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(demo, "_pipeline", _Recorder(demo._pipeline, seen))
+    demo.draw([LONG, "short one"], [1, 2])
+    assert seen == [" ".join(["word"] * 77), "short one"]
+
+
+class _Recorder:
+    def __init__(self, pipeline: Any, seen: list[str]) -> None:
+        self.tokenizer = pipeline.tokenizer
+        self._pipeline = pipeline
+        self._seen = seen
+
+    def __call__(self, **how: Any) -> Any:
+        self._seen.extend(how["prompt"])
+        return self._pipeline(**how)
+
+
+@contextmanager
+def _unet_rows(drawer: TextToImage) -> Iterator[list[int]]:
+    rows: list[int] = []
+    handle = drawer._pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    yield rows
+    handle.remove()
+
+
+@pytest.mark.parametrize(("guidance", "passes"), [(0.0, 1), (1.0, 1), (1.01, 2), (3.0, 2)])
+def test_the_unet_reads_each_row_once_without_guidance_and_twice_with_it(compute: Compute, guidance: float, passes: int) -> None:
+    drawer = _drawer("demo", compute, guidance=guidance, steps=3)
+    with _unet_rows(drawer) as rows:
+        drawer.draw(PROMPTS[:5], SEEDS[:5])
+    assert rows == [5 * passes] * 3
+    assert sum(rows) == 5 * 3 * passes
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("ddim", diffusers.DDIMScheduler),
+        ("dpm++", diffusers.DPMSolverMultistepScheduler),
+        ("euler", diffusers.EulerDiscreteScheduler),
+        ("own", diffusers.PNDMScheduler),
+    ],
+)
+def test_the_scheduler_is_the_one_that_is_asked_for(tmp_path: Path, compute: Compute, scheduler: str, expected: type) -> None:
+    folder = Path(shutil.copytree(embedded_folder() / "generator", tmp_path / "sd"))
+    # As in the folders of Stable Diffusion 1: PNDM, whose configuration need not speak of clipping.
+    own = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+    }
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "PNDMScheduler", **own}))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
+    drawer = _drawer(f"demo={folder}", compute, scheduler=scheduler, steps=2)
+    found = drawer._pipeline.scheduler
+    assert type(found) is expected
+    assert {name: found.config[name] for name in own} == own
+    assert not found.config.get("clip_sample")
+    assert drawer.draw(["a"], [1]).isfinite().all()
+
+
+def test_xformers_on_the_cpu_is_refused(compute: Compute) -> None:
+    with pytest.raises(InputError, match=r"got --attention xformers on cpu; expected a CUDA device .*; use --attention sdpa"):
+        TextToImage(_generator(), compute, attention="xformers")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "sdpa"])
+def test_the_recorded_attention_is_what_the_unet_has(compute: Compute, wanted: text_to_image.AttentionChoice) -> None:
+    drawer = TextToImage(_generator(), compute, attention=wanted)
+    processors = drawer._pipeline.unet.attn_processors
+    assert len(processors) == 8
+    assert all(type(one) is attention_processor.AttnProcessor2_0 for one in processors.values())
+    assert drawer.attention == "AttnProcessor2_0"
+
+
+@pytest.mark.parametrize(("wanted", "recorded"), [("auto", "XFormersAttnProcessor"), ("sdpa", "AttnProcessor2_0")])
+def test_where_xformers_runs_it_is_taken_unless_sdpa_is_asked_for(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch, wanted: text_to_image.AttentionChoice, recorded: str
+) -> None:
+    pipeline = TextToImage(_generator(), compute, attention="sdpa")._pipeline
+    monkeypatch.setattr("diffusers.utils.is_xformers_available", lambda: True)
+    switch = "enable_xformers_memory_efficient_attention"
+    monkeypatch.setattr(pipeline.unet, switch, lambda: pipeline.unet.set_attn_processor(attention_processor.XFormersAttnProcessor()))
+    assert text_to_image._set_attention(pipeline, wanted, torch.device("cuda")) == recorded
+
+
+def test_an_xformers_that_does_not_run_leaves_auto_with_pytorchs_kernels_and_refuses_its_own_name(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = TextToImage(_generator(), compute, attention="sdpa")._pipeline
+    monkeypatch.setattr("diffusers.utils.is_xformers_available", lambda: True)
+
+    def fail() -> None:
+        raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
+
+    monkeypatch.setattr(pipeline.unet, "enable_xformers_memory_efficient_attention", fail)
+    assert text_to_image._set_attention(pipeline, "auto", torch.device("cuda")) == "AttnProcessor2_0"
+    with pytest.raises(InputError, match=r"--attention xformers, which does not run here \(No operator found"):
+        text_to_image._set_attention(pipeline, "xformers", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [("unet/diffusion_pytorch_model.safetensors", b"not weights"), ("unet/config.json", b"{"), ("scheduler/scheduler_config.json", None)],
+)
+def test_a_folder_that_does_not_load_is_one_line(tmp_path: Path, compute: Compute, path: str, content: bytes | None) -> None:
+    folder = Path(shutil.copytree(embedded_folder() / "generator", tmp_path / "sd"))
+    generator = _generator(f"demo={folder}")
+    (folder / path).unlink() if content is None else (folder / path).write_bytes(content)
+    with pytest.raises(InputError, match=rf"got {re.escape(str(folder))}, which does not load .*; download it again"):
+        TextToImage(generator, compute, attention="auto")
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A Stable Diffusion XL folder of the demo's size, its latents normalised by channel as some SDXL decoders have it."""
+    folder = tmp_path_factory.mktemp("models") / "sdxl"
+    text = transformers.CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=32,
+        bos_token_id=512,
+        eos_token_id=513,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        norm_num_groups=8,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(16, 16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=8,
+        latents_mean=(0.1, 0.2, 0.3, 0.4),
+        latents_std=(2.0, 3.0, 4.0, 5.0),
+    )
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(embedded_folder() / "generator" / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        diffusers.StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=transformers.CLIPTextModel(text),
+            text_encoder_2=transformers.CLIPTextModelWithProjection(text),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=unet,
+            scheduler=diffusers.EulerDiscreteScheduler(),
+        ).save_pretrained(folder)
+    return folder
+
+
+def test_stable_diffusion_xl_is_drawn_and_decoded_by_the_same_code(sdxl: Path, compute: Compute) -> None:
+    drawer = _drawer(str(sdxl), compute, steps=2, guidance=5.0)
+    assert drawer.generator.pipeline_class == "StableDiffusionXLPipeline"
+    latents = drawer.draw(["a cat", CUT], [3, 4])
+    assert torch.equal(latents, _pipeline_says(drawer, ["a cat", CUT], [3, 4]))
+    pipeline = drawer._pipeline
+    with torch.inference_mode():
+        mean, std = (torch.tensor(pipeline.vae.config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
+        decoded = pipeline.vae.decode(latents * std / pipeline.vae.config.scaling_factor + mean, return_dict=False)[0]
+    assert (drawer.decode(latents) - pipeline.image_processor.postprocess(decoded, output_type="pt")).abs().max() <= 1e-6
+    assert drawer.prompt_is_cut(["a cat", CUT]).tolist() == [False, True]
+
+
+def test_only_the_decoder_of_stable_diffusion_xl_stays_in_float32_beside_a_half_precision_unet(sdxl: Path) -> None:
+    folders = {"sdxl": sdxl, "sd": embedded_folder() / "generator"}
+    loaded = {name: text_to_image._load(_generator(str(folder)), torch.float16) for name, folder in folders.items()}
+    assert {name: (one.unet.dtype, one.vae.dtype) for name, one in loaded.items()} == {
+        "sdxl": (torch.float16, torch.float32),
+        "sd": (torch.float16, torch.float16),
+    }
+    assert all(one.vae.config.force_upcast for one in loaded.values())
