@@ -11,11 +11,10 @@ from lugpi_core.command_line import resolved_flags, run, say
 
 if TYPE_CHECKING:
     from featurize.generators import Generator
-    from featurize.pipeline import Counts, Job, Models
+    from featurize.pipeline import Job, Models, Work
     from featurize.prompts import DrawingPlan
     from lugpi_core.device import Compute
     from lugpi_core.examples import Corpus
-    from lugpi_core.meters import StageTimes
     from lugpi_core.token_store import ColumnWriter
 
 OVERRIDES = ("steps", "guidance", "scheduler", "size_px")
@@ -43,8 +42,8 @@ def featurize(options: FeaturizeOptions) -> dict[str, Any]:
     job = _plan(options, corpus, store)
     writers = _open_columns(job)
     _announce(corpus, job)
-    counts, times = _work(job, corpus, writers)
-    return _figures(options, corpus, job, writers, counts, times)
+    work = _work(job, corpus, writers)
+    return _figures(options, corpus, job, writers, work)
 
 
 def _plan(options: FeaturizeOptions, corpus: "Corpus", store: Path) -> "Job":
@@ -97,26 +96,26 @@ def _refuse_other_drawings(job: "Job") -> None:
         refuse_difference(job.store / name, found.fingerprint, wanted.get(name, {**found.fingerprint, "generation": generation}))
 
 
-def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "tuple[Counts, StageTimes]":
-    from featurize.pipeline import Counts, fill
+def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "Work":
+    from featurize.pipeline import Work, fill
     from lugpi_core.example_table import EXAMPLES
     from lugpi_core.meters import StageTimes
     from lugpi_core.store_view import VIEW, write_view
 
-    times = StageTimes(job.compute.device)
-    counts = Counts()
+    work = Work(times=StageTimes(job.compute.device))
     missing = _missing_rows(writers)
     if missing or not (job.store / EXAMPLES).is_file() or _table_is_stale(job.store, corpus):
-        with times.stage("load"):
+        with work.times.stage("load"):
             models = _load_models(job, writers)
+        work.attention = models.text_to_image.attention
         _write_examples(job, corpus, models)
         with _progress_bar(missing) as bar:
-            for counts in fill(job, writers, models, times):
-                bar.update(max(counts.drawn, counts.decoded) - bar.n)
+            for _ in fill(job, writers, models, work):
+                bar.update(max(work.drawn, work.decoded) - bar.n)
         write_view(job.store)
     elif not (job.store / VIEW).is_file():
         write_view(job.store)
-    return counts, times
+    return work
 
 
 def _missing_rows(writers: "dict[str, ColumnWriter]") -> int:
@@ -178,15 +177,14 @@ def _figures(
     corpus: "Corpus",
     job: "Job",
     writers: "dict[str, ColumnWriter]",
-    counts: "Counts",
-    times: "StageTimes",
+    work: "Work",
 ) -> dict[str, Any]:
     from lugpi_core.example_table import read_example_table
     from lugpi_core.meters import peak_memory_bytes, provenance
 
     flagged = {name: sum(len(record["flagged"]) for record in writer.records.values()) for name, writer in writers.items()}
     table = read_example_table(job.store, corpus)
-    already_done = not (counts.drawn or counts.decoded)
+    already_done = not (work.drawn or work.decoded)
     cut_share = float(table.prompt_cut.mean())
     say(
         f"{'already done' if already_done else 'done'}: {job.store}; {cut_share:.1%} of the prompts were cut to what the generator reads"
@@ -204,10 +202,10 @@ def _figures(
         "columns": {name: [writer.spec.rows, *writer.spec.row_shape] for name, writer in writers.items()},
         "bytes": {name: sum(record["bytes"] for record in writer.records.values()) for name, writer in writers.items()},
         "failed_rows": flagged,
-        "rows": {"drawn": counts.drawn, "decoded": counts.decoded, "encoded": counts.encoded},
-        "times": times.record(),
+        "rows": {"drawn": work.drawn, "decoded": work.decoded, "encoded": work.encoded},
+        "times": work.times.record(),
         "peak_memory": peak_memory_bytes(),
-        "compute": job.compute.record(),
+        "compute": {**job.compute.record(), "attention": work.attention},
         "notice": job.generator.settings.notice,
         "config": resolved_flags(options),
         "provenance": provenance(),

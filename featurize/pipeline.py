@@ -22,20 +22,19 @@ from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.manifest import ColumnSpec
 from lugpi_core.meters import StageTimes
-from lugpi_core.shard import ShardWriter
+from lugpi_core.shard import FLAG_CONSTANT, FLAG_NOT_FINITE, ShardWriter
 from lugpi_core.token_store import LATENTS, ColumnWriter
 
-FLAG_NOT_FINITE = 1
 
+@dataclass(kw_only=True)
+class Work:
+    """What a run has done so far: rows drawn, decoded and encoded (exact), seconds by stage, and the UNet's attention processor."""
 
-@dataclass
-class Counts:
-    """What a run did, in rows; exact."""
-
+    times: StageTimes
     drawn: int = 0
     decoded: int = 0
     encoded: int = 0
-    flagged: int = 0
+    attention: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +92,8 @@ def column_specs(
     return specs
 
 
-def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, times: StageTimes) -> Iterator[Counts]:
-    """Fill every shard that is not final; yield the counts so far after each block."""
-    counts = Counts()
+def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work) -> Iterator[None]:
+    """Fill every shard that is not final, adding up in ``work``; yield after each block."""
     shards = next(iter(writers.values())).spec.shards
     for shard in range(shards):
         open_columns = {name: writer for name, writer in writers.items() if not writer.is_committed(shard)}
@@ -103,17 +101,13 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, times: Stag
             continue
         with ExitStack() as stack:
             files = {name: stack.enter_context(closing(writer.open_shard(shard))) for name, writer in open_columns.items()}
-            for _ in _fill_shard(job, models, files, _stored_latents(job.store, writers, shard), times, counts):
-                yield counts
-            with times.stage("commit"):
+            yield from _fill_shard(job, models, files, _stored_latents(job.store, writers, shard), work)
+            with work.times.stage("commit"):
                 for name, file in files.items():
-                    counts.flagged += int(np.count_nonzero(file.flags()))
                     writers[name].commit(shard, file)
 
 
-def _fill_shard(
-    job: Job, models: Models, files: dict[str, ShardWriter], stored: NDArray[np.float16] | None, times: StageTimes, counts: Counts
-) -> Iterator[None]:
+def _fill_shard(job: Job, models: Models, files: dict[str, ShardWriter], stored: NDArray[np.float16] | None, work: Work) -> Iterator[None]:
     layout = next(iter(files.values())).layout
     for first in range(0, layout.rows, job.batch_size):
         rows = slice(first, min(first + job.batch_size, layout.rows))
@@ -122,39 +116,47 @@ def _fill_shard(
             continue
         latents_BChw = _known_latents(files.get(LATENTS), stored, rows)
         if latents_BChw is None:
-            with times.stage("draw"):
+            with work.times.stage("draw"):
                 drawings = slice(layout.first_row + rows.start, layout.first_row + rows.stop)
                 drawn = models.text_to_image.draw(job.plan.prompts[drawings], [int(seed) for seed in job.plan.seeds[drawings]])
                 # Rounded before it is decoded: an encoder added later, which sees the stored latent, gets the same image.
                 latents_BChw = drawn.to(torch.float16)
-            counts.drawn += rows.stop - rows.start
+            work.drawn += rows.stop - rows.start
         if LATENTS in wanting:
-            with times.stage("write"):
+            with work.times.stage("write"):
                 _write(wanting[LATENTS], rows, latents_BChw)
-        _encode_block(models, {name: file for name, file in wanting.items() if name != LATENTS}, rows, latents_BChw, times, counts)
+        _encode_block(models, {name: file for name, file in wanting.items() if name != LATENTS}, rows, latents_BChw, work)
         yield
 
 
-def _encode_block(
-    models: Models, wanting: dict[str, ShardWriter], rows: slice, latents_BChw: torch.Tensor, times: StageTimes, counts: Counts
-) -> None:
+def _encode_block(models: Models, wanting: dict[str, ShardWriter], rows: slice, latents_BChw: torch.Tensor, work: Work) -> None:
     if not wanting:
         return
-    with times.stage("decode"):
+    with work.times.stage("decode"):
         images_B3HW = models.text_to_image.decode(latents_BChw)
-    counts.decoded += len(images_B3HW)
+        constant_B = _constant(images_B3HW)
+    work.decoded += len(images_B3HW)
     for name, file in wanting.items():
-        with times.stage("encode"):
+        with work.times.stage("encode"):
             tokens_BTD = models.encoders[name].encode(images_B3HW)
-        counts.encoded += len(tokens_BTD)
-        with times.stage("write"):
-            _write(file, rows, tokens_BTD)
+        work.encoded += len(tokens_BTD)
+        with work.times.stage("write"):
+            _write(file, rows, tokens_BTD, constant_B)
 
 
-def _write(file: ShardWriter, rows: slice, values_B: torch.Tensor) -> None:
-    finite_B = torch.isfinite(values_B).flatten(1).all(dim=1)
-    values = torch.where(finite_B.view(-1, *[1] * (values_B.ndim - 1)), values_B, 0).cpu().numpy()
-    flags = np.where(finite_B.cpu().numpy(), 0, FLAG_NOT_FINITE).astype(np.uint8)
+def _constant(images_B3HW: torch.Tensor) -> torch.Tensor:
+    """Return bool [B]: True where a picture has one value everywhere, to within one step of 8 bits (SD v2 at 768 px in fp16 draws such)."""
+    pixels = images_B3HW.flatten(1)
+    return pixels.amax(dim=1) - pixels.amin(dim=1) < 1 / 255
+
+
+def _write(file: ShardWriter, rows: slice, values_B: torch.Tensor, constant_B: torch.Tensor | None = None) -> None:
+    flags_B = torch.zeros(len(values_B), dtype=torch.uint8, device=values_B.device)
+    if constant_B is not None:
+        flags_B[constant_B] = FLAG_CONSTANT
+    flags_B[~torch.isfinite(values_B).flatten(1).all(dim=1)] = FLAG_NOT_FINITE
+    good_B = (flags_B == 0).view(-1, *[1] * (values_B.ndim - 1))
+    values, flags = torch.where(good_B, values_B, 0).cpu().numpy(), flags_B.cpu().numpy()
     missing = np.flatnonzero(~file.valid[rows])
     for start, stop in _runs(missing):
         file.write(rows.start + start, values[start:stop], flags[start:stop])

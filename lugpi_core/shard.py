@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.files import sync_folder, whole_file
 
-FLAG_REASONS = {1: "not finite", 2: "constant picture"}
+FLAG_NOT_FINITE, FLAG_CONSTANT = 1, 2
+FLAG_REASONS = {FLAG_NOT_FINITE: "not finite", FLAG_CONSTANT: "constant picture"}
 ROW_DTYPE = np.dtype("<f2")
 _CHUNK_BYTES = 1 << 22
 

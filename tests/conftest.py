@@ -1,4 +1,4 @@
-"""What every test stands on: no hub, a cache of its own, two threads, the embedded models made once."""
+"""What every test stands on: no hub, a cache of its own, one thread, the embedded models made once."""
 
 import os
 import subprocess
@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "2"
+# One thread a process: on two shared cores more threads wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Before the first test module is collected, for some import transformers or open_clip themselves.
 quiet_libraries()
 allow_torchvision_import()

@@ -98,7 +98,7 @@ def test_the_figures_are_json_and_say_how_they_were_made(undisturbed: tuple[Path
     figures = json.loads(json.dumps(undisturbed[1], allow_nan=False))
     assert figures["times"].keys() == {"load_s", "draw_s", "decode_s", "encode_s", "write_s", "commit_s"}
     assert figures["config"]["batch_size"] == 4
-    assert figures["compute"] == {"device": "cpu", "device_name": "CPU", "dtype": "float32", "threads": 1}
+    assert figures["compute"] == {"device": "cpu", "device_name": "CPU", "dtype": "float32", "threads": 1, "attention": "AttnProcessor2_0"}
     assert figures["bytes"]["clip-demo"] == sum(len(data) for name, data in _bytes(undisturbed[0]).items() if "clip-demo" in name)
 
 
@@ -280,12 +280,14 @@ def _poison(patch: pytest.MonkeyPatch, part: str, value: float) -> None:
     [
         ("unet", float("nan"), {"latents": 3, "clip-demo": 3, "vit-demo": 3}),
         ("vae", float("inf"), {"latents": 0, "clip-demo": 3, "vit-demo": 3}),
+        ("vae", -1.0, {"latents": 0, "clip-demo": 3, "vit-demo": 3}),  # a black picture
         ("vit", 1e6, {"latents": 0, "clip-demo": 0, "vit-demo": 3}),  # beyond float16
     ],
 )
-def test_a_row_that_is_not_finite_is_flagged_counted_and_written_as_zeros(
+def test_a_row_that_failed_is_flagged_counted_and_written_as_zeros(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], part: str, value: float, failed: dict[str, int]
 ) -> None:
+    reason = "constant picture" if value == -1.0 else "not finite"
     with pytest.MonkeyPatch.context() as patch:
         _poison(patch, part, value)
         figures = cli.featurize(_options(table, tmp_path))
@@ -293,7 +295,7 @@ def test_a_row_that_is_not_finite_is_flagged_counted_and_written_as_zeros(
     assert not figures["complete"]
     for column, count in failed.items():
         reader, good = ColumnReader(tmp_path / "tokens", column), ColumnReader(undisturbed[0] / "tokens", column)
-        assert reader.flagged == dict.fromkeys((1, 5, 9)[:count], "not finite")
+        assert reader.flagged == dict.fromkeys((1, 5, 9)[:count], reason)
         rows = reader.gather(range(DRAWINGS))
         assert np.isfinite(rows).all()
         assert not rows[[1, 5, 9][:count]].any()

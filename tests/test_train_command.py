@@ -226,7 +226,7 @@ def test_a_killed_training_goes_on_to_the_same_model(trained: Path, small_csv: P
     import sys
     import time
 
-    arguments = ["train", "baseline", "--dataset", str(small_csv), "--run-dir", str(tmp_path), *FLAGS[:4], "--epochs", "40", *FLAGS[6:]]
+    arguments = ["train", "baseline", "--dataset", str(small_csv), "--run-dir", str(tmp_path), *FLAGS[:4], "--epochs", "12", *FLAGS[6:]]
     child = subprocess.Popen(
         [sys.executable, "-m", *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
     )
