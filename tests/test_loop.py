@@ -114,7 +114,7 @@ def test_the_best_epoch_is_the_first_of_the_highest() -> None:
 
 
 def test_training_learns_the_topics(small_csv: Path, tmp_path: Path) -> None:
-    training = training_of(small_csv, tmp_path / "run", epochs=10, learning_rate=5e-3)
+    training = training_of(small_csv, tmp_path / "run", epochs=12, learning_rate=2e-3)
     history = fit(training)
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     test = training.data.corpus.rows("test")
