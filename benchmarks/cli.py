@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         "all": (_all, BenchmarkOptions),
         "real": (_real, RealInputOptions),
     }
-    about = "Measure the store, featurize and training; `all` runs these three, `real` trains on real corpora (an hour on two cores)."
+    about = "Measure the store, featurize and training; `all` runs these three, `real` trains on real corpora (90 minutes)."
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
 

@@ -1,6 +1,9 @@
 """What does featurize cost beyond its bare forwards? The same drawings, with and without the pipeline and the store around them."""
 
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
     options = FeaturizeOptions(dataset="demo", generator="demo", encoders=("demo",), limit=drawings, batch_size=batch)
     forwards = _BareForwards(options)
     staged: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _parts_may_lack_labels():
         seconds = interleaved({"forwards": forwards.run, "featurize": lambda: staged.append(_featurize(options, folder))}, repeats=repeats)
     seconds["featurize"] = staged[1:]
     figures = {
@@ -50,12 +53,20 @@ def _featurize(options: FeaturizeOptions, folder: str) -> float:
     return float(sum(value for name, value in figures["times"].items() if name != "load_s"))
 
 
+@contextmanager
+def _parts_may_lack_labels() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="--limit leaves no train example")  # nothing is trained here
+        yield
+
+
 class _BareForwards:
     """Draw, decode and encode the same prompts in the same batches, and throw the result away."""
 
     def __init__(self, options: FeaturizeOptions) -> None:
         compute = resolve_compute("auto", "auto", half="float16")
-        self._plan = plan_drawings(load_corpus(options), seed=0)
+        with _parts_may_lack_labels():
+            self._plan = plan_drawings(load_corpus(options), seed=0)
         settings = generator_settings("demo", {})
         self._text_to_image = TextToImage(find_generator("demo", settings, half=False), compute, attention="auto")
         self._encoders = [ImageEncoder(find_encoder(name), compute) for name in ENCODERS]

@@ -52,6 +52,7 @@ def _plan(options: FeaturizeOptions, corpus: "Corpus", store: Path) -> "Job":
     from featurize.pipeline import Job, column_specs
     from featurize.prompts import plan_drawings
     from lugpi_core.device import resolve_compute
+    from lugpi_core.token_store import LATENTS, columns_of
 
     compute = resolve_compute(options.device, options.dtype, half="float16")
     plan = plan_drawings(corpus, seed=options.seed)
@@ -59,7 +60,9 @@ def _plan(options: FeaturizeOptions, corpus: "Corpus", store: Path) -> "Job":
     encoders = tuple(find_encoder(name) for name in expand_encoders(options.encoders))
     generator = find_generator(options.generator, settings, half=compute.dtype != "float32")
     generation = _generation(options, plan, generator, compute)
-    columns = column_specs(plan, generator, encoders, generation, shard_rows=options.shard_rows, latents=options.latents)
+    # Latents that are there are used, whether more of them are wanted or not.
+    latents = options.latents or LATENTS in columns_of(store)
+    columns = column_specs(plan, generator, encoders, generation, shard_rows=options.shard_rows, latents=latents)
     return Job(
         store=store,
         plan=plan,
@@ -93,6 +96,8 @@ def _refuse_other_drawings(job: "Job") -> None:
     generation = job.columns[0].fingerprint["generation"]
     for name in columns_of(job.store):
         found, _ = load_manifest(job.store / name)
+        if "generation" not in found.fingerprint:
+            continue  # brought by somebody else; its rows are their affair
         refuse_difference(job.store / name, found.fingerprint, wanted.get(name, {**found.fingerprint, "generation": generation}))
 
 
@@ -108,6 +113,8 @@ def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "
         with work.times.stage("load"):
             models = _load_models(job, writers)
         work.attention = models.text_to_image.attention
+        # Gone until it is true again: a run that is stopped here leaves none, and the next one writes it.
+        (job.store / VIEW).unlink(missing_ok=True)
         _write_examples(job, corpus, models)
         with _progress_bar(missing) as bar:
             for _ in fill(job, writers, models, work):
@@ -184,7 +191,7 @@ def _figures(
 
     flagged = {name: sum(len(record["flagged"]) for record in writer.records.values()) for name, writer in writers.items()}
     table = read_example_table(job.store, corpus)
-    already_done = not (work.drawn or work.decoded)
+    already_done = work.attention is None  # no model was needed
     cut_share = float(table.prompt_cut.mean())
     say(
         f"{'already done' if already_done else 'done'}: {job.store}; {cut_share:.1%} of the prompts were cut to what the generator reads"

@@ -130,7 +130,12 @@ def find_generator(wanted: str, settings: GeneratorPreset, *, half: bool) -> Gen
     """
     name, _, folder_given = wanted.partition("=")
     folder, variant, revision = _first_within_reach(name, _sources(name, folder_given), half=half)
-    return _described(name, folder, variant, revision, settings)
+    try:
+        return _described(name, folder, variant, revision, settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            got=f"{folder}, whose configuration lacks something ({error!r})", expected="a whole diffusers folder", do="download it again"
+        ) from None
 
 
 def _sources(name: str, folder_given: str) -> tuple[str, ...]:

@@ -162,6 +162,15 @@ def find_encoder(wanted: str) -> EncoderFiles:
     Raises:
         InputError: unknown name, files out of reach, weights that are not safetensors, or not a vision transformer with a class token.
     """
+    try:
+        return _found(wanted)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            got=f"--encoders {wanted}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
+        ) from None
+
+
+def _found(wanted: str) -> EncoderFiles:
     source = PRESETS.get(wanted, wanted)
     if source == "embedded":
         from featurize.embedded import embedded_folder

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.device import DeviceChoice, DtypeChoice
+from lugpi_core.device import DeviceChoice, DtypeChoice, require_seed
 from lugpi_core.errors import InputError
 
 
@@ -46,6 +46,8 @@ class FeaturizeOptions(CorpusOptions):
     """Attention kernels of the UNet; auto takes xformers where it runs, else PyTorch's own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed(self.seed)
         for name in ("batch_size", "shard_rows"):
             if getattr(self, name) < 1:
                 raise InputError(

@@ -89,6 +89,7 @@ def _first_words(prompt: str, count: int) -> str:
 
 def _load(generator: Generator, dtype: torch.dtype) -> Any:
     import diffusers
+    from safetensors import SafetensorError
 
     diffusers.utils.logging.disable_progress_bar()
     pipeline_class = getattr(diffusers, generator.pipeline_class)
@@ -98,7 +99,7 @@ def _load(generator: Generator, dtype: torch.dtype) -> Any:
         pipeline = pipeline_class.from_pretrained(
             generator.folder, dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             got=f"{generator.folder}, which does not load ({' '.join(str(error).split())[:160]})",
             expected=f"a whole {generator.pipeline_class} folder with safetensors weights",

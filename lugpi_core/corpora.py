@@ -15,7 +15,7 @@ from lugpi_core.demo_corpus import load_demo
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.examples import Corpus, Example, Split
 from lugpi_core.own_data import checked_texts, load_own
-from lugpi_core.splits import VALIDATION_PERCENT, cut_from_train, limited, seeded_splits, share_down, share_up
+from lugpi_core.splits import VALIDATION_PERCENT, cut_from_train, limited, seeded_splits, share_down, share_up, warn_of_lost_labels
 
 DATASETS = ("20ng", "imdb", "cwi-news", "cwi-wikinews", "demo")
 OWN_COLUMNS = frozenset({"text_column", "label_column", "prompt_column", "split_column", "validation_file", "test_file"})
@@ -72,7 +72,11 @@ def load_corpus(options: CorpusOptions) -> Corpus:
     """
     corpus = _loader(options.dataset)(options)
     _warn_of_idle_settings(options, corpus)
-    return corpus if options.limit is None else limited(corpus, options.limit, seed=options.split_seed)
+    if options.limit is None:
+        return corpus
+    part = limited(corpus, options.limit, seed=options.split_seed)
+    warn_of_lost_labels(part)
+    return part
 
 
 def _loader(dataset: str) -> Callable[[CorpusOptions], Corpus]:

@@ -57,6 +57,12 @@ def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["
     return Compute(device=chosen, device_name=name, dtype=dtype, threads=torch.get_num_threads())
 
 
+def require_seed(seed: int) -> None:
+    """Raise InputError unless every generator takes the seed."""
+    if not 0 <= seed < 2**31:
+        raise InputError(got=f"--seed {seed}", expected="0 to 2147483647", do="give a smaller, positive number")
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (torch seeds every CUDA device with its own)."""
     import random

@@ -1,10 +1,12 @@
 """Seeded cuts of a corpus into splits. One rule everywhere: a permutation of the rows is drawn and its head is cut off."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from lugpi_core.errors import InputError
 from lugpi_core.examples import SPLITS, Corpus, Split
 
 VALIDATION_PERCENT = 10
@@ -46,6 +48,7 @@ def shares(counts: Sequence[int], total: int) -> list[int]:
     ``total`` must lie between the number of non-empty parts and the sum of the counts.
     """
     whole = sum(counts)
+    assert sum(map(bool, counts)) <= total <= whole, (counts, total)
     parts = [max(min(1, count), count * total // whole) for count in counts]
     by_remainder = sorted(range(len(counts)), key=lambda part: -(counts[part] * total % whole))
     while sum(parts) < total:
@@ -67,3 +70,17 @@ def limited(corpus: Corpus, limit: int, *, seed: int) -> Corpus:
     for of_split, count in zip(rows, shares([len(of_split) for of_split in rows], limit), strict=True):
         kept.extend(of_split[place] for place in generator.permutation(len(of_split))[:count])
     return replace(corpus, examples=tuple(corpus.examples[row] for row in sorted(kept)))
+
+
+def warn_of_lost_labels(part: Corpus) -> None:
+    """Warn when a part of a corpus scores labels that it does not train on.
+
+    Raises:
+        InputError: a single class is left to train on.
+    """
+    trained = {example.label for example in part.examples if example.split == "train"}
+    if len(trained) < 2:
+        raise InputError(got=f"--limit {len(part.examples)}, which leaves one class to train on", expected="two or more", do="raise it")
+    unseen = sorted({part.label_names[example.label] for example in part.examples} - {part.label_names[label] for label in trained})
+    if unseen:
+        warnings.warn(f"--limit leaves no train example of {', '.join(unseen)}, which others are scored on", stacklevel=3)

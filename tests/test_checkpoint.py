@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
-from train.checkpoint import CHECKPOINT, load_checkpoint, load_weights, save_checkpoint, save_weights
+from train.checkpoint import (
+    CHECKPOINT,
+    best_name,
+    load_checkpoint,
+    load_weights,
+    remove_other_best,
+    save_checkpoint,
+    save_weights,
+)
 
 
 def test_a_checkpoint_brings_back_its_state_and_the_random_numbers(tmp_path: Path) -> None:
@@ -67,3 +75,12 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"not safetensors at all")
     with pytest.raises(InputError, match="weights of this model"):
         load_weights(tmp_path / "w.safetensors", nn.Linear(5, 3))
+
+
+def test_only_the_best_epochs_weights_are_kept(tmp_path: Path) -> None:
+    for epoch in (1, 12, 123):
+        (tmp_path / best_name(epoch)).write_bytes(b"x")
+    remove_other_best(tmp_path, 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["best-012.safetensors"]
+    remove_other_best(tmp_path, None)
+    assert not list(tmp_path.iterdir())

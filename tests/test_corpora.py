@@ -320,8 +320,8 @@ def test_a_setting_without_effect_warns(flags: dict[str, object], named: str) ->
 def test_a_setting_with_effect_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        corpus = load_corpus(CorpusOptions(dataset="demo", split_seed=1, limit=130))
-    assert corpus.counts() == {"train": 20, "validation": 10, "test": 100}
+        corpus = load_corpus(CorpusOptions(dataset="demo", split_seed=1, limit=1560))
+    assert corpus.counts() == {"train": 240, "validation": 120, "test": 1200}
 
 
 # The real corpora

@@ -287,3 +287,14 @@ def test_help_shows_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[st
     missing: list[Any] = [name for name in names if not re.search(rf"--(no-)?{name}\b", shown)]
     assert not missing
     assert "Classifier-free guidance scale" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [(("--limit", "2"), "--limit 2"), (("--limit", "-5"), "--limit -5"), (("--seed", "-1"), "--seed -1")]
+)
+def test_a_limit_or_a_seed_that_makes_no_corpus_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], told: str
+) -> None:
+    assert main(["--dataset", "demo", "--generator", "demo", "--encoders", "demo", "--run-dir", str(tmp_path / "run"), *flags]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -5,10 +5,19 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.errors import InputError
-from train.checkpoint import BEST, CHECKPOINT
+from train.checkpoint import CHECKPOINT, best_name
+from train.metrics import PREDICTIONS
 from train.model_folder import METRICS, finish, finished_metrics, require_finished
+from train.teacher_outputs import WEIGHTS
 
 FINGERPRINT = {"command": "baseline", "flags": {"epochs": 3, "seed": 0}, "corpus": "abc"}
+
+
+def make_whole(folder: Path) -> None:
+    finished_metrics(folder, FINGERPRINT)
+    for name in (WEIGHTS, PREDICTIONS):
+        (folder / name).write_bytes(b"x")
+    finish(folder, {"accuracy": 0.5})
 
 
 def test_a_new_folder_is_to_be_trained(tmp_path: Path) -> None:
@@ -17,9 +26,27 @@ def test_a_new_folder_is_to_be_trained(tmp_path: Path) -> None:
 
 
 def test_a_finished_folder_gives_its_metrics(tmp_path: Path) -> None:
-    finished_metrics(tmp_path, FINGERPRINT)
-    finish(tmp_path, {"accuracy": 0.5})
+    make_whole(tmp_path)
     assert finished_metrics(tmp_path, FINGERPRINT) == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize("lost", [WEIGHTS, PREDICTIONS, METRICS])
+def test_a_folder_that_lost_a_file_is_not_done(tmp_path: Path, lost: str) -> None:
+    make_whole(tmp_path)
+    (tmp_path / lost).unlink()
+    assert finished_metrics(tmp_path, FINGERPRINT) is None
+
+
+def test_a_command_that_failed_before_it_trained_binds_nothing(tmp_path: Path) -> None:
+    finished_metrics(tmp_path, FINGERPRINT)
+    assert finished_metrics(tmp_path, {**FINGERPRINT, "corpus": "other"}) is None
+
+
+def test_a_training_under_way_is_not_continued_with_other_settings(tmp_path: Path) -> None:
+    finished_metrics(tmp_path, FINGERPRINT)
+    (tmp_path / CHECKPOINT).write_bytes(b"x")
+    with pytest.raises(InputError, match="corpus"):
+        finished_metrics(tmp_path, {**FINGERPRINT, "corpus": "other"})
 
 
 @pytest.mark.parametrize(
@@ -33,18 +60,17 @@ def test_a_finished_folder_gives_its_metrics(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_was_trained_otherwise_is_refused_with_the_field(tmp_path: Path, changed: dict[str, object], field: str) -> None:
-    finished_metrics(tmp_path, FINGERPRINT)
-    finish(tmp_path, {"accuracy": 0.5})
+    make_whole(tmp_path)
     with pytest.raises(InputError, match=field):
         finished_metrics(tmp_path, {**FINGERPRINT, **changed})
     assert (tmp_path / METRICS).is_file()
 
 
 def test_finishing_removes_what_only_a_continued_training_needs(tmp_path: Path) -> None:
-    for name in (CHECKPOINT, BEST, "model.safetensors"):
+    for name in (CHECKPOINT, best_name(3), WEIGHTS):
         (tmp_path / name).write_bytes(b"x")
     finish(tmp_path, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS, "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS, WEIGHTS]
 
 
 def test_a_model_that_another_step_needs_is_asked_for(tmp_path: Path) -> None:

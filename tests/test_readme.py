@@ -70,6 +70,10 @@ def test_every_file_of_the_map_exists() -> None:
             assert (ROOT / folder / name).is_file(), f"{folder}{name}"
 
 
+def test_no_figure_is_left_to_be_filled_in() -> None:
+    assert not re.search(r"@[A-Z]+@", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
 def test_ci_runs_what_the_readme_says() -> None:
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make check test"
 

@@ -4,11 +4,12 @@ import math
 from collections import Counter
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lugpi_core.examples import SPLITS, Corpus, Example, Split
-from lugpi_core.splits import cut_from_train, limited, seeded_splits, share_down, share_up, shares
+from lugpi_core.splits import cut_from_train, limited, seeded_splits, share_down, share_up, shares, warn_of_lost_labels
 
 
 @given(st.integers(0, 10**7), st.integers(0, 100))
@@ -73,3 +74,11 @@ def test_a_limit_of_everything_changes_nothing() -> None:
     corpus = _corpus((5, 3, 2))
     assert limited(corpus, 10, seed=0) == corpus
     assert limited(corpus, 3, seed=0).counts() == dict.fromkeys(SPLITS, 1)
+
+
+def test_a_limit_that_leaves_no_train_example_of_a_label_is_told() -> None:
+    splits: tuple[Split, ...] = ("train", "train", "train", "train", "validation", "test")
+    examples = tuple(Example(id=str(n), text="t", prompt="p", label=[0, 1, 0, 1, 0, 2][n], split=split) for n, split in enumerate(splits))
+    corpus = Corpus(name="c", label_names=("a", "b", "c"), examples=examples, license="none")
+    with pytest.warns(UserWarning, match="no train example of c"):
+        warn_of_lost_labels(limited(corpus, 5, seed=0))

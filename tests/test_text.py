@@ -106,6 +106,24 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         find_text_model(str(tmp_path), max_length=None)
 
 
+def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    model = find_text_model("demo", max_length=None)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((model.folder / name).read_bytes())
+    with pytest.raises(InputError, match=r"without tokenizer\.json"):
+        find_text_model(str(tmp_path), max_length=None)
+
+
+def test_damaged_weights_are_told_in_one_line(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(find_text_model("demo", max_length=None).folder, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="does not load"):
+        load_text_encoder(find_text_model(str(tmp_path), max_length=None))
+
+
 def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
     model = find_text_model("demo", max_length=None)
     model.tokenizer.save_pretrained(tmp_path)

@@ -113,6 +113,7 @@ def test_the_student_loads_where_lugpi_does_not_exist_with_the_same_logits(train
         "try:\n import lugpi_core; sys.exit('lugpi is here')\nexcept ImportError: pass\n"
         "from transformers import pipeline\n"
         "classify = pipeline('text-classification', model=sys.argv[1], function_to_apply='none', top_k=None)\n"
+        "classify('long ' * 5000, truncation=True)\n"
         "print(json.dumps(classify(json.loads(sys.argv[2]))))"
     )
     with (trained / "student" / "predictions.csv").open() as file:
@@ -144,16 +145,19 @@ def test_student_training_touches_neither_images_nor_teacher(small_csv: Path, tr
     assert one["accuracy"] == other["accuracy"]
 
 
-def test_lost_teacher_outputs_are_written_again_by_the_same_command(
+def test_lost_or_damaged_teacher_outputs_are_written_again_by_the_same_command(
     trained: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     outputs = run / "teacher" / "outputs.safetensors"
     before = outputs.read_bytes()
-    outputs.unlink()
+    outputs.write_bytes(before[:100])
     assert train("student", small_csv, run, "--name", "other") == 2
     assert "run python -m train teacher" in refused(capsys)
+    assert train("teacher", small_csv, run, "--image-tokens", "clip-demo") == 0
+    assert outputs.read_bytes() == before
+    outputs.unlink()
     assert train("teacher", small_csv, run, "--image-tokens", "clip-demo") == 0
     assert outputs.read_bytes() == before
 
@@ -180,6 +184,13 @@ def test_tables_puts_the_models_side_by_side(trained: Path, small_csv: Path, cap
         ("student", ("--temprature", "3", "--name", "n"), "did you mean '--temperature'"),
         ("baseline", ("--batch-size", "0", "--name", "n"), "--batch-size 0"),
         ("baseline", ("--learning-rate", "0", "--name", "n"), "--learning-rate 0"),
+        ("baseline", ("--learning-rate", "nan", "--name", "n"), "--learning-rate nan"),
+        ("baseline", ("--weight-decay", "-1", "--name", "n"), "--weight-decay -1"),
+        ("baseline", ("--seed", "99999999999999999999", "--name", "n"), "0 to 2147483647"),
+        ("baseline", ("--limit", "2", "--name", "n"), "--limit 2"),
+        ("baseline", ("--split-seed", "-1", "--name", "n"), "--split-seed -1"),
+        ("student", ("--alpha", "nan", "--name", "n"), "--alpha nan"),
+        ("teacher", ("--image-tokens", "latents", "--name", "n"), "--image-tokens latents"),
         ("baseline", ("--seed", "1"), "flags.seed: found 0, wanted 1"),
         ("baseline", ("--name", "../x"), "plain folder name"),
         ("baseline", ("--name", "tokens"), "plain folder name"),
@@ -242,3 +253,25 @@ def test_a_killed_training_goes_on_to_the_same_model(trained: Path, small_csv: P
     assert command(*arguments[:4], "--run-dir", str(tmp_path / "straight"), *arguments[6:]).returncode == 0
     one, other = (folder / "baseline" / "model.safetensors" for folder in (tmp_path, tmp_path / "straight"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_same_file_by_another_path_is_the_same_corpus(
+    trained: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / small_csv.name
+    shutil.copy(small_csv, elsewhere)
+    capsys.readouterr()
+    assert train("baseline", elsewhere, trained) == 0
+    assert last_line(capsys)["already_done"] is True
+
+
+def test_the_card_names_no_folder_of_this_machine(trained: Path, small_csv: Path, tmp_path: Path) -> None:
+    from train.text import find_text_model
+
+    folder = tmp_path / "my-encoder"
+    shutil.copytree(find_text_model("demo", max_length=None).folder, folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert train("baseline", small_csv, trained, "--text-model", str(folder), "--name", "from-folder") == 0
+    card = (trained / "from-folder" / "README.md").read_text()
+    assert "text model my-encoder: mit" in card
+    assert str(tmp_path) not in card

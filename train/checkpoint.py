@@ -11,7 +11,6 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
 
 CHECKPOINT = "checkpoint.pt"
-BEST = "best.safetensors"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -41,6 +40,18 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     if generators["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(generators["cuda"])
     return state
+
+
+def best_name(epoch: int) -> str:
+    """Return the file name of an epoch's weights; the epoch is part of it, so that weights and history cannot disagree after a kill."""
+    return f"best-{epoch:03d}.safetensors"
+
+
+def remove_other_best(folder: Path, epoch: int | None) -> None:
+    """Remove the weights kept of every epoch but one; of all when None."""
+    for path in folder.glob("best-*.safetensors"):
+        if epoch is None or path.name != best_name(epoch):
+            path.unlink(missing_ok=True)
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

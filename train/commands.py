@@ -24,11 +24,11 @@ from train.metrics import PREDICTIONS, scores_by_split, write_predictions
 from train.model_folder import finish, finished_metrics, require_finished
 from train.models import FusionHead, ImageClassifier, Output, Teacher, TextClassifier, text_width
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TeacherOptions, TrainOptions
-from train.teacher_outputs import OUTPUTS, WEIGHTS, TeacherOutputs, read_teacher_outputs, write_teacher_outputs
+from train.teacher_outputs import WEIGHTS, TeacherOutputs, has_teacher_outputs, read_teacher_outputs, write_teacher_outputs
 from train.text import TextModel, find_text_model, load_text_classifier, load_text_encoder, token_ids
 
-# Flags that say where and not what: another value makes the same model.
-_PLACES = ("run_dir", "name", "data_dir", "device")
+# The flags that decide a model by themselves; corpus, text model, tokens, teacher and loss are compared by their content.
+_DECIDING = ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,8 @@ def teacher(options: TeacherOptions) -> dict[str, Any]:
 
 def student(options: StudentOptions) -> dict[str, Any]:
     """Distil a text-only student from a teacher's cached outputs; neither images nor teacher are touched."""
+    if options.temperature is not None and options.alpha == 0:
+        say("warning: --temperature has no effect with --alpha 0")
     weights = distillation(options.kd_preset, hard=options.hard, alpha=options.alpha, beta=options.beta, temperature=options.temperature)
     corpus = _start(options)
     folder = options.run / options.teacher
@@ -170,7 +172,7 @@ def _train(options: TrainOptions, corpus: Corpus, recipe: Recipe) -> dict[str, A
     if recipe.notice:
         say(f"note: {recipe.notice}")
     done = finished_metrics(folder, _fingerprint(options, corpus, recipe, text_model, compute))
-    if done is not None and not (recipe.command == "teacher" and not (folder / OUTPUTS).is_file()):
+    if done is not None and (recipe.command != "teacher" or has_teacher_outputs(folder, corpus_fingerprint=corpus.fingerprint())):
         say(f"already done: {folder}")
         return _figures(done, already_done=True)
     say(f"{recipe.command} of {corpus.name} on {compute}, {options.optimizer}, text model {text_model.name}")
@@ -179,12 +181,12 @@ def _train(options: TrainOptions, corpus: Corpus, recipe: Recipe) -> dict[str, A
         training = _training(options, corpus, recipe, text_model, compute)
     if done is not None:
         load_weights(folder / WEIGHTS, training.model)
-        _write_outputs(training, predict(training, range(len(corpus.examples))))
+        _write_outputs(training, predict(training, range(len(corpus.examples)), precise=True))
         return _figures(done, already_done=False)
     with times.stage("fit"):
         history = fit(training)
     with times.stage("predict"):
-        output = predict(training, range(len(corpus.examples)))
+        output = predict(training, range(len(corpus.examples)), precise=True)
     metrics = _metrics(training, recipe, text_model, output, history)
     _write_model(training, text_model, metrics, output)
     metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
@@ -210,14 +212,21 @@ def _training(options: TrainOptions, corpus: Corpus, recipe: Recipe, text_model:
 
 
 def _fingerprint(options: TrainOptions, corpus: Corpus, recipe: Recipe, text_model: TextModel, compute: Compute) -> dict[str, Any]:
-    flags = {name: value for name, value in resolved_flags(options).items() if name not in _PLACES}
-    decided = {"corpus": corpus.fingerprint(), "text_model": text_model.weights_hash, "dtype": compute.dtype}
-    return {"command": recipe.command, "flags": flags, **decided, **recipe.fingerprint}
+    return {
+        "command": recipe.command,
+        "flags": {name: getattr(options, name) for name in _DECIDING},
+        "max_length": text_model.max_length,
+        "corpus": corpus.fingerprint(),
+        "separator": corpus.separator,
+        "text_model": text_model.weights_hash,
+        "dtype": compute.dtype,
+        **recipe.fingerprint,
+    }
 
 
 def _metrics(training: Training, recipe: Recipe, text_model: TextModel, output: Output, history: list[dict[str, Any]]) -> dict[str, Any]:
     corpus = training.data.corpus
-    licenses = [f"texts of {corpus.name}: {corpus.license}", f"text model {text_model.name}: see its own card", *recipe.licenses]
+    licenses = [f"texts of {corpus.name}: {corpus.license}", f"text model {text_model.shown_name}: {text_model.license}", *recipe.licenses]
     return {
         "command": recipe.command,
         "dataset": corpus.name,
@@ -230,7 +239,7 @@ def _metrics(training: Training, recipe: Recipe, text_model: TextModel, output: 
         "notice": recipe.notice,
         "licenses": list(dict.fromkeys(licenses)),
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "compute": training.compute.record(),
+        "compute": {**training.compute.record(), "attention": text_model.config._attn_implementation if recipe.reads_text else None},
         "config": resolved_flags(training.options),
         "provenance": provenance(),
     }

@@ -52,7 +52,16 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
     found = [name for name in columns_of(store) if name != LATENTS]
     if column is None and len(found) > 1:
         raise InputError(got=f"a store with {', '.join(found)}", expected="one of them", do="say which with --image-tokens")
-    return ImageTokens(reader=ColumnReader(store, column or "".join(found)), drawing=table.drawing)
+    if column == LATENTS:
+        raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(found)}", do="choose one of them")
+    reader = ColumnReader(store, column or "".join(found))
+    if len(reader.spec.row_shape) != 2 or int(table.drawing.max()) >= len(reader):
+        raise InputError(
+            got=f"{store / reader.spec.name} with {len(reader)} rows of shape {reader.spec.row_shape}",
+            expected=f"{int(table.drawing.max()) + 1} rows of shape (T, D)",
+            do="make the column again for this corpus",
+        )
+    return ImageTokens(reader=reader, drawing=table.drawing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ def export_classifier(folder: Path, classifier: Any, text_model: TextModel, corp
     """Write what ``transformers.pipeline("text-classification", model=folder)`` loads, with a model card."""
     classifier.eval()
     classifier.save_pretrained(folder)
+    # What the model was trained to read is what a pipeline cuts to.
+    text_model.tokenizer.model_max_length = text_model.max_length
     text_model.tokenizer.save_pretrained(folder)
     write_text(folder / "README.md", model_card(text_model, corpus, metrics))
 
@@ -29,7 +31,7 @@ def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]
         "---",
         "library_name: transformers",
         "pipeline_tag: text-classification",
-        f"base_model: {text_model.name}",
+        *([] if Path(text_model.name).is_dir() or text_model.name == "demo" else [f"base_model: {text_model.name}"]),
         "tags: [lugpi, knowledge-distillation, privileged-information]",
         "---",
         "",
@@ -41,6 +43,7 @@ def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]
         "```python",
         "from transformers import pipeline",
         'classify = pipeline("text-classification", model="path/to/this/folder")',
+        'classify("a text of any length", truncation=True)',
         "```",
         "",
         *([f"The target inside a text is marked `{separator} target {separator}`.", ""] if separator else []),

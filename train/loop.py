@@ -16,7 +16,7 @@ from torch import nn
 
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
-from train.checkpoint import BEST, load_checkpoint, load_weights, save_checkpoint, save_weights
+from train.checkpoint import best_name, load_checkpoint, load_weights, remove_other_best, save_checkpoint, save_weights
 from train.data import Batch, TrainingData
 from train.models import Output
 from train.optim import make_optimizer, make_schedule
@@ -61,10 +61,11 @@ def fit(training: Training) -> list[dict[str, Any]]:
         for epoch in range(len(history), options.epochs):
             history.append(_one_epoch(training, epoch, rows, optimizer, schedule, bar))
             if best_epoch(history) == epoch:
-                save_weights(training.folder / BEST, model)
+                save_weights(training.folder / best_name(epoch), model)
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             save_checkpoint(training.folder, {"history": history, **state})
-    load_weights(training.folder / BEST, model)
+            remove_other_best(training.folder, best_epoch(history))
+    load_weights(training.folder / best_name(best_epoch(history)), model)
     return history
 
 
@@ -74,14 +75,17 @@ def best_epoch(history: Sequence[dict[str, Any]]) -> int:
     return accuracies.index(max(accuracies))
 
 
-def predict(training: Training, rows: Sequence[int]) -> Output:
-    """Return logits [N, K] and embeddings [N, D] of the rows, in their order, float32 on the CPU; dropout is off."""
+def predict(training: Training, rows: Sequence[int], *, precise: bool = False) -> Output:
+    """Return logits [N, K] and embeddings [N, D] of the rows, in their order, float32 on the CPU; dropout is off.
+
+    With ``precise`` they are computed in float32 too, as whoever loads the exported model will.
+    """
     training.model.eval()
     ordered = training.data.by_length(rows)
     outputs: list[Output] = []
     with torch.inference_mode():
         for start in range(0, len(ordered), PREDICTION_BATCH):
-            with _autocast(training.compute):
+            with _autocast(training.compute, enabled=not precise):
                 output = training.model(training.data.batch(ordered[start : start + PREDICTION_BATCH]))
             outputs.append(Output(output.logits.float().cpu(), output.embeddings.float().cpu()))
     place = {row: n for n, row in enumerate(ordered)}
@@ -143,8 +147,8 @@ def _finite(loss: float, epoch: int) -> float:
     return round(loss, 6)
 
 
-def _autocast(compute: Compute) -> torch.autocast:
-    return torch.autocast(compute.device, dtype=torch.bfloat16, enabled=compute.dtype == "bfloat16")
+def _autocast(compute: Compute, *, enabled: bool = True) -> torch.autocast:
+    return torch.autocast(compute.device, dtype=torch.bfloat16, enabled=enabled and compute.dtype == "bfloat16")
 
 
 def _progress_bar(training: Training, rows: Sequence[int], epochs_done: int) -> Any:

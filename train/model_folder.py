@@ -10,7 +10,9 @@ from typing import Any
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
-from train.checkpoint import BEST, CHECKPOINT
+from train.checkpoint import CHECKPOINT, remove_other_best
+from train.metrics import PREDICTIONS
+from train.teacher_outputs import WEIGHTS
 
 METRICS = "metrics.json"
 TRAINING = "training.json"
@@ -24,7 +26,8 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint) -> dict[str, Any] |
     """
     make_folder(folder)
     started = folder / TRAINING
-    if started.is_file():
+    is_whole = all((folder / name).is_file() for name in (METRICS, WEIGHTS, PREDICTIONS))
+    if started.is_file() and (is_whole or (folder / CHECKPOINT).is_file()):
         if unlike := differences(read_json(started), fingerprint):
             raise InputError(
                 got=f"{folder}, a model that was trained otherwise: {'; '.join(unlike)}",
@@ -33,14 +36,14 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint) -> dict[str, Any] |
             )
     else:
         write_json(started, fingerprint)
-    return read_json(folder / METRICS) if (folder / METRICS).is_file() else None
+    return read_json(folder / METRICS) if is_whole else None
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:
     """Write the metrics, which makes the folder whole, and remove what only a continued training would need."""
     write_json(folder / METRICS, metrics)
-    for name in (CHECKPOINT, BEST):
-        (folder / name).unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    remove_other_best(folder, None)
 
 
 def require_finished(folder: Path, *, what: str, command: str) -> dict[str, Any]:

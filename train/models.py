@@ -48,7 +48,10 @@ class _EmbeddingTap:
 
     def __init__(self, model: Any) -> None:
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        assert head.out_features == model.config.num_labels, head
+        if head.out_features != model.config.num_labels:
+            raise InputError(
+                got=f"{type(model).__name__}, which ends in {head}", expected="a Linear to the classes", do="choose an encoder"
+            )
         self.width = head.in_features
         self._before_dropout: tuple[torch.Tensor, torch.Tensor] | None = None
         self._read: torch.Tensor | None = None
@@ -60,8 +63,12 @@ class _EmbeddingTap:
     def embeddings(self, logits_BK: torch.Tensor) -> torch.Tensor:
         assert self._read is not None, "the classifier has run without its last Linear"
         embeddings, self._read, self._before_dropout = self._read, None, None
-        # A head that classifies every token (RoBERTa's does not) would leave a third dimension here.
-        assert embeddings.shape == (len(logits_BK), self.width), embeddings.shape
+        if embeddings.shape != (len(logits_BK), self.width):
+            raise InputError(
+                got=f"a classifier that scores every token {tuple(embeddings.shape)}",
+                expected="one embedding a text",
+                do="choose an encoder",
+            )
         return embeddings
 
     def _keep_dropout(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

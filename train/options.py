@@ -1,11 +1,12 @@
 """The flags of ``python -m train``: what each means, its default and its check are written here, once. Imports nothing heavy."""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
 from lugpi_core.corpus_options import CorpusOptions, default_run_dir
-from lugpi_core.device import DeviceChoice
+from lugpi_core.device import DeviceChoice, require_seed
 from lugpi_core.errors import InputError
 
 
@@ -39,13 +40,17 @@ class TrainOptions(CorpusOptions):
     """Precision of the forward pass; weights stay float32. Auto is bfloat16 on CUDA, float32 on the CPU."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed(self.seed)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(
                     got=f"--{name.replace('_', '-')} {getattr(self, name)}", expected="at least 1", do="give a positive number"
                 )
-        if self.learning_rate <= 0:
+        if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
             raise InputError(got=f"--learning-rate {self.learning_rate}", expected="a positive rate", do="give for instance 5e-5")
+        if not (self.weight_decay >= 0 and isfinite(self.weight_decay)):
+            raise InputError(got=f"--weight-decay {self.weight_decay}", expected="0 or more", do="give for instance 0.01")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in ("tokens", ".", "..")):
             raise InputError(
                 got=f"--name {self.name}", expected="a plain folder name other than tokens", do="give for instance teacher-vit"
@@ -98,9 +103,9 @@ class StudentOptions(TrainOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("hard", "alpha", "beta"):
-            if (value := getattr(self, name)) is not None and value < 0:
+            if (value := getattr(self, name)) is not None and not (value >= 0 and isfinite(value)):
                 raise InputError(got=f"--{name} {value}", expected="a weight of 0 or more", do="give for instance 1")
-        if self.temperature is not None and self.temperature <= 0:
+        if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
             raise InputError(got=f"--temperature {self.temperature}", expected="a positive temperature", do="give for instance 8")
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from lugpi_core.corpora import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
 from train.metrics import PREDICTIONS, markdown_table, mcnemar, read_hits
@@ -20,7 +19,6 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     Raises:
         InputError: the run has no finished model.
     """
-    corpus = load_corpus(options)
     folders = sorted((path.parent for path in options.run.glob(f"*/{METRICS}")), key=_place)
     if not folders:
         raise InputError(
@@ -33,7 +31,7 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     notices = sorted({row["notice"] for row in rows if row["notice"]})
     for notice in notices:
         print(f"\nnote: {notice}")
-    return {"command": "tables", "dataset": corpus.name, "run": str(options.run), "rows": rows}
+    return {"command": "tables", "dataset": read_json(folders[0] / METRICS)["dataset"], "run": str(options.run), "rows": rows}
 
 
 def _place(folder: Path) -> tuple[int, str]:
@@ -48,7 +46,7 @@ def _row(folder: Path, baseline: Path) -> dict[str, Any]:
         "validation": metrics["accuracy"]["validation"],
         "test": metrics["accuracy"]["test"],
         "macro_f1": metrics["macro_f1"]["test"],
-        "train_s": metrics["times"]["fit_s"],
+        "train_s": round(sum(record["seconds"] for record in metrics["history"]), 3),
         "notice": metrics["notice"],
         "against_baseline": None,
     }

@@ -37,6 +37,15 @@ def write_teacher_outputs(folder: Path, output: Output, *, corpus_fingerprint: s
         save_file(tensors, partial, metadata={BOUND: json.dumps(bound)})
 
 
+def has_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> bool:
+    """Whether the teacher's outputs are there, whole, and its own."""
+    try:
+        read_teacher_outputs(folder, corpus_fingerprint=corpus_fingerprint)
+    except InputError:
+        return False
+    return True
+
+
 def read_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> TeacherOutputs:
     """Return the outputs of a teacher.
 
