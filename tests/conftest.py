@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lugpi_core.quiet import quiet_libraries
 from lugpi_core.torchvision_ops import allow_torchvision_import
@@ -14,6 +15,10 @@ from lugpi_core.torchvision_ops import allow_torchvision_import
 ROOT = Path(__file__).resolve().parents[1]
 # The corpora's own archives, where a checkout has them beside it; tests that want them skip with a reason elsewhere.
 DATA = ROOT.parent / "shared" / "data"
+
+# The same examples every time, however slow the machine is.
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # One thread a process: on two shared cores more threads wait for each other.

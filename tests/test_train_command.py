@@ -106,10 +106,10 @@ def test_the_student_loads_where_lugpi_does_not_exist_with_the_same_logits(train
     import subprocess
     import sys
 
-    # The trap of a torchvision that does not fit is not the student's: torchvision is hidden from that process.
+    # lugpi cannot be imported there; nor can torchvision, whose trap (it may not fit the installed torch) is not the student's.
     code = (
-        "import sys, json; sys.modules['torchvision'] = None\n"
-        f"sys.path = [p for p in sys.path if p and not p.startswith({str(ROOT)!r}) or 'site-packages' in p]\n"
+        "import sys, json\n"
+        "for name in ('torchvision', 'lugpi_core', 'featurize', 'train', 'benchmarks'): sys.modules[name] = None\n"
         "try:\n import lugpi_core; sys.exit('lugpi is here')\nexcept ImportError: pass\n"
         "from transformers import pipeline\n"
         "classify = pipeline('text-classification', model=sys.argv[1], function_to_apply='none', top_k=None)\n"
