@@ -147,9 +147,7 @@ def _load_models(job: "Job", writers: "dict[str, ColumnWriter]") -> "Models":
     from featurize.image_encoder import ImageEncoder
     from featurize.pipeline import Models
     from featurize.text_to_image import TextToImage
-    from lugpi_core.torchvision_ops import allow_torchvision_import
 
-    allow_torchvision_import()
     text_to_image = TextToImage(job.generator, job.compute, attention=job.attention)
     say(f"drawing on {job.compute}, attention {text_to_image.attention}")
     incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}

@@ -16,6 +16,7 @@ from featurize.generators import Generator
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.model_files import reason
+from lugpi_core.torchvision_ops import allow_torchvision_import
 
 AttentionChoice = Literal["auto", "xformers", "sdpa"]
 
@@ -88,6 +89,7 @@ def _first_words(prompt: str, count: int) -> str:
 
 
 def _load(generator: Generator, dtype: torch.dtype) -> Any:
+    allow_torchvision_import()
     import diffusers
     from safetensors import SafetensorError
 

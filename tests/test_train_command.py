@@ -57,6 +57,7 @@ def test_every_model_folder_says_what_it_is(trained: Path, name: str) -> None:
     assert metrics["examples"] == {"train": 36, "validation": 12, "test": 12}
     assert {"seed", "times", "peak_memory", "config", "provenance", "history"} <= set(metrics)
     assert metrics["config"]["learning_rate"] == 1e-3
+    assert metrics["compute"]["attention"] in ("sdpa", "eager")
     assert metrics["provenance"]["versions"]["torch"] == torch.__version__
     assert len((trained / name / "predictions.csv").read_text().splitlines()) == 61
     assert not (trained / name / "checkpoint.pt").exists()

@@ -175,10 +175,11 @@ def _train(options: TrainOptions, corpus: Corpus, recipe: Recipe) -> dict[str, A
     if done is not None and (recipe.command != "teacher" or has_teacher_outputs(folder, corpus_fingerprint=corpus.fingerprint())):
         say(f"already done: {folder}")
         return _figures(done, already_done=True)
-    say(f"{recipe.command} of {corpus.name} on {compute}, {options.optimizer}, text model {text_model.name}")
     times = StageTimes(compute.device)
     with times.stage("load"):
         training = _training(options, corpus, recipe, text_model, compute)
+    attention = _attention(training.model)
+    say(f"{recipe.command} of {corpus.name} on {compute}, attention {attention}, {options.optimizer}, text model {text_model.name}")
     if done is not None:
         load_weights(folder / WEIGHTS, training.model)
         _write_outputs(training, predict(training, range(len(corpus.examples)), precise=True))
@@ -239,10 +240,18 @@ def _metrics(training: Training, recipe: Recipe, text_model: TextModel, output: 
         "notice": recipe.notice,
         "licenses": list(dict.fromkeys(licenses)),
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "compute": {**training.compute.record(), "attention": text_model.config._attn_implementation if recipe.reads_text else None},
+        "compute": {**training.compute.record(), "attention": _attention(training.model)},
         "config": resolved_flags(training.options),
         "provenance": provenance(),
     }
+
+
+def _attention(model: nn.Module) -> str:
+    """Return the attention kernels of the Hugging Face part of a model; the fusion block uses PyTorch's own."""
+    from transformers import PreTrainedModel
+
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return str(parts[0].config._attn_implementation) if parts else "sdpa"
 
 
 def _write_model(training: Training, text_model: TextModel, metrics: dict[str, Any], output: Output) -> None:
