@@ -7,6 +7,7 @@ import tarfile
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,10 +21,10 @@ from lugpi_core.examples import Corpus
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def _real(dataset: str, file_name: str, **flags: object) -> Corpus:
+def _real(dataset: str, file_name: str, **flags: Any) -> Corpus:
     if not (DATA / file_name).is_file():
         pytest.skip(f"{file_name} is not in {DATA}")
-    return load_corpus(CorpusOptions(dataset=dataset, data_dir=DATA, **flags))  # type: ignore[arg-type]
+    return load_corpus(CorpusOptions(dataset=dataset, data_dir=DATA, **flags))
 
 
 def _tar(path: Path, members: dict[str, bytes]) -> None:
@@ -48,9 +49,9 @@ def _imdb_members() -> dict[str, bytes]:
     return members | {"aclImdb/train/unsup/0_0.txt": b"unlabelled", "aclImdb/train/urls_pos.txt": b"http", "aclImdb/README": b"r"}
 
 
-def _imdb(tmp_path: Path, members: dict[str, bytes] | None = None, **flags: object) -> Corpus:
+def _imdb(tmp_path: Path, members: dict[str, bytes] | None = None, **flags: Any) -> Corpus:
     _tar(tmp_path / "aclImdb_v1.tar.gz", members or _imdb_members())
-    return load_imdb(CorpusOptions(dataset="imdb", data_dir=tmp_path, **flags), in_each_folder=5)  # type: ignore[arg-type]
+    return load_imdb(CorpusOptions(dataset="imdb", data_dir=tmp_path, **flags), in_each_folder=5)
 
 
 def test_imdb_is_in_its_canonical_order_with_a_tenth_of_train_as_validation(tmp_path: Path) -> None:
@@ -117,9 +118,9 @@ def _news_members() -> dict[str, bytes]:
     return {f"20news-18828/{group}/{number}": POST % number for group in ("sci.med", "alt.atheism") for number in (10, 9, 100, 1, 20)}
 
 
-def _news(tmp_path: Path, members: dict[str, bytes] | None = None, **flags: object) -> Corpus:
+def _news(tmp_path: Path, members: dict[str, bytes] | None = None, **flags: Any) -> Corpus:
     _tar(tmp_path / "20news-18828.tar.gz", members or _news_members())
-    options = CorpusOptions(dataset="20ng", data_dir=tmp_path, **flags)  # type: ignore[arg-type]
+    options = CorpusOptions(dataset="20ng", data_dir=tmp_path, **flags)
     return load_20ng(options, documents=10, groups=2)
 
 
@@ -313,7 +314,7 @@ def test_a_small_archive_under_a_real_name_does_not_pass_for_the_real_one(tmp_pa
 )
 def test_a_setting_without_effect_warns(flags: dict[str, object], named: str) -> None:
     with pytest.warns(UserWarning, match=f"^{named} has no effect on demo") as caught:
-        load_corpus(CorpusOptions(dataset="demo", **flags))  # type: ignore[arg-type]
+        load_corpus(CorpusOptions(dataset="demo", **flags))
     assert len(caught) == 1
 
 

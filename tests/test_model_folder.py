@@ -35,6 +35,9 @@ def test_a_folder_that_lost_a_file_is_not_done(tmp_path: Path, lost: str) -> Non
     make_whole(tmp_path)
     (tmp_path / lost).unlink()
     assert finished_metrics(tmp_path, FINGERPRINT) is None
+    for name in (WEIGHTS, PREDICTIONS):
+        (tmp_path / name).write_bytes(b"new")
+    assert finished_metrics(tmp_path, FINGERPRINT) is None, "until the new figures are written"
 
 
 def test_a_command_that_failed_before_it_trained_binds_nothing(tmp_path: Path) -> None:

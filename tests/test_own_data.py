@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -34,8 +35,8 @@ def _write(path: Path, columns: Columns) -> Path:
     return path
 
 
-def _load(path: Path, columns: Columns, **flags: object) -> Corpus:
-    return load_corpus(CorpusOptions(dataset=str(_write(path, columns)), **flags))  # type: ignore[arg-type]
+def _load(path: Path, columns: Columns, **flags: Any) -> Corpus:
+    return load_corpus(CorpusOptions(dataset=str(_write(path, columns)), **flags))
 
 
 def _changed(column: str, row: int, value: object) -> Columns:

@@ -36,6 +36,9 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint) -> dict[str, Any] |
             )
     else:
         write_json(started, fingerprint)
+    if not is_whole:
+        # Old figures would call the folder whole as soon as new weights and predictions stand in it.
+        (folder / METRICS).unlink(missing_ok=True)
     return read_json(folder / METRICS) if is_whole else None
 
 
