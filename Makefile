@@ -6,8 +6,11 @@ INSTALLED := $(VENV)/.installed
 DEV_INSTALLED := $(VENV)/.dev-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := PYTHONPATH=. $(BIN)/python
+# The tests of lugpi_core/store and of the files that it stands on.
+STORE_TESTS := tests/campaigns $(wildcard $(foreach name,example_table files image_tokens inspection layout lease manifest* quantize \
+  reader* sealed_file shard* verify view writer*,tests/test_$(name).py))
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test soak coverage check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -37,6 +40,15 @@ demo: $(INSTALLED) ## the whole pipeline on the embedded default: CPU, no downlo
 
 test: $(DEV_INSTALLED) ## the test suite
 	$(RUN) -m pytest
+
+soak: $(DEV_INSTALLED) ## the fault campaigns of the store with their long counts: 20 minutes or so
+	$(RUN) -m pytest tests/campaigns tests/test_inspection.py --soak -o timeout=3600
+
+coverage: $(DEV_INSTALLED) ## the branches of the store that its tests reach: 95 % at least
+	$(RUN) -m coverage erase
+	$(RUN) -m coverage run -m pytest $(STORE_TESTS)
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report --fail-under=95 -m
 
 check: $(DEV_INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .

@@ -36,10 +36,14 @@ def main(arguments: Sequence[str]) -> int:
         "store": (_store, BenchmarkOptions),
         "featurize": (_featurize, BenchmarkOptions),
         "train": (_train, BenchmarkOptions),
+        "fidelity": (_fidelity, BenchmarkOptions),
         "all": (_all, BenchmarkOptions),
         "real": (_real, RealInputOptions),
     }
-    about = "Measure the store, featurize and training; `all` runs these three, `real` trains on real corpora (90 minutes)."
+    about = (
+        "Measure the store, featurize, training and what eight-bit tokens change; `all` runs these four, `real` trains on real corpora "
+        "(90 minutes)."
+    )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
 
@@ -61,8 +65,15 @@ def _train(options: BenchmarkOptions) -> dict[str, Any]:
     return measure(smoke=options.smoke, record=options.record)
 
 
+def _fidelity(options: BenchmarkOptions) -> dict[str, Any]:
+    from benchmarks.token_fidelity import measure
+
+    return measure(smoke=options.smoke, record=options.record)
+
+
 def _all(options: BenchmarkOptions) -> dict[str, Any]:
-    return {name: measure(options) for name, measure in (("store", _store), ("featurize", _featurize), ("train", _train))}
+    questions = {"store": _store, "featurize": _featurize, "train": _train, "fidelity": _fidelity}
+    return {name: measure(options) for name, measure in questions.items()}
 
 
 def _real(options: RealInputOptions) -> dict[str, Any]:

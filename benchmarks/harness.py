@@ -12,13 +12,21 @@ from lugpi_core.meters import provenance
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def interleaved(candidates: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
-    """Return the wall seconds of each candidate in each round. Every candidate runs once, uncounted, before the first round."""
-    for run in candidates.values():
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, repeats: int, before: Callable[[str], object] | None = None
+) -> dict[str, list[float]]:
+    """Return the wall seconds of each candidate in each round. Every candidate runs once, uncounted, before the first round.
+
+    ``before`` is called with the candidate's name in front of every run, and its time does not count.
+    """
+    prepare = before or (lambda _: None)
+    for name, run in candidates.items():
+        prepare(name)
         run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():
+            prepare(name)
             start_s = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start_s)

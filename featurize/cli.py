@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurize.options import FeaturizeOptions
-from lugpi_core.command_line import resolved_flags, run, say
+from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
+from lugpi_core.command_line import Command, resolved_flags, run, say
 
 if TYPE_CHECKING:
     from featurize.generators import Generator
@@ -15,14 +15,30 @@ if TYPE_CHECKING:
     from featurize.prompts import DrawingPlan
     from lugpi_core.device import Compute
     from lugpi_core.examples import Corpus
-    from lugpi_core.token_store import ColumnWriter
+    from lugpi_core.store.writer import ColumnWriter
 
 OVERRIDES = ("steps", "guidance", "scheduler", "size_px")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``python -m featurize`` on the arguments; return the exit status."""
+    commands: dict[str, tuple[Command, type]] = {"verify": (_verify, VerifyOptions), "info": (_info, InfoOptions)}
+    if arguments and arguments[0] in commands:
+        command, options = commands[arguments[0]]
+        return run(command, options, arguments[1:], prog=f"python -m featurize {arguments[0]}")
     return run(featurize, FeaturizeOptions, arguments, prog="python -m featurize")
+
+
+def _verify(options: VerifyOptions) -> dict[str, Any]:
+    from featurize.store_commands import verify
+
+    return verify(options, featurize)
+
+
+def _info(options: InfoOptions) -> dict[str, Any]:
+    from featurize.store_commands import info
+
+    return info(options)
 
 
 def featurize(options: FeaturizeOptions) -> dict[str, Any]:
@@ -49,10 +65,10 @@ def featurize(options: FeaturizeOptions) -> dict[str, Any]:
 def _plan(options: FeaturizeOptions, corpus: "Corpus", store: Path) -> "Job":
     from featurize.generators import find_generator, generator_settings
     from featurize.image_encoder import expand_encoders, find_encoder
-    from featurize.pipeline import Job, column_specs
+    from featurize.pipeline import Job, Kept, column_specs
     from featurize.prompts import plan_drawings
     from lugpi_core.device import resolve_compute
-    from lugpi_core.token_store import LATENTS, columns_of
+    from lugpi_core.store.reader import LATENTS, columns_of
 
     compute = resolve_compute(options.device, options.dtype, half="float16")
     plan = plan_drawings(corpus, seed=options.seed)
@@ -62,7 +78,8 @@ def _plan(options: FeaturizeOptions, corpus: "Corpus", store: Path) -> "Job":
     generation = _generation(options, plan, generator, compute)
     # Latents that are there are used, whether more of them are wanted or not.
     latents = options.latents or LATENTS in columns_of(store)
-    columns = column_specs(plan, generator, encoders, generation, shard_rows=options.shard_rows, latents=latents)
+    kept = Kept(latents=latents, shard_rows=options.shard_rows, token_dtype=options.token_dtype, made_by=_repeatable(options))
+    columns = column_specs(plan, generator, encoders, generation, kept)
     return Job(
         store=store,
         plan=plan,
@@ -80,36 +97,49 @@ def _generation(options: FeaturizeOptions, plan: "DrawingPlan", generator: "Gene
     return {"drawings": plan.fingerprint(), "seed": options.seed, "dtype": compute.dtype, "generator": generator.fingerprint()}
 
 
+def _repeatable(options: FeaturizeOptions) -> dict[str, Any]:
+    """Return the flags for the manifest; where the store lies is not one of them, for it may be moved."""
+    return {name: value for name, value in resolved_flags(options).items() if name != "run_dir"}
+
+
 def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
-    from lugpi_core.token_store import ColumnWriter
+    from lugpi_core.store.manifest import shard_name
+    from lugpi_core.store.writer import ColumnWriter
 
     _refuse_other_drawings(job)
-    return {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
+    writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
+    for writer in writers.values():
+        for shard, fault in writer.taken_back.items():
+            say(f"{writer.folder / shard_name(shard)}: {fault}; what does not hold in it is made again")
+    return writers
 
 
 def _refuse_other_drawings(job: "Job") -> None:
     """Refuse a store that was made otherwise before anything in it is touched: rows of all its columns are numbered by one table."""
-    from lugpi_core.manifest import load_manifest, refuse_difference
-    from lugpi_core.token_store import columns_of
+    from lugpi_core.store.manifest import is_empty, load_manifest, refuse_difference
+    from lugpi_core.store.reader import columns_of
 
     wanted = {spec.name: spec.fingerprint for spec in job.columns}
     generation = job.columns[0].fingerprint["generation"]
     for name in columns_of(job.store):
         found, _ = load_manifest(job.store / name)
-        if "generation" not in found.fingerprint:
-            continue  # brought by somebody else; its rows are their affair
+        if "generation" not in found.fingerprint or is_empty(job.store / name):
+            continue  # brought by somebody else, whose affair its rows are; or nothing was made with those settings
         refuse_difference(job.store / name, found.fingerprint, wanted.get(name, {**found.fingerprint, "generation": generation}))
 
 
 def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "Work":
     from featurize.pipeline import Work, fill
-    from lugpi_core.example_table import EXAMPLES
+    from lugpi_core.files import sweep
     from lugpi_core.meters import StageTimes
-    from lugpi_core.store_view import VIEW, write_view
+    from lugpi_core.store.example_table import EXAMPLES
+    from lugpi_core.store.view import VIEW, view_is_current, write_view
 
+    sweep(job.store)
     work = Work(times=StageTimes(job.compute.device))
     missing = _missing_rows(writers)
     if missing or not (job.store / EXAMPLES).is_file() or _table_is_stale(job.store, corpus):
+        _require_room(job, writers)
         with work.times.stage("load"):
             models = _load_models(job, writers)
         work.attention = models.text_to_image.attention
@@ -119,22 +149,38 @@ def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "
         with _progress_bar(missing) as bar:
             for _ in fill(job, writers, models, work):
                 bar.update(max(work.drawn, work.decoded) - bar.n)
-        write_view(job.store)
-    elif not (job.store / VIEW).is_file():
+    with work.times.stage("publish"):
+        for writer in writers.values():
+            writer.add_sha256()
+    if not view_is_current(job.store):
         write_view(job.store)
     return work
 
 
 def _missing_rows(writers: "dict[str, ColumnWriter]") -> int:
-    shards = range(next(iter(writers.values())).spec.shards)
-    open_shards = [shard for shard in shards if not all(writer.is_committed(shard) for writer in writers.values())]
+    from featurize.pipeline import open_shards
+
     spec = next(iter(writers.values())).spec
-    return sum(spec.layout(shard).rows for shard in open_shards)
+    return sum(spec.layout(shard).rows for shard in open_shards(writers))
+
+
+def _require_room(job: "Job", writers: "dict[str, ColumnWriter]") -> None:
+    import shutil
+
+    from lugpi_core.errors import InputError
+
+    wanted, free = sum(writer.missing_bytes() for writer in writers.values()), shutil.disk_usage(job.store).free
+    if wanted > free:
+        raise InputError(
+            got=f"{free / 1e6:,.0f} MB free for {job.store}",
+            expected=f"{wanted / 1e6:,.0f} MB for the shards that are missing",
+            do="make room, choose another --run-dir, or keep less (--no-latents, --token-dtype int8, a smaller encoder)",
+        )
 
 
 def _table_is_stale(store: Path, corpus: "Corpus") -> bool:
     from lugpi_core.errors import InputError
-    from lugpi_core.example_table import read_example_table
+    from lugpi_core.store.example_table import read_example_table
 
     try:
         read_example_table(store, corpus)
@@ -156,7 +202,7 @@ def _load_models(job: "Job", writers: "dict[str, ColumnWriter]") -> "Models":
 
 
 def _write_examples(job: "Job", corpus: "Corpus", models: "Models") -> None:
-    from lugpi_core.example_table import ExampleTable, write_example_table
+    from lugpi_core.store.example_table import ExampleTable, write_example_table
 
     cut = models.text_to_image.prompt_is_cut(job.plan.prompts)[job.plan.drawing_of_example]
     table = ExampleTable(drawing=job.plan.drawing_of_example, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint())
@@ -184,8 +230,8 @@ def _figures(
     writers: "dict[str, ColumnWriter]",
     work: "Work",
 ) -> dict[str, Any]:
-    from lugpi_core.example_table import read_example_table
     from lugpi_core.meters import peak_memory_bytes, provenance
+    from lugpi_core.store.example_table import read_example_table
 
     flagged = {name: sum(len(record["flagged"]) for record in writer.records.values()) for name, writer in writers.items()}
     table = read_example_table(job.store, corpus)

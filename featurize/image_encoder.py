@@ -17,7 +17,7 @@ from torch import nn
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
-from lugpi_core.fingerprint import digest, hash_file, hash_model_folder
+from lugpi_core.fingerprint import hash_file, hash_model_folder
 from lugpi_core.model_files import local_model_folder, reason
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
@@ -82,7 +82,8 @@ class EncoderFiles:
             "name": self.name,
             "family": self.family,
             "weights": self.weights_hash,
-            "preprocessing": digest(_plain(self.preprocessing)),
+            "preprocessing": _plain(self.preprocessing),
+            "quick_gelu": self.quick_gelu,
             "layer": LAYER,
         }
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpus_options import CorpusOptions, default_run_dir
 from lugpi_core.device import DeviceChoice, DtypeChoice, require_seed
 from lugpi_core.errors import InputError
 
@@ -34,6 +34,8 @@ class FeaturizeOptions(CorpusOptions):
     """Seed of the drawings; with the prompt it decides each picture."""
     latents: bool = True
     """Keep each image's latent (32 kB at 512 px), so that encoders can be added without drawing again."""
+    token_dtype: Literal["float16", "int8"] = "float16"
+    """How tokens are kept; int8, with a scale for each token, takes half the disk and costs about a hundredth in precision."""
     batch_size: int = 16
     """Images drawn at a time."""
     shard_rows: int = 1024
@@ -53,5 +55,39 @@ class FeaturizeOptions(CorpusOptions):
                 raise InputError(
                     got=f"--{name.replace('_', '-')} {getattr(self, name)}", expected="at least 1", do="give a positive number"
                 )
+        if self.shard_rows > 1 << 24:
+            raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
         if not self.encoders:
             raise InputError(got="--encoders without a name", expected="at least one encoder", do="give for instance clip-vit-b32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Which store is meant."""
+
+    dataset: str
+    """The corpus that the store was made for, as it was named to featurize."""
+    limit: int | None = None
+    """The --limit it was made with: it is part of the default folder's name."""
+    run_dir: Path | None = None
+    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
+
+    @property
+    def store(self) -> Path:
+        """The store's folder."""
+        return (self.run_dir or default_run_dir(CorpusOptions(dataset=self.dataset, limit=self.limit))) / "tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(StoreOptions):
+    """Name every damaged, missing and flagged row of a store, and with --repair make those again and only those."""
+
+    deep: bool = False
+    """Read every byte: each row and each file against its hashes. Otherwise records, sizes and structure."""
+    repair: bool = False
+    """Make again what does not hold, with the flags of the command that began each column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(StoreOptions):
+    """Show what is in a store: rows, encoders, sizes, settings, failed rows, prompts cut."""

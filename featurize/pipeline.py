@@ -4,6 +4,7 @@ Pixels exist on the device, for one block, between ``decode`` and ``encode``. A 
 resumed run computes the same batches, and therefore the same bytes, as one that was never interrupted.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -20,10 +21,16 @@ from featurize.prompts import DrawingPlan
 from featurize.text_to_image import AttentionChoice, TextToImage
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
-from lugpi_core.manifest import ColumnSpec
 from lugpi_core.meters import StageTimes
-from lugpi_core.shard import FLAG_CONSTANT, FLAG_NOT_FINITE, ShardWriter
-from lugpi_core.token_store import LATENTS, ColumnWriter
+from lugpi_core.store.layout import Dtype
+from lugpi_core.store.lease import ShardBusy
+from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.store.quantize import quantize
+from lugpi_core.store.reader import LATENTS
+from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE, ShardWriter
+from lugpi_core.store.writer import ColumnWriter
+
+POLL_S = 0.2
 
 
 @dataclass(kw_only=True)
@@ -59,17 +66,33 @@ class Models:
     encoders: dict[str, ImageEncoder] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """How a run keeps what it makes.
+
+    Attributes:
+        latents: whether the latents are kept too.
+        token_dtype: of the token columns.
+        shard_rows: rows of a shard.
+        made_by: the run's flags, for the manifests of new columns.
+    """
+
+    latents: bool
+    shard_rows: int
+    token_dtype: Dtype = "float16"
+    made_by: dict[str, Any] | None = None
+
+
 def column_specs(
     plan: DrawingPlan,
     generator: Generator,
     encoders: tuple[EncoderFiles, ...],
     generation: dict[str, Any],
-    *,
-    shard_rows: int,
-    latents: bool,
+    kept: Kept,
 ) -> tuple[ColumnSpec, ...]:
     """Return the columns that a run makes: the latents unless they are not wanted, and one for each encoder."""
-    common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": generator.settings.notice}
+    notice = generator.settings.notice
+    common: dict[str, Any] = {"rows": len(plan), "shard_rows": kept.shard_rows, "notice": notice, "made_by": kept.made_by}
     drawn_by = f"drawn by {generator.name}: {generator.settings.license}"
     latent = ColumnSpec(
         name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
@@ -79,13 +102,17 @@ def column_specs(
             name=files.name,
             what="tokens",
             row_shape=(files.tokens, files.width),
-            fingerprint={"generation": generation, "encoder": {**files.fingerprint(), "dtype": generation["dtype"]}},
+            fingerprint={
+                "generation": generation,
+                "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": kept.token_dtype},
+            },
+            dtype=kept.token_dtype,
             license=f"images {drawn_by}; tokens by {files.name}: {files.license}",
             **common,
         )
         for files in encoders
     ]
-    specs = ((latent,) if latents else ()) + tuple(tokens)
+    specs = ((latent,) if kept.latents else ()) + tuple(tokens)
     names = [LATENTS, *(spec.name for spec in tokens)]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(got=f"two columns named {', '.join(twice)}", expected="one name a column", do="rename the encoder's folder")
@@ -93,18 +120,49 @@ def column_specs(
 
 
 def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work) -> Iterator[None]:
-    """Fill every shard that is not final, adding up in ``work``; yield after each block."""
+    """Fill every shard that is not final, adding up in ``work``; yield after each block.
+
+    Other processes may fill the same store: a shard that one of them is writing is left to it, and waited for at the end, lest it dies.
+    """
+    while shards := open_shards(writers):
+        busy: ShardBusy | None = None
+        for shard in shards:
+            with ExitStack() as stack:
+                try:
+                    files = _claim(stack, writers, shard)
+                except ShardBusy as error:
+                    busy = error
+                    continue
+                if files:
+                    yield from _fill_shard(job, models, files, _stored_latents(writers, shard), work)
+                    with work.times.stage("commit"):
+                        for name, file in files.items():
+                            writers[name].commit(shard, file)
+        for writer in writers.values():
+            writer.refresh()
+        if busy and open_shards(writers) == shards:
+            with work.times.stage("wait"):
+                time.sleep(POLL_S)
+
+
+def open_shards(writers: dict[str, ColumnWriter]) -> list[int]:
+    """Return the shards that are not final in every column."""
     shards = next(iter(writers.values())).spec.shards
-    for shard in range(shards):
-        open_columns = {name: writer for name, writer in writers.items() if not writer.is_committed(shard)}
-        if not open_columns:
-            continue
-        with ExitStack() as stack:
-            files = {name: stack.enter_context(closing(writer.open_shard(shard))) for name, writer in open_columns.items()}
-            yield from _fill_shard(job, models, files, _stored_latents(job.store, writers, shard), work)
-            with work.times.stage("commit"):
-                for name, file in files.items():
-                    writers[name].commit(shard, file)
+    return [shard for shard in range(shards) if not all(writer.is_committed(shard) for writer in writers.values())]
+
+
+def _claim(stack: ExitStack, writers: dict[str, ColumnWriter], shard: int) -> dict[str, ShardWriter]:
+    """Return the shard of each column where it is not final yet; all of them are given back at the end of the stack.
+
+    Raises:
+        ShardBusy: another process is writing one of them.
+    """
+    claimed = {}
+    for name, writer in writers.items():
+        file = writer.claim(shard)
+        if file is not None:
+            claimed[name] = stack.enter_context(closing(file))
+    return claimed
 
 
 def _fill_shard(job: Job, models: Models, files: dict[str, ShardWriter], stored: NDArray[np.float16] | None, work: Work) -> Iterator[None]:
@@ -156,10 +214,14 @@ def _write(file: ShardWriter, rows: slice, values_B: torch.Tensor, constant_B: t
         flags_B[constant_B] = FLAG_CONSTANT
     flags_B[~torch.isfinite(values_B).flatten(1).all(dim=1)] = FLAG_NOT_FINITE
     good_B = (flags_B == 0).view(-1, *[1] * (values_B.ndim - 1))
-    values, flags = torch.where(good_B, values_B, 0).cpu().numpy(), flags_B.cpu().numpy()
+    good = torch.where(good_B, values_B, 0)
+    stored, scales_BT = quantize(good) if file.layout.dtype == "int8" else (good, None)
+    values, flags = stored.cpu().numpy(), flags_B.cpu().numpy()
+    scales = None if scales_BT is None else scales_BT.cpu().numpy()
     missing = np.flatnonzero(~file.valid[rows])
     for start, stop in _runs(missing):
-        file.write(rows.start + start, values[start:stop], flags[start:stop])
+        part = slice(start, stop)
+        file.write(rows.start + start, values[part], flags[part], None if scales is None else scales[part])
 
 
 def _runs(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -168,7 +230,7 @@ def _runs(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks) if len(run)]
 
 
-def _stored_latents(store: Path, writers: dict[str, ColumnWriter], shard: int) -> NDArray[np.float16] | None:
+def _stored_latents(writers: dict[str, ColumnWriter], shard: int) -> NDArray[np.float16] | None:
     """Return the latents of a shard whose latents are final already; rows that failed are NaN again, so that they fail in every column."""
     writer = writers.get(LATENTS)
     if writer is None or not writer.is_committed(shard):

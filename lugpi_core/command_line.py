@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import inspect
 import io
 import json
@@ -21,6 +22,8 @@ from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED,
 # 1.
 Command = Callable[..., dict[str, Any]]
 
+# What a disk, a quota or a permission can refuse at any moment; every other OSError is our own bug and keeps its traceback.
+_DISK_FAULTS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EMFILE}
 _COLOUR = r"\x1b\[[0-9;]*m"
 _RULE = r"^(?:[╭╰].*[╮╯]|[│ ]*[─-]{3,}[│ ]*)$"
 
@@ -42,6 +45,10 @@ def run(command: Command, options: type, arguments: Sequence[str], *, prog: str)
             figures = command(parsed)
         except InputError as error:
             return _fail(error)
+        except OSError as error:
+            if error.errno not in _DISK_FAULTS:
+                raise
+            return _fail(_disk_fault(error))
         except KeyboardInterrupt:
             print("interrupted: what is written is kept; the same command goes on from here", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -117,6 +124,14 @@ def _as_input_error(box: str, options: type, prog: str) -> InputError:
         got=complaint.removeprefix("Error parsing ") or "flags that cannot be read",
         expected="flags as the help shows",
         do=f"see {prog} --help",
+    )
+
+
+def _disk_fault(error: OSError) -> InputError:
+    return InputError(
+        got=f"{error.filename or 'a file'}: {error.strerror}",
+        expected="to read and write there",
+        do="mend that and run the same command again; what is written is kept",
     )
 
 

@@ -1,63 +1,98 @@
 """Files that are either whole or not there: written beside their place, synced, renamed.
 
+What is not whole yet has a hidden name that says who writes it: ``.<name>.<host>-<pid>-<random>.partial``; ``sweep`` removes what its
+owner can no longer finish. Everything here and in the store goes through functions of ``os``, so that a test can make any of them fail.
+
 Sources: the write-sync-rename-sync-folder order is what POSIX needs for a crash-safe replace (rename(2), fsync(2)).
 """
 
+import errno
+import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lugpi_core.errors import InputError
 
+_PARTIAL = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
+FOREIGN_ORPHAN_S = 24 * 3600.0  # what another machine left unfinished is taken for forgotten after a day
+
+
+@contextmanager
+def open_file(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
+    """Yield a file descriptor of ``path``, closed at the end of the block."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def write_at(descriptor: int, data: Any, offset: int) -> None:
+    """Write all of a contiguous buffer at ``offset``, however little of it the system takes at a time."""
+    view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        if not written:
+            raise OSError(errno.EIO, "nothing was written")
+        view, offset = view[written:], offset + written
+
+
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Return ``count`` bytes from ``offset`` on; fewer only where the file ends."""
+    parts = []
+    while count and (part := os.pread(descriptor, count, offset)):
+        parts.append(part)
+        count, offset = count - len(part), offset + len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
 
 def sync_folder(folder: Path) -> None:
     """Make the folder's own entries (a new name, a rename) durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with open_file(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
     """Make the content of one file durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with open_file(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; at the end of the block it is synced and takes its place. On an error it is removed."""
     make_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(descriptor)
-    partial = Path(name)
+    partial = _partial_name(path)
+    with open_file(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY):
+        pass
     try:
         yield partial
-        partial.chmod(0o666 & ~_umask())
         sync_file(partial)
-        partial.replace(path)
+        os.replace(partial, path)
         sync_folder(path.parent)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` to fill; at the end of the block it takes its place, and what stood there is removed."""
     make_folder(folder.parent)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    partial = _partial_name(folder)
+    partial.mkdir()
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 sync_file(path)
@@ -69,10 +104,42 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data``, whole or not at all."""
+    with whole_file(path) as partial, open_file(partial, os.O_WRONLY) as descriptor:
+        write_at(descriptor, data, 0)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what killed processes left unfinished in a folder, and return its paths.
+
+    What a process of this machine began goes at once when that process is gone; what another machine began, after a day.
+    """
+    swept = []
+    for path in sorted(folder.glob(".*.partial")):
+        if _is_orphan(path):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            swept.append(path)
+    return swept
+
+
+@cache
+def host_name() -> str:
+    """Return eight hex digits for this machine since it was started, as this process's container sees it: whether a process number
+    means anything here."""
+    parts = [platform.node()]
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        if os.path.lexists(source):
+            parts.append(os.readlink(source) if os.path.islink(source) else Path(source).read_text())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,7 +157,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(got=f"no file {path}", expected="a JSON file that lugpi wrote", do="run the command that makes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             got=f"{path}, which is not JSON ({error})", expected="the file as lugpi wrote it", do="remove it and run the command again"
         ) from None
@@ -119,7 +186,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lugpi"
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{host_name()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _is_orphan(path: Path) -> bool:
+    match = _PARTIAL.fullmatch(path.name)
+    if match is None or match["host"] != host_name():
+        try:
+            return time.time() - path.stat().st_mtime > FOREIGN_ORPHAN_S
+        except FileNotFoundError:  # its owner finished it, or another process swept it
+            return False
+    try:
+        os.kill(int(match["pid"]), 0)
+    except PermissionError:
+        return False
+    except (ProcessLookupError, OverflowError):
+        return True
+    return False

@@ -52,7 +52,7 @@ def _decides(path: Path) -> bool:
 
 def differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:
     """Return one ``field: found …, wanted …`` for each field that differs, in the order of the field names; empty when they agree."""
-    flat_found, flat_wanted = dict(_flat(found)), dict(_flat(wanted))
+    flat_found, flat_wanted = dict(flat(found)), dict(flat(wanted))
     names = sorted(flat_found.keys() | flat_wanted.keys())
     return [
         f"{name}: found {_shown(flat_found, name)}, wanted {_shown(flat_wanted, name)}"
@@ -61,10 +61,11 @@ def differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:
     ]
 
 
-def _flat(fingerprint: Fingerprint, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(fingerprint: Fingerprint, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield each field of a nested fingerprint as (dotted name, value)."""
     for key, value in fingerprint.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

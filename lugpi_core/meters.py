@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 _RECORDED = ("lugpi", "torch", "transformers", "diffusers", "open_clip_torch", "h5py", "numpy", "bitsandbytes", "xformers")
@@ -54,7 +56,8 @@ def peak_memory_bytes() -> dict[str, int]:
     return peak
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python and of the packages that decide results; packages that are not installed are left out."""
     found = {"python": platform.python_version()}
     for name in _RECORDED:
@@ -62,7 +65,7 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return MappingProxyType(found)
 
 
 def commit() -> str | None:
@@ -77,7 +80,7 @@ def commit() -> str | None:
 def provenance() -> dict[str, Any]:
     """Return versions, commit, platform and time: the part of a record that is the same for every command."""
     return {
-        "versions": versions(),
+        "versions": dict(versions()),
         "commit": commit(),
         "platform": platform.platform(),
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -29,6 +29,35 @@ allow_torchvision_import()
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let ``make soak`` ask for the long counts."""
+    parser.addoption("--soak", action="store_true", help="run the fault campaigns with their long counts (make soak)")
+
+
+@pytest.fixture
+def campaign(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """``campaign(short, long)``: how often a campaign goes round, ``short`` in ``make test``, ``long`` in ``make soak``."""
+    soak = bool(request.config.getoption("--soak"))
+    return lambda short, long: long if soak else short
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Keep a line of figures for the end of the run: what a campaign counted, beside that it passed."""
+    return request.config.stash.setdefault(_FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the campaigns' figures, in soak runs only."""
+    figures = config.stash.get(_FIGURES, [])
+    if figures and config.getoption("--soak"):
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.write_line(line)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -3,11 +3,31 @@
 import json
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import harness
 from benchmarks.cli import main
 from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.page_cache import cached_share, drop_pages
+from benchmarks.store_reading import COLD, FANCY, HOT, IN_ORDER, OURS, pick, rates
+from benchmarks.store_speed import promises
+from benchmarks.store_writing import FILLS, PUBLISHED, RAW
+from benchmarks.store_writing import OURS as OUR_WRITING
+from benchmarks.token_fidelity import compare, with_outliers
+from benchmarks.token_files import COLUMN, TokenFiles, random_tokens, write_everywhere
+from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.reader import ColumnReader
+
+ROW_SHAPE = (5, 8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> TokenFiles:
+    """40 small rows in every format; the store has three shards."""
+    return write_everywhere(tmp_path_factory.mktemp("formats") / "files", random_tokens(40, ROW_SHAPE), shard_rows=16)
 
 
 def test_candidates_run_in_turn_after_a_warm_up_apart() -> None:
@@ -15,6 +35,24 @@ def test_candidates_run_in_turn_after_a_warm_up_apart() -> None:
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
     assert order == ["a", "b"] * 4
     assert [len(one) for one in seconds.values()] == [3, 3]
+
+
+def test_what_is_prepared_before_every_run_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+
+    def spend(seconds: float) -> None:
+        clock[0] += seconds
+
+    prepared: list[str] = []
+
+    def before(name: str) -> None:
+        prepared.append(name)
+        spend(100)
+
+    seconds = interleaved({"a": lambda: spend(1), "b": lambda: spend(2)}, repeats=2, before=before)
+    assert prepared == ["a", "b"] * 3
+    assert seconds == {"a": [1, 1], "b": [2, 2]}
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -31,12 +69,138 @@ def test_a_record_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest
     assert {"versions", "commit", "platform", "made_at"} <= set(written["provenance"])
 
 
-@pytest.mark.parametrize("question", ["store", "featurize", "train"])
+@pytest.mark.parametrize("question", ["store", "featurize", "train", "fidelity"])
 def test_a_benchmark_runs_at_smoke_size(question: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([question, "--smoke"]) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert result["benchmark"] == question
     assert result["figures"]
+
+
+def test_all_asks_every_question_that_needs_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[str] = []
+    for name in ("store_speed", "featurize_speed", "train_speed", "token_fidelity"):
+
+        def measure(*, smoke: bool, record: bool, name: str = name) -> dict[str, bool]:
+            asked.append(name)
+            return {"smoke": smoke, "record": record}
+
+        monkeypatch.setattr(f"benchmarks.{name}.measure", measure)
+    assert main(["all", "--smoke"]) == 0
+    assert asked == ["store_speed", "featurize_speed", "train_speed", "token_fidelity"]
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert list(result) == ["store", "featurize", "train", "fidelity"]
+    assert all(one == {"smoke": True, "record": False} for one in result.values())
+
+
+def test_every_format_holds_the_same_tokens(files: TokenFiles) -> None:
+    tokens = random_tokens(40, ROW_SHAPE)
+    assert np.isfinite(tokens).all()
+    assert np.unique(tokens).size > 500
+    assert np.array_equal(np.fromfile(files.raw, np.float16).reshape(tokens.shape), tokens)
+    assert np.array_equal(np.load(files.npy), tokens)
+    for path in files.hdf5.values():
+        with h5py.File(path) as file:
+            assert np.array_equal(file["tokens"][:], tokens)
+    assert np.array_equal(ColumnReader(files.store, COLUMN).gather(np.arange(40)), tokens)
+    assert len(files.shards) == 3
+
+
+def test_the_layouts_of_hdf5_are_what_they_are_called(files: TokenFiles) -> None:
+    chunks = {}
+    for layout, path in files.hdf5.items():
+        with h5py.File(path) as file:
+            chunks[layout] = file["tokens"].chunks
+    assert chunks["contiguous"] is None
+    assert chunks["one-row chunks"] == (1, *ROW_SHAPE)
+    assert chunks["chunks=True"] is not None
+
+
+def test_batches_are_ascending_without_repetition_and_not_alike() -> None:
+    batches = pick(40, 3)
+    assert all((np.diff(rows) > 0).all() and len(rows) == 14 and 0 <= rows[0] <= rows[-1] < 40 for rows in batches)
+    assert not np.array_equal(batches[0], batches[1])
+
+
+@pytest.mark.parametrize("name", sorted({*HOT, *COLD} - {IN_ORDER}))
+def test_every_way_of_reading_reads_the_same_rows(files: TokenFiles, name: str) -> None:
+    batches = pick(40, 3)
+    assert np.array_equal((HOT | COLD)[name](files)(batches), random_tokens(40, ROW_SHAPE)[batches[-1]])
+
+
+def test_rates_are_a_row_and_ratios_of_the_same_round() -> None:
+    figures = rates({OURS: [0.5, 1.0, 1.0], "other": [1.0, 3.0, 8.0]}, ours=OURS)
+    assert figures == {"rows_per_s": {OURS: 1, "other": 0}, "ours_against": {"other": 3.0}}
+
+
+def test_dropped_pages_are_gone_and_read_pages_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    assert cached_share([path]) == 1.0
+    drop_pages([path])
+    if cached_share([path]) == 1.0:
+        pytest.skip("this file system keeps its pages (a memory file system)")
+    assert cached_share([path]) == 0.0
+    path.read_bytes()
+    assert cached_share([path]) == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(FILLS))
+def test_every_way_of_writing_writes_every_row(tmp_path: Path, name: str) -> None:
+    tokens = random_tokens(40, ROW_SHAPE)
+    FILLS[name](tmp_path / "written", tokens, shard_rows=16)
+    if name in (OUR_WRITING, PUBLISHED):
+        records = load_manifest(tmp_path / "written" / COLUMN)[1]
+        assert all(("sha256" in record) == (name == PUBLISHED) for record in records.values())
+        assert np.array_equal(ColumnReader(tmp_path / "written", COLUMN).gather(np.arange(40)), tokens)
+    elif name == RAW:
+        parts = sorted((tmp_path / "written").iterdir(), key=lambda path: int(path.stem))
+        assert b"".join(part.read_bytes() for part in parts) == tokens.tobytes()
+    else:
+        for first in (0, 16, 32):
+            with h5py.File(tmp_path / "written" / f"{first}.h5") as file:
+                assert np.array_equal(file["tokens"][:], tokens[first : first + 16])
+
+
+def test_a_promise_that_is_not_kept_is_said() -> None:
+    ratios = dict.fromkeys(HOT, 1000.0)
+    figures = {
+        "B/32": {"hot": {"ours_against": ratios}, "cold": {"ours_against": dict(ratios)}, "writing": {"ours_over": {RAW: 0.9}}},
+        "memory": {"growth": 0.01},
+    }
+    assert len(promises(figures)) == 6
+    assert all(promise["met"] for promise in promises(figures))
+    ratios[FANCY["one-row chunks"]] = 99.0
+    figures["memory"] = {"growth": 0.06}
+    broken = [promise["what"] for promise in promises(figures) if not promise["met"]]
+    assert broken == ["hot: ours against h5py fancy, one-row chunks", "a store 20 times as large: growth of a reader's memory"]
+
+
+def test_eight_bits_are_compared_by_what_a_model_says() -> None:
+    tokens_NTD = torch.randn(6, 3, 32, generator=torch.Generator().manual_seed(0))
+    weight_DK = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.float()[:, 0] @ weight_DK
+
+    fine = compare(tokens_NTD, logits)
+    assert 0.999 < fine["cosine"]["min"] <= fine["cosine"]["mean"] <= 1.0
+    assert fine["int8_over_float16_bytes"] == round((32 + 4) / 64, 5)
+    assert 0 < fine["moved_beside_another_picture"] < 0.05
+    stressed = compare(with_outliers(tokens_NTD), logits)
+    assert stressed["cosine"]["min"] < 1.0
+
+
+def test_a_model_that_turns_with_the_rounding_is_seen() -> None:
+    tokens_NTD = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(0)).half()
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        sign = 1.0 if torch.equal(tokens, tokens_NTD) else -1.0
+        return sign * tokens_NTD.float()[:, 0]
+
+    turned = compare(tokens_NTD, logits)
+    assert turned["cosine"]["mean"] == -1.0
+    assert turned["same_argmax"] == 0.0
 
 
 def test_records_in_the_repository_are_whole() -> None:

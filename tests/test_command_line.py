@@ -186,7 +186,22 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
     assert captured.err == "interrupted: what is written is kept; the same command goes on from here\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours"), AssertionError("ours")])
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "error: got a file: No space left on device; expected to read and write there; mend that"),
+        (OSError(5, "Input/output error", "/x/shard-00000.h5"), "error: got /x/shard-00000.h5: Input/output error; expected"),
+        (PermissionError(13, "Permission denied", "/x"), "error: got /x: Permission denied; expected"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line_and_exit_two(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--dataset", "x", command=_raising(error)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError("ours"), ValueError("ours"), RuntimeError("ours"), KeyError("ours"), AssertionError("ours")])
 def test_any_other_error_is_our_bug_and_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match="ours"):
         _run("--dataset", "x", command=_raising(error))

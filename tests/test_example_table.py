@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lugpi_core.errors import InputError
-from lugpi_core.example_table import EXAMPLES, ExampleTable, read_example_table, write_example_table
 from lugpi_core.examples import Corpus, Example
+from lugpi_core.store.example_table import EXAMPLES, ExampleTable, read_example_table, write_example_table
+from lugpi_core.store.sealed_file import write_sealed
 
 IDS = ("train/1", "Übung-2", "例え-3")
 CORPUS = Corpus(
@@ -87,6 +88,30 @@ def test_a_store_without_a_table_says_what_makes_one(tmp_path: Path) -> None:
         read_example_table(tmp_path, CORPUS)
 
 
+def test_names_that_utf8_cannot_say_are_written_escaped(tmp_path: Path) -> None:
+    # CSV files read with errors="surrogateescape" and broken JSON have such.
+    corpus = dataclasses.replace(
+        CORPUS, label_names=("b\ud800", "gut"), examples=(dataclasses.replace(CORPUS.examples[0], id="row\udcff"), *CORPUS.examples[1:])
+    )
+    table = dataclasses.replace(TABLE, corpus_fingerprint=corpus.fingerprint())
+    write_example_table(tmp_path, corpus, table)
+    with h5py.File(tmp_path / EXAMPLES) as file:
+        assert [name.decode() for name in file["id"][:]] == ["row\\udcff", *IDS[1:]]
+        assert [name.decode() for name in file["label_name"][:]] == ["b\\ud800", "gut"]
+    assert read_example_table(tmp_path, corpus).drawing.tolist() == [0, 1, 0]
+
+
+def test_equal_tables_are_equal_bytes(store: Path) -> None:
+    content = (store / EXAMPLES).read_bytes()
+    write_example_table(store, CORPUS, TABLE)
+    assert (store / EXAMPLES).read_bytes() == content
+
+
+def test_the_table_is_read_without_hdf5(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h5py, "File", None)
+    assert read_example_table(store, CORPUS).drawing.tolist() == [0, 1, 0]
+
+
 def _replace(name: str, make: Callable[[h5py.File], None]) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         with h5py.File(path, "r+") as file:
@@ -110,29 +135,64 @@ def _attribute(name: str, value: object) -> Callable[[Path], None]:
     return change
 
 
-def _without_attribute(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file.attrs["corpus_fingerprint"]
+def _bit(place: int) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[place] ^= 4
+        path.write_bytes(content)
+
+    return change
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "not HDF5": lambda path: path.write_bytes(b"not HDF5"),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a bit of the seal": _bit(20),
+    "a bit of the content": _bit(-100),
+    "a column removed": _replace("drawing", lambda file: None),
+    "external storage": _replace("drawing", _external),
+    "one TiB declared": _replace("drawing", lambda file: file.create_dataset("drawing", (1 << 40,), "<i8", chunks=(1024,))),
+    "a column too short": _replace("drawing", lambda file: file.create_dataset("drawing", data=np.zeros(2, "<i8"))),
+    "a soft link": _replace("prompt_cut", lambda file: file.__setitem__("prompt_cut", h5py.SoftLink("/drawing"))),
+    "an attribute changed": _attribute("corpus", "a text of variable length"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_or_hostile_table_is_refused(store: Path, damage: Callable[[Path], object]) -> None:
+    damage(store / EXAMPLES)
+    with pytest.raises(InputError, match=r"examples\.h5 \(.*\); expected the file as lugpi wrote it; run the same featurize command again"):
+        read_example_table(store, CORPUS)
+
+
+def _forge(store: Path, columns: dict[str, Any]) -> None:
+    """A table that is sealed rightly but says something that no table of ours says."""
+
+    def build(file: Any) -> None:
+        for name, values in columns.items():
+            file[name] = values
+
+    write_sealed(store / EXAMPLES, {"corpus": "c", "corpus_fingerprint": CORPUS.fingerprint()}, build)
+
+
+DRAWING, CUT = np.array([0, 1, 0], "<i8"), np.zeros(3, "u1")
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("columns", "told"),
     [
-        lambda path: path.write_bytes(b"not HDF5"),
-        lambda path: path.write_bytes(path.read_bytes()[:-1]),
-        _replace("drawing", lambda file: None),
-        _replace("drawing", lambda file: file.create_group("drawing")),
-        _replace("drawing", _external),
-        _replace("drawing", lambda file: file.create_dataset("drawing", (1 << 40,), "<i8", chunks=(1024,))),
-        _replace("drawing", lambda file: file.create_dataset("drawing", data=np.zeros(2, "<i8"))),
-        _replace("prompt_cut", lambda file: file.create_dataset("prompt_cut", data=np.zeros(3, "<f4"))),
-        _replace("prompt_cut", lambda file: file.__setitem__("prompt_cut", h5py.SoftLink("/drawing"))),
-        _attribute("corpus", "a text of variable length"),
-        _attribute("corpus", np.bytes_(b"\xff\xfe")),
-        _without_attribute,
+        ({"drawing": DRAWING}, "without a plain prompt_cut for each example"),
+        ({"prompt_cut": CUT}, "without a plain drawing for each example"),
+        ({"drawing": DRAWING[:2], "prompt_cut": CUT}, "without a plain drawing"),
+        ({"drawing": DRAWING[:, None], "prompt_cut": CUT}, "without a plain drawing"),
+        ({"drawing": np.array([b"0", b"1", b"0"]), "prompt_cut": CUT}, "without a plain drawing"),
+        ({"drawing": DRAWING - 1, "prompt_cut": CUT}, "with drawing -1; expected rows counted from 0"),
+        ({"drawing": np.array([0, 1, 1 << 63], "<u8"), "prompt_cut": CUT}, "with drawing -9223372036854775808"),
     ],
+    ids=["no prompt_cut", "no drawing", "too short", "two dimensions", "letters", "negative", "beyond int64"],
 )
-def test_a_damaged_or_hostile_table_is_refused(store: Path, damage: Callable[[Path], None]) -> None:
-    damage(store / EXAMPLES)
-    with pytest.raises(InputError, match=r"examples\.h5 \(.*\); expected the table as lugpi wrote it; run featurize again"):
+def test_a_sealed_table_of_another_make_is_refused(store: Path, columns: dict[str, Any], told: str) -> None:
+    _forge(store, columns)
+    with pytest.raises(InputError, match=rf"examples\.h5 {told}.*; run featurize again"):
         read_example_table(store, CORPUS)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -19,6 +20,7 @@ import pytest
 import torch
 from conftest import ROOT, Command
 
+from featurize import cli
 from featurize.cli import main
 from featurize.embedded import embedded_folder
 from featurize.image_encoder import ImageEncoder
@@ -152,6 +154,7 @@ def _add_space(path: Path) -> None:
         (["--generator", "GENERATOR"], "generation.generator.weights: found"),
         (["--encoders", "ENCODER"], "encoder.weights: found"),
         (["--encoders", "vit-demo", "ENCODER"], "encoder.weights: found"),
+        (["--token-dtype", "int8"], 'encoder.stored_as: found "float16", wanted "int8"'),
         (["--shard-rows", "4"], "shard_rows: found 8, wanted 4"),
         (["--no-latents", "--encoders", "OTHER", "--steps", "3"], "generation.generator.steps: found 2, wanted 3"),
         (["--no-latents", "--encoders", "OTHER", "--limit", "10"], "generation.drawings: found"),
@@ -232,7 +235,7 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp
 def test_an_interrupt_ends_with_130_and_the_same_command_goes_on_to_the_same_bytes(
     table: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--dataset", str(table), *DEMO, "--steps", "20", "--run-dir"]
+    arguments = ["--dataset", str(table), *DEMO, "--steps", "80", "--run-dir"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache)}
     child = subprocess.Popen(
         [sys.executable, "-m", "featurize", *arguments, str(tmp_path / "broken")],
@@ -244,7 +247,7 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on_to_the_same_byt
     )
     while not list((tmp_path / "broken").rglob("shard-*.partial")) and child.poll() is None:
         time.sleep(0.05)
-    time.sleep(0.3)
+    time.sleep(0.1)
     child.send_signal(signal.SIGINT)
     said, complained = child.communicate(timeout=60)
     assert (child.returncode, said) == (130, ""), complained
@@ -254,6 +257,73 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on_to_the_same_byt
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     for path in (tmp_path / "whole").rglob("shard-*.h5"):
         assert (tmp_path / "broken" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def _shards(run_dir: Path) -> dict[str, bytes]:
+    return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in sorted((run_dir / "tokens").glob("*/shard-*"))}
+
+
+def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes_of_one(table: Path, tmp_path: Path, cache: Path) -> None:
+    arguments = ["--dataset", str(table), *DEMO, "--steps", "10", "--batch-size", "2", "--shard-rows", "2", "--run-dir"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache)}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "featurize", *arguments, str(tmp_path / "both")],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ended = [child.communicate(timeout=120) for child in pair]
+    assert [child.returncode for child in pair] == [0, 0], ended
+    figures = [json.loads(said) for said, _ in ended]
+    assert sum(one["rows"]["drawn"] for one in figures) == 13, "no picture is drawn twice"
+    assert all(one["complete"] for one in figures)
+    assert main([*arguments, str(tmp_path / "alone")]) == 0
+    assert _shards(tmp_path / "both") == _shards(tmp_path / "alone")
+    for name in ("examples.h5", "tokens.h5"):
+        assert (tmp_path / "both" / "tokens" / name).read_bytes() == (tmp_path / "alone" / "tokens" / name).read_bytes()
+    left = {path.name for path in (tmp_path / "both").rglob(".*") if path.name != ".lock"}
+    assert not left
+
+
+def test_a_damaged_final_shard_is_found_and_mended_by_the_same_command(
+    table: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = Path(shutil.copytree(store, tmp_path / "run"))
+    path = run_dir / "tokens" / "vit-demo" / "shard-00001.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    untouched = {name: state for name, state in _state(run_dir).items() if re.search(r"/shard-.*\.h5$", name) and name != str(path)}
+    assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO]) == 0
+    captured = capsys.readouterr()
+    assert f"{path}: its content differs from its hash; what does not hold in it is made again" in captured.err
+    assert json.loads(captured.out)["rows"] == {"drawn": 0, "decoded": 4, "encoded": 4}
+    assert _shards(run_dir) == _shards(store)
+    assert {name: _state(run_dir)[name] for name in untouched} == untouched
+
+
+def test_a_disk_that_is_too_small_is_refused_before_a_model_is_loaded(
+    table: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = sum(map(len, _shards(store).values()))
+    arguments = ["--dataset", str(table), "--run-dir", str(tmp_path), *DEMO]
+    monkeypatch.delattr(cli, "_load_models")
+    for free in (0, wanted - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert main(arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert re.match(
+            rf"error: got [01] MB free for {tmp_path}/tokens; expected [01] MB for the shards that are missing; make room", line
+        )
+        assert not _shards(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=wanted))
+    with pytest.raises(NameError, match="_load_models"):
+        main(arguments)
 
 
 def _help_s() -> float:

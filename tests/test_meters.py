@@ -118,7 +118,7 @@ def test_versions_name_python_and_what_decides_results(monkeypatch: pytest.Monke
     assert found["torch"] == torch.__version__
     assert found["numpy"] == np.__version__
     monkeypatch.setattr(meters, "_RECORDED", ("torch", "a-package-that-is-not-there"))
-    assert sorted(versions()) == ["python", "torch"]
+    assert sorted(versions.__wrapped__()) == ["python", "torch"]  # asked anew: a process asks once
 
 
 def _copied(folder: Path) -> ModuleType:

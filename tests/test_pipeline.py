@@ -24,8 +24,9 @@ from featurize.options import FeaturizeOptions
 from featurize.pipeline import _runs, with_failures
 from featurize.text_to_image import TextToImage
 from lugpi_core.errors import InputError
-from lugpi_core.shard import ShardWriter
-from lugpi_core.token_store import ColumnReader
+from lugpi_core.store.quantize import dequantize, quantize
+from lugpi_core.store.reader import ColumnReader
+from lugpi_core.store.shard import ShardWriter
 
 ROWS, DRAWINGS = 14, 12
 FAST: dict[str, Any] = {"generator": "demo", "encoders": ("demo",), "steps": 2, "batch_size": 4, "shard_rows": 8}
@@ -96,7 +97,7 @@ def test_a_corpus_becomes_a_store_that_h5py_alone_reads(undisturbed: tuple[Path,
 
 def test_the_figures_are_json_and_say_how_they_were_made(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     figures = json.loads(json.dumps(undisturbed[1], allow_nan=False))
-    assert figures["times"].keys() == {"load_s", "draw_s", "decode_s", "encode_s", "write_s", "commit_s"}
+    assert figures["times"].keys() == {"load_s", "draw_s", "decode_s", "encode_s", "write_s", "commit_s", "publish_s"}
     assert figures["config"]["batch_size"] == 4
     assert figures["compute"] == {"device": "cpu", "device_name": "CPU", "dtype": "float32", "threads": 1, "attention": "AttnProcessor2_0"}
     assert figures["bytes"]["clip-demo"] == sum(len(data) for name, data in _bytes(undisturbed[0]).items() if "clip-demo" in name)
@@ -171,6 +172,20 @@ def test_without_latents_an_encoder_added_later_draws_again_and_gets_the_same_by
     figures = cli.featurize(_options(table, tmp_path, encoders=("vit-demo",), latents=False))
     assert figures["rows"] == {"drawn": 12, "decoded": 12, "encoded": 12}
     assert _bytes(tmp_path) == {name: data for name, data in _bytes(undisturbed[0]).items() if "latents" not in name}
+
+
+def test_tokens_in_eight_bits_are_those_of_float16_quantized(table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    figures = cli.featurize(_options(table, tmp_path, token_dtype="int8"))
+    assert figures["bytes"]["vit-demo"] < 0.65 * undisturbed[1]["bytes"]["vit-demo"]
+    for column in ("clip-demo", "vit-demo"):
+        exact = ColumnReader(undisturbed[0] / "tokens", column).gather(range(DRAWINGS))
+        values, scales = quantize(torch.from_numpy(exact))
+        reader = ColumnReader(tmp_path / "tokens", column)
+        stored = reader.gather_stored(range(DRAWINGS))
+        assert np.array_equal(stored["tokens"], values)
+        assert np.array_equal(stored["scale"], scales)
+        assert np.array_equal(reader.gather(range(DRAWINGS)), dequantize(values, scales))
+    assert cli.featurize(_options(table, tmp_path, token_dtype="int8"))["already_done"]
 
 
 def test_new_splits_of_the_same_corpus_draw_nothing_and_renew_the_table(table: Path, tmp_path: Path) -> None:
@@ -251,9 +266,9 @@ def test_rows_that_hold_are_never_written_again(table: Path, tmp_path: Path, mon
     written: list[tuple[str, int, int]] = []
     whole = ShardWriter.write
 
-    def watched(self: ShardWriter, first: int, values: Any, flags: Any) -> None:
+    def watched(self: ShardWriter, first: int, values: Any, flags: Any, scales: Any) -> None:
         written.append((self.layout.what, self.layout.first_row + first, len(values)))
-        whole(self, first, values, flags)
+        whole(self, first, values, flags, scales)
 
     monkeypatch.setattr(ShardWriter, "write", watched)
     cli.featurize(_options(table, tmp_path, batch_size=8))  # a block of which half is there

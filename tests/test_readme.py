@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import BenchmarkOptions, RealInputOptions
-from featurize.options import FeaturizeOptions
+from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
 from lugpi_core.command_line import parse
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 
@@ -20,7 +20,8 @@ TRAIN = {
     "student": StudentOptions,
     "tables": TablesOptions,
 }
-BENCHMARKS = dict.fromkeys(("store", "featurize", "train", "all"), BenchmarkOptions) | {"real": RealInputOptions}
+FEATURIZE = {"verify": VerifyOptions, "info": InfoOptions}
+BENCHMARKS = dict.fromkeys(("store", "fidelity", "featurize", "train", "all"), BenchmarkOptions) | {"real": RealInputOptions}
 
 
 def commands() -> list[str]:
@@ -37,7 +38,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", sorted(set(commands())))
 def test_a_documented_command_parses(line: str) -> None:
     module, *arguments = shlex.split(line)
-    options: type = FeaturizeOptions
+    options: type = FEATURIZE[arguments.pop(0)] if arguments[0] in FEATURIZE else FeaturizeOptions
     if module == "train":
         options = TRAIN[arguments.pop(0)]
     elif module == "benchmarks":
@@ -47,7 +48,16 @@ def test_a_documented_command_parses(line: str) -> None:
 
 def test_the_documents_show_the_papers_run() -> None:
     found = commands()
-    for start in ("featurize --dataset 20ng", "train baseline", "train teacher", "train student", "train tables", "benchmarks real"):
+    for start in (
+        "featurize --dataset 20ng",
+        "train baseline",
+        "train teacher",
+        "train student",
+        "train tables",
+        "benchmarks real",
+        "featurize verify",
+        "featurize info",
+    ):
         assert any(line.startswith(start) for line in found), start
 
 

@@ -1,10 +1,12 @@
-"""One shard: fixed structure, rows in place, a row counts only when its hash holds, hostile files refused."""
+"""One shard: fixed structure, rows in place, a row counts only when its hash holds, damage is seen and what holds is carried over."""
 
-import errno
+import hashlib
 import os
 import stat
-import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,94 +14,122 @@ import pytest
 import xxhash
 from numpy.typing import NDArray
 
-from lugpi_core import shard as shard_module
-from lugpi_core.errors import InputError
-from lugpi_core.shard import ShardLayout, ShardWriter, check_record, create_shard, hash_shard, read_offsets
+from lugpi_core.files import open_file
+from lugpi_core.store import shard as shard_module
+from lugpi_core.store.layout import ShardLayout, structure
+from lugpi_core.store.shard import (
+    ShardWriter,
+    check_record,
+    check_rows,
+    create_shard,
+    flagged_rows,
+    is_intact,
+    make_final,
+    read_back,
+    read_dataset,
+    sha256_of,
+)
 
 LAYOUT = ShardLayout(what="tokens", rows=5, row_shape=(3, 4), first_row=10, fingerprint_digest="f" * 32)
-DATASETS = {"tokens": ((5, 3, 4), "<f2"), "row_hash": ((5,), "<u8"), "flags": ((5,), "u1")}
+INT8 = replace(LAYOUT, dtype="int8")
 GOOD = np.zeros(5, np.uint8)
 
 
-def _rows(count: int = 5, seed: int = 0) -> NDArray[np.float16]:
-    return np.random.default_rng(seed).normal(size=(count, *LAYOUT.row_shape)).astype(np.float16)
+def _rows(seed: int = 0) -> NDArray[np.float16]:
+    return np.random.default_rng(seed).normal(size=(5, *LAYOUT.row_shape)).astype(np.float16)
 
 
-def _written(path: Path, flags: NDArray[np.uint8] = GOOD) -> ShardWriter:
-    writer = ShardWriter(path, LAYOUT)
-    writer.write(0, _rows(), flags)
+def _small_rows() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    random = np.random.default_rng(1)
+    return random.integers(-127, 128, size=(5, 3, 4), dtype=np.int8), random.random(size=(5, 3), dtype=np.float32)
+
+
+def _new(path: Path, layout: ShardLayout = LAYOUT) -> ShardWriter:
+    create_shard(path, layout)
+    return ShardWriter(path, layout)
+
+
+def _written(path: Path, flags: NDArray[np.uint8] = GOOD, layout: ShardLayout = LAYOUT) -> ShardWriter:
+    writer = _new(path, layout)
+    if layout.dtype == "int8":
+        values, scales = _small_rows()
+        writer.write(0, values, flags, scales)
+    else:
+        writer.write(0, _rows(), flags)
     return writer
 
 
 def _flip(path: Path, offset: int, bit: int = 0) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1 << bit
-    path.write_bytes(content)
+    with open_file(path, os.O_RDWR) as descriptor:
+        os.pwrite(descriptor, bytes([os.pread(descriptor, 1, offset)[0] ^ 1 << bit]), offset)
 
 
-def _valid_on_reopening(path: Path) -> list[bool]:
-    writer = ShardWriter(path, LAYOUT)
-    writer.close()
-    return [bool(valid) for valid in writer.valid]
+def _holding(path: Path, layout: ShardLayout = LAYOUT) -> list[bool]:
+    return [bool(holds) for holds in check_rows(path, layout)]
 
 
-def test_two_creations_at_different_times_make_equal_bytes(tmp_path: Path) -> None:
-    first = create_shard(tmp_path / "a", LAYOUT)
-    time.sleep(1.1)  # HDF5 counts times in seconds
-    assert create_shard(tmp_path / "b", LAYOUT) == first
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+def _all_but(*rows: int) -> list[bool]:
+    return [row not in rows for row in range(5)]
 
 
 def test_two_shards_of_the_same_rows_in_another_order_of_writing_are_equal_bytes(tmp_path: Path) -> None:
     for name, order in (("a", (0, 1, 2, 3, 4)), ("b", (3, 0, 4, 2, 1))):
-        writer = ShardWriter(tmp_path / name, LAYOUT)
+        writer = _new(tmp_path / name)
         for row in order:
             writer.write(row, _rows()[row : row + 1], GOOD[:1])
         writer.close()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_datasets_are_contiguous_unfiltered_and_at_the_recorded_offsets(tmp_path: Path) -> None:
-    path = tmp_path / "s.partial"
+def test_a_written_shard_is_read_by_h5py_and_by_the_offsets_of_its_record(tmp_path: Path) -> None:
+    path = tmp_path / "s.h5"
     writer = _written(path, np.array([0, 0, 2, 0, 1], np.uint8))
-    record = writer.commit(tmp_path / "s.h5")
-    with h5py.File(tmp_path / "s.h5", "r") as file:
-        assert sorted(file) == ["flags", "row_hash", "tokens"]
-        for name, (shape, dtype) in DATASETS.items():
-            dataset = file[name]
-            assert (dataset.shape, dataset.dtype) == (shape, np.dtype(dtype))
-            assert (dataset.chunks, dataset.compression, dataset.fletcher32, dataset.external) == (None, None, False, None)
-            mapped = np.memmap(tmp_path / "s.h5", dtype, "r", offset=dataset.id.get_offset(), shape=shape)
-            np.testing.assert_array_equal(mapped, dataset[:])
-        assert file["tokens"].id.get_offset() == record["rows_offset"]
+    record = writer.sync_and_check()
+    writer.close()
+    with h5py.File(path, "r") as file:
+        for name, (shape, dtype) in LAYOUT.datasets.items():
+            mapped = np.memmap(path, dtype, "r", offset=record["offsets"][name], shape=shape)
+            np.testing.assert_array_equal(mapped, file[name][:])
+            np.testing.assert_array_equal(read_dataset(path, LAYOUT, name), file[name][:])
         np.testing.assert_array_equal(file["tokens"][:], _rows())
         assert file["flags"][:].tolist() == [0, 0, 2, 0, 1]
-        assert file.attrs["fingerprint"] == b"f" * 32
-        assert file.attrs["first_row"] == 10
 
 
-def test_the_stored_hash_is_the_xxh3_of_row_and_flag_seeded_with_the_rows_number(tmp_path: Path) -> None:
+def _expected_hash(row: int, data: bytes, digest: str = "f" * 32) -> int:
+    return xxhash.xxh3_64_intdigest(data, seed=xxhash.xxh3_64_intdigest(digest.encode(), seed=10 + row))
+
+
+def test_the_stored_hash_is_the_xxh3_of_row_and_flag_seeded_with_the_fingerprint_and_the_rows_number(tmp_path: Path) -> None:
     _written(tmp_path / "s", np.array([0, 0, 1, 0, 0], np.uint8)).close()
-    with h5py.File(tmp_path / "s", "r") as file:
-        found = file["row_hash"][:].tolist()
-    assert found == [xxhash.xxh3_64_intdigest(_rows()[row].tobytes() + bytes([int(row == 2)]), seed=10 + row) for row in range(5)]
+    found = read_dataset(tmp_path / "s", LAYOUT, "row_hash").tolist()
+    assert found == [_expected_hash(row, _rows()[row].tobytes() + bytes([int(row == 2)])) for row in range(5)]
+
+
+def test_beside_int8_the_hash_covers_the_scales_too(tmp_path: Path) -> None:
+    _written(tmp_path / "s", layout=INT8).close()
+    values, scales = _small_rows()
+    found = read_dataset(tmp_path / "s", INT8, "row_hash").tolist()
+    assert found == [_expected_hash(row, values[row].tobytes() + scales[row].tobytes() + b"\0") for row in range(5)]
+    np.testing.assert_array_equal(read_dataset(tmp_path / "s", INT8, "tokens"), values)
+    np.testing.assert_array_equal(read_dataset(tmp_path / "s", INT8, "scale"), scales)
+    assert _holding(tmp_path / "s", INT8) == [True] * 5
 
 
 def test_all_space_is_there_from_the_start(tmp_path: Path) -> None:
     layout = ShardLayout(what="tokens", rows=64, row_shape=(50, 96), first_row=0, fingerprint_digest="0" * 32)
-    offsets = create_shard(tmp_path / "s", layout)
+    create_shard(tmp_path / "s", layout)
     status = (tmp_path / "s").stat()
-    assert status.st_size == offsets.file_bytes >= 64 * layout.row_bytes
+    assert status.st_size == structure(layout).file_bytes >= 64 * 50 * 96 * 2
     assert status.st_blocks * 512 >= status.st_size, "the file is not sparse"
 
 
 def test_a_new_shard_has_no_valid_row_and_rows_of_zeros_do_not_count_unless_written(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "s", LAYOUT)
+    writer = _new(tmp_path / "s")
     assert not writer.valid.any()
     writer.write(1, np.zeros((2, 3, 4), np.float16), GOOD[:2])
     assert writer.valid.tolist() == [False, True, True, False, False]
     writer.close()
-    assert _valid_on_reopening(tmp_path / "s") == [False, True, True, False, False]
+    assert _holding(tmp_path / "s") == [False, True, True, False, False]
 
 
 def test_rows_read_back_from_the_open_shard(tmp_path: Path) -> None:
@@ -110,29 +140,53 @@ def test_rows_read_back_from_the_open_shard(tmp_path: Path) -> None:
     writer.close()  # a second time does nothing
 
 
-@pytest.mark.parametrize("name", list(DATASETS))
+def test_a_shard_that_is_not_there_is_not_made_by_opening_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ShardWriter(tmp_path / "s", LAYOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forgotten_row_counts_as_never_written_and_its_neighbours_stay(tmp_path: Path) -> None:
+    writer = _written(tmp_path / "s")
+    writer.forget([1, 4])
+    assert writer.valid.tolist() == _all_but(1, 4)
+    assert _holding(tmp_path / "s") == _all_but(1, 4)
+    writer.write(1, _rows(seed=7)[1:2], GOOD[:1])
+    writer.close()
+    assert _holding(tmp_path / "s") == _all_but(4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [*((LAYOUT, name) for name in LAYOUT.datasets), (INT8, "tokens"), (INT8, "scale")], ids=lambda value: str(value)[:8]
+)
 @pytest.mark.parametrize("row", [0, 2, 4])
-def test_a_flipped_bit_makes_exactly_its_row_invalid(tmp_path: Path, name: str, row: int) -> None:
+def test_a_flipped_bit_makes_exactly_its_row_invalid(tmp_path: Path, layout: ShardLayout, name: str, row: int) -> None:
     path = tmp_path / "s"
-    _written(path).close()
-    shape, dtype = DATASETS[name]
-    row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-    with h5py.File(path, "r") as file:
-        start = file[name].id.get_offset() + row * row_bytes
+    _written(path, layout=layout).close()
+    row_bytes = layout.bytes_of(name)
+    start = structure(layout).offsets[name] + row * row_bytes
     for offset, bit in ((start, 0), (start + row_bytes - 1, 6)):
         _flip(path, offset, bit)
-        assert _valid_on_reopening(path) == [n != row for n in range(5)]
+        assert _holding(path, layout) == _all_but(row)
+        assert is_intact(path, layout), "the frame is whole"
         _flip(path, offset, bit)
-    assert _valid_on_reopening(path) == [True] * 5
+    assert _holding(path, layout) == [True] * 5
 
 
 def test_swapped_rows_are_detected_though_their_hashes_were_swapped_with_them(tmp_path: Path) -> None:
     path = tmp_path / "s"
     _written(path).close()
     with h5py.File(path, "r+") as file:
-        for name in DATASETS:
+        for name in LAYOUT.datasets:
             file[name][1], file[name][3] = file[name][3], file[name][1]
-    assert _valid_on_reopening(path) == [True, False, True, False, True]
+    assert _holding(path) == _all_but(1, 3)
+
+
+@pytest.mark.parametrize("change", [{"fingerprint_digest": "e" * 32}, {"first_row": 11}, {"first_row": 0}], ids=str)
+def test_a_row_of_another_fingerprint_or_another_place_does_not_hold(tmp_path: Path, change: dict[str, Any]) -> None:
+    _written(tmp_path / "s").close()
+    assert _holding(tmp_path / "s", replace(LAYOUT, **change)) == [False] * 5
+    assert not is_intact(tmp_path / "s", replace(LAYOUT, **change))
 
 
 def test_a_hash_of_zero_means_never_written_so_a_row_that_hashes_to_zero_gets_another(
@@ -145,93 +199,113 @@ def test_a_hash_of_zero_means_never_written_so_a_row_that_hashes_to_zero_gets_an
             return 0
 
     monkeypatch.setattr(shard_module.xxhash, "xxh3_64", ZeroHash)
-    writer = ShardWriter(tmp_path / "s", LAYOUT)
+    writer = _new(tmp_path / "s")
     writer.write(0, _rows()[:1], GOOD[:1])
     writer.close()
-    assert _valid_on_reopening(tmp_path / "s") == [True, False, False, False, False]
+    assert _holding(tmp_path / "s") == [True, False, False, False, False]
 
 
-def test_short_writes_still_write_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: pwrite(descriptor, data[:7], offset))
+@pytest.mark.parametrize("layout", [LAYOUT, INT8], ids=["float16", "int8"])
+def test_in_a_file_that_ends_early_the_rows_before_its_end_hold_and_no_other(tmp_path: Path, layout: ShardLayout) -> None:
+    path, plan = tmp_path / "s", structure(layout)
+    _written(path, layout=layout).close()
+    ends = {name: [plan.offsets[name] + layout.bytes_of(name, row + 1) for row in range(5)] for name in layout.datasets}
+    for size in range(plan.file_bytes - 1, -1, -1):
+        os.truncate(path, size)
+        assert _holding(path, layout) == [all(ends[name][row] <= size for name in ends) for row in range(5)]
+        assert not is_intact(path, layout)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, INT8], ids=["float16", "int8"])
+def test_a_changed_byte_anywhere_in_the_frame_is_seen_and_no_row_is(tmp_path: Path, layout: ShardLayout) -> None:
+    path = tmp_path / "s"
+    _written(path, layout=layout).close()
+    assert is_intact(path, layout)
+    for start, data in structure(layout).frame:
+        for offset in range(start, start + len(data)):
+            _flip(path, offset, offset % 8)
+            assert not is_intact(path, layout), offset
+            _flip(path, offset, offset % 8)
+    assert is_intact(path, layout)
+    assert _holding(path, layout) == [True] * 5
+
+
+def test_a_file_that_is_longer_is_not_intact(tmp_path: Path) -> None:
     _written(tmp_path / "s").close()
-    monkeypatch.undo()
-    assert _valid_on_reopening(tmp_path / "s") == [True] * 5
-    with h5py.File(tmp_path / "s", "r") as file:
-        np.testing.assert_array_equal(file["tokens"][:], _rows())
+    os.truncate(tmp_path / "s", structure(LAYOUT).file_bytes + 1)
+    assert not is_intact(tmp_path / "s", LAYOUT)
 
 
 def test_values_that_are_not_contiguous_or_not_float16_are_written_as_float16(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "s", LAYOUT)
+    writer = _new(tmp_path / "s")
     writer.write(0, np.asfortranarray(_rows()).astype(np.float32)[::-1], GOOD)
     np.testing.assert_array_equal(writer.read(0, 5), _rows()[::-1])
     writer.close()
-    assert _valid_on_reopening(tmp_path / "s") == [True] * 5
+    assert _holding(tmp_path / "s") == [True] * 5
 
 
-def test_rows_of_another_shape_are_our_own_bug(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "s", LAYOUT)
+@pytest.mark.parametrize(
+    ("layout", "values", "scales"),
+    [
+        (LAYOUT, np.zeros((5, 12), np.float16), None),
+        (LAYOUT, np.zeros((5, 3, 4), np.float16), np.zeros((5, 3), np.float32)),
+        (INT8, np.zeros((5, 3, 4), np.int8), None),
+    ],
+    ids=["another shape", "scales beside float16", "int8 without scales"],
+)
+def test_rows_that_are_not_of_the_layout_are_our_own_bug(tmp_path: Path, layout: ShardLayout, values: Any, scales: Any) -> None:
+    writer = _new(tmp_path / "s", layout)
     with pytest.raises(AssertionError):
-        writer.write(0, np.zeros((5, 12), np.float16), GOOD)
+        writer.write(0, values, GOOD, scales)
+    writer.close()
+    assert _holding(tmp_path / "s", layout) == [False] * 5
+
+
+def test_the_record_of_a_checked_shard_says_what_a_reader_needs(tmp_path: Path) -> None:
+    writer = _written(tmp_path / "s", np.array([0, 1, 0, 0, 2], np.uint8))
+    assert writer.sync_and_check() == {
+        "first_row": 10,
+        "rows": 5,
+        "bytes": (tmp_path / "s").stat().st_size,
+        "offsets": dict(structure(LAYOUT).offsets),
+        "flagged": {"1": "not finite", "4": "constant picture"},
+        "fingerprint": "f" * 32,
+        "xxh3_128": xxhash.xxh3_128_hexdigest((tmp_path / "s").read_bytes()),
+    }
     writer.close()
 
 
-def test_a_full_disk_is_an_input_error_before_any_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, offset: int, size: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    for _ in range(2):  # the second time finds what the first left, if it left anything
-        with pytest.raises(InputError, match=r"no room for .* No space left on device.* make room"):
-            ShardWriter(tmp_path / "s", LAYOUT)
-    monkeypatch.undo()
-    _written(tmp_path / "s").close()
-    assert _valid_on_reopening(tmp_path / "s") == [True] * 5
+def test_an_unknown_flag_is_shown_as_its_number() -> None:
+    assert flagged_rows(np.array([0, 9], np.uint8)) == {"1": "flag 9"}
 
 
-def test_a_disk_too_full_for_hdf5_itself_is_the_same_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "Unable to synchronously create file (file write failed: time = …")
-
-    monkeypatch.setattr(shard_module, "_create_contiguous", full)
-    with pytest.raises(InputError, match=r"no room for .*/s \(0 MB: No space left on device\); "):
-        ShardWriter(tmp_path / "s", LAYOUT)
-    assert list(tmp_path.iterdir()) == []
+def test_the_sha256_of_a_shard_is_the_one_that_other_programs_print(tmp_path: Path) -> None:
+    content = b"abc" * (1 << 21)  # 6 MiB, more than one chunk
+    (tmp_path / "s").write_bytes(content)
+    assert sha256_of(tmp_path / "s") == hashlib.sha256(content).hexdigest()
 
 
-def test_a_continued_shard_finds_its_space_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create_shard(tmp_path / "s", LAYOUT)
-    asked: list[int] = []
-    monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, offset, size: asked.append(size))
-    ShardWriter(tmp_path / "s", LAYOUT).close()
-    assert asked == [(tmp_path / "s").stat().st_size]
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_one_reading_of_a_shard_larger_than_a_chunk_gives_its_rows_and_the_hash_of_the_whole(tmp_path: Path, dtype: Any) -> None:
+    layout = replace(LAYOUT, rows=300, row_shape=(50, 384), dtype=dtype)
+    random, few = np.random.default_rng(2), 3
+    writer = _new(tmp_path / "s", layout)
+    for first in range(0, layout.rows, few):
+        values = random.integers(-100, 100, size=(few, *layout.row_shape)).astype(layout.datasets["tokens"][1])
+        writer.write(first, values, np.zeros(few, np.uint8), np.ones((few, 50), np.float32) if dtype == "int8" else None)
+    writer.close()
+    _flip(tmp_path / "s", structure(layout).offsets["tokens"] + 299 * layout.bytes_of("tokens"))
+    with open_file(tmp_path / "s", os.O_RDONLY) as descriptor:
+        holding, whole = read_back(descriptor, layout)
+    assert holding.tolist() == [True] * 299 + [False]
+    assert whole == xxhash.xxh3_128_hexdigest((tmp_path / "s").read_bytes())
 
 
-def test_the_commit_record_says_what_a_reader_needs(tmp_path: Path) -> None:
-    writer = _written(tmp_path / "s.partial", np.array([0, 1, 0, 0, 2], np.uint8))
-    record = writer.commit(tmp_path / "shard-00002.h5")
-    final = tmp_path / "shard-00002.h5"
-    assert not (tmp_path / "s.partial").exists()
-    assert record == {
-        "file": "shard-00002.h5",
-        "first_row": 10,
-        "rows": 5,
-        "bytes": final.stat().st_size,
-        "rows_offset": read_offsets(final, LAYOUT).rows,
-        "flagged": {"1": "not finite", "4": "constant picture"},
-        **hash_shard(final),
-    }
+def test_where_there_is_no_file_no_row_holds(tmp_path: Path) -> None:
+    assert _holding(tmp_path / "none") == [False] * 5
 
 
-def test_the_hashes_of_a_shard_are_those_that_other_programs_print(tmp_path: Path) -> None:
-    (tmp_path / "s").write_bytes(b"abc" * (1 << 21))  # 6 MiB, more than one chunk
-    import hashlib
-
-    content = (tmp_path / "s").read_bytes()
-    assert hash_shard(tmp_path / "s") == {"xxh3_128": xxhash.xxh3_128_hexdigest(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def test_commit_syncs_the_file_then_renames_it_then_syncs_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = _written(tmp_path / "s.partial")
     fsync, order = os.fsync, list[tuple[str, list[str]]]()
 
@@ -241,37 +315,21 @@ def test_commit_syncs_the_file_then_renames_it_then_syncs_its_folder(tmp_path: P
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    writer.commit(tmp_path / "s.h5")
+    writer.sync_and_check()
+    make_final(tmp_path / "s.partial", tmp_path / "s.h5")
+    writer.close()
     assert order == [("file", ["s.partial"]), ("folder", ["s.h5"])]
 
 
-def test_commit_refuses_a_row_that_does_not_read_back(tmp_path: Path) -> None:
-    writer = _written(tmp_path / "s")
-    _flip_in_place(tmp_path / "s", read_offsets(tmp_path / "s", LAYOUT).rows + 30)
-    with pytest.raises(InputError, match="rows do not read back as they were written"):
-        writer.commit(tmp_path / "s.h5")
+def _recorded(folder: Path) -> Mapping[str, Any]:
+    writer = _written(folder / "s.h5")
+    record = writer.sync_and_check() | {"file": "s.h5"}
     writer.close()
-    assert not (tmp_path / "s.h5").exists()
-
-
-def test_commit_refuses_a_shard_with_a_row_never_written(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "s", LAYOUT)
-    writer.write(0, _rows()[:4], GOOD[:4])
-    with pytest.raises(InputError, match="rows do not read back"):
-        writer.commit(tmp_path / "s.h5")
-    writer.close()
-
-
-def _flip_in_place(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
+    return record
 
 
 def test_check_record_tells_missing_size_and_content_apart(tmp_path: Path) -> None:
-    record = _written(tmp_path / "s").commit(tmp_path / "s.h5")
+    record = _recorded(tmp_path)
     assert check_record(tmp_path, record, content=True) is None
     _flip(tmp_path / "s.h5", record["bytes"] - 1)
     assert check_record(tmp_path, record, content=False) is None
@@ -280,21 +338,3 @@ def test_check_record_tells_missing_size_and_content_apart(tmp_path: Path) -> No
     assert check_record(tmp_path, record, content=False) == f"100 bytes, {record['bytes']} expected"
     (tmp_path / "s.h5").unlink()
     assert check_record(tmp_path, record, content=False) == "missing"
-
-
-def test_a_second_writer_of_the_same_shard_is_refused_until_the_first_has_closed(tmp_path: Path) -> None:
-    first = _written(tmp_path / "s")
-    with pytest.raises(InputError, match="another command is writing it"):
-        ShardWriter(tmp_path / "s", LAYOUT)
-    first.close()
-    assert _valid_on_reopening(tmp_path / "s") == [True] * 5
-
-
-def test_a_shard_that_another_process_made_meanwhile_is_not_committed_in_its_place(tmp_path: Path) -> None:
-    writer = _written(tmp_path / "s")
-    create_shard(tmp_path / "other", LAYOUT)
-    (tmp_path / "other").replace(tmp_path / "s")
-    with pytest.raises(InputError, match="another command has replaced it"):
-        writer.commit(tmp_path / "s.h5")
-    writer.close()
-    assert not (tmp_path / "s.h5").exists()

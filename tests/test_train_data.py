@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lugpi_core.corpora import load_corpus
 from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
-from train.data import TrainingData, batches_of_like_length, open_image_tokens, padded
+from train.data import TrainingData, batches_of_like_length, padded
 
 
 def corpus_of(small_csv: Path, **flags: int) -> Corpus:
@@ -76,34 +74,3 @@ def test_rows_by_length_are_the_same_rows(small_csv: Path) -> None:
     assert sorted(ordered) == list(range(10, 30))
     lengths = [len(data.ids[row]) for row in ordered]
     assert lengths == sorted(lengths)
-
-
-def test_image_tokens_of_an_example_are_its_drawings(small_run: Path, small_csv: Path) -> None:
-    import h5py
-
-    tokens = open_image_tokens(small_run / "tokens", "clip-demo", corpus_of(small_csv))
-    with h5py.File(small_run / "tokens" / "tokens.h5") as file:
-        for row in (0, 31, 32, 59):
-            expected = file["clip-demo/tokens"][int(file["examples/drawing"][row])]
-            assert (tokens.gather([row])[0].numpy() == expected).all()
-    assert tokens.width == 64
-
-
-def test_several_kinds_of_tokens_want_a_choice(small_run: Path, small_csv: Path) -> None:
-    with pytest.raises(InputError, match=r"clip-demo, vit-demo.*--image-tokens"):
-        open_image_tokens(small_run / "tokens", None, corpus_of(small_csv))
-
-
-def test_unknown_tokens_are_answered_with_the_known_ones(small_run: Path, small_csv: Path) -> None:
-    with pytest.raises(InputError, match=r"no column 'clip-vit-b32'.*clip-demo, vit-demo"):
-        open_image_tokens(small_run / "tokens", "clip-vit-b32", corpus_of(small_csv))
-
-
-def test_without_a_store_featurize_is_named(tmp_path: Path, small_csv: Path) -> None:
-    with pytest.raises(InputError, match="run python -m featurize first"):
-        open_image_tokens(tmp_path / "tokens", None, corpus_of(small_csv))
-
-
-def test_the_store_of_another_corpus_is_refused(small_run: Path, small_csv: Path) -> None:
-    with pytest.raises(InputError, match="other examples, labels or splits"):
-        open_image_tokens(small_run / "tokens", "clip-demo", corpus_of(small_csv, limit=30))

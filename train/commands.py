@@ -16,14 +16,15 @@ from lugpi_core.examples import Corpus
 from lugpi_core.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.quiet import quiet_libraries
 from train.checkpoint import load_weights, save_weights
-from train.data import Batch, ImageTokens, TrainingData, open_image_tokens
+from train.data import Batch, TrainingData
 from train.export import export_classifier
+from train.image_tokens import ImageTokens, TokenSource, open_image_tokens, place_tokens, training_bytes
 from train.loop import Loss, Training, best_epoch, fit, predict
 from train.losses import distillation, distillation_loss
 from train.metrics import PREDICTIONS, scores_by_split, write_predictions
 from train.model_folder import finish, finished_metrics, require_finished
 from train.models import FusionHead, ImageClassifier, Output, Teacher, TextClassifier, text_width
-from train.options import BaselineOptions, ImagesOptions, StudentOptions, TeacherOptions, TrainOptions
+from train.options import BaselineOptions, ImagesOptions, StudentOptions, TeacherOptions, TokensOptions, TrainOptions
 from train.teacher_outputs import WEIGHTS, TeacherOutputs, has_teacher_outputs, read_teacher_outputs, write_teacher_outputs
 from train.text import TextModel, find_text_model, load_text_classifier, load_text_encoder, token_ids
 
@@ -131,7 +132,7 @@ def _start(options: TrainOptions) -> Corpus:
 def _open_tokens(options: TrainOptions, column: str | None, corpus: Corpus) -> ImageTokens:
     tokens = open_image_tokens(options.run / "tokens", column, corpus)
     if flagged := len(tokens.reader.flagged):
-        say(f"warning: {flagged} drawings failed and are read as blank; python -m featurize lists how many")
+        say(f"warning: {flagged} drawings failed and are read as blank; python -m featurize info lists them")
     return tokens
 
 
@@ -199,17 +200,32 @@ def _train(options: TrainOptions, corpus: Corpus, recipe: Recipe) -> dict[str, A
 def _training(options: TrainOptions, corpus: Corpus, recipe: Recipe, text_model: TextModel, compute: Compute) -> Training:
     seed_everything(options.seed)
     device = torch.device(compute.device)
+    model = recipe.build(text_model, corpus).to(device)
     data = TrainingData(
         corpus=corpus,
         device=device,
         ids=token_ids(text_model, corpus) if recipe.reads_text else None,
         pad_id=text_model.tokenizer.pad_token_id or 0,
-        image_tokens=recipe.image_tokens,
+        image_tokens=_place(options, recipe.image_tokens, model, text_model, device),
         teacher=recipe.teacher,
     )
-    model = recipe.build(text_model, corpus).to(device)
     folder = options.run / (options.name or recipe.command)
     return Training(model=model, data=data, loss=recipe.loss, options=options, compute=compute, folder=folder)
+
+
+def _place(
+    options: TrainOptions, tokens: ImageTokens | None, model: nn.Module, text_model: TextModel, device: torch.device
+) -> TokenSource | None:
+    if tokens is None or not isinstance(options, TokensOptions):
+        return None
+    needed = training_bytes(
+        text_model.config,
+        weights=sum(parameter.numel() for parameter in model.parameters()),
+        batch_size=options.batch_size,
+        positions=text_model.max_length + tokens.reader.spec.row_shape[0],
+        state_bytes=2 if options.optimizer == "adamw8bit" else 8,
+    )
+    return place_tokens(tokens, options.tokens_on, device, needed)
 
 
 def _fingerprint(options: TrainOptions, corpus: Corpus, recipe: Recipe, text_model: TextModel, compute: Compute) -> dict[str, Any]:
@@ -240,10 +256,15 @@ def _metrics(training: Training, recipe: Recipe, text_model: TextModel, output: 
         "notice": recipe.notice,
         "licenses": list(dict.fromkeys(licenses)),
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "compute": {**training.compute.record(), "attention": _attention(training.model)},
+        "compute": {**training.compute.record(), "attention": _attention(training.model), **_tokens_on(training)},
         "config": resolved_flags(training.options),
         "provenance": provenance(),
     }
+
+
+def _tokens_on(training: Training) -> dict[str, str]:
+    source = training.data.image_tokens
+    return {} if source is None else {"tokens_on": source.place}
 
 
 def _attention(model: nn.Module) -> str:

@@ -5,68 +5,19 @@ Shapes: B examples, L text tokens, T image tokens, I width of the image tokens.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from lugpi_core.errors import InputError
-from lugpi_core.example_table import read_example_table
 from lugpi_core.examples import Corpus
-from lugpi_core.token_store import LATENTS, ColumnReader, columns_of
+from train.image_tokens import TokenSource
 from train.teacher_outputs import TeacherOutputs
 
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTokens:
-    """The cached tokens of every example's drawing. Holds memory maps, not rows."""
-
-    reader: ColumnReader
-    drawing: NDArray[np.int64]
-
-    @property
-    def width(self) -> int:
-        """I."""
-        return self.reader.spec.row_shape[1]
-
-    def gather(self, rows: Sequence[int]) -> torch.Tensor:
-        """Return float16 [B, T, I] for rows of the corpus."""
-        return torch.from_numpy(self.reader.gather(self.drawing[np.asarray(rows)]))
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the column's fingerprint."""
-        return dict(self.reader.spec.fingerprint)
-
-
-def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageTokens:
-    """Open a column of the run's token store for a corpus; every shard is compared with its hash.
-
-    Raises:
-        InputError: no store, another corpus's store, no such column, several to choose from, missing rows, a damaged shard.
-    """
-    table = read_example_table(store, corpus)
-    found = [name for name in columns_of(store) if name != LATENTS]
-    if column is None and len(found) > 1:
-        raise InputError(got=f"a store with {', '.join(found)}", expected="one of them", do="say which with --image-tokens")
-    if column == LATENTS:
-        raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(found)}", do="choose one of them")
-    reader = ColumnReader(store, column or "".join(found))
-    if len(reader.spec.row_shape) != 2 or int(table.drawing.max()) >= len(reader):
-        raise InputError(
-            got=f"{store / reader.spec.name} with {len(reader)} rows of shape {reader.spec.row_shape}",
-            expected=f"{int(table.drawing.max()) + 1} rows of shape (T, D)",
-            do="make the column again for this corpus",
-        )
-    return ImageTokens(reader=reader, drawing=table.drawing)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """A corpus ready to be read in batches. Holds token ids as Python lists; image tokens stay in the page cache.
+    """A corpus ready to be read in batches. Holds token ids as Python lists, and image tokens where their source holds them.
 
     Attributes:
         ids: token ids of every example, or None for a model that reads no text.
@@ -78,7 +29,7 @@ class TrainingData:
     device: torch.device
     ids: list[list[int]] | None
     pad_id: int
-    image_tokens: ImageTokens | None = None
+    image_tokens: TokenSource | None = None
     teacher: TeacherOutputs | None = None
 
     def batch(self, rows: Sequence[int]) -> Batch:
@@ -97,8 +48,12 @@ class TrainingData:
     def epoch(self, rows: Sequence[int], batch_size: int, order: torch.Generator) -> Iterator[Batch]:
         """Yield the rows once, in random batches of like text length; one batch is smaller when the numbers do not divide."""
         lengths = [len(self.ids[row]) if self.ids is not None else 0 for row in rows]
-        for batch in batches_of_like_length(lengths, batch_size, order):
-            yield self.batch([rows[n] for n in batch])
+        yield from self.batches([[rows[n] for n in batch] for batch in batches_of_like_length(lengths, batch_size, order)])
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Yield the tensors of each of the batches; the image tokens of the next ones are being fetched meanwhile."""
+        for rows in batches if self.image_tokens is None else self.image_tokens.ahead(batches):
+            yield self.batch(rows)
 
     def by_length(self, rows: Sequence[int]) -> list[int]:
         """Return the rows ordered by text length, so that batches for prediction hold little padding."""

@@ -84,9 +84,11 @@ def predict(training: Training, rows: Sequence[int], *, precise: bool = False) -
     ordered = training.data.by_length(rows)
     outputs: list[Output] = []
     with torch.inference_mode():
-        for start in range(0, len(ordered), PREDICTION_BATCH):
+        for batch in training.data.batches(
+            [ordered[start : start + PREDICTION_BATCH] for start in range(0, len(ordered), PREDICTION_BATCH)]
+        ):
             with _autocast(training.compute, enabled=not precise):
-                output = training.model(training.data.batch(ordered[start : start + PREDICTION_BATCH]))
+                output = training.model(batch)
             outputs.append(Output(output.logits.float().cpu(), output.embeddings.float().cpu()))
     place = {row: n for n, row in enumerate(ordered)}
     back = torch.tensor([place[row] for row in rows])

@@ -68,19 +68,24 @@ class BaselineOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesOptions(TrainOptions):
-    """Classify from the image tokens alone: the image-only rows of the paper's Table 1."""
+class TokensOptions(TrainOptions):
+    """What models that see pictures are trained with beside."""
 
     image_tokens: str | None = None
     """Which tokens of the store to read, such as clip-vit-b32 (default: the only ones there)."""
+    tokens_on: Literal["auto", "device", "pinned", "disk"] = "auto"
+    """Where image tokens are while training: on the device, in page-locked memory, or on disk, read ahead through the page cache. Auto
+    takes the first that has room for all of them (on the CPU the disk)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherOptions(TrainOptions):
-    """Train the multimodal teacher on text and image tokens, and write its outputs for the student."""
+class ImagesOptions(TokensOptions):
+    """Classify from the image tokens alone: the image-only rows of the paper's Table 1."""
 
-    image_tokens: str | None = None
-    """Which tokens of the store to read, such as clip-vit-b32 (default: the only ones there)."""
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions(TokensOptions):
+    """Train the multimodal teacher on text and image tokens, and write its outputs for the student."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
 from lugpi_core.examples import SPLITS, Corpus
-from lugpi_core.files import whole_file
-from lugpi_core.shard import plain_offset
+from lugpi_core.store.sealed_file import read_sealed, write_sealed
 
 EXAMPLES = "examples.h5"
+_AGAIN = "run featurize again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,46 +31,43 @@ class ExampleTable:
 
 
 def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> None:
-    """Write ``examples.h5``, whole or not at all. ``split`` counts 0 train, 1 validation, 2 test; ``id`` is UTF-8 of fixed length."""
-    import h5py
-
+    """Write ``examples.h5``, whole or not at all. ``split`` counts 0 train, 1 validation, 2 test; ``id`` is UTF-8 of fixed length, what
+    UTF-8 cannot say in it escaped."""
     split_numbers = {split: number for number, split in enumerate(SPLITS)}
-    with whole_file(store / EXAMPLES) as partial, h5py.File(partial, "w") as file:
+
+    def build(file: Any) -> None:
         file.attrs["corpus"] = np.bytes_(corpus.name.encode())
         file.attrs["corpus_fingerprint"] = np.bytes_(table.corpus_fingerprint)
         file["drawing"] = table.drawing.astype("<i8")
         file["label"] = np.array([example.label for example in corpus.examples], "<i8")
         file["split"] = np.array([split_numbers[example.split] for example in corpus.examples], "u1")
-        file["id"] = np.array([example.id.encode() for example in corpus.examples], "S")
+        file["id"] = np.array([example.id.encode(errors="backslashreplace") for example in corpus.examples], "S")
         file["prompt_cut"] = table.prompt_cut.astype("u1")
-        file["label_name"] = np.array([name.encode() for name in corpus.label_names], "S")
+        file["label_name"] = np.array([name.encode(errors="backslashreplace") for name in corpus.label_names], "S")
+
+    write_sealed(store / EXAMPLES, {"corpus": corpus.name, "corpus_fingerprint": table.corpus_fingerprint}, build)
 
 
 def read_example_table(store: Path, corpus: Corpus) -> ExampleTable:
     """Return the table of a store, checked against the corpus it is to be used with.
 
     Raises:
-        InputError: there is no table, or it was made for another corpus, other splits or other labels.
+        InputError: there is no table, it is damaged, or it was made for another corpus, other splits or other labels.
     """
-    import h5py
-
     path = store / EXAMPLES
     if not path.is_file():
         raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            name = bytes(file.attrs["corpus"]).decode()
-            fingerprint = bytes(file.attrs["corpus_fingerprint"]).decode()
-            if fingerprint != corpus.fingerprint():
-                raise _other_corpus(name, corpus)
-            for dataset, dtype in (("drawing", "<i8"), ("prompt_cut", "u1")):
-                plain_offset(file, dataset, (len(corpus.examples),), np.dtype(dtype))
-            drawing, prompt_cut = file["drawing"][:], file["prompt_cut"][:].astype(bool)
-    except InputError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(got=f"{path} ({error})", expected="the table as lugpi wrote it", do="run featurize again") from None
-    return ExampleTable(drawing=drawing, prompt_cut=prompt_cut, corpus_fingerprint=fingerprint)
+    about, arrays = read_sealed(path)
+    if about.get("corpus_fingerprint") != corpus.fingerprint():
+        raise _other_corpus(str(about.get("corpus")), corpus)
+    columns = {name: arrays.get(name) for name in ("drawing", "prompt_cut")}
+    for name, column in columns.items():
+        if column is None or column.shape != (len(corpus.examples),) or column.dtype.kind not in "iu":
+            raise InputError(got=f"{path} without a plain {name} for each example", expected="the table as lugpi wrote it", do=_AGAIN)
+    drawing, prompt_cut = arrays["drawing"].astype(np.int64), arrays["prompt_cut"].astype(bool)
+    if int(drawing.min()) < 0:
+        raise InputError(got=f"{path} with drawing {drawing.min()}", expected="rows counted from 0", do=_AGAIN)
+    return ExampleTable(drawing=drawing, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
 
 
 def _other_corpus(found: str, corpus: Corpus) -> InputError:

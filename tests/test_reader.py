@@ -7,6 +7,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,57 +17,70 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
-from lugpi_core.manifest import ColumnSpec, load_manifest, open_manifest
-from lugpi_core.token_store import ColumnReader, ColumnWriter, columns_of
+from lugpi_core.store.layout import Dtype
+from lugpi_core.store.manifest import ColumnSpec, load_manifest, open_manifest
+from lugpi_core.store.quantize import dequantize_array
+from lugpi_core.store.reader import ColumnReader, columns_of, token_columns_of
+from lugpi_core.store.writer import ColumnWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _spec(rows: int, shard_rows: int, name: str = "clip", row_shape: tuple[int, ...] = (2, 3)) -> ColumnSpec:
-    return ColumnSpec(name=name, what="tokens", rows=rows, row_shape=row_shape, shard_rows=shard_rows, fingerprint={"seed": 0})
+def _spec(rows: int, shard_rows: int, name: str = "clip", row_shape: tuple[int, ...] = (2, 3), dtype: Dtype = "float16") -> ColumnSpec:
+    what = "latents" if name == "latents" else "tokens"
+    return ColumnSpec(name=name, what=what, rows=rows, row_shape=row_shape, shard_rows=shard_rows, fingerprint={"seed": 0}, dtype=dtype)
 
 
-def _values(spec: ColumnSpec) -> NDArray[np.float16]:
-    return np.random.default_rng(spec.rows).normal(size=(spec.rows, *spec.row_shape)).astype(np.float16)
+def _stored(spec: ColumnSpec) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """The values of every row as they are stored and, for int8, the scales."""
+    random = np.random.default_rng(spec.rows)
+    if spec.dtype == "float16":
+        return random.normal(size=(spec.rows, *spec.row_shape)).astype(np.float16), None
+    values = random.integers(-127, 128, size=(spec.rows, *spec.row_shape), dtype=np.int8)
+    return values, random.random((spec.rows, *spec.row_shape[:-1]), np.float32)
 
 
 def _filled(store: Path, spec: ColumnSpec, flagged: tuple[int, ...] = ()) -> NDArray[np.float16]:
-    values, column = _values(spec), ColumnWriter(store, spec)
+    """Fill a column and return its rows as a reader is to give them."""
+    (values, scales), column = _stored(spec), ColumnWriter(store, spec)
     flags = np.isin(np.arange(spec.rows), flagged).astype(np.uint8)
     for shard in range(spec.shards):
-        writer = column.open_shard(shard)
+        writer = column.claim(shard)
+        assert writer is not None
         rows = slice(writer.layout.first_row, writer.layout.first_row + writer.layout.rows)
-        writer.write(0, values[rows], flags[rows])
+        writer.write(0, values[rows], flags[rows], None if scales is None else scales[rows])
         column.commit(shard, writer)
-    return values
+    return values if scales is None else dequantize_array(values, scales, np.empty(values.shape, np.float16))
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 24), st.integers(1, 9), st.data())
-def test_any_rows_in_any_order_are_those_of_a_plain_array(rows: int, shard_rows: int, data: st.DataObject) -> None:
-    spec = _spec(rows, shard_rows)
+@given(st.integers(1, 24), st.integers(1, 9), st.sampled_from(["float16", "int8"]), st.data())
+def test_any_rows_in_any_order_are_those_of_a_plain_array(rows: int, shard_rows: int, dtype: Dtype, data: st.DataObject) -> None:
+    spec = _spec(rows, shard_rows, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
         values = _filled(Path(folder), spec)
         reader = ColumnReader(Path(folder), "clip")
         chosen = data.draw(st.lists(st.integers(0, rows - 1), max_size=40))
-        found = reader.gather(chosen)
-        assert found.dtype == np.float16
-        np.testing.assert_array_equal(found, values[np.array(chosen, np.int64)])
+        for asked in (chosen, np.array(chosen, np.int64)):
+            found = reader.gather(asked)
+            assert found.dtype == np.float16
+            np.testing.assert_array_equal(found, values[np.array(chosen, np.int64)])
         assert len(reader) == rows
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.permutations(range(10)), st.integers(1, 10), st.sets(st.integers(0, 9)))
 def test_rows_may_be_written_in_any_order_over_any_number_of_openings(order: list[int], shard_rows: int, reopen_at: set[int]) -> None:
     spec = _spec(10, shard_rows)
-    values = _values(spec)
+    values, _ = _stored(spec)
     with tempfile.TemporaryDirectory() as folder:
         column = ColumnWriter(Path(folder), spec)
         for n, row in enumerate(order):
             if n in reopen_at:
                 column = ColumnWriter(Path(folder), spec)
             shard, local = divmod(row, shard_rows)
-            writer = column.open_shard(shard)
+            writer = column.claim(shard)
+            assert writer is not None
             assert not writer.valid[local]
             writer.write(local, values[row : row + 1], np.zeros(1, np.uint8))
             if writer.valid.all():
@@ -75,8 +89,12 @@ def test_rows_may_be_written_in_any_order_over_any_number_of_openings(order: lis
         np.testing.assert_array_equal(ColumnReader(Path(folder), "clip").gather(range(10)), values)
 
 
-def test_rows_are_gathered_into_the_array_that_is_given(tmp_path: Path) -> None:
-    values = _filled(tmp_path, _spec(10, 4))
+DTYPES: list[Dtype] = ["float16", "int8"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_gathered_into_the_array_that_is_given(tmp_path: Path, dtype: Dtype) -> None:
+    values = _filled(tmp_path, _spec(10, 4, dtype=dtype))
     out = np.full((3, 2, 3), 7, np.float16)
     reader = ColumnReader(tmp_path, "clip")
     assert reader.gather(np.array([9, 0, 4]), out) is out
@@ -113,18 +131,38 @@ def test_a_committed_shard_is_read_as_a_copy(tmp_path: Path) -> None:
     np.testing.assert_array_equal(column.read_committed(2), values[8:])
 
 
-@pytest.mark.parametrize("offset_from_end", [1, 60])
-def test_a_damaged_committed_shard_is_not_read(tmp_path: Path, offset_from_end: int) -> None:
+@pytest.mark.parametrize("part", ["tokens", "row_hash", "flags", "frame"])
+def test_a_damaged_committed_shard_is_not_read(tmp_path: Path, part: str) -> None:
     _filled(tmp_path, _spec(10, 4))
-    path = tmp_path / "clip" / "shard-00001.h5"
+    column, path = ColumnWriter(tmp_path, _spec(10, 4)), tmp_path / "clip" / "shard-00001.h5"
     content = bytearray(path.read_bytes())
-    content[-offset_from_end] ^= 1
+    content[column.records[1]["offsets"].get(part, len(content) - 1)] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"shard-00001\.h5: its content differs from its hash; .*only its rows are made again"):
-        ColumnWriter(tmp_path, _spec(10, 4)).read_committed(1)
-    with pytest.raises(InputError, match=r"shard-00001\.h5: its content differs from its hash"):
+    advice = r"expected the shard as it was committed; run python -m featurize verify --repair, which makes only the rows again"
+    with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
         ColumnReader(tmp_path, "clip")
+    with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
+        column.read_committed(1)
+
+
+def test_without_content_checks_size_and_structure_are_still_looked_at_and_rows_are_not(tmp_path: Path) -> None:
+    _filled(tmp_path, _spec(10, 4, row_shape=(40, 50)))
+    path = tmp_path / "clip" / "shard-00001.h5"
+    whole = path.read_bytes()
+    offset = load_manifest(tmp_path / "clip")[1][1]["offsets"]["tokens"]
+
+    def changed(place: int) -> bytes:
+        return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+    path.write_bytes(changed(offset + 5))
     assert len(ColumnReader(tmp_path, "clip", check_content=False)) == 10
+    for content, fault in ((whole + b"x", r"\d+ bytes, \d+ expected"), (whole[:-1], r"\d+ bytes, \d+ expected"), (changed(0), "signature")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"shard-00001\.h5: .*{fault}.*verify --repair"):
+            ColumnReader(tmp_path, "clip", check_content=False)
+    path.unlink()
+    with pytest.raises(InputError, match=r"shard-00001\.h5: missing"):
+        ColumnReader(tmp_path, "clip", check_content=False)
 
 
 def test_a_reader_survives_pickling_without_its_maps(tmp_path: Path) -> None:
@@ -163,7 +201,7 @@ MEASURE = """
 import sys, tracemalloc
 from pathlib import Path
 import numpy as np
-from lugpi_core.token_store import ColumnReader
+from lugpi_core.store.reader import ColumnReader
 
 def private_kilobytes():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
@@ -202,7 +240,8 @@ def test_the_memory_of_a_writer_is_that_of_a_batch_and_the_hashes(tmp_path: Path
 
     spec = _spec(2000, 2000, row_shape=(50, 96))
     batch, flags = np.ones((14, 50, 96), np.float16), np.zeros(14, np.uint8)
-    writer = ColumnWriter(tmp_path, spec).open_shard(0)
+    writer = ColumnWriter(tmp_path, spec).claim(0)
+    assert writer is not None
     tracemalloc.start()
     for first in range(0, 1988, 14):
         writer.write(first, batch, flags)
@@ -219,6 +258,7 @@ def test_columns_of_names_the_columns_sorted_and_nothing_else(tmp_path: Path) ->
     (tmp_path / "notes").mkdir()
     (tmp_path / "tokens.h5").write_bytes(b"")
     assert columns_of(tmp_path) == ["clip", "latents", "vit"]
+    assert token_columns_of(tmp_path) == ["clip", "vit"]
 
 
 def test_an_unknown_column_is_answered_with_those_that_there_are_but_the_latents(tmp_path: Path) -> None:
@@ -233,9 +273,16 @@ def test_a_store_that_is_not_there_says_what_makes_one(tmp_path: Path) -> None:
         ColumnReader(tmp_path / "none", "clip")
 
 
+def test_a_store_of_latents_alone_says_what_makes_tokens(tmp_path: Path) -> None:
+    open_manifest(tmp_path / "latents", _spec(1, 1, name="latents"))
+    with pytest.raises(InputError, match=r"which holds latents only; expected tokens; run python -m featurize with an encoder"):
+        ColumnReader(tmp_path, "clip")
+
+
 def test_an_incomplete_column_is_refused_with_its_count(tmp_path: Path) -> None:
     column = ColumnWriter(tmp_path, _spec(10, 4))
-    writer = column.open_shard(1)
+    writer = column.claim(1)
+    assert writer is not None
     writer.write(0, np.ones((4, 2, 3), np.float16), np.zeros(4, np.uint8))
     column.commit(1, writer)
     with pytest.raises(InputError, match=r"clip with 4 of 10 rows; expected all of them; run the same featurize command again"):
@@ -257,17 +304,22 @@ def test_a_shard_is_opened_with_h5py_alone(tmp_path: Path) -> None:
         assert file["flags"][:].tolist() == [0, 0, 1, 0]
 
 
-def test_a_shard_is_opened_by_the_datasets_library_without_lugpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = _filled(tmp_path / "tokens", _spec(10, 4))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_shard_is_opened_by_the_datasets_library_without_lugpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype) -> None:
+    spec = _spec(10, 4, dtype=dtype)
+    _filled(tmp_path / "tokens", spec)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     import datasets
 
     shards = [str(tmp_path / "tokens" / "clip" / f"shard-0000{shard}.h5") for shard in range(3)]
     loaded = datasets.load_dataset("hdf5", data_files=shards, split="train", cache_dir=str(tmp_path / "hf")).with_format("numpy")
+    values, scales = _stored(spec)
     assert len(loaded) == 10
-    assert sorted(loaded.column_names) == ["flags", "row_hash", "tokens"]
-    np.testing.assert_array_equal(np.asarray(loaded["tokens"][:]).reshape(10, 2, 3).astype(np.float16), values)
+    assert sorted(loaded.column_names) == sorted(["flags", "row_hash", "tokens", *([] if scales is None else ["scale"])])
+    np.testing.assert_array_equal(np.asarray(loaded["tokens"][:]).reshape(10, 2, 3).astype(values.dtype), values)
     assert loaded[9]["tokens"].shape == (2, 3)
+    if scales is not None:
+        np.testing.assert_array_equal(np.asarray(loaded["scale"][:]).reshape(10, 2), scales)
 
 
 def test_a_shards_record_says_which_versions_made_it(tmp_path: Path) -> None:

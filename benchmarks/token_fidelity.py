@@ -1,0 +1,191 @@
+"""What do eight-bit tokens change in what a teacher says? Its logits from int8 tokens beside its logits from float16 tokens.
+
+(a) the demo: tokens of the embedded encoders and a teacher trained on them; (b) the architectures of the real thing with random weights:
+CLIP ViT-B/32 and a DistilBERT-base teacher; (c) a stress that claims nothing: the tokens of (b) with a few widths 30 times as large, as
+trained CLIP has them. Shapes: N examples, K classes, T tokens, D width.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.harness import finish
+from lugpi_core.command_line import say
+from lugpi_core.corpora import load_corpus
+from lugpi_core.examples import Corpus
+from lugpi_core.quiet import quiet_libraries
+from lugpi_core.store.quantize import dequantize, quantize
+from lugpi_core.torchvision_ops import allow_torchvision_import
+from train.checkpoint import load_weights
+from train.data import padded
+from train.image_tokens import open_image_tokens
+from train.models import FusionHead, Teacher
+from train.options import TeacherOptions
+from train.teacher_outputs import WEIGHTS
+from train.text import find_text_model, load_text_encoder, token_ids
+
+DEMO_ENCODERS = ("clip-demo", "vit-demo")
+REQUIRED_COSINE = 0.999
+OUTLIER_WIDTHS, OUTLIER_FACTOR = 4, 30.0
+CLASSES = 20
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
+    """Return the cosines and the share of equal decisions of each case, the bytes of int8 over float16, and whether it is enough."""
+    quiet_libraries()
+    allow_torchvision_import()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="--limit leaves no train example")  # what the teacher scores is not the question
+        cases = _demo(Path(folder), smoke=smoke)
+    tokens_NTD, logits_of = _real_architecture(smoke=smoke)
+    cases["ViT-B/32, DistilBERT-base, random weights"] = compare(tokens_NTD, logits_of)
+    figures = {
+        "cases": cases,
+        "required_cosine": REQUIRED_COSINE,
+        "met": all(case["cosine"]["min"] >= REQUIRED_COSINE for case in cases.values()),
+        "stress": {f"{OUTLIER_WIDTHS} widths {OUTLIER_FACTOR:.0f} times as large": compare(with_outliers(tokens_NTD), logits_of)},
+    }
+    say(f"fidelity: {figures}")
+    return finish("fidelity", figures, record=record)
+
+
+def compare(tokens_NTD: torch.Tensor, logits_of: Logits) -> dict[str, Any]:
+    """Return how alike the logits of float16 tokens and of the same tokens through int8 are, and the bytes of both.
+
+    The cosine of an example says little where all examples have nearly the same logits; the centred cosine, of the logits less their mean
+    over the examples, is the harsher measure; harsher still is how far the logits move beside how far another example's picture moves them.
+    """
+    exact_NTD = tokens_NTD.to(torch.float16)
+    values_NTD, scales_NT = quantize(exact_NTD)
+    exact_NK, rounded_NK = (logits_of(tokens).double() for tokens in (exact_NTD, dequantize(values_NTD, scales_NT)))
+    other_NK = logits_of(exact_NTD.roll(1, dims=0)).double()
+    stored = values_NTD.nbytes + scales_NT.nbytes
+    return {
+        "cosine": _spread(F.cosine_similarity(exact_NK, rounded_NK, dim=1)),
+        "centred_cosine": _spread(F.cosine_similarity(_centred(exact_NK, exact_NK), _centred(rounded_NK, exact_NK), dim=1)),
+        "moved_beside_another_picture": round(float((rounded_NK - exact_NK).norm() / (other_NK - exact_NK).norm()), 5),
+        "same_argmax": float((exact_NK.argmax(dim=1) == rounded_NK.argmax(dim=1)).double().mean()),
+        "int8_over_float16_bytes": round(stored / exact_NTD.nbytes, 5),
+        "examples": len(exact_NK),
+    }
+
+
+def with_outliers(tokens_NTD: torch.Tensor) -> torch.Tensor:
+    """Return the tokens with a few widths many times as large as the others: the worst for one scale a token."""
+    widths = torch.randperm(tokens_NTD.shape[-1], generator=torch.Generator().manual_seed(0))[:OUTLIER_WIDTHS]
+    stressed_NTD = tokens_NTD.float().clone()
+    stressed_NTD[..., widths] *= OUTLIER_FACTOR
+    return stressed_NTD
+
+
+def _centred(logits_NK: torch.Tensor, exact_NK: torch.Tensor) -> torch.Tensor:
+    return logits_NK - exact_NK.mean(dim=0)
+
+
+def _spread(values_N: torch.Tensor) -> dict[str, float]:
+    return {"min": round(float(values_N.min()), 7), "mean": round(float(values_N.mean()), 7)}
+
+
+def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
+    from featurize.cli import featurize
+    from featurize.options import FeaturizeOptions
+    from train.commands import teacher
+
+    corpus_flags: dict[str, Any] = {"dataset": "demo", "limit": 60 if smoke else 500}
+    featurize(FeaturizeOptions(**corpus_flags, run_dir=folder, generator="demo", encoders=("demo",), latents=False))
+    cases = {}
+    for encoder in DEMO_ENCODERS:
+        options = TeacherOptions(
+            **corpus_flags,
+            run_dir=folder,
+            name=encoder,
+            text_model="demo",
+            max_length=32,
+            epochs=1 if smoke else 20,
+            learning_rate=5e-4,
+            image_tokens=encoder,
+        )
+        trained = teacher(options)
+        corpus = load_corpus(options)
+        column = open_image_tokens(folder / "tokens", encoder, corpus)
+        tokens_NTD = torch.from_numpy(column.reader.gather(column.drawing))
+        logits_of = _trained_teacher(options, corpus, tokens_NTD.shape[-1])
+        cases[f"demo, {encoder}, trained teacher"] = compare(tokens_NTD, logits_of) | {"accuracy": trained["accuracy"]}
+    return cases
+
+
+def _trained_teacher(options: TeacherOptions, corpus: Corpus, image_width: int) -> Logits:
+    text_model = find_text_model("demo", max_length=options.max_length)
+    head = FusionHead(text_width=text_model.config.hidden_size, image_width=image_width, classes=len(corpus.label_names), modalities=2)
+    model = Teacher(load_text_encoder(text_model), head)
+    load_weights(options.run / (options.name or "teacher") / WEIGHTS, model)
+    return _logits_of(model, token_ids(text_model, corpus), pad=text_model.tokenizer.pad_token_id)
+
+
+def _real_architecture(*, smoke: bool) -> tuple[torch.Tensor, Logits]:
+    """Return tokens of smooth random pictures by an untrained ViT-B/32, and an untrained DistilBERT-base teacher; small with ``smoke``."""
+    from transformers import DistilBertConfig, DistilBertModel
+
+    examples = 6 if smoke else 32
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokens_NTD = _vision_tokens(smooth_pictures(examples), smoke=smoke)
+        small = {"dim": 64, "hidden_dim": 128, "n_layers": 1, "n_heads": 4} if smoke else {}
+        encoder = DistilBertModel(DistilBertConfig(**small))
+        head = FusionHead(text_width=encoder.config.hidden_size, image_width=tokens_NTD.shape[-1], classes=CLASSES, modalities=2)
+        ids = torch.randint(5, 30000, (examples, 32)).tolist()
+    return tokens_NTD, _logits_of(Teacher(encoder, head), ids, pad=0)
+
+
+@torch.inference_mode()
+def _vision_tokens(pictures_N3HW: torch.Tensor, *, smoke: bool) -> torch.Tensor:
+    import open_clip
+    from open_clip.transformer import VisionTransformer
+
+    vision = dict(open_clip.get_model_config("ViT-B-32")["vision_cfg"])
+    if smoke:
+        vision |= {"width": 64, "layers": 1}
+    tower = VisionTransformer(
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        width=vision["width"],
+        layers=vision["layers"],
+        heads=vision["width"] // 64,
+        mlp_ratio=4.0,
+        output_dim=64,
+    ).eval()
+    return torch.cat([_tower_tokens(tower, pictures) for pictures in torch.split(pictures_N3HW, 16)])
+
+
+def _tower_tokens(tower: Any, pictures_B3HW: torch.Tensor) -> torch.Tensor:
+    layers = tower.forward_intermediates(
+        pictures_B3HW, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+    )
+    return torch.cat([layers["image_intermediates_prefix"][0], layers["image_intermediates"][0]], dim=1)
+
+
+def smooth_pictures(count: int) -> torch.Tensor:
+    """Return float32 [count, 3, 224, 224], normalised pictures of broad random patches: some of few, some of many."""
+    sides = [2 + n % 13 for n in range(count)]
+    coarse = [torch.randn(1, 3, side, side) for side in sides]
+    return torch.cat([F.interpolate(one, size=(224, 224), mode="bicubic", align_corners=False) for one in coarse])
+
+
+def _logits_of(model: Teacher, ids: list[list[int]], *, pad: int) -> Logits:
+    model.eval()
+
+    @torch.inference_mode()
+    def logits(tokens_NTD: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for start in range(0, len(ids), 32):
+            batch: Mapping[str, torch.Tensor] = padded(ids[start : start + 32], pad) | {"image_tokens": tokens_NTD[start : start + 32]}
+            parts.append(model(batch).logits)
+        return torch.cat(parts)
+
+    return logits

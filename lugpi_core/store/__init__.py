@@ -1,0 +1,11 @@
+"""The token store: a folder of columns of rows in shards, written in place, checked by hashes, read at memory speed.
+
+    tokens/
+      examples.h5                     example → drawing, label, split, id, prompt cut or not   (example_table.py)
+      <column>/manifest.json          fingerprint, one record a committed shard                (manifest.py)
+      <column>/shard-00000.h5 …       contiguous rows, row hashes, flags                       (layout.py, shard.py)
+      tokens.h5                       virtual datasets over all shards of all columns          (view.py)
+
+Row r of every column is drawing r; ``examples.h5`` says which drawing an example has. ``writer.py`` fills a column (``lease.py``: one
+owner a shard), ``reader.py`` reads it (``inspection.py``: no foreign file is trusted), ``verify.py`` names what does not hold.
+"""

@@ -1,0 +1,147 @@
+"""Is a file of unknown origin a plain shard? Asked before a byte of it is trusted.
+
+A shard that this version of HDF5 would lay down has exactly known bytes outside its rows; those are compared, and HDF5 is not asked. Any
+other file, from another version or another hand, is looked at by HDF5 in a process of its own, with little memory and little time, so
+that a file made to crash or exhaust the library takes nothing with it. It must be plain: every dataset contiguous, uncompressed, inside
+the file, of the shape, dtype and place that the manifest states; no links, no storage outside the file.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lugpi_core.errors import InputError
+from lugpi_core.store.layout import ShardLayout, structure
+from lugpi_core.store.shard import is_intact
+
+MEMORY_BYTES = 1 << 30
+TIME_S = 5
+Place = tuple[Path, ShardLayout, Mapping[str, int]]
+
+
+def refuse_structure(shards: Sequence[Place]) -> None:
+    """Check the structure of shard files against their layouts and the offsets that the manifest states.
+
+    Raises:
+        InputError: one of them is not a plain shard of its layout.
+    """
+    for path, fault in structure_faults(shards).items():
+        raise InputError(
+            got=f"{path}: {fault}",
+            expected="a plain HDF5 file as lugpi writes it: contiguous, uncompressed, without links or storage outside the file",
+            do="run python -m featurize verify --repair, or get the file again from where it came",
+        )
+
+
+def structure_faults(shards: Sequence[Place]) -> dict[Path, str]:
+    """Return what is wrong with the structure of each file that is not a plain shard."""
+    return _ask_child([shard for shard in shards if not _is_ours(*shard)])
+
+
+def _is_ours(path: Path, layout: ShardLayout, offsets: Mapping[str, int]) -> bool:
+    stated = sum(layout.bytes_of(name, layout.rows) for name in layout.datasets)
+    if path.stat().st_size < stated:  # before HDF5 is asked to plan a file of a size that is only claimed
+        return False
+    return dict(offsets) == dict(structure(layout).offsets) and is_intact(path, layout)
+
+
+def _ask_child(shards: Sequence[Place]) -> dict[Path, str]:
+    if not shards:
+        return {}
+    questions = [
+        {
+            "path": str(path.resolve()),
+            "offsets": dict(offsets),
+            "attributes": {"fingerprint": layout.fingerprint_digest, "first_row": layout.first_row},
+            "datasets": {name: [list(shape), dtype.str] for name, (shape, dtype) in layout.datasets.items()},
+        }
+        for path, layout, offsets in shards
+    ]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "lugpi_core.store.inspection"],
+            input=json.dumps(questions),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=2 * TIME_S + len(shards),
+            check=False,
+        )
+        answers = [json.loads(line) for line in done.stdout.splitlines(keepends=True) if line.endswith("\n")]
+    except subprocess.TimeoutExpired:
+        answers = []
+    # The file at which the child died, and those it did not come to.
+    answers += ["HDF5 cannot read it: it crashed, or took too much memory or time"] * (len(shards) - len(answers))
+    return {path: fault for (path, _, _), fault in zip(shards, answers, strict=True) if fault is not None}
+
+
+def fault_of(path: Path, question: Mapping[str, Any]) -> str | None:
+    """Return what keeps a file from being the plain shard that ``question`` describes (datasets, offsets, attributes), or None.
+
+    HDF5 parses the file: call it where a crash does no harm.
+    """
+    import h5py
+
+    datasets = {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in question["datasets"].items()}
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if strange := sorted(set(file) - datasets.keys()):
+                return f"it holds {', '.join(strange)} too"
+            found = {name: _plain_offset(file, name, shape, dtype) for name, (shape, dtype) in datasets.items()}
+            stated = {
+                name: np.asarray(file.attrs[name]).astype(str if isinstance(value, str) else int).item()
+                for name, value in question["attributes"].items()
+            }
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        return " ".join(str(error).split())[:200]
+    ends = {name: found[name] + prod(shape) * dtype.itemsize for name, (shape, dtype) in datasets.items()}
+    if max(ends.values()) > path.stat().st_size:
+        return f"its datasets end behind the end of the file, at {max(ends.values())}"
+    if found != question["offsets"]:
+        return f"its datasets lie at {found}, the manifest says {question['offsets']}"
+    return None if stated == question["attributes"] else f"it is the shard {stated}, not {question['attributes']}"
+
+
+def _plain_offset(file: Any, name: str, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> int:
+    import h5py
+
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{name} is not a dataset")
+    plan = dataset.id.get_create_plist()
+    if plan.get_layout() != h5py.h5d.CONTIGUOUS or plan.get_nfilters() or plan.get_external_count():
+        raise ValueError(f"{name} is not a plain contiguous dataset")
+    if dataset.shape != shape or dataset.dtype != dtype:
+        raise ValueError(f"{name} is {dataset.dtype} {dataset.shape}, not {dtype} {shape}")
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise ValueError(f"{name} has no space")
+    return int(offset)
+
+
+def _answer() -> None:
+    """Answer the questions on stdin, a line each; the process ends when it asks for too much."""
+    import h5py  # noqa: F401  before the limits, which are for the files
+
+    questions = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (TIME_S + len(questions), TIME_S + len(questions)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for question in questions:
+        print(json.dumps(fault_of(Path(question["path"]), question)), flush=True)
+
+
+if __name__ == "__main__":
+    _answer()

@@ -1,0 +1,174 @@
+"""The right to write one shard: one owner at a time, found out at once when the owner dies, and given back when it is done.
+
+A lease is a small file beside the shard. Its owner holds it locked (flock), writes its name into it and touches it every few seconds. On
+one machine the lock decides: the kernel drops it with its owner, so a killed owner's lease is free the moment it dies. Where several
+machines share a file system that does not carry locks between them, the touches decide: an owner of another machine that has not been
+heard of for ``STALE_S`` seconds, by the file system's own clock, has lost its lease.
+"""
+
+import fcntl
+import json
+import math
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lugpi_core.errors import InputError
+from lugpi_core.files import host_name, open_file, read_at, write_at
+
+STALE_S = 60.0
+BEAT_S = 5.0
+LOCK = ".lock"
+
+
+class ShardBusy(InputError):
+    """Another command is writing the shard."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        shard = path.with_name(path.name.removeprefix(".").removesuffix(".lease"))
+        super().__init__(
+            got=f"{shard}, which {owner} is writing", expected="one writer a shard", do="wait for it, or run the same command again later"
+        )
+        self.owner = owner
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock during the block: leases are taken, and manifests changed, by one process at a time.
+
+    Raises:
+        InputError: the file system has no locks.
+    """
+    with open_file(folder / LOCK, os.O_CREAT | os.O_RDWR) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(
+                got=f"{folder} on a file system without locks ({error.strerror})",
+                expected="one with flock, as local disks, NFS 4 and Lustre (mounted with -o flock) have",
+                do="give a --run-dir elsewhere and move the folder when it is done",
+            ) from None
+        yield descriptor
+
+
+class Lease:
+    """The lease on one shard; made by ``take_lease``."""
+
+    def __init__(self, path: Path, descriptor: int, owner: bytes) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._mine = owner
+        self._beaten_s = time.monotonic()
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name=f"lease {path.name}", daemon=True)
+        self._heart.start()
+
+    def still_ours(self) -> None:
+        """Raise unless the lease is ours. Cheap while the heart beats; after a halt of this process the file tells.
+
+        Raises:
+            ShardBusy: another process has taken the shard, as it may when this one was halted for long.
+        """
+        if time.monotonic() - self._beaten_s > STALE_S / 2 or not self._in_place():
+            with locked(self._path.parent):
+                self.confirm()
+
+    def confirm(self) -> None:
+        """Raise unless the file says that the lease is ours, and touch it; the caller holds the folder's lock.
+
+        Raises:
+            ShardBusy: another process has taken the shard.
+        """
+        if not self._in_place() or not self._is_mine():
+            raise ShardBusy(self._path, "another command, after a long halt of this one,")
+        self._touch()
+
+    def release(self) -> None:
+        """Give the lease back."""
+        with locked(self._path.parent):
+            self.drop()
+
+    def drop(self) -> None:
+        """Give the lease back; the caller holds the folder's lock."""
+        self._ended.set()
+        self._heart.join()
+        if self._descriptor < 0:
+            return
+        if self._in_place() and self._is_mine():
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with suppress(OSError):  # a beat that fails is a beat that is missed; ``still_ours`` counts them
+                if not self._is_mine():  # taken while we were halted: no beat from now on, so that ``still_ours`` asks the file
+                    self._beaten_s = -math.inf
+                    return
+                self._touch()
+
+    def _is_mine(self) -> bool:
+        return read_at(self._descriptor, 4096, 0) == self._mine
+
+    def _touch(self) -> None:
+        os.utime(self._descriptor)
+        self._beaten_s = time.monotonic()
+
+
+def take_lease(path: Path, lock: int) -> Lease:
+    """Take the lease on the shard beside which ``path`` lies.
+
+    Args:
+        path: the lease's file.
+        lock: the folder's lock, as ``locked`` yields it.
+
+    Raises:
+        ShardBusy: a living process has it.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        owner = _owner(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShardBusy(path, _shown(owner)) from None
+        if owner is not None and owner.get("machine") != host_name() and _age_s(descriptor, lock) < STALE_S:
+            raise ShardBusy(path, _shown(owner))
+        mine = json.dumps({"machine": host_name(), "host": platform.node(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}).encode()
+        os.ftruncate(descriptor, 0)
+        write_at(descriptor, mine, 0)
+        os.utime(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Lease(path, descriptor, mine)
+
+
+def _owner(descriptor: int) -> dict[str, Any] | None:
+    """Return who wrote the lease; None for one that is new or that its owner could not finish."""
+    try:
+        owner = json.loads(read_at(descriptor, 4096, 0))
+    except (ValueError, RecursionError):
+        return None
+    return owner if isinstance(owner, dict) else None
+
+
+def _shown(owner: dict[str, Any] | None) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
+
+
+def _age_s(descriptor: int, lock: int) -> float:
+    os.utime(lock)  # both times are then of the file system's clock, which may not be ours
+    return os.fstat(lock).st_mtime - os.fstat(descriptor).st_mtime

@@ -1,0 +1,217 @@
+"""The manifest of a column: what its bytes depend on, and one record a committed shard. A shard without a record does not exist."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lugpi_core.errors import InputError
+from lugpi_core.files import make_folder, read_json, write_json
+from lugpi_core.fingerprint import Fingerprint, differences, digest
+from lugpi_core.store.layout import ROW_DTYPES, Dtype, ShardLayout
+from lugpi_core.store.lease import locked
+
+FORMAT = "lugpi-token-store"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSpec:
+    """A column of the store before anything is in it.
+
+    Attributes:
+        name: folder of the column, such as ``clip-vit-b32`` or ``latents``.
+        what: name of the dataset inside a shard: ``tokens`` or ``latents``.
+        rows: number of drawings M.
+        row_shape: (T, D) of tokens, (C, h, w) of latents.
+        shard_rows: rows of every shard but the last.
+        fingerprint: everything that decides the column's bytes, as nested plain values.
+        dtype: ``float16``, or ``int8`` with a float32 scale for each token.
+        license: the licences of the models that made the column, in one line.
+        notice: what a reader must know about the content, in one sentence, or None.
+        made_by: the flags of the command that began the column, so that ``verify --repair`` can repeat it; decides no byte.
+    """
+
+    name: str
+    what: str
+    rows: int
+    row_shape: tuple[int, ...]
+    shard_rows: int
+    fingerprint: Fingerprint = field(repr=False)
+    dtype: Dtype = "float16"
+    license: str = ""
+    notice: str | None = None
+    made_by: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.shard_rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """The hash of the fingerprint, 32 hex digits; it stands in every shard and seeds the hashes of the rows."""
+        return digest(self.fingerprint)
+
+    def layout(self, shard: int) -> ShardLayout:
+        """Return the layout of one shard."""
+        first = shard * self.shard_rows
+        return ShardLayout(
+            what=self.what,
+            rows=min(self.shard_rows, self.rows - first),
+            row_shape=self.row_shape,
+            first_row=first,
+            fingerprint_digest=self.digest,
+            dtype=self.dtype,
+        )
+
+
+def shard_name(shard: int) -> str:
+    """Return the file name of a committed shard."""
+    return f"shard-{shard:05d}.h5"
+
+
+def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
+    """Return a column's spec and its records by shard number.
+
+    Raises:
+        InputError: there is no manifest, it is not one of this format, or it was changed since it was written.
+    """
+    path = folder / MANIFEST
+    value = read_json(path)
+    try:
+        if value["format"] != FORMAT or value["version"] != FORMAT_VERSION:
+            raise ValueError(f"format {value['format']!r} version {value['version']!r}")
+        if value.pop("xxh3_128") != digest(value):
+            raise ValueError("it differs from its own hash")
+        stated = {key: value[key] for key in _SPEC}
+        spec = ColumnSpec(**stated, row_shape=tuple(value["row_shape"]))
+        _check_spec(spec)
+        if spec.name != folder.name:
+            raise ValueError(f"it is of a column {spec.name!r}")
+        records = {int(shard): record for shard, record in value["shards"].items()}
+        for shard, record in records.items():
+            _check_place(spec, shard, record)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            got=f"{path} ({error!r})",
+            expected=f"a manifest of {FORMAT} version {FORMAT_VERSION}",
+            do=f"remove this file and run the same featurize command again: it checks the rows of {folder} one by one and keeps what holds",
+        ) from None
+    return spec, records
+
+
+def open_manifest(folder: Path, spec: ColumnSpec) -> dict[int, Record]:
+    """Create the manifest of a new column, or check an existing one against ``spec``; return its records.
+
+    A column without a single shard, begun or final, binds nobody: its manifest is written anew.
+
+    Raises:
+        InputError: the column there has another fingerprint or shape; the fields that differ are named.
+    """
+    make_folder(folder)
+    with locked(folder):
+        if (folder / MANIFEST).exists() and not is_empty(folder):
+            found, records = load_manifest(folder)
+        else:
+            _write(folder, spec, {})
+            return {}
+    refuse_other(folder, found, spec)
+    return records
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a column's folder holds no shard, neither begun nor final."""
+    return not any(name.startswith("shard-") for name in os.listdir(folder))  # glob takes a folder that cannot be read for an empty one
+
+
+def refuse_other(folder: Path, found: ColumnSpec, wanted: ColumnSpec) -> None:
+    """Raise InputError naming the fields in which a column differs from the one that is wanted."""
+    refuse_difference(folder, found.fingerprint, wanted.fingerprint)
+    refuse_difference(folder, _shape(found), _shape(wanted))
+
+
+def refuse_difference(folder: Path, found: Fingerprint, wanted: Fingerprint) -> None:
+    """Raise InputError naming the differing fields unless the two fingerprints agree."""
+    if unlike := differences(found, wanted):
+        raise InputError(
+            got=f"a store in {folder} that was made otherwise: {'; '.join(unlike)}",
+            expected="the same settings as the store's",
+            do="repeat those settings, or give another --run-dir for a new store",
+        )
+
+
+def add_records(folder: Path, spec: ColumnSpec, new: Mapping[int, Record]) -> None:
+    """Add records of shards to the manifest, or replace them; the caller holds the folder's lock.
+
+    Raises:
+        InputError: the column has become one of other settings.
+    """
+    found, records = load_manifest(folder)
+    refuse_other(folder, found, spec)
+    _write(folder, found, {**records, **new})
+
+
+def drop_record(folder: Path, shard: int) -> None:
+    """Take a shard out of the manifest: from now on it does not exist. The caller holds the folder's lock."""
+    spec, records = load_manifest(folder)
+    records.pop(shard, None)
+    _write(folder, spec, records)
+
+
+def _shape(spec: ColumnSpec) -> Fingerprint:
+    return {
+        "what": spec.what,
+        "rows": spec.rows,
+        "row_shape": list(spec.row_shape),
+        "shard_rows": spec.shard_rows,
+        "dtype": spec.dtype,
+    }
+
+
+_SPEC = ("name", "what", "rows", "shard_rows", "fingerprint", "dtype", "license", "notice", "made_by")
+
+
+def _write(folder: Path, spec: ColumnSpec, records: Mapping[int, Record]) -> None:
+    shards = {str(shard): records[shard] for shard in sorted(records)}
+    value = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(spec), "row_shape": list(spec.row_shape), "shards": shards}
+    write_json(folder / MANIFEST, {**value, "xxh3_128": digest(value)})
+
+
+def _check_spec(spec: ColumnSpec) -> None:
+    numbers = {"rows": spec.rows, "shard_rows": spec.shard_rows, **{f"row_shape[{n}]": size for n, size in enumerate(spec.row_shape)}}
+    for name, number in numbers.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{name} is {number!r}")
+    if spec.what not in ("tokens", "latents"):
+        raise ValueError(f"rows of {spec.what!r}")
+    for name, number, most in (("rows", spec.rows, 1 << 32), ("shard_rows", spec.shard_rows, 1 << 24), ("shards", spec.shards, 1 << 20)):
+        if number > most:  # of which a loop or an array of one value each is still cheap
+            raise ValueError(f"{name} is {number}, at most {most} is")
+    if len(spec.row_shape) > 31:  # with the rows themselves HDF5 takes 32 dimensions
+        raise ValueError(f"rows of {len(spec.row_shape)} dimensions")
+    if not spec.row_shape or spec.dtype not in ROW_DTYPES or not isinstance(spec.fingerprint, Mapping):
+        raise ValueError(f"rows of shape {spec.row_shape!r} and dtype {spec.dtype!r}")
+
+
+def _check_place(spec: ColumnSpec, shard: int, record: Record) -> None:
+    # A manifest may come from anywhere: a record is of its own shard's file, in this folder, and its datasets lie inside that file.
+    layout = spec.layout(shard)
+    stated = {key: record[key] for key in ("file", "first_row", "rows")}
+    if shard not in range(spec.shards) or stated != {"file": shard_name(shard), "first_row": layout.first_row, "rows": layout.rows}:
+        raise ValueError(f"shard {shard} is recorded as {stated}")
+    if record["offsets"].keys() != layout.datasets.keys():
+        raise ValueError(f"shard {shard} has the datasets {', '.join(record['offsets'])}")
+    for name, offset in record["offsets"].items():
+        if type(offset) is not int or not 0 <= offset <= record["bytes"] - layout.bytes_of(name, layout.rows):
+            raise ValueError(f"shard {shard} has its {name} outside its file")
+    if record["fingerprint"] != spec.digest:
+        raise ValueError(f"shard {shard} was made under the fingerprint {record['fingerprint']}")
+    if absent := {"xxh3_128", "flagged"} - record.keys():
+        raise ValueError(f"shard {shard} is recorded without {', '.join(sorted(absent))}")
+    if not all(int(row) in range(layout.rows) and isinstance(why, str) for row, why in record["flagged"].items()):
+        raise ValueError(f"shard {shard} has failed rows that it does not have")

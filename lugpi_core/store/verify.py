@@ -1,0 +1,231 @@
+"""What in a store does not hold: every damaged, missing and flagged row by its number, and how to have them made again."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lugpi_core.errors import InputError
+from lugpi_core.files import open_file, read_json
+from lugpi_core.store.example_table import EXAMPLES
+from lugpi_core.store.inspection import structure_faults
+from lugpi_core.store.layout import FLAGS, ShardLayout
+from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest, shard_name
+from lugpi_core.store.reader import LATENTS
+from lugpi_core.store.sealed_file import read_sealed
+from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset, sha256_of
+from lugpi_core.store.view import VIEW, view_is_current
+from lugpi_core.store.writer import ColumnWriter
+
+Kind = Literal["missing", "damaged", "flagged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that does not hold.
+
+    Attributes:
+        place: the file, relative to the store.
+        kind: missing, damaged or flagged.
+        rows: the drawings it is about, numbered as in the column; empty when the file as a whole is meant and its rows hold.
+        detail: why, in a few words.
+        column, shard: where, for a shard's finding.
+    """
+
+    place: str
+    kind: Kind
+    rows: tuple[int, ...]
+    detail: str
+    column: str | None = None
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        rows = f" rows {shown_rows(self.rows)}" if self.rows else ""
+        return f"{self.place}:{rows} {self.kind} ({self.detail})"
+
+    def record(self) -> dict[str, Any]:
+        """Return the finding as a JSON value."""
+        return {**asdict(self), "rows": list(self.rows)}
+
+
+def check_store(store: Path, *, deep: bool) -> list[Finding]:
+    """Return what does not hold in a store; nothing is changed.
+
+    Args:
+        store: the ``tokens`` folder.
+        deep: read every byte: each row against its hash, each file against its hashes. Otherwise records, sizes and structure.
+
+    Raises:
+        InputError: there is no store.
+    """
+    folders = column_folders(store)
+    if not folders:
+        raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
+    findings = [finding for folder in folders for finding in check_column(folder, deep=deep)]
+    return findings + _check_small_files(store, columns_hold=not any(finding.kind != "flagged" for finding in findings))
+
+
+def column_folders(store: Path) -> list[Path]:
+    """Return the folders of a store that hold a manifest or shards, sorted."""
+    return sorted({path.parent for pattern in (f"*/{MANIFEST}", "*/shard-*") for path in store.glob(pattern)})
+
+
+def check_column(folder: Path, *, deep: bool) -> list[Finding]:
+    """Return what does not hold in one column."""
+    try:
+        spec, records = load_manifest(folder)
+    except InputError as error:
+        return [Finding(place=f"{folder.name}/{MANIFEST}", kind="damaged", rows=(), detail=str(error), column=folder.name)]
+    faults = _faults(folder, spec, records, deep=deep)
+    findings: list[Finding] = []
+    for shard in range(spec.shards):
+        if shard not in records:
+            findings.append(_unfinished(folder, spec, shard))
+            continue
+        if shard in faults:
+            findings.append(_faulty(folder, spec, records[shard], faults[shard]))
+        if records[shard]["flagged"]:
+            findings.append(_flagged(folder, spec, records[shard]))
+    return findings
+
+
+def take_back(store: Path, findings: Iterable[Finding]) -> None:
+    """Take the shards of the findings back into work, so that the next featurize command makes what does not hold, and only that.
+
+    Rows that hold stay. Flagged rows are forgotten in every column, for a picture that failed is to be drawn anew.
+    """
+    findings = list(findings)
+    for column in sorted({finding.column for finding in findings if finding.column and finding.shard is None}):
+        path = store / column / MANIFEST
+        if path.exists():
+            os.replace(path, path.with_suffix(".damaged"))
+    flagged = {row for finding in findings if finding.kind == "flagged" for row in finding.rows}
+    for folder in column_folders(store):
+        if not (folder / MANIFEST).exists():
+            continue
+        spec, _ = load_manifest(folder)
+        writer = ColumnWriter(store, spec, check_content=False)
+        damaged = {finding.shard for finding in findings if finding.column == folder.name and finding.kind == "damaged"}
+        # What somebody else brought cannot be drawn anew here.
+        failed = flagged if spec.made_by is not None else set()
+        for shard in sorted({shard for shard in damaged if shard is not None} | {row // spec.shard_rows for row in failed}):
+            writer.reopen(shard)
+            _forget(writer, shard, failed)
+
+
+def flags_of_the_maker(store: Path, column: str) -> dict[str, Any] | None:
+    """Return the flags of the featurize command that began a column; None for a column that somebody else brought.
+
+    Where its manifest cannot be read, another one of the store tells the flags of the same generation.
+    """
+    own = _stated(store / column)
+    if own is not None:
+        return own.get("made_by")
+    for folder in column_folders(store):
+        flags = (_stated(folder) or {}).get("made_by")
+        if isinstance(flags, dict):
+            return flags if column == LATENTS else {**flags, "encoders": [column]}
+    return None
+
+
+def shown_rows(rows: Iterable[int]) -> str:
+    """Return ascending numbers as ranges: ``3-5, 9``."""
+    numbers = np.asarray(list(rows), dtype=np.int64)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs if len(run))
+
+
+def _stated(folder: Path) -> dict[str, Any] | None:
+    """Return what the manifest of a column says, damaged or not, as long as it is JSON."""
+    for path in (folder / MANIFEST, (folder / MANIFEST).with_suffix(".damaged")):
+        try:
+            value = read_json(path)
+        except InputError:
+            continue
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _faults(folder: Path, spec: ColumnSpec, records: Mapping[int, Record], *, deep: bool) -> dict[int, str]:
+    """Return what is wrong with each committed shard that does not hold."""
+    faults = {shard: fault for shard, record in records.items() if (fault := check_record(folder, record, content=False))}
+    whole = {folder / record["file"]: shard for shard, record in records.items() if shard not in faults}
+    places = [(path, spec.layout(shard), records[shard]["offsets"]) for path, shard in whole.items()]
+    faults |= {whole[path]: fault for path, fault in structure_faults(places).items()}
+    if deep:
+        for path, layout, _ in places:
+            shard = whole[path]
+            if shard not in faults and (fault := _content_fault(path, layout, records[shard])):
+                faults[shard] = fault
+    return faults
+
+
+def _content_fault(path: Path, layout: ShardLayout, record: Record) -> str | None:
+    with open_file(path, os.O_RDONLY) as descriptor:
+        holding, whole = read_back(descriptor, layout, record["offsets"])
+    hashes = {"xxh3_128": whole, **({"sha256": sha256_of(path)} if "sha256" in record else {})}
+    if unlike := [name for name, value in hashes.items() if value != record[name]]:
+        return f"its content differs from its {' and '.join(unlike)}"
+    if not holding.all():
+        return "rows differ from their hashes"
+    if flagged_rows(read_dataset(path, layout, FLAGS, record["offsets"][FLAGS])) != record["flagged"]:
+        return "its flags differ from its record"
+    return None
+
+
+def _faulty(folder: Path, spec: ColumnSpec, record: Record, fault: str) -> Finding:
+    shard, path = record["first_row"] // spec.shard_rows, folder / record["file"]
+    layout = spec.layout(shard)
+    rows = np.flatnonzero(~check_rows(path, layout, record["offsets"]))
+    kind: Kind = "damaged" if path.exists() else "missing"
+    place = f"{folder.name}/{path.name}"
+    return Finding(place=place, kind=kind, rows=_numbered(layout, rows), detail=fault, column=folder.name, shard=shard)
+
+
+def _flagged(folder: Path, spec: ColumnSpec, record: Record) -> Finding:
+    shard = record["first_row"] // spec.shard_rows
+    rows = _numbered(spec.layout(shard), np.array(sorted(map(int, record["flagged"]))))
+    why = ", ".join(sorted(set(record["flagged"].values())))
+    return Finding(place=f"{folder.name}/{record['file']}", kind="flagged", rows=rows, detail=why, column=folder.name, shard=shard)
+
+
+def _unfinished(folder: Path, spec: ColumnSpec, shard: int) -> Finding:
+    layout, final = spec.layout(shard), folder / shard_name(shard)
+    partial = final.with_name(f"{final.name}.partial")
+    holding = check_rows(partial, layout) | check_rows(final, layout)
+    detail = f"not final; {np.count_nonzero(holding)} of {layout.rows} rows are there"
+    rows = _numbered(layout, np.flatnonzero(~holding))
+    return Finding(place=f"{folder.name}/{final.name}", kind="missing", rows=rows, detail=detail, column=folder.name, shard=shard)
+
+
+def _numbered(layout: ShardLayout, rows: NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple((rows + layout.first_row).tolist())
+
+
+def _check_small_files(store: Path, *, columns_hold: bool) -> list[Finding]:
+    findings = []
+    if (store / EXAMPLES).exists():
+        try:
+            read_sealed(store / EXAMPLES)
+        except InputError as error:
+            findings.append(Finding(place=EXAMPLES, kind="damaged", rows=(), detail=str(error)))
+    else:
+        findings.append(Finding(place=EXAMPLES, kind="missing", rows=(), detail="the table of examples"))
+    if columns_hold and not findings and not view_is_current(store):
+        kind: Kind = "damaged" if (store / VIEW).exists() else "missing"
+        findings.append(Finding(place=VIEW, kind=kind, rows=(), detail="it is not the view of this store"))
+    return findings
+
+
+def _forget(writer: ColumnWriter, shard: int, flagged: set[int]) -> None:
+    file = writer.claim(shard)
+    if file is None:
+        return
+    first = file.layout.first_row
+    file.forget([row - first for row in sorted(flagged) if 0 <= row - first < file.layout.rows])
+    file.close()

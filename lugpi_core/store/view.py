@@ -1,0 +1,52 @@
+"""``tokens.h5``: virtual datasets over all shards of all columns, so that anybody opens the cache with h5py alone."""
+
+from pathlib import Path
+from typing import Any
+
+from lugpi_core.store.example_table import EXAMPLES
+from lugpi_core.store.layout import ROW_HASH
+from lugpi_core.store.manifest import ColumnSpec, Record, load_manifest, shard_name
+from lugpi_core.store.reader import columns_of
+from lugpi_core.store.sealed_file import read_sealed, sealed_bytes, write_sealed
+
+VIEW = "tokens.h5"
+
+
+def write_view(store: Path) -> None:
+    """Write ``tokens.h5`` over the complete columns: ``/<column>/{tokens|latents, flags}``, ``scale`` where the tokens are int8, and
+    ``/examples/…`` as in ``examples.h5``.
+
+    The shards are named relative to the file, so the folder can be moved as a whole.
+    """
+    write_sealed(store / VIEW, {}, lambda file: _fill(store, file))
+
+
+def view_is_current(store: Path) -> bool:
+    """Whether ``tokens.h5`` is, byte for byte, the view of the store as it stands."""
+    path = store / VIEW
+    return path.is_file() and path.read_bytes() == sealed_bytes({}, lambda file: _fill(store, file))
+
+
+def _fill(store: Path, file: Any) -> None:
+    for column in columns_of(store):
+        spec, records = load_manifest(store / column)
+        if len(records) == spec.shards:
+            _add_column(file.create_group(column), column, spec, records)
+    if (store / EXAMPLES).is_file():
+        for name, values in read_sealed(store / EXAMPLES)[1].items():
+            file.require_group("examples")[name] = values
+
+
+def _add_column(group: Any, column: str, spec: ColumnSpec, records: dict[int, Record]) -> None:
+    import h5py
+
+    for name, (shape, dtype) in spec.layout(0).datasets.items():
+        if name == ROW_HASH:
+            continue
+        whole = h5py.VirtualLayout((spec.rows, *shape[1:]), dtype)
+        for shard in records:
+            layout = spec.layout(shard)
+            source = h5py.VirtualSource(f"{column}/{shard_name(shard)}", name, *layout.datasets[name])
+            whole[layout.first_row : layout.first_row + layout.rows] = source
+        whole.dcpl.set_obj_track_times(False)  # equal content is equal bytes, at any time
+        group.create_virtual_dataset(name, whole)

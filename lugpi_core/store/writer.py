@@ -1,0 +1,205 @@
+"""Filling a column: shards claimed, written, made final. Any number of processes may fill one column; killed ones are continued."""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lugpi_core.errors import InputError
+from lugpi_core.files import open_file, read_at, sweep
+from lugpi_core.meters import versions
+from lugpi_core.store.column_map import ColumnMap, ShardPlace
+from lugpi_core.store.layout import structure
+from lugpi_core.store.lease import ShardBusy, locked, take_lease
+from lugpi_core.store.manifest import (
+    MANIFEST,
+    ColumnSpec,
+    Record,
+    add_records,
+    drop_record,
+    load_manifest,
+    open_manifest,
+    refuse_other,
+    shard_name,
+)
+from lugpi_core.store.reader import refuse_damaged
+from lugpi_core.store.shard import ShardWriter, check_record, create_shard, is_intact, make_final, sha256_of
+
+_DIGEST = re.compile(rb"[0-9a-f]{32}")
+
+
+class ColumnWriter:
+    """Fills one column shard by shard; safe to kill at any moment and to continue, alone or beside others.
+
+    Opening it keeps what holds: committed shards that are as recorded, and of all others the rows whose hash holds. What killed processes
+    left half written is swept away.
+
+    Args:
+        store: the ``tokens`` folder.
+        spec: what the column is to be.
+        check_content: compare every committed shard with its hash (about 7 GB/s), not with its size and structure alone.
+
+    Attributes:
+        records: what the manifest says of the final shards, by number, as last read.
+        taken_back: the shards that were final and did not hold, each with what was wrong.
+
+    Raises:
+        InputError: the column exists with another fingerprint; the differing fields are named.
+    """
+
+    def __init__(self, store: Path, spec: ColumnSpec, *, check_content: bool = True) -> None:
+        self.spec = spec
+        self.folder = store / spec.name
+        if not (self.folder / MANIFEST).exists():
+            self._refuse_strangers()  # before a manifest of ours stands there and keeps their owner out
+        self.records = open_manifest(self.folder, spec)
+        sweep(self.folder)
+        faults = {shard: self._fault(shard, record, check_content) for shard, record in self.records.items()}
+        self.taken_back = {shard: fault for shard, fault in faults.items() if fault}
+        for shard in self.taken_back:
+            self.reopen(shard)
+        with locked(self.folder) as lock:
+            self._sweep_leases(lock)
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether the shard is final, as far as this writer knows; ``refresh`` asks again."""
+        return shard in self.records
+
+    def refresh(self) -> None:
+        """Read the manifest again: other processes may have made shards final.
+
+        Raises:
+            InputError: the column has become one of other settings.
+        """
+        found, self.records = load_manifest(self.folder)
+        refuse_other(self.folder, found, self.spec)
+
+    def missing_bytes(self) -> int:
+        """Return how much disk the column still asks for: whole files of the shards that are not there in any form."""
+        absent = [
+            shard
+            for shard in range(self.spec.shards)
+            if not (self.is_committed(shard) or self._partial(shard).exists() or self._final(shard).exists())
+        ]
+        return sum(structure(self.spec.layout(shard)).file_bytes for shard in absent)
+
+    def read_committed(self, shard: int) -> NDArray[np.float16]:
+        """Return a copy of a final shard's rows, float16 [m, *row_shape], after comparing the file with its hash.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        record = self.records[shard]
+        refuse_damaged(self.folder, record, content=True)
+        place = ShardPlace(self._final(shard), self.spec.layout(shard), record["offsets"])
+        return np.array(ColumnMap([place]).view(self.spec.what, 0))
+
+    def claim(self, shard: int) -> ShardWriter | None:
+        """Return the shard for writing, made or continued, under a lease that its ``close`` gives back; None when it is final.
+
+        Raises:
+            ShardBusy: a living process is writing it.
+            InputError: the disk has no room for it.
+        """
+        with locked(self.folder) as lock:
+            self.refresh()
+            if self.is_committed(shard):
+                return None
+            lease = take_lease(self.folder / f".{shard_name(shard)}.lease", lock)
+        try:
+            self._prepare(shard)
+            return ShardWriter(self._partial(shard), self.spec.layout(shard), lease)
+        except BaseException:
+            lease.release()
+            raise
+
+    def commit(self, shard: int, writer: ShardWriter) -> None:
+        """Make a full shard final: synced, read back, renamed, recorded; and close it.
+
+        Raises:
+            InputError: a row was never written, or does not read back as it was.
+        """
+        record = writer.sync_and_check() | {"file": shard_name(shard), "versions": dict(versions())}
+        with locked(self.folder):
+            self.refresh()
+            writer.confirm()
+            make_final(writer.path, self._final(shard))
+            add_records(self.folder, self.spec, {shard: record})
+        self.records[shard] = record
+        writer.close()
+
+    def add_sha256(self) -> None:
+        """Record the sha256 of the final shards that have none yet: slow beside a fast disk, and wanted by nobody before the end."""
+        new = {}
+        for shard, record in self.records.items():
+            if "sha256" not in record:
+                with suppress(FileNotFoundError):  # another process has taken it back
+                    strong = sha256_of(self._final(shard))
+                    if check_record(self.folder, record, content=True) is None:  # never the hash of a damaged file
+                        new[shard] = strong
+        if not new:
+            return
+        with locked(self.folder):
+            _, records = load_manifest(self.folder)
+            same = [shard for shard in new if shard in records and records[shard]["xxh3_128"] == self.records[shard]["xxh3_128"]]
+            add_records(self.folder, self.spec, {shard: records[shard] | {"sha256": new[shard]} for shard in same})
+        self.refresh()
+
+    def reopen(self, shard: int) -> None:
+        """Take a final shard back, because something in it does not hold: its rows are checked one by one when it is claimed."""
+        with locked(self.folder):
+            drop_record(self.folder, shard)
+        self.records.pop(shard, None)
+
+    def _prepare(self, shard: int) -> None:
+        """Leave a ``.partial`` of whole structure with every row that holds in any file of this shard."""
+        layout, final, partial = self.spec.layout(shard), self._final(shard), self._partial(shard)
+        # A final file without a record was renamed and not recorded (killed in between), or its record was dropped.
+        found = [path for path in (final, partial, partial.with_suffix(".suspect")) if path.is_file()]
+        if found in ([final], [partial]) and is_intact(found[0], layout):
+            os.replace(found[0], partial)
+            return
+        create_shard(partial, layout, rows_from=found)
+        for path in found:
+            if path != partial:
+                path.unlink(missing_ok=True)
+
+    def _fault(self, shard: int, record: Record, check_content: bool) -> str | None:
+        if fault := check_record(self.folder, record, content=check_content):
+            return fault
+        foreign = record["offsets"] != structure(self.spec.layout(shard)).offsets  # laid down by another version of HDF5
+        return None if foreign or is_intact(self._final(shard), self.spec.layout(shard)) else "its structure is not that of a shard"
+
+    def _sweep_leases(self, lock: int) -> None:
+        for shard in self.records:
+            path = self.folder / f".{shard_name(shard)}.lease"
+            if path.exists():
+                try:
+                    take_lease(path, lock).drop()
+                except ShardBusy:
+                    continue
+
+    def _refuse_strangers(self) -> None:
+        # Rows of other settings would not count and be made again over days of somebody's work: without a manifest only the files tell.
+        for path in sorted(self.folder.glob("shard-*")):
+            ours = self.spec.layout(0).fingerprint_digest.encode()
+            offset = structure(self.spec.layout(0)).frame[0][1].find(ours)
+            if not path.is_file():
+                continue
+            with open_file(path, os.O_RDONLY) as descriptor:
+                found = read_at(descriptor, len(ours), offset)
+            if found != ours and _DIGEST.fullmatch(found):
+                raise InputError(
+                    got=f"{path}, which other settings made, and no manifest that names them",
+                    expected=f"a column of the fingerprint {ours.decode()}",
+                    do=f"move {self.folder} away, or give another --run-dir",
+                )
+
+    def _final(self, shard: int) -> Path:
+        return self.folder / shard_name(shard)
+
+    def _partial(self, shard: int) -> Path:
+        return self.folder / f"{shard_name(shard)}.partial"

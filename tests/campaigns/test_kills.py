@@ -1,0 +1,47 @@
+"""Writers killed at random moments and continued: the same bytes as without a kill, and never more than a block of work lost."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.campaigns import processes
+from tests.campaigns.operations import Operation, operations_through
+from tests.campaigns.worker import Log, Small, check_complete, check_recorded, fill_store
+
+SMALL = Small(rows=30, shard_rows=8, block=3)
+
+
+def _slow_fill(store: Path, log: Log, seed: int) -> None:
+    """Fill with naps before some operations, so that a kill falls on any of them, not mostly on the slowest."""
+    chance = random.Random(seed)
+
+    def nap(name: str, operation: Operation, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if chance.random() < 0.1:
+            time.sleep(chance.uniform(0, 0.004))
+        return operation(*arguments, **named)
+
+    with operations_through(store, nap):
+        fill_store(store, SMALL, log)
+
+
+def test_killed_writers_continue_to_the_same_bytes(
+    tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
+) -> None:
+    wanted, kills, stores, redone = campaign(15, 200), 0, 0, 0
+    chance = random.Random(0)
+    while kills < wanted:
+        store, log = tmp_path / f"store-{stores}", Log(tmp_path / f"log-{stores}")
+        killed_here = 0
+        while True:
+            pid = processes.start(lambda store=store, log=log, seed=1000 * stores + killed_here: _slow_fill(store, log, seed))
+            if processes.ended(pid, chance.uniform(0.005, 0.3)):
+                assert processes.wait(pid) == processes.DONE
+                break
+            killed_here += processes.kill(pid) == processes.KILLED
+            check_recorded(store, SMALL)
+        check_complete(store, SMALL)
+        assert log.redone() <= killed_here
+        kills, stores, redone = kills + killed_here, stores + 1, redone + log.redone()
+    report(f"kills: {kills} over {stores} stores, rows lost, wrong or twice 0, blocks redone {redone}")

@@ -1,0 +1,165 @@
+"""Image tokens while training: the same values from every place, the nearest place with room, and which stores are refused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from featurize.cli import featurize
+from featurize.options import FeaturizeOptions
+from lugpi_core.corpora import load_corpus
+from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.errors import InputError
+from lugpi_core.examples import Corpus
+from train import image_tokens as module
+from train.data import TrainingData
+from train.image_tokens import ImageTokens, TokensOn, choose_place, open_image_tokens, place_tokens, training_bytes
+
+CPU = torch.device("cpu")
+PLACES: tuple[TokensOn, ...] = ("disk", "device", "pinned")
+
+
+def corpus_of(small_csv: Path, limit: int | None = None) -> Corpus:
+    return load_corpus(CorpusOptions(dataset=str(small_csv), split_column="split", limit=limit))
+
+
+@pytest.fixture
+def tokens(small_run: Path, small_csv: Path) -> ImageTokens:
+    return open_image_tokens(small_run / "tokens", "clip-demo", corpus_of(small_csv))
+
+
+@pytest.fixture(scope="module")
+def int8_run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of ``small_run`` with int8 tokens."""
+    run = tmp_path_factory.mktemp("runs") / "int8"
+    flags = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "run_dir": run, "shard_rows": 32}
+    featurize(FeaturizeOptions(**flags, encoders=("clip-demo",), token_dtype="int8"))
+    return run
+
+
+def stored(run: Path, row: int) -> np.ndarray:
+    with h5py.File(run / "tokens" / "tokens.h5") as file:
+        drawing = int(file["examples/drawing"][row])
+        values = file["clip-demo/tokens"][drawing]
+        if "scale" in file["clip-demo"]:
+            values = (values.astype(np.float32) * file["clip-demo/scale"][drawing][:, None]).astype(np.float16)
+        return np.asarray(values)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_every_place_gives_the_tokens_of_an_examples_drawing(
+    small_run: Path, int8_run: Path, small_csv: Path, place: TokensOn, dtype: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = small_run if dtype == "float16" else int8_run
+    source = place_tokens(open_image_tokens(run / "tokens", "clip-demo", corpus_of(small_csv)), place, CPU, 0)
+    rows = [59, 0, 31, 32, 0]
+    got = source.gather(rows)
+    assert (source.place, got.dtype, tuple(got.shape)) == (place, torch.float16, (5, 17, 64))
+    np.testing.assert_array_equal(got.numpy(), np.stack([stored(run, row) for row in rows]))
+    assert f"read from {place}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_batch_is_not_overwritten_by_the_next(tokens: ImageTokens, place: TokensOn) -> None:
+    source = place_tokens(tokens, place, CPU, 0)
+    first = source.gather([0, 1])
+    kept = first.clone()
+    source.gather([2, 3])
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_epoch_has_the_same_batches_wherever_the_tokens_are(tokens: ImageTokens, small_csv: Path, place: TokensOn) -> None:
+    data = TrainingData(corpus=corpus_of(small_csv), device=CPU, ids=None, pad_id=0, image_tokens=place_tokens(tokens, place, CPU, 0))
+    batches = list(data.epoch(range(36), 7, torch.Generator().manual_seed(3)))
+    assert sorted(torch.cat([batch["rows"] for batch in batches]).tolist()) == list(range(36))
+    for batch in batches:
+        expected = tokens.reader.gather(tokens.drawing[batch["rows"].numpy()])
+        np.testing.assert_array_equal(batch["image_tokens"].numpy(), expected)
+
+
+def test_on_disk_the_rows_of_the_next_batches_are_asked_for_before_a_batch_is_read(
+    tokens: ImageTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, list[int]]] = []
+    monkeypatch.setattr(tokens.reader, "will_need", lambda rows: events.append(("asked", list(rows))))
+    batches: list[Sequence[int]] = [[0, 1], [2, 3], [4, 5]]
+    for rows in place_tokens(tokens, "disk", CPU, 0).ahead(batches):
+        events.append(("read", list(rows)))
+    drawings = [tokens.drawing[rows].tolist() for rows in batches]
+    assert [rows for what, rows in events if what == "read"] == batches
+    assert [rows for what, rows in events if what == "asked"] == drawings
+    assert events.index(("asked", drawings[1])) < events.index(("read", [0, 1]))
+
+
+def test_pinned_without_cuda_says_that_it_only_keeps_them_in_memory(tokens: ImageTokens, capfd: pytest.CaptureFixture[str]) -> None:
+    place_tokens(tokens, "pinned", CPU, 0)
+    assert "warning: --tokens-on pinned has no effect without CUDA" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "device_bytes", "host_bytes", "device_type", "place"),
+    [
+        (10, 100, 100, "cpu", "disk"),  # the page cache is memory already
+        (10, 10, 0, "cuda", "device"),
+        (11, 10, 11, "cuda", "pinned"),
+        (11, -5, 10, "cuda", "disk"),
+    ],
+)
+def test_auto_takes_the_nearest_place_that_has_room(size: int, device_bytes: int, host_bytes: int, device_type: str, place: str) -> None:
+    assert choose_place(size, device_bytes, host_bytes, device_type) == place
+
+
+def test_auto_leaves_the_device_what_training_needs(tokens: ImageTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int, str]] = []
+
+    def choose(*sizes: int | str) -> str:
+        asked.append(sizes)  # type: ignore[arg-type]
+        return "disk"
+
+    monkeypatch.setattr(module, "choose_place", choose)
+    monkeypatch.setattr(module, "_free_bytes", lambda device: 24 << 30)
+    monkeypatch.setattr(module, "_free_host_bytes", lambda: 100)
+    place_tokens(tokens, "auto", CPU, 5 << 30)
+    assert asked == [(60 * 17 * 64 * 2, (24 - 5 - 2) << 30, 50, "cpu")]
+
+
+def test_on_the_cpu_auto_is_the_disk(tokens: ImageTokens) -> None:
+    assert place_tokens(tokens, "auto", CPU, 0).place == "disk"
+
+
+def test_the_hosts_free_memory_is_read() -> None:
+    assert module._free_host_bytes() > 1 << 20
+
+
+def test_what_training_needs_is_counted_as_the_formula_says() -> None:
+    config = SimpleNamespace(num_hidden_layers=6, hidden_size=768, num_attention_heads=12)
+    layer = 14 * 562 * (34 * 768 + 5 * 12 * 562)
+    needed = training_bytes(config, weights=66_400_000, batch_size=14, positions=562, state_bytes=8)
+    assert needed == 66_400_000 * 12 + 2 * 7 * layer
+    assert 1e9 < needed < 9e9, "a DistilBERT teacher at 512 + 50 tokens fits a 24 GB card with room for tokens"
+
+
+def test_several_kinds_of_tokens_want_a_choice(small_run: Path, small_csv: Path) -> None:
+    with pytest.raises(InputError, match=r"clip-demo, vit-demo.*--image-tokens"):
+        open_image_tokens(small_run / "tokens", None, corpus_of(small_csv))
+
+
+def test_unknown_tokens_are_answered_with_the_known_ones(small_run: Path, small_csv: Path) -> None:
+    with pytest.raises(InputError, match=r"no column 'clip-vit-b32'.*clip-demo, vit-demo"):
+        open_image_tokens(small_run / "tokens", "clip-vit-b32", corpus_of(small_csv))
+
+
+def test_without_a_store_featurize_is_named(tmp_path: Path, small_csv: Path) -> None:
+    with pytest.raises(InputError, match="run python -m featurize first"):
+        open_image_tokens(tmp_path / "tokens", None, corpus_of(small_csv))
+
+
+def test_the_store_of_another_corpus_is_refused(small_run: Path, small_csv: Path) -> None:
+    with pytest.raises(InputError, match="other examples, labels or splits"):
+        open_image_tokens(small_run / "tokens", "clip-demo", corpus_of(small_csv, limit=30))

@@ -1,0 +1,347 @@
+"""The lease on a shard: one owner at a time, free the moment its owner dies, replaced when another machine's owner is long silent."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lugpi_core.errors import InputError
+from lugpi_core.files import host_name
+from lugpi_core.store import lease as lease_module
+from lugpi_core.store.lease import BEAT_S, STALE_S, Lease, ShardBusy, locked, take_lease
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = ".shard-00000.h5.lease"
+ROUNDS = 20
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from lugpi_core.store.lease import locked, take_lease
+folder = Path(sys.argv[1])
+with locked(folder) as lock:
+    lease = take_lease(folder / sys.argv[2], lock)
+print("taken", flush=True)
+time.sleep(60)
+"""
+
+
+def _take(folder: Path) -> Lease:
+    with locked(folder) as lock:
+        return take_lease(folder / NAME, lock)
+
+
+def _elsewhere(folder: Path, age_s: float, machine: str = "feedbeef") -> Path:
+    """Leave the lease as a process of another machine wrote it that was last heard of ``age_s`` ago."""
+    path = folder / NAME
+    path.write_text(json.dumps({"machine": machine, "host": "node7", "pid": 4711, "since": "2026-01-01T00:00:00Z"}))
+    os.utime(path, (time.time() - age_s, time.time() - age_s))
+    return path
+
+
+def _later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + seconds)
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_lease_says_whose_it_is_and_goes_with_its_release(tmp_path: Path) -> None:
+    lease = _take(tmp_path)
+    owner = json.loads((tmp_path / NAME).read_text())
+    assert (owner["machine"], owner["host"], owner["pid"]) == (host_name(), os.uname().nodename, os.getpid())
+    lease.still_ours()
+    lease.release()
+    assert not (tmp_path / NAME).exists()
+    lease.release()  # a second time does nothing
+    _take(tmp_path).release()
+
+
+def test_a_second_owner_is_refused_with_the_name_of_the_first_and_keeps_nothing(tmp_path: Path) -> None:
+    lease, content = _take(tmp_path), (tmp_path / NAME).read_bytes()
+    before = _open_files()
+    with pytest.raises(
+        ShardBusy, match=rf"{NAME[1:-6]}, which process {os.getpid()} on .* is writing; expected one writer a shard"
+    ) as raised:
+        _take(tmp_path)
+    assert raised.value.owner == f"process {os.getpid()} on {os.uname().nodename}"
+    assert isinstance(raised.value, InputError)
+    assert _open_files() == before
+    assert (tmp_path / NAME).read_bytes() == content
+    lease.still_ours()
+    lease.release()
+
+
+def test_leases_on_two_shards_do_not_touch_each_other(tmp_path: Path) -> None:
+    with locked(tmp_path) as lock:
+        leases = [take_lease(tmp_path / f".shard-0000{shard}.h5.lease", lock) for shard in range(2)]
+    leases[0].release()
+    leases[1].still_ours()
+    leases[1].release()
+
+
+def test_a_lease_is_free_at_once_when_its_owner_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OWNER, str(tmp_path), NAME]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "taken\n"
+        with pytest.raises(ShardBusy, match=f"process {owner.pid} on "):
+            _take(tmp_path)
+        owner.kill()
+        owner.wait()
+    assert (tmp_path / NAME).exists(), "nobody was left to remove it"
+    lease = _take(tmp_path)
+    lease.still_ours()
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    lease.release()
+
+
+@pytest.mark.parametrize("age_s", [-3600.0, 0.0, STALE_S - 5])
+def test_an_owner_on_another_machine_is_respected_while_it_is_heard_of(tmp_path: Path, age_s: float) -> None:
+    content = _elsewhere(tmp_path, age_s).read_bytes()
+    before = _open_files()
+    with pytest.raises(ShardBusy, match="process 4711 on node7"):
+        _take(tmp_path)
+    assert (tmp_path / NAME).read_bytes() == content
+    assert _open_files() == before
+
+
+def test_asking_for_a_lease_does_not_make_its_silent_owner_look_alive(tmp_path: Path) -> None:
+    _elsewhere(tmp_path, STALE_S / 2)
+    touched = (tmp_path / NAME).stat().st_mtime_ns
+    with pytest.raises(ShardBusy):
+        _take(tmp_path)
+    assert (tmp_path / NAME).stat().st_mtime_ns == touched
+
+
+def test_an_owner_on_another_machine_that_is_long_silent_has_lost_its_lease(tmp_path: Path) -> None:
+    _elsewhere(tmp_path, STALE_S + 5)
+    (tmp_path / ".lock").touch()
+    os.utime(tmp_path / ".lock", (0, 0))  # nobody has asked for a long time either
+    lease = _take(tmp_path)
+    lease.still_ours()
+    assert json.loads((tmp_path / NAME).read_text())["machine"] == host_name()
+    lease.release()
+
+
+def test_the_age_of_a_lease_is_told_by_the_file_systems_clock_and_not_by_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _elsewhere(tmp_path, 0)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    with pytest.raises(ShardBusy):
+        _take(tmp_path)
+
+
+def test_a_lease_that_is_locked_is_respected_however_silent_its_owner_on_another_machine_is(tmp_path: Path) -> None:
+    path = _elsewhere(tmp_path, 10 * STALE_S)
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # a file system that carries locks between machines
+        with pytest.raises(ShardBusy, match="process 4711 on node7"):
+            _take(tmp_path)
+
+
+def test_what_a_dead_process_of_this_machine_left_is_free_though_it_is_fresh(tmp_path: Path) -> None:
+    _elsewhere(tmp_path, 0, machine=host_name())
+    _take(tmp_path).release()
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe\x00", b"[]", b"3", b'{"machine": "fe', b"[" * 4096, b"9" * 4096])
+def test_an_empty_or_garbled_lease_is_taken(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / NAME).write_bytes(content)
+    lease = _take(tmp_path)
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid(), "nothing of the garbage is left"
+    lease.still_ours()
+    lease.release()
+
+
+def test_a_lease_in_whose_place_another_stands_is_ours_no_more_and_stays_the_others(tmp_path: Path) -> None:
+    lease = _take(tmp_path)
+    (tmp_path / "new").write_text("another's")
+    (tmp_path / "new").replace(tmp_path / NAME)
+    with pytest.raises(ShardBusy, match="another command, after a long halt of this one, is writing"):
+        lease.still_ours()
+    lease.release()
+    assert (tmp_path / NAME).read_text() == "another's"
+
+
+def test_a_lease_that_was_removed_is_ours_no_more(tmp_path: Path) -> None:
+    lease = _take(tmp_path)
+    (tmp_path / NAME).unlink()
+    with pytest.raises(ShardBusy):
+        lease.still_ours()
+    lease.release()
+
+
+def _still_ours(lease: Lease) -> bool:
+    try:
+        lease.still_ours()
+    except ShardBusy:
+        return False
+    return True
+
+
+def test_a_lease_that_another_machine_took_over_is_ours_no_more_though_the_heart_beats_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A file system without locks between machines; this process is halted for longer than STALE_S, and woken.
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, kind: None)
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
+    touch = os.utime
+
+    def halted(*arguments: Any, **named: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        touch(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", halted)
+        ours = _take(tmp_path)
+        touch(tmp_path / NAME, (time.time() - STALE_S - 5,) * 2)
+        patch.setattr(lease_module, "host_name", lambda: "feedbeef")
+        theirs = _take(tmp_path)
+    end = time.monotonic() + 3
+    while _still_ours(ours):
+        assert time.monotonic() < end, "both take themselves for the owner"
+        time.sleep(0.01)
+    ours.release()
+    assert _still_ours(theirs)
+    theirs.release()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_who_lost_its_lease_does_not_remove_the_others(tmp_path: Path) -> None:
+    lease = _take(tmp_path)
+    content = _elsewhere(tmp_path, 0).read_bytes()  # written into the same file
+    lease.release()
+    assert (tmp_path / NAME).read_bytes() == content
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["nobody came", "another came"])
+def test_after_a_long_halt_the_file_says_whose_the_lease_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    lease = _take(tmp_path)
+    if taken:
+        _elsewhere(tmp_path, 0)
+    with monkeypatch.context() as patch:
+        _later(patch, STALE_S / 2 + 1)
+        assert _still_ours(lease) == (not taken)
+    lease.release()
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["nobody came", "another came"])
+def test_before_what_cannot_be_undone_the_file_is_asked_however_fresh_the_lease_is(tmp_path: Path, taken: bool) -> None:
+    lease = _take(tmp_path)
+    if taken:
+        _elsewhere(tmp_path, 0)
+        with locked(tmp_path), pytest.raises(ShardBusy, match="another command, after a long halt of this one"):
+            lease.confirm()
+    else:
+        os.utime(tmp_path / NAME, (0, 0))
+        with locked(tmp_path):
+            lease.confirm()
+        assert (tmp_path / NAME).stat().st_mtime > 1, "and is touched, so that nobody takes it in the next moment"
+    lease.release()
+
+
+def _wait_for_beat(path: Path, timeout_s: float = 5.0) -> bool:
+    """Set the lease back to 1970 and say whether it is touched again."""
+    os.utime(path, (0, 0))
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if path.stat().st_mtime > 1:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def test_the_heart_beats_often_enough_for_several_to_be_missed() -> None:
+    assert BEAT_S * 5 <= STALE_S / 2
+
+
+def test_the_owner_touches_its_lease_until_it_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
+    lease = _take(tmp_path)
+    assert _wait_for_beat(tmp_path / NAME)
+    assert _wait_for_beat(tmp_path / NAME), "more than once"
+    os.link(tmp_path / NAME, tmp_path / "kept")
+    lease.release()
+    assert not _wait_for_beat(tmp_path / "kept", timeout_s=0.1)
+
+
+def test_a_missed_beat_stops_no_heart_but_too_many_end_the_trust_in_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
+    lease, missed = _take(tmp_path), list[int]()
+
+    def failing(*arguments: Any, **named: Any) -> None:
+        missed.append(1)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", failing)
+        while len(missed) < 3:
+            time.sleep(0.005)
+        lease.still_ours()
+        _later(patch, STALE_S / 2 + 1)
+        with pytest.raises(OSError, match="Input/output error"):
+            lease.still_ours()
+    assert _wait_for_beat(tmp_path / NAME), "the heart beats on"
+    lease.still_ours()
+    lease.release()
+
+
+def _race(folder: Path, name: str, barrier: Any) -> None:
+    wins = []
+    for number in range(ROUNDS):
+        barrier.wait(60)
+        try:
+            lease = _take(folder)
+            wins.append(number)
+        except ShardBusy:
+            lease = None
+        barrier.wait(60)
+        if lease is not None:
+            lease.still_ours()
+            lease.release()
+        barrier.wait(60)
+    (folder / name).write_text(json.dumps(wins))
+
+
+def test_of_two_processes_that_race_for_a_lease_exactly_one_has_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    racers = [context.Process(target=_race, args=(tmp_path, name, barrier)) for name in ("a", "b")]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert [racer.exitcode for racer in racers] == [0, 0]
+    wins = [json.loads((tmp_path / name).read_text()) for name in ("a", "b")]
+    assert sorted(wins[0] + wins[1]) == list(range(ROUNDS))
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_file_system_without_locks_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_locks(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(InputError, match=r"file system without locks \(No locks available\); expected one with flock"), locked(tmp_path):
+        pytest.fail("the lock was not taken")
+
+
+def test_an_error_inside_the_lock_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full") as raised, locked(tmp_path):
+        raise OSError(errno.ENOSPC, "full")
+    assert not isinstance(raised.value, InputError)
+    with locked(tmp_path):
+        pass

@@ -1,0 +1,313 @@
+"""Filling a column under faults: killed at any moment and continued, files gone, cut, swapped or recorded without being there."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lugpi_core.errors import InputError
+from lugpi_core.store.layout import structure
+from lugpi_core.store.manifest import ColumnSpec, load_manifest
+from lugpi_core.store.reader import ColumnReader
+from lugpi_core.store.shard import ShardWriter
+from lugpi_core.store.writer import ColumnWriter
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
+
+# Fills the column row by row; dies at the n-th call of the named function, before (0) or after (1) the call is made.
+FILL = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from lugpi_core.store import writer as store_writer
+from lugpi_core.store.manifest import ColumnSpec
+
+def dying(function, calls):
+    left = [calls]
+    def call(*arguments, **named):
+        left[0] -= 1
+        if left[0] == 0 and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = function(*arguments, **named)
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+    return call
+
+store, point, calls, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+spec = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
+values = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
+column = store_writer.ColumnWriter(store, spec)
+if point != "none":  # the column's own files are there; what follows are its shards
+    owner = store_writer if point in ("create_shard", "add_records") else os
+    setattr(owner, point, dying(getattr(owner, point), calls))
+for number in range(spec.shards):
+    writer = column.claim(number)
+    if writer is None:
+        continue
+    for row in np.flatnonzero(~writer.valid):
+        r = writer.layout.first_row + row
+        writer.write(int(row), values[r : r + 1], np.array([r == 5], np.uint8))
+    column.commit(number, writer)
+"""
+
+
+def _fill(store: Path, point: str = "none", calls: int = 0, after: bool = False) -> int:
+    arguments = [sys.executable, "-c", FILL, str(store), point, str(calls), str(int(after))]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def _contents(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store / "clip").iterdir() if path.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    store = tmp_path_factory.mktemp("undisturbed")
+    assert _fill(store) == 0
+    return _contents(store)
+
+
+@pytest.fixture
+def store(tmp_path: Path, undisturbed: dict[str, bytes]) -> Path:
+    """A complete column."""
+    (tmp_path / "clip").mkdir()
+    for name, content in undisturbed.items():
+        (tmp_path / "clip" / name).write_bytes(content)
+    return tmp_path
+
+
+def _rows() -> NDArray[np.float16]:
+    return np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
+
+
+def _claimed(column: ColumnWriter, shard: int) -> ShardWriter:
+    writer = column.claim(shard)
+    assert writer is not None
+    return writer
+
+
+def _flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_an_undisturbed_run_leaves_shards_and_a_manifest_and_nothing_else(undisturbed: dict[str, bytes]) -> None:
+    assert sorted(undisturbed) == ["manifest.json", "shard-00000.h5", "shard-00001.h5"]
+
+
+@pytest.mark.parametrize(
+    ("point", "calls", "after"),
+    [
+        ("ftruncate", 1, True),  # the lease is locked and empty
+        ("create_shard", 1, False),  # the shard is leased and not begun
+        ("posix_fallocate", 1, False),
+        ("posix_fallocate", 1, True),  # it has its space and nothing else
+        ("pwrite", 3, True),  # half of its structure is there
+        ("replace", 1, False),  # it is whole and has no name
+        ("replace", 1, True),
+        ("pwrite", 6, False),
+        ("pwrite", 6, True),  # the first row is there, its flag and hash are not
+        ("pwrite", 13, True),  # the third row and its flag are there, its hash is not
+        ("pwrite", 14, True),
+        ("fsync", 3, False),  # the shard is full
+        ("fsync", 3, True),
+        ("replace", 2, False),
+        ("replace", 2, True),  # final, and not recorded
+        ("add_records", 1, False),
+        ("pwrite", 18, True),  # the new manifest is written, and not yet renamed
+        ("replace", 3, False),
+        ("add_records", 1, True),  # recorded, and the lease not given back
+        ("pwrite", 28, True),  # in the second shard, at the flagged row
+        ("add_records", 2, True),
+    ],
+)
+def test_a_killed_writer_continues_to_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[str, bytes], point: str, calls: int, after: bool
+) -> None:
+    assert _fill(tmp_path, point, calls, after) == -signal.SIGKILL
+    assert _fill(tmp_path) == 0
+    assert _contents(tmp_path) == undisturbed
+    reader = ColumnReader(tmp_path, "clip")
+    np.testing.assert_array_equal(reader.gather(range(7)), _rows())
+    assert reader.flagged == {5: "not finite"}
+
+
+def test_a_writer_killed_again_and_again_gets_there(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    deaths = 0
+    while _fill(tmp_path, "pwrite", 10):  # a row and a bit of a new shard, three rows of an old one
+        deaths += 1
+        assert deaths < 9
+    assert deaths > 2
+    assert _contents(tmp_path) == undisturbed
+
+
+def test_rows_that_hold_are_kept_when_a_killed_shard_is_continued(tmp_path: Path) -> None:
+    _fill(tmp_path, "pwrite", 13, True)
+    writer = _claimed(ColumnWriter(tmp_path, SPEC), 0)
+    assert writer.valid.tolist() == [True, True, False, False]
+    np.testing.assert_array_equal(writer.read(0, 2), _rows()[:2])
+    writer.close()
+
+
+def test_what_a_killed_process_left_half_made_is_swept_away(tmp_path: Path) -> None:
+    _fill(tmp_path, "pwrite", 3, True)
+    left = [path.name for path in (tmp_path / "clip").iterdir() if path.name.endswith(".partial")]
+    assert len(left) == 1
+    ColumnWriter(tmp_path, SPEC)
+    assert not [path.name for path in (tmp_path / "clip").iterdir() if path.name.endswith(".partial")]
+
+
+def test_the_lease_that_a_killed_process_left_on_a_final_shard_is_swept_away(tmp_path: Path) -> None:
+    _fill(tmp_path, "add_records", 1, True)
+    lease = tmp_path / "clip" / ".shard-00000.h5.lease"
+    assert lease.exists()
+    column = ColumnWriter(tmp_path, SPEC)
+    assert column.is_committed(0)
+    assert not lease.exists()
+
+
+def test_a_shard_renamed_but_not_recorded_is_recovered_without_writing_a_row(tmp_path: Path) -> None:
+    _fill(tmp_path, "add_records", 1)
+    assert (tmp_path / "clip" / "shard-00000.h5").exists()
+    column = ColumnWriter(tmp_path, SPEC)
+    assert not column.is_committed(0)
+    writer = _claimed(column, 0)
+    assert writer.valid.all()
+    column.commit(0, writer)
+    assert list(load_manifest(tmp_path / "clip")[1]) == [0]
+
+
+def test_a_record_without_its_file_is_dropped(store: Path, undisturbed: dict[str, bytes]) -> None:
+    (store / "clip" / "shard-00000.h5").unlink()
+    column = ColumnWriter(store, SPEC)
+    assert column.taken_back == {0: "missing"}
+    assert [column.is_committed(shard) for shard in range(2)] == [False, True]
+    assert list(load_manifest(store / "clip")[1]) == [1]
+    assert _fill(store) == 0
+    assert _contents(store) == undisturbed
+
+
+def test_a_shard_of_another_size_is_made_again_only_where_its_rows_do_not_hold(store: Path, undisturbed: dict[str, bytes]) -> None:
+    path = store / "clip" / "shard-00001.h5"
+    path.write_bytes(path.read_bytes() + b"more")
+    column = ColumnWriter(store, SPEC)
+    assert column.taken_back == {1: f"{path.stat().st_size} bytes, {path.stat().st_size - 4} expected"}
+    writer = _claimed(column, 1)
+    assert writer.valid.all()
+    column.commit(1, writer)
+    assert _contents(store) == undisturbed
+
+
+def test_a_reader_refuses_what_is_missing_or_of_another_size_without_reading_content(store: Path) -> None:
+    path = store / "clip" / "shard-00001.h5"
+    content = path.read_bytes()
+    os.truncate(path, len(content) - 1)
+    with pytest.raises(InputError, match=rf"shard-00001\.h5: {len(content) - 1} bytes, {len(content)} expected"):
+        ColumnReader(store, "clip", check_content=False)
+    path.unlink()
+    with pytest.raises(InputError, match=r"shard-00001\.h5: missing; expected the shard as it was committed"):
+        ColumnReader(store, "clip", check_content=False)
+
+
+def test_a_flipped_bit_anywhere_in_a_final_shard_is_found_by_readers_and_writers(store: Path, undisturbed: dict[str, bytes]) -> None:
+    path = store / "clip" / "shard-00000.h5"
+    for offset in np.linspace(0, path.stat().st_size - 1, 40, dtype=int):
+        _flip(path, offset)
+        with pytest.raises(InputError, match="its content differs from its hash"):
+            ColumnReader(store, "clip", check_content=True)
+        assert ColumnWriter(store, SPEC).taken_back == {0: "its content differs from its hash"}
+        for name, content in undisturbed.items():
+            (store / "clip" / name).write_bytes(content)
+    assert len(ColumnReader(store, "clip", check_content=True)) == 7
+    assert ColumnWriter(store, SPEC).taken_back == {}
+
+
+def _places() -> dict[str, int]:
+    layout = SPEC.layout(0)
+    plan = structure(layout)
+    rows = {name: plan.offsets[name] + 2 * layout.bytes_of(name) for name in layout.datasets}
+    return {**rows, **{f"frame {start}": start + len(data) // 2 for start, data in plan.frame}}
+
+
+@pytest.mark.parametrize("place", list(_places()))
+def test_after_any_damage_only_the_rows_that_do_not_hold_are_made_again(store: Path, undisturbed: dict[str, bytes], place: str) -> None:
+    _flip(store / "clip" / "shard-00000.h5", _places()[place])
+    column = ColumnWriter(store, SPEC)
+    assert column.taken_back == {0: "its content differs from its hash"}
+    writer = _claimed(column, 0)
+    assert writer.valid.tolist() == [True, True, place.startswith("frame"), True]
+    writer.close()
+    assert _fill(store) == 0
+    assert _contents(store) == undisturbed
+
+
+@pytest.mark.parametrize("place", [place for place in _places() if place.startswith("frame")])
+def test_a_damaged_frame_is_found_without_reading_the_rows(store: Path, place: str) -> None:
+    _flip(store / "clip" / "shard-00000.h5", _places()[place])
+    assert ColumnWriter(store, SPEC, check_content=False).taken_back == {0: "its structure is not that of a shard"}
+
+
+def test_rows_that_hold_are_kept_in_a_shard_that_was_cut_short(store: Path, undisturbed: dict[str, bytes]) -> None:
+    path = store / "clip" / "shard-00000.h5"
+    size = structure(SPEC.layout(0)).offsets["flags"] + 2
+    os.truncate(path, size)
+    column = ColumnWriter(store, SPEC)
+    assert column.taken_back == {0: f"{size} bytes, {structure(SPEC.layout(0)).file_bytes} expected"}
+    writer = _claimed(column, 0)
+    assert writer.valid.tolist() == [True, True, False, False]
+    writer.close()
+    assert _fill(store) == 0
+    assert _contents(store) == undisturbed
+
+
+def test_rows_that_hold_are_kept_in_a_begun_shard_of_which_the_frame_is_damaged(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    _fill(tmp_path, "pwrite", 14, True)
+    _flip(tmp_path / "clip" / "shard-00000.h5.partial", 3)
+    writer = _claimed(ColumnWriter(tmp_path, SPEC), 0)
+    assert writer.valid.tolist() == [True, True, True, False]
+    writer.close()
+    assert _fill(tmp_path) == 0
+    assert _contents(tmp_path) == undisturbed
+
+
+def test_a_removed_manifest_is_rebuilt_from_the_rows_that_hold(store: Path, undisturbed: dict[str, bytes]) -> None:
+    (store / "clip" / "manifest.json").unlink()
+    _flip(store / "clip" / "shard-00001.h5", structure(SPEC.layout(1)).offsets["tokens"])
+    column = ColumnWriter(store, SPEC)
+    assert (column.records, column.taken_back) == ({}, {})
+    for shard, holding in ((0, [True] * 4), (1, [False, True, True])):
+        writer = _claimed(column, shard)
+        assert writer.valid.tolist() == holding
+        writer.close()
+    assert _fill(store) == 0
+    assert _contents(store) == undisturbed
+
+
+def test_two_shards_that_changed_places_are_found(tmp_path: Path) -> None:
+    spec = ColumnSpec(name="clip", what="tokens", rows=8, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
+    column = ColumnWriter(tmp_path, spec)
+    for shard in range(2):
+        writer = _claimed(column, shard)
+        writer.write(0, np.full((4, 2, 3), shard, np.float16), np.zeros(4, np.uint8))
+        column.commit(shard, writer)
+    first, second = (tmp_path / "clip" / f"shard-0000{shard}.h5" for shard in range(2))
+    first.rename(tmp_path / "away")
+    second.rename(first)
+    (tmp_path / "away").rename(second)
+    with pytest.raises(InputError, match="its content differs from its hash"):
+        ColumnReader(tmp_path, "clip")
+    column = ColumnWriter(tmp_path, spec)
+    assert list(column.taken_back) == [0, 1]
+    writer = _claimed(column, 0)
+    assert not writer.valid.any()
+    writer.close()

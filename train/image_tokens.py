@@ -1,0 +1,222 @@
+"""Image tokens while a model trains: read from the device, from page-locked memory, or from the disk's page cache.
+
+Shapes: M drawings, B examples, T image tokens, I width of the image tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lugpi_core.command_line import say
+from lugpi_core.errors import InputError
+from lugpi_core.examples import Corpus
+from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.layout import SCALE
+from lugpi_core.store.quantize import dequantize
+from lugpi_core.store.reader import LATENTS, ColumnReader, token_columns_of
+
+TokensOn = Literal["auto", "device", "pinned", "disk"]
+# What the CUDA context, cuBLAS and fragmentation are given beside what is counted.
+RESERVE_BYTES = 2 << 30
+_TORCH_DTYPES = {"float16": torch.float16, "int8": torch.int8, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokens:
+    """The cached tokens of every example's drawing. Holds memory maps, not rows.
+
+    Attributes:
+        reader: the column.
+        drawing: int64 [N], the row of each example's drawing.
+    """
+
+    reader: ColumnReader
+    drawing: NDArray[np.int64]
+
+    @property
+    def width(self) -> int:
+        """I."""
+        return self.reader.spec.row_shape[1]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all rows as they are stored."""
+        return len(self.reader) * self.reader.row_bytes
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the column's fingerprint."""
+        return dict(self.reader.spec.fingerprint)
+
+
+class TokenSource(Protocol):
+    """Where a training step gets its image tokens from."""
+
+    @property
+    def place(self) -> str:
+        """``device``, ``pinned`` or ``disk``."""
+
+    def gather(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return float16 [B, T, I] on the training's device for rows of the corpus."""
+
+    def ahead(self, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Yield the batches in order, the rows of those that follow being fetched meanwhile where that helps."""
+
+
+def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageTokens:
+    """Open a column of the run's token store for a corpus; every shard is compared with its hash.
+
+    Raises:
+        InputError: no store, another corpus's store, no such column, several to choose from, missing rows, a damaged shard.
+    """
+    table = read_example_table(store, corpus)
+    found = token_columns_of(store)
+    if column is None and len(found) > 1:
+        raise InputError(got=f"a store with {', '.join(found)}", expected="one of them", do="say which with --image-tokens")
+    if column == LATENTS:
+        raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(found)}", do="choose one of them")
+    reader = ColumnReader(store, column or "".join(found))
+    if len(reader.spec.row_shape) != 2 or int(table.drawing.max()) >= len(reader):
+        raise InputError(
+            got=f"{store / reader.spec.name} with {len(reader)} rows of shape {reader.spec.row_shape}",
+            expected=f"{int(table.drawing.max()) + 1} rows of shape (T, D)",
+            do="make the column again for this corpus",
+        )
+    return ImageTokens(reader=reader, drawing=table.drawing)
+
+
+def place_tokens(tokens: ImageTokens, choice: TokensOn, device: torch.device, training_bytes: int) -> TokenSource:
+    """Return the tokens where they are to be read from.
+
+    ``auto`` on CUDA takes the device when all rows fit into what ``training_bytes`` and a reserve leave free, else page-locked memory when
+    they fit into half of the host's free memory, else the disk. On the CPU it takes the disk: the page cache is memory already.
+    """
+    if choice == "auto":
+        choice = choose_place(
+            tokens.stored_bytes, _free_bytes(device) - training_bytes - RESERVE_BYTES, _free_host_bytes() // 2, device.type
+        )
+    if choice == "pinned" and device.type != "cuda":
+        say("warning: --tokens-on pinned has no effect without CUDA but to keep the tokens in memory")
+    source = DiskTokens(tokens, device) if choice == "disk" else ResidentTokens(tokens, device, choice)
+    say(f"image tokens: {tokens.stored_bytes / 1e9:.2f} GB, read from {source.place}")
+    return source
+
+
+def choose_place(tokens_bytes: int, device_bytes: int, host_bytes: int, device_type: str) -> Literal["device", "pinned", "disk"]:
+    """Return the nearest place that has room for all tokens; on the CPU the disk."""
+    if device_type == "cpu":
+        return "disk"
+    if tokens_bytes <= device_bytes:
+        return "device"
+    return "pinned" if tokens_bytes <= host_bytes else "disk"
+
+
+class DiskTokens:
+    """Reads each batch from the page cache into a fresh buffer, page-locked where the device is CUDA. Holds nothing but the memory maps."""
+
+    place = "disk"
+
+    def __init__(self, tokens: ImageTokens, device: torch.device) -> None:
+        self._tokens, self._device = tokens, device
+
+    def gather(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return float16 [B, T, I] on the device."""
+        reader = self._tokens.reader
+        drawings = self._tokens.drawing[np.asarray(rows)]
+        if self._device.type != "cuda":
+            return _exact(reader, {name: torch.from_numpy(values) for name, values in reader.gather_stored(drawings).items()})
+        # torch keeps a page-locked buffer from being handed out again before the copy from it is done.
+        buffers = _buffers(reader, len(rows), pinned=True)
+        reader.gather_stored(drawings, {name: buffer.numpy() for name, buffer in buffers.items()})
+        return _exact(reader, {name: buffer.to(self._device, non_blocking=True) for name, buffer in buffers.items()})
+
+    def ahead(self, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Yield the batches while the system fetches the rows of the next ones."""
+        wanted = self._tokens.reader.ahead(self._tokens.drawing[np.asarray(rows)] for rows in batches)
+        for rows, _ in zip(batches, wanted, strict=True):
+            yield rows
+
+
+class ResidentTokens:
+    """Holds every row, as stored, in the device's memory or in the host's (page-locked where the device is CUDA)."""
+
+    def __init__(self, tokens: ImageTokens, device: torch.device, place: Literal["device", "pinned"]) -> None:
+        self.place = place
+        self._device = device
+        self._reader = tokens.reader
+        self._drawing = torch.from_numpy(tokens.drawing)
+        on_host = place == "pinned"
+        self._rows = _buffers(self._reader, len(self._reader), pinned=on_host and device.type == "cuda", device=None if on_host else device)
+        for first in range(0, len(self._reader), self._reader.spec.shard_rows):
+            part = np.arange(first, min(first + self._reader.spec.shard_rows, len(self._reader)))
+            for name, values in self._reader.gather_stored(part).items():
+                self._rows[name][first : first + len(part)].copy_(torch.from_numpy(values))
+
+    def gather(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return float16 [B, T, I] on the device."""
+        drawings = self._drawing[torch.as_tensor(rows)]
+        if self.place == "pinned" and self._device.type == "cuda":
+            return _exact(self._reader, {name: self._copied(values, drawings.tolist()) for name, values in self._rows.items()})
+        where = drawings.to(next(iter(self._rows.values())).device)
+        return _exact(self._reader, {name: values.index_select(0, where).to(self._device) for name, values in self._rows.items()})
+
+    def ahead(self, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Yield the batches: every row is there already."""
+        return iter(batches)
+
+    def _copied(self, values: torch.Tensor, drawings: list[int]) -> torch.Tensor:
+        # Straight from page-locked rows that never change: no gathering on the host, and no waiting.
+        copied = torch.empty((len(drawings), *values.shape[1:]), dtype=values.dtype, device=self._device)
+        for n, drawing in enumerate(drawings):
+            copied[n].copy_(values[drawing], non_blocking=True)
+        return copied
+
+
+def training_bytes(config: Any, *, weights: int, batch_size: int, positions: int, state_bytes: int) -> int:
+    """Return about how much memory training takes beside the weights: gradients, the optimizer's state, activations.
+
+    Activations of a transformer layer take ``B·S·(34·D + 5·A·S)`` bytes in half precision (Korthikanti et al. 2022, arXiv 2205.05198,
+    eq. 1) for S positions, width D and A heads; taken twice, for what is kept in float32, and for every layer. An estimate from above.
+
+    Args:
+        config: the text encoder's configuration.
+        weights: how many are trained.
+        batch_size: B.
+        positions: S, text and image tokens together.
+        state_bytes: the optimizer's bytes a weight (8 for AdamW, 2 for 8-bit AdamW).
+    """
+    layers = int(config.num_hidden_layers) + 1  # the fusion block too
+    in_a_layer = batch_size * positions * (34 * int(config.hidden_size) + 5 * int(config.num_attention_heads) * positions)
+    return weights * (4 + state_bytes) + 2 * layers * in_a_layer
+
+
+def _exact(reader: ColumnReader, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+    values = stored[reader.spec.what]
+    return dequantize(values, stored[SCALE]) if SCALE in stored else values
+
+
+def _buffers(reader: ColumnReader, count: int, *, pinned: bool, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    datasets = reader.spec.layout(0).datasets
+    return {
+        name: torch.empty(
+            (count, *datasets[name][0][1:]), dtype=_TORCH_DTYPES[datasets[name][1].name], pin_memory=pinned, device=device or "cpu"
+        )
+        for name in reader.spec.layout(0).stored
+    }
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _free_host_bytes() -> int:
+    """Return what the host could give without swapping, by the kernel's own estimate."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return 0
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
