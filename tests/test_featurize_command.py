@@ -232,13 +232,21 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp
     )
 
 
+# A suite that a shell put into the background has the signal ignored, and so would its children.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("featurize", run_name="__main__")
+"""
+
+
 def test_an_interrupt_ends_with_130_and_the_same_command_goes_on_to_the_same_bytes(
     table: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--dataset", str(table), *DEMO, "--steps", "80", "--run-dir"]
+    arguments = ["--dataset", str(table), *DEMO, "--steps", "40", "--run-dir"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache)}
     child = subprocess.Popen(
-        [sys.executable, "-m", "featurize", *arguments, str(tmp_path / "broken")],
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments, str(tmp_path / "broken")],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
