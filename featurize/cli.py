@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 def _verify(options: VerifyOptions) -> dict[str, Any]:
     from featurize.store_commands import verify
 
-    return verify(options, featurize)
+    return verify(options, featurize, _prepare)
 
 
 def _info(options: InfoOptions) -> dict[str, Any]:
@@ -47,6 +47,17 @@ def featurize(options: FeaturizeOptions) -> dict[str, Any]:
     Memory: the models, one block of images, the corpus's texts and, while encoders are added, one shard of latents. Nothing grows with
     the store.
     """
+    corpus, job = _prepare(options)
+    _refuse_other_drawings(job)
+    _require_room(job)
+    writers = _open_columns(job)
+    _announce(corpus, job)
+    work = _work(job, corpus, writers)
+    return _figures(options, corpus, job, writers, work)
+
+
+def _prepare(options: FeaturizeOptions) -> "tuple[Corpus, Job]":
+    """Return the corpus and all that is known before a model is loaded; nothing in the store is touched."""
     from lugpi_core.corpora import load_corpus
     from lugpi_core.corpus_options import default_run_dir
     from lugpi_core.files import make_folder
@@ -55,11 +66,7 @@ def featurize(options: FeaturizeOptions) -> dict[str, Any]:
     quiet_libraries()
     corpus = load_corpus(options)
     store = make_folder((options.run_dir or default_run_dir(options)) / "tokens")
-    job = _plan(options, corpus, store)
-    writers = _open_columns(job)
-    _announce(corpus, job)
-    work = _work(job, corpus, writers)
-    return _figures(options, corpus, job, writers, work)
+    return corpus, _plan(options, corpus, store)
 
 
 def _plan(options: FeaturizeOptions, corpus: "Corpus", store: Path) -> "Job":
@@ -98,15 +105,16 @@ def _generation(options: FeaturizeOptions, plan: "DrawingPlan", generator: "Gene
 
 
 def _repeatable(options: FeaturizeOptions) -> dict[str, Any]:
-    """Return the flags for the manifest; where the store lies is not one of them, for it may be moved."""
-    return {name: value for name, value in resolved_flags(options).items() if name != "run_dir"}
+    """Return the flags for the manifest, good in any folder; where the store lies is not one of them, for it may be moved."""
+    flags = {name: value for name, value in resolved_flags(options).items() if name != "run_dir"}
+    own = ("dataset", "validation_file", "test_file") if Path(options.dataset).is_file() else ("data_dir",)
+    return {**flags, **{name: str(Path(flags[name]).resolve()) for name in own if flags[name] is not None}}
 
 
 def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
     from lugpi_core.store.manifest import shard_name
     from lugpi_core.store.writer import ColumnWriter
 
-    _refuse_other_drawings(job)
     writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
     for writer in writers.values():
         for shard, fault in writer.taken_back.items():
@@ -139,7 +147,6 @@ def _work(job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]") -> "
     work = Work(times=StageTimes(job.compute.device))
     missing = _missing_rows(writers)
     if missing or not (job.store / EXAMPLES).is_file() or _table_is_stale(job.store, corpus):
-        _require_room(job, writers)
         with work.times.stage("load"):
             models = _load_models(job, writers)
         work.attention = models.text_to_image.attention
@@ -164,12 +171,13 @@ def _missing_rows(writers: "dict[str, ColumnWriter]") -> int:
     return sum(spec.layout(shard).rows for shard in open_shards(writers))
 
 
-def _require_room(job: "Job", writers: "dict[str, ColumnWriter]") -> None:
+def _require_room(job: "Job") -> None:
     import shutil
 
     from lugpi_core.errors import InputError
+    from lugpi_core.store.writer import missing_bytes
 
-    wanted, free = sum(writer.missing_bytes() for writer in writers.values()), shutil.disk_usage(job.store).free
+    wanted, free = sum(missing_bytes(job.store, spec) for spec in job.columns), shutil.disk_usage(job.store).free
     if wanted > free:
         raise InputError(
             got=f"{free / 1e6:,.0f} MB free for {job.store}",

@@ -85,7 +85,8 @@ class VerifyOptions(StoreOptions):
     deep: bool = False
     """Read every byte: each row and each file against its hashes. Otherwise records, sizes and structure."""
     repair: bool = False
-    """Make again what does not hold, with the flags of the command that began each column."""
+    """Make again what does not hold (every byte is read for it), with the flags of the command that began each column. Rows that failed
+    are drawn anew, and under the same settings many will fail again."""
 
 
 @dataclass(frozen=True, kw_only=True)

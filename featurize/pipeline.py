@@ -19,12 +19,13 @@ from featurize.generators import Generator
 from featurize.image_encoder import EncoderFiles, ImageEncoder
 from featurize.prompts import DrawingPlan
 from featurize.text_to_image import AttentionChoice, TextToImage
+from lugpi_core.command_line import say
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.meters import StageTimes
 from lugpi_core.store.layout import Dtype
 from lugpi_core.store.lease import ShardBusy
-from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec
 from lugpi_core.store.quantize import quantize
 from lugpi_core.store.reader import LATENTS
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE, ShardWriter
@@ -92,6 +93,12 @@ def column_specs(
 ) -> tuple[ColumnSpec, ...]:
     """Return the columns that a run makes: the latents unless they are not wanted, and one for each encoder."""
     notice = generator.settings.notice
+    if len(plan) > kept.shard_rows * MOST_SHARDS:
+        raise InputError(
+            got=f"--shard-rows {kept.shard_rows} for {len(plan):,} drawings",
+            expected=f"at most {MOST_SHARDS:,} shards",
+            do="give more rows a shard",
+        )
     common: dict[str, Any] = {"rows": len(plan), "shard_rows": kept.shard_rows, "notice": notice, "made_by": kept.made_by}
     drawn_by = f"drawn by {generator.name}: {generator.settings.license}"
     latent = ColumnSpec(
@@ -124,6 +131,7 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work)
 
     Other processes may fill the same store: a shard that one of them is writing is left to it, and waited for at the end, lest it dies.
     """
+    waited_for = ""
     while shards := open_shards(writers):
         busy: ShardBusy | None = None
         for shard in shards:
@@ -141,6 +149,9 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work)
         for writer in writers.values():
             writer.refresh()
         if busy and open_shards(writers) == shards:
+            if busy.owner != waited_for:
+                say(f"waiting for {busy.owner}, which is writing what is missing")
+                waited_for = busy.owner
             with work.times.stage("wait"):
                 time.sleep(POLL_S)
 

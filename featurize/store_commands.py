@@ -15,23 +15,34 @@ from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.verify import Finding, check_store, flags_of_the_maker, shown_rows, take_back
 
 Featurize = Callable[[FeaturizeOptions], dict[str, Any]]
+Prepare = Callable[[FeaturizeOptions], object]
 
 
-def verify(options: VerifyOptions, featurize: Featurize) -> dict[str, Any]:
-    """Name what does not hold in a store; with ``repair`` make it again. Figures: the findings before and after."""
+def verify(options: VerifyOptions, featurize: Featurize, prepare: Prepare) -> dict[str, Any]:
+    """Name what does not hold in a store; with ``repair`` make it again. Figures: the findings before and after.
+
+    Args:
+        options: the flags.
+        featurize: makes what is missing in a store.
+        prepare: looks whether it could, and raises InputError when it could not; before anything is taken back.
+    """
+    deep = options.deep or options.repair
     findings = _found(options)
-    say(f"{options.store}: {_summary(findings)}" + ("" if options.deep or findings else "; --deep reads every byte"))
+    say(f"{options.store}: {_summary(findings)}" + ("" if deep or findings else "; --deep reads every byte"))
     figures = {
         "command": "verify",
         "store": str(options.store),
-        "deep": options.deep,
+        "deep": deep,
         "complete": not findings,
         "findings": [finding.record() for finding in findings],
     }
     if not (options.repair and findings):
         return figures
     runs = _runs(options.store, findings)
-    take_back(options.store, findings)
+    for run in runs:
+        prepare(run)
+    for busy in take_back(options.store, findings):
+        say(f"left as it is: {busy}")
     made = [featurize(run)["rows"] for run in runs]
     left = _found(options)
     say(f"{options.store}: after the repair {_summary(left)}")
@@ -44,7 +55,12 @@ def info(options: InfoOptions) -> dict[str, Any]:
     names = columns_of(store)
     if not names:
         raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
-    columns = {name: _column_info(store / name) for name in names}
+    columns, faults = {}, {}
+    for name in names:
+        try:
+            columns[name] = _column_info(store / name)
+        except InputError as error:
+            faults[name] = str(error)
     examples = _example_info(store)
     say(f"{store}: " + (", ".join(f"{value} {name}" for name, value in examples.items()) if examples else "no table of examples yet"))
     for name, column in columns.items():
@@ -55,11 +71,13 @@ def info(options: InfoOptions) -> dict[str, Any]:
             say(f"  FAILED: rows {shown_rows(map(int, column['flagged']))}")
         for field, value in flat(column["fingerprint"]):
             say(f"  {field} = {value}")
-    return {"command": "info", "store": str(store), "examples": examples, "columns": columns}
+    for fault in faults.values():
+        say(f"not shown: {fault}")
+    return {"command": "info", "store": str(store), "complete": not faults, "examples": examples, "columns": columns, "not_shown": faults}
 
 
 def _found(options: VerifyOptions) -> list[Finding]:
-    findings = check_store(options.store, deep=options.deep)
+    findings = check_store(options.store, deep=options.deep or options.repair)
     for finding in findings:
         say(str(finding))
     return findings
@@ -77,7 +95,9 @@ def _runs(store: Path, findings: list[Finding]) -> list[FeaturizeOptions]:
         InputError: a column was not made by featurize, so nobody here can make its rows.
     """
     ours = [name for name in columns_of(store) if flags_of_the_maker(store, name) is not None]
-    columns = sorted({finding.column for finding in findings if finding.column}) or ours[:1]
+    # A row that failed in a column that somebody brought is their affair.
+    found = {finding.column for finding in findings if finding.column and (finding.kind != "flagged" or finding.column in ours)}
+    columns = sorted(found) or ours[:1]
     if any(finding.kind == "flagged" for finding in findings):  # a picture that failed is drawn anew for every column
         columns = sorted({*columns, *ours})
     runs: list[FeaturizeOptions] = []
@@ -127,5 +147,9 @@ def _column_info(folder: Path) -> dict[str, Any]:
 def _example_info(store: Path) -> dict[str, Any]:
     if not (store / EXAMPLES).is_file():
         return {}
-    about, arrays = read_sealed(store / EXAMPLES)
+    try:
+        about, arrays = read_sealed(store / EXAMPLES)
+    except InputError as error:
+        say(f"not shown: {error}")
+        return {}
     return {"corpus": about.get("corpus"), "examples": len(arrays["drawing"]), "prompts_cut": int(arrays["prompt_cut"].sum())}

@@ -14,6 +14,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +30,21 @@ FOREIGN_ORPHAN_S = 24 * 3600.0  # what another machine left unfinished is taken 
 
 @contextmanager
 def open_file(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
-    """Yield a file descriptor of ``path``, closed at the end of the block."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    """Yield a file descriptor of ``path``, closed at the end of the block; what the system refuses meanwhile carries the path.
+
+    Raises:
+        FileNotFoundError: there is no file, or a pipe or a device in its place, which would be waited for.
+    """
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
     try:
+        kind = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(kind) or (flags & os.O_DIRECTORY and stat.S_ISDIR(kind))):
+            raise FileNotFoundError(errno.ENOENT, "no plain file", str(path))
         yield descriptor
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 
@@ -50,6 +62,7 @@ def write_at(descriptor: int, data: Any, offset: int) -> None:
 def read_at(descriptor: int, count: int, offset: int) -> bytes:
     """Return ``count`` bytes from ``offset`` on; fewer only where the file ends."""
     parts = []
+    count = min(count, max(0, os.fstat(descriptor).st_size - offset))  # before anything is allocated for a number from elsewhere
     while count and (part := os.pread(descriptor, count, offset)):
         parts.append(part)
         count, offset = count - len(part), offset + len(part)
@@ -154,7 +167,8 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path, os.O_RDONLY) as descriptor:
+            return json.loads(read_at(descriptor, os.fstat(descriptor).st_size, 0))
     except FileNotFoundError:
         raise InputError(got=f"no file {path}", expected="a JSON file that lugpi wrote", do="run the command that makes it") from None
     except (ValueError, RecursionError) as error:

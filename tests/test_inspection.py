@@ -23,6 +23,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.meters import peak_memory_bytes
 from lugpi_core.store import inspection
+from lugpi_core.store.column_map import ShardPlace
 from lugpi_core.store.inspection import structure_faults
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, open_manifest, shard_name
@@ -205,6 +206,11 @@ def offsets_of(path: Path) -> dict[str, int]:
         return {name: file[name].id.get_offset() for name in LAYOUT.datasets}
 
 
+def place(path: Path, offsets: dict[str, int] | None = None) -> ShardPlace:
+    """Where a file of the layout is said to have its rows."""
+    return ShardPlace(path, LAYOUT, offsets or structure(LAYOUT).offsets, path.stat().st_size)
+
+
 def shard_of(store: Path) -> Path:
     """The path of the only shard of a store, in its folder."""
     (store / SPEC.name).mkdir(parents=True, exist_ok=True)
@@ -356,9 +362,9 @@ def test_a_plain_shard_that_another_version_of_hdf5_wrote_is_read(tmp_path: Path
 
 def test_a_shard_of_our_own_make_is_not_shown_to_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_shard(shard_of(tmp_path), LAYOUT)
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setattr(h5py, "File", None)
-    assert structure_faults([(shard_of(tmp_path), LAYOUT, structure(LAYOUT).offsets)]) == {}
+    assert structure_faults([place(shard_of(tmp_path))]) == {}
 
 
 def test_each_of_several_files_is_told_its_own_fault(tmp_path: Path) -> None:
@@ -367,7 +373,7 @@ def test_each_of_several_files_is_told_its_own_fault(tmp_path: Path) -> None:
     with h5py.File(paths[1], "w") as file:
         plain(file)
     HOSTILE["a picture"][0](paths[2])
-    faults = structure_faults([(path, LAYOUT, offsets_of(paths[1])) for path in paths])
+    faults = structure_faults([place(path, offsets_of(paths[1])) for path in paths])
     assert list(faults) == [paths[0], paths[2]]
     assert "holds real too" in faults[paths[0]]
     assert "signature" in faults[paths[2]]
@@ -378,13 +384,15 @@ def test_a_child_that_dies_or_hangs_makes_its_file_refused_and_hurts_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     child = tmp_path / "python"
-    child.write_text(f"#!/bin/sh\necho null\n{end}\n")
+    # Says of the first of two that it is plain; asked of the second alone, it says nothing.
+    child.write_text(f"#!/bin/sh\ncase $(cat) in *0.h5*) echo null;; esac\n{end}\n")
     child.chmod(0o755)
     paths = [tmp_path / f"{n}.h5" for n in range(2)]
     for path in paths:
         path.write_bytes(b"x" * 10_000)
     monkeypatch.setattr(sys, "executable", str(child))
     monkeypatch.setattr(inspection, "TIME_S", 0)
-    faults = structure_faults([(path, LAYOUT, structure(LAYOUT).offsets) for path in paths])
+    monkeypatch.setattr(inspection, "START_S", 1)
+    faults = structure_faults([place(path) for path in paths])
     assert paths[1] in faults
     assert "HDF5 cannot read it" in faults[paths[1]]

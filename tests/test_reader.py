@@ -138,7 +138,7 @@ def test_a_damaged_committed_shard_is_not_read(tmp_path: Path, part: str) -> Non
     content = bytearray(path.read_bytes())
     content[column.records[1]["offsets"].get(part, len(content) - 1)] ^= 1
     path.write_bytes(content)
-    advice = r"expected the shard as it was committed; run python -m featurize verify --repair, which makes only the rows again"
+    advice = r"expected the shard as it was committed; run the same featurize command again: it makes the rows again that do not hold"
     with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
         ColumnReader(tmp_path, "clip")
     with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
@@ -158,7 +158,7 @@ def test_without_content_checks_size_and_structure_are_still_looked_at_and_rows_
     assert len(ColumnReader(tmp_path, "clip", check_content=False)) == 10
     for content, fault in ((whole + b"x", r"\d+ bytes, \d+ expected"), (whole[:-1], r"\d+ bytes, \d+ expected"), (changed(0), "signature")):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"shard-00001\.h5: .*{fault}.*verify --repair"):
+        with pytest.raises(InputError, match=rf"shard-00001\.h5: .*{fault}.*featurize command again"):
             ColumnReader(tmp_path, "clip", check_content=False)
     path.unlink()
     with pytest.raises(InputError, match=r"shard-00001\.h5: missing"):
@@ -255,6 +255,9 @@ def test_columns_of_names_the_columns_sorted_and_nothing_else(tmp_path: Path) ->
     assert columns_of(tmp_path / "none") == []
     for name in ("vit", "clip", "latents"):
         open_manifest(tmp_path / name, _spec(1, 1, name=name))
+    assert columns_of(tmp_path) == [], "a column without a shard is none"
+    for name in ("vit", "clip", "latents"):
+        (tmp_path / name / "shard-00000.h5.partial").touch()
     (tmp_path / "notes").mkdir()
     (tmp_path / "tokens.h5").write_bytes(b"")
     assert columns_of(tmp_path) == ["clip", "latents", "vit"]
@@ -264,6 +267,7 @@ def test_columns_of_names_the_columns_sorted_and_nothing_else(tmp_path: Path) ->
 def test_an_unknown_column_is_answered_with_those_that_there_are_but_the_latents(tmp_path: Path) -> None:
     for name in ("vit", "clip", "latents"):
         open_manifest(tmp_path / name, _spec(1, 1, name=name))
+        (tmp_path / name / "shard-00000.h5.partial").touch()
     with pytest.raises(InputError, match=r"no column 'clipp' in .*; expected one of clip, vit; .*--encoders clipp"):
         ColumnReader(tmp_path, "clipp")
 
@@ -275,6 +279,7 @@ def test_a_store_that_is_not_there_says_what_makes_one(tmp_path: Path) -> None:
 
 def test_a_store_of_latents_alone_says_what_makes_tokens(tmp_path: Path) -> None:
     open_manifest(tmp_path / "latents", _spec(1, 1, name="latents"))
+    (tmp_path / "latents" / "shard-00000.h5.partial").touch()
     with pytest.raises(InputError, match=r"which holds latents only; expected tokens; run python -m featurize with an encoder"):
         ColumnReader(tmp_path, "clip")
 

@@ -229,7 +229,7 @@ def _rot(writer: ShardWriter, place: str) -> None:
 def test_a_shard_that_does_not_read_back_as_it_was_written_is_refused(tmp_path: Path, place: str, what: str) -> None:
     writer = _written(tmp_path / "s")
     _rot(writer, place)
-    with pytest.raises(InputError, match=rf"{what} not read back as (it was|they were) written; .*verify --repair"):
+    with pytest.raises(InputError, match=rf"{what} not read back as (it was|they were) written; .*featurize command again"):
         writer.sync_and_check()
     writer.close()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_inspection import LAYOUT, SPEC, admit, in_a_child, offsets_of, plain, shard_of
+from test_inspection import LAYOUT, SPEC, admit, in_a_child, offsets_of, place, plain, shard_of
 
 from lugpi_core.errors import InputError
 from lugpi_core.store.inspection import structure_faults
@@ -55,17 +55,13 @@ def open_mutations(folder: str, source: str, count: str) -> None:
         except InputError:
             counted["refused by its manifest"] += 1
             continue
-        places.append((shard_of(store), LAYOUT, offsets))
-    while places:
-        faults = structure_faults(places[:50])
-        died = [n for n, (path, *_) in enumerate(places[:50]) if "HDF5 cannot read it" in faults.get(path, "")]
-        asked = died[0] + 1 if died else len(places[:50])  # those behind one that died were not looked at
-        counted["died"] += bool(died)
-        for number, (path, *_) in enumerate(places[:asked]):
-            counted["refused" if path in faults else "read"] += 1
-            if path not in faults or number % 25 == 0:
-                _refuse_unlike(path.parents[1], path in faults)
-        del places[:asked]
+        places.append(place(shard_of(store), offsets))
+    faults = structure_faults(places)
+    for number, path in enumerate(one.path for one in places):
+        counted["died"] += "HDF5 cannot read it" in faults.get(path, "")
+        counted["refused" if path in faults else "read"] += 1
+        if path not in faults or number % 25 == 0:
+            _refuse_unlike(path.parents[1], path in faults)
     print(json.dumps(counted))
 
 

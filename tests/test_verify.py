@@ -148,7 +148,7 @@ def test_a_shard_that_is_gone_is_missing_with_all_its_rows(store: Path) -> None:
 
 def test_a_shard_that_is_not_final_is_missing_the_rows_that_are_not_there(store: Path) -> None:
     column = ColumnWriter(store, _spec("clip"))
-    column.reopen(1)
+    column.reopen(1, column.records[1])
     writer = column.claim(1)
     assert writer is not None
     writer.forget([0, 2])
@@ -159,7 +159,8 @@ def test_a_shard_that_is_not_final_is_missing_the_rows_that_are_not_there(store:
 
 
 def test_a_final_shard_without_its_record_is_missing_no_row(store: Path) -> None:
-    ColumnWriter(store, _spec("clip")).reopen(1)
+    column = ColumnWriter(store, _spec("clip"))
+    column.reopen(1, column.records[1])
     assert _told(check_store(store, deep=False)) == [("clip/shard-00001.h5", "missing", ())]
 
 
@@ -277,6 +278,7 @@ def _laid_down_otherwise(store: Path, change: Callable[[h5py.File], object] = la
     content = path.read_bytes()
     hashes = {"xxh3_128": xxhash.xxh3_128_hexdigest(content), "sha256": hashlib.sha256(content).hexdigest()}
     _changed_record(store, bytes=len(content), offsets=offsets, **hashes)
+    write_view(store)
 
 
 @pytest.mark.parametrize("deep", [False, True])

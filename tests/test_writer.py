@@ -20,7 +20,7 @@ from lugpi_core.store.lease import ShardBusy, locked
 from lugpi_core.store.manifest import ColumnSpec, add_records, drop_record, load_manifest, shard_name
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import ShardWriter
-from lugpi_core.store.writer import ColumnWriter
+from lugpi_core.store.writer import ColumnWriter, missing_bytes
 
 SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
 
@@ -235,8 +235,11 @@ def test_a_lease_that_is_lost_while_the_shard_is_synced_is_noticed_before_it_is_
 def test_a_reopened_shard_exists_no_more_until_it_is_final_again_with_the_same_bytes(tmp_path: Path) -> None:
     column, state = _filled(tmp_path), _state(tmp_path)
     other = ColumnWriter(tmp_path, SPEC)
-    column.reopen(0)
-    column.reopen(0)  # a second time does nothing
+    judged = column.records[0]
+    assert not column.reopen(0, {**judged, "xxh3_128": "of another making"}), "made anew meanwhile"
+    assert column.is_committed(0)
+    assert column.reopen(0, judged)
+    assert not column.reopen(0, judged)  # a second time does nothing
     assert not column.is_committed(0)
     other.refresh()
     assert not other.is_committed(0)
@@ -251,18 +254,18 @@ def test_a_reopened_shard_exists_no_more_until_it_is_final_again_with_the_same_b
 def test_the_missing_bytes_are_exactly_those_that_the_files_take(tmp_path: Path) -> None:
     column = ColumnWriter(tmp_path, SPEC)
     wanted = [structure(SPEC.layout(shard)).file_bytes for shard in range(2)]
-    assert column.missing_bytes() == sum(wanted)
+    assert missing_bytes(tmp_path, SPEC) == sum(wanted)
     writer = _claimed(column, 0)
-    assert column.missing_bytes() == wanted[1], "a shard that is begun has all its space"
+    assert missing_bytes(tmp_path, SPEC) == wanted[1], "a shard that is begun has all its space"
     column.commit(0, _write(writer))
-    assert column.missing_bytes() == ColumnWriter(tmp_path, SPEC).missing_bytes() == wanted[1]
+    assert missing_bytes(tmp_path, SPEC) == wanted[1]
     _commit(column, 1)
-    assert column.missing_bytes() == 0
+    assert missing_bytes(tmp_path, SPEC) == 0
     assert sum(path.stat().st_size for path in (tmp_path / "clip").glob("shard-*")) == sum(wanted)
-    column.reopen(0)
-    assert column.missing_bytes() == 0, "its file is still there"
+    column.reopen(0, column.records[0])
+    assert missing_bytes(tmp_path, SPEC) == 0, "its file is still there"
     (tmp_path / "clip" / "shard-00001.h5").unlink()
-    assert ColumnWriter(tmp_path, SPEC).missing_bytes() == wanted[1]
+    assert missing_bytes(tmp_path, SPEC) == wanted[1]
 
 
 def test_a_shard_for_which_there_is_no_room_is_not_begun_and_is_free_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +297,6 @@ def test_a_shard_that_could_not_be_synced_is_written_once_more_to_another_file(t
     suspect = tmp_path / "clip" / "shard-00000.h5.suspect"
     number, content = suspect.stat().st_ino, suspect.read_bytes()
     assert _names(tmp_path) == ["manifest.json", suspect.name]
-    assert column.missing_bytes() == sum(structure(SPEC.layout(shard)).file_bytes for shard in range(2))
     with suspect.open("rb"):  # held, so that its number is not given out again
         writer = _claimed(column, 0)
         assert writer.valid.all()

@@ -59,7 +59,7 @@ def _names(store: Path) -> list[str]:
 
 def test_shards_of_other_settings_without_a_manifest_are_refused_and_stay_as_they_are(tmp_path: Path) -> None:
     column = _filled(tmp_path)
-    column.reopen(1)
+    column.reopen(1, column.records[1])
     _claimed(column, 1).close()
     (tmp_path / "clip" / "manifest.json").unlink()
     state = _state(tmp_path)

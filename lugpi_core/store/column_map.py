@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lugpi_core.errors import InputError
 from lugpi_core.files import open_file
 from lugpi_core.store.layout import ShardLayout
 
-_MAP_FIXED = 0x10  # the same number on Linux, macOS and the BSDs; the module mmap does not name it
+_MAP_FIXED = 0x10  # of Linux; the module mmap does not name it
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong)
@@ -32,12 +33,14 @@ class ShardPlace:
     path: Path
     layout: ShardLayout
     offsets: Mapping[str, int]
+    file_bytes: int
 
 
 class ColumnMap:
     """A read-only map of shards, of which all but the last have the same number of rows. The pages belong to the page cache.
 
     Raises:
+        InputError: a file is not of the size that it was checked with.
         OSError: a file cannot be mapped.
     """
 
@@ -46,7 +49,7 @@ class ColumnMap:
         self._places = places
         self._row_bytes = {name: self._layout.bytes_of(name) for name in self._layout.stored}
         period = lcm(mmap.ALLOCATIONGRANULARITY, *self._row_bytes.values())
-        largest = max(place.path.stat().st_size for place in places)
+        largest = max(place.file_bytes for place in places)
         self._stretch_bytes = -(-largest // period) * period
         # Python owns the range and gives it back with everything in it, once no array points there any more.
         self._range = mmap.mmap(-1, self._stretch_bytes * len(places), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
@@ -59,13 +62,17 @@ class ColumnMap:
         self._elsewhere = {
             name: {n for n, place in enumerate(places) if place.offsets[name] != places[0].offsets[name]} for name in self._row_bytes
         }
+        for name, table in self._tables.items():
+            if not table.flags.aligned:  # numpy would copy the whole range for every batch
+                self._elsewhere[name] = set(range(len(places)))
 
     def take(self, name: str, rows: Sequence[int], out: NDArray[Any]) -> None:
         """Copy rows of a dataset, numbered through all shards, into ``out`` [b, ...]; the caller has checked the numbers."""
         shard_rows = self._layout.rows
         hole = self._stretch_bytes // self._row_bytes[name] - shard_rows
         places = np.array([row + row // shard_rows * hole for row in rows], np.intp)
-        self._tables[name].take(places, axis=0, out=out, mode="clip")  # any other mode copies twice
+        if len(self._elsewhere[name]) < len(self._places):
+            self._tables[name].take(places, axis=0, out=out, mode="clip")  # any other mode copies twice
         if elsewhere := self._elsewhere[name]:
             for n, row in enumerate(rows):
                 if row // shard_rows in elsewhere:
@@ -87,8 +94,12 @@ class ColumnMap:
     def _map(self, place: ShardPlace, address: int) -> None:
         with open_file(place.path, os.O_RDONLY) as descriptor:
             size = os.fstat(descriptor).st_size
-            if size > self._stretch_bytes:
-                raise OSError(f"{place.path} grew while it was mapped")
+            if size != place.file_bytes:  # behind the end of a shorter file the range would read as zeros
+                raise InputError(
+                    got=f"{place.path}: {size} bytes, {place.file_bytes} expected",
+                    expected="the shard as it was checked",
+                    do="run the same featurize command again, which mends it",
+                )
             got = _LIBC.mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
         if got != address:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place.path))

@@ -9,6 +9,7 @@ the file, of the shape, dtype and place that the manifest states; no links, no s
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,15 +20,17 @@ from typing import Any
 import numpy as np
 
 from lugpi_core.errors import InputError
-from lugpi_core.store.layout import ShardLayout, structure
+from lugpi_core.store.column_map import ShardPlace
+from lugpi_core.store.layout import structure
 from lugpi_core.store.shard import is_intact
 
 MEMORY_BYTES = 1 << 30
-TIME_S = 5
-Place = tuple[Path, ShardLayout, Mapping[str, int]]
+TIME_S = 5.0  # for a file
+START_S = 30.0  # for the process
+CRASHED = "HDF5 cannot read it: it crashed, or took too much memory or time"
 
 
-def refuse_structure(shards: Sequence[Place]) -> None:
+def refuse_structure(shards: Sequence[ShardPlace]) -> None:
     """Check the structure of shard files against their layouts and the offsets that the manifest states.
 
     Raises:
@@ -37,52 +40,51 @@ def refuse_structure(shards: Sequence[Place]) -> None:
         raise InputError(
             got=f"{path}: {fault}",
             expected="a plain HDF5 file as lugpi writes it: contiguous, uncompressed, without links or storage outside the file",
-            do="run python -m featurize verify --repair, or get the file again from where it came",
+            do="get the file again from where it came, or remove it and run the same featurize command again",
         )
 
 
-def structure_faults(shards: Sequence[Place]) -> dict[Path, str]:
+def structure_faults(shards: Sequence[ShardPlace]) -> dict[Path, str]:
     """Return what is wrong with the structure of each file that is not a plain shard."""
-    return _ask_child([shard for shard in shards if not _is_ours(*shard)])
+    unknown = [shard for shard in shards if not _is_ours(shard)]
+    faults: dict[Path, str] = {}
+    while unknown:
+        answers = _ask_child(unknown)
+        if len(answers) < len(unknown):  # the child ended at the first that it did not answer; the others are asked of the next
+            answers.append(CRASHED)
+        faults |= {shard.path: fault for shard, fault in zip(unknown, answers, strict=False) if fault is not None}
+        unknown = unknown[len(answers) :]
+    return faults
 
 
-def _is_ours(path: Path, layout: ShardLayout, offsets: Mapping[str, int]) -> bool:
-    stated = sum(layout.bytes_of(name, layout.rows) for name in layout.datasets)
-    if path.stat().st_size < stated:  # before HDF5 is asked to plan a file of a size that is only claimed
+def _is_ours(shard: ShardPlace) -> bool:
+    stated = sum(shard.layout.bytes_of(name, shard.layout.rows) for name in shard.layout.datasets)
+    if shard.path.stat().st_size < stated:  # before HDF5 is asked to plan a file of a size that is only claimed
         return False
-    return dict(offsets) == dict(structure(layout).offsets) and is_intact(path, layout)
+    return dict(shard.offsets) == dict(structure(shard.layout).offsets) and is_intact(shard.path, shard.layout)
 
 
-def _ask_child(shards: Sequence[Place]) -> dict[Path, str]:
-    if not shards:
-        return {}
+def _ask_child(shards: Sequence[ShardPlace]) -> list[str | None]:
+    """Return the answers of a process of its own, in order, as far as it came."""
     questions = [
         {
-            "path": str(path.resolve()),
-            "offsets": dict(offsets),
-            "attributes": {"fingerprint": layout.fingerprint_digest, "first_row": layout.first_row},
-            "datasets": {name: [list(shape), dtype.str] for name, (shape, dtype) in layout.datasets.items()},
+            "path": str(shard.path.resolve()),
+            "offsets": dict(shard.offsets),
+            "attributes": {"fingerprint": shard.layout.fingerprint_digest, "first_row": shard.layout.first_row},
+            "datasets": {name: [list(shape), dtype.str] for name, (shape, dtype) in shard.layout.datasets.items()},
         }
-        for path, layout, offsets in shards
+        for shard in shards
     ]
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"}
+    command = [sys.executable, "-P", "-m", "lugpi_core.store.inspection"]
+    child = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "lugpi_core.store.inspection"],
-            input=json.dumps(questions),
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=2 * TIME_S + len(shards),
-            check=False,
-        )
-        answers = [json.loads(line) for line in done.stdout.splitlines(keepends=True) if line.endswith("\n")]
+        said, _ = child.communicate(json.dumps(questions), timeout=START_S + TIME_S * len(shards))
     except subprocess.TimeoutExpired:
-        answers = []
-    # The file at which the child died, and those it did not come to.
-    answers += ["HDF5 cannot read it: it crashed, or took too much memory or time"] * (len(shards) - len(answers))
-    return {path: fault for (path, _, _), fault in zip(shards, answers, strict=True) if fault is not None}
+        child.kill()
+        said, _ = child.communicate()
+    return [json.loads(line) for line in said.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def fault_of(path: Path, question: Mapping[str, Any]) -> str | None:
@@ -137,9 +139,9 @@ def _answer() -> None:
 
     questions = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (TIME_S + len(questions), TIME_S + len(questions)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for question in questions:
+        signal.setitimer(signal.ITIMER_REAL, TIME_S)  # whose signal ends the process
         print(json.dumps(fault_of(Path(question["path"]), question)), flush=True)
 
 

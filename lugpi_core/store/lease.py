@@ -6,6 +6,7 @@ machines share a file system that does not carry locks between them, the touches
 heard of for ``STALE_S`` seconds, by the file system's own clock, has lost its lease.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -49,6 +50,8 @@ def locked(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
             raise InputError(
                 got=f"{folder} on a file system without locks ({error.strerror})",
                 expected="one with flock, as local disks, NFS 4 and Lustre (mounted with -o flock) have",
@@ -91,19 +94,34 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back."""
-        with locked(self._path.parent):
-            self.drop()
+        self._stop()
+        try:
+            with locked(self._path.parent):
+                self._remove()
+        finally:
+            self._close()
 
     def drop(self) -> None:
         """Give the lease back; the caller holds the folder's lock."""
+        self._stop()
+        try:
+            self._remove()
+        finally:
+            self._close()
+
+    def _stop(self) -> None:
         self._ended.set()
         self._heart.join()
-        if self._descriptor < 0:
-            return
-        if self._in_place() and self._is_mine():
+
+    def _remove(self) -> None:
+        if self._descriptor >= 0 and self._in_place() and self._is_mine():
             self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = -1
+
+    def _close(self) -> None:
+        # With the descriptor goes the lock: a file that could not be removed keeps nobody out.
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _in_place(self) -> bool:
         try:
@@ -150,10 +168,10 @@ def take_lease(path: Path, lock: int) -> Lease:
         os.ftruncate(descriptor, 0)
         write_at(descriptor, mine, 0)
         os.utime(descriptor)
+        return Lease(path, descriptor, mine)
     except BaseException:
         os.close(descriptor)
         raise
-    return Lease(path, descriptor, mine)
 
 
 def _owner(descriptor: int) -> dict[str, Any] | None:

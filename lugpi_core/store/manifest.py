@@ -16,6 +16,7 @@ from lugpi_core.store.lease import locked
 FORMAT = "lugpi-token-store"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MOST_SHARDS = 1 << 15  # a process maps each of them, and the kernel gives it some 65,000 maps
 Record = dict[str, Any]
 
 
@@ -84,8 +85,10 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
     path = folder / MANIFEST
     value = read_json(path)
     try:
-        if value["format"] != FORMAT or value["version"] != FORMAT_VERSION:
-            raise ValueError(f"format {value['format']!r} version {value['version']!r}")
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']!r}")
+        if value["version"] != FORMAT_VERSION:
+            raise _other_version(path, value["version"])
         if value.pop("xxh3_128") != digest(value):
             raise ValueError("it differs from its own hash")
         stated = {key: value[key] for key in _SPEC}
@@ -96,6 +99,8 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
         records = {int(shard): record for shard, record in value["shards"].items()}
         for shard, record in records.items():
             _check_place(spec, shard, record)
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             got=f"{path} ({error!r})",
@@ -182,6 +187,12 @@ def _write(folder: Path, spec: ColumnSpec, records: Mapping[int, Record]) -> Non
     write_json(folder / MANIFEST, {**value, "xxh3_128": digest(value)})
 
 
+def _other_version(path: Path, version: Any) -> InputError:
+    return InputError(
+        got=f"{path} of version {str(version)[:20]}", expected=f"version {FORMAT_VERSION}", do="use the lugpi that made this store"
+    )
+
+
 def _check_spec(spec: ColumnSpec) -> None:
     numbers = {"rows": spec.rows, "shard_rows": spec.shard_rows, **{f"row_shape[{n}]": size for n, size in enumerate(spec.row_shape)}}
     for name, number in numbers.items():
@@ -189,13 +200,15 @@ def _check_spec(spec: ColumnSpec) -> None:
             raise ValueError(f"{name} is {number!r}")
     if spec.what not in ("tokens", "latents"):
         raise ValueError(f"rows of {spec.what!r}")
-    for name, number, most in (("rows", spec.rows, 1 << 32), ("shard_rows", spec.shard_rows, 1 << 24), ("shards", spec.shards, 1 << 20)):
-        if number > most:  # of which a loop or an array of one value each is still cheap
-            raise ValueError(f"{name} is {number}, at most {most} is")
     if len(spec.row_shape) > 31:  # with the rows themselves HDF5 takes 32 dimensions
         raise ValueError(f"rows of {len(spec.row_shape)} dimensions")
     if not spec.row_shape or spec.dtype not in ROW_DTYPES or not isinstance(spec.fingerprint, Mapping):
         raise ValueError(f"rows of shape {spec.row_shape!r} and dtype {spec.dtype!r}")
+    shard_bytes = spec.layout(0).bytes_of(spec.what, spec.shard_rows)
+    limits = {"rows": (spec.rows, 1 << 26), "shards": (spec.shards, MOST_SHARDS), "bytes of a shard": (shard_bytes, 1 << 46)}
+    for name, (number, most) in limits.items():
+        if number > most:  # more than any corpus has, and of which lists and loops are still cheap
+            raise ValueError(f"{name} are {number}, at most {most} can be")
 
 
 def _check_place(spec: ColumnSpec, shard: int, record: Record) -> None:

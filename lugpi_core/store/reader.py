@@ -11,7 +11,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.inspection import refuse_structure
 from lugpi_core.store.layout import SCALE
-from lugpi_core.store.manifest import MANIFEST, Record, load_manifest
+from lugpi_core.store.manifest import MANIFEST, Record, is_empty, load_manifest
 from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.shard import check_record
 
@@ -50,8 +50,9 @@ class ColumnReader:
         _refuse_missing(folder, self.spec.rows, self.spec.shards, records)
         for shard in sorted(records):
             refuse_damaged(folder, records[shard], content=check_content)
-        self._places = [ShardPlace(folder / records[n]["file"], self.spec.layout(n), records[n]["offsets"]) for n in sorted(records)]
-        refuse_structure([(place.path, place.layout, place.offsets) for place in self._places])
+        files = [(number, folder / record["file"], record) for number, record in sorted(records.items())]
+        self._places = [ShardPlace(path, self.spec.layout(n), record["offsets"], record["bytes"]) for n, path, record in files]
+        refuse_structure(self._places)
         self.flagged = {int(row) + record["first_row"]: why for record in records.values() for row, why in record["flagged"].items()}
         layout = self.spec.layout(0)
         self._rows = {name: (layout.datasets[name][1], layout.datasets[name][0][1:]) for name in layout.stored}
@@ -152,13 +153,13 @@ def refuse_damaged(folder: Path, record: Record, *, content: bool) -> None:
         raise InputError(
             got=f"{folder / record['file']}: {fault}",
             expected="the shard as it was committed",
-            do="run python -m featurize verify --repair, which makes only the rows again that do not hold",
+            do="run the same featurize command again: it makes the rows again that do not hold, and only those",
         )
 
 
 def columns_of(store: Path) -> list[str]:
-    """Return the names of the columns in a store, sorted; empty when there is no store."""
-    return sorted(path.parent.name for path in store.glob(f"*/{MANIFEST}"))
+    """Return the names of the columns in a store that hold a shard, begun or final, sorted; empty when there is no store."""
+    return sorted(path.parent.name for path in store.glob(f"*/{MANIFEST}") if not is_empty(path.parent))
 
 
 def token_columns_of(store: Path) -> list[str]:

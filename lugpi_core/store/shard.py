@@ -6,6 +6,7 @@ fingerprint and the row's number, so that no row of another column, another plac
 never in flight, and a killed writer cannot leave an unreadable file.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +30,14 @@ _CHUNK_BYTES = 1 << 22
 WRITE_BACK_BYTES = 16 << 20
 
 
-def create_shard(path: Path, layout: ShardLayout, rows_from: Sequence[Path] = ()) -> None:
+def create_shard(path: Path, layout: ShardLayout, rows_from: Sequence[Path] = (), offsets: Mapping[str, int] | None = None) -> None:
     """Create a shard file with its whole structure and all its space, and in it every row of the files ``rows_from`` that holds.
+
+    Args:
+        path: the new file; what is there is replaced.
+        layout: its layout.
+        rows_from: files of the same shard.
+        offsets: where their datasets start, when another version of HDF5 laid them down.
 
     Raises:
         InputError: the disk has no room for it.
@@ -41,10 +48,10 @@ def create_shard(path: Path, layout: ShardLayout, rows_from: Sequence[Path] = ()
         for offset, data in plan.frame:
             write_at(descriptor, data, offset)
         for source in rows_from:
-            holding = np.flatnonzero(check_rows(source, layout)).tolist()
+            holding = np.flatnonzero(check_rows(source, layout, offsets)).tolist()
             with open_file(source, os.O_RDONLY) as old:
                 for row in holding:
-                    _write_row(descriptor, layout, row, _read_row(old, layout, row))
+                    _write_row(descriptor, layout, row, _read_row(old, layout, row, offsets or plan.offsets))
 
 
 def is_intact(path: Path, layout: ShardLayout) -> bool:
@@ -56,6 +63,14 @@ def is_intact(path: Path, layout: ShardLayout) -> bool:
         return all(read_at(descriptor, len(data), offset) == data for offset, data in plan.frame)
 
 
+def is_foreign(path: Path, layout: ShardLayout) -> bool:
+    """Whether a file begins quite otherwise than a shard of this layout, by more than a bit or two: from another version of HDF5."""
+    _, head = structure(layout).frame[0]
+    with open_file(path, os.O_RDONLY) as descriptor:
+        found = read_at(descriptor, len(head), 0)
+    return len(found) == len(head) and sum(one != other for one, other in zip(found, head, strict=True)) > 4
+
+
 def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] | None = None) -> tuple[NDArray[np.bool_], str]:
     """Read an open shard file once; return bool [m], which rows are written and hold, and the xxh3-128 of the whole file.
 
@@ -63,14 +78,23 @@ def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] |
     """
     offsets, row_bytes = offsets or structure(layout).offsets, layout.bytes_of(layout.what)
     start, stop = offsets[layout.what], offsets[layout.what] + layout.bytes_of(layout.what, layout.rows)
+    unreadable = False
     small = [name for name in layout.datasets if name != layout.what]
     beside = {name: read_at(descriptor, layout.bytes_of(name, layout.rows), offsets[name]) for name in small}
     hashes = np.frombuffer(beside.pop(ROW_HASH).ljust(layout.rows * 8, b"\0"), "<u8").tolist()
-    whole = xxhash.xxh3_128(read_at(descriptor, start, 0))
+    whole = xxhash.xxh3_128()
+    for chunk in _chunks(descriptor, 0, start):
+        whole.update(chunk)
     valid = np.zeros(layout.rows, dtype=bool)
     at_once = max(1, _CHUNK_BYTES // row_bytes)
     for first in range(0, layout.rows, at_once):
-        data = memoryview(read_at(descriptor, min(at_once, layout.rows - first) * row_bytes, start + first * row_bytes))
+        count = min(at_once, layout.rows - first)
+        try:
+            data = memoryview(read_at(descriptor, count * row_bytes, start + first * row_bytes))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data, unreadable = memoryview(_readable(descriptor, count, row_bytes, start + first * row_bytes)), True
         whole.update(data)
         for n, expected in enumerate(hashes[first : first + at_once]):
             if expected:
@@ -78,7 +102,18 @@ def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] |
                 valid[first + n] = _hash_row(layout, first + n, row) == expected
     for chunk in _chunks(descriptor, stop):
         whole.update(chunk)
-    return valid, whole.hexdigest()
+    return valid, "unreadable" if unreadable else whole.hexdigest()
+
+
+def _readable(descriptor: int, count: int, row_bytes: int, offset: int) -> bytes:
+    """Return rows one by one, zeros for those that the disk does not give."""
+    rows = []
+    for n in range(count):
+        try:
+            rows.append(read_at(descriptor, row_bytes, offset + n * row_bytes).ljust(row_bytes, b"\0"))
+        except OSError:
+            rows.append(bytes(row_bytes))
+    return b"".join(rows)
 
 
 def check_rows(path: Path, layout: ShardLayout, offsets: Mapping[str, int] | None = None) -> NDArray[np.bool_]:
@@ -87,7 +122,7 @@ def check_rows(path: Path, layout: ShardLayout, offsets: Mapping[str, int] | Non
         with open_file(path, os.O_RDONLY) as descriptor:
             if any(read_at(descriptor, layout.rows * 8, (offsets or structure(layout).offsets)[ROW_HASH])):
                 return read_back(descriptor, layout, offsets)[0]
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         pass
     return np.zeros(layout.rows, dtype=bool)
 
@@ -209,9 +244,9 @@ class ShardWriter:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
-            if self._lease is not None:
-                self._lease.release()
-                self._lease = None
+            lease, self._lease = self._lease, None
+            if lease is not None:
+                lease.release()
 
     def _set_aside_unless_synced(self) -> None:
         synced, self._synced = self._synced, []
@@ -258,14 +293,18 @@ def sha256_of(path: Path) -> str:
 def check_record(folder: Path, record: Mapping[str, Any], *, content: bool) -> str | None:
     """Return what is wrong with a committed shard file (missing, size, content), or None; ``content`` reads the whole file."""
     try:
-        with open_file(folder / record["file"], os.O_RDONLY | os.O_NONBLOCK) as descriptor:  # a pipe is not waited for
+        with open_file(folder / record["file"], os.O_RDONLY) as descriptor:
             size = os.fstat(descriptor).st_size
             if size != record["bytes"]:
                 return f"{size} bytes, {record['bytes']} expected"
             if content and _hash_file(xxhash.xxh3_128(), descriptor) != record["xxh3_128"]:
                 return "its content differs from its hash"
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         return "missing"
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.ESTALE):
+            raise
+        return os.strerror(error.errno)
     return None
 
 
@@ -274,7 +313,7 @@ def damaged(path: Path, why: str) -> InputError:
     return InputError(
         got=f"{path}: {why}",
         expected="a shard as lugpi wrote it",
-        do="run python -m featurize verify --repair, or the same featurize command again; only the rows that do not hold are made again",
+        do="run the same featurize command again: it makes the rows again that do not hold, and only those",
     )
 
 
@@ -284,8 +323,8 @@ def _hash_file(hasher: Any, descriptor: int) -> str:
     return str(hasher.hexdigest())
 
 
-def _chunks(descriptor: int, offset: int = 0) -> Iterator[bytes]:
-    while chunk := os.pread(descriptor, _CHUNK_BYTES, offset):
+def _chunks(descriptor: int, offset: int = 0, stop: int = 1 << 62) -> Iterator[bytes]:
+    while chunk := os.pread(descriptor, min(_CHUNK_BYTES, stop - offset), offset):
         yield chunk
         offset += len(chunk)
 
@@ -304,9 +343,8 @@ def _row_of(layout: ShardLayout, beside: Mapping[str, bytes], row: int) -> dict[
     return {name: data[row * sizes[name] : (row + 1) * sizes[name]] for name, data in beside.items()}
 
 
-def _read_row(descriptor: int, layout: ShardLayout, row: int) -> dict[str, bytes]:
+def _read_row(descriptor: int, layout: ShardLayout, row: int, offsets: Mapping[str, int]) -> dict[str, bytes]:
     """Return the bytes of one row in every dataset that its hash covers."""
-    offsets = structure(layout).offsets
     sizes = {name: layout.bytes_of(name) for name in layout.datasets if name != ROW_HASH}
     return {name: read_at(descriptor, size, offsets[name] + row * size) for name, size in sizes.items()}
 
@@ -321,6 +359,8 @@ def _allocate(descriptor: int, path: Path, size: int) -> None:
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         raise InputError(
             got=f"no room for {path} ({size / 1e6:.0f} MB: {os.strerror(error.errno or 0)})",
             expected="space for a whole shard before the first image is drawn",

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_json
+from lugpi_core.store.column_map import ShardPlace
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.inspection import structure_faults
 from lugpi_core.store.layout import FLAGS, ShardLayout
+from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest, shard_name
 from lugpi_core.store.reader import LATENTS
 from lugpi_core.store.sealed_file import read_sealed
@@ -70,8 +73,9 @@ def check_store(store: Path, *, deep: bool) -> list[Finding]:
 
 
 def column_folders(store: Path) -> list[Path]:
-    """Return the folders of a store that hold a manifest or shards, sorted."""
-    return sorted({path.parent for pattern in (f"*/{MANIFEST}", "*/shard-*") for path in store.glob(pattern)})
+    """Return the folders of a store that hold shards, or a manifest that speaks of some, sorted."""
+    with_shards = {path.parent for path in store.glob("*/shard-*")}
+    return sorted(with_shards | {path.parent for path in store.glob(f"*/{MANIFEST}") if (_stated(path.parent) or {}).get("shards")})
 
 
 def check_column(folder: Path, *, deep: bool) -> list[Finding]:
@@ -93,10 +97,11 @@ def check_column(folder: Path, *, deep: bool) -> list[Finding]:
     return findings
 
 
-def take_back(store: Path, findings: Iterable[Finding]) -> None:
+def take_back(store: Path, findings: Iterable[Finding]) -> list[ShardBusy]:
     """Take the shards of the findings back into work, so that the next featurize command makes what does not hold, and only that.
 
-    Rows that hold stay. Flagged rows are forgotten in every column, for a picture that failed is to be drawn anew.
+    Rows that hold stay. Flagged rows are forgotten in every column, for a picture that failed is to be drawn anew. A shard that another
+    process is writing is left to it, and told of.
     """
     findings = list(findings)
     for column in sorted({finding.column for finding in findings if finding.column and finding.shard is None}):
@@ -104,17 +109,22 @@ def take_back(store: Path, findings: Iterable[Finding]) -> None:
         if path.exists():
             os.replace(path, path.with_suffix(".damaged"))
     flagged = {row for finding in findings if finding.kind == "flagged" for row in finding.rows}
+    busy: list[ShardBusy] = []
     for folder in column_folders(store):
         if not (folder / MANIFEST).exists():
             continue
         spec, _ = load_manifest(folder)
         writer = ColumnWriter(store, spec, check_content=False)
-        damaged = {finding.shard for finding in findings if finding.column == folder.name and finding.kind == "damaged"}
+        of_column = [finding for finding in findings if finding.column == folder.name and finding.kind == "damaged"]
+        damaged = {finding.shard for finding in of_column if finding.shard is not None}
         # What somebody else brought cannot be drawn anew here.
         failed = flagged if spec.made_by is not None else set()
-        for shard in sorted({shard for shard in damaged if shard is not None} | {row // spec.shard_rows for row in failed}):
-            writer.reopen(shard)
-            _forget(writer, shard, failed)
+        for shard in sorted((damaged | {row // spec.shard_rows for row in failed}) & set(range(spec.shards))):
+            try:
+                _take_back(writer, shard, failed)
+            except ShardBusy as error:
+                busy.append(error)
+    return busy
 
 
 def flags_of_the_maker(store: Path, column: str) -> dict[str, Any] | None:
@@ -155,12 +165,12 @@ def _faults(folder: Path, spec: ColumnSpec, records: Mapping[int, Record], *, de
     """Return what is wrong with each committed shard that does not hold."""
     faults = {shard: fault for shard, record in records.items() if (fault := check_record(folder, record, content=False))}
     whole = {folder / record["file"]: shard for shard, record in records.items() if shard not in faults}
-    places = [(path, spec.layout(shard), records[shard]["offsets"]) for path, shard in whole.items()]
+    places = [ShardPlace(path, spec.layout(shard), records[shard]["offsets"], records[shard]["bytes"]) for path, shard in whole.items()]
     faults |= {whole[path]: fault for path, fault in structure_faults(places).items()}
     if deep:
-        for path, layout, _ in places:
-            shard = whole[path]
-            if shard not in faults and (fault := _content_fault(path, layout, records[shard])):
+        for place in places:
+            shard = whole[place.path]
+            if shard not in faults and (fault := _content_fault(place.path, place.layout, records[shard])):
                 faults[shard] = fault
     return faults
 
@@ -197,7 +207,8 @@ def _flagged(folder: Path, spec: ColumnSpec, record: Record) -> Finding:
 def _unfinished(folder: Path, spec: ColumnSpec, shard: int) -> Finding:
     layout, final = spec.layout(shard), folder / shard_name(shard)
     partial = final.with_name(f"{final.name}.partial")
-    holding = check_rows(partial, layout) | check_rows(final, layout)
+    files = (final, partial, partial.with_suffix(".suspect"))
+    holding = np.logical_or.reduce([check_rows(path, layout) for path in files])
     detail = f"not final; {np.count_nonzero(holding)} of {layout.rows} rows are there"
     rows = _numbered(layout, np.flatnonzero(~holding))
     return Finding(place=f"{folder.name}/{final.name}", kind="missing", rows=rows, detail=detail, column=folder.name, shard=shard)
@@ -222,10 +233,11 @@ def _check_small_files(store: Path, *, columns_hold: bool) -> list[Finding]:
     return findings
 
 
-def _forget(writer: ColumnWriter, shard: int, flagged: set[int]) -> None:
+def _take_back(writer: ColumnWriter, shard: int, failed: set[int]) -> None:
+    if shard in writer.records and not writer.reopen(shard, writer.records[shard]):
+        return  # made anew by another process meanwhile
     file = writer.claim(shard)
-    if file is None:
-        return
-    first = file.layout.first_row
-    file.forget([row - first for row in sorted(flagged) if 0 <= row - first < file.layout.rows])
-    file.close()
+    if file is not None:
+        with closing(file):
+            first = file.layout.first_row
+            file.forget([row - first for row in sorted(failed) if 0 <= row - first < file.layout.rows])

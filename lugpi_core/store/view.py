@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from lugpi_core.errors import InputError
+from lugpi_core.fingerprint import digest, hash_file
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.layout import ROW_HASH
 from lugpi_core.store.manifest import ColumnSpec, Record, load_manifest, shard_name
 from lugpi_core.store.reader import columns_of
-from lugpi_core.store.sealed_file import read_sealed, sealed_bytes, write_sealed
+from lugpi_core.store.sealed_file import read_sealed, write_sealed
 
 VIEW = "tokens.h5"
 
@@ -18,13 +20,24 @@ def write_view(store: Path) -> None:
 
     The shards are named relative to the file, so the folder can be moved as a whole.
     """
-    write_sealed(store / VIEW, {}, lambda file: _fill(store, file))
+    write_sealed(store / VIEW, _content(store), lambda file: _fill(store, file))
 
 
 def view_is_current(store: Path) -> bool:
-    """Whether ``tokens.h5`` is, byte for byte, the view of the store as it stands."""
-    path = store / VIEW
-    return path.is_file() and path.read_bytes() == sealed_bytes({}, lambda file: _fill(store, file))
+    """Whether ``tokens.h5`` is as it was written, and of the store as it stands."""
+    try:
+        about, _ = read_sealed(store / VIEW)
+    except InputError:
+        return False
+    return about == _content(store)
+
+
+def _content(store: Path) -> dict[str, str]:
+    """Return a hash of all that the view shows."""
+    columns = {name: load_manifest(store / name) for name in columns_of(store)}
+    shards = {name: [records[n]["xxh3_128"] for n in sorted(records)] for name, (_, records) in columns.items()}
+    examples = hash_file(store / EXAMPLES) if (store / EXAMPLES).is_file() else None
+    return {"content": digest([shards, examples])}
 
 
 def _fill(store: Path, file: Any) -> None:

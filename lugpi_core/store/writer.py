@@ -26,9 +26,17 @@ from lugpi_core.store.manifest import (
     shard_name,
 )
 from lugpi_core.store.reader import refuse_damaged
-from lugpi_core.store.shard import ShardWriter, check_record, create_shard, is_intact, make_final, sha256_of
+from lugpi_core.store.shard import ShardWriter, check_record, check_rows, create_shard, is_foreign, is_intact, make_final, sha256_of
 
 _DIGEST = re.compile(rb"[0-9a-f]{32}")
+
+
+def missing_bytes(store: Path, spec: ColumnSpec) -> int:
+    """Return how much disk a column still asks for: whole files of the shards that are not there in any form."""
+    there = {path.name.split(".")[0] for path in (store / spec.name).glob("shard-*.h5*")}
+    absent = [shard for shard in range(spec.shards) if shard_name(shard).split(".")[0] not in there]
+    full, last = (structure(spec.layout(shard)).file_bytes for shard in (0, spec.shards - 1))
+    return len(absent) * full - (full - last if spec.shards - 1 in absent else 0)
 
 
 class ColumnWriter:
@@ -56,11 +64,11 @@ class ColumnWriter:
         if not (self.folder / MANIFEST).exists():
             self._refuse_strangers()  # before a manifest of ours stands there and keeps their owner out
         self.records = open_manifest(self.folder, spec)
+        self._offsets: dict[int, dict[str, int]] = {}  # of shards taken back, which another version of HDF5 may have laid down
         sweep(self.folder)
         faults = {shard: self._fault(shard, record, check_content) for shard, record in self.records.items()}
-        self.taken_back = {shard: fault for shard, fault in faults.items() if fault}
-        for shard in self.taken_back:
-            self.reopen(shard)
+        self.taken_back = {shard: fault for shard, fault in faults.items() if fault and self.reopen(shard, self.records[shard])}
+        self.refresh()
         with locked(self.folder) as lock:
             self._sweep_leases(lock)
 
@@ -77,15 +85,6 @@ class ColumnWriter:
         found, self.records = load_manifest(self.folder)
         refuse_other(self.folder, found, self.spec)
 
-    def missing_bytes(self) -> int:
-        """Return how much disk the column still asks for: whole files of the shards that are not there in any form."""
-        absent = [
-            shard
-            for shard in range(self.spec.shards)
-            if not (self.is_committed(shard) or self._partial(shard).exists() or self._final(shard).exists())
-        ]
-        return sum(structure(self.spec.layout(shard)).file_bytes for shard in absent)
-
     def read_committed(self, shard: int) -> NDArray[np.float16]:
         """Return a copy of a final shard's rows, float16 [m, *row_shape], after comparing the file with its hash.
 
@@ -94,7 +93,7 @@ class ColumnWriter:
         """
         record = self.records[shard]
         refuse_damaged(self.folder, record, content=True)
-        place = ShardPlace(self._final(shard), self.spec.layout(shard), record["offsets"])
+        place = ShardPlace(self._final(shard), self.spec.layout(shard), record["offsets"], record["bytes"])
         return np.array(ColumnMap([place]).view(self.spec.what, 0))
 
     def claim(self, shard: int) -> ShardWriter | None:
@@ -148,21 +147,35 @@ class ColumnWriter:
             add_records(self.folder, self.spec, {shard: records[shard] | {"sha256": new[shard]} for shard in same})
         self.refresh()
 
-    def reopen(self, shard: int) -> None:
-        """Take a final shard back, because something in it does not hold: its rows are checked one by one when it is claimed."""
+    def reopen(self, shard: int, judged: Record) -> bool:
+        """Take a final shard back, because something in it does not hold: its rows are checked one by one when it is claimed.
+
+        Args:
+            shard: its number.
+            judged: the record by which it was found wanting; nothing is done when another process has made the shard anew meanwhile.
+        """
         with locked(self.folder):
+            _, records = load_manifest(self.folder)
+            if shard not in records or records[shard]["xxh3_128"] != judged["xxh3_128"]:
+                return False
             drop_record(self.folder, shard)
         self.records.pop(shard, None)
+        self._offsets[shard] = judged["offsets"]
+        return True
 
     def _prepare(self, shard: int) -> None:
         """Leave a ``.partial`` of whole structure with every row that holds in any file of this shard."""
         layout, final, partial = self.spec.layout(shard), self._final(shard), self._partial(shard)
-        # A final file without a record was renamed and not recorded (killed in between), or its record was dropped.
         found = [path for path in (final, partial, partial.with_suffix(".suspect")) if path.is_file()]
-        if found in ([final], [partial]) and is_intact(found[0], layout):
-            os.replace(found[0], partial)
+        if found == [partial] and is_intact(partial, layout):
             return
-        create_shard(partial, layout, rows_from=found)
+        # A final file without a record was renamed and not recorded (killed in between), or its record was dropped. It is copied and not
+        # continued, for a reader may have it mapped.
+        offsets = self._offsets.get(shard)
+        for path in [path for path in found if not check_rows(path, layout, offsets).any() and is_foreign(path, layout)]:
+            os.replace(path, path.with_name(f"{path.name}.unread"))  # not ours to throw away
+            found.remove(path)
+        create_shard(partial, layout, found, offsets)
         for path in found:
             if path != partial:
                 path.unlink(missing_ok=True)
@@ -171,7 +184,9 @@ class ColumnWriter:
         if fault := check_record(self.folder, record, content=check_content):
             return fault
         foreign = record["offsets"] != structure(self.spec.layout(shard)).offsets  # laid down by another version of HDF5
-        return None if foreign or is_intact(self._final(shard), self.spec.layout(shard)) else "its structure is not that of a shard"
+        with suppress(FileNotFoundError):  # another process has taken it back
+            return None if foreign or is_intact(self._final(shard), self.spec.layout(shard)) else "its structure is not that of a shard"
+        return "missing"
 
     def _sweep_leases(self, lock: int) -> None:
         for shard in self.records:
