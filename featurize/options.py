@@ -12,7 +12,7 @@ from lugpi_core.errors import InputError
 @dataclass(frozen=True, kw_only=True)
 class FeaturizeOptions(CorpusOptions):
     """Draw an image for every text, encode it with frozen encoders and keep the tokens. The same command again goes on or says it is
-    done."""
+    done. python -m featurize verify and python -m featurize info look at a store that is there."""
 
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
