@@ -1,10 +1,10 @@
 """The right to write one shard: one owner at a time, found out at once when the owner dies, and given back when it is done.
 
 A lease is a small file beside the shard. Its owner holds it locked (flock), writes its name into it and touches it every few seconds. On
-one machine the lock decides: the kernel drops it with its owner, so a killed owner's lease is free the moment it dies. Between machines
-the touches decide too, for a lock may outlive a machine that lost its power, or not be carried: an owner of another machine that has not
-been heard of for ``STALE_S`` seconds, by the file system's own clock, has lost its lease. Manifests need locks that are carried: without
-them two machines that finish shards at the same moment may lose a record, and the shard is recorded by the next run.
+one machine the lock decides: the kernel drops it with its owner, so a killed owner's lease is free the moment it dies. Where a
+file system does not carry locks from one machine to another the touches decide: an owner of another machine that has not been heard of for
+``STALE_S`` seconds, by the file system's own clock, has lost its lease. Manifests want locks that are carried: without them two machines
+that finish shards at the same moment may lose a record; no row is lost, and the next run records the shard.
 """
 
 import errno

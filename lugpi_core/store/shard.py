@@ -207,7 +207,7 @@ class ShardWriter:
             self.valid[row] = False
 
     def sync_and_check(self) -> dict[str, Any]:
-        """Bring the file to the disk, read it back as the system holds it meanwhile, and return what its manifest record says of its content.
+        """Bring the file to the disk, read it back as the system holds it, and return what its manifest record says of it.
 
         Raises:
             InputError: a row was never written, or does not read back as it was.
