@@ -240,3 +240,23 @@ def test_a_shard_with_a_row_never_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 of 5 rows do not read back"):
         writer.sync_and_check()
     writer.close()
+
+
+def test_a_shard_that_the_disk_gave_back_only_at_the_second_try_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = _written(tmp_path / "s")
+    failed: list[int] = []
+
+    def once(descriptor: int, count: int, offset: int) -> bytes:
+        if count == 5 * LAYOUT.bytes_of("tokens") and not failed:
+            failed.append(offset)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, count, offset)
+
+    pread = os.pread
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", once)
+        with pytest.raises(InputError, match="the disk does not give it back"):
+            writer.sync_and_check()
+    assert failed
+    assert writer.sync_and_check()["rows"] == 5
+    writer.close()

@@ -27,6 +27,7 @@ from lugpi_core.store.lease import Lease
 FLAG_NOT_FINITE, FLAG_CONSTANT = 1, 2
 FLAG_REASONS = {FLAG_NOT_FINITE: "not finite", FLAG_CONSTANT: "constant picture"}
 _CHUNK_BYTES = 1 << 22
+UNREADABLE = "unreadable"  # in the place of a hash, where the disk did not give all of a file
 WRITE_BACK_BYTES = 16 << 20
 
 
@@ -74,7 +75,8 @@ def is_foreign(path: Path, layout: ShardLayout) -> bool:
 def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] | None = None) -> tuple[NDArray[np.bool_], str]:
     """Read an open shard file once; return bool [m], which rows are written and hold, and the xxh3-128 of the whole file.
 
-    A file that ends early has no row beyond its end. Without ``offsets`` the datasets are where this version of HDF5 puts them.
+    A file that ends early has no row beyond its end; a row that the disk does not give does not hold, and the hash is ``UNREADABLE``.
+    Without ``offsets`` the datasets are where this version of HDF5 puts them.
     """
     offsets, row_bytes = offsets or structure(layout).offsets, layout.bytes_of(layout.what)
     start, stop = offsets[layout.what], offsets[layout.what] + layout.bytes_of(layout.what, layout.rows)
@@ -102,7 +104,7 @@ def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] |
                 valid[first + n] = _hash_row(layout, first + n, row) == expected
     for chunk in _chunks(descriptor, stop):
         whole.update(chunk)
-    return valid, "unreadable" if unreadable else whole.hexdigest()
+    return valid, UNREADABLE if unreadable else whole.hexdigest()
 
 
 def _readable(descriptor: int, count: int, row_bytes: int, offset: int) -> bytes:
@@ -220,6 +222,8 @@ class ShardWriter:
             holding, whole = read_back(self._descriptor, self.layout)
         finally:
             self._set_aside_unless_synced()
+        if whole == UNREADABLE:
+            raise damaged(self.path, "the disk does not give it back")
         if not is_intact(self.path, self.layout):
             raise damaged(self.path, "its structure does not read back as it was written")
         if not holding.all():
