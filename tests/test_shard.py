@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import xxhash
-from numpy.typing import NDArray
+from small_shard import GOOD, INT8, LAYOUT, flip, float_rows, holding, int8_rows, new_writer, written
 
 from lugpi_core.files import open_file
 from lugpi_core.store import shard as shard_module
@@ -20,7 +20,6 @@ from lugpi_core.store.layout import ShardLayout, structure
 from lugpi_core.store.shard import (
     ShardWriter,
     check_record,
-    check_rows,
     create_shard,
     flagged_rows,
     is_intact,
@@ -30,43 +29,6 @@ from lugpi_core.store.shard import (
     sha256_of,
 )
 
-LAYOUT = ShardLayout(what="tokens", rows=5, row_shape=(3, 4), first_row=10, fingerprint_digest="f" * 32)
-INT8 = replace(LAYOUT, dtype="int8")
-GOOD = np.zeros(5, np.uint8)
-
-
-def _rows(seed: int = 0) -> NDArray[np.float16]:
-    return np.random.default_rng(seed).normal(size=(5, *LAYOUT.row_shape)).astype(np.float16)
-
-
-def _small_rows() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    random = np.random.default_rng(1)
-    return random.integers(-127, 128, size=(5, 3, 4), dtype=np.int8), random.random(size=(5, 3), dtype=np.float32)
-
-
-def _new(path: Path, layout: ShardLayout = LAYOUT) -> ShardWriter:
-    create_shard(path, layout)
-    return ShardWriter(path, layout)
-
-
-def _written(path: Path, flags: NDArray[np.uint8] = GOOD, layout: ShardLayout = LAYOUT) -> ShardWriter:
-    writer = _new(path, layout)
-    if layout.dtype == "int8":
-        values, scales = _small_rows()
-        writer.write(0, values, flags, scales)
-    else:
-        writer.write(0, _rows(), flags)
-    return writer
-
-
-def _flip(path: Path, offset: int, bit: int = 0) -> None:
-    with open_file(path, os.O_RDWR) as descriptor:
-        os.pwrite(descriptor, bytes([os.pread(descriptor, 1, offset)[0] ^ 1 << bit]), offset)
-
-
-def _holding(path: Path, layout: ShardLayout = LAYOUT) -> list[bool]:
-    return [bool(holds) for holds in check_rows(path, layout)]
-
 
 def _all_but(*rows: int) -> list[bool]:
     return [row not in rows for row in range(5)]
@@ -74,16 +36,16 @@ def _all_but(*rows: int) -> list[bool]:
 
 def test_two_shards_of_the_same_rows_in_another_order_of_writing_are_equal_bytes(tmp_path: Path) -> None:
     for name, order in (("a", (0, 1, 2, 3, 4)), ("b", (3, 0, 4, 2, 1))):
-        writer = _new(tmp_path / name)
+        writer = new_writer(tmp_path / name)
         for row in order:
-            writer.write(row, _rows()[row : row + 1], GOOD[:1])
+            writer.write(row, float_rows()[row : row + 1], GOOD[:1])
         writer.close()
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_a_written_shard_is_read_by_h5py_and_by_the_offsets_of_its_record(tmp_path: Path) -> None:
     path = tmp_path / "s.h5"
-    writer = _written(path, np.array([0, 0, 2, 0, 1], np.uint8))
+    writer = written(path, np.array([0, 0, 2, 0, 1], np.uint8))
     record = writer.sync_and_check()
     writer.close()
     with h5py.File(path, "r") as file:
@@ -91,7 +53,7 @@ def test_a_written_shard_is_read_by_h5py_and_by_the_offsets_of_its_record(tmp_pa
             mapped = np.memmap(path, dtype, "r", offset=record["offsets"][name], shape=shape)
             np.testing.assert_array_equal(mapped, file[name][:])
             np.testing.assert_array_equal(read_dataset(path, LAYOUT, name), file[name][:])
-        np.testing.assert_array_equal(file["tokens"][:], _rows())
+        np.testing.assert_array_equal(file["tokens"][:], float_rows())
         assert file["flags"][:].tolist() == [0, 0, 2, 0, 1]
 
 
@@ -100,19 +62,19 @@ def _expected_hash(row: int, data: bytes, digest: str = "f" * 32) -> int:
 
 
 def test_the_stored_hash_is_the_xxh3_of_row_and_flag_seeded_with_the_fingerprint_and_the_rows_number(tmp_path: Path) -> None:
-    _written(tmp_path / "s", np.array([0, 0, 1, 0, 0], np.uint8)).close()
+    written(tmp_path / "s", np.array([0, 0, 1, 0, 0], np.uint8)).close()
     found = read_dataset(tmp_path / "s", LAYOUT, "row_hash").tolist()
-    assert found == [_expected_hash(row, _rows()[row].tobytes() + bytes([int(row == 2)])) for row in range(5)]
+    assert found == [_expected_hash(row, float_rows()[row].tobytes() + bytes([int(row == 2)])) for row in range(5)]
 
 
 def test_beside_int8_the_hash_covers_the_scales_too(tmp_path: Path) -> None:
-    _written(tmp_path / "s", layout=INT8).close()
-    values, scales = _small_rows()
+    written(tmp_path / "s", layout=INT8).close()
+    values, scales = int8_rows()
     found = read_dataset(tmp_path / "s", INT8, "row_hash").tolist()
     assert found == [_expected_hash(row, values[row].tobytes() + scales[row].tobytes() + b"\0") for row in range(5)]
     np.testing.assert_array_equal(read_dataset(tmp_path / "s", INT8, "tokens"), values)
     np.testing.assert_array_equal(read_dataset(tmp_path / "s", INT8, "scale"), scales)
-    assert _holding(tmp_path / "s", INT8) == [True] * 5
+    assert holding(tmp_path / "s", INT8) == [True] * 5
 
 
 def test_all_space_is_there_from_the_start(tmp_path: Path) -> None:
@@ -124,17 +86,17 @@ def test_all_space_is_there_from_the_start(tmp_path: Path) -> None:
 
 
 def test_a_new_shard_has_no_valid_row_and_rows_of_zeros_do_not_count_unless_written(tmp_path: Path) -> None:
-    writer = _new(tmp_path / "s")
+    writer = new_writer(tmp_path / "s")
     assert not writer.valid.any()
     writer.write(1, np.zeros((2, 3, 4), np.float16), GOOD[:2])
     assert writer.valid.tolist() == [False, True, True, False, False]
     writer.close()
-    assert _holding(tmp_path / "s") == [False, True, True, False, False]
+    assert holding(tmp_path / "s") == [False, True, True, False, False]
 
 
 def test_rows_read_back_from_the_open_shard(tmp_path: Path) -> None:
-    writer = _written(tmp_path / "s", np.array([0, 1, 0, 0, 2], np.uint8))
-    np.testing.assert_array_equal(writer.read(1, 3), _rows()[1:4])
+    writer = written(tmp_path / "s", np.array([0, 1, 0, 0, 2], np.uint8))
+    np.testing.assert_array_equal(writer.read(1, 3), float_rows()[1:4])
     assert writer.flags().tolist() == [0, 1, 0, 0, 2]
     writer.close()
     writer.close()  # a second time does nothing
@@ -147,13 +109,13 @@ def test_a_shard_that_is_not_there_is_not_made_by_opening_it(tmp_path: Path) -> 
 
 
 def test_a_forgotten_row_counts_as_never_written_and_its_neighbours_stay(tmp_path: Path) -> None:
-    writer = _written(tmp_path / "s")
+    writer = written(tmp_path / "s")
     writer.forget([1, 4])
     assert writer.valid.tolist() == _all_but(1, 4)
-    assert _holding(tmp_path / "s") == _all_but(1, 4)
-    writer.write(1, _rows(seed=7)[1:2], GOOD[:1])
+    assert holding(tmp_path / "s") == _all_but(1, 4)
+    writer.write(1, float_rows(seed=7)[1:2], GOOD[:1])
     writer.close()
-    assert _holding(tmp_path / "s") == _all_but(4)
+    assert holding(tmp_path / "s") == _all_but(4)
 
 
 @pytest.mark.parametrize(
@@ -162,30 +124,30 @@ def test_a_forgotten_row_counts_as_never_written_and_its_neighbours_stay(tmp_pat
 @pytest.mark.parametrize("row", [0, 2, 4])
 def test_a_flipped_bit_makes_exactly_its_row_invalid(tmp_path: Path, layout: ShardLayout, name: str, row: int) -> None:
     path = tmp_path / "s"
-    _written(path, layout=layout).close()
+    written(path, layout=layout).close()
     row_bytes = layout.bytes_of(name)
     start = structure(layout).offsets[name] + row * row_bytes
     for offset, bit in ((start, 0), (start + row_bytes - 1, 6)):
-        _flip(path, offset, bit)
-        assert _holding(path, layout) == _all_but(row)
+        flip(path, offset, bit)
+        assert holding(path, layout) == _all_but(row)
         assert is_intact(path, layout), "the frame is whole"
-        _flip(path, offset, bit)
-    assert _holding(path, layout) == [True] * 5
+        flip(path, offset, bit)
+    assert holding(path, layout) == [True] * 5
 
 
 def test_swapped_rows_are_detected_though_their_hashes_were_swapped_with_them(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    _written(path).close()
+    written(path).close()
     with h5py.File(path, "r+") as file:
         for name in LAYOUT.datasets:
             file[name][1], file[name][3] = file[name][3], file[name][1]
-    assert _holding(path) == _all_but(1, 3)
+    assert holding(path) == _all_but(1, 3)
 
 
 @pytest.mark.parametrize("change", [{"fingerprint_digest": "e" * 32}, {"first_row": 11}, {"first_row": 0}], ids=str)
 def test_a_row_of_another_fingerprint_or_another_place_does_not_hold(tmp_path: Path, change: dict[str, Any]) -> None:
-    _written(tmp_path / "s").close()
-    assert _holding(tmp_path / "s", replace(LAYOUT, **change)) == [False] * 5
+    written(tmp_path / "s").close()
+    assert holding(tmp_path / "s", replace(LAYOUT, **change)) == [False] * 5
     assert not is_intact(tmp_path / "s", replace(LAYOUT, **change))
 
 
@@ -199,49 +161,49 @@ def test_a_hash_of_zero_means_never_written_so_a_row_that_hashes_to_zero_gets_an
             return 0
 
     monkeypatch.setattr(shard_module.xxhash, "xxh3_64", ZeroHash)
-    writer = _new(tmp_path / "s")
-    writer.write(0, _rows()[:1], GOOD[:1])
+    writer = new_writer(tmp_path / "s")
+    writer.write(0, float_rows()[:1], GOOD[:1])
     writer.close()
-    assert _holding(tmp_path / "s") == [True, False, False, False, False]
+    assert holding(tmp_path / "s") == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, INT8], ids=["float16", "int8"])
 def test_in_a_file_that_ends_early_the_rows_before_its_end_hold_and_no_other(tmp_path: Path, layout: ShardLayout) -> None:
     path, plan = tmp_path / "s", structure(layout)
-    _written(path, layout=layout).close()
+    written(path, layout=layout).close()
     ends = {name: [plan.offsets[name] + layout.bytes_of(name, row + 1) for row in range(5)] for name in layout.datasets}
     for size in range(plan.file_bytes - 1, -1, -1):
         os.truncate(path, size)
-        assert _holding(path, layout) == [all(ends[name][row] <= size for name in ends) for row in range(5)]
+        assert holding(path, layout) == [all(ends[name][row] <= size for name in ends) for row in range(5)]
         assert not is_intact(path, layout)
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, INT8], ids=["float16", "int8"])
 def test_a_changed_byte_anywhere_in_the_frame_is_seen_and_no_row_is(tmp_path: Path, layout: ShardLayout) -> None:
     path = tmp_path / "s"
-    _written(path, layout=layout).close()
+    written(path, layout=layout).close()
     assert is_intact(path, layout)
     for start, data in structure(layout).frame:
         for offset in range(start, start + len(data)):
-            _flip(path, offset, offset % 8)
+            flip(path, offset, offset % 8)
             assert not is_intact(path, layout), offset
-            _flip(path, offset, offset % 8)
+            flip(path, offset, offset % 8)
     assert is_intact(path, layout)
-    assert _holding(path, layout) == [True] * 5
+    assert holding(path, layout) == [True] * 5
 
 
 def test_a_file_that_is_longer_is_not_intact(tmp_path: Path) -> None:
-    _written(tmp_path / "s").close()
+    written(tmp_path / "s").close()
     os.truncate(tmp_path / "s", structure(LAYOUT).file_bytes + 1)
     assert not is_intact(tmp_path / "s", LAYOUT)
 
 
 def test_values_that_are_not_contiguous_or_not_float16_are_written_as_float16(tmp_path: Path) -> None:
-    writer = _new(tmp_path / "s")
-    writer.write(0, np.asfortranarray(_rows()).astype(np.float32)[::-1], GOOD)
-    np.testing.assert_array_equal(writer.read(0, 5), _rows()[::-1])
+    writer = new_writer(tmp_path / "s")
+    writer.write(0, np.asfortranarray(float_rows()).astype(np.float32)[::-1], GOOD)
+    np.testing.assert_array_equal(writer.read(0, 5), float_rows()[::-1])
     writer.close()
-    assert _holding(tmp_path / "s") == [True] * 5
+    assert holding(tmp_path / "s") == [True] * 5
 
 
 @pytest.mark.parametrize(
@@ -254,15 +216,15 @@ def test_values_that_are_not_contiguous_or_not_float16_are_written_as_float16(tm
     ids=["another shape", "scales beside float16", "int8 without scales"],
 )
 def test_rows_that_are_not_of_the_layout_are_our_own_bug(tmp_path: Path, layout: ShardLayout, values: Any, scales: Any) -> None:
-    writer = _new(tmp_path / "s", layout)
+    writer = new_writer(tmp_path / "s", layout)
     with pytest.raises(AssertionError):
         writer.write(0, values, GOOD, scales)
     writer.close()
-    assert _holding(tmp_path / "s", layout) == [False] * 5
+    assert holding(tmp_path / "s", layout) == [False] * 5
 
 
 def test_the_record_of_a_checked_shard_says_what_a_reader_needs(tmp_path: Path) -> None:
-    writer = _written(tmp_path / "s", np.array([0, 1, 0, 0, 2], np.uint8))
+    writer = written(tmp_path / "s", np.array([0, 1, 0, 0, 2], np.uint8))
     assert writer.sync_and_check() == {
         "first_row": 10,
         "rows": 5,
@@ -289,12 +251,12 @@ def test_the_sha256_of_a_shard_is_the_one_that_other_programs_print(tmp_path: Pa
 def test_one_reading_of_a_shard_larger_than_a_chunk_gives_its_rows_and_the_hash_of_the_whole(tmp_path: Path, dtype: Any) -> None:
     layout = replace(LAYOUT, rows=300, row_shape=(50, 384), dtype=dtype)
     random, few = np.random.default_rng(2), 3
-    writer = _new(tmp_path / "s", layout)
+    writer = new_writer(tmp_path / "s", layout)
     for first in range(0, layout.rows, few):
         values = random.integers(-100, 100, size=(few, *layout.row_shape)).astype(layout.datasets["tokens"][1])
         writer.write(first, values, np.zeros(few, np.uint8), np.ones((few, 50), np.float32) if dtype == "int8" else None)
     writer.close()
-    _flip(tmp_path / "s", structure(layout).offsets["tokens"] + 299 * layout.bytes_of("tokens"))
+    flip(tmp_path / "s", structure(layout).offsets["tokens"] + 299 * layout.bytes_of("tokens"))
     with open_file(tmp_path / "s", os.O_RDONLY) as descriptor:
         holding, whole = read_back(descriptor, layout)
     assert holding.tolist() == [True] * 299 + [False]
@@ -302,11 +264,11 @@ def test_one_reading_of_a_shard_larger_than_a_chunk_gives_its_rows_and_the_hash_
 
 
 def test_where_there_is_no_file_no_row_holds(tmp_path: Path) -> None:
-    assert _holding(tmp_path / "none") == [False] * 5
+    assert holding(tmp_path / "none") == [False] * 5
 
 
 def test_a_shard_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = _written(tmp_path / "s.partial")
+    writer = written(tmp_path / "s.partial")
     fsync, order = os.fsync, list[tuple[str, list[str]]]()
 
     def noted(descriptor: int) -> None:
@@ -322,7 +284,7 @@ def test_a_shard_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path: P
 
 
 def _recorded(folder: Path) -> Mapping[str, Any]:
-    writer = _written(folder / "s.h5")
+    writer = written(folder / "s.h5")
     record = writer.sync_and_check() | {"file": "s.h5"}
     writer.close()
     return record
@@ -331,7 +293,7 @@ def _recorded(folder: Path) -> Mapping[str, Any]:
 def test_check_record_tells_missing_size_and_content_apart(tmp_path: Path) -> None:
     record = _recorded(tmp_path)
     assert check_record(tmp_path, record, content=True) is None
-    _flip(tmp_path / "s.h5", record["bytes"] - 1)
+    flip(tmp_path / "s.h5", record["bytes"] - 1)
     assert check_record(tmp_path, record, content=False) is None
     assert check_record(tmp_path, record, content=True) == "its content differs from its hash"
     os.truncate(tmp_path / "s.h5", 100)

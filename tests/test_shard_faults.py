@@ -8,59 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from numpy.typing import NDArray
+from small_shard import GOOD, INT8, LAYOUT, flip, float_rows, holding, new_writer, written
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import open_file
 from lugpi_core.store import shard as shard_module
 from lugpi_core.store.layout import ShardLayout, structure
-from lugpi_core.store.shard import ShardWriter, check_rows, create_shard, is_intact
-
-LAYOUT = ShardLayout(what="tokens", rows=5, row_shape=(3, 4), first_row=10, fingerprint_digest="f" * 32)
-INT8 = replace(LAYOUT, dtype="int8")
-GOOD = np.zeros(5, np.uint8)
-
-
-def _rows(seed: int = 0) -> NDArray[np.float16]:
-    return np.random.default_rng(seed).normal(size=(5, *LAYOUT.row_shape)).astype(np.float16)
-
-
-def _small_rows() -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    random = np.random.default_rng(1)
-    return random.integers(-127, 128, size=(5, 3, 4), dtype=np.int8), random.random(size=(5, 3), dtype=np.float32)
-
-
-def _new(path: Path, layout: ShardLayout = LAYOUT) -> ShardWriter:
-    create_shard(path, layout)
-    return ShardWriter(path, layout)
-
-
-def _written(path: Path, flags: NDArray[np.uint8] = GOOD, layout: ShardLayout = LAYOUT) -> ShardWriter:
-    writer = _new(path, layout)
-    if layout.dtype == "int8":
-        values, scales = _small_rows()
-        writer.write(0, values, flags, scales)
-    else:
-        writer.write(0, _rows(), flags)
-    return writer
-
-
-def _flip(path: Path, offset: int, bit: int = 0) -> None:
-    with open_file(path, os.O_RDWR) as descriptor:
-        os.pwrite(descriptor, bytes([os.pread(descriptor, 1, offset)[0] ^ 1 << bit]), offset)
-
-
-def _holding(path: Path, layout: ShardLayout = LAYOUT) -> list[bool]:
-    return [bool(holds) for holds in check_rows(path, layout)]
+from lugpi_core.store.shard import ShardWriter, create_shard, is_intact
 
 
 def _damaged_source(path: Path, seed: int, lost: list[int], layout: ShardLayout = LAYOUT) -> Path:
-    writer = _new(path, layout)
-    writer.write(0, _rows(seed), np.full(5, seed, np.uint8))
+    writer = new_writer(path, layout)
+    writer.write(0, float_rows(seed), np.full(5, seed, np.uint8))
     writer.close()
     for row in lost:
-        _flip(path, structure(layout).offsets["tokens"] + row * layout.bytes_of("tokens"))
-    _flip(path, 0)  # its structure is gone, which is why its rows are looked for
+        flip(path, structure(layout).offsets["tokens"] + row * layout.bytes_of("tokens"))
+    flip(path, 0)  # its structure is gone, which is why its rows are looked for
     return path
 
 
@@ -71,7 +33,7 @@ def test_a_new_shard_takes_over_only_the_rows_that_hold(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "s", LAYOUT)
     assert writer.valid.tolist() == [False, True, True, True, True]
     for row, seed in ((1, 2), (2, 1), (3, 1), (4, 2)):
-        np.testing.assert_array_equal(writer.read(row, 1)[0], _rows(seed)[row])
+        np.testing.assert_array_equal(writer.read(row, 1)[0], float_rows(seed)[row])
         assert writer.flags()[row] == seed
     assert (writer.read(0, 1).tobytes(), writer.flags()[0]) == (bytes(24), 0), "nothing is left of a row that does not hold"
     writer.close()
@@ -80,9 +42,9 @@ def test_a_new_shard_takes_over_only_the_rows_that_hold(tmp_path: Path) -> None:
 
 def test_a_shard_made_from_a_damaged_one_takes_its_place(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    _written(path, layout=INT8).close()
+    written(path, layout=INT8).close()
     content = path.read_bytes()
-    _flip(path, 40)
+    flip(path, 40)
     os.truncate(path, structure(INT8).file_bytes - 20)
     create_shard(path, INT8, rows_from=[path])
     assert path.read_bytes() == content
@@ -97,13 +59,13 @@ def _little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("layout", [LAYOUT, INT8], ids=["float16", "int8"])
 def test_short_writes_and_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: ShardLayout) -> None:
-    _written(tmp_path / "a", layout=layout).close()
+    written(tmp_path / "a", layout=layout).close()
     with monkeypatch.context() as patch:
         _little_at_a_time(patch)
-        writer = _written(tmp_path / "b", layout=layout)
+        writer = written(tmp_path / "b", layout=layout)
         record = writer.sync_and_check()
         writer.close()
-        assert _holding(tmp_path / "b", layout) == [True] * 5
+        assert holding(tmp_path / "b", layout) == [True] * 5
         assert is_intact(tmp_path / "b", layout)
     assert record["xxh3_128"] == xxhash.xxh3_128_hexdigest((tmp_path / "b").read_bytes())
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
@@ -120,8 +82,8 @@ def test_a_full_disk_is_an_input_error_before_any_row(tmp_path: Path, monkeypatc
             with pytest.raises(InputError, match=r"no room for .*/s \(0 MB: No space left on device\); .* make room"):
                 create_shard(tmp_path / "s", LAYOUT)
             assert list(tmp_path.iterdir()) == []
-    _written(tmp_path / "s").close()
-    assert _holding(tmp_path / "s") == [True] * 5
+    written(tmp_path / "s").close()
+    assert holding(tmp_path / "s") == [True] * 5
 
 
 def test_a_continued_shard_finds_its_space_again_before_any_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +106,7 @@ def _failing_fsync(descriptor: int) -> None:
 def test_a_shard_that_cannot_be_synced_is_set_aside_and_its_rows_are_written_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = _written(tmp_path / "s.partial")
+    writer = written(tmp_path / "s.partial")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _failing_fsync)
         with pytest.raises(OSError, match="Input/output error"):
@@ -158,7 +120,7 @@ def test_a_shard_that_cannot_be_synced_is_set_aside_and_its_rows_are_written_onc
 
 def test_a_failed_sync_counts_though_the_file_cannot_be_read_back_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A dying disk fails at both; the next sync of the same file may then succeed without having written its pages.
-    writer = _written(tmp_path / "s.partial")
+    writer = written(tmp_path / "s.partial")
 
     def failing_pread(descriptor: int, count: int, offset: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -174,11 +136,11 @@ def test_a_failed_sync_counts_though_the_file_cannot_be_read_back_either(tmp_pat
 
 def test_a_sync_that_failed_while_rows_were_written_counts_though_nobody_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A run that is stopped then leaves the shard to another one, whose own sync finds nothing amiss.
-    writer = _new(tmp_path / "s.partial")
+    writer = new_writer(tmp_path / "s.partial")
     with monkeypatch.context() as patch:
         patch.setattr(shard_module, "WRITE_BACK_BYTES", 1)
         patch.setattr(os, "fdatasync", _failing_fsync)
-        writer.write(0, _rows(), GOOD)
+        writer.write(0, float_rows(), GOOD)
         writer.close()
     assert [path.name for path in tmp_path.iterdir()] == ["s.suspect"]
 
@@ -186,11 +148,11 @@ def test_a_sync_that_failed_while_rows_were_written_counts_though_nobody_commits
 def test_a_sync_that_failed_while_rows_were_written_counts_though_the_last_one_did_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = _new(tmp_path / "s.partial")
+    writer = new_writer(tmp_path / "s.partial")
     with monkeypatch.context() as patch:
         patch.setattr(shard_module, "WRITE_BACK_BYTES", 1)
         patch.setattr(os, "fdatasync", _failing_fsync)
-        writer.write(0, _rows(), GOOD)
+        writer.write(0, float_rows(), GOOD)
         with pytest.raises(OSError, match="Input/output error"):
             writer.sync_and_check()
     writer.close()
@@ -199,7 +161,7 @@ def test_a_sync_that_failed_while_rows_were_written_counts_though_the_last_one_d
 
 def test_what_has_come_is_synced_while_more_is_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fdatasync, synced = os.fdatasync, list[int]()
-    writer = _new(tmp_path / "s")
+    writer = new_writer(tmp_path / "s")
 
     def noted(descriptor: int) -> None:
         synced.append(descriptor)
@@ -208,7 +170,7 @@ def test_what_has_come_is_synced_while_more_is_coming(tmp_path: Path, monkeypatc
     monkeypatch.setattr(shard_module, "WRITE_BACK_BYTES", 2 * LAYOUT.bytes_of("tokens"))
     monkeypatch.setattr(os, "fdatasync", noted)
     for row in range(5):
-        writer.write(row, _rows()[row : row + 1], GOOD[:1])
+        writer.write(row, float_rows()[row : row + 1], GOOD[:1])
     writer.sync_and_check()
     writer.close()
     assert len(synced) == 2
@@ -222,12 +184,12 @@ def test_a_shard_whose_creation_cannot_be_synced_is_not_there(tmp_path: Path, mo
 
 
 def _rot(writer: ShardWriter, place: str) -> None:
-    _flip(writer.path, {"row": structure(LAYOUT).offsets["tokens"] + 30, "frame": 3, "hash": structure(LAYOUT).offsets["row_hash"]}[place])
+    flip(writer.path, {"row": structure(LAYOUT).offsets["tokens"] + 30, "frame": 3, "hash": structure(LAYOUT).offsets["row_hash"]}[place])
 
 
 @pytest.mark.parametrize(("place", "what"), [("row", "1 of 5 rows do"), ("hash", "1 of 5 rows do"), ("frame", "its structure does")])
 def test_a_shard_that_does_not_read_back_as_it_was_written_is_refused(tmp_path: Path, place: str, what: str) -> None:
-    writer = _written(tmp_path / "s")
+    writer = written(tmp_path / "s")
     _rot(writer, place)
     with pytest.raises(InputError, match=rf"{what} not read back as (it was|they were) written; .*featurize command again"):
         writer.sync_and_check()
@@ -235,15 +197,15 @@ def test_a_shard_that_does_not_read_back_as_it_was_written_is_refused(tmp_path: 
 
 
 def test_a_shard_with_a_row_never_written_is_refused(tmp_path: Path) -> None:
-    writer = _new(tmp_path / "s")
-    writer.write(0, _rows()[:4], GOOD[:4])
+    writer = new_writer(tmp_path / "s")
+    writer.write(0, float_rows()[:4], GOOD[:4])
     with pytest.raises(InputError, match="1 of 5 rows do not read back"):
         writer.sync_and_check()
     writer.close()
 
 
 def test_a_shard_that_the_disk_gave_back_only_at_the_second_try_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = _written(tmp_path / "s")
+    writer = written(tmp_path / "s")
     failed: list[int] = []
 
     def once(descriptor: int, count: int, offset: int) -> bytes:

@@ -8,74 +8,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
+from small_column import SPEC, claimed, commit_shard, filled, names_in, state_of
 
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest, flat
-from lugpi_core.store.manifest import ColumnSpec, load_manifest
-from lugpi_core.store.shard import ShardWriter
+from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.writer import ColumnWriter
 
-SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
 OTHER = replace(SPEC, fingerprint={"seed": 1})
 
 
-def _rows() -> NDArray[np.float16]:
-    return np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
-
-
-def _claimed(column: ColumnWriter, shard: int) -> ShardWriter:
-    writer = column.claim(shard)
-    assert writer is not None
-    return writer
-
-
-def _write(writer: ShardWriter) -> ShardWriter:
-    layout = writer.layout
-    writer.write(0, _rows()[layout.first_row : layout.first_row + layout.rows], np.zeros(layout.rows, np.uint8))
-    return writer
-
-
-def _commit(column: ColumnWriter, shard: int) -> None:
-    column.commit(shard, _write(_claimed(column, shard)))
-
-
-def _filled(store: Path, spec: ColumnSpec = SPEC) -> ColumnWriter:
-    column = ColumnWriter(store, spec)
-    for shard in range(spec.shards):
-        _commit(column, shard)
-    return column
-
-
-def _state(store: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file() and path.name != ".lock"}
-
-
-def _names(store: Path) -> list[str]:
-    return sorted(path.name for path in (store / "clip").iterdir() if path.name != ".lock")
-
-
 def test_shards_of_other_settings_without_a_manifest_are_refused_and_stay_as_they_are(tmp_path: Path) -> None:
-    column = _filled(tmp_path)
+    column = filled(tmp_path)
     column.reopen(1, column.records[1])
-    _claimed(column, 1).close()
+    claimed(column, 1).close()
     (tmp_path / "clip" / "manifest.json").unlink()
-    state = _state(tmp_path)
+    state = state_of(tmp_path)
     with pytest.raises(InputError, match=rf"which other settings made.*fingerprint {digest({'seed': 1})}; move .*clip away"):
         ColumnWriter(tmp_path, OTHER)
-    assert {path: content for path, content in _state(tmp_path).items() if "shard-" in path} == {
+    assert {path: content for path, content in state_of(tmp_path).items() if "shard-" in path} == {
         path: content for path, content in state.items() if "shard-" in path
     }
 
 
 def test_who_was_refused_leaves_nothing_that_keeps_the_owner_out(tmp_path: Path) -> None:
-    _filled(tmp_path)
+    filled(tmp_path)
     (tmp_path / "clip" / "manifest.json").unlink()
     with pytest.raises(InputError):
         ColumnWriter(tmp_path, OTHER)
-    writer = _claimed(ColumnWriter(tmp_path, SPEC), 0)
+    writer = claimed(ColumnWriter(tmp_path, SPEC), 0)
     assert writer.valid.all()
     writer.close()
 
@@ -84,9 +46,9 @@ def test_of_two_that_begin_an_empty_column_with_different_settings_one_is_refuse
     first, second = ColumnWriter(tmp_path, SPEC), ColumnWriter(tmp_path, OTHER)
     with pytest.raises(InputError, match="made otherwise: seed: found 1, wanted 0"):
         first.claim(0)
-    _commit(second, 0)
+    commit_shard(second, 0)
     assert list(load_manifest(tmp_path / "clip")[1]) == [0]
-    assert _names(tmp_path) == ["manifest.json", "shard-00000.h5"]
+    assert names_in(tmp_path) == ["manifest.json", "shard-00000.h5"]
 
 
 def _others(value: Any) -> Iterator[Any]:
@@ -120,7 +82,7 @@ def test_a_real_column_is_refused_whichever_field_of_its_fingerprint_differs_and
 ) -> None:
     shutil.copytree(small_run / "tokens" / "clip-demo", tmp_path / "clip-demo")
     spec, _ = load_manifest(tmp_path / "clip-demo")
-    fields, state = dict(flat(spec.fingerprint)), _state(tmp_path)
+    fields, state = dict(flat(spec.fingerprint)), state_of(tmp_path)
     assert len(fields) >= 20
     cases = [(field, _with_field(spec.fingerprint, field, other)) for field, value in fields.items() for other in _others(value)]
     cases += [(field, _with_field(spec.fingerprint, field)) for field in fields]
@@ -131,5 +93,5 @@ def test_a_real_column_is_refused_whichever_field_of_its_fingerprint_differs_and
             ColumnWriter(tmp_path, replace(spec, fingerprint=changed))
         named = set(re.findall(r"(?:otherwise|wanted [^;]*;)[ :]+([\w.]+): found ", str(raised.value)))
         assert {name.removesuffix(".within") for name in named} == {field}
-    assert _state(tmp_path) == state
+    assert state_of(tmp_path) == state
     assert ColumnWriter(tmp_path, spec).taken_back == {}

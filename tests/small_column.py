@@ -1,0 +1,47 @@
+"""A column of seven rows in two shards, for the tests of the writer."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.store.shard import ShardWriter
+from lugpi_core.store.writer import ColumnWriter
+
+SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
+
+
+def token_rows() -> NDArray[np.float16]:
+    return np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
+
+
+def claimed(column: ColumnWriter, shard: int) -> ShardWriter:
+    writer = column.claim(shard)
+    assert writer is not None
+    return writer
+
+
+def write_all(writer: ShardWriter) -> ShardWriter:
+    layout = writer.layout
+    writer.write(0, token_rows()[layout.first_row : layout.first_row + layout.rows], np.zeros(layout.rows, np.uint8))
+    return writer
+
+
+def commit_shard(column: ColumnWriter, shard: int) -> None:
+    column.commit(shard, write_all(claimed(column, shard)))
+
+
+def filled(store: Path, spec: ColumnSpec = SPEC) -> ColumnWriter:
+    column = ColumnWriter(store, spec)
+    for shard in range(spec.shards):
+        commit_shard(column, shard)
+    return column
+
+
+def state_of(store: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+def names_in(store: Path) -> list[str]:
+    return sorted(path.name for path in (store / "clip").iterdir() if path.name != ".lock")
