@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 RUN := PYTHONPATH=. $(BIN)/python
 # The tests of lugpi_core/store and of the files that it stands on.
 STORE_TESTS := tests/campaigns $(wildcard $(foreach name,example_table files image_tokens inspection layout lease manifest* quantize \
-  reader* sealed_file shard* verify view writer*,tests/test_$(name).py))
+  reader* sealed_file shard* store_* verify view writer*,tests/test_$(name).py))
 
 .PHONY: help install demo test soak coverage check bench clean
 .DEFAULT_GOAL := help
