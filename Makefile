@@ -41,7 +41,7 @@ demo: $(INSTALLED) ## the whole pipeline on the embedded default: CPU, no downlo
 test: $(DEV_INSTALLED) ## the test suite
 	$(RUN) -m pytest
 
-soak: $(DEV_INSTALLED) ## the fault campaigns of the store with their long counts: 20 minutes or so
+soak: $(DEV_INSTALLED) ## the fault campaigns of the store with their long counts: a quarter of an hour
 	$(RUN) -m pytest tests/campaigns tests/test_inspection.py --soak -o timeout=3600
 
 coverage: $(DEV_INSTALLED) ## the branches of the store that its tests reach: 95 % at least
