@@ -7,5 +7,6 @@
       tokens.h5                       virtual datasets over all shards of all columns          (view.py)
 
 Row r of every column is drawing r; ``examples.h5`` says which drawing an example has. ``writer.py`` fills a column (``lease.py``: one
-owner a shard), ``reader.py`` reads it (``inspection.py``: no foreign file is trusted), ``verify.py`` names what does not hold.
+owner a shard), ``reader.py`` reads it (``column_map.py``: at memory speed; ``inspection.py``: no foreign file is trusted), and
+``verify.py`` names what does not hold.
 """
