@@ -19,6 +19,28 @@ class BenchmarkOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawingOptions(BenchmarkOptions):
+    """Measure featurize beside its bare forwards and a plain diffusers pipeline; on a GPU a grid of cases beside the roofline."""
+
+    cases: tuple[str, ...] = ()
+    """On a GPU, measure only the cases with one of these words in their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesOptions(BenchmarkOptions):
+    """Measure what DeepCache and the tiny decoder change in the tokens, beside what another seed changes."""
+
+    generator: str = "demo"
+    """As for featurize. The embedded one has random weights: what it shows holds for no other."""
+    encoder: str = "clip-demo"
+    """As for featurize."""
+    steps: int = 20
+    """Denoising steps."""
+    drawings: int = 64
+    """How many glosses of the embedded corpus are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RealInputOptions(BenchmarkOptions):
     """Train on CWI WikiNews and on 2,000 documents of 20 Newsgroups with a real pretrained text model and the embedded generator."""
 
@@ -34,15 +56,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``python -m benchmarks`` on the arguments; return the exit status."""
     commands: dict[str, tuple[Command, type]] = {
         "store": (_store, BenchmarkOptions),
-        "featurize": (_featurize, BenchmarkOptions),
+        "featurize": (_featurize, DrawingOptions),
         "train": (_train, BenchmarkOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
+        "pictures": (_pictures, PicturesOptions),
         "all": (_all, BenchmarkOptions),
         "real": (_real, RealInputOptions),
     }
     about = (
-        "Measure the store, featurize, training and what eight-bit tokens change; `all` runs these four, `real` trains on real corpora "
-        "(90 minutes)."
+        "Measure the store, featurize, training and what eight-bit tokens change; `all` runs these four, `pictures` asks what shortcuts of "
+        "drawing change, `real` trains on real corpora (90 minutes)."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -53,10 +76,10 @@ def _store(options: BenchmarkOptions) -> dict[str, Any]:
     return measure(smoke=options.smoke, record=options.record)
 
 
-def _featurize(options: BenchmarkOptions) -> dict[str, Any]:
+def _featurize(options: DrawingOptions) -> dict[str, Any]:
     from benchmarks.featurize_speed import measure
 
-    return measure(smoke=options.smoke, record=options.record)
+    return measure(smoke=options.smoke, record=options.record, cases=options.cases)
 
 
 def _train(options: BenchmarkOptions) -> dict[str, Any]:
@@ -71,9 +94,21 @@ def _fidelity(options: BenchmarkOptions) -> dict[str, Any]:
     return measure(smoke=options.smoke, record=options.record)
 
 
+def _pictures(options: PicturesOptions) -> dict[str, Any]:
+    from benchmarks.picture_fidelity import measure
+
+    return measure(
+        generator=options.generator,
+        encoder=options.encoder,
+        steps=2 if options.smoke else options.steps,
+        drawings=4 if options.smoke else options.drawings,
+        record=options.record,
+    )
+
+
 def _all(options: BenchmarkOptions) -> dict[str, Any]:
-    questions = {"store": _store, "featurize": _featurize, "train": _train, "fidelity": _fidelity}
-    return {name: measure(options) for name, measure in questions.items()}
+    drawing = DrawingOptions(smoke=options.smoke, record=options.record)
+    return {"store": _store(options), "featurize": _featurize(drawing), "train": _train(options), "fidelity": _fidelity(options)}
 
 
 def _real(options: RealInputOptions) -> dict[str, Any]:

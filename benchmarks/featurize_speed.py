@@ -1,82 +1,371 @@
-"""What does featurize cost beyond its bare forwards? The same drawings, with and without the pipeline and the store around them."""
+"""What does featurize cost beyond its bare forwards, and what does it save against a diffusers pipeline that writes PNG files?
 
+On the CPU the embedded models, and one image by the real Stable Diffusion 2 architecture; on a card a grid of cases with the roofline
+beside each number. All weights are random: what a model costs depends on its shapes.
+"""
+
+import gc
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from benchmarks.drawing_models import SD2_512, SD2_768, SMALL, DrawingSizes, encoder_folder, sd2_folder, tiny_decoder_folder
 from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.plain_diffusers import BareForwards, PlainPipeline, drawings_of, parts_may_lack_labels
+from benchmarks.roofline import measured_peak_flops, roof
 from featurize.cli import featurize
-from featurize.generators import find_generator, generator_settings
-from featurize.image_encoder import ImageEncoder, find_encoder
 from featurize.options import FeaturizeOptions
-from featurize.prompts import plan_drawings
-from featurize.text_to_image import TextToImage
 from lugpi_core.command_line import say
-from lugpi_core.corpora import load_corpus
 from lugpi_core.device import resolve_compute
+from lugpi_core.errors import InputError, nearest
 from lugpi_core.quiet import quiet_libraries
 
-ENCODERS = ("clip-demo", "vit-demo")
+OURS, FORWARDS = "featurize", "bare forwards"
+ONE_BY_ONE, BATCHED = "PNG files, one prompt a call", "PNG files, batched"
+DEMO_BATCH = 16
+# What featurize promises on two cores: of which models, what over what, the limit.
+AT_MOST = (("demo models", OURS, FORWARDS, 1.05), ("SD v2 UNet, one image", OURS, FORWARDS, 1.03))
+AT_LEAST = (("demo models", ONE_BY_ONE, OURS, 2.0), ("demo models", BATCHED, OURS, 1.0))
+
+# A card is treated as one of 24 GB; featurize is told to take no more than it promises for the size of its images.
+CARD_BYTES = 24 * 10**9
+MEMORY_GB = {512: 12, 768: 16}
+AT_LEAST_AGAINST_PLAIN = 1.3
+PLAIN_BATCH, PLAIN_IMAGES, PLAIN_SINGLY = 8, 16, 4
+
+Flags = Mapping[str, Any]
 
 
-def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
-    """Return images/s of featurize on the embedded models, and its time over that of its bare forwards.
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One point of the grid that is measured on a card; the defaults are its middle, around which each axis is varied.
 
-    Featurize's own time is that of its stages without loading the models, as its record says.
+    Attributes:
+        shard_rows: rows of a shard. The first shard is the warm-up: kernels are compiled and sizes chosen in it.
+        target: images/s that are promised on an H200.
+        beside_plain: whether diffusers, PNG files and encoder are measured too.
+    """
+
+    name: str
+    px: int = 512
+    steps: int = 25
+    guidance: float = 7.5
+    scheduler: Literal["ddim", "dpm++"] = "dpm++"
+    tiny_decoder: bool = False
+    encoder: str = "ViT-L-14"
+    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    compile: Literal["on", "off"] = "on"
+    deepcache: int = 1
+    shard_rows: int = 64
+    shards: int = 3
+    target: float | None = None
+    beside_plain: bool = False
+
+
+_MIDDLE = Case(name="512 px, 25 steps", target=6.4, beside_plain=True)
+_AXIS = replace(_MIDDLE, target=None, beside_plain=False)
+_ONE_STEP = Case(name="512 px, one step", steps=1, guidance=0.0, scheduler="ddim", shard_rows=1024, target=60, beside_plain=True)
+GRID = (
+    _MIDDLE,
+    Case(name="512 px, 50 steps", steps=50, scheduler="ddim", target=3.3, beside_plain=True),
+    replace(_AXIS, name="512 px, 20 steps", steps=20, target=6.4),
+    Case(name="768 px, 25 steps", px=768, shard_rows=32, target=2.3),
+    Case(name="768 px, 50 steps", px=768, steps=50, scheduler="ddim", shard_rows=32),
+    _ONE_STEP,
+    replace(_ONE_STEP, name="512 px, one step, tiny decoder", tiny_decoder=True, target=170, beside_plain=False),
+    replace(_AXIS, name="512 px, 25 steps, SDPA, not compiled", attention="sdpa", compile="off"),
+    replace(_AXIS, name="512 px, 25 steps, xformers, not compiled", attention="xformers", compile="off"),
+    replace(_AXIS, name="512 px, 25 steps, SDPA", attention="sdpa"),
+    replace(_AXIS, name="512 px, 25 steps, xformers", attention="xformers"),
+    replace(_AXIS, name="512 px, 25 steps, tiny decoder", tiny_decoder=True),
+    replace(_AXIS, name="512 px, 25 steps, B/16", encoder="ViT-B-16"),
+    replace(_AXIS, name="512 px, 25 steps, B/32", encoder="ViT-B-32"),
+    # Its roof is that of the whole arithmetic, of which it leaves out a part.
+    replace(_AXIS, name="512 px, 25 steps, DeepCache 3", deepcache=3),
+)
+SMOKE = Case(name="smoke", steps=2, compile="off", encoder="ViT-S-32", shard_rows=8, shards=2, beside_plain=True)
+
+
+def measure(*, smoke: bool, record: bool, cases: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return images/s of every way, beside the roof of the arithmetic, and which of the promised figures hold.
+
+    Writes the models with the real shapes to the folder for temporary files ($TMPDIR): 5.6 GB on the CPU, 7 GB on a card.
+
+    Args:
+        smoke: tiny sizes, one round.
+        record: keep the figures in benchmarks/results/.
+        cases: on a card, only the cases with one of these words in their names.
+
+    Raises:
+        InputError: no case has one of the words.
     """
     quiet_libraries()
-    drawings, repeats, batch = (16, 1, 8) if smoke else (512, 5, 16)
-    options = FeaturizeOptions(dataset="demo", generator="demo", encoders=("demo",), limit=drawings, batch_size=batch)
-    forwards = _BareForwards(options)
-    staged: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, _parts_may_lack_labels():
-        seconds = interleaved({"forwards": forwards.run, "featurize": lambda: staged.append(_featurize(options, folder))}, repeats=repeats)
-    seconds["featurize"] = staged[1:]
-    figures = {
-        "images_per_s": round(drawings / medians(seconds)["featurize"], 2),
-        "featurize_over_forwards": median_ratio(seconds, "featurize", "forwards"),
-        "drawings": drawings,
-        "seconds": medians(seconds),
-    }
-    say(f"featurize: {figures}")
+    chosen = choose_cases(cases)
+    with tempfile.TemporaryDirectory() as name, parts_may_lack_labels():
+        folder = Path(name)
+        if not torch.cuda.is_available():
+            figures = _on_cpu(folder, smoke=smoke)
+        else:
+            figures = on_card(folder, (SMOKE,), {SMOKE.px: SMALL}) if smoke else on_card(folder, chosen)
     return finish("featurize", figures, record=record)
 
 
-def _featurize(options: FeaturizeOptions, folder: str) -> float:
+def choose_cases(words: Sequence[str]) -> list[Case]:
+    """Return the cases of the grid with one of the words in their names; all of them without any.
+
+    Raises:
+        InputError: there is none.
+    """
+    chosen = [case for case in GRID if not words or any(word in case.name for word in words)]
+    if not chosen:
+        names = [case.name for case in GRID]
+        raise InputError(got=f"--cases {' '.join(words)}", expected="words out of the cases' names", do=nearest(words[0], names))
+    return chosen
+
+
+def _on_cpu(folder: Path, *, smoke: bool) -> dict[str, Any]:
+    peak_flops = measured_peak_flops("cpu", torch.float32)
+    demo, real = "demo models", "SD v2 UNet, one image"
+    figures: dict[str, Any] = {"peak_gflops": round(peak_flops / 1e9, 1)}
+    figures[demo] = demo_models(folder, peak_flops, drawings=16 if smoke else 512, singly=4 if smoke else 64, repeats=1 if smoke else 5)
+    say(f"featurize, {demo}: {figures[demo]}")
+    sizes, encoder, repeats = (SMALL, "ViT-S-32", 1) if smoke else (SD2_512, "ViT-B-32", 3)
+    figures[real] = one_image(folder, peak_flops, sizes, encoder, repeats=repeats)
+    say(f"featurize, {real}: {figures[real]}")
+    figures["promises"] = promises(figures)
+    say(f"featurize: {figures['promises']}")
+    return figures
+
+
+def demo_models(folder: Path, peak_flops: float, *, drawings: int, singly: int, repeats: int) -> dict[str, Any]:
+    """Return the four ways on the embedded models, side by side; one prompt a call draws only the first ``singly``."""
+    flags = {"dataset": "demo", "generator": "demo", "encoders": ("demo",), "batch_size": DEMO_BATCH, "limit": drawings}
+    wanted = drawings_of(flags)
+    bare, plain = BareForwards(wanted, batch=DEMO_BATCH), PlainPipeline(wanted)
+    ours_s: list[float] = []
+
+    def png(prompts_a_call: int, count: int) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as images:
+            plain.run(Path(images), batch=DEMO_BATCH, prompts_a_call=prompts_a_call, count=count)
+
+    ways = {
+        FORWARDS: bare.run,
+        OURS: lambda: ours_s.append(own_seconds(run_featurize(flags, folder))),
+        ONE_BY_ONE: lambda: png(1, singly),
+        BATCHED: lambda: png(DEMO_BATCH, len(wanted.prompts)),
+    }
+    seconds = interleaved(ways, repeats=repeats)
+    seconds[OURS] = ours_s[1:]
+    counts = dict.fromkeys(ways, len(wanted.prompts)) | {ONE_BY_ONE: min(singly, len(wanted.prompts))}
+    return _rates(seconds, counts, roof(peak_flops, wanted))
+
+
+def one_image(folder: Path, peak_flops: float, sizes: DrawingSizes, encoder: str, *, repeats: int) -> dict[str, Any]:
+    """Return one image of an architecture, two guided steps, decoded and encoded, beside its bare forwards.
+
+    Memory: one copy of the models at a time; the forwards load theirs before each round, uncounted.
+    """
+    generator, tower = sd2_folder(folder / "sd2", sizes, torch.float32), encoder_folder(folder / encoder, encoder, torch.float32)
+    models = {"generator": str(generator), "encoders": (str(tower),), "steps": 2, "guidance": 7.5, "scheduler": "ddim"}
+    flags = models | {"dataset": str(_one_text(folder)), "split_column": "split", "batch_size": 1}
+    wanted = drawings_of(flags)
+    ours_s: list[float] = []
+    loaded: list[BareForwards] = []
+
+    def load(way: str) -> None:
+        loaded.clear()
+        gc.collect()
+        if way == FORWARDS:
+            loaded.append(BareForwards(wanted, batch=1))
+
+    def run_forwards() -> None:
+        loaded[0].run()
+
+    ways = {FORWARDS: run_forwards, OURS: lambda: ours_s.append(own_seconds(run_featurize(flags, folder)))}
+    seconds = interleaved(ways, repeats=repeats, before=load)
+    seconds[OURS] = ours_s[1:]
+    return _rates(seconds, dict.fromkeys(ways, 1), roof(peak_flops, wanted))
+
+
+def _one_text(folder: Path) -> Path:
+    """Write a corpus that needs one drawing: every split has an example, and all have the same text."""
+    path = folder / "one.csv"
+    lines = [f"a cat on a mat,{label},{split}" for split in ("train", "validation", "test") for label in ("animals", "furniture")]
+    path.write_text("\n".join(["text,label,split", *lines]) + "\n")
+    return path
+
+
+def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each promised figure with what was measured."""
+    found = []
+    for limits, word, better in ((AT_MOST, "at_most", -1), (AT_LEAST, "at_least", 1)):
+        for models, slower, faster, limit in limits:
+            value = figures[models]["over"][f"{slower} over {faster}"]
+            found.append(
+                {"what": f"{models}: {slower} over {faster}", "measured": value, word: limit, "met": better * (value - limit) >= 0}
+            )
+    return found
+
+
+def run_featurize(flags: Flags, folder: Path) -> dict[str, Any]:
+    """Run the whole command into a run folder of its own inside ``folder``, removed afterwards.
+
+    Returns its figures and, as ``shard_made_s``, the time at which each shard of the last column was whole.
+    """
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:
-        figures = featurize(FeaturizeOptions(**{**vars(options), "run_dir": Path(run_dir)}))
-    return float(sum(value for name, value in figures["times"].items() if name != "load_s"))
+        figures = featurize(FeaturizeOptions(**{**flags, "run_dir": Path(run_dir)}))
+        shards = sorted((Path(figures["store"]) / list(figures["columns"])[-1]).glob("shard-*.h5"))
+        return figures | {"shard_made_s": [shard.stat().st_mtime_ns / 1e9 for shard in shards]}
 
 
-@contextmanager
-def _parts_may_lack_labels() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="--limit leaves no train example")  # nothing is trained here
-        yield
+def own_seconds(figures: Mapping[str, Any]) -> float:
+    """Return the wall seconds of a run without finding and loading the models. Its stages overlap; their sum would be more."""
+    return float(figures["times"]["fill_wall_s"] + figures["times"]["publish_s"])
 
 
-class _BareForwards:
-    """Draw, decode and encode the same prompts in the same batches, and throw the result away."""
+def steady_rate(figures: Mapping[str, Any], shard_rows: int) -> float:
+    """Return images/s between the end of the first shard and that of the last whole one: what is paid once lies before."""
+    made_s = figures["shard_made_s"][: figures["drawings"] // shard_rows]
+    assert len(made_s) > 1, "a rate takes two whole shards"
+    return float((len(made_s) - 1) * shard_rows / (made_s[-1] - made_s[0]))
 
-    def __init__(self, options: FeaturizeOptions) -> None:
-        compute = resolve_compute("auto", "auto", half="float16")
-        with _parts_may_lack_labels():
-            self._plan = plan_drawings(load_corpus(options), seed=0)
-        settings = generator_settings("demo", {})
-        self._text_to_image = TextToImage(find_generator("demo", settings, half=False), compute, attention="auto")
-        self._encoders = [ImageEncoder(find_encoder(name), compute) for name in ENCODERS]
-        self._batch = options.batch_size
 
-    @torch.inference_mode()
-    def run(self) -> None:
-        for start in range(0, len(self._plan), self._batch):
-            part = slice(start, start + self._batch)
-            latents = self._text_to_image.draw(self._plan.prompts[part], self._plan.seeds[part].tolist())
-            images = self._text_to_image.decode(latents)
-            for encoder in self._encoders:
-                encoder.encode(images)
+def _rates(seconds: dict[str, list[float]], counts: Mapping[str, int], roof_images_per_s: float) -> dict[str, Any]:
+    """Return images/s of each way, its share of the roof, and ratios of the time an image takes in the same round."""
+    per_image = {name: [value / counts[name] for value in values] for name, values in seconds.items()}
+    rates = {name: 1 / value for name, value in medians(per_image).items()}
+    pairs = [(OURS, FORWARDS), *((other, OURS) for other in seconds if other not in (OURS, FORWARDS))]
+    return {
+        "images": dict(counts),
+        "images_per_s": {name: round(value, 4) for name, value in rates.items()},
+        "roof_images_per_s": round(roof_images_per_s, 4),
+        "share_of_roof": {name: round(value / roof_images_per_s, 4) for name, value in rates.items()},
+        "over": {f"{slower} over {faster}": median_ratio(per_image, slower, faster) for slower, faster in pairs},
+        "rounds_s": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
+    }
+
+
+class ModelFolders:
+    """The models of the cases, each written when it is first asked for.
+
+    Args:
+        root: where.
+        sizes: of the generator, by the side of its images.
+        dtype: of the weights.
+    """
+
+    def __init__(self, root: Path, sizes: Mapping[int, DrawingSizes], dtype: torch.dtype) -> None:
+        self._root, self._sizes, self._dtype = root, sizes, dtype
+
+    def flags(self, case: Case) -> dict[str, Any]:
+        """Return the flags of featurize for a case."""
+        generator = self._once(f"sd2-{case.px}", lambda path: sd2_folder(path, self._sizes[case.px], self._dtype))
+        encoder = self._once(case.encoder, lambda path: encoder_folder(path, case.encoder, self._dtype))
+        decoder = f"tiny={self._once('taesd', lambda path: tiny_decoder_folder(path, self._dtype))}" if case.tiny_decoder else "full"
+        same = ("steps", "guidance", "scheduler", "attention", "compile", "deepcache", "shard_rows")
+        return {name: getattr(case, name) for name in same} | {
+            "dataset": "demo",
+            "limit": case.shards * case.shard_rows,
+            "generator": str(generator),
+            "encoders": (str(encoder),),
+            "decoder": decoder,
+            "memory_gb": MEMORY_GB[case.px],
+        }
+
+    def _once(self, name: str, write: Callable[[Path], Path]) -> Path:
+        folder = self._root / name
+        return folder if folder.is_dir() else write(folder)
+
+
+def on_card(folder: Path, cases: Sequence[Case], sizes: Mapping[int, DrawingSizes] | None = None) -> dict[str, Any]:
+    """Return the figures of each case, and which of the promised ones hold. A case that fails says why, and the others go on.
+
+    Args:
+        folder: for the models and the stores.
+        cases: what to measure.
+        sizes: of the generator, by the side of its images (default: the real ones).
+    """
+    compute = resolve_compute("auto", "auto", half="float16")
+    folders = ModelFolders(folder, sizes or {512: SD2_512, 768: SD2_768}, compute.torch_dtype)
+    peak_flops = measured_peak_flops(compute.device, compute.torch_dtype)
+    figures: dict[str, Any] = {"peak_tflops": round(peak_flops / 1e12, 3), "memory_limit_bytes": CARD_BYTES, "cases": {}}
+    for case in cases:
+        flags = folders.flags(case)
+        found = _or_reason(partial(_ours_on_card, case, flags, folder, peak_flops))
+        if case.beside_plain:
+            found["beside"] = _or_reason(partial(_plain_on_card, flags, folder))
+        figures["cases"][case.name] = found
+        say(f"featurize, {case.name}: {found}")
+    figures["promises"] = promises_on_card(cases, figures["cases"])
+    say(f"featurize: {figures['promises']}")
+    return figures
+
+
+def promises_on_card(cases: Sequence[Case], found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each promised figure with what was measured; None where the case failed."""
+    promised: list[tuple[str, float | None, str, float]] = []
+    for case in cases:
+        rate = found[case.name].get("images_per_s")
+        if case.target is not None:
+            promised.append((f"{case.name}: images/s", rate, "at_least", case.target))
+        if case.beside_plain and case.steps > 1:
+            plain = found[case.name]["beside"].get(BATCHED)
+            ratio = round(rate / plain, 3) if rate and plain else None
+            promised.append((f"{case.name}: times as fast as {BATCHED}", ratio, "at_least", AT_LEAST_AGAINST_PLAIN))
+        peak_bytes = found[case.name].get("peak_memory", {}).get("device_bytes")
+        promised.append((f"{case.name}: peak memory, bytes", peak_bytes, "at_most", MEMORY_GB[case.px] * 1e9))
+    return [
+        {"what": what, "measured": value, word: limit}
+        | {"met": value is not None and (value >= limit if word == "at_least" else value <= limit)}
+        for what, value, word, limit in promised
+    ]
+
+
+def _ours_on_card(case: Case, flags: Flags, folder: Path, peak_flops: float) -> dict[str, Any]:
+    _start_afresh()
+    figures = run_featurize(flags, folder)
+    rate, limit = steady_rate(figures, case.shard_rows), roof(peak_flops, drawings_of(flags))
+    kept = {name: figures[name] for name in ("drawings", "failed_rows", "batches", "times", "peak_memory", "compute")}
+    # What the first shard took beyond the pace of the others: compiling, choosing kernels, filling caches.
+    once_s = own_seconds(figures) - figures["drawings"] / rate
+    rates = {"images_per_s": round(rate, 3), "roof_images_per_s": round(limit, 3), "share_of_roof": round(rate / limit, 4)}
+    return rates | {"once_s": round(once_s, 1)} | kept
+
+
+def _plain_on_card(flags: Flags, folder: Path) -> dict[str, float]:
+    """Return images/s of a plain diffusers pipeline, PNG files and the encoder, warmed up."""
+    _start_afresh()
+    wanted = drawings_of(flags, count=PLAIN_IMAGES)
+    plain = PlainPipeline(wanted)
+
+    def png(prompts_a_call: int, count: int) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as images:
+            plain.run(Path(images), batch=PLAIN_BATCH, prompts_a_call=prompts_a_call, count=count)
+
+    ways = {ONE_BY_ONE: (1, min(PLAIN_SINGLY, len(wanted.prompts))), BATCHED: (PLAIN_BATCH, len(wanted.prompts))}
+    seconds = interleaved({name: partial(png, *sizes) for name, sizes in ways.items()}, repeats=2)
+    return {name: round(ways[name][1] / spent_s, 3) for name, spent_s in medians(seconds).items()}
+
+
+def _or_reason(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what ``run`` returns, or why it does not: one case that does not fit or compile is no reason to lose the others."""
+    try:
+        return run()
+    except (InputError, RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+        return {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+
+def _start_afresh() -> None:
+    """Give back what the case before held, compiled code included, and treat the card as one of 24 GB."""
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        total_bytes = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_BYTES / total_bytes))

@@ -1,4 +1,4 @@
-"""The embedded generator and image encoders: small models of the same classes as the real ones, so that there is one code path.
+"""The embedded generator, image encoders and tiny decoder: small models of the real ones' classes, so that there is one code path.
 
 Their weights are random with a fixed seed, so their pictures carry no meaning. They are made at first use, in the cache folder, in the
 formats that diffusers, open_clip and transformers load: nothing but this file knows that they are small.
@@ -12,7 +12,7 @@ from lugpi_core.files import cache_folder, whole_folder
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 # Part of the folder's name: another recipe is another folder.
-_VERSION = 1
+_VERSION = 2
 _SEED = 0
 _SIDE_PX = 64
 _PATCH_PX = 16
@@ -20,8 +20,8 @@ _CONTEXT = 77
 
 
 def embedded_folder() -> Path:
-    """Return the folder with ``generator/`` (Stable Diffusion), ``clip-demo/`` (open_clip) and ``vit-demo/`` (ViT), making it at first
-    use."""
+    """Return the folder with ``generator/`` (Stable Diffusion), ``clip-demo/`` (open_clip), ``vit-demo/`` (ViT) and ``tiny/`` (a TAESD for
+    the generator's latents), making it at first use."""
     folder = cache_folder() / f"embedded-images-{_VERSION}"
     if not folder.is_dir():
         import torch
@@ -32,6 +32,7 @@ def embedded_folder() -> Path:
             _make_generator(partial / "generator")
             _make_clip(partial / "clip-demo")
             _make_vit(partial / "vit-demo")
+            _make_tiny(partial / "tiny")  # the last: what is made before it keeps its weights
     return folder
 
 
@@ -122,3 +123,15 @@ def _make_vit(folder: Path) -> None:
         "size": {"height": _SIDE_PX, "width": _SIDE_PX},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def _make_tiny(folder: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(
+        encoder_block_out_channels=(16,) * 4,
+        decoder_block_out_channels=(16,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+        latent_channels=4,
+    ).save_pretrained(folder)

@@ -26,13 +26,15 @@ _RAIL = "CreativeML Open RAIL++-M"
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorPreset:
-    """How to draw with one model. ``size_px`` None = the size it was trained for; scheduler ``own`` = the one in its folder."""
+    """How to draw with one model. ``size_px`` None = the size it was trained for; scheduler ``own`` = the one in its folder; ``deepcache``
+    N = the deep part of the UNet runs at every N-th step only, 1 at all."""
 
     sources: tuple[str, ...] = ()
     size_px: int | None = None
     steps: int = 50
     guidance: float = 7.5
     scheduler: Scheduler = "own"
+    deepcache: int = 1
     license: str = "see the model's own card"
     notice: str | None = None
 
@@ -93,6 +95,7 @@ class Generator:
             "steps": self.settings.steps,
             "guidance": self.settings.guidance,
             "scheduler": self.settings.scheduler,
+            "deepcache": self.settings.deepcache,
         }
 
 
@@ -101,7 +104,7 @@ def generator_settings(wanted: str, overrides: Mapping[str, Any]) -> GeneratorPr
 
     Args:
         wanted: a preset, ``preset=FOLDER``, a diffusers folder or a hub id (``owner/name`` or ``owner/name@revision``).
-        overrides: ``steps``, ``guidance``, ``scheduler``, ``size_px`` given by the user; None = the preset's.
+        overrides: ``steps``, ``guidance``, ``scheduler``, ``size_px``, ``deepcache`` given by the user; None = the preset's.
 
     Raises:
         InputError: unknown name, or settings that make no picture.
@@ -155,6 +158,8 @@ def _checked(settings: GeneratorPreset) -> GeneratorPreset:
         raise InputError(got=f"--guidance {settings.guidance}", expected="a finite number", do="give for instance 7.5, or 0 for none")
     if settings.scheduler not in get_args(Scheduler):
         raise InputError(got=f"--scheduler {settings.scheduler}", expected=f"one of {', '.join(get_args(Scheduler))}", do="choose one")
+    if settings.deepcache < 1:
+        raise InputError(got=f"--deepcache {settings.deepcache}", expected="at least 1", do="give for instance 3, or 1 for none")
     if settings.size_px is not None and (settings.size_px < 8 or settings.size_px % 8):
         raise InputError(got=f"--size-px {settings.size_px}", expected="a positive multiple of 8", do="give for instance 512")
     return settings

@@ -6,7 +6,8 @@ imports them.
 Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +105,17 @@ class ImageEncoder:
         tokens_BTD: torch.Tensor = self._tower(self.pixels(images_B3HW).to(self._dtype))
         assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
         return tokens_BTD.to(torch.float16)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 inside the block, whatever the encoder's dtype."""
+        dtype, self._dtype = self._dtype, torch.float32
+        try:
+            self._tower.float()
+            yield
+        finally:
+            self._dtype = dtype
+            self._tower.to(dtype)
 
     def pixels(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the images as the encoder reads them, float32 [B, 3, S, S]: resized on the device with antialiasing, clipped,

@@ -30,14 +30,27 @@ class FeaturizeOptions(CorpusOptions):
     """Sampler; own = the one in the generator's folder (default: the generator's)."""
     size_px: int | None = None
     """Side of the images in pixels (default: the generator's)."""
+    deepcache: int | None = None
+    """N: the deep part of the UNet runs at every N-th step only (DeepCache); faster, and other pictures (default: the generator's, 1)."""
+    decoder: str = "full"
+    """full (the generator's own), tiny (TAESD, 18 times less work, other tokens; their column is named ENCODER-tiny), or tiny=FOLDER."""
+    images_per_text: int = 1
+    """K pictures of every text, each from noise of its own."""
     seed: int = 0
     """Seed of the drawings; with the prompt it decides each picture."""
     latents: bool = True
     """Keep each image's latent (32 kB at 512 px), so that encoders can be added without drawing again."""
     token_dtype: Literal["float16", "int8"] = "float16"
     """How tokens are kept; int8, with a scale for each token, takes half the disk (what it costs: python -m benchmarks fidelity)."""
-    batch_size: int = 16
-    """Images drawn at a time."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images drawn at a time; auto takes the largest power of two that fits, up to 32 on CUDA and 16 on the CPU. Where memory runs out all
+    the same, it is halved and the run goes on."""
+    memory_gb: float | None = None
+    """Memory that drawing may take, in 10^9 bytes; on CUDA torch keeps to it (default: what is free)."""
+    max_failed: int | None = None
+    """Rows that may fail before the run is given up (default: a twentieth of the drawings, but no fewer than 16)."""
+    dry_run: bool = False
+    """Say what there is to draw, how long it takes, and the disk and memory it needs; make nothing."""
     shard_rows: int = 1024
     """Drawings in one shard file."""
     device: DeviceChoice = "auto"
@@ -45,16 +58,22 @@ class FeaturizeOptions(CorpusOptions):
     dtype: DtypeChoice = "auto"
     """Precision; auto is float16 on CUDA, float32 on the CPU."""
     attention: Literal["auto", "xformers", "sdpa"] = "auto"
-    """Attention kernels of the UNet; auto takes xformers where it runs, else PyTorch's own."""
+    """Attention kernels of the UNet; auto takes those that are faster on this device, as timed at the start."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of UNet and decoder; auto compiles on CUDA where so much is to be drawn that it pays."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seed(self.seed)
-        for name in ("batch_size", "shard_rows"):
-            if getattr(self, name) < 1:
+        for name in ("batch_size", "shard_rows", "images_per_text"):
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(
                     got=f"--{name.replace('_', '-')} {getattr(self, name)}", expected="at least 1", do="give a positive number"
                 )
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise InputError(got=f"--memory-gb {self.memory_gb}", expected="more than 0", do="give for instance 24")
+        if self.max_failed is not None and self.max_failed < 0:
+            raise InputError(got=f"--max-failed {self.max_failed}", expected="0 or more", do="give for instance 100")
         if self.shard_rows > 1 << 24:
             raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
         if not self.encoders:
@@ -86,7 +105,7 @@ class VerifyOptions(StoreOptions):
     """Read every byte: each row and each file against its hashes. Otherwise records, sizes and structure."""
     repair: bool = False
     """Make again what does not hold (every byte is read for it), with the flags of the command that began each column. Rows that failed
-    are drawn anew, and under the same settings many will fail again."""
+    are drawn anew in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

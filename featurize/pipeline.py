@@ -1,13 +1,13 @@
 """The pipeline of featurize: text → prompt → image → tokens → store, a block of drawings at a time.
 
-Pixels exist on the device, for one block, between ``decode`` and ``encode``. A block is a fixed range of rows of a shard, so that a
-resumed run computes the same batches, and therefore the same bytes, as one that was never interrupted.
+Pixels exist on the device, for one block. A block is a fixed range of rows of a shard, so that a resumed run computes the same batches, and
+therefore the same bytes, as one that was never interrupted. Writing and committing run in a thread beside the drawing.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +15,49 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featurize.blocks import BlockMaker, Models, Task, WindowOfPrompts, Work
+from featurize.decoders import DecoderFiles
 from featurize.generators import Generator
-from featurize.image_encoder import EncoderFiles, ImageEncoder
+from featurize.image_encoder import EncoderFiles
+from featurize.output import Output, stored_form
 from featurize.prompts import DrawingPlan
-from featurize.text_to_image import AttentionChoice, TextToImage
 from lugpi_core.command_line import say
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
-from lugpi_core.meters import StageTimes
 from lugpi_core.store.layout import Dtype
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec
-from lugpi_core.store.quantize import quantize
-from lugpi_core.store.reader import LATENTS
-from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE, ShardWriter
+from lugpi_core.store.reader import LATENTS, TINY
+from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
 
 POLL_S = 0.2
-
-
-@dataclass(kw_only=True)
-class Work:
-    """What a run has done so far: rows drawn, decoded and encoded (exact), seconds by stage, and the UNet's attention processor."""
-
-    times: StageTimes
-    drawn: int = 0
-    decoded: int = 0
-    encoded: int = 0
-    attention: str | None = None
+# Prompts whose embeddings are held at once: 162 MB for Stable Diffusion 2.
+WINDOW_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that is known before a model is loaded: what to draw, with what, into which columns."""
+    """Everything that is known before a model is loaded: what to draw, with what, into which columns.
+
+    Attributes:
+        encoders: by the name of their column.
+        batch_size: rows of a block.
+        decoder: in the place of the generator's own, or None.
+        most_failed: rows that may fail before the run is given up.
+        afresh: drawings that have failed before, and are made in float32 from the prompt on.
+    """
 
     store: Path
     plan: DrawingPlan
     generator: Generator
-    encoders: tuple[EncoderFiles, ...]
+    encoders: Mapping[str, EncoderFiles]
     compute: Compute
     columns: tuple[ColumnSpec, ...]
-    batch_size: int
-    attention: AttentionChoice = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """The loaded models of a job."""
-
-    text_to_image: TextToImage
-    encoders: dict[str, ImageEncoder] = field(default_factory=dict)
+    batch_size: int = 16
+    decoder: DecoderFiles | None = None
+    most_failed: int = 1 << 62
+    afresh: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +66,7 @@ class Kept:
 
     Attributes:
         latents: whether the latents are kept too.
+        decoder: what makes pictures of them, in the place of the generator's own; part of the columns' names.
         token_dtype: of the token columns.
         shard_rows: rows of a shard.
         made_by: the run's flags, for the manifests of new columns.
@@ -82,6 +76,11 @@ class Kept:
     shard_rows: int
     token_dtype: Dtype = "float16"
     made_by: dict[str, Any] | None = None
+    decoder: DecoderFiles | None = None
+
+    def column_name(self, encoder: EncoderFiles) -> str:
+        """Return the name of an encoder's column."""
+        return encoder.name if self.decoder is None else encoder.name + TINY
 
 
 def column_specs(
@@ -99,18 +98,22 @@ def column_specs(
             expected=f"at most {MOST_SHARDS:,} shards",
             do="give more rows a shard",
         )
-    common: dict[str, Any] = {"rows": len(plan), "shard_rows": kept.shard_rows, "notice": notice, "made_by": kept.made_by}
+    # The K pictures of a prompt lie in one shard, so that one process encodes the prompt, and once.
+    shard_rows = -(-kept.shard_rows // plan.images_per_text) * plan.images_per_text
+    common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": kept.made_by}
     drawn_by = f"drawn by {generator.name}: {generator.settings.license}"
     latent = ColumnSpec(
         name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
     )
+    decoder = "the generator's" if kept.decoder is None else kept.decoder.fingerprint()
     tokens = [
         ColumnSpec(
-            name=files.name,
+            name=kept.column_name(files),
             what="tokens",
             row_shape=(files.tokens, files.width),
             fingerprint={
                 "generation": generation,
+                "decoder": decoder,
                 "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": kept.token_dtype},
             },
             dtype=kept.token_dtype,
@@ -130,30 +133,31 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work)
     """Fill every shard that is not final, adding up in ``work``; yield after each block.
 
     Other processes may fill the same store: a shard that one of them is writing is left to it, and waited for at the end, lest it dies.
+
+    Raises:
+        InputError: more rows have failed than may.
+        Stopped: the run was asked to stop; every block that was made is written.
     """
-    waited_for = ""
-    while shards := open_shards(writers):
-        busy: ShardBusy | None = None
-        for shard in shards:
-            with ExitStack() as stack:
+    filler, waited_for = _Filler(job, writers, models, work), ""
+    with filler:
+        while shards := open_shards(writers):
+            busy: ShardBusy | None = None
+            for shard in shards:
                 try:
-                    files = _claim(stack, writers, shard)
+                    files = filler.claim(shard)
                 except ShardBusy as error:
                     busy = error
                     continue
                 if files:
-                    yield from _fill_shard(job, models, files, _stored_latents(writers, shard), work)
-                    with work.times.stage("commit"):
-                        for name, file in files.items():
-                            writers[name].commit(shard, file)
-        for writer in writers.values():
-            writer.refresh()
-        if busy and open_shards(writers) == shards:
-            if busy.owner != waited_for:
-                say(f"waiting for {busy.owner}, which is writing what is missing")
-                waited_for = busy.owner
-            with work.times.stage("wait"):
-                time.sleep(POLL_S)
+                    yield from filler.fill_shard(shard, files)
+            filler.settle()
+            if busy and open_shards(writers) == shards:
+                if busy.owner != waited_for:
+                    say(f"waiting for {busy.owner}, which is writing what is missing")
+                    waited_for = busy.owner
+                with work.times.host("wait"):
+                    time.sleep(POLL_S)
+                work.stop.check()
 
 
 def open_shards(writers: dict[str, ColumnWriter]) -> list[int]:
@@ -162,103 +166,134 @@ def open_shards(writers: dict[str, ColumnWriter]) -> list[int]:
     return [shard for shard in range(shards) if not all(writer.is_committed(shard) for writer in writers.values())]
 
 
-def _claim(stack: ExitStack, writers: dict[str, ColumnWriter], shard: int) -> dict[str, ShardWriter]:
-    """Return the shard of each column where it is not final yet; all of them are given back at the end of the stack.
+class _Filler:
+    """Fills the shards of one store. Holds the shards that are being written, one window of prompts and the blocks on their way out."""
 
-    Raises:
-        ShardBusy: another process is writing one of them.
-    """
-    claimed = {}
-    for name, writer in writers.items():
-        file = writer.claim(shard)
-        if file is not None:
-            claimed[name] = stack.enter_context(closing(file))
-    return claimed
+    def __init__(self, job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work) -> None:
+        self._job, self._writers, self._models, self._work = job, writers, models, work
+        self._maker = BlockMaker(job.plan, models, work)
+        self._output = Output(work.times)
+        self._claimed: list[ShardWriter] = []
+
+    def __enter__(self) -> "_Filler":
+        return self
+
+    def __exit__(self, *stopped_by: Any) -> None:
+        try:
+            self._output.__exit__(*stopped_by)
+        finally:
+            for file in self._claimed:
+                file.close()
+
+    def settle(self) -> None:
+        """Wait until all that was made is written, and look at what other processes have done."""
+        self._output.drain()
+        for writer in self._writers.values():
+            writer.refresh()
+
+    def claim(self, shard: int) -> dict[str, ShardWriter]:
+        """Return the shard of each column where it is not final yet.
+
+        Raises:
+            ShardBusy: another process is writing one of them; none is claimed then.
+        """
+        claimed: dict[str, ShardWriter] = {}
+        try:
+            for name, writer in self._writers.items():
+                file = writer.claim(shard)
+                if file is not None:
+                    claimed[name] = file
+        except BaseException:
+            for file in claimed.values():
+                file.close()
+            raise
+        self._claimed += claimed.values()
+        return claimed
+
+    def fill_shard(self, shard: int, files: dict[str, ShardWriter]) -> Iterator[None]:
+        """Make what a claimed shard lacks, in every column; yield after each block."""
+        layout, size, images = next(iter(files.values())).layout, self._job.batch_size, self._job.plan.images_per_text
+        stored = self._stored_latents(shard)
+        span = size * images * max(1, WINDOW_ROWS // (size * images))
+        for begin in range(0, layout.rows, span):
+            tasks = []
+            for first in range(begin, min(begin + span, layout.rows), size):
+                rows = slice(first, min(first + size, layout.rows))
+                if any(not file.valid[rows].all() for file in files.values()):
+                    tasks.append((rows, self._task(files, stored, layout.first_row, rows)))
+            drawn = [drawing for _, task in tasks if task.latents_BChw is None for drawing in task.drawings]
+            window = None
+            if drawn:
+                text_to_image = self._models.text_to_image
+                end = min(begin + span, layout.rows)
+                drawings = range(layout.first_row + begin, layout.first_row + end)
+                window = WindowOfPrompts(self._job.plan, drawings, drawn, text_to_image, self._work)
+            for rows, task in tasks:
+                self._work.stop.check()
+                self._make(files, rows, task, window)
+                yield
+        for name, file in files.items():
+            self._output.put(partial(self._commit, name, shard, file))
+
+    def _make(self, files: dict[str, ShardWriter], rows: slice, task: Task, window: WindowOfPrompts | None) -> None:
+        block = self._maker.make(task, window)
+        failed_B = np.zeros(len(task.drawings), dtype=bool)
+        for name, file in files.items():
+            if not file.valid[rows].all():
+                failed_B |= block.failed[name] & ~file.valid[rows]
+                self._output.put_rows(file, rows.start, stored_form(block.values[name], block.flags[name], file.layout.dtype))
+        self._work.failed += int(failed_B.sum())
+        if self._work.failed > self._job.most_failed:
+            raise InputError(
+                got=f"{self._work.failed} failed rows of {max(self._work.drawn, self._work.decoded):,}",
+                expected=f"at most {self._job.most_failed} (--max-failed)",
+                do="look at python -m featurize info, and try --dtype float32, another --generator or --size-px; what is written is kept",
+            )
+
+    def _commit(self, name: str, shard: int, file: ShardWriter) -> None:
+        with self._work.times.host("commit"):
+            self._writers[name].commit(shard, file)
+        self._claimed.remove(file)
+
+    def _task(self, files: dict[str, ShardWriter], stored: "_Latents | None", first_row: int, rows: slice) -> Task:
+        wanting = [name for name, file in files.items() if name != LATENTS and not file.valid[rows].all()]
+        missing_B = np.logical_or.reduce([~file.valid[rows] for file in files.values()])
+        known = stored.rows(rows) if stored is not None else _latents_in(files.get(LATENTS), rows)
+        return Task(
+            drawings=range(first_row + rows.start, first_row + rows.stop),
+            missing_B=missing_B,
+            afresh=self._job.afresh,
+            latents_BChw=None if known is None else torch.from_numpy(known.values_BChw),
+            latent_flags_B=None if known is None else torch.from_numpy(known.flags_B),
+            encoders=tuple(wanting),
+        )
+
+    def _stored_latents(self, shard: int) -> "_Latents | None":
+        """Return the latents of a shard whose latents are final already."""
+        writer = self._writers.get(LATENTS)
+        if writer is None or not writer.is_committed(shard):
+            return None
+        values_BChw = writer.read_committed(shard)
+        flags_B = np.zeros(len(values_BChw), dtype=np.uint8)
+        for row, why in writer.records[shard]["flagged"].items():
+            flags_B[int(row)] = flag_of(why)
+        return _Latents(values_BChw=values_BChw, flags_B=flags_B)
 
 
-def _fill_shard(job: Job, models: Models, files: dict[str, ShardWriter], stored: NDArray[np.float16] | None, work: Work) -> Iterator[None]:
-    layout = next(iter(files.values())).layout
-    for first in range(0, layout.rows, job.batch_size):
-        rows = slice(first, min(first + job.batch_size, layout.rows))
-        wanting = {name: file for name, file in files.items() if not file.valid[rows].all()}
-        if not wanting:
-            continue
-        latents_BChw = _known_latents(files.get(LATENTS), stored, rows)
-        if latents_BChw is None:
-            with work.times.stage("draw"):
-                drawings = slice(layout.first_row + rows.start, layout.first_row + rows.stop)
-                drawn = models.text_to_image.draw(job.plan.prompts[drawings], [int(seed) for seed in job.plan.seeds[drawings]])
-                # Rounded before it is decoded: an encoder added later, which sees the stored latent, gets the same image.
-                latents_BChw = drawn.to(torch.float16)
-            work.drawn += rows.stop - rows.start
-        if LATENTS in wanting:
-            with work.times.stage("write"):
-                _write(wanting[LATENTS], rows, latents_BChw)
-        _encode_block(models, {name: file for name, file in wanting.items() if name != LATENTS}, rows, latents_BChw, work)
-        yield
+@dataclass(frozen=True, kw_only=True)
+class _Latents:
+    """Latents that were read: float16 [B, C, h, w], with the flags of the rows that failed when they were drawn."""
+
+    values_BChw: NDArray[np.float16]
+    flags_B: NDArray[np.uint8]
+
+    def rows(self, rows: slice) -> "_Latents":
+        return _Latents(values_BChw=self.values_BChw[rows], flags_B=self.flags_B[rows])
 
 
-def _encode_block(models: Models, wanting: dict[str, ShardWriter], rows: slice, latents_BChw: torch.Tensor, work: Work) -> None:
-    if not wanting:
-        return
-    with work.times.stage("decode"):
-        images_B3HW = models.text_to_image.decode(latents_BChw)
-        constant_B = _constant(images_B3HW)
-    work.decoded += len(images_B3HW)
-    for name, file in wanting.items():
-        with work.times.stage("encode"):
-            tokens_BTD = models.encoders[name].encode(images_B3HW)
-        work.encoded += len(tokens_BTD)
-        with work.times.stage("write"):
-            _write(file, rows, tokens_BTD, constant_B)
-
-
-def _constant(images_B3HW: torch.Tensor) -> torch.Tensor:
-    """Return bool [B]: True where a picture has one value everywhere, to within one step of 8 bits (SD v2 at 768 px in fp16 draws such)."""
-    pixels = images_B3HW.flatten(1)
-    return pixels.amax(dim=1) - pixels.amin(dim=1) < 1 / 255
-
-
-def _write(file: ShardWriter, rows: slice, values_B: torch.Tensor, constant_B: torch.Tensor | None = None) -> None:
-    flags_B = torch.zeros(len(values_B), dtype=torch.uint8, device=values_B.device)
-    if constant_B is not None:
-        flags_B[constant_B] = FLAG_CONSTANT
-    flags_B[~torch.isfinite(values_B).flatten(1).all(dim=1)] = FLAG_NOT_FINITE
-    good_B = (flags_B == 0).view(-1, *[1] * (values_B.ndim - 1))
-    good = torch.where(good_B, values_B, 0)
-    stored, scales_BT = quantize(good) if file.layout.dtype == "int8" else (good, None)
-    values, flags = stored.cpu().numpy(), flags_B.cpu().numpy()
-    scales = None if scales_BT is None else scales_BT.cpu().numpy()
-    missing = np.flatnonzero(~file.valid[rows])
-    for start, stop in _runs(missing):
-        part = slice(start, stop)
-        file.write(rows.start + start, values[part], flags[part], None if scales is None else scales[part])
-
-
-def _runs(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return ascending numbers as half-open runs: [0, 1, 2, 5] → [(0, 3), (5, 6)]."""
-    breaks = np.flatnonzero(np.diff(numbers) > 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks) if len(run)]
-
-
-def _stored_latents(writers: dict[str, ColumnWriter], shard: int) -> NDArray[np.float16] | None:
-    """Return the latents of a shard whose latents are final already; rows that failed are NaN again, so that they fail in every column."""
-    writer = writers.get(LATENTS)
-    if writer is None or not writer.is_committed(shard):
+def _latents_in(partial_file: ShardWriter | None, rows: slice) -> _Latents | None:
+    """Return the latents of a block that an earlier run has written whole."""
+    if partial_file is None or not partial_file.valid[rows].all():
         return None
-    return with_failures(writer.read_committed(shard), [int(row) for row in writer.records[shard]["flagged"]])
-
-
-def _known_latents(partial: ShardWriter | None, stored: NDArray[np.float16] | None, rows: slice) -> torch.Tensor | None:
-    if stored is not None:
-        return torch.from_numpy(stored[rows])
-    if partial is not None and partial.valid[rows].all():
-        values = np.array(partial.read(rows.start, rows.stop - rows.start))
-        return torch.from_numpy(with_failures(values, np.flatnonzero(partial.flags()[rows])))
-    return None
-
-
-def with_failures(values: NDArray[np.float16], failed: list[int] | NDArray[np.int64]) -> NDArray[np.float16]:
-    """Return the values with the failed rows set to NaN, in place."""
-    values[np.asarray(failed, dtype=np.int64)] = np.nan
-    return values
+    values_BChw = np.array(partial_file.read(rows.start, rows.stop - rows.start))
+    return _Latents(values_BChw=values_BChw, flags_B=np.array(partial_file.flags()[rows]))

@@ -14,7 +14,7 @@ from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.verify import Finding, check_store, flags_of_the_maker, shown_rows, take_back
 
-Featurize = Callable[[FeaturizeOptions], dict[str, Any]]
+Featurize = Callable[[FeaturizeOptions, frozenset[int]], dict[str, Any]]
 Prepare = Callable[[FeaturizeOptions], object]
 
 
@@ -23,7 +23,7 @@ def verify(options: VerifyOptions, featurize: Featurize, prepare: Prepare) -> di
 
     Args:
         options: the flags.
-        featurize: makes what is missing in a store.
+        featurize: makes what is missing in a store, the given drawings in float32.
         prepare: looks whether it could, and raises InputError when it could not; before anything is taken back.
     """
     deep = options.deep or options.repair
@@ -43,7 +43,8 @@ def verify(options: VerifyOptions, featurize: Featurize, prepare: Prepare) -> di
         prepare(run)
     for busy in take_back(options.store, findings):
         say(f"left as it is: {busy}")
-    made = [featurize(run)["rows"] for run in runs]
+    failed = frozenset(row for finding in findings if finding.kind == "flagged" for row in finding.rows)
+    made = [featurize(run, failed)["rows"] for run in runs]
     left = _found(options)
     say(f"{options.store}: after the repair {_summary(left)}")
     return {**figures, "complete": not left, "made_again": made, "findings_left": [finding.record() for finding in left]}

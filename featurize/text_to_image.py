@@ -1,116 +1,317 @@
-"""Prompts to latents to images, on the device, with a Stable Diffusion pipeline of diffusers. The only file that imports diffusers to draw.
+"""Prompts to latents to images, on the device, with a Stable Diffusion pipeline of diffusers. The only file that draws.
 
-Shapes: B images, C latent channels, h × w latent cells, H × W pixels.
+The library's parts are run by a loop of our own: prompts are encoded apart from drawing, once; the noise of each image is its own; and
+between any two steps the run can be stopped.
+
+Shapes: P prompts, L text tokens, D their width, E width of the pooled text, B images, C latent channels, h × w latent cells, H × W pixels.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featurize.acceleration import AttentionChoice, Compilation, memory_format, set_attention
+from featurize.decoders import DecoderFiles, load_decoder
+from featurize.deepcache import DeepReuse
 from featurize.generators import Generator
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
-from lugpi_core.model_files import reason
+from lugpi_core.files import read_json
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
-AttentionChoice = Literal["auto", "xformers", "sdpa"]
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEmbeddings:
+    """What the text encoder says of P prompts: tokens [P, L, D] and, for Stable Diffusion XL, pooled [P, E]."""
+
+    tokens_PLD: torch.Tensor
+    pooled_PE: torch.Tensor | None = None
+
+    def rows(self, numbers: Sequence[int]) -> "PromptEmbeddings":
+        """Return the embeddings of some prompts, repeated where a number is."""
+        at = torch.tensor(numbers, device=self.tokens_PLD.device)
+        return PromptEmbeddings(tokens_PLD=self.tokens_PLD[at], pooled_PE=None if self.pooled_PE is None else self.pooled_PE[at])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
+        """Return them elsewhere."""
+        pooled_PE = None if self.pooled_PE is None else self.pooled_PE.to(device, dtype)
+        return PromptEmbeddings(tokens_PLD=self.tokens_PLD.to(device, dtype), pooled_PE=pooled_PE)
+
+    @staticmethod
+    def joined(parts: "Sequence[PromptEmbeddings]") -> "PromptEmbeddings":
+        """Return the embeddings of all parts, in order."""
+        pooled = [part.pooled_PE for part in parts if part.pooled_PE is not None]
+        return PromptEmbeddings(tokens_PLD=torch.cat([part.tokens_PLD for part in parts]), pooled_PE=torch.cat(pooled) if pooled else None)
+
+
+def _go_on() -> None:
+    return None
 
 
 class TextToImage:
-    """Draws latents from prompts and decodes latents to images. Holds the whole pipeline on the device; nothing grows with use."""
+    """Encodes prompts, draws latents from them and decodes latents to images.
 
-    def __init__(self, generator: Generator, compute: Compute, *, attention: AttentionChoice) -> None:
+    Holds UNet and decoder on the device; the text encoder is there while it reads, and in the host's memory otherwise. Nothing grows with
+    use.
+
+    Attributes:
+        guided: whether the UNet reads each row twice.
+        attention: the class of the UNet's attention processors.
+        compilation: what is compiled.
+
+    Args:
+        generator: the model's files and how to draw with them.
+        compute: device and precision.
+        attention: the UNet's attention kernels.
+        decoder: a decoder in the place of the generator's own.
+    """
+
+    def __init__(
+        self, generator: Generator, compute: Compute, *, attention: AttentionChoice = "auto", decoder: DecoderFiles | None = None
+    ) -> None:
         self.generator = generator
         self._device = torch.device(compute.device)
         self._dtype = compute.torch_dtype
-        self._pipeline = _load(generator, self._dtype).to(self._device)
-        self._pipeline.set_progress_bar_config(disable=True)
-        self.attention = _set_attention(self._pipeline, attention, self._device)
-
-    def prompt_is_cut(self, prompts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return bool [len(prompts)]: True where the prompt has more tokens than the text encoder reads (77 for CLIP, start and end
-        included)."""
-        tokenizer = self._pipeline.tokenizer
-        cut = np.zeros(len(prompts), dtype=bool)
-        for start in range(0, len(prompts), 1024):
-            ids = tokenizer(list(prompts[start : start + 1024]), truncation=False, verbose=False)["input_ids"]
-            cut[start : start + 1024] = [len(one) > tokenizer.model_max_length for one in ids]
-        return cut
+        self._pipeline = _load(generator, self._dtype, decoder)
+        for part in (self._pipeline.unet, self._pipeline.vae):
+            part.to(self._device, memory_format=getattr(torch, memory_format(compute.device)))
+        self._is_xl = generator.pipeline_class == "StableDiffusionXLPipeline"
+        self.guided = unet_is_guided(generator)
+        self._negative: PromptEmbeddings | None = None
+        self.attention = set_attention(self._pipeline.unet, attention, self._device, generator.latent_shape)
+        self._reuse = DeepReuse(self._pipeline.unet, generator.settings.deepcache) if generator.settings.deepcache > 1 else None
+        self.compilation = Compilation(self._pipeline.unet, self._pipeline.vae)
 
     @torch.inference_mode()
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
-        """Return the latents of the prompts, [B, C, h, w] in the dtype the pipeline computes in.
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Return what the UNet reads of the prompts, on the device. ``text_encoder_on_device`` is to be entered around it."""
+        hidden, pooled = [], []
+        for tokenizer, encoder in _readers(self._pipeline):
+            longest = tokenizer.model_max_length
+            texts = [_first_words(prompt, longest) for prompt in prompts]
+            read = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
+            wants_mask = encoder.config.to_dict().get("use_attention_mask")
+            mask = torch.tensor(read["attention_mask"], device=self._device) if wants_mask else None
+            said = encoder(torch.tensor(read["input_ids"], device=self._device), attention_mask=mask, output_hidden_states=self._is_xl)
+            # XL takes the last layer but one of both encoders, and the pooled text of the one that projects it (Podell et al. 2023, §2.1).
+            hidden.append(said.hidden_states[-2] if self._is_xl else said[0])
+            pooled += [said[0]] if self._is_xl and said[0].ndim == 2 else []
+        return PromptEmbeddings(tokens_PLD=torch.cat(hidden, dim=-1), pooled_PE=pooled[0] if pooled else None)
 
-        The noise of each image comes from its own seed, on the CPU in float32, so it is the same in any batch and on any device.
+    @contextmanager
+    def text_encoder_on_device(self) -> Iterator[None]:
+        """Have the text encoder on the device inside the block; afterwards its memory there is free again."""
+        parts = [encoder for _, encoder in _readers(self._pipeline)]
+        for part in parts:
+            part.to(self._device)
+        try:
+            if self.guided and self._negative is None:
+                self._negative = self._without_prompt()
+            yield
+        finally:
+            for part in parts:
+                part.to("cpu")
+
+    @torch.inference_mode()
+    def draw(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, between: Callable[[], None] = _go_on) -> torch.Tensor:
+        """Return the latents [B, C, h, w] of B prompts, in the dtype the UNet computes in.
+
+        Args:
+            embeddings: of the B prompts.
+            seeds: of each image; its noise comes from the CPU in float32, so it is the same in any batch and on any device.
+            between: called before every step; what it raises ends the drawing.
         """
-        generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-        noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=one) for one in generators])
-        drawn = self._pipeline(
-            prompt=[_first_words(prompt, self._pipeline.tokenizer.model_max_length) for prompt in prompts],
-            latents=noise_BChw.to(self._device, self._dtype),
-            generator=generators,
-            num_inference_steps=self.generator.settings.steps,
-            guidance_scale=self.generator.settings.guidance,
-            height=self.generator.size_px,
-            width=self.generator.size_px,
-            output_type="latent",
-        )
-        latents_BChw: torch.Tensor = drawn.images
+        pipeline, settings = self._pipeline, self.generator.settings
+        dtype = _dtype(pipeline.unet)
+        scheduler = pipeline.scheduler
+        # On the CPU, where the scheduler looks them up step by step: on the device it would have to be waited for at each.
+        scheduler.set_timesteps(settings.steps, device="cpu")
+        noises = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+        noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=one) for one in noises])
+        latents_BChw: torch.Tensor = noise_BChw.to(self._device, dtype) * scheduler.init_noise_sigma
+        conditions = self._conditions(embeddings.to(self._device, dtype), len(seeds))
+        extra = pipeline.prepare_extra_step_kwargs(noises, 0.0)
+        twice = 1 + self.guided
+        with self.compilation.for_rows("denoise", len(seeds) * twice), self._reusing():
+            for on_host, on_device in zip(scheduler.timesteps, scheduler.timesteps.to(self._device), strict=True):
+                between()
+                read = scheduler.scale_model_input(torch.cat([latents_BChw] * twice), on_host)
+                predicted = pipeline.unet(read, on_device, **conditions, return_dict=False)[0]
+                if self.compilation.graphs:
+                    predicted = predicted.clone()  # the next run of the graph writes there again, and some schedulers look back
+                if self.guided:
+                    without, prompted = predicted.chunk(2)
+                    predicted = without + settings.guidance * (prompted - without)
+                latents_BChw = scheduler.step(predicted, on_host, latents_BChw, **extra, return_dict=False)[0]
         return latents_BChw
 
     @torch.inference_mode()
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
         vae = self._pipeline.vae
-        latents_BChw = latents_BChw.to(self._device, vae.dtype)
+        latents_BChw = latents_BChw.to(self._device, _dtype(vae))
         if vae.config.get("latents_mean") and vae.config.get("latents_std"):  # some SDXL decoders
             mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
             latents_BChw = latents_BChw * std_C / vae.config.scaling_factor + mean_C
         else:
             latents_BChw = latents_BChw / vae.config.scaling_factor
-        images_B3HW: torch.Tensor = vae.decode(latents_BChw, return_dict=False)[0]
+        with self.compilation.for_rows("decode", len(latents_BChw)):
+            images_B3HW: torch.Tensor = vae.decode(latents_BChw, return_dict=False)[0]
         # Clamping would make an infinity a white pixel; as NaN it stays visible.
         return torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan).clamp(0, 1)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 inside the block, whatever the models' dtype: half precision overflows where float32 does not."""
+        parts = [self._pipeline.unet, self._pipeline.vae, *(encoder for _, encoder in _readers(self._pipeline))]
+        dtypes, negative = [_dtype(part) for part in parts], self._negative
+        try:
+            for part in parts:
+                part.float()
+            if self._dtype != torch.float32:
+                self._negative = None  # encoded again, for it may be the text encoder that overflowed
+            with self.compilation.paused():
+                yield
+        finally:
+            for part, dtype in zip(parts, dtypes, strict=True):
+                part.to(dtype)  # every half-precision number is a float32: what comes back is what was there
+            self._negative = negative
+
+    def try_compiled(self, rows: int, decode_rows: int) -> None:
+        """Run UNet and decoder once on zeros at the sizes of the run, so that whatever compiles does so now."""
+        latents_BChw = torch.zeros((rows, *self.generator.latent_shape), device=self._device, dtype=_dtype(self._pipeline.unet))
+        with self.text_encoder_on_device():
+            empty = self.encode_prompts([""])
+        with torch.inference_mode(), self.compilation.for_rows("denoise", rows * (1 + self.guided)):
+            conditions = self._conditions(empty.rows([0] * rows), rows)
+            step = torch.ones((), device=self._device, dtype=self._pipeline.scheduler.timesteps.dtype)
+            self._pipeline.unet(torch.cat([latents_BChw] * (1 + self.guided)), step, **conditions, return_dict=False)
+        self.decode(latents_BChw[:decode_rows])
+
+    @contextmanager
+    def _reusing(self) -> Iterator[None]:
+        if self._reuse is None:
+            yield
+            return
+        self._reuse.start()
+        try:
+            yield
+        finally:
+            self._reuse.stop()
+
+    def _without_prompt(self) -> PromptEmbeddings:
+        empty = self.encode_prompts([""])
+        if not self._is_xl or not self._pipeline.config.force_zeros_for_empty_prompt:
+            return empty
+        assert empty.pooled_PE is not None
+        return PromptEmbeddings(tokens_PLD=torch.zeros_like(empty.tokens_PLD), pooled_PE=torch.zeros_like(empty.pooled_PE))
+
+    def _conditions(self, prompted: PromptEmbeddings, rows: int) -> dict[str, Any]:
+        """Return what the UNet reads beside the latents; under guidance, the rows without a prompt before those with one."""
+        unet, read = self._pipeline.unet, prompted
+        if self.guided:
+            assert self._negative is not None, "no prompt was encoded yet"
+            without = self._negative.to(self._device, prompted.tokens_PLD.dtype).rows([0] * rows)
+            read = PromptEmbeddings.joined([without, prompted])
+        conditions: dict[str, Any] = {"encoder_hidden_states": read.tokens_PLD}
+        if read.pooled_PE is not None:
+            side = self.generator.size_px
+            sizes = torch.tensor([side, side, 0, 0, side, side]).to(read.pooled_PE)  # original, crop, target (Podell et al. 2023, §2.2)
+            conditions["added_cond_kwargs"] = {"text_embeds": read.pooled_PE, "time_ids": sizes.repeat(len(read.pooled_PE), 1)}
+        if unet.config.time_cond_proj_dim is not None:
+            scale = torch.tensor(self.generator.settings.guidance - 1).repeat(rows)
+            embedded = self._pipeline.get_guidance_scale_embedding(scale, embedding_dim=unet.config.time_cond_proj_dim)
+            conditions["timestep_cond"] = embedded.to(read.tokens_PLD)
+        return conditions
+
+
+def unet_is_guided(generator: Generator) -> bool:
+    """Whether the UNet reads each row twice, with the prompt and without; a UNet that takes the scale as an input does not."""
+    config = read_json(generator.folder / "unet" / "config.json")
+    return generator.settings.guidance > 1 and config.get("time_cond_proj_dim") is None
+
+
+def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.bool_]:
+    """Return bool [P]: True where the prompt has more tokens than the text encoder reads (77 for CLIP, start and end included). Loads the
+    tokenizer alone.
+
+    Raises:
+        InputError: the tokenizer does not load.
+    """
+    allow_torchvision_import()
+    from transformers import CLIPTokenizer
+
+    with _one_line_when_broken(generator):
+        tokenizer = CLIPTokenizer.from_pretrained(generator.folder / "tokenizer", local_files_only=True)
+    cut = np.zeros(len(prompts), dtype=bool)
+    for start in range(0, len(prompts), 1024):
+        ids = tokenizer(list(prompts[start : start + 1024]), truncation=False, verbose=False)["input_ids"]
+        cut[start : start + 1024] = [len(one) > tokenizer.model_max_length for one in ids]
+    return cut
+
+
+def _dtype(module: Any) -> torch.dtype:
+    """Return the dtype of a module's weights; its own property looks through all of its modules first, for milliseconds."""
+    dtype: torch.dtype = next(module.parameters()).dtype
+    return dtype
+
+
+def _readers(pipeline: Any) -> list[tuple[Any, Any]]:
+    """Return the pipeline's tokenizers with their text encoders; Stable Diffusion XL has two."""
+    parts = pipeline.components
+    names = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
+    return [(parts[tokenizer], parts[encoder]) for tokenizer, encoder in names if parts.get(encoder) is not None]
 
 
 def _first_words(prompt: str, count: int) -> str:
     """Return the prompt up to the end of its word number ``count``.
 
-    A word has at least one token, so the text encoder reads the same. What diffusers cuts off it tokenizes three times and decodes, for a
-    line in a log: 22 s and 1.5 GB for a batch with one prompt of a megabyte.
+    A word has at least one token, so the text encoder reads the same, and a prompt of a megabyte is not tokenized to be cut.
     """
     ends = [word.end() for word in islice(re.finditer(r"\S+", prompt), count)]
-    return prompt[: ends[-1]]
+    return prompt[: ends[-1]] if ends else ""
 
 
-def _load(generator: Generator, dtype: torch.dtype) -> Any:
-    allow_torchvision_import()
-    import diffusers
+@contextmanager
+def _one_line_when_broken(generator: Generator) -> Iterator[None]:
     from safetensors import SafetensorError
 
-    diffusers.utils.logging.disable_progress_bar()
-    pipeline_class = getattr(diffusers, generator.pipeline_class)
-    # The safety checker blackens images after decoding; latents are asked for, so it would never run.
-    parts = {"safety_checker": None, "feature_extractor": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
     try:
-        pipeline = pipeline_class.from_pretrained(
-            generator.folder, dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
-        )
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             got=f"{generator.folder}, which does not load ({' '.join(str(error).split())[:160]})",
             expected=f"a whole {generator.pipeline_class} folder with safetensors weights",
             do="download it again",
         ) from None
+
+
+def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None) -> Any:
+    allow_torchvision_import()
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    pipeline_class = getattr(diffusers, generator.pipeline_class)
+    # The safety checker blackens images after decoding; latents are asked for, so it would never run.
+    parts = {"safety_checker": None, "feature_extractor": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
+    if decoder is not None:
+        parts["vae"] = load_decoder(decoder, dtype)
+    with _one_line_when_broken(generator):
+        pipeline = pipeline_class.from_pretrained(
+            generator.folder, dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
+        )
     assert pipeline.unet.dtype == dtype, pipeline.unet.dtype
     pipeline.scheduler = _scheduler(pipeline.scheduler, generator.settings.scheduler)
     # SDXL's decoder overflows in half precision. ``force_upcast`` is True by default in every decoder, and only SDXL's pipeline heeds it.
-    if generator.pipeline_class == "StableDiffusionXLPipeline" and pipeline.vae.config.force_upcast and dtype == torch.float16:
+    overflows = generator.pipeline_class == "StableDiffusionXLPipeline" and pipeline.vae.config.get("force_upcast")
+    if decoder is None and overflows and dtype == torch.float16:
         pipeline.vae.to(torch.float32)
     return pipeline
 
@@ -121,34 +322,3 @@ def _scheduler(own: Any, wanted: str) -> Any:
     classes = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
     # DDIM's default clips to [-1, 1], which latents exceed; the configurations of other schedulers may not say so.
     return getattr(diffusers, classes[wanted]).from_config(own.config, clip_sample=False) if wanted in classes else own
-
-
-def _set_attention(pipeline: Any, wanted: AttentionChoice, device: torch.device) -> str:
-    """Choose the attention kernels; return the class of the UNet's processors, looked up afterwards, for the record."""
-    from diffusers.utils import is_xformers_available
-
-    can = device.type == "cuda" and is_xformers_available()
-    if wanted == "xformers" and not can:
-        raise InputError(
-            got=f"--attention xformers on {device.type}",
-            expected="a CUDA device and an xformers that fits the installed torch",
-            do="use --attention sdpa",
-        )
-    if can and wanted in ("auto", "xformers"):
-        _try_xformers(pipeline.unet, must=wanted == "xformers")
-    processors = {type(one).__name__ for one in pipeline.unet.attn_processors.values()}
-    assert len(processors) == 1, processors
-    return processors.pop()
-
-
-def _try_xformers(unet: Any, *, must: bool) -> None:
-    """Switch the UNet to xformers, which diffusers tries out on the device first; without ``must``, leave PyTorch's kernels if it fails."""
-    try:
-        unet.enable_xformers_memory_efficient_attention()
-    except (NotImplementedError, ImportError, ValueError, RuntimeError) as error:
-        if must:
-            raise InputError(
-                got=f"--attention xformers, which does not run here ({reason(error)})",
-                expected="an xformers that fits the installed torch and the device",
-                do="use --attention sdpa",
-            ) from None

@@ -10,13 +10,15 @@ import inspect
 import io
 import json
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, InputError, nearest
+from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest
+from lugpi_core.stopping import Stopped, terminated_like_interrupted
 
 # A command takes its options, does its work and returns the figures for the last line; ``"complete": False`` among them means exit status
 # 1.
@@ -39,7 +41,7 @@ def run(command: Command, options: type, arguments: Sequence[str], *, prog: str)
         return _fail(error)
     if parsed is None:
         return EXIT_OK
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), terminated_like_interrupted():
         warnings.showwarning = _show_warning
         try:
             figures = command(parsed)
@@ -49,9 +51,9 @@ def run(command: Command, options: type, arguments: Sequence[str], *, prog: str)
             if error.errno not in _DISK_FAULTS:
                 raise
             return _fail(_disk_fault(error))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("interrupted: what is written is kept; the same command goes on from here", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
     print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
     return EXIT_OK if figures.get("complete", True) else EXIT_INCOMPLETE
 

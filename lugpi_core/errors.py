@@ -6,7 +6,7 @@ from collections.abc import Iterable
 EXIT_OK = 0
 EXIT_INCOMPLETE = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
 
 
 class InputError(ValueError):

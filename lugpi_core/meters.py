@@ -18,26 +18,65 @@ _RECORDED = ("lugpi", "torch", "transformers", "diffusers", "open_clip_torch", "
 
 
 class StageTimes:
-    """Wall seconds by stage. Stages must not nest; on CUDA the device is waited for at both ends, so that a stage pays for its own
-    kernels."""
+    """Seconds by stage. Stages of one thread must not nest; several threads may add to stages of their own names."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+        self._seconds: dict[str, float] = defaultdict(float)
         self._device = device
+        self._running: list[tuple[str, Any, Any]] = []  # kernels that were launched, with the events around them
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage; of kernels, those that have ended."""
+        running, self._running = self._running, []
+        for name, start, end in running:
+            if end.query():
+                self._seconds[name] += start.elapsed_time(end) / 1000
+            else:
+                self._running.append((name, start, end))
+        return dict(self._seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to ``name``."""
+        """Add the wall time of the block to ``name``; on CUDA the device is waited for at both ends, so that a stage pays for its own
+        kernels."""
         self._wait()
+        with self.host(name):
+            try:
+                yield
+            finally:
+                self._wait()
+
+    @contextmanager
+    def host(self, name: str) -> Iterator[None]:
+        """Add the wall time of the block to ``name``, whatever the device does meanwhile."""
         start_s = time.perf_counter()
         try:
             yield
         finally:
-            self._wait()
-            self.seconds[name] += time.perf_counter() - start_s
+            self._seconds[name] += time.perf_counter() - start_s
+
+    @contextmanager
+    def kernels(self, name: str) -> Iterator[None]:
+        """Add to ``name`` the device's time from the block's first kernel to its last, without waiting for it; on the CPU, wall time."""
+        if self._device != "cuda":
+            with self.host(name):
+                yield
+            return
+        import torch
+
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        try:
+            yield
+        finally:
+            end.record()
+            self._running.append((name, start, end))
 
     def record(self) -> dict[str, float]:
-        """Return ``{"<stage>_s": seconds}``, rounded to the millisecond."""
+        """Return ``{"<stage>_s": seconds}``, rounded to the millisecond; waits for kernels that are running."""
+        if self._running:
+            self._wait()
         return {f"{name}_s": round(seconds, 3) for name, seconds in self.seconds.items()}
 
     def _wait(self) -> None:

@@ -81,7 +81,8 @@ def test_all_asks_every_question_that_needs_no_data(monkeypatch: pytest.MonkeyPa
     asked: list[str] = []
     for name in ("store_speed", "featurize_speed", "train_speed", "token_fidelity"):
 
-        def measure(*, smoke: bool, record: bool, name: str = name) -> dict[str, bool]:
+        def measure(*, smoke: bool, record: bool, cases: tuple[str, ...] = (), name: str = name) -> dict[str, bool]:
+            assert cases == ()
             asked.append(name)
             return {"smoke": smoke, "record": record}
 

@@ -30,10 +30,21 @@ def test_they_are_made_anew_with_the_same_bytes_and_leave_the_random_state_alone
 def test_they_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = embedded_folder()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    for name in ("_make_generator", "_make_clip", "_make_vit"):
+    for name in ("_make_generator", "_make_clip", "_make_vit", "_make_tiny"):
         monkeypatch.delattr(embedded, name)
     assert embedded_folder() == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_the_tiny_decoder_is_made_last_and_the_models_before_it_do_not_depend_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {name: data for name, data in _files(embedded_folder()).items() if not name.startswith("tiny/")}
+    assert {name.partition("/")[0] for name in others} == {"generator", "clip-demo", "vit-demo"}
+    assert len(others) < len(_files(embedded_folder()))
+    monkeypatch.setenv("LUGPI_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "_make_tiny", lambda _: None)
+    assert _files(embedded_folder()) == others
 
 
 def test_a_making_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +75,9 @@ def test_they_are_small_safetensors_and_the_generator_has_the_parts_of_stable_di
     }
 
 
-@pytest.mark.parametrize("path", ["clip-demo/open_clip_model.safetensors", "vit-demo/model.safetensors"])
+@pytest.mark.parametrize(
+    "path", ["clip-demo/open_clip_model.safetensors", "vit-demo/model.safetensors", "tiny/diffusion_pytorch_model.safetensors"]
+)
 def test_their_weights_are_finite_and_not_constant(path: str) -> None:
     weights = load_file(embedded_folder() / path)
     assert all(value.isfinite().all() for value in weights.values())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, InputError, nearest
+from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest
 
 
 def test_an_input_error_says_got_expected_and_what_to_do() -> None:
@@ -19,7 +19,7 @@ def test_an_input_error_is_a_value_error() -> None:
 
 
 def test_the_exit_codes_are_those_the_readme_names() -> None:
-    assert (EXIT_OK, EXIT_INCOMPLETE, EXIT_BAD_INPUT, EXIT_INTERRUPTED) == (0, 1, 2, 130)
+    assert (EXIT_OK, EXIT_INCOMPLETE, EXIT_BAD_INPUT, EXIT_SIGNAL) == (0, 1, 2, 128)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("imbd", "imdb"), ("cwi-new", "cwi-news"), ("20news", "20ng")])

@@ -25,7 +25,7 @@ CORPUS = Corpus(
     ),
     license="none",
 )
-TABLE = ExampleTable(drawing=np.array([0, 1, 0]), prompt_cut=np.array([False, True, False]), corpus_fingerprint=CORPUS.fingerprint())
+TABLE = ExampleTable(drawings=np.array([[0], [1], [0]]), prompt_cut=np.array([False, True, False]), corpus_fingerprint=CORPUS.fingerprint())
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_anybody_reads_the_table_with_h5py_and_ids_keep_their_letters(store: Pat
 
 
 def test_the_table_replaces_the_one_before(store: Path) -> None:
-    write_example_table(store, CORPUS, dataclasses.replace(TABLE, drawing=np.array([2, 1, 0])))
+    write_example_table(store, CORPUS, dataclasses.replace(TABLE, drawings=np.array([[2], [1], [0]])))
     assert read_example_table(store, CORPUS).drawing.tolist() == [2, 1, 0]
 
 
@@ -179,9 +179,23 @@ def _forge(store: Path, columns: dict[str, Any]) -> None:
 DRAWING, CUT = np.array([0, 1, 0], "<i8"), np.zeros(3, "u1")
 
 
+def test_several_drawings_an_example_are_all_in_the_table_and_the_first_of_them_is_its_drawing(tmp_path: Path) -> None:
+    table = dataclasses.replace(TABLE, drawings=np.array([[0, 1], [2, 3], [0, 1]]))
+    write_example_table(tmp_path, CORPUS, table)
+    with h5py.File(tmp_path / EXAMPLES) as file:
+        assert file["drawings"][:].tolist() == [[0, 1], [2, 3], [0, 1]]
+        assert file["drawing"][:].tolist() == [0, 2, 0]
+    found = read_example_table(tmp_path, CORPUS)
+    assert (found.drawings.tolist(), found.drawing.tolist()) == ([[0, 1], [2, 3], [0, 1]], [0, 2, 0])
+
+
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
+        ({"drawing": DRAWING, "drawings": DRAWING, "prompt_cut": CUT}, "without a plain drawings"),
+        ({"drawing": DRAWING, "drawings": DRAWING[:2, None], "prompt_cut": CUT}, "without a plain drawings"),
+        ({"drawing": DRAWING, "drawings": DRAWING[:, None][:, :0], "prompt_cut": CUT}, "with drawing 0"),
+        ({"drawing": np.int64(3), "prompt_cut": CUT}, "without a plain drawing"),
         ({"drawing": DRAWING}, "without a plain prompt_cut for each example"),
         ({"prompt_cut": CUT}, "without a plain drawing for each example"),
         ({"drawing": DRAWING[:2], "prompt_cut": CUT}, "without a plain drawing"),
@@ -190,7 +204,19 @@ DRAWING, CUT = np.array([0, 1, 0], "<i8"), np.zeros(3, "u1")
         ({"drawing": DRAWING - 1, "prompt_cut": CUT}, "with drawing -1; expected rows counted from 0"),
         ({"drawing": np.array([0, 1, 1 << 63], "<u8"), "prompt_cut": CUT}, "with drawing -9223372036854775808"),
     ],
-    ids=["no prompt_cut", "no drawing", "too short", "two dimensions", "letters", "negative", "beyond int64"],
+    ids=[
+        "drawings of one dimension",
+        "too few drawings",
+        "no drawings",
+        "a scalar",
+        "no prompt_cut",
+        "no drawing",
+        "too short",
+        "two dimensions",
+        "letters",
+        "negative",
+        "beyond int64",
+    ],
 )
 def test_a_sealed_table_of_another_make_is_refused(store: Path, columns: dict[str, Any], told: str) -> None:
     _forge(store, columns)

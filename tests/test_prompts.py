@@ -26,16 +26,16 @@ def _plan(prompts: list[str], seed: int = 0) -> DrawingPlan:
 def test_examples_with_the_same_prompt_share_a_drawing_in_the_order_of_the_first() -> None:
     plan = _plan(["sea", "dune", "sea", "sea ", "dune"])
     assert plan.prompts == ("sea", "dune", "sea ")
-    assert plan.drawing_of_example.tolist() == [0, 1, 0, 2, 1]
-    assert plan.drawing_of_example.dtype == plan.seeds.dtype == np.int64
+    assert plan.prompt_of_example.tolist() == [0, 1, 0, 2, 1]
+    assert plan.prompt_of_example.dtype == plan.seeds.dtype == np.int64
     assert len(plan) == len(plan.seeds) == 3
-    assert plan.saved == 2
+    assert plan.spared == 2
 
 
 @given(PROMPTS)
 def test_every_example_finds_its_own_prompt_among_the_drawings(prompts: list[str]) -> None:
     plan = _plan(prompts)
-    assert [plan.prompts[drawing] for drawing in plan.drawing_of_example] == prompts
+    assert [plan.prompts[drawing] for drawing in plan.prompt_of_example] == prompts
     assert len(set(plan.prompts)) == len(plan.prompts)
 
 
@@ -66,7 +66,7 @@ def test_the_fingerprint_changes_with_any_prompt_its_order_and_the_seed_and_with
 
 def test_the_fingerprint_changes_with_a_single_seed() -> None:
     base = _plan(["sea", "dune"])
-    other = DrawingPlan(prompts=base.prompts, seeds=base.seeds + np.array([0, 1]), drawing_of_example=base.drawing_of_example)
+    other = DrawingPlan(prompts=base.prompts, seeds=base.seeds + np.array([0, 1]), prompt_of_example=base.prompt_of_example)
     assert other.fingerprint() != base.fingerprint()
 
 
@@ -74,3 +74,13 @@ def test_the_fingerprint_changes_with_a_single_seed() -> None:
 def test_an_empty_prompt_is_refused_by_the_name_of_its_example(prompt: str) -> None:
     with pytest.raises(InputError, match=r"got an empty prompt in example row-1; expected some words to draw; remove or fill that row"):
         _plan(["sea", prompt])
+
+
+def test_several_images_of_a_text_lie_side_by_side_and_the_first_is_the_one_of_a_single_image() -> None:
+    one, three = _plan(["sea", "dune", "sea"]), plan_drawings(_corpus(["sea", "dune", "sea"]), seed=0, images_per_text=3)
+    assert three.drawings.tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert (len(three), three.spared) == (6, 3)
+    assert three.seeds[::3].tolist() == one.seeds.tolist()
+    assert len(set(three.seeds.tolist())) == 6
+    assert [three.prompt_of(drawing) for drawing in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert three.fingerprint() != one.fingerprint()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cli import BenchmarkOptions, RealInputOptions
+from benchmarks.cli import BenchmarkOptions, DrawingOptions, PicturesOptions, RealInputOptions
 from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
 from lugpi_core.command_line import parse
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
@@ -21,7 +21,11 @@ TRAIN = {
     "tables": TablesOptions,
 }
 FEATURIZE = {"verify": VerifyOptions, "info": InfoOptions}
-BENCHMARKS = dict.fromkeys(("store", "fidelity", "featurize", "train", "all"), BenchmarkOptions) | {"real": RealInputOptions}
+BENCHMARKS = dict.fromkeys(("store", "fidelity", "featurize", "train", "all"), BenchmarkOptions) | {
+    "featurize": DrawingOptions,
+    "pictures": PicturesOptions,
+    "real": RealInputOptions,
+}
 
 
 def commands() -> list[str]:

@@ -1,9 +1,10 @@
 """Drawing and decoding, held against the pipelines of diffusers; the same picture for the same prompt in any batch."""
 
+import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,12 @@ import diffusers
 import pytest
 import torch
 import transformers
-from diffusers.models import attention_processor
 
 from featurize import text_to_image
 from featurize.embedded import embedded_folder
 from featurize.generators import Generator, find_generator, generator_settings
 from featurize.prompts import drawing_seed
-from featurize.text_to_image import TextToImage
+from featurize.text_to_image import TextToImage, prompts_are_cut
 from lugpi_core.device import Compute, resolve_compute
 from lugpi_core.errors import InputError
 
@@ -64,13 +64,19 @@ def _drawer(wanted: str, compute: Compute, **overrides: Any) -> TextToImage:
     return TextToImage(_generator(wanted, **overrides), compute, attention="auto")
 
 
+def _draw(drawer: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+    with drawer.text_encoder_on_device():
+        embeddings = drawer.encode_prompts(prompts)
+    return drawer.draw(embeddings, seeds)
+
+
 def _noise(seeds: list[int], shape: tuple[int, ...] = (4, 8, 8)) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
 
 
 def _images(drawer: TextToImage, batch: int) -> torch.Tensor:
     blocks = [slice(start, start + batch) for start in range(0, len(PROMPTS), batch)]
-    return torch.cat([drawer.decode(drawer.draw(PROMPTS[block], SEEDS[block])) for block in blocks])
+    return torch.cat([drawer.decode(_draw(drawer, PROMPTS[block], SEEDS[block])) for block in blocks])
 
 
 def test_a_row_is_the_same_image_in_batches_of_one_four_and_fourteen(demo: TextToImage) -> None:
@@ -82,13 +88,13 @@ def test_a_row_is_the_same_image_in_batches_of_one_four_and_fourteen(demo: TextT
 
 
 def test_the_picture_depends_on_the_prompt_and_on_the_seed(demo: TextToImage) -> None:
-    same, other_prompt, other_seed = demo.draw(["cat", "a dog on a hill", "cat"], [1, 1, 2])
+    same, other_prompt, other_seed = _draw(demo, ["cat", "a dog on a hill", "cat"], [1, 1, 2])
     assert (same - other_prompt).abs().max() > 1e-3
     assert (same - other_seed).abs().max() > 0.1
 
 
 def test_a_batch_whose_neighbours_change_keeps_the_row(demo: TextToImage) -> None:
-    one, other = demo.draw(["cat", "dog"], [1, 2]), demo.draw(["cat", LONG], [1, 3])
+    one, other = _draw(demo, ["cat", "dog"], [1, 2]), _draw(demo, ["cat", LONG], [1, 3])
     assert (one[0] - other[0]).abs().max() <= 1e-4
 
 
@@ -111,12 +117,12 @@ def _pipeline_says(drawer: TextToImage, prompts: list[str], seeds: list[int], **
 def test_draw_is_what_the_pipeline_gives_for_the_same_noise(demo: TextToImage) -> None:
     prompts = ["a cat", CUT, "x " * 76, "y" * 300]
     expected = _pipeline_says(demo, prompts, [3, 4, 5, 6], safety_checker=None)
-    assert torch.equal(demo.draw(prompts, [3, 4, 5, 6]), expected)
+    assert (_draw(demo, prompts, [3, 4, 5, 6]) - expected).abs().max() <= 1e-5
 
 
 def test_decode_is_the_pipelines_own_decoding_and_postprocessing(demo: TextToImage) -> None:
     pipeline = demo._pipeline
-    latents = demo.draw(PROMPTS[:3], SEEDS[:3])
+    latents = _draw(demo, PROMPTS[:3], SEEDS[:3])
     with torch.inference_mode():
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
     expected = pipeline.image_processor.postprocess(decoded, output_type="pt")
@@ -144,7 +150,7 @@ def test_a_decoder_that_overflows_gives_nan_and_no_black_or_white_picture(
 
 
 def test_latents_that_are_not_finite_give_images_that_are_not(demo: TextToImage) -> None:
-    latents = demo.draw(PROMPTS[:2], SEEDS[:2]).clone()
+    latents = _draw(demo, PROMPTS[:2], SEEDS[:2]).clone()
     latents[0] = torch.nan
     images = demo.decode(latents)
     assert images[0].isnan().all()
@@ -156,20 +162,20 @@ def test_a_prompt_of_77_tokens_is_whole_and_one_of_78_is_cut(demo: TextToImage) 
     whole, cut = "word " * 18 + "abc", "word " * 18 + "abcd"
     assert [len(tokenizer(prompt)["input_ids"]) for prompt in (whole, cut)] == [77, 78]
     assert tokenizer.model_max_length == 77
-    assert demo.prompt_is_cut([whole, cut, "a", LONG, whole]).tolist() == [False, True, False, True, False]
+    assert prompts_are_cut(demo.generator, [whole, cut, "a", LONG, whole]).tolist() == [False, True, False, True, False]
 
 
 def test_cut_prompts_are_told_in_a_corpus_of_more_than_a_thousand(demo: TextToImage) -> None:
-    cut = demo.prompt_is_cut(["a"] * 1030 + ["x" * 76])
+    cut = prompts_are_cut(demo.generator, ["a"] * 1030 + ["x" * 76])
     assert (cut.shape, cut.sum(), cut[-1]) == ((1031,), 1, True)
-    assert demo.prompt_is_cut([]).shape == (0,)
+    assert prompts_are_cut(demo.generator, []).shape == (0,)
 
 
 def test_any_text_is_drawn(demo: TextToImage) -> None:
-    latents = demo.draw(STRANGE, list(range(len(STRANGE))))
+    latents = _draw(demo, STRANGE, list(range(len(STRANGE))))
     assert latents.shape == (len(STRANGE), 4, 8, 8)
     assert latents.isfinite().all()
-    assert demo.prompt_is_cut(STRANGE).tolist()[:2] == [True, False]
+    assert prompts_are_cut(demo.generator, STRANGE).tolist()[:2] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -182,22 +188,18 @@ def test_the_words_kept_have_the_tokens_the_encoder_reads(demo: TextToImage, pro
     assert tokenizer(kept, truncation=True)["input_ids"] == tokenizer(prompt, truncation=True)["input_ids"]
 
 
-def test_the_pipeline_is_spared_what_it_would_cut_off(demo: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_is_spared_what_it_would_cut_off(demo: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(demo, "_pipeline", _Recorder(demo._pipeline, seen))
-    demo.draw([LONG, "short one"], [1, 2])
-    assert seen == [" ".join(["word"] * 77), "short one"]
+    kind = type(demo._pipeline.tokenizer)
+    whole = kind.__call__
 
+    def watched(self: Any, prompts: list[str], **how: Any) -> Any:
+        seen.extend(prompts)
+        return whole(self, prompts, **how)
 
-class _Recorder:
-    def __init__(self, pipeline: Any, seen: list[str]) -> None:
-        self.tokenizer = pipeline.tokenizer
-        self._pipeline = pipeline
-        self._seen = seen
-
-    def __call__(self, **how: Any) -> Any:
-        self._seen.extend(how["prompt"])
-        return self._pipeline(**how)
+    monkeypatch.setattr(kind, "__call__", watched)
+    _draw(demo, [LONG, "short one"], [1, 2])
+    assert [prompt for prompt in seen if prompt] == [" ".join(["word"] * 77), "short one"]
 
 
 @contextmanager
@@ -212,9 +214,64 @@ def _unet_rows(drawer: TextToImage) -> Iterator[list[int]]:
 def test_the_unet_reads_each_row_once_without_guidance_and_twice_with_it(compute: Compute, guidance: float, passes: int) -> None:
     drawer = _drawer("demo", compute, guidance=guidance, steps=3)
     with _unet_rows(drawer) as rows:
-        drawer.draw(PROMPTS[:5], SEEDS[:5])
+        _draw(drawer, PROMPTS[:5], SEEDS[:5])
     assert rows == [5 * passes] * 3
     assert sum(rows) == 5 * 3 * passes
+
+
+def test_what_is_asked_between_the_steps_ends_a_drawing_before_the_next_one(demo: TextToImage) -> None:
+    asked: list[int] = []
+
+    def stop() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    with demo.text_encoder_on_device():
+        embeddings = demo.encode_prompts(["a"])
+    with _unet_rows(demo) as rows, pytest.raises(KeyboardInterrupt):
+        demo.draw(embeddings, [1], between=stop)
+    assert rows == [2, 2]
+    asked.clear()
+    demo.draw(embeddings.rows([0, 0]), [1, 2], between=lambda: asked.append(1))
+    assert len(asked) == demo.generator.settings.steps
+
+
+def test_the_empty_prompt_is_read_once_however_often_prompts_are(compute: Compute) -> None:
+    drawer, read = _drawer("demo", compute), []
+    drawer._pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    for prompts in (["a", "b", "c"], ["d"]):
+        with drawer.text_encoder_on_device():
+            assert drawer.encode_prompts(prompts).tokens_PLD.shape == (len(prompts), 77, 64)
+    assert read == [1, 3, 1]
+
+
+def test_embeddings_are_joined_and_chosen_by_row() -> None:
+    parts = [text_to_image.PromptEmbeddings(tokens_PLD=torch.rand(n, 3, 2), pooled_PE=torch.rand(n, 5)) for n in (1, 2)]
+    joined = text_to_image.PromptEmbeddings.joined(parts)
+    chosen = joined.rows([2, 0, 2])
+    assert chosen.pooled_PE is not None
+    assert joined.pooled_PE is not None
+    assert torch.equal(chosen.tokens_PLD, torch.stack([parts[1].tokens_PLD[1], parts[0].tokens_PLD[0], parts[1].tokens_PLD[1]]))
+    assert torch.equal(chosen.pooled_PE, joined.pooled_PE[[2, 0, 2]])
+    assert text_to_image.PromptEmbeddings.joined([text_to_image.PromptEmbeddings(tokens_PLD=torch.rand(1, 3, 2))]).pooled_PE is None
+
+
+def test_in_float32_a_half_precision_generator_draws_as_one_of_float32_and_is_itself_again_afterwards(compute: Compute) -> None:
+    half = TextToImage(_generator(), dataclasses.replace(compute, dtype="bfloat16"))
+    parts = [half._pipeline.unet, half._pipeline.vae, half._pipeline.text_encoder]
+    weights = [[one.clone() for one in part.state_dict().values()] for part in parts]
+    before = _draw(half, PROMPTS[:2], SEEDS[:2])
+    assert before.dtype == torch.bfloat16
+    with half.in_float32():
+        drawn = _draw(half, PROMPTS[:2], SEEDS[:2])
+        assert half.decode(drawn).isfinite().all()
+    assert drawn.dtype == torch.float32
+    assert (drawn - before).abs().max() > 1e-4  # bfloat16 rounds, so it was computed otherwise
+    assert all(one.dtype == torch.bfloat16 for part in parts for one in part.parameters())
+    for part, own in zip(parts, weights, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(part.state_dict().values(), own, strict=True))
+    assert torch.equal(_draw(half, PROMPTS[:2], SEEDS[:2]), before)
 
 
 @pytest.mark.parametrize(
@@ -245,47 +302,7 @@ def test_the_scheduler_is_the_one_that_is_asked_for(tmp_path: Path, compute: Com
     assert type(found) is expected
     assert {name: found.config[name] for name in own} == own
     assert not found.config.get("clip_sample")
-    assert drawer.draw(["a"], [1]).isfinite().all()
-
-
-def test_xformers_on_the_cpu_is_refused(compute: Compute) -> None:
-    with pytest.raises(InputError, match=r"got --attention xformers on cpu; expected a CUDA device .*; use --attention sdpa"):
-        TextToImage(_generator(), compute, attention="xformers")
-
-
-@pytest.mark.parametrize("wanted", ["auto", "sdpa"])
-def test_the_recorded_attention_is_what_the_unet_has(compute: Compute, wanted: text_to_image.AttentionChoice) -> None:
-    drawer = TextToImage(_generator(), compute, attention=wanted)
-    processors = drawer._pipeline.unet.attn_processors
-    assert len(processors) == 8
-    assert all(type(one) is attention_processor.AttnProcessor2_0 for one in processors.values())
-    assert drawer.attention == "AttnProcessor2_0"
-
-
-@pytest.mark.parametrize(("wanted", "recorded"), [("auto", "XFormersAttnProcessor"), ("sdpa", "AttnProcessor2_0")])
-def test_where_xformers_runs_it_is_taken_unless_sdpa_is_asked_for(
-    compute: Compute, monkeypatch: pytest.MonkeyPatch, wanted: text_to_image.AttentionChoice, recorded: str
-) -> None:
-    pipeline = TextToImage(_generator(), compute, attention="sdpa")._pipeline
-    monkeypatch.setattr("diffusers.utils.is_xformers_available", lambda: True)
-    switch = "enable_xformers_memory_efficient_attention"
-    monkeypatch.setattr(pipeline.unet, switch, lambda: pipeline.unet.set_attn_processor(attention_processor.XFormersAttnProcessor()))
-    assert text_to_image._set_attention(pipeline, wanted, torch.device("cuda")) == recorded
-
-
-def test_an_xformers_that_does_not_run_leaves_auto_with_pytorchs_kernels_and_refuses_its_own_name(
-    compute: Compute, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline = TextToImage(_generator(), compute, attention="sdpa")._pipeline
-    monkeypatch.setattr("diffusers.utils.is_xformers_available", lambda: True)
-
-    def fail() -> None:
-        raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
-
-    monkeypatch.setattr(pipeline.unet, "enable_xformers_memory_efficient_attention", fail)
-    assert text_to_image._set_attention(pipeline, "auto", torch.device("cuda")) == "AttnProcessor2_0"
-    with pytest.raises(InputError, match=r"--attention xformers, which does not run here \(No operator found"):
-        text_to_image._set_attention(pipeline, "xformers", torch.device("cuda"))
+    assert _draw(drawer, ["a"], [1]).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -354,19 +371,19 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def test_stable_diffusion_xl_is_drawn_and_decoded_by_the_same_code(sdxl: Path, compute: Compute) -> None:
     drawer = _drawer(str(sdxl), compute, steps=2, guidance=5.0)
     assert drawer.generator.pipeline_class == "StableDiffusionXLPipeline"
-    latents = drawer.draw(["a cat", CUT], [3, 4])
-    assert torch.equal(latents, _pipeline_says(drawer, ["a cat", CUT], [3, 4]))
+    latents = _draw(drawer, ["a cat", CUT], [3, 4])
+    assert (latents - _pipeline_says(drawer, ["a cat", CUT], [3, 4])).abs().max() <= 1e-5
     pipeline = drawer._pipeline
     with torch.inference_mode():
         mean, std = (torch.tensor(pipeline.vae.config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
         decoded = pipeline.vae.decode(latents * std / pipeline.vae.config.scaling_factor + mean, return_dict=False)[0]
     assert (drawer.decode(latents) - pipeline.image_processor.postprocess(decoded, output_type="pt")).abs().max() <= 1e-6
-    assert drawer.prompt_is_cut(["a cat", CUT]).tolist() == [False, True]
+    assert prompts_are_cut(drawer.generator, ["a cat", CUT]).tolist() == [False, True]
 
 
 def test_only_the_decoder_of_stable_diffusion_xl_stays_in_float32_beside_a_half_precision_unet(sdxl: Path) -> None:
     folders = {"sdxl": sdxl, "sd": embedded_folder() / "generator"}
-    loaded = {name: text_to_image._load(_generator(str(folder)), torch.float16) for name, folder in folders.items()}
+    loaded = {name: text_to_image._load(_generator(str(folder)), torch.float16, None) for name, folder in folders.items()}
     assert {name: (one.unet.dtype, one.vae.dtype) for name, one in loaded.items()} == {
         "sdxl": (torch.float16, torch.float32),
         "sd": (torch.float16, torch.float16),

@@ -52,7 +52,7 @@ def _fill(store: Path, name: str, flagged: tuple[int, ...] = ()) -> None:
 
 
 def _finish(store: Path) -> None:
-    table = ExampleTable(drawing=np.array([3]), prompt_cut=np.array([True]), corpus_fingerprint=CORPUS.fingerprint())
+    table = ExampleTable(drawings=np.array([[3]]), prompt_cut=np.array([True]), corpus_fingerprint=CORPUS.fingerprint())
     write_example_table(store, CORPUS, table)
     write_view(store)
 

@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _fill(store, "latents", (4, 2, 2))
     _fill(store, "unfinished", (2, 3), shards=2)
     _fill(store, "begun", (2, 3), shards=0)
-    table = ExampleTable(drawing=np.array([3, 1]), prompt_cut=np.array([True, False]), corpus_fingerprint=CORPUS.fingerprint())
+    table = ExampleTable(drawings=np.array([[3], [1]]), prompt_cut=np.array([True, False]), corpus_fingerprint=CORPUS.fingerprint())
     write_example_table(store, CORPUS, table)
     write_view(store)
     return store
@@ -164,7 +164,7 @@ def _new_column(store: Path) -> None:
 
 
 def _new_table(store: Path) -> None:
-    table = ExampleTable(drawing=np.array([3, 2]), prompt_cut=np.array([True, False]), corpus_fingerprint=CORPUS.fingerprint())
+    table = ExampleTable(drawings=np.array([[3], [2]]), prompt_cut=np.array([True, False]), corpus_fingerprint=CORPUS.fingerprint())
     write_example_table(store, CORPUS, table)
 
 

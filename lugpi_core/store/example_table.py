@@ -1,4 +1,7 @@
-"""``examples.h5``: which drawing belongs to which example, with its label, split, id and whether its prompt was cut."""
+"""``examples.h5``: which drawings belong to which example, with its label, split, id and whether its prompt was cut.
+
+Shapes: N examples, K drawings each.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,25 +23,32 @@ class ExampleTable:
     """One row an example, in the corpus's order.
 
     Attributes:
-        drawing: int64 [N], the row of the example's drawing in every column.
+        drawings: int64 [N, K], the rows of the example's drawings in every column.
         prompt_cut: bool [N], True where the prompt was longer than the generator's text encoder reads.
         corpus_fingerprint: ``Corpus.fingerprint()`` of the corpus the table was made from.
     """
 
-    drawing: NDArray[np.int64]
+    drawings: NDArray[np.int64]
     prompt_cut: NDArray[np.bool_]
     corpus_fingerprint: str
+
+    @property
+    def drawing(self) -> NDArray[np.int64]:
+        """The row of each example's first drawing, int64 [N]."""
+        return self.drawings[:, 0]
 
 
 def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> None:
     """Write ``examples.h5``, whole or not at all. ``split`` counts 0 train, 1 validation, 2 test; ``id`` is UTF-8 of fixed length, what
-    UTF-8 cannot say in it escaped."""
+    UTF-8 cannot say in it escaped. ``drawing`` is the first drawing; where there are several, ``drawings`` [N, K] are all of them."""
     split_numbers = {split: number for number, split in enumerate(SPLITS)}
 
     def build(file: Any) -> None:
         file.attrs["corpus"] = np.bytes_(corpus.name.encode())
         file.attrs["corpus_fingerprint"] = np.bytes_(table.corpus_fingerprint)
         file["drawing"] = table.drawing.astype("<i8")
+        if table.drawings.shape[1] > 1:
+            file["drawings"] = table.drawings.astype("<i8")
         file["label"] = np.array([example.label for example in corpus.examples], "<i8")
         file["split"] = np.array([split_numbers[example.split] for example in corpus.examples], "u1")
         file["id"] = np.array([example.id.encode(errors="backslashreplace") for example in corpus.examples], "S")
@@ -60,14 +70,15 @@ def read_example_table(store: Path, corpus: Corpus) -> ExampleTable:
     about, arrays = read_sealed(path)
     if about.get("corpus_fingerprint") != corpus.fingerprint():
         raise _other_corpus(str(about.get("corpus")), corpus)
-    columns = {name: arrays.get(name) for name in ("drawing", "prompt_cut")}
-    for name, column in columns.items():
-        if column is None or column.shape != (len(corpus.examples),) or column.dtype.kind not in "iu":
+    arrays.setdefault("drawings", np.atleast_1d(arrays.get("drawing", np.zeros(0)))[:, None])  # one an example needs no second table
+    for name, dimensions in (("drawing", 1), ("prompt_cut", 1), ("drawings", 2)):
+        column = arrays.get(name)
+        if column is None or column.shape[:1] != (len(corpus.examples),) or column.ndim != dimensions or column.dtype.kind not in "iu":
             raise InputError(got=f"{path} without a plain {name} for each example", expected="the table as lugpi wrote it", do=_AGAIN)
-    drawing, prompt_cut = arrays["drawing"].astype(np.int64), arrays["prompt_cut"].astype(bool)
-    if int(drawing.min()) < 0:
-        raise InputError(got=f"{path} with drawing {drawing.min()}", expected="rows counted from 0", do=_AGAIN)
-    return ExampleTable(drawing=drawing, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
+    drawings, prompt_cut = arrays["drawings"].astype(np.int64), arrays["prompt_cut"].astype(bool)
+    if drawings.shape[1] < 1 or int(drawings.min()) < 0:
+        raise InputError(got=f"{path} with drawing {drawings.min(initial=0)}", expected="rows counted from 0", do=_AGAIN)
+    return ExampleTable(drawings=drawings, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
 
 
 def _other_corpus(found: str, corpus: Corpus) -> InputError:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 LATENTS = "latents"
+TINY = "-tiny"  # ends the name of a column whose images the tiny decoder made
 PREFETCH_BYTES = 32 << 20
 Rows = Sequence[int] | NDArray[np.int64]
 

@@ -280,6 +280,11 @@ def flagged_rows(flags: NDArray[np.uint8]) -> dict[str, str]:
     return {str(row): FLAG_REASONS.get(int(flags[row]), f"flag {flags[row]}") for row in np.flatnonzero(flags)}
 
 
+def flag_of(reason: str) -> int:
+    """Return the flag that ``flagged_rows`` gave this reason for."""
+    return next((flag for flag, why in FLAG_REASONS.items() if why == reason), FLAG_NOT_FINITE)
+
+
 def read_dataset(path: Path, layout: ShardLayout, name: str, offset: int | None = None) -> NDArray[Any]:
     """Return one dataset of a whole shard, which starts at ``offset``, or where this version of HDF5 puts it."""
     shape, dtype = layout.datasets[name]

@@ -18,7 +18,7 @@ from lugpi_core.store.inspection import structure_faults
 from lugpi_core.store.layout import FLAGS, ShardLayout
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest, shard_name
-from lugpi_core.store.reader import LATENTS
+from lugpi_core.store.reader import LATENTS, TINY
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset, sha256_of
 from lugpi_core.store.view import VIEW, view_is_current
@@ -135,11 +135,14 @@ def flags_of_the_maker(store: Path, column: str) -> dict[str, Any] | None:
     own = _stated(store / column)
     if own is not None:
         return own.get("made_by")
-    for folder in column_folders(store):
-        flags = (_stated(folder) or {}).get("made_by")
-        if isinstance(flags, dict):
-            return flags if column == LATENTS else {**flags, "encoders": [column]}
-    return None
+    stated = [(_stated(folder) or {}).get("made_by") for folder in column_folders(store)]
+    others = [flags for flags in stated if isinstance(flags, dict)]
+    if not others or column == LATENTS:
+        return others[0] if others else None
+    if column.endswith(TINY) and not any(column in flags.get("encoders", ()) for flags in others):
+        tiny = [flags for flags in others if flags.get("decoder") not in (None, "full")]
+        return {**(tiny[0] if tiny else others[0] | {"decoder": "tiny"}), "encoders": [column.removesuffix(TINY)]}
+    return {**others[0], "encoders": [column], "decoder": "full"}
 
 
 def shown_rows(rows: Iterable[int]) -> str:

@@ -36,6 +36,7 @@ def race(folder: Path, small: Small, writers: int, chance: random.Random) -> dic
     assert ends == [processes.DONE] * (writers - 1), ends
     check_complete(store, small)
     taken_over = [at_s - died_s for _, _, pid, at_s in log.lines() if pid != victim and at_s > died_s]
+    assert log.wasted(small.block, small.shard_rows, small.rows) == 0
     return {"redone": log.redone(), "takeover_s": min(taken_over), "working": len({pid for _, _, pid, _ in log.lines()})}
 
 

@@ -1,28 +1,43 @@
-"""A small store, filled by featurize's own loop with doubles for the models: every value is a function of its row's number."""
+"""A small store, filled by featurize's own loop with doubles for the models: every value is a function of its row's number.
+
+Rows this small would all wait to be written while the next are made; so that a kill costs what it costs where rows are large, no more than
+``WAITING_BLOCKS`` blocks of latents and tokens may wait.
+"""
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.pipeline import Job, Models, Work, fill
+from featurize import output
+from featurize.batches import Batches
+from featurize.blocks import Models, Work
+from featurize.pipeline import Job, fill
+from featurize.prompts import DrawingPlan
+from featurize.text_to_image import PromptEmbeddings
 from lugpi_core.meters import StageTimes
 from lugpi_core.store.layout import SCALE, Dtype, ShardLayout
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest
 from lugpi_core.store.quantize import quantize
 from lugpi_core.store.reader import ColumnReader
-from lugpi_core.store.shard import check_record
+from lugpi_core.store.shard import ShardWriter, check_record
 from lugpi_core.store.writer import ColumnWriter
 
 LATENT_SHAPE, TOKEN_SHAPE = (1, 2, 4), (3, 8)
+WAITING_BLOCKS = 2
+MOST_IN_FLIGHT = WAITING_BLOCKS + 1  # what a kill may cost: those, the first of which is being written, and the one that is being made
+AGAIN, WROTE = "again", "wrote"  # of a failed row that is made once more, alone; of a row that is written
 LOST_ROW, CONSTANT_ROW = 5, 7  # one whose latents are not finite, one whose picture has one value everywhere
 
 # A fork after a second thread was started could inherit a lock that nobody gives back.
@@ -90,7 +105,7 @@ def flagged(spec: ColumnSpec) -> dict[int, str]:
 
 
 class Log:
-    """An append-only file outside the store: a line for each block that is begun, whoever begins it."""
+    """An append-only file outside the store: a line for each block that is begun and each row that is written, whoever does it."""
 
     def __init__(self, path: Path, pause: Callable[[], None] = lambda: None) -> None:
         self.path = path
@@ -98,33 +113,70 @@ class Log:
 
     def begin(self, stage: str, first_row: int) -> None:
         """Write down that a block is begun, then pause."""
-        descriptor = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        os.write(descriptor, f"{stage} {first_row} {os.getpid()} {time.monotonic()}\n".encode())
-        os.close(descriptor)
+        self._append([(stage, first_row)])
         self._pause()
+
+    def wrote(self, what: str, rows: Iterable[int]) -> None:
+        """Write down that rows of a column are written."""
+        self._append([(f"{WROTE}-{what}", row) for row in rows])
 
     def lines(self) -> list[tuple[str, int, int, float]]:
         """Return (stage, first row, process, time) of each block begun."""
+        return [line for line in self._lines() if line[0] in ("draw", "encode")]
+
+    def redone(self) -> int:
+        """Return how many blocks were begun again, in whatever stage: one that is drawn and encoded again counts once each time."""
+        again: Counter[int] = Counter()
+        for (_, row), times in Counter(line[:2] for line in self.lines()).items():
+            again[row] = max(again[row], times - 1)
+        return again.total()
+
+    def wasted(self, block: int, shard_rows: int, rows: int) -> int:
+        """Return how many blocks were drawn or encoded when all their rows were written already."""
+        made_of, there, wasted = {"draw": "latents", "encode": "tokens"}, set[tuple[str, int]](), 0
+        for stage, row, _, _ in self._lines():
+            if stage in made_of:
+                end = min(row + block, row // shard_rows * shard_rows + shard_rows, rows)
+                wasted += all((f"{WROTE}-{made_of[stage]}", one) in there for one in range(row, end))
+            there.add((stage, row))
+        return wasted
+
+    def _append(self, lines: list[tuple[str, int]]) -> None:
+        descriptor = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.write(descriptor, "".join(f"{stage} {row} {os.getpid()} {time.monotonic()}\n" for stage, row in lines).encode())
+        os.close(descriptor)
+
+    def _lines(self) -> list[tuple[str, int, int, float]]:
         if not self.path.exists():
             return []
         parts = [line.split() for line in self.path.read_text().splitlines()]
         return [(stage, int(row), int(pid), float(at_s)) for stage, row, pid, at_s in parts]
 
-    def redone(self) -> int:
-        """Return how many blocks were begun again, by stage."""
-        begun = [line[:2] for line in self.lines()]
-        return len(begun) - len(set(begun))
-
 
 class _Drawing:
-    """The double of the generator."""
+    """The double of the generator: an embedding is the number of its prompt's row, twice."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
+        self._again = False
 
-    def draw(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
-        assert len(prompts) == len(seeds)
-        self._log.begin("draw", min(seeds))
+    @contextmanager
+    def text_encoder_on_device(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        self._again = True
+        yield
+        self._again = False
+
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        return PromptEmbeddings(tokens_PLD=torch.tensor([[[float(prompt)] * 2] for prompt in prompts]))
+
+    def draw(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, between: Callable[[], None]) -> torch.Tensor:
+        between()
+        assert embeddings.tokens_PLD[:, 0, 0].tolist() == list(seeds), "each drawing has the prompt of its row"
+        self._log.begin(AGAIN if self._again else "draw", min(seeds))
         return latents_of(seeds)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -136,34 +188,59 @@ class _Encoder:
 
     def __init__(self, log: Log) -> None:
         self._log = log
+        self._again = False
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        self._again = True
+        yield
+        self._again = False
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        self._log.begin("encode", int(np.nanmin(images[:, 0, 0, 0].numpy())))
+        self._log.begin(AGAIN if self._again else "encode", int(images[0, 0, 0, 0]))
         return encode(images)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    prompts: tuple[str, ...]
-    seeds: NDArray[np.int64]
+class _LoggedColumn(ColumnWriter):
+    """A column that writes down which rows it has written."""
+
+    def __init__(self, store: Path, spec: ColumnSpec, log: Log) -> None:
+        super().__init__(store, spec)
+        self._log = log
+
+    def claim(self, shard: int) -> ShardWriter | None:
+        file = super().claim(shard)
+        if file is not None:
+            write, first_row = file.write, file.layout.first_row
+
+            def logged(first: int, values: NDArray[Any], *rest: Any) -> None:
+                write(first, values, *rest)
+                self._log.wrote(self.spec.what, range(first_row + first, first_row + first + len(values)))
+
+            file.write = logged  # type: ignore[method-assign]
+        return file
 
 
 def fill_store(store: Path, small: Small, log: Log) -> None:
     """Fill both columns as featurize does: claim, write blocks, commit, refresh, wait for what others are writing."""
-    plan = _Plan(prompts=("",) * small.rows, seeds=np.arange(small.rows))
+    rows = np.arange(small.rows)
+    plan = DrawingPlan(prompts=tuple(map(str, rows.tolist())), seeds=rows, prompt_of_example=rows)
     models = Models(text_to_image=cast(Any, _Drawing(log)), encoders={"clip": cast(Any, _Encoder(log))})
     job = Job(
         store=store,
-        plan=cast(Any, plan),
+        plan=plan,
         generator=cast(Any, None),
-        encoders=(),
+        encoders={},
         compute=cast(Any, None),
         columns=small.specs,
         batch_size=small.block,
     )
-    writers = open_writers(store, small)
-    for _ in fill(job, writers, models, Work(times=StageTimes())):
-        pass
+    writers = {spec.name: _LoggedColumn(store, spec, log) for spec in small.specs}
+    sizes = dict.fromkeys(("prompt", "denoise", "decode", "encode"), small.block)
+    waiting_bytes = WAITING_BLOCKS * sum(spec.layout(0).bytes_of(spec.what, small.block) for spec in small.specs)
+    with patch.object(output, "MOST_WAITING_BYTES", waiting_bytes):
+        for _ in fill(job, writers, models, Work(times=StageTimes(), batches=Batches(sizes))):
+            pass
     for writer in writers.values():
         writer.add_sha256()
 

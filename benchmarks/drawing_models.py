@@ -1,0 +1,241 @@
+"""Generators and encoders of the real architectures with random weights, built from their sizes alone: nothing is downloaded.
+
+What a model costs depends on its shapes, not on what it has learned; what it draws means nothing. Modules are built on the meta device,
+where they take no memory, and their weights are written part by part in the formats that diffusers, transformers and open_clip load.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featurize.embedded import embedded_folder
+from lugpi_core.files import whole_folder
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+_SEED = 0
+_CONTEXT = 77
+_OPENAI_MEAN, _OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSizes:
+    """Sizes of a Stable Diffusion 2 text encoder; the default is the real one, the text tower of OpenCLIP's ViT-H/14."""
+
+    vocabulary: int = 49408
+    width: int = 1024
+    hidden: int = 4096
+    layers: int = 23
+    heads: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingSizes:
+    """Sizes of a Stable Diffusion 2 pipeline; the defaults are the real ones.
+
+    Attributes:
+        px: side of the images it was made for; the latents are an eighth of it.
+        prediction_type: what the UNet says: the noise, or the velocity (768 px).
+        unet_heads: attention heads by level, which diffusers calls ``attention_head_dim``.
+    """
+
+    px: int = 512
+    prediction_type: str = "epsilon"
+    unet_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    unet_heads: tuple[int, ...] = (5, 10, 20, 20)
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+    text: TextSizes = field(default_factory=TextSizes)
+
+
+SD2_512 = DrawingSizes(px=512)
+SD2_768 = DrawingSizes(px=768, prediction_type="v_prediction")
+# A stand-in with every part of the real one, for runs that only show that the line holds.
+SMALL = DrawingSizes(
+    px=64,
+    unet_channels=(32, 32, 64, 64),
+    unet_heads=(1, 1, 2, 2),
+    vae_channels=(32, 32, 64, 64),
+    text=TextSizes(vocabulary=514, width=64, hidden=128, layers=2, heads=4),
+)
+
+
+def meta_unet(sizes: DrawingSizes) -> nn.Module:
+    """Return the UNet on the meta device."""
+    allow_torchvision_import()
+    from diffusers import UNet2DConditionModel
+
+    return _on_meta(
+        lambda: UNet2DConditionModel(
+            sample_size=sizes.px // 8,
+            block_out_channels=sizes.unet_channels,
+            layers_per_block=2,
+            cross_attention_dim=sizes.text.width,
+            attention_head_dim=sizes.unet_heads,
+            use_linear_projection=True,
+        )
+    )
+
+
+def meta_vae(sizes: DrawingSizes) -> nn.Module:
+    """Return the VAE, encoder and decoder, on the meta device."""
+    allow_torchvision_import()
+    from diffusers import AutoencoderKL
+
+    return _on_meta(
+        lambda: AutoencoderKL(
+            sample_size=sizes.px,
+            block_out_channels=sizes.vae_channels,
+            down_block_types=("DownEncoderBlock2D",) * len(sizes.vae_channels),
+            up_block_types=("UpDecoderBlock2D",) * len(sizes.vae_channels),
+            layers_per_block=2,
+            norm_num_groups=32,
+            latent_channels=4,
+        )
+    )
+
+
+def meta_text_encoder(sizes: TextSizes) -> nn.Module:
+    """Return the text encoder on the meta device."""
+    allow_torchvision_import()
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        projection_dim=sizes.width // 2,
+        hidden_act="gelu",
+        max_position_embeddings=_CONTEXT,
+        # Those of the embedded tokenizer, which stands in for the real one: texts are as long, and the vocabulary only lies there.
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    return _on_meta(lambda: CLIPTextModel(config))
+
+
+def meta_tiny_decoder() -> nn.Module:
+    """Return TAESD on the meta device: diffusers' own defaults."""
+    allow_torchvision_import()
+    from diffusers import AutoencoderTiny
+
+    return _on_meta(AutoencoderTiny)
+
+
+def meta_clip(architecture: str) -> nn.Module:
+    """Return the open_clip model of that name on the meta device, its ``visual`` in real size."""
+    allow_torchvision_import()
+    import open_clip
+
+    return _on_meta(lambda: open_clip.CLIP(**_clip_config(architecture)))
+
+
+def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
+    """Write a diffusers folder with random weights of ``dtype`` and return it: 2.6 GB in float16, 5.2 GB in float32 for the real sizes."""
+    allow_torchvision_import()
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=sizes.prediction_type,
+    )
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    with whole_folder(folder) as partial:
+        (partial / "model_index.json").write_text(json.dumps(index))
+        scheduler.save_pretrained(partial / "scheduler")
+        shutil.copytree(embedded_folder() / "generator" / "tokenizer", partial / "tokenizer")
+        _write_diffusers(partial / "unet", meta_unet(sizes), dtype)
+        _write_diffusers(partial / "vae", meta_vae(sizes), dtype)
+        text_encoder: Any = meta_text_encoder(sizes.text)
+        _write_weights(partial / "text_encoder" / "model.safetensors", text_encoder, dtype)
+        text_encoder.config.architectures = ["CLIPTextModel"]
+        text_encoder.config.save_pretrained(partial / "text_encoder")
+    return folder
+
+
+def tiny_decoder_folder(folder: Path, dtype: torch.dtype) -> Path:
+    """Write TAESD's architecture with random weights, as diffusers loads it, and return the folder."""
+    with whole_folder(folder) as partial:
+        _write_diffusers(partial, meta_tiny_decoder(), dtype)
+    return folder
+
+
+def encoder_folder(folder: Path, architecture: str, dtype: torch.dtype) -> Path:
+    """Write an open_clip folder of ``architecture`` (ViT-B-32, ViT-B-16, ViT-L-14, …) with random weights and return it.
+
+    The image tower is real; the text tower, which nobody calls, is small.
+    """
+    preprocess = {"mean": _OPENAI_MEAN, "std": _OPENAI_STD, "interpolation": "bicubic"}
+    config = {"model_cfg": _clip_config(architecture), "preprocess_cfg": preprocess}
+    with whole_folder(folder) as partial:
+        _write_weights(partial / "open_clip_model.safetensors", meta_clip(architecture), dtype)
+        (partial / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _clip_config(architecture: str) -> dict[str, Any]:
+    import open_clip
+
+    config = open_clip.get_model_config(architecture)
+    assert config is not None, architecture
+    small_text = {"context_length": _CONTEXT, "vocab_size": 512, "width": 64, "heads": 4, "layers": 1}
+    return {**config, "text_cfg": small_text, "quick_gelu": True}  # OpenAI's weights have it
+
+
+def _on_meta(make: Callable[[], Any]) -> nn.Module:
+    with torch.device("meta"):
+        module: nn.Module = make()
+    return module
+
+
+def _write_diffusers(folder: Path, model: Any, dtype: torch.dtype) -> None:
+    _write_weights(folder / "diffusion_pytorch_model.safetensors", model, dtype)
+    model.save_config(folder)
+
+
+def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_random_weights(model, dtype), path, metadata={"format": "pt"})
+
+
+def _random_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return a state that keeps activations near one through any depth, so that float16 holds them.
+
+    Matrices and kernels are normal with the variance of their fan-in's inverse; norms are the identity, biases zero.
+    """
+    random = torch.Generator().manual_seed(_SEED)
+    weights = {}
+    for name, like in model.state_dict().items():
+        if like.ndim < 2 and name.endswith("bias"):
+            weights[name] = torch.zeros(like.shape, dtype=dtype)
+        elif like.ndim < 2 and name.endswith("weight"):
+            weights[name] = torch.ones(like.shape, dtype=dtype)
+        else:
+            fan_in = max(1, math.prod(like.shape[1:]))
+            weights[name] = torch.empty(like.shape, dtype=dtype).normal_(std=fan_in**-0.5, generator=random)
+    return weights

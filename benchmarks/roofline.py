@@ -1,0 +1,59 @@
+"""How many images a second the arithmetic alone allows: the device's speed on large matrix products over the FLOPs of an image."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from benchmarks.plain_diffusers import Drawings
+from featurize.counted_work import DECODE, DENOISE, PROMPT, StageWork, counted_work
+
+# Side of the square matrices: large enough to keep every core busy, small enough for a second.
+_SIDE = {"cuda": 8192, "cpu": 2048}
+_ROUNDS = 5
+_PRODUCTS_A_ROUND = {"cuda": 20, "cpu": 1}
+
+
+def flops_per_image(work: Mapping[str, StageWork], *, steps: int, guided: bool) -> float:
+    """Return the FLOPs of one drawing: its prompt once, the UNet ``steps`` times (twice as often when guided), and everything else once.
+
+    Args:
+        work: ``counted_work`` of the generator and the encoders.
+        steps: denoising steps.
+        guided: whether each step reads the latent with the prompt and without.
+    """
+    once = sum(stage.flops for name, stage in work.items() if name not in (PROMPT, DENOISE, DECODE))
+    return work[PROMPT].flops + work[DENOISE].flops * steps * (2 if guided else 1) + work[DECODE].flops + once
+
+
+def roof(peak_flops: float, drawings: Drawings) -> float:
+    """Return the images/s at which the device would do nothing but the drawings' FLOPs at its peak."""
+    return peak_flops / flops_per_image(work_of(drawings), steps=drawings.generator.settings.steps, guided=drawings.guided)
+
+
+def work_of(drawings: Drawings) -> dict[str, StageWork]:
+    """Return what a row of the drawings costs in each stage, counted from the configurations."""
+    dtype = str(drawings.dtype).removeprefix("torch.")
+    return counted_work(drawings.generator, drawings.encoders, dtype=dtype, decoder_folder=drawings.tiny_decoder)
+
+
+def measured_peak_flops(device: str, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of large matrix products on the device, the best of some rounds."""
+    side, products = _SIDE[device], _PRODUCTS_A_ROUND[device]
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    rounds_s = [_round_s(left, right, products) for _ in range(_ROUNDS + 1)]
+    return 2 * side**3 * products / min(rounds_s[1:])
+
+
+def _round_s(left: torch.Tensor, right: torch.Tensor, products: int) -> float:
+    _wait(left)
+    start_s = time.perf_counter()
+    for _ in range(products):
+        left @ right
+    _wait(left)
+    return time.perf_counter() - start_s
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,149 @@
+"""A small decoder in the place of the generator's own: TAESD, an AutoencoderTiny of diffusers.
+
+Source: Ollin Boer Bohan, Tiny AutoEncoder for Stable Diffusion, github.com/madebyollin/taesd: distilled from the decoder of Stable
+Diffusion 1 and 2, or from that of XL. It takes the latents as the UNet leaves them, not divided by the generator's scaling factor (its own,
+``config.scaling_factor``, is 1), and gives images in about [-1, 1], as every decoder of diffusers. It bounds the latents by a tanh first:
+an infinite latent makes a finite picture, so whether a drawing is finite is to be asked of the latents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featurize.generators import Generator
+from lugpi_core.errors import InputError, nearest
+from lugpi_core.files import read_json
+from lugpi_core.fingerprint import digest, hash_file
+from lugpi_core.model_files import local_model_folder, reason
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+_FULL, _TINY = "full", "tiny"
+_SOURCES: Mapping[str, str] = {"StableDiffusionPipeline": "madebyollin/taesd", "StableDiffusionXLPipeline": "madebyollin/taesdxl"}
+_CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderFiles:
+    """A decoder whose files are found and fit the generator; nothing is loaded yet. ``revision`` None = a folder of the user's."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    weights_hash: str
+    license: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the image of a given latent, but for the dtype."""
+        return {"name": self.name, "revision": self.revision, "weights": self.weights_hash}
+
+
+def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:
+    """Return the decoder that a name means, downloading it when it is not here; None for the generator's own.
+
+    Args:
+        wanted: ``full`` = the generator's own; ``tiny`` = the TAESD that was made for the generator's latents (for the embedded generator,
+            the embedded one); ``tiny=FOLDER`` = the AutoencoderTiny in that folder.
+        generator: whose latents are to be decoded.
+
+    Raises:
+        InputError: unknown name, files out of reach, another class of model, weights that are not safetensors, or a decoder for latents
+            of other channels or another size.
+    """
+    if wanted == _FULL:
+        return None
+    name, is_given, folder = wanted.partition("=")
+    if name != _TINY or (is_given and not (folder and Path(folder).is_dir())):
+        raise InputError(
+            got=f"--decoder {wanted}",
+            expected="full, tiny, or tiny=FOLDER with an existing folder",
+            do="check the folder's name" if name == _TINY else nearest(name, (_FULL, _TINY)),
+        )
+    try:
+        if is_given:
+            return _described(_TINY, Path(folder), None, "see the model's own card", generator)
+        return _described(*_made_for(generator), generator)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            got=f"--decoder {wanted}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
+        ) from None
+
+
+def _made_for(generator: Generator) -> tuple[str, Path, str | None, str]:
+    """Return name, folder, revision and licence of the tiny decoder for a generator's latents."""
+    if generator.name == "demo":
+        from featurize.embedded import embedded_folder
+
+        # Another folder may bear the name too (demo=FOLDER); its latents are not for a decoder of random weights.
+        if generator.folder == embedded_folder() / "generator":
+            return "taesd-demo", embedded_folder() / "tiny", None, "Apache-2.0"
+    source = _SOURCES[generator.pipeline_class]
+    folder = local_model_folder(source, patterns=(_CONFIG, _WEIGHTS), flag="--decoder tiny, which is")
+    revision = None if Path(source).is_dir() else folder.name  # the hub's cache keeps each commit in a folder of its name
+    return source.partition("/")[2], folder, revision, "MIT"
+
+
+def _described(name: str, folder: Path, revision: str | None, license: str, generator: Generator) -> DecoderFiles:
+    config = read_json(folder / _CONFIG)
+    if config.get("_class_name") != "AutoencoderTiny":
+        raise InputError(
+            got=f"{folder} ({config.get('_class_name', 'no model of diffusers')})", expected="AutoencoderTiny", do="choose another decoder"
+        )
+    _check_fit(folder, config, generator)
+    if not (folder / _WEIGHTS).is_file():
+        raise InputError(
+            got=f"{folder} without {_WEIGHTS}",
+            expected="weights as safetensors (pickled weights are not read)",
+            do="save the decoder again with save_pretrained()",
+        )
+    # The hub's repository holds other files too, which a copy of it may bring; these two are what is loaded.
+    weights_hash = digest([(part, hash_file(folder / part)) for part in (_CONFIG, _WEIGHTS)])
+    return DecoderFiles(name=name, folder=folder, revision=revision, weights_hash=weights_hash, license=license)
+
+
+def _check_fit(folder: Path, config: Mapping[str, Any], generator: Generator) -> None:
+    """Compare latent channels and upsampling. The defaults are those of AutoencoderTiny, whose configurations may leave them out."""
+    channels, side, _ = generator.latent_shape
+    factor = config.get("upsampling_scaling_factor", 2) ** (len(config.get("num_decoder_blocks", (3, 3, 3, 1))) - 1)
+    found = {
+        "latents of {} channels": (config.get("latent_channels", 4), channels),
+        "images of {} px": (side * factor, generator.size_px),
+        "images of {} colours": (config.get("out_channels", 3), 3),
+    }
+    for what, (got, expected) in found.items():
+        if got != expected:
+            raise InputError(
+                got=f"{folder}, a decoder for {what.format(got)}",
+                expected=f"{what.format(expected)}, as the generator {generator.name} has",
+                do="choose a decoder that was made for this generator, or --decoder full",
+            )
+
+
+def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
+    """Return the AutoencoderTiny on the CPU, in eval mode, without gradients.
+
+    ``decode(latents_BChw, return_dict=False)[0]`` is the images [B, 3, H, W] of latents in the dtype.
+
+    Raises:
+        InputError: the weights do not load or do not fit the configuration.
+    """
+    allow_torchvision_import()
+    from diffusers import AutoencoderTiny
+    from safetensors import SafetensorError
+
+    try:
+        decoder, loaded = AutoencoderTiny.from_pretrained(
+            files.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        # diffusers tells a logger of them and leaves them without values.
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            got=f"{files.folder}, which does not load ({reason(error)})",
+            expected="a whole AutoencoderTiny folder with safetensors weights",
+            do="download it again",
+        ) from None
+    return decoder.eval().requires_grad_(False)

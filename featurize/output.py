@@ -1,0 +1,138 @@
+"""From the device to the disk without holding up the drawing: copies to page-locked memory, and a thread that writes.
+
+Shapes: B rows.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lugpi_core.meters import StageTimes
+from lugpi_core.store.quantize import quantize
+from lugpi_core.store.shard import ShardWriter
+
+# Rows on their way to the disk: what the slowest card makes while a shard is made final, and what a kill may cost.
+MOST_WAITING_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a block as they go to the disk: values [B, ...], flags uint8 [B], float32 scales [B, T] where the column is int8."""
+
+    values: torch.Tensor
+    flags_B: torch.Tensor
+    scales_BT: torch.Tensor | None = None
+
+
+def stored_form(values_B: torch.Tensor, flags_B: torch.Tensor, dtype: str) -> Rows:
+    """Return rows as a column keeps them: what is flagged is zeros, int8 has its scales. Nothing leaves the device."""
+    good = torch.where((flags_B == 0).view(-1, *[1] * (values_B.ndim - 1)), values_B, 0)
+    if dtype == "int8":
+        values, scales_BT = quantize(good)
+        return Rows(values=values, flags_B=flags_B, scales_BT=scales_BT)
+    return Rows(values=good.to(torch.float16), flags_B=flags_B)
+
+
+class Output:
+    """A thread that writes what it is given, in that order. Holds at most ``MOST_WAITING_BYTES`` of rows; what fails there is raised here,
+    at a later call, and nothing after it is done."""
+
+    def __init__(self, times: StageTimes) -> None:
+        self._times = times
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="output")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._failed = False
+        self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
+
+    def put(self, work: Callable[[], None], size_bytes: int = 0) -> None:
+        """Have the work done after all that was put before, which holds so many bytes; wait first when that is too much."""
+        while self._waiting and (self._waiting[0][0].done() or self._held_bytes() + size_bytes > MOST_WAITING_BYTES):
+            self._await_one("stall")
+        self._waiting.append((self._thread.submit(self._unless_failed, work), size_bytes))
+
+    def put_rows(self, file: ShardWriter, first: int, rows: Rows) -> None:
+        """Have rows of a block written from local row ``first`` on, those of them that the shard lacks."""
+        arrive = self._to_host(rows)
+
+        def write() -> None:
+            with self._times.host("copy"):
+                values, flags, scales = arrive()
+            with self._times.host("write"):
+                for start, stop in runs(np.flatnonzero(~file.valid[first : first + len(values)])):
+                    part = slice(start, stop)
+                    file.write(first + start, values[part], flags[part], None if scales is None else scales[part])
+
+        self.put(write, rows.values.nbytes)
+
+    def drain(self) -> None:
+        """Wait until all is done, and raise what has failed."""
+        while self._waiting:
+            self._await_one("finish")
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # After an interruption too: what has been made is written.
+        try:
+            if kind is None:
+                self.drain()
+        finally:
+            self._thread.shutdown()
+
+    def _await_one(self, stage: str) -> None:
+        future, _ = self._waiting[0]
+        if not future.done():
+            with self._times.host(stage):
+                future.exception()
+        self._waiting.popleft()
+        future.result()
+
+    def _held_bytes(self) -> int:
+        return sum(size_bytes for _, size_bytes in self._waiting)
+
+    def _unless_failed(self, work: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            work()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _to_host(self, rows: Rows) -> Callable[[], tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.float32] | None]]:
+        """Begin to copy rows to the host; return what waits for them."""
+        tensors = [rows.values, rows.flags_B, *([] if rows.scales_BT is None else [rows.scales_BT])]
+        arrived: torch.cuda.Event | None = None
+        if rows.values.is_cuda:
+            assert self._stream is not None
+            # A stream of its own, so that the copy runs beside the next block's kernels.
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                copies = [torch.empty_like(one, device="cpu", pin_memory=True).copy_(one, non_blocking=True) for one in tensors]
+                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                arrived.record()
+            for one in tensors:
+                one.record_stream(self._stream)
+            tensors = copies
+
+        def arrive() -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.float32] | None]:
+            if arrived is not None:
+                arrived.synchronize()
+            values, flags, *scales = [one.numpy() for one in tensors]
+            return values, flags, scales[0] if scales else None
+
+        return arrive
+
+
+def runs(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return ascending numbers as half-open runs: [0, 1, 2, 5] → [(0, 3), (5, 6)]."""
+    breaks = np.flatnonzero(np.diff(numbers) > 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks) if len(run)]

@@ -1,0 +1,222 @@
+"""Memory that lacks, at any stage and from any number of rows on: the run halves and goes on, and ends with the same rows."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from featurize import cli, planning
+from featurize.cli import main
+from featurize.image_encoder import ImageEncoder, find_encoder
+from featurize.options import FeaturizeOptions
+from featurize.text_to_image import TextToImage
+from lugpi_core.device import Compute
+from lugpi_core.store.reader import ColumnReader
+
+ROWS, SHARD, BATCH, TEXTS = 24, 12, 8, 12
+STAGES: dict[str, tuple[Any, str]] = {
+    "prompt": (TextToImage, "encode_prompts"),
+    "denoise": (TextToImage, "draw"),
+    "decode": (TextToImage, "decode"),
+    "encode": (ImageEncoder, "encode"),
+}
+COLUMNS = ("latents", "clip-demo", "vit-demo")
+SMALL: dict[str, Any] = {"generator": "demo", "steps": 2, "size_px": 32, "batch_size": BATCH, "shard_rows": SHARD}
+# In the words of the libraries that meet it.
+WORDS = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8."),
+    MemoryError("std::bad_alloc"),
+)
+
+
+class _Memory:
+    """Lets calls fail: ``lacks(stage, rows, done)`` tells whether one of so many rows does, after so many rows of the stage were done."""
+
+    def __init__(self, lacks: Callable[[str, int, int], bool], patch: pytest.MonkeyPatch) -> None:
+        self._lacks = lacks
+        self.failures, self.done = Counter[str](), Counter[str]()
+        for stage, (owner, name) in STAGES.items():
+            patch.setattr(owner, name, self._limited(stage, getattr(owner, name)))
+
+    def _limited(self, stage: str, whole: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self_: Any, *given: Any, **named: Any) -> Any:
+            rows = len(given[-1])
+            if self._lacks(stage, rows, self.done[stage]):
+                self.failures[stage] += 1
+                raise WORDS[sum(self.failures.values()) % len(WORDS)]
+            result = whole(self_, *given, **named)
+            self.done[stage] += rows
+            return result
+
+        return call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "own.csv"
+    path.write_text("text,label\n" + "".join(f"picture number {n},{'ab'[n % 2]}\n" for n in range(ROWS)))
+    return path
+
+
+def _featurize(table: Path, run: Path) -> dict[str, Any]:
+    return cli.featurize(FeaturizeOptions(dataset=str(table), run_dir=run, encoders=("demo",), **SMALL))
+
+
+def _arguments(table: Path, run: Path) -> list[str]:
+    flags = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return ["--dataset", str(table), "--run-dir", str(run), "--encoders", "vit-demo", *flags]
+
+
+@pytest.fixture(scope="module")
+def well(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("well")
+    assert _featurize(table, run)["batches"]["halvings"] == []
+    return run
+
+
+def _check(run: Path, well: Path, columns: tuple[str, ...] = COLUMNS) -> None:
+    for column in columns:
+        found, wanted = ColumnReader(run / "tokens", column), ColumnReader(well / "tokens", column)
+        assert found.flagged == wanted.flagged == {}
+        assert np.abs(found.gather(range(ROWS)).astype(float) - wanted.gather(range(ROWS))).max() <= 0.02
+
+
+def _limited_run(table: Path, run: Path, limits: dict[str, int]) -> Counter[str]:
+    """Run with at most so many rows a call; return how often each stage failed."""
+    with pytest.MonkeyPatch.context() as patch:
+        memory = _Memory(lambda stage, rows, _: rows > limits.get(stage, ROWS), patch)
+        figures = _featurize(table, run)
+    assert figures["complete"]
+    assert figures["rows"] == {"prompts": ROWS, "drawn": ROWS, "decoded": ROWS, "encoded": 2 * ROWS, "redone": 0}
+    assert Counter(one["stage"] for one in figures["batches"]["halvings"]) == memory.failures
+    for stage, limit in limits.items():
+        assert memory.failures[stage] <= math.log2(TEXTS if stage == "prompt" else BATCH)
+        assert figures["batches"]["rows"][stage] <= limit or not memory.failures[stage]
+    return memory.failures
+
+
+def test_whatever_fits_at_whichever_stage_the_run_ends_with_the_same_rows(
+    table: Path, well: Path, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
+) -> None:
+    """In the short form all stages lack memory in one run, each of them at every limit in one of the runs."""
+    limits = [{stage: (n + 3 * k) % BATCH + 1 for k, stage in enumerate(STAGES)} for n in range(BATCH)]
+    if campaign(0, 1):
+        limits += [{stage: limit} for stage in STAGES for limit in range(1, (TEXTS if stage == "prompt" else BATCH) + 1)]
+    failures = Counter[str]()
+    for n, one in enumerate(limits):
+        failures += _limited_run(table, tmp_path / f"run-{n}", one)
+        _check(tmp_path / f"run-{n}", well)
+    assert failures.keys() == STAGES.keys()
+    report(
+        f"memory lacking: {len(limits)} runs, {sum(failures.values())} failed calls {dict(failures)}, never more than log2(B) of a stage "
+        "in a run, all stores complete and the same"
+    )
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_where_a_single_row_does_not_fit_what_is_written_is_kept_and_the_same_command_goes_on(
+    table: Path, well: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    arguments = _arguments(table, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        _Memory(lambda at, _, done: at == stage and done >= SHARD, patch)
+        assert main(arguments) == 2
+    captured = capsys.readouterr()
+    said = captured.err.splitlines()
+    assert captured.out == ""
+    assert said[-1].startswith(f"error: got too little memory for one row at a time ({stage}); expected a device that one image fits on")
+    assert "what is written is kept" in said[-1]
+    assert "Traceback" not in captured.err
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]["drawn"] == ROWS - SHARD
+    _check(tmp_path, well, ("latents", "vit-demo"))
+
+
+# Half precision on the CPU, which a user cannot ask for.
+HALF = Compute(device="cpu", device_name="CPU", dtype="bfloat16", threads=1)
+
+
+def _featurize_in_half(table: Path, run: Path) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "resolve_compute", lambda *_, **__: HALF)
+        return _featurize(table, run)
+
+
+@pytest.fixture(scope="module")
+def well_in_half(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("half")
+    assert _featurize_in_half(table, run)["compute"]["dtype"] == "bfloat16"
+    return run
+
+
+def _sick_latents(patch: pytest.MonkeyPatch) -> None:
+    """Let row 2 of every block be no number; drawn alone it is well."""
+    whole = TextToImage.draw
+
+    def draw(self: TextToImage, embeddings: Any, seeds: list[int], **how: Any) -> torch.Tensor:
+        latents = whole(self, embeddings, seeds, **how).clone()
+        if len(seeds) > 1:
+            assert latents.dtype == torch.bfloat16
+            latents[2] = torch.nan
+        return latents
+
+    patch.setattr(TextToImage, "draw", draw)
+
+
+@pytest.mark.parametrize("lacking", [None, *STAGES])
+def test_where_memory_lacks_for_the_float32_redo_its_rows_stay_flagged_and_all_others_are_the_same(
+    table: Path, well_in_half: Path, tmp_path: Path, lacking: str | None
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _sick_latents(patch)
+        _Memory(lambda stage, rows, _: stage == lacking and rows == 1, patch)  # blocks are of 8 and 4 rows, what is made again of one
+        figures = _featurize_in_half(table, tmp_path)
+    sick = [2, 10, 14, 22]
+    at = {None: (), "prompt": COLUMNS, "denoise": COLUMNS, "decode": COLUMNS[1:], "encode": COLUMNS[1:]}[lacking]
+    assert figures["failed_rows"] == {column: 4 * (column in at) for column in COLUMNS}
+    assert figures["rows"]["redone"] == (0 if lacking else 4)
+    for column in COLUMNS:
+        found, wanted = ColumnReader(tmp_path / "tokens", column), ColumnReader(well_in_half / "tokens", column)
+        assert list(found.flagged) == (sick if column in at else [])
+        sound = [row for row in range(ROWS) if row not in sick]
+        assert np.array_equal(found.gather(sound), wanted.gather(sound))
+        assert np.isfinite(found.gather(sick)).all()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tower", None])
+def test_models_that_do_not_fit_in_float32_are_in_their_own_dtype_and_bits_again(part: str | None) -> None:
+    options = FeaturizeOptions(dataset="demo", encoders=("vit-demo",), **SMALL)
+    generator = planning.find_generator("demo", planning.generator_settings("demo", {"size_px": options.size_px}), half=True)
+    drawer, encoder = TextToImage(generator, HALF), ImageEncoder(find_encoder("vit-demo"), HALF)
+    parts = {name: getattr(drawer._pipeline, name) for name in ("unet", "vae", "text_encoder")} | {"tower": encoder._tower}
+    before = {name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()}
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        if part is not None:
+            patch.setattr(parts[part], "float", lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+            stack.enter_context(pytest.raises(torch.OutOfMemoryError))
+        with drawer.in_float32(), encoder.in_float32():
+            assert part is None
+            assert {value.dtype for module in parts.values() for value in module.parameters()} == {torch.float32}
+    for name, module in parts.items():
+        found = module.state_dict()
+        assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in before[name].items())
+    assert encoder._dtype == torch.bfloat16

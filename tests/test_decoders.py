@@ -1,0 +1,274 @@
+"""Decoders by name: which TAESD fits which generator, what is refused before anything is loaded, and what it makes of latents."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from featurize.decoders import DecoderFiles, find_decoder, load_decoder
+from featurize.embedded import embedded_folder
+from featurize.generators import Generator, find_generator, generator_settings
+from lugpi_core.errors import InputError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Generator:
+    return find_generator("demo", generator_settings("demo", {}), half=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A TAESD folder to change at will."""
+    return Path(shutil.copytree(embedded_folder() / "tiny", tmp_path / "taesd"))
+
+
+@pytest.fixture(autouse=True)
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No model of the machine's own hub cache is in reach."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def _found(wanted: str, generator: Generator) -> DecoderFiles:
+    files = find_decoder(wanted, generator)
+    assert files is not None
+    return files
+
+
+def _edit_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; None removes one."""
+    changed = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+
+
+def _edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(folder / WEIGHTS)
+    edit(weights)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def test_full_is_the_generators_own(demo: Generator) -> None:
+    assert find_decoder("full", demo) is None
+
+
+def test_tiny_is_the_embedded_one_for_the_embedded_generator(demo: Generator) -> None:
+    files = _found("tiny", demo)
+    assert (files.name, files.folder, files.revision, files.license) == (
+        "taesd-demo",
+        embedded_folder() / "tiny",
+        None,
+        "Apache-2.0",
+    )
+    assert files.fingerprint() == {"name": "taesd-demo", "revision": None, "weights": files.weights_hash}
+
+
+def test_another_folder_of_the_name_demo_does_not_get_the_decoder_of_random_weights(demo: Generator, tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(demo, folder=tmp_path)
+    with pytest.raises(InputError, match=r"got --decoder tiny, which is madebyollin/taesd \("):
+        find_decoder("tiny", elsewhere)
+
+
+@pytest.mark.parametrize(("pipeline", "repository"), [("StableDiffusionPipeline", "taesd"), ("StableDiffusionXLPipeline", "taesdxl")])
+def test_tiny_is_found_in_the_hubs_cache_for_the_class_of_the_pipeline_with_its_commit(
+    demo: Generator, folder: Path, empty_hub_cache: Path, pipeline: str, repository: str
+) -> None:
+    cached = empty_hub_cache / f"models--madebyollin--{repository}"
+    shutil.copytree(folder, cached / "snapshots" / COMMIT)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    files = _found("tiny", dataclasses.replace(demo, name="sd", pipeline_class=pipeline))
+    assert (files.name, files.folder, files.revision, files.license) == (repository, cached / "snapshots" / COMMIT, COMMIT, "MIT")
+    assert files.fingerprint()["revision"] == COMMIT
+
+
+def test_tiny_out_of_reach_is_one_line(demo: Generator) -> None:
+    with pytest.raises(InputError, match=r"got --decoder tiny, which is madebyollin/taesdxl \(.*give its folder") as error:
+        find_decoder("tiny", dataclasses.replace(demo, name="sd", pipeline_class="StableDiffusionXLPipeline"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_the_users_is_taken(demo: Generator, folder: Path) -> None:
+    files = _found(f"tiny={folder}", demo)
+    assert (files.name, files.folder, files.revision, files.license) == ("tiny", folder, None, "see the model's own card")
+    assert files.weights_hash == _found("tiny", demo).weights_hash
+
+
+@pytest.mark.parametrize(
+    ("wanted", "do"),
+    [
+        ("tinny", "did you mean 'tiny'?"),
+        ("ful", "did you mean 'full'?"),
+        ("zzz", "choose one of full, tiny"),
+        ("", "choose one of full, tiny"),
+        ("full=folder", "did you mean 'full'?"),
+        ("tiny=", "check the folder's name"),
+        ("tiny=nowhere", "check the folder's name"),
+        ("tiny=madebyollin/taesd", "check the folder's name"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(demo: Generator, wanted: str, do: str) -> None:
+    with pytest.raises(InputError) as error:
+        find_decoder(wanted, demo)
+    assert str(error.value).split() == f"got --decoder {wanted}; expected full, tiny, or tiny=FOLDER with an existing folder; {do}".split()
+
+
+def test_a_model_of_another_class_is_refused(demo: Generator) -> None:
+    with pytest.raises(InputError, match=r"vae \(AutoencoderKL\); expected AutoencoderTiny; choose another decoder"):
+        find_decoder(f"tiny={embedded_folder() / 'generator' / 'vae'}", demo)
+    with pytest.raises(InputError, match=r"vit-demo \(no model of diffusers\); expected AutoencoderTiny"):
+        find_decoder(f"tiny={embedded_folder() / 'vit-demo'}", demo)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"latent_channels": 16},
+            r"taesd, a decoder for latents of 16 channels; expected latents of 4 channels, as the generator demo has;",
+        ),
+        ({"num_decoder_blocks": [1, 1, 1]}, r"a decoder for images of 32 px; expected images of 64 px"),
+        ({"upsampling_scaling_factor": 4}, r"a decoder for images of 512 px; expected images of 64 px"),
+        ({"out_channels": 4}, r"a decoder for images of 4 colours; expected images of 3 colours"),
+        ({"num_decoder_blocks": 3}, r"whose configuration lacks something \(TypeError"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_the_generator_is_refused(demo: Generator, folder: Path, changes: dict[str, Any], message: str) -> None:
+    _edit_json(folder / "config.json", **changes)
+    with pytest.raises(InputError, match=message):
+        find_decoder(f"tiny={folder}", demo)
+
+
+def test_what_a_configuration_leaves_out_is_what_diffusers_takes(demo: Generator, folder: Path) -> None:
+    silent = ("latent_channels", "num_decoder_blocks", "upsampling_scaling_factor", "out_channels")
+    _edit_json(folder / "config.json", **dict.fromkeys(silent))
+    assert find_decoder(f"tiny={folder}", demo) is not None
+    defaults = diffusers.AutoencoderTiny.from_config({}).config
+    assert (
+        defaults["latent_channels"],
+        len(defaults["num_decoder_blocks"]),
+        defaults["upsampling_scaling_factor"],
+        defaults["out_channels"],
+    ) == (4, 4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, r"got no file .*config\.json"),
+        ("config.json", b"{", r"config\.json, which is not JSON"),
+        ("config.json", b"[]", r"whose configuration lacks something"),
+        (WEIGHTS, None, r"taesd without diffusion_pytorch_model\.safetensors; expected weights as safetensors"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(demo: Generator, folder: Path, name: str, content: bytes | None, message: str) -> None:
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(InputError, match=message):
+        find_decoder(f"tiny={folder}", demo)
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_the_fingerprint_changes_with_the_files_that_are_loaded(demo: Generator, folder: Path, name: str) -> None:
+    before = _found(f"tiny={folder}", demo).fingerprint()
+    with (folder / name).open("ab") as file:
+        file.write(b"\n")
+    assert _found(f"tiny={folder}", demo).fingerprint() != before
+
+
+def test_the_fingerprint_stays_with_what_else_a_copy_of_the_repository_holds(demo: Generator, folder: Path) -> None:
+    before = _found(f"tiny={folder}", demo).fingerprint()
+    for name in ("taesd_decoder.safetensors", "diffusion_pytorch_model.bin", "README.md", "other.json"):
+        (folder / name).write_bytes(b"something else")
+    assert _found(f"tiny={folder}", demo).fingerprint() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_it_is_loaded_in_the_dtype_to_be_used_and_not_trained(demo: Generator, dtype: torch.dtype) -> None:
+    decoder = load_decoder(_found("tiny", demo), dtype)
+    assert isinstance(decoder, diffusers.AutoencoderTiny)
+    assert decoder.dtype == dtype
+    assert {(value.dtype, value.requires_grad, value.is_meta) for value in decoder.parameters()} == {(dtype, False, False)}
+    assert not any(module.training for module in decoder.modules())
+    # What a decoding says of the generator's own decoder holds for this one too.
+    assert (decoder.config.scaling_factor, decoder.config.get("latents_mean"), decoder.config.force_upcast) == (1.0, None, False)
+
+
+@torch.inference_mode()
+def test_it_decodes_latents_as_the_unet_leaves_them_to_images_of_the_generators_size(demo: Generator) -> None:
+    decoder = load_decoder(_found("tiny", demo), torch.float32)
+    latents = torch.randn(3, *demo.latent_shape, generator=torch.Generator().manual_seed(0))
+    images = decoder.decode(latents, return_dict=False)[0]
+    assert images.shape == (3, 3, 64, 64)
+    bounded = torch.tanh(latents / 3) * 3  # the network's own words: latents softly clamped to ±3, pixels in [0, 1]
+    assert torch.equal(images, decoder.decoder.layers(bounded) * 2 - 1)
+    assert (images[0] - images[1]).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_an_infinite_latent_makes_a_finite_picture_and_one_that_is_no_number_does_not(demo: Generator) -> None:
+    decoder = load_decoder(_found("tiny", demo), torch.float32)
+    latents = torch.zeros(2, *demo.latent_shape)
+    latents[0, 0, 0, 0], latents[1, 0, 0, 0] = torch.inf, torch.nan
+    infinite, no_number = decoder.decode(latents, return_dict=False)[0]
+    assert infinite.isfinite().all()
+    assert no_number.isnan().any()
+
+
+@torch.inference_mode()
+def test_it_gives_what_a_pipeline_gives_that_has_it_for_its_decoder(demo: Generator) -> None:
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo.folder, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    files = _found("tiny", demo)
+    pipeline.vae = diffusers.AutoencoderTiny.from_pretrained(files.folder)
+    noise = torch.randn(1, *demo.latent_shape, generator=torch.Generator().manual_seed(0))
+    how = {"latents": noise, "num_inference_steps": 2, "guidance_scale": 1.0}
+    latents = pipeline(["a cat"], output_type="latent", **how).images
+    expected = pipeline(["a cat"], output_type="pt", **how).images
+    image = load_decoder(files, torch.float32).decode(latents, return_dict=False)[0]
+    assert (image.div(2).add(0.5).clamp(0, 1) - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda weights: weights.pop("decoder.layers.0.weight"), r"no weights for decoder\.layers\.0\.weight and 0 more"),
+        (
+            lambda weights: weights.update({"decoder.layers.0.weight": torch.zeros(8, 4, 3, 3)}),
+            r"decoder\.layers\.0\.weight expected shape",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    demo: Generator, folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any], message: str
+) -> None:
+    _edit_weights(folder, edit)
+    files = _found(f"tiny={folder}", demo)
+    with pytest.raises(InputError, match=rf"got .*taesd, which does not load \(.*{message}.*expected a whole AutoencoderTiny folder"):
+        load_decoder(files, torch.float32)
+
+
+def test_weights_that_are_cut_off_or_gone_are_refused(demo: Generator, folder: Path) -> None:
+    files = _found(f"tiny={folder}", demo)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"taesd, which does not load \("):
+        load_decoder(files, torch.float32)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"taesd, which does not load \("):
+        load_decoder(files, torch.float32)
+
+
+def test_a_configuration_that_builds_no_model_is_refused(demo: Generator, folder: Path) -> None:
+    _edit_json(folder / "config.json", act_fn="nope")
+    with pytest.raises(InputError, match=r"taesd, which does not load \(activation function nope not found"):
+        load_decoder(_found(f"tiny={folder}", demo), torch.float32)

@@ -1,0 +1,324 @@
+"""Reuse of the UNet's deep features, held against the plain UNet whose deep output is put in by a hook."""
+
+import copy
+import math
+import re
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch.utils.flop_counter import FlopCounterMode
+
+from featurize.deepcache import DeepReuse
+from featurize.embedded import embedded_folder
+from lugpi_core.errors import InputError
+
+SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+SMALL = {"attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 4}
+SMALL_SD2 = SD2 | SMALL | {"block_out_channels": (8, 16, 16, 16)}
+SMALL_SDXL = SMALL | {
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 16,
+}
+KINDS = ("demo", "sd2", "sdxl")
+Unet = Any
+Inputs = dict[str, Any]
+
+
+def _unet(kind: str) -> Unet:
+    """Return a UNet of one's own, of the same weights at every call."""
+    return copy.deepcopy(_made(kind))
+
+
+@cache
+def _made(kind: str) -> Unet:
+    if kind == "demo":
+        return diffusers.UNet2DConditionModel.from_pretrained(embedded_folder() / "generator" / "unet").eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return diffusers.UNet2DConditionModel(**{"sd2": SMALL_SD2, "sdxl": SMALL_SDXL}[kind]).eval()
+
+
+def _inputs(unet: Unet, seed: int, *, rows: int = 2, side: int = 8, device: str = "cpu") -> Inputs:
+    """Return what a pipeline gives the UNet at one step; noise, text and timestep follow the seed."""
+    noise = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=noise).to(device)
+
+    config = unet.config
+    inputs: Inputs = {
+        "sample": drawn(rows, 4, side, side),
+        "timestep": torch.tensor(900 - 100 * seed, device=device),
+        "encoder_hidden_states": drawn(rows, 77, config.cross_attention_dim),
+    }
+    if config.addition_embed_type:
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {"text_embeds": drawn(rows, pooled), "time_ids": torch.full((rows, 6), float(side), device=device)}
+    return inputs
+
+
+@torch.inference_mode()
+def _out(unet: Unet, inputs: Inputs) -> torch.Tensor:
+    out: torch.Tensor = unet(**inputs, return_dict=False)[0]
+    return out
+
+
+def _deep_blocks(unet: Unet) -> list[Any]:
+    return [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
+
+
+def _reference(unet: Unet, inputs: list[Inputs], every: int) -> list[torch.Tensor]:
+    """Return the outputs of the plain UNet whose last deep block's output is replaced, between whole steps, by that of the last of them."""
+    outputs, kept = [], []
+
+    def replace(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        if number % every == 0:
+            kept[:] = [output]
+        return kept[0]
+
+    handle = unet.up_blocks[-2].register_forward_hook(replace)
+    for number, one in enumerate(inputs):  # noqa: B007 -- the hook reads it
+        outputs.append(_out(unet, one))
+    handle.remove()
+    return outputs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_until_it_is_started_the_unet_computes_what_it_did_bit_for_bit(kind: str) -> None:
+    unet, plain = _unet(kind), _unet(kind)
+    DeepReuse(unet, 2)
+    for seed in range(3):
+        assert torch.equal(_out(unet, _inputs(unet, seed)), _out(plain, _inputs(plain, seed)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_step_is_the_plain_unets_bit_for_bit(kind: str) -> None:
+    unet, plain = _unet(kind), _unet(kind)
+    reuse = DeepReuse(unet, 2)
+    for seed in range(3):
+        reuse.start()
+        assert torch.equal(_out(unet, _inputs(unet, seed)), _out(plain, _inputs(plain, seed)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_is_the_plain_unets_with_the_deep_output_of_the_last_whole_one(kind: str) -> None:
+    unet, plain = _unet(kind), _unet(kind)
+    inputs = [_inputs(plain, seed) for seed in range(5)]
+    expected = _reference(plain, inputs, 3)
+    reuse = DeepReuse(unet, 3)
+    reuse.start()
+    for number, (one, wanted) in enumerate(zip(inputs, expected, strict=True)):
+        out = _out(unet, one)
+        assert torch.equal(out, wanted)
+        same_as_plain = torch.equal(out, _out(plain, one))
+        assert same_as_plain == (number % 3 == 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reuse_is_exact_where_nothing_changed_since_the_whole_step(kind: str) -> None:
+    unet, plain = _unet(kind), _unet(kind)
+    reuse = DeepReuse(unet, 3)
+    reuse.start()
+    inputs = _inputs(unet, 1)
+    expected = _out(plain, inputs)
+    for _ in range(3):
+        assert (_out(unet, inputs) - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("every", "steps"), [(2, 5), (3, 4), (10, 3)])
+def test_the_deep_blocks_are_computed_at_every_nth_step_only_and_the_outer_ones_at_each(kind: str, every: int, steps: int) -> None:
+    unet = _unet(kind)
+    calls: Counter[str] = Counter()
+
+    def count(name: str) -> Callable[..., None]:
+        return lambda *_: calls.update([name])
+
+    deep = _deep_blocks(unet)
+    for number, block in enumerate(deep):
+        block.register_forward_hook(count(f"deep {number}"))
+    outer = {"conv_in": unet.conv_in, "down": unet.down_blocks[0], "up": unet.up_blocks[-1], "conv_out": unet.conv_out}
+    for name, block in outer.items():
+        block.register_forward_hook(count(name))
+    reuse = DeepReuse(unet, every)
+    for _ in range(2):
+        calls.clear()
+        reuse.start()
+        for seed in range(steps):
+            _out(unet, _inputs(unet, seed))
+        assert calls == {
+            **{f"deep {number}": math.ceil(steps / every) for number in range(len(deep))},
+            **dict.fromkeys(outer, steps),
+        }
+
+
+def test_it_fits_latents_that_do_not_halve_to_the_end() -> None:
+    unet, plain = _unet("sd2"), _unet("sd2")
+    inputs = [_inputs(plain, seed, side=10) for seed in range(3)]
+    reuse = DeepReuse(unet, 2)
+    reuse.start()
+    assert all(torch.equal(_out(unet, one), wanted) for one, wanted in zip(inputs, _reference(plain, inputs, 2), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_other_sizes_follow_one_another_and_each_begins_anew(kind: str) -> None:
+    unet, plain = _unet(kind), _unet(kind)
+    reuse = DeepReuse(unet, 3)
+    for rows in (2, 5, 1):
+        inputs = [_inputs(plain, seed, rows=rows) for seed in range(2)]  # the batch ends between two whole steps
+        reuse.start()
+        assert all(torch.equal(_out(unet, one), wanted) for one, wanted in zip(inputs, _reference(plain, inputs, 3), strict=True))
+
+
+def test_the_two_halves_of_a_guided_batch_keep_to_themselves() -> None:
+    unet = _unet("demo")
+    reuse = DeepReuse(unet, 2)
+    both = [_inputs(unet, seed, rows=6) for seed in range(4)]
+    for one in both:
+        one["sample"] = torch.cat([one["sample"][:3]] * 2)  # the same latents without and with the prompt
+
+    def outputs(rows: slice) -> list[torch.Tensor]:
+        reuse.start()
+        return [_out(unet, {name: value[rows] if value.ndim else value for name, value in one.items()}) for one in both]
+
+    doubled, without, prompted = outputs(slice(0, 6)), outputs(slice(0, 3)), outputs(slice(3, 6))
+    for whole, first, second in zip(doubled, without, prompted, strict=True):
+        assert (whole - torch.cat([first, second])).abs().max() <= 1e-5
+        assert (first - second).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers meet NumPy 2 with it
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
+def test_it_draws_with_any_scheduler_of_a_pipeline(scheduler: str) -> None:
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(embedded_folder() / "generator", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    forwards: list[bool] = []
+    pipeline.unet.mid_block.register_forward_hook(lambda *_: forwards.append(True))
+    pipeline.unet.register_forward_hook(lambda *_: forwards.append(False))
+
+    def drawn() -> torch.Tensor:
+        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        latents: torch.Tensor = pipeline(["a", "b"], latents=noise, num_inference_steps=6, guidance_scale=3.0, output_type="latent").images
+        return latents
+
+    plain, steps = drawn(), forwards.count(False)
+    reuse = DeepReuse(pipeline.unet, 2)
+    forwards.clear()
+    reuse.start()
+    reused = drawn()
+    reuse.stop()
+    assert (forwards.count(True), forwards.count(False)) == (math.ceil(steps / 2), steps)
+    difference = (reused - plain).abs().max()
+    assert 0 < difference < plain.abs().max() / 2
+    assert torch.equal(drawn(), plain)
+
+
+def test_a_batch_holds_one_tensor_and_after_it_nothing_is_held() -> None:
+    unet = _unet("sd2")
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def note(_: Any, __: Any, output: Any) -> None:
+        made.extend(weakref.ref(one) for one in ([output[0], *output[1]] if isinstance(output, tuple) else [output]))
+
+    for block in (unet.conv_in, unet.down_blocks[0], *_deep_blocks(unet), unet.up_blocks[-1], unet.conv_out):
+        block.register_forward_hook(note)
+    reuse = DeepReuse(unet, 2)
+
+    def held_after(steps: int) -> list[tuple[int, ...]]:
+        for seed in range(steps):
+            _out(unet, _inputs(unet, seed, rows=3))
+        assert made
+        return list({id(one): tuple(one.shape) for ref in made if (one := ref()) is not None}.values())
+
+    assert held_after(2) == []
+    for _ in range(2):
+        reuse.start()
+        assert held_after(0) == []
+        for _ in range(3):
+            assert held_after(1) == [(3, 16, 8, 8)]
+    reuse.stop()
+    assert held_after(0) == []
+    assert held_after(3) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_processors_are_found_and_set_as_before(kind: str) -> None:
+    unet, plain = _unet(kind), _unet(kind)
+    reuse = DeepReuse(unet, 2)
+    assert len(unet.attn_processors) == len(plain.attn_processors)
+    unet.set_attn_processor(AttnProcessor())
+    assert {type(one) for one in unet.attn_processors.values()} == {AttnProcessor}
+    unet.set_attn_processor({name: AttnProcessor2_0() for name in unet.attn_processors})
+    assert {type(one) for one in unet.attn_processors.values()} == {AttnProcessor2_0}
+    reuse.start()
+    assert torch.equal(_out(unet, _inputs(unet, 0)), _out(plain, _inputs(plain, 0)))
+
+
+def test_the_unet_changes_its_dtype_as_before() -> None:
+    unet, plain = _unet("sd2"), _unet("sd2").to(torch.bfloat16)
+    reuse = DeepReuse(unet, 2)
+    unet.to(torch.bfloat16)
+    assert {value.dtype for value in unet.parameters()} == {torch.bfloat16}
+    assert sum(value.numel() for value in unet.parameters()) == sum(value.numel() for value in plain.parameters())
+    inputs = [
+        {name: value.bfloat16() if value.is_floating_point() else value for name, value in _inputs(plain, seed).items()} for seed in (0, 1)
+    ]
+    reuse.start()
+    assert all(torch.equal(_out(unet, one), wanted) for one, wanted in zip(inputs, _reference(plain, inputs, 2), strict=True))
+
+
+def test_compiled_it_gives_the_same_and_compiles_one_forward_of_each_kind() -> None:
+    levels = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = diffusers.UNet2DConditionModel(**SMALL, **levels, layers_per_block=1).eval()
+    eager = copy.deepcopy(unet)
+    reuse, reuse_eager = DeepReuse(unet, 3), DeepReuse(eager, 3)
+    unet.compile(backend="eager")
+
+    def same(seeds: range) -> bool:
+        return all(torch.equal(_out(unet, _inputs(unet, seed)), _out(eager, _inputs(eager, seed))) for seed in seeds)
+
+    for steps, stance in ((2, "default"), (5, "fail_on_recompile")):
+        reuse.start()
+        reuse_eager.start()
+        with torch.compiler.set_stance(stance):
+            assert same(range(steps))
+    torch.compiler.reset()
+
+
+def test_a_unet_of_one_level_has_nothing_deeper() -> None:
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
+    )
+    with pytest.raises(InputError, match="got a UNet of one level; expected two levels at least"):
+        DeepReuse(unet, 2)
+
+
+def test_a_reuse_step_costs_the_share_of_a_whole_one_that_the_docstring_states() -> None:
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**SD2).eval()
+    reuse = DeepReuse(unet, 2)
+    shares = []
+    for side in (96, 64):
+        flops = []
+        reuse.start()
+        for _ in range(2):
+            with FlopCounterMode(display=False) as counter:
+                _out(unet, _inputs(unet, 0, rows=1, side=side, device="meta"))
+            flops.append(counter.get_total_flops())
+        shares.append(f"{100 * flops[1] / flops[0]:.1f}")
+    assert shares == re.findall(r"([\d.]+) %", str(DeepReuse.__doc__))
