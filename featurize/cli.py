@@ -157,7 +157,6 @@ def _fill(job: "Job", writers: "dict[str, ColumnWriter]", models: "Models", work
         for _ in fill(job, writers, models, work):
             bar.update(max(work.drawn, work.decoded) - bar.n)
             bar.set_postfix_str(_stages(work), refresh=False)
-        work.stop.check()
 
 
 def _stages(work: "Work") -> str:

@@ -224,6 +224,7 @@ class _Filler:
             drawn = [drawing for _, task in tasks if task.latents_BChw is None for drawing in task.drawings]
             window = None
             if drawn:
+                self._work.stop.check()
                 text_to_image = self._models.text_to_image
                 end = min(begin + span, layout.rows)
                 drawings = range(layout.first_row + begin, layout.first_row + end)

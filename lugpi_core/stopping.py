@@ -48,7 +48,8 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT inside the block into a request; the second one ends the process as it always did.
+    """Turn the first SIGTERM or SIGINT inside the block into a request; the second one ends the process as it always did. A request that
+    nobody has heeded is raised at the end of the block.
 
     Signals reach the main thread only: elsewhere the request is never made. A SIGINT that the process was told to ignore stays ignored, as
     in the background jobs of a shell.
@@ -70,3 +71,4 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    request.check()  # asked for after the last look

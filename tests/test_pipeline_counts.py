@@ -86,7 +86,9 @@ def test_every_model_reads_each_row_once_and_the_unet_twice_for_guidance_at_ever
     assert figures["rows"] == {"prompts": DRAWINGS, "drawn": DRAWINGS, "decoded": DRAWINGS, "encoded": 2 * DRAWINGS, "redone": 0}
 
 
-def test_without_guidance_the_unet_reads_each_row_once_and_deepcache_spares_no_forward(table: Path, tmp_path: Path) -> None:
+def test_without_guidance_the_unet_reads_each_row_once_and_nobody_the_empty_prompt_and_deepcache_spares_no_forward(
+    table: Path, tmp_path: Path
+) -> None:
     with _forward_rows() as rows:
         cli.featurize(options(table, tmp_path, guidance=1.0, steps=3, deepcache=2, encoders=("vit-demo",), latents=False))
     assert rows == {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -44,13 +45,22 @@ def test_nothing_is_asked_for_until_somebody_asks() -> None:
         assert stop.signal_number is None
 
 
+def _block(*numbers: int, check: bool = False) -> StopRequest:
+    """Enter a block, be asked to stop in it by these signals, and look whether one was asked."""
+    with stop_on_signals() as stop:
+        for number in numbers:
+            signal.raise_signal(number)
+            assert stop.signal_number == numbers[0]
+        if check:
+            stop.check()
+            pytest.fail("check says nothing")
+    return stop
+
+
 @pytest.mark.parametrize("number", BOTH)
 def test_the_first_signal_waits_for_a_check(number: int) -> None:
-    with stop_on_signals() as stop:
-        signal.raise_signal(number)
-        assert stop.signal_number == number
-        with pytest.raises(Stopped, match=signal.Signals(number).name) as stopped:
-            stop.check()
+    with pytest.raises(Stopped, match=signal.Signals(number).name) as stopped:
+        _block(number, check=True)
     assert stopped.value.signal_number == number
     assert isinstance(stopped.value, KeyboardInterrupt), "what is open is closed as after Ctrl-C"
     assert not isinstance(stopped.value, Exception), "no handler of errors catches it"
@@ -59,11 +69,8 @@ def test_the_first_signal_waits_for_a_check(number: int) -> None:
 @pytest.mark.parametrize("first", BOTH)
 @pytest.mark.parametrize("second", BOTH)
 def test_the_second_signal_does_at_once_what_it_did_before(first: int, second: int) -> None:
-    with stop_on_signals() as stop:
-        signal.raise_signal(first)
-        with pytest.raises(_Before, match=signal.Signals(second).name):
-            signal.raise_signal(second)
-        assert stop.signal_number == first
+    with pytest.raises(_Before, match=signal.Signals(second).name):
+        _block(first, second)
 
 
 @pytest.mark.parametrize("ending", [None, ValueError, KeyboardInterrupt])
@@ -77,12 +84,16 @@ def test_the_handlers_of_before_are_there_again_however_the_block_ends(ending: t
             if ending is not None:
                 raise ending
 
-    if ending is None:
+    expected = ending or (Stopped if asked else None)
+    with nullcontext() if expected is None else pytest.raises(expected):
         block()
-    else:
-        with pytest.raises(ending):
-            block()
     assert _handlers() == [_as_before, _as_before]
+
+
+def test_a_request_that_nobody_heeded_is_raised_at_the_end_of_the_block() -> None:
+    with pytest.raises(Stopped) as stopped:
+        _block(signal.SIGTERM)
+    assert stopped.value.signal_number == signal.SIGTERM
 
 
 @pytest.mark.parametrize("ignored", BOTH)
@@ -125,24 +136,25 @@ def test_sigterm_ends_a_block_as_an_interrupt_does() -> None:
 
 def test_inside_a_command_the_second_sigterm_ends_it_at_once_and_a_later_one_too() -> None:
     with terminated_like_interrupted():
-        with stop_on_signals() as stop:
-            signal.raise_signal(signal.SIGTERM)
-            with pytest.raises(Stopped):
-                signal.raise_signal(signal.SIGTERM)
-        assert stop.signal_number == signal.SIGTERM
+        with pytest.raises(Stopped):
+            _block(signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGTERM)
     assert _handlers() == [_as_before, _as_before]
 
 
 def test_one_inside_another_asks_the_inner_one_first_then_the_outer_one_and_then_ends() -> None:
-    with stop_on_signals() as outer, stop_on_signals() as inner:
-        signal.raise_signal(signal.SIGTERM)
-        assert (inner.signal_number, outer.signal_number) == (signal.SIGTERM, None)
-        signal.raise_signal(signal.SIGINT)
-        assert (inner.signal_number, outer.signal_number) == (signal.SIGTERM, signal.SIGINT)
-        with pytest.raises(_Before):
-            signal.raise_signal(signal.SIGTERM)
+    asked: list[tuple[int | None, int | None]] = []
+
+    def block() -> None:
+        with stop_on_signals() as outer, stop_on_signals() as inner:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+                asked.append((inner.signal_number, outer.signal_number))
+
+    with pytest.raises(_Before):
+        block()
+    assert asked == [(signal.SIGTERM, None), (signal.SIGTERM, signal.SIGINT)]
     assert _handlers() == [_as_before, _as_before]
 
 

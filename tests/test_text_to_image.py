@@ -237,13 +237,14 @@ def test_what_is_asked_between_the_steps_ends_a_drawing_before_the_next_one(demo
     assert len(asked) == demo.generator.settings.steps
 
 
-def test_the_empty_prompt_is_read_once_however_often_prompts_are(compute: Compute) -> None:
-    drawer, read = _drawer("demo", compute), []
+@pytest.mark.parametrize(("guidance", "empty"), [(3.0, 1), (1.0, 0)])
+def test_the_empty_prompt_is_read_once_for_guidance_however_often_prompts_are(compute: Compute, guidance: float, empty: int) -> None:
+    drawer, read = _drawer("demo", compute, guidance=guidance), []
     drawer._pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     for prompts in (["a", "b", "c"], ["d"]):
         with drawer.text_encoder_on_device():
             assert drawer.encode_prompts(prompts).tokens_PLD.shape == (len(prompts), 77, 64)
-    assert read == [1, 3, 1]
+    assert sum(read) == 4 + empty
 
 
 def test_embeddings_are_joined_and_chosen_by_row() -> None:
