@@ -132,7 +132,7 @@ def _on_cpu(folder: Path, *, smoke: bool) -> dict[str, Any]:
     peak_flops = measured_peak_flops("cpu", torch.float32)
     demo, real = "demo models", "SD v2 UNet, one image"
     figures: dict[str, Any] = {"peak_gflops": round(peak_flops / 1e9, 1)}
-    figures[demo] = demo_models(folder, peak_flops, drawings=16 if smoke else 512, singly=4 if smoke else 64, repeats=1 if smoke else 5)
+    figures[demo] = demo_models(folder, peak_flops, drawings=16 if smoke else 256, singly=4 if smoke else 32, repeats=1 if smoke else 11)
     say(f"featurize, {demo}: {figures[demo]}")
     sizes, encoder, repeats = (SMALL, "ViT-S-32", 1) if smoke else (SD2_512, "ViT-B-32", 3)
     figures[real] = one_image(folder, peak_flops, sizes, encoder, repeats=repeats)
