@@ -189,7 +189,7 @@ def _wait_for_words(child: _Fork | _Process, words: str) -> None:
 
 
 def _stop_once(child: _Fork | _Process, delay_s: float, number: int) -> float | None:
-    """Signal a command after some seconds; return how long it took to stop, None when it was at its end already."""
+    """Signal a command after some seconds; return how long it took to stop, None when it was at its end by then."""
     if number == signal.SIGINT:
         _wait_for_words(child, "own: ")  # before it reads its flags, Ctrl-C ends Python as it ends any program
     if processes.ended(child.pid, delay_s):
@@ -201,6 +201,8 @@ def _stop_once(child: _Fork | _Process, delay_s: float, number: int) -> float | 
         pass
     took_s = time.monotonic() - asked_s  # the interpreter's own end, which comes now, is not ours
     status, said = child.end(60), child.said()
+    if status == 0 and '"complete": true' in said:
+        return None  # the signal found it between its last work and its last line
     assert status in (128 + number, -number), (status, said)  # a shell calls both 128 + number
     assert status < 0 or said.splitlines()[-1] == INTERRUPTED, said
     assert "Traceback" not in said
