@@ -118,7 +118,10 @@ def test_after_a_signal_no_more_than_the_batch_in_flight_is_made_and_the_same_co
     for call in chosen:
         run = tmp_path / f"stopped-{call}"
         after = _stopped_at(call, [*arguments, str(run)], capsys).rows
-        assert after["drawn"] == after["steps"] == 0, (call, after)
+        assert after["steps"] == 0, (
+            call,
+            after,
+        )  # drawing that was entered as another thread asked ends before its first
         assert after["prompts"] <= SHARD, (call, after)
         assert after["decoded"] <= BATCH, (call, after)
         assert after["encoded"] <= 2 * BATCH, (call, after)
