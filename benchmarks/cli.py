@@ -27,6 +27,14 @@ class DrawingOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingOptions(BenchmarkOptions):
+    """Measure training beside plain Hugging Face, and cached teachers and tokens beside live ones."""
+
+    data_dir: Path = Path("data")
+    """Folder with the corpora's archives: epochs are timed on texts of their lengths."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PicturesOptions(BenchmarkOptions):
     """Measure what DeepCache and the tiny decoder change in the tokens, beside what another seed changes."""
 
@@ -57,15 +65,16 @@ def main(arguments: Sequence[str]) -> int:
     commands: dict[str, tuple[Command, type]] = {
         "store": (_store, BenchmarkOptions),
         "featurize": (_featurize, DrawingOptions),
-        "train": (_train, BenchmarkOptions),
+        "train": (_train, TrainingOptions),
+        "memory": (_memory, BenchmarkOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
         "pictures": (_pictures, PicturesOptions),
         "all": (_all, BenchmarkOptions),
         "real": (_real, RealInputOptions),
     }
     about = (
-        "Measure the store, featurize, training and what eight-bit tokens change; `all` runs these four, `pictures` asks what shortcuts of "
-        "drawing change, `real` trains on real corpora (90 minutes)."
+        "Measure the store, featurize, training, its memory and what eight-bit tokens change; `all` runs these five, `pictures` asks what "
+        "shortcuts of drawing change, `real` trains on real corpora (90 minutes)."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -82,8 +91,14 @@ def _featurize(options: DrawingOptions) -> dict[str, Any]:
     return measure(smoke=options.smoke, record=options.record, cases=options.cases)
 
 
-def _train(options: BenchmarkOptions) -> dict[str, Any]:
+def _train(options: TrainingOptions) -> dict[str, Any]:
     from benchmarks.train_speed import measure
+
+    return measure(smoke=options.smoke, record=options.record, data_dir=options.data_dir)
+
+
+def _memory(options: BenchmarkOptions) -> dict[str, Any]:
+    from benchmarks.training_memory import measure
 
     return measure(smoke=options.smoke, record=options.record)
 
@@ -108,7 +123,14 @@ def _pictures(options: PicturesOptions) -> dict[str, Any]:
 
 def _all(options: BenchmarkOptions) -> dict[str, Any]:
     drawing = DrawingOptions(smoke=options.smoke, record=options.record)
-    return {"store": _store(options), "featurize": _featurize(drawing), "train": _train(options), "fidelity": _fidelity(options)}
+    training = TrainingOptions(smoke=options.smoke, record=options.record)
+    return {
+        "store": _store(options),
+        "featurize": _featurize(drawing),
+        "train": _train(training),
+        "memory": _memory(options),
+        "fidelity": _fidelity(options),
+    }
 
 
 def _real(options: RealInputOptions) -> dict[str, Any]:

@@ -7,10 +7,11 @@ trained CLIP has them. Shapes: N examples, K classes, T tokens, D width.
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -22,12 +23,13 @@ from lugpi_core.quiet import quiet_libraries
 from lugpi_core.store.quantize import dequantize, quantize
 from lugpi_core.torchvision_ops import allow_torchvision_import
 from train.checkpoint import load_weights
-from train.data import padded
 from train.image_tokens import open_image_tokens
 from train.models import FusionHead, Teacher
 from train.options import TeacherOptions
 from train.teacher_outputs import WEIGHTS
-from train.text import find_text_model, load_text_encoder, token_ids
+from train.teachers import build_teacher
+from train.text import find_text_model
+from train.token_ids import TokenIds, token_ids
 
 DEMO_ENCODERS = ("clip-demo", "vit-demo")
 REQUIRED_COSINE = 0.999
@@ -114,7 +116,7 @@ def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
         trained = teacher(options)
         corpus = load_corpus(options)
         column = open_image_tokens(folder / "tokens", encoder, corpus)
-        tokens_NTD = torch.from_numpy(column.reader.gather(column.drawing))
+        tokens_NTD = torch.from_numpy(column.reader.gather(column.drawings[:, 0]))
         logits_of = _trained_teacher(options, corpus, tokens_NTD.shape[-1])
         cases[f"demo, {encoder}, trained teacher"] = compare(tokens_NTD, logits_of) | {"accuracy": trained["accuracy"]}
     return cases
@@ -122,10 +124,10 @@ def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
 
 def _trained_teacher(options: TeacherOptions, corpus: Corpus, image_width: int) -> Logits:
     text_model = find_text_model("demo", max_length=options.max_length)
-    head = FusionHead(text_width=text_model.config.hidden_size, image_width=image_width, classes=len(corpus.label_names), modalities=2)
-    model = Teacher(load_text_encoder(text_model), head)
+    model = build_teacher(text_model, len(corpus.label_names), image_width)
     load_weights(options.run / (options.name or "teacher") / WEIGHTS, model)
-    return _logits_of(model, token_ids(text_model, corpus), pad=text_model.tokenizer.pad_token_id)
+    ids = TokenIds(*token_ids(text_model, corpus, options.run), pad=text_model.pad_id, device=torch.device("cpu"))
+    return _logits_of(model, ids)
 
 
 def _real_architecture(*, smoke: bool) -> tuple[torch.Tensor, Logits]:
@@ -138,9 +140,10 @@ def _real_architecture(*, smoke: bool) -> tuple[torch.Tensor, Logits]:
         tokens_NTD = _vision_tokens(smooth_pictures(examples), smoke=smoke)
         small = {"dim": 64, "hidden_dim": 128, "n_layers": 1, "n_heads": 4} if smoke else {}
         encoder = DistilBertModel(DistilBertConfig(**small))
-        head = FusionHead(text_width=encoder.config.hidden_size, image_width=tokens_NTD.shape[-1], classes=CLASSES, modalities=2)
-        ids = torch.randint(5, 30000, (examples, 32)).tolist()
-    return tokens_NTD, _logits_of(Teacher(encoder, head), ids, pad=0)
+        head = FusionHead(text_width=encoder.config.hidden_size, image_width=tokens_NTD.shape[-1], classes=CLASSES)
+        flat_S = torch.randint(5, 30000, (examples * 32,), dtype=torch.int32)
+    ids = TokenIds(flat_S, np.full(examples, 32), pad=0, device=torch.device("cpu"))
+    return tokens_NTD, _logits_of(Teacher(encoder, head), ids)
 
 
 @torch.inference_mode()
@@ -177,15 +180,14 @@ def smooth_pictures(count: int) -> torch.Tensor:
     return torch.cat([F.interpolate(one, size=(224, 224), mode="bicubic", align_corners=False) for one in coarse])
 
 
-def _logits_of(model: Teacher, ids: list[list[int]], *, pad: int) -> Logits:
+def _logits_of(model: Teacher, ids: TokenIds) -> Logits:
     model.eval()
 
     @torch.inference_mode()
     def logits(tokens_NTD: torch.Tensor) -> torch.Tensor:
         parts = []
-        for start in range(0, len(ids), 32):
-            batch: Mapping[str, torch.Tensor] = padded(ids[start : start + 32], pad) | {"image_tokens": tokens_NTD[start : start + 32]}
-            parts.append(model(batch).logits)
+        for rows in np.split(np.arange(len(tokens_NTD)), range(32, len(tokens_NTD), 32)):
+            parts.append(model(ids.padded(rows, torch.from_numpy(rows)) | {"image_tokens": tokens_NTD[rows]}).logits)
         return torch.cat(parts)
 
     return logits

@@ -1,67 +1,265 @@
-"""What does a student's step cost beside a plain fine-tuning step? DistilBERT's architecture, random weights, the same batches."""
+"""What does training cost: a student's step beside a plain Hugging Face step, an epoch beside the Hugging Face Trainer's, cached outputs
+and tokens beside live ones, reading beside computing?
 
+Every model has its real architecture and random weights. All ways of a case run side by side; beside a ratio of times stands the ratio of
+the counted FLOPs. Shapes: B examples, L text tokens.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn import functional as F
+from numpy.typing import NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.epoch_speed import epochs
 from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.training_cases import (
+    ENCODERS,
+    SMALL,
+    Encoder,
+    Sizes,
+    baseline_learner,
+    classifier,
+    compute_here,
+    data_of,
+    distilled,
+    learner_of,
+    student_learner,
+    teacher,
+    teacher_learner,
+    vision_tower,
+)
 from lugpi_core.command_line import say
 from lugpi_core.quiet import quiet_libraries
-from lugpi_core.torchvision_ops import allow_torchvision_import
-from train.losses import KD_PRESETS, distillation_loss
-from train.models import TextClassifier
+from train.batches import Part
+from train.data import Batch
+from train.loop import Learner
+from train.models import Output, Student, TextClassifier
 from train.optim import make_optimizer
 
-CLASSES, BATCH = 20, 14
+PLAIN = "plain Hugging Face step"
+BATCH = 14
+LENGTHS = (32, 128, 256, 512)
+# At most that many times the other way's time, or at least.
+AT_MOST = (("student step", PLAIN, 1.03),)
+AT_LEAST = (
+    ("student, teacher live from tokens", "student, outputs cached", 2.0),
+    ("student, teacher live from pixels", "student, outputs cached", 3.0),
+)
+SHARE_OF_COUNTED = 0.9
+LOADER_SHARE = 0.01
+Step = Callable[[], object]
 
 
-def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
-    """Return the seconds of a plain Hugging Face step and of a student's step with cached teacher outputs, and their ratio."""
+def measure(*, smoke: bool, record: bool, data_dir: Path) -> dict[str, Any]:
+    """Return seconds and ratios of every case, and which of the promised figures hold.
+
+    Args:
+        smoke: tiny sizes, one round.
+        record: keep the figures in benchmarks/results/.
+        data_dir: the corpora's archives, whose lengths the epochs have; without them that part says so.
+    """
     quiet_libraries()
-    length, repeats = (16, 1) if smoke else (128, 15)
-    batch = {"input_ids": torch.randint(5, 1000, (BATCH, length)), "attention_mask": torch.ones(BATCH, length).long()}
-    labels_B = torch.randint(0, CLASSES, (BATCH,))
-    plain, ours = _classifier(smoke), TextClassifier(_classifier(smoke))
-    teacher = (torch.randn(BATCH, CLASSES), torch.randn(BATCH, ours.embedding_width))
-
-    def plain_loss() -> torch.Tensor:
-        loss: torch.Tensor = plain(**batch, labels=labels_B).loss
-        return loss
-
-    def student_loss() -> torch.Tensor:
-        return distillation_loss(KD_PRESETS["paper"], ours(batch), teacher, labels_B)
-
-    def baseline_loss() -> torch.Tensor:
-        return F.cross_entropy(ours(batch).logits, labels_B)
-
-    losses = {"plain": (plain, plain_loss), "baseline": (ours, baseline_loss), "student": (ours, student_loss)}
-    seconds = interleaved({name: _step(model, loss) for name, (model, loss) in losses.items()}, repeats=repeats)
-    figures = {
-        "step_s": medians(seconds),
-        "student_over_plain": median_ratio(seconds, "student", "plain"),
-        "baseline_over_plain": median_ratio(seconds, "baseline", "plain"),
-        "batch": BATCH,
-        "tokens": length,
+    torch.manual_seed(0)
+    sizes = SMALL if smoke else Sizes()
+    figures: dict[str, Any] = {
+        "steps": steps(sizes, (16,) if smoke else (32, 128), repeats=1 if smoke else 9),
+        "epochs": epochs(data_dir, smoke=smoke),
+        "cached or live": cached_or_live(sizes, (16,) if smoke else LENGTHS, small=smoke),
+        "loader": loader(sizes, 16 if smoke else 128, batches=2 if smoke else 8),
     }
-    say(f"train: {figures}")
+    figures["promises"] = promises(figures)
+    say(f"train: {figures['promises']}")
     return finish("train", figures, record=record)
 
 
-def _classifier(smoke: bool) -> Any:
-    allow_torchvision_import()
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+def steps(sizes: Sizes, lengths: Sequence[int], *, repeats: int) -> dict[str, Any]:
+    """Return a plain Hugging Face step, our baseline's and our student's, on the same batch, for each length."""
+    found = {}
+    for length in lengths:
+        data = data_of(np.full(BATCH, length), torch.device(compute_here().device), embedding_width=sizes.dim)
+        rows = np.arange(BATCH)
+        ways = {
+            PLAIN: _plain_step(sizes, data.batch(rows)),
+            "baseline step": step_of(baseline_learner(sizes, data, BATCH), rows),
+            "student step": step_of(student_learner(sizes, data, BATCH), rows),
+        }
+        seconds = interleaved(ways, repeats=repeats)
+        found[f"{length} tokens"] = {
+            "seconds": medians(seconds),
+            "over": {f"{name} over {PLAIN}": median_ratio(seconds, name, PLAIN) for name in ways if name != PLAIN},
+        }
+        say(f"train, steps of {length} tokens: {found[f'{length} tokens']}")
+    return found
 
-    small = {"dim": 64, "hidden_dim": 128, "n_layers": 1, "n_heads": 4} if smoke else {}
-    return DistilBertForSequenceClassification(DistilBertConfig(num_labels=CLASSES, **small)).train()
 
-
-def _step(model: torch.nn.Module, loss: Any) -> Any:
+def _plain_step(sizes: Sizes, batch: Batch) -> Step:
+    """Return what the Hugging Face Trainer does in a step, without the Trainer."""
+    model = classifier(sizes).to(compute_here().device).train()
     optimizer = make_optimizer(model, "adamw", learning_rate=5e-5, weight_decay=0.01)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": torch.ones_like(batch["input_ids"]), "labels": batch["labels"]}
 
     def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss())
+        with torch.autocast(compute_here().device, dtype=torch.bfloat16, enabled=compute_here().dtype == "bfloat16"):
+            loss = model(**inputs).loss
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait()
 
     return run
+
+
+def step_of(learner: Learner, rows: NDArray[np.int64]) -> Step:
+    """Return one step of our loop on some rows, reading them included."""
+    learner.wrapped.train()
+    parts = [Part(rows=rows, weight=1.0)]
+
+    def run() -> None:
+        learner.one_step(rows, parts, learner.training.data.batches([rows], 0))
+        _wait()
+
+    return run
+
+
+def cached_or_live(sizes: Sizes, lengths: Sequence[int], *, small: bool) -> dict[str, Any]:
+    """Return a student's step from cached outputs and with its teacher live, and a teacher's step from cached tokens and from pixels, for
+    each encoder and length. Fewer examples at once than in training, for the large towers' sake."""
+    found: dict[str, Any] = {}
+    for encoder in ENCODERS[:1] if small else ENCODERS:
+        for length in lengths:
+            batch = 2 if small else 4
+            ways = _ways(sizes, encoder, length, batch, small=small)
+            counted = {name: _counted(run) for name, run in ways.items()}
+            seconds = interleaved(ways, repeats=1 if small or encoder.name == "ViT-L-14" else 3)
+            name = f"{encoder.name}, {length} tokens"
+            found[name] = {"batch": batch, "seconds": medians(seconds), "over": _over(seconds, counted)}
+            say(f"train, {name}: {found[name]['over']}")
+            del ways
+            gc.collect()
+    return found
+
+
+def _ways(sizes: Sizes, encoder: Encoder, length: int, batch: int, *, small: bool) -> dict[str, Step]:
+    device = torch.device(compute_here().device)
+    rows = np.arange(batch)
+    data = data_of(np.full(batch, length), device, encoder=encoder, embedding_width=sizes.dim)
+    text_only = data_of(np.full(batch, length), device, embedding_width=sizes.dim)
+    tower = vision_tower(encoder, small=small)
+    pixels = torch.rand(batch, 3, 224, 224, device=device)
+    live = teacher(sizes, encoder).to(device).eval()
+
+    def told(batch: Batch, output: Output) -> torch.Tensor:
+        with torch.no_grad():
+            theirs = live(batch)
+        return distilled(output, {**batch, "teacher_logits": theirs.logits, "teacher_embeddings": theirs.embeddings})
+
+    def from_tokens(output: Output, batch: Batch) -> torch.Tensor:
+        return told(batch, output)
+
+    def from_pixels(output: Output, batch: Batch) -> torch.Tensor:
+        return told({**batch, "image_tokens": tower(pixels)}, output)
+
+    def student_told(loss: Callable[[Output, Batch], torch.Tensor]) -> Learner:
+        return learner_of(Student(TextClassifier(classifier(sizes)), [sizes.dim]), data, loss, batch_size=batch)
+
+    cached_teacher = teacher_learner(sizes, encoder, data, batch)
+
+    def teacher_from_pixels() -> None:
+        fed = iter([{**data.batch(rows), "image_tokens": tower(pixels)}])
+        cached_teacher.one_step(rows, [Part(rows=rows, weight=1.0)], fed)
+        _wait()
+
+    return {
+        "student, outputs cached": step_of(student_learner(sizes, text_only, batch), rows),
+        "student, teacher live from tokens": step_of(student_told(from_tokens), rows),
+        "student, teacher live from pixels": step_of(student_told(from_pixels), rows),
+        "teacher, tokens cached": step_of(cached_teacher, rows),
+        "teacher, from pixels": teacher_from_pixels,
+    }
+
+
+def _over(seconds: dict[str, list[float]], counted: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    pairs = [(name, name.split(",")[0] + (", tokens cached" if name.startswith("teacher") else ", outputs cached")) for name in seconds]
+    return {
+        f"{slower} over {faster}": {
+            "time": median_ratio(seconds, slower, faster),
+            "counted": round(counted[slower] / counted[faster], 3),
+        }
+        for slower, faster in pairs
+        if slower != faster
+    }
+
+
+def _counted(run: Step) -> int:
+    """Return the FLOPs of matrix products in one run, attention's own among them."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def loader(sizes: Sizes, length: int, *, batches: int) -> dict[str, Any]:
+    """Return which share of a step reading its batch takes, for a student and for a teacher with tokens of ViT-B/32."""
+    device = torch.device(compute_here().device)
+    data = data_of(np.full(BATCH * batches, length), device, encoder=ENCODERS[0], embedding_width=sizes.dim)
+    text_only = data_of(np.full(BATCH * batches, length), device, embedding_width=sizes.dim)
+    split = np.split(np.arange(BATCH * batches), batches)
+    found = {}
+    for name, source, learner in (
+        ("student", text_only, student_learner(sizes, text_only, BATCH)),
+        ("teacher", data, teacher_learner(sizes, ENCODERS[0], data, BATCH)),
+    ):
+        run = step_of(learner, split[0])
+        run()
+        reading, computing = [], []
+        for rows in split:
+            start_s = time.perf_counter()
+            for _ in source.batches([rows], 0):
+                _wait()
+            middle_s = time.perf_counter()
+            learner.one_step(rows, [Part(rows=rows, weight=1.0)], source.batches([rows], 0))
+            _wait()
+            reading.append(middle_s - start_s)
+            computing.append(time.perf_counter() - middle_s)
+        found[name] = {"step_s": round(float(np.median(computing)), 5), "share": round(float(np.median(reading) / np.median(computing)), 5)}
+    say(f"train, loader: {found}")
+    return found
+
+
+def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each promised figure with what was measured."""
+    found = []
+    for length, case in figures["steps"].items():
+        for slower, faster, limit in AT_MOST:
+            found.append(_promise(f"{length}: {slower} over {faster}", case["over"][f"{slower} over {faster}"], at_most=limit))
+    for name, case in figures["epochs"].items():
+        if "over" in case:
+            found.append(_promise(f"{name}: Trainer's epoch over ours", case["over"], at_least=1.3))
+    for name, case in figures["cached or live"].items():
+        for slower, faster, limit in AT_LEAST:
+            if not name.endswith("512 tokens"):
+                found.append(_promise(f"{name}: {slower} over {faster}", case["over"][f"{slower} over {faster}"]["time"], at_least=limit))
+        ratios = case["over"]["teacher, from pixels over teacher, tokens cached"]
+        share = round(ratios["time"] / ratios["counted"], 3)
+        found.append(_promise(f"{name}: teacher from pixels over cached, share of counted", share, at_least=SHARE_OF_COUNTED))
+    for name, case in figures["loader"].items():
+        found.append(_promise(f"{name}: reading over step", case["share"], at_most=LOADER_SHARE))
+    return found
+
+
+def _promise(what: str, measured: float, *, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:
+    if at_most is not None:
+        return {"what": what, "measured": measured, "at_most": at_most, "met": measured <= at_most}
+    return {"what": what, "measured": measured, "at_least": at_least, "met": measured >= (at_least or 0)}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

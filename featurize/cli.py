@@ -192,6 +192,8 @@ def _progress_bar(rows: int) -> Any:
 
 def _announce(corpus: "Corpus", job: "Job") -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in corpus.counts().items())
+    if not corpus.label_names:
+        counts = f"{len(corpus.examples):,} texts without labels"
     plan = job.plan
     several = f", {plan.images_per_text} of each prompt" if plan.images_per_text > 1 else ""
     say(f"{corpus.name}: {counts}; {len(plan):,} drawings{several} ({plan.spared:,} spared, their prompt is shared)")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lugpi_core.corpus_options import CorpusOptions, default_run_dir
+from lugpi_core.corpus_options import CorpusOptions, default_run_dir, store_folder
 from lugpi_core.device import DeviceChoice, DtypeChoice, require_seed
 from lugpi_core.errors import InputError
 
@@ -16,6 +16,9 @@ class FeaturizeOptions(CorpusOptions):
 
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
+    unlabelled: Path | None = None
+    """Draw for a file of texts without labels (.txt with a text a line, .csv, .jsonl, .parquet) in place of the corpus's, for train
+    student --unlabelled; the store is tokens-<name of the file>/ in the run."""
     generator: str = "fast"
     """fast (SD v2-base, 512 px, 20 steps), paper (SD v2, 768 px, 50 steps), sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo, demo, a preset's
     weights from a folder as NAME=FOLDER, any Stable Diffusion folder of diffusers, or a hub id owner/name[@revision]."""
@@ -90,11 +93,14 @@ class StoreOptions:
     """The --limit it was made with: it is part of the default folder's name."""
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
+    unlabelled: Path | None = None
+    """The file of texts without labels whose store is meant, in place of the corpus's."""
 
     @property
     def store(self) -> Path:
         """The store's folder."""
-        return (self.run_dir or default_run_dir(CorpusOptions(dataset=self.dataset, limit=self.limit))) / "tokens"
+        run = self.run_dir or default_run_dir(CorpusOptions(dataset=self.dataset, limit=self.limit))
+        return store_folder(run, self.unlabelled)
 
 
 @dataclass(frozen=True, kw_only=True)

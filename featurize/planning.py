@@ -14,11 +14,12 @@ from featurize.pipeline import Job, Kept, column_specs
 from featurize.prompts import DrawingPlan, plan_drawings
 from lugpi_core.command_line import resolved_flags
 from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import default_run_dir
+from lugpi_core.corpus_options import default_run_dir, store_folder
 from lugpi_core.device import Compute, resolve_compute
 from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
 from lugpi_core.files import make_folder
+from lugpi_core.own_data import load_unlabelled
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.manifest import is_empty, load_manifest, refuse_difference
 from lugpi_core.store.reader import LATENTS, columns_of
@@ -35,8 +36,8 @@ def prepare(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -> 
     Raises:
         InputError: a flag, a corpus, a model's files or the store's folder is not as it must be.
     """
-    corpus = load_corpus(options)
-    store = make_folder((options.run_dir or default_run_dir(options)) / "tokens")
+    corpus = load_corpus(options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
+    store = make_folder(store_folder(options.run_dir or default_run_dir(options), options.unlabelled))
     return corpus, _plan(options, corpus, store, afresh)
 
 
@@ -78,7 +79,7 @@ def _repeatable(options: FeaturizeOptions) -> dict[str, Any]:
     """Return the flags for the manifest, good in any folder; where the store lies is not one of them, for it may be moved."""
     flags = {name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run")}
     own = ("dataset", "validation_file", "test_file") if Path(options.dataset).is_file() else ("data_dir",)
-    return {**flags, **{name: str(Path(flags[name]).resolve()) for name in own if flags[name] is not None}}
+    return {**flags, **{name: str(Path(flags[name]).resolve()) for name in (*own, "unlabelled") if flags[name] is not None}}
 
 
 def refuse_other_drawings(job: Job) -> None:

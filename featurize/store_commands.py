@@ -117,7 +117,7 @@ def _runs(store: Path, findings: list[Finding]) -> list[FeaturizeOptions]:
 
 
 def _options(flags: Mapping[str, Any], run_dir: Path) -> FeaturizeOptions:
-    paths = {name: Path(flags[name]) for name in ("data_dir", "validation_file", "test_file") if flags.get(name) is not None}
+    paths = {name: Path(flags[name]) for name in ("data_dir", "validation_file", "test_file", "unlabelled") if flags.get(name) is not None}
     try:
         return FeaturizeOptions(**{**flags, **paths, "encoders": tuple(flags["encoders"]), "run_dir": run_dir})
     except (TypeError, KeyError) as error:

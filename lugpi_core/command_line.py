@@ -9,6 +9,7 @@ import errno
 import inspect
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -54,7 +55,8 @@ def run(command: Command, options: type, arguments: Sequence[str], *, prog: str)
         except KeyboardInterrupt as stop:
             print("interrupted: what is written is kept; the same command goes on from here", file=sys.stderr)
             return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
-    print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
+    if speaks():
+        print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
     return EXIT_OK if figures.get("complete", True) else EXIT_INCOMPLETE
 
 
@@ -101,8 +103,15 @@ def resolved_flags(options: Any) -> dict[str, Any]:
 
 
 def say(line: str, *, to: TextIO | None = None) -> None:
-    """Print one line for the person at the terminal; to stderr, for stdout's last line belongs to the machine."""
-    print(line, file=to or sys.stderr, flush=True)
+    """Print one line for the person at the terminal; to stderr, for stdout's last line belongs to the machine. Of several processes that
+    do one command together, the first speaks."""
+    if speaks():
+        print(line, file=to or sys.stderr, flush=True)
+
+
+def speaks() -> bool:
+    """Whether this process is the first, or the only one, of those that a launcher such as torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _own_error(error: BaseException | None) -> InputError | None:
@@ -151,4 +160,4 @@ def _fail(error: InputError) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    say(f"warning: {' '.join(str(message).split())}")

@@ -92,3 +92,8 @@ def default_run_dir(options: CorpusOptions) -> Path:
     """
     name = dataset_name(options.dataset)
     return Path("runs") / (name if options.limit is None else f"{name}-{options.limit}")
+
+
+def store_folder(run: Path, unlabelled: Path | None) -> Path:
+    """Return the folder of a run's token store: that of its corpus, or of a file of texts without labels."""
+    return run / ("tokens" if unlabelled is None else f"tokens-{unlabelled.stem}")

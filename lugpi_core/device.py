@@ -57,6 +57,14 @@ def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["
     return Compute(device=chosen, device_name=name, dtype=dtype, threads=torch.get_num_threads())
 
 
+def half_for_training() -> Literal["bfloat16", "float16"]:
+    """Return bfloat16, whose range needs no scaling of the loss, or float16 on a CUDA card that does not compute bfloat16 itself."""
+    import torch
+
+    without = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "float16" if without else "bfloat16"
+
+
 def require_seed(seed: int) -> None:
     """Raise InputError unless every generator takes the seed."""
     if not 0 <= seed < 2**31:

@@ -12,11 +12,13 @@ import xxhash
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+# The label of a text that nobody labelled.
+UNLABELLED = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One labelled text. ``text`` is what the text encoder reads, ``prompt`` what the diffusion model reads."""
+    """One text. ``label`` is its class or UNLABELLED, ``text`` what the text encoder reads, ``prompt`` what the generator reads."""
 
     id: str
     text: str

@@ -2,14 +2,14 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lugpi_core.corpus_options import HUB_PREFIX, CorpusOptions, dataset_name
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.examples import SPLITS, Corpus, Example, Split
-from lugpi_core.own_tables import SPLIT_WORDS, Table, file_table, hub_tables
+from lugpi_core.examples import SPLITS, UNLABELLED, Corpus, Example, Split
+from lugpi_core.own_tables import SPLIT_WORDS, Table, file_table, hub_tables, text_table
 from lugpi_core.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
 
 TEST_PERCENT = 20
@@ -28,8 +28,10 @@ def load_own(options: CorpusOptions) -> Corpus:
         InputError: anything about the data that would fail later, or would be learnt wrongly; names the file and the rows.
     """
     tables = _tables(options)
+    split_column = None if options.dataset.startswith(HUB_PREFIX) else options.split_column
     for table in tables:
-        _check_columns(table, options)
+        named = {"text": options.text_column, "label": options.label_column, "prompt": options.prompt_column, "split": split_column}
+        _check_columns(table, named)
     texts = [text for table in tables for text in _texts(table, options.text_column)]
     prompts = [text for table in tables for text in _texts(table, options.prompt_column or options.text_column)]
     splits = _splits(tables, options)
@@ -40,6 +42,28 @@ def load_own(options: CorpusOptions) -> Corpus:
     examples = (Example(id=id_, text=text, prompt=prompt, label=number[name], split=split) for id_, text, prompt, name, split in rows)
     licence = next((table.license for table in tables if table.license), "not stated")
     return Corpus(name=dataset_name(options.dataset), label_names=labels.classes, examples=tuple(examples), license=licence)
+
+
+def load_unlabelled(path: Path, options: CorpusOptions) -> Corpus:
+    """Return texts without labels, to be learnt from by a teacher's word: a .txt file with a text a line, or a CSV, JSONL or Parquet file
+    with the corpus's text and prompt columns. Every example is a train example with the label -1. Holds all in memory.
+
+    Raises:
+        InputError: the file is missing, malformed or empty, or a text is.
+    """
+    table = (
+        text_table(path, options.text_column) if path.suffix.lower() == ".txt" else file_table(path, "train", _unlabelled_columns(options))
+    )
+    _check_columns(table, {"text": options.text_column, "prompt": options.prompt_column})
+    texts = _texts(table, options.text_column)
+    prompts = _texts(table, options.prompt_column or options.text_column)
+    rows = zip(_ids([table]), texts, prompts, strict=True)
+    examples = tuple(Example(id=id_, text=text, prompt=prompt, label=UNLABELLED, split="train") for id_, text, prompt in rows)
+    return Corpus(name=path.stem, label_names=(), examples=examples, license=table.license or "not stated")
+
+
+def _unlabelled_columns(options: CorpusOptions) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((options.text_column, options.prompt_column or options.text_column, ID_COLUMN)))
 
 
 def _tables(options: CorpusOptions) -> list[Table]:
@@ -59,12 +83,10 @@ def _tables(options: CorpusOptions) -> list[Table]:
     return [file_table(path, source, wanted) for source, path in files if path is not None]
 
 
-def _check_columns(table: Table, options: CorpusOptions) -> None:
+def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
     no_rows = InputError(got=f"no rows in {table.where}", expected="one row an example", do="check the file")
     if not table.names:
         raise no_rows
-    split_column = None if options.dataset.startswith(HUB_PREFIX) else options.split_column
-    columns = {"text": options.text_column, "label": options.label_column, "prompt": options.prompt_column, "split": split_column}
     for role, name in columns.items():
         if name is not None and name not in table.names:
             raise InputError(

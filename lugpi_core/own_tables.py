@@ -71,6 +71,20 @@ def file_table(path: Path, source: Split, wanted: Sequence[str]) -> Table:
     return Table(where=str(path), source=source, names=names, columns=rows)
 
 
+def text_table(path: Path, column: str) -> Table:
+    """Read a text file as one column, a text a line; empty lines are no texts.
+
+    Raises:
+        InputError: the file is missing or is not UTF-8.
+    """
+    try:
+        content = decoded(path.read_bytes(), where=str(path)).removeprefix("\ufeff")
+    except OSError as error:
+        raise InputError(got=f"{path} ({error.strerror or error})", expected="a readable file", do="check the path") from error
+    lines: list[object] = [line.removesuffix("\r") for line in content.split("\n") if line.strip()]
+    return Table(where=str(path), source="train", names=(column,), columns={column: lines})
+
+
 def _read(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str, list[object]]]:
     match path.suffix.lower():
         case ".parquet":

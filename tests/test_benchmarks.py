@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_record_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest
     assert {"versions", "commit", "platform", "made_at"} <= set(written["provenance"])
 
 
-@pytest.mark.parametrize("question", ["store", "featurize", "train", "fidelity"])
+@pytest.mark.parametrize("question", ["store", "featurize", "train", "memory", "fidelity"])
 def test_a_benchmark_runs_at_smoke_size(question: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([question, "--smoke"]) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
@@ -79,18 +80,19 @@ def test_a_benchmark_runs_at_smoke_size(question: str, capsys: pytest.CaptureFix
 
 def test_all_asks_every_question_that_needs_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
-    for name in ("store_speed", "featurize_speed", "train_speed", "token_fidelity"):
+    names = ("store_speed", "featurize_speed", "train_speed", "training_memory", "token_fidelity")
+    for name in names:
 
-        def measure(*, smoke: bool, record: bool, cases: tuple[str, ...] = (), name: str = name) -> dict[str, bool]:
-            assert cases == ()
+        def measure(*, smoke: bool, record: bool, name: str = name, **own: Any) -> dict[str, bool]:
+            assert own in ({}, {"cases": ()}, {"data_dir": Path("data")})
             asked.append(name)
             return {"smoke": smoke, "record": record}
 
         monkeypatch.setattr(f"benchmarks.{name}.measure", measure)
     assert main(["all", "--smoke"]) == 0
-    assert asked == ["store_speed", "featurize_speed", "train_speed", "token_fidelity"]
+    assert asked == list(names)
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert list(result) == ["store", "featurize", "train", "fidelity"]
+    assert list(result) == ["store", "featurize", "train", "memory", "fidelity"]
     assert all(one == {"smoke": True, "record": False} for one in result.values())
 
 

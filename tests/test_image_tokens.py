@@ -1,6 +1,5 @@
 """Image tokens while training: the same values from every place, the nearest place with room, and which stores are refused."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +15,10 @@ from lugpi_core.corpus_options import CorpusOptions
 from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
 from train import image_tokens as module
+from train.batches import epoch_batches
 from train.data import TrainingData
-from train.image_tokens import ImageTokens, TokensOn, choose_place, open_image_tokens, place_tokens, training_bytes
+from train.image_tokens import ImageTokens, TokensOn, TokenSource, choose_place, open_image_tokens, place_tokens, training_bytes
+from train.privileged import Pictures
 
 CPU = torch.device("cpu")
 PLACES: tuple[TokensOn, ...] = ("disk", "device", "pinned")
@@ -41,6 +42,10 @@ def int8_run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def placed(tokens: ImageTokens, choice: TokensOn) -> TokenSource:
+    return place_tokens(tokens, choice=choice, device=CPU, training_bytes=0)
+
+
 def stored(run: Path, row: int) -> np.ndarray:
     with h5py.File(run / "tokens" / "tokens.h5") as file:
         drawing = int(file["examples/drawing"][row])
@@ -56,9 +61,10 @@ def test_every_place_gives_the_tokens_of_an_examples_drawing(
     small_run: Path, int8_run: Path, small_csv: Path, place: TokensOn, dtype: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = small_run if dtype == "float16" else int8_run
-    source = place_tokens(open_image_tokens(run / "tokens", "clip-demo", corpus_of(small_csv)), place, CPU, 0)
+    tokens = open_image_tokens(run / "tokens", "clip-demo", corpus_of(small_csv))
+    source = placed(tokens, place)
     rows = [59, 0, 31, 32, 0]
-    got = source.gather(rows)
+    got = source.gather(tokens.drawings[rows, 0])
     assert (source.place, got.dtype, tuple(got.shape)) == (place, torch.float16, (5, 17, 64))
     np.testing.assert_array_equal(got.numpy(), np.stack([stored(run, row) for row in rows]))
     assert f"read from {place}" in capfd.readouterr().err
@@ -66,20 +72,21 @@ def test_every_place_gives_the_tokens_of_an_examples_drawing(
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_batch_is_not_overwritten_by_the_next(tokens: ImageTokens, place: TokensOn) -> None:
-    source = place_tokens(tokens, place, CPU, 0)
-    first = source.gather([0, 1])
+    source = placed(tokens, place)
+    first = source.gather(np.array([0, 1]))
     kept = first.clone()
-    source.gather([2, 3])
+    source.gather(np.array([2, 3]))
     assert torch.equal(first, kept)
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_an_epoch_has_the_same_batches_wherever_the_tokens_are(tokens: ImageTokens, small_csv: Path, place: TokensOn) -> None:
-    data = TrainingData(corpus=corpus_of(small_csv), device=CPU, ids=None, pad_id=0, image_tokens=place_tokens(tokens, place, CPU, 0))
-    batches = list(data.epoch(range(36), 7, torch.Generator().manual_seed(3)))
-    assert sorted(torch.cat([batch["rows"] for batch in batches]).tolist()) == list(range(36))
+def test_an_epoch_has_the_same_batches_wherever_the_tokens_are(tokens: ImageTokens, place: TokensOn) -> None:
+    pictures = Pictures(source=placed(tokens, place), drawings=tokens.drawings, seed=0)
+    data = TrainingData(device=CPU, labels=torch.arange(60), texts=None, pictures=pictures)
+    batches = list(data.batches(epoch_batches(range(36), data.lengths, 7, seed=3, epoch=0), epoch=0))
+    assert sorted(torch.cat([batch["labels"] for batch in batches]).tolist()) == list(range(36))
     for batch in batches:
-        expected = tokens.reader.gather(tokens.drawing[batch["rows"].numpy()])
+        expected = tokens.reader.gather(tokens.drawings[batch["labels"].numpy(), 0])
         np.testing.assert_array_equal(batch["image_tokens"].numpy(), expected)
 
 
@@ -88,17 +95,16 @@ def test_on_disk_the_rows_of_the_next_batches_are_asked_for_before_a_batch_is_re
 ) -> None:
     events: list[tuple[str, list[int]]] = []
     monkeypatch.setattr(tokens.reader, "will_need", lambda rows: events.append(("asked", list(rows))))
-    batches: list[Sequence[int]] = [[0, 1], [2, 3], [4, 5]]
-    for rows in place_tokens(tokens, "disk", CPU, 0).ahead(batches):
+    batches = [[0, 1], [2, 3], [4, 5]]
+    for rows in placed(tokens, "disk").ahead([np.array(rows) for rows in batches]):
         events.append(("read", list(rows)))
-    drawings = [tokens.drawing[rows].tolist() for rows in batches]
     assert [rows for what, rows in events if what == "read"] == batches
-    assert [rows for what, rows in events if what == "asked"] == drawings
-    assert events.index(("asked", drawings[1])) < events.index(("read", [0, 1]))
+    assert [rows for what, rows in events if what == "asked"] == batches
+    assert events.index(("asked", [2, 3])) < events.index(("read", [0, 1]))
 
 
 def test_pinned_without_cuda_says_that_it_only_keeps_them_in_memory(tokens: ImageTokens, capfd: pytest.CaptureFixture[str]) -> None:
-    place_tokens(tokens, "pinned", CPU, 0)
+    placed(tokens, "pinned")
     assert "warning: --tokens-on pinned has no effect without CUDA" in capfd.readouterr().err
 
 
@@ -125,12 +131,12 @@ def test_auto_leaves_the_device_what_training_needs(tokens: ImageTokens, monkeyp
     monkeypatch.setattr(module, "choose_place", choose)
     monkeypatch.setattr(module, "_free_bytes", lambda device: 24 << 30)
     monkeypatch.setattr(module, "_free_host_bytes", lambda: 100)
-    place_tokens(tokens, "auto", CPU, 5 << 30)
+    place_tokens(tokens, choice="auto", device=CPU, training_bytes=5 << 30)
     assert asked == [(60 * 17 * 64 * 2, (24 - 5 - 2) << 30, 50, "cpu")]
 
 
 def test_on_the_cpu_auto_is_the_disk(tokens: ImageTokens) -> None:
-    assert place_tokens(tokens, "auto", CPU, 0).place == "disk"
+    assert placed(tokens, "auto").place == "disk"
 
 
 def test_the_hosts_free_memory_is_read() -> None:

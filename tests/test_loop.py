@@ -1,8 +1,13 @@
 """The training loop: against a loop written out by hand, interrupted against straight, and its bad endings."""
 
+import os
+import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,30 +17,68 @@ from lugpi_core.corpora import load_corpus
 from lugpi_core.corpus_options import CorpusOptions
 from lugpi_core.device import resolve_compute, seed_everything
 from lugpi_core.errors import InputError
-from train.checkpoint import CHECKPOINT
+from lugpi_core.stopping import Stopped
+from train.batches import epoch_batches, padding_share
+from train.checkpoint import CHECKPOINTS, STATE, load_checkpoint
 from train.data import Batch, TrainingData
-from train.loop import Loss, Training, accuracy, best_epoch, fit, labels_of, predict
+from train.loop import Loss, Training, best_epoch, fit, has_lost_patience, seed_of_step
 from train.models import Output, TextClassifier
 from train.options import BaselineOptions
-from train.text import find_text_model, load_text_classifier, token_ids
+from train.prediction import accuracy, predict
+from train.processes import Processes
+from train.text import find_text_model, load_text_classifier
+from train.token_ids import TokenIds, token_ids
+
+CPU = torch.device("cpu")
+STEPS_AN_EPOCH = 3  # 36 examples, 14 at once
 
 
 def cross_entropy(output: Output, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(output.logits, batch["labels"])
 
 
+def without_dropout(folder: Path) -> Path:
+    """The demo's text model with every dropout at nought, so that how a batch is divided changes nothing."""
+    from transformers import DistilBertModel
+
+    demo = find_text_model("demo", max_length=None)
+    nought = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    DistilBertModel.from_pretrained(demo.folder, **nought).save_pretrained(folder)
+    demo.tokenizer.save_pretrained(folder)
+    return folder
+
+
 def training_of(small_csv: Path, folder: Path, loss: Loss = cross_entropy, **flags: Any) -> Training:
     options = BaselineOptions(
-        **{"dataset": str(small_csv), "split_column": "split", "epochs": 3, "learning_rate": 1e-3, "text_model": "demo", **flags}
+        **{
+            "dataset": str(small_csv),
+            "split_column": "split",
+            "epochs": 3,
+            "learning_rate": 1e-3,
+            "text_model": "demo",
+            "optimizer": "adamw",
+            **flags,
+        }
     )
     corpus = load_corpus(CorpusOptions(dataset=str(small_csv), split_column="split"))
-    text_model = find_text_model("demo", max_length=None)
+    text_model = find_text_model(options.text_model, max_length=None)
+    folder.mkdir(exist_ok=True, parents=True)
     seed_everything(options.seed)
-    model = TextClassifier(load_text_classifier(text_model, corpus))
-    data = TrainingData(corpus=corpus, device=torch.device("cpu"), ids=token_ids(text_model, corpus), pad_id=0)
-    compute = resolve_compute("cpu", "float32", half="bfloat16")
-    folder.mkdir(exist_ok=True)
-    return Training(model=model, data=data, loss=loss, options=options, compute=compute, folder=folder)
+    return Training(
+        model=TextClassifier(load_text_classifier(text_model, corpus)),
+        data=TrainingData(
+            device=CPU,
+            labels=torch.tensor([example.label for example in corpus.examples]),
+            texts=TokenIds(*token_ids(text_model, corpus, folder), pad=text_model.pad_id, device=CPU),
+        ),
+        learnt=corpus.rows("train"),
+        validation=corpus.rows("validation"),
+        loss=loss,
+        options=options,
+        compute=resolve_compute("cpu", "float32", half="bfloat16"),
+        folder=folder,
+        processes=Processes(),
+    )
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -48,102 +91,281 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     assert not unlike
 
 
-def test_the_loop_is_the_loop_one_would_write_by_hand(small_csv: Path, tmp_path: Path) -> None:
-    training = training_of(small_csv, tmp_path / "ours", epochs=2)
-    fit(training)
-    by_hand = training_of(small_csv, tmp_path / "hand", epochs=2)
-    rows, model = by_hand.data.corpus.rows("train"), by_hand.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
-    steps, step, kept = 2 * 3, 0, None
-    scores = []
-    for epoch in range(2):
+def score(training: Training) -> float:
+    output = predict(training.model, training.data, training.validation, training.compute, training.processes)
+    return accuracy(output.logits, training.data.labels[torch.tensor(training.validation)])
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
+
+
+def at_step(number: int, do: Callable[[], object]) -> Loss:
+    """A cross-entropy that does something more in the step of that number, counted from 0."""
+    steps = 0
+
+    def loss(output: Output, batch: Batch) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == number + 1:
+            do()
+        return cross_entropy(output, batch)
+
+    return loss
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def by_hand(training: Training) -> tuple[list[float], list[float]]:
+    """Train with plain PyTorch alone, keep the best weights; return each epoch's mean loss and validation accuracy."""
+    model, options, data = training.model, training.options, training.data
+    named = list(model.named_parameters())
+    decaying, others = ([parameter for _, parameter in named if (parameter.ndim > 1) is wanted] for wanted in (True, False))
+    groups = [{"params": decaying, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    losses, scores, best, step = [], [], None, 0
+    for epoch in range(options.epochs):
         model.train()
-        for batch in by_hand.data.epoch(rows, 14, torch.Generator().manual_seed(epoch)):
+        total = torch.zeros(())
+        for rows in epoch_batches(training.learnt, data.lengths, 14, seed=options.seed, epoch=epoch):
+            torch.manual_seed(seed_of_step(options.seed, step, 0))
+            batch = data.batch(rows)
+            loss = F.cross_entropy(model(batch).logits, batch["labels"])
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_([*decaying, *others], options.max_grad_norm)  # in the order that their norms are added in
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * (1 - step / steps)
-            optimizer.zero_grad()
-            torch.autograd.backward(F.cross_entropy(model(batch).logits, batch["labels"]))
+                group["lr"] = 1e-3 * (1 - step / (options.epochs * STEPS_AN_EPOCH))
             optimizer.step()
+            optimizer.zero_grad()
+            total += loss.detach() * len(rows)
             step += 1
-        validation = by_hand.data.corpus.rows("validation")
-        scores.append(accuracy(predict(by_hand, validation).logits, labels_of(by_hand.data, validation)))
-        if scores[-1] > max(scores[:-1], default=-1):
-            kept = weights_of(model)
-    assert step == steps
-    assert kept is not None
-    assert_same_weights(weights_of(training.model), kept)
+        losses.append(float(total) / len(training.learnt))
+        scores.append(score(training))
+        if best_epoch([{"validation_accuracy": value} for value in scores]) == epoch:
+            best = weights_of(model)
+    assert best is not None
+    model.load_state_dict(best)
+    return losses, scores
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.05])
+def test_the_loop_is_the_loop_one_would_write_by_hand(small_csv: Path, tmp_path: Path, max_grad_norm: float) -> None:
+    flags = {"optimizer": "adamw", "max_grad_norm": max_grad_norm}
+    ours, plain = (training_of(small_csv, tmp_path / name, **flags) for name in ("ours", "hand"))
+    history = fit(ours)
+    losses, scores = by_hand(plain)
+    assert_same_weights(weights_of(ours.model), weights_of(plain.model))
+    assert [record["loss"] for record in history] == pytest.approx(losses, abs=1e-6)
+    assert [record["validation_accuracy"] for record in history] == pytest.approx(scores, abs=1e-6)
+
+
+def test_gradients_are_left_alone_where_no_norm_is_given(small_csv: Path, tmp_path: Path) -> None:
+    flags = {"optimizer": "adamw", "epochs": 1}
+    free, wide, narrow = (training_of(small_csv, tmp_path / str(norm), max_grad_norm=norm, **flags) for norm in (0, 1e9, 0.01))
+    for training in (free, wide, narrow):
+        fit(training)
+    assert_same_weights(weights_of(free.model), weights_of(wide.model))
+    assert any(not torch.equal(a, b) for a, b in zip(free.model.parameters(), narrow.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("passes", [2, 5, 20])
+def test_a_batch_in_several_passes_is_the_batch_at_once(small_csv: Path, tmp_path: Path, passes: int) -> None:
+    flags = {"optimizer": "adamw", "epochs": 2, "learning_rate": 1e-4, "text_model": str(without_dropout(tmp_path / "model"))}
+    whole, parts = (
+        training_of(small_csv, tmp_path / str(one), **flags, gradient_accumulation_steps=one)  # type: ignore[arg-type]
+        for one in (1, passes)
+    )
+    histories = [fit(whole), fit(parts)]
+    for one, other in zip(*map(without_times, histories), strict=True):
+        assert one == pytest.approx(other, abs=2e-6)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+
+
+Straight = Callable[[str], tuple[dict[str, torch.Tensor], list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def straight(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """``straight(optimizer)``: weights and history of three epochs that nothing interrupted."""
+
+    @cache
+    def trained(optimizer: str) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+        training = training_of(small_csv, tmp_path_factory.mktemp("straight"), optimizer=optimizer)
+        history = fit(training)
+        return weights_of(training.model), without_times(history)
+
+    return trained
+
+
+def assert_goes_on_to_the_same(small_csv: Path, folder: Path, straight: Straight, optimizer: str = "adamw") -> None:
+    torch.rand(7)  # what a random generator was at is nobody's business
+    resumed = training_of(small_csv, folder, optimizer=optimizer)
+    history = fit(resumed)
+    assert_same_weights(weights_of(resumed.model), straight(optimizer)[0])
+    assert without_times(history) == straight(optimizer)[1]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-@pytest.mark.parametrize("broken_step", [0, 4, 8])
+@pytest.mark.parametrize(("minutes", "broken_step"), [(0, 0), (0, 1), (0, 3), (0, 5), (0, 8), (1000, 5)])
 def test_an_interrupted_training_ends_bit_for_bit_like_a_straight_one(
-    small_csv: Path, tmp_path: Path, optimizer: str, broken_step: int
+    small_csv: Path, tmp_path: Path, straight: Straight, optimizer: str, minutes: float, broken_step: int
 ) -> None:
-    straight = training_of(small_csv, tmp_path / "straight", optimizer=optimizer)
-    history = fit(straight)
-    steps = 0
-
-    def breaks(output: Output, batch: Batch) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == broken_step + 1:
-            raise KeyboardInterrupt
-        return cross_entropy(output, batch)
-
     with pytest.raises(KeyboardInterrupt):
-        fit(training_of(small_csv, tmp_path / "broken", breaks, optimizer=optimizer))
-    torch.rand(7)
-    resumed = training_of(small_csv, tmp_path / "broken", optimizer=optimizer)
-    resumed_history = fit(resumed)
-    assert_same_weights(weights_of(resumed.model), weights_of(straight.model))
-    without_times = [[{k: v for k, v in record.items() if k != "seconds"} for record in one] for one in (history, resumed_history)]
-    assert without_times[0] == without_times[1]
+        fit(training_of(small_csv, tmp_path, at_step(broken_step, interrupt), optimizer=optimizer, checkpoint_minutes=minutes))
+    state = load_checkpoint(tmp_path)
+    assert (0 if state is None else state["step"]) == (broken_step if minutes == 0 else 0)
+    assert_goes_on_to_the_same(small_csv, tmp_path, straight, optimizer)
+
+
+def test_a_training_that_is_broken_in_every_second_step_ends_like_a_straight_one(
+    small_csv: Path, tmp_path: Path, straight: Straight
+) -> None:
+    for step in range(1, 9):
+        with pytest.raises(KeyboardInterrupt):
+            fit(training_of(small_csv, tmp_path, at_step(1, interrupt), checkpoint_minutes=0))
+        state = load_checkpoint(tmp_path)
+        assert state is not None
+        assert state["step"] == step
+    assert_goes_on_to_the_same(small_csv, tmp_path, straight)
+
+
+def test_after_a_damaged_checkpoint_training_goes_on_from_the_one_before_it(
+    small_csv: Path, tmp_path: Path, straight: Straight, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(training_of(small_csv, tmp_path, at_step(5, interrupt), checkpoint_minutes=0))
+    newest = max((tmp_path / CHECKPOINTS).iterdir())
+    (newest / STATE).write_bytes((newest / STATE).read_bytes()[:-1])
+    assert_goes_on_to_the_same(small_csv, tmp_path, straight)
+    assert f"warning: {newest} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 4)])
+def test_a_signal_is_heeded_after_the_step_and_training_goes_on_from_there(
+    small_csv: Path, tmp_path: Path, straight: Straight, number: signal.Signals, step: int
+) -> None:
+    with pytest.raises(Stopped) as stopped:
+        fit(training_of(small_csv, tmp_path, at_step(step, lambda: os.kill(os.getpid(), number))))
+    assert stopped.value.signal_number == number
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert (state["step"], len(state["history"])) == (step + 1, (step + 1) // STEPS_AN_EPOCH)
+    assert_goes_on_to_the_same(small_csv, tmp_path, straight)
+
+
+def test_a_training_that_was_over_is_not_repeated(small_csv: Path, tmp_path: Path) -> None:
+    first = training_of(small_csv, tmp_path, checkpoint_minutes=0)
+    history = fit(first)
+    again = training_of(small_csv, tmp_path, at_step(0, interrupt), checkpoint_minutes=0)
+    assert fit(again) == history
+    assert_same_weights(weights_of(again.model), weights_of(first.model))
+
+
+def test_checkpoints_are_written_when_their_time_has_come(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr("train.loop.save_checkpoint", lambda folder, step, state: saved.append(step))
+    fit(training_of(small_csv, tmp_path, checkpoint_minutes=1000))
+    assert saved == []
+    fit(training_of(small_csv, tmp_path, checkpoint_minutes=0))
+    assert saved == list(range(1, 10))
+
+
+def test_every_epoch_leaves_a_record(small_csv: Path, tmp_path: Path) -> None:
+    training = training_of(small_csv, tmp_path, seed=5)
+    history = fit(training)
+    assert [set(record) for record in history] == [{"epoch", "loss", "validation_accuracy", "padding", "seconds"}] * 3
+    assert [record["epoch"] for record in history] == [0, 1, 2]
+    for record in history:
+        lengths = training.data.lengths
+        batches = epoch_batches(training.learnt, lengths, 14, seed=5, epoch=record["epoch"])
+        assert record["padding"] == pytest.approx(padding_share(lengths, batches), abs=1e-4)
+        assert record["seconds"] > 0
+        assert round(record["validation_accuracy"] * 12) == pytest.approx(record["validation_accuracy"] * 12, abs=1e-4)
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(small_csv: Path, tmp_path: Path) -> None:
-    training = training_of(small_csv, tmp_path / "run", epochs=4)
+    training = training_of(small_csv, tmp_path, epochs=4)
     history = fit(training)
-    validation = training.data.corpus.rows("validation")
-    found = accuracy(predict(training, validation).logits, labels_of(training.data, validation))
-    assert found == pytest.approx(history[best_epoch(history)]["validation_accuracy"], abs=1e-6)
-    assert max(record["validation_accuracy"] for record in history) == pytest.approx(found, abs=1e-6)
+    assert score(training) == pytest.approx(history[best_epoch(history)]["validation_accuracy"], abs=1e-6)
+    assert max(record["validation_accuracy"] for record in history) == pytest.approx(score(training), abs=1e-6)
+
+
+def records(*accuracies: float) -> list[dict[str, Any]]:
+    return [{"validation_accuracy": value} for value in accuracies]
 
 
 def test_the_best_epoch_is_the_first_of_the_highest() -> None:
-    assert best_epoch([{"validation_accuracy": value} for value in (0.5, 0.8, 0.7, 0.8)]) == 1
+    assert best_epoch(records(0.5, 0.8, 0.7, 0.8)) == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "lost"),
+    [
+        ((), 1, False),
+        ((0.5,), 1, False),
+        ((0.5, 0.5), 1, True),
+        ((0.5, 0.6), 1, False),
+        ((0.6, 0.5), 2, False),
+        ((0.6, 0.5, 0.6), 2, True),
+        ((0.6, 0.5, 0.7), 2, False),
+        ((0.6, 0.5, 0.4, 0.3), None, False),
+    ],
+)
+def test_patience_ends_after_that_many_epochs_without_a_better_one(accuracies: tuple[float, ...], patience: int, lost: bool) -> None:
+    assert has_lost_patience(records(*accuracies), patience) is lost
+
+
+def test_training_ends_when_patience_does(small_csv: Path, tmp_path: Path) -> None:
+    training = training_of(small_csv, tmp_path, epochs=50, learning_rate=1e-12, patience=3, checkpoint_minutes=0)
+    assert len(fit(training)) == 4, "one that is the best, and three that are no better"
+    assert len(fit(training_of(small_csv, tmp_path, at_step(0, interrupt), epochs=50, learning_rate=1e-12, patience=3))) == 4
 
 
 def test_training_learns_the_topics(small_csv: Path, tmp_path: Path) -> None:
-    training = training_of(small_csv, tmp_path / "run", epochs=12, learning_rate=2e-3)
+    training = training_of(small_csv, tmp_path, epochs=12, learning_rate=2e-3)
     history = fit(training)
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
-    test = training.data.corpus.rows("test")
-    assert accuracy(predict(training, test).logits, labels_of(training.data, test)) > 0.8
+    assert score(training) > 0.8
 
 
-def test_a_loss_that_is_not_finite_is_told_and_the_last_checkpoint_stays(small_csv: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("minutes", [0, 1000])
+def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_stays(small_csv: Path, tmp_path: Path, minutes: float) -> None:
     steps = 0
 
     def explodes(output: Output, batch: Batch) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        return cross_entropy(output, batch) * (float("nan") if steps > 3 else 1.0)
+        return cross_entropy(output, batch) * (float("nan") if steps > 4 else 1.0)
 
-    with pytest.raises(InputError, match=r"training loss of nan in epoch 1.*lower --learning-rate"):
-        fit(training_of(small_csv, tmp_path / "run", explodes))
-    state = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
-    assert len(state["history"]) == 1
+    with pytest.raises(InputError, match=r"a training loss or a weight that is not finite.*lower --learning-rate"):
+        fit(training_of(small_csv, tmp_path, explodes, checkpoint_minutes=minutes))
+    state = load_checkpoint(tmp_path)
+    if minutes:
+        assert state is None
+        return
+    assert state is not None
+    assert (state["step"], len(state["history"])) == (4, 1)
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
+    assert len(list((tmp_path / CHECKPOINTS).iterdir())) == 2
 
 
-def test_predictions_come_in_the_order_of_the_rows(small_csv: Path, tmp_path: Path) -> None:
-    training = training_of(small_csv, tmp_path / "run")
-    rows = [59, 0, 17, 3, 42]
-    together = predict(training, rows)
-    for n, row in enumerate(rows):
-        alone = predict(training, [row])
-        torch.testing.assert_close(together.logits[n], alone.logits[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(together.embeddings[n], alone.embeddings[0], atol=1e-5, rtol=1e-5)
+def test_weights_that_are_not_finite_reach_no_checkpoint_even_where_the_loss_is(small_csv: Path, tmp_path: Path) -> None:
+    steps = 0
+
+    def breaks(output: Output, batch: Batch) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        root = (output.logits - output.logits.detach()).abs().sum().sqrt()  # nought, with a gradient that is not a number
+        return cross_entropy(output, batch) + (root if steps == STEPS_AN_EPOCH else 0.0)
+
+    with pytest.raises(InputError, match="a weight that is not finite"):
+        fit(training_of(small_csv, tmp_path, breaks, checkpoint_minutes=0))
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["step"] == STEPS_AN_EPOCH - 1
 
 
 def test_another_seed_is_another_model(small_csv: Path, tmp_path: Path) -> None:
@@ -151,3 +373,9 @@ def test_another_seed_is_another_model(small_csv: Path, tmp_path: Path) -> None:
     fit(one)
     fit(other)
     assert any(not torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_every_step_and_process_has_a_seed_of_its_own() -> None:
+    seeds = {seed_of_step(seed, step, rank) for seed in range(4) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 4 * 50 * 4
+    assert all(0 <= seed < np.iinfo(np.int64).max for seed in seeds)

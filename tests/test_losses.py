@@ -1,5 +1,8 @@
 """The losses against their formulas, written out in float64 with NumPy alone."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
-from train.losses import KD_PRESETS, Distillation, distillation, distillation_loss, soft_cross_entropy
+from lugpi_core.examples import UNLABELLED
+from train.losses import KD_PRESETS, Distillation, EmbeddingLoss, Taught, distillation, distillation_loss, hard_cross_entropy
 
 Array = NDArray[np.float64]
+Batch = tuple[Array, Array, Array, Array, NDArray[np.int64]]
 
 
 def log_softmax(logits: Array) -> Array:
@@ -18,81 +23,152 @@ def log_softmax(logits: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def distance(kind: EmbeddingLoss, e_s: Array, e_t: Array) -> float:
+    match kind:
+        case "mse":
+            return float(((e_t - e_s) ** 2).mean())
+        case "sum-of-squares":
+            return float(((e_t - e_s) ** 2).sum(axis=1).mean())
+        case "cosine":
+            norms = np.linalg.norm(e_s, axis=1) * np.linalg.norm(e_t, axis=1)
+            return float((1 - (e_s * e_t).sum(axis=1) / norms).mean())
+
+
+def soft_terms(weights: Distillation, s: Array, e_s: Array, t: Array, e_t: Array) -> float:
+    """The part of Eq. 2 of arXiv 2309.15238 that a teacher has a say in, term by term."""
+    tau = weights.temperature
+    student = log_softmax(s / tau) * tau**2 if weights.soften_student else log_softmax(s)
+    soft = -(np.exp(log_softmax(t / tau)) * student).sum(axis=1).mean()
+    return float(weights.alpha * soft + weights.beta * distance(weights.embedding_loss, e_s, e_t))
+
+
 def equation_two(weights: Distillation, s: Array, e_s: Array, t: Array, e_t: Array, y: NDArray[np.int64]) -> float:
-    """Eq. 2 of arXiv 2309.15238, term by term."""
     hard = -log_softmax(s)[np.arange(len(y)), y].mean()
-    soft = -(np.exp(log_softmax(t / weights.temperature)) * log_softmax(s)).sum(axis=1).mean()
-    distance = ((e_t - e_s) ** 2).mean()
-    return float(weights.hard * hard + weights.alpha * soft + weights.beta * distance)
+    return float(weights.hard * hard + soft_terms(weights, s, e_s, t, e_t))
 
 
-def random_batch(seed: int, examples: int, classes: int, width: int) -> tuple[Array, Array, Array, Array, NDArray[np.int64]]:
+def random_batch(seed: int, examples: int, classes: int, width: int) -> Batch:
     generator = np.random.default_rng(seed)
     s, t = (generator.normal(0, 3, (examples, classes)) for _ in range(2))
     e_s, e_t = (generator.normal(0, 1, (examples, width)) for _ in range(2))
     return s, e_s, t, e_t, generator.integers(0, classes, examples)
 
 
-def loss_of(weights: Distillation, batch: tuple[Array, Array, Array, Array, NDArray[np.int64]]) -> float:
+def loss_of(weights: Distillation, batch: Batch) -> float:
     s, e_s, t, e_t = (torch.from_numpy(part).float() for part in batch[:4])
-    return float(distillation_loss(weights, (s, e_s), (t, e_t), torch.from_numpy(batch[4])))
+    return float(distillation_loss(weights, s, [Taught(1.0, t, e_t, e_s)], torch.from_numpy(batch[4])))
 
 
-@given(seed=st.integers(0, 10_000), examples=st.integers(1, 20), classes=st.integers(2, 20), width=st.integers(1, 64))
-def test_the_paper_preset_is_equation_two(seed: int, examples: int, classes: int, width: int) -> None:
+sizes: dict[str, Any] = {
+    "seed": st.integers(0, 10_000),
+    "examples": st.integers(1, 20),
+    "classes": st.integers(2, 20),
+    "width": st.integers(1, 64),
+}
+
+
+@pytest.mark.parametrize("preset", KD_PRESETS)
+@given(**sizes)
+def test_every_preset_is_its_formula(preset: str, seed: int, examples: int, classes: int, width: int) -> None:
     batch = random_batch(seed, examples, classes, width)
-    assert loss_of(KD_PRESETS["paper"], batch) == pytest.approx(equation_two(KD_PRESETS["paper"], *batch), rel=1e-5)
+    assert loss_of(KD_PRESETS[preset], batch) == pytest.approx(equation_two(KD_PRESETS[preset], *batch), rel=1e-5)
 
 
-def test_the_paper_preset_has_the_papers_weights() -> None:
+def test_the_presets_have_the_published_weights() -> None:
     assert KD_PRESETS["paper"] == Distillation(hard=1.0, alpha=3.0, beta=1.0, temperature=8.0, soften_student=False)
+    assert KD_PRESETS["hinton"].soften_student, "Hinton, Vinyals & Dean soften both sides and multiply by the square of the temperature"
+    assert not KD_PRESETS["lopez-paz"].soften_student
+    assert [KD_PRESETS[name].beta for name in ("hinton", "lopez-paz")] == [0, 0]
+    assert all(weights.embedding_loss == "mse" for weights in KD_PRESETS.values())
+
+
+@pytest.mark.parametrize("kind", ["mse", "sum-of-squares", "cosine"])
+@given(**sizes)
+def test_every_distance_of_embeddings_is_its_formula(kind: EmbeddingLoss, seed: int, examples: int, classes: int, width: int) -> None:
+    batch = random_batch(seed, examples, classes, width)
+    weights = distillation("paper", embedding_loss=kind)
+    assert loss_of(weights, batch) == pytest.approx(equation_two(weights, *batch), rel=1e-4)
+
+
+def test_distances_of_embeddings_differ_where_they_should() -> None:
+    batch = random_batch(0, 6, 4, 16)
+    kinds: tuple[EmbeddingLoss, ...] = ("mse", "sum-of-squares", "cosine")
+    found = [loss_of(distillation("paper", hard=0.0, alpha=0.0, embedding_loss=kind), batch) for kind in kinds]
+    assert found[1] == pytest.approx(16 * found[0], rel=1e-5)
+    assert 0 < found[2] < 2
+
+
+@given(**sizes, share=st.floats(0.05, 0.95))
+def test_two_teachers_have_their_shares_of_the_soft_terms(seed: int, examples: int, classes: int, width: int, share: float) -> None:
+    s, e_s, t, e_t, y = random_batch(seed, examples, classes, width)
+    _, wide_s, other_t, wide_t, _ = random_batch(seed + 1, examples, classes, width + 3)
+    weights = KD_PRESETS["paper"]
+    tensors = [torch.from_numpy(part).float() for part in (t, e_t, e_s, other_t, wide_t, wide_s)]
+    teachers = [Taught(share, *tensors[:3]), Taught(1 - share, *tensors[3:])]
+    found = float(distillation_loss(weights, torch.from_numpy(s).float(), teachers, torch.from_numpy(y)))
+    soft = share * soft_terms(weights, s, e_s, t, e_t) + (1 - share) * soft_terms(weights, s, wide_s, other_t, wide_t)
+    hard = -log_softmax(s)[np.arange(len(y)), y].mean()
+    assert found == pytest.approx(hard + soft, rel=1e-5)
+
+
+@given(**sizes, unlabelled=st.integers(0, 20))
+def test_texts_without_labels_have_soft_terms_alone(seed: int, examples: int, classes: int, width: int, unlabelled: int) -> None:
+    s, e_s, t, e_t, y = random_batch(seed, examples, classes, width)
+    labelled = max(0, examples - unlabelled)
+    y[labelled:] = UNLABELLED
+    weights = KD_PRESETS["paper"]
+    hard = -log_softmax(s)[np.arange(labelled), y[:labelled]].sum() / examples
+    assert loss_of(weights, (s, e_s, t, e_t, y)) == pytest.approx(hard + soft_terms(weights, s, e_s, t, e_t), rel=1e-5)
+
+
+def test_a_label_weighs_the_same_beside_texts_without_one() -> None:
+    s, *_, y = random_batch(3, 8, 5, 4)
+    logits = torch.from_numpy(s).requires_grad_()
+    among = torch.from_numpy(np.where(np.arange(8) < 3, y, UNLABELLED))
+    (mixed,) = torch.autograd.grad(hard_cross_entropy(logits, among), logits)
+    (full,) = torch.autograd.grad(hard_cross_entropy(logits, torch.from_numpy(y)), logits)
+    torch.testing.assert_close(mixed[:3], full[:3], rtol=1e-12, atol=0)
+    assert not mixed[3:].any()
+
+
+def test_a_batch_without_any_label_has_a_loss() -> None:
+    batch = random_batch(3, 8, 5, 4)
+    batch[4][:] = UNLABELLED
+    assert loss_of(KD_PRESETS["paper"], batch) == pytest.approx(soft_terms(KD_PRESETS["paper"], *batch[:4]), rel=1e-5)
+    assert loss_of(distillation("paper", alpha=0.0, beta=0.0), batch) == 0
 
 
 @pytest.mark.parametrize("dropped", ["hard", "alpha", "beta"])
 def test_a_weight_of_zero_leaves_its_term_out(dropped: str) -> None:
     batch = random_batch(1, 8, 5, 16)
-    weights = distillation("paper", **{"hard": None, "alpha": None, "beta": None, "temperature": None, **{dropped: 0.0}})
+    weights = distillation("paper", **{dropped: 0.0})
     assert loss_of(weights, batch) == pytest.approx(equation_two(weights, *batch), rel=1e-5)
     assert loss_of(weights, batch) != pytest.approx(loss_of(KD_PRESETS["paper"], batch), rel=1e-3)
 
 
-def test_a_left_out_term_may_not_even_be_finite() -> None:
+@pytest.mark.parametrize(("dropped", "broken"), [("beta", 3), ("alpha", 2)])
+def test_a_left_out_term_may_not_even_be_finite(dropped: str, broken: int) -> None:
     batch = random_batch(2, 4, 3, 8)
-    batch[3][:] = np.nan
-    assert np.isfinite(loss_of(distillation("paper", hard=None, alpha=None, beta=0.0, temperature=None), batch))
+    batch[broken][:] = np.nan
+    assert np.isfinite(loss_of(distillation("paper", **{dropped: 0.0}), batch))
 
 
-def test_hinton_softens_both_and_multiplies_by_the_square_of_the_temperature() -> None:
-    s, _, t, _, _ = random_batch(3, 8, 5, 4)
-    tau = 4.0
-    expected = -(np.exp(log_softmax(t / tau)) * log_softmax(s / tau)).sum(axis=1).mean() * tau**2
-    found = soft_cross_entropy(torch.from_numpy(s), torch.from_numpy(t), temperature=tau, soften_student=True)
-    assert float(found) == pytest.approx(expected, rel=1e-9)
-
-
-def test_lopez_paz_softens_the_teacher_alone() -> None:
-    weights = KD_PRESETS["lopez-paz"]
-    batch = random_batch(4, 8, 5, 4)
-    assert not weights.soften_student
-    assert loss_of(weights, batch) == pytest.approx(equation_two(weights, *batch), rel=1e-5)
-
-
-def test_the_teacher_gets_no_gradient_through_the_target_when_it_has_none() -> None:
-    student = torch.randn(4, 3, requires_grad=True)
-    embedding = torch.randn(4, 8, requires_grad=True)
-    loss = distillation_loss(
-        KD_PRESETS["paper"], (student, embedding), (torch.randn(4, 3), torch.randn(4, 8)), torch.zeros(4, dtype=torch.long)
-    )
-    torch.autograd.backward(loss)
-    assert student.grad is not None
-    assert student.grad.abs().sum() > 0
-    assert embedding.grad is not None
-    assert embedding.grad.abs().sum() > 0
+@pytest.mark.parametrize("preset", KD_PRESETS)
+def test_gradients_reach_the_student_alone(preset: str) -> None:
+    weights = replace(KD_PRESETS[preset], beta=1.0)
+    student, own, wide = (torch.randn(4, width, requires_grad=True) for width in (3, 8, 6))
+    said = [torch.randn(4, width) for width in (3, 8, 3, 6)]
+    teachers = [Taught(0.5, said[0], said[1], own), Taught(0.5, said[2], said[3], wide)]
+    torch.autograd.backward(distillation_loss(weights, student, teachers, torch.zeros(4, dtype=torch.long)))
+    for learning in (student, own, wide):
+        assert learning.grad is not None
+        assert learning.grad.abs().sum() > 0
+    assert all(tensor.grad is None and not tensor.requires_grad for tensor in said)
 
 
 def test_given_weights_replace_the_presets_own() -> None:
-    weights = distillation("paper", hard=None, alpha=0.5, beta=None, temperature=2.0)
-    assert (weights.hard, weights.alpha, weights.beta, weights.temperature) == (1.0, 0.5, 1.0, 2.0)
+    weights = distillation("paper", hard=None, alpha=0.5, beta=None, temperature=2.0, embedding_loss="cosine")
+    assert weights == Distillation(hard=1.0, alpha=0.5, beta=1.0, temperature=2.0, embedding_loss="cosine")
 
 
 def test_nothing_to_learn_from_is_refused() -> None:
@@ -103,5 +179,7 @@ def test_nothing_to_learn_from_is_refused() -> None:
 def test_half_precision_outputs_are_scored_in_float32() -> None:
     batch = random_batch(5, 8, 5, 16)
     s, e_s, t, e_t = (torch.from_numpy(part).bfloat16() for part in batch[:4])
-    loss = distillation_loss(KD_PRESETS["paper"], (s, e_s), (t, e_t), torch.from_numpy(batch[4]))
+    loss = distillation_loss(KD_PRESETS["paper"], s, [Taught(1.0, t, e_t, e_s)], torch.from_numpy(batch[4]))
     assert loss.dtype == torch.float32
+    exact: Any = (*(part.double().numpy() for part in (s, e_s, t, e_t)), batch[4])
+    assert float(loss) == pytest.approx(equation_two(KD_PRESETS["paper"], *exact), rel=1e-5)

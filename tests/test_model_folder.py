@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.errors import InputError
-from train.checkpoint import CHECKPOINT, best_name
+from train.checkpoint import CHECKPOINTS, save_checkpoint
 from train.metrics import PREDICTIONS
 from train.model_folder import METRICS, finish, finished_metrics, require_finished
 from train.teacher_outputs import WEIGHTS
@@ -47,7 +47,7 @@ def test_a_command_that_failed_before_it_trained_binds_nothing(tmp_path: Path) -
 
 def test_a_training_under_way_is_not_continued_with_other_settings(tmp_path: Path) -> None:
     finished_metrics(tmp_path, FINGERPRINT)
-    (tmp_path / CHECKPOINT).write_bytes(b"x")
+    save_checkpoint(tmp_path, 1, {})
     with pytest.raises(InputError, match="corpus"):
         finished_metrics(tmp_path, {**FINGERPRINT, "corpus": "other"})
 
@@ -69,9 +69,17 @@ def test_a_model_that_was_trained_otherwise_is_refused_with_the_field(tmp_path: 
     assert (tmp_path / METRICS).is_file()
 
 
+def test_a_training_under_way_is_continued_with_the_same_settings(tmp_path: Path) -> None:
+    finished_metrics(tmp_path, FINGERPRINT)
+    save_checkpoint(tmp_path, 1, {})
+    assert finished_metrics(tmp_path, FINGERPRINT) is None
+    assert (tmp_path / CHECKPOINTS).is_dir()
+
+
 def test_finishing_removes_what_only_a_continued_training_needs(tmp_path: Path) -> None:
-    for name in (CHECKPOINT, best_name(3), WEIGHTS):
-        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / WEIGHTS).write_bytes(b"x")
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {})
     finish(tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS, WEIGHTS]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
-from train.models import FusionHead, ImageClassifier, Teacher, TextClassifier, text_width
+from train.models import FusionHead, ImageClassifier, Student, Teacher, TextClassifier, text_dropout, text_width
 
 CLASSES = 5
 
@@ -92,10 +92,10 @@ def written_out_block(block: nn.TransformerEncoderLayer, x: torch.Tensor, paddin
 
 def test_the_fusion_head_computes_what_the_design_says() -> None:
     torch.manual_seed(3)
-    head = FusionHead(text_width=32, image_width=24, classes=CLASSES, modalities=2).eval()
+    head = FusionHead(text_width=32, image_width=24, classes=CLASSES).eval()
     image, text = torch.randn(2, 6, 24), torch.randn(2, 4, 32)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    output = head(image, text, mask)
+    output = head(image, text, mask == 0)
     project: Any = head.project
     joined = torch.cat([text.double(), image.double() @ project.weight.double().T + project.bias.double()], dim=1)
     padding = torch.cat([mask == 0, torch.zeros(2, 6, dtype=torch.bool)], dim=1)
@@ -109,22 +109,34 @@ def test_the_fusion_head_computes_what_the_design_says() -> None:
 
 def test_without_text_the_head_reads_the_image_class_token() -> None:
     torch.manual_seed(3)
-    head = FusionHead(text_width=32, image_width=32, classes=CLASSES, modalities=1).eval()
+    head = FusionHead(text_width=32, image_width=32, classes=CLASSES, reads_text=False).eval()
     image = torch.randn(2, 6, 32)
     fused = written_out_block(head.block, image.double(), torch.zeros(2, 6, dtype=torch.bool), heads=8)
     embeddings = torch.relu(fused[:, 0] @ head.embed.weight.double().T + head.embed.bias.double())
     torch.testing.assert_close(ImageClassifier(head)({"image_tokens": image.half()}).embeddings.double(), embeddings, atol=5e-3, rtol=5e-3)
 
 
+def test_without_images_the_head_reads_the_text_class_token() -> None:
+    torch.manual_seed(3)
+    head = FusionHead(text_width=32, image_width=None, classes=CLASSES).eval()
+    text, padding = torch.randn(2, 4, 32), torch.tensor([[False] * 4, [False, False, True, True]])
+    fused = written_out_block(head.block, text.double(), padding, heads=8)
+    embeddings = torch.relu(fused[:, 0] @ head.embed.weight.double().T + head.embed.bias.double())
+    output = head(None, text, padding)
+    torch.testing.assert_close(output.embeddings.double(), embeddings, atol=1e-5, rtol=1e-5)
+    assert head.embed.in_features == 32
+    assert isinstance(head.project, nn.Identity)
+
+
 def test_image_tokens_are_mapped_only_where_the_widths_differ() -> None:
-    same = FusionHead(text_width=32, image_width=32, classes=2, modalities=2)
-    other = FusionHead(text_width=32, image_width=24, classes=2, modalities=2)
+    same = FusionHead(text_width=32, image_width=32, classes=2)
+    other = FusionHead(text_width=32, image_width=24, classes=2)
     assert isinstance(same.project, nn.Identity)
     assert isinstance(other.project, nn.Linear)
 
 
 def test_at_distilberts_width_the_head_is_the_papers() -> None:
-    head = FusionHead(text_width=768, image_width=768, classes=20, modalities=2)
+    head = FusionHead(text_width=768, image_width=768, classes=20)
     assert (head.embed.in_features, head.embed.out_features) == (1536, 768)
     assert (head.classify.in_features, head.classify.out_features) == (768, 20)
     assert head.block.self_attn.num_heads == 8
@@ -133,7 +145,7 @@ def test_at_distilberts_width_the_head_is_the_papers() -> None:
 
 def test_padding_a_text_further_does_not_change_the_teacher() -> None:
     classifier: Any = tiny_classifier("bert")
-    teacher = Teacher(classifier.bert, FusionHead(text_width=32, image_width=24, classes=CLASSES, modalities=2)).eval()
+    teacher = Teacher(classifier.bert, FusionHead(text_width=32, image_width=24, classes=CLASSES)).eval()
     batch = {**text_batch(), "image_tokens": torch.randn(3, 6, 24).half()}
     longer = dict(batch)
     longer["input_ids"] = torch.cat([batch["input_ids"], torch.full((3, 9), 0)], dim=1)
@@ -141,9 +153,34 @@ def test_padding_a_text_further_does_not_change_the_teacher() -> None:
     torch.testing.assert_close(teacher(batch).logits, teacher(longer).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_a_teacher_reads_padded_texts_as_it_reads_them_alone() -> None:
+    torch.manual_seed(4)
+    classifier: Any = tiny_classifier("distilbert")
+    teacher = Teacher(classifier.distilbert, FusionHead(text_width=32, image_width=24, classes=CLASSES)).eval()
+    ids, images = text_batch()["input_ids"], torch.randn(3, 6, 24).half()
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 2 + [0] * 5])
+    together = teacher({"input_ids": ids * mask, "attention_mask": mask, "image_tokens": images})
+    for row, length in enumerate((7, 4, 2)):
+        alone = teacher({"input_ids": ids[row : row + 1, :length], "image_tokens": images[row : row + 1]})
+        torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.embeddings[row], alone.embeddings[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_learns_a_linear_only_to_teachers_of_another_width() -> None:
+    classifier = TextClassifier(tiny_classifier("distilbert"))
+    student = Student(classifier, [32, 24, 48]).eval()
+    output, plain = student(text_batch()), classifier(text_batch())
+    assert torch.equal(output.logits, plain.logits)
+    assert torch.equal(output.embeddings, plain.embeddings)
+    assert torch.equal(output.projected[0], plain.embeddings)
+    assert [tuple(one.shape) for one in output.projected] == [(3, 32), (3, 24), (3, 48)]
+    assert [type(part) for part in student.project] == [nn.Identity, nn.Linear, nn.Linear]
+    assert Student(classifier, []).eval()(text_batch()).projected == ()
+
+
 def test_the_teacher_depends_on_the_images() -> None:
     classifier: Any = tiny_classifier("bert")
-    teacher = Teacher(classifier.bert, FusionHead(text_width=32, image_width=24, classes=CLASSES, modalities=2)).eval()
+    teacher = Teacher(classifier.bert, FusionHead(text_width=32, image_width=24, classes=CLASSES)).eval()
     batch = {**text_batch(), "image_tokens": torch.randn(3, 6, 24).half()}
     other = {**batch, "image_tokens": torch.randn(3, 6, 24).half()}
     assert not torch.allclose(teacher(batch).logits, teacher(other).logits)
@@ -155,3 +192,11 @@ def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(InputError, match="multiple of 8"):
         text_width(transformers.BertConfig(hidden_size=36, num_attention_heads=4), "--text-model x")
     assert text_width(transformers.DistilBertConfig(dim=64, n_heads=4), "--text-model x") == 64
+
+
+def test_the_fusion_block_shares_the_text_models_dropout() -> None:
+    import transformers
+
+    assert text_dropout(transformers.DistilBertConfig(dropout=0.3)) == 0.3
+    assert text_dropout(transformers.BertConfig(hidden_dropout_prob=0.0)) == 0.0
+    assert text_dropout(transformers.T5Config()) == 0.1

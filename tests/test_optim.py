@@ -4,18 +4,25 @@ import pytest
 import torch
 from torch import nn
 
-from train.optim import make_optimizer, make_schedule
+from train.optim import make_optimizer, optimizer_on, rate_at
 
 
 def test_the_rate_falls_linearly_to_zero() -> None:
-    optimizer = make_optimizer(nn.Linear(2, 2), "adamw", learning_rate=1.0, weight_decay=0.0)
-    schedule = make_schedule(optimizer, steps=4)
-    rates = []
-    for _ in range(5):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+    assert [rate_at(step, 4, 2.0) for step in range(6)] == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
+
+
+def test_eight_bits_are_taken_where_memory_counts() -> None:
+    assert [optimizer_on(device, "auto") for device in ("cpu", "cuda")] == ["adamw", "adamw8bit"]
+    assert [optimizer_on("cpu", "adamw8bit"), optimizer_on("cuda", "adamw")] == ["adamw8bit", "adamw"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_biases_and_norms_do_not_decay(name: str) -> None:
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 8), nn.LayerNorm(8))
+    names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(model, "adamw8bit" if name == "adamw8bit" else "adamw", learning_rate=0.1, weight_decay=0.3)
+    decays = {names[id(parameter)]: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert decays == {"0.weight": 0.3, "1.weight": 0.3, "1.bias": 0.0, "2.weight": 0.0, "2.bias": 0.0}
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit"])

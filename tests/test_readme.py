@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cli import BenchmarkOptions, DrawingOptions, PicturesOptions, RealInputOptions
+from benchmarks.cli import BenchmarkOptions, DrawingOptions, PicturesOptions, RealInputOptions, TrainingOptions
 from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
 from lugpi_core.command_line import parse
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
+from train.tool_options import EvaluateOptions, OnnxOptions, SweepOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "lugpi_core/data/README.md")
@@ -18,10 +19,14 @@ TRAIN = {
     "images": ImagesOptions,
     "teacher": TeacherOptions,
     "student": StudentOptions,
+    "sweep": SweepOptions,
+    "evaluate": EvaluateOptions,
+    "onnx": OnnxOptions,
     "tables": TablesOptions,
 }
 FEATURIZE = {"verify": VerifyOptions, "info": InfoOptions}
-BENCHMARKS = dict.fromkeys(("store", "fidelity", "featurize", "train", "all"), BenchmarkOptions) | {
+BENCHMARKS = dict.fromkeys(("store", "fidelity", "memory", "all"), BenchmarkOptions) | {
+    "train": TrainingOptions,
     "featurize": DrawingOptions,
     "pictures": PicturesOptions,
     "real": RealInputOptions,
@@ -97,6 +102,8 @@ def test_constraints_pin_every_dependency() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["dev"], *extras["sweep"], *extras["onnx"]]
+    wanted = [requirement for requirement in wanted if not requirement.startswith("lugpi[")]
     names = {re.split(r"[<>=;\s]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
     assert names <= pinned

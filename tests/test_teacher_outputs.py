@@ -7,41 +7,74 @@ import torch
 
 from lugpi_core.errors import InputError
 from train.models import Output
-from train.teacher_outputs import OUTPUTS, WEIGHTS, read_teacher_outputs, write_teacher_outputs
+from train.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 
 
-def written(folder: Path) -> Output:
+def written(folder: Path, dtype: str = "float32") -> Output:
     (folder / WEIGHTS).write_bytes(b"the weights")
-    output = Output(torch.randn(6, 3), torch.randn(6, 8))
-    write_teacher_outputs(folder, output, corpus_fingerprint="abc")
+    generator = torch.Generator().manual_seed(0)
+    output = Output(torch.randn(6, 3, generator=generator), torch.randn(6, 8, generator=generator))
+    write_teacher_outputs(outputs_path(folder), output, corpus_fingerprint="abc", dtype="float16" if dtype == "float16" else "float32")
     return output
 
 
 def test_outputs_come_back_bit_for_bit(tmp_path: Path) -> None:
     output = written(tmp_path)
-    found = read_teacher_outputs(tmp_path, corpus_fingerprint="abc")
+    found = read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
     assert torch.equal(found.logits, output.logits)
     assert torch.equal(found.embeddings, output.embeddings)
+    assert has_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
+
+
+def test_equal_outputs_are_equal_bytes(tmp_path: Path) -> None:
+    written(tmp_path)
+    first = outputs_path(tmp_path).read_bytes()
+    written(tmp_path)
+    assert outputs_path(tmp_path).read_bytes() == first
+
+
+def test_in_half_precision_embeddings_take_half_the_room_and_logits_stay(tmp_path: Path) -> None:
+    output = written(tmp_path, "float16")
+    found = read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
+    assert torch.equal(found.logits, output.logits)
+    assert torch.equal(found.embeddings, output.embeddings.half())
+
+
+def test_the_outputs_of_other_texts_stand_behind(tmp_path: Path) -> None:
+    output = written(tmp_path)
+    found = read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
+    both = found.followed_by(found)
+    assert torch.equal(both.logits, torch.cat([output.logits, output.logits]))
+    assert torch.equal(both.embeddings, torch.cat([output.embeddings, output.embeddings]))
+    assert both.teacher == found.teacher
+
+
+def test_outputs_for_texts_without_labels_have_a_file_of_their_own(tmp_path: Path) -> None:
+    names = [outputs_path(tmp_path).name, outputs_path(tmp_path, "more").name, outputs_path(tmp_path, "other").name]
+    assert names == ["outputs.safetensors", "outputs-more.safetensors", "outputs-other.safetensors"]
 
 
 def test_a_teacher_of_another_corpus_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     with pytest.raises(InputError, match="another dataset"):
-        read_teacher_outputs(tmp_path, corpus_fingerprint="abd")
+        read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abd")
+    assert not has_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abd")
 
 
 def test_outputs_of_other_weights_are_refused(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"the weightz")
     with pytest.raises(InputError, match="made by other weights"):
-        read_teacher_outputs(tmp_path, corpus_fingerprint="abc")
+        read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
+    assert not has_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"nonsense", b"\xff" * 64])
 def test_missing_or_damaged_outputs_are_refused(tmp_path: Path, content: bytes | None) -> None:
     written(tmp_path)
-    (tmp_path / OUTPUTS).unlink()
+    path = outputs_path(tmp_path)
+    path.unlink()
     if content is not None:
-        (tmp_path / OUTPUTS).write_bytes(content)
+        path.write_bytes(content)
     with pytest.raises(InputError, match="outputs of a finished teacher"):
-        read_teacher_outputs(tmp_path, corpus_fingerprint="abc")
+        read_teacher_outputs(path, corpus_fingerprint="abc")

@@ -1,13 +1,29 @@
 """The text model: what is read of a text, and which models are refused."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import BertConfig, RobertaConfig, RobertaModel
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus, Example
-from train.text import find_text_model, load_text_classifier, load_text_encoder, token_ids
+from train.text import find_text_model, keep_layers, load_text_classifier, load_text_encoder, spaced
 
 
 def corpus_of(*texts: str, separator: str | None = None) -> Corpus:
@@ -41,36 +57,6 @@ def roberta_folder(folder: Path) -> Path:
     return folder
 
 
-def test_texts_are_cut_to_the_models_length_and_to_the_flags() -> None:
-    long = corpus_of("word " * 1000, "short")
-    assert next(len(ids) for ids in token_ids(find_text_model("demo", max_length=None), long)) == 128
-    assert max(len(ids) for ids in token_ids(find_text_model("demo", max_length=10), long)) == 10
-
-
-def test_a_text_of_a_megabyte_is_read() -> None:
-    ids = token_ids(find_text_model("demo", max_length=None), corpus_of("a gloss " * 131_072))
-    assert len(ids[0]) == 128
-
-
-def test_strange_texts_are_read() -> None:
-    ids = token_ids(find_text_model("demo", max_length=None), corpus_of("שלום עולם", "<b>bold</b> & <br/>", "\x00\x07 bell", "🦔"))
-    assert all(len(one) >= 2 for one in ids)
-
-
-def test_the_marker_of_a_target_is_the_separator_token() -> None:
-    model = find_text_model("demo", max_length=None)
-    ids = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"))[0]
-    assert ids.count(model.tokenizer.sep_token_id) == 3
-
-
-def test_another_model_gets_its_own_separator(tmp_path: Path) -> None:
-    model = find_text_model(str(roberta_folder(tmp_path)), max_length=None)
-    marked = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"))[0]
-    assert marked == [0, 4, 2, 5, 2, 6, 2]
-    unmarked = token_ids(model, corpus_of("the [SEP] cat [SEP] sat"))[0]
-    assert unmarked != marked, "a text that happens to say [SEP] is left as it is"
-
-
 def test_the_label_names_reach_the_classifier() -> None:
     classifier = load_text_classifier(find_text_model("demo", max_length=None), corpus_of("a", "b"))
     config = vars(classifier)["config"]
@@ -79,14 +65,85 @@ def test_the_label_names_reach_the_classifier() -> None:
 
 
 def test_encoder_and_classifier_share_the_pretrained_weights() -> None:
-    import torch
-
     model = find_text_model("demo", max_length=None)
     encoder, classifier = load_text_encoder(model), load_text_classifier(model, corpus_of("a", "b"))
     of_classifier = classifier.state_dict()
     for name, value in encoder.state_dict().items():
         assert torch.equal(of_classifier[f"distilbert.{name}"], value)
         assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "kept"),
+    [(6, 6, [0, 1, 2, 3, 4, 5]), (6, 3, [0, 2, 5]), (12, 4, [0, 4, 7, 11]), (6, 2, [0, 5]), (6, 1, [0]), (1, 1, [0])],
+)
+def test_the_kept_layers_are_evenly_spaced_from_the_first_to_the_last(there: int, wanted: int, kept: list[int]) -> None:
+    assert spaced(there, wanted) == kept
+
+
+@given(there=st.integers(1, 48), wanted=st.integers(1, 48))
+def test_no_layer_is_kept_twice(there: int, wanted: int) -> None:
+    kept = spaced(there, min(there, wanted))
+    assert sorted(set(kept)) == kept
+    assert kept[0] == 0
+    assert kept[-1] == (there - 1 if len(kept) > 1 else 0)
+    steps = [after - before for before, after in pairwise(kept)]
+    assert not steps or max(steps) - min(steps) <= 1
+
+
+def deep_folder(folder: Path, family: str) -> Path:
+    """A pretrained model of six small layers, with the demo's tokenizer."""
+    torch.manual_seed(2)
+    demo = find_text_model("demo", max_length=None)
+    words = demo.config.vocab_size
+    common = {"vocab_size": words, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 64}
+    made: Any = {
+        "distilbert": lambda: DistilBertModel(DistilBertConfig(vocab_size=words, dim=32, n_layers=6, n_heads=4, hidden_dim=64)),
+        "bert": lambda: BertModel(BertConfig(**common)),
+        "albert": lambda: AlbertModel(AlbertConfig(**common, embedding_size=32)),
+    }[family]()
+    made.save_pretrained(folder)
+    demo.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("family", "layers"), [("distilbert", "transformer.layer"), ("bert", "encoder.layer")])
+def test_kept_layers_are_the_pretrained_ones_bit_for_bit(tmp_path: Path, family: str, layers: str) -> None:
+    text_model = find_text_model(str(deep_folder(tmp_path, family)), max_length=None)
+    whole, kept = (load_text_classifier(text_model, corpus_of("a", "b")) for _ in range(2))
+    keep_layers(kept, 3)
+    before, after = whole.state_dict(), kept.state_dict()
+    found = {int(re.search(r"layer\.(\d+)\.", name)[1]) for name in after if ".layer." in name}  # type: ignore[index]
+    assert found == {0, 1, 2}
+    for name, value in after.items():
+        moved = re.sub(r"layer\.(\d+)\.", lambda number: f"layer.{[0, 2, 5][int(number[1])]}.", name)
+        if name.startswith(family):  # the head is new in each
+            assert torch.equal(value, before[moved]), name
+    assert vars(kept)["config"].num_hidden_layers == 3
+    assert len(getattr(kept, family).get_submodule(layers)) == 3
+
+
+def test_a_model_with_fewer_layers_saves_and_loads_as_it_is(tmp_path: Path) -> None:
+    text_model = find_text_model(str(deep_folder(tmp_path / "deep", "distilbert")), max_length=None)
+    model: Any = load_text_classifier(text_model, corpus_of("a", "b"))
+    keep_layers(model, 2)
+    model.eval().save_pretrained(tmp_path / "shallow")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "shallow")
+    ids = torch.tensor([[2, 200, 201, 3]])
+    assert loaded.config.num_hidden_layers == 2
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_more_layers_than_there_are_is_refused(tmp_path: Path) -> None:
+    model = load_text_classifier(find_text_model("demo", max_length=None), corpus_of("a", "b"))
+    with pytest.raises(InputError, match=r"--student-layers 3; expected 1 to 2"):
+        keep_layers(model, 3)
+
+
+def test_a_model_whose_layers_are_one_and_the_same_is_refused(tmp_path: Path) -> None:
+    text_model = find_text_model(str(deep_folder(tmp_path, "albert")), max_length=None)
+    with pytest.raises(InputError, match=r"--student-layers 2 for AlbertForSequenceClassification"):
+        keep_layers(load_text_classifier(text_model, corpus_of("a", "b")), 2)
 
 
 @pytest.mark.parametrize("length", [0, 1, 129, 100_000])

@@ -1,7 +1,13 @@
 """``python -m train`` as a user meets it, run in process where a process of its own would say no more."""
 
+import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,7 @@ def run_dir(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(command: str, small_csv: Path, run_dir: Path, *more: str) -> int:
+def train_(command: str, small_csv: Path, run_dir: Path, *more: str) -> int:
     return main([command, "--dataset", str(small_csv), "--run-dir", str(run_dir), *FLAGS, *more])
 
 
@@ -43,10 +49,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.fixture(scope="module")
 def trained(small_csv: Path, run_dir: Path) -> Path:
     """The run with all four models in it."""
-    assert train("baseline", small_csv, run_dir) == 0
-    assert train("images", small_csv, run_dir, "--image-tokens", "vit-demo") == 0
-    assert train("teacher", small_csv, run_dir, "--image-tokens", "clip-demo") == 0
-    assert train("student", small_csv, run_dir) == 0
+    assert train_("baseline", small_csv, run_dir) == 0
+    assert train_("images", small_csv, run_dir, "--image-tokens", "vit-demo") == 0
+    assert train_("teacher", small_csv, run_dir, "--image-tokens", "clip-demo") == 0
+    assert train_("student", small_csv, run_dir) == 0
     return run_dir
 
 
@@ -60,7 +66,9 @@ def test_every_model_folder_says_what_it_is(trained: Path, name: str) -> None:
     assert metrics["compute"]["attention"] in ("sdpa", "eager")
     assert metrics["provenance"]["versions"]["torch"] == torch.__version__
     assert len((trained / name / "predictions.csv").read_text().splitlines()) == 61
-    assert not (trained / name / "checkpoint.pt").exists()
+    assert not (trained / name / "checkpoints").exists()
+    log = [json.loads(line) for line in (trained / name / "log.jsonl").read_text().splitlines()]
+    assert [line["validation_accuracy"] for line in log] == [record["validation_accuracy"] for record in metrics["history"]]
 
 
 def test_what_read_pictures_without_meaning_says_so(trained: Path) -> None:
@@ -72,8 +80,6 @@ def test_what_read_pictures_without_meaning_says_so(trained: Path) -> None:
 
 
 def test_the_predictions_give_the_accuracy_again(trained: Path) -> None:
-    import csv
-
     metrics = json.loads((trained / "student" / "metrics.json").read_text())
     with (trained / "student" / "predictions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
@@ -84,7 +90,7 @@ def test_the_predictions_give_the_accuracy_again(trained: Path) -> None:
 def test_the_same_command_again_is_already_done(trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
     for command, more in (("baseline", ()), ("teacher", ("--image-tokens", "clip-demo")), ("student", ())):
-        assert train(command, small_csv, trained, *more) == 0
+        assert train_(command, small_csv, trained, *more) == 0
         assert last_line(capsys)["already_done"] is True
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()} == before
 
@@ -103,10 +109,6 @@ def test_the_student_is_a_plain_hugging_face_model(trained: Path) -> None:
 
 
 def test_the_student_loads_where_lugpi_does_not_exist_with_the_same_logits(trained: Path, small_csv: Path, tmp_path: Path) -> None:
-    import csv
-    import subprocess
-    import sys
-
     # lugpi cannot be imported there; nor can torchvision, whose trap (it may not fit the installed torch) is not the student's.
     code = (
         "import sys, json\n"
@@ -141,7 +143,7 @@ def test_student_training_touches_neither_images_nor_teacher(small_csv: Path, tr
     alone = tmp_path / "alone"
     shutil.copytree(trained / "teacher", alone / "teacher")
     assert not (alone / "tokens").exists()
-    assert train("student", small_csv, alone) == 0
+    assert train_("student", small_csv, alone) == 0
     one, other = (json.loads((folder / "student" / "metrics.json").read_text()) for folder in (alone, trained))
     assert one["accuracy"] == other["accuracy"]
 
@@ -154,12 +156,12 @@ def test_lost_or_damaged_teacher_outputs_are_written_again_by_the_same_command(
     outputs = run / "teacher" / "outputs.safetensors"
     before = outputs.read_bytes()
     outputs.write_bytes(before[:100])
-    assert train("student", small_csv, run, "--name", "other") == 2
+    assert train_("student", small_csv, run, "--name", "other") == 2
     assert "run python -m train teacher" in refused(capsys)
-    assert train("teacher", small_csv, run, "--image-tokens", "clip-demo") == 0
+    assert train_("teacher", small_csv, run, "--image-tokens", "clip-demo") == 0
     assert outputs.read_bytes() == before
     outputs.unlink()
-    assert train("teacher", small_csv, run, "--image-tokens", "clip-demo") == 0
+    assert train_("teacher", small_csv, run, "--image-tokens", "clip-demo") == 0
     assert outputs.read_bytes() == before
 
 
@@ -180,7 +182,24 @@ def test_tables_puts_the_models_side_by_side(trained: Path, small_csv: Path, cap
         ("student", ("--temperature", "0", "--name", "n"), "--temperature 0"),
         ("student", ("--alpha", "-1", "--name", "n"), "--alpha -1"),
         ("student", ("--hard", "0", "--alpha", "0", "--beta", "0", "--name", "n"), "at least one positive weight"),
-        ("student", ("--teacher", "nobody", "--name", "n"), "no finished teacher"),
+        ("student", ("--teachers", "nobody", "--name", "n"), "no finished teacher"),
+        ("student", ("--teachers", "baseline", "--name", "n"), "a baseline; expected a teacher"),
+        ("student", ("--teachers", "teacher", "teacher", "--name", "n"), "several different ones"),
+        ("student", ("--teacher-weights", "0.5", "0.5", "--name", "n"), "for 1 teachers"),
+        ("student", ("--teacher-weights", "-1", "--name", "n"), "a positive weight for each"),
+        ("student", ("--student-layers", "3", "--name", "n"), "--student-layers 3; expected 1 to 2"),
+        ("student", ("--student-layers", "0", "--name", "n"), "--student-layers 0"),
+        ("student", ("--unlabelled", "nowhere.txt", "--name", "n"), "nowhere.txt"),
+        ("student", ("--embedding-loss", "cosine"), 'distillation.embedding_loss: found "mse", wanted "cosine"'),
+        ("baseline", ("--gradient-accumulation-steps", "0", "--name", "n"), "--gradient-accumulation-steps 0"),
+        ("baseline", ("--patience", "0", "--name", "n"), "--patience 0"),
+        ("baseline", ("--max-grad-norm", "-1", "--name", "n"), "--max-grad-norm -1"),
+        ("baseline", ("--checkpoint-minutes", "nan", "--name", "n"), "--checkpoint-minutes nan"),
+        ("baseline", ("--track", "wandb", "--name", "n"), "--track wandb; expected that package installed; pip install wandb"),
+        ("baseline", ("--track", "paper", "--name", "n"), "paper"),
+        ("baseline", ("--name", "token-ids"), "plain folder name"),
+        ("teacher", ("--privileged", "mine", "--name", "n"), "mine"),
+        ("teacher", ("--privileged", "blank", "--name", "teacher", "--image-tokens", "clip-demo"), 'privileged: found "images"'),
         ("student", ("--kd-preset", "papper", "--name", "n"), "papper"),
         ("student", ("--temprature", "3", "--name", "n"), "did you mean '--temperature'"),
         ("baseline", ("--batch-size", "0", "--name", "n"), "--batch-size 0"),
@@ -207,7 +226,7 @@ def test_bad_input_is_one_line_and_exit_2(
     trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str], command: str, more: tuple[str, ...], told: str
 ) -> None:
     capsys.readouterr()
-    assert train(command, small_csv, trained, *more) == 2
+    assert train_(command, small_csv, trained, *more) == 2
     assert told in refused(capsys)
 
 
@@ -220,40 +239,58 @@ def test_a_store_with_missing_rows_is_refused(trained: Path, small_csv: Path, tm
     shutil.copytree(trained / "tokens", tmp_path / "tokens")
     (tmp_path / "tokens" / "clip-demo" / "shard-00001.h5").unlink()
     capsys.readouterr()
-    assert train("teacher", small_csv, tmp_path, "--image-tokens", "clip-demo") == 2
+    assert train_("teacher", small_csv, tmp_path, "--image-tokens", "clip-demo") == 2
     assert "shard-00001.h5: missing" in refused(capsys)
 
 
 def test_a_run_folder_that_cannot_be_written_is_told(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     capsys.readouterr()
-    assert train("baseline", small_csv, tmp_path / "file" / "run") == 2
+    assert train_("baseline", small_csv, tmp_path / "file" / "run") == 2
     assert "folder that can be written" in refused(capsys)
 
 
-def test_a_killed_training_goes_on_to_the_same_model(trained: Path, small_csv: Path, tmp_path: Path, command: Command) -> None:
-    import os
-    import signal
-    import subprocess
-    import sys
-    import time
-
-    arguments = ["train", "baseline", "--dataset", str(small_csv), "--run-dir", str(tmp_path), *FLAGS[:4], "--epochs", "12", *FLAGS[6:]]
+def test_a_killed_training_goes_on_to_the_same_model(small_csv: Path, tmp_path: Path, command: Command) -> None:
+    own = ("--dataset", str(small_csv), "--split-column", "split", "--text-model", "demo", "--epochs", "12", "--learning-rate", "1e-3")
+    broken = ("train", "baseline", *own, "--run-dir", str(tmp_path), "--checkpoint-minutes", "0")
     child = subprocess.Popen(
-        [sys.executable, "-m", *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", *broken], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
     )
-    checkpoint = tmp_path / "baseline" / "checkpoint.pt"
+    checkpoints = tmp_path / "baseline" / "checkpoints"
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert checkpoint.exists()
+    assert list(checkpoints.glob("step-*"))
     assert not (tmp_path / "baseline" / "metrics.json").exists()
-    assert command(*arguments).returncode == 0
-    assert command(*arguments[:4], "--run-dir", str(tmp_path / "straight"), *arguments[6:]).returncode == 0
+    # How often it is written down, and how it is reported, are no settings of the model.
+    assert command(*broken[:-1], "5", "--track", "tensorboard").returncode == 0
+    assert main(["baseline", *own, "--run-dir", str(tmp_path / "straight")]) == 0
     one, other = (folder / "baseline" / "model.safetensors" for folder in (tmp_path, tmp_path / "straight"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_teacher_told_to_stop_goes_on_to_the_same_outputs(
+    trained: Path, small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import train.loop
+
+    shutil.copytree(trained / "tokens", tmp_path / "tokens")
+    step = train.loop.Learner.one_step
+
+    def stops(learner: Any, *given: Any) -> float:
+        if learner.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(learner, *given)
+
+    monkeypatch.setattr(train.loop.Learner, "one_step", stops)
+    assert train_("teacher", small_csv, tmp_path, "--image-tokens", "clip-demo") == 143
+    assert "interrupted: what is written is kept" in capsys.readouterr().err
+    assert not (tmp_path / "teacher" / "metrics.json").exists()
+    assert train_("teacher", small_csv, tmp_path, "--image-tokens", "clip-demo") == 0
+    for name in ("model.safetensors", "outputs.safetensors", "predictions.csv"):
+        assert (tmp_path / "teacher" / name).read_bytes() == (trained / "teacher" / name).read_bytes(), name
 
 
 def test_the_same_file_by_another_path_is_the_same_corpus(
@@ -262,7 +299,7 @@ def test_the_same_file_by_another_path_is_the_same_corpus(
     elsewhere = tmp_path / small_csv.name
     shutil.copy(small_csv, elsewhere)
     capsys.readouterr()
-    assert train("baseline", elsewhere, trained) == 0
+    assert train_("baseline", elsewhere, trained) == 0
     assert last_line(capsys)["already_done"] is True
 
 
@@ -272,7 +309,7 @@ def test_the_card_names_no_folder_of_this_machine(trained: Path, small_csv: Path
     folder = tmp_path / "my-encoder"
     shutil.copytree(find_text_model("demo", max_length=None).folder, folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert train("baseline", small_csv, trained, "--text-model", str(folder), "--name", "from-folder") == 0
+    assert train_("baseline", small_csv, trained, "--text-model", str(folder), "--name", "from-folder") == 0
     card = (trained / "from-folder" / "README.md").read_text()
     assert "text model my-encoder: mit" in card
     assert str(tmp_path) not in card

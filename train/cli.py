@@ -5,6 +5,7 @@ from typing import Any
 
 from lugpi_core.command_line import Command, run_one_of
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
+from train.tool_options import EvaluateOptions, OnnxOptions, SweepOptions
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,9 +15,12 @@ def main(arguments: Sequence[str]) -> int:
         "images": (_images, ImagesOptions),
         "teacher": (_teacher, TeacherOptions),
         "student": (_student, StudentOptions),
+        "sweep": (_sweep, SweepOptions),
+        "evaluate": (_evaluate, EvaluateOptions),
+        "onnx": (_onnx, OnnxOptions),
         "tables": (_tables, TablesOptions),
     }
-    about = "Train on a corpus and its token store; models go to runs/<dataset>/<name>/."
+    about = "Train on a corpus and its token store, and use what was trained; models go to runs/<dataset>/<name>/."
     return run_one_of(commands, arguments, prog="python -m train", about=about)
 
 
@@ -42,6 +46,24 @@ def _student(options: StudentOptions) -> dict[str, Any]:
     from train.commands import student
 
     return student(options)
+
+
+def _sweep(options: SweepOptions) -> dict[str, Any]:
+    from train.sweep import sweep
+
+    return sweep(options)
+
+
+def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    from train.evaluate import evaluate
+
+    return evaluate(options)
+
+
+def _onnx(options: OnnxOptions) -> dict[str, Any]:
+    from train.onnx_export import onnx
+
+    return onnx(options)
 
 
 def _tables(options: TablesOptions) -> dict[str, Any]:

@@ -1,293 +1,269 @@
-"""The four things that can be trained, each one straight line: find, refuse or confirm, load, fit, score, write."""
+"""The four things that can be trained, in one straight line: find, refuse or confirm, load, fit, score, write."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lugpi_core.command_line import resolved_flags, say
-from lugpi_core.corpora import load_corpus
-from lugpi_core.device import Compute, resolve_compute, seed_everything
-from lugpi_core.errors import InputError
+from lugpi_core.device import Compute, half_for_training, resolve_compute, seed_everything
 from lugpi_core.examples import Corpus
 from lugpi_core.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.quiet import quiet_libraries
+from train.acceleration import encoder_of
 from train.checkpoint import load_weights, save_weights
-from train.data import Batch, TrainingData
+from train.data import TrainingData
 from train.export import export_classifier
-from train.image_tokens import ImageTokens, TokenSource, open_image_tokens, place_tokens, training_bytes
-from train.loop import Loss, Training, best_epoch, fit, predict
-from train.losses import distillation, distillation_loss
+from train.image_tokens import place_tokens, training_bytes
+from train.loop import Training, best_epoch, fit
 from train.metrics import PREDICTIONS, scores_by_split, write_predictions
-from train.model_folder import finish, finished_metrics, require_finished
-from train.models import FusionHead, ImageClassifier, Output, Teacher, TextClassifier, text_width
+from train.model_folder import finish, finished_metrics
+from train.models import Output, Student, TextClassifier
+from train.optim import optimizer_on
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TeacherOptions, TokensOptions, TrainOptions
-from train.teacher_outputs import WEIGHTS, TeacherOutputs, has_teacher_outputs, read_teacher_outputs, write_teacher_outputs
-from train.text import TextModel, find_text_model, load_text_classifier, load_text_encoder, token_ids
+from train.prediction import predict
+from train.privileged import Pictures
+from train.processes import Processes, joined
+from train.recipes import Recipe, baseline_recipe, images_recipe, student_recipe, teacher_recipe
+from train.reports import require_trackers
+from train.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, write_teacher_outputs
+from train.teachers import shown_pictures
+from train.text import TextModel, find_text_model
+from train.token_ids import TokenIds, token_ids
 
-# The flags that decide a model by themselves; corpus, text model, tokens, teacher and loss are compared by their content.
-_DECIDING = ("epochs", "batch_size", "learning_rate", "weight_decay", "optimizer", "seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What tells one kind of model from another.
-
-    Attributes:
-        command: baseline, images, teacher or student.
-        fingerprint: what decides the result beside flags, corpus and text model.
-        build: makes the model from the text model and the corpus; new weights follow the seed.
-        loss: of an output and its batch.
-        reads_text: whether texts are tokenised and fed.
-        image_tokens: the tokens it reads, or None.
-        teacher: the outputs it is distilled from, or None.
-        licenses: of what the model comes from beside corpus and text model.
-        notice: what a reader of the figures must know, or None.
-    """
-
-    command: str
-    fingerprint: dict[str, Any]
-    build: Callable[[TextModel, Corpus], nn.Module]
-    loss: Loss
-    reads_text: bool = True
-    image_tokens: ImageTokens | None = None
-    teacher: TeacherOutputs | None = None
-    licenses: tuple[str, ...] = ()
-    notice: str | None = None
+# The flags that decide a model by themselves; corpus, text model, tokens, teachers and loss are compared by their content.
+_DECIDING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "gradient_accumulation_steps",
+    "patience",
+    "seed",
+)
 
 
 def baseline(options: BaselineOptions) -> dict[str, Any]:
     """Fine-tune the text model alone."""
-    corpus = _start(options)
-    recipe = Recipe(command="baseline", fingerprint={}, build=_text_classifier, loss=_cross_entropy)
-    return _train(options, corpus, recipe)
+    return _train(options, "baseline", lambda _: baseline_recipe(options))
 
 
 def images(options: ImagesOptions) -> dict[str, Any]:
     """Train the fusion head on image tokens alone."""
-    corpus = _start(options)
-    tokens = _open_tokens(options, options.image_tokens, corpus)
-
-    def build(text_model: TextModel, corpus: Corpus) -> nn.Module:
-        width = text_width(text_model.config, "--text-model")
-        return ImageClassifier(FusionHead(text_width=width, image_width=tokens.width, classes=len(corpus.label_names), modalities=1))
-
-    return _train(options, corpus, _with_tokens(tokens, command="images", build=build, reads_text=False))
+    return _train(options, "images", lambda _: images_recipe(options))
 
 
 def teacher(options: TeacherOptions) -> dict[str, Any]:
     """Train the multimodal teacher and write its outputs for every example."""
-    corpus = _start(options)
-    tokens = _open_tokens(options, options.image_tokens, corpus)
-
-    def build(text_model: TextModel, corpus: Corpus) -> nn.Module:
-        width = text_width(text_model.config, "--text-model")
-        head = FusionHead(text_width=width, image_width=tokens.width, classes=len(corpus.label_names), modalities=2)
-        return Teacher(load_text_encoder(text_model), head)
-
-    return _train(options, corpus, _with_tokens(tokens, command="teacher", build=build, reads_text=True))
+    name = "teacher" if options.privileged == "images" else f"teacher-{options.privileged}"
+    return _train(options, name, lambda _: teacher_recipe(options))
 
 
 def student(options: StudentOptions) -> dict[str, Any]:
-    """Distil a text-only student from a teacher's cached outputs; neither images nor teacher are touched."""
-    if options.temperature is not None and options.alpha == 0:
-        say("warning: --temperature has no effect with --alpha 0")
-    weights = distillation(options.kd_preset, hard=options.hard, alpha=options.alpha, beta=options.beta, temperature=options.temperature)
-    corpus = _start(options)
-    folder = options.run / options.teacher
-    metrics = require_finished(folder, what="teacher", command=f"python -m train teacher --dataset {options.dataset}")
-    outputs = read_teacher_outputs(folder, corpus_fingerprint=corpus.fingerprint())
-    if metrics["config"]["text_model"] != options.text_model:
-        say(f"warning: the teacher reads {metrics['config']['text_model']}, the student {options.text_model}; the paper uses one for both")
-
-    def loss(output: Output, batch: Batch) -> torch.Tensor:
-        target = (batch["teacher_logits"], batch["teacher_embeddings"])
-        return distillation_loss(weights, output, target, batch["labels"])
-
-    def build(text_model: TextModel, corpus: Corpus) -> nn.Module:
-        classifier = _text_classifier(text_model, corpus)
-        _refuse_widths(classifier, outputs, weights.beta)
-        return classifier
-
-    recipe = Recipe(
-        command="student",
-        fingerprint={"teacher": outputs.teacher, "distillation": vars(weights)},
-        build=build,
-        loss=loss,
-        teacher=outputs,
-        licenses=tuple(metrics["licenses"]),
-        notice=metrics["notice"],
-    )
-    return _train(options, corpus, recipe)
+    """Distil a text-only student from teachers' cached outputs."""
+    return _train(options, "student", lambda compute: student_recipe(options, compute))
 
 
-def _start(options: TrainOptions) -> Corpus:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model that is wanted: everything is found, nothing is loaded."""
+
+    options: TrainOptions
+    recipe: Recipe
+    text_model: TextModel
+    compute: Compute
+    processes: Processes
+    folder: Path
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer that ``--optimizer`` comes to here."""
+        return optimizer_on(self.compute.device, self.options.optimizer)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that decides the model."""
+        return {
+            "command": self.recipe.command,
+            "flags": {name: getattr(self.options, name) for name in _DECIDING} | {"optimizer": self.optimizer},
+            "max_length": self.text_model.max_length,
+            "corpus": self.recipe.corpus.fingerprint(),
+            "separator": self.recipe.corpus.separator,
+            "text_model": self.text_model.weights_hash,
+            "dtype": self.compute.dtype,
+            **self.recipe.fingerprint,
+        }
+
+
+def _train(options: TrainOptions, name: str, recipe: Callable[[Compute], Recipe]) -> dict[str, Any]:
     quiet_libraries()
-    return load_corpus(options)
+    require_trackers(options.track)
+    compute = resolve_compute(options.device, options.dtype, half=half_for_training())
+    with joined(compute.device) as processes:
+        with processes.first_before_others():
+            run = find_run(options, options.run / (options.name or name), recipe(compute), compute, processes)
+            done = finished_metrics(run.folder, run.fingerprint())
+        figures = _trained(run) if done is None else _confirmed(run, done)
+        processes.wait()
+    return figures
 
 
-def _open_tokens(options: TrainOptions, column: str | None, corpus: Corpus) -> ImageTokens:
-    tokens = open_image_tokens(options.run / "tokens", column, corpus)
-    if flagged := len(tokens.reader.flagged):
-        say(f"warning: {flagged} drawings failed and are read as blank; python -m featurize info lists them")
-    return tokens
-
-
-def _with_tokens(tokens: ImageTokens, **parts: Any) -> Recipe:
-    spec = tokens.reader.spec
-    return Recipe(
-        fingerprint={"image_tokens": spec.name, "tokens": tokens.fingerprint()},
-        loss=_cross_entropy,
-        image_tokens=tokens,
-        licenses=(spec.license,),
-        notice=spec.notice,
-        **parts,
-    )
-
-
-def _text_classifier(text_model: TextModel, corpus: Corpus) -> nn.Module:
-    return TextClassifier(load_text_classifier(text_model, corpus))
-
-
-def _cross_entropy(output: Output, batch: Batch) -> torch.Tensor:
-    return F.cross_entropy(output.logits.float(), batch["labels"])
-
-
-def _refuse_widths(classifier: Any, outputs: TeacherOutputs, beta: float) -> None:
-    ours, theirs = classifier.embedding_width, outputs.embeddings.shape[1]
-    if beta and ours != theirs:
-        raise InputError(
-            got=f"a student with embeddings of width {ours} for a teacher of width {theirs}",
-            expected="the same width, since Eq. 2 subtracts them",
-            do="use the teacher's --text-model, or --beta 0",
-        )
-
-
-def _train(options: TrainOptions, corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
-    folder = options.run / (options.name or recipe.command)
+def find_run(options: TrainOptions, folder: Path, recipe: Recipe, compute: Compute, processes: Processes) -> Run:
+    """Return what is to be trained; the texts are tokenised."""
     text_model = find_text_model(options.text_model, max_length=options.max_length)
-    compute = resolve_compute(options.device, options.dtype, half="bfloat16")
     if recipe.notice:
         say(f"note: {recipe.notice}")
-    done = finished_metrics(folder, _fingerprint(options, corpus, recipe, text_model, compute))
-    if done is not None and (recipe.command != "teacher" or has_teacher_outputs(folder, corpus_fingerprint=corpus.fingerprint())):
-        say(f"already done: {folder}")
+    return Run(options=options, recipe=recipe, text_model=text_model, compute=compute, processes=processes, folder=folder)
+
+
+def _confirmed(run: Run, done: dict[str, Any]) -> dict[str, Any]:
+    """Say that a model is finished; write a teacher's outputs anew where they are gone."""
+    if run.recipe.command != "teacher" or has_teacher_outputs(outputs_path(run.folder), corpus_fingerprint=run.recipe.corpus.fingerprint()):
+        say(f"already done: {run.folder}")
         return _figures(done, already_done=True)
-    times = StageTimes(compute.device)
+    training = load_training(run)
+    load_weights(run.folder / WEIGHTS, training.model)
+    _write_outputs(run, _predicted(run, training))
+    return _figures(done, already_done=False)
+
+
+def _trained(run: Run) -> dict[str, Any]:
+    times = StageTimes(run.compute.device)
     with times.stage("load"):
-        training = _training(options, corpus, recipe, text_model, compute)
+        training = load_training(run)
     attention = _attention(training.model)
-    say(f"{recipe.command} of {corpus.name} on {compute}, attention {attention}, {options.optimizer}, text model {text_model.name}")
-    if done is not None:
-        load_weights(folder / WEIGHTS, training.model)
-        _write_outputs(training, predict(training, range(len(corpus.examples)), precise=True))
-        return _figures(done, already_done=False)
+    several = f", {run.processes.count} processes" if run.processes.count > 1 else ""
+    say(
+        f"{run.recipe.command} of {run.recipe.corpus.name} on {run.compute}{several}, attention {attention}, {run.optimizer}, "
+        f"text model {run.text_model.name}"
+    )
     with times.stage("fit"):
         history = fit(training)
     with times.stage("predict"):
-        output = predict(training, range(len(corpus.examples)), precise=True)
-    metrics = _metrics(training, recipe, text_model, output, history)
-    _write_model(training, text_model, metrics, output)
-    metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
-    finish(folder, metrics)
-    say(f"done: {folder}; accuracy " + ", ".join(f"{split} {value:.4f}" for split, value in metrics["accuracy"].items()))
+        output = _predicted(run, training)
+    metrics = _metrics(run, training, output, history)
+    if run.processes.is_first:
+        _write_model(run, training.model, metrics, output)
+        metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
+        finish(run.folder, metrics)
+    say(f"done: {run.folder}; accuracy " + ", ".join(f"{split} {value:.4f}" for split, value in metrics["accuracy"].items()))
     return _figures(metrics, already_done=False)
 
 
-def _training(options: TrainOptions, corpus: Corpus, recipe: Recipe, text_model: TextModel, compute: Compute) -> Training:
+def load_training(run: Run) -> Training:
+    """Load models and data of a run, everything that is read while it trains on its device."""
+    options, recipe, device = run.options, run.recipe, torch.device(run.compute.device)
     seed_everything(options.seed)
-    device = torch.device(compute.device)
-    model = recipe.build(text_model, corpus).to(device)
+    model = recipe.build(run.text_model).to(device)
+    everything = [recipe.corpus] + ([] if recipe.extra is None else [recipe.extra])
+    labels = [example.label for corpus in everything for example in corpus.examples]
+    labelled = len(recipe.corpus.examples)
     data = TrainingData(
-        corpus=corpus,
         device=device,
-        ids=token_ids(text_model, corpus) if recipe.reads_text else None,
-        pad_id=text_model.tokenizer.pad_token_id or 0,
-        image_tokens=_place(options, recipe.image_tokens, model, text_model, device),
-        teacher=recipe.teacher,
+        labels=torch.tensor(labels, device=device),
+        texts=_texts(run, everything, device) if recipe.reads_text else None,
+        pictures=_pictures(run, model, device),
+        teachers=tuple(teacher.to(device) for teacher in recipe.teachers),
     )
-    folder = options.run / (options.name or recipe.command)
-    return Training(model=model, data=data, loss=recipe.loss, options=options, compute=compute, folder=folder)
+    return Training(
+        model=model,
+        data=data,
+        learnt=[*recipe.corpus.rows("train"), *range(labelled, len(labels))],
+        validation=recipe.corpus.rows("validation"),
+        loss=recipe.loss,
+        options=options,
+        compute=run.compute,
+        folder=run.folder,
+        processes=run.processes,
+    )
 
 
-def _place(
-    options: TrainOptions, tokens: ImageTokens | None, model: nn.Module, text_model: TextModel, device: torch.device
-) -> TokenSource | None:
+def _texts(run: Run, everything: list[Corpus], device: torch.device) -> TokenIds:
+    with run.processes.first_before_others():
+        parts = [token_ids(run.text_model, corpus, run.options.run) for corpus in everything]
+    flat, lengths = torch.cat([ids for ids, _ in parts]), np.concatenate([count for _, count in parts])
+    return TokenIds(flat, lengths, pad=run.text_model.pad_id, device=device)
+
+
+def _pictures(run: Run, model: nn.Module, device: torch.device) -> Pictures | None:
+    options, tokens = run.options, run.recipe.image_tokens
     if tokens is None or not isinstance(options, TokensOptions):
         return None
     needed = training_bytes(
-        text_model.config,
+        run.text_model.config,
         weights=sum(parameter.numel() for parameter in model.parameters()),
         batch_size=options.batch_size,
-        positions=text_model.max_length + tokens.reader.spec.row_shape[0],
-        state_bytes=2 if options.optimizer == "adamw8bit" else 8,
+        positions=run.text_model.max_length + tokens.reader.spec.row_shape[0],
+        state_bytes=2 if run.optimizer == "adamw8bit" else 8,
     )
-    return place_tokens(tokens, options.tokens_on, device, needed)
+    place = partial(place_tokens, choice=options.tokens_on, device=device, training_bytes=needed)
+    return shown_pictures(tokens, run.recipe.privileged, place, seed=options.seed, device=device)
 
 
-def _fingerprint(options: TrainOptions, corpus: Corpus, recipe: Recipe, text_model: TextModel, compute: Compute) -> dict[str, Any]:
+def _predicted(run: Run, training: Training) -> Output:
+    rows = range(len(run.recipe.corpus.examples))
+    return predict(training.model, training.data, rows, run.compute, run.processes, precise=True)
+
+
+def _metrics(run: Run, training: Training, output: Output, history: list[dict[str, Any]]) -> dict[str, Any]:
+    corpus, text_model = run.recipe.corpus, run.text_model
+    licenses = [
+        f"texts of {corpus.name}: {corpus.license}",
+        f"text model {text_model.shown_name}: {text_model.license}",
+        *run.recipe.licenses,
+    ]
+    pictures = training.data.pictures
     return {
-        "command": recipe.command,
-        "flags": {name: getattr(options, name) for name in _DECIDING},
-        "max_length": text_model.max_length,
-        "corpus": corpus.fingerprint(),
-        "separator": corpus.separator,
-        "text_model": text_model.weights_hash,
-        "dtype": compute.dtype,
-        **recipe.fingerprint,
-    }
-
-
-def _metrics(training: Training, recipe: Recipe, text_model: TextModel, output: Output, history: list[dict[str, Any]]) -> dict[str, Any]:
-    corpus = training.data.corpus
-    licenses = [f"texts of {corpus.name}: {corpus.license}", f"text model {text_model.shown_name}: {text_model.license}", *recipe.licenses]
-    return {
-        "command": recipe.command,
+        "command": run.recipe.command,
         "dataset": corpus.name,
-        "model": str(training.folder),
+        "model": str(run.folder),
         **scores_by_split(corpus, output.logits),
-        "examples": corpus.counts(),
-        "seed": training.options.seed,
+        "examples": corpus.counts() | ({} if run.recipe.extra is None else {"unlabelled": len(run.recipe.extra.examples)}),
+        "teachers": list(run.recipe.taught_by),
+        "seed": run.options.seed,
         "best_epoch": best_epoch(history),
         "history": history,
-        "notice": recipe.notice,
+        "notice": run.recipe.notice,
         "licenses": list(dict.fromkeys(licenses)),
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "compute": {**training.compute.record(), "attention": _attention(training.model), **_tokens_on(training)},
-        "config": resolved_flags(training.options),
+        "compute": {
+            **run.compute.record(),
+            "attention": _attention(training.model),
+            "optimizer": run.optimizer,
+            "processes": run.processes.count,
+            **({} if pictures is None else {"tokens_on": pictures.source.place}),
+        },
+        "config": resolved_flags(run.options),
         "provenance": provenance(),
     }
 
 
-def _tokens_on(training: Training) -> dict[str, str]:
-    source = training.data.image_tokens
-    return {} if source is None else {"tokens_on": source.place}
-
-
 def _attention(model: nn.Module) -> str:
     """Return the attention kernels of the Hugging Face part of a model; the fusion block uses PyTorch's own."""
-    from transformers import PreTrainedModel
-
-    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    return str(parts[0].config._attn_implementation) if parts else "sdpa"
+    encoder = encoder_of(model)
+    return "sdpa" if encoder is None else str(encoder.config._attn_implementation)
 
 
-def _write_model(training: Training, text_model: TextModel, metrics: dict[str, Any], output: Output) -> None:
-    folder, corpus = training.folder, training.data.corpus
-    write_predictions(folder / PREDICTIONS, corpus, output.logits)
-    if isinstance(training.model, TextClassifier):
-        export_classifier(folder, training.model.model, text_model, corpus, metrics)
+def _write_model(run: Run, model: nn.Module, metrics: dict[str, Any], output: Output) -> None:
+    write_predictions(run.folder / PREDICTIONS, run.recipe.corpus, output.logits)
+    classifier = model.classifier if isinstance(model, Student) else model
+    if isinstance(classifier, TextClassifier):
+        export_classifier(run.folder, classifier.model, run.text_model, run.recipe.corpus, metrics)
         return
-    save_weights(folder / WEIGHTS, training.model)
-    if metrics["command"] == "teacher":
-        _write_outputs(training, output)
+    save_weights(run.folder / WEIGHTS, model)
+    if run.recipe.command == "teacher":
+        _write_outputs(run, output)
 
 
-def _write_outputs(training: Training, output: Output) -> None:
-    write_teacher_outputs(training.folder, output, corpus_fingerprint=training.data.corpus.fingerprint())
+def _write_outputs(run: Run, output: Output) -> None:
+    if run.processes.is_first:
+        path, corpus = outputs_path(run.folder), run.recipe.corpus.fingerprint()
+        write_teacher_outputs(path, output, corpus_fingerprint=corpus, dtype=run.recipe.outputs_dtype)
 
 
 def _figures(metrics: dict[str, Any], *, already_done: bool) -> dict[str, Any]:

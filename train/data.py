@@ -1,86 +1,80 @@
-"""What a training step reads: token ids, labels and, for the models that see pictures, cached image tokens.
+"""What a training step reads: token ids, labels and, for the models that see pictures, cached image tokens; for a student, its teachers'
+outputs.
 
-Shapes: B examples, L text tokens, T image tokens, I width of the image tokens.
+Shapes: N examples and U texts without a label behind them, B in a batch, L text tokens, T image tokens, I width of the image tokens.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from lugpi_core.examples import Corpus
-from train.image_tokens import TokenSource
+from train.privileged import Pictures
 from train.teacher_outputs import TeacherOutputs
+from train.token_ids import TokenIds
 
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """A corpus ready to be read in batches. Holds token ids as Python lists, and image tokens where their source holds them.
+    """Everything that is read while a model trains, most of it on the device already.
 
     Attributes:
-        ids: token ids of every example, or None for a model that reads no text.
-        image_tokens: or None for a model that reads no pictures.
-        teacher: the teacher's cached outputs, or None for a model that is not distilled.
+        device: where batches are wanted.
+        labels: int64 [N + U] on the device; UNLABELLED where there is none.
+        texts: or None for a model that reads no text.
+        pictures: or None for a model that reads no pictures.
+        teachers: the cached outputs of each teacher on the device, [N + U] rows; none for a model that is not distilled.
     """
 
-    corpus: Corpus
     device: torch.device
-    ids: list[list[int]] | None
-    pad_id: int
-    image_tokens: TokenSource | None = None
-    teacher: TeacherOutputs | None = None
+    labels: torch.Tensor
+    texts: TokenIds | None
+    pictures: Pictures | None = None
+    teachers: tuple[TeacherOutputs, ...] = ()
 
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """Return the tensors of some rows on the device: rows, labels and what model and loss read, texts padded to the longest of them."""
-        examples = self.corpus.examples
-        batch: Batch = {"rows": torch.tensor(rows), "labels": torch.tensor([examples[row].label for row in rows])}
-        if self.ids is not None:
-            batch.update(padded([self.ids[row] for row in rows], self.pad_id))
-        if self.image_tokens is not None:
-            batch["image_tokens"] = self.image_tokens.gather(rows)
-        if self.teacher is not None:
-            batch["teacher_logits"] = self.teacher.logits[batch["rows"]]
-            batch["teacher_embeddings"] = self.teacher.embeddings[batch["rows"]]
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many tokens each text has, int64 [N + U]; nought where no text is read."""
+        return np.zeros(len(self.labels), np.int64) if self.texts is None else self.texts.lengths_N
 
-    def epoch(self, rows: Sequence[int], batch_size: int, order: torch.Generator) -> Iterator[Batch]:
-        """Yield the rows once, in random batches of like text length; one batch is smaller when the numbers do not divide."""
-        lengths = [len(self.ids[row]) if self.ids is not None else 0 for row in rows]
-        yield from self.batches([[rows[n] for n in batch] for batch in batches_of_like_length(lengths, batch_size, order)])
+    def batch(self, rows: NDArray[np.int64], epoch: int | None = None) -> Batch:
+        """Return the tensors of some rows on the device, without waiting for it: labels and what model and loss read, texts padded to the
+        longest of them, of several pictures the one of that epoch (None: the first).
 
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        The teachers' outputs are ``teacher_logits`` [B, K] and ``teacher_embeddings`` [B, D], with a number behind from the second on.
+        """
+        rows_B = _on_device(rows, self.device)
+        batch: Batch = {"labels": self.labels[rows_B]}
+        if self.texts is not None:
+            batch.update(self.texts.padded(rows, rows_B))
+        if self.pictures is not None:
+            batch["image_tokens"] = self.pictures.gather(rows, epoch)
+        for n, teacher in enumerate(self.teachers):
+            batch[teacher_name("teacher_logits", n)] = teacher.logits[rows_B]
+            batch[teacher_name("teacher_embeddings", n)] = teacher.embeddings[rows_B]
+        return batch
+
+    def batches(self, batches: Sequence[NDArray[np.int64]], epoch: int | None = None) -> Iterator[Batch]:
         """Yield the tensors of each of the batches; the image tokens of the next ones are being fetched meanwhile."""
-        for rows in batches if self.image_tokens is None else self.image_tokens.ahead(batches):
-            yield self.batch(rows)
+        for rows in batches if self.pictures is None else self.pictures.ahead(batches, epoch):
+            yield self.batch(rows, epoch)
 
-    def by_length(self, rows: Sequence[int]) -> list[int]:
+    def by_length(self, rows: Sequence[int]) -> NDArray[np.int64]:
         """Return the rows ordered by text length, so that batches for prediction hold little padding."""
-        ids = self.ids
-        return sorted(rows, key=lambda row: len(ids[row])) if ids is not None else list(rows)
+        numbers = np.asarray(rows, np.int64)
+        return numbers[np.argsort(self.lengths[numbers], kind="stable")]
 
 
-def batches_of_like_length(lengths: Sequence[int], batch_size: int, order: torch.Generator) -> list[list[int]]:
-    """Return a random partition of 0 … N-1 into batches whose members have like lengths, so that little of what is computed is padding.
-
-    The rows are shuffled, every stretch of 64 batches is sorted by length and cut, and the batches are shuffled again.
-    """
-    shuffled = torch.randperm(len(lengths), generator=order).tolist()
-    stretch = 64 * batch_size
-    batches: list[list[int]] = []
-    for start in range(0, len(shuffled), stretch):
-        alike = sorted(shuffled[start : start + stretch], key=lambda n: lengths[n])
-        batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
-    return [batches[n] for n in torch.randperm(len(batches), generator=order).tolist()]
+def teacher_name(what: str, number: int) -> str:
+    """Return a batch's name for the outputs of the teacher of that number."""
+    return f"{what}_{number}" if number else what
 
 
-def padded(ids: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """Return ``input_ids`` and ``attention_mask``, int64 [B, L], padded on the right to the longest."""
-    longest = max(map(len, ids))
-    input_ids = torch.full((len(ids), longest), pad_id)
-    mask = torch.zeros((len(ids), longest), dtype=torch.long)
-    for n, one in enumerate(ids):
-        input_ids[n, : len(one)] = torch.tensor(one)
-        mask[n, : len(one)] = 1
-    return {"input_ids": input_ids, "attention_mask": mask}
+def _on_device(rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    rows_B = torch.from_numpy(rows)
+    # From memory that is not page-locked, CUDA would wait for what runs before it copies.
+    return rows_B.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows_B

@@ -1,6 +1,6 @@
 """A finished classifier as a plain Hugging Face folder: weights, tokenizer, label names and a model card. Nothing in it needs lugpi."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,25 @@ def export_classifier(folder: Path, classifier: Any, text_model: TextModel, corp
     write_text(folder / "README.md", model_card(text_model, corpus, metrics))
 
 
+# What a teacher saw beside the text, in a card's words.
+_SAW = {
+    "images": "a teacher that also read generated images (LUGPI, arXiv 2309.15238)",
+    "shuffled": "a control: a teacher that read the generated images of other texts",
+    "blank": "a control: a teacher that read blank images",
+    "none": "a control: a teacher that read text alone",
+}
+
+
+def _made(teachers: Sequence[Mapping[str, Any]]) -> str:
+    if not teachers:
+        return "fine-tuned on text alone"
+    return "distilled from " + " and ".join(dict.fromkeys(_SAW[teacher["privileged"]] for teacher in teachers))
+
+
 def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]) -> str:
     """Return the card: what the model is, its figures, how it was trained and the licences of what it came from."""
     config, scores = metrics["config"], metrics["accuracy"]
-    distilled = metrics["command"] == "student"
-    made = "distilled from a teacher that also read generated images (LUGPI, arXiv 2309.15238)" if distilled else "fine-tuned on text alone"
+    made = _made(metrics.get("teachers", ()))
     separator = text_model.tokenizer.sep_token if corpus.separator else None
     rows = "\n".join(f"| {split} | {scores[split]:.4f} | {metrics['macro_f1'][split]:.4f} |" for split in scores)
     licences = "\n".join(f"* {line}" for line in metrics["licenses"])

@@ -18,7 +18,7 @@ from lugpi_core.examples import Corpus
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import SCALE
 from lugpi_core.store.quantize import dequantize
-from lugpi_core.store.reader import LATENTS, ColumnReader, token_columns_of
+from lugpi_core.store.reader import LATENTS, ColumnReader, Rows, token_columns_of
 
 TokensOn = Literal["auto", "device", "pinned", "disk"]
 # What the CUDA context, cuBLAS and fragmentation are given beside what is counted.
@@ -28,15 +28,15 @@ _TORCH_DTYPES = {"float16": torch.float16, "int8": torch.int8, "float32": torch.
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTokens:
-    """The cached tokens of every example's drawing. Holds memory maps, not rows.
+    """The cached tokens of every example's drawings. Holds memory maps, not rows.
 
     Attributes:
         reader: the column.
-        drawing: int64 [N], the row of each example's drawing.
+        drawings: int64 [N, K], the rows of each example's drawings.
     """
 
     reader: ColumnReader
-    drawing: NDArray[np.int64]
+    drawings: NDArray[np.int64]
 
     @property
     def width(self) -> int:
@@ -58,13 +58,13 @@ class TokenSource(Protocol):
 
     @property
     def place(self) -> str:
-        """``device``, ``pinned`` or ``disk``."""
+        """``device``, ``pinned``, ``disk`` or ``nowhere``."""
 
-    def gather(self, rows: Sequence[int]) -> torch.Tensor:
-        """Return float16 [B, T, I] on the training's device for rows of the corpus."""
+    def gather(self, drawings: NDArray[np.int64]) -> torch.Tensor:
+        """Return float16 [B, T, I] on the training's device for rows of the column."""
 
-    def ahead(self, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
-        """Yield the batches in order, the rows of those that follow being fetched meanwhile where that helps."""
+    def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
+        """Yield the batches in order, the tokens of those that follow being fetched meanwhile where that helps."""
 
 
 def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageTokens:
@@ -80,16 +80,17 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
     if column == LATENTS:
         raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(found)}", do="choose one of them")
     reader = ColumnReader(store, column or "".join(found))
-    if len(reader.spec.row_shape) != 2 or int(table.drawing.max()) >= len(reader):
+    last = int(table.drawings.max())
+    if len(reader.spec.row_shape) != 2 or last >= len(reader):
         raise InputError(
             got=f"{store / reader.spec.name} with {len(reader)} rows of shape {reader.spec.row_shape}",
-            expected=f"{int(table.drawing.max()) + 1} rows of shape (T, D)",
+            expected=f"{last + 1} rows of shape (T, D)",
             do="make the column again for this corpus",
         )
-    return ImageTokens(reader=reader, drawing=table.drawing)
+    return ImageTokens(reader=reader, drawings=table.drawings)
 
 
-def place_tokens(tokens: ImageTokens, choice: TokensOn, device: torch.device, training_bytes: int) -> TokenSource:
+def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device, training_bytes: int) -> TokenSource:
     """Return the tokens where they are to be read from.
 
     ``auto`` on CUDA takes the device when all rows fit into what ``training_bytes`` and a reserve leave free, else page-locked memory when
@@ -121,24 +122,21 @@ class DiskTokens:
     place = "disk"
 
     def __init__(self, tokens: ImageTokens, device: torch.device) -> None:
-        self._tokens, self._device = tokens, device
+        self._reader, self._device = tokens.reader, device
 
-    def gather(self, rows: Sequence[int]) -> torch.Tensor:
+    def gather(self, drawings: NDArray[np.int64]) -> torch.Tensor:
         """Return float16 [B, T, I] on the device."""
-        reader = self._tokens.reader
-        drawings = self._tokens.drawing[np.asarray(rows)]
+        reader = self._reader
         if self._device.type != "cuda":
             return _exact(reader, {name: torch.from_numpy(values) for name, values in reader.gather_stored(drawings).items()})
         # torch keeps a page-locked buffer from being handed out again before the copy from it is done.
-        buffers = _buffers(reader, len(rows), pinned=True)
+        buffers = _buffers(reader, len(drawings), pinned=True)
         reader.gather_stored(drawings, {name: buffer.numpy() for name, buffer in buffers.items()})
         return _exact(reader, {name: buffer.to(self._device, non_blocking=True) for name, buffer in buffers.items()})
 
-    def ahead(self, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+    def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
         """Yield the batches while the system fetches the rows of the next ones."""
-        wanted = self._tokens.reader.ahead(self._tokens.drawing[np.asarray(rows)] for rows in batches)
-        for rows, _ in zip(batches, wanted, strict=True):
-            yield rows
+        return self._reader.ahead(batches)
 
 
 class ResidentTokens:
@@ -148,7 +146,6 @@ class ResidentTokens:
         self.place = place
         self._device = device
         self._reader = tokens.reader
-        self._drawing = torch.from_numpy(tokens.drawing)
         on_host = place == "pinned"
         self._rows = _buffers(self._reader, len(self._reader), pinned=on_host and device.type == "cuda", device=None if on_host else device)
         for first in range(0, len(self._reader), self._reader.spec.shard_rows):
@@ -156,15 +153,16 @@ class ResidentTokens:
             for name, values in self._reader.gather_stored(part).items():
                 self._rows[name][first : first + len(part)].copy_(torch.from_numpy(values))
 
-    def gather(self, rows: Sequence[int]) -> torch.Tensor:
+    def gather(self, drawings: NDArray[np.int64]) -> torch.Tensor:
         """Return float16 [B, T, I] on the device."""
-        drawings = self._drawing[torch.as_tensor(rows)]
         if self.place == "pinned" and self._device.type == "cuda":
             return _exact(self._reader, {name: self._copied(values, drawings.tolist()) for name, values in self._rows.items()})
-        where = drawings.to(next(iter(self._rows.values())).device)
+        where = torch.from_numpy(drawings)
+        if self.place == "device" and self._device.type == "cuda":
+            where = where.pin_memory().to(self._device, non_blocking=True)
         return _exact(self._reader, {name: values.index_select(0, where).to(self._device) for name, values in self._rows.items()})
 
-    def ahead(self, batches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+    def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
         """Yield the batches: every row is there already."""
         return iter(batches)
 

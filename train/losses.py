@@ -3,13 +3,17 @@
 Shapes: B examples, K classes, D embedding width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from lugpi_core.errors import InputError
+from lugpi_core.examples import UNLABELLED
+
+EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +23,10 @@ class Distillation:
     Attributes:
         hard: weight of the cross-entropy with the label.
         alpha: weight of the cross-entropy with the teacher's softened output.
-        beta: weight of the mean squared distance between the embeddings.
+        beta: weight of the distance between the embeddings.
         temperature: τ.
         soften_student: divide the student's logits by τ too, and multiply the term by τ² so that its gradient keeps its size.
+        embedding_loss: which distance that is.
     """
 
     hard: float
@@ -29,6 +34,7 @@ class Distillation:
     beta: float
     temperature: float
     soften_student: bool = False
+    embedding_loss: EmbeddingLoss = "mse"
 
 
 # paper: Menadil, Georgescu & Ionescu 2023, Eq. 2 with their α, β and τ. hinton: Hinton, Vinyals & Dean 2015, §2. lopez-paz: Lopez-Paz et
@@ -40,13 +46,28 @@ KD_PRESETS = {
 }
 
 
-def distillation(preset: str, *, hard: float | None, alpha: float | None, beta: float | None, temperature: float | None) -> Distillation:
-    """Return a preset with the given weights in place of its own.
+class Taught(NamedTuple):
+    """What one teacher says of a batch, and the student beside it.
+
+    Attributes:
+        weight: the teacher's share.
+        logits_BK: of the teacher, without gradient.
+        embeddings_BD: of the teacher, without gradient.
+        student_BD: the student's embeddings in this teacher's width.
+    """
+
+    weight: float
+    logits_BK: torch.Tensor
+    embeddings_BD: torch.Tensor
+    student_BD: torch.Tensor
+
+
+def distillation(preset: str, **given: Any) -> Distillation:
+    """Return a preset with the given fields in place of its own; None leaves a field as it is.
 
     Raises:
         InputError: every weight is zero, so there is nothing to learn from.
     """
-    given: dict[str, Any] = {"hard": hard, "alpha": alpha, "beta": beta, "temperature": temperature}
     weights = replace(KD_PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     if weights.hard == weights.alpha == weights.beta == 0:
         raise InputError(got="hard, alpha and beta all 0", expected="at least one positive weight", do="give one, for instance --hard 1")
@@ -65,34 +86,44 @@ def soft_cross_entropy(student_BK: torch.Tensor, teacher_BK: torch.Tensor, *, te
     return F.cross_entropy(student_BK, target_BK)
 
 
-def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor) -> torch.Tensor:
-    """Return the squared distance of the embeddings, averaged over examples and dimensions, a scalar."""
-    return F.mse_loss(student_BD, teacher_BD)
+def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind: EmbeddingLoss) -> torch.Tensor:
+    """Return the distance of the embeddings, averaged over the examples, a scalar.
+
+    ``mse``: ``1/D·Σ_d (s_d - t_d)²``. ``sum-of-squares``: without the ``1/D``, the squared l2 distance. ``cosine``: ``1 - cos(s, t)``.
+    """
+    match kind:
+        case "mse":
+            return F.mse_loss(student_BD, teacher_BD)
+        case "sum-of-squares":
+            return F.mse_loss(student_BD, teacher_BD, reduction="sum") / len(student_BD)
+        case "cosine":
+            return 1 - F.cosine_similarity(student_BD, teacher_BD, dim=-1).mean()
 
 
-def distillation_loss(
-    weights: Distillation,
-    student: tuple[torch.Tensor, torch.Tensor],
-    teacher: tuple[torch.Tensor, torch.Tensor],
-    labels_B: torch.Tensor,
-) -> torch.Tensor:
-    """Return Eq. 2: ``hard·CE(y, s) + α·CE(softmax(t/τ), s) + β·MSE(e_T, e_S)``, a scalar in float32.
+def hard_cross_entropy(student_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy with the labels, a scalar: the sum over the labelled examples, divided by the number of all of them, so
+    that a labelled example weighs the same beside whatever it comes with."""
+    return F.cross_entropy(student_BK, labels_B, ignore_index=UNLABELLED, reduction="sum") / len(labels_B)
+
+
+def distillation_loss(weights: Distillation, student_BK: torch.Tensor, teachers: Sequence[Taught], labels_B: torch.Tensor) -> torch.Tensor:
+    """Return Eq. 2, its soft terms summed over the teachers: ``hard·CE(y, s) + Σ_i w_i·(α·CE(softmax(t_i/τ), s) + β·d(e_i, e_S))``, a
+    scalar in float32.
 
     Args:
-        weights: hard, α, β, τ.
-        student: logits [B, K] and embeddings [B, D] of the student.
-        teacher: the same of the teacher, without gradient.
-        labels_B: int64 [B].
+        weights: hard, α, β, τ, d.
+        student_BK: logits of the student.
+        teachers: each teacher's word, and the student's embeddings in its width.
+        labels_B: int64; UNLABELLED where there is none.
     """
-    (student_BK, student_BD), (teacher_BK, teacher_BD) = student, teacher
-    loss = student_BK.new_zeros((), dtype=torch.float32)
+    student_BK = student_BK.float()
+    loss = student_BK.new_zeros(())
     if weights.hard:
-        loss = loss + weights.hard * F.cross_entropy(student_BK.float(), labels_B)
-    if weights.alpha:
-        soft = soft_cross_entropy(
-            student_BK.float(), teacher_BK.float(), temperature=weights.temperature, soften_student=weights.soften_student
-        )
-        loss = loss + weights.alpha * soft
-    if weights.beta:
-        loss = loss + weights.beta * embedding_distance(student_BD.float(), teacher_BD.float())
+        loss = loss + weights.hard * hard_cross_entropy(student_BK, labels_B)
+    for weight, logits_BK, embeddings_BD, student_BD in teachers:
+        if weights.alpha:
+            soft = soft_cross_entropy(student_BK, logits_BK.float(), temperature=weights.temperature, soften_student=weights.soften_student)
+            loss = loss + weight * weights.alpha * soft
+        if weights.beta:
+            loss = loss + weight * weights.beta * embedding_distance(student_BD.float(), embeddings_BD.float(), weights.embedding_loss)
     return loss

@@ -10,7 +10,7 @@ from typing import Any
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
-from train.checkpoint import CHECKPOINT, remove_other_best
+from train.checkpoint import has_checkpoint, remove_checkpoints
 from train.metrics import PREDICTIONS
 from train.teacher_outputs import WEIGHTS
 
@@ -27,7 +27,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint) -> dict[str, Any] |
     make_folder(folder)
     started = folder / TRAINING
     is_whole = all((folder / name).is_file() for name in (METRICS, WEIGHTS, PREDICTIONS))
-    if started.is_file() and (is_whole or (folder / CHECKPOINT).is_file()):
+    if started.is_file() and (is_whole or has_checkpoint(folder)):
         if unlike := differences(read_json(started), fingerprint):
             raise InputError(
                 got=f"{folder}, a model that was trained otherwise: {'; '.join(unlike)}",
@@ -45,8 +45,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint) -> dict[str, Any] |
 def finish(folder: Path, metrics: dict[str, Any]) -> None:
     """Write the metrics, which makes the folder whole, and remove what only a continued training would need."""
     write_json(folder / METRICS, metrics)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    remove_other_best(folder, None)
+    remove_checkpoints(folder)
 
 
 def require_finished(folder: Path, *, what: str, command: str) -> dict[str, Any]:

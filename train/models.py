@@ -3,22 +3,25 @@
 Shapes: B examples, L text tokens, T image tokens, D width of the text encoder, I width of the image tokens, K classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
+from train.acceleration import masked, takes_expanded_mask
 
 HEADS = 8
 
 
 class Output(NamedTuple):
-    """What a model says of a batch: logits [B, K] and the embedding [B, D] that its last Linear reads."""
+    """What a model says of a batch: logits [B, K] and the embedding [B, D] that its last Linear reads; of a student, that embedding also
+    in the width of each teacher, in their order."""
 
     logits: torch.Tensor
     embeddings: torch.Tensor
+    projected: tuple[torch.Tensor, ...] = ()
 
 
 class TextClassifier(nn.Module):
@@ -31,10 +34,11 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.model = model
         self._tap = _EmbeddingTap(model)
+        self._expanded = takes_expanded_mask(model)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
-        """Return logits [B, K] and embeddings [B, D] for ``input_ids`` and ``attention_mask`` [B, L]."""
-        logits_BK = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        """Return logits [B, K] and embeddings [B, D] for ``input_ids`` and, where any is padded, ``attention_mask`` [B, L]."""
+        logits_BK = self.model(**masked(batch, expanded=self._expanded)).logits
         return Output(logits_BK, self._tap.embeddings(logits_BK))
 
     @property
@@ -84,48 +88,78 @@ def _modules_outside_encoder(model: Any) -> list[nn.Module]:
     return [module for module in model.modules() if module not in encoder]
 
 
+class Student(nn.Module):
+    """A text classifier with a Linear to the width of every teacher whose embeddings are wider or narrower than its own.
+
+    The Linears learn with the classifier and are left behind when it is done: what is exported is the classifier alone.
+    """
+
+    def __init__(self, classifier: TextClassifier, teacher_widths: Sequence[int]) -> None:
+        super().__init__()
+        self.classifier = classifier
+        width = classifier.embedding_width
+        self.project = nn.ModuleList(nn.Identity() if wanted == width else nn.Linear(width, wanted) for wanted in teacher_widths)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
+        """Return logits [B, K], embeddings [B, D] and those in each teacher's width for ``input_ids`` and ``attention_mask`` [B, L]."""
+        output: Output = self.classifier(batch)
+        return output._replace(projected=tuple(project(output.embeddings) for project in self.project))
+
+
 class FusionHead(nn.Module):
     """The teacher behind its text encoder (paper, §3): fuse tokens in one transformer block, read the class tokens, classify.
 
     Image tokens are mapped to the text's width by a Linear when the widths differ. Of the fused sequence the class token of each modality
     is read: ``[U_CLS; V_CLS]`` → Linear(2·D → D) → ReLU → dropout → Linear(D → K). With D = 768 this is the paper's head (it prints 786).
-    Without text (``modalities = 1``) the same block reads the image tokens alone: the image-only rows of Table 1.
+    With one modality the same block reads the tokens of that one alone: images, for the image-only rows of Table 1, or text, for the
+    teacher without privileged information.
+
+    Args:
+        text_width: D.
+        image_width: I, or None for a head that reads no images.
+        classes: K.
+        reads_text: whether text tokens will be given.
+        dropout: of the block and in front of the last Linear.
     """
 
-    def __init__(self, *, text_width: int, image_width: int, classes: int, modalities: int, dropout: float = 0.1) -> None:
+    def __init__(self, *, text_width: int, image_width: int | None, classes: int, reads_text: bool = True, dropout: float = 0.1) -> None:
         super().__init__()
-        self.project = nn.Identity() if image_width == text_width else nn.Linear(image_width, text_width)
+        modalities = reads_text + (image_width is not None)
+        self.project = nn.Identity() if image_width in (None, text_width) else nn.Linear(image_width, text_width)
         self.block = nn.TransformerEncoderLayer(text_width, nhead=HEADS, dim_feedforward=4 * text_width, dropout=dropout, batch_first=True)
         self.embed = nn.Linear(modalities * text_width, text_width)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(text_width, classes)
 
-    def forward(self, image_BTI: torch.Tensor, text_BLD: torch.Tensor | None, mask_BL: torch.Tensor | None) -> Output:
-        """Return logits and embeddings; ``mask_BL`` is 1 where a text token is real, 0 where it is padding."""
-        image_BTD = self.project(image_BTI)
-        if text_BLD is None or mask_BL is None:
-            classes_BD = self.block(image_BTD)[:, 0]
-        else:
-            padding_BT = torch.zeros(image_BTD.shape[:2], dtype=torch.bool, device=mask_BL.device)
-            fused = self.block(torch.cat([text_BLD, image_BTD], dim=1), src_key_padding_mask=torch.cat([mask_BL == 0, padding_BT], dim=1))
-            classes_BD = torch.cat([fused[:, 0], fused[:, text_BLD.shape[1]]], dim=1)
-        embeddings_BD = torch.relu(self.embed(classes_BD))
+    def forward(self, image_BTI: torch.Tensor | None, text_BLD: torch.Tensor | None, padding_BL: torch.Tensor | None = None) -> Output:
+        """Return logits and embeddings of the modalities that are given; ``padding_BL`` is True where a text token is padding."""
+        image_BTD = None if image_BTI is None else self.project(image_BTI)
+        tokens = [part for part in (text_BLD, image_BTD) if part is not None]
+        if padding_BL is not None and image_BTD is not None:
+            padding_BL = torch.cat([padding_BL, padding_BL.new_zeros(image_BTD.shape[:2])], dim=1)
+        fused = self.block(torch.cat(tokens, dim=1), src_key_padding_mask=padding_BL)
+        # The class token of each modality is the first of its tokens.
+        firsts = [0] if len(tokens) == 1 else [0, tokens[0].shape[1]]
+        embeddings_BD = torch.relu(self.embed(torch.cat([fused[:, first] for first in firsts], dim=1)))
         return Output(self.classify(self.dropout(embeddings_BD)), embeddings_BD)
 
 
 class Teacher(nn.Module):
-    """Text encoder and fusion head; reads text and image tokens."""
+    """Text encoder and fusion head; reads text and, where the head does, image tokens."""
 
     def __init__(self, text_encoder: nn.Module, head: FusionHead) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.head = head
+        self._expanded = takes_expanded_mask(text_encoder)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
-        """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] and ``image_tokens`` [B, T, I]."""
-        mask_BL = batch["attention_mask"]
-        text_BLD = self.text_encoder(input_ids=batch["input_ids"], attention_mask=mask_BL).last_hidden_state
-        output: Output = self.head(batch["image_tokens"].to(text_BLD.dtype), text_BLD, mask_BL)
+        """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] where any is padded, and
+        ``image_tokens`` [B, T, I]."""
+        text_BLD = self.text_encoder(**masked(batch, expanded=self._expanded)).last_hidden_state
+        image_BTI = batch["image_tokens"].to(text_BLD.dtype) if "image_tokens" in batch else None
+        padding_BL = batch["attention_mask"] == 0 if "attention_mask" in batch else None
+        output: Output = self.head(image_BTI, text_BLD, padding_BL)
         return output
 
 
@@ -138,7 +172,7 @@ class ImageClassifier(nn.Module):
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
         """Return logits [B, K] and embeddings [B, D] for ``image_tokens`` [B, T, I]."""
-        output: Output = self.head(batch["image_tokens"].float(), None, None)
+        output: Output = self.head(batch["image_tokens"].float(), None)
         return output
 
 
@@ -152,3 +186,9 @@ def text_width(config: Any, flag: str) -> int:
     if width % HEADS:
         raise InputError(got=f"{flag} of width {width}", expected=f"a multiple of {HEADS} (heads of the fusion block)", do="choose another")
     return width
+
+
+def text_dropout(config: Any) -> float:
+    """Return the dropout of a text encoder's layers, which the fusion block shares; the paper's 0.1 where the configuration names none."""
+    named = config.to_dict()
+    return float(next((named[name] for name in ("hidden_dropout_prob", "dropout", "hidden_dropout") if name in named), 0.1))

@@ -1,24 +1,40 @@
 """AdamW with a linearly falling rate."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+OptimizerName = Literal["adamw8bit", "adamw"]
 
-def make_optimizer(
-    model: nn.Module, name: Literal["adamw", "adamw8bit"], *, learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Return AdamW over the parameters that learn: torch's fused one, or bitsandbytes' with 8-bit state (small tensors stay in 32 bits)."""
+
+def optimizer_on(device_type: str, choice: Literal["auto", "adamw8bit", "adamw"]) -> OptimizerName:
+    """Resolve ``auto``: on a card the 8-bit state's memory counts; on the CPU bitsandbytes takes 3.7 s for a step of DistilBERT's weights
+    on one thread, torch's fused AdamW 0.1 s."""
+    if choice != "auto":
+        return choice
+    return "adamw8bit" if device_type == "cuda" else "adamw"
+
+
+def make_optimizer(model: nn.Module, name: OptimizerName, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters that learn: torch's fused one, or bitsandbytes' with 8-bit state (Dettmers et al. 2022, arXiv
+    2110.02861; tensors below 4,096 elements stay in 32 bits).
+
+    Biases and the weights of norms do not decay, as in the Hugging Face Trainer.
+    """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
     if name == "adamw8bit":
         import bitsandbytes
 
-        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(learning, lr=learning_rate, weight_decay=weight_decay)
+        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=learning_rate)
         return eight_bit
-    return torch.optim.AdamW(learning, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return the schedule that falls linearly from the optimizer's rate to zero over ``steps`` steps."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
+def rate_at(step: int, steps: int, peak: float) -> float:
+    """Return the learning rate of a step, counted from 0: it falls linearly from the peak to zero over ``steps`` steps."""
+    return peak * max(0.0, 1.0 - step / steps)

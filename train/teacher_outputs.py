@@ -1,9 +1,10 @@
-"""The teacher's logits and embeddings for every example, written once and bound to the teacher's weights: all that the student needs of
+"""The teacher's logits and embeddings for every text, written once and bound to the teacher's weights: all that the student needs of
 it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,7 +13,6 @@ from lugpi_core.files import whole_file
 from lugpi_core.fingerprint import hash_file
 from train.models import Output
 
-OUTPUTS = "outputs.safetensors"
 WEIGHTS = "model.safetensors"
 # One entry, for safetensors writes several in no fixed order, and equal outputs should be equal bytes.
 BOUND = "made_from"
@@ -20,33 +20,47 @@ BOUND = "made_from"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
-    """Float32 logits [N, K] and embeddings [N, D], row i for example i of the corpus, with the hash of the teacher that gave them."""
+    """Logits [N, K] in float32 and embeddings [N, D] in float32 or float16, row i for example i of the corpus, with the hash of the
+    teacher that gave them."""
 
     logits: torch.Tensor
     embeddings: torch.Tensor
     teacher: str
 
+    def to(self, device: torch.device) -> "TeacherOutputs":
+        """Return the outputs on a device."""
+        return replace(self, logits=self.logits.to(device), embeddings=self.embeddings.to(device))
 
-def write_teacher_outputs(folder: Path, output: Output, *, corpus_fingerprint: str) -> None:
-    """Write the outputs beside the teacher's weights, with both fingerprints in the file's metadata."""
+    def followed_by(self, others: "TeacherOutputs") -> "TeacherOutputs":
+        """Return the outputs with those of other texts behind them."""
+        return replace(self, logits=torch.cat([self.logits, others.logits]), embeddings=torch.cat([self.embeddings, others.embeddings]))
+
+
+def outputs_path(folder: Path, unlabelled: str | None = None) -> Path:
+    """Return where a teacher's outputs are: those for its corpus, or for texts without labels of that name."""
+    return folder / ("outputs.safetensors" if unlabelled is None else f"outputs-{unlabelled}.safetensors")
+
+
+def write_teacher_outputs(path: Path, output: Output, *, corpus_fingerprint: str, dtype: Literal["float32", "float16"] = "float32") -> None:
+    """Write the outputs beside the teacher's weights, with both fingerprints in the file's metadata; ``dtype`` is the embeddings'."""
     from safetensors.torch import save_file
 
-    bound = {"teacher": hash_file(folder / WEIGHTS), "corpus": corpus_fingerprint}
-    with whole_file(folder / OUTPUTS) as partial:
-        tensors = {"logits": output.logits.contiguous(), "embeddings": output.embeddings.contiguous()}
+    bound = {"teacher": hash_file(path.parent / WEIGHTS), "corpus": corpus_fingerprint}
+    with whole_file(path) as partial:
+        tensors = {"logits": output.logits.contiguous(), "embeddings": output.embeddings.to(getattr(torch, dtype)).contiguous()}
         save_file(tensors, partial, metadata={BOUND: json.dumps(bound)})
 
 
-def has_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> bool:
+def has_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> bool:
     """Whether the teacher's outputs are there, whole, and its own."""
     try:
-        read_teacher_outputs(folder, corpus_fingerprint=corpus_fingerprint)
+        read_teacher_outputs(path, corpus_fingerprint=corpus_fingerprint)
     except InputError:
         return False
     return True
 
 
-def read_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> TeacherOutputs:
+def read_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> TeacherOutputs:
     """Return the outputs of a teacher.
 
     Raises:
@@ -54,7 +68,7 @@ def read_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> TeacherOut
     """
     from safetensors import SafetensorError, safe_open
 
-    path = folder / OUTPUTS
+    weights = path.parent / WEIGHTS
     remedy = "run python -m train teacher with the teacher's settings again; it only writes its outputs anew"
     try:
         with safe_open(path, framework="pt") as file:
@@ -64,10 +78,10 @@ def read_teacher_outputs(folder: Path, *, corpus_fingerprint: str) -> TeacherOut
         raise InputError(got=f"{path} ({str(error)[:120]})", expected="the outputs of a finished teacher", do=remedy) from None
     if bound["corpus"] != corpus_fingerprint:
         raise InputError(
-            got=f"the teacher in {folder}, which read another dataset, other splits or another --limit",
+            got=f"the teacher in {path.parent}, which read another dataset, other splits or another --limit",
             expected="a teacher of the dataset of this command",
             do="repeat the teacher's corpus flags, or train a teacher for this dataset",
         )
-    if not (folder / WEIGHTS).is_file() or hash_file(folder / WEIGHTS) != outputs.teacher:
-        raise InputError(got=f"{path}, made by other weights than {folder / WEIGHTS}", expected="outputs of that teacher", do=remedy)
+    if not weights.is_file() or hash_file(weights) != outputs.teacher:
+        raise InputError(got=f"{path}, made by other weights than {weights}", expected="outputs of that teacher", do=remedy)
     return outputs

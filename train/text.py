@@ -1,5 +1,5 @@
 """The text model: found, its tokenizer, and the two shapes it is loaded in (encoder for the teacher, classifier for baseline and
-student)."""
+student, the latter with fewer layers where that is wanted)."""
 
 import re
 from dataclasses import dataclass
@@ -35,6 +35,11 @@ class TextModel:
         return Path(self.name).name if Path(self.name).is_dir() else self.name
 
     @property
+    def pad_id(self) -> int:
+        """What stands behind texts that are shorter than others; it is masked."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
     def license(self) -> str:
         """The licence that the model's own card states."""
         if self.name == "demo":
@@ -44,8 +49,8 @@ class TextModel:
         return stated[1] if stated else "see its own card"
 
 
-def find_text_model(name: str, *, max_length: int | None) -> TextModel:
-    """Return the text model that ``--text-model`` names.
+def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-model") -> TextModel:
+    """Return the text model that ``flag`` names.
 
     Raises:
         InputError: not a folder, not on the hub, no safetensors weights, not a Hugging Face text model, or a length it cannot read.
@@ -53,11 +58,11 @@ def find_text_model(name: str, *, max_length: int | None) -> TextModel:
     allow_torchvision_import()
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = _embedded() if name == "demo" else local_model_folder(name, patterns=(*MODEL_FILES, "README.md"), flag="--text-model")
+    folder = _embedded() if name == "demo" else local_model_folder(name, patterns=(*MODEL_FILES, "README.md"), flag=flag)
     if not any((folder / file).is_file() for file in _VOCABULARIES):
         # transformers would make up a tokenizer that knows no word.
         raise InputError(
-            got=f"--text-model {name} without {' or '.join(_VOCABULARIES)}",
+            got=f"{flag} {name} without {' or '.join(_VOCABULARIES)}",
             expected="a Hugging Face text encoder with its tokenizer",
             do="save the tokenizer beside the model with save_pretrained()",
         )
@@ -66,7 +71,7 @@ def find_text_model(name: str, *, max_length: int | None) -> TextModel:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            got=f"--text-model {name} ({reason(error)})",
+            got=f"{flag} {name} ({reason(error)})",
             expected="a Hugging Face text encoder with its tokenizer",
             do="choose for instance distilbert-base-uncased",
         ) from None
@@ -84,10 +89,15 @@ def find_text_model(name: str, *, max_length: int | None) -> TextModel:
 
 
 def load_text_encoder(text_model: TextModel) -> nn.Module:
-    """Return the pretrained encoder without a head, in float32."""
+    """Return the pretrained encoder without a head, in float32. A pooler, which BERT and others bring, is read by nobody here and does not
+    learn."""
     from transformers import AutoModel
 
-    return _loaded(AutoModel, text_model)
+    encoder = _loaded(AutoModel, text_model)
+    for name, part in encoder.named_children():
+        if name == "pooler":
+            part.requires_grad_(False)
+    return encoder
 
 
 def load_text_classifier(text_model: TextModel, corpus: Corpus) -> nn.Module:
@@ -113,17 +123,33 @@ def _loaded(auto: Any, text_model: TextModel, **more: Any) -> nn.Module:
     return model
 
 
-def token_ids(text_model: TextModel, corpus: Corpus) -> list[list[int]]:
-    """Return the token ids of every example, special tokens included, cut to ``max_length``; no padding."""
-    texts = [example.text for example in corpus.examples]
-    own = text_model.tokenizer.sep_token
-    if corpus.separator and own and own != corpus.separator:
-        texts = [text.replace(corpus.separator, own) for text in texts]
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), 4096):
-        encoded = text_model.tokenizer(texts[start : start + 4096], truncation=True, max_length=text_model.max_length)
-        ids.extend(encoded["input_ids"])
-    return ids
+def keep_layers(model: Any, layers: int) -> None:
+    """Keep that many layers of an encoder's, evenly spaced, the first and the last among them, with their weights (shrink and fine-tune:
+    Shleifer & Rush 2020, arXiv 2010.13002, §3).
+
+    Raises:
+        InputError: the encoder has fewer, or its layers are not a plain list.
+    """
+    there = model.config.num_hidden_layers
+    if layers > there:
+        raise InputError(got=f"--student-layers {layers}", expected=f"1 to {there}, as the text model has", do="leave it out for all")
+    lists = [(name, part) for name, part in model.base_model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == there]
+    if len(lists) != 1:
+        raise InputError(
+            got=f"--student-layers {layers} for {type(model).__name__}",
+            expected="a text model whose layers are one list, such as DistilBERT's or BERT's",
+            do="leave --student-layers out",
+        )
+    name, part = lists[0]
+    owner, _, attribute = name.rpartition(".")
+    kept = nn.ModuleList(part[n] for n in spaced(there, layers))
+    setattr(model.base_model.get_submodule(owner), attribute, kept)
+    model.config.num_hidden_layers = layers
+
+
+def spaced(there: int, wanted: int) -> list[int]:
+    """Return which of ``there`` layers stay when ``wanted`` do: as far from each other as can be, the first and the last among them."""
+    return [round(n * (there - 1) / max(wanted - 1, 1)) for n in range(wanted)]
 
 
 def _embedded() -> Path:

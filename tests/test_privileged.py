@@ -1,0 +1,165 @@
+"""What a teacher and its controls see beside the text."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from train.cli import main
+from train.privileged import BlankTokens, Pictures, of_others, one_of_each
+
+CPU = torch.device("cpu")
+CONTROLS = ("shuffled", "blank", "none")
+
+
+class Numbered:
+    """Image tokens that are the number of their drawing."""
+
+    place = "here"
+
+    def gather(self, drawings: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(drawings).half()[:, None, None].expand(-1, 2, 3)
+
+    def ahead(self, batches: Any) -> Any:
+        yield from batches
+
+
+def drawings(examples: int, several: int, sharing: int = 1) -> NDArray[np.int64]:
+    """Drawings [N, K]; that many examples that follow each other share theirs."""
+    return (np.arange(examples) // sharing)[:, None] * several + np.arange(several)
+
+
+@given(examples=st.integers(2, 200), several=st.integers(1, 4), sharing=st.integers(1, 5), seed=st.integers(0, 99), drawn=st.randoms())
+def test_no_example_sees_its_own_drawing_where_that_can_be_had(examples: int, several: int, sharing: int, seed: int, drawn: Any) -> None:
+    own = drawings(examples, several, sharing)[drawn.sample(range(examples), examples)]
+    shown = of_others(own, seed)
+    assert shown.shape == own.shape
+    assert sorted(map(tuple, shown.tolist())) == sorted(map(tuple, own.tolist())), "the same drawings, as often, K together"
+    if sharing <= examples // 2:  # as long as no drawing is more than half of them
+        assert not (shown[:, 0] == own[:, 0]).any()
+
+
+@pytest.mark.parametrize("counts", [(500, 300, 200), (3, 3), (50, 50), (2, 1, 1), (10, 4, 3, 3)])
+def test_where_one_drawing_is_half_of_them_no_example_sees_its_own(counts: tuple[int, ...]) -> None:
+    own = np.repeat(np.arange(len(counts)), counts)[:, None]
+    for seed in range(5):
+        assert not (of_others(own, seed) == own).any()
+
+
+def test_the_other_order_follows_the_seed() -> None:
+    own = drawings(100, 2)
+    assert np.array_equal(of_others(own, 3), of_others(own, 3))
+    assert not np.array_equal(of_others(own, 3), of_others(own, 4))
+
+
+def test_where_all_share_one_drawing_everybody_sees_it() -> None:
+    own = np.zeros((5, 1), np.int64)
+    assert np.array_equal(of_others(own, 0), own)
+
+
+def test_examples_that_share_a_drawing_see_different_ones() -> None:
+    own = drawings(1000, 1, sharing=10)
+    shown = of_others(own, 0)
+    assert len(np.unique(shown[:10])) > 5, "or another drawing would tell the prompt as well as their own"
+
+
+def test_an_epoch_shows_one_drawing_of_each_and_another_epoch_others() -> None:
+    own = drawings(400, 3)
+    epochs = [one_of_each(own, 7, epoch) for epoch in range(40)]
+    assert all((shown // 3 == np.arange(400)).all() for shown in epochs)
+    assert np.array_equal(one_of_each(own, 7, 5), epochs[5])
+    assert not np.array_equal(one_of_each(own, 8, 5), epochs[5])
+    assert not np.array_equal(epochs[4], epochs[5])
+    counted = np.stack([np.bincount(shown % 3, minlength=3) for shown in epochs])
+    assert abs(counted.sum(axis=0) / (400 * 40) - 1 / 3).max() < 0.02
+    assert all(len({int(shown[example]) for shown in epochs}) == 3 for example in range(400)), "all of each are seen"
+
+
+def test_scoring_shows_the_first_drawing_and_an_epoch_its_own() -> None:
+    own = drawings(50, 3)
+    pictures = Pictures(source=Numbered(), drawings=own, seed=7)
+    rows = np.array([40, 3, 3])
+    assert pictures.gather(rows, None)[:, 0, 0].tolist() == own[rows, 0].tolist()
+    assert pictures.gather(rows, 2)[:, 0, 0].tolist() == one_of_each(own, 7, 2)[rows].tolist()
+
+
+def test_what_is_fetched_ahead_is_what_will_be_shown() -> None:
+    asked: list[list[int]] = []
+
+    class Asked(Numbered):
+        def ahead(self, batches: Any) -> Any:
+            asked.extend(rows.tolist() for rows in batches)
+            yield from batches
+
+    own = drawings(50, 3)
+    pictures = Pictures(source=Asked(), drawings=own, seed=7)
+    batches = [np.array([1, 2]), np.array([30])]
+    assert [rows.tolist() for rows in pictures.ahead(batches, 4)] == [[1, 2], [30]]
+    assert asked == [one_of_each(own, 7, 4)[rows].tolist() for rows in batches]
+
+
+def test_blank_tokens_have_the_shape_of_the_real_ones() -> None:
+    blank = BlankTokens((5, 8), CPU)
+    tokens = blank.gather(np.array([3, 1]))
+    assert (tuple(tokens.shape), tokens.dtype) == ((2, 5, 8), torch.float16)
+    assert not tokens.any()
+    assert [list(rows) for rows in blank.ahead([np.array([1]), np.array([2, 3])])] == [[1], [2, 3]]
+
+
+@pytest.fixture(scope="module")
+def flags(small_csv: Path) -> tuple[str, ...]:
+    corpus = ("--dataset", str(small_csv), "--split-column", "split", "--text-model", "demo", "--device", "cpu")
+    return (*corpus, "--epochs", "2", "--learning-rate", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def run(small_run: Path, flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a teacher and all its controls."""
+    folder = tmp_path_factory.mktemp("controls") / "topics"
+    shutil.copytree(small_run / "tokens", folder / "tokens")
+    for control in ("images", "shuffled", "blank"):
+        assert main(["teacher", *flags, "--run-dir", str(folder), "--image-tokens", "clip-demo", "--privileged", control]) == 0
+    shutil.rmtree(folder / "tokens")
+    assert main(["teacher", *flags, "--run-dir", str(folder), "--privileged", "none"]) == 0, "it needs no store"
+    return folder
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_has_a_folder_of_its_own_name(run: Path, control: str) -> None:
+    metrics = json.loads((run / f"teacher-{control}" / "metrics.json").read_text())
+    assert metrics["command"] == "teacher"
+    assert metrics["config"]["privileged"] == control
+    assert json.loads((run / f"teacher-{control}" / "training.json").read_text())["privileged"] == control
+    assert (run / f"teacher-{control}" / "outputs.safetensors").is_file()
+    place = {"shuffled": {"tokens_on": "disk"}, "blank": {"tokens_on": "nowhere"}, "none": {}}[control]
+    assert {name: value for name, value in metrics["compute"].items() if name == "tokens_on"} == place
+    assert (metrics["notice"] is None) == (control == "none")
+
+
+def test_every_control_is_another_model_with_as_many_weights_where_it_sees_pictures(run: Path) -> None:
+    found = {name: json.loads((run / name / "metrics.json").read_text()) for name in ("teacher", *(f"teacher-{one}" for one in CONTROLS))}
+    losses = [tuple(record["loss"] for record in metrics["history"]) for metrics in found.values()]
+    assert len(set(losses)) == 4
+    parameters = {name: metrics["parameters"] for name, metrics in found.items()}
+    assert parameters["teacher"] == parameters["teacher-shuffled"] == parameters["teacher-blank"] > parameters["teacher-none"]
+
+
+def test_a_student_learns_from_a_control(run: Path, flags: tuple[str, ...]) -> None:
+    assert main(["student", *flags, "--run-dir", str(run), "--teachers", "teacher-none", "--name", "student-none"]) == 0
+    assert json.loads((run / "student-none" / "metrics.json").read_text())["notice"] is None
+
+
+def test_without_images_a_choice_of_them_has_no_effect_and_is_told(
+    run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["teacher", *flags, "--run-dir", str(run), "--privileged", "none", "--image-tokens", "clip-demo"]) == 0
+    said = capsys.readouterr()
+    assert "warning: --image-tokens and --tokens-on have no effect with --privileged none" in said.err
+    assert json.loads(said.out.splitlines()[-1])["already_done"] is True
