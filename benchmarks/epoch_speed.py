@@ -25,7 +25,7 @@ from train.text import find_text_model
 from train.token_ids import token_ids
 
 CORPORA = ("20ng", "imdb", "cwi-news", "cwi-wikinews")
-BATCH, EXAMPLES = 14, 168
+BATCH, EXAMPLES = 14, 112
 # One of DistilBERT's six layers: an epoch's ratio is one of token counts, and six layers would take an hour on two cores.
 ONE_LAYER = Sizes(n_layers=1)
 TRAINER, OURS = "Hugging Face Trainer", "student"
