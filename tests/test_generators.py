@@ -138,6 +138,7 @@ def test_the_demo_is_found_whole() -> None:
         "steps": 4,
         "guidance": 3.0,
         "scheduler": "ddim",
+        "deepcache": 1,
     }
 
 

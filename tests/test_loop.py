@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,15 @@ def test_after_a_damaged_checkpoint_training_goes_on_from_the_one_before_it(
     assert f"warning: {newest} is damaged" in capsys.readouterr().err
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works, as it does not in the background jobs of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 4)])
 def test_a_signal_is_heeded_after_the_step_and_training_goes_on_from_there(
     small_csv: Path, tmp_path: Path, straight: Straight, number: signal.Signals, step: int

@@ -94,7 +94,7 @@ def newest_step(folder: Path) -> int:
 def test_a_training_killed_at_any_moment_ends_in_the_same_bits(
     case: Case, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    wanted, kills, runs, moments = campaign(4, 50), 0, 0, random.Random(0)
+    wanted, kills, runs, moments = campaign(3, 50), 0, 0, random.Random(0)
     while kills < wanted:
         folder, step, runs = tmp_path / f"run-{runs}", -1, runs + 1
         while kills < wanted:
@@ -145,7 +145,7 @@ def test_a_training_killed_while_it_writes_a_checkpoint_ends_in_the_same_bits(
     case: Case, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     total = operations_of(case, tmp_path / "counting")
-    chosen = spread(total, campaign(5, 100))
+    chosen = spread(total, campaign(3, 100))
     for k in chosen:
         folder = tmp_path / f"killed-{k}"
         assert disturbed(case, folder, k, "kill") == processes.KILLED
@@ -161,7 +161,7 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_in_one_line_and_leaves_th
 ) -> None:
     total = operations_of(case, tmp_path / "counting")
     ended = []
-    for k in spread(total, campaign(3, 40)):
+    for k in spread(total, campaign(2, 40)):
         folder = tmp_path / f"refused-{k}"
         ended.append(disturbed(case, folder, k, kind))
         assert ended[-1] in (processes.DONE, processes.FAILED), said_in(folder)
