@@ -132,7 +132,7 @@ def test_auto_leaves_the_device_what_training_needs(tokens: ImageTokens, monkeyp
     monkeypatch.setattr(module, "_free_bytes", lambda device: 24 << 30)
     monkeypatch.setattr(module, "_free_host_bytes", lambda: 100)
     place_tokens(tokens, choice="auto", device=CPU, training_bytes=5 << 30)
-    assert asked == [(60 * 17 * 64 * 2, (24 - 5 - 2) << 30, 50, "cpu")]
+    assert asked == [(60 * 17 * 64 * 2, (24 - 5 - 2) << 30, 32, "cpu")], "page-locked memory is taken by powers of two"
 
 
 def test_on_the_cpu_auto_is_the_disk(tokens: ImageTokens) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lugpi_core.stopping import Stopped
 from train.batches import epoch_batches, padding_share
 from train.checkpoint import CHECKPOINTS, STATE, load_checkpoint
 from train.data import Batch, TrainingData
-from train.loop import Loss, Training, best_epoch, fit, has_lost_patience, seed_of_step
+from train.loop import Learner, Loss, Training, best_epoch, fit, has_lost_patience, seed_of_step
 from train.models import Output, TextClassifier
 from train.options import BaselineOptions
 from train.prediction import accuracy, predict
@@ -218,6 +219,30 @@ def test_an_interrupted_training_ends_bit_for_bit_like_a_straight_one(
     state = load_checkpoint(tmp_path)
     assert (0 if state is None else state["step"]) == (broken_step if minutes == 0 else 0)
     assert_goes_on_to_the_same(small_csv, tmp_path, straight, optimizer)
+
+
+class Twins(Processes):
+    """Two processes, the other of which always has the same as this one."""
+
+    def averaged(self, model: nn.Module, device: torch.device) -> nn.Module:
+        return model
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.mul_(2)
+
+    def any(self, here: bool) -> bool:
+        return here
+
+
+def test_a_checkpoint_holds_the_loss_of_all_processes_and_each_takes_its_share(small_csv: Path, tmp_path: Path) -> None:
+    learner = Learner(replace(training_of(small_csv, tmp_path), processes=Twins(count=2)))
+    learner.loss_sum.fill_(3.0)
+    learner.step = 1
+    learner.save(0.0)
+    for processes, share in ((Twins(count=2), 3.0), (Processes(), 6.0)):
+        resumed = Learner(replace(training_of(small_csv, tmp_path), processes=processes))
+        resumed.resume()
+        assert float(resumed.loss_sum) == share
 
 
 def test_a_training_that_is_broken_in_every_second_step_ends_like_a_straight_one(

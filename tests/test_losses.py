@@ -93,7 +93,7 @@ def test_every_distance_of_embeddings_is_its_formula(kind: EmbeddingLoss, seed: 
 def test_distances_of_embeddings_differ_where_they_should() -> None:
     batch = random_batch(0, 6, 4, 16)
     kinds: tuple[EmbeddingLoss, ...] = ("mse", "sum-of-squares", "cosine")
-    found = [loss_of(distillation("paper", hard=0.0, alpha=0.0, embedding_loss=kind), batch) for kind in kinds]
+    found = [loss_of(replace(distillation("paper", embedding_loss=kind), hard=0.0, alpha=0.0), batch) for kind in kinds]
     assert found[1] == pytest.approx(16 * found[0], rel=1e-5)
     assert 0 < found[2] < 2
 
@@ -174,6 +174,8 @@ def test_given_weights_replace_the_presets_own() -> None:
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(InputError, match="at least one positive weight"):
         distillation("paper", hard=0.0, alpha=0.0, beta=0.0, temperature=None)
+    with pytest.raises(InputError, match="a term that teaches the answer"):
+        distillation("paper", hard=0.0, alpha=0.0, beta=1.0)  # the last layer would stay as it was drawn
 
 
 def test_half_precision_outputs_are_scored_in_float32() -> None:

@@ -61,3 +61,25 @@ def test_both_optimizers_lower_the_loss() -> None:
             torch.autograd.backward(loss)
             optimizer.step()
         assert losses[-1] < 0.8 * losses[0], name
+
+
+def test_embeddings_keep_their_state_in_32_bits_as_in_the_hugging_face_trainer() -> None:
+    model = nn.Sequential(nn.Embedding(100, 128), nn.Linear(128, 64))
+    optimizer = make_optimizer(model, "adamw8bit", learning_rate=0.1, weight_decay=0.0)
+    torch.autograd.backward(model(torch.arange(8)).sum())
+    optimizer.step()
+    kinds = [optimizer.state[parameter]["state1"].dtype for parameter in (model[0].weight, model[1].weight)]
+    assert kinds == [torch.float32, torch.uint8]
+
+
+def test_a_step_with_8_bits_does_not_wait_for_the_device_after_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitsandbytes
+
+    def wait(_: torch.Tensor) -> None:
+        raise AssertionError("waited")
+
+    monkeypatch.setattr(bitsandbytes.optim.optimizer, "sync_gpu", wait)
+    model = nn.Linear(128, 64)
+    optimizer = make_optimizer(model, "adamw8bit", learning_rate=0.1, weight_decay=0.0)
+    torch.autograd.backward(model(torch.randn(8, 128)).sum())
+    optimizer.step()

@@ -64,6 +64,12 @@ def test_where_all_share_one_drawing_everybody_sees_it() -> None:
     assert np.array_equal(of_others(own, 0), own)
 
 
+def test_the_order_is_not_the_one_that_made_the_splits() -> None:
+    own = drawings(1000, 1)
+    moved = of_others(own, 0)[:, 0] == np.random.default_rng(0).permutation(1000)
+    assert moved.mean() < 0.02
+
+
 def test_examples_that_share_a_drawing_see_different_ones() -> None:
     own = drawings(1000, 1, sharing=10)
     shown = of_others(own, 0)

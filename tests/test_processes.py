@@ -22,7 +22,7 @@ ACCELERATE = (
 )
 # A last batch of one row, for which the second process has none.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "baseline": (TORCHRUN, ("--batch-size", "7")),
+    "baseline": (TORCHRUN, ("--batch-size", "7", "--track", "tensorboard")),
     "teacher": (TORCHRUN, ("--image-tokens", "clip-demo", "--batch-size", "14", "--gradient-accumulation-steps", "2")),
     "student": (ACCELERATE, ("--batch-size", "7")),
 }

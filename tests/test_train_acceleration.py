@@ -86,6 +86,22 @@ def test_whatever_mask_is_taken_the_answer_is_the_plain_models(family: str) -> N
     torch.testing.assert_close(model(batch).logits, classifier(**batch).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_an_encoder_that_sees_windows_gets_the_plain_mask_for_only_long_texts_show_the_difference() -> None:
+    import transformers
+
+    ids = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = transformers.ModernBertConfig(**sizes, **ids, local_attention=8, max_position_embeddings=64)
+    classifier: Any = transformers.ModernBertForSequenceClassification(config).eval()
+    assert classifier.config._attn_implementation == "sdpa"
+    assert not takes_expanded_mask(classifier)
+    ids_BL = torch.randint(5, 100, (2, 40))
+    mask_BL = torch.ones_like(ids_BL)
+    mask_BL[1, 20:] = 0
+    batch = {"input_ids": ids_BL, "attention_mask": mask_BL}
+    torch.testing.assert_close(TextClassifier(classifier).eval()(batch).logits, classifier(**batch).logits)
+
+
 @pytest.mark.parametrize("kind", ["sums", "pools", "unpacks"])
 def test_a_model_that_reads_the_mask_otherwise_gets_the_plain_one(kind: str) -> None:
     classifier: Any = tiny_classifier("bert")

@@ -29,8 +29,12 @@ def masked(batch: Mapping[str, torch.Tensor], *, expanded: bool) -> dict[str, to
 
 def takes_expanded_mask(model: Any) -> bool:
     """Whether a Hugging Face encoder or classifier answers the same with a mask [B, 1, 1, L] as with one [B, L]: asked of two short
-    texts."""
-    if model.config._attn_implementation != "sdpa":
+    texts. Encoders whose layers see only a window do not: transformers makes the window from a mask [B, L], and short texts do not show
+    it."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    sees_windows = any(getattr(config, name, None) for name in ("sliding_window", "local_attention", "attention_window"))
+    if config._attn_implementation != "sdpa" or sees_windows or kinds - {"full_attention"}:
         return False
     ids_BL = torch.arange(12, device=next(model.parameters()).device).reshape(2, 6) % model.config.vocab_size
     mask_BL = torch.ones_like(ids_BL)

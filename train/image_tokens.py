@@ -3,6 +3,7 @@
 Shapes: M drawings, B examples, T image tokens, I width of the image tokens.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,10 @@ def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device,
     they fit into half of the host's free memory, else the disk. On the CPU it takes the disk: the page cache is memory already.
     """
     if choice == "auto":
-        choice = choose_place(
-            tokens.stored_bytes, _free_bytes(device) - training_bytes - RESERVE_BYTES, _free_host_bytes() // 2, device.type
-        )
+        # Every process of this machine holds all of them, and torch takes page-locked memory by powers of two.
+        host_bytes = _free_host_bytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        host_bytes = 1 << host_bytes.bit_length() - 1 if host_bytes else 0
+        choice = choose_place(tokens.stored_bytes, _free_bytes(device) - training_bytes - RESERVE_BYTES, host_bytes, device.type)
     if choice == "pinned" and device.type != "cuda":
         say("warning: --tokens-on pinned has no effect without CUDA but to keep the tokens in memory")
     source = DiskTokens(tokens, device) if choice == "disk" else ResidentTokens(tokens, device, choice)

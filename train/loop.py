@@ -40,6 +40,10 @@ Loss = Callable[[Output, Batch], torch.Tensor]
 AGREE_EVERY = 50
 
 
+class NotFinite(InputError):
+    """A loss or a weight has become infinite or no number: these settings train no model, others may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """One model's training: what learns, from what, by which loss, into which folder.
@@ -140,7 +144,7 @@ class Learner:
         self.training.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.loss_sum.copy_(state["loss_sum"])
+        self.loss_sum.copy_(state["loss_sum"] / self.training.processes.count)
         self.history, self.best = state["history"], state["best"]
         self.step, self.place, self.spent_s = state["step"], state["place"], state["spent_s"]
         self.saved_step = self.step
@@ -255,21 +259,21 @@ class Learner:
         if self.step == self.saved_step:
             return
         self._require_finite(f"before step {self.step}")
-        loss_sum = self.training.processes.sum(self.loss_sum.clone()) / self.training.processes.count
-        if self.training.processes.is_first:
-            state = {
-                "model": self.training.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "best": self.best,
-                "history": self.history,
-                "step": self.step,
-                "place": self.place,
-                "loss_sum": loss_sum.cpu(),
-                "spent_s": spent_s,
-            }
-            save_checkpoint(self.training.folder, self.step, state)
-        self.training.processes.wait()
+        loss_sum = self.training.processes.sum(self.loss_sum.clone())
+        state = {
+            "model": self.training.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "history": self.history,
+            "step": self.step,
+            "place": self.place,
+            "loss_sum": loss_sum.cpu(),
+            "spent_s": spent_s,
+        }
+        with self.training.processes.first_before_others():
+            if self.training.processes.is_first:
+                save_checkpoint(self.training.folder, self.step, state)
         self.saved_step, self.saved_at_s = self.step, time.monotonic()
 
     def _require_finite(self, when: str) -> None:
@@ -279,7 +283,7 @@ class Learner:
             return
         folder = self.training.folder
         kept = f"; the last good checkpoint stays in {folder / CHECKPOINTS}" if has_checkpoint(folder) else ""
-        raise InputError(
+        raise NotFinite(
             got=f"a training loss or a weight that is not finite, {when}",
             expected="finite ones",
             do=f"lower --learning-rate and give another --name{kept}",

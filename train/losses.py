@@ -66,11 +66,15 @@ def distillation(preset: str, **given: Any) -> Distillation:
     """Return a preset with the given fields in place of its own; None leaves a field as it is.
 
     Raises:
-        InputError: every weight is zero, so there is nothing to learn from.
+        InputError: hard and α are both zero, so the classifier's last layer has nothing to learn from.
     """
     weights = replace(KD_PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
-    if weights.hard == weights.alpha == weights.beta == 0:
-        raise InputError(got="hard, alpha and beta all 0", expected="at least one positive weight", do="give one, for instance --hard 1")
+    if weights.hard == weights.alpha == 0:
+        raise InputError(
+            got="hard and alpha both 0",
+            expected="at least one positive weight of a term that teaches the answer",
+            do="give one, for instance --hard 1",
+        )
     return weights
 
 

@@ -18,9 +18,9 @@ def optimizer_on(device_type: str, choice: Literal["auto", "adamw8bit", "adamw"]
 
 def make_optimizer(model: nn.Module, name: OptimizerName, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Return AdamW over the parameters that learn: torch's fused one, or bitsandbytes' with 8-bit state (Dettmers et al. 2022, arXiv
-    2110.02861; tensors below 4,096 elements stay in 32 bits).
+    2110.02861; embeddings, and tensors below 4,096 elements, stay in 32 bits).
 
-    Biases and the weights of norms do not decay, as in the Hugging Face Trainer.
+    Biases and the weights of norms do not decay, as in the Hugging Face Trainer, which also keeps the state of embeddings in 32 bits.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -28,11 +28,32 @@ def make_optimizer(model: nn.Module, name: OptimizerName, *, learning_rate: floa
         {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
     if name == "adamw8bit":
-        import bitsandbytes
-
-        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=learning_rate)
-        return eight_bit
+        embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+        return _eight_bit(groups, learning_rate, embeddings)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def _eight_bit(groups: list[dict[str, Any]], learning_rate: float, embeddings: list[nn.Parameter]) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    whole = {id(parameter) for parameter in embeddings}
+
+    class AdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]
+        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+            config: dict[str, Any] = super().get_config(gindex, pindex, group)
+            if id(group["params"][pindex]) in whole:
+                config["optim_bits"] = 32
+            return config
+
+    # The library waits for the device after every single tensor. Only paged state, which this is not, is touched from the host; what is
+    # launched on one stream runs in its order.
+    bitsandbytes.optim.optimizer.sync_gpu = _do_not_wait
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate)
+    return optimizer
+
+
+def _do_not_wait(_: torch.Tensor) -> None:
+    return None
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:

@@ -7,7 +7,6 @@ Shapes: N examples, K drawings each, B in a batch, T image tokens, I width of th
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,19 +20,18 @@ Privileged = Literal["images", "shuffled", "blank", "none"]
 _ROUNDS = 100
 
 
-@dataclass(frozen=True, kw_only=True)
 class Pictures:
     """The image tokens of each example.
 
-    Attributes:
+    Args:
         source: where they are read from.
         drawings: int64 [N, K], the rows of each example's drawings in the source.
         seed: decides which of K drawings an epoch shows.
     """
 
-    source: TokenSource
-    drawings: NDArray[np.int64]
-    seed: int
+    def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], seed: int) -> None:
+        self.source, self.drawings, self._seed = source, drawings, seed
+        self._of_epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def gather(self, rows: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
         """Return float16 [B, T, I] on the training's device: of K drawings the one of that epoch, or the first when None."""
@@ -46,7 +44,11 @@ class Pictures:
             yield rows
 
     def _shown(self, epoch: int | None) -> NDArray[np.int64]:
-        return self.drawings[:, 0] if epoch is None or self.drawings.shape[1] == 1 else one_of_each(self.drawings, self.seed, epoch)
+        if epoch is None or self.drawings.shape[1] == 1:
+            return self.drawings[:, 0]
+        if self._of_epoch is None or self._of_epoch[0] != epoch:
+            self._of_epoch = (epoch, one_of_each(self.drawings, self._seed, epoch))
+        return self._of_epoch[1]
 
 
 def one_of_each(drawings_NK: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
@@ -63,7 +65,7 @@ def of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     Examples are shuffled one by one, not drawing by drawing: where many share one drawing, as in the CWI corpora, a drawing that always
     stood for the same other one would still tell them apart.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, 1])  # not the permutation by which corpora are split
     own = drawings_NK[:, 0]
     order = generator.permutation(len(own))
     for _ in range(_ROUNDS):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class Processes:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        # Buffers are positions and the like, which never change.
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of the tensor over all processes, in place."""
@@ -80,9 +82,10 @@ def joined(device_type: str) -> Iterator[Processes]:
     if count == 1:
         yield Processes()
         return
-    options: dict[str, Any] = {"backend": "gloo"}
+    # The first process may download, hash a store, or let teachers read a million texts while the others wait for it.
+    options: dict[str, Any] = {"backend": "gloo", "timeout": timedelta(days=1)}
     if device_type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
+        local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise InputError(
                 got=f"process {local} of this machine, which has {torch.cuda.device_count()} CUDA devices",
@@ -90,7 +93,7 @@ def joined(device_type: str) -> Iterator[Processes]:
                 do="start fewer processes",
             )
         torch.cuda.set_device(local)
-        options = {"backend": "nccl", "device_id": torch.device("cuda", local)}
+        options |= {"backend": "nccl", "device_id": torch.device("cuda", local)}
     torch.distributed.init_process_group(**options)
     try:
         yield Processes(rank=torch.distributed.get_rank(), count=count, device=device_type)

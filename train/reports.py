@@ -137,7 +137,7 @@ def reports(
         InputError: a tracker is not installed.
     """
     require_trackers(track)
-    tracker = _tracker(folder, track, config)  # in every process, for accelerate counts them
+    tracker = _tracker(folder, track, config, on_cpu=processes.device == "cpu")  # in every process, for accelerate counts them
     if not processes.is_first:
         yield Reports(folder, _bar(folder, examples, disable=True), None, None)
         return
@@ -147,7 +147,8 @@ def reports(
             yield Reports(folder, bar, tracker, log)
         finally:
             if tracker is not None:
-                tracker.end_training()
+                for one in tracker.trackers:  # accelerate's own end_training would also part the processes, which go on
+                    one.finish()
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -182,12 +183,12 @@ def _event(device: torch.device) -> Any:
     return event
 
 
-def _tracker(folder: Path, names: Sequence[str], config: dict[str, Any]) -> Any:
+def _tracker(folder: Path, names: Sequence[str], config: dict[str, Any], *, on_cpu: bool) -> Any:
     if not names:
         return None
     from accelerate import Accelerator
 
-    accelerator = Accelerator(log_with=list(names), project_dir=folder, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(log_with=list(names), project_dir=folder, cpu=on_cpu)
     accelerator.init_trackers("lugpi", config={name: _plain(value) for name, value in config.items()})
     return accelerator
 
