@@ -39,7 +39,7 @@ demo: $(INSTALLED) ## the whole pipeline on the embedded default: CPU, no downlo
 	$(RUN) -m train tables --dataset demo
 
 test: $(DEV_INSTALLED) ## the test suite
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 soak: $(DEV_INSTALLED) ## the fault campaigns of the store with their long counts: a quarter of an hour
 	$(RUN) -m pytest tests/campaigns tests/test_inspection.py --soak -o timeout=3600

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
+from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, VerifyOptions
 from lugpi_core.command_line import Command, resolved_flags, run, say
 
 if TYPE_CHECKING:
@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from lugpi_core.examples import Corpus
     from lugpi_core.store.writer import ColumnWriter
 
+_LESS_MEMORY = "see --dry-run for what is needed; free memory, or take a smaller --size-px, generator or encoder; what is written is kept"
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``python -m featurize`` on the arguments; return the exit status."""
-    commands: dict[str, tuple[Command, type]] = {"verify": (_verify, VerifyOptions), "info": (_info, InfoOptions)}
+    commands: dict[str, tuple[Command, type]] = {
+        "verify": (_verify, VerifyOptions),
+        "info": (_info, InfoOptions),
+        "inspect": (_inspect, InspectOptions),
+    }
     if arguments and arguments[0] in commands:
         command, options = commands[arguments[0]]
         return run(command, options, arguments[1:], prog=f"python -m featurize {arguments[0]}")
@@ -37,6 +43,16 @@ def _info(options: InfoOptions) -> dict[str, Any]:
     from featurize.store_commands import info
 
     return info(options)
+
+
+def _inspect(options: InspectOptions) -> dict[str, Any]:
+    from lugpi_core.quiet import quiet_libraries
+
+    quiet_libraries()
+    from featurize.inspect_tokens import inspect_store
+
+    with _memory_in_one_line("free memory, or use --device cpu"):
+        return inspect_store(options)
 
 
 def featurize(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -> dict[str, Any]:
@@ -61,7 +77,7 @@ def featurize(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -
     require_room(job)
     writers = _open_columns(job)
     _announce(corpus, job)
-    with _memory_in_one_line():
+    with _memory_in_one_line(_LESS_MEMORY):
         work, models = _work(options, job, corpus, writers)
     return _figures(corpus, job, writers, work, already_done=models is None) | {
         "compute": _compute(job, models),
@@ -80,7 +96,7 @@ def _estimate(options: FeaturizeOptions, corpus: "Corpus", job: "Job") -> dict[s
 
 
 @contextmanager
-def _memory_in_one_line() -> Iterator[None]:
+def _memory_in_one_line(do: str) -> Iterator[None]:
     """Turn what no halving helps against, such as models that do not fit, into one line."""
     from featurize.batches import is_out_of_memory
     from lugpi_core.errors import InputError
@@ -93,7 +109,7 @@ def _memory_in_one_line() -> Iterator[None]:
         raise InputError(
             got=f"too little memory ({' '.join(str(error).split())[:120]})",
             expected="room for the models and one image",
-            do="see --dry-run for what is needed; free memory, or take a smaller --size-px, generator or encoder; what is written is kept",
+            do=do,
         ) from None
 
 

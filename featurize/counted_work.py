@@ -101,6 +101,11 @@ def counted_work(
     return {name: _count(stage) for name, stage in stages(generator, encoders, dtype=dtype, decoder_folder=decoder_folder).items()}
 
 
+def decode_flops(generator: Generator, *, dtype: str, decoder_folder: Path | None = None) -> float:
+    """Return what decoding one image takes; arguments and errors are those of ``counted_work``."""
+    return _count(stages(generator, (), dtype=dtype, decoder_folder=decoder_folder)[DECODE]).flops
+
+
 def stages(generator: Generator, encoders: Sequence[EncoderFiles], *, dtype: str, decoder_folder: Path | None = None) -> dict[str, Stage]:
     """Return the stages that ``counted_work`` counts, under the same names; arguments and errors are the same."""
     allow_torchvision_import()

@@ -52,15 +52,10 @@ def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:
         InputError: unknown name, files out of reach, another class of model, weights that are not safetensors, or a decoder for latents
             of other channels or another size.
     """
+    check_decoder_name(wanted)
     if wanted == _FULL:
         return None
-    name, is_given, folder = wanted.partition("=")
-    if name != _TINY or (is_given and not (folder and Path(folder).is_dir())):
-        raise InputError(
-            got=f"--decoder {wanted}",
-            expected="full, tiny, or tiny=FOLDER with an existing folder",
-            do="check the folder's name" if name == _TINY else nearest(name, (_FULL, _TINY)),
-        )
+    _, is_given, folder = wanted.partition("=")
     try:
         if is_given:
             return _described(_TINY, Path(folder), None, "see the model's own card", generator)
@@ -69,6 +64,17 @@ def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:
         raise InputError(
             got=f"--decoder {wanted}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
         ) from None
+
+
+def check_decoder_name(wanted: str) -> None:
+    """Raise InputError unless it is ``full``, ``tiny``, or ``tiny=FOLDER`` with an existing folder."""
+    name, is_given, folder = wanted.partition("=")
+    if wanted != _FULL and (name != _TINY or (is_given and not (folder and Path(folder).is_dir()))):
+        raise InputError(
+            got=f"--decoder {wanted}",
+            expected="full, tiny, or tiny=FOLDER with an existing folder",
+            do="check the folder's name" if name == _TINY else nearest(name, (_FULL, _TINY)),
+        )
 
 
 def _made_for(generator: Generator) -> tuple[str, Path, str | None, str]:

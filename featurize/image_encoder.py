@@ -3,10 +3,10 @@
 Two families, one convention: the vision towers of open_clip, and the ViT, DINOv2 and CLIP models of transformers. The only file that
 imports them.
 
-Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width.
+Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width, L text tokens, E width of the joint space.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,11 +127,62 @@ class ImageEncoder:
         return (resized.clamp(0, 1) - self._mean) / self._std
 
 
+class JointSpace:
+    """The space in which an open_clip model compares texts with images: where its two towers project to. Holds the whole model.
+
+    Args:
+        files: of an open_clip model.
+        compute: the device; it computes in float32.
+
+    Raises:
+        InputError: another family, no tokenizer in reach, or a model that does not project its class token.
+    """
+
+    def __init__(self, files: EncoderFiles, compute: Compute) -> None:
+        if files.family != "open_clip":
+            raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="only those have a text tower here")
+        model, self._tokenizer = _loaded(files, _both_towers)
+        if model.visual.pool_type != "tok" or model.visual.proj is None:
+            raise InputError(
+                got=f"{files.name}, whose image embedding is not the class token's", expected="a CLIP", do="nothing is to be done"
+            )
+        self._name, self._device = files.name, torch.device(compute.device)
+        self._model = model.eval().requires_grad_(False).float().to(self._device)
+
+    @torch.inference_mode()
+    def images(self, class_tokens_BD: torch.Tensor) -> torch.Tensor:
+        """Return images as unit vectors, float32 [B, E]; their class tokens are those of the cache, after the final LayerNorm."""
+        projected_BE: torch.Tensor = class_tokens_BD.to(self._device, torch.float32) @ self._model.visual.proj
+        return nn.functional.normalize(projected_BE, dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Return texts as unit vectors, float32 [B, E]; the text tower reads as much of each as its context takes.
+
+        Raises:
+            InputError: the tokenizer is another model's.
+        """
+        ids_BL = self._tokenizer(list(prompts))
+        if int(ids_BL.max()) >= self._model.vocab_size:
+            raise InputError(
+                got=f"{self._name} with a vocabulary of {self._model.vocab_size} and no tokenizer of its own",
+                expected="the tokenizer that its text tower was trained with",
+                do="put it beside the weights",
+            )
+        said_BE: torch.Tensor = self._model.encode_text(ids_BL.to(self._device), normalize=True)
+        return said_BE
+
+
 def _load_tower(files: EncoderFiles) -> nn.Module:
+    tower: nn.Module = _loaded(files, _open_clip_tower if files.family == "open_clip" else _transformers_tower)
+    return tower
+
+
+def _loaded(files: EncoderFiles, load: Callable[[EncoderFiles], Any]) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return _open_clip_tower(files) if files.family == "open_clip" else _transformers_tower(files)
+        return load(files)
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:  # open_clip asserts that shapes fit
@@ -284,6 +335,10 @@ def _open_clip_files(
 
 
 def _open_clip_tower(files: EncoderFiles) -> nn.Module:
+    return _OpenClipTokens(_open_clip_model(files).visual)
+
+
+def _open_clip_model(files: EncoderFiles) -> Any:
     allow_torchvision_import()
     import open_clip
     from open_clip.transformer import VisionTransformer
@@ -294,7 +349,17 @@ def _open_clip_tower(files: EncoderFiles) -> nn.Module:
         model = open_clip.create_model(files.architecture, pretrained=str(files.folder), require_pretrained=True)
     if not isinstance(model.visual, VisionTransformer):
         raise InputError(got=f"{files.name} ({type(model.visual).__name__})", expected="a vision transformer", do="choose a ViT")
-    return _OpenClipTokens(model.visual)
+    return model
+
+
+def _open_clip_tokenizer(files: EncoderFiles) -> Any:
+    import open_clip
+
+    return open_clip.get_tokenizer(f"local-dir:{files.folder}" if files.architecture is None else files.architecture)
+
+
+def _both_towers(files: EncoderFiles) -> tuple[Any, Any]:
+    return _open_clip_model(files), _open_clip_tokenizer(files)
 
 
 def _transformers_tower(files: EncoderFiles) -> nn.Module:

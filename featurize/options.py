@@ -1,5 +1,6 @@
 """The flags of ``python -m featurize``: what each means, its default and its check are written here, once. Imports nothing heavy."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,11 +9,14 @@ from lugpi_core.corpus_options import CorpusOptions, default_run_dir, store_fold
 from lugpi_core.device import DeviceChoice, DtypeChoice, require_seed
 from lugpi_core.errors import InputError
 
+# So many, of at most 12 kB each, stay well below 10 MB.
+MOST_THUMBNAILS = 500
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturizeOptions(CorpusOptions):
     """Draw an image for every text, encode it with frozen encoders and keep the tokens. The same command again goes on or says it is
-    done. python -m featurize verify and python -m featurize info look at a store that is there."""
+    done. python -m featurize verify, info and inspect look at a store that is there."""
 
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
@@ -117,3 +121,48 @@ class VerifyOptions(StoreOptions):
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions(StoreOptions):
     """Show what is in a store: rows, encoders, sizes, settings, failed rows, prompts cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(CorpusOptions):
+    """Look at the cached tokens before anything is trained, in seconds: whether the pictures know anything about the classes, whether they
+    show their texts, how many are near-copies; and small pictures for train report. Reads the store, downloads no model."""
+
+    run_dir: Path | None = None
+    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
+    unlabelled: Path | None = None
+    """The file of texts without labels whose store is meant, in place of the corpus's; what asks for classes is left out."""
+    near_copy: float = 0.98
+    """Cosine of centred tokens from which on two drawings are near-copies; at .98 their squared distance is a fiftieth of that of two
+    unrelated drawings."""
+    thumbnails: int = 200
+    """Test examples whose pictures are kept for train report, 128 px at most; 0 = none, and what is there stays."""
+    decoder: str = "full"
+    """What makes pictures of the latents: full (the generator's own), tiny (TAESD, 18 times less work), or tiny=FOLDER."""
+    decode_tflop: float | None = None
+    """Work that pictures may take, in 10^12 operations; where that is less than all of them need, fewer are made (default: 10 on the CPU,
+    1000 on CUDA; a picture of 512 px takes 2.5, with the tiny decoder 0.14)."""
+    seed: int = 0
+    """Seed of what is sampled and shuffled."""
+    device: DeviceChoice = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed(self.seed)
+        if not 0 < self.near_copy <= 1:
+            raise InputError(got=f"--near-copy {self.near_copy}", expected="above 0 and at most 1", do="give for instance 0.98")
+        if not 0 <= self.thumbnails <= MOST_THUMBNAILS:
+            raise InputError(got=f"--thumbnails {self.thumbnails}", expected=f"0 to {MOST_THUMBNAILS}", do="give for instance 200")
+        if self.decode_tflop is not None and not 0 < self.decode_tflop < math.inf:
+            raise InputError(got=f"--decode-tflop {self.decode_tflop}", expected="a number above 0", do="give for instance 10")
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.run_dir or default_run_dir(self)
+
+    @property
+    def store(self) -> Path:
+        """The store's folder."""
+        return store_folder(self.run, self.unlabelled)

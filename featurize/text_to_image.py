@@ -156,16 +156,10 @@ class TextToImage:
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
         vae = self._pipeline.vae
-        latents_BChw = latents_BChw.to(self._device, _dtype(vae))
-        if vae.config.get("latents_mean") and vae.config.get("latents_std"):  # some SDXL decoders
-            mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
-            latents_BChw = latents_BChw * std_C / vae.config.scaling_factor + mean_C
-        else:
-            latents_BChw = latents_BChw / vae.config.scaling_factor
+        read_BChw = _as_the_decoder_reads(vae, latents_BChw.to(self._device, _dtype(vae)))
         with self.compilation.for_rows("decode", len(latents_BChw)):
-            images_B3HW: torch.Tensor = vae.decode(latents_BChw, return_dict=False)[0]
-        # Clamping would make an infinity a white pixel; as NaN it stays visible.
-        return torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan).clamp(0, 1)
+            images_B3HW: torch.Tensor = vae.decode(read_BChw, return_dict=False)[0]
+        return _in_unit_range(images_B3HW)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -232,6 +226,30 @@ class TextToImage:
         return conditions
 
 
+class LatentDecoder:
+    """Decodes stored latents to the images that ``TextToImage`` makes of them. Holds the decoder and nothing else of the generator.
+
+    Args:
+        generator: whose latents are stored.
+        compute: device and precision.
+        decoder: a decoder in the place of the generator's own.
+
+    Raises:
+        InputError: its weights do not load.
+    """
+
+    def __init__(self, generator: Generator, compute: Compute, *, decoder: DecoderFiles | None = None) -> None:
+        self._device = torch.device(compute.device)
+        vae = _load_vae(generator, compute.torch_dtype) if decoder is None else load_decoder(decoder, compute.torch_dtype)
+        self._vae = vae.to(self._device, memory_format=getattr(torch, memory_format(compute.device)))
+
+    @torch.inference_mode()
+    def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
+        """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
+        read_BChw = _as_the_decoder_reads(self._vae, latents_BChw.to(self._device, _dtype(self._vae)))
+        return _in_unit_range(self._vae.decode(read_BChw, return_dict=False)[0])
+
+
 def unet_is_guided(generator: Generator) -> bool:
     """Whether the UNet reads each row twice, with the prompt and without; a UNet that takes the scale as an input does not."""
     config = read_json(generator.folder / "unet" / "config.json")
@@ -255,6 +273,21 @@ def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.
         ids = tokenizer(list(prompts[start : start + 1024]), truncation=False, verbose=False)["input_ids"]
         cut[start : start + 1024] = [len(one) > tokenizer.model_max_length for one in ids]
     return cut
+
+
+def _as_the_decoder_reads(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
+    factor: float = vae.config.scaling_factor
+    if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
+        return latents_BChw / factor
+    # Some SDXL decoders.
+    mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
+    return latents_BChw * std_C / factor + mean_C
+
+
+def _in_unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
+    # Clamping would make an infinity a white pixel; as NaN it stays visible.
+    finite_B3HW: torch.Tensor = torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan)
+    return finite_B3HW.clamp(0, 1)
 
 
 def _dtype(module: Any) -> torch.dtype:
@@ -309,11 +342,28 @@ def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None
         )
     assert pipeline.unet.dtype == dtype, pipeline.unet.dtype
     pipeline.scheduler = _scheduler(pipeline.scheduler, generator.settings.scheduler)
-    # SDXL's decoder overflows in half precision. ``force_upcast`` is True by default in every decoder, and only SDXL's pipeline heeds it.
-    overflows = generator.pipeline_class == "StableDiffusionXLPipeline" and pipeline.vae.config.get("force_upcast")
-    if decoder is None and overflows and dtype == torch.float16:
-        pipeline.vae.to(torch.float32)
+    if decoder is None:
+        _keep_from_overflow(generator, pipeline.vae)
     return pipeline
+
+
+def _load_vae(generator: Generator, dtype: torch.dtype) -> Any:
+    allow_torchvision_import()
+    from diffusers import AutoencoderKL
+
+    folder = generator.folder / "vae"
+    # A pipeline may have some of its parts in half precision only.
+    variant = generator.variant if generator.variant and list(folder.glob(f"*.{generator.variant}.safetensors")) else None
+    with _one_line_when_broken(generator):
+        vae = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
+    _keep_from_overflow(generator, vae)
+    return vae.eval().requires_grad_(False)
+
+
+def _keep_from_overflow(generator: Generator, vae: Any) -> None:
+    # SDXL's decoder overflows in half precision. ``force_upcast`` is True by default in every decoder, and only SDXL's pipeline heeds it.
+    if generator.pipeline_class == "StableDiffusionXLPipeline" and vae.config.get("force_upcast") and _dtype(vae) == torch.float16:
+        vae.to(torch.float32)
 
 
 def _scheduler(own: Any, wanted: str) -> Any:

@@ -1,6 +1,7 @@
 """Find a model's files: a local folder as it is, a hub id through the hub's cache. Only safetensors, never pickles, never remote code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lugpi_core.errors import InputError
@@ -36,6 +37,18 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
             expected="a local folder or a model on the Hugging Face hub that can be reached",
             do="check the name, or download the model where there is a network and give its folder",
         ) from None
+
+
+@contextmanager
+def only_local_files() -> Iterator[None]:
+    """Let the hub's client find inside the block what is on this machine, and download nothing."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def reason(error: BaseException) -> str:

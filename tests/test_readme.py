@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import BenchmarkOptions, DrawingOptions, PicturesOptions, RealInputOptions, TrainingOptions
-from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
+from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, VerifyOptions
 from lugpi_core.command_line import parse
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 from train.tool_options import EvaluateOptions, OnnxOptions, SweepOptions
@@ -24,7 +24,7 @@ TRAIN = {
     "onnx": OnnxOptions,
     "tables": TablesOptions,
 }
-FEATURIZE = {"verify": VerifyOptions, "info": InfoOptions}
+FEATURIZE = {"verify": VerifyOptions, "info": InfoOptions, "inspect": InspectOptions}
 BENCHMARKS = dict.fromkeys(("store", "fidelity", "memory", "all"), BenchmarkOptions) | {
     "train": TrainingOptions,
     "featurize": DrawingOptions,

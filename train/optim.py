@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, name: OptimizerName, *, learning_rate: floa
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def _eight_bit(groups: list[dict[str, Any]], learning_rate: float, embeddings: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _eight_bit(groups: list[dict[str, Any]], learning_rate: float, embeddings: list[torch.Tensor]) -> torch.optim.Optimizer:
     import bitsandbytes
 
     whole = {id(parameter) for parameter in embeddings}

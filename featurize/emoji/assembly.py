@@ -1,0 +1,71 @@
+"""The trained models as the folders that diffusers, open_clip and transformers load: safetensors in half precision."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featurize.emoji import drawing, vision
+from featurize.emoji.placing import SIDE_PX
+from featurize.emoji.recipe import Recipe
+from lugpi_core.files import whole_folder
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+# Each of a name, and of the files that the hub's tools write beside the weights.
+PARTS = ("generator", "tiny", "clip-demo", "vit-demo", "text")
+
+
+def assemble(recipe: Recipe, folder: Path) -> Path:
+    """Write the six models of a recipe, training what is not trained yet; return the folder."""
+    from lugpi_core.quiet import quiet_libraries
+
+    quiet_libraries()
+    with whole_folder(folder) as partial:
+        _write_generator(recipe, partial / "generator")
+        recipe.tiny().half().to(memory_format=torch.contiguous_format).save_pretrained(partial / "tiny")
+        _write_clip(recipe, partial / "clip-demo")
+        _write_vit(recipe, partial / "vit-demo")
+        recipe.text().distilbert.half().save_pretrained(partial / "text")
+        recipe.text_tokenizer().save_pretrained(partial / "text")
+    return folder
+
+
+def _write_generator(recipe: Recipe, folder: Path) -> None:
+    allow_torchvision_import()
+    from diffusers import StableDiffusionPipeline
+
+    vae, _, _ = recipe.latents()
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=recipe.words().model,
+        tokenizer=recipe.tokenizer(),
+        unet=recipe.unet(),
+        scheduler=drawing.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for part in (pipeline.vae, pipeline.unet):
+        part.to(memory_format=torch.contiguous_format)  # what safetensors takes
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+
+
+def _write_clip(recipe: Recipe, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    weights = {name: value.half().contiguous() for name, value in recipe.clip().state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    preprocess = {"mean": vision.MEAN, "std": vision.STD, "interpolation": "bicubic"}
+    config = {"model_cfg": vision.clip_config(len(recipe.tokenizer())), "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    recipe.tokenizer().save_pretrained(folder)
+
+
+def _write_vit(recipe: Recipe, folder: Path) -> None:
+    teller: Any = recipe.vit()
+    teller.model.half().save_pretrained(folder)
+    size = {"height": SIDE_PX, "width": SIDE_PX}
+    processor = {"image_mean": vision.MEAN, "image_std": vision.STD, "resample": 3, "size": size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

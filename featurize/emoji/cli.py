@@ -1,0 +1,55 @@
+"""``python -m featurize.emoji``: the recipe's parts one after the other. Heavy imports live inside the functions, so that --help is
+quick."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from featurize.emoji.options import EmojiOptions
+from lugpi_core.command_line import run, say
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``python -m featurize.emoji`` on the arguments; return the exit status."""
+    return run(make, EmojiOptions, arguments, prog="python -m featurize.emoji")
+
+
+def make(options: EmojiOptions) -> dict[str, Any]:
+    """Train, assemble and measure what is asked for; return what was made.
+
+    Raises:
+        InputError: a source is missing, or a part that another needs.
+    """
+    import torch
+
+    from featurize.emoji.assembly import assemble
+    from featurize.emoji.recipe import STEPS, Recipe
+    from featurize.emoji.world import load_world
+    from lugpi_core.quiet import quiet_libraries
+
+    quiet_libraries()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    world = load_world(options.wordnet, font=options.font, cldr=options.cldr)
+    say(
+        f"{len(world.emoji):,} pictures, {len(world.synsets):,} synsets ({len(world.held.ids):,} held out), "
+        f"{sum(map(len, world.own)):,} captions of pictures and {len(world.near):,} from WordNet"
+    )
+    steps = {name: dataclasses.replace(step, steps=max(1, step.steps // options.shorten)) for name, step in STEPS.items()}
+    recipe = Recipe(world, options.work_dir, seed=options.seed, steps=steps)
+    seconds: dict[str, float] = {}
+    for part in options.only:
+        started = time.perf_counter()
+        if part == "assemble":
+            assemble(recipe, options.out)
+        elif part == "card":
+            from featurize.emoji.card import write_card
+
+            write_card(recipe, options.out, most=None if options.shorten == 1 else 64)
+        else:
+            getattr(recipe, part)()
+        seconds[part] = round(time.perf_counter() - started, 1)
+        say(f"{part}: {seconds[part]:,.0f} s")
+    made = sum(path.stat().st_size for path in options.out.rglob("*.safetensors"))
+    return {"command": "emoji", "out": str(options.out), "bytes": made, "seconds": seconds, "trained": recipe.records}

@@ -1,0 +1,197 @@
+"""The generator's parts: an autoencoder of the pictures, its tiny decoder, and the UNet that draws latents from words.
+
+Shapes: B pictures, C latent channels, h × w latent cells, L tokens, D their width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from featurize.emoji.placing import SIDE_PX, Placing, placed
+from featurize.emoji.words import WIDTH
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+CHANNELS, SIDE = 8, SIDE_PX // 8
+_VAE_BLOCKS = (16, 32, 64, 64)
+_UNET_BLOCKS = (64, 128)
+_KL = 2e-3
+_OWN_SHARE = 0.4
+# Drawings stand in the middle on white, so that all that the UNet learns is what they show.
+_STILL = Placing(scale=(0.9, 1.0), shift=0.03, flip=True)
+
+
+def autoencoder() -> Any:
+    """Return a new AutoencoderKL for pictures of 64 px."""
+    allow_torchvision_import()
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=SIDE_PX,
+        block_out_channels=_VAE_BLOCKS,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=CHANNELS,
+        force_upcast=False,
+    )
+
+
+def tiny_decoder() -> Any:
+    """Return a new AutoencoderTiny for the same latents."""
+    allow_torchvision_import()
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+        latent_channels=CHANNELS,
+    )
+
+
+def unet() -> Any:
+    """Return a new UNet2DConditionModel."""
+    allow_torchvision_import()
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIDE,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=_UNET_BLOCKS,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> Any:
+    """Return DDIM over velocities, with noise alone at the last step, and steps counted from there (Lin et al. 2023, arXiv 2305.08891,
+    §3): a few steps then begin where the training ended."""
+    allow_torchvision_import()
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+
+
+class AutoencoderLoss:
+    """Absolute error of pixels and of their differences, and a little of the Kullback-Leibler term (Rombach et al. 2022,
+    arXiv 2112.10752, §3.1 and appendix G, without its perceptual and adversarial parts)."""
+
+    def __init__(self, vae: Any, pictures: torch.Tensor, batch: int) -> None:
+        self._vae, self._pictures, self._batch = vae, pictures, batch
+
+    def __call__(self, chance: torch.Generator) -> torch.Tensor:
+        """Return the loss of one batch."""
+        numbers = torch.randint(len(self._pictures), (self._batch,), generator=chance)
+        images_B3HW = 2 * placed(self._pictures[numbers], _STILL, chance) - 1
+        found = self._vae.encode(images_B3HW).latent_dist
+        latents = found.mean + found.std * torch.randn(found.mean.shape, generator=chance)
+        loss: torch.Tensor = differences(self._vae.decode(latents).sample, images_B3HW) + _KL * found.kl().mean() / (CHANNELS * SIDE * SIDE)
+        return loss
+
+
+def differences(drawn_B3HW: torch.Tensor, wanted_B3HW: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute error of pixels, of neighbours' differences, and of quarter-size pictures."""
+    loss = nn.functional.l1_loss(drawn_B3HW, wanted_B3HW)
+    for axis in (2, 3):
+        loss = loss + nn.functional.l1_loss(drawn_B3HW.diff(dim=axis), wanted_B3HW.diff(dim=axis))
+    return loss + nn.functional.l1_loss(nn.functional.avg_pool2d(drawn_B3HW, 4), nn.functional.avg_pool2d(wanted_B3HW, 4))
+
+
+class TinyLoss:
+    """The tiny decoder's pictures of the autoencoder's latents, against the pictures themselves."""
+
+    def __init__(self, tiny: Any, latents: torch.Tensor, images: torch.Tensor, batch: int) -> None:
+        self._tiny, self._latents, self._images, self._batch = tiny, latents, images, batch
+
+    def __call__(self, chance: torch.Generator) -> torch.Tensor:
+        """Return the loss of one batch."""
+        numbers = torch.randint(len(self._latents), (self._batch,), generator=chance)
+        latents = self._latents[numbers]
+        return differences(self._tiny.decode(latents + 0.05 * torch.randn(latents.shape, generator=chance)).sample, self._images[numbers])
+
+
+@torch.no_grad()
+def latents_of(vae: Any, pictures: torch.Tensor, *, views: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return latents [views, N, C, h, w] of the pictures placed anew each time, with the deviation of all of them made 1 by the
+    autoencoder's ``scaling_factor``, which is set; and the images in [-1, 1] that they are of."""
+    vae.eval()
+    latents, images = [], []
+    chance = torch.Generator().manual_seed(seed)
+    for _ in range(views):
+        view = 2 * placed(pictures, _STILL, chance) - 1
+        images.append(view)
+        latents.append(torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(view, 64)]))
+    found = torch.stack(latents)
+    vae.register_to_config(scaling_factor=float(1 / found.std()))
+    return found * vae.config.scaling_factor, torch.stack(images)
+
+
+class UNetLoss:
+    """The velocity of noised latents, from words (Salimans & Ho 2022, arXiv 2202.00512, appendix D); a tenth of the rows read no words,
+    so that drawings can be guided (Ho & Salimans 2022, arXiv 2207.12598)."""
+
+    def __init__(self, model: Any, latents_VNChw: torch.Tensor, draw_rows: "Rows", batch: int) -> None:
+        self._unet, self._latents, self._rows, self._batch = model, latents_VNChw, draw_rows, batch
+        self._scheduler = scheduler()
+
+    def __call__(self, chance: torch.Generator) -> torch.Tensor:
+        """Return the loss of one batch."""
+        pictures, tokens_BLD = self._rows(self._batch, chance)
+        view = torch.randint(len(self._latents), (self._batch,), generator=chance)
+        clean = self._latents[view, pictures]
+        noise = torch.randn(clean.shape, generator=chance)
+        # One of each even part of the time: the loss varies less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+        even = (torch.arange(self._batch) + torch.rand(1, generator=chance)) / self._batch
+        steps = (even * self._scheduler.config.num_train_timesteps).long()
+        noised = self._scheduler.add_noise(clean, noise, steps)
+        velocity = self._scheduler.get_velocity(clean, noise, steps)
+        found = self._unet(noised, steps, encoder_hidden_states=tokens_BLD).sample
+        return nn.functional.mse_loss(found, velocity)
+
+
+# Numbers of pictures [B] and the tokens [B, L, D] of a caption of each.
+Rows = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+
+
+def caption_rows(own: Sequence[Sequence[int]], near: Sequence[Sequence[int]], tokens_TLD: torch.Tensor, *, without_share: float) -> Rows:
+    """Return a source of pictures with one of their captions each.
+
+    Args:
+        own: for each picture, the numbers of its own captions.
+        near: for each caption from WordNet, its number and those of its pictures.
+        tokens_TLD: of every caption; the last is of the empty one.
+        without_share: of the rows, how many take the empty caption.
+    """
+
+    def rows(count: int, chance: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        kinds, draws = torch.rand(count, generator=chance).tolist(), torch.rand(count, 3, generator=chance, dtype=torch.float64).tolist()
+        pictures, captions = [], []
+        for kind, (first, second, third) in zip(kinds, draws, strict=True):
+            if kind < _OWN_SHARE or not near:
+                picture = int(first * len(own))
+                caption = own[picture][int(second * len(own[picture]))]
+            else:
+                caption, *choices = near[int(first * len(near))]
+                picture = choices[int(second * len(choices))]
+            pictures.append(picture)
+            captions.append(len(tokens_TLD) - 1 if third < without_share else caption)
+        return torch.tensor(pictures), tokens_TLD[captions].float()
+
+    return rows

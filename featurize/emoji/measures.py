@@ -1,0 +1,202 @@
+"""How good the models are: retrieval, CLIP scores, a linear probe, and a sheet of drawings. What the card tells.
+
+Shapes: B texts or pictures, T tokens, D width, E width of the joint space.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from featurize.emoji.captions import meanings
+from featurize.emoji.placing import STILL, placed
+from featurize.emoji.sources import Synset
+from featurize.emoji.vision import normalised
+from featurize.emoji.world import World
+from featurize.generators import PRESETS, find_generator
+from featurize.image_encoder import DEMO_ENCODERS, ImageEncoder, find_encoder
+from featurize.text_to_image import TextToImage
+from lugpi_core.demo_corpus import load_demo
+from lugpi_core.device import resolve_compute
+from lugpi_core.examples import Split
+from lugpi_core.fingerprint import digest
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+_BATCH = 64
+
+
+class Artist:
+    """The assembled generator: texts to pictures, as ``python -m featurize --generator demo`` draws them."""
+
+    def __init__(self, folder: Path, **overrides: Any) -> None:
+        self._compute = resolve_compute("cpu", "auto", half="float16")
+        settings = replace(PRESETS["demo"], **overrides)
+        self._drawer = TextToImage(find_generator(f"demo={folder / 'generator'}", settings, half=False), self._compute)
+
+    def pictures(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return images [B, 3, 64, 64] in [0, 1]."""
+        drawn = []
+        for start in range(0, len(texts), _BATCH):
+            part = texts[start : start + _BATCH]
+            seeds = [int(digest(text)[:8], 16) for text in part]
+            with self._drawer.text_encoder_on_device():
+                embeddings = self._drawer.encode_prompts(part)
+            drawn.append(self._drawer.decode(self._drawer.draw(embeddings, seeds)))
+        return torch.cat(drawn)
+
+
+class Clip:
+    """The assembled CLIP: texts and pictures in its joint space."""
+
+    def __init__(self, folder: Path) -> None:
+        allow_torchvision_import()
+        import open_clip
+
+        name = f"local-dir:{folder / 'clip-demo'}"
+        self._model = open_clip.create_model(name, require_pretrained=True).eval()
+        self._tokenizer = open_clip.get_tokenizer(name)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return [B, E], of length one."""
+        parts = [self._model.encode_text(self._tokenizer(list(texts[at : at + 256]))) for at in range(0, len(texts), 256)]
+        return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+    @torch.no_grad()
+    def pictures(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return [B, E], of length one, of images in [0, 1]."""
+        parts = [self._model.encode_image(normalised(part)) for part in torch.split(images_B3HW, 256)]
+        return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def clean_pictures(world: World) -> torch.Tensor:
+    """Return every emoji in the middle on white: [N, 3, 64, 64]."""
+    return placed(torch.from_numpy(world.pictures).permute(0, 3, 1, 2), STILL, torch.Generator().manual_seed(0))
+
+
+def retrieval(world: World, clip: Clip) -> dict[str, float]:
+    """Return how often the right picture is found among all: by its name (first, and among five), by a keyword (one that has it among
+    five), and by a gloss nobody has learnt from (one of the gloss's topic first; ``by_chance`` beside)."""
+    pictures_NE = clip.pictures(clean_pictures(world))
+    ranks_NN = (clip.texts([one.name for one in world.emoji]) @ pictures_NE.T).argsort(dim=1, descending=True)
+    right = ranks_NN == torch.arange(len(world.emoji))[:, None]
+    keywords = sorted({word for one in world.emoji for word in one.keywords})
+    found = (clip.texts(keywords) @ pictures_NE.T).topk(5, dim=1).indices
+    by_keyword = [any(word in world.emoji[n].keywords for n in five) for word, five in zip(keywords, found.tolist(), strict=True)]
+    topics = [_topic(world, number) for number in range(len(world.emoji))]
+    glosses = list(world.held.dev.values())
+    first = (clip.texts([text for text, _ in glosses]) @ pictures_NE.T).argmax(dim=1).tolist()
+    of_topic = [topics[number] == topic for number, (_, topic) in zip(first, glosses, strict=True)]
+    chance = [topics.count(topic) / len(topics) for _, topic in glosses]
+    return {
+        "name_first": _share(right[:, 0].tolist()),
+        "name_among_five": _share(right[:, :5].any(dim=1).tolist()),
+        "keyword_among_five": _share(by_keyword),
+        "unseen_gloss_topic": _share(of_topic),
+        "unseen_gloss_topic_by_chance": round(float(np.mean(chance)), 4),
+    }
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return round(sum(hits) / len(hits), 4)
+
+
+def _topic(world: World, number: int) -> str:
+    own, others = meanings(world.emoji[number], world.tree)
+    synset: Synset | None = world.synsets.get(own or (others[0] if others else ""))
+    return synset.topic.removeprefix("noun.") if synset else ""
+
+
+def caption_choice(world: World, count: int, *, seed: int = 0) -> list[str]:
+    """Return captions, half of them names of pictures and half glosses that nobody has learnt from."""
+    chance = random.Random(seed)
+    names = chance.sample([one.name for one in world.emoji], min(count // 2, len(world.emoji)))
+    glosses = chance.sample([text for text, _ in world.held.dev.values()], min(count // 2, len(world.held.dev)))
+    return [*names, *glosses]
+
+
+def clip_scores(world: World, clip: Clip, artist: Artist, *, count: int = 256) -> dict[str, float]:
+    """Return 100 × the mean cosine of drawings with their captions, and with each other's."""
+    captions = caption_choice(world, count)
+    cosine_BB = 100 * clip.texts(captions) @ clip.pictures(artist.pictures(captions)).T
+    half = len(captions) // 2
+    shuffled = cosine_BB.roll(1, dims=1)
+    return {
+        "names": round(float(cosine_BB.diag()[:half].mean()), 2),
+        "names_shuffled": round(float(shuffled.diag()[1:half].mean()), 2),
+        "unseen_glosses": round(float(cosine_BB.diag()[half:].mean()), 2),
+        "unseen_glosses_shuffled": round(float(shuffled.diag()[half + 1 :].mean()), 2),
+    }
+
+
+def contact_sheet(captions: Sequence[str], pictures: torch.Tensor, path: Path, *, columns: int = 8, side_px: int = 128) -> None:
+    """Write a PNG of pictures with their captions below."""
+    import textwrap
+
+    from PIL import Image, ImageDraw, ImageFont
+
+    face = ImageFont.load_default(11)
+    rows = -(-len(captions) // columns)
+    cell_px = side_px + 58
+    sheet = Image.new("RGB", (columns * (side_px + 12), rows * cell_px), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
+        left, top = number % columns * (side_px + 12) + 6, number // columns * cell_px + 4
+        pixels = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        sheet.paste(Image.fromarray(pixels).resize((side_px, side_px), Image.Resampling.LANCZOS), (left, top))
+        lines = textwrap.wrap(caption, 24)
+        shown = lines if len(lines) <= 4 else [*lines[:3], lines[3][:21] + "…"]
+        draw.multiline_text((left, top + side_px + 2), "\n".join(shown), fill="black", font=face, spacing=1)
+    sheet.save(path, optimize=True)
+
+
+def pooled(encoder: ImageEncoder, images_B3HW: torch.Tensor) -> NDArray[np.float32]:
+    """Return the class token beside the mean of the patches: [B, 2D]."""
+    tokens = torch.cat([encoder.encode(part).float() for part in torch.split(images_B3HW, _BATCH)])
+    joined: NDArray[np.float32] = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1).numpy()
+    return joined
+
+
+def demo_glosses(split: Split) -> list[tuple[str, str]]:
+    """Return text and topic of the demo's examples of a split."""
+    corpus = load_demo()
+    examples = [corpus.examples[row] for row in corpus.rows(split)]
+    return [(example.text, corpus.label_names[example.label]) for example in examples]
+
+
+def probe(train: NDArray[Any], labels: Sequence[str], test: NDArray[Any], wanted: Sequence[str]) -> float:
+    """Return the accuracy of a logistic regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=2000))
+    return round(float(model.fit(train, labels).score(test, wanted)), 4)
+
+
+def probes(
+    learnt: Sequence[tuple[str, str]], unseen: Sequence[tuple[str, str]], clip: Clip, artist: Artist, folder: Path
+) -> dict[str, float]:
+    """Return the accuracy on the topics of unseen glosses of probes that learn from others: of CLIP's text space, the ceiling of what a
+    drawing can show, and of both encoders' tokens of drawings.
+
+    Args:
+        learnt: texts and topics.
+        unseen: texts and topics.
+        clip: for the text space.
+        artist: draws.
+        folder: with the encoders.
+    """
+    (texts, labels), (glosses, wanted) = zip(*learnt, strict=True), zip(*unseen, strict=True)
+    found = {"text": probe(clip.texts(texts).numpy(), labels, clip.texts(glosses).numpy(), wanted)}
+    drawn, seen = artist.pictures(texts), artist.pictures(glosses)
+    for name in DEMO_ENCODERS:
+        encoder = ImageEncoder(replace(find_encoder(str(folder / name)), name=name), resolve_compute("cpu", "auto", half="float16"))
+        found[name] = probe(pooled(encoder, drawn), labels, pooled(encoder, seen), wanted)
+    return found

@@ -1,0 +1,44 @@
+"""The flags of ``python -m featurize.emoji``. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lugpi_core.device import require_seed
+from lugpi_core.embedded_models import FOLDER
+from lugpi_core.errors import InputError
+
+Part = Literal["bag", "words", "autoencoder", "tiny", "unet", "clip", "vit", "text", "assemble", "card"]
+PARTS: tuple[Part, ...] = ("words", "autoencoder", "tiny", "unet", "clip", "vit", "text", "assemble", "card")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmojiOptions:
+    """Train the embedded models anew, from an emoji font, CLDR's names and WordNet; the same command goes on after a kill."""
+
+    wordnet: Path
+    """The file wordnet-synsets.jsonl.gz."""
+    font: Path = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+    """The colour font (Debian: fonts-noto-color-emoji)."""
+    cldr: Path = Path("/usr/share/unicode/cldr/common")
+    """The folder common/ of CLDR (Debian: unicode-cldr-core)."""
+    only: tuple[Part, ...] = PARTS
+    """Which parts, in this order: bag and words (the text tower), autoencoder, tiny (its small decoder), unet, clip, vit, text (a
+    DistilBERT),
+    assemble (into --out), card (measure, and write README.md and drawings.png beside)."""
+    work_dir: Path = Path("runs/emoji")
+    """Where checkpoints and records are kept."""
+    out: Path = FOLDER
+    """Where the models go (default: into the package)."""
+    seed: int = 0
+    """Seed of every training; the same gives the same weights on one machine with as many threads."""
+    threads: int | None = None
+    """Threads of the CPU (default: all cores)."""
+    shorten: int = 1
+    """Train for so many times fewer steps: to try the recipe."""
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
+        for name in ("shorten", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(got=f"--{name} {value}", expected="at least 1", do="give a positive number")

@@ -1,0 +1,58 @@
+"""Pictures put on backgrounds: at a size and a place, turned over, blurred, in other light."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+SIDE_PX = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placing:
+    """How pictures vary. ``scale`` = the part of the side that a picture fills, ``shift`` of the side, ``coloured`` the share of
+    backgrounds that are not white, ``blurred`` the share of pictures that have lost detail, as drawings have."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    flip: bool = False
+    coloured: float = 0.0
+    blurred: float = 0.0
+    light: float = 0.0
+
+
+STILL = Placing()
+FREE = Placing(scale=(0.6, 1.1), shift=0.12, flip=True, coloured=0.3, blurred=0.5, light=0.15)
+
+
+def placed(pictures_B4PP: torch.Tensor, how: Placing, chance: torch.Generator) -> torch.Tensor:
+    """Return images [B, 3, 64, 64] in [0, 1] of pictures uint8 RGBA [B, 4, P, P]."""
+    count = len(pictures_B4PP)
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(shape or (count,), generator=chance)
+
+    rgba = pictures_B4PP.float() / 255
+    solid = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], dim=1)  # colours of see-through pixels mean nothing
+    size = 1 / uniform(*how.scale)
+    mirror = torch.where(torch.rand(count, generator=chance) < 0.5, -1.0, 1.0) if how.flip else torch.ones(count)
+    zero = torch.zeros(count)
+    across, down = 2 * uniform(-how.shift, how.shift) * size, 2 * uniform(-how.shift, how.shift) * size
+    at = torch.stack([torch.stack([size * mirror, zero, across], dim=1), torch.stack([zero, size, down], dim=1)], dim=1)
+    small = nn.functional.interpolate(solid, size=(SIDE_PX, SIDE_PX), mode="bilinear", antialias=True, align_corners=False)
+    grid = nn.functional.affine_grid(at, [count, 4, SIDE_PX, SIDE_PX], align_corners=False)
+    drawn = nn.functional.grid_sample(small, grid, align_corners=False)
+    background = torch.ones(count, 3, 1, 1)
+    other = torch.rand(count, generator=chance) < how.coloured
+    background[other] = uniform(0.3, 1.0, int(other.sum()), 3, 1, 1)
+    images = drawn[:, :3] + (1 - drawn[:, 3:]) * background
+    if how.blurred:
+        images = torch.where((torch.rand(count, generator=chance) < how.blurred)[:, None, None, None], _coarse(images), images)
+    if how.light:
+        images = images * uniform(1 - how.light, 1 + how.light, count, 1, 1, 1) + uniform(-how.light, how.light, count, 1, 1, 1) / 2
+    return images.clamp(0, 1)
+
+
+def _coarse(images: torch.Tensor) -> torch.Tensor:
+    less = nn.functional.avg_pool2d(images, 2)
+    return nn.functional.interpolate(less, size=images.shape[2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,198 @@
+"""The steps of the recipe, each from the files of those before it: words → autoencoder → tiny → drawings, clip, vit, text."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featurize.emoji import drawing, vision
+from featurize.emoji.masked_words import MaskedWords, masked_model
+from featurize.emoji.training import Loss, Schedule, fit
+from featurize.emoji.words import (
+    Bag,
+    Tower,
+    WordPairs,
+    as_the_unet_reads,
+    clip_tokenizer,
+    contrastive,
+    in_joint_space,
+    word_piece_tokenizer,
+)
+from featurize.emoji.world import World
+from lugpi_core.files import make_folder
+from lugpi_core.torchvision_ops import allow_torchvision_import
+
+_VIEWS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How long a model learns, and how much at once."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    averaged: float = 0.0
+    weight_decay: float = 0.05
+
+
+# Chosen by the probe accuracy of the dev glosses; two CPU cores take the minutes that the card tells.
+STEPS: Mapping[str, Step] = {
+    "bag": Step(steps=4000, batch=384, learning_rate=3e-3, weight_decay=0.0),
+    "words": Step(steps=600, batch=384, learning_rate=6e-4),
+    "autoencoder": Step(steps=2400, batch=16, learning_rate=1.5e-3, averaged=0.995, weight_decay=0.0),
+    "tiny": Step(steps=2500, batch=16, learning_rate=1e-3, averaged=0.995, weight_decay=0.0),
+    "unet": Step(steps=8000, batch=64, learning_rate=8e-4, averaged=0.999, weight_decay=0.01),
+    "clip": Step(steps=3000, batch=128, learning_rate=1e-3),
+    "vit": Step(steps=2500, batch=64, learning_rate=7e-4),
+    "text": Step(steps=4000, batch=128, learning_rate=1e-3),
+}
+
+
+class Recipe:
+    """The models of one world in one folder: each is trained at its first use and read from its files afterwards."""
+
+    def __init__(self, world: World, folder: Path, *, seed: int = 0, steps: Mapping[str, Step] = STEPS) -> None:
+        self.world, self.folder, self._seed, self._steps = world, make_folder(folder), seed, steps
+        self.pictures = torch.from_numpy(world.pictures).permute(0, 3, 1, 2).contiguous()
+        self.records: dict[str, Any] = {}
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer of tower and CLIP."""
+        return self._tokenizer("clip", clip_tokenizer)
+
+    def text_tokenizer(self) -> Any:
+        """Return the tokenizer of the text model."""
+        return self._tokenizer("text", word_piece_tokenizer)
+
+    def bag(self) -> Bag:
+        """Return the bag of words that the text tower begins with."""
+        bag: Bag = self._fitted("bag", lambda: Bag(self.tokenizer()), self._of_pairs("bag"))
+        return bag
+
+    def words(self) -> Tower:
+        """Return the text tower."""
+
+        def make() -> Tower:
+            tower = Tower(self.tokenizer())
+            tower.begin_with(self.bag())
+            return tower
+
+        tower: Tower = self._fitted("words", make, self._of_pairs("words"))
+        return tower
+
+    def _of_pairs(self, name: str) -> Callable[[Any], Loss]:
+        def loss(model: Any) -> Loss:
+            pairs, batch = WordPairs(self.world, self.tokenizer()), self._steps[name].batch
+
+            def of_pairs(chance: torch.Generator) -> torch.Tensor:
+                gloss_BL, named_BL, same_BB = pairs.batch(batch, chance.initial_seed())
+                return contrastive(model(gloss_BL), model(named_BL), same_BB, model.scale)
+
+            return of_pairs
+
+        return loss
+
+    def autoencoder(self) -> Any:
+        """Return the autoencoder; its scaling factor is set with ``latents``."""
+        batch = self._steps["autoencoder"].batch
+        return self._fitted("autoencoder", drawing.autoencoder, lambda vae: drawing.AutoencoderLoss(vae, self.pictures, batch))
+
+    def latents(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """Return the autoencoder with its scaling factor, the latents of all pictures, several views of each, and the images."""
+        vae = self.autoencoder()
+        return vae, *drawing.latents_of(vae, self.pictures, views=_VIEWS)
+
+    def tiny(self) -> Any:
+        """Return the tiny decoder."""
+
+        def loss(tiny: Any) -> Loss:
+            _, latents, images = self.latents()
+            return drawing.TinyLoss(tiny, latents.flatten(0, 1), images.flatten(0, 1), self._steps["tiny"].batch)
+
+        return self._fitted("tiny", drawing.tiny_decoder, loss)
+
+    def unet(self) -> Any:
+        """Return the UNet."""
+
+        def loss(unet: Any) -> Loss:
+            tower = self.words()
+            rows = self._caption_rows(lambda texts: as_the_unet_reads(tower, self.tokenizer(), texts), without_share=0.1)
+            return drawing.UNetLoss(unet, self.latents()[1], rows, self._steps["unet"].batch)
+
+        return self._fitted("unet", drawing.unet, loss)
+
+    def clip(self) -> Any:
+        """Return the CLIP of open_clip with both towers."""
+        tower = self.words()
+        model = vision.clip(len(self.tokenizer()))
+        vision.take_words(model, tower)
+
+        def loss(pictures: vision.PictureTower) -> Loss:
+            rows = self._caption_rows(lambda texts: in_joint_space(tower, self.tokenizer(), texts)[:, None], without_share=0.0)
+            return vision.ClipLoss(pictures, self.pictures, rows, self._steps["clip"].batch)
+
+        pictures = self._fitted("clip", lambda: vision.PictureTower(vision.clip(len(self.tokenizer())).visual), loss)
+        model.visual = pictures.visual
+        with torch.no_grad():
+            model.logit_scale.copy_(pictures.scale.clamp(max=4.6))
+        return model.eval()
+
+    def vit(self) -> vision.GroupTeller:
+        """Return the ViT with its head."""
+        names = self.world.groups
+
+        def loss(teller: vision.GroupTeller) -> Loss:
+            known = [number for number, one in enumerate(self.world.emoji) if one.group is not None]
+            groups = torch.tensor([names.index(group) for one in self.world.emoji if (group := one.group) is not None])
+            return vision.GroupLoss(teller, self.pictures[known], groups, self._steps["vit"].batch)
+
+        teller: vision.GroupTeller = self._fitted("vit", lambda: vision.GroupTeller(len(names)), loss)
+        return teller
+
+    def text(self) -> Any:
+        """Return the DistilBERT with its head of masked words."""
+        tokenizer, batch = self.text_tokenizer(), self._steps["text"].batch
+        return self._fitted("text", lambda: masked_model(tokenizer), lambda model: MaskedWords(model, tokenizer, self.glosses(), batch))
+
+    def glosses(self) -> list[str]:
+        """Return the glosses that the text model reads."""
+        return [one.gloss for one in self.world.synsets.values()]
+
+    def _tokenizer(self, name: str, make: Callable[[Sequence[str]], Any]) -> Any:
+        folder = self.folder / f"{name}-tokenizer"
+        if not folder.is_dir():
+            from lugpi_core.files import whole_folder
+
+            with whole_folder(folder) as partial:
+                make(self.world.texts()).save_pretrained(partial)
+        allow_torchvision_import()
+        from transformers import CLIPTokenizer, DistilBertTokenizer
+
+        return {"clip": CLIPTokenizer, "text": DistilBertTokenizer}[name].from_pretrained(folder, local_files_only=True)
+
+    def _caption_rows(self, read: Callable[[Sequence[str]], torch.Tensor], *, without_share: float) -> drawing.Rows:
+        """Return a source of pictures with captions as ``read`` gives them."""
+        own = [caption for captions in self.world.own for caption in captions]
+        texts = list(dict.fromkeys([*own, *(caption for caption, _ in self.world.near)]))
+        number = {text: place for place, text in enumerate(texts)}
+        return drawing.caption_rows(
+            [[number[caption] for caption in captions] for captions in self.world.own],
+            [[number[caption], *pictures] for caption, pictures in self.world.near],
+            read([*texts, ""]),
+            without_share=without_share,
+        )
+
+    def _fitted(self, name: str, make: Callable[[], Any], loss: Callable[[Any], Loss]) -> Any:
+        step, seed = self._steps[name], random.Random(f"{self._seed}:{name}").randrange(1 << 16)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = make().to(memory_format=torch.channels_last)  # convolutions are faster so
+            schedule = Schedule(
+                steps=step.steps, learning_rate=step.learning_rate, averaged=step.averaged, weight_decay=step.weight_decay, seed=seed
+            )
+            self.records[name] = fit(name, model, lambda: loss(model), schedule, self.folder)
+        return model.eval()

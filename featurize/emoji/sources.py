@@ -1,0 +1,168 @@
+"""The free sources: pictures of a colour font, their English names and keywords, their groups, and the synsets of WordNet.
+
+* ``fonts-noto-color-emoji`` (Debian; SIL Open Font License 1.1): the pictures, drawn by Pillow at the font's one size.
+* ``unicode-cldr-core`` (Debian; Unicode licence): ``common/annotations/en.xml`` has names and keywords, ``common/properties/labels.txt``
+  the groups.
+* ``wordnet-synsets.jsonl.gz`` (Open English WordNet, CC BY 4.0): one synset a line, as for the demo corpus.
+"""
+
+import gzip
+import json
+import re
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lugpi_core.archives import decoded
+from lugpi_core.errors import InputError
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+CLDR = Path("/usr/share/unicode/cldr/common")
+_ANNOTATIONS, _LABELS = "annotations/en.xml", "properties/labels.txt"
+_FONT_SIZE = 109  # the one size whose bitmaps the font holds
+_GLYPH_PX = 136
+_VARIATION = "\N{VARIATION SELECTOR-16}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emoji:
+    """One picture's words: the character(s), CLDR's name and keywords, and the group of the label file, where it has one."""
+
+    characters: str
+    name: str
+    keywords: tuple[str, ...]
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synset:
+    """One meaning: ``words`` without underscores, ``hypernyms`` the identities of what it is a kind or an instance of."""
+
+    id: str
+    topic: str
+    words: tuple[str, ...]
+    gloss: str
+    hypernyms: tuple[str, ...]
+
+
+def load_emoji(cldr: Path = CLDR) -> list[Emoji]:
+    """Return every character sequence that CLDR names in English, in the file's order.
+
+    Raises:
+        InputError: the files are not there or are not CLDR's.
+    """
+    do = "install the Debian package unicode-cldr-core, or give --cldr FOLDER (its common/)"
+    try:
+        annotations = ET.parse(cldr / _ANNOTATIONS)
+        labels = (cldr / _LABELS).read_text(encoding="utf-8")
+    except (OSError, ET.ParseError, UnicodeDecodeError) as error:
+        raise InputError(got=f"{cldr} ({error})", expected=f"a folder with {_ANNOTATIONS} and {_LABELS}", do=do) from None
+    names: dict[str, str] = {}
+    keywords: dict[str, tuple[str, ...]] = {}
+    for annotation in annotations.iter("annotation"):
+        characters, text = annotation.get("cp", ""), annotation.text or ""
+        if annotation.get("type") == "tts":
+            names[characters] = text
+        else:
+            keywords[characters] = tuple(word.strip() for word in text.split("|"))
+    groups = parse_labels(labels)
+    return [
+        Emoji(characters=characters, name=name, keywords=keywords.get(characters, ()), group=groups.get(characters.replace(_VARIATION, "")))
+        for characters, name in names.items()
+    ]
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """Return the second-level label (``animal-mammal``) of every character (sequence) in a CLDR label file; the first one given counts."""
+    groups: dict[str, str] = {}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("#")[0].split(";")]
+        if len(fields) < 3 or not fields[0].startswith("["):
+            continue
+        for characters in _unicode_set(fields[0].replace(_VARIATION, "")):
+            groups.setdefault(characters, fields[2])
+    return groups
+
+
+def _unicode_set(text: str) -> Iterable[str]:
+    """Yield the members of a UnicodeSet of characters, ranges ``a-b`` and sequences ``{abc}``."""
+    for sequence, first, last in re.findall(r"\{([^}]*)\}|([^\[\]{}\s-])(?:-([^\[\]{}\s-]))?", text):
+        if sequence:
+            yield sequence
+        else:
+            yield from map(chr, range(ord(first), ord(last or first) + 1))
+
+
+def rendered(emoji: Sequence[Emoji], *, font: Path = FONT, side_px: int) -> tuple[list[Emoji], NDArray[np.uint8]]:
+    """Return the emoji that the font draws, each picture once, and the pictures: uint8 RGBA [N, side, side, 4].
+
+    Raises:
+        InputError: no such font.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    try:
+        face = ImageFont.truetype(str(font), _FONT_SIZE)
+    except OSError as error:
+        do = "install the Debian package fonts-noto-color-emoji, or give --font FILE"
+        raise InputError(got=f"{font} ({error})", expected="a colour font of emoji", do=do) from None
+    kept, pictures, seen = [], [], set[bytes]()
+    for one in emoji:
+        canvas = Image.new("RGBA", (2 * _GLYPH_PX, 2 * _GLYPH_PX))
+        ImageDraw.Draw(canvas).text((0, 0), one.characters, font=face, embedded_color=True)
+        box = canvas.getbbox()
+        if box is None or box[2] > _GLYPH_PX or canvas.tobytes() in seen:
+            continue  # the font has no picture, or several beside each other, or the same for another name
+        seen.add(canvas.tobytes())
+        kept.append(one)
+        pictures.append(np.asarray(_centred(canvas.crop(box)).resize((side_px, side_px), Image.Resampling.LANCZOS)))
+    return kept, np.stack(pictures)
+
+
+def _centred(picture: Any) -> Any:
+    from PIL import Image
+
+    square = Image.new("RGBA", (_GLYPH_PX, _GLYPH_PX))
+    square.paste(picture, ((_GLYPH_PX - picture.width) // 2, (_GLYPH_PX - picture.height) // 2))
+    return square
+
+
+def load_synsets(wordnet: Path, *, held_out: AbstractSet[str]) -> dict[str, Synset]:
+    """Return all synsets but those held out, by identity; what is held out is nobody's hypernym either.
+
+    Raises:
+        InputError: the file is missing or is not a file of synsets.
+    """
+    expected = "wordnet-synsets.jsonl.gz, one JSON object a line with id, lexfile, words, gloss, hypernyms and instance_of"
+    try:
+        lines = decoded(gzip.decompress(wordnet.read_bytes()), where=str(wordnet)).splitlines()
+        read = [json.loads(line) for line in lines]
+        return _linked(read, held_out)
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(got=f"{wordnet} ({error})", expected=expected, do="check the path given with --wordnet") from None
+
+
+def _linked(read: Sequence[Mapping[str, Any]], held_out: AbstractSet[str]) -> dict[str, Synset]:
+    hypernyms = {one["id"]: list(one["hypernyms"]) for one in read}
+    for one in read:
+        for instance in one["instance_of"]:  # the file lists a class's instances under this name
+            if instance in hypernyms:
+                hypernyms[instance].append(one["id"])
+    return {
+        one["id"]: Synset(
+            id=one["id"],
+            topic=one["lexfile"],
+            words=tuple(word.replace("_", " ") for word in one["words"]),
+            gloss=" ".join(one["gloss"].split()),
+            hypernyms=tuple(above for above in dict.fromkeys(hypernyms[one["id"]]) if above not in held_out and above in hypernyms),
+        )
+        for one in read
+        if one["id"] not in held_out
+    }

@@ -1,0 +1,139 @@
+"""One small training loop for all models: resumable, and the same weights from the same seed on one machine."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lugpi_core.command_line import say
+from lugpi_core.files import make_folder, read_json, whole_file, write_json
+
+_WARM_UP = 0.05
+_SAVED_EVERY_S = 60.0
+_SHOWN_EVERY = 200
+
+# What a step is given: its number's own source of random numbers.
+Loss = Callable[[torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast a model learns: AdamW with a warm-up and a cosine to zero. ``averaged`` = the decay of a moving average of
+    the weights, which then is what is kept (Karras et al. 2022, arXiv 2206.00364, table 1); 0 = the weights themselves."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.05
+    averaged: float = 0.0
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        warm = max(1, round(_WARM_UP * self.steps))
+        progress = (step - warm) / max(1, self.steps - warm)
+        return self.learning_rate * min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress)))
+
+
+def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Schedule, folder: Path) -> dict[str, Any]:
+    """Train ``model`` in place, or take its weights from ``folder`` where this was done before; return its record.
+
+    A killed run goes on from its last checkpoint: everything random hangs on the seed and the number of the step.
+
+    Args:
+        name: of the model, for its files ``<name>.pt`` and ``<name>.json``.
+        model: with everything that learns.
+        make_loss: gives the loss of one step; asked for only where there is something to train.
+        schedule: see there.
+        folder: where checkpoint and record are kept.
+
+    Returns:
+        ``steps``, ``seconds``, ``loss`` (of every hundredth part of the way, smoothed).
+    """
+    weights, record = make_folder(folder) / f"{name}.pt", folder / f"{name}.json"
+    if record.is_file():
+        model.load_state_dict(torch.load(weights, weights_only=True)["model"])
+        done: dict[str, Any] = read_json(record)
+        return done
+    run = _Run(model, schedule)
+    if weights.is_file():
+        run.load(torch.load(weights, weights_only=True))
+    loss, saved_at = make_loss(), time.monotonic()
+    while run.step < schedule.steps:
+        run.one_step(loss)
+        if run.step % _SHOWN_EVERY == 0:
+            say(f"{name}: step {run.step:,} of {schedule.steps:,}, loss {run.smoothed:.4f}, {run.seconds:,.0f} s")
+        if time.monotonic() - saved_at > _SAVED_EVERY_S:
+            run.save(weights)
+            saved_at = time.monotonic()
+    run.take_average()
+    run.save(weights)
+    write_json(record, run.record())
+    return run.record()
+
+
+class _Run:
+    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+        self.model, self.schedule = model, schedule
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True
+        )
+        self.average = [parameter.detach().clone() for parameter in self.parameters] if schedule.averaged else []
+        self.step, self.seconds, self.smoothed = 0, 0.0, math.nan
+        self.curve: list[float] = []
+
+    def one_step(self, loss: Loss) -> None:
+        started = time.perf_counter()
+        seed = self.schedule.seed * 1_000_003 + self.step
+        torch.manual_seed(seed)  # dropout
+        self.optimizer.param_groups[0]["lr"] = self.schedule.rate(self.step)
+        self.model.train()
+        value = loss(torch.Generator().manual_seed(seed))
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        if self.average:
+            decay = min(self.schedule.averaged, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
+        self._note(float(value.detach()))
+        self.seconds += time.perf_counter() - started
+
+    def _note(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step} is {loss}")
+        self.smoothed = loss if math.isnan(self.smoothed) else 0.98 * self.smoothed + 0.02 * loss
+        self.step += 1
+        if self.step % max(1, self.schedule.steps // 100) == 0:
+            self.curve.append(round(self.smoothed, 5))
+
+    def take_average(self) -> None:
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.average, strict=bool(self.average)) if self.average else ():
+                parameter.copy_(average)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "rest": json.dumps([self.step, self.seconds, self.smoothed, self.curve]),
+        }
+        with whole_file(path) as partial:
+            torch.save(state, partial)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+        self.step, self.seconds, self.smoothed, self.curve = json.loads(state["rest"])
+
+    def record(self) -> dict[str, Any]:
+        parameters = sum(parameter.numel() for parameter in self.parameters)
+        return {"steps": self.step, "seconds": round(self.seconds, 1), "parameters": parameters, "loss": self.curve}

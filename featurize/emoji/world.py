@@ -1,0 +1,88 @@
+"""Everything that the models learn from, put together once: pictures, synsets, captions, and what is held out."""
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize.emoji.captions import HeldOut, Tree, held_out, meanings, nearest_pictures, own_captions
+from featurize.emoji.sources import CLDR, FONT, Emoji, Synset, load_emoji, load_synsets, rendered
+from lugpi_core.errors import InputError
+
+PICTURE_PX = 96  # kept larger than what the models see, to be placed and turned
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The sources without what is held out.
+
+    Attributes:
+        emoji: N of them.
+        pictures: uint8 RGBA [N, 96, 96, 4].
+        synsets: by identity.
+        own: for each emoji, its captions.
+        near: captions taken from WordNet, each with the numbers of the pictures that it is nearest to.
+        held: what is held out.
+    """
+
+    emoji: Sequence[Emoji]
+    pictures: NDArray[np.uint8]
+    synsets: dict[str, Synset]
+    tree: Tree
+    own: Sequence[Sequence[str]]
+    near: Sequence[tuple[str, Sequence[int]]]
+    held: HeldOut
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of the emoji's groups, sorted."""
+        return sorted({one.group for one in self.emoji if one.group is not None})
+
+    def texts(self) -> list[str]:
+        """Every text that any of the models reads in training: captions, glosses, and words with their hypernyms."""
+        own = [caption for captions in self.own for caption in captions]
+        near = [caption for caption, _ in self.near]
+        words = [said for one in self.synsets.values() for said in (one.gloss, *one.words)]
+        return list(dict.fromkeys([*own, *near, *words]))
+
+
+def load_world(wordnet: Path, *, font: Path = FONT, cldr: Path = CLDR) -> World:
+    """Return the world made of the sources.
+
+    Raises:
+        InputError: a source is missing or is not what it should be.
+    """
+    try:
+        lines = gzip.decompress(wordnet.read_bytes()).decode().splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(
+            got=f"{wordnet} ({error})", expected="wordnet-synsets.jsonl.gz", do="check the path given with --wordnet"
+        ) from None
+    held = held_out(lines)
+    synsets = load_synsets(wordnet, held_out=held.ids)
+    emoji, pictures = rendered(load_emoji(cldr), font=font, side_px=PICTURE_PX)
+    return make_world(emoji, pictures, synsets, held)
+
+
+def make_world(emoji: Sequence[Emoji], pictures: NDArray[np.uint8], synsets: dict[str, Synset], held: HeldOut) -> World:
+    """Return the world of some emoji and synsets; see ``World``."""
+    # A text that is held out may stand with another synset too, alone or in a longer one.
+    kept = {identity: one for identity, one in synsets.items() if not any(held.says(text) for text in (one.gloss, *one.words))}
+    tree = Tree(kept)
+    meant = [meanings(one, tree) for one in emoji]
+    with_picture: dict[str, list[int]] = {}
+    for number, (own, others) in enumerate(meant):
+        for identity in ([own] if own else []) + others:
+            with_picture.setdefault(identity, []).append(number)
+    near = []
+    for identity, (_, numbers) in nearest_pictures(with_picture, tree).items():
+        one = kept[identity]
+        kind = tree.chains[identity][:1]
+        named = ", ".join(one.words[:3]) + "".join(f": {kept[up].words[0]}" for up in kind)
+        near += [(one.gloss, numbers), (named, numbers)]
+    captions = [own_captions(one, synset, tree) for one, (synset, _) in zip(emoji, meant, strict=True)]
+    return World(emoji=emoji, pictures=pictures, synsets=kept, tree=tree, own=captions, near=near, held=held)

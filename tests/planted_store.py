@@ -1,0 +1,140 @@
+"""A run folder whose tokens, latents, flags and cut prompts are planted, for the tests of what an inspection finds in them."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize.prompts import plan_drawings
+from lugpi_core.corpora import load_corpus
+from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.examples import Corpus
+from lugpi_core.store.example_table import ExampleTable, write_example_table
+from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.store.reader import LATENTS
+from lugpi_core.store.shard import FLAG_NOT_FINITE
+from lugpi_core.store.writer import ColumnWriter
+
+SPLITS = ("train", "validation", "test")
+SHARD_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """A corpus in a table, and the run folder of its store."""
+
+    table: Path
+    run_dir: Path
+    corpus: Corpus
+    drawings: NDArray[np.int64]
+
+    @property
+    def drawing(self) -> NDArray[np.int64]:
+        """The first drawing of each example."""
+        return self.drawings[:, 0]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags that name both."""
+        columns = ("--split-column", "split", "--prompt-column", "picture")
+        return ("--dataset", str(self.table), *columns, "--run-dir", str(self.run_dir), "--device", "cpu")
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each drawing: that of the first example that shows it."""
+        label_M = np.full(self.drawings.max() + 1, -1)
+        for example, drawings in reversed(list(zip(self.corpus.examples, self.drawings, strict=True))):
+            label_M[drawings] = example.label
+        return label_M
+
+
+def plant(
+    folder: Path,
+    *,
+    counts: tuple[int, int, int] = (90, 60, 30),
+    classes: int = 3,
+    prompts: Sequence[str] | None = None,
+    cut: Sequence[int] = (),
+    images_per_text: int = 1,
+) -> Planted:
+    """Make a corpus whose labels go round, and the table of its examples; there is no column yet.
+
+    Args:
+        folder: for both.
+        counts: train, validation and test examples.
+        classes: of the labels.
+        prompts: of the examples; each has one of its own unless they are given.
+        cut: the examples whose prompt counts as cut.
+        images_per_text: K, drawings of each prompt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+    pictures = prompts or [f"picture {n}" for n in range(len(splits))]
+    rows = [(f"text {n}", "abcdefgh"[n % classes], split, pictures[n]) for n, split in enumerate(splits)]
+    table = folder / "own.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "split", "picture"), *rows])
+    corpus = load_corpus(CorpusOptions(dataset=str(table), split_column="split", prompt_column="picture"))
+    plan = plan_drawings(corpus, seed=0, images_per_text=images_per_text)
+    prompt_cut = np.isin(np.arange(len(rows)), list(cut))
+    run_dir = folder / "run"
+    (run_dir / "tokens").mkdir(parents=True)
+    examples = ExampleTable(drawings=plan.drawings, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
+    write_example_table(run_dir / "tokens", corpus, examples)
+    return Planted(table=table, run_dir=run_dir, corpus=corpus, drawings=plan.drawings)
+
+
+def plant_column(
+    planted: Planted,
+    name: str,
+    values: NDArray[Any],
+    *,
+    flagged: Sequence[int] = (),
+    fingerprint: Mapping[str, Any] | None = None,
+    made_by: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a column of tokens [M, T, D], or of latents [M, C, h, w], whose flagged rows are zeros."""
+    spec = ColumnSpec(
+        name=name,
+        what="latents" if name == LATENTS else "tokens",
+        rows=len(values),
+        row_shape=values.shape[1:],
+        shard_rows=SHARD_ROWS,
+        fingerprint=fingerprint or {"planted": name},
+        made_by=made_by,
+    )
+    values = values.astype(np.float16)
+    flags = np.zeros(len(values), np.uint8)
+    values[list(flagged)], flags[list(flagged)] = 0, FLAG_NOT_FINITE
+    column = ColumnWriter(planted.run_dir / "tokens", spec)
+    for shard in range(spec.shards):
+        writer = column.claim(shard)
+        assert writer is not None
+        rows = slice(writer.layout.first_row, writer.layout.first_row + writer.layout.rows)
+        writer.write(0, values[rows], flags[rows])
+        column.commit(shard, writer)
+
+
+def telling_tokens(labels: NDArray[np.int64], *, strength: float, seed: int = 0, shape: tuple[int, int] = (5, 16)) -> NDArray[np.float32]:
+    """Return tokens [M, T, D] of noise in which a direction for each class stands out by ``strength``; 0 = nothing is to be known."""
+    chance = np.random.default_rng(seed)
+    directions = chance.normal(size=(labels.max() + 1, shape[1]))
+    noise = chance.normal(size=(len(labels), *shape))
+    return (noise + strength * directions[labels][:, None]).astype(np.float32)
+
+
+def plant_latents(planted: Planted, *, by_class: bool, flagged: Sequence[int] = ()) -> None:
+    """Write latents of the embedded generator's shape; those of a class are alike where ``by_class``."""
+    from featurize.generators import find_generator, generator_settings
+
+    generator = find_generator("demo", generator_settings("demo", {}), half=False)
+    chance, shape = np.random.default_rng(0), generator.latent_shape
+    labels = planted.labels
+    own, shared = chance.normal(size=(len(labels), *shape)), chance.normal(size=(labels.max() + 1, *shape))
+    latents = 0.2 * own + shared[labels] if by_class else own
+    made = {"generation": {"dtype": "float32", "generator": generator.fingerprint()}}
+    plant_column(planted, LATENTS, latents, flagged=flagged, fingerprint=made, made_by={"generator": "demo", "encoders": ["clip-demo"]})

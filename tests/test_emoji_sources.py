@@ -1,0 +1,89 @@
+"""The sources of the embedded models: emoji, their names and groups, and synsets."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from featurize.emoji.sources import CLDR, FONT, load_emoji, load_synsets, parse_labels, rendered
+from lugpi_core.errors import InputError
+
+XML = """<ldml><annotations>
+<annotation cp="🦔">hedgehog | spiny</annotation><annotation cp="🦔" type="tts">hedgehog</annotation>
+<annotation cp="❤">heart</annotation><annotation cp="❤" type="tts">red heart</annotation>
+</annotations></ldml>"""
+
+
+def cldr(folder: Path, *, xml: str = XML, labels: str = "[🦓-🦕] ; Animals ; mammal\n") -> Path:
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "properties").mkdir()
+    (folder / "annotations" / "en.xml").write_text(xml)
+    (folder / "properties" / "labels.txt").write_text(labels)
+    return folder
+
+
+def test_labels_are_characters_ranges_and_sequences_and_the_first_counts() -> None:
+    text = "# comment\n[☺😀-😂{👨‍⚕️}] ; People ; face # more\n[😁❤️] ; Other ; heart\nno set ; a ; b\n[x] ; only\n"
+    found = parse_labels(text)
+    assert found == {"☺": "face", "😀": "face", "😁": "face", "😂": "face", "👨‍⚕": "face", "❤": "heart"}
+
+
+def test_emoji_have_names_keywords_and_groups(tmp_path: Path) -> None:
+    hedgehog, heart = load_emoji(cldr(tmp_path))
+    assert (hedgehog.name, hedgehog.keywords, hedgehog.group) == ("hedgehog", ("hedgehog", "spiny"), "mammal")
+    assert (heart.name, heart.group) == ("red heart", None)
+
+
+def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unicode-cldr-core"):
+        load_emoji(tmp_path)
+    with pytest.raises(InputError, match="unicode-cldr-core"):
+        load_emoji(cldr(tmp_path, xml="<ldml"))
+    with pytest.raises(InputError, match="fonts-noto-color-emoji"):
+        rendered([], font=tmp_path / "no.ttf", side_px=64)
+
+
+def test_the_font_draws_each_picture_once_and_transparent_around() -> None:
+    for path in (FONT, CLDR):
+        if not path.exists():
+            pytest.skip(f"no {path}")
+    emoji, pictures = rendered(load_emoji(), side_px=64)
+    assert pictures.shape == (len(emoji), 64, 64, 4)
+    assert len(emoji) >= 1500
+    assert {"red apple", "hedgehog"} <= {one.name for one in emoji}
+    apple = pictures[[one.name for one in emoji].index("red apple")]
+    red, green, blue, opaque = apple[32, 32]
+    assert opaque == 255
+    assert red > green + 50
+    assert red > blue + 50
+    assert apple[0, 0, 3] == 0
+
+
+def wordnet(path: Path, *synsets: dict[str, object]) -> Path:
+    lines = [json.dumps({"hypernyms": [], "instance_of": [], "words": ["w"], "gloss": " a  gloss ", **one}) for one in synsets]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return path
+
+
+def test_synsets_know_what_they_are_kinds_and_instances_of_but_nothing_held_out(tmp_path: Path) -> None:
+    file = wordnet(
+        tmp_path / "w.gz",
+        {"id": "physicist", "lexfile": "noun.person", "instance_of": ["Einstein"], "hypernyms": ["scientist"]},
+        {"id": "Einstein", "lexfile": "noun.person", "words": ["Albert_Einstein"]},
+        {"id": "scientist", "lexfile": "noun.person"},
+        {"id": "chemist", "lexfile": "noun.person", "hypernyms": ["scientist", "gone"]},
+    )
+    found = load_synsets(file, held_out={"scientist"})
+    assert sorted(found) == ["Einstein", "chemist", "physicist"]
+    assert found["Einstein"].hypernyms == ("physicist",)
+    assert found["Einstein"].words == ("Albert Einstein",)
+    assert found["chemist"].hypernyms == found["physicist"].hypernyms == ()
+    assert found["chemist"].gloss == "a gloss"
+
+
+def test_a_file_that_holds_no_synsets_is_refused(tmp_path: Path) -> None:
+    for content in (b"no gzip", gzip.compress(b"{}"), gzip.compress(b"no json")):
+        (tmp_path / "w.gz").write_bytes(content)
+        with pytest.raises(InputError, match="check the path given with --wordnet"):
+            load_synsets(tmp_path / "w.gz", held_out=set())

@@ -1,0 +1,192 @@
+"""The one training loop of the embedded models, and the recipe run in small."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_world import small_world
+from torch import nn
+
+from featurize.emoji import training, vision
+from featurize.emoji.assembly import assemble
+from featurize.emoji.card import sparkline, write_card
+from featurize.emoji.measures import Clip
+from featurize.emoji.placing import FREE, STILL, placed
+from featurize.emoji.recipe import STEPS, Recipe, Step
+from featurize.emoji.training import Loss, Schedule, fit
+from featurize.emoji.words import CONTEXT, clip_tokenizer, contrastive, in_joint_space, word_piece_tokenizer
+
+SCHEDULE = Schedule(steps=40, learning_rate=0.1, averaged=0.9, seed=5)
+
+
+def line() -> tuple[nn.Module, Callable[[], Loss]]:
+    """Return a model with dropout and the making of its loss, which draws its data from the step's own source."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+
+    def loss(chance: torch.Generator) -> torch.Tensor:
+        x = torch.randn(16, 4, generator=chance)
+        return nn.functional.mse_loss(model(x)[:, 0], x.sum(dim=1))
+
+    return model, lambda: loss
+
+
+def weights(model: nn.Module) -> bytes:
+    return b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loss = line()
+    record = fit("line", model, loss, SCHEDULE, tmp_path / "straight")
+    assert record["loss"][-1] < record["loss"][0]
+    monkeypatch.setattr(training, "_SAVED_EVERY_S", 0.0)
+    other, loss = line()
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            fit("line", other, _stopping(loss, after=11), SCHEDULE, tmp_path / "killed")
+        other, loss = line()
+    again = fit("line", other, loss, SCHEDULE, tmp_path / "killed")
+    assert weights(other) == weights(model)
+    assert again["loss"] == record["loss"]
+
+
+def _stopping(make: Callable[[], Loss], *, after: int) -> Callable[[], Loss]:
+    def stopping() -> Loss:
+        loss, left = make(), iter(range(after))
+
+        def step(chance: torch.Generator) -> torch.Tensor:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return loss(chance)
+
+        return step
+
+    return stopping
+
+
+def test_what_is_done_is_read_and_not_done_again(tmp_path: Path) -> None:
+    model, loss = line()
+    record = fit("line", model, loss, SCHEDULE, tmp_path)
+    other, _ = line()
+
+    def never() -> Loss:
+        raise AssertionError("trained again")
+
+    assert fit("line", other, never, SCHEDULE, tmp_path) == record
+    assert weights(other) == weights(model)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    model, _ = line()
+    with pytest.raises(FloatingPointError, match="the loss of step 0 is nan"):
+        fit("line", model, lambda: lambda _: next(model.parameters()).sum() * math.nan, SCHEDULE, tmp_path)
+    assert not (tmp_path / "line.json").exists()
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [SCHEDULE.rate(step) for step in range(SCHEDULE.steps)]
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[-1] < 0.001
+
+
+def test_the_contrastive_loss_is_the_formula_and_takes_several_rights() -> None:
+    torch.manual_seed(0)
+    left, right = (nn.functional.normalize(torch.randn(5, 8, dtype=torch.float64), dim=1) for _ in range(2))
+    scale = torch.tensor(1.5, dtype=torch.float64)
+    logits = math.exp(1.5) * (left @ right.T).numpy()
+    by_hand = [
+        -(np.diag(table) - np.log(np.exp(table).sum(axis=1))).mean() for table in (logits, logits.T)
+    ]  # each pair's own right is the only one
+    assert float(contrastive(left, right, torch.eye(5, dtype=torch.float64), scale)) == pytest.approx(sum(by_hand) / 2)
+    same = torch.eye(5, dtype=torch.float64)
+    same[0, 1] = same[1, 0] = 1
+    right[1] = right[0]
+    assert float(contrastive(left, right, same, scale)) < float(contrastive(left, right, torch.eye(5, dtype=torch.float64), scale))
+
+
+def test_pictures_are_placed_on_white_and_still_ones_are_what_they_were() -> None:
+    world = small_world()
+    pictures = torch.from_numpy(world.pictures).permute(0, 3, 1, 2)
+    still = placed(pictures, STILL, torch.Generator().manual_seed(0))
+    assert still.shape == (8, 3, 64, 64)
+    assert torch.equal(still[:, :, 0, 0], torch.ones(8, 3))
+    red, green, blue = still[0, :, 32, 32].tolist()
+    assert (red, green, blue) == pytest.approx((1, 0, 0), abs=0.01)
+    free = placed(pictures, FREE, torch.Generator().manual_seed(0))
+    assert float(free.min()) >= 0
+    assert float(free.max()) <= 1
+    assert torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(0)))
+    assert not torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(1)))
+
+
+def test_the_tokenizers_read_any_text_and_the_end_has_the_highest_number() -> None:
+    texts = small_world().texts()
+    clip = clip_tokenizer(texts, size=700)
+    ids = clip("Ünïcode 漢字 🦔 fruita")["input_ids"]
+    assert ids[-1] == max(ids) == len(clip) - 1
+    assert clip.decode(ids, skip_special_tokens=True).strip() == "ünïcode 漢字 🦔 fruita"
+    assert len(clip("fruita")["input_ids"]) < 2 + len("fruita")
+    pieces = word_piece_tokenizer(texts, size=400)
+    assert pieces.decode(pieces("the Fruit zqx~")["input_ids"], skip_special_tokens=True) == "the fruit zqx ~"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    steps = {name: Step(steps=2, batch=4, learning_rate=1e-3, averaged=step.averaged) for name, step in STEPS.items()}
+    return Recipe(small_world(), tmp_path_factory.mktemp("recipe"), steps=steps)
+
+
+@pytest.fixture(scope="module")
+def models(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(recipe, tmp_path_factory.mktemp("assembled") / "models")
+
+
+def test_the_assembled_models_load_with_their_libraries_and_draw(models: Path) -> None:
+    import diffusers
+    import transformers
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(models / "generator", safety_checker=None, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline("a hedgehog", num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 64, 64, 3)
+    tiny = diffusers.AutoencoderTiny.from_pretrained(models / "tiny")
+    assert tiny.config.latent_channels == pipeline.vae.config.latent_channels
+    assert transformers.ViTModel.from_pretrained(models / "vit-demo").config.image_size == 64
+    assert transformers.AutoModel.from_pretrained(models / "text", dtype=torch.float32).config.model_type == "distilbert"
+    assert transformers.AutoTokenizer.from_pretrained(models / "text")("a fruit")["input_ids"]
+
+
+def test_clips_text_tower_is_the_generators(recipe: Recipe, models: Path) -> None:
+    texts = ["a fruit", "the animal number 2 of them"]
+    clip = recipe.clip()
+    tower, tokenizer = recipe.words(), recipe.tokenizer()
+    ids = torch.tensor(tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True)["input_ids"])
+    with torch.no_grad():
+        found = nn.functional.normalize(clip.encode_text(ids), dim=-1)
+    assert torch.allclose(found, in_joint_space(tower, tokenizer, texts), atol=1e-5)
+    assert torch.allclose(Clip(models).texts(texts), found, atol=2e-3)  # half precision, and open_clip's own way to the tokens
+
+
+def test_training_leaves_the_words_of_clip_as_they_are(recipe: Recipe) -> None:
+    untouched = vision.clip(len(recipe.tokenizer()))
+    vision.take_words(untouched, recipe.words())
+    trained = recipe.clip().state_dict()
+    names = [name for name in untouched.state_dict() if not name.startswith("visual") and name != "logit_scale"]
+    assert len(names) > 20
+    assert all(torch.equal(untouched.state_dict()[name], trained[name]) for name in names)
+
+
+def test_the_card_tells_what_was_measured(recipe: Recipe, models: Path) -> None:
+    write_card(recipe, models, most=24)
+    record = json.loads((models / "record.json").read_text())
+    assert set(record["trained"]) == set(STEPS)
+    assert record["measured"]["probe_test"]["text"] > 0
+    said = (models / "README.md").read_text()
+    assert f"| {record['measured']['retrieval']['name_first']:.1%} / " in said.replace("first / among five ", "")
+    assert (models / "drawings.png").read_bytes().startswith(b"\x89PNG")
+    assert sparkline([3, 2, 1, 1], width=4) == "█▅▁▁"
