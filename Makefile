@@ -36,7 +36,7 @@ demo: $(INSTALLED) ## the whole pipeline on the embedded default: CPU, no downlo
 	$(RUN) -m train baseline --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4
 	$(RUN) -m train teacher --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4 --image-tokens clip-demo
 	$(RUN) -m train student --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4
-	$(RUN) -m train tables --dataset demo
+	$(RUN) -m train tables --dataset demo --no-train
 
 test: $(DEV_INSTALLED) ## the test suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile

@@ -1,17 +1,13 @@
-"""Accuracy, macro-F1 and McNemar's test, against counts made by hand."""
+"""Accuracy and macro-F1, against counts made by hand, and predictions from file."""
 
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lugpi_core.errors import InputError
 from lugpi_core.examples import SPLITS, Corpus, Example
-from train.metrics import markdown_table, mcnemar, read_hits, scores_by_split, write_predictions
+from train.metrics import markdown_table, read_predictions, scores_by_split, write_predictions
 
 
 def corpus_of(labels: list[int]) -> Corpus:
@@ -34,25 +30,56 @@ def test_predictions_are_written_and_read_back(tmp_path: Path) -> None:
     logits = torch.eye(3).repeat(2, 1)
     logits[3] = torch.tensor([-1e-7, 0.5, -3.0])
     write_predictions(tmp_path / "p.csv", corpus, logits)
-    ids, hits = read_hits(tmp_path / "p.csv", "train")
-    assert ids == ['a,"b"/0', 'a,"b"/3']
-    assert hits.tolist() == [True, False]
+    found = read_predictions(tmp_path / "p.csv")
+    assert {split: one.hits.tolist() for split, one in found.items()} == {
+        "train": [True, False],
+        "validation": [True] * 2,
+        "test": [True] * 2,
+    }
+    assert found["train"].labels.tolist() == [0, 0]
+    assert found["train"].predicted.tolist() == [0, 1]
+    scores = scores_by_split(corpus, logits)
+    for split in SPLITS:
+        assert found[split].accuracy == pytest.approx(scores["accuracy"][split], abs=1e-6)
+        assert found[split].macro_f1 == pytest.approx(scores["macro_f1"][split], abs=1e-6)
+
+
+def test_the_same_examples_are_known_as_such(tmp_path: Path) -> None:
+    found = []
+    for number, labels in enumerate(([0, 1, 2], [0, 1, 2], [1, 1, 2])):
+        write_predictions(tmp_path / f"{number}.csv", corpus_of(labels), torch.eye(3) * (1 + number))
+        found.append(read_predictions(tmp_path / f"{number}.csv"))
+    assert found[0]["train"].examples == found[1]["train"].examples
+    assert found[0]["train"].examples != found[2]["train"].examples, "another label"
+    assert found[0]["train"].examples != found[0]["test"].examples, "other ids"
+
+
+def test_of_equal_logits_the_first_counts_as_it_does_for_torch(tmp_path: Path) -> None:
+    logits = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
+    write_predictions(tmp_path / "p.csv", corpus_of([0, 1, 0]), logits)
+    predicted = [int(one.predicted[0]) for one in read_predictions(tmp_path / "p.csv").values()]
+    assert predicted == logits.argmax(dim=1).tolist()
 
 
 def test_predictions_that_are_not_there_are_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train the model again"):
-        read_hits(tmp_path / "p.csv", "test")
+    with pytest.raises(InputError, match="train it again"):
+        read_predictions(tmp_path / "p.csv")
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_mcnemars_p_is_the_two_sided_binomial(pairs: list[tuple[bool, bool]]) -> None:
-    first, second = (np.array(side) for side in zip(*pairs, strict=True))
-    found = mcnemar(first, second)
-    b, c = (sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs))
-    n = b + c
-    expected = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n) if n else 1.0
-    assert (found["only_first"], found["only_second"]) == (b, c)
-    assert found["p"] == pytest.approx(expected, rel=1e-9)
+@pytest.mark.parametrize("damage", ["", "id,split,label\n", "cut", "word", "split", "column"])
+def test_damaged_predictions_are_told(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "p.csv"
+    write_predictions(path, corpus_of([0, 1, 2]), torch.eye(3))
+    lines = path.read_text().splitlines()
+    broken = {
+        "cut": [*lines[:-1], lines[-1][:-4]],
+        "word": [*lines[:-1], lines[-1].rpartition(",")[0] + ",much"],
+        "split": [line.replace(",test,", ",tset,") for line in lines],
+        "column": [*lines[:-1], lines[-1] + ",1"],
+    }
+    path.write_text("\n".join(broken.get(damage, [damage])))
+    with pytest.raises(InputError, match="damaged"):
+        read_predictions(path)
 
 
 def test_a_table_lines_up_in_plain_text() -> None:

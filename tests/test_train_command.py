@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, Command
 
 from train.cli import main
+from train.locks import turn
 
 FLAGS = ("--split-column", "split", "--text-model", "demo", "--epochs", "2", "--learning-rate", "1e-3", "--device", "cpu")
 
@@ -165,14 +166,55 @@ def test_lost_or_damaged_teacher_outputs_are_written_again_by_the_same_command(
     assert outputs.read_bytes() == before
 
 
+def test_outputs_wanted_in_another_precision_are_written_anew_and_tell_the_students_apart(
+    trained: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    outputs = run / "teacher" / "outputs.safetensors"
+    before = outputs.stat().st_size
+    assert train_("teacher", small_csv, run, "--image-tokens", "clip-demo", "--outputs-dtype", "float16") == 0
+    assert outputs.stat().st_size < 0.7 * before
+    capsys.readouterr()
+    assert train_("student", small_csv, run) == 2
+    assert 'teachers_embeddings: found ["float32"], wanted ["float16"]' in refused(capsys)
+
+
+def test_a_model_that_another_command_is_training_is_refused(trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with turn(trained, "third"):
+        assert train_("baseline", small_csv, trained, "--name", "third") == 2
+    assert "which another command is training" in refused(capsys)
+    assert train_("baseline", small_csv, trained, "--name", "third", "--epochs", "1") == 0
+    shutil.rmtree(trained / "third")
+
+
+def test_what_a_kill_after_the_last_word_left_is_cleared_away(trained: Path, small_csv: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained / "baseline", run / "baseline")
+    (run / "baseline" / "checkpoints" / "step-000000003").mkdir(parents=True)
+    assert train_("baseline", small_csv, run) == 0
+    assert not (run / "baseline" / "checkpoints").exists()
+
+
+def test_a_finished_model_that_does_not_say_what_made_it_is_not_taken_for_the_one_that_is_wanted(
+    trained: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained / "baseline", run / "baseline")
+    (run / "baseline" / "training.json").unlink()
+    assert train_("baseline", small_csv, run) == 2
+    assert "a finished model without training.json" in refused(capsys)
+
+
 def test_tables_puts_the_models_side_by_side(trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tables", "--dataset", str(small_csv), "--split-column", "split", "--run-dir", str(trained)]) == 0
+    assert main(["tables", "--dataset", str(small_csv), "--split-column", "split", "--run-dir", str(trained), "--no-train"]) == 0
     said = capsys.readouterr().out.splitlines()
-    rows = json.loads(said[-1])["rows"]
-    assert [row["model"] for row in rows] == ["baseline", "images", "teacher", "student"]
-    assert rows[0]["against_baseline"] is None
-    assert all(0 <= row["against_baseline"]["p"] <= 1 for row in rows[1:])
-    assert said[0].startswith("| model")
+    report = json.loads(said[-1])
+    there = {name: [model["folder"] for model in row["models"]] for name, row in report["rows"].items() if row["models"]}
+    folders = {"baseline": "baseline", "images-vit-demo": "images", "teacher-clip-demo": "teacher", "student-clip-demo": "student"}
+    assert there == {row: [folder] for row, folder in folders.items()}
+    assert {test["row"]: test["reference"] for test in report["tables"][0]["comparisons"]} == dict.fromkeys(list(folders)[1:], "baseline")
+    assert any(line.startswith("| student-clip-demo ") for line in said)
     assert any("random weights" in line for line in said)
 
 

@@ -1,6 +1,6 @@
 """The four things that can be trained, in one straight line: find, refuse or confirm, load, fit, score, write."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from train.checkpoint import load_weights, save_weights
 from train.data import TrainingData
 from train.export import export_classifier
 from train.image_tokens import place_tokens, training_bytes
+from train.locks import alone
 from train.loop import Training, best_epoch, fit
 from train.metrics import PREDICTIONS, scores_by_split, write_predictions
 from train.model_folder import finish, finished_metrics
@@ -29,11 +30,12 @@ from train.options import BaselineOptions, ImagesOptions, StudentOptions, Teache
 from train.prediction import predict
 from train.privileged import Pictures
 from train.processes import Processes, joined
-from train.recipes import Recipe, baseline_recipe, images_recipe, student_recipe, teacher_recipe
+from train.recipes import Recipe, recipe_of
 from train.reports import require_trackers
+from train.sources import Sources
 from train.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, write_teacher_outputs
 from train.teachers import shown_pictures
-from train.text import TextModel, find_text_model
+from train.text import TextModel
 from train.token_ids import TokenIds, token_ids
 
 # The flags that decide a model by themselves; corpus, text model, tokens, teachers and loss are compared by their content.
@@ -51,23 +53,23 @@ _DECIDING = (
 
 def baseline(options: BaselineOptions) -> dict[str, Any]:
     """Fine-tune the text model alone."""
-    return _train(options, "baseline", lambda _: baseline_recipe(options))
+    return _train(options, "baseline")
 
 
 def images(options: ImagesOptions) -> dict[str, Any]:
     """Train the fusion head on image tokens alone."""
-    return _train(options, "images", lambda _: images_recipe(options))
+    return _train(options, "images")
 
 
 def teacher(options: TeacherOptions) -> dict[str, Any]:
     """Train the multimodal teacher and write its outputs for every example."""
     name = "teacher" if options.privileged == "images" else f"teacher-{options.privileged}"
-    return _train(options, name, lambda _: teacher_recipe(options))
+    return _train(options, name)
 
 
 def student(options: StudentOptions) -> dict[str, Any]:
     """Distil a text-only student from teachers' cached outputs."""
-    return _train(options, "student", lambda compute: student_recipe(options, compute))
+    return _train(options, "student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,30 +102,40 @@ class Run:
         }
 
 
-def _train(options: TrainOptions, name: str, recipe: Callable[[Compute], Recipe]) -> dict[str, Any]:
+def _train(options: TrainOptions, name: str) -> dict[str, Any]:
     quiet_libraries()
     require_trackers(options.track)
     compute = resolve_compute(options.device, options.dtype, half=half_for_training())
-    with joined(compute.device) as processes:
+    folder = options.run / (options.name or name)
+    with joined(compute.device) as processes, ExitStack() as held:
         with processes.first_before_others():
-            run = find_run(options, options.run / (options.name or name), recipe(compute), compute, processes)
+            run = find_run(options, folder, Sources(), compute, processes)
+            if processes.is_first:
+                held.enter_context(alone(options.run, folder.name))
+            if run.recipe.notice:
+                say(f"note: {run.recipe.notice}")
             done = finished_metrics(run.folder, run.fingerprint())
-        figures = _trained(run) if done is None else _confirmed(run, done)
+        figures = trained(run) if done is None else confirmed(run, done)
         processes.wait()
     return figures
 
 
-def find_run(options: TrainOptions, folder: Path, recipe: Recipe, compute: Compute, processes: Processes) -> Run:
-    """Return what is to be trained; the texts are tokenised."""
-    text_model = find_text_model(options.text_model, max_length=options.max_length)
-    if recipe.notice:
-        say(f"note: {recipe.notice}")
+def find_run(options: TrainOptions, folder: Path, sources: Sources, compute: Compute, processes: Processes) -> Run:
+    """Return the model that is wanted, its fingerprint known.
+
+    Raises:
+        InputError: what it is to be made from is not there, or not as it must be.
+    """
+    recipe = recipe_of(options, sources, compute)
+    text_model = sources.text_model(options.text_model, options.max_length)
     return Run(options=options, recipe=recipe, text_model=text_model, compute=compute, processes=processes, folder=folder)
 
 
-def _confirmed(run: Run, done: dict[str, Any]) -> dict[str, Any]:
-    """Say that a model is finished; write a teacher's outputs anew where they are gone."""
-    if run.recipe.command != "teacher" or has_teacher_outputs(outputs_path(run.folder), corpus_fingerprint=run.recipe.corpus.fingerprint()):
+def confirmed(run: Run, done: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a finished model, and say that it is; a teacher's outputs are written anew where they are gone, or
+    wanted in another precision."""
+    path, corpus = outputs_path(run.folder), run.recipe.corpus.fingerprint()
+    if run.recipe.command != "teacher" or has_teacher_outputs(path, corpus_fingerprint=corpus, dtype=run.recipe.outputs_dtype):
         say(f"already done: {run.folder}")
         return _figures(done, already_done=True)
     training = load_training(run)
@@ -132,7 +144,13 @@ def _confirmed(run: Run, done: dict[str, Any]) -> dict[str, Any]:
     return _figures(done, already_done=False)
 
 
-def _trained(run: Run) -> dict[str, Any]:
+def trained(run: Run) -> dict[str, Any]:
+    """Train a model, or go on with it where there is a checkpoint; write its folder and return its figures.
+
+    Raises:
+        InputError: a loss or a weight is not finite, or every checkpoint is damaged.
+        Stopped: a signal asked for it; a checkpoint is written.
+    """
     times = StageTimes(run.compute.device)
     with times.stage("load"):
         training = load_training(run)

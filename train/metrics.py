@@ -1,9 +1,9 @@
-"""What is measured of a model: accuracy and macro-F1 by split, the predictions themselves, and McNemar's test of two models."""
+"""What is measured of a model: accuracy and macro-F1 by split, and the predictions themselves."""
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +12,20 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.examples import SPLITS, Corpus
 from lugpi_core.files import whole_file
+from lugpi_core.fingerprint import digest
 
 PREDICTIONS = "predictions.csv"
 
 
 def scores_by_split(corpus: Corpus, logits_NK: torch.Tensor) -> dict[str, dict[str, float]]:
     """Return ``{"accuracy": {split: …}, "macro_f1": {split: …}}`` from the logits of every example, in the corpus's order."""
-    from sklearn.metrics import f1_score
-
     labels = np.array([example.label for example in corpus.examples])
     predicted = logits_NK.argmax(dim=1).numpy()
     scores: dict[str, dict[str, float]] = {"accuracy": {}, "macro_f1": {}}
     for split in SPLITS:
         rows = corpus.rows(split)
         scores["accuracy"][split] = round(float((predicted[rows] == labels[rows]).mean()), 6)
-        scores["macro_f1"][split] = round(float(f1_score(labels[rows], predicted[rows], average="macro", zero_division=0.0)), 6)
+        scores["macro_f1"][split] = round(macro_f1(labels[rows], predicted[rows]), 6)
     return scores
 
 
@@ -40,33 +39,77 @@ def write_predictions(path: Path, corpus: Corpus, logits_NK: torch.Tensor) -> No
             writer.writerow([example.id, example.split, example.label, *(f"{logit:.7g}" for logit in logits_K)])
 
 
-def read_hits(path: Path, split: str) -> tuple[list[str], NDArray[np.bool_]]:
-    """Return the ids of a split's examples and, bool [n], whether each was classified rightly.
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What a model said of a split's n examples.
+
+    Attributes:
+        examples: hash of ids and labels, in order: equal where two models were scored on the same.
+        labels: int64 [n].
+        predicted: int64 [n], the class with the highest logit, the first of equals.
+    """
+
+    examples: str
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """bool [n], whether each was classified rightly."""
+        hits: NDArray[np.bool_] = self.predicted == self.labels
+        return hits
+
+    @property
+    def accuracy(self) -> float:
+        """Share of those that were."""
+        return float(self.hits.mean())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that are labels or predictions."""
+        return macro_f1(self.labels, self.predicted)
+
+
+def read_predictions(path: Path) -> dict[str, Predicted]:
+    """Return what ``write_predictions`` wrote, by split, the classes taken from the logits anew.
 
     Raises:
-        InputError: the file is missing.
+        InputError: the file is missing or damaged, or a split has no example.
     """
+    remedy = "remove the model's folder and train it again"
     if not path.is_file():
-        raise InputError(got=f"no {path}", expected="the predictions of a finished model", do="train the model again")
-    ids: list[str] = []
-    hits: list[bool] = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["split"] == split:
-                logits = [float(value) for name, value in row.items() if name.startswith("logit_")]
-                ids.append(row["id"])
-                hits.append(int(np.argmax(logits)) == int(row["label"]))
-    return ids, np.array(hits, dtype=bool)
+        raise InputError(got=f"no {path}", expected="the predictions of a finished model", do=remedy)
+    rows: dict[str, list[tuple[str, int, int]]] = {split: [] for split in SPLITS}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            width = len(next(lines))
+            for cells in lines:
+                name, split, label, *logits = cells
+                if len(cells) != width or len(logits) < 2:
+                    raise ValueError(f"{len(cells)} columns for {width}")
+                values = list(map(float, logits))
+                rows[split].append((name, int(label), values.index(max(values))))
+        return {split: _predicted(of_split) for split, of_split in rows.items()}
+    except (ValueError, KeyError, StopIteration) as error:
+        raise InputError(got=f"{path}, damaged ({error or 'empty'})", expected="the file as lugpi wrote it", do=remedy) from None
 
 
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return McNemar's exact test of two models on the same examples (McNemar 1947): the discordant counts and the two-sided binomial p."""
-    from scipy.stats import binomtest
+def _predicted(rows: list[tuple[str, int, int]]) -> Predicted:
+    if not rows:
+        raise ValueError("a split without examples")
+    return Predicted(
+        examples=digest([(name, label) for name, label, _ in rows]),
+        labels=np.array([label for _, label, _ in rows]),
+        predicted=np.array([best for _, _, best in rows]),
+    )
 
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    discordant = only_first + only_second
-    p = float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p": p}
+
+def macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """Return the mean F1 of the classes that are labels or predictions; a class that is never both has 0."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder, read_json, write_json
+from lugpi_core.files import make_folder, read_json, sweep, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
 from train.checkpoint import has_checkpoint, remove_checkpoints
 from train.metrics import PREDICTIONS
@@ -18,28 +18,53 @@ METRICS = "metrics.json"
 TRAINING = "training.json"
 
 
-def finished_metrics(folder: Path, fingerprint: Fingerprint) -> dict[str, Any] | None:
+def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "give another --name") -> dict[str, Any] | None:
     """Return the metrics of a folder that is whole, or None where training has to start or go on; records the fingerprint of a new folder.
+
+    ``remedy`` is what to do, beside repeating the settings, where the folder is another model's.
 
     Raises:
         InputError: the folder holds a model that was trained otherwise; the fields that differ are named.
     """
-    make_folder(folder)
+    sweep(make_folder(folder))
     started = folder / TRAINING
-    is_whole = all((folder / name).is_file() for name in (METRICS, WEIGHTS, PREDICTIONS))
-    if started.is_file() and (is_whole or has_checkpoint(folder)):
+    whole = is_whole(folder)
+    if whole and not started.is_file():
+        raise InputError(got=f"{folder}, a finished model without {TRAINING}", expected=f"what decided it in {TRAINING}", do=remedy)
+    if started.is_file() and (whole or has_checkpoint(folder)):
         if unlike := differences(read_json(started), fingerprint):
             raise InputError(
                 got=f"{folder}, a model that was trained otherwise: {'; '.join(unlike)}",
                 expected="the same settings as that model's",
-                do="repeat them, or give another --name",
+                do=f"repeat them, or {remedy}",
             )
     else:
         write_json(started, fingerprint)
-    if not is_whole:
+    if whole:
+        remove_checkpoints(folder)  # of a training that was killed after its last word
+    else:
         # Old figures would call the folder whole as soon as new weights and predictions stand in it.
         (folder / METRICS).unlink(missing_ok=True)
-    return read_json(folder / METRICS) if is_whole else None
+    return read_json(folder / METRICS) if whole else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a finished model."""
+    return all((folder / name).is_file() for name in (METRICS, WEIGHTS, PREDICTIONS))
+
+
+def finished_folders(run: Path) -> list[Path]:
+    """Return the folders of the run's finished models whose settings are on record, by name."""
+    return sorted(path.parent for path in run.glob(f"*/{TRAINING}") if is_whole(path.parent))
+
+
+def find_finished(folder: Path, fingerprint: Fingerprint) -> Path | None:
+    """Return a finished folder beside ``folder``, or itself, with the model of that fingerprint, whatever its name; itself before others,
+    these by name. None where there is none."""
+    for one in sorted(finished_folders(folder.parent), key=lambda found: (found != folder, found.name)):
+        if not differences(read_json(one / TRAINING), fingerprint):
+            return one
+    return None
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:

@@ -94,14 +94,20 @@ class BaselineOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensOptions(TrainOptions):
+class PlaceOptions(TrainOptions):
+    """Where the image tokens of models that see pictures are."""
+
+    tokens_on: Literal["auto", "device", "pinned", "disk"] = "auto"
+    """Where image tokens are while training: on the device, in page-locked memory, or on disk, read ahead through the page cache. Auto
+    takes the first that has room for all of them (on the CPU the disk)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensOptions(PlaceOptions):
     """What models that see pictures are trained with beside."""
 
     image_tokens: str | None = None
     """Which tokens of the store to read, such as clip-vit-b32 (default: the only ones there)."""
-    tokens_on: Literal["auto", "device", "pinned", "disk"] = "auto"
-    """Where image tokens are while training: on the device, in page-locked memory, or on disk, read ahead through the page cache. Auto
-    takes the first that has room for all of them (on the CPU the disk)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +126,9 @@ class TeacherOptions(TokensOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentOptions(TrainOptions):
-    """Distil a text-only student from the cached outputs of one teacher or several."""
+class DistillationOptions(TrainOptions):
+    """The loss that students are distilled with."""
 
-    teachers: tuple[str, ...] = ("teacher",)
-    """Names of the teachers' folders in the run."""
-    teacher_weights: tuple[float, ...] = ()
-    """Each teacher's share of the soft terms (default: equal ones)."""
-    unlabelled: Path | None = None
-    """Texts without labels (.txt, .csv, .jsonl, .parquet) that featurize --unlabelled drew images for: the student learns them from the
-    teachers alone."""
-    student_layers: int | None = None
-    """Keep only that many layers of the text model, evenly spaced (default: all)."""
     kd_preset: Literal["paper", "hinton", "lopez-paz"] = "paper"
     """Loss: paper (Eq. 2: CE + 3·soft CE at τ = 8 on the teacher only + 1·MSE of the embeddings), hinton (both softened, τ²), lopez-paz."""
     hard: float | None = None
@@ -153,6 +150,24 @@ class StudentOptions(TrainOptions):
                 raise InputError(got=f"--{name} {value}", expected="a weight of 0 or more", do="give for instance 1")
         if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
             raise InputError(got=f"--temperature {self.temperature}", expected="a positive temperature", do="give for instance 8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOptions(DistillationOptions):
+    """Distil a text-only student from the cached outputs of one teacher or several."""
+
+    teachers: tuple[str, ...] = ("teacher",)
+    """Names of the teachers' folders in the run."""
+    teacher_weights: tuple[float, ...] = ()
+    """Each teacher's share of the soft terms (default: equal ones)."""
+    unlabelled: Path | None = None
+    """Texts without labels (.txt, .csv, .jsonl, .parquet) that featurize --unlabelled drew images for: the student learns them from the
+    teachers alone."""
+    student_layers: int | None = None
+    """Keep only that many layers of the text model, evenly spaced (default: all)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.student_layers is not None and self.student_layers < 1:
             raise InputError(got=f"--student-layers {self.student_layers}", expected="at least 1", do="give for instance 3")
         self._require_teachers()
@@ -180,13 +195,37 @@ class StudentOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TablesOptions(CorpusOptions):
-    """Print the models of a run side by side: accuracy, macro-F1 and McNemar's test against the baseline."""
+class TablesOptions(DistillationOptions, PlaceOptions):
+    """Train every model of the paper's tables and of their controls, and print the tables with significance.
 
-    run_dir: Path | None = None
-    """Folder of the run (default: runs/<dataset>)."""
+    What is finished in the run under any name is taken, what was interrupted goes on, the rest is trained. The same command may run in
+    several processes at once, for instance one a card.
+    """
+
+    name: str | None = None
+    """Not for tables: every model is named after its row."""
+    seeds: int = 3
+    """How many seeds each row is trained with, --seed being the first."""
+    rows: tuple[str, ...] = ("all",)
+    """Which rows: table1, table2, controls or all of them, or single rows, such as student-clip-vit-b32 or teacher-none. What a row needs
+    is trained too."""
+    columns: tuple[str, ...] = ()
+    """Which tokens of the store get rows of their own (default: all, those of CLIP first); shuffled and blank images are the first's."""
+    train: bool = True
+    """Train what is missing; --no-train shows what the run holds, whatever it was trained with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None:
+            raise InputError(got=f"--name {self.name}", expected="no name: every model is named after its row", do="leave it out")
+        if self.seeds < 1:
+            raise InputError(got=f"--seeds {self.seeds}", expected="at least 1", do="give for instance 3")
+        require_seed(self.seed + self.seeds - 1)
+        for flag, names in (("--rows", self.rows), ("--columns", self.columns)):
+            if len(set(names)) < len(names) or (flag == "--rows" and not names):
+                raise InputError(got=" ".join((flag, *names)), expected="one name or several different ones", do="name each once")
 
     @property
-    def run(self) -> Path:
-        """Folder of the run."""
-        return self.run_dir or default_run_dir(self)
+    def each_seed(self) -> range:
+        """The seeds, ascending."""
+        return range(self.seed, self.seed + self.seeds)

@@ -10,17 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from lugpi_core.command_line import say
-from lugpi_core.corpora import load_corpus
 from lugpi_core.device import Compute
 from lugpi_core.examples import Corpus
 from lugpi_core.own_data import load_unlabelled
 from train.data import Batch, teacher_name
-from train.image_tokens import ImageTokens, open_image_tokens
+from train.image_tokens import ImageTokens
 from train.loop import Loss
 from train.losses import Distillation, Taught, distillation, distillation_loss
 from train.models import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
-from train.options import BaselineOptions, ImagesOptions, StudentOptions, TeacherOptions, TrainOptions
+from train.options import BaselineOptions, DistillationOptions, ImagesOptions, StudentOptions, TeacherOptions, TokensOptions, TrainOptions
 from train.privileged import Privileged
+from train.sources import Sources
 from train.teacher_outputs import TeacherOutputs
 from train.teachers import FoundTeacher, build_teacher, find_teacher, outputs_for
 from train.text import TextModel, keep_layers, load_text_classifier
@@ -63,9 +63,9 @@ class Recipe:
     notice: str | None = None
 
 
-def baseline_recipe(options: BaselineOptions) -> Recipe:
+def baseline_recipe(options: BaselineOptions, sources: Sources) -> Recipe:
     """Fine-tune the text model alone."""
-    corpus = load_corpus(options)
+    corpus = sources.corpus(options)
     return Recipe(
         command="baseline",
         corpus=corpus,
@@ -75,10 +75,10 @@ def baseline_recipe(options: BaselineOptions) -> Recipe:
     )
 
 
-def images_recipe(options: ImagesOptions) -> Recipe:
+def images_recipe(options: ImagesOptions, sources: Sources) -> Recipe:
     """Train the fusion head on image tokens alone."""
-    corpus = load_corpus(options)
-    tokens = _open_tokens(options, options.image_tokens, corpus)
+    corpus = sources.corpus(options)
+    tokens = _open_tokens(options, sources, corpus)
 
     def build(text_model: TextModel) -> nn.Module:
         width = text_width(text_model.config, "--text-model")
@@ -88,13 +88,13 @@ def images_recipe(options: ImagesOptions) -> Recipe:
     return Recipe(command="images", corpus=corpus, build=build, loss=cross_entropy, reads_text=False, **_of_tokens(tokens))
 
 
-def teacher_recipe(options: TeacherOptions) -> Recipe:
+def teacher_recipe(options: TeacherOptions, sources: Sources) -> Recipe:
     """Train the multimodal teacher, or one of its controls."""
-    corpus = load_corpus(options)
+    corpus = sources.corpus(options)
     seen: dict[str, Any] = {"fingerprint": {"image_tokens": None, "tokens": {}}}
     width: int | None = None
     if options.privileged != "none":
-        tokens = _open_tokens(options, options.image_tokens, corpus)
+        tokens = _open_tokens(options, sources, corpus)
         seen, width = _of_tokens(tokens), tokens.width
     elif options.image_tokens is not None or options.tokens_on != "auto":
         say("warning: --image-tokens and --tokens-on have no effect with --privileged none")
@@ -109,11 +109,11 @@ def teacher_recipe(options: TeacherOptions) -> Recipe:
     )
 
 
-def student_recipe(options: StudentOptions, compute: Compute) -> Recipe:
+def student_recipe(options: StudentOptions, sources: Sources, compute: Compute) -> Recipe:
     """Distil a text-only student from teachers' cached outputs; neither images nor teachers are touched, but once for texts without
     labels that a teacher has not read yet."""
-    weights = _distillation(options)
-    corpus = load_corpus(options)
+    weights = distillation_of(options)
+    corpus = sources.corpus(options)
     extra = _unlabelled(options, corpus)
     found = [find_teacher(options, name) for name in options.teachers]
     _warn_of_other_text_models(options, found)
@@ -135,6 +135,7 @@ def student_recipe(options: StudentOptions, compute: Compute) -> Recipe:
         corpus=corpus,
         fingerprint={
             "teachers": [one.teacher for one in outputs],
+            "teachers_embeddings": [str(one.embeddings.dtype).removeprefix("torch.") for one in outputs],
             "shares": list(shares),
             "distillation": vars(weights),
             "layers": options.student_layers,
@@ -151,6 +152,20 @@ def student_recipe(options: StudentOptions, compute: Compute) -> Recipe:
         licenses=tuple(dict.fromkeys(line for teacher in found for line in teacher.metrics["licenses"])),
         notice=next((teacher.metrics["notice"] for teacher in found if teacher.metrics["notice"]), None),
     )
+
+
+def recipe_of(options: TrainOptions, sources: Sources, compute: Compute) -> Recipe:
+    """Return the recipe of the model that the options are for."""
+    match options:
+        case BaselineOptions():
+            return baseline_recipe(options, sources)
+        case ImagesOptions():
+            return images_recipe(options, sources)
+        case TeacherOptions():
+            return teacher_recipe(options, sources)
+        case StudentOptions():
+            return student_recipe(options, sources, compute)
+    raise AssertionError(f"{type(options).__name__} are no options of a model")
 
 
 def cross_entropy(output: Output, batch: Batch) -> torch.Tensor:
@@ -174,7 +189,12 @@ def _taught(output: Output, batch: Batch, shares: tuple[float, ...]) -> list[Tau
     return taught
 
 
-def _distillation(options: StudentOptions) -> Distillation:
+def distillation_of(options: DistillationOptions) -> Distillation:
+    """Return the weights of a student's loss; those that will have no effect are warned of.
+
+    Raises:
+        InputError: every weight is zero.
+    """
     weights = distillation(
         options.kd_preset,
         hard=options.hard,
@@ -209,8 +229,8 @@ def _warn_of_other_text_models(options: StudentOptions, teachers: list[FoundTeac
             say(f"warning: {teacher.folder.name} reads {theirs}, the student {options.text_model}; the paper uses one for both")
 
 
-def _open_tokens(options: TrainOptions, column: str | None, corpus: Corpus) -> ImageTokens:
-    tokens = open_image_tokens(options.run / "tokens", column, corpus)
+def _open_tokens(options: TokensOptions, sources: Sources, corpus: Corpus) -> ImageTokens:
+    tokens = sources.tokens(options.run / "tokens", options.image_tokens, corpus)
     if flagged := len(tokens.reader.flagged):
         say(f"warning: {flagged} drawings failed and are read as blank; python -m featurize info lists them")
     return tokens

@@ -41,8 +41,8 @@ from train.metrics import markdown_table
 from train.model_folder import TRAINING, finished_metrics
 from train.options import StudentOptions
 from train.processes import Processes
-from train.recipes import student_recipe
 from train.reports import LOG, require_trackers
+from train.sources import Sources
 from train.tool_options import SWEPT, SweepOptions, flags_of
 
 SPACE, JOURNAL, LOCK, TRIAL = "space.json", "study.journal", ".lock", "trial.json"
@@ -136,6 +136,8 @@ def _require_losses(options: SweepOptions) -> None:
 def _require_same_sweep(options: SweepOptions, compute: Compute) -> None:
     """Write down what is searched, or compare it with what was."""
     run = _run(options, 0, propose(options, 0, []), compute)
+    if run.recipe.notice:
+        say(f"note: {run.recipe.notice}")
     _require_layers(options, run)
     decided = run.fingerprint()
     swept = {dimension.name for dimension in options.space}
@@ -169,7 +171,7 @@ def _require_layers(options: SweepOptions, run: Run) -> None:
 
 def _run(options: SweepOptions, number: int, parameters: dict[str, Any], compute: Compute) -> Run:
     student = options.student(parameters)
-    return find_run(student, _folder(options, number), student_recipe(student, compute), compute, Processes())
+    return find_run(student, _folder(options, number), Sources(), compute, Processes())
 
 
 def _folder(options: SweepOptions, number: int) -> Path:

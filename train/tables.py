@@ -1,71 +1,177 @@
-"""The models of a run side by side, from their recorded metrics and predictions."""
+"""``python -m train tables``: the paper's experiment from the first model to the printed tables."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lugpi_core.errors import InputError
-from lugpi_core.files import read_json
-from train.metrics import PREDICTIONS, markdown_table, mcnemar, read_hits
-from train.model_folder import METRICS
+from lugpi_core.command_line import say
+from lugpi_core.corpus_options import dataset_name
+from lugpi_core.device import half_for_training, resolve_compute
+from lugpi_core.errors import InputError, nearest
+from lugpi_core.files import write_json, write_text
+from lugpi_core.quiet import quiet_libraries
+from lugpi_core.store.reader import token_columns_of
+from train.model_folder import finished_folders
 from train.options import TablesOptions
+from train.paper_figures import paper_dataset
+from train.recipes import distillation_of
+from train.recorded import Recorded, recorded_columns, recorded_models, unlike_settings
+from train.reports import require_trackers
+from train.rows import ALL, BASELINE, GROUPS, Group, Row, chosen_tables, clip_first, model_name, models_of, rows_of
+from train.sources import Sources
+from train.table_figures import TITLES, Scored, adjusted_comparisons, model_record, row_record, scored
+from train.turns import Made, find_models, make_models, refuse_launchers
+from train.verdicts import verdicts
+from train.written_tables import comma_separated, latex, markdown
 
-_ORDER = ("baseline", "images", "teacher", "student")
-HEADER = ("model", "validation", "test", "macro-F1", "test - baseline", "p (McNemar)", "train s")
+Shown = Mapping[Group, Sequence[Row]]
 
 
 def tables(options: TablesOptions) -> dict[str, Any]:
-    """Print a Markdown table of every finished model in the run; return its rows.
+    """Train what the tables lack, print them, write them to ``tables.md``, ``.tex``, ``.csv`` and ``.json`` in the run; return all figures.
 
     Raises:
-        InputError: the run has no finished model.
+        InputError: an unknown row or column, no store where rows need images, nothing to show, or what a model is to be made from does not
+            hold.
+        Stopped: a signal asked for it; what is done is kept.
     """
-    folders = sorted((path.parent for path in options.run.glob(f"*/{METRICS}")), key=_place)
-    if not folders:
+    quiet_libraries()
+    columns = _columns(options)
+    weights = distillation_of(options)
+    rows = rows_of(columns, has_both_terms=bool(weights.alpha and weights.beta) or not options.train)
+    shown = chosen_tables(options.rows, rows)
+    if options.train:
+        made = _made(options, rows, shown, columns)
+        found = Recorded(folders=made.folders, others=())
+    else:
+        made, found = Made(), recorded_models(options.run, columns)
+    report = _report(options, rows, shown, found, made)
+    _write(options.run, report)
+    print(markdown(report))
+    return report
+
+
+def _columns(options: TablesOptions) -> tuple[str, ...]:
+    """Return the image tokens that get rows: those asked for, or all that are there."""
+    store = options.run / "tokens"
+    there = set(token_columns_of(store))
+    if not options.train:
+        there |= recorded_columns(finished_folders(options.run))
+    for column in options.columns:
+        if column not in there:
+            expected = f"one of {', '.join(clip_first(there))}" if there else "tokens that featurize made"
+            do = nearest(column, there) if there else "run python -m featurize first"
+            raise InputError(got=f"--columns {column}, which {store} does not have", expected=expected, do=do)
+    needs_images = any(name in (ALL, *GROUPS) for name in options.rows)
+    if options.train and needs_images and not there:
         raise InputError(
-            got=f"no finished model in {options.run}",
-            expected="at least one",
-            do=f"run python -m train baseline --dataset {options.dataset}",
+            got=f"no image tokens in {store}",
+            expected="those that featurize makes",
+            do="run python -m featurize first, or train the rows without images: --rows baseline teacher-none student-none",
         )
-    rows = [_row(folder, options.run / "baseline") for folder in folders]
-    print(markdown_table(HEADER, [_shown(row) for row in rows]))
-    notices = sorted({row["notice"] for row in rows if row["notice"]})
-    for notice in notices:
-        print(f"\nnote: {notice}")
-    return {"command": "tables", "dataset": read_json(folders[0] / METRICS)["dataset"], "run": str(options.run), "rows": rows}
+    return options.columns or clip_first(there)
 
 
-def _place(folder: Path) -> tuple[int, str]:
-    kind = read_json(folder / METRICS)["command"]
-    return _ORDER.index(kind), folder.name
+def _made(options: TablesOptions, rows: Sequence[Row], shown: Shown, columns: Sequence[str]) -> Made:
+    """Train the models that are missing; what can be refused is refused before the first."""
+    refuse_launchers()
+    require_trackers(options.track)
+    compute = resolve_compute(options.device, options.dtype, half=half_for_training())
+    wanted = models_of([row for of_table in shown.values() for row in of_table], rows, options.each_seed)
+    sources = Sources()
+    corpus = sources.corpus(options)
+    sources.text_model(options.text_model, options.max_length)
+    read = {model.row.column for model in wanted}
+    for column in columns:
+        if column in read:
+            sources.tokens(options.run / "tokens", column, corpus)
+    say(f"tables of {corpus.name}: {len(wanted)} models in {options.run}")
+    made = make_models(options, wanted, sources, compute)
+    references = models_of([row for row in rows if row.name in _references(shown)], rows, options.each_seed)
+    find_models(options, [model for model in references if model not in wanted], made, sources, compute)
+    return made
 
 
-def _row(folder: Path, baseline: Path) -> dict[str, Any]:
-    metrics = read_json(folder / METRICS)
-    row = {
-        "model": folder.name,
-        "validation": metrics["accuracy"]["validation"],
-        "test": metrics["accuracy"]["test"],
-        "macro_f1": metrics["macro_f1"]["test"],
-        "train_s": round(sum(record["seconds"] for record in metrics["history"]), 3),
-        "notice": metrics["notice"],
-        "against_baseline": None,
+def _references(shown: Shown) -> set[str]:
+    controls = {row.control for of_table in shown.values() for row in of_table if row.control is not None}
+    return {BASELINE, *controls}
+
+
+def _report(options: TablesOptions, rows: Sequence[Row], shown: Shown, found: Recorded, made: Made) -> dict[str, Any]:
+    """Return everything that is known of the tables as one JSON value."""
+    seeds, dataset = options.each_seed, paper_dataset(options)
+    asked = {row.name: row for of_table in shown.values() for row in of_table}
+    models = {name: _models(name, found.folders, seeds) for name in {*asked, *_references(shown)}}
+    others = [scored(folder) for folder in _others(rows, seeds, found)]
+    if not others and not any(models[name] for name in asked):
+        raise InputError(
+            got=next(iter(made.failed.values()), f"no finished model of these rows in {options.run}"),
+            expected="one at least",
+            do="lower --learning-rate" if options.train else "train them: leave --no-train out",
+        )
+    return {
+        "command": "tables",
+        "dataset": dataset_name(options.dataset),
+        "run": str(options.run),
+        "seeds": list(seeds),
+        "rows": {name: row_record(row, models[name], seeds, dataset) for name, row in asked.items()},
+        "tables": [_table(group, of_table, models, seeds) for group, of_table in shown.items()],
+        "others": [model_record(one) for one in others],
+        "missing": [model_name(name, seed) for name in asked for seed in seeds if seed not in models[name]],
+        "failed": made.failed,
+        "trained": made.trained,
+        "notes": _notes([one for by_seed in models.values() for one in by_seed.values()], made),
+        "written": [str(options.run / f"tables.{kind}") for kind in ("md", "tex", "csv", "json")],
+        "complete": not made.failed,
     }
-    if folder != baseline and (baseline / METRICS).is_file():
-        row["against_baseline"] = _against(folder, baseline)
-    return row
 
 
-def _against(folder: Path, baseline: Path) -> dict[str, Any] | None:
-    (ids, hits), (baseline_ids, baseline_hits) = (read_hits(path / PREDICTIONS, "test") for path in (folder, baseline))
-    if ids != baseline_ids:
-        return None  # the two were trained on different examples: there is nothing to pair
-    return mcnemar(hits, baseline_hits)
+def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int]) -> dict[int, Scored]:
+    return {seed: scored(folders[name]) for seed in seeds if (name := model_name(row, seed)) in folders}
 
 
-def _shown(row: dict[str, Any]) -> tuple[str, ...]:
-    against = row["against_baseline"]
-    gain = p = ""
-    if against is not None:
-        gain = f"{against['only_first'] - against['only_second']:+d} texts"
-        p = f"{against['p']:.3g}"
-    return (row["model"], f"{row['validation']:.4f}", f"{row['test']:.4f}", f"{row['macro_f1']:.4f}", gain, p, f"{row['train_s']:.0f}")
+def _others(rows: Sequence[Row], seeds: Sequence[int], found: Recorded) -> list[Path]:
+    """Return the folders that no row and seed of these tables could stand for."""
+    names = {model_name(row.name, seed) for row in rows for seed in seeds}
+    return sorted({*found.others, *(folder for name, folder in found.folders.items() if name not in names)})
+
+
+def _table(group: Group, rows: Sequence[Row], models: Mapping[str, Mapping[int, Scored]], seeds: Sequence[int]) -> dict[str, Any]:
+    tests = adjusted_comparisons(rows, models, seeds)
+    return {
+        "name": group,
+        "title": TITLES[group],
+        "rows": [row.name for row in rows],
+        "comparisons": [test.record() for test in tests],
+        "verdicts": verdicts(rows, tests),
+        "caption": caption(len(seeds), len(tests)),
+    }
+
+
+def caption(seeds: int, comparisons: int) -> str:
+    """Return what a reader must know of a table's figures."""
+    over = "Mean ± sample standard deviation over seeds" if seeds > 1 else "One seed: how much another would differ is not known"
+    cost = "Hours are those of one model's training, GB the most memory in use."
+    if not comparisons:
+        return f"{over}. {cost}"
+    counts = " of the counts of all seeds together, which share their test texts" if seeds > 1 else ""
+    adjusted = f", Holm-Bonferroni over the {comparisons} comparisons of this table" if comparisons > 1 else ""
+    return (
+        f"{over}. Differences in test accuracy are in points, with 95 % bootstrap intervals over test texts; p is McNemar's exact "
+        f"test{counts}{adjusted}. Better and worse need both: p below 0.05 and an interval without 0. {cost}"
+    )
+
+
+def _notes(models: Sequence[Scored], made: Made) -> list[str]:
+    """Return what a reader must know beside: tokens without meaning, models that were trained otherwise than others, failures."""
+    notes = sorted({one.metrics["notice"] for one in models if one.metrics["notice"]})
+    for name, values in unlike_settings([one.folder for one in models]).items():
+        notes.append(f"these models differ in {name}: {', '.join(str(value) for value in values)}; what they show may come of that")
+    return notes + [f"{name} is missing: {reason}" for name, reason in made.failed.items()]
+
+
+def _write(run: Path, report: Mapping[str, Any]) -> None:
+    write_text(run / "tables.md", markdown(report))
+    write_text(run / "tables.tex", latex(report))
+    write_text(run / "tables.csv", comma_separated(report))
+    write_json(run / "tables.json", report)

@@ -51,13 +51,13 @@ def write_teacher_outputs(path: Path, output: Output, *, corpus_fingerprint: str
         save_file(tensors, partial, metadata={BOUND: json.dumps(bound)})
 
 
-def has_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> bool:
-    """Whether the teacher's outputs are there, whole, and its own."""
+def has_teacher_outputs(path: Path, *, corpus_fingerprint: str, dtype: Literal["float32", "float16"] | None = None) -> bool:
+    """Whether the teacher's outputs are there, whole, and its own; and, where that is asked, with embeddings of that precision."""
     try:
-        read_teacher_outputs(path, corpus_fingerprint=corpus_fingerprint)
+        outputs = read_teacher_outputs(path, corpus_fingerprint=corpus_fingerprint)
     except InputError:
         return False
-    return True
+    return dtype is None or outputs.embeddings.dtype == getattr(torch, dtype)
 
 
 def read_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> TeacherOutputs:

@@ -1,0 +1,85 @@
+"""For the tests of tables: finished models whose predictions were made up, and the options of small real ones."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.metrics import PREDICTIONS
+from train.model_folder import METRICS, TRAINING
+from train.teacher_outputs import WEIGHTS
+
+PAPER_LOSS = {"hard": 1.0, "alpha": 3.0, "beta": 1.0, "temperature": 8.0, "soften_student": False, "embedding_loss": "mse"}
+
+
+def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed: int = 0, **made_from: Any) -> Path:
+    """Write a finished model's folder.
+
+    Args:
+        run: the run's folder.
+        name: of the model's folder.
+        hits: which examples of validation and test it classifies rightly; example n has label n % 2.
+        seed: the model's.
+        made_from: what else ``training.json`` says, ``command`` among it; of a student, ``taught_by`` names its teachers' folders.
+    """
+    folder = run / name
+    folder.mkdir(parents=True)
+    taught_by = made_from.pop("taught_by", [])
+    flags = {"epochs": 2, "seed": seed} | made_from.pop("flags", {})
+    (folder / TRAINING).write_text(json.dumps({"flags": flags, "corpus": "abc", **made_from}))
+    (folder / WEIGHTS).write_bytes(b"weights")
+    accuracy = {"train": 1.0, **{split: sum(right) / len(right) for split, right in hits.items()}}
+    metrics = {
+        "command": made_from["command"],
+        "accuracy": accuracy,
+        "history": [{"seconds": 1800.0}, {"seconds": 1800.0}],
+        "peak_memory": {"host_bytes": 2_500_000_000},
+        "teachers": [{"name": teacher} for teacher in taught_by],
+        "notice": None,
+        "seed": seed,
+    }
+    (folder / METRICS).write_text(json.dumps(metrics))
+    with (folder / PREDICTIONS).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "split", "label", "logit_0", "logit_1"])
+        for split, right in {"train": [True, True], **hits}.items():
+            for n, is_right in enumerate(right):
+                best = n % 2 if is_right else 1 - n % 2
+                writer.writerow([f"{split}/{n}", split, n % 2, 1.5 - best, best + 0.25])
+    return folder
+
+
+def fake_teacher(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, privileged: str = "images", **more: Any) -> Path:
+    """Write a teacher's folder; without ``image_tokens`` among ``more`` it has read clip-demo, or nothing."""
+    column = None if privileged == "none" else more.pop("image_tokens", "clip-demo")
+    return fake_model(run, name, hits, command="teacher", privileged=privileged, image_tokens=column, **more)
+
+
+def fake_student(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, taught_by: Sequence[str], **more: Any) -> Path:
+    """Write a student's folder; ``more`` may name weights of its loss, layers and unlabelled texts."""
+    loss = PAPER_LOSS | {name: more.pop(name) for name in list(more) if name in PAPER_LOSS}
+    shares = more.pop("shares", [1 / len(taught_by)] * len(taught_by))
+    rest = {"layers": None, "unlabelled": None, "shares": shares, "distillation": loss} | more
+    return fake_model(run, name, hits, command="student", taught_by=taught_by, **rest)
+
+
+def right(count: int, of: int, *, first: int = 0) -> list[bool]:
+    """``count`` hits among ``of`` examples, from number ``first`` on."""
+    return [first <= n < first + count for n in range(of)]
+
+
+def scores(count: int, of: int = 400, *, first: int = 0) -> dict[str, list[bool]]:
+    """Hits of validation, of which half are right, and of test."""
+    return {"validation": right(5, 10), "test": right(count, of, first=first)}
+
+
+def flags(small_csv: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    """Options of a model or of tables on the small corpus: the embedded text model, one epoch, on the CPU."""
+    own = {"dataset": str(small_csv), "split_column": "split", "run_dir": folder, "text_model": "demo", "epochs": 1, "device": "cpu"}
+    return {**own, "optimizer": "adamw", "learning_rate": 1e-3, **more}
+
+
+def words(given: dict[str, Any]) -> list[str]:
+    """Return options as a command line."""
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -1,0 +1,118 @@
+"""Two rows beside each other: every statistic against a count, a formula or a library of its own."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.comparison import Hits, bootstrap_interval, compare, holm, mcnemar
+
+Pairs = list[tuple[bool, bool]]
+
+
+def binomial_p(only_first: int, only_second: int) -> float:
+    """The two-sided exact binomial p, written out."""
+    n = only_first + only_second
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n) if n else 1.0
+
+
+def rows_of_hits(seed: int, first: float, second: float, *, seeds: int = 3, count: int = 300) -> tuple[list[Hits], list[Hits]]:
+    """Hits of two rows that share what is hard: an example is got right when its own difficulty is below the model's skill."""
+    generator = np.random.default_rng(seed)
+    difficulty = generator.random(count)
+    noise = generator.normal(0, 0.05, (2, seeds, count))
+    return [difficulty + noise[0, n] < first for n in range(seeds)], [difficulty + noise[1, n] < second for n in range(seeds)]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemars_p_is_the_two_sided_binomial(pairs: Pairs) -> None:
+    first, second = (np.array(side) for side in zip(*pairs, strict=True))
+    found = mcnemar(first, second)
+    b, c = (sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs))
+    assert (found.only_first, found.only_second) == (b, c)
+    assert found.p == pytest.approx(binomial_p(b, c), rel=1e-9)
+
+
+@given(st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=8, max_size=8), min_size=1, max_size=5))
+def test_pooled_over_seeds_it_is_the_test_of_the_summed_counts(seeds: list[Pairs]) -> None:
+    first = [np.array([one for one, _ in pairs]) for pairs in seeds]
+    second = [np.array([other for _, other in pairs]) for pairs in seeds]
+    found = compare(range(len(seeds)), first, second)
+    counts = [(sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)) for pairs in seeds]
+    assert [(one.only_first, one.only_second) for one in found.by_seed] == counts
+    assert [one.p for one in found.by_seed] == pytest.approx([binomial_p(b, c) for b, c in counts], rel=1e-9)
+    b, c = (sum(side) for side in zip(*counts, strict=True))
+    assert (found.pooled.only_first, found.pooled.only_second) == (b, c)
+    assert found.pooled.p == pytest.approx(binomial_p(b, c), rel=1e-9)
+    assert found.difference == pytest.approx((b - c) / (8 * len(seeds)))
+
+
+def test_the_interval_is_that_of_drawing_whole_examples_anew() -> None:
+    first, second = rows_of_hits(1, 0.80, 0.75)
+    found = compare((0, 1, 2), first, second)
+    differences_N = (np.stack(first).astype(float) - np.stack(second).astype(float)).mean(axis=0)
+    reference = scipy.stats.bootstrap((differences_N,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5))
+    low, high = reference.confidence_interval
+    # Two draws of a quantile from 10,000 and 20,000 resamples differ by some hundredths of the interval's width.
+    assert [found.low, found.high] == pytest.approx([low, high], abs=0.04 * (high - low))
+    assert found.low < found.difference < found.high
+
+
+def test_the_interval_narrows_as_the_normal_one_does() -> None:
+    first, second = rows_of_hits(2, 0.80, 0.75, seeds=1, count=20_000)
+    found = compare((0,), first, second)
+    differences_N = first[0].astype(float) - second[0].astype(float)
+    half = 1.96 * differences_N.std() / math.sqrt(len(differences_N))
+    assert [found.low, found.high] == pytest.approx([found.difference - half, found.difference + half], abs=0.05 * half)
+
+
+def test_seeds_that_agree_narrow_nothing() -> None:
+    # Three copies of one pair of models say no more than the pair: the interval knows, the pooled p does not.
+    (first, *_), (second, *_) = rows_of_hits(3, 0.80, 0.76)
+    alone, copied = compare((0,), [first], [second]), compare((0, 1, 2), [first] * 3, [second] * 3)
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+    assert copied.pooled.p < alone.pooled.p
+
+
+def test_the_interval_is_the_same_every_time_and_follows_its_seed() -> None:
+    gained_N = np.array([1, 0, -1, 2, 0, 0, 1, 3, -2, 0] * 20)
+    again = [bootstrap_interval(gained_N, seeds=3) for _ in range(2)]
+    assert again[0] == again[1]
+    assert bootstrap_interval(gained_N, seeds=3, seed=1) != again[0]
+
+
+def test_models_that_never_differ_have_an_interval_without_width() -> None:
+    hits = np.array([True, False, True])
+    found = compare((0,), [hits], [hits])
+    assert (found.difference, found.low, found.high, found.pooled.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_holm_is_the_papers_example_done_by_hand() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1, never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_the_step_down_procedure_rejects(ps: list[float]) -> None:
+    adjusted = holm(ps)
+    for level in (0.01, 0.05, 0.2):
+        rejected, order = set(), sorted(range(len(ps)), key=lambda n: ps[n])
+        for rank, place in enumerate(order):
+            if not (len(ps) - rank) * ps[place] <= level:
+                break
+            rejected.add(place)
+        assert {n for n, p in enumerate(adjusted) if p <= level} == rejected
+
+
+def test_a_comparison_is_recorded_whole() -> None:
+    first, second = rows_of_hits(4, 0.8, 0.7, seeds=2, count=40)
+    record = compare((3, 4), first, second).record()
+    assert record["seeds"] == [3, 4]
+    assert [one["seed"] for one in record["by_seed"]] == [3, 4]
+    assert record["pooled"]["only_first"] == sum(one["only_first"] for one in record["by_seed"])
+    assert record["interval"][0] <= record["difference"] <= record["interval"][1]

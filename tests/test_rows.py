@@ -1,0 +1,220 @@
+"""The rows of the tables: which there are, in which order, what each needs, and the options that train it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lugpi_core.errors import InputError
+from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
+from train.paper_figures import PAPER_DATASETS, paper_accuracy, paper_dataset
+from train.recipes import distillation_of
+from train.rows import Model, chosen_tables, clip_first, models_of, options_of, rows_of
+
+COLUMNS = ("clip-vit-b32", "vit-b16")
+ROWS = rows_of(COLUMNS)
+BY_NAME = {row.name: row for row in ROWS}
+TABLE_1 = [
+    "baseline",
+    "images-clip-vit-b32",
+    "images-vit-b16",
+    "teacher-clip-vit-b32",
+    "teacher-vit-b16",
+    "student-clip-vit-b32",
+    "student-vit-b16",
+]
+TABLE_2 = [
+    "baseline",
+    "student-clip-vit-b32",
+    "student-vit-b16",
+    "student-clip-vit-b32-ce",
+    "student-clip-vit-b32-l2",
+    "student-vit-b16-ce",
+    "student-vit-b16-l2",
+]
+CONTROLS = [
+    "baseline",
+    "teacher-none",
+    "student-none",
+    "teacher-shuffled",
+    "student-shuffled",
+    "teacher-blank",
+    "student-blank",
+    "student-all",
+]
+
+
+def shown(*asked: str) -> dict[str, list[str]]:
+    return {group: [row.name for row in rows] for group, rows in chosen_tables(asked, ROWS).items()}
+
+
+def options(**more: Any) -> TablesOptions:
+    return TablesOptions(**{"dataset": "20ng", **more})
+
+
+def of_row(name: str, tables: TablesOptions, *, seed: int = 0) -> Any:
+    model = Model(row=BY_NAME[name], seed=seed)
+    return options_of(tables, model, model.needs)
+
+
+def test_the_tables_have_the_papers_rows_and_the_controls_it_lacks() -> None:
+    assert shown("all") == {"table1": TABLE_1, "table2": TABLE_2, "controls": CONTROLS}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (("table1",), {"table1": TABLE_1}),
+        (("controls", "table2"), {"table2": TABLE_2, "controls": CONTROLS}),
+        (("student-none",), {"controls": ["student-none"]}),
+        (("teacher-none", "student-vit-b16", "baseline"), {"table1": ["baseline", "student-vit-b16"], "controls": ["teacher-none"]}),
+        (("baseline", "controls"), {"controls": CONTROLS}),
+        (("student-vit-b16-ce",), {"table2": ["student-vit-b16-ce"]}),
+    ],
+)
+def test_tables_and_rows_are_asked_for_by_name(asked: tuple[str, ...], expected: dict[str, list[str]]) -> None:
+    assert shown(*asked) == expected
+
+
+def test_an_unknown_row_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'student-vit-b16'"):
+        shown("table1", "student-vitb16")
+
+
+def test_one_column_has_no_student_of_all_and_none_has_no_images() -> None:
+    assert "student-all" not in {row.name for row in rows_of(("clip-demo",))}
+    assert [row.name for row in rows_of(())] == ["baseline", "teacher-none", "student-none"]
+
+
+def test_a_loss_without_one_of_the_terms_has_no_rows_without_the_other() -> None:
+    names = {row.name for row in rows_of(COLUMNS, has_both_terms=False)}
+    assert names == {row.name for row in ROWS if row.terms == "both"}
+
+
+def test_columns_that_would_make_two_rows_of_one_name_are_refused() -> None:
+    with pytest.raises(InputError, match=r"two rows named student-none.*--columns"):
+        rows_of(("clip-demo", "none"))
+    with pytest.raises(InputError, match="two rows named student-a-ce"):
+        rows_of(("a", "a-ce"))
+
+
+def test_clip_comes_first() -> None:
+    assert clip_first(["vit-b16", "a", "clip-vit-l14", "clip-vit-b32"]) == ("clip-vit-b32", "clip-vit-l14", "a", "vit-b16")
+
+
+def test_seeds_are_trained_one_after_another_and_teachers_before_students() -> None:
+    models = models_of([BY_NAME["student-all"], BY_NAME["baseline"]], ROWS, (0, 2))
+    names = ["baseline", "teacher-clip-vit-b32", "teacher-vit-b16", "student-all"]
+    assert [model.name for model in models] == [*names, *(f"{name}-seed2" for name in names)]
+    assert models[-1].needs == ("teacher-clip-vit-b32-seed2", "teacher-vit-b16-seed2")
+    done: set[str] = set()
+    for model in models_of(ROWS, ROWS, (0, 1, 2)):
+        assert done.issuperset(model.needs), model.name
+        done.add(model.name)
+    assert len(done) == 3 * len(ROWS)
+
+
+def test_each_row_has_its_own_control() -> None:
+    controls = {row.name: row.control for row in ROWS}
+    assert controls["baseline"] is controls["images-vit-b16"] is controls["teacher-none"] is controls["student-none"] is None
+    assert {controls[name] for name in ("teacher-vit-b16", "teacher-shuffled", "teacher-blank")} == {"teacher-none"}
+    assert {controls[name] for name in controls if name.startswith("student") and name != "student-none"} == {"student-none"}
+
+
+def test_a_row_is_trained_with_the_tables_flags_under_its_own_name_and_seed() -> None:
+    tables = options(epochs=7, learning_rate=1e-3, text_model="demo", run_dir=Path("r"), limit=100, seed=4, patience=2, tokens_on="disk")
+    for name, kind in (("baseline", BaselineOptions), ("images-vit-b16", ImagesOptions), ("teacher-blank", TeacherOptions)):
+        found = of_row(name, tables, seed=5)
+        assert type(found) is kind
+        assert (found.name, found.seed, found.run) == (f"{name}-seed5", 5, Path("r"))
+        assert (found.epochs, found.learning_rate, found.text_model, found.limit, found.patience) == (7, 1e-3, "demo", 100, 2)
+    assert of_row("student-vit-b16", tables).name == "student-vit-b16"
+
+
+@pytest.mark.parametrize(
+    ("name", "privileged", "tokens", "tokens_on"),
+    [
+        ("teacher-clip-vit-b32", "images", "clip-vit-b32", "pinned"),
+        ("teacher-vit-b16", "images", "vit-b16", "pinned"),
+        ("teacher-shuffled", "shuffled", "clip-vit-b32", "pinned"),
+        ("teacher-blank", "blank", "clip-vit-b32", "pinned"),
+        ("teacher-none", "none", None, "auto"),
+    ],
+)
+def test_a_teacher_sees_what_its_row_says(name: str, privileged: str, tokens: str | None, tokens_on: str) -> None:
+    found = of_row(name, options(tokens_on="pinned"))
+    assert (found.privileged, found.image_tokens, found.tokens_on) == (privileged, tokens, tokens_on)
+
+
+def test_images_alone_read_their_column() -> None:
+    assert of_row("images-vit-b16", options()).image_tokens == "vit-b16"
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "beta"),
+    [
+        ("student-vit-b16", 3.0, 1.0),
+        ("student-none", 3.0, 1.0),
+        ("student-all", 3.0, 1.0),
+        ("student-vit-b16-ce", 3.0, 0.0),
+        ("student-vit-b16-l2", 0.0, 1.0),
+    ],
+)
+def test_a_students_loss_has_the_terms_of_its_row(name: str, alpha: float, beta: float, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = distillation_of(of_row(name, options()))
+    assert (weights.hard, weights.alpha, weights.beta, weights.temperature) == (1.0, alpha, beta, 8.0)
+    tuned = options(alpha=0.7, beta=0.2, hard=0.5, temperature=4.0, embedding_loss="cosine")
+    weights = distillation_of(of_row(name, tuned))
+    assert (weights.hard, weights.alpha, weights.beta) == (0.5, 0.7 * (alpha > 0), 0.2 * (beta > 0))
+    assert weights.temperature == (4.0 if alpha else 8.0)
+    assert weights.embedding_loss == ("cosine" if beta else "mse")
+    assert capsys.readouterr().err == "", "what has no effect is not given"
+
+
+def test_a_student_reads_the_folders_its_teachers_were_found_in() -> None:
+    model = Model(row=BY_NAME["student-all"], seed=1)
+    found = options_of(options(), model, ("first", "second"))
+    assert isinstance(found, StudentOptions)
+    assert found.teachers == ("first", "second")
+    assert found.shares == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"seeds": 0}, "--seeds 0"),
+        ({"name": "mine"}, "--name mine"),
+        ({"seed": 2**31 - 2, "seeds": 3}, "0 to 2147483647"),
+        ({"rows": ()}, "--rows"),
+        ({"rows": ("table1", "table1")}, "name each once"),
+        ({"columns": ("a", "a")}, "name each once"),
+        ({"alpha": -1.0}, "--alpha -1"),
+        ({"epochs": 0}, "--epochs 0"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(more: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError) as refused:
+        options(**more)
+    assert told in str(refused.value)
+
+
+def test_the_papers_figures_stand_beside_its_own_rows() -> None:
+    # arXiv 2309.15238, Table 1 (Student 2 and CLIP only on IMDB, ViT only on 20 Newsgroups) and Table 2 (l2 only on WikiNews).
+    figures = [("baseline", "imdb", 0.919), ("student-clip-vit-b32", "imdb", 0.931), ("images-clip-vit-b32", "imdb", 0.549)]
+    figures += [
+        ("images-vit-b16", "20ng", 0.137),
+        ("teacher-vit-b16", "cwi-news", 0.867),
+        ("student-clip-vit-b32-l2", "cwi-wikinews", 0.843),
+    ]
+    figures += [("student-clip-vit-b32-ce", "20ng", 0.926)]
+    for name, dataset, accuracy in figures:
+        assert paper_accuracy(BY_NAME[name], dataset) == accuracy
+    for name in (*CONTROLS[1:], "student-vit-b16-ce", "student-vit-b16-l2"):
+        assert [paper_accuracy(BY_NAME[name], dataset) for dataset in PAPER_DATASETS] == [None] * 4, name
+
+
+def test_the_papers_figures_are_of_its_own_corpora_alone() -> None:
+    assert paper_dataset(options()) == "20ng"
+    for more in ({"limit": 100}, {"split_by": "date"}, {"dataset": "demo"}, {"dataset": "20ng.csv"}):
+        assert paper_dataset(replace(options(), **more)) is None

@@ -1,0 +1,109 @@
+"""What is said of a row follows from its two findings, and from nothing less."""
+
+from typing import Any
+
+import pytest
+
+from train.comparison import Comparison, Discordant
+from train.rows import rows_of
+from train.table_figures import Adjusted
+from train.verdicts import p_words, verdict, verdicts
+
+ROWS = {row.name: row for row in rows_of(("clip-demo", "vit-demo"))}
+SHOWN = {"better": (0.01, 0.02, 0.04), "worse": (0.01, -0.04, -0.02), "not shown": (0.3, -0.01, 0.02)}
+
+
+def adjusted(row: str, reference: str, finding: str) -> Adjusted:
+    p, low, high = SHOWN[finding]
+    one = Discordant(only_first=3, only_second=1, p=p / 2)
+    whole = Comparison(seeds=(0,), difference=(low + high) / 2, low=low, high=high, by_seed=(one,), pooled=one)
+    return Adjusted(row=row, reference=reference, comparison=whole, holm_p=p)
+
+
+def said(name: str, baseline: str, control: str | None) -> str:
+    row = ROWS[name]
+    against: Any = None if control is None else adjusted(name, str(row.control), control)
+    return verdict(row, adjusted(name, "baseline", baseline), against)
+
+
+@pytest.mark.parametrize(
+    ("p", "low", "high", "finding"),
+    [
+        (0.049, 0.001, 0.02, "better"),
+        (0.05, 0.001, 0.02, "not shown"),
+        (0.049, 0.0, 0.02, "not shown"),
+        (0.049, -0.02, -0.001, "worse"),
+        (0.049, -0.02, 0.001, "not shown"),
+        (1.0, -0.02, -0.001, "not shown"),
+    ],
+)
+def test_better_needs_the_adjusted_p_and_the_interval(p: float, low: float, high: float, finding: str) -> None:
+    one = Discordant(only_first=9, only_second=0, p=0.001)
+    whole = Comparison(seeds=(0,), difference=0.01, low=low, high=high, by_seed=(one,), pooled=one)
+    assert Adjusted(row="r", reference="baseline", comparison=whole, holm_p=p).finding == finding
+
+
+def test_better_than_both_is_what_images_helping_looks_like() -> None:
+    assert said("student-clip-demo", "better", "better") == (
+        "student-clip-demo is better than the baseline (p = 0.01, 95 % interval +2.00 to +4.00 points), and better than the student of a "
+        "text-only teacher (p = 0.01, 95 % interval +2.00 to +4.00 points): the images help."
+    )
+
+
+def test_a_gain_that_the_text_only_control_has_too_is_no_gain_of_images() -> None:
+    assert said("student-clip-demo", "better", "not shown") == (
+        "student-clip-demo is better than the baseline (p = 0.01, 95 % interval +2.00 to +4.00 points), but not shown to be better than "
+        "the student of a text-only teacher (p = 0.3, 95 % interval -1.00 to +2.00 points): the gain is explained by distillation alone, "
+        "as far as these tests tell."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "baseline", "control", "conclusion"),
+    [
+        ("student-clip-demo", "better", "worse", "distillation alone gains more, and the images cost some of it"),
+        ("student-clip-demo", "not shown", "better", "the images help, but are not shown to help beyond plain fine-tuning"),
+        ("student-clip-demo", "not shown", "not shown", "no gain is shown"),
+        ("student-clip-demo", "not shown", "worse", "the images do harm"),
+        ("student-clip-demo", "worse", "better", "the images help, but less than distillation costs"),
+        ("student-clip-demo", "worse", "not shown", "distillation costs accuracy, and the images are not shown to make up for it"),
+        ("student-clip-demo", "worse", "worse", "the images do harm"),
+        ("teacher-vit-demo", "better", "better", "the images help"),
+        ("teacher-vit-demo", "better", "not shown", "the gain is explained by the larger head alone, as far as these tests tell"),
+        ("student-clip-demo-ce", "better", "better", "the images help"),
+        ("student-all", "better", "not shown", "the gain is explained by distillation alone, as far as these tests tell"),
+        ("student-clip-demo", "better", None, "is not known without the text-only control (--rows controls)"),
+        ("student-clip-demo", "not shown", None, "no gain is shown"),
+        ("student-none", "better", None, "distillation alone helps, without any image"),
+        ("student-none", "not shown", None, "distillation alone is not shown to help"),
+        ("teacher-none", "worse", None, "the larger head alone does harm"),
+        ("images-vit-demo", "worse", None, "the images alone do not replace the text"),
+        ("images-vit-demo", "better", None, "the images alone say more than the text"),
+        ("images-vit-demo", "not shown", None, "the images alone are not shown to say less than the text"),
+        ("student-shuffled", "better", "better", "what helps here is not what the images show, for they say nothing of the text"),
+        ("teacher-blank", "not shown", "worse", "images that say nothing of the text do harm"),
+        ("student-blank", "better", "not shown", "the gain is explained by distillation alone, as far as these tests tell"),
+    ],
+)
+def test_no_more_is_concluded_than_was_shown(name: str, baseline: str, control: str | None, conclusion: str) -> None:
+    assert said(name, baseline, control).endswith(f"{conclusion}.")
+
+
+def test_images_help_is_said_of_rows_with_their_own_images_alone() -> None:
+    for name, row in ROWS.items():
+        if row.command in ("teacher", "student"):
+            has_own = row.privileged == "images"
+            assert ("the images help" in said(name, "better", "better" if row.control else None)) is has_own, name
+
+
+def test_every_row_that_was_compared_has_one_sentence() -> None:
+    names = ("baseline", "teacher-clip-demo", "student-clip-demo")
+    tests = [adjusted(name, reference, "better") for name in names[1:] for reference in ("baseline", str(ROWS[name].control))]
+    found = verdicts([ROWS[name] for name in names], tests)
+    assert [sentence.split()[0] for sentence in found] == ["teacher-clip-demo", "student-clip-demo"]
+    assert "than the text-only teacher" in found[0]
+    assert verdicts([ROWS[name] for name in names], []) == []
+
+
+def test_a_small_p_keeps_its_size() -> None:
+    assert [p_words(p) for p in (1.0, 0.0312, 0.00123, 3.21e-7)] == ["1", "0.031", "0.0012", "3e-07"]

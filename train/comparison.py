@@ -1,0 +1,126 @@
+"""Two models, or two rows of models, beside each other: pure functions of which test examples each classified rightly.
+
+Shapes: N test examples, S seeds; ``hits`` are bool [N], a row's hits a sequence of S of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hits = NDArray[np.bool_]
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discordant:
+    """How many examples only the first model got right, how many only the second, and McNemar's two-sided p."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One row against another over the seeds that both have.
+
+    Attributes:
+        seeds: those seeds.
+        difference: in accuracy, first less second, mean over the seeds; a share, not percent.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        by_seed: McNemar's test of each seed.
+        pooled: McNemar's test of the counts of all seeds together; see ``pooled``.
+    """
+
+    seeds: tuple[int, ...]
+    difference: float
+    low: float
+    high: float
+    by_seed: tuple[Discordant, ...]
+    pooled: Discordant
+
+    def record(self) -> dict[str, Any]:
+        """Return it as a JSON value."""
+        by_seed = [{"seed": seed, **vars(one)} for seed, one in zip(self.seeds, self.by_seed, strict=True)]
+        interval = {"difference": self.difference, "interval": [self.low, self.high]}
+        return {"seeds": list(self.seeds), **interval, "pooled": vars(self.pooled), "by_seed": by_seed}
+
+
+def compare(seeds: Sequence[int], first: Sequence[Hits], second: Sequence[Hits]) -> Comparison:
+    """Compare two rows on the same examples, seed by seed and together.
+
+    Args:
+        seeds: S of them, at least one.
+        first: hits of one row, S × bool [N].
+        second: hits of the other, seed by seed on the same examples.
+    """
+    by_seed = tuple(mcnemar(one, other) for one, other in zip(first, second, strict=True))
+    gained_N = sum(one.astype(np.int64) - other.astype(np.int64) for one, other in zip(first, second, strict=True))
+    low, high = bootstrap_interval(np.asarray(gained_N), seeds=len(seeds))
+    return Comparison(
+        seeds=tuple(seeds),
+        difference=float(np.mean(gained_N)) / len(seeds),
+        low=low,
+        high=high,
+        by_seed=by_seed,
+        pooled=pooled(by_seed),
+    )
+
+
+def mcnemar(first: Hits, second: Hits) -> Discordant:
+    """Return McNemar's exact test of two models on the same examples (McNemar 1947): the discordant counts and the two-sided binomial p."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    return Discordant(only_first=only_first, only_second=only_second, p=_binomial_p(only_first, only_second))
+
+
+def pooled(tests: Sequence[Discordant]) -> Discordant:
+    """Return McNemar's exact test of the summed discordant counts.
+
+    The seeds share their test texts, so the summed counts are no independent draws: texts that models of every seed get wrong count once
+    for each, and where they agree this p is smaller than it ought to be. It must not stand alone; ``bootstrap_interval`` draws whole texts,
+    all seeds of one together, and does not have that fault.
+    """
+    only_first, only_second = sum(one.only_first for one in tests), sum(one.only_second for one in tests)
+    return Discordant(only_first=only_first, only_second=only_second, p=_binomial_p(only_first, only_second))
+
+
+def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval (Efron 1979) of a paired difference in accuracy, over draws of test examples.
+
+    ``gained_N`` has few distinct values, so a resample of N examples is drawn as how often each value comes, which is multinomial: the same
+    distribution as drawing N indices, at a cost that does not grow with N. The spread between seeds is not in the interval: it is that of
+    these models on other texts.
+
+    Args:
+        gained_N: int64, of how many seeds the first row's model was right less of how many the second's was, for each example.
+        seeds: S; ``gained_N / S`` is the example's difference, averaged over the seeds.
+        resamples: how many are drawn.
+        seed: of the draws.
+    """
+    values, counts = np.unique(gained_N, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(gained_N), counts / len(gained_N), size=resamples)
+    differences = drawn @ values / (len(gained_N) * seeds)
+    low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return each p adjusted for there being so many of them (Holm 1979): at 0.05 the chance of any false finding is 0.05 at most."""
+    adjusted = [0.0] * len(ps)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda n: ps[n])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def _binomial_p(only_first: int, only_second: int) -> float:
+    from scipy.stats import binomtest
+
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0

@@ -1,0 +1,104 @@
+"""What a table's tests allow to say, in words: one sentence a row, and no more than was shown."""
+
+from collections.abc import Mapping, Sequence
+
+from train.rows import BASELINE, Row
+from train.table_figures import Adjusted
+
+# What a row does beside looking at images, which may be what helps.
+_OTHERWISE = {"teacher": "the larger head", "student": "distillation"}
+_NOT = "not shown"
+_BETTER, _WORSE = "better", "worse"
+
+# By the findings against the baseline and against the text-only control; {otherwise} is what the row does beside images.
+_CONCLUSIONS: Mapping[tuple[str, str], str] = {
+    (_BETTER, _BETTER): "the images help",
+    (_BETTER, _NOT): "the gain is explained by {otherwise} alone, as far as these tests tell",
+    (_BETTER, _WORSE): "{otherwise} alone gains more, and the images cost some of it",
+    (_NOT, _BETTER): "the images help, but are not shown to help beyond plain fine-tuning",
+    (_NOT, _NOT): "no gain is shown",
+    (_NOT, _WORSE): "the images do harm",
+    (_WORSE, _BETTER): "the images help, but less than {otherwise} costs",
+    (_WORSE, _NOT): "{otherwise} costs accuracy, and the images are not shown to make up for it",
+    (_WORSE, _WORSE): "the images do harm",
+}
+# Of rows whose images say nothing of the text, where they are not like the text-only control.
+_WITHOUT_MEANING = {
+    _BETTER: "what helps here is not what the images show, for they say nothing of the text",
+    _WORSE: "images that say nothing of the text do harm",
+}
+_TEXT_ONLY = {
+    _BETTER: "{otherwise} alone helps, without any image",
+    _NOT: "{otherwise} alone is not shown to help",
+    _WORSE: "{otherwise} alone does harm",
+}
+_IMAGES_ONLY = {
+    _BETTER: "the images alone say more than the text",
+    _NOT: "the images alone are not shown to say less than the text",
+    _WORSE: "the images alone do not replace the text",
+}
+_NO_CONTROL = "whether the images help or {otherwise} alone does is not known without the text-only control (--rows controls)"
+
+
+def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted]) -> list[str]:
+    """Return a sentence for every row of a table that was compared with the baseline.
+
+    Args:
+        rows: of the table.
+        tests: all of its comparisons, their p adjusted together.
+    """
+    against = {(one.row, one.reference): one for one in tests}
+    said = []
+    for row in rows:
+        if (baseline := against.get((row.name, BASELINE))) is not None:
+            said.append(verdict(row, baseline, against.get((row.name, str(row.control)))))
+    return said
+
+
+def verdict(row: Row, baseline: Adjusted, control: Adjusted | None) -> str:
+    """Return the sentence of one row.
+
+    Args:
+        row: of a model that is not the baseline.
+        baseline: its comparison with the baseline.
+        control: its comparison with its text-only control; None where it has none, or where that is not there.
+    """
+    otherwise = _OTHERWISE.get(row.command, "")
+    told = f"{row.name} is {_words(baseline, 'the baseline')}"
+    if control is not None:
+        joint = "and" if (baseline.finding == _BETTER) == (control.finding == _BETTER) else "but"
+        told += f", {joint} {_words(control, _control_words(row))}"
+    conclusion = _conclusion(row, baseline.finding, None if control is None else control.finding).format(otherwise=otherwise)
+    return f"{told}: {conclusion}."
+
+
+def _conclusion(row: Row, baseline: str, control: str | None) -> str:
+    if row.command == "images":
+        return _IMAGES_ONLY[baseline]
+    if row.privileged == "none":
+        return _TEXT_ONLY[baseline]
+    if control is None:
+        return _NO_CONTROL if baseline == _BETTER else "no gain is shown"
+    if row.privileged != "images" and control in _WITHOUT_MEANING:
+        return _WITHOUT_MEANING[control]
+    return _CONCLUSIONS[baseline, control]
+
+
+def _control_words(row: Row) -> str:
+    return "the text-only teacher" if row.command == "teacher" else "the student of a text-only teacher"
+
+
+def _words(test: Adjusted, reference: str) -> str:
+    found = "not shown to be better than" if test.finding == _NOT else f"{test.finding} than"
+    interval = f"{points(test.comparison.low)} to {points(test.comparison.high)}"
+    return f"{found} {reference} (p = {p_words(test.holm_p)}, 95 % interval {interval} points)"
+
+
+def p_words(p: float) -> str:
+    """Return a p with two digits."""
+    return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
+
+
+def points(share: float) -> str:
+    """Return a difference of accuracies in percentage points, with its sign."""
+    return f"{100 * share:+.2f}"
