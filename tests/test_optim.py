@@ -83,3 +83,4 @@ def test_a_step_with_8_bits_does_not_wait_for_the_device_after_every_tensor(monk
     optimizer = make_optimizer(model, "adamw8bit", learning_rate=0.1, weight_decay=0.0)
     torch.autograd.backward(model(torch.randn(8, 128)).sum())
     optimizer.step()
+    assert bitsandbytes.optim.optimizer.sync_gpu is not wait
