@@ -75,15 +75,15 @@ class Clip:
         return nn.functional.normalize(torch.cat(parts), dim=-1)
 
 
-def clean_pictures(world: World) -> torch.Tensor:
-    """Return every emoji in the middle on white: [N, 3, 64, 64]."""
-    return placed(torch.from_numpy(world.pictures).permute(0, 3, 1, 2), STILL, torch.Generator().manual_seed(0))
+def clean_pictures(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """Return pictures RGBA [N, P, P, 4] in the middle on white: [N, 3, 64, 64] in [0, 1]."""
+    return placed(torch.from_numpy(pictures).permute(0, 3, 1, 2), STILL, torch.Generator().manual_seed(0))
 
 
 def retrieval(world: World, clip: Clip) -> dict[str, float]:
     """Return how often the right picture is found among all: by its name (first, and among five), by a keyword (one that has it among
     five), and by a gloss nobody has learnt from (one of the gloss's topic first; ``by_chance`` beside)."""
-    pictures_NE = clip.pictures(clean_pictures(world))
+    pictures_NE = clip.pictures(clean_pictures(world.pictures))
     ranks_NN = (clip.texts([one.name for one in world.emoji]) @ pictures_NE.T).argsort(dim=1, descending=True)
     right = ranks_NN == torch.arange(len(world.emoji))[:, None]
     keywords = sorted({word for one in world.emoji for word in one.keywords})
