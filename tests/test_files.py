@@ -354,10 +354,10 @@ def test_a_process_number_that_no_system_has_is_a_dead_process(tmp_path: Path) -
     assert sweep(tmp_path) == [left]
 
 
-@pytest.mark.parametrize("owner", ["feedbeef-1", f"feedbeef-{os.getpid()}", "nobody"])
+@pytest.mark.parametrize("owner", ["feedbeef-1", "feedbeef-{ours}", "nobody"])
 @pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
 def test_what_another_machine_writes_is_kept_for_a_day(tmp_path: Path, owner: str, is_folder: bool) -> None:
-    left = _left(tmp_path, owner, FOREIGN_ORPHAN_S - 60, is_folder=is_folder)
+    left = _left(tmp_path, owner.format(ours=os.getpid()), FOREIGN_ORPHAN_S - 60, is_folder=is_folder)
     assert sweep(tmp_path) == []
     os.utime(left, (time.time() - FOREIGN_ORPHAN_S - 60,) * 2)
     assert sweep(tmp_path) == [left]
