@@ -188,6 +188,20 @@ def test_a_model_that_another_command_is_training_is_refused(trained: Path, smal
     shutil.rmtree(trained / "third")
 
 
+def test_a_device_without_memory_is_one_line(
+    trained: Path, small_csv: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("train.commands.fit", full)
+    assert train_("baseline", small_csv, trained, "--name", "third") == 2
+    told = refused(capsys)
+    assert "Tried to allocate 20 GiB" in told
+    assert "--gradient-accumulation-steps 2" in told
+    shutil.rmtree(trained / "third")
+
+
 def test_what_a_kill_after_the_last_word_left_is_cleared_away(trained: Path, small_csv: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained / "baseline", run / "baseline")

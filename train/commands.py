@@ -12,6 +12,7 @@ from torch import nn
 
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.device import Compute, half_for_training, resolve_compute, seed_everything
+from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
 from lugpi_core.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.quiet import quiet_libraries
@@ -148,9 +149,20 @@ def trained(run: Run) -> dict[str, Any]:
     """Train a model, or go on with it where there is a checkpoint; write its folder and return its figures.
 
     Raises:
-        InputError: a loss or a weight is not finite, or every checkpoint is damaged.
+        InputError: a loss or a weight is not finite, every checkpoint is damaged, or the device has too little memory.
         Stopped: a signal asked for it; a checkpoint is written.
     """
+    try:
+        return _trained(run)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            got=f"too little memory on the device ({str(error)[:120]})",
+            expected=f"room for {run.options.batch_size} texts at once",
+            do="give --gradient-accumulation-steps 2 or more, or a shorter --max-length; the last checkpoint is kept",
+        ) from None
+
+
+def _trained(run: Run) -> dict[str, Any]:
     times = StageTimes(run.compute.device)
     with times.stage("load"):
         training = load_training(run)

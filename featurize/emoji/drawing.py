@@ -90,7 +90,7 @@ def scheduler() -> Any:
 
 
 class AutoencoderLoss:
-    """Absolute error of pixels and of their differences, and a little of the Kullback-Leibler term (Rombach et al. 2022,
+    """Error of pixels and of their differences, in any colours, and a little of the Kullback-Leibler term (Rombach et al. 2022,
     arXiv 2112.10752, §3.1 and appendix G, without its perceptual and adversarial parts)."""
 
     def __init__(self, vae: Any, pictures: torch.Tensor, batch: int) -> None:
@@ -99,16 +99,24 @@ class AutoencoderLoss:
     def __call__(self, chance: torch.Generator) -> torch.Tensor:
         """Return the loss of one batch."""
         numbers = torch.randint(len(self._pictures), (self._batch,), generator=chance)
-        images_B3HW = 2 * placed(self._pictures[numbers], _STILL, chance) - 1
+        images_B3HW = 2 * recoloured(placed(self._pictures[numbers], _STILL, chance), chance) - 1
         found = self._vae.encode(images_B3HW).latent_dist
         latents = found.mean + found.std * torch.randn(found.mean.shape, generator=chance)
         loss: torch.Tensor = differences(self._vae.decode(latents).sample, images_B3HW) + _KL * found.kl().mean() / (CHANNELS * SIDE * SIDE)
         return loss
 
 
+def recoloured(images_B3HW: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+    """Return the images, half of them with red, green and blue in another order: emoji are mostly yellow, and what is green is few."""
+    orders_B3 = torch.rand(len(images_B3HW), 3, generator=chance).argsort(dim=1)
+    orders_B3[torch.rand(len(images_B3HW), generator=chance) < 0.5] = torch.arange(3)
+    return images_B3HW[torch.arange(len(images_B3HW))[:, None], orders_B3]
+
+
 def differences(drawn_B3HW: torch.Tensor, wanted_B3HW: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute error of pixels, of neighbours' differences, and of quarter-size pictures."""
-    loss = nn.functional.l1_loss(drawn_B3HW, wanted_B3HW)
+    """Return the mean absolute and twice the mean squared error of pixels, and the absolute error of neighbours' differences and of
+    quarter-size pictures."""
+    loss = nn.functional.l1_loss(drawn_B3HW, wanted_B3HW) + 2 * nn.functional.mse_loss(drawn_B3HW, wanted_B3HW)
     for axis in (2, 3):
         loss = loss + nn.functional.l1_loss(drawn_B3HW.diff(dim=axis), wanted_B3HW.diff(dim=axis))
     return loss + nn.functional.l1_loss(nn.functional.avg_pool2d(drawn_B3HW, 4), nn.functional.avg_pool2d(wanted_B3HW, 4))

@@ -43,7 +43,7 @@ class Step:
 STEPS: Mapping[str, Step] = {
     "bag": Step(steps=4000, batch=384, learning_rate=3e-3, weight_decay=0.0),
     "words": Step(steps=600, batch=384, learning_rate=6e-4),
-    "autoencoder": Step(steps=2400, batch=16, learning_rate=1.5e-3, averaged=0.995, weight_decay=0.0),
+    "autoencoder": Step(steps=4000, batch=16, learning_rate=1.5e-3, averaged=0.995, weight_decay=0.0),
     "tiny": Step(steps=2000, batch=16, learning_rate=1e-3, averaged=0.995, weight_decay=0.0),
     "unet": Step(steps=5000, batch=64, learning_rate=8e-4, averaged=0.999, weight_decay=0.01),
     "clip": Step(steps=3000, batch=128, learning_rate=1e-3),
