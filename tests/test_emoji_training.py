@@ -14,6 +14,7 @@ from torch import nn
 from featurize.emoji import training, vision
 from featurize.emoji.assembly import assemble
 from featurize.emoji.card import sparkline, write_card
+from featurize.emoji.drawing import recoloured
 from featurize.emoji.measures import Clip
 from featurize.emoji.placing import FREE, STILL, placed
 from featurize.emoji.recipe import STEPS, Recipe, Step
@@ -122,6 +123,14 @@ def test_pictures_are_placed_on_white_and_still_ones_are_what_they_were() -> Non
     assert float(free.max()) <= 1
     assert torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(0)))
     assert not torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(1)))
+
+
+def test_half_of_the_pictures_change_their_colours_and_nothing_else() -> None:
+    images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen = recoloured(images, torch.Generator().manual_seed(1))
+    assert torch.equal(seen.sort(dim=1).values, images.sort(dim=1).values)
+    changed = (seen != images).flatten(1).any(dim=1)
+    assert 60 < int(changed.sum()) < 110  # half, of which a sixth draws its own order
 
 
 def test_the_tokenizers_read_any_text_and_the_end_has_the_highest_number() -> None:
