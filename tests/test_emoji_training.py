@@ -14,7 +14,7 @@ from torch import nn
 from featurize.emoji import training, vision
 from featurize.emoji.assembly import assemble
 from featurize.emoji.card import sparkline, write_card
-from featurize.emoji.drawing import recoloured
+from featurize.emoji.drawing import recoloured, several_captions
 from featurize.emoji.measures import Clip
 from featurize.emoji.placing import FREE, STILL, placed
 from featurize.emoji.recipe import STEPS, Recipe, Step
@@ -131,6 +131,17 @@ def test_half_of_the_pictures_change_their_colours_and_nothing_else() -> None:
     assert torch.equal(seen.sort(dim=1).values, images.sort(dim=1).values)
     changed = (seen != images).flatten(1).any(dim=1)
     assert 60 < int(changed.sum()) < 110  # half, of which a sixth draws its own order
+
+
+def test_a_picture_goes_with_the_mean_of_its_own_captions_and_of_those_near_to_it() -> None:
+    joint = nn.functional.normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = several_captions([[0, 1], [2]], [[3, 0], [4, 0, 1]], joint, several=2)
+    pictures, captions_B1E = rows(200, torch.Generator().manual_seed(1))
+    possible = {0: [(own, near) for own in (0, 1) for near in (3, 4)], 1: [(2, 4)]}
+    for picture, caption_E in zip(pictures.tolist(), captions_B1E[:, 0], strict=True):
+        means = [nn.functional.normalize(joint[list(pair)].mean(dim=0), dim=0) for pair in possible[picture]]
+        assert any(torch.allclose(caption_E, mean, atol=1e-6) for mean in means)
+    assert 60 < int(pictures.sum()) < 140
 
 
 def test_the_tokenizers_read_any_text_and_the_end_has_the_highest_number() -> None:

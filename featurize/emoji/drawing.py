@@ -178,6 +178,34 @@ class UNetLoss:
 Rows = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 
+def several_captions(own: Sequence[Sequence[int]], near: Sequence[Sequence[int]], joint_TE: torch.Tensor, *, several: int = 4) -> Rows:
+    """Return a source of pictures with the mean of several of their captions, half of them their own: what is alike in all that is said of
+    a picture is what the picture shows, and single captions from WordNet are far from it.
+
+    Args:
+        own: for each picture, the numbers of its own captions.
+        near: for each caption from WordNet, its number and those of its pictures.
+        joint_TE: of every caption.
+        several: how many are averaged.
+    """
+    of_picture: list[list[int]] = [[] for _ in own]
+    for caption, *pictures in near:
+        for picture in pictures:
+            of_picture[picture].append(caption)
+
+    def rows(count: int, chance: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        draws = torch.rand(count, several + 1, generator=chance, dtype=torch.float64).tolist()
+        pictures = [int(first * len(own)) for first, *_ in draws]
+        captions = []
+        for picture, (_, *others) in zip(pictures, draws, strict=True):
+            kinds = (own[picture], of_picture[picture] or own[picture])
+            captions.append([kinds[n % 2][int(other * len(kinds[n % 2]))] for n, other in enumerate(others)])
+        mean_BE = joint_TE[torch.tensor(captions)].mean(dim=1)
+        return torch.tensor(pictures), nn.functional.normalize(mean_BE, dim=-1)[:, None]
+
+    return rows
+
+
 def caption_rows(own: Sequence[Sequence[int]], near: Sequence[Sequence[int]], tokens_TLD: torch.Tensor, *, without_share: float) -> Rows:
     """Return a source of pictures with one of their captions each.
 

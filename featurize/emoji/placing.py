@@ -22,7 +22,7 @@ class Placing:
 
 
 STILL = Placing()
-FREE = Placing(scale=(0.6, 1.1), shift=0.12, flip=True, coloured=0.3, blurred=0.5, light=0.15)
+FREE = Placing(scale=(0.75, 1.1), shift=0.06, flip=True, coloured=0.2, blurred=0.5, light=0.1)
 
 
 def placed(pictures_B4PP: torch.Tensor, how: Placing, chance: torch.Generator) -> torch.Tensor:

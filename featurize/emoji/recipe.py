@@ -46,7 +46,7 @@ STEPS: Mapping[str, Step] = {
     "autoencoder": Step(steps=4000, batch=16, learning_rate=1.5e-3, averaged=0.995, weight_decay=0.0),
     "tiny": Step(steps=2000, batch=16, learning_rate=1e-3, averaged=0.995, weight_decay=0.0),
     "unet": Step(steps=5000, batch=64, learning_rate=8e-4, averaged=0.999, weight_decay=0.01),
-    "clip": Step(steps=3000, batch=128, learning_rate=1e-3),
+    "clip": Step(steps=5000, batch=128, learning_rate=1.5e-3),
     "vit": Step(steps=2500, batch=64, learning_rate=7e-4),
     "text": Step(steps=4000, batch=128, learning_rate=1e-3),
 }
@@ -120,7 +120,9 @@ class Recipe:
 
         def loss(unet: Any) -> Loss:
             tower = self.words()
-            rows = self._caption_rows(lambda texts: as_the_unet_reads(tower, self.tokenizer(), texts), without_share=0.1)
+            captions, own, near = self._captions()
+            tokens_TLD = as_the_unet_reads(tower, self.tokenizer(), [*captions, ""])
+            rows = drawing.caption_rows(own, near, tokens_TLD, without_share=0.1)
             return drawing.UNetLoss(unet, self.latents()[1], rows, self._steps["unet"].batch)
 
         return self._fitted("unet", drawing.unet, loss)
@@ -132,7 +134,8 @@ class Recipe:
         vision.take_words(model, tower)
 
         def loss(pictures: vision.PictureTower) -> Loss:
-            rows = self._caption_rows(lambda texts: in_joint_space(tower, self.tokenizer(), texts)[:, None], without_share=0.0)
+            captions, own, near = self._captions()
+            rows = drawing.several_captions(own, near, in_joint_space(tower, self.tokenizer(), captions))
             return vision.ClipLoss(pictures, self.pictures, rows, self._steps["clip"].batch)
 
         pictures = self._fitted("clip", lambda: vision.PictureTower(vision.clip(len(self.tokenizer())).visual), loss)
@@ -174,16 +177,15 @@ class Recipe:
 
         return {"clip": CLIPTokenizer, "text": DistilBertTokenizer}[name].from_pretrained(folder, local_files_only=True)
 
-    def _caption_rows(self, read: Callable[[Sequence[str]], torch.Tensor], *, without_share: float) -> drawing.Rows:
-        """Return a source of pictures with captions as ``read`` gives them."""
+    def _captions(self) -> tuple[list[str], list[list[int]], list[list[int]]]:
+        """Return all captions, for each picture the numbers of its own, and for each caption from WordNet its number and its pictures'."""
         own = [caption for captions in self.world.own for caption in captions]
         texts = list(dict.fromkeys([*own, *(caption for caption, _ in self.world.near)]))
         number = {text: place for place, text in enumerate(texts)}
-        return drawing.caption_rows(
+        return (
+            texts,
             [[number[caption] for caption in captions] for captions in self.world.own],
             [[number[caption], *pictures] for caption, pictures in self.world.near],
-            read([*texts, ""]),
-            without_share=without_share,
         )
 
     def _fitted(self, name: str, make: Callable[[], Any], loss: Callable[[Any], Loss]) -> Any:
