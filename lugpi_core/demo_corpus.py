@@ -121,17 +121,25 @@ def drawn(glosses: Sequence[Gloss], *, topics: Sequence[str], per_topic: dict[Sp
     return sorted(rows, key=lambda row: (order[row[1]], key(row[0])))
 
 
+def synset_lines(wordnet: Path) -> list[str]:
+    """Return the lines of a gzipped JSON-lines file of synsets.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        return decoded(gzip.decompress(wordnet.read_bytes()), where=str(wordnet)).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(got=f"{wordnet} ({error})", expected="a gzipped JSON-lines file of synsets", do="check the path") from error
+
+
 def demo_csv(wordnet: Path, *, topics: Sequence[str] = TOPICS, per_topic: dict[Split, int] | None = None, seed: int = 0) -> bytes:
     """Return the bytes of ``demo.csv``; the same synsets and seed give the same bytes.
 
     Raises:
         InputError: the file is missing or damaged, or a topic has too few glosses.
     """
-    try:
-        lines = decoded(gzip.decompress(wordnet.read_bytes()), where=str(wordnet)).splitlines()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(got=f"{wordnet} ({error})", expected="a gzipped JSON-lines file of synsets", do="check the path") from error
-    rows = drawn(eligible_glosses(lines, topics), topics=topics, per_topic=per_topic or PER_TOPIC, seed=seed)
+    rows = drawn(eligible_glosses(synset_lines(wordnet), topics), topics=topics, per_topic=per_topic or PER_TOPIC, seed=seed)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "text", "label", "split"))

@@ -138,3 +138,14 @@ def plant_latents(planted: Planted, *, by_class: bool, flagged: Sequence[int] = 
     latents = 0.2 * own + shared[labels] if by_class else own
     made = {"generation": {"dtype": "float32", "generator": generator.fingerprint()}}
     plant_column(planted, LATENTS, latents, flagged=flagged, fingerprint=made, made_by={"generator": "demo", "encoders": ["clip-demo"]})
+
+
+def plant_telling(folder: Path) -> Planted:
+    """Return a store with a column that knows the class, ``telling``, and one that does not, ``silent``: four prompts cut, two drawings of
+    the first failed, and three test drawings of it copies of train drawings; no latents."""
+    planted = plant(folder, cut=(0, 1, 2, 95))
+    tokens = telling_tokens(planted.labels, strength=1.5)
+    tokens[150:153] = tokens[0:3]  # test drawings that are copies of train drawings
+    plant_column(planted, "telling", tokens, flagged=(5, 100))
+    plant_column(planted, "silent", telling_tokens(planted.labels, strength=0.0, seed=1))
+    return planted

@@ -1,12 +1,12 @@
 """The sources of the embedded models: emoji, their names and groups, and synsets."""
 
-import gzip
 import json
 from pathlib import Path
 
 import pytest
 
-from featurize.emoji.sources import CLDR, FONT, load_emoji, load_synsets, parse_labels, rendered
+from featurize.emoji.sources import CLDR, FONT, load_emoji, parse_labels, read_synsets, rendered
+from featurize.emoji.world import load_world
 from lugpi_core.errors import InputError
 
 XML = """<ldml><annotations>
@@ -60,21 +60,18 @@ def test_the_font_draws_each_picture_once_and_transparent_around() -> None:
     assert apple[0, 0, 3] == 0
 
 
-def wordnet(path: Path, *synsets: dict[str, object]) -> Path:
-    lines = [json.dumps({"hypernyms": [], "instance_of": [], "words": ["w"], "gloss": " a  gloss ", **one}) for one in synsets]
-    path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    return path
+def wordnet(*synsets: dict[str, object]) -> list[str]:
+    return [json.dumps({"hypernyms": [], "instance_of": [], "words": ["w"], "gloss": " a  gloss ", **one}) for one in synsets]
 
 
-def test_synsets_know_what_they_are_kinds_and_instances_of_but_nothing_held_out(tmp_path: Path) -> None:
-    file = wordnet(
-        tmp_path / "w.gz",
+def test_synsets_know_what_they_are_kinds_and_instances_of_but_nothing_held_out() -> None:
+    lines = wordnet(
         {"id": "physicist", "lexfile": "noun.person", "instance_of": ["Einstein"], "hypernyms": ["scientist"]},
         {"id": "Einstein", "lexfile": "noun.person", "words": ["Albert_Einstein"]},
         {"id": "scientist", "lexfile": "noun.person"},
         {"id": "chemist", "lexfile": "noun.person", "hypernyms": ["scientist", "gone"]},
     )
-    found = load_synsets(file, held_out={"scientist"})
+    found = read_synsets(lines, held_out={"scientist"})
     assert sorted(found) == ["Einstein", "chemist", "physicist"]
     assert found["Einstein"].hypernyms == ("physicist",)
     assert found["Einstein"].words == ("Albert Einstein",)
@@ -82,8 +79,10 @@ def test_synsets_know_what_they_are_kinds_and_instances_of_but_nothing_held_out(
     assert found["chemist"].gloss == "a gloss"
 
 
-def test_a_file_that_holds_no_synsets_is_refused(tmp_path: Path) -> None:
-    for content in (b"no gzip", gzip.compress(b"{}"), gzip.compress(b"no json")):
-        (tmp_path / "w.gz").write_bytes(content)
-        with pytest.raises(InputError, match="check the path given with --wordnet"):
-            load_synsets(tmp_path / "w.gz", held_out=set())
+def test_what_is_no_synset_is_refused(tmp_path: Path) -> None:
+    for lines in (["no json"], ["{}"], ["7"]):
+        with pytest.raises(InputError, match="lines that are no synsets"):
+            read_synsets(lines, held_out=set())
+    (tmp_path / "w.gz").write_bytes(b"no gzip")
+    with pytest.raises(InputError, match="a gzipped JSON-lines file of synsets; check the path"):
+        load_world(tmp_path / "w.gz")

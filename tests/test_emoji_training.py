@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from featurize.emoji.placing import FREE, STILL, placed
 from featurize.emoji.recipe import STEPS, Recipe, Step
 from featurize.emoji.training import Loss, Schedule, fit
 from featurize.emoji.words import CONTEXT, clip_tokenizer, contrastive, in_joint_space, word_piece_tokenizer
+from lugpi_core.errors import InputError
 
 SCHEDULE = Schedule(steps=40, learning_rate=0.1, averaged=0.9, seed=5)
 
@@ -79,6 +81,15 @@ def test_what_is_done_is_read_and_not_done_again(tmp_path: Path) -> None:
 
     assert fit("line", other, never, SCHEDULE, tmp_path) == record
     assert weights(other) == weights(model)
+
+
+def test_what_another_schedule_made_is_refused_begun_or_done(tmp_path: Path) -> None:
+    model, loss = line()
+    training._Run(model, SCHEDULE).save(tmp_path / "begun.pt")
+    fit("done", model, loss, SCHEDULE, tmp_path)
+    for name in ("begun", "done"):
+        with pytest.raises(InputError, match="trained otherwise: seed: found 5, wanted 6"):
+            fit(name, model, loss, replace(SCHEDULE, seed=6), tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:

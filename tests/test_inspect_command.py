@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from planted_store import Planted, plant, plant_column, plant_latents, telling_tokens
+from planted_store import Planted, plant, plant_column, plant_latents, plant_telling, telling_tokens
 from test_text_agreement import CPU, class_tokens_like, clip_folder
 
 from featurize import inspect_tokens, stored_pictures, token_sample
@@ -58,12 +58,7 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """A store with a column that knows the class and one that does not; no latents, so that most tests decode nothing."""
-    planted = plant(tmp_path_factory.mktemp("planted"), cut=(0, 1, 2, 95))
-    tokens = telling_tokens(planted.labels, strength=1.5)
-    tokens[150:153] = tokens[0:3]  # test drawings that are copies of train drawings
-    plant_column(planted, "telling", tokens, flagged=(5, 100))
-    plant_column(planted, "silent", telling_tokens(planted.labels, strength=0.0, seed=1))
-    return planted
+    return plant_telling(tmp_path_factory.mktemp("planted"))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ DOORS = {
             *("emoji/assembly", "emoji/drawing"),
         )
     },
-    "open_clip": {f"featurize/{name}.py" for name in ("counted_work", "embedded", "image_encoder", "emoji/measures", "emoji/vision")},
+    "open_clip": {f"featurize/{name}.py" for name in ("counted_work", "embedded", "image_encoder", "emoji/vision")},
     "h5py": {f"lugpi_core/store/{name}.py" for name in ("inspection", "layout", "sealed_file", "view")},
     "tyro": {"lugpi_core/command_line.py"},
     "datasets": {"lugpi_core/own_tables.py"},

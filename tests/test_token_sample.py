@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted_store import Planted, plant, plant_column, telling_tokens
+from planted_store import Planted, plant, plant_column, plant_telling, telling_tokens
 
 from featurize import token_sample
 from featurize.token_sample import pooled_tokens, stratified
@@ -15,12 +15,7 @@ from lugpi_core.store.reader import ColumnReader
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """A store with a column that knows the class and one that does not; no latents, so that most tests decode nothing."""
-    planted = plant(tmp_path_factory.mktemp("planted"), cut=(0, 1, 2, 95))
-    tokens = telling_tokens(planted.labels, strength=1.5)
-    tokens[150:153] = tokens[0:3]  # test drawings that are copies of train drawings
-    plant_column(planted, "telling", tokens, flagged=(5, 100))
-    plant_column(planted, "silent", telling_tokens(planted.labels, strength=0.0, seed=1))
-    return planted
+    return plant_telling(tmp_path_factory.mktemp("planted"))
 
 
 def test_a_part_has_every_class_in_proportion_and_follows_the_seed() -> None:

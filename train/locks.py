@@ -21,11 +21,17 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextmanager
 def turn(run: Path, model: str) -> Iterator[bool]:
-    """Hold a model's lock during the block and yield True; yield False at once where another process holds it.
+    """Hold a model's lock during the block and yield True; yield False at once where another process holds it."""
+    with held(make_folder(run / LOCKS) / f"{model}.lock", what=run) as is_ours:
+        yield is_ours
+
+
+@contextmanager
+def held(path: Path, *, what: Path) -> Iterator[bool]:
+    """Hold the lock file of a folder ``what`` during the block and yield True; yield False at once where another process holds it.
 
     On a file system without locks it is always True, with a warning: there, one process at a time.
     """
-    path = make_folder(run / LOCKS) / f"{model}.lock"
     with open_file(path, os.O_CREAT | os.O_RDWR) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +40,7 @@ def turn(run: Path, model: str) -> Iterator[bool]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            say(f"warning: {run} is on a file system without locks: run one command on it at a time")
+            say(f"warning: {what} is on a file system without locks: run one command on it at a time")
             is_ours = True
         else:
             is_ours = True

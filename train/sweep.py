@@ -12,8 +12,6 @@ the same accuracy again (on the CPU bit for bit).
 The test split is not scored: a trial ends with its last epoch, and the best settings go through ``python -m train student`` once.
 """
 
-import errno
-import fcntl
 import gc
 import importlib.util
 import os
@@ -29,12 +27,13 @@ import torch
 from lugpi_core.command_line import say
 from lugpi_core.device import Compute, half_for_training, resolve_compute
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder, open_file, read_json, write_bytes, write_json
+from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
 from lugpi_core.quiet import quiet_libraries
 from train.checkpoint import load_checkpoint, remove_checkpoints
 from train.commands import Run, find_run, load_training
+from train.locks import held
 from train.loop import best_epoch, fit
 from train.losses import distillation
 from train.metrics import markdown_table
@@ -302,17 +301,11 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process has it.
     """
-    with open_file(folder / LOCK, os.O_CREAT | os.O_RDWR) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with held(folder / LOCK, what=folder) as is_ours:
+        if not is_ours:
             raise InputError(
                 got=f"{folder}, which another command is searching",
                 expected="one command a sweep",
                 do="wait for it, or give another --name",
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            say(f"warning: {folder} is on a file system without locks: run one command on it at a time")
+            )
         yield

@@ -12,21 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from featurize.emoji.captions import meanings
 from featurize.emoji.placing import STILL, placed
 from featurize.emoji.sources import Synset
-from featurize.emoji.vision import normalised
 from featurize.emoji.world import World
 from featurize.generators import PRESETS, find_generator
-from featurize.image_encoder import DEMO_ENCODERS, ImageEncoder, find_encoder
+from featurize.image_encoder import DEMO_ENCODERS, ImageEncoder, JointSpace, find_encoder
+from featurize.probes import predict_linear, standardised
 from featurize.text_to_image import TextToImage
 from lugpi_core.demo_corpus import load_demo
 from lugpi_core.device import resolve_compute
 from lugpi_core.examples import Split
 from lugpi_core.fingerprint import digest
-from lugpi_core.torchvision_ops import allow_torchvision_import
 
 _BATCH = 64
 
@@ -52,27 +50,20 @@ class Artist:
 
 
 class Clip:
-    """The assembled CLIP: texts and pictures in its joint space."""
+    """The assembled CLIP: texts and pictures in its joint space, both of length one."""
 
     def __init__(self, folder: Path) -> None:
-        allow_torchvision_import()
-        import open_clip
+        files, compute = find_encoder(str(folder / "clip-demo")), resolve_compute("cpu", "auto", half="float16")
+        self._space, self._encoder = JointSpace(files, compute), ImageEncoder(files, compute)
 
-        name = f"local-dir:{folder / 'clip-demo'}"
-        self._model = open_clip.create_model(name, require_pretrained=True).eval()
-        self._tokenizer = open_clip.get_tokenizer(name)
-
-    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return [B, E], of length one."""
-        parts = [self._model.encode_text(self._tokenizer(list(texts[at : at + 256]))) for at in range(0, len(texts), 256)]
-        return nn.functional.normalize(torch.cat(parts), dim=-1)
+        """Return [B, E]."""
+        return torch.cat([self._space.texts(texts[start : start + 256]) for start in range(0, len(texts), 256)])
 
-    @torch.no_grad()
     def pictures(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return [B, E], of length one, of images in [0, 1]."""
-        parts = [self._model.encode_image(normalised(part)) for part in torch.split(images_B3HW, 256)]
-        return nn.functional.normalize(torch.cat(parts), dim=-1)
+        """Return [B, E] of images in [0, 1]."""
+        parts = [self._space.images(self._encoder.encode(part)[:, 0]) for part in torch.split(images_B3HW, 256)]
+        return torch.cat(parts)
 
 
 def clean_pictures(pictures: NDArray[np.uint8]) -> torch.Tensor:
@@ -170,14 +161,12 @@ def demo_glosses(split: Split) -> list[tuple[str, str]]:
     return [(example.text, corpus.label_names[example.label]) for example in examples]
 
 
-def probe(train: NDArray[Any], labels: Sequence[str], test: NDArray[Any], wanted: Sequence[str]) -> float:
-    """Return the accuracy of a logistic regression on standardised features."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=2000))
-    return round(float(model.fit(train, labels).score(test, wanted)), 4)
+def probe(train_NF: NDArray[np.float32], labels: Sequence[str], other_VF: NDArray[np.float32], wanted: Sequence[str]) -> float:
+    """Return the accuracy of the linear probe of ``python -m featurize inspect``."""
+    names = sorted(set(labels))
+    train, other = standardised(train_NF, other_VF)
+    predicted = predict_linear(train, np.array([names.index(label) for label in labels]), other)
+    return _share([names[number] == label for number, label in zip(predicted.tolist(), wanted, strict=True)])
 
 
 def probes(
@@ -197,6 +186,6 @@ def probes(
     found = {"text": probe(clip.texts(texts).numpy(), labels, clip.texts(glosses).numpy(), wanted)}
     drawn, seen = artist.pictures(texts), artist.pictures(glosses)
     for name in DEMO_ENCODERS:
-        encoder = ImageEncoder(replace(find_encoder(str(folder / name)), name=name), resolve_compute("cpu", "auto", half="float16"))
+        encoder = ImageEncoder(find_encoder(str(folder / name)), resolve_compute("cpu", "auto", half="float16"))
         found[name] = probe(pooled(encoder, drawn), labels, pooled(encoder, seen), wanted)
     return found

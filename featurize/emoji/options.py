@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from lugpi_core.device import require_seed
 from lugpi_core.embedded_models import FOLDER
 from lugpi_core.errors import InputError
 
 Part = Literal["bag", "words", "autoencoder", "tiny", "unet", "clip", "vit", "text", "assemble", "card"]
-PARTS: tuple[Part, ...] = ("words", "autoencoder", "tiny", "unet", "clip", "vit", "text", "assemble", "card")
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,7 @@ class EmojiOptions:
     """The folder common/ of CLDR (Debian: unicode-cldr-core)."""
     only: tuple[Part, ...] = PARTS
     """Which parts, in this order: bag and words (the text tower), autoencoder, tiny (its small decoder), unet, clip, vit, text (a
-    DistilBERT),
-    assemble (into --out), card (measure, and write README.md and drawings.png beside)."""
+    DistilBERT), assemble (into --out), card (measure, and write README.md and drawings.png beside)."""
     work_dir: Path = Path("runs/emoji")
     """Where checkpoints and records are kept."""
     out: Path = FOLDER

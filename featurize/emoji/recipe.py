@@ -22,7 +22,7 @@ from featurize.emoji.words import (
     word_piece_tokenizer,
 )
 from featurize.emoji.world import World
-from lugpi_core.files import make_folder
+from lugpi_core.files import make_folder, whole_folder
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 _VIEWS = 6
@@ -39,7 +39,7 @@ class Step:
     weight_decay: float = 0.05
 
 
-# Chosen by the probe accuracy of the dev glosses; two CPU cores take the minutes that the card tells.
+# What two CPU cores do in minutes, each; the card tells how many.
 STEPS: Mapping[str, Step] = {
     "bag": Step(steps=4000, batch=384, learning_rate=3e-3, weight_decay=0.0),
     "words": Step(steps=600, batch=384, learning_rate=6e-4),
@@ -168,8 +168,6 @@ class Recipe:
     def _tokenizer(self, name: str, make: Callable[[Sequence[str]], Any]) -> Any:
         folder = self.folder / f"{name}-tokenizer"
         if not folder.is_dir():
-            from lugpi_core.files import whole_folder
-
             with whole_folder(folder) as partial:
                 make(self.world.texts()).save_pretrained(partial)
         allow_torchvision_import()

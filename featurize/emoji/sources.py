@@ -6,11 +6,9 @@
 * ``wordnet-synsets.jsonl.gz`` (Open English WordNet, CC BY 4.0): one synset a line, as for the demo corpus.
 """
 
-import gzip
 import json
 import re
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lugpi_core.archives import decoded
 from lugpi_core.errors import InputError
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -134,19 +131,17 @@ def _centred(picture: Any) -> Any:
     return square
 
 
-def load_synsets(wordnet: Path, *, held_out: AbstractSet[str]) -> dict[str, Synset]:
+def read_synsets(lines: Iterable[str], *, held_out: AbstractSet[str]) -> dict[str, Synset]:
     """Return all synsets but those held out, by identity; what is held out is nobody's hypernym either.
 
     Raises:
-        InputError: the file is missing or is not a file of synsets.
+        InputError: a line is no synset.
     """
-    expected = "wordnet-synsets.jsonl.gz, one JSON object a line with id, lexfile, words, gloss, hypernyms and instance_of"
+    expected = "one JSON object a line with id, lexfile, words, gloss, hypernyms and instance_of"
     try:
-        lines = decoded(gzip.decompress(wordnet.read_bytes()), where=str(wordnet)).splitlines()
-        read = [json.loads(line) for line in lines]
-        return _linked(read, held_out)
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(got=f"{wordnet} ({error})", expected=expected, do="check the path given with --wordnet") from None
+        return _linked([json.loads(line) for line in lines], held_out)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(got=f"lines that are no synsets ({error!r})", expected=expected, do="use wordnet-synsets.jsonl.gz") from None
 
 
 def _linked(read: Sequence[Mapping[str, Any]], held_out: AbstractSet[str]) -> dict[str, Synset]:

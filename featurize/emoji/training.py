@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from lugpi_core.command_line import say
+from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, whole_file, write_json
+from lugpi_core.fingerprint import differences
 
 _WARM_UP = 0.05
 _SAVED_EVERY_S = 60.0
@@ -45,6 +47,9 @@ def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Sc
 
     A killed run goes on from its last checkpoint: everything random hangs on the seed and the number of the step.
 
+    Raises:
+        InputError: what is in ``folder`` was trained by another schedule.
+
     Args:
         name: of the model, for its files ``<name>.pt`` and ``<name>.json``.
         model: with everything that learns.
@@ -57,12 +62,15 @@ def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Sc
     """
     weights, record = make_folder(folder) / f"{name}.pt", folder / f"{name}.json"
     if record.is_file():
-        model.load_state_dict(torch.load(weights, weights_only=True)["model"])
         done: dict[str, Any] = read_json(record)
+        _require_same(done["schedule"], schedule, weights)
+        model.load_state_dict(torch.load(weights, weights_only=True)["model"])
         return done
     run = _Run(model, schedule)
     if weights.is_file():
-        run.load(torch.load(weights, weights_only=True))
+        state = torch.load(weights, weights_only=True)
+        _require_same(state["schedule"], schedule, weights)
+        run.load(state)
     loss, saved_at = make_loss(), time.monotonic()
     while run.step < schedule.steps:
         run.one_step(loss)
@@ -75,6 +83,15 @@ def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Sc
     run.save(weights)
     write_json(record, run.record())
     return run.record()
+
+
+def _require_same(there: dict[str, Any], schedule: Schedule, weights: Path) -> None:
+    if unlike := differences(there, vars(schedule)):
+        raise InputError(
+            got=f"{weights}, trained otherwise: {'; '.join(unlike)}",
+            expected="the same seed and lengths",
+            do="repeat them, remove it, or give another --work-dir",
+        )
 
 
 class _Run:
@@ -115,7 +132,7 @@ class _Run:
 
     def take_average(self) -> None:
         with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=bool(self.average)) if self.average else ():
+            for parameter, average in zip(self.parameters, self.average, strict=False):  # none where there is no average
                 parameter.copy_(average)
 
     def save(self, path: Path) -> None:
@@ -123,6 +140,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
+            "schedule": vars(self.schedule),
             "rest": json.dumps([self.step, self.seconds, self.smoothed, self.curve]),
         }
         with whole_file(path) as partial:
@@ -136,4 +154,5 @@ class _Run:
 
     def record(self) -> dict[str, Any]:
         parameters = sum(parameter.numel() for parameter in self.parameters)
-        return {"steps": self.step, "seconds": round(self.seconds, 1), "parameters": parameters, "loss": self.curve}
+        figures = {"steps": self.step, "seconds": round(self.seconds, 1), "parameters": parameters, "loss": self.curve}
+        return {**figures, "schedule": vars(self.schedule)}

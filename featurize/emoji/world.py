@@ -1,7 +1,5 @@
 """Everything that the models learn from, put together once: pictures, synsets, captions, and what is held out."""
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.emoji.captions import HeldOut, Tree, held_out, meanings, nearest_pictures, own_captions
-from featurize.emoji.sources import CLDR, FONT, Emoji, Synset, load_emoji, load_synsets, rendered
-from lugpi_core.errors import InputError
+from featurize.emoji.sources import CLDR, FONT, Emoji, Synset, load_emoji, read_synsets, rendered
+from lugpi_core.demo_corpus import synset_lines
 
 PICTURE_PX = 96  # kept larger than what the models see, to be placed and turned
 
@@ -56,14 +54,9 @@ def load_world(wordnet: Path, *, font: Path = FONT, cldr: Path = CLDR) -> World:
     Raises:
         InputError: a source is missing or is not what it should be.
     """
-    try:
-        lines = gzip.decompress(wordnet.read_bytes()).decode().splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(
-            got=f"{wordnet} ({error})", expected="wordnet-synsets.jsonl.gz", do="check the path given with --wordnet"
-        ) from None
+    lines = synset_lines(wordnet)
     held = held_out(lines)
-    synsets = load_synsets(wordnet, held_out=held.ids)
+    synsets = read_synsets(lines, held_out=held.ids)
     emoji, pictures = rendered(load_emoji(cldr), font=font, side_px=PICTURE_PX)
     return make_world(emoji, pictures, synsets, held)
 
