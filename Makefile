@@ -31,12 +31,12 @@ $(DEV_INSTALLED): $(INSTALLED)
 
 install: $(INSTALLED) ## make .venv with the tested versions
 
-demo: $(INSTALLED) ## the whole pipeline on the embedded default: CPU, no downloads of models
+demo: $(INSTALLED) ## the whole experiment on the embedded corpus and models: CPU, no downloads of models
 	$(RUN) -m featurize --dataset demo --generator demo --encoders demo
-	$(RUN) -m train baseline --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4
-	$(RUN) -m train teacher --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4 --image-tokens clip-demo
-	$(RUN) -m train student --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4
-	$(RUN) -m train tables --dataset demo --no-train
+	$(RUN) -m featurize inspect --dataset demo
+	$(RUN) -m train tables --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4 --seeds 1 --rows table1 controls
+	@$(RUN) -m train report --dataset demo > /dev/null
+	@echo "drawings: runs/demo/drawings.png, all of it on one page: runs/demo/report.html"
 
 test: $(DEV_INSTALLED) ## the test suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile

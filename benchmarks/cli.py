@@ -39,7 +39,7 @@ class PicturesOptions(BenchmarkOptions):
     """Measure what DeepCache and the tiny decoder change in the tokens, beside what another seed changes."""
 
     generator: str = "demo"
-    """As for featurize. The embedded one has random weights: what it shows holds for no other."""
+    """As for featurize. The embedded one draws emoji: what it shows holds for no other."""
     encoder: str = "clip-demo"
     """As for featurize."""
     steps: int = 20
@@ -116,7 +116,7 @@ def _pictures(options: PicturesOptions) -> dict[str, Any]:
         generator=options.generator,
         encoder=options.encoder,
         steps=2 if options.smoke else options.steps,
-        drawings=4 if options.smoke else options.drawings,
+        drawings=48 if options.smoke else options.drawings,
         record=options.record,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurize.embedded import embedded_folder
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.files import whole_folder
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
@@ -166,7 +166,7 @@ def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
     with whole_folder(folder) as partial:
         (partial / "model_index.json").write_text(json.dumps(index))
         scheduler.save_pretrained(partial / "scheduler")
-        shutil.copytree(embedded_folder() / "generator" / "tokenizer", partial / "tokenizer")
+        shutil.copytree(embedded_model("generator") / "tokenizer", partial / "tokenizer")
         _write_diffusers(partial / "unet", meta_unet(sizes), dtype)
         _write_diffusers(partial / "vae", meta_vae(sizes), dtype)
         text_encoder: Any = meta_text_encoder(sizes.text)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from featurize.generators import Generator
+from lugpi_core.embedded_models import LICENSE, embedded_model
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
@@ -79,12 +80,9 @@ def check_decoder_name(wanted: str) -> None:
 
 def _made_for(generator: Generator) -> tuple[str, Path, str | None, str]:
     """Return name, folder, revision and licence of the tiny decoder for a generator's latents."""
-    if generator.name == "demo":
-        from featurize.embedded import embedded_folder
-
-        # Another folder may bear the name too (demo=FOLDER); its latents are not for a decoder of random weights.
-        if generator.folder == embedded_folder() / "generator":
-            return "taesd-demo", embedded_folder() / "tiny", None, "Apache-2.0"
+    # Another folder may bear the name too (demo=FOLDER); its latents are not for this decoder.
+    if generator.name == "demo" and generator.folder == embedded_model("generator"):
+        return "taesd-demo", embedded_model("tiny"), None, LICENSE
     source = _SOURCES[generator.pipeline_class]
     folder = local_model_folder(source, patterns=(_CONFIG, _WEIGHTS), flag="--decoder tiny, which is")
     revision = None if Path(source).is_dir() else folder.name  # the hub's cache keeps each commit in a folder of its name

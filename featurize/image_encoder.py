@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lugpi_core.device import Compute
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_file, hash_model_folder
@@ -237,9 +238,7 @@ def find_encoder(wanted: str) -> EncoderFiles:
 def _found(wanted: str) -> EncoderFiles:
     source = PRESETS.get(wanted, wanted)
     if source == "embedded":
-        from featurize.embedded import embedded_folder
-
-        return _from_folder(wanted, embedded_folder() / wanted)
+        return _from_folder(wanted, embedded_model(wanted))
     if source.startswith("open_clip:"):
         return _from_open_clip(wanted, source.removeprefix("open_clip:"))
     if not Path(source).is_dir() and "/" not in source:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.class_similarity import WINDOW, class_similarity, spread_over_classes
+from featurize.contact_sheet import contact_sheet
 from featurize.decoders import check_decoder_name
 from featurize.near_copies import near_copies
 from featurize.options import InspectOptions
@@ -36,6 +37,7 @@ from lugpi_core.thumbnails import FOLDER, MOST_SIDE_PX, ThumbnailSource, write_t
 
 MOST_CLASS_PICTURES = 1000
 _SIMILARITY_SIDE_PX = 64
+SHEET, MOST_ON_SHEET = "drawings.png", 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,13 +253,22 @@ def _thumbnails(subject: Subject, pictures: StoredPictures, most: int) -> dict[s
         corpus=subject.corpus.fingerprint(), generator=pictures.generator.name, notice=pictures.generator.settings.notice
     )
     folder = subject.options.run / FOLDER
-    by_row = dict(zip(chosen[places].tolist(), to_bytes(small_n3SS), strict=True))
+    shown = to_bytes(small_n3SS)
+    by_row = dict(zip(chosen[places].tolist(), shown, strict=True))
+    captions = [_caption(subject.corpus, row) for row in list(by_row)[:MOST_ON_SHEET]]
     return {
         "folder": str(folder),
+        "sheet": str(contact_sheet(captions, shown[:MOST_ON_SHEET], subject.options.run / SHEET)),
         "examples": len(by_row),
         "side_px": small_n3SS.shape[-1],
         "bytes": write_thumbnails(folder, by_row, source),
     }
+
+
+def _caption(corpus: Corpus, row: int) -> str:
+    example = corpus.examples[row]
+    label = f"[{corpus.label_names[example.label]}]\n" if corpus.label_names else ""
+    return f"{label}{example.prompt}"
 
 
 def _say_pictures(likeness: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
@@ -274,6 +285,7 @@ def _say_pictures(likeness: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
         say(f"thumbnails left out: {kept['left_out']}")
     else:
         say(f"thumbnails of {kept['examples']:,} test examples, {kept['bytes'] / 1e6:.2f} MB: {kept['folder']}")
+        say(f"the first of them on one sheet: {kept['sheet']}")
 
 
 def _notice(options: InspectOptions) -> str | None:

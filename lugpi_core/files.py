@@ -192,14 +192,6 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def cache_folder() -> Path:
-    """Return the folder for what can be made again at any time: ``$LUGPI_CACHE``, else ``$XDG_CACHE_HOME/lugpi``, else
-    ``~/.cache/lugpi``."""
-    if named := os.environ.get("LUGPI_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lugpi"
-
-
 def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host_name()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 

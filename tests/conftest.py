@@ -1,9 +1,9 @@
-"""What every test stands on: no hub, a cache of its own, one thread, the embedded models made once."""
+"""What every test stands on: no hub, one thread."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,21 +59,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder for the whole session, so that the embedded models are made by these tests and not found."""
-    folder = tmp_path_factory.mktemp("cache")
-    os.environ["LUGPI_CACHE"] = str(folder)
-    yield folder
-    del os.environ["LUGPI_CACHE"]
-
-
 @pytest.fixture(scope="session")
-def command(cache: Path) -> Command:
+def command() -> Command:
     """Run ``python -m …`` as a user would, in a process of its own, from the checkout."""
 
     def run(*arguments: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=ROOT,

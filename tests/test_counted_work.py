@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.counted_work import Stage, StageWork, _count, counted_work, stages
-from featurize.embedded import embedded_folder
 from featurize.generators import Generator, GeneratorPreset, find_generator, generator_settings
 from featurize.image_encoder import EncoderFiles, Preprocessing, find_encoder
+from lugpi_core.embedded_models import FOLDER
 from lugpi_core.errors import InputError
 
 TERA, MEGA = 1e12, 1e6
@@ -195,11 +195,13 @@ def demo() -> tuple[Generator, list[EncoderFiles]]:
 def test_the_demo_costs_what_its_loaded_models_are_seen_to_compute(demo: tuple[Generator, list[EncoderFiles]]) -> None:
     generator, encoders = demo
     work = counted_work(generator, encoders, dtype="float32")
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(generator.folder, local_files_only=True, safety_checker=None)
-    prompt_BTD = torch.zeros(1, 77, 64)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        generator.folder, local_files_only=True, safety_checker=None, dtype=torch.float32
+    )
+    prompt_BTD = torch.zeros(1, 40, 160)
     latents_BChw = torch.zeros(1, *generator.latent_shape)
     forwards: dict[str, Callable[[], object]] = {
-        "prompt": lambda: pipeline.text_encoder(torch.zeros(1, 77, dtype=torch.long)),
+        "prompt": lambda: pipeline.text_encoder(torch.zeros(1, 40, dtype=torch.long)),
         "denoise": lambda: pipeline.unet(latents_BChw, 0, prompt_BTD),
         "decode": lambda: pipeline.vae.decode(latents_BChw),
     }
@@ -208,8 +210,8 @@ def test_the_demo_costs_what_its_loaded_models_are_seen_to_compute(demo: tuple[G
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             forward()
         assert work[name].flops == counter.get_total_flops(), name
-    # Its MLP is twice as wide as the layer, where the formula has four times; the 16 patches go through one matrix before the layers.
-    vit_flops = _transformer_flops(2, 17, 64) - 2 * (2 * 17 * 4 * 64**2) + 2 * (3 * 64**2) * 64
+    # The 16 patches go through one matrix before the layers.
+    vit_flops = _transformer_flops(4, 17, 128) + 2 * (16 * 3 * 16**2) * 128
     assert work["encode vit-demo"].flops == pytest.approx(vit_flops, rel=0.005)
 
 
@@ -217,8 +219,8 @@ def test_the_demos_weights_are_those_of_its_files(demo: tuple[Generator, list[En
     work = counted_work(*demo, dtype="float32")
     files = {"denoise": "generator/unet/diffusion_pytorch_model", "decode": "generator/vae/diffusion_pytorch_model"}
     for name, file in files.items():
-        weights = load_file(embedded_folder() / f"{file}.safetensors")
-        assert work[name].weight_bytes == sum(tensor.nbytes for tensor in weights.values())
+        weights = load_file(FOLDER / f"{file}.safetensors")
+        assert work[name].weight_bytes == sum(4 * tensor.numel() for tensor in weights.values())  # the files have them in float16
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from featurize.decoders import DecoderFiles, find_decoder, load_decoder
-from featurize.embedded import embedded_folder
 from featurize.generators import Generator, find_generator, generator_settings
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -30,7 +30,7 @@ def demo() -> Generator:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A TAESD folder to change at will."""
-    return Path(shutil.copytree(embedded_folder() / "tiny", tmp_path / "taesd"))
+    return Path(shutil.copytree(embedded_model("tiny"), tmp_path / "taesd"))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_tiny_is_the_embedded_one_for_the_embedded_generator(demo: Generator) ->
     files = _found("tiny", demo)
     assert (files.name, files.folder, files.revision, files.license) == (
         "taesd-demo",
-        embedded_folder() / "tiny",
+        embedded_model("tiny"),
         None,
         "Apache-2.0",
     )
@@ -125,9 +125,9 @@ def test_an_unknown_name_is_answered_with_the_nearest(demo: Generator, wanted: s
 
 def test_a_model_of_another_class_is_refused(demo: Generator) -> None:
     with pytest.raises(InputError, match=r"vae \(AutoencoderKL\); expected AutoencoderTiny; choose another decoder"):
-        find_decoder(f"tiny={embedded_folder() / 'generator' / 'vae'}", demo)
+        find_decoder(f"tiny={embedded_model('generator') / 'vae'}", demo)
     with pytest.raises(InputError, match=r"vit-demo \(no model of diffusers\); expected AutoencoderTiny"):
-        find_decoder(f"tiny={embedded_folder() / 'vit-demo'}", demo)
+        find_decoder(f"tiny={embedded_model('vit-demo')}", demo)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_model_of_another_class_is_refused(demo: Generator) -> None:
     [
         (
             {"latent_channels": 16},
-            r"taesd, a decoder for latents of 16 channels; expected latents of 4 channels, as the generator demo has;",
+            r"taesd, a decoder for latents of 16 channels; expected latents of 8 channels, as the generator demo has;",
         ),
         ({"num_decoder_blocks": [1, 1, 1]}, r"a decoder for images of 32 px; expected images of 64 px"),
         ({"upsampling_scaling_factor": 4}, r"a decoder for images of 512 px; expected images of 64 px"),
@@ -150,9 +150,12 @@ def test_a_decoder_that_does_not_fit_the_generator_is_refused(demo: Generator, f
 
 
 def test_what_a_configuration_leaves_out_is_what_diffusers_takes(demo: Generator, folder: Path) -> None:
-    silent = ("latent_channels", "num_decoder_blocks", "upsampling_scaling_factor", "out_channels")
+    silent = ("num_decoder_blocks", "upsampling_scaling_factor", "out_channels")
     _edit_json(folder / "config.json", **dict.fromkeys(silent))
     assert find_decoder(f"tiny={folder}", demo) is not None
+    _edit_json(folder / "config.json", latent_channels=None)
+    with pytest.raises(InputError, match="a decoder for latents of 4 channels; expected latents of 8 channels"):
+        find_decoder(f"tiny={folder}", demo)
     defaults = diffusers.AutoencoderTiny.from_config({}).config
     assert (
         defaults["latent_channels"],
@@ -227,10 +230,10 @@ def test_an_infinite_latent_makes_a_finite_picture_and_one_that_is_no_number_doe
 
 @torch.inference_mode()
 def test_it_gives_what_a_pipeline_gives_that_has_it_for_its_decoder(demo: Generator) -> None:
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo.folder, safety_checker=None)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo.folder, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     files = _found("tiny", demo)
-    pipeline.vae = diffusers.AutoencoderTiny.from_pretrained(files.folder)
+    pipeline.vae = diffusers.AutoencoderTiny.from_pretrained(files.folder, dtype=torch.float32)
     noise = torch.randn(1, *demo.latent_shape, generator=torch.Generator().manual_seed(0))
     how = {"latents": noise, "num_inference_steps": 2, "guidance_scale": 1.0}
     latents = pipeline(["a cat"], output_type="latent", **how).images

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.deepcache import DeepReuse
-from featurize.embedded import embedded_folder
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
 
 SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
@@ -46,7 +46,7 @@ def _unet(kind: str) -> Unet:
 @cache
 def _made(kind: str) -> Unet:
     if kind == "demo":
-        return diffusers.UNet2DConditionModel.from_pretrained(embedded_folder() / "generator" / "unet").eval()
+        return diffusers.UNet2DConditionModel.from_pretrained(embedded_model("generator") / "unet", dtype=torch.float32).eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return diffusers.UNet2DConditionModel(**{"sd2": SMALL_SD2, "sdxl": SMALL_SDXL}[kind]).eval()
@@ -61,7 +61,7 @@ def _inputs(unet: Unet, seed: int, *, rows: int = 2, side: int = 8, device: str 
 
     config = unet.config
     inputs: Inputs = {
-        "sample": drawn(rows, 4, side, side),
+        "sample": drawn(rows, config.in_channels, side, side),
         "timestep": torch.tensor(900 - 100 * seed, device=device),
         "encoder_hidden_states": drawn(rows, 77, config.cross_attention_dim),
     }
@@ -204,7 +204,7 @@ def test_the_two_halves_of_a_guided_batch_keep_to_themselves() -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers meet NumPy 2 with it
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
 def test_it_draws_with_any_scheduler_of_a_pipeline(scheduler: str) -> None:
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(embedded_folder() / "generator", safety_checker=None)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(embedded_model("generator"), safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, skip_prk_steps=True)
     forwards: list[bool] = []
@@ -212,7 +212,7 @@ def test_it_draws_with_any_scheduler_of_a_pipeline(scheduler: str) -> None:
     pipeline.unet.register_forward_hook(lambda *_: forwards.append(False))
 
     def drawn() -> torch.Tensor:
-        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
         latents: torch.Tensor = pipeline(["a", "b"], latents=noise, num_inference_steps=6, guidance_scale=3.0, output_type="latent").images
         return latents
 

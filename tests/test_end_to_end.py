@@ -31,7 +31,7 @@ def test_the_embedded_default_runs_from_text_to_table(command: Command, tmp_path
     table = command("train", "tables", *common, "--no-train")
     there = {model["folder"]: row for row, found in figures(table)["rows"].items() for model in found["models"]}
     assert there == {"baseline": "baseline", "teacher": "teacher-clip-demo", "student": "student-clip-demo"}
-    assert "carry no meaning" in table.stdout
+    assert "draws emoji" in table.stdout
 
 
 @pytest.mark.skipif(not (DATA / "cwishareddataset.zip").is_file(), reason="the CWI archive is not beside the checkout")

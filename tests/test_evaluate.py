@@ -14,8 +14,8 @@ from conftest import ROOT
 
 from lugpi_core.command_line import run
 from lugpi_core.device import resolve_compute
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
-from train.embedded import embedded_text_model
 from train.evaluate import class_columns, evaluate, label_numbers, load_classifier, predicted_logits
 from train.tool_options import EvaluateOptions
 
@@ -29,8 +29,10 @@ def classifier_folder(folder: Path, *names: str) -> Path:
 
     torch.manual_seed(3)
     labels = dict(enumerate(names))
-    model = AutoModelForSequenceClassification.from_pretrained(embedded_text_model(), num_labels=len(names), id2label=labels)
-    tokenizer = AutoTokenizer.from_pretrained(embedded_text_model())
+    model = AutoModelForSequenceClassification.from_pretrained(
+        embedded_model("text"), num_labels=len(names), id2label=labels, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model("text"))
     with torch.no_grad():
         model.classifier.weight.normal_()
         model.pre_classifier.weight.normal_(std=0.3)
@@ -254,7 +256,7 @@ def test_a_folder_that_holds_no_whole_classifier_is_refused(model: Path, tmp_pat
     (spoiled("teacher") / "metrics.json").write_text('{"command": "teacher"}')
     (tmp_path / "teacher" / "config.json").unlink()
     assert "python -m train teacher, which reads image tokens and is no Hugging Face classifier" in said(tmp_path / "teacher")
-    assert "which holds DistilBertModel" in said(embedded_text_model())
+    assert "which holds DistilBertModel" in said(embedded_model("text"))
 
 
 def test_weights_that_are_not_there_are_not_made_up(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,8 @@ from conftest import ROOT, Command
 from small_corpus import load_no_model
 
 from featurize.cli import main
-from featurize.embedded import embedded_folder
 from featurize.image_encoder import ImageEncoder
+from lugpi_core.embedded_models import embedded_model
 
 DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")
 
@@ -83,7 +83,7 @@ def test_a_new_process_makes_the_store_and_ends_with_one_json_object_and_says_wh
         {"prompts": 13, "drawn": 13, "decoded": 13, "encoded": 26, "redone": 0},
     )
     assert "own: 9 train, 1 validation, 3 test; 13 drawings (0 spared" in done.stderr
-    assert "note: the embedded demo models have random weights" in done.stderr
+    assert "note: the embedded generator draws emoji" in done.stderr
     assert "drawing on CPU, float32, attention AttnProcessor2_0, 4 at a time" in done.stderr
     assert "warning" not in done.stderr.lower()
     assert "Loading weights" not in done.stderr
@@ -134,7 +134,7 @@ def test_failed_rows_are_told_and_the_exit_status_is_one(
 
 
 def _own_generator(tmp_path: Path, change: Callable[[Path], object]) -> str:
-    folder = Path(shutil.copytree(embedded_folder() / "generator", tmp_path / "generator"))
+    folder = Path(shutil.copytree(embedded_model("generator"), tmp_path / "generator"))
     change(folder)
     return f"demo={folder}"
 
@@ -180,7 +180,7 @@ def test_another_setting_on_the_same_store_is_refused_and_nothing_changes(
 
 
 def _encoder(folder: Path) -> Path:
-    shutil.copytree(embedded_folder() / "clip-demo", folder)
+    shutil.copytree(embedded_model("clip-demo"), folder)
     _add_space(folder / "open_clip_config.json")
     return folder
 
@@ -253,10 +253,10 @@ runpy.run_module("featurize", run_name="__main__")
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_with_its_number_and_the_same_command_goes_on_to_the_same_bytes(
-    table: Path, tmp_path: Path, cache: Path, number: signal.Signals, status: int
+    table: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     arguments = ["--dataset", str(table), *DEMO, "--steps", "40", "--run-dir"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, *arguments, str(tmp_path / "broken")],
         cwd=ROOT,
@@ -283,9 +283,9 @@ def _shards(run_dir: Path) -> dict[str, bytes]:
     return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in sorted((run_dir / "tokens").glob("*/shard-*"))}
 
 
-def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes_of_one(table: Path, tmp_path: Path, cache: Path) -> None:
+def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes_of_one(table: Path, tmp_path: Path) -> None:
     arguments = ["--dataset", str(table), *DEMO, "--steps", "10", "--batch-size", "2", "--shard-rows", "2", "--run-dir"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pair = [
         subprocess.Popen(
             [sys.executable, "-m", "featurize", *arguments, str(tmp_path / "both")],

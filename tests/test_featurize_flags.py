@@ -14,10 +14,10 @@ import torch
 from small_corpus import load_no_model, poison
 
 from featurize.cli import main
-from featurize.embedded import embedded_folder
 from featurize.image_encoder import ImageEncoder, find_encoder
 from featurize.text_to_image import TextToImage
 from lugpi_core.device import resolve_compute
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.store.manifest import MANIFEST, load_manifest
 from lugpi_core.store.reader import ColumnReader
 
@@ -94,7 +94,7 @@ def test_another_decoder_gets_a_column_of_its_own_from_the_same_latents_and_draw
 
 def test_the_tokens_of_the_tiny_decoder_are_those_of_its_pictures(made: Path) -> None:
     latents = torch.from_numpy(ColumnReader(made / "tokens", "latents").gather(range(4))).float()
-    vae = diffusers.AutoencoderTiny.from_pretrained(embedded_folder() / "tiny")
+    vae = diffusers.AutoencoderTiny.from_pretrained(embedded_model("tiny"))
     with torch.inference_mode():
         images = (vae.decode(latents, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
     tokens = ImageEncoder(find_encoder("clip-demo"), resolve_compute("cpu", "float32", half="float16")).encode(images)
@@ -107,7 +107,7 @@ def test_the_decoder_is_part_of_a_columns_identity(run: Path, table: Path, capsy
     found = {name: load_manifest(run / "tokens" / name)[0].fingerprint for name in ("latents", "clip-demo", TINY)}
     assert "decoder" not in found["latents"]
     assert found["clip-demo"]["decoder"] != found[TINY]["decoder"]
-    folder = Path(shutil.copytree(embedded_folder() / "tiny", tmp_path / "tiny"))
+    folder = Path(shutil.copytree(embedded_model("tiny"), tmp_path / "tiny"))
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     before = _state(run)
     assert main(["--dataset", str(table), "--run-dir", str(run), *DEMO, "--decoder", f"tiny={folder}"]) == 2

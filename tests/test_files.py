@@ -19,7 +19,6 @@ from lugpi_core import files
 from lugpi_core.errors import InputError
 from lugpi_core.files import (
     FOREIGN_ORPHAN_S,
-    cache_folder,
     host_name,
     make_folder,
     open_file,
@@ -202,20 +201,6 @@ def test_a_folder_without_permission_is_an_input_error(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     with pytest.raises(InputError, match="no permission"):
         make_folder(tmp_path)
-
-
-def test_the_cache_folder_follows_lugpi_then_xdg_then_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.setenv("LUGPI_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.setenv("LUGPI_CACHE", "")
-    assert cache_folder() == Path("/xdg/lugpi")
-    monkeypatch.delenv("LUGPI_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cache_folder() == Path("/home/somebody/.cache/lugpi")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path("/home/somebody/.cache/lugpi")
 
 
 @pytest.fixture(params=[1, 7, 1 << 20], ids="{} bytes at a time".format)

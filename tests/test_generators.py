@@ -11,8 +11,8 @@ import pytest
 from diffusers.utils.hub_utils import httpx
 from huggingface_hub import constants
 
-from featurize.embedded import embedded_folder
 from featurize.generators import PRESETS, Generator, GeneratorPreset, find_generator, generator_settings
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -23,7 +23,7 @@ Download = Callable[..., str]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A Stable Diffusion folder to change at will."""
-    return Path(shutil.copytree(embedded_folder() / "generator", tmp_path / "sd"))
+    return Path(shutil.copytree(embedded_model("generator"), tmp_path / "sd"))
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def _edit_json(path: Path, **changes: Any) -> None:
         ("sd2-1", 768, 50, 7.5, "ddim"),
         ("sd2-1-base", 512, 50, 7.5, "ddim"),
         ("sd-turbo", 512, 1, 0.0, "own"),
-        ("demo", 64, 4, 3.0, "ddim"),
+        ("demo", 64, 4, 5.0, "ddim"),
     ],
 )
 def test_a_preset_has_the_settings_of_its_table(name: str, size_px: int, steps: int, guidance: float, scheduler: str) -> None:
@@ -81,8 +81,8 @@ def test_every_preset_but_the_demo_names_where_its_weights_are_and_the_mirror_co
 def test_presets_that_a_user_must_be_warned_of_say_so() -> None:
     notices = {name: preset.notice for name, preset in PRESETS.items() if preset.notice}
     assert notices.keys() == {"sd-turbo", "demo"}
+    assert "draws emoji" in str(notices["demo"])
     assert "Stability AI Community License" in str(notices["sd-turbo"])
-    assert "random weights" in str(notices["demo"])
 
 
 def test_what_the_user_gives_stands_above_the_preset_and_zero_is_given() -> None:
@@ -128,7 +128,7 @@ def test_settings_that_make_no_picture_are_refused(override: dict[str, Any], mes
 def test_the_demo_is_found_whole() -> None:
     demo = _find("demo")
     assert (demo.name, demo.revision, demo.variant, demo.pipeline_class) == ("demo", None, None, "StableDiffusionPipeline")
-    assert (demo.size_px, demo.latent_shape) == (64, (4, 8, 8))
+    assert (demo.size_px, demo.latent_shape) == (64, (8, 8, 8))
     assert demo.fingerprint() == {
         "name": "demo",
         "revision": None,
@@ -136,7 +136,7 @@ def test_the_demo_is_found_whole() -> None:
         "pipeline": "StableDiffusionPipeline",
         "size_px": 64,
         "steps": 4,
-        "guidance": 3.0,
+        "guidance": 5.0,
         "scheduler": "ddim",
         "deepcache": 1,
     }
@@ -157,7 +157,7 @@ def test_a_presets_weights_may_come_from_a_folder(folder: Path) -> None:
 def test_a_folder_alone_has_the_size_it_was_trained_for_and_its_own_scheduler(folder: Path) -> None:
     found = _find(str(folder))
     assert (found.name, found.size_px, found.settings.scheduler, found.settings.steps) == ("sd", 64, "own", 50)
-    assert _find(str(folder), size_px=128).latent_shape == (4, 16, 16)
+    assert _find(str(folder), size_px=128).latent_shape == (8, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_a_model_in_the_hubs_cache_is_found_offline_with_its_commit(folder: Path
     (cached / "refs" / "main").write_text(COMMIT)
     found = _find("fast", half=True)
     assert (found.folder, found.revision, found.variant) == (cached / "snapshots" / COMMIT, COMMIT, None)
-    assert (found.size_px, found.latent_shape) == (512, (4, 64, 64))
+    assert (found.size_px, found.latent_shape) == (512, (8, 64, 64))
 
 
 def test_the_latents_have_the_unets_channels_and_the_decoders_factor(folder: Path) -> None:

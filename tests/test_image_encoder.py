@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from featurize.embedded import embedded_folder
 from featurize.image_encoder import DEMO_ENCODERS, PRESETS, EncoderFiles, ImageEncoder, expand_encoders, find_encoder
 from lugpi_core.device import Compute, resolve_compute
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -40,12 +40,12 @@ def compute() -> Iterator[Compute]:
 
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(embedded_folder() / "clip-demo", tmp_path / "clip"))
+    return Path(shutil.copytree(embedded_model("clip-demo"), tmp_path / "clip"))
 
 
 @pytest.fixture
 def vit_folder(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(embedded_folder() / "vit-demo", tmp_path / "vit"))
+    return Path(shutil.copytree(embedded_model("vit-demo"), tmp_path / "vit"))
 
 
 def _images(side_px: int, count: int = 2) -> torch.Tensor:
@@ -180,11 +180,11 @@ def test_the_class_token_comes_first_and_its_projection_is_the_image_embedding(c
 
 def test_the_tokens_of_a_vit_are_its_last_hidden_state(compute: Compute) -> None:
     encoder = ImageEncoder(find_encoder("vit-demo"), compute)
-    model = transformers.ViTModel.from_pretrained(embedded_folder() / "vit-demo", add_pooling_layer=False).eval()
+    model = transformers.ViTModel.from_pretrained(embedded_model("vit-demo"), add_pooling_layer=False, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = model(pixel_values=encoder.pixels(_images(96))).last_hidden_state
     tokens = encoder.encode(_images(96))
-    assert (tokens.dtype, tokens.shape) == (torch.float16, (2, 17, 64))
+    assert (tokens.dtype, tokens.shape) == (torch.float16, (2, 17, 128))
     assert torch.equal(tokens, expected.half())
 
 
@@ -192,7 +192,7 @@ def test_dinov2_is_read_with_its_class_token(tmp_path: Path, compute: Compute) -
     config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     model = transformers.Dinov2Model(config).eval()
     model.save_pretrained(tmp_path / "dino")
-    shutil.copy(embedded_folder() / "vit-demo" / "preprocessor_config.json", tmp_path / "dino")
+    shutil.copy(embedded_model("vit-demo") / "preprocessor_config.json", tmp_path / "dino")
     encoder = ImageEncoder(find_encoder(str(tmp_path / "dino")), compute)
     with torch.inference_mode():
         expected = model(pixel_values=encoder.pixels(_images(28))).last_hidden_state
@@ -210,10 +210,9 @@ def test_an_encoder_is_frozen_and_does_not_change_with_use(compute: Compute, nam
 
 
 def _bare(size_px: int, interpolation: Any, compute: Compute) -> ImageEncoder:
-    encoder = ImageEncoder(find_encoder("clip-demo"), compute)
-    how = replace(encoder.files.preprocessing, size_px=size_px, interpolation=interpolation)
-    encoder.files = replace(encoder.files, preprocessing=how)
-    return encoder
+    files = find_encoder("clip-demo")
+    how = replace(files.preprocessing, size_px=size_px, interpolation=interpolation, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return ImageEncoder(replace(files, preprocessing=how), compute)
 
 
 @pytest.mark.parametrize(("interpolation", "pil"), [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)])
@@ -221,7 +220,7 @@ def test_the_resize_is_antialiased_as_torch_and_pil_have_it(compute: Compute, in
     ramp = torch.linspace(0, 1, 512)
     waves = (torch.sin(torch.arange(512) * 1.7) + 1) / 2
     picture = torch.stack([ramp.expand(512, 512), ramp.view(-1, 1).expand(512, 512), waves.expand(512, 512)]).unsqueeze(0)
-    resized = _bare(224, interpolation, compute).pixels(picture) * 0.5 + 0.5
+    resized = _bare(224, interpolation, compute).pixels(picture)
     by_torch = nn.functional.interpolate(picture, (224, 224), mode=interpolation, antialias=True).clamp(0, 1)
     assert (resized - by_torch).abs().max() <= 1e-6
     by_pil = [np.asarray(Image.fromarray(channel.numpy(), "F").resize((224, 224), pil)) for channel in picture[0]]
@@ -243,7 +242,7 @@ def test_pixels_that_overshoot_are_clipped_and_nan_stays_in_its_own_row(compute:
     encoder = ImageEncoder(find_encoder("clip-demo"), compute)
     edge = torch.zeros(1, 3, 128, 128)
     edge[..., 64:] = 1
-    assert encoder.pixels(edge).abs().max() <= 1
+    assert _bare(64, "bicubic", compute).pixels(edge).aminmax() == (0, 1)
     images = _images(64)
     images[0, 0, 5, 5] = torch.nan
     tokens = encoder.encode(images)
@@ -377,7 +376,7 @@ def test_the_fingerprint_changes_with_weights_preprocessing_and_name_and_not_wit
     moved = find_encoder(str(vit_folder.rename(vit_folder.parent / "elsewhere").rename(vit_folder)) + "/")
     assert _changed(before, moved) == set()
     processor = vit_folder / "preprocessor_config.json"
-    processor.write_text(processor.read_text().replace("0.5, 0.5, 0.5", "0.5, 0.5, 0.4", 1))
+    processor.write_text(processor.read_text().replace("0.75", "0.7", 1))
     assert _changed(before, find_encoder(str(vit_folder))) == {"weights", "preprocessing"}
     assert _changed(before, replace(before, weights_hash="0")) == {"weights"}
     assert "dtype" not in before.fingerprint()

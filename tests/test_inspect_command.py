@@ -170,6 +170,20 @@ def test_thumbnails_are_of_test_examples_and_of_their_own_drawings(drawn: Plante
         assert min(distances) == pytest.approx(float(np.abs(shown - picture.permute(1, 2, 0).numpy()).mean()))
 
 
+def test_the_sheet_shows_the_thumbnails_with_their_words(drawn: Planted, ask: Ask) -> None:
+    from PIL import Image
+
+    _, found, said = ask(drawn, "--thumbnails", "7")
+    path = drawn.run_dir / "drawings.png"
+    assert found["thumbnails"]["sheet"] == str(path)
+    assert f"on one sheet: {path}" in said
+    with Image.open(path) as sheet:
+        assert (sheet.format, sheet.size) == ("PNG", (8 * 140, 186))  # one row of eight, of which seven are taken
+        assert sheet.crop((7 * 140, 0, 8 * 140, 186)).getextrema() == ((255, 255),) * 3
+        assert sheet.crop((6 * 140, 4, 7 * 140, 132)).getextrema() != ((255, 255),) * 3
+        assert sheet.crop((6 * 140, 133, 7 * 140, 186)).getextrema() != ((255, 255),) * 3
+
+
 def test_no_thumbnails_leaves_those_that_are_there(drawn: Planted, ask: Ask) -> None:
     ask(drawn, "--thumbnails", "3")
     _, found, said = ask(drawn, "--thumbnails", "0")

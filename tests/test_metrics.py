@@ -66,7 +66,7 @@ def test_predictions_that_are_not_there_are_told(tmp_path: Path) -> None:
         read_predictions(tmp_path / "p.csv")
 
 
-@pytest.mark.parametrize("damage", ["", "id,split,label\n", "cut", "word", "split", "column"])
+@pytest.mark.parametrize("damage", ["", "id,split,label\n", "cut", "word", "split", "column", "nan", "inf", "class", "number"])
 def test_damaged_predictions_are_told(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "p.csv"
     write_predictions(path, corpus_of([0, 1, 2]), torch.eye(3))
@@ -76,6 +76,10 @@ def test_damaged_predictions_are_told(tmp_path: Path, damage: str) -> None:
         "word": [*lines[:-1], lines[-1].rpartition(",")[0] + ",much"],
         "split": [line.replace(",test,", ",tset,") for line in lines],
         "column": [*lines[:-1], lines[-1] + ",1"],
+        "nan": [*lines[:-1], lines[-1].rpartition(",")[0] + ",nan"],
+        "inf": [*lines[:-1], lines[-1].rpartition(",")[0] + ",-inf"],
+        "class": [line.replace(",test,2,", ",test,3,") for line in lines],
+        "number": [line.replace(",test,2,", f",test,{2**70},") for line in lines],
     }
     path.write_text("\n".join(broken.get(damage, [damage])))
     with pytest.raises(InputError, match="damaged"):

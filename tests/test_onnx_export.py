@@ -13,7 +13,7 @@ import torch
 
 import train.onnx_export as exporting
 from lugpi_core.command_line import run
-from train.embedded import embedded_text_model
+from lugpi_core.embedded_models import embedded_model
 from train.evaluate import load_classifier
 from train.onnx_export import check_batches, onnx
 from train.tool_options import OnnxOptions
@@ -31,11 +31,13 @@ def classifier_folder(folder: Path, kind: str) -> Path:
     )
 
     torch.manual_seed(1)
-    tokenizer = AutoTokenizer.from_pretrained(embedded_text_model())
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model("text"))
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "num_labels": 3, "id2label": NAMES}
     match kind:
         case "embedded":
-            model = AutoModelForSequenceClassification.from_pretrained(embedded_text_model(), num_labels=3, id2label=NAMES)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                embedded_model("text"), num_labels=3, id2label=NAMES, dtype=torch.float32
+            )
         case _:
             narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
             model = BertForSequenceClassification(BertConfig(**narrow, **sizes))

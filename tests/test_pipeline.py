@@ -88,7 +88,7 @@ def test_the_demo_notice_is_said_and_recorded_in_every_column(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.featurize(options(table, undisturbed[0]))
-    assert "note: the embedded demo models have random weights" in capsys.readouterr().err
+    assert "note: the embedded generator draws emoji" in capsys.readouterr().err
     assert "no gain is to be expected" in undisturbed[1]["notice"]
     for column in ("latents", "clip-demo", "vit-demo"):
         manifest = json.loads((undisturbed[0] / "tokens" / column / "manifest.json").read_text())

@@ -185,8 +185,8 @@ print(figures["rows"]["encoded"], peak_memory_bytes()["host_bytes"])
 """
 
 
-def test_host_memory_is_flat_in_the_number_of_rows(tmp_path: Path, cache: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LUGPI_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+def test_host_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     children = []
     for rows in (16, 320):
         prompts = prompt_table(tmp_path / f"{rows}.csv", [f"picture {n}" for n in range(rows)])

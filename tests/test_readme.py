@@ -10,10 +10,10 @@ from benchmarks.cli import BenchmarkOptions, DrawingOptions, PicturesOptions, Re
 from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, VerifyOptions
 from lugpi_core.command_line import parse
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
-from train.tool_options import EvaluateOptions, OnnxOptions, SweepOptions
+from train.tool_options import EvaluateOptions, OnnxOptions, ReportOptions, SweepOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "lugpi_core/data/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "lugpi_core/data/README.md", "docs/benchmarks.md")
 TRAIN = {
     "baseline": BaselineOptions,
     "images": ImagesOptions,
@@ -23,6 +23,7 @@ TRAIN = {
     "evaluate": EvaluateOptions,
     "onnx": OnnxOptions,
     "tables": TablesOptions,
+    "report": ReportOptions,
 }
 FEATURIZE = {"verify": VerifyOptions, "info": InfoOptions, "inspect": InspectOptions}
 BENCHMARKS = dict.fromkeys(("store", "fidelity", "memory", "all"), BenchmarkOptions) | {
@@ -38,7 +39,7 @@ def commands() -> list[str]:
     found = []
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
-        for line in re.findall(r"-m ((?:featurize|train|benchmarks) [^`#\n|]*)", text):
+        for line in re.findall(r"-m ((?:featurize|train|benchmarks) [^`#\n|>]*)", text):
             if "--" in line:
                 found.append(line.strip())
     return found

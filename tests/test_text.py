@@ -131,7 +131,11 @@ def test_a_model_with_fewer_layers_saves_and_loads_as_it_is(tmp_path: Path) -> N
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "shallow")
     ids = torch.tensor([[2, 200, 201, 3]])
     assert loaded.config.num_hidden_layers == 2
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # Weights that lie elsewhere in memory may be summed in another order.
+    assert (loaded(ids).logits - model(ids).logits).abs().max() <= 1e-6
 
 
 def test_more_layers_than_there_are_is_refused(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import torch
 import transformers
 
 from featurize import text_to_image
-from featurize.embedded import embedded_folder
 from featurize.generators import Generator, find_generator, generator_settings
 from featurize.prompts import drawing_seed
 from featurize.text_to_image import TextToImage, prompts_are_cut
 from lugpi_core.device import Compute, resolve_compute
+from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
 
 # diffusers' schedulers meet NumPy 2 with it.
@@ -70,7 +70,7 @@ def _draw(drawer: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> 
     return drawer.draw(embeddings, seeds)
 
 
-def _noise(seeds: list[int], shape: tuple[int, ...] = (4, 8, 8)) -> torch.Tensor:
+def _noise(seeds: list[int], shape: tuple[int, ...] = (8, 8, 8)) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
 
 
@@ -116,7 +116,7 @@ def _pipeline_says(drawer: TextToImage, prompts: list[str], seeds: list[int], **
 
 def test_draw_is_what_the_pipeline_gives_for_the_same_noise(demo: TextToImage) -> None:
     prompts = ["a cat", CUT, "x " * 76, "y" * 300]
-    expected = _pipeline_says(demo, prompts, [3, 4, 5, 6], safety_checker=None)
+    expected = _pipeline_says(demo, prompts, [3, 4, 5, 6], safety_checker=None, dtype=torch.float32)
     assert (_draw(demo, prompts, [3, 4, 5, 6]) - expected).abs().max() <= 1e-5
 
 
@@ -143,7 +143,7 @@ def test_a_decoder_that_overflows_gives_nan_and_no_black_or_white_picture(
         return (images,)
 
     monkeypatch.setattr(demo._pipeline.vae, "decode", overflowing)
-    images = demo.decode(torch.zeros(3, 4, 8, 8))
+    images = demo.decode(torch.zeros(3, 8, 8, 8))
     assert images[1, 2, 3, 4].isnan()
     assert images.isnan().sum() == 1
     assert (images[0] == 0.5).all()
@@ -157,11 +157,11 @@ def test_latents_that_are_not_finite_give_images_that_are_not(demo: TextToImage)
     assert images[1].isfinite().all()
 
 
-def test_a_prompt_of_77_tokens_is_whole_and_one_of_78_is_cut(demo: TextToImage) -> None:
+def test_a_prompt_of_40_tokens_is_whole_and_one_of_41_is_cut(demo: TextToImage) -> None:
     tokenizer = demo._pipeline.tokenizer
-    whole, cut = "word " * 18 + "abc", "word " * 18 + "abcd"
-    assert [len(tokenizer(prompt)["input_ids"]) for prompt in (whole, cut)] == [77, 78]
-    assert tokenizer.model_max_length == 77
+    whole, cut = "the " * 38, "the " * 39
+    assert [len(tokenizer(prompt)["input_ids"]) for prompt in (whole, cut)] == [40, 41]
+    assert tokenizer.model_max_length == 40
     assert prompts_are_cut(demo.generator, [whole, cut, "a", LONG, whole]).tolist() == [False, True, False, True, False]
 
 
@@ -173,7 +173,7 @@ def test_cut_prompts_are_told_in_a_corpus_of_more_than_a_thousand(demo: TextToIm
 
 def test_any_text_is_drawn(demo: TextToImage) -> None:
     latents = _draw(demo, STRANGE, list(range(len(STRANGE))))
-    assert latents.shape == (len(STRANGE), 4, 8, 8)
+    assert latents.shape == (len(STRANGE), 8, 8, 8)
     assert latents.isfinite().all()
     assert prompts_are_cut(demo.generator, STRANGE).tolist()[:2] == [True, False]
 
@@ -183,7 +183,7 @@ def test_any_text_is_drawn(demo: TextToImage) -> None:
 )
 def test_the_words_kept_have_the_tokens_the_encoder_reads(demo: TextToImage, prompt: str) -> None:
     tokenizer = demo._pipeline.tokenizer
-    kept = text_to_image._first_words(prompt, 77)
+    kept = text_to_image._first_words(prompt, 40)
     assert prompt.startswith(kept)
     assert tokenizer(kept, truncation=True)["input_ids"] == tokenizer(prompt, truncation=True)["input_ids"]
 
@@ -199,7 +199,7 @@ def test_the_tokenizer_is_spared_what_it_would_cut_off(demo: TextToImage, monkey
 
     monkeypatch.setattr(kind, "__call__", watched)
     _draw(demo, [LONG, "short one"], [1, 2])
-    assert [prompt for prompt in seen if prompt] == [" ".join(["word"] * 77), "short one"]
+    assert [prompt for prompt in seen if prompt] == [" ".join(["word"] * 40), "short one"]
 
 
 @contextmanager
@@ -243,7 +243,7 @@ def test_the_empty_prompt_is_read_once_for_guidance_however_often_prompts_are(co
     drawer._pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     for prompts in (["a", "b", "c"], ["d"]):
         with drawer.text_encoder_on_device():
-            assert drawer.encode_prompts(prompts).tokens_PLD.shape == (len(prompts), 77, 64)
+            assert drawer.encode_prompts(prompts).tokens_PLD.shape == (len(prompts), 40, 160)
     assert sum(read) == 4 + empty
 
 
@@ -285,7 +285,7 @@ def test_in_float32_a_half_precision_generator_draws_as_one_of_float32_and_is_it
     ],
 )
 def test_the_scheduler_is_the_one_that_is_asked_for(tmp_path: Path, compute: Compute, scheduler: str, expected: type) -> None:
-    folder = Path(shutil.copytree(embedded_folder() / "generator", tmp_path / "sd"))
+    folder = Path(shutil.copytree(embedded_model("generator"), tmp_path / "sd"))
     # As in the folders of Stable Diffusion 1: PNDM, whose configuration need not speak of clipping.
     own = {
         "beta_start": 0.00085,
@@ -311,7 +311,7 @@ def test_the_scheduler_is_the_one_that_is_asked_for(tmp_path: Path, compute: Com
     [("unet/diffusion_pytorch_model.safetensors", b"not weights"), ("unet/config.json", b"{"), ("scheduler/scheduler_config.json", None)],
 )
 def test_a_folder_that_does_not_load_is_one_line(tmp_path: Path, compute: Compute, path: str, content: bytes | None) -> None:
-    folder = Path(shutil.copytree(embedded_folder() / "generator", tmp_path / "sd"))
+    folder = Path(shutil.copytree(embedded_model("generator"), tmp_path / "sd"))
     generator = _generator(f"demo={folder}")
     (folder / path).unlink() if content is None else (folder / path).write_bytes(content)
     with pytest.raises(InputError, match=rf"got {re.escape(str(folder))}, which does not load .*; download it again"):
@@ -319,18 +319,19 @@ def test_a_folder_that_does_not_load_is_one_line(tmp_path: Path, compute: Comput
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion XL folder of the demo's size, its latents normalised by channel as some SDXL decoders have it."""
     folder = tmp_path_factory.mktemp("models") / "sdxl"
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(embedded_model("generator") / "tokenizer")
     text = transformers.CLIPTextConfig(
-        vocab_size=514,
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         projection_dim=32,
-        bos_token_id=512,
-        eos_token_id=513,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -354,7 +355,6 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
         latents_mean=(0.1, 0.2, 0.3, 0.4),
         latents_std=(2.0, 3.0, 4.0, 5.0),
     )
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(embedded_folder() / "generator" / "tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         diffusers.StableDiffusionXLPipeline(
@@ -383,7 +383,7 @@ def test_stable_diffusion_xl_is_drawn_and_decoded_by_the_same_code(sdxl: Path, c
 
 
 def test_only_the_decoder_of_stable_diffusion_xl_stays_in_float32_beside_a_half_precision_unet(sdxl: Path) -> None:
-    folders = {"sdxl": sdxl, "sd": embedded_folder() / "generator"}
+    folders = {"sdxl": sdxl, "sd": embedded_model("generator")}
     loaded = {name: text_to_image._load(_generator(str(folder)), torch.float16, None) for name, folder in folders.items()}
     assert {name: (one.unet.dtype, one.vae.dtype) for name, one in loaded.items()} == {
         "sdxl": (torch.float16, torch.float32),

@@ -295,15 +295,16 @@ def test_latex_is_a_table_of_booktabs_with_every_letter_escaped(tmp_path: Path, 
     assert main(["tables", "--dataset", "own_50%.csv", "--run-dir", str(run), "--no-train"]) == 0
     text = (run / "tables.tex").read_text()
     tabular = re.findall(r"\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL)
-    assert len(tabular) == 3
+    assert len(tabular) == 4, "three tables, and fidelity and calibration"
     for row in tabular[0].splitlines():
         assert row == r"\midrule" or (row.endswith(r" \\") and row.count(" & ") == len(HEADER) - 1), row
     assert r"images-my\_clip & 1 of 3 & 0.5000 & 0.2500" in tabular[0]
+    assert [row.count(" & ") for row in tabular[3].splitlines()] == [6, 0, 6, 6], "a header, a rule, and two rows with models"
     assert r"$-$50.00 [$-$" in tabular[0]
     assert r"\caption{own\_50\%. Table 1" in text
     uncommented = [line for line in text.splitlines() if not line.startswith("%")]
     assert not [line for line in uncommented if re.search(r"(?<!\\)[%#_]", line)]
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
 
 
 def test_every_letter_that_latex_reads_is_written_out() -> None:

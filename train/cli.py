@@ -5,7 +5,7 @@ from typing import Any
 
 from lugpi_core.command_line import Command, run_one_of
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
-from train.tool_options import EvaluateOptions, OnnxOptions, SweepOptions
+from train.tool_options import EvaluateOptions, OnnxOptions, ReportOptions, SweepOptions
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         "evaluate": (_evaluate, EvaluateOptions),
         "onnx": (_onnx, OnnxOptions),
         "tables": (_tables, TablesOptions),
+        "report": (_report, ReportOptions),
     }
     about = "Train on a corpus and its token store, and use what was trained; models go to runs/<dataset>/<name>/."
     return run_one_of(commands, arguments, prog="python -m train", about=about)
@@ -70,3 +71,9 @@ def _tables(options: TablesOptions) -> dict[str, Any]:
     from train.tables import tables
 
     return tables(options)
+
+
+def _report(options: ReportOptions) -> dict[str, Any]:
+    from train.report import report
+
+    return report(options)

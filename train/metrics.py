@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.examples import SPLITS, Corpus
 from lugpi_core.files import whole_file
 from lugpi_core.fingerprint import digest
+from train.calibration import answers
 
 PREDICTIONS = "predictions.csv"
 
@@ -44,14 +46,24 @@ class Predicted:
     """What a model said of a split's n examples.
 
     Attributes:
-        examples: hash of ids and labels, in order: equal where two models were scored on the same.
+        ids: of the examples, in the corpus's order.
         labels: int64 [n].
-        predicted: int64 [n], the class with the highest logit, the first of equals.
+        logits: float64 [n, K], to seven digits, all of them finite.
     """
 
-    examples: str
+    ids: tuple[str, ...]
     labels: NDArray[np.int64]
-    predicted: NDArray[np.int64]
+    logits: NDArray[np.float64]
+
+    @cached_property
+    def examples(self) -> str:
+        """Hash of ids and labels, in order: equal where two models were scored on the same."""
+        return digest(list(zip(self.ids, self.labels.tolist(), strict=True)))
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """int64 [n], the class with the highest logit, the first of equals."""
+        return answers(self.logits)
 
     @property
     def hits(self) -> NDArray[np.bool_]:
@@ -71,7 +83,7 @@ class Predicted:
 
 
 def read_predictions(path: Path) -> dict[str, Predicted]:
-    """Return what ``write_predictions`` wrote, by split, the classes taken from the logits anew.
+    """Return what ``write_predictions`` wrote, by split.
 
     Raises:
         InputError: the file is missing or damaged, or a split has no example.
@@ -79,7 +91,7 @@ def read_predictions(path: Path) -> dict[str, Predicted]:
     remedy = "remove the model's folder and train it again"
     if not path.is_file():
         raise InputError(got=f"no {path}", expected="the predictions of a finished model", do=remedy)
-    rows: dict[str, list[tuple[str, int, int]]] = {split: [] for split in SPLITS}
+    rows: dict[str, list[tuple[str, int, list[float]]]] = {split: [] for split in SPLITS}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = csv.reader(file)
@@ -88,21 +100,22 @@ def read_predictions(path: Path) -> dict[str, Predicted]:
                 name, split, label, *logits = cells
                 if len(cells) != width or len(logits) < 2:
                     raise ValueError(f"{len(cells)} columns for {width}")
-                values = list(map(float, logits))
-                rows[split].append((name, int(label), values.index(max(values))))
+                rows[split].append((name, int(label), list(map(float, logits))))
         return {split: _predicted(of_split) for split, of_split in rows.items()}
-    except (ValueError, KeyError, StopIteration) as error:
+    except (ValueError, KeyError, OverflowError, StopIteration) as error:
         raise InputError(got=f"{path}, damaged ({error or 'empty'})", expected="the file as lugpi wrote it", do=remedy) from None
 
 
-def _predicted(rows: list[tuple[str, int, int]]) -> Predicted:
+def _predicted(rows: list[tuple[str, int, list[float]]]) -> Predicted:
     if not rows:
         raise ValueError("a split without examples")
-    return Predicted(
-        examples=digest([(name, label) for name, label, _ in rows]),
-        labels=np.array([label for _, label, _ in rows]),
-        predicted=np.array([best for _, _, best in rows]),
-    )
+    names, labels, logits = zip(*rows, strict=True)
+    found = Predicted(ids=names, labels=np.array(labels, np.int64), logits=np.array(logits, np.float64))
+    if not np.isfinite(found.logits).all():
+        raise ValueError("a logit that is not finite")
+    if not 0 <= found.labels.min() <= found.labels.max() < found.logits.shape[1]:
+        raise ValueError("a label without a logit")
+    return found
 
 
 def macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:

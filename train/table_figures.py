@@ -6,16 +6,19 @@ Shapes: S seeds.
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lugpi_core.command_line import say
 from lugpi_core.files import read_json
+from lugpi_core.fingerprint import hash_file
 from train.comparison import Comparison, compare, holm
 from train.metrics import PREDICTIONS, Predicted, read_predictions
 from train.model_folder import METRICS
 from train.paper_figures import paper_accuracy
 from train.rows import BASELINE, Group, Row
+from train.teacher_outputs import WEIGHTS
 
 SHOWN_SPLITS = ("validation", "test")
 # What is written of an accuracy, and rounding of the logits to seven digits, may move it by a tie or two, not by this.
@@ -34,6 +37,11 @@ class Scored:
     def test(self) -> Predicted:
         """What it said of the test examples."""
         return self.predicted["test"]
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Hash of its weights, by which its students know it."""
+        return hash_file(self.folder / WEIGHTS)
 
     @property
     def train_s(self) -> float:
@@ -84,7 +92,13 @@ def scored(folder: Path) -> Scored:
     return Scored(folder=folder, metrics=metrics, predicted=predicted)
 
 
-def row_record(row: Row, models: Mapping[int, Scored], seeds: Sequence[int], dataset: str | None) -> dict[str, Any]:
+# Figures of one model by their names; None where there is nothing to hold it against.
+Figures = Mapping[str, float | None]
+
+
+def row_record(
+    row: Row, models: Mapping[int, Scored], seeds: Sequence[int], dataset: str | None, fidelity: Mapping[Path, Figures]
+) -> dict[str, Any]:
     """Return the figures of one row as a JSON value; those over seeds are None where no model is there.
 
     Args:
@@ -92,6 +106,7 @@ def row_record(row: Row, models: Mapping[int, Scored], seeds: Sequence[int], dat
         models: its finished models by seed.
         seeds: those that are wanted.
         dataset: a corpus of the paper, or None.
+        fidelity: fidelity and calibration of every model, by its folder.
     """
     each = [models[seed] for seed in seeds if seed in models]
     return {
@@ -99,24 +114,33 @@ def row_record(row: Row, models: Mapping[int, Scored], seeds: Sequence[int], dat
         "seeds": [seed for seed in seeds if seed in models],
         "missing_seeds": [seed for seed in seeds if seed not in models],
         **{split: _over_seeds([one.predicted[split] for one in each]) for split in SHOWN_SPLITS},
+        "fidelity": _figures_over_seeds([fidelity[one.folder] for one in each]),
         "paper": None if dataset is None else paper_accuracy(row, dataset),
         "train_hours": statistics.fmean(one.train_s for one in each) / 3600 if each else None,
         "peak_gb": max(one.peak_bytes for one in each) / 1e9 if each else None,
-        "models": [model_record(one) for one in each],
+        "models": [model_record(one, fidelity[one.folder]) for one in each],
     }
 
 
-def model_record(model: Scored) -> dict[str, Any]:
+def model_record(model: Scored, fidelity: Figures) -> dict[str, Any]:
     """Return the figures of one model as a JSON value."""
     scores = {split: {"accuracy": one.accuracy, "macro_f1": one.macro_f1} for split, one in model.predicted.items()}
     cost = {"train_s": round(model.train_s, 3), "peak_bytes": model.peak_bytes}
-    return {"seed": model.metrics["seed"], "folder": model.folder.name, **scores, **cost}
+    return {"seed": model.metrics["seed"], "folder": model.folder.name, **scores, "fidelity": dict(fidelity), **cost}
 
 
 def _over_seeds(predicted: Sequence[Predicted]) -> dict[str, Any] | None:
     if not predicted:
         return None
     return {"accuracy": _spread([one.accuracy for one in predicted]), "macro_f1": _spread([one.macro_f1 for one in predicted])}
+
+
+def _figures_over_seeds(each: Sequence[Figures]) -> dict[str, Any] | None:
+    """Return mean and spread of each figure over the models that have it; None for a figure that none has, and without a model."""
+    if not each:
+        return None
+    values = {name: [value for figures in each if (value := figures[name]) is not None] for name in each[0]}
+    return {name: _spread(found) if found else None for name, found in values.items()}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:

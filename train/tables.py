@@ -1,6 +1,8 @@
 """``python -m train tables``: the paper's experiment from the first model to the printed tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import write_json, write_text
 from lugpi_core.quiet import quiet_libraries
 from lugpi_core.store.reader import token_columns_of
+from train.fidelity import CAPTION, TITLE, fidelity_figures
 from train.model_folder import finished_folders
 from train.options import TablesOptions
 from train.paper_figures import paper_dataset
@@ -27,6 +30,15 @@ from train.written_tables import comma_separated, latex, markdown
 Shown = Mapping[Group, Sequence[Row]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be shown: every row there is, the tables with theirs, and the seeds."""
+
+    rows: Sequence[Row]
+    shown: Shown
+    seeds: Sequence[int]
+
+
 def tables(options: TablesOptions) -> dict[str, Any]:
     """Train what the tables lack, print them, write them to ``tables.md``, ``.tex``, ``.csv`` and ``.json`` in the run; return all figures.
 
@@ -36,7 +48,7 @@ def tables(options: TablesOptions) -> dict[str, Any]:
         Stopped: a signal asked for it; what is done is kept.
     """
     quiet_libraries()
-    columns = _columns(options)
+    columns = columns_of_rows(options)
     weights = distillation_of(options)
     rows = rows_of(columns, has_both_terms=bool(weights.alpha and weights.beta) or not options.train)
     shown = chosen_tables(options.rows, rows)
@@ -45,13 +57,13 @@ def tables(options: TablesOptions) -> dict[str, Any]:
         found = Recorded(folders=made.folders, others=())
     else:
         made, found = Made(), recorded_models(options.run, columns)
-    report = _report(options, rows, shown, found, made)
+    report = table_report(options, Wanted(rows=rows, shown=shown, seeds=options.each_seed), found, made, cache(scored))
     _write(options.run, report)
     print(markdown(report))
     return report
 
 
-def _columns(options: TablesOptions) -> tuple[str, ...]:
+def columns_of_rows(options: TablesOptions) -> tuple[str, ...]:
     """Return the image tokens that get rows: those asked for, or all that are there."""
     store = options.run / "tokens"
     there = set(token_columns_of(store))
@@ -97,26 +109,43 @@ def _references(shown: Shown) -> set[str]:
     return {BASELINE, *controls}
 
 
-def _report(options: TablesOptions, rows: Sequence[Row], shown: Shown, found: Recorded, made: Made) -> dict[str, Any]:
-    """Return everything that is known of the tables as one JSON value."""
-    seeds, dataset = options.each_seed, paper_dataset(options)
+def table_report(options: TablesOptions, wanted: Wanted, found: Recorded, made: Made, read: Callable[[Path], Scored]) -> dict[str, Any]:
+    """Return everything that is known of the tables as one JSON value.
+
+    Args:
+        options: of the tables.
+        wanted: rows, tables and seeds.
+        found: the finished models.
+        made: what this command trained, and what failed.
+        read: gives the finished model of a folder.
+
+    Raises:
+        InputError: there is no model to show, or the predictions of one are missing or damaged.
+    """
+    rows, shown, seeds = wanted.rows, wanted.shown, wanted.seeds
+    dataset = paper_dataset(options)
     asked = {row.name: row for of_table in shown.values() for row in of_table}
-    models = {name: _models(name, found.folders, seeds) for name in {*asked, *_references(shown)}}
-    others = [scored(folder) for folder in _others(rows, seeds, found)]
+    models = {name: _models(name, found.folders, seeds, read) for name in {*asked, *_references(shown)}}
+    others = [read(folder) for folder in _others(rows, seeds, found)]
     if not others and not any(models[name] for name in asked):
         raise InputError(
             got=next(iter(made.failed.values()), f"no finished model of these rows in {options.run}"),
             expected="one at least",
             do="lower --learning-rate" if options.train else "train them: leave --no-train out",
         )
+    fidelity = {
+        one.folder: fidelity_figures(one, models[BASELINE].get(one.metrics["seed"]), read)
+        for one in [*(one for name in asked for one in models[name].values()), *others]
+    }
     return {
         "command": "tables",
         "dataset": dataset_name(options.dataset),
         "run": str(options.run),
         "seeds": list(seeds),
-        "rows": {name: row_record(row, models[name], seeds, dataset) for name, row in asked.items()},
+        "rows": {name: row_record(row, models[name], seeds, dataset, fidelity) for name, row in asked.items()},
         "tables": [_table(group, of_table, models, seeds) for group, of_table in shown.items()],
-        "others": [model_record(one) for one in others],
+        "fidelity": {"title": TITLE, "caption": CAPTION, "rows": [name for name in asked if models[name]]},
+        "others": [model_record(one, fidelity[one.folder]) for one in others],
         "missing": [model_name(name, seed) for name in asked for seed in seeds if seed not in models[name]],
         "failed": made.failed,
         "trained": made.trained,
@@ -126,8 +155,8 @@ def _report(options: TablesOptions, rows: Sequence[Row], shown: Shown, found: Re
     }
 
 
-def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int]) -> dict[int, Scored]:
-    return {seed: scored(folders[name]) for seed in seeds if (name := model_name(row, seed)) in folders}
+def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int], read: Callable[[Path], Scored]) -> dict[int, Scored]:
+    return {seed: read(folders[name]) for seed in seeds if (name := model_name(row, seed)) in folders}
 
 
 def _others(rows: Sequence[Row], seeds: Sequence[int], found: Recorded) -> list[Path]:

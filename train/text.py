@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lugpi_core.embedded_models import LICENSE, embedded_model
 from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
 from lugpi_core.fingerprint import hash_model_folder
@@ -43,7 +44,7 @@ class TextModel:
     def license(self) -> str:
         """The licence that the model's own card states."""
         if self.name == "demo":
-            return "Apache-2.0"
+            return LICENSE
         card = self.folder / "README.md"
         stated = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
         return stated[1] if stated else "see its own card"
@@ -58,7 +59,7 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
     allow_torchvision_import()
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = _embedded() if name == "demo" else local_model_folder(name, patterns=(*MODEL_FILES, "README.md"), flag=flag)
+    folder = embedded_model("text") if name == "demo" else local_model_folder(name, patterns=(*MODEL_FILES, "README.md"), flag=flag)
     if not any((folder / file).is_file() for file in _VOCABULARIES):
         # transformers would make up a tokenizer that knows no word.
         raise InputError(
@@ -150,9 +151,3 @@ def keep_layers(model: Any, layers: int) -> None:
 def spaced(there: int, wanted: int) -> list[int]:
     """Return which of ``there`` layers stay when ``wanted`` do: as far from each other as can be, the first and the last among them."""
     return [round(n * (there - 1) / max(wanted - 1, 1)) for n in range(wanted)]
-
-
-def _embedded() -> Path:
-    from train.embedded import embedded_text_model
-
-    return embedded_text_model()

@@ -1,13 +1,14 @@
-"""The flags of ``python -m train evaluate``, ``onnx`` and ``sweep``, with their checks. Imports nothing heavy."""
+"""The flags of ``python -m train evaluate``, ``onnx``, ``report`` and ``sweep``, with their checks. Imports nothing heavy."""
 
 from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from lugpi_core.device import DeviceChoice
+from lugpi_core.corpus_options import CorpusOptions, default_run_dir
+from lugpi_core.device import DeviceChoice, require_seed
 from lugpi_core.errors import InputError, nearest
-from train.options import StudentOptions
+from train.options import StudentOptions, require_model_name
 
 TEXT_SUFFIX = ".txt"
 SWEPT = (
@@ -26,6 +27,8 @@ SWEPT = (
 )
 # From here on a range is searched by orders of magnitude.
 LOG_RATIO = 100
+# As many as inspect keeps pictures of.
+MOST_SHOWN = 500
 Value = int | float | str
 
 
@@ -89,6 +92,40 @@ class OnnxOptions:
     def written(self) -> Path:
         """The file that is written."""
         return self.output or self.model / "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(CorpusOptions):
+    """Write a run as one page that needs no server and no network: tables, curves, calibration, errors, and examples with their pictures.
+    Pictures are those that python -m featurize inspect kept."""
+
+    run_dir: Path | None = None
+    """Folder of the run; the page is its report.html (default: runs/<dataset>)."""
+    student: str | None = None
+    """Folder of the student whose answers are shown beside its teacher's and the baseline's (default: the first of the tables)."""
+    examples: int = 200
+    """Test examples that are shown with their texts: those with a picture first, and of every pattern of right and wrong answers as many
+    as there are, in turn."""
+    seed: int = 0
+    """Seed of the choice among them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed(self.seed)
+        if not 0 <= self.examples <= MOST_SHOWN:
+            raise InputError(got=f"--examples {self.examples}", expected=f"0 to {MOST_SHOWN}", do="give for instance 200")
+        if self.student is not None:
+            require_model_name(self.student, flag="--student")
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.run_dir or default_run_dir(self)
+
+    @property
+    def written(self) -> Path:
+        """The file that is written."""
+        return self.run / "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +255,7 @@ def _value(name: str, written: str, whole: str) -> Value:
     return value
 
 
-def flags_of(options: StudentOptions) -> list[str]:
+def flags_of(options: CorpusOptions) -> list[str]:
     """Return the flags that give these options again: those that differ from their defaults, and those that have none."""
     flags: list[str] = []
     for field in fields(options):

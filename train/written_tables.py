@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from train.fidelity import FIGURES
 from train.metrics import markdown_table
 from train.verdicts import p_words, points
 
 HEADER = ("row", "seeds", "validation", "test", "macro-F1", "paper", "- baseline", "p", "- text only", "p", "hours", "GB")
 OTHERS_HEADER = ("model", "seed", "validation", "test", "macro-F1", "hours", "GB")
+FIDELITY_HEADER = ("row", "ECE", "NLL", "agreement", "churn", "improved", "worsened")
 _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -27,13 +29,16 @@ _SIDES = ("baseline", "control")
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Return the whole report as Markdown: every table with its verdicts, other models, notes."""
+    """Return the whole report as Markdown: every table with its verdicts, fidelity and calibration, other models, notes."""
     parts = [f"# {report['dataset']}: {_models(report)}"]
     for table in report["tables"]:
         parts += [f"## {table['title']}", markdown_table(HEADER, table_cells(report, table)), table["caption"]]
         parts += ["\n".join(f"* {sentence}" for sentence in table["verdicts"])] if table["verdicts"] else []
+    if report["fidelity"]["rows"]:
+        fidelity = report["fidelity"]
+        parts += [f"## {fidelity['title']}", markdown_table(FIDELITY_HEADER, fidelity_cells(report)), fidelity["caption"]]
     if report["others"]:
-        parts += ["## Other models of the run", markdown_table(OTHERS_HEADER, [_other_cells(one) for one in report["others"]])]
+        parts += ["## Other models of the run", markdown_table(OTHERS_HEADER, [other_cells(one) for one in report["others"]])]
     parts += [f"note: {note}" for note in report["notes"]]
     return "\n\n".join(parts) + "\n"
 
@@ -42,26 +47,33 @@ def latex(report: Mapping[str, Any]) -> str:
     """Return every table as a LaTeX ``table`` of the booktabs package, with its verdicts beneath as comments for the author."""
     parts = ["% \\usepackage{booktabs}"]
     for table in report["tables"]:
-        lines = [_latex_line(cells) for cells in table_cells(report, table)]
+        comments = (*table["verdicts"], *report["notes"])
         parts.append(
-            "\n".join(
-                [
-                    r"\begin{table}",
-                    r"\centering",
-                    rf"\caption{{{escaped(report['dataset'])}. {escaped(table['title'])}. {escaped(table['caption'])}}}",
-                    rf"\begin{{tabular}}{{l{'r' * (len(HEADER) - 1)}}}",
-                    r"\toprule",
-                    _latex_line(HEADER),
-                    r"\midrule",
-                    *lines,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                    r"\end{table}",
-                    *(f"% {sentence}" for sentence in (*table["verdicts"], *report["notes"])),
-                ]
-            )
+            _latex_table(f"{report['dataset']}. {table['title']}. {table['caption']}", HEADER, table_cells(report, table), comments)
         )
+    if report["fidelity"]["rows"]:
+        fidelity = report["fidelity"]
+        caption = f"{report['dataset']}. {fidelity['title']}. {fidelity['caption']}"
+        parts.append(_latex_table(caption, FIDELITY_HEADER, fidelity_cells(report), report["notes"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str]) -> str:
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escaped(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"\toprule",
+        _latex_line(header),
+        r"\midrule",
+        *map(_latex_line, rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        *(f"% {sentence}" for sentence in comments),
+    ]
+    return "\n".join(lines)
 
 
 def comma_separated(report: Mapping[str, Any]) -> str:
@@ -82,6 +94,12 @@ def escaped(text: str) -> str:
 def table_cells(report: Mapping[str, Any], table: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the cells of a table's rows as they are shown, under HEADER."""
     return [_cells(report["rows"][name], _tests_of(table, name)) for name in table["rows"]]
+
+
+def fidelity_cells(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells of fidelity and calibration as they are shown, under FIDELITY_HEADER: empty where there is no figure."""
+    rows = ((name, report["rows"][name]["fidelity"]) for name in report["fidelity"]["rows"])
+    return [(name, *("" if row[figure] is None else _with_spread(row[figure]) for figure in FIGURES)) for name, row in rows]
 
 
 def _cells(row: Mapping[str, Any], tests: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, ...]:
@@ -121,6 +139,9 @@ def _flat(report: Mapping[str, Any], table: Mapping[str, Any], name: str) -> dic
         low, high = test["interval"] if test else (None, None)
         flat |= {f"less_{side}": test["difference"] if test else None, f"less_{side}_low": low, f"less_{side}_high": high}
         flat |= {f"p_{side}": test["pooled"]["p"] if test else None, f"holm_p_{side}": test["holm_p"] if test else None}
+    for figure in FIGURES:
+        found = (row["fidelity"] or {}).get(figure) or {"mean": None, "sd": None}
+        flat |= {f"test_{figure}_mean": found["mean"], f"test_{figure}_sd": found["sd"]}
     return flat | {"train_hours": row["train_hours"], "peak_gb": row["peak_gb"]}
 
 
@@ -130,7 +151,8 @@ def _models(report: Mapping[str, Any]) -> str:
     return f"{count} models" + (f", {missing} missing" if missing else "")
 
 
-def _other_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+def other_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a model that is of no row, under OTHERS_HEADER."""
     scores = [f"{value:.4f}" for value in (one["validation"]["accuracy"], one["test"]["accuracy"], one["test"]["macro_f1"])]
     return (one["folder"], str(one["seed"]), *scores, f"{one['train_s'] / 3600:.3f}", f"{one['peak_bytes'] / 1e9:.2f}")
 

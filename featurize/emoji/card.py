@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from featurize.emoji.measures import Artist, Clip, caption_choice, clip_scores, contact_sheet, demo_glosses, probes, retrieval
+from featurize.contact_sheet import contact_sheet
+from featurize.emoji.measures import Artist, Clip, caption_choice, clip_scores, demo_glosses, probes, retrieval
 from featurize.emoji.recipe import Recipe
+from featurize.stored_pictures import to_bytes
 from lugpi_core.files import read_json, write_json, write_text
 
 RECORD, SHEET, CARD = "record.json", "drawings.png", "README.md"
@@ -30,7 +32,7 @@ def measured(recipe: Recipe, folder: Path, *, most: int | None = None) -> dict[s
     world, clip, artist = recipe.world, Clip(folder), Artist(folder)
     learnt, dev = demo_glosses("train")[:most], list(world.held.dev.values())[:most]
     captions = caption_choice(world, 64, seed=1)
-    contact_sheet(captions, artist.pictures(captions), folder / SHEET)
+    contact_sheet(captions, to_bytes(artist.pictures(captions)), folder / SHEET)
     return {
         "retrieval": retrieval(world, clip),
         "clip_score": clip_scores(world, clip, artist, count=min(256, most or 256)),

@@ -35,7 +35,6 @@ def autoencoder() -> Any:
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=CHANNELS,
-        force_upcast=False,
     )
 
 

@@ -126,27 +126,6 @@ def clip_scores(world: World, clip: Clip, artist: Artist, *, count: int = 256) -
     }
 
 
-def contact_sheet(captions: Sequence[str], pictures: torch.Tensor, path: Path, *, columns: int = 8, side_px: int = 128) -> None:
-    """Write a PNG of pictures with their captions below."""
-    import textwrap
-
-    from PIL import Image, ImageDraw, ImageFont
-
-    face = ImageFont.load_default(11)
-    rows = -(-len(captions) // columns)
-    cell_px = side_px + 58
-    sheet = Image.new("RGB", (columns * (side_px + 12), rows * cell_px), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
-        left, top = number % columns * (side_px + 12) + 6, number // columns * cell_px + 4
-        pixels = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        sheet.paste(Image.fromarray(pixels).resize((side_px, side_px), Image.Resampling.LANCZOS), (left, top))
-        lines = textwrap.wrap(caption, 24)
-        shown = lines if len(lines) <= 4 else [*lines[:3], lines[3][:21] + "…"]
-        draw.multiline_text((left, top + side_px + 2), "\n".join(shown), fill="black", font=face, spacing=1)
-    sheet.save(path, optimize=True)
-
-
 def pooled(encoder: ImageEncoder, images_B3HW: torch.Tensor) -> NDArray[np.float32]:
     """Return the class token beside the mean of the patches: [B, 2D]."""
     tokens = torch.cat([encoder.encode(part).float() for part in torch.split(images_B3HW, _BATCH)])

@@ -45,7 +45,7 @@ STEPS: Mapping[str, Step] = {
     "words": Step(steps=600, batch=384, learning_rate=6e-4),
     "autoencoder": Step(steps=4000, batch=16, learning_rate=1.5e-3, averaged=0.995, weight_decay=0.0),
     "tiny": Step(steps=2000, batch=16, learning_rate=1e-3, averaged=0.995, weight_decay=0.0),
-    "unet": Step(steps=5000, batch=64, learning_rate=8e-4, averaged=0.999, weight_decay=0.01),
+    "unet": Step(steps=4000, batch=64, learning_rate=8e-4, averaged=0.999, weight_decay=0.01),
     "clip": Step(steps=5000, batch=128, learning_rate=1.5e-3),
     "vit": Step(steps=2500, batch=64, learning_rate=7e-4),
     "text": Step(steps=4000, batch=128, learning_rate=1e-3),

@@ -57,9 +57,9 @@ def tiny_text_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
-    from train.embedded import embedded_text_model
+    from lugpi_core.embedded_models import embedded_model
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded_text_model())
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model("text"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_layers=1, n_heads=2, max_position_embeddings=64)
