@@ -34,7 +34,9 @@ install: $(INSTALLED) ## make .venv with the tested versions
 demo: $(INSTALLED) ## the whole experiment on the embedded corpus and models: CPU, no downloads of models
 	$(RUN) -m featurize --dataset demo --generator demo --encoders demo
 	$(RUN) -m featurize inspect --dataset demo
-	$(RUN) -m train tables --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4 --seeds 1 --rows table1 controls
+	$(RUN) -m train tables --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4 --seeds 1 \
+	  --rows baseline images-clip-demo images-vit-demo teacher-clip-demo student-clip-demo teacher-none student-none \
+	  teacher-shuffled teacher-blank
 	@$(RUN) -m train report --dataset demo > /dev/null
 	@echo "drawings: runs/demo/drawings.png, all of it on one page: runs/demo/report.html"
 
