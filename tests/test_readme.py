@@ -38,7 +38,7 @@ def commands() -> list[str]:
     """Return every ``-m featurize|train|benchmarks …`` with flags that stands in the documents."""
     found = []
     for document in DOCUMENTS:
-        text = (ROOT / document).read_text(encoding="utf-8")
+        text = re.sub(r"\\\n\s*", "", (ROOT / document).read_text(encoding="utf-8"))
         for line in re.findall(r"-m ((?:featurize|train|benchmarks) [^`#\n|>]*)", text):
             if "--" in line:
                 found.append(line.strip())
