@@ -6,7 +6,6 @@ where they take no memory, and their weights are written part by part in the for
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,8 @@ from lugpi_core.torchvision_ops import allow_torchvision_import
 
 _SEED = 0
 _CONTEXT = 77
+# Of the embedded tokenizer: the two marks are its last.
+_FIRST_ID, _LAST_ID = 6169, 6170
 _OPENAI_MEAN, _OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -61,7 +62,7 @@ SMALL = DrawingSizes(
     unet_channels=(32, 32, 64, 64),
     unet_heads=(1, 1, 2, 2),
     vae_channels=(32, 32, 64, 64),
-    text=TextSizes(vocabulary=514, width=64, hidden=128, layers=2, heads=4),
+    text=TextSizes(vocabulary=_LAST_ID + 1, width=64, hidden=128, layers=2, heads=4),
 )
 
 
@@ -115,9 +116,9 @@ def meta_text_encoder(sizes: TextSizes) -> nn.Module:
         hidden_act="gelu",
         max_position_embeddings=_CONTEXT,
         # Those of the embedded tokenizer, which stands in for the real one: texts are as long, and the vocabulary only lies there.
-        bos_token_id=512,
-        eos_token_id=513,
-        pad_token_id=513,
+        bos_token_id=_FIRST_ID,
+        eos_token_id=_LAST_ID,
+        pad_token_id=_LAST_ID,
     )
     return _on_meta(lambda: CLIPTextModel(config))
 
@@ -142,6 +143,7 @@ def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
     """Write a diffusers folder with random weights of ``dtype`` and return it: 2.6 GB in float16, 5.2 GB in float32 for the real sizes."""
     allow_torchvision_import()
     from diffusers import DDIMScheduler
+    from transformers import CLIPTokenizer
 
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
@@ -166,7 +168,8 @@ def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
     with whole_folder(folder) as partial:
         (partial / "model_index.json").write_text(json.dumps(index))
         scheduler.save_pretrained(partial / "scheduler")
-        shutil.copytree(embedded_model("generator") / "tokenizer", partial / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(embedded_model("generator") / "tokenizer", model_max_length=_CONTEXT)
+        tokenizer.save_pretrained(partial / "tokenizer")
         _write_diffusers(partial / "unet", meta_unet(sizes), dtype)
         _write_diffusers(partial / "vae", meta_vae(sizes), dtype)
         text_encoder: Any = meta_text_encoder(sizes.text)

@@ -88,7 +88,7 @@ def test_a_new_process_makes_the_store_and_ends_with_one_json_object_and_says_wh
     assert "warning" not in done.stderr.lower()
     assert "Loading weights" not in done.stderr
     with h5py.File(tmp_path / "tokens" / "tokens.h5") as file:
-        assert file["clip-demo/tokens"].shape == (13, 17, 64)
+        assert file["clip-demo/tokens"].shape == (13, 17, 128)
     for path in (store / "tokens").glob("*/shard-*.h5"):
         assert (tmp_path / path.relative_to(store)).read_bytes() == path.read_bytes()
 
@@ -147,7 +147,7 @@ def _add_space(path: Path) -> None:
     ("flags", "field"),
     [
         (["--steps", "3"], "generation.generator.steps: found 2, wanted 3"),
-        (["--guidance", "1"], "generation.generator.guidance: found 3.0, wanted 1.0"),
+        (["--guidance", "1"], "generation.generator.guidance: found 5.0, wanted 1.0"),
         (["--scheduler", "euler"], 'generation.generator.scheduler: found "ddim", wanted "euler"'),
         (["--size-px", "128"], "generation.generator.size_px: found 64, wanted 128"),
         (["--seed", "1"], "generation.seed: found 0, wanted 1"),

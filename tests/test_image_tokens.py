@@ -65,7 +65,7 @@ def test_every_place_gives_the_tokens_of_an_examples_drawing(
     source = placed(tokens, place)
     rows = [59, 0, 31, 32, 0]
     got = source.gather(tokens.drawings[rows, 0])
-    assert (source.place, got.dtype, tuple(got.shape)) == (place, torch.float16, (5, 17, 64))
+    assert (source.place, got.dtype, tuple(got.shape)) == (place, torch.float16, (5, 17, 128))
     np.testing.assert_array_equal(got.numpy(), np.stack([stored(run, row) for row in rows]))
     assert f"read from {place}" in capfd.readouterr().err
 
@@ -132,7 +132,7 @@ def test_auto_leaves_the_device_what_training_needs(tokens: ImageTokens, monkeyp
     monkeypatch.setattr(module, "_free_bytes", lambda device: 24 << 30)
     monkeypatch.setattr(module, "_free_host_bytes", lambda: 100)
     place_tokens(tokens, choice="auto", device=CPU, training_bytes=5 << 30)
-    assert asked == [(60 * 17 * 64 * 2, (24 - 5 - 2) << 30, 32, "cpu")], "page-locked memory is taken by powers of two"
+    assert asked == [(60 * 17 * 128 * 2, (24 - 5 - 2) << 30, 32, "cpu")], "page-locked memory is taken by powers of two"
 
 
 def test_on_the_cpu_auto_is_the_disk(tokens: ImageTokens) -> None:

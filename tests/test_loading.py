@@ -57,9 +57,15 @@ def test_a_batch_that_is_asked_for_is_computed_whole_on_the_cpu(table: Path, tmp
 def test_auto_takes_the_largest_power_of_two_that_fits(table: Path, tmp_path: Path, batch: int) -> None:
     job = _job(_options(table, tmp_path))
     work = counted_work(job.generator, tuple(job.encoders.values()), dtype="float32")
-    needed = peak_bytes(work, batch=batch, guided=True, decode_rows=decode_rows(work, batch, True), encode_rows=batch)
-    sizes = loading.choose_sizes(_options(table, tmp_path, batch_size="auto", memory_gb=(needed + 1) / 1e9), job)
-    assert (sizes.batch, sizes.decode, sizes.encode) == (batch, decode_rows(work, batch, True), batch)
+
+    def needed(rows: int) -> float:
+        return peak_bytes(work, batch=rows, guided=True, decode_rows=decode_rows(work, rows, True), encode_rows=rows)
+
+    sizes = loading.choose_sizes(_options(table, tmp_path, batch_size="auto", memory_gb=(needed(batch) + 1) / 1e9), job)
+    # Below some batch it is another stage that takes the most, and twice as many images fit as well.
+    fits = max(rows for rows in (1, 2, 4, 8, 16) if needed(rows) <= needed(batch))
+    assert fits >= batch
+    assert (sizes.batch, sizes.decode, sizes.encode) == (fits, decode_rows(work, fits, True), fits)
 
 
 def test_auto_takes_no_more_than_pays(table: Path, tmp_path: Path) -> None:
@@ -70,7 +76,7 @@ def test_memory_that_one_image_does_not_fit_is_refused_before_anything_is_loaded
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(loading, "TextToImage")
-    with pytest.raises(InputError, match=r"got 0\.50 GB of free memory; expected 1\.0\d GB for one image at a time"):
+    with pytest.raises(InputError, match=r"got 0\.50 GB of free memory; expected 1\.1\d GB for one image at a time"):
         cli.featurize(_options(table, tmp_path, batch_size="auto", memory_gb=0.5))
 
 

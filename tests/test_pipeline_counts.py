@@ -113,7 +113,7 @@ def test_of_several_images_a_text_is_read_once_and_all_else_as_often_as_there_ar
     }
     assert figures["rows"] == {"prompts": DRAWINGS, "drawn": images, "decoded": images, "encoded": 2 * images, "redone": 0}
     assert (figures["drawings"], figures["drawings_spared"]) == (images, 6)
-    assert figures["columns"] == {"latents": [36, 4, 8, 8], "clip-demo": [36, 17, 64], "vit-demo": [36, 17, 64]}
+    assert figures["columns"] == {"latents": [36, 8, 8, 8], "clip-demo": [36, 17, 128], "vit-demo": [36, 17, 128]}
 
 
 def test_several_images_of_a_text_lie_side_by_side_and_the_table_names_them_all(triple: tuple[Path, dict[str, Any], Counter[str]]) -> None:
@@ -176,7 +176,7 @@ from featurize.options import FeaturizeOptions
 from featurize.text_to_image import TextToImage
 from lugpi_core.meters import peak_memory_bytes
 
-TextToImage.draw = lambda _, embeddings, seeds, between: torch.randn(len(seeds), 4, 8, 8)
+TextToImage.draw = lambda _, embeddings, seeds, between: torch.randn(len(seeds), 8, 8, 8)
 TextToImage.decode = lambda _, latents: torch.rand(len(latents), 3, 256, 256)
 run = {"generator": "demo", "encoders": ("vit-demo",), "batch_size": 4, "shard_rows": 16, "prompt_column": "picture"}
 figures = cli.featurize(FeaturizeOptions(dataset=sys.argv[1], run_dir=Path(sys.argv[2]), **run))
