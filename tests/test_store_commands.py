@@ -349,7 +349,7 @@ def test_info_shows_what_is_in_a_store(run: Path, ask: Callable[..., Said]) -> N
     assert (column["rows"], column["rows_final"], column["row_shape"], column["dtype"]) == (ROWS, ROWS, [17, 128], "float16")
     assert column["bytes"] == sum(path.stat().st_size for path in (run / "tokens" / "vit-demo").glob("shard-*"))
     assert column["made_by"]["steps"] == 2
-    assert "vit-demo: 13 of 13 rows of 17 × 64 float16, 0.0 MB" in said
+    assert "vit-demo: 13 of 13 rows of 17 × 128 float16, 0.1 MB" in said
     assert "  generation.generator.steps = 2" in said
     assert "tokens by vit-demo" in said
     assert figures["columns"]["mine"]["made_by"] is None
