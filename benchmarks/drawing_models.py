@@ -20,8 +20,6 @@ from lugpi_core.torchvision_ops import allow_torchvision_import
 
 _SEED = 0
 _CONTEXT = 77
-# Of the embedded tokenizer: the two marks are its last.
-_FIRST_ID, _LAST_ID = 6169, 6170
 _OPENAI_MEAN, _OPENAI_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -62,7 +60,7 @@ SMALL = DrawingSizes(
     unet_channels=(32, 32, 64, 64),
     unet_heads=(1, 1, 2, 2),
     vae_channels=(32, 32, 64, 64),
-    text=TextSizes(vocabulary=_LAST_ID + 1, width=64, hidden=128, layers=2, heads=4),
+    text=TextSizes(vocabulary=8192, width=64, hidden=128, layers=2, heads=4),
 )
 
 
@@ -115,10 +113,6 @@ def meta_text_encoder(sizes: TextSizes) -> nn.Module:
         projection_dim=sizes.width // 2,
         hidden_act="gelu",
         max_position_embeddings=_CONTEXT,
-        # Those of the embedded tokenizer, which stands in for the real one: texts are as long, and the vocabulary only lies there.
-        bos_token_id=_FIRST_ID,
-        eos_token_id=_LAST_ID,
-        pad_token_id=_LAST_ID,
     )
     return _on_meta(lambda: CLIPTextModel(config))
 
@@ -175,6 +169,9 @@ def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
         text_encoder: Any = meta_text_encoder(sizes.text)
         _write_weights(partial / "text_encoder" / "model.safetensors", text_encoder, dtype)
         text_encoder.config.architectures = ["CLIPTextModel"]
+        # Of the embedded tokenizer, which stands in for the real one: texts are as long, and the vocabulary only lies there.
+        for mark in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(text_encoder.config, mark, getattr(tokenizer, mark))
         text_encoder.config.save_pretrained(partial / "text_encoder")
     return folder
 

@@ -136,7 +136,8 @@ class InspectOptions(CorpusOptions):
     """Cosine of centred tokens from which on two drawings are near-copies; at .98 their squared distance is a fiftieth of that of two
     unrelated drawings."""
     thumbnails: int = 200
-    """Test examples whose pictures are kept for train report, 128 px at most; 0 = none, and what is there stays."""
+    """Test examples whose pictures are kept for train report, 128 px at most, the first 64 also on one sheet, drawings.png; 0 = none, and
+    what is there stays."""
     decoder: str = "full"
     """What makes pictures of the latents: full (the generator's own), tiny (TAESD, 18 times less work), or tiny=FOLDER."""
     decode_tflop: float | None = None

@@ -6,7 +6,6 @@ Nothing is counted here but what a chart is drawn from; every text goes through 
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,11 +19,10 @@ from train.report_charts import changes_chart, confusion_chart, curves_chart, re
 from train.report_content import Curve, Report
 from train.report_sheet import contact_sheet, sheet_data
 from train.verdicts import points
-from train.written_tables import FIDELITY_HEADER, HEADER, OTHERS_HEADER, fidelity_cells, other_cells, table_cells
+from train.written_tables import FIDELITY_HEADER, HEADER, MINUS, OTHERS_HEADER, fidelity_cells, other_cells, table_cells
 
 # More classes have no room in a matrix or a chart; the lists beside them name what matters most.
 MOST_IN_A_MATRIX, MOST_CHANGES, MOST_CONFUSIONS = 40, 24, 8
-_MINUS = re.compile(r"(?<![\w-])-(?=[\d ])")
 _ASSETS = Path(__file__).with_name("report_assets")
 
 
@@ -299,4 +297,4 @@ def _listed(record: Mapping[str, Any], *names: str) -> str:
 
 def _sign(text: str) -> Html:
     """Return a text with a minus sign where a hyphen stands for one."""
-    return together(_MINUS.sub("−", text))
+    return together(MINUS.sub("−", text))

@@ -23,7 +23,7 @@ _ESCAPES = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }
 # A sign, not the hyphen of a name or of an exponent.
-_MINUS = re.compile(r"(?<![\w-])-(?=[\d ])")
+MINUS = re.compile(r"(?<![\w-])-(?=[\d ])")
 _SCORES = ("accuracy", "macro_f1")
 _SIDES = ("baseline", "control")
 
@@ -158,7 +158,7 @@ def other_cells(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(_MINUS.sub("$-$", escaped(cell)) for cell in cells) + r" \\"
+    return " & ".join(MINUS.sub("$-$", escaped(cell)) for cell in cells) + r" \\"
 
 
 def _with_spread(found: Mapping[str, float | None]) -> str:

@@ -87,8 +87,8 @@ Small models of the real ones' classes: a Stable Diffusion pipeline that draws e
 a DistilBERT (`text/`). They are what `--generator demo`, `--encoders demo` and `--text-model demo` mean. {megabytes:.1f} MB in half
 precision.
 
-They are for demonstrations and tests: the vocabulary of pictures is {sources["pictures"]:,} emoji, and what a drawing of anything
-else shows is the emoji nearest to its meaning.
+They are for demonstrations and tests: the vocabulary of pictures is {sources["pictures"]:,} emoji, and a drawing of anything else mixes
+those of like meaning. Drawings are blurred: colour and outline fit the kind of thing, and often nobody would say which thing it is.
 
 Made by `python -m featurize.emoji --wordnet PATH/wordnet-synsets.jsonl.gz` (see `featurize/emoji/README.md`). This file and
 `record.json`, which has the curves and every figure, are written by its part `card`.
