@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from torch import nn
 from featurize.emoji import training, vision
 from featurize.emoji.assembly import assemble
 from featurize.emoji.card import sparkline, write_card
-from featurize.emoji.drawing import recoloured, several_captions
+from featurize.emoji.drawing import caption_rows, recoloured, several_captions
 from featurize.emoji.measures import Clip
 from featurize.emoji.placing import FREE, STILL, placed
 from featurize.emoji.recipe import STEPS, Recipe, Step
+from featurize.emoji.sight import SeeingTower, SightLoss, nearest_in_words, pairs
 from featurize.emoji.training import Loss, Schedule, fit
-from featurize.emoji.words import CONTEXT, clip_tokenizer, contrastive, in_joint_space, word_piece_tokenizer
+from featurize.emoji.words import CONTEXT, Tower, clip_tokenizer, contrastive, encoded, in_joint_space, padded, word_piece_tokenizer
 from lugpi_core.errors import InputError
 
 SCHEDULE = Schedule(steps=40, learning_rate=0.1, averaged=0.9, seed=5)
@@ -155,6 +157,55 @@ def test_a_picture_goes_with_the_mean_of_its_own_captions_and_of_those_near_to_i
     assert 60 < int(pictures.sum()) < 140
 
 
+def test_a_caption_of_wordnet_goes_with_the_one_of_its_pictures_that_is_nearest_in_words() -> None:
+    joint = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.9, 0.1]])
+    assert nearest_in_words([[0], [1]], [[2, 0, 1], [3, 0, 1], [2, 0]], joint) == [(2, 1), (3, 0), (2, 0)]
+
+
+def test_pairs_are_a_pictures_own_or_from_wordnet_by_their_share() -> None:
+    draw, chance = pairs([[0, 1], [2]], [(3, 0), (4, 1)], own_share=0.25), random.Random(0)
+    drawn = [draw(chance) for _ in range(800)]
+    assert set(drawn) == {(0, 0), (1, 0), (2, 1), (3, 0), (4, 1)}
+    assert 150 < sum(caption < 3 for caption, _ in drawn) < 250
+    alone = pairs([[0]], [], own_share=0.0)
+    assert alone(chance) == (0, 0), "where WordNet gives nothing"
+
+
+def test_a_share_of_the_rows_reads_no_words() -> None:
+    tokens = torch.arange(3.0)[:, None, None].expand(3, 2, 4).half()
+    rows = caption_rows(pairs([[0], [1]], [], own_share=1.0), tokens, without_share=0.3)
+    pictures, read = rows(400, torch.Generator().manual_seed(1))
+    caption = read[:, 0, 0].long()
+    assert 80 < int((caption == 2).sum()) < 160
+    assert torch.equal(caption[caption < 2], pictures[caption < 2])
+
+
+def test_a_tower_learns_what_words_look_like() -> None:
+    world = small_world()
+    tokenizer = clip_tokenizer(world.texts(), size=700)
+    torch.manual_seed(0)
+    tower = SeeingTower(Tower(tokenizer), 6)
+    captions = encoded(tokenizer, [one.name if n % 2 else f"a kind of {one.name}" for n, one in enumerate(world.emoji)])
+    latents = torch.randn(len(captions), 6)
+    loss = SightLoss(tower, captions, tokenizer.pad_token_id, latents, pairs([[n] for n in range(len(captions))], [], own_share=1.0)).of(8)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-4)
+    values = []
+    for step in range(200):
+        value = loss(torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[0] > 0.8
+    assert values[-1] < 0.2
+    tower.eval()
+    at_end, at_padding = tower(padded(captions, tokenizer.pad_token_id))
+    assert torch.equal(torch.cdist(at_end, latents - latents.mean(dim=0)).argmin(dim=1), torch.arange(len(captions)))
+    alone = tower(captions[0][None])
+    assert torch.equal(*alone)
+    assert not torch.equal(at_end, at_padding)
+
+
 def test_the_tokenizers_read_any_text_and_the_end_has_the_highest_number() -> None:
     texts = small_world().texts()
     clip = clip_tokenizer(texts, size=700)
@@ -192,7 +243,7 @@ def test_the_assembled_models_load_with_their_libraries_and_draw(models: Path) -
     assert transformers.AutoTokenizer.from_pretrained(models / "text")("a fruit")["input_ids"]
 
 
-def test_clips_text_tower_is_the_generators(recipe: Recipe, models: Path) -> None:
+def test_clips_text_tower_is_that_of_words(recipe: Recipe, models: Path) -> None:
     texts = ["a fruit", "the animal number 2 of them"]
     clip = recipe.clip()
     tower, tokenizer = recipe.words(), recipe.tokenizer()
@@ -201,6 +252,16 @@ def test_clips_text_tower_is_the_generators(recipe: Recipe, models: Path) -> Non
         found = nn.functional.normalize(clip.encode_text(ids), dim=-1)
     assert torch.allclose(found, in_joint_space(tower, tokenizer, texts), atol=1e-5)
     assert torch.allclose(Clip(models).texts(texts), found, atol=2e-3)  # half precision, and open_clip's own way to the tokens
+
+
+def test_the_generator_reads_the_tower_that_knows_what_words_look_like(recipe: Recipe, models: Path) -> None:
+    from safetensors.torch import load_file
+
+    saved, tower = load_file(models / "generator" / "text_encoder" / "model.safetensors"), recipe.sight().model.state_dict()
+    name = next(name for name in saved if name.endswith("token_embedding.weight"))
+    mine = next(value for key, value in tower.items() if key.endswith("token_embedding.weight"))
+    assert torch.equal(saved[name], mine.half())
+    assert not torch.equal(mine, recipe.words().model.get_input_embeddings().weight)
 
 
 def test_training_leaves_the_words_of_clip_as_they_are(recipe: Recipe) -> None:

@@ -38,7 +38,7 @@ def _write_generator(recipe: Recipe, folder: Path) -> None:
     vae, _, _ = recipe.latents()
     pipeline = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=recipe.words().model,
+        text_encoder=recipe.sight().model,
         tokenizer=recipe.tokenizer(),
         unet=recipe.unet(),
         scheduler=drawing.scheduler(),

@@ -16,9 +16,10 @@ from lugpi_core.files import read_json, write_json, write_text
 RECORD, SHEET, CARD = "record.json", "drawings.png", "README.md"
 _ABOUT = {
     "bag": ("where the text tower begins", "glosses against words and hypernyms, a mean of embeddings for each"),
-    "words": ("generator/text_encoder, clip-demo (text tower)", "glosses against words and hypernyms, contrastive"),
+    "words": ("clip-demo (text tower)", "glosses against words and hypernyms, contrastive"),
     "autoencoder": ("generator/vae", "pictures, absolute error"),
     "tiny": ("tiny", "the autoencoder's latents, absolute error"),
+    "sight": ("generator/text_encoder", "`words`, then: latents of pictures from captions, share of variance"),
     "unet": ("generator/unet", "velocity of noised latents, from captions"),
     "clip": ("clip-demo (vision tower)", "placed pictures against captions, contrastive; the text tower is kept"),
     "vit": ("vit-demo", "the group of placed pictures"),

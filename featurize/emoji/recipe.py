@@ -1,4 +1,4 @@
-"""The steps of the recipe, each from the files of those before it: words → autoencoder → tiny → drawings, clip, vit, text."""
+"""The steps of the recipe, each from the files of those before it: bag → words → clip; autoencoder → tiny; both → sight → unet."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ import torch
 
 from featurize.emoji import drawing, vision
 from featurize.emoji.masked_words import MaskedWords, masked_model
+from featurize.emoji.sight import OWN_SHARE, SeeingTower, SightLoss, nearest_in_words, pairs
 from featurize.emoji.training import Loss, Schedule, fit
 from featurize.emoji.words import (
     Bag,
@@ -18,6 +19,7 @@ from featurize.emoji.words import (
     as_the_unet_reads,
     clip_tokenizer,
     contrastive,
+    encoded,
     in_joint_space,
     word_piece_tokenizer,
 )
@@ -45,7 +47,8 @@ STEPS: Mapping[str, Step] = {
     "words": Step(steps=600, batch=384, learning_rate=6e-4),
     "autoencoder": Step(steps=4000, batch=16, learning_rate=1.5e-3, averaged=0.995, weight_decay=0.0),
     "tiny": Step(steps=2000, batch=16, learning_rate=1e-3, averaged=0.995, weight_decay=0.0),
-    "unet": Step(steps=4000, batch=64, learning_rate=8e-4, averaged=0.999, weight_decay=0.01),
+    "sight": Step(steps=3000, batch=256, learning_rate=2e-3, weight_decay=0.01),
+    "unet": Step(steps=4000, batch=64, learning_rate=1e-3, averaged=0.999, weight_decay=0.01),
     "clip": Step(steps=5000, batch=128, learning_rate=1.5e-3),
     "vit": Step(steps=2500, batch=64, learning_rate=7e-4),
     "text": Step(steps=4000, batch=128, learning_rate=1e-3),
@@ -115,15 +118,29 @@ class Recipe:
 
         return self._fitted("tiny", drawing.tiny_decoder, loss)
 
+    def sight(self) -> SeeingTower:
+        """Return the text tower that knows what words look like: the generator's."""
+        vae, _, _ = self.latents()
+        latents_NF = drawing.still_latents(vae, self.pictures).flatten(1)
+
+        def loss(tower: SeeingTower) -> Loss:
+            captions, own, nearest = self._pairs()
+            read = encoded(self.tokenizer(), captions)
+            looks = SightLoss(tower, read, self.tokenizer().pad_token_id, latents_NF, pairs(own, nearest, own_share=OWN_SHARE))
+            return looks.of(self._steps["sight"].batch)
+
+        tower: SeeingTower = self._fitted("sight", lambda: SeeingTower(self.words(), latents_NF.shape[1]), loss)
+        return tower
+
     def unet(self) -> Any:
         """Return the UNet."""
 
         def loss(unet: Any) -> Loss:
-            tower = self.words()
-            captions, own, near = self._captions()
-            tokens_TLD = as_the_unet_reads(tower, self.tokenizer(), [*captions, ""])
-            rows = drawing.caption_rows(own, near, tokens_TLD, without_share=0.1)
-            return drawing.UNetLoss(unet, self.latents()[1], rows, self._steps["unet"].batch)
+            captions, own, nearest = self._pairs()
+            tokens_TLD = as_the_unet_reads(self.sight().model, self.tokenizer(), [*captions, ""])
+            rows = drawing.caption_rows(pairs(own, nearest, own_share=OWN_SHARE), tokens_TLD, without_share=0.1)
+            vae, _, _ = self.latents()
+            return drawing.UNetLoss(unet, drawing.still_latents(vae, self.pictures), rows, self._steps["unet"].batch)
 
         return self._fitted("unet", drawing.unet, loss)
 
@@ -185,6 +202,11 @@ class Recipe:
             [[number[caption] for caption in captions] for captions in self.world.own],
             [[number[caption], *pictures] for caption, pictures in self.world.near],
         )
+
+    def _pairs(self) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
+        """Return ``_captions`` with each caption from WordNet beside the one of its pictures that is nearest to it in words."""
+        captions, own, near = self._captions()
+        return captions, own, nearest_in_words(own, near, in_joint_space(self.words(), self.tokenizer(), captions))
 
     def _fitted(self, name: str, make: Callable[[], Any], loss: Callable[[Any], Loss]) -> Any:
         step, seed = self._steps[name], random.Random(f"{self._seed}:{name}").randrange(1 << 16)

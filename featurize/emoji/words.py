@@ -183,13 +183,13 @@ class WordPairs:
 
 
 @torch.no_grad()
-def as_the_unet_reads(tower: Tower, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
-    """Return what the tower says of every token of texts, padded to the context as a pipeline pads them: float16 [B, 40, D]."""
-    tower.eval()
+def as_the_unet_reads(text_model: Any, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Return what a tower's text model says of every token of texts, padded to the context as a pipeline pads them: float16 [B, 40, D]."""
+    text_model.eval()
     read = []
     for start in range(0, len(texts), 512):
         ids = tokenizer(list(texts[start : start + 512]), padding="max_length", max_length=CONTEXT, truncation=True)["input_ids"]
-        read.append(tower.model(input_ids=torch.tensor(ids)).last_hidden_state.half())
+        read.append(text_model(input_ids=torch.tensor(ids)).last_hidden_state.half())
     return torch.cat(read)
 
 
