@@ -122,6 +122,30 @@ def test_each_row_has_its_own_control() -> None:
     assert {controls[name] for name in controls if name.startswith("student") and name != "student-none"} == {"student-none"}
 
 
+def test_texts_without_labels_give_students_of_images_and_their_control(tmp_path: Path) -> None:
+    rows = rows_of(COLUMNS, has_more=True)
+    more = {row.name: row for row in rows if row.more}
+    assert list(more) == ["student-clip-vit-b32-more", "student-vit-b16-more", "student-none-more"]
+    assert [row.control for row in more.values()] == ["student-none-more", "student-none-more", None]
+    shown = {group: [row.name for row in found] for group, found in chosen_tables(("all",), rows).items()}
+    assert shown == {"table1": TABLE_1, "table2": TABLE_2, "controls": CONTROLS, "unlabelled": ["baseline", *more]}
+    tables = options(unlabelled=tmp_path / "more.txt")
+    for row in rows:
+        if row.command == "student":
+            model = Model(row=row, seed=0)
+            found = options_of(tables, model, model.needs)
+            assert isinstance(found, StudentOptions)
+            assert found.unlabelled == (tmp_path / "more.txt" if row.more else None)
+    assert [model.name for model in models_of([more["student-vit-b16-more"]], rows, (0,))] == ["teacher-vit-b16", "student-vit-b16-more"]
+    assert {paper_accuracy(row, dataset) for row in more.values() for dataset in PAPER_DATASETS} == {None}
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "student-none-more"])
+def test_rows_of_more_texts_want_the_texts(name: str) -> None:
+    with pytest.raises(InputError, match="name the texts with --unlabelled"):
+        shown(name)
+
+
 def test_a_row_is_trained_with_the_tables_flags_under_its_own_name_and_seed() -> None:
     tables = options(epochs=7, learning_rate=1e-3, text_model="demo", run_dir=Path("r"), limit=100, seed=4, patience=2, tokens_on="disk")
     for name, kind in (("baseline", BaselineOptions), ("images-vit-b16", ImagesOptions), ("teacher-blank", TeacherOptions)):

@@ -181,3 +181,33 @@ def test_texts_that_will_be_scored_on_are_told(
     said = capsys.readouterr().err
     assert "warning: 3 texts of " in said
     assert "run python -m featurize first" in said
+
+
+def test_tables_hold_students_of_more_texts_beside_their_control(
+    run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ("--rows", "unlabelled", "baseline", "--seeds", "1", "--unlabelled", str(more), "--run-dir", str(run))
+    assert main(["tables", *flags, *rows]) == 2
+    assert "vit-demo" in capsys.readouterr().err, "no images of these texts for it, told before anything is trained"
+    assert not (run / "teacher-none").exists()
+    assert main(["tables", *flags, *rows, "--columns", "clip-demo"]) == 0
+    said = capsys.readouterr()
+    report = json.loads((run / "tables.json").read_text())
+    assert report["trained"] == ["baseline", "teacher-none", "student-none-more"], "teacher and student are there under other names"
+    assert [model["folder"] for model in report["rows"]["student-clip-demo-more"]["models"]] == ["student"]
+    of_table = next(table for table in report["tables"] if table["name"] == "unlabelled")
+    compared = [(one["row"], one["reference"]) for one in of_table["comparisons"]]
+    assert compared == [
+        ("student-clip-demo-more", "baseline"),
+        ("student-clip-demo-more", "student-none-more"),
+        ("student-none-more", "baseline"),
+    ]
+    assert "the student of a text-only teacher of the same texts" in said.out
+    assert main(["tables", *flags, "--run-dir", str(run), "--no-train", "--seeds", "1"]) == 0
+    assert set(json.loads((run / "tables.json").read_text())["rows"]) >= {"student-clip-demo-more", "student-none-more"}
+
+
+def test_texts_that_no_row_reads_are_told(run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ("--rows", "baseline", "--seeds", "1", "--unlabelled", str(more), "--run-dir", str(run))
+    assert main(["tables", *flags, *rows]) == 0
+    assert "warning: --unlabelled has no effect without its rows: --rows unlabelled" in capsys.readouterr().err

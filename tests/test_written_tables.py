@@ -163,6 +163,7 @@ def test_what_is_of_no_row_is_shown_apart(run: Path, show: Show) -> None:
         shutil.rmtree(run / name)  # so that others of that seed could stand for it
     fake_student(run, "small", scores(200), taught_by=["teacher-clip-demo"], layers=1)
     fake_student(run, "more-texts", scores(210), taught_by=["teacher-clip-demo"], unlabelled="abc")
+    fake_student(run, "more-small", scores(215), taught_by=["teacher-clip-demo"], unlabelled="abc", layers=1)
     fake_student(run, "two", scores(220), taught_by=["teacher-clip-demo", "teacher-none"])
     fake_student(run, "orphan", scores(230), taught_by=["nobody"])
     fake_student(run, "hard-only", scores(235), taught_by=["teacher-clip-demo"], alpha=0.0, beta=0.0)
@@ -175,7 +176,7 @@ def test_what_is_of_no_row_is_shown_apart(run: Path, show: Show) -> None:
     assert [one["folder"] for one in report["others"]] == [
         "baseline-seed9",
         "hard-only",
-        "more-texts",
+        "more-small",
         "one-more",
         "orphan",
         "small",

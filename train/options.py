@@ -207,10 +207,13 @@ class TablesOptions(DistillationOptions, PlaceOptions):
     seeds: int = 3
     """How many seeds each row is trained with, --seed being the first."""
     rows: tuple[str, ...] = ("all",)
-    """Which rows: table1, table2, controls or all of them, or single rows, such as student-clip-vit-b32 or teacher-none. What a row needs
-    is trained too."""
+    """Which rows: table1, table2, controls, unlabelled (with --unlabelled) or all of them, or single rows, such as student-clip-vit-b32 or
+    teacher-none. What a row needs is trained too."""
     columns: tuple[str, ...] = ()
     """Which tokens of the store get rows of their own (default: all, those of CLIP first); shuffled and blank images are the first's."""
+    unlabelled: Path | None = None
+    """Texts without labels that featurize --unlabelled drew images for: adds students that the teachers of images, and the text-only
+    teacher as their control, teach of these texts too."""
     train: bool = True
     """Train what is missing; --no-train shows what the run holds, whatever it was trained with."""
 

@@ -29,7 +29,7 @@ def paper_dataset(options: CorpusOptions) -> str | None:
 
 def paper_accuracy(row: Row, dataset: str) -> float | None:
     """Return the test accuracy that the paper prints for a row on one of its corpora; None for a row that it lacks."""
-    if row.command != "baseline" and row.privileged != "images":
+    if row.more or (row.command != "baseline" and row.privileged != "images"):
         return None
     kind = row.command if row.terms == "both" else f"{row.command}-{row.terms}"
     found = _ACCURACIES.get((kind, None if row.command == "baseline" else _encoder(row)))

@@ -1,7 +1,7 @@
 """What tells a baseline, an image classifier, a teacher and a student from another: model, loss, and what they read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lugpi_core.command_line import say
+from lugpi_core.corpus_options import CorpusOptions
 from lugpi_core.device import Compute
 from lugpi_core.examples import Corpus
 from lugpi_core.own_data import load_unlabelled
@@ -114,7 +115,7 @@ def student_recipe(options: StudentOptions, sources: Sources, compute: Compute) 
     labels that a teacher has not read yet."""
     weights = distillation_of(options)
     corpus = sources.corpus(options)
-    extra = _unlabelled(options, corpus)
+    extra = None if options.unlabelled is None else unlabelled_texts(options.unlabelled, options, corpus)
     found = [find_teacher(options, name) for name in options.teachers]
     _warn_of_other_text_models(options, found)
     outputs = tuple(outputs_for(options, teacher, corpus, extra, compute) for teacher in found)
@@ -210,15 +211,16 @@ def distillation_of(options: DistillationOptions) -> Distillation:
     return weights
 
 
-def _unlabelled(options: StudentOptions, corpus: Corpus) -> Corpus | None:
-    if options.unlabelled is None:
-        return None
-    from dataclasses import replace
+def unlabelled_texts(path: Path, options: CorpusOptions, corpus: Corpus) -> Corpus:
+    """Return the texts without labels of a file, to be read as those of the corpus; those that a model is scored on are warned of.
 
-    extra = replace(load_unlabelled(options.unlabelled, options), separator=corpus.separator)
+    Raises:
+        InputError: as ``load_unlabelled`` does.
+    """
+    extra = replace(load_unlabelled(path, options), separator=corpus.separator)
     held_out = {example.text for example in corpus.examples if example.split != "train"}
     if seen := sum(example.text in held_out for example in extra.examples):
-        say(f"warning: {seen:,} texts of {options.unlabelled} are validation or test texts, which the student will be scored on")
+        say(f"warning: {seen:,} texts of {path} are validation or test texts, which the student will be scored on")
     return extra
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import flat
 from train.model_folder import METRICS, TRAINING, finished_folders
-from train.rows import ALL, BASELINE, model_name
+from train.rows import ALL, BASELINE, MORE, model_name
 
 # What makes a model another one without making its row another: shown together, models should agree in these.
-_SETTINGS = ("flags", "max_length", "corpus", "text_model", "dtype")
+_SETTINGS = ("flags", "max_length", "corpus", "text_model", "dtype", "unlabelled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,19 @@ def recorded_columns(folders: Iterable[Path]) -> set[str]:
     return {column for column in read if column is not None}
 
 
+def has_more(found: Recorded) -> bool:
+    """Whether any of them is a student that was taught of texts without labels too."""
+    return any(name.partition("-seed")[0].endswith(MORE) for name in found.folders)
+
+
 def unlike_settings(folders: Sequence[Path]) -> dict[str, list[Any]]:
     """Return the settings in which models differ that were to differ in seed and row alone: their values, by the settings' names."""
     values: dict[str, list[Any]] = {}
     for folder in folders:
         made_from = read_json(folder / TRAINING)
         for name, value in flat({name: made_from.get(name) for name in _SETTINGS}):
+            if (name, value) == ("unlabelled", None):  # rows without more texts, beside some with
+                continue
             if name != "flags.seed" and value not in values.setdefault(name, []):
                 values[name].append(value)
     return {name: found for name, found in values.items() if len(found) > 1}
@@ -78,12 +85,15 @@ def _shown(made_from: Mapping[str, Any]) -> str:
 
 
 def _student_row(folder: Path, made_from: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """Return a student's row; None for one that no row has: with fewer layers, more texts, unequal teachers or some of many."""
+    """Return a student's row; None for one that no row has: with fewer layers, unequal teachers or some of many, and of those that were
+    taught of more texts, all with another loss or several teachers."""
     taught_by = [folder.parent / teacher["name"] / TRAINING for teacher in read_json(folder / METRICS)["teachers"]]
-    if made_from["layers"] is not None or made_from["unlabelled"] is not None or not all(path.is_file() for path in taught_by):
+    if made_from["layers"] is not None or not all(path.is_file() for path in taught_by):
         return None
     seen = [_shown(read_json(path)) for path in taught_by]
     soft = {name for name in ("alpha", "beta") if made_from["distillation"][name]}
+    if made_from["unlabelled"] is not None:
+        return f"student-{seen[0]}{MORE}" if len(seen) == 1 and len(soft) == 2 and seen[0] in (*columns, "none") else None
     if len(seen) > 1:
         has_equal_shares = len({round(share, 6) for share in made_from["shares"]}) == 1
         return f"student-{ALL}" if has_equal_shares and len(soft) == 2 and sorted(seen) == sorted(columns) else None

@@ -1,17 +1,18 @@
 """The rows of the paper's tables and of the controls it lacks: which models they are, what each needs, how each is trained."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from lugpi_core.errors import InputError, nearest
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions, TrainOptions
 from train.privileged import Privileged
 
-Group = Literal["table1", "table2", "controls"]
+Group = Literal["table1", "table2", "controls", "unlabelled"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ALL = "all"
 BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
+MORE = "-more"  # ends the names of the rows that are taught of texts without labels too
 # What a student may be taught: with both soft terms, without the distance of the embeddings, without the softened cross-entropy.
 Terms = Literal["both", "ce", "l2"]
 
@@ -28,6 +29,7 @@ class Row:
         privileged: whose of them it is shown; of a student, what its teachers are.
         teachers: the rows whose models of the same seed it is distilled from.
         terms: a student's soft terms.
+        more: whether a student is taught of texts without labels too.
     """
 
     name: str
@@ -37,11 +39,12 @@ class Row:
     privileged: Privileged = "none"
     teachers: tuple[str, ...] = ()
     terms: Terms = "both"
+    more: bool = False
 
     @property
     def control(self) -> str | None:
         """The row that is the same but for its images: what stays of a gain beside it is the images'. None where there is none."""
-        control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT}.get(self.command)
+        control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + MORE * self.more}.get(self.command)
         return None if control == self.name else control
 
 
@@ -73,12 +76,13 @@ def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(columns, key=lambda column: ("clip" not in column, column)))
 
 
-def rows_of(columns: Sequence[str], *, has_both_terms: bool = True) -> tuple[Row, ...]:
+def rows_of(columns: Sequence[str], *, has_both_terms: bool = True, has_more: bool = False) -> tuple[Row, ...]:
     """Return every row, in the tables' order.
 
     Args:
         columns: the image tokens that get rows; shuffled and blank images are the first's.
         has_both_terms: whether the students' loss has both soft terms, so that one can be left out.
+        has_more: whether there are texts without labels, which students can be taught of too.
 
     Raises:
         InputError: two columns would give rows of one name.
@@ -95,6 +99,11 @@ def rows_of(columns: Sequence[str], *, has_both_terms: bool = True) -> tuple[Row
         rows.append(_student(privileged, (privileged,), privileged, ("controls",)))
     if len(columns) > 1:
         rows.append(_student(ALL, tuple(columns), "images", ("controls",)))
+    if has_more:
+        of_images = [_student(one, (one,), "images", ("unlabelled",)) for one in columns]
+        rows += [
+            replace(row, name=row.name + MORE, more=True) for row in (*of_images, _student("none", ("none",), "none", ("unlabelled",)))
+        ]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
@@ -124,11 +133,13 @@ def chosen_tables(asked: Sequence[str], rows: Sequence[Row]) -> dict[Group, tupl
     """
     own = {row.name: row.groups[0] for row in rows}
     shown: dict[Group, set[str]] = {}
-    known = (ALL, *GROUPS, *own)
+    groups = [group for group in GROUPS if group != "unlabelled" or any(row.more for row in rows)]
+    known = (ALL, *groups, *own)
     for name in asked:
         if name not in known:
-            raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=nearest(name, known))
-        for group in GROUPS:
+            do = "name the texts with --unlabelled" if name == "unlabelled" or name.endswith(MORE) else nearest(name, known)
+            raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=do)
+        for group in groups:
             if name in (ALL, group):
                 shown[group] = {row.name for row in rows if group in row.groups}
     for name in asked:
@@ -174,5 +185,6 @@ def options_of(options: TablesOptions, model: Model, teachers: tuple[str, ...]) 
         alpha=0.0 if row.terms == "l2" else options.alpha,
         temperature=None if row.terms == "l2" else options.temperature,
         beta=0.0 if row.terms == "ce" else options.beta,
+        unlabelled=options.unlabelled if row.more else None,
         embedding_loss="mse" if row.terms == "ce" else options.embedding_loss,
     )

@@ -180,4 +180,5 @@ TITLES: Mapping[Group, str] = {
     "table1": "Table 1: baseline, images alone, teachers and students",
     "table2": "Table 2: students without one of the loss's soft terms (ce: without the embeddings' distance, l2: without the soft labels)",
     "controls": "Controls: teachers that see no images, those of other texts or blank ones, and students of each",
+    "unlabelled": "More texts: students that their teachers taught of texts without labels too",
 }

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.command_line import say
-from lugpi_core.corpus_options import dataset_name
+from lugpi_core.corpus_options import dataset_name, store_folder
 from lugpi_core.device import half_for_training, resolve_compute
 from lugpi_core.errors import InputError, nearest
+from lugpi_core.examples import Corpus
 from lugpi_core.files import write_json, write_text
 from lugpi_core.quiet import quiet_libraries
 from lugpi_core.store.reader import token_columns_of
@@ -17,10 +18,10 @@ from train.fidelity import CAPTION, TITLE, fidelity_figures
 from train.model_folder import finished_folders
 from train.options import TablesOptions
 from train.paper_figures import paper_dataset
-from train.recipes import distillation_of
-from train.recorded import Recorded, recorded_columns, recorded_models, unlike_settings
+from train.recipes import distillation_of, unlabelled_texts
+from train.recorded import Recorded, has_more, recorded_columns, recorded_models, unlike_settings
 from train.reports import require_trackers
-from train.rows import ALL, BASELINE, GROUPS, Group, Row, chosen_tables, clip_first, model_name, models_of, rows_of
+from train.rows import ALL, BASELINE, GROUPS, Group, Model, Row, chosen_tables, clip_first, model_name, models_of, rows_of
 from train.sources import Sources
 from train.table_figures import TITLES, Scored, adjusted_comparisons, model_record, row_record, scored
 from train.turns import Made, find_models, make_models, refuse_launchers
@@ -50,13 +51,15 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     quiet_libraries()
     columns = columns_of_rows(options)
     weights = distillation_of(options)
-    rows = rows_of(columns, has_both_terms=bool(weights.alpha and weights.beta) or not options.train)
+    recorded = None if options.train else recorded_models(options.run, columns)
+    rows = rows_of(
+        columns,
+        has_both_terms=bool(weights.alpha and weights.beta) or recorded is not None,
+        has_more=options.unlabelled is not None or (recorded is not None and has_more(recorded)),
+    )
     shown = chosen_tables(options.rows, rows)
-    if options.train:
-        made = _made(options, rows, shown, columns)
-        found = Recorded(folders=made.folders, others=())
-    else:
-        made, found = Made(), recorded_models(options.run, columns)
+    made = _made(options, rows, shown, columns) if recorded is None else Made()
+    found = recorded or Recorded(folders=made.folders, others=())
     report = table_report(options, Wanted(rows=rows, shown=shown, seeds=options.each_seed), found, made, cache(scored))
     _write(options.run, report)
     print(markdown(report))
@@ -97,11 +100,25 @@ def _made(options: TablesOptions, rows: Sequence[Row], shown: Shown, columns: Se
     for column in columns:
         if column in read:
             sources.tokens(options.run / "tokens", column, corpus)
+    _require_unlabelled(options, wanted, sources, corpus)
     say(f"tables of {corpus.name}: {len(wanted)} models in {options.run}")
     made = make_models(options, wanted, sources, compute)
     references = models_of([row for row in rows if row.name in _references(shown)], rows, options.each_seed)
     find_models(options, [model for model in references if model not in wanted], made, sources, compute)
     return made
+
+
+def _require_unlabelled(options: TablesOptions, wanted: Sequence[Model], sources: Sources, corpus: Corpus) -> None:
+    """Refuse texts without labels that have no images for the teachers that are to read them."""
+    if options.unlabelled is None:
+        return
+    taught_by = {teacher for model in wanted if model.row.more for teacher in model.row.teachers}
+    if not taught_by:
+        say("warning: --unlabelled has no effect without its rows: --rows unlabelled")
+        return
+    extra = unlabelled_texts(options.unlabelled, options, corpus)
+    for column in {model.row.column for model in wanted if model.row.name in taught_by and model.row.column is not None}:
+        sources.tokens(store_folder(options.run, options.unlabelled), column, extra)
 
 
 def _references(shown: Shown) -> set[str]:

@@ -33,11 +33,11 @@ _TEXT_ONLY = {
     _WORSE: "{otherwise} alone does harm",
 }
 _IMAGES_ONLY = {
-    _BETTER: "the images alone say more than the text",
+    _BETTER: "the images alone serve better than fine-tuning on the text does here",
     _NOT: "the images alone are not shown to say less than the text",
     _WORSE: "the images alone do not replace the text",
 }
-_NO_CONTROL = "whether the images help or {otherwise} alone does is not known without the text-only control (--rows controls)"
+_NO_CONTROL = "whether the images help or {otherwise} alone does is not known without the text-only control (--rows {group})"
 
 
 def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted]) -> list[str]:
@@ -63,12 +63,13 @@ def verdict(row: Row, baseline: Adjusted, control: Adjusted | None) -> str:
         baseline: its comparison with the baseline.
         control: its comparison with its text-only control; None where it has none, or where that is not there.
     """
-    otherwise = _OTHERWISE.get(row.command, "")
+    otherwise = "distillation of more texts" if row.more else _OTHERWISE.get(row.command, "")
     told = f"{row.name} is {_words(baseline, 'the baseline')}"
     if control is not None:
         joint = "and" if (baseline.finding == _BETTER) == (control.finding == _BETTER) else "but"
         told += f", {joint} {_words(control, _control_words(row))}"
-    conclusion = _conclusion(row, baseline.finding, None if control is None else control.finding).format(otherwise=otherwise)
+    finding = None if control is None else control.finding
+    conclusion = _conclusion(row, baseline.finding, finding).format(otherwise=otherwise, group="unlabelled" if row.more else "controls")
     return f"{told}: {conclusion}."
 
 
@@ -85,7 +86,8 @@ def _conclusion(row: Row, baseline: str, control: str | None) -> str:
 
 
 def _control_words(row: Row) -> str:
-    return "the text-only teacher" if row.command == "teacher" else "the student of a text-only teacher"
+    told_more = " of the same texts" if row.more else ""
+    return "the text-only teacher" if row.command == "teacher" else f"the student of a text-only teacher{told_more}"
 
 
 def _words(test: Adjusted, reference: str) -> str:
