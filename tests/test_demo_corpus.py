@@ -135,7 +135,7 @@ def test_too_few_glosses_of_a_topic_are_told(tmp_path: Path) -> None:
         _made(_wordnet(tmp_path / "a.gz", _plain()[:24]))
 
 
-@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"x" * 999)[:-9]])
+@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"x" * 999, mtime=0)[:-9]], ids=["missing", "no gzip", "cut"])
 def test_a_missing_or_damaged_synset_file_is_one_line_and_status_2(
     tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
