@@ -1,6 +1,7 @@
-"""The shipped corpus, ``--dataset demo``: WordNet glosses, and which of twelve topics the thing is that each of them describes.
+"""The shipped corpus, ``--dataset demo``: WordNet glosses, and which of twelve topics the thing is that each of them describes; and more
+glosses without labels, for ``--unlabelled``.
 
-The file is made by ``python -m lugpi_core.demo_corpus --wordnet PATH/wordnet-synsets.jsonl.gz`` and read like anybody's own CSV.
+The files are made by ``python -m lugpi_core.demo_corpus --wordnet PATH/wordnet-synsets.jsonl.gz`` and read like anybody's own files.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 import zlib
@@ -22,14 +22,17 @@ from lugpi_core.archives import decoded
 from lugpi_core.corpus_options import CorpusOptions
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from lugpi_core.examples import SPLITS, Corpus, Split
+from lugpi_core.files import write_text
 from lugpi_core.own_data import load_own
 
 DEMO_CSV = Path(__file__).with_name("data") / "demo.csv"
+DEMO_MORE = DEMO_CSV.with_name("demo-more.txt")
 LICENSE = "Open English WordNet (CC BY 4.0), derived from Princeton WordNet 3.0 (WordNet licence)"
 # Noun lexicographer files of things and scenes that a picture can show.
 TOPICS = ("act", "animal", "artifact", "body", "event", "food", "group", "location", "object", "person", "plant", "substance")
 # Few labelled texts and a large test part: what images add is largest, and measured best, there.
 PER_TOPIC: dict[Split, int] = {"train": 40, "validation": 20, "test": 200}
+MORE_PER_TOPIC = 200
 SHORTEST, LONGEST = 20, 160
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
@@ -147,22 +150,35 @@ def demo_csv(wordnet: Path, *, topics: Sequence[str] = TOPICS, per_topic: dict[S
     return text.getvalue().encode()
 
 
+def demo_more(wordnet: Path, *, topics: Sequence[str] = TOPICS, more_per_topic: int = MORE_PER_TOPIC, seed: int = 0) -> bytes:
+    """Return the bytes of ``demo-more.txt``: the glosses that come after those of ``demo.csv``, a line each, without labels.
+
+    Raises:
+        InputError: the file is missing or damaged, or a topic has too few glosses.
+    """
+    glosses = eligible_glosses(synset_lines(wordnet), topics)
+    taken = {gloss.id for gloss, _ in drawn(glosses, topics=topics, per_topic=PER_TOPIC, seed=seed)}
+    left = [gloss for gloss in glosses if gloss.id not in taken]
+    rows = drawn(left, topics=topics, per_topic={**dict.fromkeys(SPLITS, 0), "train": more_per_topic}, seed=seed)
+    return "".join(f"{gloss.text}\n" for gloss, _ in rows).encode()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the corpus beside its place and rename it; the last line of stdout is JSON. Returns the exit status."""
+    """Write each file beside its place and rename it; the last line of stdout is JSON. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lugpi_core.demo_corpus", description=__doc__)
     parser.add_argument("--wordnet", type=Path, required=True, help="wordnet-synsets.jsonl.gz")
-    parser.add_argument("--out", type=Path, default=DEMO_CSV, help="the CSV to write (default: the shipped one)")
+    parser.add_argument("--out", type=Path, default=DEMO_CSV.parent, help="the folder to write to (default: the package's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
     flags = parser.parse_args(arguments)
     try:
-        content = demo_csv(flags.wordnet, seed=flags.seed)
+        made = {DEMO_CSV.name: demo_csv(flags.wordnet, seed=flags.seed), DEMO_MORE.name: demo_more(flags.wordnet, seed=flags.seed)}
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    partial = flags.out.with_name(flags.out.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, flags.out)
-    print(json.dumps({"made": str(flags.out), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}))
+    for name, content in made.items():
+        write_text(flags.out / name, content.decode())
+    sums = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in made.items()}
+    print(json.dumps({"made": str(flags.out), **sums}))
     return EXIT_OK
 
 

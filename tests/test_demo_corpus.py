@@ -12,7 +12,19 @@ import pytest
 
 from lugpi_core.corpora import load_corpus
 from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.demo_corpus import DEMO_CSV, TOPICS, demo_csv, eligible_glosses, gives_itself_away, load_demo, main, stem
+from lugpi_core.demo_corpus import (
+    DEMO_CSV,
+    DEMO_MORE,
+    MORE_PER_TOPIC,
+    TOPICS,
+    demo_csv,
+    demo_more,
+    eligible_glosses,
+    gives_itself_away,
+    load_demo,
+    main,
+    stem,
+)
 from lugpi_core.errors import InputError
 from lugpi_core.examples import Split
 
@@ -63,6 +75,14 @@ def test_the_shipped_file_is_what_its_recipe_makes() -> None:
     if not WORDNET.is_file():
         pytest.skip(f"{WORDNET} is not there")
     assert demo_csv(WORDNET) == DEMO_CSV.read_bytes()
+    assert demo_more(WORDNET) == DEMO_MORE.read_bytes()
+
+
+def test_the_shipped_texts_without_labels_are_in_no_split() -> None:
+    texts = DEMO_MORE.read_text().splitlines()
+    assert len(texts) == len({text.casefold() for text in texts}) == 12 * MORE_PER_TOPIC
+    assert not {text.casefold() for text in texts} & {example.text.casefold() for example in load_demo().examples}
+    assert DEMO_MORE.stat().st_size <= 200_000
 
 
 def test_the_same_seed_makes_the_same_bytes_in_whatever_order_synsets_come(tmp_path: Path) -> None:
@@ -142,18 +162,21 @@ def test_a_missing_or_damaged_synset_file_is_one_line_and_status_2(
     path = tmp_path / "w.gz"
     if content is not None:
         path.write_bytes(content)
-    assert main(["--wordnet", str(path), "--out", str(tmp_path / "out.csv")]) == 2
+    assert main(["--wordnet", str(path), "--out", str(tmp_path)]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: got {path}")
     assert shown.count("\n") == 1
-    assert not (tmp_path / "out.csv").exists()
+    assert not list(tmp_path.glob("demo*"))
 
 
-def test_the_command_writes_the_file_whole_and_says_what_it_made(tmp_path: Path) -> None:
-    lines = [_synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(260)]
-    source, out = _wordnet(tmp_path / "w.gz", lines), tmp_path / "out.csv"
+def test_the_command_writes_the_files_whole_and_says_what_it_made(tmp_path: Path) -> None:
+    lines = [_synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(460)]
+    source, out = _wordnet(tmp_path / "w.gz", lines), tmp_path / "out"
+    out.mkdir()
     command = [sys.executable, "-W", "error", "-m", "lugpi_core.demo_corpus", "--wordnet", str(source), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert out.read_bytes() == demo_csv(source)
-    assert json.loads(done.stdout.splitlines()[-1])["bytes"] == out.stat().st_size
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "w.gz"]
+    made = json.loads(done.stdout.splitlines()[-1])
+    for name, content in (("demo.csv", demo_csv(source)), ("demo-more.txt", demo_more(source))):
+        assert (out / name).read_bytes() == content
+        assert made[name]["bytes"] == len(content)
+    assert sorted(path.name for path in out.iterdir()) == ["demo-more.txt", "demo.csv"]
