@@ -19,8 +19,9 @@ RUN_ELSEWHERE = {
     for question in ("store", "featurize", "train", "memory", "fidelity", "all")
 }
 # What no CPU runs without archives, fonts or hours; these are parsed. A test counts them.
+RUN_ELSEWHERE["python -m benchmarks demo"] = "tests/test_experiments.py"
 PARSED_ONLY = {
-    "python -m benchmarks real": "wants the corpora's archives and 90 minutes; no test runs it",
+    "python -m benchmarks real": "wants the corpora's archives and hours; tests/test_experiments.py parses what it runs",
     "python -m featurize.emoji": "wants a font and WordNet; tests/test_emoji_training.py runs the recipe on eight pictures",
 }
 _COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(python -m (?:featurize(?:\.emoji)?|train|benchmarks)\b|torchrun |make [a-z])")

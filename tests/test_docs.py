@@ -26,7 +26,7 @@ from documented_commands import (
     write_corpora,
 )
 
-from benchmarks.cli import BenchmarkOptions, DrawingOptions, PicturesOptions, RealInputOptions, TrainingOptions
+from benchmarks.cli import BenchmarkOptions, DemoOptions, DrawingOptions, PicturesOptions, RealOptions, TrainingOptions
 from featurize.emoji.options import EmojiOptions
 from lugpi_core.command_line import parse
 
@@ -39,7 +39,8 @@ PARSERS = {
     "featurize": DrawingOptions,
     "train": TrainingOptions,
     "pictures": PicturesOptions,
-    "real": RealInputOptions,
+    "demo": DemoOptions,
+    "real": RealOptions,
 }
 LINKED = (*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "lugpi_core/data/README.md")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cli import BenchmarkOptions, DrawingOptions, PicturesOptions, RealInputOptions, TrainingOptions
+from benchmarks.cli import BenchmarkOptions, DemoOptions, DrawingOptions, PicturesOptions, RealOptions, TrainingOptions
 from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, VerifyOptions
 from lugpi_core.command_line import parse
 from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
@@ -30,7 +30,8 @@ BENCHMARKS = dict.fromkeys(("store", "fidelity", "memory", "all"), BenchmarkOpti
     "train": TrainingOptions,
     "featurize": DrawingOptions,
     "pictures": PicturesOptions,
-    "real": RealInputOptions,
+    "demo": DemoOptions,
+    "real": RealOptions,
 }
 
 

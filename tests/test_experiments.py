@@ -1,0 +1,85 @@
+"""The tables' experiment as a benchmark: run in small on the demo, and its commands on real corpora."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import experiments, harness
+from benchmarks.cli import DemoOptions, RealOptions, main
+from lugpi_core.errors import InputError
+
+
+def test_the_demos_experiment_runs_in_small_and_its_record_is_what_tables_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    assert main(["demo", "--smoke", "--record", "--runs", str(tmp_path / "runs")]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    record = json.loads((tmp_path / "results" / printed["recorded"]).read_text())
+    assert record["figures"] == json.loads((tmp_path / "runs" / "demo-smoke" / "tables.json").read_text())
+    assert [table["name"] for table in record["figures"]["tables"]] == ["table1", "controls", "unlabelled"]
+    assert record["figures"]["complete"]
+    assert record["figures"]["rows"]["student-none-more"]["seeds"] == [0]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Sequence[Sequence[str]]]:
+    """The commands that an experiment would run; each ends as if it had."""
+    commands: list[Sequence[Sequence[str]]] = []
+
+    def run(several: Sequence[Sequence[str]]) -> None:
+        commands.append(several)
+        folder = Path(several[0][several[0].index("--run-dir") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tables.json").write_text(json.dumps({"rows": {}}))
+
+    monkeypatch.setattr(experiments, "_run", run)
+    monkeypatch.setattr(experiments, "_minilm", lambda: "minilm-folder")
+    monkeypatch.chdir(tmp_path)
+    return commands
+
+
+def parsed(command: Sequence[str], kinds: dict[str, Any]) -> Any:
+    import tyro
+
+    return tyro.cli(kinds[command[0]], args=[word for word in command if word not in kinds and word != "tables"])
+
+
+def test_real_corpora_are_drawn_and_trained_with_every_row_and_control(asked: list[Sequence[Sequence[str]]]) -> None:
+    from featurize.options import FeaturizeOptions
+    from train.options import TablesOptions
+
+    found = experiments.measure_real(RealOptions(corpora=("cwi-wikinews", "20ng-2000"), data_dir=Path("there"), processes=2))
+    assert [result["benchmark"] for result in found.values()] == ["real-cwi-wikinews", "real-20ng-2000"]
+    kinds = {"featurize": FeaturizeOptions, "train": TablesOptions}
+    drawn, tabled, _, cut = [parsed(several[0], kinds) for several in asked]
+    assert (drawn.dataset, drawn.generator, drawn.encoders, drawn.data_dir) == ("cwi-wikinews", "demo", ("demo",), Path("there"))
+    assert (tabled.rows, tabled.seeds, tabled.epochs, tabled.text_model) == (("table1", "controls"), 3, 3, "minilm-folder")
+    assert (cut.dataset, cut.limit, cut.max_length, cut.run_dir) == ("20ng", 2000, 128, Path("runs/20ng-2000"))
+    assert [len(several) for several in asked] == [1, 2, 1, 2]
+
+
+def test_more_texts_are_drawn_before_students_are_taught_of_them(asked: list[Sequence[Sequence[str]]]) -> None:
+    experiments.measure_demo(DemoOptions(seeds=2))
+    more, own, tables = [several[0] for several in asked]
+    assert "--unlabelled" in more
+    assert "--unlabelled" not in own
+    assert more[more.index("--unlabelled") + 1] == tables[tables.index("--unlabelled") + 1]
+    assert Path(more[more.index("--unlabelled") + 1]).is_file()
+    assert tables[tables.index("--seeds") + 1] == "2"
+    assert "unlabelled" in tables
+
+
+@pytest.mark.parametrize(("flags", "told"), [(("--corpora", "imdb"), "--corpora imdb"), (("--seeds", "0"), "--seeds 0")])
+def test_bad_input_is_one_line(flags: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["real", *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_command_that_fails_ends_the_experiment() -> None:
+    with pytest.raises(InputError, match="exit status 2"):
+        experiments._run([("train", "no-such-command")])
