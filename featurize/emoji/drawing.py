@@ -219,19 +219,20 @@ def several_captions(own: Sequence[Sequence[int]], near: Sequence[Sequence[int]]
     return rows
 
 
-def caption_rows(pair: DrawPair, tokens_TLD: torch.Tensor, *, without_share: float) -> Rows:
+def caption_rows(pair: DrawPair, captions: Sequence[str], read: Callable[[list[str]], torch.Tensor], *, without_share: float) -> Rows:
     """Return a source of pictures with one of their captions each.
 
     Args:
-        pair: draws a caption and its picture.
-        tokens_TLD: of every caption; the last is of the empty one.
-        without_share: of the rows, how many take the empty caption.
+        pair: draws the numbers of a caption and of its picture.
+        captions: all of them.
+        read: gives the tokens [B, L, D] of texts.
+        without_share: of the rows, how many read the empty text.
     """
 
     def rows(count: int, chance: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         draws = random.Random(chance.initial_seed())
-        chosen = [(pair(draws), draws.random()) for _ in range(count)]
-        captions = [len(tokens_TLD) - 1 if share < without_share else caption for (caption, _), share in chosen]
-        return torch.tensor([picture for (_, picture), _ in chosen]), tokens_TLD[captions].float()
+        chosen = [(*pair(draws), draws.random()) for _ in range(count)]
+        texts = ["" if share < without_share else captions[caption] for caption, _, share in chosen]
+        return torch.tensor([picture for _, picture, _ in chosen]), read(texts).float()
 
     return rows

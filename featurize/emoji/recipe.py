@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,8 @@ class Recipe:
 
         def loss(unet: Any) -> Loss:
             captions, own, nearest = self._pairs()
-            tokens_TLD = as_the_unet_reads(self.sight().model, self.tokenizer(), [*captions, ""])
-            rows = drawing.caption_rows(pairs(own, nearest, own_share=OWN_SHARE), tokens_TLD, without_share=0.1)
+            read = partial(as_the_unet_reads, self.sight().model, self.tokenizer())
+            rows = drawing.caption_rows(pairs(own, nearest, own_share=OWN_SHARE), captions, read, without_share=0.1)
             vae, _, _ = self.latents()
             return drawing.UNetLoss(unet, drawing.still_latents(vae, self.pictures), rows, self._steps["unet"].batch)
 
