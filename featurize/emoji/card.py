@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from featurize.contact_sheet import contact_sheet
-from featurize.emoji.measures import Artist, Clip, caption_choice, clip_scores, demo_glosses, probes, retrieval
+from featurize.emoji.measures import Artist, Clip, caption_choice, clip_scores, demo_glosses, drawn_names, probes, retrieval
 from featurize.emoji.recipe import Recipe
 from featurize.stored_pictures import to_bytes
 from lugpi_core.files import read_json, write_json, write_text
@@ -36,6 +36,7 @@ def measured(recipe: Recipe, folder: Path, *, most: int | None = None) -> dict[s
     contact_sheet(captions, to_bytes(artist.pictures(captions)), folder / SHEET)
     return {
         "retrieval": retrieval(world, clip),
+        "drawn_names": drawn_names(world, clip, artist, count=min(256, most or 256)),
         "clip_score": clip_scores(world, clip, artist, count=min(256, most or 256)),
         "probe_dev": probes(learnt, dev, clip, artist, folder),
         "probe_test": probes(learnt, demo_glosses("test")[:most], clip, artist, folder),
@@ -89,7 +90,7 @@ a DistilBERT (`text/`). They are what `--generator demo`, `--encoders demo` and 
 precision.
 
 They are for demonstrations and tests: the vocabulary of pictures is {sources["pictures"]:,} emoji, and a drawing of anything else mixes
-those of like meaning. Drawings are blurred: colour and outline fit the kind of thing, and often nobody would say which thing it is.
+those of like meaning. Most drawings of a name show what it names; they are soft, as a picture of 64 px made in four steps is.
 
 Made by `python -m featurize.emoji --wordnet PATH/wordnet-synsets.jsonl.gz` (see `featurize/emoji/README.md`). This file and
 `record.json`, which has the curves and every figure, are written by its part `card`.
@@ -117,13 +118,13 @@ On {machine["threads"]} CPU thread(s), torch {machine["torch"]}; minutes of wall
 
 | question | figure |
 |---|---|
-{chr(10).join(f"| {question} | {figure} |" for question, figure in answers(record["measured"]))}
+{chr(10).join(f"| {question} | {figure} |" for question, figure in answers(record["measured"], sources["pictures"]))}
 
 Drawings for 64 captions, the upper half names of emoji, the lower half glosses that nobody has learnt from: `drawings.png`.
 """
 
 
-def answers(found: dict[str, Any]) -> list[tuple[str, str]]:
+def answers(found: dict[str, Any], total: int) -> list[tuple[str, str]]:
     """Return the card's questions with their figures."""
     retrieved, scores, unseen = found["retrieval"], found["clip_score"], found["probe_test"]
     return [
@@ -132,6 +133,10 @@ def answers(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "a picture of the right topic found first by an unseen gloss (by chance)",
             f"{retrieved['unseen_gloss_topic']:.1%} ({retrieved['unseen_gloss_topic_by_chance']:.1%})",
+        ),
+        (
+            f"an emoji found by the drawing of its name, among {total:,}: first / among five",
+            f"{found['drawn_names']['first']:.1%} / {found['drawn_names']['among_five']:.1%}",
         ),
         ("CLIP score of drawings of names / shuffled", f"{scores['names']:.1f} / {scores['names_shuffled']:.1f}"),
         (

@@ -126,6 +126,17 @@ def clip_scores(world: World, clip: Clip, artist: Artist, *, count: int = 256) -
     }
 
 
+def drawn_names(world: World, clip: Clip, artist: Artist, *, count: int = 256) -> dict[str, float]:
+    """Return how often, in CLIP's joint space, the drawing of an emoji's name finds that emoji among all: first, and among five."""
+    numbers = sorted(random.Random(0).sample(range(len(world.emoji)), min(count, len(world.emoji))))
+    drawn_BE = clip.pictures(artist.pictures([world.emoji[number].name for number in numbers]))
+    five = (drawn_BE @ clip.pictures(clean_pictures(world.pictures)).T).topk(5, dim=1).indices.tolist()
+    return {
+        "first": _share([found[0] == number for number, found in zip(numbers, five, strict=True)]),
+        "among_five": _share([number in found for number, found in zip(numbers, five, strict=True)]),
+    }
+
+
 def pooled(encoder: ImageEncoder, images_B3HW: torch.Tensor) -> NDArray[np.float32]:
     """Return the class token beside the mean of the patches: [B, 2D]."""
     tokens = torch.cat([encoder.encode(part).float() for part in torch.split(images_B3HW, _BATCH)])

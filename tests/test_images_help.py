@@ -1,0 +1,49 @@
+"""That images carry what texts do not say: a teacher that sees drawings of words against one that sees the drawings of other words."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from featurize.cli import featurize
+from featurize.options import FeaturizeOptions
+from train.cli import main
+
+# Single words, so that no word of a test text is in a training text: the text alone can only guess from what its model has read before.
+WORDS = {
+    "food": "banana lemon bread cheese egg pizza apple carrot grapes peach pear cherries strawberry tomato cucumber potato pancakes "
+    "croissant pineapple watermelon mango sandwich cookie doughnut",
+    "animal": "dog horse fish bird tiger mouse cat wolf fox lion cow pig goat camel elephant rabbit bear panda penguin eagle duck turtle "
+    "whale dolphin",
+    "vehicle": "car bus train airplane ship bicycle taxi ambulance tractor truck motorcycle tram helicopter rocket sailboat canoe scooter "
+    "locomotive minibus ferry speedboat trolleybus automobile monorail",
+    "clothing": "dress shoe hat shirt scarf glasses jeans coat socks gloves kimono sari bikini sandal boot crown sunglasses necktie shorts "
+    "handbag purse backpack sneaker umbrella",
+}
+TRAINED, VALIDATED = 6, 3
+
+
+@pytest.fixture(scope="module")
+def words_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("words") / "words.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "split"])
+        for kind, words in WORDS.items():
+            for n, word in enumerate(words.split()):
+                split = "train" if n < TRAINED else "validation" if n < TRAINED + VALIDATED else "test"
+                writer.writerow([word, kind, split])
+    return path
+
+
+def test_a_teacher_that_sees_the_words_drawings_is_far_better_than_one_that_sees_others(words_csv: Path, tmp_path: Path) -> None:
+    drawn = {"dataset": str(words_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",)}
+    assert featurize(FeaturizeOptions(**drawn, run_dir=tmp_path / "run"))["complete"]  # type: ignore[arg-type]
+    flags = ("--dataset", str(words_csv), "--split-column", "split", "--run-dir", str(tmp_path / "run"), "--text-model", "demo")
+    learning = ("--epochs", "20", "--learning-rate", "1e-3", "--device", "cpu", "--seed", "0")
+    accuracy = {}
+    for privileged in ("images", "shuffled"):
+        assert main(["teacher", *flags, *learning, "--privileged", privileged, "--name", privileged]) == 0
+        accuracy[privileged] = json.loads((tmp_path / "run" / privileged / "metrics.json").read_text())["accuracy"]["test"]
+    assert accuracy["images"] > accuracy["shuffled"] + 0.15
