@@ -17,19 +17,19 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_text
 
 _DRAWN = ("--generator", "demo", "--encoders", "demo")
-_ROWS = ("table1", "controls")
 _SMOKE_TEXTS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What is drawn, and how long each model learns. ``corpus`` and ``training`` are flags of the commands; ``unlabelled`` are texts that
-    students are taught of too."""
+    students are taught of too, ``rows`` the rows of the tables."""
 
     corpus: tuple[str, ...]
     training: tuple[str, ...]
     seeds: int
     unlabelled: Path | None = None
+    rows: tuple[str, ...] = ("table1", "controls")
 
 
 DEMO = Experiment(
@@ -37,6 +37,7 @@ DEMO = Experiment(
     training=("--text-model", "demo", "--epochs", "10", "--learning-rate", "5e-4"),
     seeds=5,
     unlabelled=DEMO_MORE,
+    rows=("table1", "controls", "student-clip-demo-more", "student-none-more"),
 )
 REAL = {
     "cwi-wikinews": Experiment(corpus=("--dataset", "cwi-wikinews"), training=("--epochs", "3"), seeds=3),
@@ -84,8 +85,7 @@ def _tables(options: DemoOptions, name: str, one: Experiment) -> dict[str, Any]:
     _run([("featurize", *common, *_DRAWN)])
     short = ("--epochs", "1", "--max-length", "16") if options.smoke else ()
     seeds = ("--seeds", str(1 if options.smoke else options.seeds or one.seeds))
-    rows = ("--rows", *_ROWS, *(["unlabelled"] if more else []))
-    _run([("train", "tables", *common, *one.training, *short, *seeds, *rows, *more)] * options.processes)
+    _run([("train", "tables", *common, *one.training, *short, *seeds, "--rows", *one.rows, *more)] * options.processes)
     found: dict[str, Any] = read_json(run / "tables.json")
     return found
 

@@ -63,7 +63,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
     "demo": GeneratorPreset(
         size_px=64,
         steps=4,
-        guidance=5.0,
+        guidance=3.0,
         scheduler="ddim",
         license=LICENSE,
         notice="the embedded generator draws emoji: what its pictures do for a corpus says little of what Stable Diffusion's would do",

@@ -71,7 +71,7 @@ def test_more_texts_are_drawn_before_students_are_taught_of_them(asked: list[Seq
     assert more[more.index("--unlabelled") + 1] == tables[tables.index("--unlabelled") + 1]
     assert Path(more[more.index("--unlabelled") + 1]).is_file()
     assert tables[tables.index("--seeds") + 1] == "2"
-    assert "unlabelled" in tables
+    assert "student-none-more" in tables
 
 
 @pytest.mark.parametrize(("flags", "told"), [(("--corpora", "imdb"), "--corpora imdb"), (("--seeds", "0"), "--seeds 0")])

@@ -147,7 +147,7 @@ def _add_space(path: Path) -> None:
     ("flags", "field"),
     [
         (["--steps", "3"], "generation.generator.steps: found 2, wanted 3"),
-        (["--guidance", "1"], "generation.generator.guidance: found 5.0, wanted 1.0"),
+        (["--guidance", "1"], "generation.generator.guidance: found 3.0, wanted 1.0"),
         (["--scheduler", "euler"], 'generation.generator.scheduler: found "ddim", wanted "euler"'),
         (["--size-px", "128"], "generation.generator.size_px: found 64, wanted 128"),
         (["--seed", "1"], "generation.seed: found 0, wanted 1"),

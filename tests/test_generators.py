@@ -63,7 +63,7 @@ def _edit_json(path: Path, **changes: Any) -> None:
         ("sd2-1", 768, 50, 7.5, "ddim"),
         ("sd2-1-base", 512, 50, 7.5, "ddim"),
         ("sd-turbo", 512, 1, 0.0, "own"),
-        ("demo", 64, 4, 5.0, "ddim"),
+        ("demo", 64, 4, 3.0, "ddim"),
     ],
 )
 def test_a_preset_has_the_settings_of_its_table(name: str, size_px: int, steps: int, guidance: float, scheduler: str) -> None:
@@ -136,7 +136,7 @@ def test_the_demo_is_found_whole() -> None:
         "pipeline": "StableDiffusionPipeline",
         "size_px": 64,
         "steps": 4,
-        "guidance": 5.0,
+        "guidance": 3.0,
         "scheduler": "ddim",
         "deepcache": 1,
     }
