@@ -65,7 +65,7 @@ def _inputs(unet: Unet, seed: int, *, rows: int = 2, side: int = 8, device: str 
         "timestep": torch.tensor(900 - 100 * seed, device=device),
         "encoder_hidden_states": drawn(rows, 77, config.cross_attention_dim),
     }
-    if config.addition_embed_type:
+    if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         inputs["added_cond_kwargs"] = {"text_embeds": drawn(rows, pooled), "time_ids": torch.full((rows, 6), float(side), device=device)}
     return inputs
