@@ -179,6 +179,8 @@ DEMO = {
     "student-none": "control: student of the text-only teacher",
     "student-shuffled": "control: of the shuffled teacher",
     "student-blank": "control: of the blank teacher",
+    "student-clip-demo-more": "**student** of the CLIP teacher, with 2,400 texts without labels",
+    "student-none-more": "control: of the text-only teacher, with the same",
 }
 
 
@@ -189,7 +191,7 @@ def demo_rows() -> list[str]:
     rows = []
     for name, words in DEMO.items():
         over_seeds = found["rows"][name]["test"]["accuracy"]
-        control = "teacher-none" if name.startswith("teacher") else "student-none"
+        control = "teacher-none" if name.startswith("teacher") else "student-none-more" if name.endswith("-more") else "student-none"
         compared = [cell for reference in ("baseline", control) for cell in _compared(tests.get((name, reference)))]
         rows.append(row(f"{words} (`{name}`)", f"{over_seeds['mean']:.3f} ± {over_seeds['sd']:.3f}", *compared))
     return rows

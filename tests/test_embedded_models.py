@@ -65,8 +65,8 @@ def test_a_drawing_of_a_red_apple_is_nearer_to_the_apple_than_nearly_all_others(
     drawn = torch.from_numpy(pooled(encoder, artist.pictures([f"a {names[place]}" for place in places])))
     near = torch.nn.functional.normalize(drawn, dim=1) @ clean.T
     farther = [float((row < row[place]).float().mean()) for row, place in zip(near, places, strict=True)]
-    assert farther[0] > 0.95
-    assert sum(farther) / len(farther) > 0.65, "for names of all kinds, where chance is a half"
+    assert farther[0] > 0.99
+    assert sum(farther) / len(farther) > 0.85, "for names of all kinds, where chance is a half"
 
 
 def test_drawings_of_unseen_texts_are_nearer_to_their_own_words(clip: Clip, artist: Artist) -> None:
