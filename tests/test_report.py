@@ -195,6 +195,16 @@ def test_a_student_may_be_chosen_and_is_shown_with_its_own_seed(corpus_csv: Path
         found(corpus_csv, run, student="baseline")
 
 
+def test_a_student_of_more_texts_has_its_table(corpus_csv: Path, run: Path) -> None:
+    more = {"layers": None, "unlabelled": "abc", "shares": [1.0], "distillation": PAPER_LOSS}
+    assert "more texts" not in page(found(corpus_csv, run)).lower()
+    write_model(run, "with-more", corpus_of(corpus_csv), {3: 1}, command="student", taught_by=["teacher"], **more)
+    shown = page(found(corpus_csv, run))
+    assert "More texts" in shown
+    assert "student-clip-demo-more" in shown
+    assert [one.name for one in found(corpus_csv, run).voices] == ["baseline", "teacher", "student"]
+
+
 @pytest.mark.parametrize(
     ("gone", "roles"),
     [

@@ -28,7 +28,7 @@ from lugpi_core.thumbnails import FOLDER, read_thumbnails
 from train.fidelity import taught_by
 from train.model_folder import finished_folders
 from train.options import TablesOptions
-from train.recorded import recorded_models
+from train.recorded import has_more, recorded_models
 from train.report_cases import Bools, Case, Role, Voice, cases_of, chosen_examples, pattern_of, voice, voice_of_teachers
 from train.report_content import Curve, Report, ShownAnswer, ShownExample
 from train.report_page import page
@@ -110,7 +110,8 @@ def _tables(options: ReportOptions, read: Read) -> tuple[dict[str, Any], dict[st
     shared = {field.name: getattr(options, field.name) for field in fields(CorpusOptions)}
     asked = TablesOptions(**shared, run_dir=options.run, train=False)
     columns = columns_of_rows(asked)
-    rows, found = rows_of(columns), recorded_models(options.run, columns)
+    found = recorded_models(options.run, columns)
+    rows = rows_of(columns, has_more=has_more(found))
     by_row: dict[str, dict[int, Scored]] = {}
     for name, folder in found.folders.items():
         model = read(folder)
