@@ -135,6 +135,8 @@ def _in_a_child(arguments: Sequence[str], said: Path) -> NoReturn:
     """Run the command in this process, a fresh fork, as a process of its own would, and end."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A fork makes torch's pool of threads anew at its next use, which two threads that load weights must not come to at once.
+    torch.set_num_threads(1)
     status = processes.BROKEN
     with said.open("w") as file:
         sys.stdout = sys.stderr = file
