@@ -5,7 +5,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     results = {}
     for name in options.corpora:
         one = REAL[name]
-        trained = Experiment(corpus=(*one.corpus, *data), training=(*one.training, *text_model), seeds=one.seeds)
+        trained = replace(one, corpus=(*one.corpus, *data), training=(*one.training, *text_model))
         results[name] = finish(f"real-{name}", _tables(options, name, trained), record=options.record)
     return results
 

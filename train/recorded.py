@@ -47,7 +47,7 @@ def recorded_columns(folders: Iterable[Path]) -> set[str]:
 
 def has_more(found: Recorded) -> bool:
     """Whether any of them is a student that was taught of texts without labels too."""
-    return any(name.partition("-seed")[0].endswith(MORE) for name in found.folders)
+    return any(read_json(folder / TRAINING).get("unlabelled") is not None for folder in found.folders.values())
 
 
 def unlike_settings(folders: Sequence[Path]) -> dict[str, list[Any]]:

@@ -90,7 +90,7 @@ a DistilBERT (`text/`). They are what `--generator demo`, `--encoders demo` and 
 precision.
 
 They are for demonstrations and tests: the vocabulary of pictures is {sources["pictures"]:,} emoji, and a drawing of anything else mixes
-those of like meaning. Most drawings of a name show what it names; they are soft, as a picture of 64 px made in four steps is.
+those of like meaning. Drawings are soft, as pictures of 64 px made in four steps are; how often one finds its emoji stands below.
 
 Made by `python -m featurize.emoji --wordnet PATH/wordnet-synsets.jsonl.gz` (see `featurize/emoji/README.md`). This file and
 `record.json`, which has the curves and every figure, are written by its part `card`.

@@ -55,7 +55,7 @@ def tiny_decoder() -> Any:
 
 def unet() -> Any:
     """Return a new UNet2DConditionModel. Beside the cross attention of its middle, what the words say together scales and shifts every
-    block with the time, as in Saharia et al. 2022 (arXiv 2205.11487, §2.3): half as much to compute, and names are learnt sooner."""
+    block with the time, as in Saharia et al. 2022 (arXiv 2205.11487, §2.3)."""
     allow_torchvision_import()
     from diffusers import UNet2DConditionModel
 

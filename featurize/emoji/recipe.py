@@ -121,16 +121,14 @@ class Recipe:
 
     def sight(self) -> SeeingTower:
         """Return the text tower that knows what words look like: the generator's."""
-        vae, _, _ = self.latents()
-        latents_NF = drawing.still_latents(vae, self.pictures).flatten(1)
 
         def loss(tower: SeeingTower) -> Loss:
             captions, own, nearest = self._pairs()
-            read = encoded(self.tokenizer(), captions)
+            read, latents_NF = encoded(self.tokenizer(), captions), self._still_latents().flatten(1)
             looks = SightLoss(tower, read, self.tokenizer().pad_token_id, latents_NF, pairs(own, nearest, own_share=OWN_SHARE))
             return looks.of(self._steps["sight"].batch)
 
-        tower: SeeingTower = self._fitted("sight", lambda: SeeingTower(self.words(), latents_NF.shape[1]), loss)
+        tower: SeeingTower = self._fitted("sight", lambda: SeeingTower(self.words(), drawing.CHANNELS * drawing.SIDE**2), loss)
         return tower
 
     def unet(self) -> Any:
@@ -140,8 +138,7 @@ class Recipe:
             captions, own, nearest = self._pairs()
             read = partial(as_the_unet_reads, self.sight().model, self.tokenizer())
             rows = drawing.caption_rows(pairs(own, nearest, own_share=OWN_SHARE), captions, read, without_share=0.1)
-            vae, _, _ = self.latents()
-            return drawing.UNetLoss(unet, drawing.still_latents(vae, self.pictures), rows, self._steps["unet"].batch)
+            return drawing.UNetLoss(unet, self._still_latents(), rows, self._steps["unet"].batch)
 
         return self._fitted("unet", drawing.unet, loss)
 
@@ -203,6 +200,11 @@ class Recipe:
             [[number[caption] for caption in captions] for captions in self.world.own],
             [[number[caption], *pictures] for caption, pictures in self.world.near],
         )
+
+    def _still_latents(self) -> torch.Tensor:
+        """Return what the UNet learns to draw, and the tower to tell: [N, C, h, w]."""
+        vae, _, _ = self.latents()
+        return drawing.still_latents(vae, self.pictures)
 
     def _pairs(self) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
         """Return ``_captions`` with each caption from WordNet beside the one of its pictures that is nearest to it in words."""

@@ -1,7 +1,7 @@
 """What words look like: the text tower learns to tell the latents of the picture that a caption is of, before anything is drawn.
 
-A tower of words learns the names of pictures in a tenth of the time that a UNet needs, for it has the size of its vocabulary to keep them
-in, and no noise between it and the picture. The UNet, which reads this tower, then only paints what it is told.
+A tower of words learns the names of pictures sooner than a UNet does, for it has the size of its vocabulary to keep them in, and no noise
+between it and the picture. The UNet, which reads this tower, then only paints what it is told.
 
 Shapes: B captions, L tokens, D width of the tower, F values of one picture's latents.
 """
