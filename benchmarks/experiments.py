@@ -39,10 +39,12 @@ DEMO = Experiment(
     unlabelled=DEMO_MORE,
     rows=("table1", "controls", "student-clip-demo-more", "student-none-more"),
 )
+# One epoch of CWI: two more raised the validation accuracy of WikiNews from .830 to .831.
+_OF_20NG = ("--epochs", "4", "--max-length", "128", "--learning-rate", "1e-4")
 REAL = {
-    "cwi-wikinews": Experiment(corpus=("--dataset", "cwi-wikinews"), training=("--epochs", "3"), seeds=3),
-    "cwi-news": Experiment(corpus=("--dataset", "cwi-news"), training=("--epochs", "3"), seeds=3),
-    "20ng-2000": Experiment(corpus=("--dataset", "20ng", "--limit", "2000"), training=("--epochs", "4", "--max-length", "128"), seeds=3),
+    "cwi-wikinews": Experiment(corpus=("--dataset", "cwi-wikinews"), training=("--epochs", "1"), seeds=3),
+    "cwi-news": Experiment(corpus=("--dataset", "cwi-news"), training=("--epochs", "1"), seeds=3),
+    "20ng-2000": Experiment(corpus=("--dataset", "20ng", "--limit", "2000"), training=_OF_20NG, seeds=3),
 }
 
 
@@ -68,7 +70,7 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     results = {}
     for name in options.corpora:
         one = REAL[name]
-        trained = replace(one, corpus=(*one.corpus, *data), training=(*one.training, *text_model))
+        trained = replace(one, corpus=(*one.corpus, *data), training=(*one.training, *text_model), rows=options.rows)
         results[name] = finish(f"real-{name}", _tables(options, name, trained), record=options.record)
     return results
 

@@ -90,7 +90,7 @@ def test_what_another_schedule_made_is_refused_begun_or_done(tmp_path: Path) -> 
     training._Run(model, SCHEDULE).save(tmp_path / "begun.pt")
     fit("done", model, loss, SCHEDULE, tmp_path)
     for name in ("begun", "done"):
-        with pytest.raises(InputError, match="trained otherwise: seed: found 5, wanted 6"):
+        with pytest.raises(InputError, match="made otherwise: seed: found 5, wanted 6"):
             fit(name, model, loss, replace(SCHEDULE, seed=6), tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_the_tokenizers_read_any_text_and_the_end_has_the_highest_number() -> No
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     steps = {name: Step(steps=2, batch=4, learning_rate=1e-3, averaged=step.averaged) for name, step in STEPS.items()}
-    return Recipe(small_world(), tmp_path_factory.mktemp("recipe"), steps=steps)
+    return Recipe(small_world(), tmp_path_factory.mktemp("recipe"), steps=steps, drawings=6)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_the_assembled_models_load_with_their_libraries_and_draw(models: Path) -
 
 def test_clips_text_tower_is_that_of_words(recipe: Recipe, models: Path) -> None:
     texts = ["a fruit", "the animal number 2 of them"]
-    clip = recipe.clip()
+    clip = recipe.clip_drawn()
     tower, tokenizer = recipe.words(), recipe.tokenizer()
     ids = torch.tensor(tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True)["input_ids"])
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_the_generator_reads_the_tower_that_knows_what_words_look_like(recipe: R
 def test_training_leaves_the_words_of_clip_as_they_are(recipe: Recipe) -> None:
     untouched = vision.clip(len(recipe.tokenizer()))
     vision.take_words(untouched, recipe.words())
-    trained = recipe.clip().state_dict()
+    trained = recipe.clip_drawn().state_dict()
     names = [name for name in untouched.state_dict() if not name.startswith("visual") and name != "logit_scale"]
     assert len(names) > 20
     assert all(torch.equal(untouched.state_dict()[name], trained[name]) for name in names)

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from featurize.emoji import drawing, vision
+from featurize.emoji import vision
 from featurize.emoji.placing import SIDE_PX
 from featurize.emoji.recipe import Recipe
 from lugpi_core.files import whole_folder
-from lugpi_core.torchvision_ops import allow_torchvision_import
 
 # Each of a name, and of the files that the hub's tools write beside the weights.
 PARTS = ("generator", "tiny", "clip-demo", "vit-demo", "text")
@@ -32,20 +31,7 @@ def assemble(recipe: Recipe, folder: Path) -> Path:
 
 
 def _write_generator(recipe: Recipe, folder: Path) -> None:
-    allow_torchvision_import()
-    from diffusers import StableDiffusionPipeline
-
-    vae, _, _ = recipe.latents()
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=recipe.sight().model,
-        tokenizer=recipe.tokenizer(),
-        unet=recipe.unet(),
-        scheduler=drawing.scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = recipe.pipeline()
     for part in (pipeline.vae, pipeline.unet):
         part.to(memory_format=torch.contiguous_format)  # what safetensors takes
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
@@ -55,7 +41,7 @@ def _write_clip(recipe: Recipe, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir()
-    weights = {name: value.half().contiguous() for name, value in recipe.clip().state_dict().items()}
+    weights = {name: value.half().contiguous() for name, value in recipe.clip_drawn().state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
     preprocess = {"mean": vision.MEAN, "std": vision.STD, "interpolation": "bicubic"}
     config = {"model_cfg": vision.clip_config(len(recipe.tokenizer())), "preprocess_cfg": preprocess}
@@ -64,7 +50,7 @@ def _write_clip(recipe: Recipe, folder: Path) -> None:
 
 
 def _write_vit(recipe: Recipe, folder: Path) -> None:
-    teller: Any = recipe.vit()
+    teller: Any = recipe.vit_drawn()
     teller.model.half().save_pretrained(folder)
     size = {"height": SIDE_PX, "width": SIDE_PX}
     processor = {"image_mean": vision.MEAN, "image_std": vision.STD, "resample": 3, "size": size}

@@ -23,6 +23,8 @@ _ABOUT = {
     "unet": ("generator/unet", "velocity of noised latents, from captions"),
     "clip": ("clip-demo (vision tower)", "placed pictures against captions, contrastive; the text tower is kept"),
     "vit": ("vit-demo", "the group of placed pictures"),
+    "clip-drawn": ("clip-demo (vision tower)", "`clip`, then: drawings against the caption of each beside what it learnt"),
+    "vit-drawn": ("vit-demo", "`vit`, then: the group that the caption of a drawing is nearest to beside what it learnt"),
     "text": ("text", "masked words of glosses"),
 }
 _BARS = "▁▂▃▄▅▆▇█"

@@ -24,7 +24,7 @@ def make(options: EmojiOptions) -> dict[str, Any]:
     import torch
 
     from featurize.emoji.assembly import assemble
-    from featurize.emoji.recipe import STEPS, Recipe
+    from featurize.emoji.recipe import DRAWINGS, STEPS, Recipe
     from featurize.emoji.world import load_world
     from lugpi_core.quiet import quiet_libraries
 
@@ -37,7 +37,8 @@ def make(options: EmojiOptions) -> dict[str, Any]:
         f"{sum(map(len, world.own)):,} captions of pictures and {len(world.near):,} from WordNet"
     )
     steps = {name: dataclasses.replace(step, steps=max(1, step.steps // options.shorten)) for name, step in STEPS.items()}
-    recipe = Recipe(world, options.work_dir, seed=options.seed, steps=steps)
+    drawings = max(1, DRAWINGS // options.shorten)
+    recipe = Recipe(world, options.work_dir, seed=options.seed, steps=steps, drawings=drawings)
     seconds: dict[str, float] = {}
     for part in options.only:
         started = time.perf_counter()
@@ -48,7 +49,7 @@ def make(options: EmojiOptions) -> dict[str, Any]:
 
             write_card(recipe, options.out, most=None if options.shorten == 1 else 64)
         else:
-            getattr(recipe, part)()
+            getattr(recipe, part.replace("-", "_"))()
         seconds[part] = round(time.perf_counter() - started, 1)
         say(f"{part}: {seconds[part]:,.0f} s")
     made = sum(path.stat().st_size for path in options.out.rglob("*.safetensors"))

@@ -93,6 +93,23 @@ def scheduler() -> Any:
     )
 
 
+def pipeline(*, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any) -> Any:
+    """Return a StableDiffusionPipeline of the parts."""
+    allow_torchvision_import()
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 class AutoencoderLoss:
     """Error of pixels and of their differences, in any colours, and a little of the Kullback-Leibler term (Rombach et al. 2022,
     arXiv 2112.10752, §3.1 and appendix G, without its perceptual and adversarial parts)."""

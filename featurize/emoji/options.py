@@ -8,7 +8,22 @@ from lugpi_core.device import require_seed
 from lugpi_core.embedded_models import FOLDER
 from lugpi_core.errors import InputError
 
-Part = Literal["bag", "words", "autoencoder", "tiny", "sight", "unet", "clip", "vit", "text", "assemble", "card"]
+Part = Literal[
+    "bag",
+    "words",
+    "autoencoder",
+    "tiny",
+    "sight",
+    "unet",
+    "clip",
+    "vit",
+    "drawings",
+    "clip-drawn",
+    "vit-drawn",
+    "text",
+    "assemble",
+    "card",
+]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -24,7 +39,8 @@ class EmojiOptions:
     """The folder common/ of CLDR (Debian: unicode-cldr-core)."""
     only: tuple[Part, ...] = PARTS
     """Which parts, in this order: bag and words (the text tower), autoencoder, tiny (its small decoder), sight (the tower learns what words
-    look like), unet, clip, vit, text (a DistilBERT), assemble (into --out), card (measure, and write README.md and drawings.png beside)."""
+    look like), unet, clip, vit, drawings (of captions from WordNet), clip-drawn and vit-drawn (learn from these too), text (a DistilBERT),
+    assemble (into --out), card (measure, and write README.md and drawings.png beside)."""
     work_dir: Path = Path("runs/emoji")
     """Where checkpoints and records are kept."""
     out: Path = FOLDER

@@ -1,4 +1,5 @@
-"""The steps of the recipe, each from the files of those before it: bag → words → clip; autoencoder → tiny; both → sight → unet."""
+"""The steps of the recipe, each from the files of those before it: bag → words → clip; autoencoder → tiny; both → sight → unet → drawings;
+clip and vit, then drawings, → clip-drawn and vit-drawn."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from featurize.emoji import drawing, vision
+from featurize.emoji import drawing, drawn, vision
 from featurize.emoji.masked_words import MaskedWords, masked_model
 from featurize.emoji.sight import OWN_SHARE, SeeingTower, SightLoss, nearest_in_words, pairs
 from featurize.emoji.training import Loss, Schedule, fit
@@ -29,6 +30,7 @@ from lugpi_core.files import make_folder, whole_folder
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 _VIEWS = 6
+DRAWINGS = 16_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ STEPS: Mapping[str, Step] = {
     "unet": Step(steps=4000, batch=64, learning_rate=1e-3, averaged=0.999, weight_decay=0.01),
     "clip": Step(steps=5000, batch=128, learning_rate=1.5e-3),
     "vit": Step(steps=2500, batch=64, learning_rate=7e-4),
+    "clip-drawn": Step(steps=1500, batch=128, learning_rate=6e-4),
+    "vit-drawn": Step(steps=1000, batch=64, learning_rate=3e-4),
     "text": Step(steps=4000, batch=128, learning_rate=1e-3),
 }
 
@@ -59,8 +63,8 @@ STEPS: Mapping[str, Step] = {
 class Recipe:
     """The models of one world in one folder: each is trained at its first use and read from its files afterwards."""
 
-    def __init__(self, world: World, folder: Path, *, seed: int = 0, steps: Mapping[str, Step] = STEPS) -> None:
-        self.world, self.folder, self._seed, self._steps = world, make_folder(folder), seed, steps
+    def __init__(self, world: World, folder: Path, *, seed: int = 0, steps: Mapping[str, Step] = STEPS, drawings: int = DRAWINGS) -> None:
+        self.world, self.folder, self._seed, self._steps, self._drawings = world, make_folder(folder), seed, steps, drawings
         self.pictures = torch.from_numpy(world.pictures).permute(0, 3, 1, 2).contiguous()
         self.records: dict[str, Any] = {}
 
@@ -142,33 +146,69 @@ class Recipe:
 
         return self._fitted("unet", drawing.unet, loss)
 
-    def clip(self) -> Any:
-        """Return the CLIP of open_clip with both towers."""
-        tower = self.words()
-        model = vision.clip(len(self.tokenizer()))
-        vision.take_words(model, tower)
+    def pipeline(self) -> Any:
+        """Return the generator, as diffusers runs it."""
+        vae, _, _ = self.latents()
+        return drawing.pipeline(vae=vae, text_encoder=self.sight().model, tokenizer=self.tokenizer(), unet=self.unet())
+
+    def clip(self) -> vision.PictureTower:
+        """Return CLIP's vision tower, taught by emoji."""
+        pictures: vision.PictureTower = self._fitted(
+            "clip", lambda: vision.PictureTower(vision.clip(len(self.tokenizer())).visual), self._of_pictures
+        )
+        return pictures
+
+    def _of_pictures(self, pictures: vision.PictureTower) -> Loss:
+        captions, own, near = self._captions()
+        rows = drawing.several_captions(own, near, in_joint_space(self.words(), self.tokenizer(), captions))
+        return vision.ClipLoss(pictures, self.pictures, rows, self._steps["clip"].batch)
+
+    def vit(self) -> vision.GroupTeller:
+        """Return the ViT with its head, taught by emoji."""
+        teller: vision.GroupTeller = self._fitted("vit", lambda: vision.GroupTeller(len(self.world.groups)), self._of_groups)
+        return teller
+
+    def _of_groups(self, teller: vision.GroupTeller) -> Loss:
+        known = [number for number, one in enumerate(self.world.emoji) if one.group is not None]
+        groups = torch.tensor([self.world.groups.index(group) for one in self.world.emoji if (group := one.group) is not None])
+        return vision.GroupLoss(teller, self.pictures[known], groups, self._steps["vit"].batch)
+
+    def drawings(self) -> tuple[list[int], torch.Tensor]:
+        """Return the numbers of some captions from WordNet, and a drawing of each: uint8 RGBA [N, 4, 64, 64]."""
+        near = self.world.near
+        numbers = drawn.chosen(len(near), self._drawings, seed=self._seed)
+        captions = [near[number][0] for number in numbers]
+        return numbers, drawn.drawings(captions, self.pipeline, self.folder / "drawings.pt", seed=self._seed)
+
+    def clip_drawn(self) -> Any:
+        """Return the CLIP of open_clip with both towers, the vision tower taught by drawings too."""
 
         def loss(pictures: vision.PictureTower) -> Loss:
-            captions, own, near = self._captions()
-            rows = drawing.several_captions(own, near, in_joint_space(tower, self.tokenizer(), captions))
-            return vision.ClipLoss(pictures, self.pictures, rows, self._steps["clip"].batch)
+            numbers, drawings = self.drawings()
+            joint = in_joint_space(self.words(), self.tokenizer(), [self.world.near[number][0] for number in numbers])
+            batch = self._steps["clip-drawn"].batch
+            return drawn.DrawnClipLoss(pictures, drawings, joint, self._of_pictures(pictures), batch)
 
-        pictures = self._fitted("clip", lambda: vision.PictureTower(vision.clip(len(self.tokenizer())).visual), loss)
+        model = vision.clip(len(self.tokenizer()))
+        vision.take_words(model, self.words())
+        pictures = self._fitted("clip-drawn", self.clip, loss)
         model.visual = pictures.visual
         with torch.no_grad():
             model.logit_scale.copy_(pictures.scale.clamp(max=4.6))
         return model.eval()
 
-    def vit(self) -> vision.GroupTeller:
-        """Return the ViT with its head."""
-        names = self.world.groups
+    def vit_drawn(self) -> vision.GroupTeller:
+        """Return the ViT with its head, taught by drawings too."""
 
         def loss(teller: vision.GroupTeller) -> Loss:
-            known = [number for number, one in enumerate(self.world.emoji) if one.group is not None]
-            groups = torch.tensor([names.index(group) for one in self.world.emoji if (group := one.group) is not None])
-            return vision.GroupLoss(teller, self.pictures[known], groups, self._steps["vit"].batch)
+            numbers, drawings = self.drawings()
+            _, _, nearest = self._pairs()
+            groups = [self.world.emoji[nearest[number][1]].group for number in numbers]
+            known = [row for row, group in enumerate(groups) if group is not None]
+            told = torch.tensor([self.world.groups.index(group) for group in groups if group is not None])
+            return drawn.DrawnGroupLoss(teller, drawings[known], told, self._of_groups(teller), self._steps["vit-drawn"].batch)
 
-        teller: vision.GroupTeller = self._fitted("vit", lambda: vision.GroupTeller(len(names)), loss)
+        teller: vision.GroupTeller = self._fitted("vit-drawn", self.vit, loss)
         return teller
 
     def text(self) -> Any:

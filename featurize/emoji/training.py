@@ -63,13 +63,13 @@ def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Sc
     weights, record = make_folder(folder) / f"{name}.pt", folder / f"{name}.json"
     if record.is_file():
         done: dict[str, Any] = read_json(record)
-        _require_same(done["schedule"], schedule, weights)
+        require_same(done["schedule"], vars(schedule), weights)
         model.load_state_dict(torch.load(weights, weights_only=True)["model"])
         return done
     run = _Run(model, schedule)
     if weights.is_file():
         state = torch.load(weights, weights_only=True)
-        _require_same(state["schedule"], schedule, weights)
+        require_same(state["schedule"], vars(schedule), weights)
         run.load(state)
     loss, saved_at = make_loss(), time.monotonic()
     while run.step < schedule.steps:
@@ -85,10 +85,11 @@ def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Sc
     return run.record()
 
 
-def _require_same(there: dict[str, Any], schedule: Schedule, weights: Path) -> None:
-    if unlike := differences(there, vars(schedule)):
+def require_same(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Raise InputError where a file was made with other settings."""
+    if unlike := differences(there, wanted):
         raise InputError(
-            got=f"{weights}, trained otherwise: {'; '.join(unlike)}",
+            got=f"{path}, made otherwise: {'; '.join(unlike)}",
             expected="the same seed and lengths",
             do="repeat them, remove it, or give another --work-dir",
         )
