@@ -130,6 +130,7 @@ class Chromium:
 
 def main(page: str, folder: str) -> None:
     """Take pictures of a page."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     browser = Chromium()
     try:
         for width_px in WIDTHS_PX:
