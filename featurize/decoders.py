@@ -36,9 +36,14 @@ class DecoderFiles:
     weights_hash: str
     license: str
 
+    @property
+    def origin(self) -> str:
+        """Name, and the hub's commit where the files came from there."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the image of a given latent, but for the dtype."""
-        return {"name": self.name, "revision": self.revision, "weights": self.weights_hash}
+        return {"weights": self.weights_hash}
 
 
 def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:

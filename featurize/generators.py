@@ -85,11 +85,16 @@ class Generator:
     latent_shape: tuple[int, int, int]
     settings: GeneratorPreset = field(repr=False)
 
+    @property
+    def origin(self) -> str:
+        """Name, and the hub's commit where the files came from there."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
     def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the latents, but for prompts, seeds and dtype."""
+        """Return what decides the latents, but for prompts, seeds and dtype. The hub's commit does not: the same weights may come from a
+        folder."""
         return {
             "name": self.name,
-            "revision": self.revision,
             "weights": self.weights_hash,
             "pipeline": self.pipeline_class,
             "size_px": self.size_px,

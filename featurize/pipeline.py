@@ -101,11 +101,14 @@ def column_specs(
     # The K pictures of a prompt lie in one shard, so that one process encodes the prompt, and once.
     shard_rows = -(-kept.shard_rows // plan.images_per_text) * plan.images_per_text
     common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": kept.made_by}
-    drawn_by = f"drawn by {generator.name}: {generator.settings.license}"
+    drawn_by = f"drawn by {generator.origin}: {generator.settings.license}"
     latent = ColumnSpec(
         name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
     )
-    decoder = "the generator's" if kept.decoder is None else kept.decoder.fingerprint()
+    decoder: Any = "the generator's"
+    made_by = drawn_by
+    if kept.decoder is not None:
+        decoder, made_by = kept.decoder.fingerprint(), f"{drawn_by}, decoded by {kept.decoder.origin}: {kept.decoder.license}"
     tokens = [
         ColumnSpec(
             name=kept.column_name(files),
@@ -117,7 +120,7 @@ def column_specs(
                 "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": kept.token_dtype},
             },
             dtype=kept.token_dtype,
-            license=f"images {drawn_by}; tokens by {files.name}: {files.license}",
+            license=f"images {made_by}; tokens by {files.name}: {files.license}",
             **common,
         )
         for files in encoders

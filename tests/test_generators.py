@@ -131,7 +131,6 @@ def test_the_demo_is_found_whole() -> None:
     assert (demo.size_px, demo.latent_shape) == (64, (8, 8, 8))
     assert demo.fingerprint() == {
         "name": "demo",
-        "revision": None,
         "weights": demo.weights_hash,
         "pipeline": "StableDiffusionPipeline",
         "size_px": 64,
@@ -261,7 +260,8 @@ def test_sources_are_tried_in_their_order_and_the_commit_of_the_first_that_answe
     found = _find("fast")
     assert [repository for repository, _ in calls] == list(PRESETS["fast"].sources)
     assert calls[0][1] == {"revision": None, "use_safetensors": True, "variant": None}
-    assert (found.name, found.revision, found.fingerprint()["revision"], found.variant) == ("fast", COMMIT, COMMIT, None)
+    assert (found.name, found.revision, found.origin, found.variant) == ("fast", COMMIT, f"fast@{COMMIT}", None)
+    assert _find(f"fast={snapshot}").fingerprint() == found.fingerprint()  # a run that began with the hub's files goes on with a copy
 
 
 def test_half_precision_files_are_preferred_and_the_others_taken_where_there_are_none(

@@ -96,6 +96,15 @@ def test_the_demo_notice_is_said_and_recorded_in_every_column(
         assert "drawn by demo: Apache-2.0" in manifest["license"]
 
 
+def test_a_column_names_whoever_made_its_images(table: Path, tmp_path: Path) -> None:
+    _, job = prepare(options(table, tmp_path, decoder="tiny"))
+    licenses = {column.name: column.license for column in job.columns}
+    assert licenses["latents"] == "drawn by demo: Apache-2.0"
+    assert (
+        licenses["clip-demo-tiny"] == "images drawn by demo: Apache-2.0, decoded by taesd-demo: Apache-2.0; tokens by clip-demo: Apache-2.0"
+    )
+
+
 def test_the_store_holds_what_the_models_say_of_each_prompt(undisturbed: tuple[Path, dict[str, Any]], table: Path) -> None:
     _, job = prepare(options(table, undisturbed[0]))
     drawer = TextToImage(job.generator, job.compute, attention="auto")
