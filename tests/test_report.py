@@ -202,6 +202,8 @@ def test_a_student_of_more_texts_has_its_table(corpus_csv: Path, run: Path) -> N
     shown = page(found(corpus_csv, run))
     assert "More texts" in shown
     assert "student-clip-demo-more" in shown
+    ledes = re.findall(r'<p class="lede">(\S+) is ', shown)
+    assert ledes == ["student-clip-demo", "student-clip-demo-more"]  # both are said first of all, each with its own control
     assert [one.name for one in found(corpus_csv, run).voices] == ["baseline", "teacher", "student"]
 
 

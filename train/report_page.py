@@ -18,6 +18,7 @@ from train.report_cases import Voice, changes_by_class
 from train.report_charts import changes_chart, confusion_chart, curves_chart, reliability_chart
 from train.report_content import Curve, Report
 from train.report_sheet import contact_sheet, sheet_data
+from train.rows import MORE
 from train.verdicts import points
 from train.written_tables import FIDELITY_HEADER, HEADER, MINUS, OTHERS_HEADER, fidelity_cells, other_cells, table_cells
 
@@ -85,7 +86,7 @@ def _summary(report: Report) -> Html:
         tag("p", "Learning using generated privileged information", class_="kicker"),
         tag("h1", report.tables["dataset"], dir="auto"),
         tag("p", f"{counts} examples of {len(report.corpus.label_names)} classes. {_models(report)}.", class_="aside"),
-        tag("p", _sign(verdict), class_="lede") if (verdict := _verdict(report)) else None,
+        *(tag("p", _sign(sentence), class_="lede") for sentence in _verdicts(report)),
         tag("dl", *tiles, class_="tiles") if tiles else None,
         tag("aside", *(tag("p", note) for note in report.notes), class_="notes", aria_label="Notes") if report.notes else None,
         id="summary",
@@ -99,15 +100,17 @@ def _models(report: Report) -> str:
     return f"{models} model{'s' * (models != 1)} of {seeds} seed{'s' * (seeds != 1)}{more}"
 
 
-def _verdict(report: Report) -> str | None:
-    """Return the sentence of the shown student's row, or else of the teacher's."""
+def _verdicts(report: Report) -> list[str]:
+    """Return the sentence of the shown student's row, or else of the teacher's, and that of the same student of more texts."""
+    sentences: dict[str, str] = {}
+    for table in report.tables["tables"]:
+        for sentence in table["verdicts"]:
+            sentences.setdefault(sentence.split(" ")[0], sentence)
     for one in reversed(report.voices):
-        rows = {name for name, row in report.tables["rows"].items() if one.name in [model["folder"] for model in row["models"]]}
-        for table in report.tables["tables"]:
-            for sentence in table["verdicts"]:
-                if sentence.split(" ")[0] in rows:
-                    return str(sentence)
-    return None
+        for name, row in report.tables["rows"].items():
+            if name in sentences and one.name in [model["folder"] for model in row["models"]]:
+                return [sentences[shown] for shown in (name, name + MORE) if shown in sentences]
+    return []
 
 
 def _tile(one: Voice, baseline: Voice | None) -> Html:
