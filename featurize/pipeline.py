@@ -106,9 +106,9 @@ def column_specs(
         name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
     )
     decoder: Any = "the generator's"
-    made_by = drawn_by
+    pictures_by = drawn_by
     if kept.decoder is not None:
-        decoder, made_by = kept.decoder.fingerprint(), f"{drawn_by}, decoded by {kept.decoder.origin}: {kept.decoder.license}"
+        decoder, pictures_by = kept.decoder.fingerprint(), f"{drawn_by}, decoded by {kept.decoder.origin}: {kept.decoder.license}"
     tokens = [
         ColumnSpec(
             name=kept.column_name(files),
@@ -120,7 +120,7 @@ def column_specs(
                 "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": kept.token_dtype},
             },
             dtype=kept.token_dtype,
-            license=f"images {made_by}; tokens by {files.name}: {files.license}",
+            license=f"images {pictures_by}; tokens by {files.name}: {files.license}",
             **common,
         )
         for files in encoders

@@ -17,10 +17,11 @@ from featurize.emoji.placing import SIDE_PX, Placing, placed
 from featurize.emoji.training import Loss, require_same
 from featurize.emoji.vision import GroupTeller, PictureTower, normalised
 from featurize.emoji.words import contrastive
+from featurize.generators import PRESETS
 from lugpi_core.command_line import say
 from lugpi_core.files import whole_file
 
-STEPS, GUIDANCE = 4, 3.0  # as the generator's preset draws
+STEPS, GUIDANCE = PRESETS["demo"].steps, PRESETS["demo"].guidance
 _BATCH = 64
 _SAVED_EVERY_S = 60.0
 _MOVED = Placing(scale=(0.9, 1.1), shift=0.05, flip=True, light=0.1)
