@@ -56,7 +56,7 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
     Raises:
         InputError: one of the commands failed.
     """
-    return finish("demo", _tables(options, "demo", DEMO), record=options.record)
+    return finish("demo", _told(DEMO) | _tables(options, "demo", DEMO), record=options.record)
 
 
 def measure_real(options: RealOptions) -> dict[str, Any]:
@@ -73,8 +73,14 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     for name in options.corpora:
         one = REAL[name]
         trained = replace(one, corpus=(*one.corpus, *data), training=(*one.training, *text_model), rows=options.rows)
-        results[name] = finish(f"real-{name}", _tables(options, name, trained), record=options.record)
+        told = _told(one) | {"text_model": options.text_model}
+        results[name] = finish(f"real-{name}", told | _tables(options, name, trained), record=options.record)
     return results
+
+
+def _told(one: Experiment) -> dict[str, Any]:
+    """Return the settings as a record shows them: without the folders of a machine."""
+    return {"settings": " ".join((*one.corpus, *one.training))}
 
 
 def _tables(options: DemoOptions, name: str, one: Experiment) -> dict[str, Any]:

@@ -4,10 +4,9 @@ forwards of modules with random weights; no weights are loaded.
 Stages are named as ``counted_work`` names them; a run that draws nothing leaves out the stages that it does not need.
 """
 
-import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from featurize.generators import Generator
 from featurize.image_encoder import EncoderFiles
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
+from lugpi_core.host_memory import host_available_bytes
 
 # What a process holds beside tensors. On CUDA: the context (0.3 to 0.6 GB by card and driver), the workspaces of cuDNN and cuBLAS, and
 # the embeddings of prompts that wait to be drawn (0.16 GB). On the CPU: the libraries themselves and oneDNN's copies of weights (measured
@@ -48,7 +48,7 @@ def free_memory_bytes(device: str) -> int:
     """
     where = torch.device(device)
     if where.type == "cpu":
-        return _host_available_bytes() // 2
+        return host_available_bytes() // 2
     index = torch.cuda.current_device() if where.index is None else where.index
     free_bytes, total_bytes = torch.cuda.mem_get_info(index)
     held_bytes, used_bytes = torch.cuda.memory_reserved(index), torch.cuda.memory_allocated(index)
@@ -227,39 +227,6 @@ class Estimate:
                 f"memory  {_gigabytes(self.peak_bytes)} on the device at the peak",
             )
         )
-
-
-def _host_available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    if not (proc / "meminfo").is_file():  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    kilobytes = _numbers(proc / "meminfo")["MemAvailable:"]
-    return max(0, min([kilobytes * 1024, *_left_in_groups(proc / "self" / "cgroup", groups)]))
-
-
-def _left_in_groups(membership: Path, groups: Path) -> Iterator[int]:
-    """Yield what the limit of each control group above this process leaves; of version 1 (``4:memory:/path``) and 2 (``0::/path``)."""
-    names = {
-        "": ("", "memory.max", "memory.current", "inactive_file"),
-        "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    }
-    for line in membership.read_text().splitlines() if membership.is_file() else ():
-        _, controllers, inside = line.split(":", 2)
-        if controllers not in names:
-            continue
-        root, limit_file, usage_file, cache_line = names[controllers]
-        own = groups / root / inside.strip("/")
-        for group in (own, *own.parents):
-            if (group / limit_file).is_file() and (limit := (group / limit_file).read_text().strip()) != "max":
-                # The page cache counts as used, and its old half is given back when it is wanted.
-                cache_bytes = _numbers(group / "memory.stat").get(cache_line, 0)
-                yield int(limit) - int((group / usage_file).read_text()) + cache_bytes
-            if group == groups / root:
-                break
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    lines = [line.split() for line in path.read_text().splitlines()] if path.is_file() else []
-    return {line[0]: int(line[1]) for line in lines}
 
 
 def _peak_of_batch(work: Mapping[str, StageWork], batch: int, guided: bool) -> int:

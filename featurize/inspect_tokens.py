@@ -35,7 +35,7 @@ from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of, token_columns_of
 from lugpi_core.thumbnails import FOLDER, MOST_SIDE_PX, ThumbnailSource, write_thumbnails
 
-MOST_CLASS_PICTURES = 1000
+MOST_CLASS_PICTURES = 280
 _SIMILARITY_SIDE_PX = 64
 SHEET, MOST_ON_SHEET = "drawings.png", 64
 
@@ -152,6 +152,7 @@ def _classes(subject: Subject, pooled: PooledTokens) -> dict[str, Any]:
         train_N=labels["train"],
         validation_VF=features["validation"],
         validation_V=labels["validation"],
+        picture_V=drawings["validation"],
         is_new_V=~np.isin(drawings["validation"], seen_in_train),
         classes=len(subject.corpus.label_names),
     )

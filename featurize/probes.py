@@ -1,6 +1,6 @@
 """What do image tokens know of the classes? Neighbours and a linear probe, against chance and against shuffled labels.
 
-Shapes: N train examples, V validation examples, F features, K classes, P shufflings.
+Shapes: N train examples, V validation examples, F features, K classes, P shufflings, S scored examples, D their pictures.
 """
 
 import warnings
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 NEIGHBOURS = 10
 # Trained on shuffled labels: a probe so often, and neighbours so often, for they cost nothing.
 PROBE_SHUFFLES, NEIGHBOUR_SHUFFLES = 5, 50
-# Shufflings of the validation labels for the p-value: 1 / 1,000 is the smallest it can be.
-LABEL_SHUFFLES = 999
+# Shufflings of the predictions for the p-value: 1 / 1,000 is the smallest it can be.
+SHUFFLES = 999
 # Of the mean loss's gradient; at 1e-3, wide features stop before the first step.
 _ITERATIONS, _TOLERANCE = 100, 1e-4
 _CHUNK = 256
@@ -30,6 +30,7 @@ class LabelledFeatures:
     Attributes:
         train_NF, validation_VF: float32, as they are; ``standardised`` scales them.
         train_N, validation_V: int64, the classes.
+        picture_V: int64, which picture each is of; examples may share one.
         is_new_V: bool, whether no train example of the corpus shares the picture.
         classes: K.
     """
@@ -38,6 +39,7 @@ class LabelledFeatures:
     train_N: NDArray[np.int64]
     validation_VF: NDArray[np.float32]
     validation_V: NDArray[np.int64]
+    picture_V: NDArray[np.int64]
     is_new_V: NDArray[np.bool_]
     classes: int
 
@@ -80,17 +82,20 @@ def _scored(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_
         "shuffled_mean": float(np.mean(shuffled)),
         "shuffled_sd": float(np.std(shuffled, ddof=1)),
         "shuffles": count,
-        "p": p_value(predicted_V[scored_V], labels_S, chance),
+        "p": p_value(predicted_V[scored_V], labels_S, data.picture_V[scored_V], chance),
     }
 
 
-def p_value(predicted_S: NDArray[np.int64], labels_S: NDArray[np.int64], chance: np.random.Generator) -> float:
-    """Return the permutation test's p for "predictions and labels have nothing to do with each other": the share of 1,000 arrangements,
-    999 shufflings of the labels and the one that was found, with at least so many hits. Exact (Phipson & Smyth 2010,
-    arXiv 1603.05766, eq. 2)."""
-    hits = int((predicted_S == labels_S).sum())
-    as_many = sum(int((predicted_S == chance.permutation(labels_S)).sum()) >= hits for _ in range(LABEL_SHUFFLES))
-    return (1 + as_many) / (1 + LABEL_SHUFFLES)
+def p_value(
+    predicted_S: NDArray[np.int64], labels_S: NDArray[np.int64], picture_S: NDArray[np.int64], chance: np.random.Generator
+) -> float:
+    """Return the permutation test's p for "pictures and labels have nothing to do with each other": the share of 1,000 arrangements, 999
+    shufflings of what is said of the pictures among them and the one that was found, with at least so many hits. Exact (Phipson & Smyth
+    2010, arXiv 1603.05766, eq. 2). Whole pictures are shuffled, for examples that share one share the answer, and often the label too."""
+    _, first_D, picture_of_S = np.unique(picture_S, return_index=True, return_inverse=True)
+    predicted_D, hits = predicted_S[first_D], int((predicted_S == labels_S).sum())
+    as_many = sum(int((chance.permutation(predicted_D)[picture_of_S] == labels_S).sum()) >= hits for _ in range(SHUFFLES))
+    return (1 + as_many) / (1 + SHUFFLES)
 
 
 def standardised(train_NF: NDArray[np.float32], other_VF: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -183,9 +183,11 @@ class TextToImage:
         latents_BChw = torch.zeros((rows, *self.generator.latent_shape), device=self._device, dtype=_dtype(self._pipeline.unet))
         with self.text_encoder_on_device():
             empty = self.encode_prompts([""])
+        scheduler = self._pipeline.scheduler
+        scheduler.set_timesteps(self.generator.settings.steps, device="cpu")  # of some, the steps are of another type before
         with torch.inference_mode(), self.compilation.for_rows("denoise", rows * (1 + self.guided)):
             conditions = self._conditions(empty.rows([0] * rows), rows)
-            step = torch.ones((), device=self._device, dtype=self._pipeline.scheduler.timesteps.dtype)
+            step = torch.ones((), device=self._device, dtype=scheduler.timesteps.dtype)
             self._pipeline.unet(torch.cat([latents_BChw] * (1 + self.guided)), step, **conditions, return_dict=False)
         self.decode(latents_BChw[:decode_rows])
 

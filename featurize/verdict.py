@@ -9,8 +9,8 @@ _SURE, _PERHAPS = 0.01, 0.05
 # 20 Newsgroups is .09 (ViT) and .50 (CLIP) in arXiv 2309.15238, table 1.
 _WORTH_IT = 0.1
 _FEW = 200
-# Standard errors from which on a difference is taken for one.
-_ERRORS = 3
+# Standard errors from which on a difference is taken for one, and texts from which on there is a standard error to speak of.
+_ERRORS, _FEW_TEXTS = 3, 20
 _WORDS = {
     "knows": "the pictures know the class",
     "little": "the pictures know a little of the class: at most a small gain is to be expected",
@@ -72,8 +72,8 @@ def _reasons(figures: Mapping[str, Any], best: str) -> list[str]:
             reasons += [f"{name}: {column['verdict']['words']}"] if name != best else []
             reasons += _about_examples(name, column["classes"]["examples"])
         if "texts" in (agreement := column.get("agreement", {})):
-            sure = agreement["own_is_nearer"] - _ERRORS * agreement["standard_error"] > 0.5
-            shows = "the pictures show their texts" if sure else "the pictures do not show their texts"
+            sure = agreement["texts"] >= _FEW_TEXTS and agreement["own_is_nearer"] - _ERRORS * agreement["standard_error"] > 0.5
+            shows = "the pictures show their texts" if sure else "it is not seen that the pictures show their texts"
             reasons.append(
                 f"{name}: {shows}: a text's own picture is nearer than another in {agreement['own_is_nearer']:.1%} of comparisons"
             )
@@ -86,8 +86,8 @@ def _reasons(figures: Mapping[str, Any], best: str) -> list[str]:
         if column.get("flagged"):
             reasons.append(f"{name}: {column['flagged']:,} drawings failed; python -m featurize verify --repair draws them anew")
     likeness = figures["class_similarity"]
-    if likeness.get("standard_error") is not None:
-        more = "more alike than" if likeness["difference"] > _ERRORS * likeness["standard_error"] else "no more alike than"
+    if likeness.get("p") is not None:
+        more = "more alike than" if likeness["p"] <= _SURE else "not shown to be more alike than"
         compared = f"structural similarity {_decimal(likeness['within'])} and {_decimal(likeness['between'])}"
         reasons.append(f"pictures of one class are {more} pictures of two: {compared}")
     if figures["prompts_cut"]["count"]:

@@ -11,6 +11,21 @@ from lugpi_core.errors import InputError
 
 Fingerprint = Mapping[str, Any]
 _CHUNK_BYTES = 1 << 22
+# What transformers and open_clip read of a folder beside weights and sentence pieces.
+_DECIDING = frozenset(
+    {
+        "config.json",
+        "open_clip_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+    }
+)
 
 
 def digest(value: Any) -> str:
@@ -28,26 +43,24 @@ def hash_file(path: Path) -> str:
 
 
 def hash_model_folder(folder: Path) -> str:
-    """Return one hash over every file of a model folder that decides what it computes: weights, configurations, vocabularies.
+    """Return one hash over every file of a model folder that decides what it computes: weights, configurations, vocabularies. What a
+    repository may hold beside them (other formats, cards, folders of other tools) does not count, so a partial copy is the same model.
 
     Raises:
         InputError: the folder holds no ``.safetensors`` file (pickled weights are never read).
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _decides(path.relative_to(folder)))
+    files = sorted(path for path in folder.iterdir() if path.is_file() and _decides(path.name))
     if not any(path.suffix == ".safetensors" for path in files):
         raise InputError(
             got=f"{folder} without a .safetensors file",
             expected="weights as safetensors (pickled weights are not read)",
             do="save the model again with save_pretrained()",
         )
-    return digest([(path.relative_to(folder).as_posix(), hash_file(path)) for path in files])
+    return digest([(path.name, hash_file(path)) for path in files])
 
 
-def _decides(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return (
-        not hidden and path.suffix in {".safetensors", ".json", ".txt", ".model"} and path.name not in {"metrics.json", "requirements.txt"}
-    )
+def _decides(name: str) -> bool:
+    return not name.startswith(".") and (name in _DECIDING or name.endswith((".safetensors", ".safetensors.index.json", ".model")))
 
 
 def differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:

@@ -1,7 +1,7 @@
 """The tables of docs/benchmarks.md and docs/gpu-24gb.md as they follow from the records in benchmarks/results and from shapes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from math import floor, log10
 from pathlib import Path
@@ -120,20 +120,6 @@ def memory_rows() -> list[str]:
     ]
 
 
-def real_rows() -> list[str]:
-    """Accuracies on real corpora, the pictures without meaning."""
-    rows = []
-    for corpus, models in figures("real-input").items():
-        for name, model in models.items():
-            scores = [f"{one:.4f}"[1:] for one in (model["accuracy"]["validation"], model["accuracy"]["test"], model["macro_f1"]["test"])]
-            rows.append(row(f"`{corpus}`", name, *scores, _p(model["against_baseline"]["p"]) if "against_baseline" in model else ""))
-    return rows
-
-
-def _p(p: float) -> str:
-    return f"{p:.0e}".replace("e-0", "e-") if p < 1e-3 else f"{p:.2f}".lstrip("0") if p < 1 else "1.0"
-
-
 def disk_rows() -> list[str]:
     """Gigabytes of every column of the paper's corpora."""
     return [row(f"`{name}`", f"{count:,}", *(f"{count * size / 1e9:.2f}" for size in ROW_BYTES)) for name, count in DRAWINGS.items()]
@@ -184,16 +170,38 @@ DEMO = {
 }
 
 
+REAL = ("cwi-wikinews", "cwi-news", "20ng-2000")
+REAL_MODELS = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
+
+
 def demo_rows() -> list[str]:
-    """The embedded experiment: accuracies over seeds, and differences with their intervals and Holm's p."""
-    found = figures("demo")
+    """The experiment on the embedded corpus."""
+    return _experiment_rows("demo", list(DEMO))
+
+
+def real_rows() -> list[str]:
+    """The experiments on real corpora, one after another."""
+    return [line for corpus in REAL for line in _experiment_rows(f"real-{corpus}", REAL_MODELS)]
+
+
+def real_accuracies() -> list[str]:
+    """Test accuracies of the same, a column a corpus."""
+    over_seeds = [{name: one["test"]["accuracy"] for name, one in figures(f"real-{corpus}")["rows"].items()} for corpus in REAL]
+    return [
+        row(f"{DEMO[name]} (`{name}`)", *(f"{one[name]['mean']:.3f} ± {one[name]['sd']:.3f}" for one in over_seeds)) for name in REAL_MODELS
+    ]
+
+
+def _experiment_rows(benchmark: str, models: Sequence[str]) -> list[str]:
+    """Accuracies over seeds, and differences with their intervals and Holm's p."""
+    found = figures(benchmark)
     tests = {(one["row"], one["reference"]): one for table in found["tables"] for one in table["comparisons"]}
     rows = []
-    for name, words in DEMO.items():
+    for name in models:
         over_seeds = found["rows"][name]["test"]["accuracy"]
         control = "teacher-none" if name.startswith("teacher") else "student-none-more" if name.endswith("-more") else "student-none"
         compared = [cell for reference in ("baseline", control) for cell in _compared(tests.get((name, reference)))]
-        rows.append(row(f"{words} (`{name}`)", f"{over_seeds['mean']:.3f} ± {over_seeds['sd']:.3f}", *compared))
+        rows.append(row(f"{DEMO[name]} (`{name}`)", f"{over_seeds['mean']:.3f} ± {over_seeds['sd']:.3f}", *compared))
     return rows
 
 

@@ -21,11 +21,13 @@ def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed
         name: of the model's folder.
         hits: which examples of validation and test it classifies rightly; example n has label n % 2.
         seed: the model's.
-        made_from: what else ``training.json`` says, ``command`` among it; of a student, ``taught_by`` names its teachers' folders.
+        made_from: what else ``training.json`` says, ``command`` among it; of a student, ``taught_by`` names its teachers' folders, and
+            ``kd_preset`` and ``terms`` go into ``metrics.json``.
     """
     folder = run / name
     folder.mkdir(parents=True)
     taught_by = made_from.pop("taught_by", [])
+    config, terms = {"kd_preset": made_from.pop("kd_preset", "paper")}, made_from.pop("terms", None)
     flags = {"epochs": 2, "seed": seed} | made_from.pop("flags", {})
     (folder / TRAINING).write_text(json.dumps({"flags": flags, "corpus": "abc", **made_from}))
     (folder / WEIGHTS).write_bytes(b"weights")
@@ -36,6 +38,8 @@ def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed
         "history": [{"seconds": 1800.0}, {"seconds": 1800.0}],
         "peak_memory": {"host_bytes": 2_500_000_000},
         "teachers": [{"name": teacher} for teacher in taught_by],
+        "terms": terms,
+        "config": config,
         "notice": None,
         "seed": seed,
     }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
 from featurize.acceleration import Compilation, CompileChoice, CompiledPart, choose_compilation
@@ -219,6 +220,28 @@ def test_the_demo_generator_draws_the_same_compiled_and_what_is_made_again_in_fl
     drawer.compilation.switch_off()
     assert torch.equal(drawer.draw(two, [1, 2]), plain)
     assert counting.ran == ran
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another type of the steps would be compiled for anew, in the middle of the first batch. DPM-Solver++ has floats before it counts."""
+    generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
+    drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+    pipeline = drawer._pipeline
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    types: list[tuple[torch.dtype, ...]] = []
+    forward = pipeline.unet.forward
+
+    def noted(read: torch.Tensor, step: torch.Tensor, **more: Any) -> Any:
+        types.append((read.dtype, step.dtype))
+        return forward(read, step, **more)
+
+    monkeypatch.setattr(pipeline.unet, "forward", noted)
+    drawer.try_compiled(2, 2)
+    with drawer.text_encoder_on_device():
+        drawer.draw(drawer.encode_prompts(["a cat", "snow"]), [1, 2])
+    assert len(types) == 3
+    assert set(types) == {(torch.float32, torch.int64)}
 
 
 # Draws compiled and uncompiled, and prints how far they are from each other.

@@ -3,8 +3,6 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,58 +239,8 @@ def test_repeats_go_on_until_they_have_taken_their_time_and_the_first_call_is_no
     assert sum(seconds[:-1]) < 0.035 <= sum(seconds)
 
 
-Machine = Callable[..., int]
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    """What a Linux machine says with these files: ``machine({"proc/meminfo": …, "groups/…": …})``."""
-
-    def available(files: dict[str, str]) -> int:
-        for name, text in files.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text)
-        return estimate._host_available_bytes(tmp_path / "proc", tmp_path / "groups")
-
-    return available
-
-
-MEMINFO = {"proc/meminfo": "MemTotal:       32000 kB\nMemFree: 1 kB\nMemAvailable:   20000 kB\nHugePages_Total:       0\n"}
-
-
-def test_without_a_control_group_the_machines_memory_is_available(machine: Machine) -> None:
-    assert machine(MEMINFO) == 20000 * 1024
-    assert machine(MEMINFO | {"proc/self/cgroup": "0::/\n", "groups/memory.stat": "anon 1\n"}) == 20000 * 1024
-
-
-@pytest.mark.parametrize("where", ["a/b/", "a/", ""])
-def test_a_limit_of_version_2_counts_wherever_it_stands_above_the_process(machine: Machine, where: str) -> None:
-    group = {"memory.max": "9000000\n", "memory.current": "5000000\n", "memory.stat": "anon 3000000\ninactive_file 1500000\n"}
-    files = {f"groups/{where}{name}": text for name, text in group.items()}
-    assert machine(MEMINFO | {"proc/self/cgroup": "0::/a/b\n"} | files) == 9000000 - 5000000 + 1500000
-
-
-def test_no_limit_of_version_2_is_no_limit_and_none_left_is_nought(machine: Machine) -> None:
-    files = MEMINFO | {"proc/self/cgroup": "0::/a\n", "groups/a/memory.max": "max\n"}
-    assert machine(files) == 20000 * 1024
-    files |= {"groups/a/memory.max": "5\n", "groups/a/memory.current": "9\n"}
-    assert machine(files) == 0
-
-
-def test_a_limit_of_version_1_counts_and_one_beyond_the_machine_does_not(machine: Machine) -> None:
-    root = "groups/memory/a"
-    files = MEMINFO | {"proc/self/cgroup": "9:name=systemd:/\n4:memory:/a/b\n0::/\n", f"{root}/memory.usage_in_bytes": "5000000\n"}
-    stat = {f"{root}/memory.stat": "inactive_file 1\ntotal_inactive_file 1500000\n"}
-    assert machine(files | stat | {f"{root}/memory.limit_in_bytes": "9000000\n"}) == 5500000
-    assert machine(files | {f"{root}/memory.limit_in_bytes": "9223372036854771712\n"}) == 20000 * 1024
-
-
-def test_where_there_is_no_proc_all_memory_of_the_machine_is_taken(tmp_path: Path) -> None:
-    assert estimate._host_available_bytes(tmp_path / "none", tmp_path) > 10**8
-
-
 def test_half_of_what_the_host_has_is_free_for_a_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_host_available_bytes", lambda: 10 * GB)
+    monkeypatch.setattr(estimate, "host_available_bytes", lambda: 10 * GB)
     assert free_memory_bytes("cpu") == 5 * GB
     monkeypatch.undo()
     assert 10**7 < free_memory_bytes("cpu") < 10**14

@@ -66,16 +66,28 @@ def test_the_hash_of_a_file_is_the_xxh3_of_its_bytes_beyond_one_chunk(tmp_path: 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    (folder / "unet").mkdir(parents=True)
+    folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "vocab.txt").write_text("a\nb\n")
     (folder / "spiece.model").write_bytes(b"pieces")
-    (folder / "unet" / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(b"weights")
     return folder
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "vocab.txt", "spiece.model", "unet/model.safetensors", "unet/config.json", "new.safetensors"]
+    "name",
+    [
+        "config.json",
+        "vocab.txt",
+        "merges.txt",
+        "tokenizer.json",
+        "spiece.model",
+        "model.safetensors",
+        "open_clip_config.json",
+        "preprocessor_config.json",
+        "new.safetensors",
+        "model.safetensors.index.json",
+    ],
 )
 def test_the_hash_of_a_model_moves_with_every_file_that_decides_what_it_computes(model: Path, name: str) -> None:
     before = hash_model_folder(model)
@@ -84,7 +96,19 @@ def test_the_hash_of_a_model_moves_with_every_file_that_decides_what_it_computes
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", ".gitattributes", ".cache/huggingface/x.json", "metrics.json", "requirements.txt", "sample.png"]
+    "name",
+    [
+        "README.md",
+        ".gitattributes",
+        ".cache/huggingface/x.json",
+        "metrics.json",
+        "requirements.txt",
+        "sample.png",
+        "1_Pooling/config.json",
+        "modules.json",
+        "coreml/Manifest.json",
+        "onnx/model.safetensors",
+    ],
 )
 def test_the_hash_of_a_model_does_not_move_with_what_decides_nothing(model: Path, name: str) -> None:
     before = hash_model_folder(model)
@@ -93,11 +117,11 @@ def test_the_hash_of_a_model_does_not_move_with_what_decides_nothing(model: Path
     assert hash_model_folder(model) == before
 
 
-def test_the_hash_of_a_model_moves_with_the_place_of_a_file_but_not_of_the_folder(model: Path, tmp_path: Path) -> None:
+def test_the_hash_of_a_model_moves_with_the_name_of_a_file_but_not_of_the_folder(model: Path, tmp_path: Path) -> None:
     before = hash_model_folder(model)
     moved = model.rename(tmp_path / ".hidden")
     assert hash_model_folder(moved) == before
-    (moved / "unet" / "model.safetensors").rename(moved / "model.safetensors")
+    (moved / "model.safetensors").rename(moved / "other.safetensors")
     assert hash_model_folder(moved) != before
 
 
@@ -112,6 +136,6 @@ def test_a_model_folder_of_links_as_the_hub_makes_it_hashes_like_the_files(model
 
 
 def test_a_folder_without_safetensors_is_refused(model: Path) -> None:
-    (model / "unet" / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"without a \.safetensors file; expected weights as safetensors"):
         hash_model_folder(model)

@@ -25,6 +25,7 @@ def features_of(
         train_N=labels[:train],
         validation_VF=rows[train:],
         validation_V=labels[train:],
+        picture_V=np.arange(validation),
         is_new_V=np.arange(validation) >= shared,
         classes=CLASSES,
     )
@@ -85,7 +86,20 @@ def _p_of_all_arrangements(predicted: NDArray[np.int64], labels: NDArray[np.int6
 def test_p_is_that_of_all_arrangements_of_the_labels(labels: list[int]) -> None:
     for predicted in ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 2, 1], [1, 1, 1, 1, 1, 1]):
         exact = _p_of_all_arrangements(np.array(predicted), np.array(labels))
-        assert abs(p_value(np.array(predicted), np.array(labels), np.random.default_rng(0)) - exact) < 0.05
+        assert abs(p_value(np.array(predicted), np.array(labels), np.arange(6), np.random.default_rng(0)) - exact) < 0.05
+
+
+def test_examples_that_share_a_picture_are_not_so_many_witnesses() -> None:
+    """Labels are equal within a picture, and have nothing to do with what is said of it: p is as often small as chance makes it."""
+    picture = np.repeat(np.arange(50), 8)
+    together, apart = [], []
+    for seed in range(100):
+        chance = np.random.default_rng(seed)
+        predicted, labels = (chance.integers(0, 2, 50)[picture] for _ in range(2))
+        together.append(p_value(predicted, labels, picture, chance))
+        apart.append(p_value(predicted, labels, np.arange(400), chance))
+    assert np.mean(np.array(together) <= 0.05) <= 0.1
+    assert np.mean(np.array(apart) <= 0.05) > 0.2, "the test can fail"
 
 
 def test_neighbours_are_those_of_scikit_learn() -> None:

@@ -88,8 +88,9 @@ def test_one_column_has_no_student_of_all_and_none_has_no_images() -> None:
 
 
 def test_a_loss_without_one_of_the_terms_has_no_rows_without_the_other() -> None:
-    names = {row.name for row in rows_of(COLUMNS, has_both_terms=False)}
+    names = {row.name for row in rows_of(COLUMNS, ablations=())}
     assert names == {row.name for row in ROWS if row.terms == "both"}
+    assert {row.terms for row in rows_of(COLUMNS, ablations=("ce",))} == {"both", "ce"}
 
 
 def test_columns_that_would_make_two_rows_of_one_name_are_refused() -> None:
@@ -119,7 +120,10 @@ def test_each_row_has_its_own_control() -> None:
     controls = {row.name: row.control for row in ROWS}
     assert controls["baseline"] is controls["images-vit-b16"] is controls["teacher-none"] is controls["student-none"] is None
     assert {controls[name] for name in ("teacher-vit-b16", "teacher-shuffled", "teacher-blank")} == {"teacher-none"}
-    assert {controls[name] for name in controls if name.startswith("student") and name != "student-none"} == {"student-none"}
+    of_one = {"student-clip-vit-b32", "student-vit-b16", "student-shuffled", "student-blank"}
+    assert {controls[name] for name in of_one} == {"student-none"}
+    others = {name for name in controls if name.startswith("student")} - of_one
+    assert {controls[name] for name in others} == {None}, "another loss, or several teachers, is another difference beside images"
 
 
 def test_texts_without_labels_give_students_of_images_and_their_control(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
 
 import train.sweep as sweeping
@@ -343,6 +344,24 @@ def test_a_student_that_diverges_is_a_failed_trial_and_the_sweep_goes_on(make: M
     assert all("not finite" in record["failed"] and record["validation_accuracy"] is None for record in failed)
     assert figures["best"]["parameters"] == {"learning_rate": 1e-3}
     assert not list(options.folder.glob("trial-*/checkpoints"))
+    assert sweep(options)["already_done"] is True
+
+
+def test_a_student_that_does_not_fit_into_memory_is_a_failed_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sweeping.load_training
+
+    def loaded(run: Any) -> Any:
+        if run.options.batch_size == 512:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return whole(run)
+
+    monkeypatch.setattr(sweeping, "load_training", loaded)
+    options = make(over=("batch_size=8,512",), trials=4, epochs=1)
+    figures = sweep(options)
+    reasons = [record["failed"] for record in records(options) if record["parameters"]["batch_size"] == 512]
+    assert reasons
+    assert set(reasons) == {"too little memory on the device"}
+    assert figures["failed"] == len(reasons)
     assert sweep(options)["already_done"] is True
 
 

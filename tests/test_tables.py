@@ -27,8 +27,9 @@ from lugpi_core.stopping import Stopped
 from train import loop
 from train.cli import main
 from train.options import BaselineOptions, StudentOptions, TablesOptions, TeacherOptions
-from train.rows import models_of, rows_of
-from train.tables import tables
+from train.recipes import distillation_of
+from train.rows import Model, models_of, options_of, rows_of
+from train.tables import ablations_of, tables
 
 COLUMNS = ("clip-demo", "vit-demo")
 TEXT_ROWS = ("baseline", "teacher-none", "student-none")
@@ -185,6 +186,33 @@ def test_lost_outputs_of_a_teacher_are_written_again_and_it_is_not_trained(make:
     assert tables(make(rows=("student-none",)))["trained"] == ["student-none"]
     assert outputs.read_bytes() == before
     assert fitted == ["teacher-none", "student-none"]
+
+
+def test_a_teachers_outputs_in_half_precision_stay_as_they_are(make: Make, small_csv: Path, fitted: list[str]) -> None:
+    run = make().run
+    train.commands.teacher(TeacherOptions(**flags(small_csv, run, name="half", privileged="none", outputs_dtype="float16")))
+    before = (run / "half" / "outputs.safetensors").read_bytes()
+    tables(make(rows=("student-none",)))
+    assert (run / "half" / "outputs.safetensors").read_bytes() == before
+    assert fitted == ["half", "student-none"]
+
+
+def test_a_loss_without_labels_has_no_student_of_embeddings_alone(small_csv: Path) -> None:
+    given = TablesOptions(**flags(small_csv, Path("run"), hard=0.0))
+    assert ablations_of(distillation_of(given)) == ("ce",)
+    assert ablations_of(distillation_of(TablesOptions(**flags(small_csv, Path("run"))))) == ("ce", "l2")
+    assert ablations_of(distillation_of(TablesOptions(**flags(small_csv, Path("run"), kd_preset="hinton")))) == ()
+    for row in rows_of(("clip-demo",), ablations=("ce",)):
+        if row.command == "student":
+            options = options_of(given, Model(row=row, seed=0), ("teacher",))
+            assert isinstance(options, StudentOptions)
+            assert distillation_of(options).hard == 0
+
+
+def test_students_of_another_loss_are_still_of_their_rows_when_they_are_shown(make: Make) -> None:
+    tables(make(rows=("student-none",), beta=0.0))
+    report = tables(make(rows=("student-none",), train=False))
+    assert report["rows"]["student-none"]["seeds"] == [0]
 
 
 def started(small_csv: Path, run: Path, *more: str) -> "subprocess.Popen[str]":

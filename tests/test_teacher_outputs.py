@@ -78,3 +78,14 @@ def test_missing_or_damaged_outputs_are_refused(tmp_path: Path, content: bytes |
         path.write_bytes(content)
     with pytest.raises(InputError, match="outputs of a finished teacher"):
         read_teacher_outputs(path, corpus_fingerprint="abc")
+
+
+def test_a_flipped_bit_in_the_outputs_is_found(tmp_path: Path) -> None:
+    written(tmp_path)
+    path = outputs_path(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0x40
+    path.write_bytes(content)
+    assert not has_teacher_outputs(path, corpus_fingerprint="abc")
+    with pytest.raises(InputError, match=r"content is not what was written.*only writes its outputs anew"):
+        read_teacher_outputs(path, corpus_fingerprint="abc")

@@ -7,7 +7,7 @@ import pytest
 from train.comparison import Comparison, Discordant
 from train.rows import rows_of
 from train.table_figures import Adjusted
-from train.verdicts import p_words, verdict, verdicts
+from train.verdicts import gains_without_meaning, p_words, verdict, verdicts
 
 ROWS = {row.name: row for row in rows_of(("clip-demo", "vit-demo"))}
 SHOWN = {"better": (0.01, 0.02, 0.04), "worse": (0.01, -0.04, -0.02), "not shown": (0.3, -0.01, 0.02)}
@@ -70,8 +70,9 @@ def test_a_gain_that_the_text_only_control_has_too_is_no_gain_of_images() -> Non
         ("student-clip-demo", "worse", "worse", "the images do harm"),
         ("teacher-vit-demo", "better", "better", "the images help"),
         ("teacher-vit-demo", "better", "not shown", "the gain is explained by the larger head alone, as far as these tests tell"),
-        ("student-clip-demo-ce", "better", "better", "the images help"),
-        ("student-all", "better", "not shown", "the gain is explained by distillation alone, as far as these tests tell"),
+        ("student-clip-demo-ce", "better", None, "is not known: no row is the same but for its images"),
+        ("student-all", "better", None, "is not known: no row is the same but for its images"),
+        ("student-all", "not shown", None, "no gain is shown"),
         ("student-clip-demo", "better", None, "is not known without the text-only control (--rows controls)"),
         ("student-clip-demo", "not shown", None, "no gain is shown"),
         ("student-none", "better", None, "distillation alone helps, without any image"),
@@ -93,7 +94,22 @@ def test_images_help_is_said_of_rows_with_their_own_images_alone() -> None:
     for name, row in ROWS.items():
         if row.command in ("teacher", "student"):
             has_own = row.privileged == "images"
-            assert ("the images help" in said(name, "better", "better" if row.control else None)) is has_own, name
+            helped = said(name, "better", "better" if row.control else None).endswith("the images help.")
+            assert helped is (has_own and row.control is not None), name
+
+
+def test_images_are_not_said_to_help_where_those_without_meaning_help_too() -> None:
+    names = ("teacher-clip-demo", "teacher-blank", "student-clip-demo")
+    rows = [ROWS[name] for name in names]
+    tests = [adjusted(row.name, reference, "better") for row in rows for reference in ("baseline", str(row.control))]
+    rivals = gains_without_meaning(rows, tests)
+    assert [row.name for row in rivals] == ["teacher-blank"]
+    teacher, blank, student = verdicts(rows, tests, rivals)
+    assert teacher.endswith("that the images help is not shown, for teacher-blank gains too, whose images say nothing of the text.")
+    assert blank.endswith("what helps here is not what the images show, for they say nothing of the text.")
+    assert student.endswith(": the images help.")
+    as_blank = [adjusted("teacher-blank", "baseline", "better"), adjusted("teacher-blank", "teacher-none", "not shown")]
+    assert gains_without_meaning(rows, as_blank) == []
 
 
 def test_every_row_that_was_compared_has_one_sentence() -> None:

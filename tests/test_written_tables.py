@@ -189,6 +189,30 @@ def test_what_is_of_no_row_is_shown_apart(run: Path, show: Show) -> None:
     assert "## Other models of the run" in (run / "tables.md").read_text()
 
 
+HINTON = {"kd_preset": "hinton", "hard": 0.5, "alpha": 0.5, "beta": 0.0, "temperature": 4.0, "soften_student": True}
+
+
+@pytest.mark.parametrize(
+    ("loss", "row"),
+    [
+        (HINTON, "student-vit-demo"),
+        ({**HINTON, "beta": 1.0}, "student-vit-demo"),
+        ({**HINTON, "alpha": 0.0, "beta": 1.0}, "student-vit-demo-l2"),
+        ({"beta": 0.0}, "student-vit-demo-ce"),
+        ({"beta": 0.0, "terms": "both"}, "student-vit-demo"),
+        ({"alpha": 0.0, "terms": "both"}, "student-vit-demo"),
+        ({"alpha": 0.0, "terms": "l2"}, "student-vit-demo-l2"),
+    ],
+    ids=str,
+)
+def test_a_student_is_of_the_row_that_its_own_loss_makes_it(run: Path, show: Show, loss: dict[str, Any], row: str) -> None:
+    """A preset without a term leaves none out; what tables trained is what tables say."""
+    fake_teacher(run, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
+    fake_student(run, "one", scores(260), taught_by=["teacher-vit-demo"], **loss)
+    report = show(columns=("clip-demo", "vit-demo"))
+    assert [name for name in report["rows"] if [one["folder"] for one in report["rows"][name]["models"]] == ["one"]] == [row]
+
+
 def test_of_several_models_of_a_row_the_one_named_after_it_is_shown(run: Path, show: Show) -> None:
     fake_model(run, "a", scores(240), command="baseline")
     report = show()
@@ -224,6 +248,18 @@ def test_models_that_were_trained_otherwise_are_named(run: Path, show: Show) -> 
     (note,) = show()["notes"]
     assert note.startswith("these models differ in flags.epochs: ")
     assert {"2", "50"} <= set(re.findall(r"\d+", note))
+
+
+def test_seeds_and_controls_that_were_taught_with_another_loss_are_named(run: Path, show: Show) -> None:
+    fake_teacher(run, "teacher-blank", scores(290), privileged="blank")
+    fake_student(run, "student-blank", scores(310), taught_by=["teacher-blank"], temperature=1.0)
+    fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", tokens={"seed": 0})
+    fake_teacher(run, "teacher-shuffled-seed1", scores(290), privileged="shuffled", tokens={"seed": 1}, seed=1)
+    fake_student(run, "ce-only", scores(260), taught_by=["teacher-clip-demo"], beta=0.0)
+    assert sorted(note.partition(";")[0] for note in show()["notes"]) == [
+        "the models of teacher-shuffled differ in tokens.seed: 0, 1",
+        "the students differ in temperature: 8.0, 1.0",
+    ]
 
 
 def test_models_of_other_examples_are_not_compared(run: Path, show: Show) -> None:

@@ -4,6 +4,7 @@ fingerprint.
 Shapes: B examples, L tokens.
 """
 
+import gc
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -75,3 +76,13 @@ def compile_encoder(model: nn.Module, choice: CompileChoice, *, device: torch.de
         return False
     encoder.compile(dynamic=True)
     return True
+
+
+def forget_last_model(choice: CompileChoice, *, device: str) -> None:
+    """Give back what the model before this one of the same process held, on its device and of what was compiled for it: of one function
+    PyTorch compiles a few variants only, and runs further ones as they are."""
+    gc.collect()
+    if device == "cuda" or choice == "on":
+        torch.compiler.reset()
+    if device == "cuda":
+        torch.cuda.empty_cache()

@@ -33,6 +33,7 @@ from train.privileged import Pictures
 from train.processes import Processes, joined
 from train.recipes import Recipe, recipe_of
 from train.reports import require_trackers
+from train.rows import Terms
 from train.sources import Sources
 from train.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, write_teacher_outputs
 from train.teachers import shown_pictures
@@ -83,6 +84,7 @@ class Run:
     compute: Compute
     processes: Processes
     folder: Path
+    terms: Terms | None = None  # a student's soft terms, where it is trained as a row of tables
 
     @property
     def optimizer(self) -> str:
@@ -132,11 +134,12 @@ def find_run(options: TrainOptions, folder: Path, sources: Sources, compute: Com
     return Run(options=options, recipe=recipe, text_model=text_model, compute=compute, processes=processes, folder=folder)
 
 
-def confirmed(run: Run, done: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a finished model, and say that it is; a teacher's outputs are written anew where they are gone, or
-    wanted in another precision."""
+def confirmed(run: Run, done: dict[str, Any], *, any_precision: bool = False) -> dict[str, Any]:
+    """Return the figures of a finished model, and say that it is; a teacher's outputs are written anew where they are gone or damaged, or
+    wanted in another precision, unless any will do."""
     path, corpus = outputs_path(run.folder), run.recipe.corpus.fingerprint()
-    if run.recipe.command != "teacher" or has_teacher_outputs(path, corpus_fingerprint=corpus, dtype=run.recipe.outputs_dtype):
+    dtype = None if any_precision else run.recipe.outputs_dtype
+    if run.recipe.command != "teacher" or has_teacher_outputs(path, corpus_fingerprint=corpus, dtype=dtype):
         say(f"already done: {run.folder}")
         return _figures(done, already_done=True)
     training = load_training(run)
@@ -255,6 +258,7 @@ def _metrics(run: Run, training: Training, output: Output, history: list[dict[st
         **scores_by_split(corpus, output.logits),
         "examples": corpus.counts() | ({} if run.recipe.extra is None else {"unlabelled": len(run.recipe.extra.examples)}),
         "teachers": list(run.recipe.taught_by),
+        **({} if run.terms is None else {"terms": run.terms}),
         "seed": run.options.seed,
         "best_epoch": best_epoch(history),
         "history": history,

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
+from lugpi_core.fingerprint import digest
+from lugpi_core.host_memory import host_available_bytes
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import SCALE
 from lugpi_core.store.quantize import dequantize
@@ -50,8 +52,9 @@ class ImageTokens:
         return len(self.reader) * self.reader.row_bytes
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the column's fingerprint."""
-        return dict(self.reader.spec.fingerprint)
+        """Return the column's fingerprint, and which of its rows failed: they are read as blank until they are repaired."""
+        failed = {"failed_rows": digest(sorted(int(row) for row in self.reader.flagged))} if len(self.reader.flagged) else {}
+        return {**self.reader.spec.fingerprint, **failed}
 
 
 class TokenSource(Protocol):
@@ -99,7 +102,7 @@ def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device,
     """
     if choice == "auto":
         # Every process of this machine holds all of them, and torch takes page-locked memory by powers of two.
-        host_bytes = _free_host_bytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        host_bytes = host_available_bytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         host_bytes = 1 << host_bytes.bit_length() - 1 if host_bytes else 0
         choice = choose_place(tokens.stored_bytes, _free_bytes(device) - training_bytes - RESERVE_BYTES, host_bytes, device.type)
     if choice == "pinned" and device.type != "cuda":
@@ -211,12 +214,3 @@ def _buffers(reader: ColumnReader, count: int, *, pinned: bool, device: torch.de
 
 def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def _free_host_bytes() -> int:
-    """Return what the host could give without swapping, by the kernel's own estimate."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return 0
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024

@@ -1,17 +1,20 @@
 """Which rows the finished models of a run are, as their own records tell, whatever they were trained with."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import flat
+from train.losses import KD_PRESETS
 from train.model_folder import METRICS, TRAINING, finished_folders
-from train.rows import ALL, BASELINE, MORE, model_name
+from train.rows import ALL, BASELINE, MORE, Terms, model_name, student_name
 
 # What makes a model another one without making its row another: shown together, models should agree in these.
-_SETTINGS = ("flags", "max_length", "corpus", "text_model", "dtype", "unlabelled")
+_SETTINGS = ("flags", "max_length", "corpus", "separator", "text_model", "dtype", "unlabelled")
+# What rows may differ in, but not the seeds of one.
+_OF_A_ROW = ("tokens", "shares", "teachers_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +53,32 @@ def has_more(found: Recorded) -> bool:
     return any(read_json(folder / TRAINING).get("unlabelled") is not None for folder in found.folders.values())
 
 
-def unlike_settings(folders: Sequence[Path]) -> dict[str, list[Any]]:
-    """Return the settings in which models differ that were to differ in seed and row alone: their values, by the settings' names."""
+def unlike_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:
+    """Return the settings in which models differ that were to differ in seed and row alone: their values, by words that say whose they are.
+
+    Args:
+        folders: of the models, by the names of their rows.
+    """
     values: dict[str, list[Any]] = {}
-    for folder in folders:
-        made_from = read_json(folder / TRAINING)
-        for name, value in flat({name: made_from.get(name) for name in _SETTINGS}):
-            if (name, value) == ("unlabelled", None):  # rows without more texts, beside some with
-                continue
-            if name != "flags.seed" and value not in values.setdefault(name, []):
-                values[name].append(value)
+    for row, of_row in folders.items():
+        for folder in of_row:
+            for name, value in _settings(row, read_json(folder / TRAINING)):
+                if value not in values.setdefault(name, []):
+                    values[name].append(value)
     return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def _settings(row: str, made_from: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in flat({name: made_from.get(name) for name in _SETTINGS}):
+        # Rows without more texts stand beside some with.
+        if name != "flags.seed" and (name, value) != ("unlabelled", None):
+            yield f"these models differ in {name}", value
+    for name, value in flat({name: made_from.get(name) for name in _OF_A_ROW}):
+        yield f"the models of {row} differ in {name}", value
+    # A student and its control, too, are to be taught with one loss.
+    left_out = next((f" named {ending}" for ending in ("-ce", "-l2") if row.endswith(ending)), "")
+    for name, value in flat(made_from.get("distillation", {})):
+        yield f"the students{left_out} differ in {name}", value
 
 
 def _model_name(folder: Path, columns: Sequence[str]) -> str | None:
@@ -87,15 +105,28 @@ def _shown(made_from: Mapping[str, Any]) -> str:
 def _student_row(folder: Path, made_from: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """Return a student's row; None for one that no row has: with fewer layers, unequal teachers or some of many, and of those that were
     taught of more texts, all with another loss or several teachers."""
-    taught_by = [folder.parent / teacher["name"] / TRAINING for teacher in read_json(folder / METRICS)["teachers"]]
+    metrics = read_json(folder / METRICS)
+    taught_by = [folder.parent / teacher["name"] / TRAINING for teacher in metrics["teachers"]]
     if made_from["layers"] is not None or not all(path.is_file() for path in taught_by):
         return None
     seen = [_shown(read_json(path)) for path in taught_by]
-    soft = {name for name in ("alpha", "beta") if made_from["distillation"][name]}
+    terms = _terms(made_from["distillation"], metrics)
     if made_from["unlabelled"] is not None:
-        return f"student-{seen[0]}{MORE}" if len(seen) == 1 and len(soft) == 2 and seen[0] in (*columns, "none") else None
+        return f"student-{seen[0]}{MORE}" if len(seen) == 1 and terms == "both" and seen[0] in (*columns, "none") else None
     if len(seen) > 1:
         has_equal_shares = len({round(share, 6) for share in made_from["shares"]}) == 1
-        return f"student-{ALL}" if has_equal_shares and len(soft) == 2 and sorted(seen) == sorted(columns) else None
-    terms = {("alpha",): "-ce", ("beta",): "-l2", ("alpha", "beta"): ""}.get(tuple(sorted(soft)))
-    return None if terms is None else f"student-{seen[0]}{terms}"
+        return f"student-{ALL}" if has_equal_shares and terms == "both" and sorted(seen) == sorted(columns) else None
+    return None if terms is None else student_name(seen[0], terms)
+
+
+def _terms(weights: Mapping[str, Any], metrics: Mapping[str, Any]) -> Terms | None:
+    """Return which of its soft terms a student was taught with: as the tables that trained it say, else all of its preset's but those whose
+    weight is 0; None where none is left."""
+    if metrics.get("terms") is not None:
+        terms: Terms = metrics["terms"]
+        return terms
+    preset = KD_PRESETS[metrics["config"]["kd_preset"]]
+    left_out = {name for name in ("alpha", "beta") if getattr(preset, name) and not weights[name]}
+    if not weights["alpha"] and not weights["beta"]:
+        return None
+    return "l2" if "alpha" in left_out else "ce" if "beta" in left_out else "both"

@@ -43,7 +43,10 @@ class Row:
 
     @property
     def control(self) -> str | None:
-        """The row that is the same but for its images: what stays of a gain beside it is the images'. None where there is none."""
+        """The row that is the same but for its images: what stays of a gain beside it is the images'. None where there is none: a student
+        with another loss, or of several teachers, differs from the text-only teacher's in that too."""
+        if self.terms != "both" or len(self.teachers) > 1:
+            return None
         control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + MORE * self.more}.get(self.command)
         return None if control == self.name else control
 
@@ -71,17 +74,22 @@ def model_name(row: str, seed: int) -> str:
     return row if seed == 0 else f"{row}-seed{seed}"
 
 
+def student_name(what: str, terms: Terms) -> str:
+    """Return the name of the row of the students of one kind of teacher."""
+    return f"student-{what}" if terms == "both" else f"student-{what}-{terms}"
+
+
 def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
     """Return columns in the order of their rows: those of CLIP before others, each by name."""
     return tuple(sorted(columns, key=lambda column: ("clip" not in column, column)))
 
 
-def rows_of(columns: Sequence[str], *, has_both_terms: bool = True, has_more: bool = False) -> tuple[Row, ...]:
+def rows_of(columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2"), has_more: bool = False) -> tuple[Row, ...]:
     """Return every row, in the tables' order.
 
     Args:
         columns: the image tokens that get rows; shuffled and blank images are the first's.
-        has_both_terms: whether the students' loss has both soft terms, so that one can be left out.
+        ablations: the students with a part of the loss only; none where that leaves nothing out, or nothing.
         has_more: whether there are texts without labels, which students can be taught of too.
 
     Raises:
@@ -91,8 +99,7 @@ def rows_of(columns: Sequence[str], *, has_both_terms: bool = True, has_more: bo
     rows += [Row(name=f"images-{one}", command="images", groups=("table1",), column=one, privileged="images") for one in columns]
     rows += [_teacher(one, one, "images", "table1") for one in columns]
     rows += [_student(one, (one,), "images", ("table1", "table2")) for one in columns]
-    if has_both_terms:
-        rows += [_student(one, (one,), "images", ("table2",), terms) for one in columns for terms in ("ce", "l2")]
+    rows += [_student(one, (one,), "images", ("table2",), terms) for one in columns for terms in ablations]
     controls: tuple[Privileged, ...] = ("none", "shuffled", "blank") if columns else ("none",)
     for privileged in controls:
         rows.append(_teacher(privileged, None if privileged == "none" else columns[0], privileged, "controls"))
@@ -119,9 +126,8 @@ def _teacher(what: str, column: str | None, privileged: Privileged, group: Group
 
 
 def _student(what: str, taught_by: tuple[str, ...], privileged: Privileged, groups: tuple[Group, ...], terms: Terms = "both") -> Row:
-    name = f"student-{what}" if terms == "both" else f"student-{what}-{terms}"
     teachers = tuple(f"teacher-{one}" for one in taught_by)
-    return Row(name=name, command="student", groups=groups, privileged=privileged, teachers=teachers, terms=terms)
+    return Row(name=student_name(what, terms), command="student", groups=groups, privileged=privileged, teachers=teachers, terms=terms)
 
 
 def chosen_tables(asked: Sequence[str], rows: Sequence[Row]) -> dict[Group, tuple[Row, ...]]:

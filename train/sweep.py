@@ -12,7 +12,6 @@ the same accuracy again (on the CPU bit for bit).
 The test split is not scored: a trial ends with its last epoch, and the best settings go through ``python -m train student`` once.
 """
 
-import gc
 import importlib.util
 import os
 import shlex
@@ -31,10 +30,11 @@ from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
 from lugpi_core.quiet import quiet_libraries
+from train.acceleration import forget_last_model
 from train.checkpoint import load_checkpoint, remove_checkpoints
 from train.commands import Run, find_run, load_training
 from train.locks import held
-from train.loop import best_epoch, fit
+from train.loop import NotFinite, best_epoch, fit
 from train.losses import distillation
 from train.metrics import markdown_table
 from train.model_folder import TRAINING, finished_metrics
@@ -195,14 +195,12 @@ def _trained(run: Run) -> dict[str, Any]:
     """Train one student, or go on with it; nothing but its history leaves."""
     finished_metrics(run.folder, run.fingerprint())  # refuses a checkpoint of other settings
     load_checkpoint(run.folder)  # a damaged one must end the sweep, not fail the trial
-    if run.compute.device == "cuda" or run.options.compile == "on":
-        torch.compiler.reset()  # what was compiled for the students before would use up the limit of recompilations
-    gc.collect()
-    training = load_training(run)
+    forget_last_model(run.options.compile, device=run.compute.device)
     try:
-        history = fit(training)
-    except InputError as error:
-        return {"failed": str(error), "validation_accuracy": None, "history": [], "seconds": None}
+        history = fit(load_training(run))
+    except (NotFinite, torch.OutOfMemoryError) as error:
+        reason = "too little memory on the device" if isinstance(error, torch.OutOfMemoryError) else str(error)
+        return {"failed": reason, "validation_accuracy": None, "history": [], "seconds": None}
     return {
         "failed": None,
         "validation_accuracy": history[best_epoch(history)]["validation_accuracy"],

@@ -15,17 +15,18 @@ from lugpi_core.files import write_json, write_text
 from lugpi_core.quiet import quiet_libraries
 from lugpi_core.store.reader import token_columns_of
 from train.fidelity import CAPTION, TITLE, fidelity_figures
+from train.losses import Distillation
 from train.model_folder import finished_folders
 from train.options import TablesOptions
 from train.paper_figures import paper_dataset
 from train.recipes import distillation_of, unlabelled_texts
 from train.recorded import Recorded, has_more, recorded_columns, recorded_models, unlike_settings
 from train.reports import require_trackers
-from train.rows import ALL, BASELINE, GROUPS, Group, Model, Row, chosen_tables, clip_first, model_name, models_of, rows_of
+from train.rows import ALL, BASELINE, GROUPS, Group, Model, Row, Terms, chosen_tables, clip_first, model_name, models_of, rows_of
 from train.sources import Sources
-from train.table_figures import TITLES, Scored, adjusted_comparisons, model_record, row_record, scored
+from train.table_figures import TITLES, Adjusted, Scored, adjusted_comparisons, model_record, row_record, scored
 from train.turns import Made, find_models, make_models, refuse_launchers
-from train.verdicts import verdicts
+from train.verdicts import gains_without_meaning, verdicts
 from train.written_tables import comma_separated, latex, markdown
 
 Shown = Mapping[Group, Sequence[Row]]
@@ -54,7 +55,7 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     recorded = None if options.train else recorded_models(options.run, columns)
     rows = rows_of(
         columns,
-        has_both_terms=bool(weights.alpha and weights.beta) or recorded is not None,
+        ablations=("ce", "l2") if recorded is not None else ablations_of(weights),
         has_more=options.unlabelled is not None or (recorded is not None and has_more(recorded)),
     )
     shown = chosen_tables(options.rows, rows)
@@ -64,6 +65,13 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     _write(options.run, report)
     print(markdown(report))
     return report
+
+
+def ablations_of(weights: Distillation) -> tuple[Terms, ...]:
+    """Return which parts of a loss may stand alone: the distance of the embeddings teaches no answer, and needs the labels beside."""
+    if not (weights.alpha and weights.beta):
+        return ()
+    return ("ce", "l2") if weights.hard else ("ce",)
 
 
 def columns_of_rows(options: TablesOptions) -> tuple[str, ...]:
@@ -142,7 +150,7 @@ def table_report(options: TablesOptions, wanted: Wanted, found: Recorded, made: 
     rows, shown, seeds = wanted.rows, wanted.shown, wanted.seeds
     dataset = paper_dataset(options)
     asked = {row.name: row for of_table in shown.values() for row in of_table}
-    models = {name: _models(name, found.folders, seeds, read) for name in {*asked, *_references(shown)}}
+    models = {name: _models(name, found.folders, seeds, read) for name in dict.fromkeys([*asked, *sorted(_references(shown))])}
     others = [read(folder) for folder in _others(rows, seeds, found)]
     if not others and not any(models[name] for name in asked):
         raise InputError(
@@ -150,6 +158,8 @@ def table_report(options: TablesOptions, wanted: Wanted, found: Recorded, made: 
             expected="one at least",
             do="lower --learning-rate" if options.train else "train them: leave --no-train out",
         )
+    tests = {group: adjusted_comparisons(of_table, models, seeds) for group, of_table in shown.items()}
+    meaningless = gains_without_meaning(asked.values(), (test for of_table in tests.values() for test in of_table))
     fidelity = {
         one.folder: fidelity_figures(one, models[BASELINE].get(one.metrics["seed"]), read)
         for one in [*(one for name in asked for one in models[name].values()), *others]
@@ -160,13 +170,13 @@ def table_report(options: TablesOptions, wanted: Wanted, found: Recorded, made: 
         "run": str(options.run),
         "seeds": list(seeds),
         "rows": {name: row_record(row, models[name], seeds, dataset, fidelity) for name, row in asked.items()},
-        "tables": [_table(group, of_table, models, seeds) for group, of_table in shown.items()],
+        "tables": [_table(group, shown[group], tests[group], meaningless, len(seeds)) for group in shown],
         "fidelity": {"title": TITLE, "caption": CAPTION, "rows": [name for name in asked if models[name]]},
         "others": [model_record(one, fidelity[one.folder]) for one in others],
         "missing": [model_name(name, seed) for name in asked for seed in seeds if seed not in models[name]],
         "failed": made.failed,
         "trained": made.trained,
-        "notes": _notes([one for by_seed in models.values() for one in by_seed.values()], made),
+        "notes": _notes({name: list(by_seed.values()) for name, by_seed in models.items()}, made),
         "written": [str(options.run / f"tables.{kind}") for kind in ("md", "tex", "csv", "json")],
         "complete": not made.failed,
     }
@@ -182,15 +192,14 @@ def _others(rows: Sequence[Row], seeds: Sequence[int], found: Recorded) -> list[
     return sorted({*found.others, *(folder for name, folder in found.folders.items() if name not in names)})
 
 
-def _table(group: Group, rows: Sequence[Row], models: Mapping[str, Mapping[int, Scored]], seeds: Sequence[int]) -> dict[str, Any]:
-    tests = adjusted_comparisons(rows, models, seeds)
+def _table(group: Group, rows: Sequence[Row], tests: Sequence[Adjusted], meaningless: Sequence[Row], seeds: int) -> dict[str, Any]:
     return {
         "name": group,
         "title": TITLES[group],
         "rows": [row.name for row in rows],
         "comparisons": [test.record() for test in tests],
-        "verdicts": verdicts(rows, tests),
-        "caption": caption(len(seeds), len(tests)),
+        "verdicts": verdicts(rows, tests, meaningless),
+        "caption": caption(seeds, len(tests)),
     }
 
 
@@ -208,11 +217,11 @@ def caption(seeds: int, comparisons: int) -> str:
     )
 
 
-def _notes(models: Sequence[Scored], made: Made) -> list[str]:
+def _notes(models: Mapping[str, Sequence[Scored]], made: Made) -> list[str]:
     """Return what a reader must know beside: tokens without meaning, models that were trained otherwise than others, failures."""
-    notes = sorted({one.metrics["notice"] for one in models if one.metrics["notice"]})
-    for name, values in unlike_settings([one.folder for one in models]).items():
-        notes.append(f"these models differ in {name}: {', '.join(str(value) for value in values)}; what they show may come of that")
+    notes = sorted({one.metrics["notice"] for of_row in models.values() for one in of_row if one.metrics["notice"]})
+    for what, values in unlike_settings({name: [one.folder for one in of_row] for name, of_row in models.items()}).items():
+        notes.append(f"{what}: {', '.join(str(value) for value in values)}; what they show may come of that")
     return notes + [f"{name} is missing: {reason}" for name, reason in made.failed.items()]
 
 

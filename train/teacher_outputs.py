@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import xxhash
 
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
@@ -42,13 +43,15 @@ def outputs_path(folder: Path, unlabelled: str | None = None) -> Path:
 
 
 def write_teacher_outputs(path: Path, output: Output, *, corpus_fingerprint: str, dtype: Literal["float32", "float16"] = "float32") -> None:
-    """Write the outputs beside the teacher's weights, with both fingerprints in the file's metadata; ``dtype`` is the embeddings'."""
+    """Write the outputs beside the teacher's weights, with both fingerprints and a hash of the content in the file's metadata; ``dtype`` is
+    the embeddings'."""
     from safetensors.torch import save_file
 
-    bound = {"teacher": hash_file(path.parent / WEIGHTS), "corpus": corpus_fingerprint}
+    logits_NK, embeddings_ND = output.logits.contiguous(), output.embeddings.to(getattr(torch, dtype)).contiguous()
+    content = _content_hash(logits_NK, embeddings_ND)
+    bound = {"teacher": hash_file(path.parent / WEIGHTS), "corpus": corpus_fingerprint, "xxh3": content}
     with whole_file(path) as partial:
-        tensors = {"logits": output.logits.contiguous(), "embeddings": output.embeddings.to(getattr(torch, dtype)).contiguous()}
-        save_file(tensors, partial, metadata={BOUND: json.dumps(bound)})
+        save_file({"logits": logits_NK, "embeddings": embeddings_ND}, partial, metadata={BOUND: json.dumps(bound)})
 
 
 def has_teacher_outputs(path: Path, *, corpus_fingerprint: str, dtype: Literal["float32", "float16"] | None = None) -> bool:
@@ -74,8 +77,11 @@ def read_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> TeacherOutpu
         with safe_open(path, framework="pt") as file:
             bound = json.loads((file.metadata() or {})[BOUND])
             outputs = TeacherOutputs(logits=file.get_tensor("logits"), embeddings=file.get_tensor("embeddings"), teacher=bound["teacher"])
+            is_whole = bound["xxh3"] == _content_hash(outputs.logits, outputs.embeddings)
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(got=f"{path} ({str(error)[:120]})", expected="the outputs of a finished teacher", do=remedy) from None
+    if not is_whole:
+        raise InputError(got=f"{path}, whose content is not what was written", expected="the outputs of a finished teacher", do=remedy)
     if bound["corpus"] != corpus_fingerprint:
         raise InputError(
             got=f"the teacher in {path.parent}, which read another dataset, other splits or another --limit",
@@ -85,3 +91,9 @@ def read_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> TeacherOutpu
     if not weights.is_file() or hash_file(weights) != outputs.teacher:
         raise InputError(got=f"{path}, made by other weights than {weights}", expected="outputs of that teacher", do=remedy)
     return outputs
+
+
+def _content_hash(logits_NK: torch.Tensor, embeddings_ND: torch.Tensor) -> str:
+    hasher = xxhash.xxh3_128(logits_NK.cpu().numpy().tobytes())
+    hasher.update(embeddings_ND.cpu().numpy().tobytes())
+    return hasher.hexdigest()

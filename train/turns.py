@@ -3,7 +3,6 @@
 A model's lock is held by whoever trains it; when its holder dies, the next process that comes by goes on from the checkpoint.
 """
 
-import gc
 import os
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json
 from lugpi_core.files import sweep as sweep_partials
+from train.acceleration import forget_last_model
 from train.commands import Run, confirmed, find_run, trained
 from train.locks import turn
 from train.loop import NotFinite
@@ -91,11 +91,12 @@ def _make(options: TablesOptions, model: Model, made: Made, sources: Sources, co
     """Find a model or train it; its lock is ours."""
     run = _run(options, model, made, sources, compute)
     if found := _finished(run):
-        confirmed(replace(run, folder=found), read_json(found / METRICS))
+        confirmed(replace(run, folder=found), read_json(found / METRICS), any_precision=True)
         made.folders[model.name] = found
         return
     finished_metrics(run.folder, run.fingerprint(), remedy="rename that folder (a model is found under any name)")
-    _forget_last_model(compute)
+    forget_last_model(options.compile, device=compute.device)
+    _measure_anew(compute)
     try:
         trained(run)
     except NotFinite as error:
@@ -115,19 +116,17 @@ def find_models(options: TablesOptions, models: Sequence[Model], made: Made, sou
 
 def _run(options: TablesOptions, model: Model, made: Made, sources: Sources, compute: Compute) -> Run:
     teachers = tuple(made.folders[need].name for need in model.needs)
-    return find_run(options_of(options, model, teachers), options.run / model.name, sources, compute, Processes())
+    run = find_run(options_of(options, model, teachers), options.run / model.name, sources, compute, Processes())
+    return replace(run, terms=model.row.terms if model.row.command == "student" else None)
 
 
 def _finished(run: Run) -> Path | None:
     return find_finished(run.folder, run.fingerprint())
 
 
-def _forget_last_model(compute: Compute) -> None:
-    """Give back what the model before this one held, so that this one finds the memory, and is measured, as in a process of its own."""
-    gc.collect()
+def _measure_anew(compute: Compute) -> None:
+    """Forget the peaks of memory of the model before this one."""
     if compute.device == "cuda":
-        torch.compiler.reset()  # what was compiled for the models before would use up the limit of recompilations
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # where there is no such file, or the container keeps it: the peak is then the process's so far
         Path("/proc/self/clear_refs").write_text("5")  # Linux counts the highest resident set anew from what is resident now

@@ -1,6 +1,6 @@
 """What a table's tests allow to say, in words: one sentence a row, and no more than was shown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from train.rows import BASELINE, Row
 from train.table_figures import Adjusted
@@ -38,30 +38,41 @@ _IMAGES_ONLY = {
     _WORSE: "the images alone do not replace the text",
 }
 _NO_CONTROL = "whether the images help or {otherwise} alone does is not known without the text-only control (--rows {group})"
+_NEVER_A_CONTROL = "whether the images help or {otherwise} alone does is not known: no row is the same but for its images"
+_GAINS_WITHOUT_MEANING = "that the images help is not shown, for {rivals} gains too, whose images say nothing of the text"
 
 
-def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted]) -> list[str]:
+def gains_without_meaning(rows: Iterable[Row], tests: Iterable[Adjusted]) -> list[Row]:
+    """Return the rows with shuffled or blank images that beat their text-only control: what helps them may be what helps others."""
+    better = {one.row for one in tests if one.reference != BASELINE and one.finding == _BETTER}
+    return [row for row in rows if row.name in better and row.privileged in ("shuffled", "blank")]
+
+
+def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted], meaningless: Sequence[Row] = ()) -> list[str]:
     """Return a sentence for every row of a table that was compared with the baseline.
 
     Args:
         rows: of the table.
         tests: all of its comparisons, their p adjusted together.
+        meaningless: of all tables, those of ``gains_without_meaning``.
     """
     against = {(one.row, one.reference): one for one in tests}
     said = []
     for row in rows:
         if (baseline := against.get((row.name, BASELINE))) is not None:
-            said.append(verdict(row, baseline, against.get((row.name, str(row.control)))))
+            rivals = tuple(one.name for one in meaningless if one.command == row.command)
+            said.append(verdict(row, baseline, against.get((row.name, str(row.control))), rivals))
     return said
 
 
-def verdict(row: Row, baseline: Adjusted, control: Adjusted | None) -> str:
+def verdict(row: Row, baseline: Adjusted, control: Adjusted | None, rivals: Sequence[str] = ()) -> str:
     """Return the sentence of one row.
 
     Args:
         row: of a model that is not the baseline.
         baseline: its comparison with the baseline.
         control: its comparison with its text-only control; None where it has none, or where that is not there.
+        rivals: rows of its kind that gain from images without meaning.
     """
     otherwise = "distillation of more texts" if row.more else _OTHERWISE.get(row.command, "")
     told = f"{row.name} is {_words(baseline, 'the baseline')}"
@@ -69,8 +80,11 @@ def verdict(row: Row, baseline: Adjusted, control: Adjusted | None) -> str:
         joint = "and" if (baseline.finding == _BETTER) == (control.finding == _BETTER) else "but"
         told += f", {joint} {_words(control, _control_words(row))}"
     finding = None if control is None else control.finding
-    conclusion = _conclusion(row, baseline.finding, finding).format(otherwise=otherwise, group="unlabelled" if row.more else "controls")
-    return f"{told}: {conclusion}."
+    conclusion = _conclusion(row, baseline.finding, finding)
+    if row.privileged == "images" and finding == _BETTER and rivals:
+        conclusion = _GAINS_WITHOUT_MEANING
+    group = "unlabelled" if row.more else "controls"
+    return f"{told}: {conclusion.format(otherwise=otherwise, group=group, rivals=' and '.join(rivals))}."
 
 
 def _conclusion(row: Row, baseline: str, control: str | None) -> str:
@@ -79,7 +93,8 @@ def _conclusion(row: Row, baseline: str, control: str | None) -> str:
     if row.privileged == "none":
         return _TEXT_ONLY[baseline]
     if control is None:
-        return _NO_CONTROL if baseline == _BETTER else "no gain is shown"
+        unknown = _NEVER_A_CONTROL if row.control is None else _NO_CONTROL
+        return unknown if baseline == _BETTER else "no gain is shown"
     if row.privileged != "images" and control in _WITHOUT_MEANING:
         return _WITHOUT_MEANING[control]
     return _CONCLUSIONS[baseline, control]
