@@ -7,8 +7,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from train.comparison import Hits, bootstrap_interval, compare, holm, mcnemar
+from train.comparison import Hits, bootstrap_interval, compare, holm, interval_over_seeds, mcnemar
 
 Pairs = list[tuple[bool, bool]]
 
@@ -75,6 +76,61 @@ def test_seeds_that_agree_narrow_nothing() -> None:
     alone, copied = compare((0,), [first], [second]), compare((0, 1, 2), [first] * 3, [second] * 3)
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
     assert copied.pooled.p < alone.pooled.p
+
+
+def gains(generator: np.random.Generator, *, spread: float, seeds: int, count: int = 400, hard: float = 0.3) -> NDArray[np.int64]:
+    """Differences of two rows that are equally good on average; how much better one is with a seed is drawn, and so it is for a text."""
+    skill_S1 = generator.normal(0, spread, (seeds, 1))
+    of_text_N = generator.normal(0, hard, count)
+    first, second = (generator.normal(0, 0.5, (seeds, count)) + sign * (skill_S1 + of_text_N) / 2 > 0 for sign in (1, -1))
+    return first.astype(np.int64) - second
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (5, 0.0), (3, 0.2), (5, 0.2), (10, 0.2)])
+def test_over_seeds_an_interval_of_equals_holds_nought_as_often_as_it_says(seeds: int, spread: float) -> None:
+    generator = np.random.default_rng(seeds)
+    intervals = [interval_over_seeds(gains(generator, spread=spread, seeds=seeds)) for _ in range(400)]
+    # 95 %, and three standard errors of 400 draws; without any spread between seeds it is wider than it needs to be.
+    assert 0.917 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 1.0
+
+
+def test_where_seeds_differ_the_bootstrap_over_texts_is_wrong_too_often() -> None:
+    """The reason for the other interval."""
+    generator = np.random.default_rng(0)
+    drawn = [gains(generator, spread=0.2, seeds=5) for _ in range(100)]
+    inside = [low <= 0 <= high for low, high in (bootstrap_interval(one.sum(axis=0), seeds=5) for one in drawn)]
+    assert np.mean(inside) < 0.8
+
+
+def test_over_seeds_it_is_the_analysis_of_variance_written_out() -> None:
+    gained = gains(np.random.default_rng(4), spread=0.4, seeds=4, count=50)
+    rows, columns, mean = gained.mean(axis=1), gained.mean(axis=0), gained.mean()
+    square_seeds = 50 * sum((value - mean) ** 2 for value in rows) / 3
+    square_texts = 4 * sum((value - mean) ** 2 for value in columns) / 49
+    square_rest = sum((gained[s, n] - rows[s] - columns[n] + mean) ** 2 for s in range(4) for n in range(50)) / (3 * 49)
+    assert square_seeds > square_rest, "the seed draws seeds that differ"
+    variance = (square_seeds + square_texts - square_rest) / 200
+    freedom = (200 * variance) ** 2 / (square_seeds**2 / 3 + square_texts**2 / 49 + square_rest**2 / 147)
+    half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(variance)
+    assert interval_over_seeds(gained) == pytest.approx((mean - half, mean + half))
+
+
+def test_with_many_texts_it_is_students_interval_of_the_seeds() -> None:
+    gained = gains(np.random.default_rng(5), spread=1.0, seeds=6, count=20_000, hard=0.01)
+    by_seed = gained.mean(axis=1)
+    half = scipy.stats.t.ppf(0.975, 5) * by_seed.std(ddof=1) / math.sqrt(6)
+    assert interval_over_seeds(gained) == pytest.approx((by_seed.mean() - half, by_seed.mean() + half), abs=0.02 * half)
+
+
+def test_seeds_that_never_differ_have_an_interval_without_width_and_one_seed_has_none() -> None:
+    assert interval_over_seeds(np.ones((3, 5), np.int64)) == (1.0, 1.0)
+    assert interval_over_seeds(np.array([[1], [1]])) == (1.0, 1.0)
+    first, second = rows_of_hits(1, 0.8, 0.7, seeds=2)
+    assert compare((0,), first[:1], second[:1]).over_seeds is None
+    two = compare((0, 1), first, second)
+    assert two.over_seeds == two.shown
+    assert two.over_seeds is not None
+    assert two.over_seeds[0] <= two.low <= two.high <= two.over_seeds[1]
 
 
 def test_the_interval_is_the_same_every_time_and_follows_its_seed() -> None:

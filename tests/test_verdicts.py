@@ -16,7 +16,8 @@ SHOWN = {"better": (0.01, 0.02, 0.04), "worse": (0.01, -0.04, -0.02), "not shown
 def adjusted(row: str, reference: str, finding: str) -> Adjusted:
     p, low, high = SHOWN[finding]
     one = Discordant(only_first=3, only_second=1, p=p / 2)
-    whole = Comparison(seeds=(0,), difference=(low + high) / 2, low=low, high=high, by_seed=(one,), pooled=one)
+    intervals = {"low": low, "high": high, "over_seeds": (low, high)}
+    whole = Comparison(seeds=(0, 1), difference=(low + high) / 2, **intervals, by_seed=(one, one), pooled=one)
     return Adjusted(row=row, reference=reference, comparison=whole, holm_p=p)
 
 
@@ -39,8 +40,41 @@ def said(name: str, baseline: str, control: str | None) -> str:
 )
 def test_better_needs_the_adjusted_p_and_the_interval(p: float, low: float, high: float, finding: str) -> None:
     one = Discordant(only_first=9, only_second=0, p=0.001)
-    whole = Comparison(seeds=(0,), difference=0.01, low=low, high=high, by_seed=(one,), pooled=one)
-    assert Adjusted(row="r", reference="baseline", comparison=whole, holm_p=p).finding == finding
+    alone = {"difference": 0.01, "pooled": one}
+    one_seed = Comparison(seeds=(0,), **alone, low=low, high=high, over_seeds=None, by_seed=(one,))
+    two_seeds = Comparison(seeds=(0, 1), **alone, low=low, high=high, over_seeds=(low, high), by_seed=(one, one))
+    for whole in (one_seed, two_seeds):
+        assert Adjusted(row="r", reference="baseline", comparison=whole, holm_p=p).finding == finding
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.02), (-0.02, -0.01)])
+def test_what_other_seeds_may_undo_is_not_shown(low: float, high: float) -> None:
+    one = Discordant(only_first=9, only_second=0, p=0.001)
+    whole = Comparison(seeds=(0, 1), difference=low, low=low, high=high, over_seeds=(-0.03, 0.03), by_seed=(one, one), pooled=one)
+    assert Adjusted(row="r", reference="baseline", comparison=whole, holm_p=0.001).finding == "not shown"
+
+
+def test_of_one_seed_it_is_said_that_it_is_one() -> None:
+    one = Discordant(only_first=9, only_second=0, p=0.001)
+    whole = Comparison(seeds=(3,), difference=0.02, low=0.01, high=0.03, over_seeds=None, by_seed=(one,), pooled=one)
+    tests = [Adjusted(row="teacher-clip-demo", reference=name, comparison=whole, holm_p=0.01) for name in ("baseline", "teacher-none")]
+    assert verdict(ROWS["teacher-clip-demo"], *tests).endswith("the images help (of one seed: another may say otherwise).")
+
+
+@pytest.mark.parametrize(
+    ("name", "control", "conclusion"),
+    [
+        ("teacher-clip-demo", "better", "the images help; whether the whole beats plain fine-tuning is not known without the baseline"),
+        ("teacher-clip-demo", "not shown", "that the images help is not shown"),
+        ("student-clip-demo", "worse", "the images do harm"),
+        ("teacher-blank", "better", "what helps here is not what the images show, for they say nothing of the text"),
+        ("teacher-blank", "not shown", "no gain is shown"),
+    ],
+)
+def test_without_the_baseline_a_row_is_still_held_against_its_control(name: str, control: str, conclusion: str) -> None:
+    (sentence,) = verdicts([ROWS[name]], [adjusted(name, str(ROWS[name].control), control)])
+    assert sentence.startswith(f"{name} is {'not shown to be better' if control == 'not shown' else control} than the")
+    assert f": {conclusion}" in sentence
 
 
 def test_better_than_both_is_what_images_helping_looks_like() -> None:
@@ -122,4 +156,7 @@ def test_every_row_that_was_compared_has_one_sentence() -> None:
 
 
 def test_a_small_p_keeps_its_size() -> None:
-    assert [p_words(p) for p in (1.0, 0.0312, 0.00123, 3.21e-7)] == ["1", "0.031", "0.0012", "3e-07"]
+    assert [p_words(p) for p in (1.0, 0.0312, 0.00123, 3.21e-7, 0.0)] == ["1", "0.031", "0.0012", "3e-07", "< 1e-300"]
+    one = Discordant(only_first=9, only_second=0, p=0.0)
+    whole = Comparison(seeds=(0,), difference=0.2, low=0.1, high=0.3, over_seeds=None, by_seed=(one,), pooled=one)
+    assert "(p < 1e-300, 95 %" in verdict(ROWS["teacher-none"], Adjusted(row="r", reference="b", comparison=whole, holm_p=0.0), None)

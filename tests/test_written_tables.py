@@ -79,6 +79,7 @@ def recomputed(run: Path, report: dict[str, Any]) -> None:
                 spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
                 assert row[split][score]["mean"] == pytest.approx(mean)
                 assert row[split][score]["sd"] == (None if spread is None else pytest.approx(spread, abs=1e-12))
+    found_of: dict[tuple[str, str], Any] = {}
     for table in report["tables"]:
         for test in table["comparisons"]:
             pairs = [(hits[test["row"], seed], hits[test["reference"], seed]) for seed in test["seeds"]]
@@ -86,6 +87,8 @@ def recomputed(run: Path, report: dict[str, Any]) -> None:
             only_second = sum(other and not one for first, second in pairs for one, other in zip(first, second, strict=True))
             assert (test["pooled"]["only_first"], test["pooled"]["only_second"]) == (only_first, only_second)
             assert test["difference"] == pytest.approx((only_first - only_second) / sum(len(first) for first, _ in pairs))
+            assert (test["interval_over_seeds"] is None) is (len(pairs) == 1)
+            assert found_of.setdefault((test["row"], test["reference"]), test) == test, "one finding a pair, whatever the table"
 
 
 def test_every_figure_is_that_of_the_predictions(run: Path, show: Show) -> None:
@@ -118,10 +121,10 @@ def test_p_is_adjusted_within_each_table(tmp_path: Path, capsys: pytest.CaptureF
     found = tables(TablesOptions(dataset="topics.csv", run_dir=tmp_path, train=False))["tables"]
     # Teacher and baseline, teacher and text-only teacher: 8 and 2 discordant texts on one side, (1/2)^8 and (1/2)^2, twice.
     assert [test["pooled"]["p"] for test in found[0]["comparisons"]] == pytest.approx([2 / 2**8, 2 / 2**2])
-    assert [test["holm_p"] for test in found[0]["comparisons"]] == pytest.approx([2 * 2 / 2**8, 0.5])
+    assert [test["holm_p"] for test in found[0]["comparisons"]] == pytest.approx([4 * 2 / 2**8, 0.5]), "of the five in both tables"
     # Controls: text-only and baseline, blank and baseline, blank and text-only.
     assert [test["pooled"]["p"] for test in found[2]["comparisons"]] == pytest.approx([2 / 2**6, 2 / 2**12, 2 / 2**6])
-    assert [test["holm_p"] for test in found[2]["comparisons"]] == pytest.approx([2 * 2 / 2**6, 3 * 2 / 2**12, 2 * 2 / 2**6])
+    assert [test["holm_p"] for test in found[2]["comparisons"]] == pytest.approx([3 * 2 / 2**6, 5 * 2 / 2**12, 3 * 2 / 2**6])
 
 
 def test_what_the_tests_allow_is_said(show: Show) -> None:
@@ -145,6 +148,8 @@ def test_rows_that_are_not_there_are_marked(run: Path, show: Show) -> None:
     assert re.match(r"\| student-none +\| 1 of 3 +\| 0\.5000 +\| 0\.8000 ", next(line for line in lines if "| student-none" in line))
     against = next(test for test in report["tables"][0]["comparisons"] if test["reference"] == "student-none")
     assert against["seeds"] == [0], "the seeds that both have"
+    (note,) = report["notes"]
+    assert note.endswith("the means beside them over all: student-clip-demo less student-none over 0, student-none less baseline over 0")
     recomputed(run, report)
 
 
@@ -245,8 +250,9 @@ def test_a_student_of_all_is_one_with_equal_shares_of_every_column(
 def test_models_that_were_trained_otherwise_are_named(run: Path, show: Show) -> None:
     assert show()["notes"] == []
     fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", flags={"epochs": 50})
-    (note,) = show()["notes"]
+    note, fewer = show()["notes"]
     assert note.startswith("these models differ in flags.epochs: ")
+    assert "teacher-shuffled less baseline over 0" in fewer
     assert {"2", "50"} <= set(re.findall(r"\d+", note))
 
 
@@ -256,7 +262,9 @@ def test_seeds_and_controls_that_were_taught_with_another_loss_are_named(run: Pa
     fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", tokens={"seed": 0})
     fake_teacher(run, "teacher-shuffled-seed1", scores(290), privileged="shuffled", tokens={"seed": 1}, seed=1)
     fake_student(run, "ce-only", scores(260), taught_by=["teacher-clip-demo"], beta=0.0)
-    assert sorted(note.partition(";")[0] for note in show()["notes"]) == [
+    *notes, fewer = show()["notes"]
+    assert fewer.startswith("these differences are over the seeds that both have")
+    assert sorted(note.partition(";")[0] for note in notes) == [
         "the models of teacher-shuffled differ in tokens.seed: 0, 1",
         "the students differ in temperature: 8.0, 1.0",
     ]

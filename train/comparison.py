@@ -31,8 +31,9 @@ class Comparison:
     Attributes:
         seeds: those seeds.
         difference: in accuracy, first less second, mean over the seeds; a share, not percent.
-        low: lower end of its 95 % interval.
+        low: lower end of its 95 % interval over draws of test examples, for these models; see ``bootstrap_interval``.
         high: upper end.
+        over_seeds: ends of its 95 % interval over draws of seeds too; see ``interval_over_seeds``. None with one seed.
         by_seed: McNemar's test of each seed.
         pooled: McNemar's test of the counts of all seeds together; see ``pooled``.
     """
@@ -41,14 +42,21 @@ class Comparison:
     difference: float
     low: float
     high: float
+    over_seeds: tuple[float, float] | None
     by_seed: tuple[Discordant, ...]
     pooled: Discordant
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        """The interval that is shown: over seeds where there are several."""
+        return self.over_seeds or (self.low, self.high)
 
     def record(self) -> dict[str, Any]:
         """Return it as a JSON value."""
         by_seed = [{"seed": seed, **vars(one)} for seed, one in zip(self.seeds, self.by_seed, strict=True)]
-        interval = {"difference": self.difference, "interval": [self.low, self.high]}
-        return {"seeds": list(self.seeds), **interval, "pooled": vars(self.pooled), "by_seed": by_seed}
+        over_seeds = None if self.over_seeds is None else list(self.over_seeds)
+        intervals = {"difference": self.difference, "interval": [self.low, self.high], "interval_over_seeds": over_seeds}
+        return {"seeds": list(self.seeds), **intervals, "pooled": vars(self.pooled), "by_seed": by_seed}
 
 
 def compare(seeds: Sequence[int], first: Sequence[Hits], second: Sequence[Hits]) -> Comparison:
@@ -60,13 +68,14 @@ def compare(seeds: Sequence[int], first: Sequence[Hits], second: Sequence[Hits])
         second: hits of the other, seed by seed on the same examples.
     """
     by_seed = tuple(mcnemar(one, other) for one, other in zip(first, second, strict=True))
-    gained_N = sum(one.astype(np.int64) - other.astype(np.int64) for one, other in zip(first, second, strict=True))
-    low, high = bootstrap_interval(np.asarray(gained_N), seeds=len(seeds))
+    gained_SN = np.stack([one.astype(np.int64) - other for one, other in zip(first, second, strict=True)])
+    low, high = bootstrap_interval(gained_SN.sum(axis=0), seeds=len(seeds))
     return Comparison(
         seeds=tuple(seeds),
-        difference=float(np.mean(gained_N)) / len(seeds),
+        difference=float(gained_SN.mean()),
         low=low,
         high=high,
+        over_seeds=interval_over_seeds(gained_SN) if len(seeds) > 1 else None,
         by_seed=by_seed,
         pooled=pooled(by_seed),
     )
@@ -82,8 +91,8 @@ def pooled(tests: Sequence[Discordant]) -> Discordant:
     """Return McNemar's exact test of the summed discordant counts.
 
     The seeds share their test texts, so the summed counts are no independent draws: texts that models of every seed get wrong count once
-    for each, and where they agree this p is smaller than it ought to be. It must not stand alone; ``bootstrap_interval`` draws whole texts,
-    all seeds of one together, and does not have that fault.
+    for each, and where they agree this p is smaller than it ought to be; nor does it know that other seeds give other models. It must not
+    stand alone; ``interval_over_seeds`` has neither fault.
     """
     only_first, only_second = sum(one.only_first for one in tests), sum(one.only_second for one in tests)
     return Discordant(only_first=only_first, only_second=only_second, p=_binomial_p(only_first, only_second))
@@ -94,7 +103,7 @@ def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: in
 
     ``gained_N`` has few distinct values, so a resample of N examples is drawn as how often each value comes, which is multinomial: the same
     distribution as drawing N indices, at a cost that does not grow with N. The spread between seeds is not in the interval: it is that of
-    these models on other texts.
+    these models on other texts; ``interval_over_seeds`` has both.
 
     Args:
         gained_N: int64, of how many seeds the first row's model was right less of how many the second's was, for each example.
@@ -107,6 +116,33 @@ def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: in
     differences = drawn @ values / (len(gained_N) * seeds)
     low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def interval_over_seeds(gained_SN: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of a paired difference in accuracy over draws of seeds and of test examples.
+
+    Both are random effects, crossed, as readers and cases are where people judge X-rays (Dorfman, Berbaum & Metz 1992): the mean of the
+    S · N differences has the variance (MS_N + MS_S - MS_SN) / (S · N), and its degrees of freedom are Satterthwaite's (1946). Where seeds
+    differ no more than examples make them, MS_S is taken to be MS_SN. Few seeds give a wide interval, for of their spread little is known.
+
+    Args:
+        gained_SN: int64, 1 where only the first row's model was right, -1 where only the second's was, else 0; at least two seeds.
+    """
+    from scipy.stats import t
+
+    seeds, examples = gained_SN.shape
+    mean, by_seed_S, by_example_N = gained_SN.mean(), gained_SN.mean(axis=1), gained_SN.mean(axis=0)
+    freedom_S, freedom_N = seeds - 1, max(examples - 1, 1)
+    rest_SN = gained_SN - by_seed_S[:, None] - by_example_N + mean
+    square_rest = float((rest_SN**2).sum()) / (freedom_S * freedom_N)
+    square_examples = seeds * float(((by_example_N - mean) ** 2).sum()) / freedom_N
+    square_seeds = max(examples * float(((by_seed_S - mean) ** 2).sum()) / freedom_S, square_rest)
+    square = square_examples + square_seeds - square_rest
+    if square == 0:
+        return float(mean), float(mean)
+    parts = square_examples**2 / freedom_N + square_seeds**2 / freedom_S + square_rest**2 / (freedom_S * freedom_N)
+    half = float(t.ppf((1 + LEVEL) / 2, square**2 / parts)) * (square / (seeds * examples)) ** 0.5
+    return float(mean) - half, float(mean) + half
 
 
 def holm(ps: Sequence[float]) -> list[float]:

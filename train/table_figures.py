@@ -57,7 +57,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Adjusted:
-    """A comparison of a table, with its p adjusted for all others of that table."""
+    """A comparison, with its p adjusted for all others of the report."""
 
     row: str
     reference: str
@@ -66,10 +66,12 @@ class Adjusted:
 
     @property
     def finding(self) -> str:
-        """``better``, ``worse`` or ``not shown``: shown is what both say, the adjusted p, below 0.05, and the interval, without nought."""
-        if self.holm_p < 0.05 and self.comparison.low > 0:
+        """``better``, ``worse`` or ``not shown``: shown is what all say, the adjusted p, below 0.05, and the intervals without nought, over
+        texts and, with several seeds, over seeds and texts."""
+        (low, high), (seeds_low, seeds_high) = (self.comparison.low, self.comparison.high), self.comparison.shown
+        if self.holm_p < 0.05 and min(low, seeds_low) > 0:
             return "better"
-        return "worse" if self.holm_p < 0.05 and self.comparison.high < 0 else "not shown"
+        return "worse" if self.holm_p < 0.05 and max(high, seeds_high) < 0 else "not shown"
 
     def record(self) -> dict[str, Any]:
         """Return it as a JSON value."""
@@ -149,11 +151,11 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def adjusted_comparisons(rows: Sequence[Row], models: Mapping[str, Mapping[int, Scored]], seeds: Sequence[int]) -> list[Adjusted]:
-    """Return every comparison of a table: each row with the baseline and with its text-only control, over the seeds that both have, the
+    """Return every comparison of a report: each row with the baseline and with its text-only control, over the seeds that both have, the
     p of all adjusted together by Holm's method.
 
     Args:
-        rows: of the table.
+        rows: of all tables, each once.
         models: finished models by the names of their rows, and by seed; the references need not be rows of the table.
         seeds: those that are wanted.
     """

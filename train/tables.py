@@ -158,8 +158,8 @@ def table_report(options: TablesOptions, wanted: Wanted, found: Recorded, made: 
             expected="one at least",
             do="lower --learning-rate" if options.train else "train them: leave --no-train out",
         )
-    tests = {group: adjusted_comparisons(of_table, models, seeds) for group, of_table in shown.items()}
-    meaningless = gains_without_meaning(asked.values(), (test for of_table in tests.values() for test in of_table))
+    # A row may stand in several tables: what is found of it is the same in all.
+    tests = adjusted_comparisons(list(asked.values()), models, seeds)
     fidelity = {
         one.folder: fidelity_figures(one, models[BASELINE].get(one.metrics["seed"]), read)
         for one in [*(one for name in asked for one in models[name].values()), *others]
@@ -170,13 +170,13 @@ def table_report(options: TablesOptions, wanted: Wanted, found: Recorded, made: 
         "run": str(options.run),
         "seeds": list(seeds),
         "rows": {name: row_record(row, models[name], seeds, dataset, fidelity) for name, row in asked.items()},
-        "tables": [_table(group, shown[group], tests[group], meaningless, len(seeds)) for group in shown],
+        "tables": [_table(group, list(asked.values()), shown[group], tests, len(seeds)) for group in shown],
         "fidelity": {"title": TITLE, "caption": CAPTION, "rows": [name for name in asked if models[name]]},
         "others": [model_record(one, fidelity[one.folder]) for one in others],
         "missing": [model_name(name, seed) for name in asked for seed in seeds if seed not in models[name]],
         "failed": made.failed,
         "trained": made.trained,
-        "notes": _notes({name: list(by_seed.values()) for name, by_seed in models.items()}, made),
+        "notes": _notes({name: list(by_seed.values()) for name, by_seed in models.items()}, tests, made),
         "written": [str(options.run / f"tables.{kind}") for kind in ("md", "tex", "csv", "json")],
         "complete": not made.failed,
     }
@@ -192,13 +192,15 @@ def _others(rows: Sequence[Row], seeds: Sequence[int], found: Recorded) -> list[
     return sorted({*found.others, *(folder for name, folder in found.folders.items() if name not in names)})
 
 
-def _table(group: Group, rows: Sequence[Row], tests: Sequence[Adjusted], meaningless: Sequence[Row], seeds: int) -> dict[str, Any]:
+def _table(group: Group, every_row: Sequence[Row], rows: Sequence[Row], tests: Sequence[Adjusted], seeds: int) -> dict[str, Any]:
+    names = {row.name for row in rows}
+    own = [test for test in tests if test.row in names]
     return {
         "name": group,
         "title": TITLES[group],
         "rows": [row.name for row in rows],
-        "comparisons": [test.record() for test in tests],
-        "verdicts": verdicts(rows, tests, meaningless),
+        "comparisons": [test.record() for test in own],
+        "verdicts": verdicts(rows, own, gains_without_meaning(every_row, tests)),
         "caption": caption(seeds, len(tests)),
     }
 
@@ -210,18 +212,29 @@ def caption(seeds: int, comparisons: int) -> str:
     if not comparisons:
         return f"{over}. {cost}"
     counts = " of the counts of all seeds together, which share their test texts" if seeds > 1 else ""
-    adjusted = f", Holm-Bonferroni over the {comparisons} comparisons of this table" if comparisons > 1 else ""
+    interval = "95 % intervals over draws of seeds and of test texts" if seeds > 1 else "95 % bootstrap intervals over test texts"
+    needed = "intervals without 0, that one and the bootstrap's over test texts alone" if seeds > 1 else "an interval without 0"
+    adjusted = f", Holm-Bonferroni over the {comparisons} comparisons of these tables" if comparisons > 1 else ""
     return (
-        f"{over}. Differences in test accuracy are in points, with 95 % bootstrap intervals over test texts; p is McNemar's exact "
-        f"test{counts}{adjusted}. Better and worse need both: p below 0.05 and an interval without 0. {cost}"
+        f"{over}. Differences in test accuracy are in points, with {interval}; p is McNemar's exact test{counts}{adjusted}. Better and "
+        f"worse need all: p below 0.05 and {needed}. {cost}"
     )
 
 
-def _notes(models: Mapping[str, Sequence[Scored]], made: Made) -> list[str]:
-    """Return what a reader must know beside: tokens without meaning, models that were trained otherwise than others, failures."""
+def _notes(models: Mapping[str, Sequence[Scored]], tests: Sequence[Adjusted], made: Made) -> list[str]:
+    """Return what a reader must know beside: tokens without meaning, models that were trained otherwise than others, differences over
+    fewer seeds than the means beside them, failures."""
     notes = sorted({one.metrics["notice"] for of_row in models.values() for one in of_row if one.metrics["notice"]})
     for what, values in unlike_settings({name: [one.folder for one in of_row] for name, of_row in models.items()}).items():
         notes.append(f"{what}: {', '.join(str(value) for value in values)}; what they show may come of that")
+    fewer = [
+        f"{test.row} less {test.reference} over {', '.join(map(str, test.comparison.seeds))}"
+        for test in tests
+        if any(len(models[name]) > len(test.comparison.seeds) for name in (test.row, test.reference))
+    ]
+    if fewer:
+        why = "these differences are over the seeds that both have on the same test texts, the means beside them over all"
+        notes.append(f"{why}: {', '.join(fewer)}")
     return notes + [f"{name} is missing: {reason}" for name, reason in made.failed.items()]
 
 

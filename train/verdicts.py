@@ -9,6 +9,7 @@ from train.table_figures import Adjusted
 _OTHERWISE = {"teacher": "the larger head", "student": "distillation"}
 _NOT = "not shown"
 _BETTER, _WORSE = "better", "worse"
+_NO_GAIN = "no gain is shown"
 
 # By the findings against the baseline and against the text-only control; {otherwise} is what the row does beside images.
 _CONCLUSIONS: Mapping[tuple[str, str], str] = {
@@ -16,7 +17,7 @@ _CONCLUSIONS: Mapping[tuple[str, str], str] = {
     (_BETTER, _NOT): "the gain is explained by {otherwise} alone, as far as these tests tell",
     (_BETTER, _WORSE): "{otherwise} alone gains more, and the images cost some of it",
     (_NOT, _BETTER): "the images help, but are not shown to help beyond plain fine-tuning",
-    (_NOT, _NOT): "no gain is shown",
+    (_NOT, _NOT): _NO_GAIN,
     (_NOT, _WORSE): "the images do harm",
     (_WORSE, _BETTER): "the images help, but less than {otherwise} costs",
     (_WORSE, _NOT): "{otherwise} costs accuracy, and the images are not shown to make up for it",
@@ -37,6 +38,12 @@ _IMAGES_ONLY = {
     _NOT: "the images alone are not shown to say less than the text",
     _WORSE: "the images alone do not replace the text",
 }
+# Where the baseline is not there.
+_BESIDE_CONTROL = {
+    _BETTER: "the images help; whether the whole beats plain fine-tuning is not known without the baseline (--rows baseline)",
+    _NOT: "that the images help is not shown",
+    _WORSE: "the images do harm",
+}
 _NO_CONTROL = "whether the images help or {otherwise} alone does is not known without the text-only control (--rows {group})"
 _NEVER_A_CONTROL = "whether the images help or {otherwise} alone does is not known: no row is the same but for its images"
 _GAINS_WITHOUT_MEANING = "that the images help is not shown, for {rivals} gains too, whose images say nothing of the text"
@@ -49,7 +56,7 @@ def gains_without_meaning(rows: Iterable[Row], tests: Iterable[Adjusted]) -> lis
 
 
 def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted], meaningless: Sequence[Row] = ()) -> list[str]:
-    """Return a sentence for every row of a table that was compared with the baseline.
+    """Return a sentence for every row of a table that was compared.
 
     Args:
         rows: of the table.
@@ -59,42 +66,44 @@ def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted], meaningless: Sequen
     against = {(one.row, one.reference): one for one in tests}
     said = []
     for row in rows:
-        if (baseline := against.get((row.name, BASELINE))) is not None:
-            rivals = tuple(one.name for one in meaningless if one.command == row.command)
-            said.append(verdict(row, baseline, against.get((row.name, str(row.control))), rivals))
+        baseline, control = against.get((row.name, BASELINE)), against.get((row.name, str(row.control)))
+        if baseline is not None or control is not None:
+            said.append(verdict(row, baseline, control, tuple(one.name for one in meaningless if one.command == row.command)))
     return said
 
 
-def verdict(row: Row, baseline: Adjusted, control: Adjusted | None, rivals: Sequence[str] = ()) -> str:
+def verdict(row: Row, baseline: Adjusted | None, control: Adjusted | None, rivals: Sequence[str] = ()) -> str:
     """Return the sentence of one row.
 
     Args:
         row: of a model that is not the baseline.
-        baseline: its comparison with the baseline.
-        control: its comparison with its text-only control; None where it has none, or where that is not there.
+        baseline: its comparison with the baseline; None where that is not there.
+        control: its comparison with its text-only control; None where it has none, or where that is not there. One of both is.
         rivals: rows of its kind that gain from images without meaning.
     """
     otherwise = "distillation of more texts" if row.more else _OTHERWISE.get(row.command, "")
-    told = f"{row.name} is {_words(baseline, 'the baseline')}"
-    if control is not None:
-        joint = "and" if (baseline.finding == _BETTER) == (control.finding == _BETTER) else "but"
-        told += f", {joint} {_words(control, _control_words(row))}"
-    finding = None if control is None else control.finding
-    conclusion = _conclusion(row, baseline.finding, finding)
-    if row.privileged == "images" and finding == _BETTER and rivals:
+    there = [(one, words) for one, words in ((baseline, "the baseline"), (control, _control_words(row))) if one is not None]
+    joint = " and " if len({one.finding == _BETTER for one, _ in there}) == 1 else " but "
+    told = f"{row.name} is " + f",{joint}".join(_words(one, words) for one, words in there)
+    findings = None if baseline is None else baseline.finding, None if control is None else control.finding
+    conclusion = _conclusion(row, *findings)
+    if row.privileged == "images" and findings[1] == _BETTER and rivals:
         conclusion = _GAINS_WITHOUT_MEANING
     group = "unlabelled" if row.more else "controls"
-    return f"{told}: {conclusion.format(otherwise=otherwise, group=group, rivals=' and '.join(rivals))}."
+    one_seed = "" if all(len(one.comparison.seeds) > 1 for one, _ in there) else " (of one seed: another may say otherwise)"
+    return f"{told}: {conclusion.format(otherwise=otherwise, group=group, rivals=' and '.join(rivals))}{one_seed}."
 
 
-def _conclusion(row: Row, baseline: str, control: str | None) -> str:
+def _conclusion(row: Row, baseline: str | None, control: str | None) -> str:
+    if baseline is None:
+        return _WITHOUT_MEANING.get(str(control), _NO_GAIN) if row.privileged != "images" else _BESIDE_CONTROL[str(control)]
     if row.command == "images":
         return _IMAGES_ONLY[baseline]
     if row.privileged == "none":
         return _TEXT_ONLY[baseline]
     if control is None:
         unknown = _NEVER_A_CONTROL if row.control is None else _NO_CONTROL
-        return unknown if baseline == _BETTER else "no gain is shown"
+        return unknown if baseline == _BETTER else _NO_GAIN
     if row.privileged != "images" and control in _WITHOUT_MEANING:
         return _WITHOUT_MEANING[control]
     return _CONCLUSIONS[baseline, control]
@@ -107,12 +116,15 @@ def _control_words(row: Row) -> str:
 
 def _words(test: Adjusted, reference: str) -> str:
     found = "not shown to be better than" if test.finding == _NOT else f"{test.finding} than"
-    interval = f"{points(test.comparison.low)} to {points(test.comparison.high)}"
-    return f"{found} {reference} (p = {p_words(test.holm_p)}, 95 % interval {interval} points)"
+    low, high = test.comparison.shown
+    p = p_words(test.holm_p)
+    return f"{found} {reference} (p {p if p.startswith('<') else f'= {p}'}, 95 % interval {points(low)} to {points(high)} points)"
 
 
 def p_words(p: float) -> str:
-    """Return a p with two digits."""
+    """Return a p with two digits; one that is too small for a float as ``< 1e-300``."""
+    if p < 1e-300:
+        return "< 1e-300"
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
 
 

@@ -115,7 +115,7 @@ def _cells(row: Mapping[str, Any], tests: Mapping[str, Mapping[str, Any] | None]
 def _test_cells(test: Mapping[str, Any] | None) -> tuple[str, str]:
     if test is None:
         return "", ""
-    low, high = test["interval"]
+    low, high = test["interval_over_seeds"] or test["interval"]
     return f"{points(test['difference'])} [{points(low)}, {points(high)}]", p_words(test["holm_p"])
 
 
@@ -138,6 +138,8 @@ def _flat(report: Mapping[str, Any], table: Mapping[str, Any], name: str) -> dic
     for side, test in _tests_of(table, name).items():
         low, high = test["interval"] if test else (None, None)
         flat |= {f"less_{side}": test["difference"] if test else None, f"less_{side}_low": low, f"less_{side}_high": high}
+        low, high = (test and test["interval_over_seeds"]) or (None, None)
+        flat |= {f"less_{side}_seeds_low": low, f"less_{side}_seeds_high": high}
         flat |= {f"p_{side}": test["pooled"]["p"] if test else None, f"holm_p_{side}": test["holm_p"] if test else None}
     for figure in FIGURES:
         found = (row["fidelity"] or {}).get(figure) or {"mean": None, "sd": None}
