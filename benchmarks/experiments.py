@@ -35,7 +35,7 @@ class Experiment:
 DEMO = Experiment(
     corpus=("--dataset", "demo"),
     training=("--text-model", "demo", "--epochs", "10", "--learning-rate", "5e-4"),
-    seeds=5,
+    seeds=10,
     unlabelled=DEMO_MORE,
     rows=("table1", "controls", "student-clip-demo-more", "student-none-more"),
 )

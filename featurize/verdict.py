@@ -9,6 +9,8 @@ _SURE, _PERHAPS = 0.01, 0.05
 # 20 Newsgroups is .09 (ViT) and .50 (CLIP) in arXiv 2309.15238, table 1.
 _WORTH_IT = 0.1
 _FEW = 200
+# Validation examples below which nothing found says nothing.
+_TOO_FEW = 30
 # Standard errors from which on a difference is taken for one, and texts from which on there is a standard error to speak of.
 _ERRORS, _FEW_TEXTS = 3, 20
 _WORDS = {
@@ -29,9 +31,12 @@ def skill(found: Mapping[str, Any], chance: Mapping[str, float]) -> float:
 
 def column_verdict(classes: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``{"level", "by", "words"}`` for what ``probe_classes`` found in a column: by the linear probe or the neighbours, whichever
-    has more skill; with a p of .01 at most and a tenth of skill the pictures know the class."""
+    has more skill; with a p of .01 at most and a tenth of skill the pictures know the class. Of fewer than 30 validation examples it is not
+    known that they do not."""
     chance, ways = classes["chance"], ("probe", "knn")
     levels = {way: _level(classes[way]["p"], skill(classes[way], chance)) for way in ways}
+    if classes["examples"]["validation"] < _TOO_FEW:
+        levels = {way: "unknown" if level == "chance" else level for way, level in levels.items()}
     best = min(ways, key=lambda way: (_ORDER.index(levels[way]), -skill(classes[way], chance)))
     return {"level": levels[best], "by": best, "words": shown_accuracy(classes, best)}
 
@@ -55,7 +60,12 @@ def verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
     else:
         best = min(found, key=lambda name: _ORDER.index(found[name]["level"]))
         level = found[best]["level"]
-        words = f"{_WORDS[level]}: {best}, {found[best]['words']}"
+        few = (
+            f"{figures['columns'][best]['classes']['examples']['validation']} validation examples are too few; "
+            if level == "unknown"
+            else ""
+        )
+        words = f"{_WORDS[level]}: {few}{best}, {found[best]['words']}"
     return {"level": level, "words": words, "reasons": _reasons(figures, best)}
 
 

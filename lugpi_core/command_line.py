@@ -27,6 +27,7 @@ Command = Callable[..., dict[str, Any]]
 
 # What a disk, a quota or a permission can refuse at any moment; every other OSError is our own bug and keeps its traceback.
 _DISK_FAULTS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EMFILE}
+_DISK_FAULTS |= {errno.EISDIR, errno.ENOTDIR}
 _COLOUR = r"\x1b\[[0-9;]*m"
 _RULE = r"^(?:[╭╰].*[╮╯]|[│ ]*[─-]{3,}[│ ]*)$"
 
@@ -36,6 +37,21 @@ def run(command: Command, options: type, arguments: Sequence[str], *, prog: str)
 
     Help goes to stdout; warnings and errors go to stderr, a line each.
     """
+    return _while_read(lambda: _run(command, options, arguments, prog))
+
+
+def _while_read(act: Callable[[], int]) -> int:
+    """Return the exit status of ``act``; where whoever reads stdout leaves, as ``head`` does, that of a process which that ends."""
+    try:
+        status = act()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still in the buffer
+        return EXIT_SIGNAL + signal.SIGPIPE
+    return status
+
+
+def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -> int:
     try:
         parsed = parse(options, arguments, prog=prog)
     except InputError as error:
@@ -66,12 +82,11 @@ def run_one_of(commands: Mapping[str, tuple[Command, type]], arguments: Sequence
     ``--help`` alone lists the commands with the first line of their options' docstring; an unknown name is answered with the nearest one.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} {{{','.join(commands)}}} [OPTIONS]\n\n{about}\n\ncommands:")
         width = max(map(len, commands))
-        for name, (_, options) in commands.items():
-            print(f"  {name:<{width}}  {(options.__doc__ or '').splitlines()[0]}")
-        print(f"\n{prog} COMMAND --help shows the options of one.")
-        return EXIT_OK if arguments else EXIT_BAD_INPUT
+        lines = [f"usage: {prog} {{{','.join(commands)}}} [OPTIONS]\n\n{about}\n\ncommands:"]
+        lines += [f"  {name:<{width}}  {(options.__doc__ or '').splitlines()[0]}" for name, (_, options) in commands.items()]
+        lines.append(f"\n{prog} COMMAND --help shows the options of one.")
+        return _while_read(lambda: print("\n".join(lines)) or (EXIT_OK if arguments else EXIT_BAD_INPUT))
     name, *rest = arguments
     if name not in commands:
         return _fail(InputError(got=f"the command {name!r}", expected=f"one of {', '.join(commands)}", do=nearest(name, commands)))
@@ -140,7 +155,7 @@ def _as_input_error(box: str, options: type, prog: str) -> InputError:
 
 def _disk_fault(error: OSError) -> InputError:
     return InputError(
-        got=f"{error.filename or 'a file'}: {error.strerror}",
+        got=f"{error.filename2 or error.filename or 'a file'}: {error.strerror}",
         expected="to read and write there",
         do="mend that and run the same command again; what is written is kept",
     )

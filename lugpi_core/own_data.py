@@ -130,8 +130,12 @@ def _fault(value: object) -> str | None:
         return "empty texts"
     if "\0" in value:
         return "texts with a NUL character"
-    # Half a surrogate pair, as a JSON escape can make it, has no UTF-8 form, and tokenizers want one.
-    return None if value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value) else "texts with half a surrogate pair"
+    return "texts with half a surrogate pair" if _has_half_a_pair(value) else None
+
+
+def _has_half_a_pair(text: str) -> bool:
+    """Whether a text has half a surrogate pair, as a JSON escape can make it: it has no UTF-8 form, and tokenizers and files want one."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _listed(rows: Sequence[object], of: str = "rows, counted from 0,") -> str:
@@ -210,7 +214,7 @@ def _label_name(value: object, classes: tuple[str, ...] | None) -> str | None:
             return str(value)
         case float() if value.is_integer():  # a column of whole numbers that was once stored with gaps
             return str(int(value))
-        case str() if value.strip().lower() not in ("", "nan"):
+        case str() if value.strip().lower() not in ("", "nan") and not _has_half_a_pair(value):
             return value.strip()
     return None
 
@@ -234,6 +238,12 @@ def _ids(tables: Sequence[Table]) -> list[str]:
     """Return the ``id`` column where every table has it and it is unique over all of them, else source and row number."""
     given = [value for table in tables for value in table.columns.get(ID_COLUMN, ())]
     named = [str(value) for value in given if isinstance(value, int | str) and str(value).strip()]
+    if bad := [row for row, name in enumerate(named) if _has_half_a_pair(name)]:
+        raise InputError(
+            got=f"{len(bad):,} ids with half a surrogate pair in {ID_COLUMN} of {tables[0].source}: {_listed(bad)}",
+            expected="text",
+            do="mend or remove them",
+        )
     if len(set(named)) == sum(len(table) for table in tables):
         return named
     return [f"{table.source}/{row}" for table in tables for row in range(len(table))]

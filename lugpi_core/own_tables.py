@@ -8,7 +8,8 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,27 +97,35 @@ def _read(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str,
     return names, {name: [row.get(name) for row in rows] for name in wanted if name in names}
 
 
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Let Python's CSV reader read cells of any length inside the block; by default it refuses those above 128 KiB."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, object]]]:
     text = decoded(path.read_bytes(), where=str(path)).removeprefix("\ufeff")
-    before = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB refuses long texts
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[dict[str, object]] = []
     try:
-        names = next(reader, [])
-        if len(set(names)) != len(names):
-            raise InputError(got=f"a column name twice in {path} ({', '.join(names)})", expected="each once", do="rename one")
-        for cells in reader:
-            if not cells:
-                continue  # an empty line
-            if len(cells) != len(names):
-                got = f"{len(cells)} cells in the row that ends at line {reader.line_num} of {path}"
-                raise InputError(got=got, expected=f"{len(names)} as in its header", do='quote cells with commas or line breaks: "…"')
-            rows.append(dict(zip(names, cells, strict=True)))
+        with long_cells():
+            names = next(reader, [])
+            if len(set(names)) != len(names):
+                raise InputError(got=f"a column name twice in {path} ({', '.join(names)})", expected="each once", do="rename one")
+            for cells in reader:
+                if not cells:
+                    continue  # an empty line
+                if len(cells) != len(names):
+                    got = f"{len(cells)} cells in the row that ends at line {reader.line_num} of {path}"
+                    raise InputError(got=got, expected=f"{len(names)} as in its header", do='quote cells with commas or line breaks: "…"')
+                rows.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         got = f"malformed CSV ({error}) at line {reader.line_num} of {path}"
         raise InputError(got=got, expected="cells separated by commas and quoted by double quotes", do="mend that line") from error
-    finally:
-        csv.field_size_limit(before)
     return tuple(names), rows
 
 

@@ -205,9 +205,14 @@ def _experiment_rows(benchmark: str, models: Sequence[str]) -> list[str]:
     return rows
 
 
+def _interval(test: Mapping[str, Any]) -> tuple[float, float]:
+    low, high = test["interval_over_seeds"] or test["interval"]
+    return low, high
+
+
 def _compared(test: Mapping[str, Any] | None) -> tuple[str, str]:
     if test is None:
         return "", ""
-    difference, (low, high), p = 100 * test["difference"], (100 * end for end in test["interval"]), test["holm_p"]
+    difference, (low, high), p = 100 * test["difference"], (100 * end for end in _interval(test)), test["holm_p"]
     shown = f"{p:.2f}" if p >= 0.01 else f"{p:.4f}" if p >= 1e-3 else f"{p:.0e}".replace("e-0", "e-")
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", shown

@@ -72,6 +72,8 @@ def write_model(run: Path, name: str, corpus: Corpus, wrong: Mapping[int, int], 
         "history": history,
         "peak_memory": {"host_bytes": 1},
         "teachers": [{"name": teacher} for teacher in taught_by],
+        "examples": corpus.counts(),
+        "config": {"kd_preset": "paper"},
         "notice": None,
         "seed": seed,
     }

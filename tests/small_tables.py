@@ -40,6 +40,7 @@ def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed
         "teachers": [{"name": teacher} for teacher in taught_by],
         "terms": terms,
         "config": config,
+        "examples": {"train": 2, **{split: len(right) for split, right in hits.items()}},
         "notice": None,
         "seed": seed,
     }

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import warnings
@@ -13,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from conftest import ROOT
 
 from lugpi_core.command_line import Command, parse, resolved_flags, run, run_one_of, say
 from lugpi_core.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,6 +192,7 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
         (OSError(28, "No space left on device"), "error: got a file: No space left on device; expected to read and write there; mend that"),
         (OSError(5, "Input/output error", "/x/shard-00000.h5"), "error: got /x/shard-00000.h5: Input/output error; expected"),
         (PermissionError(13, "Permission denied", "/x"), "error: got /x: Permission denied; expected"),
+        (IsADirectoryError(21, "Is a directory", "/x/tables.json"), "error: got /x/tables.json: Is a directory; expected"),
     ],
 )
 def test_what_a_disk_refuses_is_one_line_and_exit_two(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +206,18 @@ def test_what_a_disk_refuses_is_one_line_and_exit_two(error: OSError, line: str,
 def test_any_other_error_is_our_bug_and_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match="ours"):
         _run("--dataset", "x", command=_raising(error))
+
+
+@pytest.mark.parametrize("arguments", ["featurize --help", "train tables --help", "train --help"])
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback(arguments: str) -> None:
+    """As ``| head`` does."""
+    command = [sys.executable, "-m", *arguments.split()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.close()
+        assert started.stderr is not None
+        assert started.stderr.read() == b""
+    assert started.returncode == 128 + signal.SIGPIPE
 
 
 def test_figures_that_are_not_json_are_our_bug() -> None:

@@ -1,5 +1,6 @@
 """Accuracy and macro-F1, against counts made by hand, and predictions from file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_predictions_are_written_and_read_back(tmp_path: Path) -> None:
     for split in SPLITS:
         assert found[split].accuracy == pytest.approx(scores["accuracy"][split], abs=1e-6)
         assert found[split].macro_f1 == pytest.approx(scores["macro_f1"][split], abs=1e-6)
+
+
+def test_an_id_may_be_as_long_as_a_text(tmp_path: Path) -> None:
+    corpus = corpus_of([0, 1, 2])
+    first = replace(corpus.examples[0], id="x" * 200_000)
+    write_predictions(tmp_path / "p.csv", replace(corpus, examples=(first, *corpus.examples[1:])), torch.eye(3))
+    assert len(read_predictions(tmp_path / "p.csv")[first.split].ids[0]) == 200_000
 
 
 def test_the_same_examples_are_known_as_such(tmp_path: Path) -> None:

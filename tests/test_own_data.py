@@ -128,6 +128,13 @@ def test_a_label_that_names_no_class_is_refused_with_its_row(tmp_path: Path, suf
         _load(tmp_path / f"t{suffix}", _changed("label", 7, value))
 
 
+def test_ids_and_labels_that_no_file_can_hold_are_refused_with_their_row(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1 ids with half a surrogate pair in id of .*rows, counted from 0, 1;"):
+        _load(tmp_path / "t.jsonl", {"text": TEXTS, "label": LABELS, "id": ["a", "b\ud800", *map(str, range(len(TEXTS) - 2))]})
+    with pytest.raises(InputError, match=r"1 missing or unusable labels in label of .*rows, counted from 0, 7;"):
+        _load(tmp_path / "u.jsonl", _changed("label", 7, "x\udfff"))
+
+
 def test_float_labels_with_gaps_are_refused_with_the_first_rows_and_their_count(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"20 missing .* the first None: rows, counted from 0, 1, 3, 5, 7, 9 …;"):
         _load(tmp_path / "t.parquet", {"text": TEXTS, "label": [1.0, float("nan")] * 20})

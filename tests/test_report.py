@@ -183,6 +183,14 @@ def test_flags_are_those_of_the_store(corpus_csv: Path, run: Path) -> None:
     assert [one.flags for one in report.examples[2:5]] == [(), ("prompt cut",), ()]
 
 
+def test_a_student_without_a_baseline_of_its_seed_is_not_held_against_another(corpus_csv: Path, run: Path) -> None:
+    corpus = corpus_of(corpus_csv)
+    write_model(run, "blind", corpus, {2: 1}, command="teacher", privileged="none", image_tokens=None, seed=7)
+    more = {"distillation": PAPER_LOSS, "layers": None, "unlabelled": None, "shares": [1.0]}
+    write_model(run, "other", corpus, {3: 1}, command="student", taught_by=["blind"], seed=7, **more)
+    assert [one.name for one in found(corpus_csv, run, student="other").voices] == ["blind", "other"]
+
+
 def test_a_student_may_be_chosen_and_is_shown_with_its_own_seed(corpus_csv: Path, run: Path) -> None:
     corpus = corpus_of(corpus_csv)
     write_model(run, "baseline-seed1", corpus, {1: 1}, command="baseline", seed=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from small_tables import flags, words
+from small_tables import fake_model, flags, scores, words
 
 from lugpi_core.errors import InputError
 from train.cli import main
@@ -22,6 +22,52 @@ Make = Callable[..., TablesOptions]
 def make(small_csv: Path, tmp_path: Path) -> Make:
     """Make the options of tables in a run of the test's own."""
     return lambda **more: TablesOptions(**flags(small_csv, tmp_path / "run", **more))
+
+
+def _shown(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``tables --no-train`` refuses a run with, in one line."""
+    capsys.readouterr()
+    assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(run), "--no-train"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("metrics.json", "{}", "metrics.json without accuracy, command"),
+        ("metrics.json", "[]", "metrics.json without any name in it"),
+        ("training.json", "{}", "training.json without command, flags"),
+        ("training.json", "[1]", "training.json without any name in it"),
+        ("training.json", '{"command": "student", "flags": {"seed": 0}}', "training.json without distillation, layers, shares, unlabelled"),
+        ("predictions.csv", "", "predictions.csv, damaged (empty)"),
+    ],
+)
+def test_a_record_that_lacks_something_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, told: str
+) -> None:
+    folder = fake_model(tmp_path, "baseline", scores(300), command="baseline")
+    (folder / name).write_text(text)
+    assert told in _shown(tmp_path, capsys)
+
+
+def test_predictions_that_lost_or_doubled_lines_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fake_model(tmp_path, "baseline", scores(300), command="baseline") / "predictions.csv"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:-8]))
+    assert "predictions.csv with 392 test examples; expected 400, as its metrics.json say" in _shown(tmp_path, capsys)
+    path.write_text("".join([*whole, whole[-1]]))
+    assert "predictions.csv with 401 test examples; expected 400" in _shown(tmp_path, capsys)
+    path.write_text("".join(whole[1:]))
+    assert "damaged (a first line 'train/0," in _shown(tmp_path, capsys)
+    path.write_text(whole[0] + '"' + "".join(whole[1:]) * 20)
+    assert "predictions.csv, damaged" in _shown(tmp_path, capsys)
+
+
+def test_a_folder_where_a_table_is_to_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_model(tmp_path, "baseline", scores(300), command="baseline")
+    (tmp_path / "tables.json").mkdir()
+    assert "tables.json: " in _shown(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,17 @@ def test_a_level_needs_both_a_small_p_and_a_distance_from_guessing(accuracy: flo
     assert column_verdict(classes(NOTHING, way(accuracy, p)))["level"] == level
 
 
+def test_of_a_handful_of_validation_examples_nothing_found_says_nothing() -> None:
+    few = classes(NOTHING, NOTHING, validation=29)
+    assert column_verdict(few)["level"] == "unknown"
+    assert column_verdict(classes(NOTHING, NOTHING, validation=30))["level"] == "chance"
+    assert column_verdict(classes(way(0.31, 0.001), NOTHING, validation=29))["level"] == "knows"
+    base = figures()
+    base["columns"]["clip"] |= {"classes": few, "verdict": column_verdict(few)}
+    assert verdict(base)["level"] == "unknown"
+    assert verdict(base)["words"].startswith("nothing can be said of the classes: 29 validation examples are too few; clip, ")
+
+
 def test_the_largest_class_is_a_guess_too() -> None:
     assert column_verdict(classes(way(0.6, 0.001, shuffled=0.5), NOTHING, majority=0.62))["level"] == "chance"
     assert skill(way(0.6, 0.001, shuffled=0.2), {"uniform": 0.05, "majority": 0.5}) == pytest.approx(0.2)

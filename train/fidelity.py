@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lugpi_core.files import read_json
 from train.calibration import agreement, churn, nll, reliability, teachers_answers
-from train.model_folder import TRAINING, is_whole
+from train.model_folder import is_whole, training_of
 from train.table_figures import Scored
 
 # All of the test split: nats for nll, shares for the others; improved and worsened are shares of the answers that changed.
@@ -76,7 +75,7 @@ def taught_by(model: Scored, read: Callable[[Path], Scored]) -> Taught | None:
     Raises:
         InputError: the predictions of a teacher are missing or damaged.
     """
-    made_from = read_json(model.folder / TRAINING)
+    made_from = training_of(model.folder)
     folders = [model.folder.parent / teacher["name"] for teacher in model.metrics["teachers"]]
     if not folders or not all(is_whole(folder) for folder in folders):
         return None

@@ -14,6 +14,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.examples import SPLITS, Corpus
 from lugpi_core.files import whole_file
 from lugpi_core.fingerprint import digest
+from lugpi_core.own_tables import long_cells
 from train.calibration import answers
 
 PREDICTIONS = "predictions.csv"
@@ -33,12 +34,15 @@ def scores_by_split(corpus: Corpus, logits_NK: torch.Tensor) -> dict[str, dict[s
 
 def write_predictions(path: Path, corpus: Corpus, logits_NK: torch.Tensor) -> None:
     """Write one line an example: id, split, label, and the logits by class number."""
-    classes = range(len(corpus.label_names))
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "split", "label", *(f"logit_{k}" for k in classes)])
+        writer.writerow(_header(len(corpus.label_names)))
         for example, logits_K in zip(corpus.examples, logits_NK.tolist(), strict=True):
             writer.writerow([example.id, example.split, example.label, *(f"{logit:.7g}" for logit in logits_K)])
+
+
+def _header(classes: int) -> list[str]:
+    return ["id", "split", "label", *(f"logit_{k}" for k in range(classes))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +97,20 @@ def read_predictions(path: Path) -> dict[str, Predicted]:
         raise InputError(got=f"no {path}", expected="the predictions of a finished model", do=remedy)
     rows: dict[str, list[tuple[str, int, list[float]]]] = {split: [] for split in SPLITS}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file, long_cells():
             lines = csv.reader(file)
-            width = len(next(lines))
+            header = next(lines, [])
+            width = len(header)
+            if header != _header(width - 3) or width < 5:
+                raise ValueError(f"a first line {','.join(header)[:80]!r}" if header else "empty")
             for cells in lines:
                 name, split, label, *logits = cells
-                if len(cells) != width or len(logits) < 2:
+                if len(cells) != width:
                     raise ValueError(f"{len(cells)} columns for {width}")
                 rows[split].append((name, int(label), list(map(float, logits))))
         return {split: _predicted(of_split) for split, of_split in rows.items()}
-    except (ValueError, KeyError, OverflowError, StopIteration) as error:
-        raise InputError(got=f"{path}, damaged ({error or 'empty'})", expected="the file as lugpi wrote it", do=remedy) from None
+    except (ValueError, KeyError, OverflowError, csv.Error) as error:
+        raise InputError(got=f"{path}, damaged ({error})", expected="the file as lugpi wrote it", do=remedy) from None
 
 
 def _predicted(rows: list[tuple[str, int, list[float]]]) -> Predicted:

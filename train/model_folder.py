@@ -16,6 +16,14 @@ from train.teacher_outputs import WEIGHTS
 
 METRICS = "metrics.json"
 TRAINING = "training.json"
+# What others read of a finished model's two records, and what they read of one kind of model beside.
+_OF_METRICS = {"command", "accuracy", "examples", "history", "peak_memory", "teachers", "seed", "notice", "config"}
+_OF_TRAINING = {"command", "flags"}
+_OF_KIND = {
+    "images": {"image_tokens"},
+    "teacher": {"image_tokens", "privileged"},
+    "student": {"distillation", "layers", "shares", "unlabelled"},
+}
 
 
 def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "give another --name") -> dict[str, Any] | None:
@@ -32,7 +40,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
     if whole and not started.is_file():
         raise InputError(got=f"{folder}, a finished model without {TRAINING}", expected=f"what decided it in {TRAINING}", do=remedy)
     if started.is_file() and (whole or has_checkpoint(folder)):
-        if unlike := differences(read_json(started), fingerprint):
+        if unlike := differences(_record(started, set()), fingerprint):
             raise InputError(
                 got=f"{folder}, a model that was trained otherwise: {'; '.join(unlike)}",
                 expected="the same settings as that model's",
@@ -45,7 +53,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
     else:
         # Old figures would call the folder whole as soon as new weights and predictions stand in it.
         (folder / METRICS).unlink(missing_ok=True)
-    return read_json(folder / METRICS) if whole else None
+    return _record(folder / METRICS, set()) if whole else None
 
 
 def is_whole(folder: Path) -> bool:
@@ -62,9 +70,37 @@ def find_finished(folder: Path, fingerprint: Fingerprint) -> Path | None:
     """Return a finished folder beside ``folder``, or itself, with the model of that fingerprint, whatever its name; itself before others,
     these by name. None where there is none."""
     for one in sorted(finished_folders(folder.parent), key=lambda found: (found != folder, found.name)):
-        if not differences(read_json(one / TRAINING), fingerprint):
+        if not differences(_record(one / TRAINING, set()), fingerprint):
             return one
     return None
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """Return the metrics of a finished model.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    return _record(folder / METRICS, _OF_METRICS)
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """Return what decided a finished model.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    found = _record(folder / TRAINING, _OF_TRAINING)
+    return _record(folder / TRAINING, _OF_KIND.get(found["command"], set()))
+
+
+def _record(path: Path, names: set[str]) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict) or names - found.keys():
+        lacking = ", ".join(sorted(names - found.keys())) if isinstance(found, dict) else "any name in it"
+        remedy = "remove the model's folder and train it again"
+        raise InputError(got=f"{path} without {lacking}", expected="the file as lugpi wrote it", do=remedy)
+    return found
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:
@@ -81,5 +117,4 @@ def require_finished(folder: Path, *, what: str, command: str) -> dict[str, Any]
     """
     if not (folder / METRICS).is_file():
         raise InputError(got=f"no finished {what} in {folder}", expected="one", do=f"run {command} first")
-    metrics: dict[str, Any] = read_json(folder / METRICS)
-    return metrics
+    return metrics_of(folder)

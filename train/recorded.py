@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lugpi_core.files import read_json
 from lugpi_core.fingerprint import flat
 from train.losses import KD_PRESETS
-from train.model_folder import METRICS, TRAINING, finished_folders
+from train.model_folder import TRAINING, finished_folders, metrics_of, training_of
 from train.rows import ALL, BASELINE, MORE, Terms, model_name, student_name
 
 # What makes a model another one without making its row another: shown together, models should agree in these.
@@ -44,13 +43,13 @@ def recorded_models(run: Path, columns: Sequence[str]) -> Recorded:
 
 def recorded_columns(folders: Iterable[Path]) -> set[str]:
     """Return the image tokens that models have read."""
-    read = (read_json(folder / TRAINING).get("image_tokens") for folder in folders)
+    read = (training_of(folder).get("image_tokens") for folder in folders)
     return {column for column in read if column is not None}
 
 
 def has_more(found: Recorded) -> bool:
     """Whether any of them is a student that was taught of texts without labels too."""
-    return any(read_json(folder / TRAINING).get("unlabelled") is not None for folder in found.folders.values())
+    return any(training_of(folder).get("unlabelled") is not None for folder in found.folders.values())
 
 
 def unlike_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:
@@ -62,7 +61,7 @@ def unlike_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any
     values: dict[str, list[Any]] = {}
     for row, of_row in folders.items():
         for folder in of_row:
-            for name, value in _settings(row, read_json(folder / TRAINING)):
+            for name, value in _settings(row, training_of(folder)):
                 if value not in values.setdefault(name, []):
                     values[name].append(value)
     return {name: found for name, found in values.items() if len(found) > 1}
@@ -82,7 +81,7 @@ def _settings(row: str, made_from: Mapping[str, Any]) -> Iterator[tuple[str, Any
 
 
 def _model_name(folder: Path, columns: Sequence[str]) -> str | None:
-    made_from = read_json(folder / TRAINING)
+    made_from = training_of(folder)
     row = _row(folder, made_from, columns)
     return None if row is None else model_name(row, made_from["flags"]["seed"])
 
@@ -105,11 +104,11 @@ def _shown(made_from: Mapping[str, Any]) -> str:
 def _student_row(folder: Path, made_from: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """Return a student's row; None for one that no row has: with fewer layers, unequal teachers or some of many, and of those that were
     taught of more texts, all with another loss or several teachers."""
-    metrics = read_json(folder / METRICS)
-    taught_by = [folder.parent / teacher["name"] / TRAINING for teacher in metrics["teachers"]]
-    if made_from["layers"] is not None or not all(path.is_file() for path in taught_by):
+    metrics = metrics_of(folder)
+    taught_by = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
+    if made_from["layers"] is not None or not all((one / TRAINING).is_file() for one in taught_by):
         return None
-    seen = [_shown(read_json(path)) for path in taught_by]
+    seen = [_shown(training_of(one)) for one in taught_by]
     terms = _terms(made_from["distillation"], metrics)
     if made_from["unlabelled"] is not None:
         return f"student-{seen[0]}{MORE}" if len(seen) == 1 and terms == "both" and seen[0] in (*columns, "none") else None

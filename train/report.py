@@ -134,8 +134,9 @@ def _voices(options: ReportOptions, rows: Sequence[Row], models: Mapping[str, Ma
     teacher = None if student is not None else _first(rows, models, "teacher", None)
     like = student or teacher
     baseline = _first(rows, models, "baseline", None if like is None else like.metrics["seed"])
-    if baseline is not None and like is not None and baseline.test.examples != like.test.examples:
-        baseline = None
+    if baseline is not None and like is not None:
+        is_beside = baseline.metrics["seed"] == like.metrics["seed"] and baseline.test.examples == like.test.examples
+        baseline = baseline if is_beside else None
     found = [
         None if baseline is None else voice("baseline", baseline),
         voice_of_teachers(taught) if taught is not None else None if teacher is None else voice("teacher", teacher),

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.command_line import say
-from lugpi_core.files import read_json
+from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_file
 from train.comparison import Comparison, compare, holm
 from train.metrics import PREDICTIONS, Predicted, read_predictions
-from train.model_folder import METRICS
+from train.model_folder import METRICS, metrics_of
 from train.paper_figures import paper_accuracy
 from train.rows import BASELINE, Group, Row
 from train.teacher_outputs import WEIGHTS
@@ -85,8 +85,17 @@ def scored(folder: Path) -> Scored:
     Raises:
         InputError: the predictions are missing or damaged.
     """
-    metrics = read_json(folder / METRICS)
-    predicted = {split: one for split, one in read_predictions(folder / PREDICTIONS).items() if split in SHOWN_SPLITS}
+    metrics = metrics_of(folder)
+    every_split = read_predictions(folder / PREDICTIONS)
+    counts = {split: len(one.ids) for split, one in every_split.items()}
+    if unlike := {split: (counts[split], count) for split, count in metrics["examples"].items() if counts.get(split, count) != count}:
+        split, (found, wanted) = next(iter(unlike.items()))
+        raise InputError(
+            got=f"{folder / PREDICTIONS} with {found:,} {split} examples",
+            expected=f"{wanted:,}, as its {METRICS} say",
+            do="remove the model's folder and train it again",
+        )
+    predicted = {split: every_split[split] for split in SHOWN_SPLITS}
     for split, one in predicted.items():
         if abs(one.accuracy - metrics["accuracy"][split]) > _ROUNDING:
             recorded = f"its {METRICS} say {metrics['accuracy'][split]:.4f}"

@@ -11,12 +11,11 @@ from lugpi_core.corpus_options import store_folder
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
-from lugpi_core.files import read_json
 from lugpi_core.fingerprint import differences, flat
 from train.checkpoint import load_weights
 from train.data import TrainingData
 from train.image_tokens import DiskTokens, ImageTokens, open_image_tokens
-from train.model_folder import TRAINING, require_finished
+from train.model_folder import require_finished, training_of
 from train.models import FusionHead, Output, Teacher, text_dropout, text_width
 from train.options import StudentOptions
 from train.prediction import predict
@@ -52,7 +51,7 @@ def find_teacher(options: StudentOptions, name: str) -> FoundTeacher:
     metrics = require_finished(folder, what="teacher", command=f"python -m train teacher --dataset {options.dataset}")
     if metrics["command"] != "teacher":
         raise InputError(got=f"{folder}, a {metrics['command']}", expected="a teacher", do="name one that python -m train teacher made")
-    return FoundTeacher(folder=folder, metrics=metrics, made_from=read_json(folder / TRAINING))
+    return FoundTeacher(folder=folder, metrics=metrics, made_from=training_of(folder))
 
 
 def build_teacher(text_model: TextModel, classes: int, image_width: int | None) -> Teacher:

@@ -15,13 +15,13 @@ import torch
 from lugpi_core.command_line import say
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder, read_json
+from lugpi_core.files import make_folder
 from lugpi_core.files import sweep as sweep_partials
 from train.acceleration import forget_last_model
 from train.commands import Run, confirmed, find_run, trained
 from train.locks import turn
 from train.loop import NotFinite
-from train.model_folder import METRICS, find_finished, finished_metrics
+from train.model_folder import find_finished, finished_metrics, metrics_of
 from train.options import TablesOptions
 from train.processes import Processes
 from train.rows import Model, options_of
@@ -91,7 +91,7 @@ def _make(options: TablesOptions, model: Model, made: Made, sources: Sources, co
     """Find a model or train it; its lock is ours."""
     run = _run(options, model, made, sources, compute)
     if found := _finished(run):
-        confirmed(replace(run, folder=found), read_json(found / METRICS), any_precision=True)
+        confirmed(replace(run, folder=found), metrics_of(found), any_precision=True)
         made.folders[model.name] = found
         return
     finished_metrics(run.folder, run.fingerprint(), remedy="rename that folder (a model is found under any name)")
