@@ -54,7 +54,7 @@ class DemoOptions(BenchmarkOptions):
     """The experiment of the embedded corpus: every row of Table 1 and of the controls, and students of more texts, over seeds."""
 
     seeds: int | None = None
-    """How many seeds (default: 5 of the demo, 3 of real corpora)."""
+    """How many seeds (default: 10 of the demo, 3 of real corpora)."""
     processes: int = 1
     """How many processes train models at once."""
     runs: Path = Path("runs")

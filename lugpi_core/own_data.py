@@ -235,15 +235,16 @@ def _check_labels(labels: _Labels, splits: Sequence[Split], *, where: str) -> No
 
 
 def _ids(tables: Sequence[Table]) -> list[str]:
-    """Return the ``id`` column where every table has it and it is unique over all of them, else source and row number."""
+    """Return the ``id`` column where every table has it and it is unique over all of them, else the row number, behind its table's name
+    where there are several."""
     given = [value for table in tables for value in table.columns.get(ID_COLUMN, ())]
     named = [str(value) for value in given if isinstance(value, int | str) and str(value).strip()]
     if bad := [row for row, name in enumerate(named) if _has_half_a_pair(name)]:
         raise InputError(
-            got=f"{len(bad):,} ids with half a surrogate pair in {ID_COLUMN} of {tables[0].source}: {_listed(bad)}",
+            got=f"{len(bad):,} ids with half a surrogate pair in {ID_COLUMN} of {tables[0].where}: {_listed(bad)}",
             expected="text",
             do="mend or remove them",
         )
     if len(set(named)) == sum(len(table) for table in tables):
         return named
-    return [f"{table.source}/{row}" for table in tables for row in range(len(table))]
+    return [f"{table.source if len(tables) > 1 else 'row'}/{row}" for table in tables for row in range(len(table))]

@@ -49,7 +49,7 @@ def test_every_kind_of_file_gives_the_same_corpus(tmp_path: Path, suffix: str) -
     assert [example.text for example in corpus.examples] == [example.prompt for example in corpus.examples] == TEXTS
     assert [corpus.label_names[example.label] for example in corpus.examples] == LABELS
     assert [example.split for example in corpus.examples] == seeded_splits(40, test=8, validation=3, seed=0)
-    assert [example.id for example in corpus.examples] == [f"train/{row}" for row in range(40)]
+    assert [example.id for example in corpus.examples] == [f"row/{row}" for row in range(40)]
     assert (corpus.name, corpus.label_names, corpus.separator, corpus.license) == ("mine", ("a", "b"), None, "not stated")
 
 
@@ -61,8 +61,8 @@ def test_columns_go_by_the_names_that_are_given(tmp_path: Path) -> None:
 
 def test_a_unique_id_column_names_the_examples(tmp_path: Path) -> None:
     assert _load(tmp_path / "t.jsonl", {"id": range(100, 140), **GOOD}).examples[1].id == "101"
-    assert _load(tmp_path / "t.jsonl", {"id": [1, *range(1, 40)], **GOOD}).examples[1].id == "train/1"
-    assert _load(tmp_path / "t.csv", {"id": ["", *range(1, 40)], **GOOD}).examples[1].id == "train/1"
+    assert _load(tmp_path / "t.jsonl", {"id": [1, *range(1, 40)], **GOOD}).examples[1].id == "row/1"
+    assert _load(tmp_path / "t.csv", {"id": ["", *range(1, 40)], **GOOD}).examples[1].id == "row/1"
 
 
 def test_splits_by_files_keep_every_file_together(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_text_file_has_a_text_a_line(tmp_path: Path) -> None:
     assert (corpus.name, corpus.label_names, corpus.license) == ("more", (), "not stated")
     assert {(example.label, example.split) for example in corpus.examples} == {(UNLABELLED, "train")}
     assert [example.prompt for example in corpus.examples] == texts_of(path)
-    assert [example.id for example in corpus.examples] == [f"train/{row}" for row in range(4)]
+    assert [example.id for example in corpus.examples] == [f"row/{row}" for row in range(4)]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
