@@ -20,7 +20,8 @@ def test_the_demos_experiment_runs_in_small_and_its_record_is_what_tables_wrote(
     assert main(["demo", "--smoke", "--record", "--runs", str(tmp_path / "runs")]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     record = json.loads((tmp_path / "results" / printed["recorded"]).read_text())
-    assert record["figures"] == json.loads((tmp_path / "runs" / "demo-smoke" / "tables.json").read_text())
+    tables = json.loads((tmp_path / "runs" / "demo-smoke" / "tables.json").read_text())
+    assert record["figures"] == {"settings": "--dataset demo --text-model demo --epochs 10 --learning-rate 5e-4", **tables}
     assert [table["name"] for table in record["figures"]["tables"]] == ["table1", "controls", "unlabelled"]
     assert record["figures"]["complete"]
     assert record["figures"]["rows"]["student-none-more"]["seeds"] == [0]
