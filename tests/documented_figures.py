@@ -162,6 +162,7 @@ DEMO = {
     "teacher-blank": "control: blank images",
     "student-clip-demo": "**student** of the CLIP teacher",
     "student-vit-demo": "**student** of the ViT teacher",
+    "student-all": "**student** of both teachers",
     "student-none": "control: student of the text-only teacher",
     "student-shuffled": "control: of the shuffled teacher",
     "student-blank": "control: of the blank teacher",
