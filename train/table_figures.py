@@ -20,6 +20,8 @@ from train.paper_figures import paper_accuracy
 from train.rows import BASELINE, Group, Row
 from train.teacher_outputs import WEIGHTS
 
+# Of the adjusted p, below which it speaks for a difference.
+SIGNIFICANCE = 0.05
 SHOWN_SPLITS = ("validation", "test")
 # What is written of an accuracy, and rounding of the logits to seven digits, may move it by a tie or two, not by this.
 _ROUNDING = 1e-3
@@ -69,9 +71,9 @@ class Adjusted:
         """``better``, ``worse`` or ``not shown``: shown is what all say, the adjusted p, below 0.05, and the intervals without nought, over
         texts and, with several seeds, over seeds and texts."""
         (low, high), (seeds_low, seeds_high) = (self.comparison.low, self.comparison.high), self.comparison.shown
-        if self.holm_p < 0.05 and min(low, seeds_low) > 0:
+        if self.holm_p < SIGNIFICANCE and min(low, seeds_low) > 0:
             return "better"
-        return "worse" if self.holm_p < 0.05 and max(high, seeds_high) < 0 else "not shown"
+        return "worse" if self.holm_p < SIGNIFICANCE and max(high, seeds_high) < 0 else "not shown"
 
     def record(self) -> dict[str, Any]:
         """Return it as a JSON value."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from train.rows import BASELINE, Row
-from train.table_figures import Adjusted
+from train.table_figures import SIGNIFICANCE, Adjusted
 
 # What a row does beside looking at images, which may be what helps.
 _OTHERWISE = {"teacher": "the larger head", "student": "distillation"}
@@ -14,7 +14,7 @@ _NO_GAIN = "no gain is shown"
 # By the findings against the baseline and against the text-only control; {otherwise} is what the row does beside images.
 _CONCLUSIONS: Mapping[tuple[str, str], str] = {
     (_BETTER, _BETTER): "the images help",
-    (_BETTER, _NOT): "the gain is explained by {otherwise} alone, as far as these tests tell",
+    (_BETTER, _NOT): "{otherwise} alone may explain the gain; that the images add to it is not shown",
     (_BETTER, _WORSE): "{otherwise} alone gains more, and the images cost some of it",
     (_NOT, _BETTER): "the images help, but are not shown to help beyond plain fine-tuning",
     (_NOT, _NOT): _NO_GAIN,
@@ -118,7 +118,8 @@ def _words(test: Adjusted, reference: str) -> str:
     found = "not shown to be better than" if test.finding == _NOT else f"{test.finding} than"
     low, high = test.comparison.shown
     p = p_words(test.holm_p)
-    return f"{found} {reference} (p {p if p.startswith('<') else f'= {p}'}, 95 % interval {points(low)} to {points(high)} points)"
+    but = "but " if test.finding == _NOT and test.holm_p < SIGNIFICANCE else ""  # it is the interval that does not show it
+    return f"{found} {reference} (p {p if p.startswith('<') else f'= {p}'}, {but}95 % interval {points(low)} to {points(high)} points)"
 
 
 def p_words(p: float) -> str:
