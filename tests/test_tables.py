@@ -372,8 +372,8 @@ def test_a_stopped_command_goes_on_to_the_same_predictions(make: Make, monkeypat
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the highest resident set cannot be counted anew here")
 def test_every_model_is_measured_for_itself(make: Make) -> None:
     options = make(rows=("baseline",))
-    ballast = bytearray(os.urandom(1 << 20)) * 400  # 400 MB that were in use before, and are no more
-    assert len(ballast) == 400 << 20
+    ballast = bytearray(os.urandom(1 << 20)) * 1000  # 1 GB that was in use before, and is no more
+    assert len(ballast) == 1000 << 20
     del ballast
     before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     report = tables(options)
