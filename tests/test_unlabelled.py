@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lugpi_core.examples import UNLABELLED
 from lugpi_core.own_data import load_unlabelled
 from train.cli import main
 from train.teacher_outputs import outputs_path, read_teacher_outputs
+from train.teachers import _refuse_other_tokens
 
 MORE = 15
 
@@ -211,3 +213,13 @@ def test_texts_that_no_row_reads_are_told(run: Path, flags: tuple[str, ...], mor
     rows = ("--rows", "baseline", "--seeds", "1", "--unlabelled", str(more), "--run-dir", str(run))
     assert main(["tables", *flags, *rows]) == 0
     assert "warning: --unlabelled has no effect without its rows: --rows unlabelled" in capsys.readouterr().err
+
+
+def test_drawings_that_failed_in_one_store_are_no_other_way_of_drawing() -> None:
+    same = {"generation": {"drawings": "abc", "steps": 4}}
+    ours = SimpleNamespace(reader=SimpleNamespace(spec=SimpleNamespace(name="clip-demo")))
+    ours.fingerprint = lambda: {"generation": {"drawings": "def", "steps": 4}, "failed_rows": "abc"}
+    for theirs in (same, {**same, "failed_rows": "xyz"}):
+        _refuse_other_tokens(SimpleNamespace(made_from={"tokens": theirs}), ours)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="steps"):
+        _refuse_other_tokens(SimpleNamespace(made_from={"tokens": {"generation": {"steps": 5}}}), ours)  # type: ignore[arg-type]

@@ -125,10 +125,14 @@ def _asked(options: StudentOptions, teacher: FoundTeacher, extra: Corpus, classe
     return predict(model, data, range(len(labels)), compute, Processes(), precise=True)
 
 
+# What a store's tokens are of, and which of them failed: theirs alone, and no way of drawing or encoding.
+_OF_ONE_STORE = ("generation.drawings", "failed_rows")
+
+
 def _refuse_other_tokens(teacher: FoundTeacher, tokens: ImageTokens) -> None:
     """Refuse images that were drawn or encoded otherwise than those that the teacher has learnt to read; the texts are others anyway."""
     theirs, ours = (
-        {name: value for name, value in flat(found) if name != "generation.drawings"}
+        {name: value for name, value in flat(found) if name not in _OF_ONE_STORE}
         for found in (teacher.made_from["tokens"], tokens.fingerprint())
     )
     if unlike := differences(theirs, ours):
