@@ -41,7 +41,7 @@ def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["
     """Resolve ``auto``: CUDA where there is one, in ``half`` precision; else the CPU in float32.
 
     Raises:
-        InputError: CUDA is asked for and absent, or a half precision is asked for on the CPU.
+        InputError: CUDA is asked for and absent, or float16 is asked for on the CPU.
     """
     import torch
 
@@ -49,8 +49,8 @@ def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["
     if device == "cuda" and not has_cuda:
         raise InputError(got="--device cuda", expected="a CUDA device that torch can see", do="use --device cpu, or install a CUDA build")
     chosen = "cuda" if has_cuda and device != "cpu" else "cpu"
-    if chosen == "cpu" and dtype in ("float16", "bfloat16"):
-        raise InputError(got=f"--dtype {dtype} on the CPU", expected="float32 there", do="leave --dtype out or use a CUDA device")
+    if chosen == "cpu" and dtype == "float16":  # few processors multiply it; bfloat16 many (AVX512-BF16, AMX, NEON)
+        raise InputError(got="--dtype float16 on the CPU", expected="float32 or bfloat16 there", do="choose one, or use a CUDA device")
     if dtype == "auto":
         dtype = half if chosen == "cuda" else "float32"
     name = torch.cuda.get_device_name() if chosen == "cuda" else "CPU"

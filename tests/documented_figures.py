@@ -185,10 +185,27 @@ def real_rows() -> list[str]:
     return [line for corpus in REAL for line in _experiment_rows(f"real-{corpus}", REAL_MODELS)]
 
 
+def corpora_rows() -> list[str]:
+    """Every model on every real corpus: accuracies, and under them what pictures bring teacher and student over their controls."""
+    found = [figures(f"real-{corpus}") for corpus in REAL]
+    accuracies = [[one["rows"][name]["test"]["accuracy"] for one in found] for name in REAL_MODELS]
+    rows = [
+        row(f"{DEMO[name]} (`{name}`)", *(f"{one['mean']:.3f} ± {one['sd']:.3f}" for one in over))
+        for name, over in zip(REAL_MODELS, accuracies, strict=True)
+    ]
+    for name, control in (("teacher-clip-demo", "teacher-none"), ("student-clip-demo", "student-none")):
+        rows.append(row(f"`{name}` − `{control}`, points", *(_compared(_tests(one)[name, control])[0] for one in found)))
+    return rows
+
+
+def _tests(found: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    return {(one["row"], one["reference"]): one for table in found["tables"] for one in table["comparisons"]}
+
+
 def _experiment_rows(benchmark: str, models: Sequence[str]) -> list[str]:
     """Accuracies over seeds, and differences with their intervals and Holm's p."""
     found = figures(benchmark)
-    tests = {(one["row"], one["reference"]): one for table in found["tables"] for one in table["comparisons"]}
+    tests = _tests(found)
     rows = []
     for name in models:
         over_seeds = found["rows"][name]["test"]["accuracy"]

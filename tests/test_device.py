@@ -38,16 +38,21 @@ def test_cuda_that_is_not_there_is_refused() -> None:
         resolve_compute("cuda", "auto", half="float16")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 @pytest.mark.usefixtures("no_cuda")
-def test_half_precision_on_the_cpu_is_refused(device: str, dtype: str) -> None:
-    with pytest.raises(InputError, match=f"got --dtype {dtype} on the CPU; expected float32 there"):
-        resolve_compute(device, dtype, half="float16")
+def test_float16_on_the_cpu_is_refused(device: str) -> None:
+    with pytest.raises(InputError, match="got --dtype float16 on the CPU; expected float32 or bfloat16 there"):
+        resolve_compute(device, "float16", half="float16")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+@pytest.mark.usefixtures("no_cuda")
+def test_bfloat16_on_the_cpu_is_taken_where_it_is_asked_for(device: str) -> None:
+    assert resolve_compute(device, "bfloat16", half="float16").torch_dtype is torch.bfloat16
 
 
 @pytest.mark.usefixtures("some_cuda")
-def test_half_precision_on_a_cpu_that_was_asked_for_is_refused_though_cuda_is_there() -> None:
+def test_float16_on_a_cpu_that_was_asked_for_is_refused_though_cuda_is_there() -> None:
     with pytest.raises(InputError, match="got --dtype float16 on the CPU"):
         resolve_compute("cpu", "float16", half="float16")
 

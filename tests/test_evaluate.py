@@ -212,7 +212,7 @@ def test_labels_are_read_as_numbers_and_words_alike() -> None:
         ("text\na dog\n", ("--max-length", "4000"), "--max-length 4000"),
         ("text\na dog\n", ("--batch-size", "0"), "--batch-size 0"),
         ("text\na dog\n", ("--label-column", "text"), "two columns"),
-        ("text\na dog\n", ("--dtype", "bfloat16", "--device", "cpu"), "--dtype bfloat16"),
+        ("text\na dog\n", ("--dtype", "float16", "--device", "cpu"), "--dtype float16"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_output(

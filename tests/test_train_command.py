@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Command
+from safetensors.torch import load_file
 
 from train.cli import main
 from train.locks import turn
@@ -178,6 +179,18 @@ def test_outputs_wanted_in_another_precision_are_written_anew_and_tell_the_stude
     capsys.readouterr()
     assert train_("student", small_csv, run) == 2
     assert 'teachers_embeddings: found ["float32"], wanted ["float16"]' in refused(capsys)
+
+
+def test_bfloat16_on_the_cpu_trains_teacher_and_student_of_float32_weights(trained: Path, small_csv: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "tokens", tmp_path / "run" / "tokens")
+    assert train_("teacher", small_csv, tmp_path / "run", "--image-tokens", "clip-demo", "--dtype", "bfloat16") == 0
+    assert train_("student", small_csv, tmp_path / "run", "--dtype", "bfloat16") == 0
+    for name in ("teacher", "student"):
+        metrics = json.loads((tmp_path / "run" / name / "metrics.json").read_text())
+        assert metrics["compute"]["dtype"] == "bfloat16"
+        ours, full = (load_file(folder / name / "model.safetensors") for folder in (tmp_path / "run", trained))
+        assert {value.dtype for value in ours.values()} == {torch.float32}
+        assert any(not torch.equal(ours[key], full[key]) for key in full)  # it rounds: it was computed otherwise
 
 
 def test_a_model_that_another_command_is_training_is_refused(trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
