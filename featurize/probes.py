@@ -48,8 +48,10 @@ def probe_classes(data: LabelledFeatures, seed: int) -> dict[str, Any]:
     """Return what neighbours and the linear probe make of the features, as plain values: ``{"chance": …, "knn": …, "probe": …}``.
 
     Scored are the validation examples whose picture no train example shares (in corpora of single words the others are recognised, not
-    understood), unless there are none. Each part has ``accuracy``, ``shuffled_mean`` and ``shuffled_sd`` (the same fit on shuffled train
-    labels), ``p`` (see ``p_value``) and ``accuracy_all`` (shared pictures too).
+    understood). Where there are none, all are scored, ``validation_new`` is 0, and what is found says nothing of other texts.
+
+    Each part has ``accuracy``, ``shuffled_mean`` and ``shuffled_sd`` (the same fit on shuffled train labels), ``p`` (see ``p_value``) and
+    ``accuracy_all`` (shared pictures too).
 
     Memory: the features three times, and similarities of 256 × N (20 MB for 4,000 train examples).
 
@@ -67,7 +69,13 @@ def probe_classes(data: LabelledFeatures, seed: int) -> dict[str, Any]:
     found = {name: _scored(predict, data, scored_V, (count, seed)) for name, (predict, count) in ways.items()}
     majority = int(np.bincount(data.train_N, minlength=data.classes).argmax())
     chance = {"uniform": 1 / data.classes, "majority": float((data.validation_V[scored_V] == majority).mean())}
-    counts = {"train": len(data.train_N), "validation": int(scored_V.sum()), "validation_shared": int((~data.is_new_V).sum())}
+    new = int(data.is_new_V.sum())
+    counts = {
+        "train": len(data.train_N),
+        "validation": int(scored_V.sum()),
+        "validation_new": new,
+        "validation_shared": len(data.is_new_V) - new,
+    }
     return {"examples": counts, "chance": chance, "neighbours": neighbours.count, **found}
 
 

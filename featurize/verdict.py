@@ -32,10 +32,12 @@ def skill(found: Mapping[str, Any], chance: Mapping[str, float]) -> float:
 def column_verdict(classes: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``{"level", "by", "words"}`` for what ``probe_classes`` found in a column: by the linear probe or the neighbours, whichever
     has more skill; with a p of .01 at most and a tenth of skill the pictures know the class. Of fewer than 30 validation examples it is not
-    known that they do not."""
+    known that they do not; where train examples share every picture, nothing is known: recognising one would do."""
     chance, ways = classes["chance"], ("probe", "knn")
     levels = {way: _level(classes[way]["p"], skill(classes[way], chance)) for way in ways}
-    if classes["examples"]["validation"] < _TOO_FEW:
+    if not classes["examples"]["validation_new"]:
+        levels = dict.fromkeys(ways, "unknown")
+    elif classes["examples"]["validation"] < _TOO_FEW:
         levels = {way: "unknown" if level == "chance" else level for way, level in levels.items()}
     best = min(ways, key=lambda way: (_ORDER.index(levels[way]), -skill(classes[way], chance)))
     return {"level": levels[best], "by": best, "words": shown_accuracy(classes, best)}
@@ -60,12 +62,8 @@ def verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
     else:
         best = min(found, key=lambda name: _ORDER.index(found[name]["level"]))
         level = found[best]["level"]
-        few = (
-            f"{figures['columns'][best]['classes']['examples']['validation']} validation examples are too few; "
-            if level == "unknown"
-            else ""
-        )
-        words = f"{_WORDS[level]}: {few}{best}, {found[best]['words']}"
+        why = f"{_why_unknown(figures['columns'][best]['classes']['examples'])}; " if level == "unknown" else ""
+        words = f"{_WORDS[level]}: {why}{best}, {found[best]['words']}"
     return {"level": level, "words": words, "reasons": _reasons(figures, best)}
 
 
@@ -107,9 +105,16 @@ def _reasons(figures: Mapping[str, Any], best: str) -> list[str]:
     return reasons
 
 
+def _why_unknown(examples: Mapping[str, int]) -> str:
+    if not examples["validation_new"]:
+        return "train examples share the picture of every validation example, and recognising it would do"
+    count = examples["validation"]
+    return "one validation example is too few" if count == 1 else f"{count} validation examples are too few"
+
+
 def _about_examples(name: str, examples: Mapping[str, int]) -> list[str]:
     said = []
-    if examples["validation_shared"]:
+    if examples["validation_shared"] and examples["validation_new"]:
         said.append(f"{name}: {examples['validation_shared']:,} validation examples whose picture a train example shares are not counted")
     if examples["validation"] < _FEW:
         said.append(f"{name}: with {examples['validation']} validation examples a small effect would not be seen")

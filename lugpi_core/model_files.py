@@ -23,6 +23,8 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
     """
     if Path(source).is_dir():
         return Path(source)
+    if source.startswith(("/", "./", "../", "~")):
+        raise InputError(got=f"{flag} {source}, which is no folder", expected="a model's folder", do="check the path")
     name, _, at = source.partition("@")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError

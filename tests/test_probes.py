@@ -58,14 +58,14 @@ def test_pictures_that_train_shows_too_are_not_scored() -> None:
     data = features_of(0.0, shared=50)
     data.validation_VF[:50], data.validation_V[:50] = data.train_NF[:50], data.train_N[:50]
     found = probe_classes(data, seed=0)
-    assert found["examples"] == {"train": 200, "validation": 50, "validation_shared": 50}
+    assert found["examples"] == {"train": 200, "validation": 50, "validation_new": 50, "validation_shared": 50}
     assert found["knn"]["p"] > 0.01
     assert found["probe"]["accuracy_all"] > found["probe"]["accuracy"]
 
 
 def test_where_train_shows_all_pictures_all_are_scored() -> None:
     found = probe_classes(features_of(2.0, shared=100), seed=0)
-    assert found["examples"]["validation"] == 100
+    assert (found["examples"]["validation"], found["examples"]["validation_new"]) == (100, 0)
     assert found["knn"]["accuracy"] == found["knn"]["accuracy_all"]
 
 

@@ -40,6 +40,14 @@ def test_curves_go_through_their_values() -> None:
     assert len(drawn(curves_chart([(None, [0.3])], "x", is_share=False), "dot")) == 1, "one epoch is no line"
 
 
+@pytest.mark.parametrize("value", [1.0, 0.0, 0.125])
+def test_curves_of_one_value_have_marks_that_tell_it_from_its_neighbours(value: float) -> None:
+    svg = curves_chart([("student", [value, value])], "x", is_share=True)
+    marks = [one.text for one in ET.fromstring(svg).iter() if one.text and one.text.endswith("%")]
+    assert len(marks) == len(set(marks)) >= 2
+    assert marks[-1] == f"{100 * value:.4g}%"
+
+
 def test_a_matrix_has_a_cell_for_each_pair_and_says_its_count() -> None:
     svg = confusion_chart(np.array([[3, 1], [0, 0]]), ["<a>", "b" * 40], "x")
     shades = [(one["class"], float(one["fill-opacity"])) for one in drawn(svg, "cell") if "fill-opacity" in one]

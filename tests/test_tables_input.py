@@ -113,6 +113,11 @@ def test_rows_with_images_want_a_store_before_anything_is_trained(make: Make) ->
     assert not list(make().run.glob("*/training.json"))
 
 
+def test_of_a_corpus_that_is_not_there_nothing_else_is_told(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.csv"):
+        tables(make(dataset=str(tmp_path / "nowhere.csv"), rows=("all",)))
+
+
 def test_a_store_with_missing_rows_is_refused_before_anything_is_trained(make: Make, small_run: Path) -> None:
     options = make(rows=("table1",))
     shutil.copytree(small_run / "tokens", options.run / "tokens")

@@ -12,9 +12,14 @@ def way(accuracy: float, p: float, shuffled: float = 0.09) -> dict[str, Any]:
 
 
 def classes(
-    probe: dict[str, Any], knn: dict[str, Any], *, majority: float = 0.08, validation: int = 1000, shared: int = 0
+    probe: dict[str, Any], knn: dict[str, Any], *, majority: float = 0.08, validation: int = 1000, new: int | None = None, shared: int = 0
 ) -> dict[str, Any]:
-    examples = {"train": 4000, "validation": validation, "validation_shared": shared}
+    examples = {
+        "train": 4000,
+        "validation": validation,
+        "validation_new": validation if new is None else new,
+        "validation_shared": shared,
+    }
     return {"examples": examples, "chance": {"uniform": 0.05, "majority": majority}, "neighbours": 10, "knn": knn, "probe": probe}
 
 
@@ -40,6 +45,22 @@ def test_of_a_handful_of_validation_examples_nothing_found_says_nothing() -> Non
     base["columns"]["clip"] |= {"classes": few, "verdict": column_verdict(few)}
     assert verdict(base)["level"] == "unknown"
     assert verdict(base)["words"].startswith("nothing can be said of the classes: 29 validation examples are too few; clip, ")
+
+
+def test_where_train_examples_share_every_picture_nothing_is_known() -> None:
+    recognised = classes(way(0.88, 0.001), NOTHING, validation=50, new=0, shared=50)
+    base = figures()
+    base["columns"]["clip"] |= {"classes": recognised, "verdict": column_verdict(recognised)}
+    found = verdict(base)
+    assert found["level"] == "unknown"
+    assert found["words"].startswith("nothing can be said of the classes: train examples share the picture of every validation example")
+    assert not [reason for reason in found["reasons"] if "not counted" in reason]
+
+
+def test_one_validation_example_is_too_few() -> None:
+    lonely = classes(NOTHING, NOTHING, validation=1)
+    base = figures(columns={"clip": {"classes": lonely, "verdict": column_verdict(lonely)}})
+    assert verdict(base)["words"].startswith("nothing can be said of the classes: one validation example is too few; clip, ")
 
 
 def test_the_largest_class_is_a_guess_too() -> None:

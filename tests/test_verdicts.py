@@ -7,7 +7,7 @@ import pytest
 from train.comparison import Comparison, Discordant
 from train.rows import rows_of
 from train.table_figures import Adjusted
-from train.verdicts import gains_without_meaning, p_words, verdict, verdicts
+from train.verdicts import Meaningless, meaningless, p_words, verdict, verdicts
 
 ROWS = {row.name: row for row in rows_of(("clip-demo", "vit-demo"))}
 SHOWN = {"better": (0.01, 0.02, 0.04), "worse": (0.01, -0.04, -0.02), "not shown": (0.3, -0.01, 0.02)}
@@ -75,7 +75,7 @@ def test_of_one_seed_it_is_said_that_it_is_one() -> None:
     ],
 )
 def test_without_the_baseline_a_row_is_still_held_against_its_control(name: str, control: str, conclusion: str) -> None:
-    (sentence,) = verdicts([ROWS[name]], [adjusted(name, str(ROWS[name].control), control)])
+    (sentence,) = verdicts([ROWS[name]], [adjusted(name, str(ROWS[name].control), control)], [ROWS[name]])
     assert sentence.startswith(f"{name} is {'not shown to be better' if control == 'not shown' else control} than the")
     assert f": {conclusion}" in sentence
 
@@ -103,7 +103,7 @@ def test_a_gain_that_the_text_only_control_has_too_is_no_gain_of_images() -> Non
         ("student-clip-demo", "not shown", "not shown", "no gain is shown"),
         ("student-clip-demo", "not shown", "worse", "the images do harm"),
         ("student-clip-demo", "worse", "better", "the images help, but less than distillation costs"),
-        ("student-clip-demo", "worse", "not shown", "distillation costs accuracy, and the images are not shown to make up for it"),
+        ("student-clip-demo", "worse", "not shown", "distillation or the images cost accuracy; that the images help is not shown"),
         ("student-clip-demo", "worse", "worse", "the images do harm"),
         ("teacher-vit-demo", "better", "better", "the images help"),
         ("teacher-vit-demo", "better", "not shown", "the larger head alone may explain the gain; that the images add to it is not shown"),
@@ -139,23 +139,36 @@ def test_images_are_not_said_to_help_where_those_without_meaning_help_too() -> N
     names = ("teacher-clip-demo", "teacher-blank", "student-clip-demo")
     rows = [ROWS[name] for name in names]
     tests = [adjusted(row.name, reference, "better") for row in rows for reference in ("baseline", str(row.control))]
-    rivals = gains_without_meaning(rows, tests)
-    assert [row.name for row in rivals] == ["teacher-blank"]
-    teacher, blank, student = verdicts(rows, tests, rivals)
+    assert meaningless("teacher", rows, tests) == Meaningless(gaining=("teacher-blank",), unknown=("shuffled",))
+    teacher, blank, student = verdicts(rows, tests, rows)
     assert teacher.endswith("that the images help is not shown, for teacher-blank gains too, whose images say nothing of the text.")
     assert blank.endswith("what helps here is not what the images show, for they say nothing of the text.")
-    assert student.endswith(": the images help.")
+    assert student.endswith(
+        ": the images help; whether shuffled and blank images, which say nothing of the text, help as much is not known (--rows controls)."
+    )
     as_blank = [adjusted("teacher-blank", "baseline", "better"), adjusted("teacher-blank", "teacher-none", "not shown")]
-    assert gains_without_meaning(rows, as_blank) == []
+    assert meaningless("teacher", rows, as_blank) == Meaningless(unknown=("shuffled",))
+
+
+def test_images_help_is_said_without_reserve_where_those_without_meaning_were_asked() -> None:
+    names = ("teacher-clip-demo", "teacher-shuffled", "teacher-blank")
+    rows = [ROWS[name] for name in names]
+    tests = [adjusted("teacher-clip-demo", "baseline", "better"), adjusted("teacher-clip-demo", "teacher-none", "better")]
+    tests += [adjusted(name, "teacher-none", "not shown") for name in names[1:]]
+    # The sentence is the same whatever table the rows stand in.
+    assert verdicts(rows[:1], tests, rows)[0].endswith(": the images help.")
+    assert verdicts(rows[:1], tests[:-1], rows)[0].endswith(
+        "; whether blank images, which say nothing of the text, help as much is not known (--rows controls)."
+    )
 
 
 def test_every_row_that_was_compared_has_one_sentence() -> None:
     names = ("baseline", "teacher-clip-demo", "student-clip-demo")
     tests = [adjusted(name, reference, "better") for name in names[1:] for reference in ("baseline", str(ROWS[name].control))]
-    found = verdicts([ROWS[name] for name in names], tests)
+    found = verdicts([ROWS[name] for name in names], tests, list(ROWS.values()))
     assert [sentence.split()[0] for sentence in found] == ["teacher-clip-demo", "student-clip-demo"]
     assert "than the text-only teacher" in found[0]
-    assert verdicts([ROWS[name] for name in names], []) == []
+    assert verdicts([ROWS[name] for name in names], [], []) == []
 
 
 def test_a_small_p_keeps_its_size() -> None:

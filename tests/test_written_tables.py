@@ -131,7 +131,9 @@ def test_what_the_tests_allow_is_said(show: Show) -> None:
     report = show()
     first, controls = report["tables"][0]["verdicts"], report["tables"][2]["verdicts"]
     assert [sentence.split()[0] for sentence in first] == ["teacher-clip-demo", "student-clip-demo"]
-    assert first[1].endswith("the images help.")
+    assert first[1].endswith(
+        "the images help; whether shuffled and blank images, which say nothing of the text, help as much is not known (--rows controls)."
+    )
     assert controls[1].startswith("student-none is better than the baseline (p = ")
     assert controls[1].endswith("distillation alone helps, without any image.")
 
@@ -171,6 +173,7 @@ def test_what_is_of_no_row_is_shown_apart(run: Path, show: Show) -> None:
     fake_student(run, "more-small", scores(215), taught_by=["teacher-clip-demo"], unlabelled="abc", layers=1)
     fake_student(run, "two", scores(220), taught_by=["teacher-clip-demo", "teacher-none"])
     fake_student(run, "orphan", scores(230), taught_by=["nobody"])
+    fake_student(run, "of-the-former-teacher", scores(232), taught_by=["teacher-clip-demo"], teachers=["a hash of other weights"])
     fake_student(run, "hard-only", scores(235), taught_by=["teacher-clip-demo"], alpha=0.0, beta=0.0)
     fake_model(run, "another", scores(240), command="baseline")
     fake_model(run, "one-more", scores(245), command="baseline")
@@ -182,6 +185,7 @@ def test_what_is_of_no_row_is_shown_apart(run: Path, show: Show) -> None:
         "baseline-seed9",
         "hard-only",
         "more-small",
+        "of-the-former-teacher",
         "one-more",
         "orphan",
         "small",

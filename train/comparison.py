@@ -142,7 +142,7 @@ def interval_over_seeds(gained_SN: NDArray[np.int64]) -> tuple[float, float]:
         return float(mean), float(mean)
     parts = square_examples**2 / freedom_N + square_seeds**2 / freedom_S + square_rest**2 / (freedom_S * freedom_N)
     half = float(t.ppf((1 + LEVEL) / 2, square**2 / parts)) * (square / (seeds * examples)) ** 0.5
-    return float(mean) - half, float(mean) + half
+    return max(float(mean) - half, -1.0), min(float(mean) + half, 1.0)  # no difference of accuracies is larger
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lugpi_core.fingerprint import flat
+from lugpi_core.fingerprint import flat, hash_file
 from train.losses import KD_PRESETS
-from train.model_folder import TRAINING, finished_folders, metrics_of, training_of
+from train.model_folder import finished_folders, is_whole, metrics_of, training_of
 from train.rows import ALL, BASELINE, MORE, Terms, model_name, student_name
+from train.teacher_outputs import WEIGHTS
 
 # What makes a model another one without making its row another: shown together, models should agree in these.
 _SETTINGS = ("flags", "max_length", "corpus", "separator", "text_model", "dtype", "unlabelled")
@@ -102,12 +104,14 @@ def _shown(made_from: Mapping[str, Any]) -> str:
 
 
 def _student_row(folder: Path, made_from: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """Return a student's row; None for one that no row has: with fewer layers, unequal teachers or some of many, and of those that were
-    taught of more texts, all with another loss or several teachers."""
+    """Return a student's row; None for one that no row has: with fewer layers, unequal teachers or some of many, teachers that are gone or
+    were trained anew, and of those that were taught of more texts, all with another loss or several teachers."""
     metrics = metrics_of(folder)
     taught_by = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
-    if made_from["layers"] is not None or not all((one / TRAINING).is_file() for one in taught_by):
+    if made_from["layers"] is not None or not all(is_whole(one) for one in taught_by):
         return None
+    if "teachers" in made_from and made_from["teachers"] != [_weights_hash(one) for one in taught_by]:
+        return None  # other models stand there under their names
     seen = [_shown(training_of(one)) for one in taught_by]
     terms = _terms(made_from["distillation"], metrics)
     if made_from["unlabelled"] is not None:
@@ -116,6 +120,17 @@ def _student_row(folder: Path, made_from: Mapping[str, Any], columns: Sequence[s
         has_equal_shares = len({round(share, 6) for share in made_from["shares"]}) == 1
         return f"student-{ALL}" if has_equal_shares and terms == "both" and sorted(seen) == sorted(columns) else None
     return None if terms is None else student_name(seen[0], terms)
+
+
+def _weights_hash(teacher: Path) -> str:
+    weights = teacher / WEIGHTS
+    return _hash_of(weights, weights.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash_of(weights: Path, changed_ns: int) -> str:
+    """Return a hash of weights; one teacher has many students, and is read once while it stays as it is (``changed_ns``)."""
+    return hash_file(weights)
 
 
 def _terms(weights: Mapping[str, Any], metrics: Mapping[str, Any]) -> Terms | None:

@@ -55,7 +55,7 @@ def report(options: ReportOptions) -> dict[str, Any]:
         raise InputError(
             got=f"no finished model in {options.run}",
             expected="one at least",
-            do=f"train them first: python -m train tables --dataset {options.dataset}, or name the run's folder with --run-dir",
+            do="train them first (python -m train tables, with the same --dataset and its flags), or name the run's folder with --run-dir",
         )
     found = gathered(options)
     text = page(found)

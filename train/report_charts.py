@@ -15,6 +15,8 @@ from train.report_cases import ClassChange
 
 _WIDTH = 340.0
 _LABEL_LETTERS = 18
+# Of the largest value: curves that differ by less are drawn as the one level that they are.
+_LEAST_SPAN = 0.01
 
 
 def reliability_chart(found: Reliability, title: str) -> Html:
@@ -53,7 +55,8 @@ def curves_chart(lines: Sequence[tuple[str | None, Sequence[float]]], title: str
     """
     left, top, width, height = 38.0, 8.0, 292.0, 190.0
     values = [value for _, line in lines for value in line]
-    marks = ticks(min(values), max(values))
+    most = max(values)
+    marks = ticks(min(*values, most - _LEAST_SPAN * max(abs(most), 1e-6)), most)
     low, high = marks[0], marks[-1]
     longest = max(len(line) for _, line in lines)
     parts = [_grid(left, top, width, height, marks, lambda value: f"{value:.4g}" if not is_share else f"{100 * value:.4g}%")]

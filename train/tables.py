@@ -26,7 +26,7 @@ from train.rows import ALL, BASELINE, GROUPS, Group, Model, Row, Terms, chosen_t
 from train.sources import Sources
 from train.table_figures import TITLES, Adjusted, Scored, adjusted_comparisons, model_record, row_record, scored
 from train.turns import Made, find_models, make_models, refuse_launchers
-from train.verdicts import gains_without_meaning, verdicts
+from train.verdicts import verdicts
 from train.written_tables import comma_separated, latex, markdown
 
 Shown = Mapping[Group, Sequence[Row]]
@@ -50,6 +50,9 @@ def tables(options: TablesOptions) -> dict[str, Any]:
         Stopped: a signal asked for it; what is done is kept.
     """
     quiet_libraries()
+    sources = Sources()
+    if options.train:  # first: of a corpus that is not there, nothing else is worth telling
+        sources.corpus(options)
     columns = columns_of_rows(options)
     weights = distillation_of(options)
     recorded = None if options.train else recorded_models(options.run, columns)
@@ -59,7 +62,7 @@ def tables(options: TablesOptions) -> dict[str, Any]:
         has_more=options.unlabelled is not None or (recorded is not None and has_more(recorded)),
     )
     shown = chosen_tables(options.rows, rows)
-    made = _made(options, rows, shown, columns) if recorded is None else Made()
+    made = _made(options, rows, shown, columns, sources) if recorded is None else Made()
     found = recorded or Recorded(folders=made.folders, others=())
     report = table_report(options, Wanted(rows=rows, shown=shown, seeds=options.each_seed), found, made, cache(scored))
     _write(options.run, report)
@@ -95,13 +98,12 @@ def columns_of_rows(options: TablesOptions) -> tuple[str, ...]:
     return options.columns or clip_first(there)
 
 
-def _made(options: TablesOptions, rows: Sequence[Row], shown: Shown, columns: Sequence[str]) -> Made:
+def _made(options: TablesOptions, rows: Sequence[Row], shown: Shown, columns: Sequence[str], sources: Sources) -> Made:
     """Train the models that are missing; what can be refused is refused before the first."""
     refuse_launchers()
     require_trackers(options.track)
     compute = resolve_compute(options.device, options.dtype, half=half_for_training())
     wanted = models_of([row for of_table in shown.values() for row in of_table], rows, options.each_seed)
-    sources = Sources()
     corpus = sources.corpus(options)
     sources.text_model(options.text_model, options.max_length)
     read = {model.row.column for model in wanted}
@@ -200,7 +202,7 @@ def _table(group: Group, every_row: Sequence[Row], rows: Sequence[Row], tests: S
         "title": TITLES[group],
         "rows": [row.name for row in rows],
         "comparisons": [test.record() for test in own],
-        "verdicts": verdicts(rows, own, gains_without_meaning(every_row, tests)),
+        "verdicts": verdicts(rows, tests, every_row),
         "caption": caption(seeds, len(tests)),
     }
 

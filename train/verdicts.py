@@ -1,12 +1,14 @@
 """What a table's tests allow to say, in words: one sentence a row, and no more than was shown."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from train.rows import BASELINE, Row
 from train.table_figures import SIGNIFICANCE, Adjusted
 
 # What a row does beside looking at images, which may be what helps.
 _OTHERWISE = {"teacher": "the larger head", "student": "distillation"}
+_NO_MEANING = ("shuffled", "blank")
 _NOT = "not shown"
 _BETTER, _WORSE = "better", "worse"
 _NO_GAIN = "no gain is shown"
@@ -20,7 +22,7 @@ _CONCLUSIONS: Mapping[tuple[str, str], str] = {
     (_NOT, _NOT): _NO_GAIN,
     (_NOT, _WORSE): "the images do harm",
     (_WORSE, _BETTER): "the images help, but less than {otherwise} costs",
-    (_WORSE, _NOT): "{otherwise} costs accuracy, and the images are not shown to make up for it",
+    (_WORSE, _NOT): "{otherwise} or the images cost accuracy; that the images help is not shown",
     (_WORSE, _WORSE): "the images do harm",
 }
 # Of rows whose images say nothing of the text, where they are not like the text-only control.
@@ -46,40 +48,58 @@ _BESIDE_CONTROL = {
 }
 _NO_CONTROL = "whether the images help or {otherwise} alone does is not known without the text-only control (--rows {group})"
 _NEVER_A_CONTROL = "whether the images help or {otherwise} alone does is not known: no row is the same but for its images"
+_UNCHECKED = "; whether {unknown} images, which say nothing of the text, help as much is not known (--rows controls)"
 _GAINS_WITHOUT_MEANING = "that the images help is not shown, for {rivals} gains too, whose images say nothing of the text"
 
 
-def gains_without_meaning(rows: Iterable[Row], tests: Iterable[Adjusted]) -> list[Row]:
-    """Return the rows with shuffled or blank images that beat their text-only control: what helps them may be what helps others."""
-    better = {one.row for one in tests if one.reference != BASELINE and one.finding == _BETTER}
-    return [row for row in rows if row.name in better and row.privileged in ("shuffled", "blank")]
+@dataclass(frozen=True, kw_only=True)
+class Meaningless:
+    """What is known of the rows of one kind, teachers or students, whose images say nothing of the text.
+
+    Attributes:
+        gaining: those that beat their text-only control: what helps them may be what helps others.
+        unknown: which images, ``shuffled`` and ``blank``, no compared row has.
+    """
+
+    gaining: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
-def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted], meaningless: Sequence[Row] = ()) -> list[str]:
+def meaningless(command: str, rows: Iterable[Row], tests: Iterable[Adjusted]) -> Meaningless:
+    """Return what the rows of a command with shuffled and blank images came to against their text-only control."""
+    findings = {one.row: one.finding for one in tests if one.reference != BASELINE}
+    compared = {row.privileged: row.name for row in rows if row.command == command and row.name in findings}
+    return Meaningless(
+        gaining=tuple(compared[kind] for kind in _NO_MEANING if kind in compared and findings[compared[kind]] == _BETTER),
+        unknown=tuple(kind for kind in _NO_MEANING if kind not in compared),
+    )
+
+
+def verdicts(rows: Sequence[Row], tests: Sequence[Adjusted], every_row: Sequence[Row]) -> list[str]:
     """Return a sentence for every row of a table that was compared.
 
     Args:
         rows: of the table.
-        tests: all of its comparisons, their p adjusted together.
-        meaningless: of all tables, those of ``gains_without_meaning``.
+        tests: the comparisons of all tables, their p adjusted together.
+        every_row: of all tables.
     """
     against = {(one.row, one.reference): one for one in tests}
     said = []
     for row in rows:
         baseline, control = against.get((row.name, BASELINE)), against.get((row.name, str(row.control)))
         if baseline is not None or control is not None:
-            said.append(verdict(row, baseline, control, tuple(one.name for one in meaningless if one.command == row.command)))
+            said.append(verdict(row, baseline, control, meaningless(row.command, every_row, tests)))
     return said
 
 
-def verdict(row: Row, baseline: Adjusted | None, control: Adjusted | None, rivals: Sequence[str] = ()) -> str:
+def verdict(row: Row, baseline: Adjusted | None, control: Adjusted | None, beside: Meaningless = Meaningless()) -> str:
     """Return the sentence of one row.
 
     Args:
         row: of a model that is not the baseline.
         baseline: its comparison with the baseline; None where that is not there.
         control: its comparison with its text-only control; None where it has none, or where that is not there. One of both is.
-        rivals: rows of its kind that gain from images without meaning.
+        beside: rows of its kind with images without meaning.
     """
     otherwise = "distillation of more texts" if row.more else _OTHERWISE.get(row.command, "")
     there = [(one, words) for one, words in ((baseline, "the baseline"), (control, _control_words(row))) if one is not None]
@@ -87,11 +107,12 @@ def verdict(row: Row, baseline: Adjusted | None, control: Adjusted | None, rival
     told = f"{row.name} is " + f",{joint}".join(_words(one, words) for one, words in there)
     findings = None if baseline is None else baseline.finding, None if control is None else control.finding
     conclusion = _conclusion(row, *findings)
-    if row.privileged == "images" and findings[1] == _BETTER and rivals:
-        conclusion = _GAINS_WITHOUT_MEANING
+    if row.privileged == "images" and findings[1] == _BETTER:
+        conclusion = _GAINS_WITHOUT_MEANING if beside.gaining else conclusion + (_UNCHECKED if beside.unknown else "")
     group = "unlabelled" if row.more else "controls"
     one_seed = "" if all(len(one.comparison.seeds) > 1 for one, _ in there) else " (of one seed: another may say otherwise)"
-    return f"{told}: {conclusion.format(otherwise=otherwise, group=group, rivals=' and '.join(rivals))}{one_seed}."
+    names = {"rivals": " and ".join(beside.gaining), "unknown": " and ".join(beside.unknown)}
+    return f"{told}: {conclusion.format(otherwise=otherwise, group=group, **names)}{one_seed}."
 
 
 def _conclusion(row: Row, baseline: str | None, control: str | None) -> str:
