@@ -171,7 +171,7 @@ DEMO = {
 }
 
 
-REAL = ("cwi-wikinews",)  # those that are recorded
+REAL = ("cwi-wikinews", "cwi-news")
 REAL_MODELS = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
 
 

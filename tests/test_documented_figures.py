@@ -34,9 +34,10 @@ def test_a_table_of_speeds_is_that_of_its_record(table: str) -> None:
         assert line in BENCHMARKS.splitlines()
 
 
-def test_the_demos_table_is_that_of_its_record() -> None:
+@pytest.mark.parametrize("table", ["demo_rows", "corpora_rows"])
+def test_a_table_of_an_experiment_is_that_of_its_records(table: str) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    for line in figures.demo_rows():
+    for line in getattr(figures, table)():
         assert line in readme
 
 

@@ -62,7 +62,7 @@ def test_real_corpora_are_drawn_and_trained_with_the_rows_asked_for(asked: list[
     drawn, tabled, _, cut = [parsed(several[0], kinds) for several in asked]
     assert (drawn.dataset, drawn.generator, drawn.encoders, drawn.data_dir) == ("cwi-wikinews", "demo", ("demo",), Path("there"))
     assert (tabled.rows, tabled.seeds, tabled.epochs, tabled.text_model) == (("table1", "baseline"), 3, 2, "minilm-folder")
-    assert (cut.dataset, cut.limit, cut.max_length, cut.run_dir) == ("20ng", 2000, 128, Path("runs/20ng-2000"))
+    assert (cut.dataset, cut.limit, cut.max_length, cut.run_dir) == ("20ng", 2000, 64, Path("runs/20ng-2000"))
     assert [len(several) for several in asked] == [1, 2, 1, 2]
 
 
