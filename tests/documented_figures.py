@@ -171,7 +171,7 @@ DEMO = {
 }
 
 
-REAL = ("cwi-wikinews", "cwi-news")
+REAL = ("cwi-wikinews", "cwi-news", "20ng-2000")
 REAL_MODELS = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
 
 
@@ -224,5 +224,6 @@ def _compared(test: Mapping[str, Any] | None) -> tuple[str, str]:
     if test is None:
         return "", ""
     difference, (low, high), p = 100 * test["difference"], (100 * end for end in _interval(test)), test["holm_p"]
-    shown = f"{p:.2f}" if p >= 0.01 else f"{p:.4f}" if p >= 1e-3 else f"{p:.0e}".replace("e-0", "e-")
+    small = f"{p:.4f}" if p >= 1e-3 else f"{p:.0e}".replace("e-0", "e-") if p >= 1e-300 else "< 1e-300"
+    shown = f"{p:.2f}" if p >= 0.01 else small
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]", shown
