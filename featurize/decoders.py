@@ -19,6 +19,7 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
 from lugpi_core.model_files import local_model_folder, reason
+from lugpi_core.stopping import raise_wrapped_stop
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 _FULL, _TINY = "full", "tiny"
@@ -150,6 +151,7 @@ def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise_wrapped_stop(error)
         raise InputError(
             got=f"{files.folder}, which does not load ({reason(error)})",
             expected="a whole AutoencoderTiny folder with safetensors weights",

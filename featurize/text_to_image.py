@@ -24,6 +24,7 @@ from featurize.generators import Generator
 from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
+from lugpi_core.stopping import raise_wrapped_stop
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 
@@ -321,6 +322,7 @@ def _one_line_when_broken(generator: Generator) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise_wrapped_stop(error)
         raise InputError(
             got=f"{generator.folder}, which does not load ({' '.join(str(error).split())[:160]})",
             expected=f"a whole {generator.pipeline_class} folder with safetensors weights",

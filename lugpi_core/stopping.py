@@ -16,6 +16,15 @@ class Stopped(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
+def raise_wrapped_stop(error: BaseException) -> None:
+    """Raise the interrupt that a library has turned into an error of its own, if there is one behind it."""
+    behind = error.__cause__ or error.__context__
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            raise behind
+        behind = behind.__cause__ or behind.__context__
+
+
 class StopRequest:
     """Whether somebody has asked the run to stop."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lugpi_core.stopping import Stopped, StopRequest, stop_on_signals, terminated_like_interrupted
+from lugpi_core.stopping import Stopped, StopRequest, raise_wrapped_stop, stop_on_signals, terminated_like_interrupted
 
 BOTH = (signal.SIGTERM, signal.SIGINT)
 
@@ -173,3 +173,15 @@ with stop_on_signals():
 def test_a_process_that_never_checks_is_ended_by_the_second_signal() -> None:
     done = subprocess.run([sys.executable, "-c", DEAF], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=30, check=False)
     assert done.returncode == -signal.SIGTERM
+
+
+def test_an_interrupt_that_a_library_wrapped_is_still_one() -> None:
+    try:
+        try:
+            raise Stopped(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise OSError("a folder that does not load")  # noqa: B904
+    except OSError as error:
+        with pytest.raises(Stopped):
+            raise_wrapped_stop(error)
+    raise_wrapped_stop(OSError("of its own"))
