@@ -41,7 +41,7 @@ DEMO = Experiment(
 )
 # About a thousand steps of each CWI corpus. On WikiNews a rate of 3e-4 diverges, and one epoch at 5e-5 has not learnt enough (.79).
 _RATE = ("--learning-rate", "1e-4")
-# 1.7 times the speed of float32 where the processor multiplies bfloat16 (AVX512-BF16, AMX).
+# Faster than float32 where the processor multiplies bfloat16 (AVX512-BF16, AMX).
 _BF16 = ("--dtype", "bfloat16")
 # 20 Newsgroups is cut at about what the generator reads of a text too.
 REAL = {

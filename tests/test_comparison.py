@@ -122,14 +122,14 @@ def test_with_many_texts_it_is_students_interval_of_the_seeds() -> None:
     assert interval_over_seeds(gained) == pytest.approx((by_seed.mean() - half, by_seed.mean() + half), abs=0.02 * half)
 
 
-def test_seeds_that_never_differ_have_an_interval_without_width_and_one_seed_has_none() -> None:
-    assert interval_over_seeds(np.ones((3, 5), np.int64)) == (1.0, 1.0)
-    assert interval_over_seeds(np.array([[1], [1]])) == (1.0, 1.0)
-
-
 def test_no_interval_leaves_what_a_difference_can_be() -> None:
     low, high = interval_over_seeds(np.array([[1, 1, 1, 1], [-1, -1, 1, 1]]))
     assert (low, high) == (-1.0, 1.0)
+
+
+def test_seeds_that_never_differ_have_an_interval_without_width_and_one_seed_has_none() -> None:
+    assert interval_over_seeds(np.ones((3, 5), np.int64)) == (1.0, 1.0)
+    assert interval_over_seeds(np.array([[1], [1]])) == (1.0, 1.0)
     first, second = rows_of_hits(1, 0.8, 0.7, seeds=2)
     assert compare((0,), first[:1], second[:1]).over_seeds is None
     two = compare((0, 1), first, second)

@@ -66,7 +66,7 @@ class TrainOptions(CorpusOptions):
     """Where to compute; auto takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the forward pass; weights stay float32. Auto is bfloat16 on CUDA (float16 where the card has none), float32 on the
-    CPU, where bfloat16 is twice as fast if the processor multiplies it (AVX512-BF16, AMX)."""
+    CPU, where bfloat16 is faster if the processor multiplies it (AVX512-BF16, AMX)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
