@@ -43,7 +43,7 @@ DEMO = Experiment(
 _RATE = ("--learning-rate", "1e-4")
 # Faster than float32 where the processor multiplies bfloat16 (AVX512-BF16, AMX).
 _BF16 = ("--dtype", "bfloat16")
-# 20 Newsgroups is cut at about what the generator reads of a text too.
+# The embedded generator reads 40 tokens of a document; its text is cut at 64.
 REAL = {
     "cwi-wikinews": Experiment(corpus=("--dataset", "cwi-wikinews"), training=("--epochs", "2", *_RATE), seeds=3),
     "cwi-news": Experiment(corpus=("--dataset", "cwi-news"), training=("--epochs", "1", *_BF16, *_RATE), seeds=3),

@@ -21,6 +21,7 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_file, hash_model_folder
 from lugpi_core.model_files import local_model_folder, reason
+from lugpi_core.stopping import raise_wrapped_stop
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 PRESETS: Mapping[str, str] = {
@@ -187,6 +188,7 @@ def _loaded(files: EncoderFiles, load: Callable[[EncoderFiles], Any]) -> Any:
     except InputError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:  # open_clip asserts that shapes fit
+        raise_wrapped_stop(error)
         raise InputError(
             got=f"{files.folder}, which does not load ({reason(error)})", expected="weights that fit their configuration", do="get it again"
         ) from None

@@ -24,6 +24,7 @@ from lugpi_core.model_files import reason
 from lugpi_core.own_data import ID_COLUMN, checked_texts
 from lugpi_core.own_tables import Table, file_table, text_table
 from lugpi_core.quiet import quiet_libraries
+from lugpi_core.stopping import raise_wrapped_stop
 from train.model_folder import METRICS
 from train.prediction import autocast
 from train.text import TextModel, find_text_model
@@ -152,6 +153,7 @@ def _loaded(folder: Path) -> Any:
             folder, local_files_only=True, use_safetensors=True, dtype="float32", output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise_wrapped_stop(error)
         raise InputError(
             got=f"{folder}, which does not load ({reason(error)})", expected="a whole classifier", do="train it again"
         ) from None

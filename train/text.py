@@ -13,6 +13,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.examples import Corpus
 from lugpi_core.fingerprint import hash_model_folder
 from lugpi_core.model_files import MODEL_FILES, local_model_folder, reason
+from lugpi_core.stopping import raise_wrapped_stop
 from lugpi_core.torchvision_ops import allow_torchvision_import
 
 LONGEST = 512
@@ -116,6 +117,7 @@ def _loaded(auto: Any, text_model: TextModel, **more: Any) -> nn.Module:
     try:
         model: nn.Module = auto.from_pretrained(text_model.folder, local_files_only=True, use_safetensors=True, dtype="float32", **more)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise_wrapped_stop(error)
         raise InputError(
             got=f"--text-model {text_model.name}, which does not load ({reason(error)})",
             expected="a whole Hugging Face text encoder that can classify",
