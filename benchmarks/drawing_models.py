@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lugpi_core.embedded_models import embedded_model
 from lugpi_core.files import whole_folder
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _SEED = 0
 _CONTEXT = 77

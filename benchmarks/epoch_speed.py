@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from benchmarks.harness import interleaved, median_ratio, medians
 from benchmarks.training_cases import SMALL, Sizes, classifier, compute_here, data_of, student_learner
 from lugpi_core.command_line import say
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
-from lugpi_core.stopping import StopRequest
+from lugpi_core.runtime.stopping import StopRequest
 from train.batches import epoch_batches, padding_share
 from train.data import TrainingData
 from train.reports import Reports

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.cli import DemoOptions, RealOptions
 from benchmarks.harness import finish
 from lugpi_core.command_line import say
-from lugpi_core.demo_corpus import DEMO_MORE
+from lugpi_core.corpora.demo import DEMO_MORE
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_text
 

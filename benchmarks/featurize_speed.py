@@ -21,9 +21,9 @@ from benchmarks.roofline import measured_peak_flops, roof
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
 from lugpi_core.command_line import say
-from lugpi_core.device import resolve_compute
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.runtime.libraries import quiet_libraries
 
 OURS, FORWARDS = "featurize", "bare forwards"
 ONE_BY_ONE, BATCHED = "PNG files, one prompt a call", "PNG files, batched"

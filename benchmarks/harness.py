@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.files import write_json
-from lugpi_core.meters import provenance
+from lugpi_core.runtime.meters import provenance
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -16,7 +16,7 @@ from benchmarks.harness import finish
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
 from lugpi_core.command_line import say
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.libraries import quiet_libraries
 from lugpi_core.store.reader import ColumnReader, token_columns_of
 
 # What is changed, as flags of featurize.

@@ -19,9 +19,9 @@ from featurize.generators import Generator, find_generator, generator_settings
 from featurize.image_encoder import EncoderFiles, expand_encoders, find_encoder
 from featurize.options import FeaturizeOptions
 from featurize.prompts import plan_drawings
-from lugpi_core.corpora import load_corpus
-from lugpi_core.device import resolve_compute
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _SCHEDULERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
 

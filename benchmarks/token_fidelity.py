@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from benchmarks.harness import finish
 from lugpi_core.command_line import say
-from lugpi_core.corpora import load_corpus
-from lugpi_core.examples import Corpus
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 from lugpi_core.store.quantize import dequantize, quantize
-from lugpi_core.torchvision_ops import allow_torchvision_import
 from train.checkpoint import load_weights
 from train.image_tokens import open_image_tokens
 from train.models import FusionHead, Teacher

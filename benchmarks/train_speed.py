@@ -36,7 +36,7 @@ from benchmarks.training_cases import (
     vision_tower,
 )
 from lugpi_core.command_line import say
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.libraries import quiet_libraries
 from train.batches import Part
 from train.data import Batch
 from train.loop import Learner

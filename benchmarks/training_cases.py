@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lugpi_core.device import Compute, resolve_compute
+from lugpi_core.runtime.device import Compute, resolve_compute
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 from lugpi_core.store.reader import Rows
-from lugpi_core.torchvision_ops import allow_torchvision_import
 from train.data import Batch, TrainingData
 from train.loop import Learner, Training
 from train.losses import KD_PRESETS, Taught, distillation_loss

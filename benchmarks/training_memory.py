@@ -26,8 +26,8 @@ from benchmarks.training_cases import (
     teacher_learner,
 )
 from lugpi_core.command_line import say
-from lugpi_core.meters import peak_memory_bytes
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.meters import peak_memory_bytes
 from train.loop import Learner
 
 BATCH = 14

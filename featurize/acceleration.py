@@ -12,7 +12,7 @@ import torch
 
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
-from lugpi_core.model_files import reason
+from lugpi_core.runtime.pretrained import reason
 
 AttentionChoice = Literal["auto", "xformers", "sdpa"]
 CompileChoice = Literal["auto", "on", "off"]

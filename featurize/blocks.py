@@ -17,8 +17,8 @@ from featurize.image_encoder import ImageEncoder
 from featurize.prompts import DrawingPlan
 from featurize.text_to_image import PromptEmbeddings, TextToImage
 from lugpi_core.command_line import say
-from lugpi_core.meters import StageTimes
-from lugpi_core.stopping import StopRequest
+from lugpi_core.runtime.meters import StageTimes
+from lugpi_core.runtime.stopping import StopRequest
 from lugpi_core.store.reader import LATENTS
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from featurize.blocks import Models, Work
     from featurize.loading import Sizes
     from featurize.pipeline import Job
-    from lugpi_core.examples import Corpus
+    from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.store.writer import ColumnWriter
 
 _LESS_MEMORY = "see --dry-run for what is needed; free memory, or take a smaller --size-px, generator or encoder; what is written is kept"
@@ -46,7 +46,7 @@ def _info(options: InfoOptions) -> dict[str, Any]:
 
 
 def _inspect(options: InspectOptions) -> dict[str, Any]:
-    from lugpi_core.quiet import quiet_libraries
+    from lugpi_core.runtime.libraries import quiet_libraries
 
     quiet_libraries()
     from featurize.inspect_tokens import inspect_store
@@ -66,8 +66,8 @@ def featurize(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -
         afresh: drawings that have failed before, and are made in float32.
     """
     from featurize.planning import prepare, refuse_other_drawings, require_room
-    from lugpi_core.meters import provenance
-    from lugpi_core.quiet import quiet_libraries
+    from lugpi_core.runtime.libraries import quiet_libraries
+    from lugpi_core.runtime.meters import provenance
 
     quiet_libraries()
     corpus, job = prepare(options, afresh)
@@ -132,8 +132,8 @@ def _work(options: FeaturizeOptions, job: "Job", corpus: "Corpus", writers: "dic
     from featurize.blocks import Work
     from featurize.planning import table_is_stale
     from lugpi_core.files import sweep
-    from lugpi_core.meters import StageTimes
-    from lugpi_core.store.view import VIEW, view_is_current, write_view
+    from lugpi_core.runtime.meters import StageTimes
+    from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 
     sweep(job.store)
     work, models = Work(times=StageTimes(job.compute.device), batches=Batches({})), None
@@ -167,7 +167,7 @@ def _load_models(options: FeaturizeOptions, job: "Job", writers: "dict[str, Colu
 
 def _fill(job: "Job", writers: "dict[str, ColumnWriter]", models: "Models", work: "Work", missing: int) -> None:
     from featurize.pipeline import fill
-    from lugpi_core.stopping import stop_on_signals
+    from lugpi_core.runtime.stopping import stop_on_signals
 
     with stop_on_signals() as work.stop, _progress_bar(missing) as bar, work.times.host("fill_wall"):
         for _ in fill(job, writers, models, work):
@@ -234,7 +234,7 @@ def _compute(job: "Job", models: "Models | None") -> dict[str, Any]:
 
 
 def _figures(corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", work: "Work", *, already_done: bool) -> dict[str, Any]:
-    from lugpi_core.meters import peak_memory_bytes
+    from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table
 
     flagged = {name: sum(len(record["flagged"]) for record in writer.records.values()) for name, writer in writers.items()}

@@ -23,8 +23,8 @@ from featurize.generators import Generator
 from featurize.image_encoder import EncoderFiles
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
-from lugpi_core.model_files import reason
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.pretrained import reason
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 PROMPT, DENOISE, DECODE = "prompt", "denoise", "decode"
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from featurize.generators import Generator
-from lugpi_core.embedded_models import LICENSE, embedded_model
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
-from lugpi_core.model_files import local_model_folder, reason
-from lugpi_core.stopping import raise_wrapped_stop
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.embedded_models import LICENSE, embedded_model
+from lugpi_core.runtime.pretrained import local_model_folder, reason
+from lugpi_core.runtime.stopping import raise_wrapped_stop
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _FULL, _TINY = "full", "tiny"
 _SOURCES: Mapping[str, str] = {"StableDiffusionPipeline": "madebyollin/taesd", "StableDiffusionXLPipeline": "madebyollin/taesdxl"}

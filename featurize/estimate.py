@@ -16,9 +16,9 @@ import torch
 from featurize.counted_work import DECODE, DENOISE, PROMPT, Stage, StageWork, stages
 from featurize.generators import Generator
 from featurize.image_encoder import EncoderFiles
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
-from lugpi_core.host_memory import host_available_bytes
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.host_memory import host_available_bytes
 
 # What a process holds beside tensors. On CUDA: the context (0.3 to 0.6 GB by card and driver), the workspaces of cuDNN and cuBLAS, and
 # the embeddings of prompts that wait to be drawn (0.16 GB). On the CPU: the libraries themselves and oneDNN's copies of weights (measured

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lugpi_core.embedded_models import LICENSE, embedded_model
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
-from lugpi_core.model_files import reason
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.embedded_models import LICENSE, embedded_model
+from lugpi_core.runtime.pretrained import reason
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 Scheduler = Literal["own", "ddim", "dpm++", "euler"]
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")

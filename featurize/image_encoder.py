@@ -15,14 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lugpi_core.device import Compute
-from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_file, hash_model_folder
-from lugpi_core.model_files import local_model_folder, reason
-from lugpi_core.stopping import raise_wrapped_stop
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import local_model_folder, reason
+from lugpi_core.runtime.stopping import raise_wrapped_stop
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 PRESETS: Mapping[str, str] = {
     "clip-vit-b32": "open_clip:ViT-B-32/openai",

@@ -22,14 +22,14 @@ from featurize.text_agreement import MOST_TEXTS, encoder_of, text_agreement
 from featurize.token_sample import PooledTokens, Sample, pooled_tokens, shown_shares, take_sample
 from featurize.verdict import column_verdict, shown_accuracy, verdict
 from lugpi_core.command_line import resolved_flags, say
-from lugpi_core.corpora import load_corpus
-from lugpi_core.device import Compute, resolve_compute
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from lugpi_core.files import write_json
-from lugpi_core.meters import StageTimes, peak_memory_bytes, provenance
-from lugpi_core.model_files import only_local_files
-from lugpi_core.own_data import load_unlabelled
+from lugpi_core.runtime.device import Compute, resolve_compute
+from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
+from lugpi_core.runtime.pretrained import only_local_files
 from lugpi_core.store.example_table import ExampleTable, read_example_table
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of, token_columns_of

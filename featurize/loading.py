@@ -28,8 +28,8 @@ from featurize.planning import wanted_bytes
 from featurize.text_to_image import TextToImage, unet_is_guided
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
-from lugpi_core.meters import StageTimes
-from lugpi_core.model_files import reason
+from lugpi_core.runtime.meters import StageTimes
+from lugpi_core.runtime.pretrained import reason
 from lugpi_core.store.manifest import MANIFEST, load_manifest
 from lugpi_core.store.reader import LATENTS
 

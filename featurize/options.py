@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lugpi_core.corpus_options import CorpusOptions, default_run_dir, store_folder
-from lugpi_core.device import DeviceChoice, DtypeChoice, require_seed
+from lugpi_core.corpora.options import CorpusOptions, default_run_dir, store_folder
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
 # So many, of at most 12 kB each, stay well below 10 MB.
 MOST_THUMBNAILS = 500

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lugpi_core.meters import StageTimes
+from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.quantize import quantize
 from lugpi_core.store.shard import ShardWriter
 

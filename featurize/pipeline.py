@@ -22,8 +22,8 @@ from featurize.image_encoder import EncoderFiles
 from featurize.output import Output, stored_form
 from featurize.prompts import DrawingPlan
 from lugpi_core.command_line import say
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
 from lugpi_core.store.layout import Dtype
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec

@@ -13,13 +13,13 @@ from featurize.options import FeaturizeOptions
 from featurize.pipeline import Job, Kept, column_specs
 from featurize.prompts import DrawingPlan, plan_drawings
 from lugpi_core.command_line import resolved_flags
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import default_run_dir, store_folder
-from lugpi_core.device import Compute, resolve_compute
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import default_run_dir, store_folder
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from lugpi_core.files import make_folder
-from lugpi_core.own_data import load_unlabelled
+from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.manifest import is_empty, load_manifest, refuse_difference
 from lugpi_core.store.reader import LATENTS, columns_of

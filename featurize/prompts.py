@@ -9,8 +9,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from lugpi_core.fingerprint import digest
 
 

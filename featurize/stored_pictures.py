@@ -16,8 +16,8 @@ from featurize.decoders import find_decoder
 from featurize.generators import Generator, find_generator, generator_settings
 from featurize.planning import OVERRIDES
 from featurize.text_to_image import LatentDecoder
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.reader import LATENTS, ColumnReader, columns_of
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from featurize.image_encoder import EncoderFiles, JointSpace, expand_encoders, find_encoder
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
 
 # Texts that are read: a text tower of CLIP B/32 takes 6 GFLOP a text.

@@ -21,11 +21,11 @@ from featurize.acceleration import AttentionChoice, Compilation, memory_format, 
 from featurize.decoders import DecoderFiles, load_decoder
 from featurize.deepcache import DeepReuse
 from featurize.generators import Generator
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
-from lugpi_core.stopping import raise_wrapped_stop
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.stopping import raise_wrapped_stop
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 
 @dataclass(frozen=True, kw_only=True)

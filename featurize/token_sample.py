@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.corpus import SPLITS, Corpus
+from lugpi_core.corpora.splits import shares
 from lugpi_core.errors import InputError
-from lugpi_core.examples import SPLITS, Corpus
-from lugpi_core.splits import shares
 from lugpi_core.store.example_table import ExampleTable
 from lugpi_core.store.reader import ColumnReader
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest
-from lugpi_core.stopping import Stopped, terminated_like_interrupted
+from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
 # A command takes its options, does its work and returns the figures for the last line; ``"complete": False`` among them means exit status
 # 1.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lugpi_core.quiet import quiet_libraries
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 ROOT = Path(__file__).resolve().parents[1]
 # The corpora's own archives, where a checkout has them beside it; tests that want them skip with a reason elsewhere.

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.prompts import plan_drawings
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.examples import Corpus
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.reader import LATENTS

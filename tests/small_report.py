@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from small_tables import PAPER_LOSS
 
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.examples import Corpus
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
 from train.metrics import PREDICTIONS, scores_by_split, write_predictions
 from train.model_folder import METRICS, TRAINING

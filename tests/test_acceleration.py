@@ -18,7 +18,7 @@ from torch import nn
 from featurize.acceleration import Compilation, CompileChoice, CompiledPart, choose_compilation
 from featurize.generators import find_generator, generator_settings
 from featurize.text_to_image import TextToImage
-from lugpi_core.device import resolve_compute
+from lugpi_core.runtime.device import resolve_compute
 
 # torch's own compiler meets torch's own deprecations when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -247,11 +247,11 @@ def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pyte
 # Draws compiled and uncompiled, and prints how far they are from each other.
 COMPILE = """
 import json, sys, torch
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.libraries import quiet_libraries
 quiet_libraries()
 from featurize.generators import find_generator, generator_settings
 from featurize.text_to_image import TextToImage
-from lugpi_core.device import resolve_compute
+from lugpi_core.runtime.device import resolve_compute
 generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
 drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
 with drawer.text_encoder_on_device():

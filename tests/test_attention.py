@@ -13,8 +13,8 @@ from featurize import acceleration
 from featurize.acceleration import AttentionChoice, set_attention
 from featurize.generators import Generator, find_generator, generator_settings
 from featurize.text_to_image import TextToImage
-from lugpi_core.device import Compute, resolve_compute
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute, resolve_compute
 
 CPU, CUDA, SHAPE = torch.device("cpu"), torch.device("cuda"), (4, 8, 8)
 OWN, THEIRS = attention_processor.AttnProcessor2_0, attention_processor.XFormersAttnProcessor

@@ -16,8 +16,8 @@ from featurize.batches import Batches
 from featurize.blocks import TEXT_BATCH, Block, BlockMaker, Models, Task, WindowOfPrompts, Work
 from featurize.prompts import DrawingPlan
 from featurize.text_to_image import PromptEmbeddings
-from lugpi_core.meters import StageTimes
-from lugpi_core.stopping import Stopped
+from lugpi_core.runtime.meters import StageTimes
+from lugpi_core.runtime.stopping import Stopped
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
 
 ROWS = 5

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lugpi_core.corpora import load_20ng, load_corpus, load_cwi, load_imdb, marked, without_subject_and_addresses, without_tags
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_20ng, load_corpus, load_cwi, load_imdb, marked, without_subject_and_addresses, without_tags
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

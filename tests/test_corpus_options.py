@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from lugpi_core.corpus_options import CorpusOptions, HubName, dataset_name, default_run_dir, hub_name
+from lugpi_core.corpora.options import CorpusOptions, HubName, dataset_name, default_run_dir, hub_name
 from lugpi_core.errors import InputError
 
 
@@ -75,6 +75,6 @@ def test_every_flag_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_importing_the_flags_loads_no_heavy_library() -> None:
     heavy = "{'numpy', 'pandas', 'torch', 'datasets', 'pyarrow', 'xxhash', 'tyro'}"
-    code = f"import sys, lugpi_core.corpus_options; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, lugpi_core.corpora.options; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from featurize.counted_work import Stage, StageWork, _count, counted_work, stages
 from featurize.generators import Generator, GeneratorPreset, find_generator, generator_settings
 from featurize.image_encoder import EncoderFiles, Preprocessing, find_encoder
-from lugpi_core.embedded_models import FOLDER
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.embedded_models import FOLDER
 
 TERA, MEGA = 1e12, 1e6
 SD2_UNET: dict[str, Any] = {

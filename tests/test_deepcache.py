@@ -16,8 +16,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.deepcache import DeepReuse
-from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.embedded_models import embedded_model
 
 SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
 SMALL = {"attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 4}

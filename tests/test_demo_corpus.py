@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.demo_corpus import (
+from lugpi_core.corpora.corpus import Split
+from lugpi_core.corpora.demo import (
     DEMO_CSV,
     DEMO_MORE,
     MORE_PER_TOPIC,
@@ -25,8 +24,9 @@ from lugpi_core.demo_corpus import (
     main,
     stem,
 )
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Split
 
 WORDNET = Path(__file__).resolve().parents[2] / "shared" / "data" / "wordnet-synsets.jsonl.gz"
 PER_TOPIC: dict[Split, int] = {"train": 3, "validation": 2, "test": 4}
@@ -173,7 +173,7 @@ def test_the_command_writes_the_files_whole_and_says_what_it_made(tmp_path: Path
     lines = [_synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(460)]
     source, out = _wordnet(tmp_path / "w.gz", lines), tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-W", "error", "-m", "lugpi_core.demo_corpus", "--wordnet", str(source), "--out", str(out)]
+    command = [sys.executable, "-W", "error", "-m", "lugpi_core.corpora.demo", "--wordnet", str(source), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     made = json.loads(done.stdout.splitlines()[-1])
     for name, content in (("demo.csv", demo_csv(source)), ("demo-more.txt", demo_more(source))):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lugpi_core.device import Compute, resolve_compute, seed_everything
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute, resolve_compute, seed_everything
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from featurize.emoji.measures import Artist, Clip, clean_pictures, demo_glosses,
 from featurize.emoji.sources import CLDR, FONT, load_emoji, rendered
 from featurize.emoji.world import PICTURE_PX
 from featurize.image_encoder import ImageEncoder, find_encoder
-from lugpi_core.device import resolve_compute
-from lugpi_core.embedded_models import FOLDER, embedded_model
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.runtime.embedded_models import FOLDER, embedded_model
 
 MOST_BYTES = 25_000_000
 
@@ -29,7 +29,7 @@ def test_all_of_them_are_small_and_in_half_precision() -> None:
 
 
 def test_a_package_without_them_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lugpi_core.embedded_models.FOLDER", tmp_path)
+    monkeypatch.setattr("lugpi_core.runtime.embedded_models.FOLDER", tmp_path)
     with pytest.raises(InputError, match="install the package again"):
         embedded_model("text")
 

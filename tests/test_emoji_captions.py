@@ -11,7 +11,7 @@ from featurize.emoji.captions import Tree, held_out, meanings, nearest_pictures,
 from featurize.emoji.recipe import Recipe
 from featurize.emoji.sources import CLDR, FONT, Emoji, Synset
 from featurize.emoji.world import World, load_world
-from lugpi_core.demo_corpus import load_demo
+from lugpi_core.corpora.demo import load_demo
 
 WORDNET = Path(__file__).parents[2] / "shared" / "data" / "wordnet-synsets.jsonl.gz"
 

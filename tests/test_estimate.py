@@ -29,8 +29,8 @@ from featurize.estimate import (
 )
 from featurize.generators import Generator, find_generator, generator_settings
 from featurize.image_encoder import EncoderFiles, find_encoder
-from lugpi_core.device import Compute, resolve_compute
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute, resolve_compute
 
 MB, GB, TERA = 10**6, 10**9, 1e12
 # Stable Diffusion 2 at 512 px in float16 and ViT-L/14.

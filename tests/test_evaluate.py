@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT
 
 from lugpi_core.command_line import run
-from lugpi_core.device import resolve_compute
-from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.runtime.embedded_models import embedded_model
 from train.evaluate import class_columns, evaluate, label_numbers, load_classifier, predicted_logits
 from train.tool_options import EvaluateOptions
 

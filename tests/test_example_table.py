@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
+from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus, Example
 from lugpi_core.store.example_table import EXAMPLES, ExampleTable, read_example_table, write_example_table
 from lugpi_core.store.sealed_file import write_sealed
 

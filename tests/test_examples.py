@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lugpi_core.examples import SPLITS, Corpus, Example, Split
+from lugpi_core.corpora.corpus import SPLITS, Corpus, Example, Split
 
 FIRST = Example(id="a", text="one", prompt="draw one", label=0, split="train")
 SECOND = Example(id="b", text="two", prompt="draw two", label=1, split="test")

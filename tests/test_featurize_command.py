@@ -23,7 +23,7 @@ from small_corpus import load_no_model
 
 from featurize.cli import main
 from featurize.image_encoder import ImageEncoder
-from lugpi_core.embedded_models import embedded_model
+from lugpi_core.runtime.embedded_models import embedded_model
 
 DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lugpi_core.host_memory import host_available_bytes
+from lugpi_core.runtime.host_memory import host_available_bytes
 
 Machine = Callable[..., int]
 

@@ -10,10 +10,10 @@ import torch
 
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from train import image_tokens as module
 from train.batches import epoch_batches
 from train.data import TrainingData

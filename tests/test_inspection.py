@@ -21,10 +21,10 @@ import xxhash
 
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
-from lugpi_core.meters import peak_memory_bytes
-from lugpi_core.store import inspection
+from lugpi_core.runtime.meters import peak_memory_bytes
+from lugpi_core.store import foreign_files as inspection
 from lugpi_core.store.column_map import ShardPlace
-from lugpi_core.store.inspection import structure_faults
+from lugpi_core.store.foreign_files import structure_faults
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, open_manifest, shard_name
 from lugpi_core.store.reader import ColumnReader

@@ -24,7 +24,7 @@ DOORS = {
     "open_clip": {f"featurize/{name}.py" for name in ("counted_work", "image_encoder", "emoji/vision")},
     "h5py": {f"lugpi_core/store/{name}.py" for name in ("inspection", "layout", "sealed_file", "view")},
     "tyro": {"lugpi_core/command_line.py"},
-    "datasets": {"lugpi_core/own_tables.py"},
+    "datasets": {"lugpi_core/corpora/user_files.py"},
     "bitsandbytes": {"train/optim.py"},
 }
 SOURCES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))

@@ -19,7 +19,7 @@ from featurize.pipeline import Job
 from featurize.planning import prepare
 from featurize.text_to_image import TextToImage
 from lugpi_core.errors import InputError
-from lugpi_core.meters import StageTimes
+from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.manifest import drop_record
 
 

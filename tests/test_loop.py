@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.device import resolve_compute, seed_everything
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
-from lugpi_core.stopping import Stopped
+from lugpi_core.runtime.device import resolve_compute, seed_everything
+from lugpi_core.runtime.stopping import Stopped
 from train.batches import epoch_batches, padding_share
 from train.checkpoint import CHECKPOINTS, STATE, load_checkpoint
 from train.data import Batch, TrainingData

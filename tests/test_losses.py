@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
-from lugpi_core.examples import UNLABELLED
 from train.losses import KD_PRESETS, Distillation, EmbeddingLoss, Taught, distillation, distillation_loss, hard_cross_entropy
 
 Array = NDArray[np.float64]

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import lugpi_core
-from lugpi_core import meters
-from lugpi_core.meters import StageTimes, peak_memory_bytes, provenance, versions
+from lugpi_core.runtime import meters
+from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,7 +75,7 @@ def test_on_the_cpu_no_device_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 HOLD = """
-from lugpi_core.meters import peak_memory_bytes
+from lugpi_core.runtime.meters import peak_memory_bytes
 before = peak_memory_bytes()
 held = b"x" * (256 << 20)
 del held

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lugpi_core.corpora.corpus import SPLITS, Corpus, Example
 from lugpi_core.errors import InputError
-from lugpi_core.examples import SPLITS, Corpus, Example
 from train.metrics import markdown_table, read_predictions, scores_by_split, write_predictions
 
 

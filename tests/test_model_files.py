@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from lugpi_core.errors import InputError
-from lugpi_core.model_files import MODEL_FILES, local_model_folder, reason
+from lugpi_core.runtime.pretrained import MODEL_FILES, local_model_folder, reason
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 import train.onnx_export as exporting
 from lugpi_core.command_line import run
-from lugpi_core.embedded_models import embedded_model
+from lugpi_core.runtime.embedded_models import embedded_model
 from train.evaluate import load_classifier
 from train.onnx_export import check_batches, onnx
 from train.tool_options import OnnxOptions

@@ -16,7 +16,7 @@ from featurize import cli, output
 from featurize.options import FeaturizeOptions
 from featurize.output import Output, Rows, runs, stored_form
 from featurize.text_to_image import TextToImage
-from lugpi_core.meters import StageTimes
+from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.quantize import quantize
 from lugpi_core.store.shard import ShardWriter

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.splits import seeded_splits
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
-from lugpi_core.splits import seeded_splits
 
 Columns = Mapping[str, Sequence[object]]
 TEXTS = [f"text {row}" for row in range(40)]

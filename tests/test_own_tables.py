@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, exceptio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lugpi_core.corpora.user_files import Table, file_table, hub_tables
 from lugpi_core.errors import InputError
-from lugpi_core.own_tables import Table, file_table, hub_tables
 
 WANTED = ("text", "label")
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)

@@ -174,7 +174,7 @@ import torch
 from featurize import cli
 from featurize.options import FeaturizeOptions
 from featurize.text_to_image import TextToImage
-from lugpi_core.meters import peak_memory_bytes
+from lugpi_core.runtime.meters import peak_memory_bytes
 
 TextToImage.draw = lambda _, embeddings, seeds, between: torch.randn(len(seeds), 8, 8, 8)
 TextToImage.decode = lambda _, latents: torch.rand(len(latents), 3, 256, 256)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_loop import training_of
 
-from lugpi_core.device import Compute
+from lugpi_core.runtime.device import Compute
 from train.loop import Training
 from train.prediction import accuracy, autocast, predict
 from train.processes import Processes

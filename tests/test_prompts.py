@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurize.prompts import DrawingPlan, drawing_seed, plan_drawings
+from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus, Example
 
 # xxh3-64 of "<seed>\0<prompt>", shifted right by one; a store made by an older release stays valid only while these hold.
 SEEDS = [3747004692172524481, 1002843070331025939, 4260915947167165924]

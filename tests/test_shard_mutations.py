@@ -11,7 +11,7 @@ import pytest
 from test_inspection import LAYOUT, SPEC, admit, in_a_child, offsets_of, place, plain, shard_of
 
 from lugpi_core.errors import InputError
-from lugpi_core.store.inspection import structure_faults
+from lugpi_core.store.foreign_files import structure_faults
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import create_shard

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lugpi_core.examples import SPLITS, Corpus, Example, Split
-from lugpi_core.splits import cut_from_train, limited, seeded_splits, share_down, share_up, shares, warn_of_lost_labels
+from lugpi_core.corpora.corpus import SPLITS, Corpus, Example, Split
+from lugpi_core.corpora.splits import cut_from_train, limited, seeded_splits, share_down, share_up, shares, warn_of_lost_labels
 
 
 @given(st.integers(0, 10**7), st.integers(0, 100))

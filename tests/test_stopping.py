@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from lugpi_core.stopping import Stopped, StopRequest, raise_wrapped_stop, stop_on_signals, terminated_like_interrupted
+from lugpi_core.runtime.stopping import Stopped, StopRequest, raise_wrapped_stop, stop_on_signals, terminated_like_interrupted
 
 BOTH = (signal.SIGTERM, signal.SIGINT)
 
@@ -161,7 +161,7 @@ def test_one_inside_another_asks_the_inner_one_first_then_the_outer_one_and_then
 # Asks itself twice, and never looks whether it was asked.
 DEAF = """
 import os, signal, time
-from lugpi_core.stopping import stop_on_signals
+from lugpi_core.runtime.stopping import stop_on_signals
 with stop_on_signals():
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)

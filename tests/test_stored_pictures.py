@@ -15,8 +15,8 @@ from featurize.decoders import find_decoder
 from featurize.generators import Generator, find_generator, generator_settings
 from featurize.stored_pictures import StoredPictures, generator_of, to_bytes, to_grey
 from featurize.text_to_image import LatentDecoder, TextToImage
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import LATENTS, ColumnReader
 

@@ -19,7 +19,7 @@ from conftest import ROOT
 import train.sweep as sweeping
 from lugpi_core.command_line import parse, run
 from lugpi_core.errors import InputError
-from lugpi_core.stopping import Stopped
+from lugpi_core.runtime.stopping import Stopped
 from train import loop
 from train.commands import student, teacher
 from train.options import StudentOptions, TeacherOptions

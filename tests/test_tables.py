@@ -23,7 +23,7 @@ import train.commands
 import train.locks
 import train.turns
 from lugpi_core.errors import InputError
-from lugpi_core.stopping import Stopped
+from lugpi_core.runtime.stopping import Stopped
 from train import loop
 from train.cli import main
 from train.options import BaselineOptions, StudentOptions, TablesOptions, TeacherOptions

@@ -13,10 +13,10 @@ from test_text import deep_folder
 
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
-from lugpi_core.corpora import load_corpus
-from lugpi_core.device import resolve_compute
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.own_data import load_unlabelled
+from lugpi_core.runtime.device import resolve_compute
 from train import teachers
 from train.cli import main
 from train.options import StudentOptions

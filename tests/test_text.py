@@ -21,8 +21,8 @@ from transformers import (
     RobertaModel,
 )
 
+from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus, Example
 from train.text import find_text_model, keep_layers, load_text_classifier, load_text_encoder, spaced
 
 

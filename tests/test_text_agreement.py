@@ -16,8 +16,8 @@ from transformers import CLIPTokenizer
 from featurize.generators import find_generator, generator_settings
 from featurize.image_encoder import EncoderFiles, ImageEncoder, JointSpace, find_encoder
 from featurize.text_agreement import agreement_of, encoder_of, text_agreement
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
 
 CPU = Compute(device="cpu", device_name="CPU", dtype="float32", threads=1)

@@ -18,9 +18,9 @@ from featurize import text_to_image
 from featurize.generators import Generator, find_generator, generator_settings
 from featurize.prompts import drawing_seed
 from featurize.text_to_image import TextToImage, prompts_are_cut
-from lugpi_core.device import Compute, resolve_compute
-from lugpi_core.embedded_models import embedded_model
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute, resolve_compute
+from lugpi_core.runtime.embedded_models import embedded_model
 
 # diffusers' schedulers meet NumPy 2 with it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lugpi_core import torchvision_ops
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime import torchvision_ops
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +30,7 @@ def qnms(dets, scores, iou_threshold):
 
 IMPORT_FAKE = """
 import torch
-from lugpi_core.torchvision_ops import _declared, allow_torchvision_import
+from lugpi_core.runtime.torchvision_ops import _declared, allow_torchvision_import
 
 assert allow_torchvision_import() is True
 assert allow_torchvision_import() is True
@@ -48,8 +48,8 @@ except NotImplementedError:
 """
 
 IMPORT_REAL = """
-from lugpi_core.quiet import quiet_libraries
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 quiet_libraries()
 allow_torchvision_import()

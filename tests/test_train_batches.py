@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from train.batches import batches_of_like_length, epoch_batches, padding_share, parts_of
 from train.text import find_text_model
 from train.token_ids import token_ids

@@ -12,11 +12,11 @@ from conftest import topic_texts
 
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions, store_folder
+from lugpi_core.corpora.corpus import UNLABELLED
+from lugpi_core.corpora.options import CorpusOptions, store_folder
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.examples import UNLABELLED
-from lugpi_core.own_data import load_unlabelled
 from train.cli import main
 from train.teacher_outputs import outputs_path, read_teacher_outputs
 from train.teachers import _refuse_other_tokens

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import xxhash
 
+from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus, Example
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.example_table import EXAMPLES, ExampleTable, write_example_table
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, shard_name
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.verify import Finding, check_store, shown_rows, take_back
-from lugpi_core.store.view import VIEW, write_view
+from lugpi_core.store.virtual_view import VIEW, write_view
 from lugpi_core.store.writer import ColumnWriter
 
 EXAMPLE = Example(id="1", text="t", prompt="p", label=0, split="train")

@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
+from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus, Example
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.layout import Dtype
 from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.reader import ColumnReader
-from lugpi_core.store.view import VIEW, view_is_current, write_view
+from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 from lugpi_core.store.writer import ColumnWriter
 
 EXAMPLE = Example(id="ä", text="t", prompt="p", label=0, split="train")

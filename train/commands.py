@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from lugpi_core.command_line import resolved_flags, say
-from lugpi_core.device import Compute, half_for_training, resolve_compute, seed_everything
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
-from lugpi_core.meters import StageTimes, peak_memory_bytes, provenance
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute, seed_everything
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from train.acceleration import encoder_of
 from train.checkpoint import load_weights, save_weights
 from train.data import TrainingData

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import say, speaks
-from lugpi_core.device import Compute, half_for_training, resolve_compute
+from lugpi_core.corpora.user_corpus import ID_COLUMN, checked_texts
+from lugpi_core.corpora.user_files import Table, file_table, text_table
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json, whole_file
-from lugpi_core.model_files import reason
-from lugpi_core.own_data import ID_COLUMN, checked_texts
-from lugpi_core.own_tables import Table, file_table, text_table
-from lugpi_core.quiet import quiet_libraries
-from lugpi_core.stopping import raise_wrapped_stop
+from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.pretrained import reason
+from lugpi_core.runtime.stopping import raise_wrapped_stop
 from train.model_folder import METRICS
 from train.prediction import autocast
 from train.text import TextModel, find_text_model
@@ -218,7 +218,7 @@ def label_numbers(values: Sequence[object], names: Sequence[str], *, where: str)
 
 
 def _label_name(value: object) -> str:
-    # As lugpi_core.own_data names classes: a column of whole numbers may have been stored as floats.
+    # As lugpi_core.corpora.user_corpus names classes: a column of whole numbers may have been stored as floats.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lugpi_core.examples import Corpus
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.files import write_text
 from train.text import TextModel
 

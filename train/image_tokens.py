@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import say
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from lugpi_core.fingerprint import digest
-from lugpi_core.host_memory import host_available_bytes
+from lugpi_core.runtime.host_memory import host_available_bytes
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import SCALE
 from lugpi_core.store.quantize import dequantize

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lugpi_core.command_line import resolved_flags
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
-from lugpi_core.stopping import Stopped, StopRequest, stop_on_signals
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.stopping import Stopped, StopRequest, stop_on_signals
 from train.acceleration import compile_encoder
 from train.batches import Part, epoch_batches, padding_share, parts_of
 from train.checkpoint import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
-from lugpi_core.examples import UNLABELLED
 
 EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.corpus import SPLITS, Corpus
+from lugpi_core.corpora.user_files import long_cells
 from lugpi_core.errors import InputError
-from lugpi_core.examples import SPLITS, Corpus
 from lugpi_core.files import whole_file
 from lugpi_core.fingerprint import digest
-from lugpi_core.own_tables import long_cells
 from train.calibration import answers
 
 PREDICTIONS = "predictions.csv"

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from lugpi_core.command_line import say
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
-from lugpi_core.model_files import reason
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.pretrained import reason
 from train.evaluate import Classifier, load_classifier, tokenised
 from train.text import TextModel
 from train.tool_options import OnnxOptions

@@ -5,9 +5,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-from lugpi_core.corpus_options import CorpusOptions, default_run_dir
-from lugpi_core.device import DeviceChoice, require_seed
+from lugpi_core.corpora.options import CorpusOptions, default_run_dir
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import DeviceChoice, require_seed
 
 CompileChoice = Literal["auto", "on", "off"]
 # Folders of a run that are no models.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.options import CorpusOptions
 from train.rows import Row
 
 PAPER_DATASETS = ("imdb", "20ng", "cwi-news", "cwi-wikinews")

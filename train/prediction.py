@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lugpi_core.device import Compute
+from lugpi_core.runtime.device import Compute
 from train.data import TrainingData
 from train.models import Output
 from train.processes import Processes

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lugpi_core.command_line import say
-from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.device import Compute
-from lugpi_core.examples import Corpus
-from lugpi_core.own_data import load_unlabelled
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.user_corpus import load_unlabelled
+from lugpi_core.runtime.device import Compute
 from train.data import Batch, teacher_name
 from train.image_tokens import ImageTokens
 from train.loop import Loss

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import say
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from lugpi_core.files import write_text
 from lugpi_core.fingerprint import digest
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.libraries import quiet_libraries
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lugpi_core.examples import Corpus
+from lugpi_core.corpora.corpus import Corpus
 from train.report_cases import Case, Role, Voice
 
 

@@ -3,9 +3,9 @@
 from dataclasses import fields
 from pathlib import Path
 
-from lugpi_core.corpora import load_corpus
-from lugpi_core.corpus_options import CorpusOptions
-from lugpi_core.examples import Corpus
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
 from train.image_tokens import ImageTokens, open_image_tokens
 from train.text import TextModel, find_text_model
 

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from lugpi_core.command_line import say
-from lugpi_core.device import Compute, half_for_training, resolve_compute
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
+from lugpi_core.runtime.libraries import quiet_libraries
 from train.acceleration import forget_last_model
 from train.checkpoint import load_checkpoint, remove_checkpoints
 from train.commands import Run, find_run, load_training

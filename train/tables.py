@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.command_line import say
-from lugpi_core.corpus_options import dataset_name, store_folder
-from lugpi_core.device import half_for_training, resolve_compute
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import dataset_name, store_folder
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.examples import Corpus
 from lugpi_core.files import write_json, write_text
-from lugpi_core.quiet import quiet_libraries
+from lugpi_core.runtime.device import half_for_training, resolve_compute
+from lugpi_core.runtime.libraries import quiet_libraries
 from lugpi_core.store.reader import token_columns_of
 from train.fidelity import CAPTION, TITLE, fidelity_figures
 from train.losses import Distillation

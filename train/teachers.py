@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from lugpi_core.command_line import say
-from lugpi_core.corpus_options import store_folder
-from lugpi_core.device import Compute
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import store_folder
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from lugpi_core.fingerprint import differences, flat
+from lugpi_core.runtime.device import Compute
 from train.checkpoint import load_weights
 from train.data import TrainingData
 from train.image_tokens import DiskTokens, ImageTokens, open_image_tokens

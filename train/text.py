@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from lugpi_core.embedded_models import LICENSE, embedded_model
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import Corpus
 from lugpi_core.fingerprint import hash_model_folder
-from lugpi_core.model_files import MODEL_FILES, local_model_folder, reason
-from lugpi_core.stopping import raise_wrapped_stop
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.embedded_models import LICENSE, embedded_model
+from lugpi_core.runtime.pretrained import MODEL_FILES, local_model_folder, reason
+from lugpi_core.runtime.stopping import raise_wrapped_stop
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 LONGEST = 512
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")

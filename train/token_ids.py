@@ -11,7 +11,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from lugpi_core.examples import Corpus
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.files import make_folder, whole_file
 from lugpi_core.fingerprint import digest
 from train.text import TextModel

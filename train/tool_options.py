@@ -5,9 +5,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from lugpi_core.corpus_options import CorpusOptions, default_run_dir
-from lugpi_core.device import DeviceChoice, require_seed
+from lugpi_core.corpora.options import CorpusOptions, default_run_dir
 from lugpi_core.errors import InputError, nearest
+from lugpi_core.runtime.device import DeviceChoice, require_seed
 from train.options import StudentOptions, require_model_name
 
 TEXT_SUFFIX = ".txt"

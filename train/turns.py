@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from lugpi_core.command_line import say
-from lugpi_core.device import Compute
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder
 from lugpi_core.files import sweep as sweep_partials
+from lugpi_core.runtime.device import Compute
 from train.acceleration import forget_last_model
 from train.commands import Run, confirmed, find_run, trained
 from train.locks import turn

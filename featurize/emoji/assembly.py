@@ -17,7 +17,7 @@ PARTS = ("generator", "tiny", "clip-demo", "vit-demo", "text")
 
 def assemble(recipe: Recipe, folder: Path) -> Path:
     """Write the six models of a recipe, training what is not trained yet; return the folder."""
-    from lugpi_core.quiet import quiet_libraries
+    from lugpi_core.runtime.libraries import quiet_libraries
 
     quiet_libraries()
     with whole_folder(folder) as partial:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from featurize.emoji.sources import Emoji, Synset
-from lugpi_core.demo_corpus import PER_TOPIC, SHORTEST, TOPICS, drawn, eligible_glosses, load_demo
-from lugpi_core.examples import Split
+from lugpi_core.corpora.corpus import Split
+from lugpi_core.corpora.demo import PER_TOPIC, SHORTEST, TOPICS, drawn, eligible_glosses, load_demo
 
 DEV_PER_TOPIC = 100
 _MOST_PICTURES = 4

@@ -26,7 +26,7 @@ def make(options: EmojiOptions) -> dict[str, Any]:
     from featurize.emoji.assembly import assemble
     from featurize.emoji.recipe import DRAWINGS, STEPS, Recipe
     from featurize.emoji.world import load_world
-    from lugpi_core.quiet import quiet_libraries
+    from lugpi_core.runtime.libraries import quiet_libraries
 
     quiet_libraries()
     if options.threads is not None:

@@ -13,7 +13,7 @@ from torch import nn
 from featurize.emoji.placing import SIDE_PX, STILL, Placing, placed
 from featurize.emoji.sight import DrawPair
 from featurize.emoji.words import HEADS, WIDTH
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 CHANNELS, SIDE = 8, SIDE_PX // 8
 _VAE_BLOCKS = (16, 32, 64, 64)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _WIDTH, _LAYERS, _HEADS, _LONGEST = 128, 2, 8, 128
 _MASKED = 0.15

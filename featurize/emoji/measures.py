@@ -21,10 +21,10 @@ from featurize.generators import PRESETS, find_generator
 from featurize.image_encoder import DEMO_ENCODERS, ImageEncoder, JointSpace, find_encoder
 from featurize.probes import predict_linear, standardised
 from featurize.text_to_image import TextToImage
-from lugpi_core.demo_corpus import load_demo
-from lugpi_core.device import resolve_compute
-from lugpi_core.examples import Split
+from lugpi_core.corpora.corpus import Split
+from lugpi_core.corpora.demo import load_demo
 from lugpi_core.fingerprint import digest
+from lugpi_core.runtime.device import resolve_compute
 
 _BATCH = 64
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from lugpi_core.device import require_seed
-from lugpi_core.embedded_models import FOLDER
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import require_seed
+from lugpi_core.runtime.embedded_models import FOLDER
 
 Part = Literal[
     "bag",

@@ -27,7 +27,7 @@ from featurize.emoji.words import (
 )
 from featurize.emoji.world import World
 from lugpi_core.files import make_folder, whole_folder
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _VIEWS = 6
 DRAWINGS = 16_000

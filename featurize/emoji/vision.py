@@ -11,7 +11,7 @@ from torch import nn
 from featurize.emoji.drawing import Rows
 from featurize.emoji.placing import FREE, SIDE_PX, placed
 from featurize.emoji.words import CONTEXT, HEADS, JOINT, LAYERS, WIDTH, Tower, contrastive
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 PATCH_PX = 16
 _WIDTH, _LAYERS, _HEAD = 128, 4, 32

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from featurize.emoji.world import World
-from lugpi_core.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 CONTEXT = 40
 WIDTH, LAYERS, HEADS, JOINT = 160, 2, 5, 160

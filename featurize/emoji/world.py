@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from featurize.emoji.captions import HeldOut, Tree, held_out, meanings, nearest_pictures, own_captions
 from featurize.emoji.sources import CLDR, FONT, Emoji, Synset, load_emoji, read_synsets, rendered
-from lugpi_core.demo_corpus import synset_lines
+from lugpi_core.corpora.demo import synset_lines
 
 PICTURE_PX = 96  # kept larger than what the models see, to be placed and turned
 

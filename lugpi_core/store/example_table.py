@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.corpus import SPLITS, Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.examples import SPLITS, Corpus
 from lugpi_core.store.sealed_file import read_sealed, write_sealed
 
 EXAMPLES = "examples.h5"

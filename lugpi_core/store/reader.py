@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
-from lugpi_core.store.inspection import refuse_structure
+from lugpi_core.store.foreign_files import refuse_structure
 from lugpi_core.store.layout import SCALE
 from lugpi_core.store.manifest import MANIFEST, Record, is_empty, load_manifest
 from lugpi_core.store.quantize import dequantize_array

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, sweep
-from lugpi_core.meters import versions
+from lugpi_core.runtime.meters import versions
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.layout import structure
 from lugpi_core.store.lease import ShardBusy, locked, take_lease

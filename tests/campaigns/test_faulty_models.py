@@ -119,8 +119,8 @@ def _table(path: Path, rows: int) -> Path:
 def _seeds(table: Path) -> list[int]:
     """Return the seed of every drawing."""
     from featurize.prompts import plan_drawings
-    from lugpi_core.corpora import load_corpus
-    from lugpi_core.corpus_options import CorpusOptions
+    from lugpi_core.corpora.options import CorpusOptions
+    from lugpi_core.corpora.paper import load_corpus
 
     return [int(seed) for seed in plan_drawings(load_corpus(CorpusOptions(dataset=str(table))), seed=0).seeds]
 

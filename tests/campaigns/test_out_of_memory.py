@@ -17,7 +17,7 @@ from featurize.cli import main
 from featurize.image_encoder import ImageEncoder, find_encoder
 from featurize.options import FeaturizeOptions
 from featurize.text_to_image import TextToImage
-from lugpi_core.device import Compute
+from lugpi_core.runtime.device import Compute
 from lugpi_core.store.reader import ColumnReader
 
 ROWS, SHARD, BATCH, TEXTS = 24, 12, 8, 12

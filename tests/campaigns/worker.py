@@ -26,7 +26,7 @@ from featurize.blocks import Models, Work
 from featurize.pipeline import Job, fill
 from featurize.prompts import DrawingPlan
 from featurize.text_to_image import PromptEmbeddings
-from lugpi_core.meters import StageTimes
+from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.layout import SCALE, Dtype, ShardLayout
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest
 from lugpi_core.store.quantize import quantize

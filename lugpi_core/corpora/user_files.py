@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lugpi_core.archives import decoded
-from lugpi_core.corpus_options import hub_name
+from lugpi_core.corpora.archives import decoded
+from lugpi_core.corpora.corpus import SPLITS, Split
+from lugpi_core.corpora.options import hub_name
 from lugpi_core.errors import InputError
-from lugpi_core.examples import SPLITS, Split
 
 if TYPE_CHECKING:
     from datasets import Dataset

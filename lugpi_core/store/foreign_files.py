@@ -77,7 +77,7 @@ def _ask_child(shards: Sequence[ShardPlace]) -> list[str | None]:
     ]
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"}
-    command = [sys.executable, "-P", "-m", "lugpi_core.store.inspection"]
+    command = [sys.executable, "-P", "-m", "lugpi_core.store.foreign_files"]
     child = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         said, _ = child.communicate(json.dumps(questions), timeout=START_S + TIME_S * len(shards))

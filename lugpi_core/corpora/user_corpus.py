@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lugpi_core.corpus_options import HUB_PREFIX, CorpusOptions, dataset_name
+from lugpi_core.corpora.corpus import SPLITS, UNLABELLED, Corpus, Example, Split
+from lugpi_core.corpora.options import HUB_PREFIX, CorpusOptions, dataset_name
+from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
+from lugpi_core.corpora.user_files import SPLIT_WORDS, Table, file_table, hub_tables, text_table
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.examples import SPLITS, UNLABELLED, Corpus, Example, Split
-from lugpi_core.own_tables import SPLIT_WORDS, Table, file_table, hub_tables, text_table
-from lugpi_core.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
 
 TEST_PERCENT = 20
 ID_COLUMN = "id"

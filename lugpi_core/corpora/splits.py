@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from lugpi_core.corpora.corpus import SPLITS, Corpus, Split
 from lugpi_core.errors import InputError
-from lugpi_core.examples import SPLITS, Corpus, Split
 
 VALIDATION_PERCENT = 10
 

@@ -9,13 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
-from lugpi_core.archives import Archive, decoded, find_archive, tar_members, zip_member
-from lugpi_core.corpus_options import HUB_PREFIX, CorpusOptions, dataset_name
-from lugpi_core.demo_corpus import load_demo
+from lugpi_core.corpora.archives import Archive, decoded, find_archive, tar_members, zip_member
+from lugpi_core.corpora.corpus import Corpus, Example, Split
+from lugpi_core.corpora.demo import load_demo
+from lugpi_core.corpora.options import HUB_PREFIX, CorpusOptions, dataset_name
+from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, limited, seeded_splits, share_down, share_up, warn_of_lost_labels
+from lugpi_core.corpora.user_corpus import checked_texts, load_own
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.examples import Corpus, Example, Split
-from lugpi_core.own_data import checked_texts, load_own
-from lugpi_core.splits import VALIDATION_PERCENT, cut_from_train, limited, seeded_splits, share_down, share_up, warn_of_lost_labels
 
 DATASETS = ("20ng", "imdb", "cwi-news", "cwi-wikinews", "demo")
 OWN_COLUMNS = frozenset({"text_column", "label_column", "prompt_column", "split_column", "validation_file", "test_file"})

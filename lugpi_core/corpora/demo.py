@@ -1,7 +1,7 @@
 """The shipped corpus, ``--dataset demo``: WordNet glosses, and which of twelve topics the thing is that each of them describes; and more
 glosses without labels, for ``--unlabelled``.
 
-The files are made by ``python -m lugpi_core.demo_corpus --wordnet PATH/wordnet-synsets.jsonl.gz`` and read like anybody's own files.
+The files are made by ``python -m lugpi_core.corpora.demo --wordnet PATH/wordnet-synsets.jsonl.gz`` and read like anybody's own files.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lugpi_core.archives import decoded
-from lugpi_core.corpus_options import CorpusOptions
+from lugpi_core.corpora.archives import decoded
+from lugpi_core.corpora.corpus import SPLITS, Corpus, Split
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.user_corpus import load_own
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
-from lugpi_core.examples import SPLITS, Corpus, Split
 from lugpi_core.files import write_text
-from lugpi_core.own_data import load_own
 
 DEMO_CSV = Path(__file__).with_name("data") / "demo.csv"
 DEMO_MORE = DEMO_CSV.with_name("demo-more.txt")
@@ -165,7 +165,7 @@ def demo_more(wordnet: Path, *, topics: Sequence[str] = TOPICS, more_per_topic: 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write each file beside its place and rename it; the last line of stdout is JSON. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lugpi_core.demo_corpus", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lugpi_core.corpora.demo", description=__doc__)
     parser.add_argument("--wordnet", type=Path, required=True, help="wordnet-synsets.jsonl.gz")
     parser.add_argument("--out", type=Path, default=DEMO_CSV.parent, help="the folder to write to (default: the package's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")

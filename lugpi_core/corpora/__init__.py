@@ -1,0 +1,1 @@
+"""Corpora: the paper's four, the embedded demo, and your own files."""

@@ -1,0 +1,1 @@
+"""The test suite, in the folders of the code it tests."""
