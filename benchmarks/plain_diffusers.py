@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from featurize.generators import Generator, find_generator, generator_settings
-from featurize.image_encoder import EncoderFiles, expand_encoders, find_encoder
+from featurize.encode.image_encoder import EncoderFiles, expand_encoders, find_encoder
+from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import FeaturizeOptions
-from featurize.prompts import plan_drawings
+from featurize.plan.drawings import plan_drawings
 from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks.plain_diffusers import Drawings
-from featurize.counted_work import DECODE, DENOISE, PROMPT, StageWork, counted_work
+from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, StageWork, counted_work
 
 # Side of the square matrices: large enough to keep every core busy, small enough for a second.
 _SIDE = {"cuda": 8192, "cpu": 2048}

@@ -10,9 +10,9 @@ from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, Ver
 from lugpi_core.command_line import Command, resolved_flags, run, say
 
 if TYPE_CHECKING:
-    from featurize.blocks import Models, Work
-    from featurize.loading import Sizes
-    from featurize.pipeline import Job
+    from featurize.fill.block import Models, Work
+    from featurize.fill.fill_store import Job
+    from featurize.fill.load_models import Sizes
     from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.store.writer import ColumnWriter
 
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _verify(options: VerifyOptions) -> dict[str, Any]:
-    from featurize.planning import prepare
-    from featurize.store_commands import verify
+    from featurize.maintain import verify
+    from featurize.plan.job import prepare
 
     return verify(options, featurize, prepare)
 
 
 def _info(options: InfoOptions) -> dict[str, Any]:
-    from featurize.store_commands import info
+    from featurize.maintain import info
 
     return info(options)
 
@@ -49,7 +49,7 @@ def _inspect(options: InspectOptions) -> dict[str, Any]:
     from lugpi_core.runtime.libraries import quiet_libraries
 
     quiet_libraries()
-    from featurize.inspect_tokens import inspect_store
+    from featurize.inspect.command import inspect_store
 
     with _memory_in_one_line("free memory, or use --device cpu"):
         return inspect_store(options)
@@ -65,7 +65,7 @@ def featurize(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -
         options: the flags.
         afresh: drawings that have failed before, and are made in float32.
     """
-    from featurize.planning import prepare, refuse_other_drawings, require_room
+    from featurize.plan.job import prepare, refuse_other_drawings, require_room
     from lugpi_core.runtime.libraries import quiet_libraries
     from lugpi_core.runtime.meters import provenance
 
@@ -87,7 +87,7 @@ def featurize(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -
 
 
 def _estimate(options: FeaturizeOptions, corpus: "Corpus", job: "Job") -> dict[str, Any]:
-    from featurize.loading import estimate_run
+    from featurize.fill.load_models import estimate_run
 
     _announce(corpus, job)
     estimate = estimate_run(options, job)
@@ -98,7 +98,7 @@ def _estimate(options: FeaturizeOptions, corpus: "Corpus", job: "Job") -> dict[s
 @contextmanager
 def _memory_in_one_line(do: str) -> Iterator[None]:
     """Turn what no halving helps against, such as models that do not fit, into one line."""
-    from featurize.batches import is_out_of_memory
+    from featurize.fill.out_of_memory import is_out_of_memory
     from lugpi_core.errors import InputError
 
     try:
@@ -128,9 +128,9 @@ def _work(options: FeaturizeOptions, job: "Job", corpus: "Corpus", writers: "dic
     """Make what is missing; return what was done and with what, None where nothing was to be drawn or encoded."""
     import dataclasses
 
-    from featurize.batches import Batches
-    from featurize.blocks import Work
-    from featurize.planning import table_is_stale
+    from featurize.fill.block import Work
+    from featurize.fill.out_of_memory import Batches
+    from featurize.plan.job import table_is_stale
     from lugpi_core.files import sweep
     from lugpi_core.runtime.meters import StageTimes
     from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
@@ -143,7 +143,7 @@ def _work(options: FeaturizeOptions, job: "Job", corpus: "Corpus", writers: "dic
         (job.store / VIEW).unlink(missing_ok=True)
         _write_examples(job, corpus)
     if missing:
-        from featurize.loading import choose_sizes
+        from featurize.fill.load_models import choose_sizes
 
         sizes = choose_sizes(options, job)
         job = dataclasses.replace(job, batch_size=sizes.batch)
@@ -159,14 +159,14 @@ def _work(options: FeaturizeOptions, job: "Job", corpus: "Corpus", writers: "dic
 
 
 def _load_models(options: FeaturizeOptions, job: "Job", writers: "dict[str, ColumnWriter]", sizes: "Sizes", work: "Work") -> "Models":
-    from featurize.loading import load_models
+    from featurize.fill.load_models import load_models
 
     incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}
     return load_models(options, job, incomplete, sizes, work.times)
 
 
 def _fill(job: "Job", writers: "dict[str, ColumnWriter]", models: "Models", work: "Work", missing: int) -> None:
-    from featurize.pipeline import fill
+    from featurize.fill.fill_store import fill
     from lugpi_core.runtime.stopping import stop_on_signals
 
     with stop_on_signals() as work.stop, _progress_bar(missing) as bar, work.times.host("fill_wall"):
@@ -184,14 +184,14 @@ def _stages(work: "Work") -> str:
 
 
 def _missing_rows(writers: "dict[str, ColumnWriter]") -> int:
-    from featurize.pipeline import open_shards
+    from featurize.fill.fill_store import open_shards
 
     spec = next(iter(writers.values())).spec
     return sum(spec.layout(shard).rows for shard in open_shards(writers))
 
 
 def _write_examples(job: "Job", corpus: "Corpus") -> None:
-    from featurize.text_to_image import prompts_are_cut
+    from featurize.generate.text_to_image import prompts_are_cut
     from lugpi_core.store.example_table import ExampleTable, write_example_table
 
     cut = prompts_are_cut(job.generator, job.plan.prompts)[job.plan.prompt_of_example]
@@ -219,7 +219,7 @@ def _announce(corpus: "Corpus", job: "Job") -> None:
 
 def _compute(job: "Job", models: "Models | None") -> dict[str, Any]:
     """Return what the run computed with, for the record."""
-    from featurize.acceleration import memory_format
+    from featurize.generate.acceleration import memory_format
 
     if models is None:
         return {**job.compute.record(), "attention": None}

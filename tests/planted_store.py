@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.prompts import plan_drawings
+from featurize.plan.drawings import plan_drawings
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.corpora.paper import load_corpus
@@ -129,7 +129,7 @@ def telling_tokens(labels: NDArray[np.int64], *, strength: float, seed: int = 0,
 
 def plant_latents(planted: Planted, *, by_class: bool, flagged: Sequence[int] = ()) -> None:
     """Write latents of the embedded generator's shape; those of a class are alike where ``by_class``."""
-    from featurize.generators import find_generator, generator_settings
+    from featurize.generate.generators import find_generator, generator_settings
 
     generator = find_generator("demo", generator_settings("demo", {}), half=False)
     chance, shape = np.random.default_rng(0), generator.latent_shape

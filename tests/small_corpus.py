@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
+from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
-from featurize.text_to_image import TextToImage
 
 ROWS, DRAWINGS = 14, 12
 FAST: dict[str, Any] = {"generator": "demo", "encoders": ("demo",), "steps": 2, "batch_size": 4, "shard_rows": 8}

@@ -15,9 +15,9 @@ from conftest import ROOT
 from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
-from featurize.acceleration import Compilation, CompileChoice, CompiledPart, choose_compilation
-from featurize.generators import find_generator, generator_settings
-from featurize.text_to_image import TextToImage
+from featurize.generate.acceleration import Compilation, CompileChoice, CompiledPart, choose_compilation
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import resolve_compute
 
 # torch's own compiler meets torch's own deprecations when it is imported.
@@ -249,8 +249,8 @@ COMPILE = """
 import json, sys, torch
 from lugpi_core.runtime.libraries import quiet_libraries
 quiet_libraries()
-from featurize.generators import find_generator, generator_settings
-from featurize.text_to_image import TextToImage
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import resolve_compute
 generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
 drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))

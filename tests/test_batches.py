@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.batches import Batches, is_out_of_memory
+from featurize.fill.out_of_memory import Batches, is_out_of_memory
 from lugpi_core.errors import InputError
 
 # What the libraries say when memory is lacking, word for word.

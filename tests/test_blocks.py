@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.batches import Batches
-from featurize.blocks import TEXT_BATCH, Block, BlockMaker, Models, Task, WindowOfPrompts, Work
-from featurize.prompts import DrawingPlan
-from featurize.text_to_image import PromptEmbeddings
+from featurize.fill.block import TEXT_BATCH, Block, BlockMaker, Models, Task, WindowOfPrompts, Work
+from featurize.fill.out_of_memory import Batches
+from featurize.generate.text_to_image import PromptEmbeddings
+from featurize.plan.drawings import DrawingPlan
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import Stopped
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE

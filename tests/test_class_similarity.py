@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from featurize import class_similarity as module
-from featurize.class_similarity import class_similarity, spread_over_classes, ssim
+from featurize.inspect import class_similarity as module
+from featurize.inspect.class_similarity import class_similarity, spread_over_classes, ssim
 
 
 def _ssim_by_the_formula(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurize import contact_sheet as sheets
-from featurize.contact_sheet import contact_sheet
+from featurize.inspect import contact_sheet as sheets
+from featurize.inspect.contact_sheet import contact_sheet
 
 
 def test_pictures_stand_in_rows_of_eight_each_over_its_own_words(tmp_path: Path) -> None:

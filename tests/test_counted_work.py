@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurize.counted_work import Stage, StageWork, _count, counted_work, stages
-from featurize.generators import Generator, GeneratorPreset, find_generator, generator_settings
-from featurize.image_encoder import EncoderFiles, Preprocessing, find_encoder
+from featurize.cost.stage_cost import Stage, StageWork, _count, counted_work, stages
+from featurize.encode.image_encoder import EncoderFiles, Preprocessing, find_encoder
+from featurize.generate.generators import Generator, GeneratorPreset, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.embedded_models import FOLDER
 

@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from featurize.decoders import DecoderFiles, find_decoder, load_decoder
-from featurize.generators import Generator, find_generator, generator_settings
+from featurize.generate.decoders import DecoderFiles, find_decoder, load_decoder
+from featurize.generate.generators import Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.embedded_models import embedded_model
 

@@ -15,7 +15,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurize.deepcache import DeepReuse
+from featurize.generate.deepcache import DeepReuse
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.embedded_models import embedded_model
 

@@ -7,9 +7,9 @@ import pytest
 from conftest import ROOT
 from test_counted_work import OPENCLIP_H, SD2_UNET, _folder, _generator, _open_clip
 
-from featurize.counted_work import StageWork, counted_work
-from featurize.estimate import ALLOCATOR_FACTOR, RESERVE_BYTES, decode_rows, peak_bytes
-from featurize.image_encoder import PRESETS, find_encoder
+from featurize.cost.estimate import ALLOCATOR_FACTOR, RESERVE_BYTES, decode_rows, peak_bytes
+from featurize.cost.stage_cost import StageWork, counted_work
+from featurize.encode.image_encoder import PRESETS, find_encoder
 from lugpi_core.store.layout import ShardLayout
 from lugpi_core.store.lease import BEAT_S, STALE_S
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from featurize.emoji.measures import Artist, Clip, clean_pictures, demo_glosses, pooled, probe
 from featurize.emoji.sources import CLDR, FONT, load_emoji, rendered
 from featurize.emoji.world import PICTURE_PX
-from featurize.image_encoder import ImageEncoder, find_encoder
+from featurize.encode.image_encoder import ImageEncoder, find_encoder
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.embedded_models import FOLDER, embedded_model

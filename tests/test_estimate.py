@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize import estimate
-from featurize.counted_work import Stage, StageWork, counted_work, stages
-from featurize.estimate import (
+from featurize.cost import estimate
+from featurize.cost.estimate import (
     ALLOCATOR_FACTOR,
     EFFICIENCY,
     PROMPT_ROWS,
@@ -27,8 +26,9 @@ from featurize.estimate import (
     rows_at_once,
     total_flops,
 )
-from featurize.generators import Generator, find_generator, generator_settings
-from featurize.image_encoder import EncoderFiles, find_encoder
+from featurize.cost.stage_cost import Stage, StageWork, counted_work, stages
+from featurize.encode.image_encoder import EncoderFiles, find_encoder
+from featurize.generate.generators import Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 

@@ -45,9 +45,9 @@ from benchmarks.featurize_speed import (
 from benchmarks.plain_diffusers import BareForwards, Drawings, PlainPipeline, drawings_of, parts_may_lack_labels, ranges
 from benchmarks.roofline import flops_per_image, measured_peak_flops, roof, work_of
 from featurize.cli import featurize
-from featurize.counted_work import StageWork
-from featurize.generators import Generator, GeneratorPreset
-from featurize.image_encoder import EncoderFiles, Preprocessing
+from featurize.cost.stage_cost import StageWork
+from featurize.encode.image_encoder import EncoderFiles, Preprocessing
+from featurize.generate.generators import Generator, GeneratorPreset
 from featurize.options import FeaturizeOptions
 from lugpi_core.store.reader import ColumnReader
 

@@ -22,7 +22,7 @@ from conftest import ROOT, Command
 from small_corpus import load_no_model
 
 from featurize.cli import main
-from featurize.image_encoder import ImageEncoder
+from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.embedded_models import embedded_model
 
 DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")

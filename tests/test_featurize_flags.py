@@ -14,8 +14,8 @@ import torch
 from small_corpus import load_no_model, poison
 
 from featurize.cli import main
-from featurize.image_encoder import ImageEncoder, find_encoder
-from featurize.text_to_image import TextToImage
+from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.embedded_models import embedded_model
 from lugpi_core.store.manifest import MANIFEST, load_manifest

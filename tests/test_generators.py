@@ -11,7 +11,7 @@ import pytest
 from diffusers.utils.hub_utils import httpx
 from huggingface_hub import constants
 
-from featurize.generators import PRESETS, Generator, GeneratorPreset, find_generator, generator_settings
+from featurize.generate.generators import PRESETS, Generator, GeneratorPreset, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.embedded_models import embedded_model
 

@@ -18,12 +18,14 @@ from conftest import ROOT
 from planted_store import Planted, plant, plant_column, plant_latents, plant_telling, telling_tokens
 from test_text_agreement import CPU, class_tokens_like, clip_folder
 
-from featurize import inspect_tokens, stored_pictures, token_sample
 from featurize.cli import featurize, main
-from featurize.image_encoder import JointSpace, find_encoder
+from featurize.encode.image_encoder import JointSpace, find_encoder
+from featurize.generate.text_to_image import LatentDecoder
+from featurize.inspect import command as inspect_tokens
+from featurize.inspect import decoded_images as stored_pictures
+from featurize.inspect import sample as token_sample
+from featurize.inspect.sample import take_sample
 from featurize.options import FeaturizeOptions
-from featurize.text_to_image import LatentDecoder
-from featurize.token_sample import take_sample
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader

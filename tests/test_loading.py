@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from featurize import cli, loading
-from featurize.blocks import TEXT_BATCH
-from featurize.counted_work import counted_work
-from featurize.estimate import decode_rows, peak_bytes
+from featurize import cli
+from featurize.cost.estimate import decode_rows, peak_bytes
+from featurize.cost.stage_cost import counted_work
+from featurize.fill import load_models as loading
+from featurize.fill.block import TEXT_BATCH
+from featurize.fill.fill_store import Job
+from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
-from featurize.pipeline import Job
-from featurize.planning import prepare
-from featurize.text_to_image import TextToImage
+from featurize.plan.job import prepare
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.manifest import drop_record

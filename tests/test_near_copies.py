@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from featurize.near_copies import near_copies, nearest_cosines
+from featurize.inspect.near_copies import near_copies, nearest_cosines
 
 DRAWINGS, FEATURES = 1300, 24
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from small_shard import INT8, LAYOUT, float_rows, new_writer
 
-from featurize import cli, output
+from featurize import cli
+from featurize.fill import writer_thread as output
+from featurize.fill.writer_thread import Output, Rows, runs, stored_form
+from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
-from featurize.output import Output, Rows, runs, stored_form
-from featurize.text_to_image import TextToImage
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.quantize import quantize

@@ -12,9 +12,9 @@ import torch
 from small_corpus import DRAWINGS, ROWS, load_no_model, options, shard_bytes, small_table, state_of
 
 from featurize import cli
-from featurize.image_encoder import ImageEncoder, find_encoder
-from featurize.planning import prepare
-from featurize.text_to_image import TextToImage
+from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.generate.text_to_image import TextToImage
+from featurize.plan.job import prepare
 from lugpi_core.errors import InputError
 from lugpi_core.store.quantize import dequantize, quantize
 from lugpi_core.store.reader import ColumnReader

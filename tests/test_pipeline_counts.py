@@ -19,7 +19,7 @@ from small_corpus import DRAWINGS, load_no_model, options, prompt_table, small_t
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from featurize import cli
-from featurize.text_to_image import TextToImage
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 
@@ -145,7 +145,7 @@ def test_the_images_of_a_text_are_in_one_shard(table: Path, triple: tuple[Path, 
 def test_a_text_is_read_once_wherever_the_borders_of_blocks_and_windows_fall(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_text: int
 ) -> None:
-    monkeypatch.setattr("featurize.pipeline.WINDOW_ROWS", 5)
+    monkeypatch.setattr("featurize.fill.fill_store.WINDOW_ROWS", 5)
     figures = cli.featurize(options(table, tmp_path, images_per_text=images_per_text, encoders=("clip-demo",), steps=1, shard_rows=1024))
     assert figures["rows"]["prompts"] == DRAWINGS
     assert figures["rows"]["drawn"] == images_per_text * DRAWINGS
@@ -173,7 +173,7 @@ from pathlib import Path
 import torch
 from featurize import cli
 from featurize.options import FeaturizeOptions
-from featurize.text_to_image import TextToImage
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.meters import peak_memory_bytes
 
 TextToImage.draw = lambda _, embeddings, seeds, between: torch.randn(len(seeds), 8, 8, 8)

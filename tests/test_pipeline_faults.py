@@ -13,8 +13,8 @@ import torch
 from small_corpus import DRAWINGS, options, poison, shard_bytes, small_table
 
 from featurize import cli
-from featurize.image_encoder import ImageEncoder
-from featurize.text_to_image import TextToImage
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import load_manifest, shard_name

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
-from featurize import probes
-from featurize.probes import LabelledFeatures, Neighbours, p_value, predict_linear, probe_classes, standardised
+from featurize.inspect import probes
+from featurize.inspect.probes import LabelledFeatures, Neighbours, p_value, predict_linear, probe_classes, standardised
 
 CLASSES = 4
 

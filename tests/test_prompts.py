@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.prompts import DrawingPlan, drawing_seed, plan_drawings
+from featurize.plan.drawings import DrawingPlan, drawing_seed, plan_drawings
 from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
 

@@ -18,8 +18,8 @@ import torch
 from conftest import ROOT
 
 from featurize.cli import main
-from featurize.image_encoder import ImageEncoder
-from featurize.text_to_image import TextToImage
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, load_manifest, shard_name

@@ -9,12 +9,12 @@ import pytest
 import torch
 from planted_store import Planted, plant, plant_column, plant_latents
 
-from featurize import stored_pictures
-from featurize.counted_work import DECODE, counted_work, decode_flops
-from featurize.decoders import find_decoder
-from featurize.generators import Generator, find_generator, generator_settings
-from featurize.stored_pictures import StoredPictures, generator_of, to_bytes, to_grey
-from featurize.text_to_image import LatentDecoder, TextToImage
+from featurize.cost.stage_cost import DECODE, counted_work, decode_flops
+from featurize.generate.decoders import find_decoder
+from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.text_to_image import LatentDecoder, TextToImage
+from featurize.inspect import decoded_images as stored_pictures
+from featurize.inspect.decoded_images import StoredPictures, generator_of, to_bytes, to_grey
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import load_manifest

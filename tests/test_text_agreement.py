@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from featurize.generators import find_generator, generator_settings
-from featurize.image_encoder import EncoderFiles, ImageEncoder, JointSpace, find_encoder
-from featurize.text_agreement import agreement_of, encoder_of, text_agreement
+from featurize.encode.image_encoder import EncoderFiles, ImageEncoder, JointSpace, find_encoder
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.inspect.text_agreement import agreement_of, encoder_of, text_agreement
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec

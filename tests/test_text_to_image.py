@@ -14,10 +14,10 @@ import pytest
 import torch
 import transformers
 
-from featurize import text_to_image
-from featurize.generators import Generator, find_generator, generator_settings
-from featurize.prompts import drawing_seed
-from featurize.text_to_image import TextToImage, prompts_are_cut
+from featurize.generate import text_to_image
+from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage, prompts_are_cut
+from featurize.plan.drawings import drawing_seed
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.embedded_models import embedded_model

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from planted_store import Planted, plant, plant_column, plant_telling, telling_tokens
 
-from featurize import token_sample
-from featurize.token_sample import pooled_tokens, stratified
+from featurize.inspect import sample as token_sample
+from featurize.inspect.sample import pooled_tokens, stratified
 from lugpi_core.store.reader import ColumnReader
 
 

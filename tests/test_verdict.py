@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from featurize.verdict import column_verdict, shown_accuracy, skill, verdict
+from featurize.inspect.verdict import column_verdict, shown_accuracy, skill, verdict
 
 
 def way(accuracy: float, p: float, shuffled: float = 0.09) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from featurize.contact_sheet import contact_sheet
 from featurize.emoji.measures import Artist, Clip, caption_choice, clip_scores, demo_glosses, drawn_names, probes, retrieval
 from featurize.emoji.recipe import Recipe
-from featurize.stored_pictures import to_bytes
+from featurize.inspect.contact_sheet import contact_sheet
+from featurize.inspect.decoded_images import to_bytes
 from lugpi_core.files import read_json, write_json, write_text
 
 RECORD, SHEET, CARD = "record.json", "drawings.png", "README.md"

@@ -17,7 +17,7 @@ from featurize.emoji.placing import SIDE_PX, Placing, placed
 from featurize.emoji.training import Loss, require_same
 from featurize.emoji.vision import GroupTeller, PictureTower, normalised
 from featurize.emoji.words import contrastive
-from featurize.generators import PRESETS
+from featurize.generate.generators import PRESETS
 from lugpi_core.command_line import say
 from lugpi_core.files import whole_file
 

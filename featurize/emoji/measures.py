@@ -17,10 +17,10 @@ from featurize.emoji.captions import meanings
 from featurize.emoji.placing import STILL, placed
 from featurize.emoji.sources import Synset
 from featurize.emoji.world import World
-from featurize.generators import PRESETS, find_generator
-from featurize.image_encoder import DEMO_ENCODERS, ImageEncoder, JointSpace, find_encoder
-from featurize.probes import predict_linear, standardised
-from featurize.text_to_image import TextToImage
+from featurize.encode.image_encoder import DEMO_ENCODERS, ImageEncoder, JointSpace, find_encoder
+from featurize.generate.generators import PRESETS, find_generator
+from featurize.generate.text_to_image import TextToImage
+from featurize.inspect.probes import predict_linear, standardised
 from lugpi_core.corpora.corpus import Split
 from lugpi_core.corpora.demo import load_demo
 from lugpi_core.fingerprint import digest

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from featurize.cli import main
-from featurize.image_encoder import ImageEncoder, _TransformersTokens
-from featurize.text_to_image import TextToImage
+from featurize.encode.image_encoder import ImageEncoder, _TransformersTokens
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.store.reader import ColumnReader
 
 VALUES = {"nan": torch.nan, "inf": torch.inf, "constant": 0.25}
@@ -118,7 +118,7 @@ def _table(path: Path, rows: int) -> Path:
 
 def _seeds(table: Path) -> list[int]:
     """Return the seed of every drawing."""
-    from featurize.prompts import plan_drawings
+    from featurize.plan.drawings import plan_drawings
     from lugpi_core.corpora.options import CorpusOptions
     from lugpi_core.corpora.paper import load_corpus
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from featurize import cli, planning
+from featurize import cli
 from featurize.cli import main
-from featurize.image_encoder import ImageEncoder, find_encoder
+from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
-from featurize.text_to_image import TextToImage
+from featurize.plan import job as planning
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.reader import ColumnReader
 

@@ -17,11 +17,13 @@ import torch
 from conftest import ROOT
 from test_featurize_command import INTERRUPTIBLE
 
-from featurize import blocks, cli, pipeline
+from featurize import cli
 from featurize.cli import main
-from featurize.image_encoder import ImageEncoder
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.fill import block as blocks
+from featurize.fill import fill_store as pipeline
+from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
-from featurize.text_to_image import TextToImage
 from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
 from tests.campaigns import processes

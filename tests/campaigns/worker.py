@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize import output
-from featurize.batches import Batches
-from featurize.blocks import Models, Work
-from featurize.pipeline import Job, fill
-from featurize.prompts import DrawingPlan
-from featurize.text_to_image import PromptEmbeddings
+from featurize.fill import writer_thread as output
+from featurize.fill.block import Models, Work
+from featurize.fill.fill_store import Job, fill
+from featurize.fill.out_of_memory import Batches
+from featurize.generate.text_to_image import PromptEmbeddings
+from featurize.plan.drawings import DrawingPlan
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.layout import SCALE, Dtype, ShardLayout
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest

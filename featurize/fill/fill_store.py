@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.blocks import BlockMaker, Models, Task, WindowOfPrompts, Work
-from featurize.decoders import DecoderFiles
-from featurize.generators import Generator
-from featurize.image_encoder import EncoderFiles
-from featurize.output import Output, stored_form
-from featurize.prompts import DrawingPlan
+from featurize.encode.image_encoder import EncoderFiles
+from featurize.fill.block import BlockMaker, Models, Task, WindowOfPrompts, Work
+from featurize.fill.writer_thread import Output, stored_form
+from featurize.generate.decoders import DecoderFiles
+from featurize.generate.generators import Generator
+from featurize.plan.drawings import DrawingPlan
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.counted_work import decode_flops
-from featurize.decoders import find_decoder
-from featurize.generators import Generator, find_generator, generator_settings
-from featurize.planning import OVERRIDES
-from featurize.text_to_image import LatentDecoder
+from featurize.cost.stage_cost import decode_flops
+from featurize.generate.decoders import find_decoder
+from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.text_to_image import LatentDecoder
+from featurize.plan.job import OVERRIDES
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec

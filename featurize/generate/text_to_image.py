@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.acceleration import AttentionChoice, Compilation, memory_format, set_attention
-from featurize.decoders import DecoderFiles, load_decoder
-from featurize.deepcache import DeepReuse
-from featurize.generators import Generator
+from featurize.generate.acceleration import AttentionChoice, Compilation, memory_format, set_attention
+from featurize.generate.decoders import DecoderFiles, load_decoder
+from featurize.generate.deepcache import DeepReuse
+from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
 from lugpi_core.runtime.device import Compute

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from featurize.generators import Generator
+from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from featurize.counted_work import DECODE, DENOISE, PROMPT, Stage, StageWork, stages
-from featurize.generators import Generator
-from featurize.image_encoder import EncoderFiles
+from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, Stage, StageWork, stages
+from featurize.encode.image_encoder import EncoderFiles
+from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.host_memory import host_available_bytes

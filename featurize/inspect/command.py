@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.class_similarity import WINDOW, class_similarity, spread_over_classes
-from featurize.contact_sheet import contact_sheet
-from featurize.decoders import check_decoder_name
-from featurize.near_copies import near_copies
+from featurize.generate.decoders import check_decoder_name
+from featurize.inspect.class_similarity import WINDOW, class_similarity, spread_over_classes
+from featurize.inspect.contact_sheet import contact_sheet
+from featurize.inspect.decoded_images import DECODE_TFLOP, StoredPictures, to_bytes, to_grey
+from featurize.inspect.near_copies import near_copies
+from featurize.inspect.probes import LabelledFeatures, probe_classes
+from featurize.inspect.sample import PooledTokens, Sample, pooled_tokens, shown_shares, take_sample
+from featurize.inspect.text_agreement import MOST_TEXTS, encoder_of, text_agreement
+from featurize.inspect.verdict import column_verdict, shown_accuracy, verdict
 from featurize.options import InspectOptions
-from featurize.probes import LabelledFeatures, probe_classes
-from featurize.stored_pictures import DECODE_TFLOP, StoredPictures, to_bytes, to_grey
-from featurize.text_agreement import MOST_TEXTS, encoder_of, text_agreement
-from featurize.token_sample import PooledTokens, Sample, pooled_tokens, shown_shares, take_sample
-from featurize.verdict import column_verdict, shown_accuracy, verdict
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.paper import load_corpus

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.batches import Batches, is_out_of_memory
-from featurize.image_encoder import ImageEncoder
-from featurize.prompts import DrawingPlan
-from featurize.text_to_image import PromptEmbeddings, TextToImage
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.fill.out_of_memory import Batches, is_out_of_memory
+from featurize.generate.text_to_image import PromptEmbeddings, TextToImage
+from featurize.plan.drawings import DrawingPlan
 from lugpi_core.command_line import say
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import StopRequest

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurize.generators import Generator
-from featurize.image_encoder import EncoderFiles
+from featurize.encode.image_encoder import EncoderFiles
+from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
 from lugpi_core.runtime.pretrained import reason

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featurize.image_encoder import EncoderFiles, JointSpace, expand_encoders, find_encoder
+from featurize.encode.image_encoder import EncoderFiles, JointSpace, expand_encoders, find_encoder
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec

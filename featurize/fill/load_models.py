@@ -5,11 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from featurize.acceleration import choose_compilation
-from featurize.batches import is_out_of_memory
-from featurize.blocks import TEXT_BATCH, Models
-from featurize.counted_work import DECODE, DENOISE, PROMPT, StageWork, counted_work
-from featurize.estimate import (
+from featurize.cost.estimate import (
     EFFICIENCY,
     Estimate,
     calibrate,
@@ -21,11 +17,15 @@ from featurize.estimate import (
     rows_at_once,
     total_flops,
 )
-from featurize.image_encoder import ImageEncoder
+from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, StageWork, counted_work
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.fill.block import TEXT_BATCH, Models
+from featurize.fill.fill_store import Job
+from featurize.fill.out_of_memory import is_out_of_memory
+from featurize.generate.acceleration import choose_compilation
+from featurize.generate.text_to_image import TextToImage, unet_is_guided
 from featurize.options import FeaturizeOptions
-from featurize.pipeline import Job
-from featurize.planning import wanted_bytes
-from featurize.text_to_image import TextToImage, unet_is_guided
+from featurize.plan.job import wanted_bytes
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.meters import StageTimes

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from featurize.decoders import find_decoder
-from featurize.generators import Generator, find_generator, generator_settings
-from featurize.image_encoder import expand_encoders, find_encoder
+from featurize.encode.image_encoder import expand_encoders, find_encoder
+from featurize.fill.fill_store import Job, Kept, column_specs
+from featurize.generate.decoders import find_decoder
+from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import FeaturizeOptions
-from featurize.pipeline import Job, Kept, column_specs
-from featurize.prompts import DrawingPlan, plan_drawings
+from featurize.plan.drawings import DrawingPlan, plan_drawings
 from lugpi_core.command_line import resolved_flags
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import default_run_dir, store_folder

@@ -1,0 +1,1 @@
+"""Frozen CLIP and ViT encoders: image → tokens."""

@@ -1,0 +1,1 @@
+"""Fill the store, one block at a time: generate, encode, write."""

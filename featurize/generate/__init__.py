@@ -1,0 +1,1 @@
+"""Text-to-image models: presets, the denoising loop, decoders."""

@@ -1,0 +1,1 @@
+"""Whether the cached tokens predict the class."""

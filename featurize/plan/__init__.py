@@ -1,0 +1,1 @@
+"""Which distinct images a corpus needs, with which seeds, into which columns."""
