@@ -18,11 +18,11 @@ from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import StopRequest
-from train.batches import epoch_batches, padding_share
-from train.data import TrainingData
-from train.reports import Reports
-from train.text import find_text_model
-from train.token_ids import token_ids
+from train.data.batching import epoch_batches, padding_share
+from train.data.text_model import find_text_model
+from train.data.token_ids import token_ids
+from train.data.training_data import TrainingData
+from train.learning.progress import Reports
 
 CORPORA = ("20ng", "imdb", "cwi-news", "cwi-wikinews")
 BATCH, EXAMPLES = 14, 112

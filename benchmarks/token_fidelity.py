@@ -22,14 +22,14 @@ from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.runtime.libraries import quiet_libraries
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 from lugpi_core.store.quantize import dequantize, quantize
-from train.checkpoint import load_weights
-from train.image_tokens import open_image_tokens
-from train.models import FusionHead, Teacher
-from train.options import TeacherOptions
-from train.teacher_outputs import WEIGHTS
-from train.teachers import build_teacher
-from train.text import find_text_model
-from train.token_ids import TokenIds, token_ids
+from train.data.image_tokens import open_image_tokens
+from train.data.teacher_outputs import WEIGHTS
+from train.data.text_model import find_text_model
+from train.data.token_ids import TokenIds, token_ids
+from train.learning.checkpoint import load_weights
+from train.learning.networks import FusionHead, Teacher
+from train.models.teachers import build_teacher
+from train.options.training import TeacherOptions
 
 DEMO_ENCODERS = ("clip-demo", "vit-demo")
 REQUIRED_COSINE = 0.999
@@ -97,7 +97,7 @@ def _spread(values_N: torch.Tensor) -> dict[str, float]:
 def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
     from featurize.cli import featurize
     from featurize.options import FeaturizeOptions
-    from train.commands import teacher
+    from train.models.train_model import teacher
 
     corpus_flags: dict[str, Any] = {"dataset": "demo", "limit": 60 if smoke else 500}
     featurize(FeaturizeOptions(**corpus_flags, run_dir=folder, generator="demo", encoders=("demo",), latents=False))

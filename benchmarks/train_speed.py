@@ -37,11 +37,11 @@ from benchmarks.training_cases import (
 )
 from lugpi_core.command_line import say
 from lugpi_core.runtime.libraries import quiet_libraries
-from train.batches import Part
-from train.data import Batch
-from train.loop import Learner
-from train.models import Output, Student, TextClassifier
-from train.optim import make_optimizer
+from train.data.batching import Part
+from train.data.training_data import Batch
+from train.learning.loop import Learner
+from train.learning.networks import Output, Student, TextClassifier
+from train.learning.optimizer import make_optimizer
 
 PLAIN = "plain Hugging Face step"
 BATCH = 14

@@ -16,16 +16,16 @@ from torch import nn
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 from lugpi_core.store.reader import Rows
-from train.data import Batch, TrainingData
-from train.loop import Learner, Training
-from train.losses import KD_PRESETS, Taught, distillation_loss
-from train.models import FusionHead, Output, Student, Teacher, TextClassifier
-from train.options import BaselineOptions
-from train.privileged import Pictures
-from train.processes import Processes
-from train.recipes import cross_entropy
-from train.teacher_outputs import TeacherOutputs
-from train.token_ids import TokenIds
+from train.data.privileged import Pictures
+from train.data.teacher_outputs import TeacherOutputs
+from train.data.token_ids import TokenIds
+from train.data.training_data import Batch, TrainingData
+from train.learning.distributed import Processes
+from train.learning.loop import Learner, Training
+from train.learning.losses import KD_PRESETS, Taught, distillation_loss
+from train.learning.networks import FusionHead, Output, Student, Teacher, TextClassifier
+from train.models.kinds import cross_entropy
+from train.options.training import BaselineOptions
 
 CLASSES = 20
 VOCABULARY = 30522

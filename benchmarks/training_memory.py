@@ -28,7 +28,7 @@ from benchmarks.training_cases import (
 from lugpi_core.command_line import say
 from lugpi_core.runtime.libraries import quiet_libraries
 from lugpi_core.runtime.meters import peak_memory_bytes
-from train.loop import Learner
+from train.learning.loop import Learner
 
 BATCH = 14
 MODELS = ("baseline", "student", "teacher")
@@ -98,8 +98,8 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def reached(*, smoke: bool) -> dict[str, Any]:
     """Return the loss of the last epoch and the best validation accuracy of the embedded corpus's baseline with both optimizers, medians
     over seeds."""
-    from train.commands import baseline
-    from train.options import BaselineOptions
+    from train.models.train_model import baseline
+    from train.options.training import BaselineOptions
 
     found: dict[str, Any] = {}
     for optimizer in OPTIMIZERS:

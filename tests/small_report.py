@@ -14,9 +14,9 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
-from train.metrics import PREDICTIONS, scores_by_split, write_predictions
-from train.model_folder import METRICS, TRAINING
-from train.teacher_outputs import WEIGHTS
+from train.data.teacher_outputs import WEIGHTS
+from train.models.model_folder import METRICS, TRAINING
+from train.models.predictions import PREDICTIONS, scores_by_split, write_predictions
 
 BREAKOUT = "</script></style><img src=x onerror=alert(1)><!--"
 HOSTILE = (

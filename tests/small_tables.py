@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.metrics import PREDICTIONS
-from train.model_folder import METRICS, TRAINING
-from train.teacher_outputs import WEIGHTS
+from train.data.teacher_outputs import WEIGHTS
+from train.models.model_folder import METRICS, TRAINING
+from train.models.predictions import PREDICTIONS
 
 PAPER_LOSS = {"hard": 1.0, "alpha": 3.0, "beta": 1.0, "temperature": 8.0, "soften_student": False, "embedding_loss": "mse"}
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from train.calibration import BINS, agreement, answers, churn, log_probabilities, nll, probabilities, reliability, teachers_answers
+from train.evidence.calibration import BINS, agreement, answers, churn, log_probabilities, nll, probabilities, reliability, teachers_answers
 
 FloatsNK = NDArray[np.float64]
 IntsN = NDArray[np.int64]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
-from train.checkpoint import (
+from train.learning.checkpoint import (
     CHECKPOINTS,
     COMPLETE,
     STATE,

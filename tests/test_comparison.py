@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from train.comparison import Hits, bootstrap_interval, compare, holm, interval_over_seeds, mcnemar
+from train.evidence.statistics import Hits, bootstrap_interval, compare, holm, interval_over_seeds, mcnemar
 
 Pairs = list[tuple[bool, bool]]
 

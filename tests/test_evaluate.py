@@ -16,8 +16,8 @@ from lugpi_core.command_line import run
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.embedded_models import embedded_model
-from train.evaluate import class_columns, evaluate, label_numbers, load_classifier, predicted_logits
-from train.tool_options import EvaluateOptions
+from train.options.tools import EvaluateOptions
+from train.tools.evaluate import class_columns, evaluate, label_numbers, load_classifier, predicted_logits
 
 TEXTS = ["a dog", "the cat is a small animal with fur and a tail that hunts at night", "bread", "a blue, cloudy sky", "x " * 300]
 NAMES = ("animals", "food", "sky")
@@ -126,8 +126,8 @@ def test_scores_are_those_of_the_labels_in_the_file(model: Path, expected: list[
 
 
 def test_a_finished_baseline_scores_what_its_own_metrics_say(small_csv: Path, tmp_path: Path) -> None:
-    from train.commands import baseline
-    from train.options import BaselineOptions
+    from train.models.train_model import baseline
+    from train.options.training import BaselineOptions
 
     trained = baseline(
         BaselineOptions(
@@ -288,7 +288,7 @@ def test_logits_that_are_not_finite_reach_no_file(model: Path, tmp_path: Path, c
 
 def test_the_flags_of_the_tools_import_nothing_heavy() -> None:
     code = (
-        "import sys, train.tool_options\n"
+        "import sys, train.options.tools\n"
         "heavy = {'torch', 'transformers', 'numpy', 'optuna', 'onnx', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

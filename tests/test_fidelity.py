@@ -14,11 +14,11 @@ import pytest
 from small_tables import fake_model, fake_student, fake_teacher, scores
 
 from lugpi_core.fingerprint import hash_file
-from train.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures, taught_by
-from train.options import TablesOptions
-from train.table_figures import Scored, scored
-from train.tables import tables
-from train.teacher_outputs import WEIGHTS
+from train.data.teacher_outputs import WEIGHTS
+from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures, taught_by
+from train.evidence.row_figures import Scored, scored
+from train.evidence.tables import tables
+from train.options.training import TablesOptions
 
 
 @pytest.fixture
@@ -149,6 +149,6 @@ def test_a_folder_is_read_once_however_many_ask_for_it(
         asked.append(folder)
         return scored(folder)
 
-    monkeypatch.setattr("train.tables.scored", counted)
+    monkeypatch.setattr("train.evidence.tables.scored", counted)
     shown(run, capsys)
     assert len(asked) == len(set(asked)) == 6

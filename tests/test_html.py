@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.html import Html, escaped, json_script, tag, together
+from train.report.html import Html, escaped, json_script, tag, together
 
 
 class Parsed(HTMLParser):

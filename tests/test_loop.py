@@ -19,16 +19,16 @@ from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute, seed_everything
 from lugpi_core.runtime.stopping import Stopped
-from train.batches import epoch_batches, padding_share
-from train.checkpoint import CHECKPOINTS, STATE, load_checkpoint
-from train.data import Batch, TrainingData
-from train.loop import Learner, Loss, Training, best_epoch, fit, has_lost_patience, seed_of_step
-from train.models import Output, TextClassifier
-from train.options import BaselineOptions
-from train.prediction import accuracy, predict
-from train.processes import Processes
-from train.text import find_text_model, load_text_classifier
-from train.token_ids import TokenIds, token_ids
+from train.data.batching import epoch_batches, padding_share
+from train.data.text_model import find_text_model, load_text_classifier
+from train.data.token_ids import TokenIds, token_ids
+from train.data.training_data import Batch, TrainingData
+from train.learning.checkpoint import CHECKPOINTS, STATE, load_checkpoint
+from train.learning.distributed import Processes
+from train.learning.loop import Learner, Loss, Training, best_epoch, fit, has_lost_patience, seed_of_step
+from train.learning.networks import Output, TextClassifier
+from train.learning.predict import accuracy, predict
+from train.options.training import BaselineOptions
 
 CPU = torch.device("cpu")
 STEPS_AN_EPOCH = 3  # 36 examples, 14 at once
@@ -300,7 +300,7 @@ def test_a_training_that_was_over_is_not_repeated(small_csv: Path, tmp_path: Pat
 
 def test_checkpoints_are_written_when_their_time_has_come(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    monkeypatch.setattr("train.loop.save_checkpoint", lambda folder, step, state: saved.append(step))
+    monkeypatch.setattr("train.learning.loop.save_checkpoint", lambda folder, step, state: saved.append(step))
     fit(training_of(small_csv, tmp_path, checkpoint_minutes=1000))
     assert saved == []
     fit(training_of(small_csv, tmp_path, checkpoint_minutes=0))

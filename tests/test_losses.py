@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
-from train.losses import KD_PRESETS, Distillation, EmbeddingLoss, Taught, distillation, distillation_loss, hard_cross_entropy
+from train.learning.losses import KD_PRESETS, Distillation, EmbeddingLoss, Taught, distillation, distillation_loss, hard_cross_entropy
 
 Array = NDArray[np.float64]
 Batch = tuple[Array, Array, Array, Array, NDArray[np.int64]]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.errors import InputError
-from train.checkpoint import CHECKPOINTS, save_checkpoint
-from train.metrics import PREDICTIONS
-from train.model_folder import METRICS, finish, finished_metrics, require_finished
-from train.teacher_outputs import WEIGHTS
+from train.data.teacher_outputs import WEIGHTS
+from train.learning.checkpoint import CHECKPOINTS, save_checkpoint
+from train.models.model_folder import METRICS, finish, finished_metrics, require_finished
+from train.models.predictions import PREDICTIONS
 
 FINGERPRINT = {"command": "baseline", "flags": {"epochs": 3, "seed": 0}, "corpus": "abc"}
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
-from train.models import FusionHead, ImageClassifier, Student, Teacher, TextClassifier, text_dropout, text_width
+from train.learning.networks import FusionHead, ImageClassifier, Student, Teacher, TextClassifier, text_dropout, text_width
 
 CLASSES = 5
 

@@ -11,12 +11,12 @@ import onnxruntime
 import pytest
 import torch
 
-import train.onnx_export as exporting
+import train.tools.onnx_export as exporting
 from lugpi_core.command_line import run
 from lugpi_core.runtime.embedded_models import embedded_model
-from train.evaluate import load_classifier
-from train.onnx_export import check_batches, onnx
-from train.tool_options import OnnxOptions
+from train.options.tools import OnnxOptions
+from train.tools.evaluate import load_classifier
+from train.tools.onnx_export import check_batches, onnx
 
 NAMES = {0: "animals", 1: "food", 2: "sky"}
 

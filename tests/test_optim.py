@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.optim import make_optimizer, optimizer_on, rate_at
+from train.learning.optimizer import make_optimizer, optimizer_on, rate_at
 
 
 def test_the_rate_falls_linearly_to_zero() -> None:

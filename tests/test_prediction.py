@@ -7,9 +7,9 @@ import torch
 from test_loop import training_of
 
 from lugpi_core.runtime.device import Compute
-from train.loop import Training
-from train.prediction import accuracy, autocast, predict
-from train.processes import Processes
+from train.learning.distributed import Processes
+from train.learning.loop import Training
+from train.learning.predict import accuracy, autocast, predict
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from train.cli import main
-from train.privileged import BlankTokens, Pictures, of_others, one_of_each
+from train.data.privileged import BlankTokens, Pictures, of_others, one_of_each
 
 CPU = torch.device("cpu")
 CONTROLS = ("shuffled", "blank", "none")

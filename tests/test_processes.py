@@ -12,7 +12,7 @@ from test_loop import without_dropout
 
 from lugpi_core.errors import InputError
 from train.cli import main
-from train.processes import Processes, joined
+from train.learning.distributed import Processes, joined
 
 # Every launcher finds itself a free port.
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train")

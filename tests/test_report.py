@@ -17,10 +17,10 @@ from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
 from train.cli import main
-from train.report import PICTURE_BYTES, gathered
-from train.report_content import Report
-from train.report_page import asset, page, policy
-from train.tool_options import ReportOptions
+from train.options.tools import ReportOptions
+from train.report.command import PICTURE_BYTES, gathered
+from train.report.content import Report
+from train.report.page import asset, page, policy
 
 
 @pytest.fixture
@@ -252,8 +252,8 @@ def test_a_run_without_models_or_with_those_of_another_corpus_is_told(
 
 def test_many_classes_have_lists_in_place_of_charts(corpus_csv: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = page(found(corpus_csv, run))
-    monkeypatch.setattr("train.report_page.MOST_IN_A_MATRIX", 2)
-    monkeypatch.setattr("train.report_page.MOST_CHANGES", 2)
+    monkeypatch.setattr("train.report.page.MOST_IN_A_MATRIX", 2)
+    monkeypatch.setattr("train.report.page.MOST_CHANGES", 2)
     short = page(found(corpus_csv, run))
     assert (whole.count('class="worst"'), short.count('class="worst"')) == (3, 3)
     assert ("Confusion matrix of the teacher" in whole, "Confusion matrix of the teacher" in short) == (True, False)

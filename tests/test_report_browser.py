@@ -8,8 +8,8 @@ import pytest
 from chromium import BINARY, WIDTHS_PX, Chromium
 from small_report import corpus_of, flags, hostile_csv, write_run
 
-from train.report import report
-from train.tool_options import ReportOptions
+from train.options.tools import ReportOptions
+from train.report.command import report
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium here (apt-get install chromium)")
 CARDS = "[...document.querySelectorAll('.card')].filter(card => card.offsetParent !== null).map(card => Number(card.dataset.n))"

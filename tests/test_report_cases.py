@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.calibration import reliability
-from train.report_cases import Voice, cases_of, changes_by_class, chosen_examples, pattern_of
+from train.evidence.calibration import reliability
+from train.report.cases import Voice, cases_of, changes_by_class, chosen_examples, pattern_of
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 

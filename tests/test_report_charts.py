@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.calibration import reliability
-from train.report_cases import ClassChange
-from train.report_charts import changes_chart, confidence_bar, confusion_chart, curves_chart, reliability_chart, shortened, ticks
+from train.evidence.calibration import reliability
+from train.report.cases import ClassChange
+from train.report.charts import changes_chart, confidence_bar, confusion_chart, curves_chart, reliability_chart, shortened, ticks
 
 
 def drawn(svg: str, kind: str) -> list[dict[str, str]]:

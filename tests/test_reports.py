@@ -11,9 +11,9 @@ import torch
 from test_loop import at_step, interrupt, training_of
 
 from lugpi_core.errors import InputError
-from train.loop import fit
-from train.processes import Processes
-from train.reports import EVERY_STEPS, LOG, Reports, cut_log, reports, require_trackers
+from train.learning.distributed import Processes
+from train.learning.loop import fit
+from train.learning.progress import EVERY_STEPS, LOG, Reports, cut_log, reports, require_trackers
 
 
 def opened(folder: Path, *, step: int = 0, processes: Processes | None = None, track: tuple[str, ...] = ()) -> Any:
@@ -99,7 +99,7 @@ def test_bytes_that_are_no_text_are_cut_off(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_training_leaves_the_log_of_a_straight_one(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.reports.EVERY_STEPS", 2)
+    monkeypatch.setattr("train.learning.progress.EVERY_STEPS", 2)
     fit(training_of(small_csv, tmp_path / "straight"))
     with pytest.raises(KeyboardInterrupt):
         fit(training_of(small_csv, tmp_path / "broken", at_step(5, interrupt), checkpoint_minutes=0))

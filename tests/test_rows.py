@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from lugpi_core.errors import InputError
-from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
-from train.paper_figures import PAPER_DATASETS, paper_accuracy, paper_dataset
-from train.recipes import distillation_of
-from train.rows import Model, chosen_tables, clip_first, models_of, options_of, rows_of
+from train.evidence.paper_figures import PAPER_DATASETS, paper_accuracy, paper_dataset
+from train.evidence.rows import Model, chosen_tables, clip_first, models_of, options_of, rows_of
+from train.models.kinds import distillation_of
+from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 
 COLUMNS = ("clip-vit-b32", "vit-b16")
 ROWS = rows_of(COLUMNS)

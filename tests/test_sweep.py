@@ -16,15 +16,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-import train.sweep as sweeping
+import train.tools.sweep as sweeping
 from lugpi_core.command_line import parse, run
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
-from train import loop
-from train.commands import student, teacher
-from train.options import StudentOptions, TeacherOptions
-from train.sweep import open_study, propose, sweep
-from train.tool_options import Dimension, SweepOptions, dimension_of
+from train.learning import loop
+from train.models.train_model import student, teacher
+from train.options.tools import Dimension, SweepOptions, dimension_of
+from train.options.training import StudentOptions, TeacherOptions
+from train.tools.sweep import open_study, propose, sweep
 
 OVER = ("learning_rate=1e-4:1e-2", "temperature=1:10", "student_layers=1:2", "kd_preset=paper,hinton")
 TRIALS = 4
@@ -264,7 +264,7 @@ def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions,
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags(Path(options.dataset), options.run).items()]
     arguments += ["--checkpoint-minutes", "0", "--name", options.sweep_name, "--trials", str(TRIALS), "--over", *OVER]
     code = (
-        "import sys\nfrom lugpi_core.command_line import run\nfrom train.sweep import sweep\nfrom train.tool_options import SweepOptions\n"
+        "import sys\nfrom lugpi_core.command_line import run\nfrom train.tools.sweep import sweep\nfrom train.options.tools import SweepOptions\n"
         "sys.exit(run(sweep, SweepOptions, sys.argv[1:], prog='sweep'))"
     )
     child = subprocess.Popen(

@@ -19,17 +19,17 @@ from conftest import ROOT
 from small_tables import flags, words
 from test_written_tables import recomputed
 
-import train.commands
-import train.locks
-import train.turns
+import train.evidence.schedule
+import train.models.locks
+import train.models.train_model
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
-from train import loop
 from train.cli import main
-from train.options import BaselineOptions, StudentOptions, TablesOptions, TeacherOptions
-from train.recipes import distillation_of
-from train.rows import Model, models_of, options_of, rows_of
-from train.tables import ablations_of, tables
+from train.evidence.rows import Model, models_of, options_of, rows_of
+from train.evidence.tables import ablations_of, tables
+from train.learning import loop
+from train.models.kinds import distillation_of
+from train.options.training import BaselineOptions, StudentOptions, TablesOptions, TeacherOptions
 
 COLUMNS = ("clip-demo", "vit-demo")
 TEXT_ROWS = ("baseline", "teacher-none", "student-none")
@@ -46,13 +46,13 @@ def make(small_csv: Path, tmp_path: Path) -> Make:
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the folders that are trained, in order."""
     names: list[str] = []
-    fit = train.commands.fit
+    fit = train.models.train_model.fit
 
     def counted(training: Any) -> Any:
         names.append(training.folder.name)
         return fit(training)
 
-    monkeypatch.setattr(train.commands, "fit", counted)
+    monkeypatch.setattr(train.models.train_model, "fit", counted)
     return names
 
 
@@ -73,14 +73,14 @@ def whole(small_csv: Path, small_run: Path, tmp_path_factory: pytest.TempPathFac
     """Every row, one seed, in a run that holds some models under names of their own: the options, the report, and what was trained."""
     run = tmp_path_factory.mktemp("tables") / "topics"
     shutil.copytree(small_run / "tokens", run / "tokens")
-    train.commands.baseline(BaselineOptions(**flags(small_csv, run, name="plain")))
-    train.commands.teacher(TeacherOptions(**flags(small_csv, run, name="zealous", image_tokens="clip-demo")))
-    train.commands.student(StudentOptions(**flags(small_csv, run, name="taught", teachers=("zealous",))))
+    train.models.train_model.baseline(BaselineOptions(**flags(small_csv, run, name="plain")))
+    train.models.train_model.teacher(TeacherOptions(**flags(small_csv, run, name="zealous", image_tokens="clip-demo")))
+    train.models.train_model.student(StudentOptions(**flags(small_csv, run, name="taught", teachers=("zealous",))))
     options = TablesOptions(**flags(small_csv, run, seeds=1))
     with pytest.MonkeyPatch.context() as patch:
         names: list[str] = []
-        fit = train.commands.fit
-        patch.setattr(train.commands, "fit", lambda training: (names.append(training.folder.name), fit(training))[1])
+        fit = train.models.train_model.fit
+        patch.setattr(train.models.train_model, "fit", lambda training: (names.append(training.folder.name), fit(training))[1])
         return options, tables(options), names
 
 
@@ -190,7 +190,7 @@ def test_lost_outputs_of_a_teacher_are_written_again_and_it_is_not_trained(make:
 
 def test_a_teachers_outputs_in_half_precision_stay_as_they_are(make: Make, small_csv: Path, fitted: list[str]) -> None:
     run = make().run
-    train.commands.teacher(TeacherOptions(**flags(small_csv, run, name="half", privileged="none", outputs_dtype="float16")))
+    train.models.train_model.teacher(TeacherOptions(**flags(small_csv, run, name="half", privileged="none", outputs_dtype="float16")))
     before = (run / "half" / "outputs.safetensors").read_bytes()
     tables(make(rows=("student-none",)))
     assert (run / "half" / "outputs.safetensors").read_bytes() == before
@@ -266,7 +266,7 @@ def test_a_model_that_another_holds_is_left_to_it_and_waited_for(
     make: Make, monkeypatch: pytest.MonkeyPatch, fitted: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = make(rows=("baseline", "teacher-none", "student-none"))
-    locks = options.run / train.locks.LOCKS
+    locks = options.run / train.models.locks.LOCKS
     locks.mkdir(parents=True)
     with (locks / "teacher-none.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -277,7 +277,7 @@ def test_a_model_that_another_holds_is_left_to_it_and_waited_for(
             if len(waits) == 3:
                 fcntl.flock(held, fcntl.LOCK_UN)
 
-        monkeypatch.setattr(train.turns, "time", SimpleNamespace(sleep=looked))
+        monkeypatch.setattr(train.evidence.schedule, "time", SimpleNamespace(sleep=looked))
         report = tables(options)
     assert waits == [["baseline"]] * 3, "what could be trained was trained before waiting"
     assert report["trained"] == ["baseline", "teacher-none", "student-none"]
@@ -286,26 +286,30 @@ def test_a_model_that_another_holds_is_left_to_it_and_waited_for(
 
 def test_a_model_that_another_finished_meanwhile_is_taken(make: Make, monkeypatch: pytest.MonkeyPatch, fitted: list[str]) -> None:
     options = make(rows=("baseline",))
-    locks = options.run / train.locks.LOCKS
+    locks = options.run / train.models.locks.LOCKS
     locks.mkdir(parents=True)
     with (locks / "baseline.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
 
         def other(_: float) -> None:
             fcntl.flock(held, fcntl.LOCK_UN)
-            train.commands.baseline(BaselineOptions(**flags(Path(options.dataset), options.run)))
+            train.models.train_model.baseline(BaselineOptions(**flags(Path(options.dataset), options.run)))
 
-        monkeypatch.setattr(train.turns, "time", SimpleNamespace(sleep=other))
+        monkeypatch.setattr(train.evidence.schedule, "time", SimpleNamespace(sleep=other))
         assert tables(options)["trained"] == []
     assert fitted == ["baseline"]
 
 
 def test_a_lock_is_given_back_however_its_block_ends(tmp_path: Path) -> None:
-    with train.locks.turn(tmp_path, "m") as first, train.locks.turn(tmp_path, "m") as second, train.locks.turn(tmp_path, "n") as other:
+    with (
+        train.models.locks.turn(tmp_path, "m") as first,
+        train.models.locks.turn(tmp_path, "m") as second,
+        train.models.locks.turn(tmp_path, "n") as other,
+    ):
         assert (first, second, other) == (True, False, True)
-    with pytest.raises(ZeroDivisionError), train.locks.turn(tmp_path, "m"):
+    with pytest.raises(ZeroDivisionError), train.models.locks.turn(tmp_path, "m"):
         raise ZeroDivisionError
-    with train.locks.turn(tmp_path, "m") as again:
+    with train.models.locks.turn(tmp_path, "m") as again:
         assert again
 
 
@@ -318,7 +322,7 @@ def test_a_file_system_without_locks_is_told_and_used(
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuses)
-    with train.locks.turn(tmp_path, "m") as ours:
+    with train.models.locks.turn(tmp_path, "m") as ours:
         assert ours
     assert "without locks: run one command on it at a time" in capsys.readouterr().err
 
@@ -326,14 +330,14 @@ def test_a_file_system_without_locks_is_told_and_used(
 def test_a_model_that_diverges_fails_with_its_students_and_the_others_go_on(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit = train.commands.fit
+    fit = train.models.train_model.fit
 
     def diverges(training: Any) -> Any:
         if training.folder.name == "teacher-none":
             raise loop.NotFinite(got="a loss that is not finite, of epoch 0", expected="finite ones", do="lower --learning-rate")
         return fit(training)
 
-    monkeypatch.setattr(train.commands, "fit", diverges)
+    monkeypatch.setattr(train.models.train_model, "fit", diverges)
     options = make()
     arguments = [*words(flags(Path(options.dataset), options.run)), "--rows", *TEXT_ROWS, "--seeds", "1"]
     assert main(["tables", *arguments]) == 1
@@ -344,7 +348,7 @@ def test_a_model_that_diverges_fails_with_its_students_and_the_others_go_on(
     assert report["missing"] == ["teacher-none", "student-none"]
     assert "warning: teacher-none failed" in said.err
     assert "note: student-none is missing: teacher-none failed" in said.out
-    monkeypatch.setattr(train.commands, "fit", fit)
+    monkeypatch.setattr(train.models.train_model, "fit", fit)
     assert tables(options)["trained"] == ["teacher-none", "student-none"]
 
 

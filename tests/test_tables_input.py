@@ -12,8 +12,8 @@ from small_tables import fake_model, flags, scores, words
 
 from lugpi_core.errors import InputError
 from train.cli import main
-from train.options import TablesOptions
-from train.tables import tables
+from train.evidence.tables import tables
+from train.options.training import TablesOptions
 
 Make = Callable[..., TablesOptions]
 

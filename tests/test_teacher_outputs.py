@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lugpi_core.errors import InputError
-from train.models import Output
-from train.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
+from train.data.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
+from train.learning.networks import Output
 
 
 def written(folder: Path, dtype: str = "float32") -> Output:

@@ -17,11 +17,11 @@ from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
-from train import teachers
 from train.cli import main
-from train.options import StudentOptions
-from train.teacher_outputs import TeacherOutputs, outputs_path
-from train.teachers import find_teacher, outputs_for
+from train.data.teacher_outputs import TeacherOutputs, outputs_path
+from train.learning.networks import teachers
+from train.models.teachers import find_teacher, outputs_for
+from train.options.training import StudentOptions
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from transformers import (
 
 from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
-from train.text import find_text_model, keep_layers, load_text_classifier, load_text_encoder, spaced
+from train.data.text_model import find_text_model, keep_layers, load_text_classifier, load_text_encoder, spaced
 
 
 def corpus_of(*texts: str, separator: str | None = None) -> Corpus:

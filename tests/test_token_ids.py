@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_text import corpus_of, roberta_folder
 
-from train.text import TextModel, find_text_model
-from train.token_ids import FOLDER, TokenIds, token_ids
+from train.data.text_model import TextModel, find_text_model
+from train.data.token_ids import FOLDER, TokenIds, token_ids
 
 CPU = torch.device("cpu")
 TEXTS = ("a dog and a cat", "rain", "the sun, the moon & the stars", "soup " * 200)

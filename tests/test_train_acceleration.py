@@ -13,14 +13,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.acceleration import STEPS_THAT_PAY, compile_encoder, encoder_of, masked, takes_expanded_mask
-from train.data import TrainingData
-from train.loop import Learner, Loss, Training
-from train.losses import KD_PRESETS, Taught, distillation_loss
-from train.models import FusionHead, Student, Teacher, TextClassifier
-from train.privileged import BlankTokens, Pictures
-from train.recipes import cross_entropy
-from train.teacher_outputs import TeacherOutputs
+from train.data.privileged import BlankTokens, Pictures
+from train.data.teacher_outputs import TeacherOutputs
+from train.data.training_data import TrainingData
+from train.learning.compile import STEPS_THAT_PAY, compile_encoder, encoder_of, masked, takes_expanded_mask
+from train.learning.loop import Learner, Loss, Training
+from train.learning.losses import KD_PRESETS, Taught, distillation_loss
+from train.learning.networks import FusionHead, Student, Teacher, TextClassifier
+from train.models.kinds import cross_entropy
 
 CPU = torch.device("cpu")
 FAMILIES = ("distilbert", "bert", "roberta", "electra", "deberta-v2")

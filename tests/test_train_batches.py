@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.corpora.paper import load_corpus
-from train.batches import batches_of_like_length, epoch_batches, padding_share, parts_of
-from train.text import find_text_model
-from train.token_ids import token_ids
+from train.data.batching import batches_of_like_length, epoch_batches, padding_share, parts_of
+from train.data.text_model import find_text_model
+from train.data.token_ids import token_ids
 
 ARCHIVES = {
     "20ng": "20news-18828.tar.gz",

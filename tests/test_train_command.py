@@ -17,7 +17,7 @@ from conftest import ROOT, Command
 from safetensors.torch import load_file
 
 from train.cli import main
-from train.locks import turn
+from train.models.locks import turn
 
 FLAGS = ("--split-column", "split", "--text-model", "demo", "--epochs", "2", "--learning-rate", "1e-3", "--device", "cpu")
 
@@ -207,7 +207,7 @@ def test_a_device_without_memory_is_one_line(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr("train.commands.fit", full)
+    monkeypatch.setattr("train.models.train_model.fit", full)
     assert train_("baseline", small_csv, trained, "--name", "third") == 2
     told = refused(capsys)
     assert "Tried to allocate 20 GiB" in told
@@ -343,17 +343,17 @@ def test_a_killed_training_goes_on_to_the_same_model(small_csv: Path, tmp_path: 
 def test_a_teacher_told_to_stop_goes_on_to_the_same_outputs(
     trained: Path, small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import train.loop
+    import train.learning.loop
 
     shutil.copytree(trained / "tokens", tmp_path / "tokens")
-    step = train.loop.Learner.one_step
+    step = train.learning.loop.Learner.one_step
 
     def stops(learner: Any, *given: Any) -> float:
         if learner.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(learner, *given)
 
-    monkeypatch.setattr(train.loop.Learner, "one_step", stops)
+    monkeypatch.setattr(train.learning.loop.Learner, "one_step", stops)
     assert train_("teacher", small_csv, tmp_path, "--image-tokens", "clip-demo") == 143
     assert "interrupted: what is written is kept" in capsys.readouterr().err
     assert not (tmp_path / "teacher" / "metrics.json").exists()
@@ -373,7 +373,7 @@ def test_the_same_file_by_another_path_is_the_same_corpus(
 
 
 def test_the_card_names_no_folder_of_this_machine(trained: Path, small_csv: Path, tmp_path: Path) -> None:
-    from train.text import find_text_model
+    from train.data.text_model import find_text_model
 
     folder = tmp_path / "my-encoder"
     shutil.copytree(find_text_model("demo", max_length=None).folder, folder)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.train_speed import step_of
 from benchmarks.training_cases import ENCODERS, SMALL, baseline_learner, data_of, student_learner, teacher, teacher_learner
-from train.models import Teacher
+from train.learning.networks import Teacher
 
 BATCH, LENGTH, TOKENS = 3, 24, 50
 CPU = torch.device("cpu")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from train.data import TrainingData, teacher_name
-from train.privileged import BlankTokens, Pictures
-from train.teacher_outputs import TeacherOutputs
-from train.token_ids import TokenIds
+from train.data.privileged import BlankTokens, Pictures
+from train.data.teacher_outputs import TeacherOutputs
+from train.data.token_ids import TokenIds
+from train.data.training_data import TrainingData, teacher_name
 
 CPU = torch.device("cpu")
 ROWS = 60

@@ -18,8 +18,8 @@ from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from train.cli import main
-from train.teacher_outputs import outputs_path, read_teacher_outputs
-from train.teachers import _refuse_other_tokens
+from train.data.teacher_outputs import outputs_path, read_teacher_outputs
+from train.models.teachers import _refuse_other_tokens
 
 MORE = 15
 

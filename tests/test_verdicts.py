@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from train.comparison import Comparison, Discordant
-from train.rows import rows_of
-from train.table_figures import Adjusted
-from train.verdicts import Meaningless, meaningless, p_words, verdict, verdicts
+from train.evidence.row_figures import Adjusted
+from train.evidence.rows import rows_of
+from train.evidence.statistics import Comparison, Discordant
+from train.evidence.verdicts import Meaningless, meaningless, p_words, verdict, verdicts
 
 ROWS = {row.name: row for row in rows_of(("clip-demo", "vit-demo"))}
 SHOWN = {"better": (0.01, 0.02, 0.04), "worse": (0.01, -0.04, -0.02), "not shown": (0.3, -0.01, 0.02)}

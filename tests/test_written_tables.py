@@ -17,9 +17,9 @@ from small_tables import fake_model, fake_student, fake_teacher, right, scores
 
 from lugpi_core.errors import InputError
 from train.cli import main
-from train.options import TablesOptions
-from train.tables import tables
-from train.written_tables import HEADER, escaped
+from train.evidence.render import HEADER, escaped
+from train.evidence.tables import tables
+from train.options.training import TablesOptions
 
 SEEDS = 3
 Show = Callable[..., dict[str, Any]]

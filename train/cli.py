@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lugpi_core.command_line import Command, run_one_of
-from train.options import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
-from train.tool_options import EvaluateOptions, OnnxOptions, ReportOptions, SweepOptions
+from train.options.tools import EvaluateOptions, OnnxOptions, ReportOptions, SweepOptions
+from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,54 +26,54 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _baseline(options: BaselineOptions) -> dict[str, Any]:
-    from train.commands import baseline
+    from train.models.train_model import baseline
 
     return baseline(options)
 
 
 def _images(options: ImagesOptions) -> dict[str, Any]:
-    from train.commands import images
+    from train.models.train_model import images
 
     return images(options)
 
 
 def _teacher(options: TeacherOptions) -> dict[str, Any]:
-    from train.commands import teacher
+    from train.models.train_model import teacher
 
     return teacher(options)
 
 
 def _student(options: StudentOptions) -> dict[str, Any]:
-    from train.commands import student
+    from train.models.train_model import student
 
     return student(options)
 
 
 def _sweep(options: SweepOptions) -> dict[str, Any]:
-    from train.sweep import sweep
+    from train.tools.sweep import sweep
 
     return sweep(options)
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    from train.evaluate import evaluate
+    from train.tools.evaluate import evaluate
 
     return evaluate(options)
 
 
 def _onnx(options: OnnxOptions) -> dict[str, Any]:
-    from train.onnx_export import onnx
+    from train.tools.onnx_export import onnx
 
     return onnx(options)
 
 
 def _tables(options: TablesOptions) -> dict[str, Any]:
-    from train.tables import tables
+    from train.evidence.tables import tables
 
     return tables(options)
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:
-    from train.report import report
+    from train.report.command import report
 
     return report(options)

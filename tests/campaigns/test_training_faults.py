@@ -15,9 +15,9 @@ from tests.campaigns import processes
 from tests.campaigns.operations import Counter, Fault, operations_through
 from tests.campaigns.test_full_disk import _leave_free, _on_a_small_disk
 from tests.conftest import ROOT
-from train.checkpoint import CHECKPOINTS, load_checkpoint
 from train.cli import main
-from train.model_folder import METRICS
+from train.learning.checkpoint import CHECKPOINTS, load_checkpoint
+from train.models.model_folder import METRICS
 
 RESULTS = ("model.safetensors", "predictions.csv")
 assert str(ROOT) in sys.path

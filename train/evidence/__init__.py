@@ -1,0 +1,1 @@
+"""The paper's tables with seeds, controls and significance tests."""

@@ -1,0 +1,196 @@
+"""The rows of the paper's tables and of the controls it lacks: which models they are, what each needs, how each is trained."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+from lugpi_core.errors import InputError, nearest
+from train.data.privileged import Privileged
+from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions, TrainOptions
+
+Group = Literal["table1", "table2", "controls", "unlabelled"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+ALL = "all"
+BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
+MORE = "-more"  # ends the names of the rows that are taught of texts without labels too
+# What a student may be taught: with both soft terms, without the distance of the embeddings, without the softened cross-entropy.
+Terms = Literal["both", "ce", "l2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table: a kind of model, trained once for each seed.
+
+    Attributes:
+        name: of the row, and of its models' folders.
+        command: which of the four kinds it is.
+        groups: the tables that it stands in; the first is its own.
+        column: the image tokens that it reads, or None.
+        privileged: whose of them it is shown; of a student, what its teachers are.
+        teachers: the rows whose models of the same seed it is distilled from.
+        terms: a student's soft terms.
+        more: whether a student is taught of texts without labels too.
+    """
+
+    name: str
+    command: Literal["baseline", "images", "teacher", "student"]
+    groups: tuple[Group, ...]
+    column: str | None = None
+    privileged: Privileged = "none"
+    teachers: tuple[str, ...] = ()
+    terms: Terms = "both"
+    more: bool = False
+
+    @property
+    def control(self) -> str | None:
+        """The row that is the same but for its images: what stays of a gain beside it is the images'. None where there is none: a student
+        with another loss, or of several teachers, differs from the text-only teacher's in that too."""
+        if self.terms != "both" or len(self.teachers) > 1:
+            return None
+        control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + MORE * self.more}.get(self.command)
+        return None if control == self.name else control
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model of a row: its seed, the name of its folder, and the names of the models it is distilled from."""
+
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, unless it was found under another."""
+        return model_name(self.row.name, self.seed)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the models that have to be there before."""
+        return tuple(model_name(teacher, self.seed) for teacher in self.row.teachers)
+
+
+def model_name(row: str, seed: int) -> str:
+    """Return the name of a row's model: the row's own for seed 0."""
+    return row if seed == 0 else f"{row}-seed{seed}"
+
+
+def student_name(what: str, terms: Terms) -> str:
+    """Return the name of the row of the students of one kind of teacher."""
+    return f"student-{what}" if terms == "both" else f"student-{what}-{terms}"
+
+
+def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
+    """Return columns in the order of their rows: those of CLIP before others, each by name."""
+    return tuple(sorted(columns, key=lambda column: ("clip" not in column, column)))
+
+
+def rows_of(columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2"), has_more: bool = False) -> tuple[Row, ...]:
+    """Return every row, in the tables' order.
+
+    Args:
+        columns: the image tokens that get rows; shuffled and blank images are the first's.
+        ablations: the students with a part of the loss only; none where that leaves nothing out, or nothing.
+        has_more: whether there are texts without labels, which students can be taught of too.
+
+    Raises:
+        InputError: two columns would give rows of one name.
+    """
+    rows = [Row(name=BASELINE, command="baseline", groups=GROUPS)]
+    rows += [Row(name=f"images-{one}", command="images", groups=("table1",), column=one, privileged="images") for one in columns]
+    rows += [_teacher(one, one, "images", "table1") for one in columns]
+    rows += [_student(one, (one,), "images", ("table1", "table2")) for one in columns]
+    rows += [_student(one, (one,), "images", ("table2",), terms) for one in columns for terms in ablations]
+    controls: tuple[Privileged, ...] = ("none", "shuffled", "blank") if columns else ("none",)
+    for privileged in controls:
+        rows.append(_teacher(privileged, None if privileged == "none" else columns[0], privileged, "controls"))
+        rows.append(_student(privileged, (privileged,), privileged, ("controls",)))
+    if len(columns) > 1:
+        rows.append(_student(ALL, tuple(columns), "images", ("controls",)))
+    if has_more:
+        of_images = [_student(one, (one,), "images", ("unlabelled",)) for one in columns]
+        rows += [
+            replace(row, name=row.name + MORE, more=True) for row in (*of_images, _student("none", ("none",), "none", ("unlabelled",)))
+        ]
+    names = [row.name for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            got=f"columns {', '.join(columns)}, which make two rows named {twice[0]}",
+            expected="names that tell the rows apart",
+            do="choose among them with --columns",
+        )
+    return tuple(rows)
+
+
+def _teacher(what: str, column: str | None, privileged: Privileged, group: Group) -> Row:
+    return Row(name=f"teacher-{what}", command="teacher", groups=(group,), column=column, privileged=privileged)
+
+
+def _student(what: str, taught_by: tuple[str, ...], privileged: Privileged, groups: tuple[Group, ...], terms: Terms = "both") -> Row:
+    teachers = tuple(f"teacher-{one}" for one in taught_by)
+    return Row(name=student_name(what, terms), command="student", groups=groups, privileged=privileged, teachers=teachers, terms=terms)
+
+
+def chosen_tables(asked: Sequence[str], rows: Sequence[Row]) -> dict[Group, tuple[Row, ...]]:
+    """Return the tables that are to be shown, each with its rows: a table's name asks for all of its rows, a row's for that row in its own
+    table.
+
+    Raises:
+        InputError: a name is neither a table's nor a row's.
+    """
+    own = {row.name: row.groups[0] for row in rows}
+    shown: dict[Group, set[str]] = {}
+    groups = [group for group in GROUPS if group != "unlabelled" or any(row.more for row in rows)]
+    known = (ALL, *groups, *own)
+    for name in asked:
+        if name not in known:
+            do = "name the texts with --unlabelled" if name == "unlabelled" or name.endswith(MORE) else nearest(name, known)
+            raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=do)
+        for group in groups:
+            if name in (ALL, group):
+                shown[group] = {row.name for row in rows if group in row.groups}
+    for name in asked:
+        if name in own and not any(name in names for names in shown.values()):
+            shown.setdefault(own[name], set()).add(name)
+    return {group: tuple(row for row in rows if row.name in shown[group]) for group in GROUPS if group in shown}
+
+
+def models_of(wanted: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int]) -> list[Model]:
+    """Return the models of the wanted rows and those that they need, in the order of training: seed by seed, so that the first tables are
+    there early, and teachers before their students."""
+    names = {row.name for row in wanted}
+    names |= {teacher for row in rows if row.name in names for teacher in row.teachers}
+    ordered = sorted((row for row in rows if row.name in names), key=lambda row: row.command == "student")
+    return [Model(row=row, seed=seed) for seed in seeds for row in ordered]
+
+
+def options_of(options: TablesOptions, model: Model, teachers: tuple[str, ...]) -> TrainOptions:
+    """Return the options of one model, as its own command would take them.
+
+    Args:
+        options: of the tables.
+        model: which one.
+        teachers: names of the folders of its teachers, which may have been found under other names.
+    """
+    row = model.row
+    shared = {field.name: getattr(options, field.name) for field in fields(TrainOptions)} | {"name": model.name, "seed": model.seed}
+    match row.command:
+        case "baseline":
+            return BaselineOptions(**shared)
+        case "images":
+            return ImagesOptions(**shared, image_tokens=row.column, tokens_on=options.tokens_on)
+        case "teacher" if row.privileged == "none":
+            return TeacherOptions(**shared, privileged="none")
+        case "teacher":
+            return TeacherOptions(**shared, privileged=row.privileged, image_tokens=row.column, tokens_on=options.tokens_on)
+    # A term that is left out takes its settings with it: they would be warned of as having no effect.
+    return StudentOptions(
+        **shared,
+        teachers=teachers,
+        kd_preset=options.kd_preset,
+        hard=options.hard,
+        alpha=0.0 if row.terms == "l2" else options.alpha,
+        temperature=None if row.terms == "l2" else options.temperature,
+        beta=0.0 if row.terms == "ce" else options.beta,
+        unlabelled=options.unlabelled if row.more else None,
+        embedding_loss="mse" if row.terms == "ce" else options.embedding_loss,
+    )

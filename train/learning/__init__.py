@@ -1,0 +1,1 @@
+"""Networks, losses, the optimizer, the loop, checkpoints, several processes."""

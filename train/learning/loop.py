@@ -1,0 +1,290 @@
+"""The one training loop: every model, its loss given as a function of what it says of a batch, in one process or several.
+
+Everything random about a step follows from the seed, the step's number and the process alone — dropout — or from the seed and the epoch
+— the order of the rows —, so that a run that is continued has nothing to remember but weights, optimizer and place.
+
+Shapes: R rows.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lugpi_core.command_line import resolved_flags
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.stopping import Stopped, StopRequest, stop_on_signals
+from train.data.batching import Part, epoch_batches, padding_share, parts_of
+from train.data.training_data import Batch, TrainingData
+from train.learning.checkpoint import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
+from train.learning.compile import compile_encoder
+from train.learning.distributed import Processes
+from train.learning.networks import Output
+from train.learning.optimizer import make_optimizer, optimizer_on, rate_at
+from train.learning.predict import accuracy, autocast, predict
+from train.learning.progress import Reports, reports
+from train.options.training import TrainOptions
+
+Loss = Callable[[Output, Batch], torch.Tensor]
+# Several processes agree that often on whether to stop or to write a checkpoint; one looks after every step.
+AGREE_EVERY = 50
+
+
+class NotFinite(InputError):
+    """A loss or a weight has become infinite or no number: these settings train no model, others may."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One model's training: what learns, from what, by which loss, into which folder.
+
+    Attributes:
+        learnt: rows of the data that are learnt from.
+        validation: rows that say which epoch is the best.
+    """
+
+    model: nn.Module
+    data: TrainingData
+    learnt: Sequence[int]
+    validation: Sequence[int]
+    loss: Loss
+    options: TrainOptions
+    compute: Compute
+    folder: Path
+    processes: Processes
+
+
+def fit(training: Training) -> list[dict[str, Any]]:
+    """Train to the last epoch or until patience ends, going on from a checkpoint where there is one; leave the best epoch's weights in the
+    model.
+
+    Returns one record an epoch: epoch, mean training loss, validation accuracy, share of padding among the computed tokens, seconds. The
+    best epoch is the first of the highest accuracy.
+
+    Raises:
+        InputError: the loss or a weight is not finite, or every checkpoint is damaged.
+        Stopped: a signal asked for it; a checkpoint is written.
+    """
+    options = training.options
+    learner = Learner(training)
+    with training.processes.first_before_others():
+        learner.resume()
+    config = resolved_flags(options)
+    examples = learner.examples_done(), options.epochs * len(training.learnt)
+    with (
+        stop_on_signals() as stop,
+        reports(training.folder, training.processes, examples=examples, step=learner.step, track=options.track, config=config) as report,
+    ):
+        learner.report, learner.stop = report, stop
+        while len(learner.history) < options.epochs and not has_lost_patience(learner.history, options.patience):
+            learner.one_epoch(len(learner.history))
+    training.model.load_state_dict(learner.best)
+    return learner.history
+
+
+def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+    """Return the number of the first epoch with the highest validation accuracy."""
+    accuracies = [record["validation_accuracy"] for record in history]
+    return accuracies.index(max(accuracies))
+
+
+def has_lost_patience(history: Sequence[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last ``patience`` epochs were all no better than one before them."""
+    return patience is not None and len(history) > 0 and len(history) - 1 - best_epoch(history) >= patience
+
+
+def seed_of_step(seed: int, step: int, rank: int) -> int:
+    """Return the seed of a step's dropout, another one for every step and process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Learner:
+    """Weights, optimizer and place of a training, as far as it has come.
+
+    ``report`` and ``stop`` are given to it before it learns: both are open only while it does.
+    """
+
+    report: Reports
+    stop: StopRequest
+
+    def __init__(self, training: Training) -> None:
+        options, model = training.options, training.model
+        self.training = training
+        self.wrapped = training.processes.averaged(model, training.data.device)
+        kind = optimizer_on(training.compute.device, options.optimizer)
+        self.optimizer = make_optimizer(model, kind, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        self.learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.scaler = torch.amp.GradScaler(training.compute.device, enabled=training.compute.dtype == "float16")
+        self.steps = options.epochs * -(-len(training.learnt) // options.batch_size)
+        self.step = 0
+        self.place = 0  # steps of the epoch that are done
+        self.loss_sum = torch.zeros((), device=training.data.device)
+        self.spent_s = 0.0  # on the epoch, before this process
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.saved_step = -1
+        self.saved_at_s = time.monotonic()
+        compile_encoder(model, options.compile, device=training.data.device, steps=self.steps)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint that holds; from the beginning where there is none."""
+        state = load_checkpoint(self.training.folder)
+        if state is None:
+            return
+        self.training.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.loss_sum.copy_(state["loss_sum"] / self.training.processes.count)
+        self.history, self.best = state["history"], state["best"]
+        self.step, self.place, self.spent_s = state["step"], state["place"], state["spent_s"]
+        self.saved_step = self.step
+
+    def examples_done(self) -> int:
+        """Return how many examples are learnt from so far, over all epochs."""
+        return len(self.history) * len(self.training.learnt) + sum(map(len, self._batches(len(self.history))[: self.place]))
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        training, options = self.training, self.training.options
+        return epoch_batches(training.learnt, training.data.lengths, options.batch_size, seed=options.seed, epoch=epoch)
+
+    def one_epoch(self, epoch: int) -> None:
+        """Learn from every row that the epoch has left, score the validation rows, keep the weights where they are the best."""
+        training = self.training
+        start_s = time.perf_counter() - self.spent_s
+        batches = self.learn(epoch, start_s)
+        record = {
+            "epoch": epoch,
+            "loss": self._mean_loss(epoch),
+            "validation_accuracy": self._validate(),
+            "padding": round(padding_share(training.data.lengths, batches), 4),
+            "seconds": round(time.perf_counter() - start_s, 3),
+        }
+        self.history.append(record)
+        if best_epoch(self.history) == epoch:
+            self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in training.model.state_dict().items()}
+        self.place, self.spent_s = 0, 0.0
+        self.loss_sum.zero_()
+        self.report.epoch(record, self.step, len(training.learnt))
+        self._look_up(0.0)
+
+    def learn(self, epoch: int, start_s: float) -> list[NDArray[np.int64]]:
+        """Learn from every row that the epoch, begun at ``start_s``, has left; return all its batches."""
+        training = self.training
+        self.wrapped.train()
+        batches = self._batches(epoch)
+        done = sum(map(len, batches[: self.place]))
+        self.report.begin_epoch(done, float(self.loss_sum) * training.processes.count)
+        for batch, parts, fed in self._fed(batches[self.place :], epoch):
+            rate = self.one_step(batch, parts, fed)
+            done += len(batch)
+            self.report.step(self.step, done, rate, self.loss_sum * training.processes.count)
+            if self.place < len(batches):
+                self._look_up(time.perf_counter() - start_s)
+        return batches
+
+    def _fed(self, batches: list[NDArray[np.int64]], epoch: int) -> Iterator[tuple[NDArray[np.int64], list[Part], Iterator[Batch]]]:
+        """Yield every batch with the parts that this process feeds and their tensors, which are fetched ahead across steps."""
+        who, options = self.training.processes, self.training.options
+        steps = [parts_of(batch, rank=who.rank, processes=who.count, passes=options.gradient_accumulation_steps) for batch in batches]
+        fed = self.training.data.batches([part.rows for parts in steps for part in parts], epoch)
+        for batch, parts in zip(batches, steps, strict=True):
+            yield batch, parts, fed
+
+    def one_step(self, batch: NDArray[np.int64], parts: list[Part], fed: Iterator[Batch]) -> float:
+        """Learn from a batch; return the rate. Nothing here waits for the device."""
+        training, options, who = self.training, self.training.options, self.training.processes
+        torch.manual_seed(seed_of_step(options.seed, self.step, who.rank))
+        for n, part in enumerate(parts):
+            tensors = next(fed)
+            with self._alone(n + 1 < len(parts)):
+                with autocast(training.compute):
+                    loss = training.loss(self.wrapped(tensors), tensors) * part.weight
+                torch.autograd.backward(self.scaler.scale(loss))
+            self.loss_sum += loss.detach() * (len(batch) / who.count)
+        if options.max_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.learning, options.max_grad_norm)
+        rate = rate_at(self.step, self.steps, options.learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.place += 1
+        return rate
+
+    def _alone(self, alone: bool) -> contextlib.AbstractContextManager[None]:
+        """Keep gradients to this process until the last pass of a step."""
+        if not alone or self.training.processes.count == 1:
+            return contextlib.nullcontext()
+        unsynced: contextlib.AbstractContextManager[None] = self.wrapped.no_sync()  # type: ignore[operator]
+        return unsynced
+
+    def _mean_loss(self, epoch: int) -> float:
+        self._require_finite(f"of epoch {epoch}")
+        return round(float(self.training.processes.sum(self.loss_sum.clone())) / len(self.training.learnt), 6)
+
+    def _validate(self) -> float:
+        training = self.training
+        rows = training.validation
+        output = predict(training.model, training.data, rows, training.compute, training.processes)
+        return round(accuracy(output.logits, training.data.labels.cpu()[torch.as_tensor(rows)]), 6)
+
+    def _look_up(self, spent_s: float) -> None:
+        """Write a checkpoint when it is time, and stop when that is asked for. ``spent_s`` is what the epoch has taken so far."""
+        who = self.training.processes
+        if who.count > 1 and self.place % AGREE_EVERY:
+            return
+        stop = who.any(self.stop.signal_number is not None)
+        due_s = self.training.options.checkpoint_minutes * 60
+        due = who.any(who.is_first and time.monotonic() - self.saved_at_s >= due_s)
+        if due or stop:
+            self.save(spent_s)
+        if stop:
+            raise Stopped(self.stop.signal_number or signal.SIGTERM)  # in a process that was not told, as in those that were
+
+    def save(self, spent_s: float) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if self.step == self.saved_step:
+            return
+        self._require_finite(f"before step {self.step}")
+        loss_sum = self.training.processes.sum(self.loss_sum.clone())
+        state = {
+            "model": self.training.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "history": self.history,
+            "step": self.step,
+            "place": self.place,
+            "loss_sum": loss_sum.cpu(),
+            "spent_s": spent_s,
+        }
+        with self.training.processes.first_before_others():
+            if self.training.processes.is_first:
+                save_checkpoint(self.training.folder, self.step, state)
+        self.saved_step, self.saved_at_s = self.step, time.monotonic()
+
+    def _require_finite(self, when: str) -> None:
+        """Raise InputError unless losses and weights are finite: what is not must reach no checkpoint."""
+        loss = float(self.training.processes.sum(self.loss_sum.clone()))
+        if math.isfinite(loss) and all(bool(parameter.isfinite().all()) for parameter in self.learning):
+            return
+        folder = self.training.folder
+        kept = f"; the last good checkpoint stays in {folder / CHECKPOINTS}" if has_checkpoint(folder) else ""
+        raise NotFinite(
+            got=f"a training loss or a weight that is not finite, {when}",
+            expected="finite ones",
+            do=f"lower --learning-rate and give another --name{kept}",
+        )

@@ -1,0 +1,194 @@
+"""The models: a plain Hugging Face classifier (baseline, student), and the fusion of text and image tokens (teacher, images).
+
+Shapes: B examples, L text tokens, T image tokens, D width of the text encoder, I width of the image tokens, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lugpi_core.errors import InputError
+from train.learning.compile import masked, takes_expanded_mask
+
+HEADS = 8
+
+
+class Output(NamedTuple):
+    """What a model says of a batch: logits [B, K] and the embedding [B, D] that its last Linear reads; of a student, that embedding also
+    in the width of each teacher, in their order."""
+
+    logits: torch.Tensor
+    embeddings: torch.Tensor
+    projected: tuple[torch.Tensor, ...] = ()
+
+
+class TextClassifier(nn.Module):
+    """A Hugging Face sequence classifier, with the input of its final Linear at hand.
+
+    The embedding is that input before dropout (DistilBERT: after ``pre_classifier`` and ReLU).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._tap = _EmbeddingTap(model)
+        self._expanded = takes_expanded_mask(model)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
+        """Return logits [B, K] and embeddings [B, D] for ``input_ids`` and, where any is padded, ``attention_mask`` [B, L]."""
+        logits_BK = self.model(**masked(batch, expanded=self._expanded)).logits
+        return Output(logits_BK, self._tap.embeddings(logits_BK))
+
+    @property
+    def embedding_width(self) -> int:
+        """D."""
+        return self._tap.width
+
+
+class _EmbeddingTap:
+    """Hooks that keep what the classifier's last Linear reads, from before the dropout in front of it where there is one."""
+
+    def __init__(self, model: Any) -> None:
+        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        if head.out_features != model.config.num_labels:
+            raise InputError(
+                got=f"{type(model).__name__}, which ends in {head}", expected="a Linear to the classes", do="choose an encoder"
+            )
+        self.width = head.in_features
+        self._before_dropout: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._read: torch.Tensor | None = None
+        for module in _modules_outside_encoder(model):
+            if isinstance(module, nn.Dropout):
+                module.register_forward_hook(self._keep_dropout)
+        head.register_forward_pre_hook(self._keep_read)
+
+    def embeddings(self, logits_BK: torch.Tensor) -> torch.Tensor:
+        assert self._read is not None, "the classifier has run without its last Linear"
+        embeddings, self._read, self._before_dropout = self._read, None, None
+        if embeddings.shape != (len(logits_BK), self.width):
+            raise InputError(
+                got=f"a classifier that scores every token {tuple(embeddings.shape)}",
+                expected="one embedding a text",
+                do="choose an encoder",
+            )
+        return embeddings
+
+    def _keep_dropout(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self._before_dropout = (inputs[0], output)
+
+    def _keep_read(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        behind = self._before_dropout
+        self._read = behind[0] if behind is not None and behind[1] is inputs[0] else inputs[0]
+
+
+def _modules_outside_encoder(model: Any) -> list[nn.Module]:
+    encoder = set(model.get_submodule(model.base_model_prefix).modules())
+    return [module for module in model.modules() if module not in encoder]
+
+
+class Student(nn.Module):
+    """A text classifier with a Linear to the width of every teacher whose embeddings are wider or narrower than its own.
+
+    The Linears learn with the classifier and are left behind when it is done: what is exported is the classifier alone.
+    """
+
+    def __init__(self, classifier: TextClassifier, teacher_widths: Sequence[int]) -> None:
+        super().__init__()
+        self.classifier = classifier
+        width = classifier.embedding_width
+        self.project = nn.ModuleList(nn.Identity() if wanted == width else nn.Linear(width, wanted) for wanted in teacher_widths)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
+        """Return logits [B, K], embeddings [B, D] and those in each teacher's width for ``input_ids`` and ``attention_mask`` [B, L]."""
+        output: Output = self.classifier(batch)
+        return output._replace(projected=tuple(project(output.embeddings) for project in self.project))
+
+
+class FusionHead(nn.Module):
+    """The teacher behind its text encoder (paper, §3): fuse tokens in one transformer block, read the class tokens, classify.
+
+    Image tokens are mapped to the text's width by a Linear when the widths differ. Of the fused sequence the class token of each modality
+    is read: ``[U_CLS; V_CLS]`` → Linear(2·D → D) → ReLU → dropout → Linear(D → K). With D = 768 this is the paper's head (it prints 786).
+    With one modality the same block reads the tokens of that one alone: images, for the image-only rows of Table 1, or text, for the
+    teacher without privileged information.
+
+    Args:
+        text_width: D.
+        image_width: I, or None for a head that reads no images.
+        classes: K.
+        reads_text: whether text tokens will be given.
+        dropout: of the block and in front of the last Linear.
+    """
+
+    def __init__(self, *, text_width: int, image_width: int | None, classes: int, reads_text: bool = True, dropout: float = 0.1) -> None:
+        super().__init__()
+        modalities = reads_text + (image_width is not None)
+        self.project = nn.Identity() if image_width in (None, text_width) else nn.Linear(image_width, text_width)
+        self.block = nn.TransformerEncoderLayer(text_width, nhead=HEADS, dim_feedforward=4 * text_width, dropout=dropout, batch_first=True)
+        self.embed = nn.Linear(modalities * text_width, text_width)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(text_width, classes)
+
+    def forward(self, image_BTI: torch.Tensor | None, text_BLD: torch.Tensor | None, padding_BL: torch.Tensor | None = None) -> Output:
+        """Return logits and embeddings of the modalities that are given; ``padding_BL`` is True where a text token is padding."""
+        image_BTD = None if image_BTI is None else self.project(image_BTI)
+        tokens = [part for part in (text_BLD, image_BTD) if part is not None]
+        if padding_BL is not None and image_BTD is not None:
+            padding_BL = torch.cat([padding_BL, padding_BL.new_zeros(image_BTD.shape[:2])], dim=1)
+        fused = self.block(torch.cat(tokens, dim=1), src_key_padding_mask=padding_BL)
+        # The class token of each modality is the first of its tokens.
+        firsts = [0] if len(tokens) == 1 else [0, tokens[0].shape[1]]
+        embeddings_BD = torch.relu(self.embed(torch.cat([fused[:, first] for first in firsts], dim=1)))
+        return Output(self.classify(self.dropout(embeddings_BD)), embeddings_BD)
+
+
+class Teacher(nn.Module):
+    """Text encoder and fusion head; reads text and, where the head does, image tokens."""
+
+    def __init__(self, text_encoder: nn.Module, head: FusionHead) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.head = head
+        self._expanded = takes_expanded_mask(text_encoder)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
+        """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] where any is padded, and
+        ``image_tokens`` [B, T, I]."""
+        text_BLD = self.text_encoder(**masked(batch, expanded=self._expanded)).last_hidden_state
+        image_BTI = batch["image_tokens"].to(text_BLD.dtype) if "image_tokens" in batch else None
+        padding_BL = batch["attention_mask"] == 0 if "attention_mask" in batch else None
+        output: Output = self.head(image_BTI, text_BLD, padding_BL)
+        return output
+
+
+class ImageClassifier(nn.Module):
+    """The fusion head on image tokens alone."""
+
+    def __init__(self, head: FusionHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
+        """Return logits [B, K] and embeddings [B, D] for ``image_tokens`` [B, T, I]."""
+        output: Output = self.head(batch["image_tokens"].float(), None)
+        return output
+
+
+def text_width(config: Any, flag: str) -> int:
+    """Return the width D of a text encoder from its configuration.
+
+    Raises:
+        InputError: the width is not a multiple of the 8 heads of the fusion block.
+    """
+    width = int(config.hidden_size)
+    if width % HEADS:
+        raise InputError(got=f"{flag} of width {width}", expected=f"a multiple of {HEADS} (heads of the fusion block)", do="choose another")
+    return width
+
+
+def text_dropout(config: Any) -> float:
+    """Return the dropout of a text encoder's layers, which the fusion block shares; the paper's 0.1 where the configuration names none."""
+    named = config.to_dict()
+    return float(next((named[name] for name in ("hidden_dropout_prob", "dropout", "hidden_dropout") if name in named), 0.1))

@@ -1,0 +1,1 @@
+"""One model from its settings to its folder."""

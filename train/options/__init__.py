@@ -1,0 +1,1 @@
+"""The flags of ``python -m train``. Imports nothing heavy."""

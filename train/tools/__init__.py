@@ -1,0 +1,1 @@
+"""Evaluate a student, export it to ONNX, search its loss weights."""

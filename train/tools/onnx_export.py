@@ -1,0 +1,168 @@
+"""A finished classifier as one ONNX file, and the proof that onnxruntime computes the same from it.
+
+Shapes: B texts in a batch, L tokens of the longest, K classes.
+"""
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lugpi_core.command_line import say
+from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.errors import InputError
+from lugpi_core.files import whole_file
+from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.pretrained import reason
+from train.data.text_model import TextModel
+from train.options.tools import OnnxOptions
+from train.tools.evaluate import Classifier, load_classifier, tokenised
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "logits"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Of logits in float32, whose sums another library takes in another order.
+LARGEST_DIFFERENCE = 1e-4
+# Protocol buffers, which one ONNX file is, end at 2 GiB; the graph takes some of it.
+LARGEST_BYTES = (1 << 31) - (64 << 20)
+# Rows of the check's texts: one text alone, equal lengths, and batches of several sizes in which most texts are padded.
+_BATCHES = ((0,), (5,), (4, 4), (0, 5, 1), (2, 0, 3, 1, 4), (5, 0, 1, 2, 3, 4, 0))
+
+
+def onnx(options: OnnxOptions) -> dict[str, Any]:
+    """Write the classifier with inputs ``input_ids`` and ``attention_mask``, int64 [B, L], and output ``logits``, float32 [B, K], B and L
+    free; the class names stand in the file's metadata as ``id2label``. The file is checked before it gets its name.
+
+    Raises:
+        InputError: a package is missing, the folder is no finished classifier, it cannot be exported or takes 2 GB, or onnxruntime's logits
+            differ by more than 1e-4; no file is left then.
+    """
+    quiet_libraries()
+    require_packages()
+    classifier = load_classifier(options.model)
+    weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in classifier.model.parameters())
+    if weights_bytes > LARGEST_BYTES:
+        got = f"{options.model} of {weights_bytes / 1e9:.1f} GB"
+        raise InputError(got=got, expected="below 2 GB, all that an ONNX file holds", do="give another --model")
+    if options.written.is_dir():
+        raise InputError(got=f"--output {options.written}, a folder", expected="a file", do="give a name ending in .onnx")
+    batches = check_batches(classifier.text_model)
+    with whole_file(options.written) as partial:
+        opset = write_onnx(partial, classifier, batches[-1])
+        difference = largest_difference(partial, classifier, batches)
+        if not difference <= LARGEST_DIFFERENCE:
+            raise InputError(
+                got=f"logits of onnxruntime that differ by {difference:.2g} from those of {options.model}",
+                expected=f"{LARGEST_DIFFERENCE:g} at most",
+                do="nothing was written; try another version of onnxruntime",
+            )
+    say(f"done: {options.written}; logits differ by {difference:.2g} at most over {len(batches)} batches")
+    return {
+        "command": "onnx",
+        "model": str(options.model),
+        "path": str(options.written),
+        "bytes": options.written.stat().st_size,
+        "opset": opset,
+        "max_logit_difference": difference,
+    }
+
+
+def require_packages() -> None:
+    """Raise InputError unless the optional packages are installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(got=f"no package {', '.join(missing)}", expected=f"{', '.join(PACKAGES)}", do="pip install 'lugpi[onnx]'")
+
+
+def check_batches(text_model: TextModel) -> list[dict[str, torch.Tensor]]:
+    """Return batches of real texts of many lengths, up to the longest the model reads: ``input_ids`` and ``attention_mask``, int64
+    [B, L]."""
+    corpus = load_corpus(CorpusOptions(dataset="demo"))
+    real = [example.text for example in corpus.examples]
+    texts = [real[0].split()[0], *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
+    ids = tokenised(text_model, texts, device=torch.device("cpu"))
+    return [_batch(ids.padded(rows, torch.from_numpy(rows))) for rows in (np.array(batch, np.int64) for batch in _BATCHES)]
+
+
+def _batch(padded: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    ids_BL = padded["input_ids"]
+    return {"input_ids": ids_BL, "attention_mask": padded.get("attention_mask", torch.ones_like(ids_BL))}
+
+
+class _Logits(nn.Module):
+    """A classifier that takes and gives tensors and nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits_BK
+
+
+def write_onnx(path: Path, classifier: Classifier, example: dict[str, torch.Tensor]) -> int:
+    """Write the classifier to ``path``, weights inside; return the opset.
+
+    Args:
+        path: is overwritten.
+        classifier: to be exported.
+        example: a batch of several texts to trace it with.
+
+    Raises:
+        InputError: torch cannot export a model of this kind.
+    """
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=classifier.text_model.max_length)}
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                _Logits(classifier.model).eval(),
+                kwargs=example,
+                input_names=INPUTS,
+                output_names=(OUTPUT,),
+                dynamic_shapes=dict.fromkeys(INPUTS, free),
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        kind = type(classifier.model).__name__
+        got = f"a {kind}, which torch {torch.__version__} cannot export ({reason(error)})"
+        raise InputError(got=got, expected="for instance a DistilBERT or a BERT", do="give another --model") from None
+    if program is None:
+        raise AssertionError("torch.onnx.export with dynamo=True returns a program")
+    program.model.metadata_props["id2label"] = json.dumps(dict(enumerate(classifier.label_names)), ensure_ascii=False)
+    program.save(path, external_data=False)
+    return int(program.model.opset_imports[""])
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # torch's exporter walks its own graphs by a name that torch has deprecated.
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        yield
+
+
+def largest_difference(path: Path, classifier: Classifier, batches: Sequence[dict[str, torch.Tensor]]) -> float:
+    """Return the largest difference of a logit between onnxruntime, which reads ``path``, and the classifier, over all batches; NaN where
+    one of them is not finite."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    differences = []
+    for batch in batches:
+        with torch.inference_mode():
+            ours_BK = classifier.model(**batch).logits
+        (theirs_BK,) = session.run([OUTPUT], {name: tensor.numpy() for name, tensor in batch.items()})
+        differences.append((torch.from_numpy(theirs_BK) - ours_BK).abs().max())
+    return float(torch.stack(differences).max())

@@ -1,0 +1,309 @@
+"""A search for the student's settings: train one after another, judge each by validation accuracy, propose the next from those before.
+
+``<run>/sweep/<name>/`` holds ``space.json`` (what is searched, and all that decides a trial beside), ``study.journal`` (Optuna's own
+record, which its tools read) and ``trial-007/`` for each trial, of which ``trial.json`` stays.
+
+What holds when a sweep is interrupted, at any moment, by whatever: the same command goes on, no finished trial is trained again, and the
+one that was running goes on from its checkpoint. A trial's parameters follow from the space, ``--sampler-seed``, its number and the
+finished trials before it, nothing else: the sampler (TPE, Bergstra et al. 2011) is made anew for every trial from a seed of its own, and
+Optuna is told of a trial only when it is over. So an interrupted sweep proposes what a straight one does, wherever training itself gives
+the same accuracy again (on the CPU bit for bit).
+
+The test split is not scored: a trial ends with its last epoch, and the best settings go through ``python -m train student`` once.
+"""
+
+import importlib.util
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lugpi_core.command_line import say
+from lugpi_core.errors import InputError
+from lugpi_core.files import make_folder, read_json, write_bytes, write_json
+from lugpi_core.files import sweep as sweep_partials
+from lugpi_core.fingerprint import differences
+from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
+from lugpi_core.runtime.libraries import quiet_libraries
+from train.learning.checkpoint import load_checkpoint, remove_checkpoints
+from train.learning.compile import forget_last_model
+from train.learning.distributed import Processes
+from train.learning.loop import NotFinite, best_epoch, fit
+from train.learning.losses import distillation
+from train.learning.progress import LOG, require_trackers
+from train.models.inputs import Sources
+from train.models.locks import held
+from train.models.model_folder import TRAINING, finished_metrics
+from train.models.predictions import markdown_table
+from train.models.train_model import Run, find_run, load_training
+from train.options.tools import SWEPT, SweepOptions, flags_of
+from train.options.training import StudentOptions
+
+SPACE, JOURNAL, LOCK, TRIAL = "space.json", "study.journal", ".lock", "trial.json"
+SHOWN = 5
+_WEIGHTS = ("hard", "alpha", "beta")
+
+
+def sweep(options: SweepOptions) -> dict[str, Any]:
+    """Train until there are ``trials`` finished trials; print the best five and the command that trains and scores the best one.
+
+    A trial whose loss does not stay finite counts as finished and failed.
+
+    Raises:
+        InputError: a teacher is missing, the space holds what cannot be trained, the folder is another sweep's or is being written by
+            another command, or every trial failed.
+        Stopped: a signal asked for it; what is done is kept.
+    """
+    quiet_libraries()
+    _require_possible(options)
+    compute = resolve_compute(options.device, options.dtype, half=half_for_training())
+    _require_losses(options)
+    with _alone(make_folder(options.folder)):
+        sweep_partials(options.folder)
+        _require_same_sweep(options, compute)
+        study = open_study(options.folder)
+        done = len(study.trials)
+        for number in range(done, options.trials):
+            study.add_trial(_frozen(options, _finished(options, number, study.trials, compute)))
+        return _report(options, study, already_done=done >= options.trials)
+
+
+def propose(options: SweepOptions, number: int, before: Sequence[Any]) -> dict[str, Any]:
+    """Return the parameters of trial ``number``: a function of the space, the sampler's seed, the number and the trials before it."""
+    import optuna
+
+    seed = int(np.random.SeedSequence([options.sampler_seed, number]).generate_state(1)[0])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Optuna's own record must not know of the question: what is asked there is a trial that runs, whoever has died meanwhile.
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    study.add_trials(before[:number])
+    parameters: dict[str, Any] = study.ask(_distributions(options)).params
+    return parameters
+
+
+def open_study(folder: Path) -> Any:
+    """Return the Optuna study of a sweep's folder, which is made where there is none. Only one process may have it open.
+
+    Raises:
+        InputError: the journal is damaged; it can be made again from the trials' own records.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    path = folder / JOURNAL
+    (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # left by a killed process; ours is the folder's lock
+    _cut_torn_line(path)
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        return optuna.create_study(study_name=folder.name, storage=storage, direction="maximize", load_if_exists=True)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            got=f"{path}, which Optuna cannot read ({type(error).__name__})",
+            expected="its journal",
+            do="remove it and run the same command again: it is written anew from the finished trials",
+        ) from None
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Take back the beginning of a record whose writer was killed; the trial's own record stands in its folder."""
+    journal = path.read_bytes() if path.is_file() else b""
+    if journal and not journal.endswith(b"\n"):
+        write_bytes(path, journal[: journal.rfind(b"\n") + 1])
+
+
+def _require_possible(options: SweepOptions) -> None:
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError(got="no package optuna", expected="it for python -m train sweep", do="pip install 'lugpi[sweep]'")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(got="a sweep in several processes", expected="one", do="run it without torchrun")
+    require_trackers(options.track)
+
+
+def _require_losses(options: SweepOptions) -> None:
+    """Refuse a space in which a student may have nothing to learn from, before anything is trained."""
+    corners = {dimension.name: dimension.corners for dimension in options.space}
+    lowest = {name: min(corners[name], default=None) if name in corners else getattr(options, name) for name in _WEIGHTS}
+    for preset in corners.get("kd_preset", (options.kd_preset,)):
+        distillation(str(preset), **lowest)
+
+
+def _require_same_sweep(options: SweepOptions, compute: Compute) -> None:
+    """Write down what is searched, or compare it with what was."""
+    run = _run(options, 0, propose(options, 0, []), compute)
+    if run.recipe.notice:
+        say(f"note: {run.recipe.notice}")
+    _require_layers(options, run)
+    decided = run.fingerprint()
+    swept = {dimension.name for dimension in options.space}
+    given = {name: getattr(options, name) for name in SWEPT}
+    space = {
+        **{name: value for name, value in decided.items() if name not in ("distillation", "layers")},
+        "command": "sweep",
+        "flags": {name: value for name, value in {**decided["flags"], **given}.items() if name not in swept},
+        "over": {dimension.name: dimension.record() for dimension in options.space},
+        "sampler_seed": options.sampler_seed,
+    }
+    path = options.folder / SPACE
+    if path.is_file() and (unlike := differences(read_json(path), space)):
+        raise InputError(
+            got=f"{options.folder}, another sweep: {'; '.join(unlike)}",
+            expected="the same space and settings as that sweep's",
+            do="repeat them, or give another --name",
+        )
+    if not path.is_file():
+        write_json(path, space)
+
+
+def _require_layers(options: SweepOptions, run: Run) -> None:
+    there = run.text_model.config.num_hidden_layers
+    for dimension in options.space:
+        if dimension.name == "student_layers" and max(map(float, dimension.corners)) > there:
+            raise InputError(
+                got=f"--over student_layers={dimension.corners[-1]}", expected=f"{there} at most, as the text model has", do="lower it"
+            )
+
+
+def _run(options: SweepOptions, number: int, parameters: dict[str, Any], compute: Compute) -> Run:
+    student = options.student(parameters)
+    return find_run(student, _folder(options, number), Sources(), compute, Processes())
+
+
+def _folder(options: SweepOptions, number: int) -> Path:
+    return options.folder / f"trial-{number:03d}"
+
+
+def _finished(options: SweepOptions, number: int, before: Sequence[Any], compute: Compute) -> dict[str, Any]:
+    """Return a trial's record, training it or going on with it where it is not finished."""
+    folder = make_folder(_folder(options, number))
+    sweep_partials(folder)
+    if not (folder / TRIAL).is_file():
+        parameters = propose(options, number, before)
+        say(f"trial {number} (of 0 to {options.trials - 1}): {_shown(parameters)}")
+        write_json(folder / TRIAL, {"trial": number, "parameters": parameters, **_trained(_run(options, number, parameters, compute))})
+    record: dict[str, Any] = read_json(folder / TRIAL)
+    _remove_traces(folder)
+    say(f"trial {number}: " + (record["failed"] or f"validation accuracy {record['validation_accuracy']:.4f}"))
+    return record
+
+
+def _trained(run: Run) -> dict[str, Any]:
+    """Train one student, or go on with it; nothing but its history leaves."""
+    finished_metrics(run.folder, run.fingerprint())  # refuses a checkpoint of other settings
+    load_checkpoint(run.folder)  # a damaged one must end the sweep, not fail the trial
+    forget_last_model(run.options.compile, device=run.compute.device)
+    try:
+        history = fit(load_training(run))
+    except (NotFinite, torch.OutOfMemoryError) as error:
+        reason = "too little memory on the device" if isinstance(error, torch.OutOfMemoryError) else str(error)
+        return {"failed": reason, "validation_accuracy": None, "history": [], "seconds": None}
+    return {
+        "failed": None,
+        "validation_accuracy": history[best_epoch(history)]["validation_accuracy"],
+        "best_epoch": best_epoch(history),
+        "history": history,
+        "seconds": round(sum(record["seconds"] for record in history), 3),
+    }
+
+
+def _remove_traces(folder: Path) -> None:
+    remove_checkpoints(folder)
+    for name in (LOG, TRAINING):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _frozen(options: SweepOptions, record: dict[str, Any]) -> Any:
+    """Return a finished trial as Optuna knows it."""
+    import optuna
+
+    state = optuna.trial.TrialState.FAIL if record["failed"] else optuna.trial.TrialState.COMPLETE
+    return optuna.trial.create_trial(
+        state=state,
+        value=record["validation_accuracy"],
+        params=record["parameters"],
+        distributions=_distributions(options),
+        user_attrs={"seconds": record["seconds"]},
+    )
+
+
+def _distributions(options: SweepOptions) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, Any] = {}
+    for one in options.space:
+        if one.choices:
+            found[one.name] = CategoricalDistribution(one.choices)
+        elif isinstance(one.low, int) and isinstance(one.high, int):
+            found[one.name] = IntDistribution(one.low, one.high, log=one.log)
+        else:
+            found[one.name] = FloatDistribution(one.low, one.high, log=one.log)
+    return found
+
+
+def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[str, Any]:
+    """Print the best trials and the command of the best; return the figures."""
+    if already_done:
+        say(f"already done: {options.folder}")
+    ranked = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: (-trial.value, trial.number))
+    if not ranked:
+        raise InputError(
+            got=f"{options.folder}, all of whose {len(study.trials)} trials failed",
+            expected="finite losses",
+            do="search lower learning rates under another --name",
+        )
+    names = [dimension.name for dimension in options.space]
+    rows = [[str(one.number), *(_short(one.params[name]) for name in names), f"{one.value:.4f}", _seconds(one)] for one in ranked[:SHOWN]]
+    print(markdown_table(("trial", *names, "validation", "train s"), rows))
+    best = ranked[0]
+    command = best_command(options.student(best.params), f"{options.sweep_name}-best")
+    print(f"\nthe best one, to be trained and scored on the test split once:\n{command}")
+    return {
+        "command": "sweep",
+        "dataset": options.dataset,
+        "sweep": str(options.folder),
+        "trials": len(study.trials),
+        "failed": len(study.trials) - len(ranked),
+        "best": {"trial": best.number, "parameters": best.params, "validation_accuracy": best.value},
+        "student_command": command,
+        "already_done": already_done,
+    }
+
+
+def best_command(student: StudentOptions, name: str) -> str:
+    """Return the command line that trains and scores a student of these options under ``name``; no float loses a digit."""
+    from dataclasses import replace
+
+    return shlex.join(["python", "-m", "train", "student", *flags_of(replace(student, name=name))])
+
+
+def _shown(parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in parameters.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _seconds(trial: Any) -> str:
+    return f"{trial.user_attrs['seconds']:.0f}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the kernel gives it back when the process dies.
+
+    Raises:
+        InputError: another process has it.
+    """
+    with held(folder / LOCK, what=folder) as is_ours:
+        if not is_ours:
+            raise InputError(
+                got=f"{folder}, which another command is searching",
+                expected="one command a sweep",
+                do="wait for it, or give another --name",
+            )
+        yield
