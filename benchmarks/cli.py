@@ -101,37 +101,37 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _store(options: BenchmarkOptions) -> dict[str, Any]:
-    from benchmarks.store_speed import measure
+    from benchmarks.store.store_speed import measure
 
     return measure(smoke=options.smoke, record=options.record)
 
 
 def _featurize(options: DrawingOptions) -> dict[str, Any]:
-    from benchmarks.featurize_speed import measure
+    from benchmarks.featurize.featurize_speed import measure
 
     return measure(smoke=options.smoke, record=options.record, cases=options.cases)
 
 
 def _train(options: TrainingOptions) -> dict[str, Any]:
-    from benchmarks.train_speed import measure
+    from benchmarks.train.train_speed import measure
 
     return measure(smoke=options.smoke, record=options.record, data_dir=options.data_dir)
 
 
 def _memory(options: BenchmarkOptions) -> dict[str, Any]:
-    from benchmarks.training_memory import measure
+    from benchmarks.train.training_memory import measure
 
     return measure(smoke=options.smoke, record=options.record)
 
 
 def _fidelity(options: BenchmarkOptions) -> dict[str, Any]:
-    from benchmarks.token_fidelity import measure
+    from benchmarks.train.int8_drift import measure
 
     return measure(smoke=options.smoke, record=options.record)
 
 
 def _pictures(options: PicturesOptions) -> dict[str, Any]:
-    from benchmarks.picture_fidelity import measure
+    from benchmarks.featurize.shortcut_drift import measure
 
     return measure(
         generator=options.generator,

@@ -12,13 +12,13 @@ import torch
 from benchmarks import harness
 from benchmarks.cli import main
 from benchmarks.harness import finish, interleaved, median_ratio, medians
-from benchmarks.page_cache import cached_share, drop_pages
-from benchmarks.store_reading import COLD, FANCY, HOT, IN_ORDER, OURS, pick, rates
-from benchmarks.store_speed import promises
-from benchmarks.store_writing import FILLS, PUBLISHED, RAW
-from benchmarks.store_writing import OURS as OUR_WRITING
-from benchmarks.token_fidelity import compare, with_outliers
-from benchmarks.token_files import COLUMN, TokenFiles, random_tokens, write_everywhere
+from benchmarks.store.page_cache import cached_share, drop_pages
+from benchmarks.store.store_reading import COLD, FANCY, HOT, IN_ORDER, OURS, pick, rates
+from benchmarks.store.store_speed import promises
+from benchmarks.store.store_writing import FILLS, PUBLISHED, RAW
+from benchmarks.store.store_writing import OURS as OUR_WRITING
+from benchmarks.store.token_files import COLUMN, TokenFiles, random_tokens, write_everywhere
+from benchmarks.train.int8_drift import compare, with_outliers
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 

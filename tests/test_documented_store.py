@@ -10,7 +10,7 @@ import pytest
 import torch
 from documented_commands import told
 
-from benchmarks.token_files import COLUMN, fill_store, random_tokens
+from benchmarks.store.token_files import COLUMN, fill_store, random_tokens
 from lugpi_core.store.layout import SCALE
 from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.quantize import quantize

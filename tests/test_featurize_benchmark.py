@@ -11,22 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks import drawing_models, featurize_speed
 from benchmarks.cli import main
-from benchmarks.drawing_models import (
-    SD2_512,
-    SD2_768,
-    SMALL,
-    DrawingSizes,
-    meta_clip,
-    meta_text_encoder,
-    meta_tiny_decoder,
-    meta_unet,
-    meta_vae,
-    sd2_folder,
-    tiny_decoder_folder,
-)
-from benchmarks.featurize_speed import (
+from benchmarks.featurize import featurize_speed
+from benchmarks.featurize import random_models as drawing_models
+from benchmarks.featurize.featurize_speed import (
     BATCHED,
     FORWARDS,
     GRID,
@@ -42,8 +30,21 @@ from benchmarks.featurize_speed import (
     promises_on_card,
     steady_rate,
 )
-from benchmarks.plain_diffusers import BareForwards, Drawings, PlainPipeline, drawings_of, parts_may_lack_labels, ranges
-from benchmarks.roofline import flops_per_image, measured_peak_flops, roof, work_of
+from benchmarks.featurize.plain_diffusers import BareForwards, Drawings, PlainPipeline, drawings_of, parts_may_lack_labels, ranges
+from benchmarks.featurize.random_models import (
+    SD2_512,
+    SD2_768,
+    SMALL,
+    DrawingSizes,
+    meta_clip,
+    meta_text_encoder,
+    meta_tiny_decoder,
+    meta_unet,
+    meta_vae,
+    sd2_folder,
+    tiny_decoder_folder,
+)
+from benchmarks.featurize.roofline import flops_per_image, measured_peak_flops, roof, work_of
 from featurize.cli import featurize
 from featurize.cost.stage_cost import StageWork
 from featurize.encode.image_encoder import EncoderFiles, Preprocessing

@@ -6,8 +6,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.train_speed import step_of
-from benchmarks.training_cases import ENCODERS, SMALL, baseline_learner, data_of, student_learner, teacher, teacher_learner
+from benchmarks.train.train_speed import step_of
+from benchmarks.train.training_cases import ENCODERS, SMALL, baseline_learner, data_of, student_learner, teacher, teacher_learner
 from train.learning.networks import Teacher
 
 BATCH, LENGTH, TOKENS = 3, 24, 50

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from benchmarks.plain_diffusers import Drawings
+from benchmarks.featurize.plain_diffusers import Drawings
 from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, StageWork, counted_work
 
 # Side of the square matrices: large enough to keep every core busy, small enough for a second.

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.epoch_speed import epochs
 from benchmarks.harness import finish, interleaved, median_ratio, medians
-from benchmarks.training_cases import (
+from benchmarks.train.epoch_speed import epochs
+from benchmarks.train.training_cases import (
     ENCODERS,
     SMALL,
     Encoder,

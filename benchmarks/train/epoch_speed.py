@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness import interleaved, median_ratio, medians
-from benchmarks.training_cases import SMALL, Sizes, classifier, compute_here, data_of, student_learner
+from benchmarks.train.training_cases import SMALL, Sizes, classifier, compute_here, data_of, student_learner
 from lugpi_core.command_line import say
 from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.corpora.paper import load_corpus

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.drawing_models import SD2_512, SD2_768, SMALL, DrawingSizes, encoder_folder, sd2_folder, tiny_decoder_folder
+from benchmarks.featurize.plain_diffusers import BareForwards, PlainPipeline, drawings_of, parts_may_lack_labels
+from benchmarks.featurize.random_models import SD2_512, SD2_768, SMALL, DrawingSizes, encoder_folder, sd2_folder, tiny_decoder_folder
+from benchmarks.featurize.roofline import measured_peak_flops, roof
 from benchmarks.harness import finish, interleaved, median_ratio, medians
-from benchmarks.plain_diffusers import BareForwards, PlainPipeline, drawings_of, parts_may_lack_labels
-from benchmarks.roofline import measured_peak_flops, roof
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
 from lugpi_core.command_line import say

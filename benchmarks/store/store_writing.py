@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import interleaved, median_ratio, medians
-from benchmarks.token_files import COLUMN, Tokens, fill_hdf5, fill_raw, fill_store, random_tokens
+from benchmarks.store.token_files import COLUMN, Tokens, fill_hdf5, fill_raw, fill_store, random_tokens
 from lugpi_core.store.reader import ColumnReader
 
 OURS, RAW, HDF5 = "ours, checked and final", "raw file, write and fsync", "h5py contiguous, flush and fsync"
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
 def _of_fresh_process(store: Path, batches: int) -> int:
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.store_writing", str(store), str(batches)],
+        [sys.executable, "-m", "benchmarks.store.store_writing", str(store), str(batches)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import interleaved, median_ratio, medians
-from benchmarks.page_cache import cached_share, drop_pages
-from benchmarks.token_files import COLUMN, TokenFiles
+from benchmarks.store.page_cache import cached_share, drop_pages
+from benchmarks.store.token_files import COLUMN, TokenFiles
 from lugpi_core.store.reader import ColumnReader
 
 BATCH = 14

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import store_reading as reading
-from benchmarks import store_writing as writing
 from benchmarks.harness import finish
-from benchmarks.token_files import random_tokens, write_everywhere
+from benchmarks.store import store_reading as reading
+from benchmarks.store import store_writing as writing
+from benchmarks.store.token_files import random_tokens, write_everywhere
 from lugpi_core.command_line import say
 
 # By encoder: tokens × width, rows, rows of a shard, batches with a warm and with a cold cache. The system reads 8 MB around every page that

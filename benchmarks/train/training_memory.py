@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import finish
-from benchmarks.train_speed import step_of
-from benchmarks.training_cases import (
+from benchmarks.train.train_speed import step_of
+from benchmarks.train.training_cases import (
     ENCODERS,
     SMALL,
     Sizes,

@@ -1,0 +1,1 @@
+"""How fast teachers and students train."""
