@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from featurize.emoji.captions import HeldOut
-from featurize.emoji.sources import Emoji, Synset
-from featurize.emoji.world import PICTURE_PX, World, make_world
+from dev.embedded_models.captions import HeldOut
+from dev.embedded_models.sources import Emoji, Synset
+from dev.embedded_models.world import PICTURE_PX, World, make_world
 
 COLOURS = ("red", "green", "blue", "orange", "purple", "brown", "black", "teal")
 KINDS = ("animal", "fruit")

@@ -27,7 +27,7 @@ from documented_commands import (
 )
 
 from benchmarks.cli import BenchmarkOptions, DemoOptions, DrawingOptions, PicturesOptions, RealOptions, TrainingOptions
-from featurize.emoji.options import EmojiOptions
+from dev.embedded_models.options import EmojiOptions
 from lugpi_core.command_line import parse
 
 PARSERS = {

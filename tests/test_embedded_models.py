@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from featurize.emoji.measures import Artist, Clip, clean_pictures, demo_glosses, pooled, probe
-from featurize.emoji.sources import CLDR, FONT, load_emoji, rendered
-from featurize.emoji.world import PICTURE_PX
+from dev.embedded_models.measures import Artist, Clip, clean_pictures, demo_glosses, pooled, probe
+from dev.embedded_models.sources import CLDR, FONT, load_emoji, rendered
+from dev.embedded_models.world import PICTURE_PX
 from featurize.encode.image_encoder import ImageEncoder, find_encoder
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute

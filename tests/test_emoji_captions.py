@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from small_world import small_synsets, small_world, synset
 
-from featurize.emoji.captions import Tree, held_out, meanings, nearest_pictures, own_captions
-from featurize.emoji.recipe import Recipe
-from featurize.emoji.sources import CLDR, FONT, Emoji, Synset
-from featurize.emoji.world import World, load_world
+from dev.embedded_models.captions import Tree, held_out, meanings, nearest_pictures, own_captions
+from dev.embedded_models.recipe import Recipe
+from dev.embedded_models.sources import CLDR, FONT, Emoji, Synset
+from dev.embedded_models.world import World, load_world
 from lugpi_core.corpora.demo import load_demo
 
 WORDNET = Path(__file__).parents[2] / "shared" / "data" / "wordnet-synsets.jsonl.gz"
@@ -61,7 +61,7 @@ def test_a_synset_that_is_held_out_is_no_caption_no_gloss_and_nobodys_hypernym(t
 def test_a_text_that_is_held_out_is_gone_from_other_synsets_too() -> None:
     held = small_synsets()["fruitb.1"].gloss
     synsets = {"a": synset("a", ("one",), held.upper()), "b": synset("b", ("two",), "another text")}
-    from featurize.emoji.world import make_world
+    from dev.embedded_models.world import make_world
 
     world = small_world(held=("fruitb.1",))
     made = make_world(world.emoji, world.pictures, synsets, world.held)

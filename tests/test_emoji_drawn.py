@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from featurize.emoji import drawn
-from featurize.emoji.drawn import DrawnClipLoss, DrawnGroupLoss, chosen, drawings
-from featurize.emoji.training import Loss
-from featurize.emoji.vision import GroupTeller, PictureTower, clip
-from featurize.emoji.words import JOINT
+from dev.embedded_models import drawn
+from dev.embedded_models.drawn import DrawnClipLoss, DrawnGroupLoss, chosen, drawings
+from dev.embedded_models.training import Loss
+from dev.embedded_models.vision import GroupTeller, PictureTower, clip
+from dev.embedded_models.words import JOINT
 from lugpi_core.errors import InputError
 
 CAPTIONS = [f"caption {number}" for number in range(7)]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from featurize.emoji.sources import CLDR, FONT, load_emoji, parse_labels, read_synsets, rendered
-from featurize.emoji.world import load_world
+from dev.embedded_models.sources import CLDR, FONT, load_emoji, parse_labels, read_synsets, rendered
+from dev.embedded_models.world import load_world
 from lugpi_core.errors import InputError
 
 XML = """<ldml><annotations>

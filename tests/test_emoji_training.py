@@ -13,16 +13,16 @@ import torch
 from small_world import small_world
 from torch import nn
 
-from featurize.emoji import training, vision
-from featurize.emoji.assembly import assemble
-from featurize.emoji.card import sparkline, write_card
-from featurize.emoji.drawing import caption_rows, recoloured, several_captions
-from featurize.emoji.measures import Clip
-from featurize.emoji.placing import FREE, STILL, placed
-from featurize.emoji.recipe import STEPS, Recipe, Step
-from featurize.emoji.sight import SeeingTower, SightLoss, nearest_in_words, pairs
-from featurize.emoji.training import Loss, Schedule, fit
-from featurize.emoji.words import CONTEXT, Tower, clip_tokenizer, contrastive, encoded, in_joint_space, padded, word_piece_tokenizer
+from dev.embedded_models import training, vision
+from dev.embedded_models.assembly import assemble
+from dev.embedded_models.card import sparkline, write_card
+from dev.embedded_models.drawing import caption_rows, recoloured, several_captions
+from dev.embedded_models.measures import Clip
+from dev.embedded_models.placing import FREE, STILL, placed
+from dev.embedded_models.recipe import STEPS, Recipe, Step
+from dev.embedded_models.sight import SeeingTower, SightLoss, nearest_in_words, pairs
+from dev.embedded_models.training import Loss, Schedule, fit
+from dev.embedded_models.words import CONTEXT, Tower, clip_tokenizer, contrastive, encoded, in_joint_space, padded, word_piece_tokenizer
 from lugpi_core.errors import InputError
 
 SCHEDULE = Schedule(steps=40, learning_rate=0.1, averaged=0.9, seed=5)

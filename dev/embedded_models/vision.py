@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurize.emoji.drawing import Rows
-from featurize.emoji.placing import FREE, SIDE_PX, placed
-from featurize.emoji.words import CONTEXT, HEADS, JOINT, LAYERS, WIDTH, Tower, contrastive
+from dev.embedded_models.drawing import Rows
+from dev.embedded_models.placing import FREE, SIDE_PX, placed
+from dev.embedded_models.words import CONTEXT, HEADS, JOINT, LAYERS, WIDTH, Tower, contrastive
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 PATCH_PX = 16

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurize.emoji.world import World
+from dev.embedded_models.world import World
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 CONTEXT = 40

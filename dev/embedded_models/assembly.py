@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from featurize.emoji import vision
-from featurize.emoji.placing import SIDE_PX
-from featurize.emoji.recipe import Recipe
+from dev.embedded_models import vision
+from dev.embedded_models.placing import SIDE_PX
+from dev.embedded_models.recipe import Recipe
 from lugpi_core.files import whole_folder
 
 # Each of a name, and of the files that the hub's tools write beside the weights.

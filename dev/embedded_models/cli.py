@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from featurize.emoji.options import EmojiOptions
+from dev.embedded_models.options import EmojiOptions
 from lugpi_core.command_line import run, say
 
 
@@ -23,9 +23,9 @@ def make(options: EmojiOptions) -> dict[str, Any]:
     """
     import torch
 
-    from featurize.emoji.assembly import assemble
-    from featurize.emoji.recipe import DRAWINGS, STEPS, Recipe
-    from featurize.emoji.world import load_world
+    from dev.embedded_models.assembly import assemble
+    from dev.embedded_models.recipe import DRAWINGS, STEPS, Recipe
+    from dev.embedded_models.world import load_world
     from lugpi_core.runtime.libraries import quiet_libraries
 
     quiet_libraries()
@@ -45,7 +45,7 @@ def make(options: EmojiOptions) -> dict[str, Any]:
         if part == "assemble":
             assemble(recipe, options.out)
         elif part == "card":
-            from featurize.emoji.card import write_card
+            from dev.embedded_models.card import write_card
 
             write_card(recipe, options.out, most=None if options.shorten == 1 else 64)
         else:

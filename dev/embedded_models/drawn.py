@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurize.emoji.placing import SIDE_PX, Placing, placed
-from featurize.emoji.training import Loss, require_same
-from featurize.emoji.vision import GroupTeller, PictureTower, normalised
-from featurize.emoji.words import contrastive
+from dev.embedded_models.placing import SIDE_PX, Placing, placed
+from dev.embedded_models.training import Loss, require_same
+from dev.embedded_models.vision import GroupTeller, PictureTower, normalised
+from dev.embedded_models.words import contrastive
 from featurize.generate.generators import PRESETS
 from lugpi_core.command_line import say
 from lugpi_core.files import whole_file

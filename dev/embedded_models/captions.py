@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from featurize.emoji.sources import Emoji, Synset
+from dev.embedded_models.sources import Emoji, Synset
 from lugpi_core.corpora.corpus import Split
 from lugpi_core.corpora.demo import PER_TOPIC, SHORTEST, TOPICS, drawn, eligible_glosses, load_demo
 

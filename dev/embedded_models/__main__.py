@@ -2,7 +2,7 @@
 
 import sys
 
-from featurize.emoji.cli import main
+from dev.embedded_models.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

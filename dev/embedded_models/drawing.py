@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurize.emoji.placing import SIDE_PX, STILL, Placing, placed
-from featurize.emoji.sight import DrawPair
-from featurize.emoji.words import HEADS, WIDTH
+from dev.embedded_models.placing import SIDE_PX, STILL, Placing, placed
+from dev.embedded_models.sight import DrawPair
+from dev.embedded_models.words import HEADS, WIDTH
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 CHANNELS, SIDE = 8, SIDE_PX // 8

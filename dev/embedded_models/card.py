@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from featurize.emoji.measures import Artist, Clip, caption_choice, clip_scores, demo_glosses, drawn_names, probes, retrieval
-from featurize.emoji.recipe import Recipe
+from dev.embedded_models.measures import Artist, Clip, caption_choice, clip_scores, demo_glosses, drawn_names, probes, retrieval
+from dev.embedded_models.recipe import Recipe
 from featurize.inspect.contact_sheet import contact_sheet
 from featurize.inspect.decoded_images import to_bytes
 from lugpi_core.files import read_json, write_json, write_text

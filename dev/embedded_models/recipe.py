@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from featurize.emoji import drawing, drawn, vision
-from featurize.emoji.masked_words import MaskedWords, masked_model
-from featurize.emoji.sight import OWN_SHARE, SeeingTower, SightLoss, nearest_in_words, pairs
-from featurize.emoji.training import Loss, Schedule, fit
-from featurize.emoji.words import (
+from dev.embedded_models import drawing, drawn, vision
+from dev.embedded_models.masked_words import MaskedWords, masked_model
+from dev.embedded_models.sight import OWN_SHARE, SeeingTower, SightLoss, nearest_in_words, pairs
+from dev.embedded_models.training import Loss, Schedule, fit
+from dev.embedded_models.words import (
     Bag,
     Tower,
     WordPairs,
@@ -25,7 +25,7 @@ from featurize.emoji.words import (
     in_joint_space,
     word_piece_tokenizer,
 )
-from featurize.emoji.world import World
+from dev.embedded_models.world import World
 from lugpi_core.files import make_folder, whole_folder
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from featurize.emoji.words import WIDTH, Tower, padded
+from dev.embedded_models.words import WIDTH, Tower, padded
 
 OWN_SHARE = 0.5  # of captions, those that are said of a picture itself
 _POOL = 8  # batches drawn at once and sorted by length

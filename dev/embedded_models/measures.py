@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.emoji.captions import meanings
-from featurize.emoji.placing import STILL, placed
-from featurize.emoji.sources import Synset
-from featurize.emoji.world import World
+from dev.embedded_models.captions import meanings
+from dev.embedded_models.placing import STILL, placed
+from dev.embedded_models.sources import Synset
+from dev.embedded_models.world import World
 from featurize.encode.image_encoder import DEMO_ENCODERS, ImageEncoder, JointSpace, find_encoder
 from featurize.generate.generators import PRESETS, find_generator
 from featurize.generate.text_to_image import TextToImage
