@@ -44,7 +44,7 @@ test: $(DEV_INSTALLED) ## the test suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 soak: $(DEV_INSTALLED) ## the fault campaigns of the store with their long counts: a quarter of an hour
-	$(RUN) -m pytest tests/campaigns tests/test_inspection.py --soak -o timeout=3600
+	$(RUN) -m pytest tests/campaigns tests/core/store/test_foreign_files.py --soak -o timeout=3600
 
 coverage: $(DEV_INSTALLED) ## the branches of the store that its tests reach: 95 % at least
 	$(RUN) -m coverage erase

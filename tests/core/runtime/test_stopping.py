@@ -1,0 +1,187 @@
+"""A signal becomes a request; the second one ends the process; what was there before is there again."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from lugpi_core.runtime.stopping import Stopped, StopRequest, raise_wrapped_stop, stop_on_signals, terminated_like_interrupted
+from tests.conftest import ROOT
+
+BOTH = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Before(Exception):
+    """What the handlers of before raise."""
+
+
+def _as_before(number: int, _: Any) -> None:
+    raise _Before(signal.Signals(number).name)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Handlers of our own under every test: the suite may have been started with a signal ignored."""
+    before = {number: signal.signal(number, _as_before) for number in BOTH}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in BOTH]
+
+
+def test_nothing_is_asked_for_until_somebody_asks() -> None:
+    StopRequest().check()
+    with stop_on_signals() as stop:
+        stop.check()
+        assert stop.signal_number is None
+
+
+def _block(*numbers: int, check: bool = False) -> StopRequest:
+    """Enter a block, be asked to stop in it by these signals, and look whether one was asked."""
+    with stop_on_signals() as stop:
+        for number in numbers:
+            signal.raise_signal(number)
+            assert stop.signal_number == numbers[0]
+        if check:
+            stop.check()
+            pytest.fail("check says nothing")
+    return stop
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_the_first_signal_waits_for_a_check(number: int) -> None:
+    with pytest.raises(Stopped, match=signal.Signals(number).name) as stopped:
+        _block(number, check=True)
+    assert stopped.value.signal_number == number
+    assert isinstance(stopped.value, KeyboardInterrupt), "what is open is closed as after Ctrl-C"
+    assert not isinstance(stopped.value, Exception), "no handler of errors catches it"
+
+
+@pytest.mark.parametrize("first", BOTH)
+@pytest.mark.parametrize("second", BOTH)
+def test_the_second_signal_does_at_once_what_it_did_before(first: int, second: int) -> None:
+    with pytest.raises(_Before, match=signal.Signals(second).name):
+        _block(first, second)
+
+
+@pytest.mark.parametrize("ending", [None, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_handlers_of_before_are_there_again_however_the_block_ends(ending: type[BaseException] | None, asked: bool) -> None:
+    def block() -> None:
+        with stop_on_signals():
+            assert _as_before not in _handlers()
+            if asked:
+                signal.raise_signal(signal.SIGTERM)
+            if ending is not None:
+                raise ending
+
+    expected = ending or (Stopped if asked else None)
+    with nullcontext() if expected is None else pytest.raises(expected):
+        block()
+    assert _handlers() == [_as_before, _as_before]
+
+
+def test_a_request_that_nobody_heeded_is_raised_at_the_end_of_the_block() -> None:
+    with pytest.raises(Stopped) as stopped:
+        _block(signal.SIGTERM)
+    assert stopped.value.signal_number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("ignored", BOTH)
+def test_a_signal_that_is_ignored_stays_so(ignored: int) -> None:
+    signal.signal(ignored, signal.SIG_IGN)
+    with stop_on_signals() as stop:
+        signal.raise_signal(ignored)
+        stop.check()
+        assert signal.getsignal(ignored) is signal.SIG_IGN
+    assert signal.getsignal(ignored) is signal.SIG_IGN
+
+
+def test_a_command_that_was_told_to_ignore_sigterm_ignores_it() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with terminated_like_interrupted():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_in_another_thread_no_request_is_made_and_no_handler_is_touched() -> None:
+    found: list[Any] = []
+
+    def work() -> None:
+        with terminated_like_interrupted(), stop_on_signals() as stop:
+            found.extend([stop.signal_number, _handlers()])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None, [_as_before, _as_before]]
+
+
+def test_sigterm_ends_a_block_as_an_interrupt_does() -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped, terminated_like_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+    assert isinstance(stopped.value, Stopped)
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert _handlers() == [_as_before, _as_before]
+
+
+def test_inside_a_command_the_second_sigterm_ends_it_at_once_and_a_later_one_too() -> None:
+    with terminated_like_interrupted():
+        with pytest.raises(Stopped):
+            _block(signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+    assert _handlers() == [_as_before, _as_before]
+
+
+def test_one_inside_another_asks_the_inner_one_first_then_the_outer_one_and_then_ends() -> None:
+    asked: list[tuple[int | None, int | None]] = []
+
+    def block() -> None:
+        with stop_on_signals() as outer, stop_on_signals() as inner:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+                asked.append((inner.signal_number, outer.signal_number))
+
+    with pytest.raises(_Before):
+        block()
+    assert asked == [(signal.SIGTERM, None), (signal.SIGTERM, signal.SIGINT)]
+    assert _handlers() == [_as_before, _as_before]
+
+
+# Asks itself twice, and never looks whether it was asked.
+DEAF = """
+import os, signal, time
+from lugpi_core.runtime.stopping import stop_on_signals
+with stop_on_signals():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_never_checks_is_ended_by_the_second_signal() -> None:
+    done = subprocess.run([sys.executable, "-c", DEAF], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=30, check=False)
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_an_interrupt_that_a_library_wrapped_is_still_one() -> None:
+    try:
+        try:
+            raise Stopped(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise OSError("a folder that does not load")  # noqa: B904
+    except OSError as error:
+        with pytest.raises(Stopped):
+            raise_wrapped_stop(error)
+    raise_wrapped_stop(OSError("of its own"))

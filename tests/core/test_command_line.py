@@ -1,0 +1,314 @@
+"""The frame of every command: one-line errors, exit codes, and a last line that a machine reads."""
+
+import dataclasses
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from lugpi_core.command_line import Command, parse, resolved_flags, run, run_one_of, say
+from lugpi_core.errors import InputError
+from tests.conftest import ROOT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Count the things.
+
+    A second paragraph.
+    """
+
+    dataset: str
+    """What to count."""
+    steps: int = 3
+    """How often."""
+    kind: Literal["plain", "fancy"] = "plain"
+    """Which way."""
+    data_dir: Path = Path("data")
+    """Where."""
+    latents: bool = True
+    """Keep them."""
+    seeds: tuple[int, ...] = (1, 2)
+    """Seeds."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(got=f"--steps {self.steps} in {self.data_dir}", expected="at least 1", do="leave it out")
+
+
+def _counted(options: Options) -> dict[str, Any]:
+    print("on the way")
+    return {"made": resolved_flags(options)}
+
+
+def _run(*arguments: str, command: Command = _counted) -> int:
+    return run(command, Options, arguments, prog="python -m count")
+
+
+def _raising(error: BaseException) -> Callable[[Options], dict[str, Any]]:
+    def command(options: Options) -> dict[str, Any]:
+        raise error
+
+    return command
+
+
+def test_the_last_line_of_stdout_is_one_json_object_with_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--dataset", "größe", "--data-dir", "a/b", "--no-latents") == 0
+    captured = capsys.readouterr()
+    flags = {"dataset": "größe", "steps": 3, "kind": "plain", "data_dir": "a/b", "latents": False, "seeds": [1, 2]}
+    assert json.loads(captured.out.splitlines()[-1]) == {"made": flags}
+    assert "größe" in captured.out
+    assert captured.err == ""
+
+
+def test_a_command_that_is_not_complete_ends_with_one_and_still_says_what_it_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--dataset", "x", command=lambda options: {"complete": False, "rows": 3}) == 1
+    assert json.loads(capsys.readouterr().out) == {"complete": False, "rows": 3}
+    assert _run("--dataset", "x", command=lambda options: {"complete": True}) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--dataset", "x", "--stepz", "3"], "got the flag --stepz; expected a flag of python -m count; did you mean '--steps'?"),
+        (
+            ["--dataset", "x", "--data_dirr", "3"],
+            "got the flag --data_dirr; expected a flag of python -m count; did you mean '--data-dir'?",
+        ),
+        (["--dataset", "x", "--no-latent"], "got the flag --no-latent; expected a flag of python -m count; did you mean '--no-latents'?"),
+        (
+            ["--dataset", "x", "stray"],
+            "got the flag stray; expected a flag of python -m count; choose one of --data-dir, --dataset, --kind, --latents, --no-latents, "
+            "--seeds, --steps",
+        ),
+        (
+            ["--dataset", "x", "--steps", "many"],
+            "got --steps: invalid literal for int() with base 10: 'many'; expected flags as the help shows; see python -m count --help",
+        ),
+        (["--steps", "3"], "got no --dataset; expected a value for it; see python -m count --help"),
+        (["--dataset", "x", "--steps", "0"], "got --steps 0 in data; expected at least 1; leave it out"),
+    ],
+    ids=["unknown", "misspelt", "negated", "stray", "bad value", "missing", "refused by the options"],
+)
+def test_flags_that_cannot_be_taken_are_one_line_and_exit_two(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(*arguments, command=_raising(AssertionError("never called"))) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {error}\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--kind", "odd"], ["--steps"], ["--seeds", "1", "b"], ["--latents", "maybe"], ["--data-dir"]])
+def test_every_other_bad_value_is_one_line_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--dataset", "x", *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: got ")
+    assert "; expected " in lines[0]
+    assert "│" not in lines[0]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "UTF-8"])
+@pytest.mark.parametrize(("arguments", "said"), [(["--stepz", "3"], "the flag --stepz"), (["--steps", "many"], "--steps: invalid literal")])
+def test_the_line_is_the_same_whatever_the_terminal_can_draw(
+    encoding: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert _run("--dataset", "x", *arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: got {said}")
+
+
+ON_A_TERMINAL = """
+import dataclasses, sys
+from lugpi_core.command_line import run
+
+@dataclasses.dataclass
+class Options:
+    steps: int = 3
+
+sys.exit(run(lambda options: {}, Options, sys.argv[1:], prog="p"))
+"""
+
+
+def test_the_line_on_a_real_terminal_holds_neither_colours_nor_boxes() -> None:
+    terminal, end = pty.openpty()
+    arguments = [sys.executable, "-c", ON_A_TERMINAL, "--stepz", "4"]
+    done = subprocess.run(arguments, stdin=end, stdout=end, stderr=end, check=False, cwd=ROOT, env={**os.environ, "TERM": "xterm-256color"})
+    os.close(end)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert done.returncode == 2
+    assert shown == "error: got the flag --stepz; expected a flag of p; did you mean '--steps'?\r\n"
+
+
+def test_a_long_path_in_an_error_is_not_broken_by_the_width_of_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    path = "/a" * 100
+    assert _run("--dataset", "x", "--steps", "0", "--data-dir", path) == 2
+    assert f"--steps 0 in {path}; expected" in capsys.readouterr().err
+
+
+def test_help_goes_to_stdout_and_exits_zero_without_running(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--help", command=_raising(AssertionError("never called"))) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("usage: python -m count")
+    assert "Count the things.\n\nA second paragraph." in captured.out
+    assert all(f"--{name}" in captured.out for name in ("dataset", "steps", "kind", "data-dir", "latents", "seeds"))
+    assert captured.err == ""
+
+
+def test_parse_returns_the_options_or_none_after_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(Options, ["--dataset", "x", "--steps", "5"], prog="p") == Options(dataset="x", steps=5)
+    assert parse(Options, ["-h"], prog="p") is None
+    assert "usage: p" in capsys.readouterr().out
+
+
+def test_an_input_error_in_the_command_is_one_line_and_exit_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--dataset", "x", command=_raising(InputError(got="a\nfile", expected="b", do="c"))) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: got a file; expected b; c\n")
+
+
+def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--dataset", "x", command=_raising(KeyboardInterrupt())) == 130
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "interrupted: what is written is kept; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "error: got a file: No space left on device; expected to read and write there; mend that"),
+        (OSError(5, "Input/output error", "/x/shard-00000.h5"), "error: got /x/shard-00000.h5: Input/output error; expected"),
+        (PermissionError(13, "Permission denied", "/x"), "error: got /x: Permission denied; expected"),
+        (IsADirectoryError(21, "Is a directory", "/x/tables.json"), "error: got /x/tables.json: Is a directory; expected"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line_and_exit_two(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--dataset", "x", command=_raising(error)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError("ours"), ValueError("ours"), RuntimeError("ours"), KeyError("ours"), AssertionError("ours")])
+def test_any_other_error_is_our_bug_and_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error), match="ours"):
+        _run("--dataset", "x", command=_raising(error))
+
+
+@pytest.mark.parametrize("arguments", ["featurize --help", "train tables --help", "train --help"])
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback(arguments: str) -> None:
+    """As ``| head`` does."""
+    command = [sys.executable, "-m", *arguments.split()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.close()
+        assert started.stderr is not None
+        assert started.stderr.read() == b""
+    assert started.returncode == 128 + signal.SIGPIPE
+
+
+def test_figures_that_are_not_json_are_our_bug() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _run("--dataset", "x", command=lambda options: {"accuracy": float("nan")})
+
+
+def test_a_warning_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(options: Options) -> dict[str, Any]:
+        warnings.simplefilter("always")
+        warnings.warn("the cut\n   was long", stacklevel=1)
+        warnings.warn("twice", UserWarning, stacklevel=1)
+        return {}
+
+    shown = warnings.showwarning
+    assert _run("--dataset", "x", command=command) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "warning: the cut was long\nwarning: twice\n"
+    assert captured.out == "{}\n"
+    assert warnings.showwarning is shown, "put back"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Other:
+    """Weigh the things."""
+
+    grams: int = 1
+
+
+COMMANDS: dict[str, tuple[Command, type]] = {"count": (_counted, Options), "weigh": (lambda options: {"grams": options.grams}, Other)}
+
+
+def _one_of(*arguments: str) -> int:
+    return run_one_of(COMMANDS, arguments, prog="python -m things", about="What things there are.")
+
+
+def test_the_first_argument_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _one_of("weigh", "--grams", "7") == 0
+    assert json.loads(capsys.readouterr().out) == {"grams": 7}
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _one_of("wiegh") == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: got the command 'wiegh'; expected one of count, weigh; did you mean 'weigh'?\n"
+    assert captured.out == ""
+
+
+def test_an_unknown_flag_names_the_whole_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _one_of("weigh", "--gram", "7") == 2
+    assert capsys.readouterr().err == "error: got the flag --gram; expected a flag of python -m things weigh; did you mean '--grams'?\n"
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_help_alone_lists_the_commands(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _one_of(*arguments) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: python -m things {count,weigh} [OPTIONS]"
+    assert "What things there are." in lines
+    assert "  count  Count the things." in lines
+    assert "  weigh  Weigh the things." in lines
+
+
+def test_help_of_one_command_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _one_of("weigh", "--help") == 0
+    captured = capsys.readouterr().out
+    assert captured.startswith("usage: python -m things weigh")
+    assert "--grams" in captured
+
+
+def test_what_is_said_to_the_person_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    say("drawing 3 of 7")
+    say("elsewhere", to=sys.stdout)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("elsewhere\n", "drawing 3 of 7\n")
+
+
+def test_flags_are_resolved_to_plain_json_values_however_deep() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Paths:
+        folders: tuple[Path, ...] = (Path("a"), Path("b"))
+        nested: tuple[list[Path], ...] = ()
+        ratio: float | None = None
+
+    flags = resolved_flags(Paths(nested=([Path("c")],)))
+    assert flags == {"folders": ["a", "b"], "nested": [["c"]], "ratio": None}
+    assert json.loads(json.dumps(flags)) == flags
+
+
+def test_the_frame_imports_no_heavy_library() -> None:
+    heavy = ["torch", "numpy", "h5py", "transformers", "diffusers", "tyro", "datasets"]
+    listing = "import sys, lugpi_core.command_line as c; c.run_one_of({'a': (dict, dict)}, ['-h'], prog='p', about='')"
+    code = f"{listing}; assert not set({heavy}) & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)

@@ -1,0 +1,289 @@
+"""The one training loop of the embedded models, and the recipe run in small."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dev.embedded_models import training, vision
+from dev.embedded_models.assembly import assemble
+from dev.embedded_models.card import sparkline, write_card
+from dev.embedded_models.drawing import caption_rows, recoloured, several_captions
+from dev.embedded_models.measures import Clip
+from dev.embedded_models.placing import FREE, STILL, placed
+from dev.embedded_models.recipe import STEPS, Recipe, Step
+from dev.embedded_models.sight import SeeingTower, SightLoss, nearest_in_words, pairs
+from dev.embedded_models.training import Loss, Schedule, fit
+from dev.embedded_models.words import CONTEXT, Tower, clip_tokenizer, contrastive, encoded, in_joint_space, padded, word_piece_tokenizer
+from lugpi_core.errors import InputError
+from tests.support.small_world import small_world
+
+SCHEDULE = Schedule(steps=40, learning_rate=0.1, averaged=0.9, seed=5)
+
+
+def line() -> tuple[nn.Module, Callable[[], Loss]]:
+    """Return a model with dropout and the making of its loss, which draws its data from the step's own source."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+
+    def loss(chance: torch.Generator) -> torch.Tensor:
+        x = torch.randn(16, 4, generator=chance)
+        return nn.functional.mse_loss(model(x)[:, 0], x.sum(dim=1))
+
+    return model, lambda: loss
+
+
+def weights(model: nn.Module) -> bytes:
+    return b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loss = line()
+    record = fit("line", model, loss, SCHEDULE, tmp_path / "straight")
+    assert record["loss"][-1] < record["loss"][0]
+    monkeypatch.setattr(training, "_SAVED_EVERY_S", 0.0)
+    other, loss = line()
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            fit("line", other, _stopping(loss, after=11), SCHEDULE, tmp_path / "killed")
+        other, loss = line()
+    again = fit("line", other, loss, SCHEDULE, tmp_path / "killed")
+    assert weights(other) == weights(model)
+    assert again["loss"] == record["loss"]
+
+
+def _stopping(make: Callable[[], Loss], *, after: int) -> Callable[[], Loss]:
+    def stopping() -> Loss:
+        loss, left = make(), iter(range(after))
+
+        def step(chance: torch.Generator) -> torch.Tensor:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return loss(chance)
+
+        return step
+
+    return stopping
+
+
+def test_what_is_done_is_read_and_not_done_again(tmp_path: Path) -> None:
+    model, loss = line()
+    record = fit("line", model, loss, SCHEDULE, tmp_path)
+    other, _ = line()
+
+    def never() -> Loss:
+        raise AssertionError("trained again")
+
+    assert fit("line", other, never, SCHEDULE, tmp_path) == record
+    assert weights(other) == weights(model)
+
+
+def test_what_another_schedule_made_is_refused_begun_or_done(tmp_path: Path) -> None:
+    model, loss = line()
+    training._Run(model, SCHEDULE).save(tmp_path / "begun.pt")
+    fit("done", model, loss, SCHEDULE, tmp_path)
+    for name in ("begun", "done"):
+        with pytest.raises(InputError, match="made otherwise: seed: found 5, wanted 6"):
+            fit(name, model, loss, replace(SCHEDULE, seed=6), tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    model, _ = line()
+    with pytest.raises(FloatingPointError, match="the loss of step 0 is nan"):
+        fit("line", model, lambda: lambda _: next(model.parameters()).sum() * math.nan, SCHEDULE, tmp_path)
+    assert not (tmp_path / "line.json").exists()
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [SCHEDULE.rate(step) for step in range(SCHEDULE.steps)]
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[-1] < 0.001
+
+
+def test_the_contrastive_loss_is_the_formula_and_takes_several_rights() -> None:
+    torch.manual_seed(0)
+    left, right = (nn.functional.normalize(torch.randn(5, 8, dtype=torch.float64), dim=1) for _ in range(2))
+    scale = torch.tensor(1.5, dtype=torch.float64)
+    logits = math.exp(1.5) * (left @ right.T).numpy()
+    by_hand = [
+        -(np.diag(table) - np.log(np.exp(table).sum(axis=1))).mean() for table in (logits, logits.T)
+    ]  # each pair's own right is the only one
+    assert float(contrastive(left, right, torch.eye(5, dtype=torch.float64), scale)) == pytest.approx(sum(by_hand) / 2)
+    same = torch.eye(5, dtype=torch.float64)
+    same[0, 1] = same[1, 0] = 1
+    right[1] = right[0]
+    assert float(contrastive(left, right, same, scale)) < float(contrastive(left, right, torch.eye(5, dtype=torch.float64), scale))
+
+
+def test_pictures_are_placed_on_white_and_still_ones_are_what_they_were() -> None:
+    world = small_world()
+    pictures = torch.from_numpy(world.pictures).permute(0, 3, 1, 2)
+    still = placed(pictures, STILL, torch.Generator().manual_seed(0))
+    assert still.shape == (8, 3, 64, 64)
+    assert torch.equal(still[:, :, 0, 0], torch.ones(8, 3))
+    red, green, blue = still[0, :, 32, 32].tolist()
+    assert (red, green, blue) == pytest.approx((1, 0, 0), abs=0.01)
+    free = placed(pictures, FREE, torch.Generator().manual_seed(0))
+    assert float(free.min()) >= 0
+    assert float(free.max()) <= 1
+    assert torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(0)))
+    assert not torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(1)))
+
+
+def test_half_of_the_pictures_change_their_colours_and_nothing_else() -> None:
+    images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen = recoloured(images, torch.Generator().manual_seed(1))
+    assert torch.equal(seen.sort(dim=1).values, images.sort(dim=1).values)
+    changed = (seen != images).flatten(1).any(dim=1)
+    assert 60 < int(changed.sum()) < 110  # half, of which a sixth draws its own order
+
+
+def test_a_picture_goes_with_the_mean_of_its_own_captions_and_of_those_near_to_it() -> None:
+    joint = nn.functional.normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = several_captions([[0, 1], [2]], [[3, 0], [4, 0, 1]], joint, several=2)
+    pictures, captions_B1E = rows(200, torch.Generator().manual_seed(1))
+    possible = {0: [(own, near) for own in (0, 1) for near in (3, 4)], 1: [(2, 4)]}
+    for picture, caption_E in zip(pictures.tolist(), captions_B1E[:, 0], strict=True):
+        means = [nn.functional.normalize(joint[list(pair)].mean(dim=0), dim=0) for pair in possible[picture]]
+        assert any(torch.allclose(caption_E, mean, atol=1e-6) for mean in means)
+    assert 60 < int(pictures.sum()) < 140
+
+
+def test_a_caption_of_wordnet_goes_with_the_one_of_its_pictures_that_is_nearest_in_words() -> None:
+    joint = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.9, 0.1]])
+    assert nearest_in_words([[0], [1]], [[2, 0, 1], [3, 0, 1], [2, 0]], joint) == [(2, 1), (3, 0), (2, 0)]
+
+
+def test_pairs_are_a_pictures_own_or_from_wordnet_by_their_share() -> None:
+    draw, chance = pairs([[0, 1], [2]], [(3, 0), (4, 1)], own_share=0.25), random.Random(0)
+    drawn = [draw(chance) for _ in range(800)]
+    assert set(drawn) == {(0, 0), (1, 0), (2, 1), (3, 0), (4, 1)}
+    assert 150 < sum(caption < 3 for caption, _ in drawn) < 250
+    alone = pairs([[0]], [], own_share=0.0)
+    assert alone(chance) == (0, 0), "where WordNet gives nothing"
+
+
+def test_a_share_of_the_rows_reads_no_words() -> None:
+    asked: list[str] = []
+
+    def read(texts: list[str]) -> torch.Tensor:
+        asked.extend(texts)
+        return torch.zeros(len(texts), 2, 4).half()
+
+    rows = caption_rows(pairs([[0], [1]], [], own_share=1.0), ["a", "b"], read, without_share=0.3)
+    pictures, tokens = rows(400, torch.Generator().manual_seed(1))
+    assert tokens.dtype == torch.float32
+    assert 80 < asked.count("") < 160
+    assert all(text in ("", "ab"[picture]) for text, picture in zip(asked, pictures.tolist(), strict=True))
+
+
+def test_a_tower_learns_what_words_look_like() -> None:
+    world = small_world()
+    tokenizer = clip_tokenizer(world.texts(), size=700)
+    torch.manual_seed(0)
+    tower = SeeingTower(Tower(tokenizer), 6)
+    captions = encoded(tokenizer, [one.name if n % 2 else f"a kind of {one.name}" for n, one in enumerate(world.emoji)])
+    latents = torch.randn(len(captions), 6)
+    loss = SightLoss(tower, captions, tokenizer.pad_token_id, latents, pairs([[n] for n in range(len(captions))], [], own_share=1.0)).of(8)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-4)
+    values = []
+    for step in range(200):
+        value = loss(torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[0] > 0.8
+    assert values[-1] < 0.2
+    tower.eval()
+    at_end, at_padding = tower(padded(captions, tokenizer.pad_token_id))
+    assert torch.equal(torch.cdist(at_end, latents - latents.mean(dim=0)).argmin(dim=1), torch.arange(len(captions)))
+    alone = tower(captions[0][None])
+    assert torch.equal(*alone)
+    assert not torch.equal(at_end, at_padding)
+
+
+def test_the_tokenizers_read_any_text_and_the_end_has_the_highest_number() -> None:
+    texts = small_world().texts()
+    clip = clip_tokenizer(texts, size=700)
+    ids = clip("Ünïcode 漢字 🦔 fruita")["input_ids"]
+    assert ids[-1] == max(ids) == len(clip) - 1
+    assert clip.decode(ids, skip_special_tokens=True).strip() == "ünïcode 漢字 🦔 fruita"
+    assert len(clip("fruita")["input_ids"]) < 2 + len("fruita")
+    pieces = word_piece_tokenizer(texts, size=400)
+    assert pieces.decode(pieces("the Fruit zqx~")["input_ids"], skip_special_tokens=True) == "the fruit zqx ~"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    steps = {name: Step(steps=2, batch=4, learning_rate=1e-3, averaged=step.averaged) for name, step in STEPS.items()}
+    return Recipe(small_world(), tmp_path_factory.mktemp("recipe"), steps=steps, drawings=6)
+
+
+@pytest.fixture(scope="module")
+def models(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(recipe, tmp_path_factory.mktemp("assembled") / "models")
+
+
+def test_the_assembled_models_load_with_their_libraries_and_draw(models: Path) -> None:
+    import diffusers
+    import transformers
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(models / "generator", safety_checker=None, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline("a hedgehog", num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 64, 64, 3)
+    tiny = diffusers.AutoencoderTiny.from_pretrained(models / "tiny")
+    assert tiny.config.latent_channels == pipeline.vae.config.latent_channels
+    assert transformers.ViTModel.from_pretrained(models / "vit-demo").config.image_size == 64
+    assert transformers.AutoModel.from_pretrained(models / "text", dtype=torch.float32).config.model_type == "distilbert"
+    assert transformers.AutoTokenizer.from_pretrained(models / "text")("a fruit")["input_ids"]
+
+
+def test_clips_text_tower_is_that_of_words(recipe: Recipe, models: Path) -> None:
+    texts = ["a fruit", "the animal number 2 of them"]
+    clip = recipe.clip_drawn()
+    tower, tokenizer = recipe.words(), recipe.tokenizer()
+    ids = torch.tensor(tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True)["input_ids"])
+    with torch.no_grad():
+        found = nn.functional.normalize(clip.encode_text(ids), dim=-1)
+    assert torch.allclose(found, in_joint_space(tower, tokenizer, texts), atol=1e-5)
+    assert torch.allclose(Clip(models).texts(texts), found, atol=2e-3)  # half precision, and open_clip's own way to the tokens
+
+
+def test_the_generator_reads_the_tower_that_knows_what_words_look_like(recipe: Recipe, models: Path) -> None:
+    from safetensors.torch import load_file
+
+    saved, tower = load_file(models / "generator" / "text_encoder" / "model.safetensors"), recipe.sight().model.state_dict()
+    name = next(name for name in saved if name.endswith("token_embedding.weight"))
+    mine = next(value for key, value in tower.items() if key.endswith("token_embedding.weight"))
+    assert torch.equal(saved[name], mine.half())
+    assert not torch.equal(mine, recipe.words().model.get_input_embeddings().weight)
+
+
+def test_training_leaves_the_words_of_clip_as_they_are(recipe: Recipe) -> None:
+    untouched = vision.clip(len(recipe.tokenizer()))
+    vision.take_words(untouched, recipe.words())
+    trained = recipe.clip_drawn().state_dict()
+    names = [name for name in untouched.state_dict() if not name.startswith("visual") and name != "logit_scale"]
+    assert len(names) > 20
+    assert all(torch.equal(untouched.state_dict()[name], trained[name]) for name in names)
+
+
+def test_the_card_tells_what_was_measured(recipe: Recipe, models: Path) -> None:
+    write_card(recipe, models, most=24)
+    record = json.loads((models / "record.json").read_text())
+    assert set(record["trained"]) == set(STEPS)
+    assert record["measured"]["probe_test"]["text"] > 0
+    said = (models / "README.md").read_text()
+    assert f"| {record['measured']['retrieval']['name_first']:.1%} / " in said.replace("first / among five ", "")
+    assert (models / "drawings.png").read_bytes().startswith(b"\x89PNG")
+    assert sparkline([3, 2, 1, 1], width=4) == "█▅▁▁"

@@ -1,0 +1,287 @@
+"""What is compiled, when, and that it computes the same. The tests of attention kernels are in a file of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import nn
+
+from featurize.generate.acceleration import Compilation, CompileChoice, CompiledPart, choose_compilation
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage
+from lugpi_core.runtime.device import resolve_compute
+from tests.conftest import ROOT
+
+# torch's own compiler meets torch's own deprecations when it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+LATENT_SHAPE = (4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "seconds", "branching", "expected"),
+    [
+        ("off", "cuda", 1e6, False, "off"),
+        ("off", "cpu", None, False, "off"),
+        ("auto", "cpu", 1e6, False, "off"),
+        ("auto", "cuda", None, False, "off"),
+        ("auto", "cuda", 0.0, False, "off"),
+        ("auto", "cuda", 164.0, False, "off"),  # 15 s + 164 s / 1.1 = 164.1 s
+        ("auto", "cuda", 166.0, False, "regional"),
+        ("auto", "cuda", 680.0, False, "regional"),  # 633.2 s, against 634 s whole
+        ("auto", "cuda", 695.0, False, "whole"),
+        ("auto", "cuda", 1e6, False, "whole"),
+        ("auto", "cuda", 164.0, True, "off"),
+        ("auto", "cuda", 1e6, True, "regional"),
+        ("on", "cpu", None, False, "regional"),
+        ("on", "cuda", 1.0, False, "regional"),
+        ("on", "cuda", 1e6, False, "whole"),
+        ("on", "cuda", 1e6, True, "regional"),
+    ],
+)
+def test_what_is_compiled_is_what_ends_soonest(
+    wanted: CompileChoice, device: str, seconds: float | None, branching: bool, expected: CompiledPart
+) -> None:
+    assert choose_compilation(wanted, device, seconds, branching=branching) == expected
+
+
+def test_the_more_there_is_to_draw_the_more_is_compiled() -> None:
+    order = ("off", "regional", "whole")
+    chosen = [order.index(choose_compilation("auto", "cuda", float(seconds), branching=False)) for seconds in range(0, 2000, 10)]
+    assert all(one <= other for one, other in pairwise(chosen))
+    assert set(chosen) == {0, 1, 2}
+
+
+class _Inner(nn.Module):
+    """Torch compiles no module of its own alone, so this one is ours."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values * 2 + 1
+
+
+class _Part(nn.Module):
+    """A module with one part in it, that tells how it was asked to compile."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self.decoder = _Inner()
+        self.device = torch.device(device)
+        self.asked: list[Any] = []
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.decoder(values)
+        return result
+
+    def compile(self, mode: str | None = None) -> None:
+        self.asked.append(mode)
+        super().compile()
+
+    def compile_repeated_blocks(self) -> None:
+        self.decoder.compile()
+
+
+class _Counting:
+    """A compiler that only counts: how often it compiled, and how often what it compiled ran."""
+
+    def __init__(self) -> None:
+        self.compiled = self.ran = 0
+
+    def __call__(self, graph: Any, _: Any) -> Callable[..., Any]:
+        self.compiled += 1
+
+        def run(*inputs: Any) -> Any:
+            self.ran += 1
+            return graph.forward(*inputs)
+
+        return run
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Counting]:
+    """Let every module compile with a compiler that counts."""
+    compiler = _Counting()
+
+    def compile_module(module: Any, mode: str | None = None) -> None:
+        module._compiled_call_impl = torch.compile(module._call_impl, backend=compiler)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_module)
+    torch._dynamo.reset()
+    yield compiler
+    torch._dynamo.reset()
+
+
+def _forward(compilation: Compilation, unet: nn.Module, rows: int) -> None:
+    with torch.inference_mode(), compilation.for_rows("denoise", rows):
+        unet(torch.zeros(rows, 3))
+
+
+def test_nothing_is_compiled_until_it_is_switched_on(counting: _Counting) -> None:
+    unet = _Part()
+    compilation = Compilation(unet, _Part())
+    for rows in (4, 4):
+        _forward(compilation, unet, rows)
+    assert (compilation.part, compilation.graphs) == ("off", False)
+    assert (counting.compiled, counting.ran) == (0, 0)
+
+
+@pytest.mark.parametrize("part", ["regional", "whole"])
+def test_only_usual_sizes_run_compiled(counting: _Counting, part: CompiledPart) -> None:
+    unet = _Part()
+    compilation = Compilation(unet, _Part())
+    compilation.switch_on(part, rows=4, latent_shape=LATENT_SHAPE)
+    counts = []
+    for rows in (4, 4, 2, 4, 1, 3, 4):  # the last block of a shard, and halves after a lack of memory, come for the first time
+        _forward(compilation, unet, rows)
+        counts.append((counting.compiled, counting.ran))
+    assert counts == [(1, 1), (1, 2), (1, 2), (1, 3), (1, 3), (1, 3), (1, 4)]
+    _forward(compilation, unet, 2)
+    assert counting.compiled == 2, "what comes again is usual"
+
+
+def test_the_sizes_of_one_stage_say_nothing_of_another(counting: _Counting) -> None:
+    unet, vae = _Part(), _Part()
+    compilation = Compilation(unet, vae)
+    compilation.switch_on("whole", rows=4, latent_shape=LATENT_SHAPE)
+    _forward(compilation, unet, 4)
+    with torch.inference_mode(), compilation.for_rows("decode", 2):
+        vae.decoder(torch.zeros(2, 3))
+    assert (counting.compiled, counting.ran) == (2, 2)
+
+
+def test_nothing_runs_compiled_in_a_pause_and_its_sizes_are_not_usual_afterwards(counting: _Counting) -> None:
+    unet = _Part()
+    compilation = Compilation(unet, _Part())
+    compilation.switch_on("whole", rows=4, latent_shape=LATENT_SHAPE)
+    _forward(compilation, unet, 4)
+    with compilation.paused():
+        for rows in (1, 1, 1, 4):
+            _forward(compilation, unet, rows)
+    assert (counting.compiled, counting.ran) == (1, 1)
+    _forward(compilation, unet, 1)
+    assert (counting.compiled, counting.ran) == (1, 1)
+    _forward(compilation, unet, 4)
+    assert (counting.compiled, counting.ran) == (1, 2)
+
+
+def test_switched_off_all_runs_as_before(counting: _Counting) -> None:
+    unet, vae = _Part(), _Part()
+    compilation = Compilation(unet, vae)
+    compilation.switch_on("regional", rows=4, latent_shape=LATENT_SHAPE)
+    compilation.switch_on("whole", rows=4, latent_shape=LATENT_SHAPE)
+    assert unet._compiled_call_impl is not None
+    compilation.switch_off()
+    assert not [module for module in (*unet.modules(), *vae.modules()) if module._compiled_call_impl is not None]
+    for rows in (4, 4):
+        _forward(compilation, unet, rows)
+    assert (compilation.part, compilation.graphs, counting.compiled) == ("off", False, 0)
+
+
+@pytest.mark.parametrize(("device", "rows", "graphs"), [("cuda", 4, True), ("cuda", 5, False), ("cuda", 1, True), ("cpu", 1, False)])
+def test_small_forwards_on_a_card_become_graphs(counting: _Counting, device: str, rows: int, graphs: bool) -> None:
+    unet = _Part(device)
+    compilation = Compilation(unet, _Part(device))
+    compilation.switch_on("whole", rows=rows, latent_shape=LATENT_SHAPE)
+    assert compilation.graphs == graphs
+    assert unet.asked == ["reduce-overhead" if graphs else None]
+    assert counting.compiled == 0
+
+
+@pytest.mark.parametrize("part", ["regional", "whole"])
+def test_the_demo_generator_draws_the_same_compiled_and_what_is_made_again_in_float32_is_not(
+    counting: _Counting, part: CompiledPart
+) -> None:
+    generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
+    drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+    with drawer.text_encoder_on_device():
+        two = drawer.encode_prompts(["a cat", "snow"])
+    plain = drawer.draw(two, [1, 2])
+    images = drawer.decode(plain)
+    drawer.compilation.switch_on(part, rows=4, latent_shape=generator.latent_shape)
+    drawer.try_compiled(2, 2)
+    compiled, ran = counting.compiled, counting.ran
+    assert compiled > 0
+    assert torch.equal(drawer.draw(two, [1, 2]), plain)
+    assert torch.equal(drawer.decode(plain), images)
+    assert counting.compiled == compiled, "all of it was compiled beforehand"
+    assert counting.ran > ran
+    ran = counting.ran
+    with drawer.in_float32():
+        for seed in (1, 2, 3):
+            drawer.decode(drawer.draw(two.rows([0]), [seed]))
+    drawer.decode(drawer.draw(two.rows([0]), [4]))
+    assert (counting.compiled, counting.ran) == (compiled, ran)
+    drawer.compilation.switch_off()
+    assert torch.equal(drawer.draw(two, [1, 2]), plain)
+    assert counting.ran == ran
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another type of the steps would be compiled for anew, in the middle of the first batch. DPM-Solver++ has floats before it counts."""
+    generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
+    drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+    pipeline = drawer._pipeline
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    types: list[tuple[torch.dtype, ...]] = []
+    forward = pipeline.unet.forward
+
+    def noted(read: torch.Tensor, step: torch.Tensor, **more: Any) -> Any:
+        types.append((read.dtype, step.dtype))
+        return forward(read, step, **more)
+
+    monkeypatch.setattr(pipeline.unet, "forward", noted)
+    drawer.try_compiled(2, 2)
+    with drawer.text_encoder_on_device():
+        drawer.draw(drawer.encode_prompts(["a cat", "snow"]), [1, 2])
+    assert len(types) == 3
+    assert set(types) == {(torch.float32, torch.int64)}
+
+
+# Draws compiled and uncompiled, and prints how far they are from each other.
+COMPILE = """
+import json, sys, torch
+from lugpi_core.runtime.libraries import quiet_libraries
+quiet_libraries()
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage
+from lugpi_core.runtime.device import resolve_compute
+generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
+drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+with drawer.text_encoder_on_device():
+    prompts = drawer.encode_prompts(["a cat", "snow"])
+plain = drawer.draw(prompts, [1, 2])
+images = drawer.decode(plain)
+drawer.compilation.switch_on(sys.argv[1], rows=4, latent_shape=generator.latent_shape)
+drawer.try_compiled(2, 2)
+latents = drawer.draw(prompts, [1, 2])
+apart = [(latents - plain).abs().max().item(), (drawer.decode(plain) - images).abs().max().item()]
+drawer.compilation.switch_off()
+metrics = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(drawer.draw(prompts, [1, 2]), plain)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++, which is not here")
+@pytest.mark.parametrize("part", ["regional", "whole"])
+def test_compiled_in_earnest_the_latents_are_the_same_to_rounding(part: str, campaign: Callable[[int, int], int]) -> None:
+    if part == "whole" and not campaign(0, 1):
+        pytest.skip("a minute and more of g++: make soak")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, part], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower(), done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert max(figures["apart"]) <= 1e-4
+    assert figures["apart"][0] > 0, "the same bits would be those of the same kernels"
+    assert figures["after"]
+    assert figures["graphs"] >= 1

@@ -1,0 +1,193 @@
+"""The flags that change how a store is made, as commands: another decoder, DeepCache, how many rows may fail."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from featurize.cli import main
+from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.generate.text_to_image import TextToImage
+from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.store.manifest import MANIFEST, load_manifest
+from lugpi_core.store.reader import ColumnReader
+from tests.support.small_corpus import load_no_model, poison
+
+DEMO = ("--generator", "demo", "--encoders", "clip-demo", "--steps", "3", "--batch-size", "4", "--shard-rows", "8")
+ROWS, TINY = 13, "clip-demo-tiny"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """With models this small two threads wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "own.csv"
+    path.write_text("text,label\n" + "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(ROWS)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a store with the generator's own decoder, to which the tiny one was added later."""
+    run_dir = tmp_path_factory.mktemp("run")
+    assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO]) == 0
+    before = _state(run_dir / "tokens")
+    assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO, "--decoder", "tiny"]) == 0
+    after = _state(run_dir / "tokens")
+    assert {name: after[name] for name in before if "/" in name} == {name: before[name] for name in before if "/" in name}
+    return run_dir
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def _state(store: Path) -> dict[str, tuple[int, bytes]]:
+    files = (path for path in sorted(store.rglob("*")) if path.is_file())
+    return {path.relative_to(store).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def _shards(run_dir: Path, column: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((run_dir / "tokens" / column).glob("shard-*.h5"))]
+
+
+def _figures(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([str(one) for one in arguments]) == status
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return figures
+
+
+def test_another_decoder_gets_a_column_of_its_own_from_the_same_latents_and_draws_nothing(
+    table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ("--dataset", table, "--run-dir", tmp_path, *DEMO)
+    figures = _figures(capsys, 0, *run, "--decoder", "tiny")
+    assert sorted(figures["columns"]) == [TINY, "latents"]
+    assert _shards(tmp_path, TINY) == _shards(made, TINY), "in one pass as if added later"
+    assert _shards(tmp_path, "latents") == _shards(made, "latents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(TextToImage, "draw")
+        figures = _figures(capsys, 0, *run)
+    assert figures["rows"] == {"prompts": 0, "drawn": 0, "decoded": ROWS, "encoded": ROWS, "redone": 0}
+    assert _shards(tmp_path, "clip-demo") == _shards(made, "clip-demo")
+    load_no_model(monkeypatch)
+    for flags in ((), ("--decoder", "tiny")):
+        assert _figures(capsys, 0, *run, *flags)["already_done"]
+
+
+def test_the_tokens_of_the_tiny_decoder_are_those_of_its_pictures(made: Path) -> None:
+    latents = torch.from_numpy(ColumnReader(made / "tokens", "latents").gather(range(4))).float()
+    vae = diffusers.AutoencoderTiny.from_pretrained(embedded_model("tiny"))
+    with torch.inference_mode():
+        images = (vae.decode(latents, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+    tokens = ImageEncoder(find_encoder("clip-demo"), resolve_compute("cpu", "float32", half="float16")).encode(images)
+    found, other = (ColumnReader(made / "tokens", name).gather(range(4)).astype(float) for name in (TINY, "clip-demo"))
+    assert np.abs(found - tokens.numpy()).max() <= 1e-2
+    assert np.abs(found - other).max() > 0.1
+
+
+def test_the_decoder_is_part_of_a_columns_identity(run: Path, table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = {name: load_manifest(run / "tokens" / name)[0].fingerprint for name in ("latents", "clip-demo", TINY)}
+    assert "decoder" not in found["latents"]
+    assert found["clip-demo"]["decoder"] != found[TINY]["decoder"]
+    folder = Path(shutil.copytree(embedded_model("tiny"), tmp_path / "tiny"))
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    before = _state(run)
+    assert main(["--dataset", str(table), "--run-dir", str(run), *DEMO, "--decoder", f"tiny={folder}"]) == 2
+    assert "decoder.weights: found" in capsys.readouterr().err
+    assert _state(run) == before
+
+
+def _repaired(capsys: pytest.CaptureFixture[str], table: Path, run: Path, made: Path) -> None:
+    """Mend a store whose latents hold, and compare every column with what was made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(TextToImage, "draw")
+        figures = _figures(capsys, 0, "verify", "--dataset", table, "--run-dir", run, "--repair")
+    assert figures["findings_left"] == []
+    for column in ("latents", "clip-demo", TINY):
+        assert _shards(run, column) == _shards(made, column)
+
+
+@pytest.mark.parametrize("column", ["clip-demo", TINY])
+def test_a_damaged_row_is_repaired_with_the_decoder_of_its_column(
+    run: Path, made: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
+) -> None:
+    path = run / "tokens" / column / "shard-00001.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    _repaired(capsys, table, run, made)
+
+
+@pytest.mark.parametrize("column", ["clip-demo", TINY])
+def test_a_column_whose_manifest_is_lost_is_repaired_with_its_own_decoder(
+    run: Path, made: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
+) -> None:
+    os.truncate(run / "tokens" / column / MANIFEST, 200)
+    _repaired(capsys, table, run, made)
+
+
+def test_deepcache_draws_other_pictures_and_is_part_of_their_identity(
+    table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--dataset", table, "--run-dir", tmp_path, *DEMO)
+    figures = _figures(capsys, 0, *run, "--deepcache", "2")
+    assert figures["rows"]["drawn"] == ROWS
+    latents = [ColumnReader(one / "tokens", "latents") for one in (tmp_path, made)]
+    reused, whole = (reader.gather(range(ROWS)).astype(float) for reader in latents)
+    assert 1e-3 < np.abs(reused - whole).max() < np.abs(whole).max()
+    assert load_manifest(tmp_path / "tokens" / "latents")[0].fingerprint["generation"]["generator"]["deepcache"] == 2
+    assert main([str(one) for one in run]) == 2
+    assert "generation.generator.deepcache: found 2, wanted 1" in capsys.readouterr().err
+
+
+def test_deepcache_of_one_is_none_at_all(table: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_no_model(monkeypatch)
+    assert main(["--dataset", str(table), "--run-dir", str(made), *DEMO, "--deepcache", "1"]) == 0
+
+
+def test_where_more_rows_fail_than_may_the_run_ends_with_one_line_and_the_same_command_goes_on(
+    table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--dataset", str(table), "--run-dir", str(tmp_path), *DEMO, "--max-failed", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, "unet", float("nan"))
+        assert main(run) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("error: got 2 failed rows of 8; expected at most 1 (--max-failed); look at ")
+    assert line.endswith("what is written is kept")
+    figures = _figures(capsys, 1, *run)
+    assert (figures["rows"]["drawn"], figures["failed_rows"]) == (ROWS - 8, {"latents": 2, "clip-demo": 2})
+    good = [row for row in range(ROWS) if row not in (1, 5)]
+    for column in ("latents", "clip-demo"):
+        found, wanted = (ColumnReader(one / "tokens", column).gather(good) for one in (tmp_path, made))
+        assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "flags", [("--compile", "off"), ("--memory-gb", "4"), ("--max-failed", "0"), ("--attention", "sdpa")], ids=" ".join
+)
+def test_how_it_is_computed_is_not_part_of_what_is_made(
+    table: Path, made: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, str]
+) -> None:
+    load_no_model(monkeypatch)
+    assert main(["--dataset", str(table), "--run-dir", str(made), *DEMO, *flags]) == 0

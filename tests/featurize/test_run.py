@@ -1,0 +1,390 @@
+"""``python -m featurize`` as a user meets it: exit statuses, one line an error, one JSON object at the end, and a store left as it was."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import pytest
+import torch
+
+from featurize.cli import main
+from featurize.encode.image_encoder import ImageEncoder
+from lugpi_core.runtime.embedded_models import embedded_model
+from tests.conftest import ROOT, Command
+from tests.support.small_corpus import load_no_model
+
+DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here and in the commands' own processes: with models this small two threads wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "own.csv"
+    path.write_text("text,label\n" + "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(13)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a finished store; tests leave it as it is."""
+    run_dir = tmp_path_factory.mktemp("run")
+    assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO]) == 0
+    return run_dir
+
+
+def _state(run_dir: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in sorted(run_dir.rglob("*"))}
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run a command that must end with exit status 2, nothing on stdout and a single line on stderr; return the line."""
+    capsys.readouterr()
+    assert main([str(one) for one in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert re.match(r"error: got .*; expected .*; .+", lines[0])
+    return lines[0]
+
+
+def test_a_new_process_makes_the_store_and_ends_with_one_json_object_and_says_what_it_does(
+    command: Command, table: Path, store: Path, tmp_path: Path
+) -> None:
+    done = command("featurize", "--dataset", table, "--run-dir", tmp_path, *DEMO)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    figures = json.loads(line)
+    assert (figures["command"], figures["store"], figures["rows"]) == (
+        "featurize",
+        str(tmp_path / "tokens"),
+        {"prompts": 13, "drawn": 13, "decoded": 13, "encoded": 26, "redone": 0},
+    )
+    assert "own: 9 train, 1 validation, 3 test; 13 drawings (0 spared" in done.stderr
+    assert "note: the embedded generator draws emoji" in done.stderr
+    assert "drawing on CPU, float32, attention AttnProcessor2_0, 4 at a time" in done.stderr
+    assert "warning" not in done.stderr.lower()
+    assert "Loading weights" not in done.stderr
+    with h5py.File(tmp_path / "tokens" / "tokens.h5") as file:
+        assert file["clip-demo/tokens"].shape == (13, 17, 128)
+    for path in (store / "tokens").glob("*/shard-*.h5"):
+        assert (tmp_path / path.relative_to(store)).read_bytes() == path.read_bytes()
+
+
+def test_the_same_command_again_is_already_done_and_changes_nothing(table: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = _state(store)
+    assert main(["--dataset", str(table), "--run-dir", str(store), *DEMO]) == 0
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out.splitlines()[-1])
+    assert (figures["already_done"], figures["rows"]["drawn"]) == (True, 0)
+    assert "already done: " in captured.err
+    assert _state(store) == before
+
+
+def test_failed_rows_are_told_and_the_exit_status_is_one(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ImageEncoder.encode
+
+    def poisoned(self: ImageEncoder, images: torch.Tensor) -> torch.Tensor:
+        tokens = whole(self, images).clone()
+        tokens[2 if len(tokens) > 1 else 0] = torch.nan  # in the block, and when it is made again alone
+        return tokens
+
+    monkeypatch.setattr(ImageEncoder, "encode", poisoned)
+    arguments = [
+        "--dataset",
+        str(table),
+        "--run-dir",
+        str(tmp_path),
+        *DEMO,
+        "--encoders",
+        "vit-demo",
+        "--batch-size",
+        "13",
+        "--shard-rows",
+        "13",
+    ]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "FAILED rows: {'latents': 0, 'vit-demo': 1}" in captured.err
+    assert json.loads(captured.out)["failed_rows"] == {"latents": 0, "vit-demo": 1}
+
+
+def _own_generator(tmp_path: Path, change: Callable[[Path], object]) -> str:
+    folder = Path(shutil.copytree(embedded_model("generator"), tmp_path / "generator"))
+    change(folder)
+    return f"demo={folder}"
+
+
+def _add_space(path: Path) -> None:
+    path.write_text(path.read_text() + " ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--steps", "3"], "generation.generator.steps: found 2, wanted 3"),
+        (["--guidance", "1"], "generation.generator.guidance: found 3.0, wanted 1.0"),
+        (["--scheduler", "euler"], 'generation.generator.scheduler: found "ddim", wanted "euler"'),
+        (["--size-px", "128"], "generation.generator.size_px: found 64, wanted 128"),
+        (["--seed", "1"], "generation.seed: found 0, wanted 1"),
+        (["--generator", "GENERATOR"], "generation.generator.weights: found"),
+        (["--encoders", "ENCODER"], "encoder.weights: found"),
+        (["--encoders", "vit-demo", "ENCODER"], "encoder.weights: found"),
+        (["--token-dtype", "int8"], 'encoder.stored_as: found "float16", wanted "int8"'),
+        (["--deepcache", "2"], "generation.generator.deepcache: found 1, wanted 2"),
+        (["--images-per-text", "2"], "generation.drawings: found"),
+        (["--shard-rows", "4"], "shard_rows: found 8, wanted 4"),
+        (["--no-latents", "--encoders", "OTHER", "--steps", "3"], "generation.generator.steps: found 2, wanted 3"),
+        (["--no-latents", "--encoders", "OTHER", "--limit", "10"], "generation.drawings: found"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_another_setting_on_the_same_store_is_refused_and_nothing_changes(
+    table: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], field: str
+) -> None:
+    before = _state(store)
+    given = {
+        "GENERATOR": lambda: _own_generator(tmp_path, lambda folder: _add_space(folder / "unet" / "config.json")),
+        "ENCODER": lambda: str(_encoder(tmp_path / "clip-demo")),
+        "OTHER": lambda: str(_encoder(tmp_path / "another")),
+    }
+    resolved = [given[flag]() if flag in given else flag for flag in flags]
+    line = _refused(capsys, "--dataset", table, "--run-dir", store, *DEMO, *resolved)
+    assert "that was made otherwise" in line
+    assert field in line
+    assert _state(store) == before
+
+
+def _encoder(folder: Path) -> Path:
+    shutil.copytree(embedded_model("clip-demo"), folder)
+    _add_space(folder / "open_clip_config.json")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "dmo"], "did you mean 'demo'?"),
+        (["--dataset", "no/such.csv"], "no/such.csv"),
+        (["--stepz", "3"], "did you mean '--steps'?"),
+        (["--encoders", "vit-dmo"], "did you mean 'vit-demo'?"),
+        (["--generator", "demmo"], "did you mean 'demo'?"),
+        (["--steps", "0"], "got --steps 0; expected at least 1"),
+        (["--steps", "many"], "many"),
+        (["--size-px", "7"], "got --size-px 7"),
+        (["--guidance", "nan"], "got --guidance nan"),
+        (["--batch-size", "0"], "got --batch-size 0; expected at least 1"),
+        (["--batch-size", "some"], "batch-size"),
+        (["--shard-rows", "-1"], "got --shard-rows -1"),
+        (["--images-per-text", "0"], "got --images-per-text 0; expected at least 1"),
+        (["--deepcache", "0"], "got --deepcache 0; expected at least 1"),
+        (["--decoder", "tinny"], "got --decoder tinny; expected full, tiny, or tiny=FOLDER with an existing folder; did you mean 'tiny'?"),
+        (["--decoder", "tiny=no/such"], "got --decoder tiny=no/such; expected full, tiny, or tiny=FOLDER with an existing folder"),
+        (["--max-failed", "-1"], "got --max-failed -1; expected 0 or more"),
+        (["--memory-gb", "0"], "got --memory-gb 0"),
+        (["--memory-gb", "nan"], "got --memory-gb nan"),
+        (["--compile", "perhaps"], "perhaps"),
+        (["--attention", "xformers"], "got --attention xformers on cpu"),
+        (["--device", "cpu", "--dtype", "float16"], "got --dtype float16 on the CPU"),
+        (["--encoders"], "encoders"),
+        (["--generator", "fast"], "got no source of the generator fast within reach"),
+        (["--encoders", "vit-b16"], "got --encoders google/vit-base-patch16-224-in21k"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_value_is_one_line_and_exit_status_two(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    dataset = [] if "--dataset" in flags else ["--dataset", table]
+    allowed = ("own: ", "note: ")  # said before the models are loaded
+    capsys.readouterr()
+    assert main([str(one) for one in (*dataset, "--run-dir", tmp_path / "run", *DEMO, *flags)]) == 2
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if not line.startswith(allowed)]
+    assert line.startswith("error: got ")
+    assert message in line
+    assert captured.out == ""
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = _refused(capsys, "--dataset", table, "--run-dir", table / "below-a-file", *DEMO)
+    assert "below-a-file/tokens (Not a directory); expected a folder that can be written" in line
+
+
+def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp_path: Path) -> None:
+    done = command("featurize", "--dataset", "demo", "--run-dir", tmp_path, "--generator", "papre")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: got --generator papre; expected a preset, PRESET=FOLDER, a diffusers folder or a hub id owner/name; did you mean 'paper'?\n"
+    )
+
+
+# A suite that a shell put into the background has the signal ignored, and so would its children.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("featurize", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_with_its_number_and_the_same_command_goes_on_to_the_same_bytes(
+    table: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    arguments = ["--dataset", str(table), *DEMO, "--steps", "40", "--run-dir"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments, str(tmp_path / "broken")],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list((tmp_path / "broken").rglob("shard-*.partial")) and child.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.1)
+    child.send_signal(number)
+    said, complained = child.communicate(timeout=60)
+    assert (child.returncode, said) == (status, ""), complained
+    assert complained.splitlines()[-1] == "interrupted: what is written is kept; the same command goes on from here"
+    assert "Traceback" not in complained
+    assert main([*arguments, str(tmp_path / "broken")]) == 0
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    for path in (tmp_path / "whole").rglob("shard-*.h5"):
+        assert (tmp_path / "broken" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+
+
+def _shards(run_dir: Path) -> dict[str, bytes]:
+    return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in sorted((run_dir / "tokens").glob("*/shard-*"))}
+
+
+def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes_of_one(table: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", str(table), *DEMO, "--steps", "10", "--batch-size", "2", "--shard-rows", "2", "--run-dir"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "featurize", *arguments, str(tmp_path / "both")],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ended = [child.communicate(timeout=120) for child in pair]
+    assert [child.returncode for child in pair] == [0, 0], ended
+    figures = [json.loads(said) for said, _ in ended]
+    assert sum(one["rows"]["drawn"] for one in figures) == 13, "no picture is drawn twice"
+    assert all(one["complete"] for one in figures)
+    assert main([*arguments, str(tmp_path / "alone")]) == 0
+    assert _shards(tmp_path / "both") == _shards(tmp_path / "alone")
+    for name in ("examples.h5", "tokens.h5"):
+        assert (tmp_path / "both" / "tokens" / name).read_bytes() == (tmp_path / "alone" / "tokens" / name).read_bytes()
+    left = {path.name for path in (tmp_path / "both").rglob(".*") if path.name != ".lock"}
+    assert not left
+
+
+def test_a_damaged_final_shard_is_found_and_mended_by_the_same_command(
+    table: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = Path(shutil.copytree(store, tmp_path / "run"))
+    path = run_dir / "tokens" / "vit-demo" / "shard-00001.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    untouched = {name: state for name, state in _state(run_dir).items() if re.search(r"/shard-.*\.h5$", name) and name != str(path)}
+    assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO]) == 0
+    captured = capsys.readouterr()
+    assert f"{path}: its content differs from its hash; what does not hold in it is made again" in captured.err
+    assert json.loads(captured.out)["rows"] == {"prompts": 0, "drawn": 0, "decoded": 4, "encoded": 4, "redone": 0}
+    assert _shards(run_dir) == _shards(store)
+    assert {name: _state(run_dir)[name] for name in untouched} == untouched
+
+
+def test_a_disk_that_is_too_small_is_refused_before_a_model_is_loaded(
+    table: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = sum(map(len, _shards(store).values()))
+    arguments = ["--dataset", str(table), "--run-dir", str(tmp_path), *DEMO]
+    load_no_model(monkeypatch)
+    for free in (0, wanted - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert main(arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert re.match(
+            rf"error: got [01] MB free for {tmp_path}/tokens; expected [01] MB for the shards that are missing; make room", line
+        )
+        assert not _shards(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=wanted))
+    with pytest.raises(AssertionError, match="a generator is loaded"):
+        main(arguments)
+
+
+def _help_s() -> float:
+    """Seconds of processor time that --help takes, which other processes on the machine do not lengthen much."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "featurize", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "--generator" in done.stdout
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def test_help_comes_within_half_a_second() -> None:
+    assert statistics.median(_help_s() for _ in range(5)) < 0.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "diffusers", "transformers", "open_clip", "h5py", "numpy", "datasets")
+    script = f"import sys; from featurize.cli import main; assert main(['--help']) == 0; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_shows_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import fields
+
+    from featurize.options import FeaturizeOptions
+
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    names = [field.name.replace("_", "-") for field in fields(FeaturizeOptions)]
+    missing: list[Any] = [name for name in names if not re.search(rf"--(no-)?{name}\b", shown)]
+    assert not missing
+    assert "Classifier-free guidance scale" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [(("--limit", "2"), "--limit 2"), (("--limit", "-5"), "--limit -5"), (("--seed", "-1"), "--seed -1")]
+)
+def test_a_limit_or_a_seed_that_makes_no_corpus_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], told: str
+) -> None:
+    assert main(["--dataset", "demo", "--generator", "demo", "--encoders", "demo", "--run-dir", str(tmp_path / "run"), *flags]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

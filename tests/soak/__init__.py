@@ -1,0 +1,1 @@
+"""Fault campaigns; ``make soak`` runs them with their long counts."""

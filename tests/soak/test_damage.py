@@ -1,0 +1,167 @@
+"""Flipped bits and cut files: each is found before a row is given out, and only what was hit is made again."""
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lugpi_core.errors import InputError
+from lugpi_core.store.layout import structure
+from lugpi_core.store.manifest import MANIFEST, load_manifest, shard_name
+from lugpi_core.store.reader import ColumnReader
+from lugpi_core.store.sealed_file import read_sealed, sealed_bytes
+from lugpi_core.store.verify import check_store
+from tests.soak.worker import Log, Small, check_complete, check_rows, fill_store, undisturbed
+
+SMALL = Small(rows=14, shard_rows=4, block=2)
+TABLE = "table.h5"
+ABOUT = {"corpus": "topics", "corpus_fingerprint": "0123456789abcdef"}
+
+
+def _table_bytes() -> bytes:
+    def build(file: Any) -> None:
+        file["drawing"] = np.arange(40, dtype="<i8")
+        file["split"] = np.arange(40, dtype="u1") % 3
+
+    return sealed_bytes(ABOUT, build)
+
+
+@dataclass
+class Damaged:
+    """A store that is damaged and mended again and again; beside it a small sealed file."""
+
+    folder: Path
+    store: Path
+    chance: random.Random
+
+    def __post_init__(self) -> None:
+        fill_store(self.store, SMALL, Log(self.folder / "log"))
+        (self.folder / TABLE).write_bytes(_table_bytes())
+        self.files = [*(self.store / name for name in undisturbed(SMALL)), self.folder / TABLE]
+
+    def any_byte(self) -> tuple[Path, int]:
+        """Choose one of all bytes."""
+        sizes = [path.stat().st_size for path in self.files]
+        path = self.chance.choices(self.files, sizes)[0]
+        return path, self.chance.randrange(path.stat().st_size)
+
+    def metadata_byte(self) -> tuple[Path, int]:
+        """Choose one of the bytes that say what the others are."""
+        path = self.chance.choice(self.files)
+        if path.name == TABLE:
+            return path, self.chance.randrange(len(path.read_bytes().rstrip(b"\0").split(b"\n")[0]))
+        if path.name == MANIFEST:
+            return path, self.chance.randrange(path.stat().st_size)
+        spec = {spec.name: spec for spec in SMALL.specs}[path.parent.name]
+        offset, data = self.chance.choice(structure(spec.layout(int(path.stem[-5:]))).frame)
+        return path, offset + self.chance.randrange(len(data))
+
+    def row_byte(self) -> tuple[Path, int]:
+        """Choose one of the bytes of a dataset, which in files this small are fewer than those of the structure."""
+        spec, shard = self.chance.choice(SMALL.specs), self.chance.randrange(SMALL.specs[0].shards)
+        layout = spec.layout(shard)
+        name = self.chance.choice(list(layout.datasets))
+        offset = structure(layout).offsets[name] + self.chance.randrange(layout.bytes_of(name, layout.rows))
+        return self.store / spec.name / shard_name(shard), offset
+
+    def state(self) -> dict[Path, tuple[int, int]]:
+        """Return what changes of a file when it is written or replaced."""
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in self.files}
+
+    def is_found(self, path: Path, before: Any) -> bool:
+        """Whether reading refuses the damaged file; True also where it means the same as before."""
+        try:
+            if path.name == TABLE:
+                about, arrays = read_sealed(path)
+                return (about, {name: array.tolist() for name, array in arrays.items()}) == before
+            if path.name == MANIFEST and load_manifest(path.parent) != before:
+                return False
+            ColumnReader(self.store, path.parent.name, check_content=True)
+            return path.name == MANIFEST
+        except InputError:
+            return True
+
+    def meaning(self, path: Path) -> Any:
+        """Return what a metadata file says, to be compared."""
+        if path.name == TABLE:
+            about, arrays = read_sealed(path)
+            return about, {name: array.tolist() for name, array in arrays.items()}
+        return load_manifest(path.parent)
+
+    def mend(self, path: Path) -> int:
+        """Do what a user does, check that nothing else was touched, and return how many blocks were made again."""
+        before, log = self.state(), Log(self.folder / "mended")
+        if path.name == TABLE:
+            path.write_bytes(_table_bytes())
+            return 0
+        if path.name == MANIFEST:
+            path.unlink()
+        fill_store(self.store, SMALL, log)
+        check_complete(self.store, SMALL)
+        touched = {one for one, state in self.state().items() if state != before.get(one)} | {path}
+        allowed = {one for one in self.files if one.parent == path.parent} if path.name == MANIFEST else {path, path.parent / MANIFEST}
+        assert touched <= allowed, touched
+        blocks = len(log.lines())
+        log.path.unlink(missing_ok=True)
+        return blocks
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Damaged:
+    return Damaged(tmp_path, tmp_path / "tokens", random.Random(0))
+
+
+def _flip(path: Path, offset: int, bit: int) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    os.pwrite(descriptor, bytes([os.pread(descriptor, 1, offset)[0] ^ (1 << bit)]), offset)
+    os.close(descriptor)
+
+
+def test_every_flipped_bit_is_found_and_only_what_it_hit_is_made_again(
+    damaged: Damaged, campaign: Callable[[int, int], int], report: Callable[[str], None]
+) -> None:
+    flips, remade, unfound = campaign(80, 2000), 0, []
+    for n in range(flips):
+        path, offset = (damaged.any_byte, damaged.metadata_byte, damaged.row_byte, damaged.metadata_byte)[n % 4]()
+        before = damaged.meaning(path)
+        _flip(path, offset, damaged.chance.randrange(8))
+        if not damaged.is_found(path, before):
+            unfound.append((path.name, offset))
+        blocks = damaged.mend(path)
+        assert blocks <= 1, (path, offset)  # a bit hits one row at most, and a row is remade with its block
+        remade += blocks
+    assert unfound == []
+    report(f"flipped bits: {flips}, found {flips - len(unfound)}, blocks made again {remade}, other files touched 0")
+
+
+def test_every_cut_file_is_found_and_made_again(
+    damaged: Damaged, campaign: Callable[[int, int], int], report: Callable[[str], None]
+) -> None:
+    cuts, remade = campaign(20, 200), 0
+    for _ in range(cuts):
+        path = damaged.chance.choice(damaged.files)
+        before = damaged.meaning(path)
+        os.truncate(path, damaged.chance.randrange(path.stat().st_size))
+        assert damaged.is_found(path, before), path
+        remade += damaged.mend(path)
+    report(f"cut files: {cuts}, found {cuts}, blocks made again {remade}")
+
+
+def test_verify_names_the_rows_that_a_flipped_bit_hit(damaged: Damaged, campaign: Callable[[int, int], int]) -> None:
+    for _ in range(campaign(10, 100)):
+        spec = damaged.chance.choice(SMALL.specs)
+        row = damaged.chance.randrange(SMALL.rows)
+        shard, local = divmod(row, SMALL.shard_rows)
+        layout = spec.layout(shard)
+        path = damaged.store / spec.name / f"shard-{shard:05d}.h5"
+        offset = structure(layout).offsets[spec.what] + layout.bytes_of(spec.what, local)
+        _flip(path, offset + damaged.chance.randrange(layout.bytes_of(spec.what)), damaged.chance.randrange(8))
+        found = [(finding.place, finding.rows) for finding in check_store(damaged.store, deep=True) if finding.kind == "damaged"]
+        assert found == [(f"{spec.name}/{path.name}", (row,))]
+        damaged.mend(path)
+    assert check_rows(damaged.store, SMALL) == 2 * SMALL.rows

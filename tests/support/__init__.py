@@ -1,0 +1,1 @@
+"""Doubles and small inputs shared by the tests."""

@@ -1,0 +1,172 @@
+"""Token ids: the tokenizer's own, kept on disk for the next time, padded on the device."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tests.train.data.test_text_model import corpus_of, roberta_folder
+
+from train.data.text_model import TextModel, find_text_model
+from train.data.token_ids import FOLDER, TokenIds, token_ids
+
+CPU = torch.device("cpu")
+TEXTS = ("a dog and a cat", "rain", "the sun, the moon & the stars", "soup " * 200)
+
+
+class Counting:
+    """A tokenizer that counts how many texts it has been given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.seen = tokenizer, 0
+
+    def __call__(self, texts: list[str], **settings: Any) -> Any:
+        self.seen += len(texts)
+        return self.tokenizer(texts, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def counting(max_length: int | None = None) -> tuple[TextModel, Counting]:
+    text_model = find_text_model("demo", max_length=max_length)
+    tokenizer = Counting(text_model.tokenizer)
+    return replace(text_model, tokenizer=tokenizer), tokenizer
+
+
+def each(ids: torch.Tensor, lengths: NDArray[np.int64]) -> list[list[int]]:
+    return [part.tolist() for part in torch.split(ids, lengths.tolist())]
+
+
+def kept(run: Path) -> list[Path]:
+    return sorted((run / FOLDER).iterdir())
+
+
+def test_they_are_the_tokenizers_own(tmp_path: Path) -> None:
+    text_model = find_text_model("demo", max_length=None)
+    ids, lengths = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
+    assert (ids.dtype, lengths.dtype) == (torch.int32, np.int64)
+    assert each(ids, lengths) == [text_model.tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in TEXTS]
+
+
+def test_many_texts_are_as_one_by_one(tmp_path: Path) -> None:
+    text_model = find_text_model("demo", max_length=None)
+    texts = [f"text number {n}" for n in range(4100)]
+    ids, lengths = token_ids(text_model, corpus_of(*texts), tmp_path)
+    rows = [0, 4095, 4096, 4099]
+    assert [each(ids, lengths)[row] for row in rows] == [text_model.tokenizer(texts[row])["input_ids"] for row in rows]
+
+
+def test_the_second_time_nothing_is_tokenised(tmp_path: Path) -> None:
+    text_model, tokenizer = counting()
+    first = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
+    assert tokenizer.seen == len(TEXTS)
+    second = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
+    assert tokenizer.seen == len(TEXTS)
+    assert each(*first) == each(*second)
+    assert len(kept(tmp_path)) == 1
+
+
+def damage(path: Path, kind: str) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "cut":
+        data = data[: len(data) // 2]
+    elif kind == "empty":
+        data = bytearray()
+    else:
+        data[{"header": 3, "first byte": 8, "middle": len(data) // 2, "last byte": -1}[kind]] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "header", "first byte", "middle", "last byte"])
+def test_a_damaged_file_is_made_again(tmp_path: Path, kind: str) -> None:
+    text_model, tokenizer = counting()
+    first = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
+    (path,) = kept(tmp_path)
+    whole = path.read_bytes()
+    damage(path, kind)
+    assert each(*token_ids(text_model, corpus_of(*TEXTS), tmp_path)) == each(*first)
+    assert tokenizer.seen == 2 * len(TEXTS)
+    assert path.read_bytes() == whole
+    assert kept(tmp_path) == [path]
+
+
+def test_a_file_of_another_kind_in_its_place_is_made_again(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    text_model, _ = counting()
+    first = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
+    (path,) = kept(tmp_path)
+    for tensors, metadata in (({"ids": torch.ones(3)}, None), ({"ids": torch.ones(3), "lengths": torch.ones(1)}, {"about": "{}"})):
+        save_file(tensors, path, metadata=metadata)
+        assert each(*token_ids(text_model, corpus_of(*TEXTS), tmp_path)) == each(*first)
+
+
+def test_other_texts_another_length_or_another_model_have_files_of_their_own(tmp_path: Path) -> None:
+    text_model, _ = counting()
+    wanted = [
+        (text_model, corpus_of(*TEXTS)),
+        (counting(max_length=16)[0], corpus_of(*TEXTS)),
+        (text_model, corpus_of(*TEXTS[:3], "another text")),
+        (text_model, corpus_of(*TEXTS, separator="[SEP]")),
+        (replace(text_model, weights_hash="another"), corpus_of(*TEXTS)),
+    ]
+    for number, (model, corpus) in enumerate(wanted, start=1):
+        token_ids(model, corpus, tmp_path)
+        assert len(kept(tmp_path)) == number
+
+
+def test_texts_are_cut_to_the_models_length_and_to_the_flags(tmp_path: Path) -> None:
+    long = corpus_of("word " * 1000, "short")
+    assert token_ids(find_text_model("demo", max_length=None), long, tmp_path)[1].max() == 128
+    assert token_ids(find_text_model("demo", max_length=10), long, tmp_path)[1].max() == 10
+
+
+def test_a_text_of_a_megabyte_is_read(tmp_path: Path) -> None:
+    _, lengths = token_ids(find_text_model("demo", max_length=None), corpus_of("a gloss " * 131_072), tmp_path)
+    assert lengths.tolist() == [128]
+
+
+def test_strange_texts_are_read(tmp_path: Path) -> None:
+    strange = corpus_of("שלום עולם", "<b>bold</b> & <br/>", "\x00\x07 bell", "🦔")
+    _, lengths = token_ids(find_text_model("demo", max_length=None), strange, tmp_path)
+    assert lengths.min() >= 2
+
+
+def test_the_marker_of_a_target_is_the_separator_token(tmp_path: Path) -> None:
+    model = find_text_model("demo", max_length=None)
+    ids, _ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"), tmp_path)
+    assert ids.tolist().count(model.tokenizer.sep_token_id) == 3
+
+
+def test_another_model_gets_its_own_separator(tmp_path: Path) -> None:
+    model = find_text_model(str(roberta_folder(tmp_path / "roberta")), max_length=None)
+    marked, _ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"), tmp_path)
+    assert marked.tolist() == [0, 4, 2, 5, 2, 6, 2]
+    unmarked, _ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat"), tmp_path)
+    assert unmarked.tolist() != marked.tolist(), "a text that happens to say [SEP] is left as it is"
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=8),
+    chosen=st.lists(st.integers(0, 7), min_size=1, max_size=6),
+)
+def test_padding_keeps_every_token_and_masks_the_rest(texts: list[list[int]], chosen: list[int]) -> None:
+    rows = np.array([number % len(texts) for number in chosen])
+    flat = torch.tensor([token for text in texts for token in text], dtype=torch.int32)
+    ids = TokenIds(flat, np.array([len(text) for text in texts]), pad=0, device=CPU)
+    batch = ids.padded(rows, torch.from_numpy(rows))
+    own = [texts[row] for row in rows]
+    longest = max(map(len, own))
+    assert batch["input_ids"].tolist() == [text + [0] * (longest - len(text)) for text in own]
+    assert batch["input_ids"].dtype == torch.int64
+    if all(len(text) == longest for text in own):
+        assert "attention_mask" not in batch
+    else:
+        assert batch["attention_mask"].tolist() == [[1] * len(text) + [0] * (longest - len(text)) for text in own]
+        assert batch["attention_mask"].dtype == torch.int64

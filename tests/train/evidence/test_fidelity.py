@@ -1,0 +1,154 @@
+"""Fidelity and calibration of a run's models: which models are held against which, and where the figures are shown."""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lugpi_core.fingerprint import hash_file
+from tests.support.small_tables import fake_model, fake_student, fake_teacher, scores
+from train.data.teacher_outputs import WEIGHTS
+from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures, taught_by
+from train.evidence.row_figures import Scored, scored
+from train.evidence.tables import tables
+from train.options.training import TablesOptions
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two seeds; of 400 test examples the baseline has the first 300 right, the teacher 320, the student 310."""
+    for seed in range(2):
+        tail = f"-seed{seed}" if seed else ""
+        fake_model(tmp_path, f"baseline{tail}", scores(300), seed=seed, command="baseline")
+        fake_teacher(tmp_path, f"teacher-clip-demo{tail}", scores(320 + 40 * seed), seed=seed)
+        fake_student(tmp_path, f"student-clip-demo{tail}", scores(310, first=5), seed=seed, taught_by=[f"teacher-clip-demo{tail}"])
+    return tmp_path
+
+
+def shown(run: Path, capsys: pytest.CaptureFixture[str], **more: Any) -> dict[str, Any]:
+    report = tables(TablesOptions(dataset="topics.csv", run_dir=run, train=False, rows=("table1",), seeds=2, **more))
+    capsys.readouterr()
+    return report
+
+
+def figures(run: Path, name: str = "student-clip-demo", baseline: str | None = "baseline") -> dict[str, float | None]:
+    return fidelity_figures(scored(run / name), None if baseline is None else scored(run / baseline), cache(scored))
+
+
+def give_logits(folder: Path, logits: Sequence[Sequence[float]]) -> None:
+    """Give the test examples of a model these logits, the last again for those that are left."""
+    lines = list(csv.reader(io.StringIO((folder / "predictions.csv").read_text())))
+    tests = [cells for cells in lines if cells[1] == "test"]
+    for n, cells in enumerate(tests):
+        cells[3:] = map(str, logits[min(n, len(logits) - 1)])
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    (folder / "predictions.csv").write_text(text.getvalue())
+
+
+def test_a_student_is_held_against_its_teacher_and_the_baseline_by_hand(run: Path) -> None:
+    # Student right on 5..314, baseline on 0..299, teacher on 0..319; where it is wrong there is one other class.
+    found = figures(run)
+    assert found["churn"] == pytest.approx((5 + 15) / 400)
+    assert found["improved"] == pytest.approx(15 / 20)
+    assert found["worsened"] == pytest.approx(5 / 20)
+    assert found["agreement"] == pytest.approx(1 - (5 + 5) / 400)
+    # Every logit is .25 or 1.5 for class 0 and .25 or 1.25 for class 1: answers differ by .25 and .75 from the other, and the confidence
+    # of both is above a half; recomputed here in the plainest way.
+    confident = [1 / (1 + np.exp(-abs(a - b))) for a, b in ((1.5, 0.25), (0.5, 1.25))]
+    assert 0.5 < min(confident) < max(confident) < 1
+    test = scored(run / "student-clip-demo").test
+    shares = np.exp(test.logits) / np.exp(test.logits).sum(axis=1, keepdims=True)
+    assert found["nll"] == pytest.approx(-np.log(shares[np.arange(400), test.labels]).mean())
+
+
+def test_what_there_is_nothing_to_hold_against_has_no_figure(run: Path) -> None:
+    nothing = {"agreement": None, "churn": None, "improved": None, "worsened": None}
+    assert figures(run, "baseline") | nothing == figures(run, "baseline"), "the baseline is no change of itself"
+    teacher = figures(run, "teacher-clip-demo")
+    assert teacher["agreement"] is None
+    assert teacher["churn"] == pytest.approx(20 / 400)
+    assert figures(run, baseline=None)["churn"] is None
+    path = run / "baseline" / "predictions.csv"
+    path.write_text(path.read_text().replace("test/7,", "test/700,"))
+    assert figures(run)["churn"] is None, "other examples"
+    give_logits(run / "student-clip-demo", scored(run / "baseline").test.logits.tolist())
+    path.write_text(path.read_text().replace("test/700,", "test/7,"))
+    same = figures(run)
+    assert (same["churn"], same["improved"], same["worsened"]) == (0.0, None, None)
+
+
+def test_a_teacher_that_is_gone_or_another_model_now_is_not_asked(run: Path) -> None:
+    student, teacher = run / "student-clip-demo", run / "teacher-clip-demo"
+    training = json.loads((student / "training.json").read_text())
+    (student / "training.json").write_text(json.dumps({**training, "teachers": [hash_file(teacher / WEIGHTS)]}))
+    assert figures(run)["agreement"] is not None
+    (teacher / WEIGHTS).write_bytes(b"another model's")
+    assert figures(run)["agreement"] is None
+    (student / "training.json").write_text(json.dumps({**training, "teachers": [hash_file(teacher / WEIGHTS)]}))
+    assert figures(run)["agreement"] is not None
+    path = teacher / "predictions.csv"
+    path.write_text(path.read_text().replace("test/7,", "test/700,"))
+    assert figures(run)["agreement"] is None, "other examples"
+    shutil.rmtree(teacher)
+    assert figures(run)["agreement"] is None
+
+
+def test_of_several_teachers_the_mean_of_their_probabilities_counts(run: Path) -> None:
+    fake_teacher(run, "sure", scores(300))
+    fake_teacher(run, "unsure", scores(300))
+    give_logits(run / "sure", [[4.0, 0.0]])
+    give_logits(run / "unsure", [[0.0, 1.0]])
+    fake_student(run, "of-two", scores(300), taught_by=["sure", "unsure"], shares=[0.5, 0.5])
+    fake_student(run, "of-one", scores(300), taught_by=["sure", "unsure"], shares=[0.1, 0.9])
+    taught = {name: taught_by(scored(run / name), scored) for name in ("of-two", "of-one")}
+    assert {name: set(found.answers.tolist()) for name, found in taught.items() if found is not None} == {"of-two": {0}, "of-one": {1}}
+
+
+def test_tables_show_the_means_over_seeds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = shown(run, capsys)
+    row = report["rows"]["student-clip-demo"]
+    each = [model["fidelity"] for model in row["models"]]
+    assert [one["agreement"] for one in each] == [pytest.approx(1 - 10 / 400), pytest.approx(1 - 50 / 400)]
+    for name in FIGURES:
+        values = [one[name] for one in each]
+        assert row["fidelity"][name] == {"mean": pytest.approx(np.mean(values)), "sd": pytest.approx(np.std(values, ddof=1), abs=1e-12)}
+    assert report["rows"]["baseline"]["fidelity"]["churn"] is None
+    assert report["rows"]["images-clip-demo"]["fidelity"] is None, "no model is there"
+    assert report["fidelity"] == {"title": TITLE, "caption": CAPTION, "rows": ["baseline", "teacher-clip-demo", "student-clip-demo"]}
+
+
+def test_tables_write_them_as_markdown_latex_csv_and_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = shown(run, capsys)
+    assert json.loads((run / "tables.json").read_text()) == report
+    _, _, after = (run / "tables.md").read_text().partition(f"## {TITLE}\n")
+    table = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in after.splitlines() if "|" in line}
+    assert table["row"] == ["ECE", "NLL", "agreement", "churn", "improved", "worsened"]
+    assert table["student-clip-demo"][2] == "0.9250 ± 0.0707"
+    assert table["baseline"][2:] == ["", "", "", ""]
+    assert TITLE in (run / "tables.tex").read_text()
+    line = next(line for line in csv.DictReader(io.StringIO((run / "tables.csv").read_text())) if line["row"] == "student-clip-demo")
+    assert float(line["test_churn_mean"]) == pytest.approx(20 / 400)
+    assert float(line["test_improved_sd"]) == pytest.approx(0, abs=1e-12)
+    assert set(line) >= {f"test_{figure}_{what}" for figure in FIGURES for what in ("mean", "sd")}
+
+
+def test_a_folder_is_read_once_however_many_ask_for_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Path] = []
+
+    def counted(folder: Path) -> Scored:
+        asked.append(folder)
+        return scored(folder)
+
+    monkeypatch.setattr("train.evidence.tables.scored", counted)
+    shown(run, capsys)
+    assert len(asked) == len(set(asked)) == 6

@@ -1,0 +1,385 @@
+"""The report of a run whose models are there: every figure against predictions.csv itself, and the four files it is written to."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from lugpi_core.errors import InputError
+from tests.support.small_tables import fake_model, fake_student, fake_teacher, right, scores
+from train.cli import main
+from train.evidence.render import HEADER, escaped
+from train.evidence.tables import tables
+from train.options.training import TablesOptions
+
+SEEDS = 3
+Show = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run in which images help the student: three seeds of the rows of one column, the text-only control and nothing else."""
+    folder = tmp_path / "topics"
+    for seed in range(SEEDS):
+        tail = f"-seed{seed}" if seed else ""
+        fake_model(folder, f"baseline{tail}", scores(300 + seed), seed=seed, command="baseline")
+        fake_teacher(folder, f"teacher-clip-demo{tail}", scores(360 - seed), seed=seed)
+        fake_student(folder, f"student-clip-demo{tail}", scores(350 + seed), seed=seed, taught_by=[f"teacher-clip-demo{tail}"])
+        fake_teacher(folder, f"teacher-none{tail}", scores(310), seed=seed, privileged="none")
+        fake_student(folder, f"student-none{tail}", scores(320 - 2 * seed), seed=seed, taught_by=[f"teacher-none{tail}"])
+    return folder
+
+
+@pytest.fixture
+def show(run: Path, capsys: pytest.CaptureFixture[str]) -> Show:
+    """Show the tables of the run as they are; return the report."""
+
+    def shown(**more: Any) -> dict[str, Any]:
+        report = tables(TablesOptions(dataset="topics.csv", run_dir=run, train=False, **more))
+        capsys.readouterr()
+        return report
+
+    return shown
+
+
+def predictions(folder: Path, split: str) -> tuple[list[int], list[int]]:
+    """Labels and predicted classes of a split, from the logits."""
+    with (folder / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    classes = sum(name.startswith("logit_") for name in rows[0])
+    return [int(row["label"]) for row in rows], [max(range(classes), key=lambda k: float(row[f"logit_{k}"])) for row in rows]
+
+
+def recomputed(run: Path, report: dict[str, Any]) -> None:
+    """Hold every figure of ``tables.json`` against one that is computed from the predictions here."""
+    assert json.loads((run / "tables.json").read_text()) == report
+    hits: dict[tuple[str, int], list[bool]] = {}
+    for name, row in report["rows"].items():
+        for model in row["models"]:
+            for split in ("validation", "test"):
+                labels, predicted = predictions(run / model["folder"], split)
+                found = [label == best for label, best in zip(labels, predicted, strict=True)]
+                assert model[split]["accuracy"] == pytest.approx(sum(found) / len(found))
+                expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
+                assert model[split]["macro_f1"] == pytest.approx(expected)
+            hits[name, model["seed"]] = found
+        for split in ("validation", "test") if row["models"] else ():
+            for score in ("accuracy", "macro_f1"):
+                values = [model[split][score] for model in row["models"]]
+                mean = sum(values) / len(values)
+                spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+                assert row[split][score]["mean"] == pytest.approx(mean)
+                assert row[split][score]["sd"] == (None if spread is None else pytest.approx(spread, abs=1e-12))
+    found_of: dict[tuple[str, str], Any] = {}
+    for table in report["tables"]:
+        for test in table["comparisons"]:
+            pairs = [(hits[test["row"], seed], hits[test["reference"], seed]) for seed in test["seeds"]]
+            only_first = sum(one and not other for first, second in pairs for one, other in zip(first, second, strict=True))
+            only_second = sum(other and not one for first, second in pairs for one, other in zip(first, second, strict=True))
+            assert (test["pooled"]["only_first"], test["pooled"]["only_second"]) == (only_first, only_second)
+            assert test["difference"] == pytest.approx((only_first - only_second) / sum(len(first) for first, _ in pairs))
+            assert (test["interval_over_seeds"] is None) is (len(pairs) == 1)
+            assert found_of.setdefault((test["row"], test["reference"]), test) == test, "one finding a pair, whatever the table"
+
+
+def test_every_figure_is_that_of_the_predictions(run: Path, show: Show) -> None:
+    report = show()
+    assert [table["name"] for table in report["tables"]] == ["table1", "table2", "controls"]
+    assert {(test["row"], test["reference"]) for test in report["tables"][0]["comparisons"]} == {
+        ("teacher-clip-demo", "baseline"),
+        ("teacher-clip-demo", "teacher-none"),
+        ("student-clip-demo", "baseline"),
+        ("student-clip-demo", "student-none"),
+    }
+    recomputed(run, report)
+
+
+def test_figures_of_metrics_json_are_not_believed(run: Path, show: Show, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "baseline" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["accuracy"]["test"] = 0.99
+    path.write_text(json.dumps(metrics))
+    report = tables(TablesOptions(dataset="topics.csv", run_dir=run, train=False))
+    assert report["rows"]["baseline"]["models"][0]["test"]["accuracy"] == 0.75
+    assert "gives test accuracy 0.7500, its metrics.json say 0.9900" in capsys.readouterr().err
+
+
+def test_p_is_adjusted_within_each_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Differences of 6 to 12 texts, so that no p is near nought or one.
+    fake_model(tmp_path, "baseline", scores(300), command="baseline")
+    for name, count, shown in (("teacher-clip-demo", 308, "images"), ("teacher-none", 306, "none"), ("teacher-blank", 312, "blank")):
+        fake_teacher(tmp_path, name, scores(count), privileged=shown)
+    found = tables(TablesOptions(dataset="topics.csv", run_dir=tmp_path, train=False))["tables"]
+    # Teacher and baseline, teacher and text-only teacher: 8 and 2 discordant texts on one side, (1/2)^8 and (1/2)^2, twice.
+    assert [test["pooled"]["p"] for test in found[0]["comparisons"]] == pytest.approx([2 / 2**8, 2 / 2**2])
+    assert [test["holm_p"] for test in found[0]["comparisons"]] == pytest.approx([4 * 2 / 2**8, 0.5]), "of the five in both tables"
+    # Controls: text-only and baseline, blank and baseline, blank and text-only.
+    assert [test["pooled"]["p"] for test in found[2]["comparisons"]] == pytest.approx([2 / 2**6, 2 / 2**12, 2 / 2**6])
+    assert [test["holm_p"] for test in found[2]["comparisons"]] == pytest.approx([3 * 2 / 2**6, 5 * 2 / 2**12, 3 * 2 / 2**6])
+
+
+def test_what_the_tests_allow_is_said(show: Show) -> None:
+    report = show()
+    first, controls = report["tables"][0]["verdicts"], report["tables"][2]["verdicts"]
+    assert [sentence.split()[0] for sentence in first] == ["teacher-clip-demo", "student-clip-demo"]
+    assert first[1].endswith(
+        "the images help; whether shuffled and blank images, which say nothing of the text, help as much is not known (--rows controls)."
+    )
+    assert controls[1].startswith("student-none is better than the baseline (p = ")
+    assert controls[1].endswith("distillation alone helps, without any image.")
+
+
+def test_rows_that_are_not_there_are_marked(run: Path, show: Show) -> None:
+    for seed in ("-seed1", "-seed2"):
+        (run / f"student-none{seed}" / "metrics.json").unlink()
+    report = show()
+    assert {"student-none-seed1", "student-none-seed2", "images-clip-demo", "student-clip-demo-ce-seed2"} <= set(report["missing"])
+    assert report["rows"]["images-clip-demo"]["test"] is None
+    assert report["complete"] is True, "nothing failed: it was only shown"
+    lines = (run / "tables.md").read_text().splitlines()
+    assert re.match(r"\| images-clip-demo +\| 0 of 3 +\| missing", next(line for line in lines if "images-clip-demo" in line))
+    assert re.match(r"\| student-none +\| 1 of 3 +\| 0\.5000 +\| 0\.8000 ", next(line for line in lines if "| student-none" in line))
+    against = next(test for test in report["tables"][0]["comparisons"] if test["reference"] == "student-none")
+    assert against["seeds"] == [0], "the seeds that both have"
+    (note,) = report["notes"]
+    assert note.endswith("the means beside them over all: student-clip-demo less student-none over 0, student-none less baseline over 0")
+    recomputed(run, report)
+
+
+def test_models_are_known_by_what_they_are_whatever_their_name(run: Path, show: Show) -> None:
+    before = show()["rows"]
+    for name, other in (("baseline", "plain"), ("student-clip-demo-seed1", "taught"), ("teacher-none-seed2", "blind")):
+        (run / name).rename(run / other)
+    after = show()["rows"]
+    for name in ("baseline", "student-clip-demo", "teacher-none"):
+        assert after[name]["test"] == before[name]["test"]
+    assert [model["folder"] for model in after["baseline"]["models"]] == ["plain", "baseline-seed1", "baseline-seed2"]
+
+
+def test_what_is_of_no_row_is_shown_apart(run: Path, show: Show) -> None:
+    for name in ("student-clip-demo", "baseline"):
+        shutil.rmtree(run / name)  # so that others of that seed could stand for it
+    fake_student(run, "small", scores(200), taught_by=["teacher-clip-demo"], layers=1)
+    fake_student(run, "more-texts", scores(210), taught_by=["teacher-clip-demo"], unlabelled="abc")
+    fake_student(run, "more-small", scores(215), taught_by=["teacher-clip-demo"], unlabelled="abc", layers=1)
+    fake_student(run, "two", scores(220), taught_by=["teacher-clip-demo", "teacher-none"])
+    fake_student(run, "orphan", scores(230), taught_by=["nobody"])
+    fake_student(run, "of-the-former-teacher", scores(232), taught_by=["teacher-clip-demo"], teachers=["a hash of other weights"])
+    fake_student(run, "hard-only", scores(235), taught_by=["teacher-clip-demo"], alpha=0.0, beta=0.0)
+    fake_model(run, "another", scores(240), command="baseline")
+    fake_model(run, "one-more", scores(245), command="baseline")
+    fake_model(run, "baseline-seed9", scores(250), seed=9, command="baseline")
+    fake_student(run, "ce-only", scores(260), taught_by=["teacher-clip-demo"], beta=0.0)
+    fake_student(run, "l2-only", scores(270), taught_by=["teacher-clip-demo"], alpha=0.0)
+    report = show()
+    assert [one["folder"] for one in report["others"]] == [
+        "baseline-seed9",
+        "hard-only",
+        "more-small",
+        "of-the-former-teacher",
+        "one-more",
+        "orphan",
+        "small",
+        "two",
+    ]
+    assert report["rows"]["student-clip-demo"]["seeds"] == [1, 2]
+    there = {name: [model["folder"] for model in report["rows"][name]["models"]] for name in report["rows"]}
+    assert there["baseline"] == ["another", "baseline-seed1", "baseline-seed2"]
+    assert (there["student-clip-demo-ce"], there["student-clip-demo-l2"]) == (["ce-only"], ["l2-only"])
+    assert "## Other models of the run" in (run / "tables.md").read_text()
+
+
+HINTON = {"kd_preset": "hinton", "hard": 0.5, "alpha": 0.5, "beta": 0.0, "temperature": 4.0, "soften_student": True}
+
+
+@pytest.mark.parametrize(
+    ("loss", "row"),
+    [
+        (HINTON, "student-vit-demo"),
+        ({**HINTON, "beta": 1.0}, "student-vit-demo"),
+        ({**HINTON, "alpha": 0.0, "beta": 1.0}, "student-vit-demo-l2"),
+        ({"beta": 0.0}, "student-vit-demo-ce"),
+        ({"beta": 0.0, "terms": "both"}, "student-vit-demo"),
+        ({"alpha": 0.0, "terms": "both"}, "student-vit-demo"),
+        ({"alpha": 0.0, "terms": "l2"}, "student-vit-demo-l2"),
+    ],
+    ids=str,
+)
+def test_a_student_is_of_the_row_that_its_own_loss_makes_it(run: Path, show: Show, loss: dict[str, Any], row: str) -> None:
+    """A preset without a term leaves none out; what tables trained is what tables say."""
+    fake_teacher(run, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
+    fake_student(run, "one", scores(260), taught_by=["teacher-vit-demo"], **loss)
+    report = show(columns=("clip-demo", "vit-demo"))
+    assert [name for name in report["rows"] if [one["folder"] for one in report["rows"][name]["models"]] == ["one"]] == [row]
+
+
+def test_of_several_models_of_a_row_the_one_named_after_it_is_shown(run: Path, show: Show) -> None:
+    fake_model(run, "a", scores(240), command="baseline")
+    report = show()
+    assert report["rows"]["baseline"]["models"][0]["folder"] == "baseline"
+    assert [one["folder"] for one in report["others"]] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("taught_by", "more", "is_of_all"),
+    [
+        (("clip-demo", "vit-demo"), {}, True),
+        (("vit-demo", "clip-demo"), {}, True),
+        (("clip-demo", "vit-demo"), {"shares": [0.9, 0.1]}, False),
+        (("clip-demo", "vit-demo"), {"beta": 0.0}, False),
+        (("clip-demo", "third"), {}, False),
+        (("clip-demo", "none"), {}, False),
+    ],
+)
+def test_a_student_of_all_is_one_with_equal_shares_of_every_column(
+    run: Path, show: Show, taught_by: tuple[str, ...], more: dict[str, Any], is_of_all: bool
+) -> None:
+    fake_teacher(run, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
+    fake_teacher(run, "teacher-third", scores(300), image_tokens="third")
+    fake_student(run, "several", scores(340), taught_by=[f"teacher-{one}" for one in taught_by], **more)
+    report = show(columns=("clip-demo", "vit-demo"))
+    assert [one["folder"] for one in report["rows"]["student-all"]["models"]] == ["several"] * is_of_all
+    assert ("several" in [one["folder"] for one in report["others"]]) is not is_of_all
+
+
+def test_models_that_were_trained_otherwise_are_named(run: Path, show: Show) -> None:
+    assert show()["notes"] == []
+    fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", flags={"epochs": 50})
+    note, fewer = show()["notes"]
+    assert note.startswith("these models differ in flags.epochs: ")
+    assert "teacher-shuffled less baseline over 0" in fewer
+    assert {"2", "50"} <= set(re.findall(r"\d+", note))
+
+
+def test_seeds_and_controls_that_were_taught_with_another_loss_are_named(run: Path, show: Show) -> None:
+    fake_teacher(run, "teacher-blank", scores(290), privileged="blank")
+    fake_student(run, "student-blank", scores(310), taught_by=["teacher-blank"], temperature=1.0)
+    fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", tokens={"seed": 0})
+    fake_teacher(run, "teacher-shuffled-seed1", scores(290), privileged="shuffled", tokens={"seed": 1}, seed=1)
+    fake_student(run, "ce-only", scores(260), taught_by=["teacher-clip-demo"], beta=0.0)
+    *notes, fewer = show()["notes"]
+    assert fewer.startswith("these differences are over the seeds that both have")
+    assert sorted(note.partition(";")[0] for note in notes) == [
+        "the models of teacher-shuffled differ in tokens.seed: 0, 1",
+        "the students differ in temperature: 8.0, 1.0",
+    ]
+
+
+def test_models_of_other_examples_are_not_compared(run: Path, show: Show) -> None:
+    path = run / "baseline" / "predictions.csv"
+    path.write_text(path.read_text().replace("test/7,", "test/700,"))
+    against = next(test for test in show()["tables"][0]["comparisons"] if test["reference"] == "baseline")
+    assert against["seeds"] == [1, 2]
+
+
+def test_single_rows_are_compared_with_references_that_are_not_shown(show: Show) -> None:
+    report = show(rows=("student-clip-demo",))
+    assert list(report["rows"]) == ["student-clip-demo"]
+    assert {test["reference"] for test in report["tables"][0]["comparisons"]} == {"baseline", "student-none"}
+
+
+def test_seeds_and_columns_may_be_chosen(run: Path, show: Show) -> None:
+    report = show(seed=1, seeds=2, rows=("baseline",))
+    assert report["seeds"] == [1, 2]
+    assert [model["folder"] for model in report["rows"]["baseline"]["models"]] == ["baseline-seed1", "baseline-seed2"]
+    with pytest.raises(InputError, match=r"--columns clip-dmo.*did you mean 'clip-demo'"):
+        show(columns=("clip-dmo",))
+
+
+def test_the_paper_stands_beside_its_own_corpora(run: Path, show: Show, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {row["paper"] for row in show()["rows"].values()} == {None}
+    report = tables(TablesOptions(dataset="imdb", run_dir=run, train=False))
+    assert report["rows"]["student-clip-demo"]["paper"] == 0.931
+    assert re.search(r"\| images-clip-demo .*\| 0\.549 \|", capsys.readouterr().out), "also where ours is missing"
+
+
+def test_cost_is_hours_of_a_model_and_its_highest_memory(run: Path, show: Show) -> None:
+    path = run / "baseline-seed2" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["history"].append({"seconds": 3 * 3600.0})
+    metrics["peak_memory"] = {"host_bytes": 9e9, "device_bytes": 4e9}
+    path.write_text(json.dumps(metrics))
+    row = show()["rows"]["baseline"]
+    assert row["train_hours"] == pytest.approx((1 + 1 + 4) / 3)
+    assert row["peak_gb"] == 4.0, "the card's where there was one"
+
+
+def test_markdown_is_printed_and_written_and_json_is_the_last_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(run), "--no-train"]) == 0
+    said = capsys.readouterr().out
+    report = json.loads(said.splitlines()[-1])
+    assert report == json.loads((run / "tables.json").read_text())
+    assert said.startswith((run / "tables.md").read_text())
+    assert report["written"] == [str(run / f"tables.{kind}") for kind in ("md", "tex", "csv", "json")]
+    for table in report["tables"]:
+        for text in (table["title"], table["caption"], *table["verdicts"]):
+            assert text in said
+    assert not list(run.glob(".*.partial"))
+
+
+def test_the_csv_has_a_line_for_each_row_in_plain_numbers(run: Path, show: Show) -> None:
+    report = show()
+    lines = list(csv.DictReader(io.StringIO((run / "tables.csv").read_text())))
+    assert [(line["table"], line["row"]) for line in lines] == [(table["name"], row) for table in report["tables"] for row in table["rows"]]
+    student = next(line for line in lines if line["row"] == "student-clip-demo")
+    assert float(student["test_accuracy_mean"]) == report["rows"]["student-clip-demo"]["test"]["accuracy"]["mean"]
+    assert float(student["less_control"]) == pytest.approx(np.mean([30 / 400, 33 / 400, 36 / 400]))
+    assert float(student["holm_p_control"]) < 1e-6
+    assert next(line for line in lines if line["row"] == "images-clip-demo")["test_accuracy_mean"] == ""
+
+
+def test_latex_is_a_table_of_booktabs_with_every_letter_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "own_50%"
+    fake_model(run, "baseline", scores(300), command="baseline")
+    fake_model(run, "images", scores(100), command="images", image_tokens="my_clip")
+    assert main(["tables", "--dataset", "own_50%.csv", "--run-dir", str(run), "--no-train"]) == 0
+    text = (run / "tables.tex").read_text()
+    tabular = re.findall(r"\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL)
+    assert len(tabular) == 4, "three tables, and fidelity and calibration"
+    for row in tabular[0].splitlines():
+        assert row == r"\midrule" or (row.endswith(r" \\") and row.count(" & ") == len(HEADER) - 1), row
+    assert r"images-my\_clip & 1 of 3 & 0.5000 & 0.2500" in tabular[0]
+    assert [row.count(" & ") for row in tabular[3].splitlines()] == [6, 0, 6, 6], "a header, a rule, and two rows with models"
+    assert r"$-$50.00 [$-$" in tabular[0]
+    assert r"\caption{own\_50\%. Table 1" in text
+    uncommented = [line for line in text.splitlines() if not line.startswith("%")]
+    assert not [line for line in uncommented if re.search(r"(?<!\\)[%#_]", line)]
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
+
+
+def test_every_letter_that_latex_reads_is_written_out() -> None:
+    assert escaped(r"a_b & 5% $1 #2 {x} ~y ^z \w ±1 <2>") == (
+        r"a\_b \& 5\% \$1 \#2 \{x\} \textasciitilde{}y \textasciicircum{}z \textbackslash{}w $\pm$1 \textless{}2\textgreater{}"
+    )
+
+
+def test_one_seed_has_no_spread(run: Path, show: Show) -> None:
+    report = show(seeds=1)
+    assert report["rows"]["baseline"]["test"]["accuracy"] == {"mean": 0.75, "sd": None}
+    text = (run / "tables.md").read_text()
+    assert "±" not in text
+    assert "One seed: how much another would differ is not known" in text
+    recomputed(run, report)
+
+
+@pytest.mark.parametrize("rows", [(), ("--rows", "student-vit-demo")])
+def test_a_run_with_nothing_to_show_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: tuple[str, ...]) -> None:
+    if rows:
+        fake_teacher(tmp_path, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
+    assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(tmp_path), "--no-train", *rows]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: got no finished model of these rows in ")
+    assert said.out == ""
+
+
+def test_right_hits_are_where_they_are_asked_for() -> None:
+    assert right(2, 4, first=1) == [False, True, True, False]

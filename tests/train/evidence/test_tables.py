@@ -1,0 +1,384 @@
+"""``python -m train tables`` trains what is missing: each model once, whoever trains it, whatever kills it."""
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import train.evidence.schedule
+import train.models.locks
+import train.models.train_model
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.stopping import Stopped
+from tests.conftest import ROOT
+from tests.support.small_tables import flags, words
+from tests.train.evidence.test_render import recomputed
+from train.cli import main
+from train.evidence.rows import Model, models_of, options_of, rows_of
+from train.evidence.tables import ablations_of, tables
+from train.learning import loop
+from train.models.kinds import distillation_of
+from train.options.training import BaselineOptions, StudentOptions, TablesOptions, TeacherOptions
+
+COLUMNS = ("clip-demo", "vit-demo")
+TEXT_ROWS = ("baseline", "teacher-none", "student-none")
+Make = Callable[..., TablesOptions]
+
+
+@pytest.fixture
+def make(small_csv: Path, tmp_path: Path) -> Make:
+    """Make the options of tables without images, in a run of the test's own."""
+    return lambda **more: TablesOptions(**flags(small_csv, tmp_path / "run", **{"rows": TEXT_ROWS, "seeds": 1, **more}))
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the folders that are trained, in order."""
+    names: list[str] = []
+    fit = train.models.train_model.fit
+
+    def counted(training: Any) -> Any:
+        names.append(training.folder.name)
+        return fit(training)
+
+    monkeypatch.setattr(train.models.train_model, "fit", counted)
+    return names
+
+
+def predictions(run: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(run.glob("*/predictions.csv"))}
+
+
+@pytest.fixture(scope="module")
+def straight(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The predictions of the rows without images, two seeds, trained without any disturbance."""
+    run = tmp_path_factory.mktemp("straight")
+    tables(TablesOptions(**flags(small_csv, run, rows=TEXT_ROWS, seeds=2)))
+    return predictions(run)
+
+
+@pytest.fixture(scope="module")
+def whole(small_csv: Path, small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TablesOptions, dict[str, Any], list[str]]:
+    """Every row, one seed, in a run that holds some models under names of their own: the options, the report, and what was trained."""
+    run = tmp_path_factory.mktemp("tables") / "topics"
+    shutil.copytree(small_run / "tokens", run / "tokens")
+    train.models.train_model.baseline(BaselineOptions(**flags(small_csv, run, name="plain")))
+    train.models.train_model.teacher(TeacherOptions(**flags(small_csv, run, name="zealous", image_tokens="clip-demo")))
+    train.models.train_model.student(StudentOptions(**flags(small_csv, run, name="taught", teachers=("zealous",))))
+    options = TablesOptions(**flags(small_csv, run, seeds=1))
+    with pytest.MonkeyPatch.context() as patch:
+        names: list[str] = []
+        fit = train.models.train_model.fit
+        patch.setattr(train.models.train_model, "fit", lambda training: (names.append(training.folder.name), fit(training))[1])
+        return options, tables(options), names
+
+
+def test_every_row_is_trained_once_and_what_was_there_under_another_name_is_not(
+    whole: tuple[TablesOptions, dict[str, Any], list[str]],
+) -> None:
+    options, report, fitted = whole
+    rows = rows_of(COLUMNS)
+    wanted = [model.name for model in models_of(rows, rows, (0,))]
+    found = {"baseline": "plain", "teacher-clip-demo": "zealous", "student-clip-demo": "taught"}
+    assert fitted == report["trained"] == [name for name in wanted if name not in found]
+    folders = {name: [model["folder"] for model in row["models"]] for name, row in report["rows"].items()}
+    assert folders == {row.name: [found.get(row.name, row.name)] for row in rows}
+    assert not any((options.run / name).exists() for name in found)
+    assert (report["missing"], report["failed"], report["others"]) == ([], {}, [])
+
+
+def test_every_model_is_what_its_row_says(whole: tuple[TablesOptions, dict[str, Any], list[str]]) -> None:
+    options, report, _ = whole
+    for row in rows_of(COLUMNS):
+        folder = options.run / report["rows"][row.name]["models"][0]["folder"]
+        made_from = json.loads((folder / "training.json").read_text())
+        assert made_from["command"] == row.command
+        assert made_from.get("image_tokens") == row.column
+        if row.command == "teacher":
+            assert made_from["privileged"] == row.privileged
+        if row.command == "student":
+            weights = made_from["distillation"]
+            assert (weights["alpha"] > 0, weights["beta"] > 0) == {"both": (True, True), "ce": (True, False), "l2": (False, True)}[
+                row.terms
+            ]
+            teachers = [report["rows"][name]["models"][0]["folder"] for name in row.teachers]
+            metrics = json.loads((folder / "metrics.json").read_text())
+            assert [one["name"] for one in metrics["teachers"]] == teachers
+            assert [one["privileged"] for one in metrics["teachers"]] == [row.privileged] * len(teachers)
+
+
+def test_trained_tables_are_those_of_the_predictions(whole: tuple[TablesOptions, dict[str, Any], list[str]]) -> None:
+    options, report, _ = whole
+    recomputed(options.run, {**report, "run": str(options.run)})
+    assert "draws emoji" in report["notes"][0]
+
+
+def test_the_same_command_again_trains_nothing_and_prints_the_same(
+    whole: tuple[TablesOptions, dict[str, Any], list[str]], fitted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, report, _ = whole
+    kept = {path: path.stat().st_mtime_ns for path in options.run.glob("*/*") if path.is_file()}
+    capsys.readouterr()
+    assert tables(options) == {**report, "trained": []}
+    assert fitted == []
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert capsys.readouterr().out == (options.run / "tables.md").read_text() + "\n"
+
+
+def test_shown_without_training_it_is_the_same_table(whole: tuple[TablesOptions, dict[str, Any], list[str]]) -> None:
+    options, report, _ = whole
+    shown = tables(TablesOptions(dataset=options.dataset, run_dir=options.run, train=False, seeds=1))
+    assert shown == {**report, "trained": []}
+
+
+def test_rows_that_are_not_asked_for_are_compared_with_where_they_are(
+    whole: tuple[TablesOptions, dict[str, Any], list[str]], fitted: list[str], small_csv: Path
+) -> None:
+    options, report, _ = whole
+    some = tables(TablesOptions(**flags(small_csv, options.run, seeds=1, rows=("student-vit-demo",))))
+    assert fitted == []
+    assert list(some["rows"]) == ["student-vit-demo"]
+    assert [test["reference"] for test in some["tables"][0]["comparisons"]] == ["baseline", "student-none"]
+    assert some["rows"]["student-vit-demo"] == report["rows"]["student-vit-demo"]
+
+
+def test_what_a_row_needs_is_trained_and_not_shown(make: Make, fitted: list[str]) -> None:
+    report = tables(make(rows=("student-none",), seeds=2, seed=1))
+    assert fitted == ["teacher-none-seed1", "student-none-seed1", "teacher-none-seed2", "student-none-seed2"]
+    assert list(report["rows"]) == ["student-none"]
+    assert report["tables"][0]["comparisons"] == []
+
+
+def test_more_seeds_go_on_from_those_there_are(make: Make, fitted: list[str], straight: dict[str, bytes]) -> None:
+    tables(make())
+    assert fitted == list(TEXT_ROWS)
+    tables(make(seeds=2))
+    assert fitted == [*TEXT_ROWS, *(f"{row}-seed1" for row in TEXT_ROWS)]
+    assert predictions(make().run) == straight
+
+
+def test_a_folder_that_was_trained_otherwise_is_refused_with_what_differs(make: Make) -> None:
+    tables(make(rows=("baseline",)))
+    with pytest.raises(InputError, match=r"flags.epochs: found 1, wanted 2.*rename that folder"):
+        tables(make(rows=("baseline",), epochs=2))
+    (make().run / "baseline").rename(make().run / "shorter")
+    report = tables(make(rows=("baseline",), epochs=2))
+    assert report["trained"] == ["baseline"]
+
+
+def test_lost_outputs_of_a_teacher_are_written_again_and_it_is_not_trained(make: Make, fitted: list[str]) -> None:
+    options = make(rows=("teacher-none",))
+    tables(options)
+    outputs = options.run / "teacher-none" / "outputs.safetensors"
+    before = outputs.read_bytes()
+    outputs.unlink()
+    assert tables(make(rows=("student-none",)))["trained"] == ["student-none"]
+    assert outputs.read_bytes() == before
+    assert fitted == ["teacher-none", "student-none"]
+
+
+def test_a_teachers_outputs_in_half_precision_stay_as_they_are(make: Make, small_csv: Path, fitted: list[str]) -> None:
+    run = make().run
+    train.models.train_model.teacher(TeacherOptions(**flags(small_csv, run, name="half", privileged="none", outputs_dtype="float16")))
+    before = (run / "half" / "outputs.safetensors").read_bytes()
+    tables(make(rows=("student-none",)))
+    assert (run / "half" / "outputs.safetensors").read_bytes() == before
+    assert fitted == ["half", "student-none"]
+
+
+def test_a_loss_without_labels_has_no_student_of_embeddings_alone(small_csv: Path) -> None:
+    given = TablesOptions(**flags(small_csv, Path("run"), hard=0.0))
+    assert ablations_of(distillation_of(given)) == ("ce",)
+    assert ablations_of(distillation_of(TablesOptions(**flags(small_csv, Path("run"))))) == ("ce", "l2")
+    assert ablations_of(distillation_of(TablesOptions(**flags(small_csv, Path("run"), kd_preset="hinton")))) == ()
+    for row in rows_of(("clip-demo",), ablations=("ce",)):
+        if row.command == "student":
+            options = options_of(given, Model(row=row, seed=0), ("teacher",))
+            assert isinstance(options, StudentOptions)
+            assert distillation_of(options).hard == 0
+
+
+def test_students_of_another_loss_are_still_of_their_rows_when_they_are_shown(make: Make) -> None:
+    tables(make(rows=("student-none",), beta=0.0))
+    report = tables(make(rows=("student-none",), train=False))
+    assert report["rows"]["student-none"]["seeds"] == [0]
+
+
+def started(small_csv: Path, run: Path, *more: str) -> "subprocess.Popen[str]":
+    arguments = [*words(flags(small_csv, run)), "--rows", *TEXT_ROWS, *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", "tables", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_the_same_command_ends_in_the_same_predictions(
+    small_csv: Path, make: Make, straight: dict[str, bytes], fitted: list[str]
+) -> None:
+    run = make().run
+    child = started(small_csv, run, "--seeds", "2", "--checkpoint-minutes", "0")
+    deadline_s = time.monotonic() + 180
+    while not list(run.glob("teacher-none/checkpoints/step-*")) and child.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    child.kill()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert list(run.glob("teacher-none/checkpoints/step-*"))
+    assert not (run / "teacher-none" / "metrics.json").exists()
+    report = tables(make(seeds=2))
+    assert "baseline" not in fitted, "it was finished before the kill"
+    assert sorted(fitted) == sorted(set(straight) - {"baseline"})
+    assert report["missing"] == []
+    assert predictions(run) == straight
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_train_every_model_once(small_csv: Path, tmp_path: Path, straight: dict[str, bytes]) -> None:
+    children = [started(small_csv, tmp_path, "--seeds", "2") for _ in range(2)]
+    reports = []
+    for child in children:
+        out, err = child.communicate(timeout=240)
+        assert child.returncode == 0, err
+        assert "Traceback" not in err
+        reports.append(json.loads(out.splitlines()[-1]))
+    assert sorted(reports[0]["trained"] + reports[1]["trained"]) == sorted(straight)
+    assert {**reports[0], "trained": []} == {**reports[1], "trained": []}
+    assert predictions(tmp_path) == straight
+
+
+def test_a_model_that_another_holds_is_left_to_it_and_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, fitted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = make(rows=("baseline", "teacher-none", "student-none"))
+    locks = options.run / train.models.locks.LOCKS
+    locks.mkdir(parents=True)
+    with (locks / "teacher-none.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waits: list[list[str]] = []
+
+        def looked(_: float) -> None:
+            waits.append(list(fitted))
+            if len(waits) == 3:
+                fcntl.flock(held, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(train.evidence.schedule, "time", SimpleNamespace(sleep=looked))
+        report = tables(options)
+    assert waits == [["baseline"]] * 3, "what could be trained was trained before waiting"
+    assert report["trained"] == ["baseline", "teacher-none", "student-none"]
+    assert capsys.readouterr().err.count("waiting for other processes, which train teacher-none\n") == 1
+
+
+def test_a_model_that_another_finished_meanwhile_is_taken(make: Make, monkeypatch: pytest.MonkeyPatch, fitted: list[str]) -> None:
+    options = make(rows=("baseline",))
+    locks = options.run / train.models.locks.LOCKS
+    locks.mkdir(parents=True)
+    with (locks / "baseline.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def other(_: float) -> None:
+            fcntl.flock(held, fcntl.LOCK_UN)
+            train.models.train_model.baseline(BaselineOptions(**flags(Path(options.dataset), options.run)))
+
+        monkeypatch.setattr(train.evidence.schedule, "time", SimpleNamespace(sleep=other))
+        assert tables(options)["trained"] == []
+    assert fitted == ["baseline"]
+
+
+def test_a_lock_is_given_back_however_its_block_ends(tmp_path: Path) -> None:
+    with (
+        train.models.locks.turn(tmp_path, "m") as first,
+        train.models.locks.turn(tmp_path, "m") as second,
+        train.models.locks.turn(tmp_path, "n") as other,
+    ):
+        assert (first, second, other) == (True, False, True)
+    with pytest.raises(ZeroDivisionError), train.models.locks.turn(tmp_path, "m"):
+        raise ZeroDivisionError
+    with train.models.locks.turn(tmp_path, "m") as again:
+        assert again
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with train.models.locks.turn(tmp_path, "m") as ours:
+        assert ours
+    assert "without locks: run one command on it at a time" in capsys.readouterr().err
+
+
+def test_a_model_that_diverges_fails_with_its_students_and_the_others_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = train.models.train_model.fit
+
+    def diverges(training: Any) -> Any:
+        if training.folder.name == "teacher-none":
+            raise loop.NotFinite(got="a loss that is not finite, of epoch 0", expected="finite ones", do="lower --learning-rate")
+        return fit(training)
+
+    monkeypatch.setattr(train.models.train_model, "fit", diverges)
+    options = make()
+    arguments = [*words(flags(Path(options.dataset), options.run)), "--rows", *TEXT_ROWS, "--seeds", "1"]
+    assert main(["tables", *arguments]) == 1
+    said = capsys.readouterr()
+    report = json.loads(said.out.splitlines()[-1])
+    assert report["trained"] == ["baseline"]
+    assert report["failed"] == {"teacher-none": "a loss that is not finite, of epoch 0", "student-none": "teacher-none failed"}
+    assert report["missing"] == ["teacher-none", "student-none"]
+    assert "warning: teacher-none failed" in said.err
+    assert "note: student-none is missing: teacher-none failed" in said.out
+    monkeypatch.setattr(train.models.train_model, "fit", fit)
+    assert tables(options)["trained"] == ["teacher-none", "student-none"]
+
+
+def test_where_nothing_could_be_trained_the_reason_is_the_error(make: Make) -> None:
+    with pytest.raises(InputError, match=r"not finite.*lower --learning-rate"):
+        tables(make(rows=("baseline",), learning_rate=1e30))
+
+
+def test_a_stopped_command_goes_on_to_the_same_predictions(make: Make, monkeypatch: pytest.MonkeyPatch, straight: dict[str, bytes]) -> None:
+    step = loop.Learner.one_step
+
+    def stops(learner: Any, *given: Any) -> float:
+        if learner.training.folder.name == "teacher-none" and learner.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(learner, *given)
+
+    monkeypatch.setattr(loop.Learner, "one_step", stops)
+    with pytest.raises(Stopped):
+        tables(make())
+    assert list(make().run.glob("teacher-none/checkpoints/step-*"))
+    assert tables(make())["trained"] == ["teacher-none", "student-none"]
+    assert predictions(make().run) == {name: straight[name] for name in TEXT_ROWS}
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the highest resident set cannot be counted anew here")
+def test_every_model_is_measured_for_itself(make: Make) -> None:
+    options = make(rows=("baseline",))
+    ballast = bytearray(os.urandom(1 << 20)) * 1000  # 1 GB that was in use before, and is no more
+    assert len(ballast) == 1000 << 20
+    del ballast
+    before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report = tables(options)
+    assert 0 < report["rows"]["baseline"]["peak_gb"] * 1e9 < before_bytes - (200 << 20)

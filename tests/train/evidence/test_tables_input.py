@@ -1,0 +1,144 @@
+"""What ``python -m train tables`` refuses: in one line, and before anything is trained."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lugpi_core.errors import InputError
+from tests.conftest import ROOT
+from tests.support.small_tables import fake_model, flags, scores, words
+from train.cli import main
+from train.evidence.tables import tables
+from train.options.training import TablesOptions
+
+Make = Callable[..., TablesOptions]
+
+
+@pytest.fixture
+def make(small_csv: Path, tmp_path: Path) -> Make:
+    """Make the options of tables in a run of the test's own."""
+    return lambda **more: TablesOptions(**flags(small_csv, tmp_path / "run", **more))
+
+
+def _shown(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``tables --no-train`` refuses a run with, in one line."""
+    capsys.readouterr()
+    assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(run), "--no-train"]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("metrics.json", "{}", "metrics.json without accuracy, command"),
+        ("metrics.json", "[]", "metrics.json without any name in it"),
+        ("training.json", "{}", "training.json without command, flags"),
+        ("training.json", "[1]", "training.json without any name in it"),
+        ("training.json", '{"command": "student", "flags": {"seed": 0}}', "training.json without distillation, layers, shares, unlabelled"),
+        ("predictions.csv", "", "predictions.csv, damaged (empty)"),
+    ],
+)
+def test_a_record_that_lacks_something_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, told: str
+) -> None:
+    folder = fake_model(tmp_path, "baseline", scores(300), command="baseline")
+    (folder / name).write_text(text)
+    assert told in _shown(tmp_path, capsys)
+
+
+def test_predictions_that_lost_or_doubled_lines_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fake_model(tmp_path, "baseline", scores(300), command="baseline") / "predictions.csv"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:-8]))
+    assert "predictions.csv with 392 test examples; expected 400, as its metrics.json say" in _shown(tmp_path, capsys)
+    path.write_text("".join([*whole, whole[-1]]))
+    assert "predictions.csv with 401 test examples; expected 400" in _shown(tmp_path, capsys)
+    path.write_text("".join(whole[1:]))
+    assert "damaged (a first line 'train/0," in _shown(tmp_path, capsys)
+    path.write_text(whole[0] + '"' + "".join(whole[1:]) * 20)
+    assert "predictions.csv, damaged" in _shown(tmp_path, capsys)
+
+
+def test_a_folder_where_a_table_is_to_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_model(tmp_path, "baseline", scores(300), command="baseline")
+    (tmp_path / "tables.json").mkdir()
+    assert "tables.json: " in _shown(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--rows", "student-non"), "did you mean 'student-none'"),
+        (("--kd-preset", "hinton", "--rows", "student-vit-demo-ce"), "did you mean 'student-vit-demo'"),
+        (("--rows", "table3"), "did you mean 'table2'"),
+        (("--seeds", "0"), "--seeds 0"),
+        (("--name", "x"), "--name x"),
+        (("--columns", "vit-dem"), "did you mean 'vit-demo'"),
+        (("--columns", "latents"), "--columns latents"),
+        (("--hard", "0", "--alpha", "0", "--beta", "0"), "at least one positive weight"),
+        (("--text-model", "no/such-model"), "no/such-model"),
+        (("--max-length", "4000"), "2 to 128"),
+        (("--image-tokens", "clip-demo"), "--image-tokens"),
+        (("--limit", "30"), "other examples, labels or splits"),
+        (("--optimiser", "adamw"), "did you mean '--optimizer'"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_trained(
+    small_csv: Path, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], told: str
+) -> None:
+    (tmp_path / "tokens").symlink_to(small_run / "tokens")
+    given = flags(small_csv, tmp_path)
+    if "--text-model" in more:
+        del given["text_model"]
+    capsys.readouterr()
+    assert main(["tables", *words(given), *more]) == 2
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said.err
+    assert told in errors[0]
+    assert said.out == ""
+    assert not list(tmp_path.glob("*/training.json"))
+
+
+def test_rows_with_images_want_a_store_before_anything_is_trained(make: Make) -> None:
+    with pytest.raises(InputError, match=r"no image tokens.*run python -m featurize first.*--rows baseline teacher-none student-none"):
+        tables(make(rows=("all",)))
+    with pytest.raises(InputError, match=r"--columns clip-demo.*run python -m featurize first"):
+        tables(make(columns=("clip-demo",)))
+    assert not list(make().run.glob("*/training.json"))
+
+
+def test_of_a_corpus_that_is_not_there_nothing_else_is_told(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.csv"):
+        tables(make(dataset=str(tmp_path / "nowhere.csv"), rows=("all",)))
+
+
+def test_a_store_with_missing_rows_is_refused_before_anything_is_trained(make: Make, small_run: Path) -> None:
+    options = make(rows=("table1",))
+    shutil.copytree(small_run / "tokens", options.run / "tokens")
+    (options.run / "tokens" / "vit-demo" / "shard-00001.h5").unlink()
+    with pytest.raises(InputError, match=r"shard-00001.h5: missing"):
+        tables(options)
+    assert not list(options.run.glob("*/training.json"))
+
+
+def test_processes_of_one_launcher_are_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
+        tables(make(rows=("baseline",)))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom train.cli import main\nassert main(['tables', '--help']) == 0\n"
+        "heavy = {'torch', 'transformers', 'h5py', 'numpy', 'scipy', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--no-train" in done.stdout

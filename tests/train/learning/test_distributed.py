@@ -1,0 +1,143 @@
+"""Several processes that train one model end as one process does, and speak with one voice."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lugpi_core.errors import InputError
+from tests.conftest import Command
+from tests.train.learning.test_loop import without_dropout
+from train.cli import main
+from train.learning.distributed import Processes, joined
+
+# Every launcher finds itself a free port.
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train")
+ACCELERATE = (
+    *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "train"),
+)
+# A last batch of one row, for which the second process has none.
+KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "baseline": (TORCHRUN, ("--batch-size", "7", "--track", "tensorboard")),
+    "teacher": (TORCHRUN, ("--image-tokens", "clip-demo", "--batch-size", "14", "--gradient-accumulation-steps", "2")),
+    "student": (ACCELERATE, ("--batch-size", "7")),
+}
+
+
+@pytest.fixture(scope="module")
+def flags(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    model = without_dropout(tmp_path_factory.mktemp("model") / "without-dropout")
+    corpus = ("--dataset", str(small_csv), "--split-column", "split", "--text-model", str(model), "--device", "cpu")
+    return (*corpus, "--epochs", "3", "--learning-rate", "2e-4", "--optimizer", "adamw")
+
+
+@pytest.fixture(scope="module")
+def alone(small_run: Path, flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose models were trained by one process."""
+    run = tmp_path_factory.mktemp("alone") / "topics"
+    shutil.copytree(small_run / "tokens", run / "tokens")
+    for kind, (_, more) in KINDS.items():
+        assert main([kind, *flags, *more, "--run-dir", str(run)]) == 0
+    return run
+
+
+def logits_of(folder: Path) -> Any:
+    return np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1, usecols=(3, 4, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_end_as_one(alone: Path, flags: tuple[str, ...], tmp_path: Path, command: Command, kind: str) -> None:
+    launcher, more = KINDS[kind]
+    run = tmp_path / "topics"
+    for folder in {"teacher": ("tokens",), "student": ("teacher",)}.get(kind, ()):
+        shutil.copytree(alone / folder, run / folder)
+    done = command(*launcher, kind, *flags, *more, "--run-dir", str(run))
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["compute"]["processes"] == 2
+    assert done.stderr.count("done: ") == 1
+    one, two = (json.loads((folder / kind / "metrics.json").read_text()) for folder in (alone, run))
+    assert [record["loss"] for record in two["history"]] == pytest.approx([record["loss"] for record in one["history"]], abs=1e-5)
+    for figure in ("accuracy", "macro_f1"):
+        assert two[figure] == pytest.approx(one[figure], abs=1e-5)
+    assert [record["validation_accuracy"] for record in two["history"]] == [record["validation_accuracy"] for record in one["history"]]
+    np.testing.assert_allclose(logits_of(run / kind), logits_of(alone / kind), rtol=0, atol=2e-4)
+    assert one["history"][-1]["loss"] < one["history"][0]["loss"] - 1e-3, "or it would be no wonder"
+
+
+def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined("cpu") as processes:
+        assert (processes.rank, processes.count, processes.is_first) == (0, 1, True)
+        assert not torch.distributed.is_initialized()
+        model, tensor = torch.nn.Linear(2, 2), torch.ones(3)
+        assert processes.averaged(model, torch.device("cpu")) is model
+        assert processes.sum(tensor) is tensor
+        assert [processes.any(here) for here in (True, False)] == [True, False]
+        with processes.first_before_others():
+            processes.wait()
+
+
+def test_the_first_process_alone_writes_and_speaks() -> None:
+    assert [Processes(rank=rank, count=3).is_first for rank in range(3)] == [True, False, False]
+
+
+def through_the_block(rank: int, *, breaks: bool = False) -> None:
+    with Processes(rank=rank, count=2).first_before_others():
+        print(f"{rank} works")
+        if breaks:
+            raise InputError(got="this", expected="that", do="mend it")
+
+
+@pytest.fixture
+def failed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What the first process has said of itself when the others ask."""
+    said: list[bool] = []
+
+    def agree(who: Processes, here: bool) -> bool:
+        print(f"{who.rank} meets the others")
+        said.append(here)
+        return any(said)
+
+    monkeypatch.setattr(Processes, "any", agree)
+    return said
+
+
+def test_the_others_wait_until_the_first_is_through(failed: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
+    through_the_block(0)
+    through_the_block(1)
+    assert capsys.readouterr().out.splitlines() == ["0 works", "0 meets the others", "1 meets the others", "1 works"]
+
+
+def test_where_the_first_fails_the_others_end_without_a_word(failed: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError):
+        through_the_block(0, breaks=True)
+    with pytest.raises(SystemExit) as ended:
+        through_the_block(1)
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["0 works", "0 meets the others", "1 meets the others"]
+    assert said.err == ""
+
+
+def test_bad_input_to_several_processes_is_one_line(flags: tuple[str, ...], tmp_path: Path, command: Command) -> None:
+    done = command(*TORCHRUN, "teacher", *flags, "--run-dir", str(tmp_path / "empty"))
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    assert "run python -m featurize first" in errors[0]
+    assert "[rank" not in done.stderr, "a traceback of one of them"
+    assert done.stdout == ""
+
+
+def test_more_processes_than_cuda_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    monkeypatch.setenv("LOCAL_RANK", "63")
+    with pytest.raises(InputError, match="a device for each process"), joined("cuda"):
+        pass

@@ -1,0 +1,85 @@
+"""What a model says of rows: in their order, the same in any company, divided over any number of processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lugpi_core.runtime.device import Compute
+from tests.train.learning.test_loop import training_of
+from train.learning.distributed import Processes
+from train.learning.loop import Training
+from train.learning.predict import accuracy, autocast, predict
+
+
+@pytest.fixture
+def training(small_csv: Path, tmp_path: Path) -> Training:
+    return training_of(small_csv, tmp_path)
+
+
+def test_predictions_come_in_the_order_of_the_rows(training: Training) -> None:
+    rows = [59, 0, 17, 3, 42]
+    together = predict(training.model, training.data, rows, training.compute, Processes())
+    assert (together.logits.shape, together.embeddings.shape) == ((5, 3), (5, 128))
+    assert together.logits.dtype == torch.float32
+    for n, row in enumerate(rows):
+        alone = predict(training.model, training.data, [row], training.compute, Processes())
+        torch.testing.assert_close(together.logits[n], alone.logits[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.embeddings[n], alone.embeddings[0], atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_is_off_and_nothing_is_learnt(training: Training) -> None:
+    training.model.train()
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    first, second = (predict(training.model, training.data, range(60), training.compute, Processes()) for _ in range(2))
+    assert torch.equal(first.logits, second.logits)
+    assert not first.logits.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+
+
+@pytest.mark.parametrize("rows", [[7], [59, 0, 17, 3, 42], list(range(60))])
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_the_parts_of_several_processes_make_the_whole(
+    training: Training, monkeypatch: pytest.MonkeyPatch, rows: list[int], count: int
+) -> None:
+    whole = predict(training.model, training.data, rows, training.compute, Processes())
+    parts: list[torch.Tensor] = []
+
+    def kept(_: Processes, tensor: torch.Tensor) -> torch.Tensor:
+        parts.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Processes, "sum", kept)
+    for rank in range(count):
+        predict(training.model, training.data, rows, training.compute, Processes(rank=rank, count=count))
+    # Each process brings its rows, and nought for those of others, in the order of the lengths.
+    order = torch.from_numpy(training.data.by_length(rows))
+    back = torch.tensor([order.tolist().index(row) for row in rows])
+    for summed, expected in ((sum(parts[0::2]), whole.logits), (sum(parts[1::2]), whole.embeddings)):
+        assert isinstance(summed, torch.Tensor)
+        torch.testing.assert_close(summed[back], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "half"), [("float32", None), ("bfloat16", torch.bfloat16)])
+def test_the_forward_pass_is_in_the_runs_precision(dtype: str, half: torch.dtype | None) -> None:
+    compute = Compute(device="cpu", device_name="CPU", dtype=dtype, threads=1)
+    linear = torch.nn.Linear(4, 4)
+    with autocast(compute):
+        assert linear(torch.ones(1, 4)).dtype == (half or torch.float32)
+    with autocast(compute, enabled=False):
+        assert linear(torch.ones(1, 4)).dtype == torch.float32
+
+
+def test_precise_predictions_are_in_float32_whatever_the_run_is(training: Training) -> None:
+    half = Compute(device="cpu", device_name="CPU", dtype="bfloat16", threads=1)
+    full = predict(training.model, training.data, range(60), training.compute, Processes())
+    precise = predict(training.model, training.data, range(60), half, Processes(), precise=True)
+    rough = predict(training.model, training.data, range(60), half, Processes())
+    assert torch.equal(precise.logits, full.logits)
+    assert not torch.equal(rough.logits, full.logits)
+    assert rough.logits.dtype == torch.float32
+
+
+def test_accuracy_is_the_share_of_largest_logits_at_the_label() -> None:
+    logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
+    assert accuracy(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)

@@ -1,0 +1,206 @@
+"""Teachers as a student sees them: found, several at once, and asked about texts that they were not trained on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from featurize.cli import featurize
+from featurize.options import FeaturizeOptions
+from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.user_corpus import load_unlabelled
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
+from tests.conftest import topic_texts
+from tests.train.data.test_text_model import deep_folder
+from train.cli import main
+from train.data.teacher_outputs import TeacherOutputs, outputs_path
+from train.learning.networks import teachers
+from train.models.teachers import find_teacher, outputs_for
+from train.options.training import StudentOptions
+
+
+@pytest.fixture(scope="module")
+def flags(small_csv: Path) -> tuple[str, ...]:
+    return ("--dataset", str(small_csv), "--split-column", "split", "--device", "cpu", "--epochs", "2", "--learning-rate", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model of width 32 with six layers."""
+    return deep_folder(tmp_path_factory.mktemp("narrow") / "narrow", "distilbert")
+
+
+@pytest.fixture(scope="module")
+def run(small_run: Path, flags: tuple[str, ...], narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two teachers of different widths, 128 and 32."""
+    folder = tmp_path_factory.mktemp("teachers") / "topics"
+    shutil.copytree(small_run / "tokens", folder / "tokens")
+    common = ("teacher", *flags, "--run-dir", str(folder))
+    assert main([*common, "--name", "a", "--text-model", "demo", "--image-tokens", "clip-demo", "--outputs-dtype", "float16"]) == 0
+    assert main([*common, "--name", "b", "--text-model", str(narrow), "--image-tokens", "vit-demo"]) == 0
+    return folder
+
+
+def student_options(small_csv: Path, run: Path, **more: Any) -> StudentOptions:
+    return StudentOptions(dataset=str(small_csv), split_column="split", run_dir=run, text_model="demo", **more)
+
+
+def asked(small_csv: Path, run: Path, unlabelled: Path, name: str = "a") -> TeacherOutputs:
+    options = student_options(small_csv, run, unlabelled=unlabelled)
+    compute = resolve_compute("cpu", "float32", half="bfloat16")
+    corpus, extra = load_corpus(options), load_unlabelled(unlabelled, options)
+    return outputs_for(options, find_teacher(options, name), corpus, extra, compute)
+
+
+def test_two_teachers_of_different_widths_teach_one_student(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("student", *flags, "--run-dir", str(run), "--text-model", "demo")
+    assert main([*common, "--teachers", "a", "b", "--teacher-weights", "3", "1", "--name", "of-both"]) == 0
+    assert "warning: b reads" in capsys.readouterr().err
+    metrics = json.loads((run / "of-both" / "metrics.json").read_text())
+    made_from = json.loads((run / "of-both" / "training.json").read_text())
+    assert made_from["shares"] == [0.75, 0.25]
+    assert len(set(made_from["teachers"])) == 2
+    with safe_open(run / "of-both" / "model.safetensors", framework="pt") as file:
+        exported = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+        assert not [name for name in file.keys() if "project" in name]  # noqa: SIM118
+    assert metrics["parameters"] == exported + 128 * 32 + 32, "the Linear to the narrow teacher was learnt and left behind"
+    assert main([*common, "--teachers", "a", "b", "--name", "equal"]) == 0
+    assert json.loads((run / "equal" / "training.json").read_text())["shares"] == [0.5, 0.5]
+    equal = json.loads((run / "equal" / "metrics.json").read_text())
+    assert equal["history"][0]["loss"] != metrics["history"][0]["loss"]
+
+
+def test_without_a_distance_of_embeddings_no_linear_is_learnt(run: Path, flags: tuple[str, ...]) -> None:
+    common = ("student", *flags, "--run-dir", str(run), "--text-model", "demo", "--teachers", "b")
+    parameters = []
+    for name, more in (("with", ()), ("without", ("--beta", "0"))):
+        assert main([*common, *more, "--name", name]) == 0
+        parameters.append(json.loads((run / name / "metrics.json").read_text())["parameters"])
+    assert parameters[0] - parameters[1] == 128 * 32 + 32
+
+
+def test_a_student_of_fewer_layers_is_a_plain_model_with_the_same_logits(
+    run: Path, flags: tuple[str, ...], narrow: Path, small_csv: Path
+) -> None:
+    import csv
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    common = ("student", *flags, "--run-dir", str(run), "--text-model", str(narrow), "--teachers", "a")
+    assert main([*common, "--student-layers", "2", "--name", "shallow"]) == 0
+    folder = run / "shallow"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert (model.config.num_hidden_layers, len(model.distilbert.transformer.layer)) == (2, 2)
+    with (folder / "predictions.csv").open() as file:
+        expected = [[float(row[f"logit_{k}"]) for k in range(3)] for row in csv.DictReader(file)]
+    with small_csv.open() as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(logits, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    assert main([*common, "--student-layers", "3", "--name", "shallow"]) == 2, "another model"
+
+
+def test_a_teacher_that_is_no_teacher_is_refused(run: Path, flags: tuple[str, ...], small_csv: Path) -> None:
+    assert main(["baseline", *flags, "--run-dir", str(run), "--text-model", "demo"]) == 0
+    options = student_options(small_csv, run)
+    with pytest.raises(InputError, match=r"a baseline; expected a teacher"):
+        find_teacher(options, "baseline")
+    with pytest.raises(InputError, match=r"no finished teacher.*run python -m train teacher --dataset"):
+        find_teacher(options, "nobody")
+    assert find_teacher(options, "a").made_from["image_tokens"] == "clip-demo"
+
+
+@pytest.fixture
+def own(run: Path, tmp_path: Path) -> Path:
+    """A run of a test's own with the teachers of the shared one."""
+    for name in ("a", "b"):
+        shutil.copytree(run / name, tmp_path / "topics" / name)
+    return tmp_path / "topics"
+
+
+def texts_without_labels(folder: Path) -> Path:
+    path = folder / "more.txt"
+    path.write_text("\n".join(text for text, _ in topic_texts(10)))
+    return path
+
+
+def draw(small_csv: Path, run: Path, unlabelled: Path, **more: Any) -> None:
+    drawn = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",), "run_dir": run}
+    featurize(FeaturizeOptions(**{**drawn, **more}, unlabelled=unlabelled))
+
+
+def test_a_teacher_reads_other_texts_once(
+    own: Path, small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = texts_without_labels(tmp_path)
+    draw(small_csv, own, more)
+    first = asked(small_csv, own, more)
+    assert "a reads 10 texts of more" in capsys.readouterr().err
+    path = outputs_path(own / "a", "more")
+    written = path.read_bytes()
+    calls: list[int] = []
+    predict = teachers.predict
+    monkeypatch.setattr(teachers, "predict", lambda *given, **how: (calls.append(1), predict(*given, **how))[1])
+    second = asked(small_csv, own, more)
+    assert (calls, path.read_bytes()) == ([], written)
+    assert torch.equal(first.logits, second.logits)
+    assert first.logits.shape == (70, 3)
+    # The texts are the first ten of the corpus, with the same drawings: the teacher says of them what it said before.
+    torch.testing.assert_close(first.logits[60:], first.logits[:10], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first.embeddings[60:], first.embeddings[:10], atol=1e-2, rtol=1e-2)
+    path.write_bytes(written[:100])
+    third = asked(small_csv, own, more)
+    assert calls == [1]
+    assert torch.equal(third.logits, first.logits)
+
+
+def test_another_teacher_of_that_name_reads_them_again(
+    own: Path, small_csv: Path, tmp_path: Path, run: Path, flags: tuple[str, ...]
+) -> None:
+    more = texts_without_labels(tmp_path)
+    draw(small_csv, own, more)
+    first = asked(small_csv, own, more)
+    shutil.copytree(run / "tokens", own / "tokens")
+    shutil.rmtree(own / "b")
+    again = ("teacher", *flags, "--run-dir", str(own), "--name", "b", "--text-model", "demo", "--image-tokens", "clip-demo", "--seed", "1")
+    assert main(list(again)) == 0
+    shutil.copy(outputs_path(own / "a", "more"), outputs_path(own / "b", "more"))
+    other = asked(small_csv, own, more, name="b")
+    assert other.teacher != first.teacher
+    assert not torch.equal(other.logits[60:], first.logits[60:])
+
+
+def test_other_images_than_it_has_learnt_to_read_are_refused(own: Path, small_csv: Path, tmp_path: Path) -> None:
+    more = texts_without_labels(tmp_path)
+    draw(small_csv, own, more, steps=3)
+    with pytest.raises(InputError, match=r"images of clip-demo for --unlabelled made otherwise than the teacher's: .*steps"):
+        asked(small_csv, own, more)
+    assert not outputs_path(own / "a", "more").exists()
+
+
+def test_the_teachers_kind_of_tokens_must_be_there(own: Path, small_csv: Path, tmp_path: Path) -> None:
+    more = texts_without_labels(tmp_path)
+    draw(small_csv, own, more)
+    with pytest.raises(InputError, match=r"no column 'vit-demo'"):
+        asked(small_csv, own, more, name="b")
+
+
+def test_another_text_model_behind_the_same_name_is_refused(own: Path, small_csv: Path, tmp_path: Path) -> None:
+    made_from = json.loads((own / "a" / "training.json").read_text())
+    (own / "a" / "training.json").write_text(json.dumps({**made_from, "text_model": "another"}))
+    with pytest.raises(InputError, match=r"another demo than .* was trained from"):
+        asked(small_csv, own, texts_without_labels(tmp_path))
+
+
+def test_a_teacher_without_images_needs_none_for_other_texts(own: Path, small_csv: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    control = ("teacher", *flags, "--run-dir", str(own), "--text-model", "demo", "--privileged", "none")
+    assert main(list(control)) == 0
+    found = asked(small_csv, own, texts_without_labels(tmp_path), name="teacher-none")
+    torch.testing.assert_close(found.logits[60:], found.logits[:10], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,271 @@
+"""``python -m train report``: what is gathered of a run, and the page as a file: whole, of bounded size, every text escaped."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lugpi_core.errors import InputError
+from lugpi_core.store.example_table import ExampleTable, write_example_table
+from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
+from tests.support.small_report import BREAKOUT, HOSTILE, LABELS, corpus_of, flags, hostile_csv, write_model, write_run
+from tests.support.small_tables import PAPER_LOSS
+from train.cli import main
+from train.options.tools import ReportOptions
+from train.report.command import PICTURE_BYTES, gathered
+from train.report.content import Report
+from train.report.page import asset, page, policy
+
+
+@pytest.fixture
+def corpus_csv(tmp_path: Path) -> Path:
+    return hostile_csv(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path, corpus_csv: Path) -> Path:
+    write_run(tmp_path / "run", corpus_of(corpus_csv))
+    return tmp_path / "run"
+
+
+def found(corpus_csv: Path, run: Path, **more: Any) -> Report:
+    return gathered(ReportOptions(**flags(corpus_csv, run), **more))
+
+
+class Outline(HTMLParser):
+    """Elements, attributes and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_command_writes_one_file_and_says_what_it_shows(corpus_csv: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["report", "--dataset", str(corpus_csv), "--split-column", "split", "--run-dir", str(run)]
+    before = {path for path in run.rglob("*") if path.is_file()}
+    assert main(words) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    path = run / "report.html"
+    assert {path} == {one for one in run.rglob("*") if one.is_file()} - before
+    assert (said["command"], said["report"], said["bytes"]) == ("report", str(path), path.stat().st_size)
+    assert said["shown"] == {"baseline": "baseline", "teacher": "teacher", "student": "student"}
+    assert (said["examples"], said["pictures"], said["models"]) == (24, 24, ["baseline", "student", "teacher"])
+    first = path.read_bytes()
+    assert main(words) == 0
+    assert path.read_bytes() == first, "the same command writes the same page"
+
+
+def test_answers_are_those_of_the_predictions(corpus_csv: Path, run: Path) -> None:
+    report, corpus = found(corpus_csv, run), corpus_of(corpus_csv)
+    assert [one.row for one in report.examples] == corpus.rows("test")
+    wrong = {role: [] for role in ("baseline", "teacher", "student")}  # type: dict[str, list[int]]
+    for n, one in enumerate(report.examples):
+        assert one.label == corpus.examples[one.row].label
+        for answer in one.answers:
+            assert answer.is_right is (answer.answer == one.label)
+            # The highest logit is 1 + row % 4, the two others nought.
+            assert answer.confidence == pytest.approx(1 / (1 + 2 * np.exp(-(1.0 + one.row % 4))), rel=1e-5)
+            wrong[answer.role] += [] if answer.is_right else [n]
+    assert wrong == {"baseline": [0, 1, 2, 3, 4, 5], "teacher": [0, 1, 6], "student": [0, 2, 7]}
+    cases = {key: [n for n, one in enumerate(report.examples) if key in one.cases] for key in (case.key for case in report.cases)}
+    assert cases["baseline-wrong-teacher-right"] == [2, 3, 4, 5]
+    assert cases["student-wrong-baseline-right"] == [7]
+    assert cases["all-wrong"] == [0]
+    assert cases["teacher-wrong-student-right"] == [1, 6]
+
+
+def test_tables_are_those_of_the_tables_command(corpus_csv: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", str(corpus_csv), "--split-column", "split", "--run-dir", str(run)]
+    assert main(["tables", *words, "--no-train", "--seeds", "1"]) == 0
+    capsys.readouterr()
+    wanted, shown = json.loads((run / "tables.json").read_text()), json.loads(json.dumps(found(corpus_csv, run).tables))
+    assert shown["rows"] == wanted["rows"]
+    assert shown["tables"] == wanted["tables"]
+
+
+def test_no_text_leaves_its_place(corpus_csv: Path, run: Path) -> None:
+    text = page(found(corpus_csv, run))
+    outline = Outline(text)
+    assert not [attributes for _, attributes in outline.tags if any(name.startswith("on") or name == "style" for name in attributes)]
+    assert {attributes["src"][:23] for tag, attributes in outline.tags if tag == "img" and attributes["src"]} == {"data:image/webp;base64,"}
+    assert [tag for tag, _ in outline.tags if tag in ("script", "iframe", "object", "embed", "base", "form", "b")] == ["script", "script"]
+    whole = "".join(outline.texts)
+    assert BREAKOUT in whole
+    assert HOSTILE[1] in whole
+    assert HOSTILE[4] in whole
+    assert BREAKOUT not in text
+    assert "\x01" not in text
+    assert "a nul \ufffd a bell \ufffd" in whole
+    assert text.count("</script") == text.count("<script") == 2
+    assert text.count("</style") == 1
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert data is not None
+    assert not set("<>&") & set(data[1])
+    figures = json.loads(data[1])
+    assert {example["answers"]["baseline"][0] for example in figures["examples"]} == set(LABELS)
+
+
+def test_long_texts_are_cut_and_say_so(corpus_csv: Path, run: Path) -> None:
+    report = found(corpus_csv, run)
+    cut = [one for one in report.examples if one.text_letters > len(one.text)]
+    assert {len(one.text) for one in cut} == {3000}
+    assert f"{cut[0].text_letters - 3000:,} more characters" in page(report)
+
+
+def test_two_hundred_of_the_worst_examples_stay_below_ten_megabytes(tmp_path: Path) -> None:
+    path = tmp_path / "worst.csv"
+    lines = [
+        f'"{n} {chr(34) * 2 * 10_000}",{n % 2},{split}'
+        for split, count in (("train", 2), ("validation", 2), ("test", 200))
+        for n in range(count)
+    ]
+    path.write_text("text,label,split\n" + "\n".join(lines) + "\n")
+    corpus = corpus_of(path)
+    write_run(tmp_path / "run", corpus, pictures=0)
+    noise = np.random.default_rng(0).integers(256, size=(200, 128, 128, 3), dtype=np.uint8)
+    source = ThumbnailSource(corpus=corpus.fingerprint(), generator="demo", notice=None)
+    write_thumbnails(tmp_path / "run" / FOLDER, dict(zip(corpus.rows("test"), noise, strict=True)), source)
+    report = found(path, tmp_path / "run")
+    assert len(report.examples) == 200
+    assert all(one.picture is not None for one in report.examples)
+    of_most = len(page(report).encode()) + sum(PICTURE_BYTES - len(one.picture or b"") for one in report.examples) * 4 / 3
+    assert of_most < 10e6, "also were every picture of the most bytes"
+
+
+def test_what_lacks_a_picture_is_shown_without_and_the_command_is_told(tmp_path: Path, corpus_csv: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, corpus_of(corpus_csv), pictures=10)
+    report = found(corpus_csv, run)
+    assert sum(one.picture is None for one in report.examples) == 14
+    (note,) = [note for note in report.notes if "have no picture" in note]
+    assert note.startswith("14 of 24 examples have no picture: run python -m featurize inspect --dataset ")
+    assert f"--split-column split --run-dir {run} --thumbnails 200" in note
+    assert html.escape(note) in page(report)
+    few = found(corpus_csv, run, examples=6)
+    assert all(one.picture is not None for one in few.examples), "those with a picture come first"
+    shutil.rmtree(run / FOLDER)
+    assert {one.picture for one in found(corpus_csv, run).examples} == {None}
+    assert "<img" not in page(found(corpus_csv, run))
+
+
+def test_pictures_of_another_corpus_are_left_out_with_the_reason(corpus_csv: Path, run: Path) -> None:
+    index = json.loads((run / FOLDER / "index.json").read_text())
+    (run / FOLDER / "index.json").write_text(json.dumps({**index, "corpus": "another"}))
+    report = found(corpus_csv, run)
+    assert {one.picture for one in report.examples} == {None}
+    assert any("pictures of another corpus" in note for note in report.notes)
+
+
+def test_flags_are_those_of_the_store(corpus_csv: Path, run: Path) -> None:
+    assert any("is not known: got no token store" in note for note in found(corpus_csv, run).notes)
+    corpus = corpus_of(corpus_csv)
+    cut = np.zeros(len(corpus.examples), np.bool_)
+    cut[corpus.rows("test")[3]] = True
+    drawings = np.arange(len(corpus.examples))[:, None]
+    (run / "tokens").mkdir()
+    write_example_table(run / "tokens", corpus, ExampleTable(drawings=drawings, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint()))
+    report = found(corpus_csv, run)
+    assert not any("not known" in note for note in report.notes)
+    assert [one.flags for one in report.examples[2:5]] == [(), ("prompt cut",), ()]
+
+
+def test_a_student_without_a_baseline_of_its_seed_is_not_held_against_another(corpus_csv: Path, run: Path) -> None:
+    corpus = corpus_of(corpus_csv)
+    write_model(run, "blind", corpus, {2: 1}, command="teacher", privileged="none", image_tokens=None, seed=7)
+    more = {"distillation": PAPER_LOSS, "layers": None, "unlabelled": None, "shares": [1.0]}
+    write_model(run, "other", corpus, {3: 1}, command="student", taught_by=["blind"], seed=7, **more)
+    assert [one.name for one in found(corpus_csv, run, student="other").voices] == ["blind", "other"]
+
+
+def test_a_student_may_be_chosen_and_is_shown_with_its_own_seed(corpus_csv: Path, run: Path) -> None:
+    corpus = corpus_of(corpus_csv)
+    write_model(run, "baseline-seed1", corpus, {1: 1}, command="baseline", seed=1)
+    write_model(run, "blind", corpus, {2: 1}, command="teacher", privileged="none", image_tokens=None, seed=1)
+    more = {"layers": None, "unlabelled": None, "shares": [1.0], "distillation": PAPER_LOSS}
+    write_model(run, "other", corpus, {3: 1}, command="student", taught_by=["blind"], seed=1, **more)
+    assert [one.name for one in found(corpus_csv, run).voices] == ["baseline", "teacher", "student"]
+    assert [one.name for one in found(corpus_csv, run, student="other").voices] == ["baseline-seed1", "blind", "other"]
+    with pytest.raises(InputError, match="--student baseline; expected one of other, student"):
+        found(corpus_csv, run, student="baseline")
+
+
+def test_a_student_of_more_texts_has_its_table(corpus_csv: Path, run: Path) -> None:
+    more = {"layers": None, "unlabelled": "abc", "shares": [1.0], "distillation": PAPER_LOSS}
+    assert "more texts" not in page(found(corpus_csv, run)).lower()
+    write_model(run, "with-more", corpus_of(corpus_csv), {3: 1}, command="student", taught_by=["teacher"], **more)
+    shown = page(found(corpus_csv, run))
+    assert "More texts" in shown
+    assert "student-clip-demo-more" in shown
+    ledes = re.findall(r'<p class="lede">(\S+) is ', shown)
+    assert ledes == ["student-clip-demo", "student-clip-demo-more"]  # both are said first of all, each with its own control
+    assert [one.name for one in found(corpus_csv, run).voices] == ["baseline", "teacher", "student"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "roles"),
+    [
+        (("student",), ["baseline", "teacher"]),
+        (("teacher",), ["baseline", "student"]),
+        (("baseline",), ["teacher", "student"]),
+        (("teacher", "student"), ["baseline"]),
+    ],
+)
+def test_what_is_there_is_shown(corpus_csv: Path, run: Path, gone: tuple[str, ...], roles: list[str]) -> None:
+    for name in gone:
+        shutil.rmtree(run / name)
+    report = found(corpus_csv, run)
+    assert [one.role for one in report.voices] == roles
+    text = page(report)
+    assert ('id="changes"' in text) == ({"baseline", "student"} <= set(roles))
+    assert 'id="examples"' in text
+
+
+def test_a_run_without_models_or_with_those_of_another_corpus_is_told(
+    tmp_path: Path, corpus_csv: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["report", "--dataset", str(corpus_csv), "--split-column", "split"]
+    assert main([*words, "--run-dir", str(tmp_path / "nothing")]) == 2
+    assert re.fullmatch(r"error: got no finished model in .*; expected .*; train them first .*\n", capsys.readouterr().err)
+    corpus_csv.write_text(corpus_csv.read_text().replace("test 3:", "test three:"))
+    assert main([*words, "--run-dir", str(run)]) == 0, "another text of the same number"
+    with corpus_csv.open("a") as file:
+        file.write("one more,plain,test\n")
+    capsys.readouterr()
+    assert main([*words, "--run-dir", str(run)]) == 2
+    assert re.match(r"error: got .*scored on other test examples than hostile has", capsys.readouterr().err)
+    assert main([*words, "--run-dir", str(run), "--examples", "501"]) == 2
+
+
+def test_many_classes_have_lists_in_place_of_charts(corpus_csv: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = page(found(corpus_csv, run))
+    monkeypatch.setattr("train.report.page.MOST_IN_A_MATRIX", 2)
+    monkeypatch.setattr("train.report.page.MOST_CHANGES", 2)
+    short = page(found(corpus_csv, run))
+    assert (whole.count('class="worst"'), short.count('class="worst"')) == (3, 3)
+    assert ("Confusion matrix of the teacher" in whole, "Confusion matrix of the teacher" in short) == (True, False)
+    assert "The 2 classes with the greatest differences are shown." in short
+    assert (whole.count('class="repaired"'), short.count('class="repaired"')) == (3, 2)
+
+
+def test_the_policy_names_what_the_page_holds() -> None:
+    style, script = asset("page.css"), asset("page.js")
+    assert "</" not in style
+    assert "</script" not in script
+    assert "innerHTML" not in script
+    wanted = policy(style, script)
+    assert wanted.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert policy(style, f"{script} ") != wanted

@@ -1,0 +1,297 @@
+"""``python -m train evaluate``: what a finished classifier says of a file, held against transformers itself, a text at a time."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lugpi_core.command_line import run
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.runtime.embedded_models import embedded_model
+from tests.conftest import ROOT
+from train.options.tools import EvaluateOptions
+from train.tools.evaluate import class_columns, evaluate, label_numbers, load_classifier, predicted_logits
+
+TEXTS = ["a dog", "the cat is a small animal with fur and a tail that hunts at night", "bread", "a blue, cloudy sky", "x " * 300]
+NAMES = ("animals", "food", "sky")
+
+
+def classifier_folder(folder: Path, *names: str) -> Path:
+    """A DistilBERT classifier of the embedded model with a seeded head whose answers differ from text to text."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(3)
+    labels = dict(enumerate(names))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        embedded_model("text"), num_labels=len(names), id2label=labels, dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model("text"))
+    with torch.no_grad():
+        model.classifier.weight.normal_()
+        model.pre_classifier.weight.normal_(std=0.3)
+        read = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
+        model.classifier.bias -= model.eval()(**read).logits.mean(dim=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier_folder(tmp_path_factory.mktemp("model") / "student", *NAMES)
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[list[float]]:
+    """The probabilities of TEXTS by the library alone, one text in a batch."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    classifier, tokenizer = AutoModelForSequenceClassification.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    with torch.inference_mode():
+        logits = [classifier(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0] for text in TEXTS]
+    probabilities: list[list[float]] = [one.softmax(dim=0).tolist() for one in logits]
+    assert len({max(range(3), key=row.__getitem__) for row in probabilities}) > 1, "a reference that tells texts apart"
+    return probabilities
+
+
+def file_of(folder: Path, suffix: str, columns: dict[str, list[Any]]) -> Path:
+    path = folder / f"texts{suffix}"
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    match suffix:
+        case ".txt":
+            path.write_text("\n".join(columns["text"]) + "\n")
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        case ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        case _:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(columns))
+                writer.writeheader()
+                writer.writerows(rows)
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    capsys.readouterr()
+    assert run(evaluate, EvaluateOptions, [str(argument) for argument in arguments], prog="evaluate") == 2
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said.err
+    assert said.out == ""
+    return errors[0]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_probabilities_are_the_librarys_in_the_order_of_the_file(
+    model: Path, expected: list[list[float]], tmp_path: Path, suffix: str, batch_size: int
+) -> None:
+    figures = evaluate(EvaluateOptions(model=model, input=file_of(tmp_path, suffix, {"text": TEXTS}), batch_size=batch_size, device="cpu"))
+    assert figures["output"] == str(tmp_path / "texts.predictions.csv")
+    rows = rows_of(tmp_path / "texts.predictions.csv")
+    assert list(rows[0]) == ["id", "label", *NAMES]
+    assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
+    for row, probabilities in zip(rows, expected, strict=True):
+        assert [float(row[name]) for name in NAMES] == pytest.approx(probabilities, abs=1e-5)
+        assert row["label"] == NAMES[max(range(3), key=probabilities.__getitem__)]
+    assert figures["texts"] == sum(figures["labels"].values()) == 5
+    assert "accuracy" not in figures
+
+
+def test_scores_are_those_of_the_labels_in_the_file(model: Path, expected: list[list[float]], tmp_path: Path) -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    said = [NAMES[max(range(3), key=row.__getitem__)] for row in expected]
+    labels = [*said[:3], *(next(name for name in NAMES if name != one) for one in said[3:])]
+    path = file_of(tmp_path, ".csv", {"kind": labels, "text": TEXTS})
+    figures = evaluate(EvaluateOptions(model=model, input=path, label_column="kind", device="cpu"))
+    assert figures["accuracy"] == accuracy_score(labels, said) == 0.6
+    assert figures["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", zero_division=0.0), abs=1e-6)
+
+
+def test_a_finished_baseline_scores_what_its_own_metrics_say(small_csv: Path, tmp_path: Path) -> None:
+    from train.models.train_model import baseline
+    from train.options.training import BaselineOptions
+
+    trained = baseline(
+        BaselineOptions(
+            dataset=str(small_csv),
+            split_column="split",
+            run_dir=tmp_path / "run",
+            text_model="demo",
+            epochs=2,
+            learning_rate=1e-3,
+            optimizer="adamw",
+            device="cpu",
+        )
+    )
+    figures = evaluate(EvaluateOptions(model=tmp_path / "run" / "baseline", input=small_csv, output=tmp_path / "o.csv", device="cpu"))
+    hits = sum(trained["accuracy"][split] * count for split, count in trained["examples"].items())
+    assert figures["accuracy"] == pytest.approx(hits / 60, abs=1e-6)
+    logits = rows_of(tmp_path / "run" / "baseline" / "predictions.csv")
+    for ours, theirs in zip(rows_of(tmp_path / "o.csv"), logits, strict=True):
+        expected = torch.tensor([float(theirs[f"logit_{k}"]) for k in range(3)]).softmax(dim=0).tolist()
+        assert [float(ours[name]) for name in NAMES] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("ids", "shown"), [(["b", "a", "c", "7", "e"], ["b", "a", "c", "7", "e"]), (["a"] * 5, ["0", "1", "2", "3", "4"])])
+def test_ids_are_the_files_own_where_they_tell_texts_apart(model: Path, tmp_path: Path, ids: list[str], shown: list[str]) -> None:
+    evaluate(EvaluateOptions(model=model, input=file_of(tmp_path, ".jsonl", {"text": TEXTS, "id": ids}), device="cpu"))
+    assert [row["id"] for row in rows_of(tmp_path / "texts.predictions.csv")] == shown
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("yes", "no"), ["yes", "no"]),
+        (("id", "label", "x"), ["class_id", "class_label", "x"]),
+        (("class_id", "id"), ["class_id", "class_class_id"]),
+        (("x", "x"), ["x", "class_x"]),
+    ],
+)
+def test_every_class_has_a_column_of_its_own(names: tuple[str, ...], columns: list[str]) -> None:
+    assert class_columns(names) == columns
+
+
+def test_a_class_called_label_keeps_its_name_in_the_label_column(tmp_path: Path) -> None:
+    folder = classifier_folder(tmp_path / "model", "id", "label")
+    evaluate(EvaluateOptions(model=folder, input=file_of(tmp_path, ".txt", {"text": TEXTS}), device="cpu"))
+    rows = rows_of(tmp_path / "texts.predictions.csv")
+    assert list(rows[0]) == ["id", "label", "class_id", "class_label"]
+    assert {row["label"] for row in rows} <= {"id", "label"}
+
+
+def test_a_batch_holds_texts_of_like_length_and_no_more_than_asked_for(model: Path) -> None:
+    classifier = load_classifier(model)
+    shapes: list[tuple[int, int]] = []
+    classifier.model.register_forward_pre_hook(lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True)
+    texts = [" ".join("d" * (1 + n % 10)) for n in range(100)]
+    predicted_logits(classifier, texts, resolve_compute("cpu", "auto", half="bfloat16"), batch_size=10)
+    assert [rows for rows, _ in shapes] == [10] * 10
+    assert [length for _, length in shapes] == [length + 2 for length in range(10, 0, -1)]  # two special tokens; no padding at all
+
+
+def test_texts_are_cut_to_max_length(model: Path) -> None:
+    compute = resolve_compute("cpu", "auto", half="bfloat16")
+    long, short = ["d " * 50], ["d " * 6]
+    assert torch.equal(*(predicted_logits(load_classifier(model, max_length=8), texts, compute, batch_size=4) for texts in (long, short)))
+    assert not torch.equal(*(predicted_logits(load_classifier(model), texts, compute, batch_size=4) for texts in (long, short)))
+
+
+def test_labels_are_read_as_numbers_and_words_alike() -> None:
+    assert label_numbers([1, 0.0, " 2 "], ["0", "1", "2"], where="y").tolist() == [1, 0, 2]
+    with pytest.raises(InputError, match=r"2 labels in y .* the first 1\.5: rows, from 0, 1, 2"):
+        label_numbers(["0", 1.5, None], ["0", "1"], where="y")
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "told"),
+    [
+        ("text\n", (), "no texts in"),
+        ("", (), "no texts in"),
+        ("texts\na dog\n", (), "no column 'text'"),
+        ("text\na dog\n", ("--label-column", "kind"), "no column 'kind'"),
+        ("text,label\na dog,anmals\n", (), "'anmals'"),
+        ("text,label\na dog,animals\n,food\n", (), "1 empty texts in text"),
+        ("text\na dog\n", ("--max-length", "4000"), "--max-length 4000"),
+        ("text\na dog\n", ("--batch-size", "0"), "--batch-size 0"),
+        ("text\na dog\n", ("--label-column", "text"), "two columns"),
+        ("text\na dog\n", ("--dtype", "float16", "--device", "cpu"), "--dtype float16"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_output(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, flags: tuple[str, ...], told: str
+) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text(content)
+    assert told in refused(capsys, "--model", model, "--input", path, *flags)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_input_is_never_overwritten(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = file_of(tmp_path, ".csv", {"text": TEXTS})
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for output in (path, tmp_path / "link" / path.name):
+        assert "which is the input" in refused(capsys, "--model", model, "--input", path, "--output", output)
+    assert "a folder" in refused(capsys, "--model", model, "--input", path, "--output", tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_holds_no_whole_classifier_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    path = file_of(tmp_path, ".txt", {"text": TEXTS})
+
+    def spoiled(name: str) -> Path:
+        return Path(shutil.copytree(model, tmp_path / name))
+
+    def said(folder: Path) -> str:
+        return refused(capsys, "--model", folder, "--input", path)
+
+    assert "no folder" in said(tmp_path / "nowhere")
+    (spoiled("no-config") / "config.json").unlink()
+    assert "without config.json" in said(tmp_path / "no-config")
+    (spoiled("no-weights") / "model.safetensors").unlink()
+    assert "without config.json or without weights" in said(tmp_path / "no-weights")
+    weights = spoiled("damaged") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "does not load" in said(tmp_path / "damaged")
+    (spoiled("teacher") / "metrics.json").write_text('{"command": "teacher"}')
+    (tmp_path / "teacher" / "config.json").unlink()
+    assert "python -m train teacher, which reads image tokens and is no Hugging Face classifier" in said(tmp_path / "teacher")
+    assert "which holds DistilBertModel" in said(embedded_model("text"))
+
+
+def test_weights_that_are_not_there_are_not_made_up(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(model, tmp_path / "headless"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = file_of(tmp_path, ".txt", {"text": TEXTS})
+    assert "without the weights classifier.weight" in refused(capsys, "--model", folder, "--input", path)
+
+
+def test_logits_that_are_not_finite_reach_no_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(model, tmp_path / "nan"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = file_of(tmp_path, ".txt", {"text": TEXTS})
+    assert "not finite" in refused(capsys, "--model", folder, "--input", path)
+    assert not (tmp_path / "texts.predictions.csv").exists()
+
+
+def test_the_flags_of_the_tools_import_nothing_heavy() -> None:
+    code = (
+        "import sys, train.options.tools\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'optuna', 'onnx', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
