@@ -7,7 +7,7 @@ DEV_INSTALLED := $(VENV)/.dev-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := PYTHONPATH=. $(BIN)/python
 # The tests of lugpi_core/store and of the files that it stands on.
-STORE_TESTS := tests/campaigns $(wildcard $(foreach name,example_table files image_tokens inspection layout lease manifest* quantize \
+STORE_TESTS := tests/soak $(wildcard $(foreach name,example_table files image_tokens inspection layout lease manifest* quantize \
   reader* sealed_file shard* store_* verify view writer*,tests/test_$(name).py))
 
 .PHONY: help install demo test soak coverage check bench clean
@@ -44,7 +44,7 @@ test: $(DEV_INSTALLED) ## the test suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 soak: $(DEV_INSTALLED) ## the fault campaigns of the store with their long counts: a quarter of an hour
-	$(RUN) -m pytest tests/campaigns tests/core/store/test_foreign_files.py --soak -o timeout=3600
+	$(RUN) -m pytest tests/soak tests/core/store/test_foreign_files.py --soak -o timeout=3600
 
 coverage: $(DEV_INSTALLED) ## the branches of the store that its tests reach: 95 % at least
 	$(RUN) -m coverage erase

@@ -11,10 +11,8 @@ from hypothesis import HealthCheck, settings
 
 from lugpi_core.runtime.libraries import quiet_libraries
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
-
-ROOT = Path(__file__).resolve().parents[1]
-# The corpora's own archives, where a checkout has them beside it; tests that want them skip with a reason elsewhere.
-DATA = ROOT.parent / "shared" / "data"
+from tests.support.checkout import ROOT, Command
+from tests.support.topics import topic_texts
 
 # The same examples every time, however slow the machine is.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,8 +24,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Before the first test module is collected, for some import transformers or open_clip themselves.
 quiet_libraries()
 allow_torchvision_import()
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 _FIGURES = pytest.StashKey[list[str]]()
 
@@ -76,17 +72,6 @@ def command() -> Command:
         )
 
     return run
-
-
-def topic_texts(count: int) -> list[tuple[str, str]]:
-    """Return ``count`` (text, label) pairs of three topics that a bag of words tells apart; the labels go round."""
-    words = {"animals": "furry dog cat horse paw tail", "food": "sweet bread soup apple salt oven", "sky": "blue cloud sun star moon rain"}
-    pairs = []
-    for n in range(count):
-        label = list(words)[n % 3]
-        own = words[label].split()
-        pairs.append((f"{own[n % 6]} and {own[(n // 3) % 6]} number {n}", label))
-    return pairs
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.checkout import ROOT
+
 OURS = ("lugpi_core", "featurize", "train", "benchmarks", "tests")
 ALLOWED = {
     "lugpi_core": {"lugpi_core"},

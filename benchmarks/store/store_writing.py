@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _of_fresh_process(store: Path, batches: int) -> int:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.store.store_writing", str(store), str(batches)],
         cwd=root,

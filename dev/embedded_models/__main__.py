@@ -1,4 +1,4 @@
-"""``python -m featurize.emoji``."""
+"""``python -m dev.embedded_models``."""
 
 import sys
 

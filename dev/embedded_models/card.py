@@ -94,7 +94,7 @@ precision.
 They are for demonstrations and tests: the vocabulary of pictures is {sources["pictures"]:,} emoji, and a drawing of anything else mixes
 those of like meaning. Drawings are soft, as pictures of 64 px made in four steps are; how often one finds its emoji stands below.
 
-Made by `python -m featurize.emoji --wordnet PATH/wordnet-synsets.jsonl.gz` (see `featurize/emoji/README.md`). This file and
+Made by `python -m dev.embedded_models --wordnet PATH/wordnet-synsets.jsonl.gz` (see `dev/embedded_models/README.md`). This file and
 `record.json`, which has the curves and every figure, are written by its part `card`.
 
 ## Data and licences

@@ -1,4 +1,4 @@
-"""``python -m featurize.emoji``: the recipe's parts one after the other. Heavy imports live inside the functions, so that --help is
+"""``python -m dev.embedded_models``: the recipe's parts one after the other. Heavy imports live inside the functions, so that --help is
 quick."""
 
 import dataclasses
@@ -11,8 +11,8 @@ from lugpi_core.command_line import run, say
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``python -m featurize.emoji`` on the arguments; return the exit status."""
-    return run(make, EmojiOptions, arguments, prog="python -m featurize.emoji")
+    """Run ``python -m dev.embedded_models`` on the arguments; return the exit status."""
+    return run(make, EmojiOptions, arguments, prog="python -m dev.embedded_models")
 
 
 def make(options: EmojiOptions) -> dict[str, Any]:

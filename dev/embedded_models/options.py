@@ -1,4 +1,4 @@
-"""The flags of ``python -m featurize.emoji``. Imports nothing heavy."""
+"""The flags of ``python -m dev.embedded_models``. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from pathlib import Path

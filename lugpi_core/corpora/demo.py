@@ -25,7 +25,7 @@ from lugpi_core.corpora.user_corpus import load_own
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from lugpi_core.files import write_text
 
-DEMO_CSV = Path(__file__).with_name("data") / "demo.csv"
+DEMO_CSV = Path(__file__).resolve().parents[1] / "data" / "demo.csv"
 DEMO_MORE = DEMO_CSV.with_name("demo-more.txt")
 LICENSE = "Open English WordNet (CC BY 4.0), derived from Princeton WordNet 3.0 (WordNet licence)"
 # Noun lexicographer files of things and scenes that a picture can show.

@@ -1,11 +1,11 @@
-"""Where the embedded models lie: small ones of the real ones' classes, trained by ``python -m featurize.emoji`` and shipped with the
+"""Where the embedded models lie: small ones of the real ones' classes, trained by ``python -m dev.embedded_models`` and shipped with the
 package, so that everything runs without a download."""
 
 from pathlib import Path
 
 from lugpi_core.errors import InputError
 
-FOLDER = Path(__file__).with_name("embedded")
+FOLDER = Path(__file__).resolve().parents[1] / "embedded"
 LICENSE = "Apache-2.0"
 
 

@@ -109,7 +109,7 @@ def versions() -> Mapping[str, str]:
 
 def commit() -> str | None:
     """Return the checkout's commit, with ``+`` behind it when tracked files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     head = _git(root, "rev-parse", "HEAD")
     if head is None:
         return None

@@ -17,7 +17,7 @@ import pytest
 
 from lugpi_core.command_line import Command, parse, resolved_flags, run, run_one_of, say
 from lugpi_core.errors import InputError
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,7 @@ from lugpi_core.files import (
     write_json,
     write_text,
 )
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.checkout import ROOT
 
 
 def _names(folder: Path) -> list[str]:

@@ -11,9 +11,10 @@ from dev.embedded_models.recipe import Recipe
 from dev.embedded_models.sources import CLDR, FONT, Emoji, Synset
 from dev.embedded_models.world import World, load_world
 from lugpi_core.corpora.demo import load_demo
+from tests.support.checkout import DATA
 from tests.support.small_world import small_synsets, small_world, synset
 
-WORDNET = Path(__file__).parents[2] / "shared" / "data" / "wordnet-synsets.jsonl.gz"
+WORDNET = DATA / "wordnet-synsets.jsonl.gz"
 
 
 @pytest.fixture(scope="module")

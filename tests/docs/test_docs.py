@@ -14,7 +14,7 @@ import pytest
 from benchmarks.cli import BenchmarkOptions, DemoOptions, DrawingOptions, PicturesOptions, RealOptions, TrainingOptions
 from dev.embedded_models.options import EmojiOptions
 from lugpi_core.command_line import parse
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 from tests.support.documented_commands import (
     AS_IT_STANDS,
     PAGES,
@@ -31,7 +31,7 @@ from tests.support.documented_commands import (
 )
 
 PARSERS = {
-    "featurize.emoji": EmojiOptions,
+    "dev.embedded_models": EmojiOptions,
     "store": BenchmarkOptions,
     "fidelity": BenchmarkOptions,
     "memory": BenchmarkOptions,

@@ -10,8 +10,8 @@ from featurize.cost.stage_cost import StageWork, counted_work
 from featurize.encode.image_encoder import PRESETS, find_encoder
 from lugpi_core.store.layout import ShardLayout
 from lugpi_core.store.lease import BEAT_S, STALE_S
-from tests.conftest import ROOT
 from tests.featurize.cost.test_stage_cost import OPENCLIP_H, SD2_UNET, _folder, _generator, _open_clip
+from tests.support.checkout import ROOT
 
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 GPU = (ROOT / "docs" / "gpu-24gb.md").read_text(encoding="utf-8")

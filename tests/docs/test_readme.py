@@ -2,17 +2,16 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from benchmarks.cli import BenchmarkOptions, DemoOptions, DrawingOptions, PicturesOptions, RealOptions, TrainingOptions
 from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, VerifyOptions
 from lugpi_core.command_line import parse
+from tests.support.checkout import ROOT
 from train.options.tools import EvaluateOptions, OnnxOptions, ReportOptions, SweepOptions
 from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "lugpi_core/data/README.md", "docs/benchmarks.md")
 TRAIN = {
     "baseline": BaselineOptions,

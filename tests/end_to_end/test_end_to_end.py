@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DATA, ROOT, Command
+from tests.support.checkout import DATA, ROOT, Command
 
 
 def figures(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:

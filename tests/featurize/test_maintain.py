@@ -24,7 +24,7 @@ from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, load_manifest, shard_name
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.writer import ColumnWriter
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 
 ROWS, COLUMNS = 13, ("clip-demo", "latents", "vit-demo")
 

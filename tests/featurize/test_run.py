@@ -22,7 +22,7 @@ import torch
 from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.embedded_models import embedded_model
-from tests.conftest import ROOT, Command
+from tests.support.checkout import ROOT, Command
 from tests.support.small_corpus import load_no_model
 
 DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")

@@ -14,8 +14,8 @@ from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.writer import ColumnWriter
 from tests.soak import processes
 from tests.soak.worker import Log, Small, check_rows, fill_store
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # Opens a column, reads random batches from all over it and prints the memory of the process that belongs to no file, in kB.
 READ = """
 import random, sys

@@ -24,9 +24,9 @@ from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
 from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
-from tests.conftest import ROOT
 from tests.featurize.test_run import INTERRUPTIBLE
 from tests.soak import processes
+from tests.support.checkout import ROOT
 
 ROWS, BATCH, SHARD = 24, 4, 8
 INTERRUPTED = "interrupted: what is written is kept; the same command goes on from here"

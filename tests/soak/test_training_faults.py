@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.soak import processes
 from tests.soak.operations import Counter, Fault, operations_through
 from tests.soak.test_full_disk import _leave_free, _on_a_small_disk
+from tests.support.checkout import ROOT
 from train.cli import main
 from train.learning.checkpoint import CHECKPOINTS, load_checkpoint
 from train.models.model_folder import METRICS

@@ -14,8 +14,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.writer import ColumnWriter
 from tests.soak.worker import MOST_IN_FLIGHT, Small, open_writers
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.checkout import ROOT
 
 
 def test_several_writers_make_the_store_of_one_and_take_over_from_the_dead(

@@ -9,9 +9,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import ROOT, topic_texts
+from tests.support.checkout import ROOT
+from tests.support.topics import topic_texts
 
-PAGES = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")), "featurize/emoji/README.md")
+PAGES = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")), "dev/embedded_models/README.md")
 # Run as it stands: its commands name the embedded models and its own corpus.
 AS_IT_STANDS = ("docs/tutorial.md",)
 RUN_ELSEWHERE = {
@@ -22,9 +23,9 @@ RUN_ELSEWHERE = {
 RUN_ELSEWHERE["python -m benchmarks demo"] = "tests/benchmarks/test_experiments.py"
 PARSED_ONLY = {
     "python -m benchmarks real": "wants the corpora's archives and hours; tests/benchmarks/test_experiments.py parses what it runs",
-    "python -m featurize.emoji": "wants a font and WordNet; tests/dev/test_training.py runs the recipe on eight pictures",
+    "python -m dev.embedded_models": "wants a font and WordNet; tests/dev/test_training.py runs the recipe on eight pictures",
 }
-_COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(python -m (?:featurize(?:\.emoji)?|train|benchmarks)\b|torchrun |make [a-z])")
+_COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(python -m (?:featurize|dev\.embedded_models|train|benchmarks)\b|torchrun |make [a-z])")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+)`")
 # Corpora, models and sizes → what stands in their place. A corpus becomes a CSV of its name, so that its run's folder keeps its own.

@@ -7,7 +7,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 
 ENCODERS = {"ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14"}
 LENGTHS = (32, 128, 256, 512)

@@ -1,4 +1,5 @@
-"""Fidelity and calibration of a run's models on the test split, from what is on record of them; ``train.evidence.calibration`` does the counting."""
+"""Fidelity and calibration of a run's models on the test split, from what is on record of them.
+``train.evidence.calibration`` does the counting."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""A report of tables as Markdown, LaTeX and CSV. The report is the JSON value that ``train.evidence.tables`` makes; nothing is counted here."""
+"""A report of tables as Markdown, LaTeX and CSV. The report is
+the JSON value that ``train.evidence.tables`` makes; nothing is counted here."""
 
 import csv
 import io

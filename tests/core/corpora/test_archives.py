@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lugpi_core.corpora import archives
 from lugpi_core.corpora.archives import Archive, decoded, find_archive, tar_members, zip_member
-from lugpi_core.corpora.paper import archives
 from lugpi_core.errors import InputError
 
 ANY = re.compile(r".*")

@@ -27,8 +27,9 @@ from lugpi_core.corpora.demo import (
 from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
+from tests.support.checkout import DATA
 
-WORDNET = Path(__file__).resolve().parents[2] / "shared" / "data" / "wordnet-synsets.jsonl.gz"
+WORDNET = DATA / "wordnet-synsets.jsonl.gz"
 PER_TOPIC: dict[Split, int] = {"train": 3, "validation": 2, "test": 4}
 LETTERS = "abcdefghijklmnop"
 

@@ -17,8 +17,7 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.corpora.paper import load_20ng, load_corpus, load_cwi, load_imdb, marked, without_subject_and_addresses, without_tags
 from lugpi_core.errors import InputError
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+from tests.support.checkout import DATA
 
 
 def _real(dataset: str, file_name: str, **flags: Any) -> Corpus:

@@ -18,8 +18,7 @@ import torch
 import lugpi_core
 from lugpi_core.runtime import meters
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance, versions
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.checkout import ROOT
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lugpi_core.runtime.stopping import Stopped, StopRequest, raise_wrapped_stop, stop_on_signals, terminated_like_interrupted
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 
 BOTH = (signal.SIGTERM, signal.SIGINT)
 

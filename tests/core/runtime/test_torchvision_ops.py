@@ -12,8 +12,7 @@ import torch
 
 from lugpi_core.runtime import torchvision_ops
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.checkout import ROOT
 
 # What torchvision 0.28 does at import time: name the operators.
 FAKE = """

@@ -30,8 +30,8 @@ from lugpi_core.store.manifest import MANIFEST, ColumnSpec, open_manifest, shard
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import create_shard
 from lugpi_core.store.writer import ColumnWriter
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SPEC = ColumnSpec(name="clip", what="tokens", rows=5, row_shape=(3, 4), shard_rows=5, fingerprint={"seed": 0})
 LAYOUT = SPEC.layout(0)
 SECRET = b"TOP-SECRET-"

@@ -18,8 +18,8 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import host_name
 from lugpi_core.store import lease as lease_module
 from lugpi_core.store.lease import BEAT_S, STALE_S, Lease, ShardBusy, locked, take_lease
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NAME = ".shard-00000.h5.lease"
 ROUNDS = 20
 

@@ -22,8 +22,7 @@ from lugpi_core.store.manifest import ColumnSpec, load_manifest, open_manifest
 from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.reader import ColumnReader, columns_of, token_columns_of
 from lugpi_core.store.writer import ColumnWriter
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.checkout import ROOT
 
 
 def _spec(rows: int, shard_rows: int, name: str = "clip", row_shape: tuple[int, ...] = (2, 3), dtype: Dtype = "float16") -> ColumnSpec:

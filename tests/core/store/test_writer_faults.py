@@ -16,8 +16,8 @@ from lugpi_core.store.manifest import ColumnSpec, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
 
 # Fills the column row by row; dies at the n-th call of the named function, before (0) or after (1) the call is made.

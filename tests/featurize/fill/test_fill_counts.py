@@ -20,7 +20,7 @@ from featurize import cli
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 from tests.support.small_corpus import DRAWINGS, load_no_model, options, prompt_table, small_table
 
 COLUMNS = ("latents", "clip-demo", "vit-demo")

@@ -18,7 +18,7 @@ from featurize.generate.acceleration import Compilation, CompileChoice, Compiled
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import resolve_compute
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 
 # torch's own compiler meets torch's own deprecations when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")

@@ -27,8 +27,8 @@ from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.thumbnails import read_thumbnails
-from tests.conftest import ROOT
 from tests.featurize.inspect.test_text_agreement import CPU, class_tokens_like, clip_folder
+from tests.support.checkout import ROOT
 from tests.support.planted_store import Planted, plant, plant_column, plant_latents, plant_telling, telling_tokens
 
 Said = tuple[int, dict[str, Any], str]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import DATA
+from tests.support.checkout import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

@@ -18,7 +18,7 @@ from train.data.batching import epoch_batches
 from train.data.image_tokens import ImageTokens, TokensOn, TokenSource, choose_place, open_image_tokens, place_tokens, training_bytes
 from train.data.privileged import Pictures
 from train.data.training_data import TrainingData
-from train.data.training_data import image_tokens as module
+from train.data import image_tokens as module
 
 CPU = torch.device("cpu")
 PLACES: tuple[TokensOn, ...] = ("disk", "device", "pinned")

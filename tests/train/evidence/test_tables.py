@@ -21,7 +21,7 @@ import train.models.locks
 import train.models.train_model
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 from tests.support.small_tables import flags, words
 from tests.train.evidence.test_render import recomputed
 from train.cli import main

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.errors import InputError
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 from tests.support.small_tables import fake_model, flags, scores, words
 from train.cli import main
 from train.evidence.tables import tables

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lugpi_core.errors import InputError
-from tests.conftest import Command
+from tests.support.checkout import Command
 from tests.train.learning.test_loop import without_dropout
 from train.cli import main
 from train.learning.distributed import Processes, joined

@@ -15,11 +15,11 @@ from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
-from tests.conftest import topic_texts
+from tests.support.topics import topic_texts
 from tests.train.data.test_text_model import deep_folder
 from train.cli import main
 from train.data.teacher_outputs import TeacherOutputs, outputs_path
-from train.learning.networks import teachers
+from train.models import teachers
 from train.models.teachers import find_teacher, outputs_for
 from train.options.training import StudentOptions
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, Command
+from tests.support.checkout import ROOT, Command
 from train.cli import main
 from train.models.locks import turn
 

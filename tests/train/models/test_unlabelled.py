@@ -16,7 +16,7 @@ from lugpi_core.corpora.options import CorpusOptions, store_folder
 from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from tests.conftest import topic_texts
+from tests.support.topics import topic_texts
 from train.cli import main
 from train.data.teacher_outputs import outputs_path, read_teacher_outputs
 from train.models.teachers import _refuse_other_tokens

@@ -19,7 +19,7 @@ import train.tools.sweep as sweeping
 from lugpi_core.command_line import parse, run
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
-from tests.conftest import ROOT
+from tests.support.checkout import ROOT
 from train.learning import loop
 from train.models.train_model import student, teacher
 from train.options.tools import Dimension, SweepOptions, dimension_of
@@ -264,7 +264,8 @@ def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions,
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags(Path(options.dataset), options.run).items()]
     arguments += ["--checkpoint-minutes", "0", "--name", options.sweep_name, "--trials", str(TRIALS), "--over", *OVER]
     code = (
-        "import sys\nfrom lugpi_core.command_line import run\nfrom train.tools.sweep import sweep\nfrom train.options.tools import SweepOptions\n"
+        "import sys\nfrom lugpi_core.command_line import run\nfrom train.tools.sweep import sweep\n"
+        "from train.options.tools import SweepOptions\n"
         "sys.exit(run(sweep, SweepOptions, sys.argv[1:], prog='sweep'))"
     )
     child = subprocess.Popen(
