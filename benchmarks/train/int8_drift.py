@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from benchmarks.harness import finish
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.runtime.libraries import quiet_libraries
 from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 from lugpi_core.store.quantize import dequantize, quantize
@@ -114,7 +114,7 @@ def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
             image_tokens=encoder,
         )
         trained = teacher(options)
-        corpus = load_corpus(options)
+        corpus = load_corpus(options.dataset, options)
         column = open_image_tokens(folder / "tokens", encoder, corpus)
         tokens_NTD = torch.from_numpy(column.reader.gather(column.drawings[:, 0]))
         logits_of = _trained_teacher(options, corpus, tokens_NTD.shape[-1])

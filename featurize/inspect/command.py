@@ -23,7 +23,7 @@ from featurize.inspect.verdict import column_verdict, shown_accuracy, verdict
 from featurize.options import InspectOptions
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.files import write_json
@@ -65,7 +65,7 @@ def inspect_store(options: InspectOptions) -> dict[str, Any]:
         InputError: no store, the store of another corpus, or a bad flag.
     """
     check_decoder_name(options.decoder)
-    corpus = load_corpus(options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
+    corpus = load_corpus(options.dataset, options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
     if not columns_of(options.store):
         raise InputError(got=f"no token store in {options.store}", expected="one that featurize made", do="run python -m featurize first")
     table = read_example_table(options.store, corpus)

@@ -14,8 +14,8 @@ from featurize.options import FeaturizeOptions
 from featurize.plan.drawings import DrawingPlan, plan_drawings
 from lugpi_core.command_line import resolved_flags
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import default_run_dir, store_folder
-from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder
@@ -36,8 +36,8 @@ def prepare(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -> 
     Raises:
         InputError: a flag, a corpus, a model's files or the store's folder is not as it must be.
     """
-    corpus = load_corpus(options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
-    store = make_folder(store_folder(options.run_dir or default_run_dir(options), options.unlabelled))
+    corpus = load_corpus(options.dataset, options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
+    store = make_folder(store_folder(options.run_dir or default_run_dir(options.dataset, options.limit), options.unlabelled))
     return corpus, _plan(options, corpus, store, afresh)
 
 

@@ -5,7 +5,9 @@ order, so that another split seed needs no new drawing.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import xxhash
@@ -46,6 +48,39 @@ class Corpus:
     license: str
     separator: str | None = None
 
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        labels: Iterable[str | int] | None = None,
+        *,
+        prompts: Iterable[str] | None = None,
+        splits: Iterable[str] | None = None,
+        name: str = "texts",
+        label_names: Sequence[str] | None = None,
+    ) -> "Corpus":
+        """Return a corpus of texts that are in memory, in their order, with ids ``row/0``, ``row/1``, …
+
+        Its license is "not stated"; ``dataclasses.replace(corpus, license=…)`` states one, for the student's model card.
+
+        Args:
+            labels: class names, or class numbers: places in ``label_names`` if that is given, else names as well. None = unlabelled
+                texts, all of them train examples.
+            prompts: what the generator reads; the texts themselves if None.
+            splits: "train", "validation" or "test" for each text. Whichever of validation and test has no text is cut from train, with
+                seed 0: 20 % test, 10 % of the rest validation, the same cut as for a file.
+            name: what the run folder is called.
+            label_names: the classes in their order. If None they are sorted, by number if all of them are whole numbers.
+
+        Raises:
+            InputError: lists of different lengths, an empty text, a label missing or not among the train examples, fewer than two classes.
+        """
+        from lugpi_core.corpora.user_corpus import corpus_from_texts  # user_corpus imports this module
+
+        given = {"text": texts, "label": labels, "prompt": prompts, "split": splits}
+        columns = {column: list(values) for column, values in given.items() if values is not None}
+        return corpus_from_texts(columns, name=name, label_names=label_names)
+
     def rows(self, split: Split) -> list[int]:
         """Return the row numbers of one split, ascending."""
         return [row for row, example in enumerate(self.examples) if example.split == split]
@@ -56,7 +91,13 @@ class Corpus:
         return {split: counted[split] for split in SPLITS}
 
     def fingerprint(self) -> str:
-        """Return the xxh3-128 of everything that decides a training run: ids, texts, prompts, labels, splits and label names."""
+        """Return the xxh3-128 of everything that decides a training run: ids, texts, prompts, labels, splits and label names.
+
+        It is computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = xxhash.xxh3_128()
         for part in self.label_names:
             digest.update(_framed(part))

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from lugpi_core.corpora.archives import decoded
 from lugpi_core.corpora.corpus import SPLITS, Corpus, Split
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.user_corpus import load_own
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.user_corpus import load_user_corpus
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from lugpi_core.files import write_text
 
@@ -57,8 +57,7 @@ def load_demo() -> Corpus:
     Raises:
         InputError: the shipped file has been damaged.
     """
-    own = CorpusOptions(dataset=str(DEMO_CSV), split_column="split")
-    return replace(load_own(own), name="demo", license=LICENSE)
+    return replace(load_user_corpus(str(DEMO_CSV), CorpusSettings(split_column="split")), name="demo", license=LICENSE)
 
 
 def stem(word: str) -> str:

@@ -1,4 +1,4 @@
-"""The flags that name a corpus, shared by ``python -m featurize`` and ``python -m train``. Imports nothing heavy."""
+"""Which corpus, and how it is read: the settings of ``load_corpus``, and the flags of ``featurize`` and ``train``. Light to import."""
 
 import re
 from dataclasses import dataclass
@@ -13,15 +13,13 @@ _HUB_NAME = re.compile(r"hf:(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:/(?P<config>[
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusOptions:
-    """Which corpus, and how it is cut into splits.
+class CorpusSettings:
+    """How a corpus is read and cut into splits. Each command that reads a corpus has these as its flags.
 
     Raises:
         InputError: ``limit`` is below 3 or ``split_seed`` is negative.
     """
 
-    dataset: str
-    """20ng, imdb, cwi-news, cwi-wikinews, demo, a path ending in .csv, .jsonl or .parquet, or hf:owner/name[/config][@revision]."""
     data_dir: Path = Path("data")
     """Folder with the original archives under their original names; what is missing there is downloaded into it."""
     split_by: Literal["seed", "date"] = "seed"
@@ -48,6 +46,14 @@ class CorpusOptions:
             raise InputError(got=f"--limit {self.limit}", expected=f"{SMALLEST_LIMIT} or more", do="give every split at least one example")
         if self.split_seed < 0:
             raise InputError(got=f"--split-seed {self.split_seed}", expected="0 or more", do="choose another seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions(CorpusSettings):
+    """The flags of a command that reads a corpus."""
+
+    dataset: str
+    """20ng, imdb, cwi-news, cwi-wikinews, demo, a path ending in .csv, .jsonl or .parquet, or hf:owner/name[/config][@revision]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +90,14 @@ def dataset_name(dataset: str) -> str:
     return Path(dataset).stem if Path(dataset).suffix else dataset
 
 
-def default_run_dir(options: CorpusOptions) -> Path:
-    """Return the folder of everything that is made from this corpus: ``runs/<name>``, or ``runs/<name>-<limit>`` when it is limited.
+def default_run_dir(dataset: str, limit: int | None = None) -> Path:
+    """Return the folder of everything that is computed from this corpus: ``runs/<name>``, or ``runs/<name>-<limit>`` when it is limited.
 
     Raises:
         InputError: a hub name that is not of its form.
     """
-    name = dataset_name(options.dataset)
-    return Path("runs") / (name if options.limit is None else f"{name}-{options.limit}")
+    name = dataset_name(dataset)
+    return Path("runs") / (name if limit is None else f"{name}-{limit}")
 
 
 def store_folder(run: Path, unlabelled: Path | None) -> Path:

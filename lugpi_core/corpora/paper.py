@@ -1,24 +1,20 @@
-"""``--dataset``: the four corpora of the paper, read from their original archives, and the door to the demo and to own corpora."""
+"""The four corpora of the paper, read from their original archives."""
 
 import gzip
 import re
-import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from lugpi_core.corpora.archives import Archive, decoded, find_archive, tar_members, zip_member
 from lugpi_core.corpora.corpus import Corpus, Example, Split
-from lugpi_core.corpora.demo import load_demo
-from lugpi_core.corpora.options import HUB_PREFIX, CorpusOptions, dataset_name
-from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, limited, seeded_splits, share_down, share_up, warn_of_lost_labels
-from lugpi_core.corpora.user_corpus import checked_texts, load_own
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, seeded_splits, share_down, share_up
+from lugpi_core.corpora.user_corpus import checked_texts
+from lugpi_core.errors import InputError
 
-DATASETS = ("20ng", "imdb", "cwi-news", "cwi-wikinews", "demo")
-OWN_COLUMNS = frozenset({"text_column", "label_column", "prompt_column", "split_column", "validation_file", "test_file"})
+Genre = Literal["News", "WikiNews"]
 SEPARATOR = "[SEP]"
 NEWS_TEST_PERCENT = 33
 
@@ -64,67 +60,13 @@ _WORD = re.compile(r"\w")
 _CWI_PREFIX = re.compile(r"#\d+-\d+ ")
 
 
-def load_corpus(options: CorpusOptions) -> Corpus:
-    """Return the corpus that ``--dataset`` names, whole and in its own order, or ``--limit`` examples of it. Holds all texts in memory.
-
-    Raises:
-        InputError: unknown name; archive or file missing, damaged or not the one meant; a row that cannot be used.
-    """
-    corpus = _loader(options.dataset)(options)
-    _warn_of_idle_settings(options, corpus)
-    if options.limit is None:
-        return corpus
-    part = limited(corpus, options.limit, seed=options.split_seed)
-    warn_of_lost_labels(part)
-    return part
-
-
-def _loader(dataset: str) -> Callable[[CorpusOptions], Corpus]:
-    match dataset:
-        case "imdb":
-            return load_imdb
-        case "20ng":
-            return load_20ng
-        case "cwi-news" | "cwi-wikinews":
-            return load_cwi
-        case "demo":
-            return lambda _: load_demo()
-    if dataset.startswith(HUB_PREFIX) or Path(dataset).suffix or "/" in dataset:
-        return load_own
-    raise InputError(
-        got=f"--dataset {dataset}",
-        expected=f"{', '.join(DATASETS)}, a path ending in .csv, .jsonl or .parquet, or hf:owner/name",
-        do=nearest(dataset, DATASETS),
-    )
-
-
-def _warn_of_idle_settings(options: CorpusOptions, corpus: Corpus) -> None:
-    """Warn, in one line each, of settings that were given and change nothing for this corpus."""
-    idle = {"split_by"} if options.dataset != "20ng" else set()
-    if options.dataset in DATASETS:
-        idle |= OWN_COLUMNS
-    if options.dataset == "demo" or options.dataset not in DATASETS:
-        idle.add("data_dir")
-    if options.dataset.startswith(HUB_PREFIX):
-        idle |= {"split_column", "validation_file", "test_file"}
-    if options.dataset.startswith("cwi-") or options.dataset == "demo":
-        idle |= {"split_seed"} if options.limit is None else set()
-    if options.limit is not None and options.limit >= len(corpus.examples):
-        idle.add("limit")
-    for setting in fields(CorpusOptions):
-        if setting.name in idle and getattr(options, setting.name) != setting.default:
-            flag = "--" + setting.name.replace("_", "-")
-            given = getattr(options, setting.name)
-            warnings.warn(f"{flag} {given} has no effect on {options.dataset} ({len(corpus.examples):,} examples)", stacklevel=3)
-
-
-def load_imdb(options: CorpusOptions, *, in_each_folder: int = 12_500) -> Corpus:
+def load_imdb(settings: CorpusSettings, *, in_each_folder: int = 12_500) -> Corpus:
     """IMDB reviews without HTML tags: train before test, negative before positive, by number; 10 % of train is validation, seeded.
 
     Raises:
         InputError: archive missing or damaged, other counts, a review that is not UTF-8 or is empty.
     """
-    path = find_archive(IMDB, options.data_dir)
+    path = find_archive(IMDB, settings.data_dir)
     folders: dict[tuple[str, str], dict[tuple[int, int], str]] = {(part, side): {} for part in ("train", "test") for side in ("neg", "pos")}
     for match, content in tar_members(path, _IMDB_MEMBER):
         part, side, number, rating = match.groups()
@@ -133,7 +75,7 @@ def load_imdb(options: CorpusOptions, *, in_each_folder: int = 12_500) -> Corpus
         _check_count(len(reviews), in_each_folder, what=f"reviews in aclImdb/{part}/{side}", path=path)
     numbered = [(part, side, key, reviews[key]) for (part, side), reviews in folders.items() for key in sorted(reviews)]
     splits: list[Split] = ["test" if part == "test" else "train" for part, *_ in numbered]
-    splits = cut_from_train(splits, validation=share_down(splits.count("train"), VALIDATION_PERCENT), seed=options.split_seed)
+    splits = cut_from_train(splits, validation=share_down(splits.count("train"), VALIDATION_PERCENT), seed=settings.split_seed)
     examples = [
         Example(id=f"{part}/{side}/{number}_{rating}", text=text, prompt=text, label=int(side == "pos"), split=split)
         for (part, side, (number, rating), text), split in zip(numbered, splits, strict=True)
@@ -146,13 +88,13 @@ def without_tags(review: str) -> str:
     return _TAG.sub(" ", review)
 
 
-def load_20ng(options: CorpusOptions, *, documents: int = 18_828, groups: int = 20) -> Corpus:
+def load_20ng(settings: CorpusSettings, *, documents: int = 18_828, groups: int = 20) -> Corpus:
     """20 Newsgroups, the 18,828 version, by group and number; 33 % test and 10 % of the rest validation, seeded, or by date.
 
     Raises:
         InputError: archive missing or damaged, other counts, a document that the bydate split does not know.
     """
-    path = find_archive(NEWS, options.data_dir)
+    path = find_archive(NEWS, settings.data_dir)
     texts = {(match[1], int(match[2])): content.decode("latin-1") for match, content in tar_members(path, _NEWS_MEMBER)}
     names = tuple(sorted({group for group, _ in texts}))
     _check_count(len(names), groups, what="newsgroups", path=path)
@@ -162,7 +104,7 @@ def load_20ng(options: CorpusOptions, *, documents: int = 18_828, groups: int = 
     label = {name: place for place, name in enumerate(names)}
     examples = [
         Example(id=name, text=texts[key], prompt=without_subject_and_addresses(texts[key]), label=label[key[0]], split=split)
-        for key, name, split in zip(keys, ids, _news_splits(ids, options), strict=True)
+        for key, name, split in zip(keys, ids, _news_splits(ids, settings), strict=True)
     ]
     return _corpus("20ng", names, examples, license="20 Newsgroups (18,828 version); no licence stated")
 
@@ -179,11 +121,11 @@ def without_subject_and_addresses(document: str) -> str:
     return next((prompt for prompt in prompts if _WORD.search(prompt.removeprefix("From:"))), document)
 
 
-def _news_splits(ids: Sequence[str], options: CorpusOptions) -> list[Split]:
-    if options.split_by == "seed":
+def _news_splits(ids: Sequence[str], settings: CorpusSettings) -> list[Split]:
+    if settings.split_by == "seed":
         test = share_up(len(ids), NEWS_TEST_PERCENT)
-        return seeded_splits(len(ids), test=test, validation=share_down(len(ids) - test, VALIDATION_PERCENT), seed=options.split_seed)
-    by_date, path = _date_map(options.data_dir)
+        return seeded_splits(len(ids), test=test, validation=share_down(len(ids) - test, VALIDATION_PERCENT), seed=settings.split_seed)
+    by_date, path = _date_map(settings.data_dir)
     missing = [name for name in ids if name not in by_date]
     if missing:
         raise InputError(
@@ -192,7 +134,7 @@ def _news_splits(ids: Sequence[str], options: CorpusOptions) -> list[Split]:
             do="replace that file, or use --split-by seed",
         )
     splits = [by_date[name] for name in ids]
-    return cut_from_train(splits, validation=share_down(splits.count("train"), VALIDATION_PERCENT), seed=options.split_seed)
+    return cut_from_train(splits, validation=share_down(splits.count("train"), VALIDATION_PERCENT), seed=settings.split_seed)
 
 
 def _date_map(data_dir: Path) -> tuple[dict[str, Split], Path]:
@@ -215,7 +157,7 @@ def _train_or_test(split: str, *, where: str) -> Split:
     raise InputError(got=f"{split!r} in {where}", expected="train or test", do="replace that file, or use --split-by seed")
 
 
-def load_cwi(options: CorpusOptions, *, rows: tuple[int, int, int] | None = None) -> Corpus:
+def load_cwi(genre: Genre, settings: CorpusSettings, *, rows: tuple[int, int, int] | None = None) -> Corpus:
     """Complex word identification, English News or WikiNews: the target marked in its sentence; drawn is the target alone.
 
     ``rows`` are the expected numbers of train, validation and test rows; the real ones by default.
@@ -223,9 +165,8 @@ def load_cwi(options: CorpusOptions, *, rows: tuple[int, int, int] | None = None
     Raises:
         InputError: archive or member missing or damaged, other counts, a row that is not of the task's form.
     """
-    genre: Literal["News", "WikiNews"] = "News" if options.dataset == "cwi-news" else "WikiNews"
     expected = rows or {"News": (14_002, 1_764, 2_095), "WikiNews": (7_746, 870, 1_287)}[genre]
-    path = find_archive(CWI, options.data_dir)
+    path = find_archive(CWI, settings.data_dir)
     parts: tuple[tuple[Split, str], ...] = (
         ("train", f"traindevset/english/{genre}_Train.tsv"),
         ("validation", f"traindevset/english/{genre}_Dev.tsv"),
@@ -238,7 +179,7 @@ def load_cwi(options: CorpusOptions, *, rows: tuple[int, int, int] | None = None
         _check_count(len(lines), count, what=f"rows in {member}", path=path)
         examples.extend(_cwi_example(line, split, row, where=f"{member} in {path}") for row, line in enumerate(lines))
     licence = f"CWI 2018 shared task, English {genre}; no licence stated"
-    return _corpus(dataset_name(options.dataset), ("simple", "complex"), examples, license=licence, separator=SEPARATOR)
+    return _corpus(f"cwi-{genre.lower()}", ("simple", "complex"), examples, license=licence, separator=SEPARATOR)
 
 
 def _cwi_example(line: str, split: Split, row: int, *, where: str) -> Example:

@@ -3,82 +3,126 @@
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from lugpi_core.corpora.corpus import SPLITS, UNLABELLED, Corpus, Example, Split
-from lugpi_core.corpora.options import HUB_PREFIX, CorpusOptions, dataset_name
+from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, dataset_name
 from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
 from lugpi_core.corpora.user_files import SPLIT_WORDS, Table, file_table, hub_tables, text_table
 from lugpi_core.errors import InputError, nearest
 
+NO_LICENSE = "not stated"
 TEST_PERCENT = 20
 ID_COLUMN = "id"
 _NAMED_ROWS = 5
 
 
-def load_own(options: CorpusOptions) -> Corpus:
+def load_user_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
     """Return the corpus in a CSV, JSONL or Parquet file, or in a Hugging Face dataset, in the order of its rows. Holds all in memory.
 
-    Splits come from the files or hub splits there are, or from ``--split-column``. Whichever of validation and test has no example of its
+    Splits come from the files or hub splits there are, or from ``split_column``. Whichever of validation and test has no example of its
     own is cut from train, seeded: 20 % test, 10 % of the rest validation. Ids are the ``id`` column where it is unique, else ``train/12``:
     row 12, counted from 0, of the file or hub split it came from. Texts and prompts pass through unchanged, labels stripped.
 
     Raises:
         InputError: anything about the data that would fail later, or would be learnt wrongly; names the file and the rows.
     """
-    tables = _tables(options)
-    split_column = None if options.dataset.startswith(HUB_PREFIX) else options.split_column
+    if dataset.startswith(HUB_PREFIX):
+        settings = replace(settings, split_column=None)
+    return replace(_corpus_of(_tables(dataset, settings), dataset, settings), name=dataset_name(dataset))
+
+
+def corpus_from_texts(columns: Mapping[str, Sequence[object]], *, name: str, label_names: Sequence[str] | None) -> Corpus:
+    """Return the corpus of the columns ``text`` and, where given, ``label``, ``prompt`` and ``split``: see ``Corpus.from_texts``.
+
+    Raises:
+        InputError: columns of different lengths, or as ``load_user_corpus`` does.
+    """
+    values = {column: [_python_value(value) for value in given] for column, given in columns.items()}
+    table = Table(
+        where=name,
+        source="train",
+        names=tuple(values),
+        columns=values,
+        classes=None if label_names is None else tuple(label_names),
+    )
+    for column, cells in values.items():
+        if len(cells) != len(values["text"]):
+            raise InputError(got=f"{len(cells):,} {column}s", expected=f"{len(values['text']):,}, one for each text", do="check the lists")
+    settings = CorpusSettings(prompt_column="prompt" if "prompt" in values else None, split_column="split" if "split" in values else None)
+    if "label" in values:
+        return _corpus_of([table], name, settings)
+    if label_names is not None or "split" in values:
+        raise InputError(got="label names or splits without labels", expected="texts alone, or labels as well", do="pass labels")
+    return _unlabelled_corpus(table, name, settings)
+
+
+def _python_value(value: object) -> object:
+    """Return NumPy's scalars, of which a pandas column consists, as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> Corpus:
     for table in tables:
-        named = {"text": options.text_column, "label": options.label_column, "prompt": options.prompt_column, "split": split_column}
-        _check_columns(table, named)
-    texts = [text for table in tables for text in _texts(table, options.text_column)]
-    prompts = [text for table in tables for text in _texts(table, options.prompt_column or options.text_column)]
-    splits = _splits(tables, options)
-    labels = _labels(tables, options.label_column)
-    _check_labels(labels, splits, where=options.dataset)
-    number = {name: place for place, name in enumerate(labels.classes)}
+        columns = {
+            "text": settings.text_column,
+            "label": settings.label_column,
+            "prompt": settings.prompt_column,
+            "split": settings.split_column,
+        }
+        _check_columns(table, columns)
+    texts = [text for table in tables for text in _texts(table, settings.text_column)]
+    prompts = [text for table in tables for text in _texts(table, settings.prompt_column or settings.text_column)]
+    splits = _splits(tables, name, settings)
+    labels = _labels(tables, settings.label_column)
+    _check_labels(labels, splits, where=name)
+    number = {label: place for place, label in enumerate(labels.classes)}
     rows = zip(_ids(tables), texts, prompts, labels.names, splits, strict=True)
-    examples = (Example(id=id_, text=text, prompt=prompt, label=number[name], split=split) for id_, text, prompt, name, split in rows)
-    licence = next((table.license for table in tables if table.license), "not stated")
-    return Corpus(name=dataset_name(options.dataset), label_names=labels.classes, examples=tuple(examples), license=licence)
+    examples = (Example(id=id_, text=text, prompt=prompt, label=number[label], split=split) for id_, text, prompt, label, split in rows)
+    licence = next((table.license for table in tables if table.license), NO_LICENSE)
+    return Corpus(name=name, label_names=labels.classes, examples=tuple(examples), license=licence)
 
 
-def load_unlabelled(path: Path, options: CorpusOptions) -> Corpus:
-    """Return texts without labels, to be learnt from by a teacher's word: a .txt file with a text a line, or a CSV, JSONL or Parquet file
-    with the corpus's text and prompt columns. Every example is a train example with the label -1. Holds all in memory.
+def load_unlabelled(path: Path, settings: CorpusSettings) -> Corpus:
+    """Return the unlabelled texts of a file, on which a student is distilled: a .txt file with one text per line, or a CSV, JSONL or
+    Parquet file with the corpus's text and prompt columns. Every example is a train example with the label -1. Holds all in memory.
 
     Raises:
         InputError: the file is missing, malformed or empty, or a text is.
     """
-    table = (
-        text_table(path, options.text_column) if path.suffix.lower() == ".txt" else file_table(path, "train", _unlabelled_columns(options))
-    )
-    _check_columns(table, {"text": options.text_column, "prompt": options.prompt_column})
-    texts = _texts(table, options.text_column)
-    prompts = _texts(table, options.prompt_column or options.text_column)
+    if path.suffix.lower() == ".txt":
+        table = text_table(path, settings.text_column)
+    else:
+        columns = (settings.text_column, settings.prompt_column or settings.text_column, ID_COLUMN)
+        table = file_table(path, "train", tuple(dict.fromkeys(columns)))
+    return _unlabelled_corpus(table, path.stem, settings)
+
+
+def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Corpus:
+    _check_columns(table, {"text": settings.text_column, "prompt": settings.prompt_column})
+    texts = _texts(table, settings.text_column)
+    prompts = _texts(table, settings.prompt_column or settings.text_column)
     rows = zip(_ids([table]), texts, prompts, strict=True)
     examples = tuple(Example(id=id_, text=text, prompt=prompt, label=UNLABELLED, split="train") for id_, text, prompt in rows)
-    return Corpus(name=path.stem, label_names=(), examples=examples, license=table.license or "not stated")
+    return Corpus(name=name, label_names=(), examples=examples, license=table.license or NO_LICENSE)
 
 
-def _unlabelled_columns(options: CorpusOptions) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((options.text_column, options.prompt_column or options.text_column, ID_COLUMN)))
-
-
-def _tables(options: CorpusOptions) -> list[Table]:
-    named = (options.text_column, options.label_column, options.prompt_column, options.split_column, ID_COLUMN)
+def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
+    named = (settings.text_column, settings.label_column, settings.prompt_column, settings.split_column, ID_COLUMN)
     wanted = tuple(dict.fromkeys(name for name in named if name is not None))
-    if options.dataset.startswith(HUB_PREFIX):
-        return hub_tables(options.dataset, wanted, options.label_column)
-    if options.split_column is not None and (options.validation_file or options.test_file):
+    if dataset.startswith(HUB_PREFIX):
+        return hub_tables(dataset, wanted, settings.label_column)
+    if settings.split_column is not None and (settings.validation_file or settings.test_file):
         raise InputError(
             got="--split-column with --validation-file or --test-file", expected="one way to tell the splits", do="leave one of them out"
         )
     files: tuple[tuple[Split, Path | None], ...] = (
-        ("train", Path(options.dataset)),
-        ("validation", options.validation_file),
-        ("test", options.test_file),
+        ("train", Path(dataset)),
+        ("validation", settings.validation_file),
+        ("test", settings.test_file),
     )
     return [file_table(path, source, wanted) for source, path in files if path is not None]
 
@@ -143,31 +187,31 @@ def _listed(rows: Sequence[object], of: str = "rows, counted from 0,") -> str:
     return f"{of} {first}" + (" …" if len(rows) > _NAMED_ROWS else "")
 
 
-def _splits(tables: Sequence[Table], options: CorpusOptions) -> list[Split]:
-    given = [split for table in tables for split in _given_splits(table, options)]
+def _splits(tables: Sequence[Table], dataset: str, settings: CorpusSettings) -> list[Split]:
+    given = [split for table in tables for split in _given_splits(table, settings.split_column)]
     train = given.count("train")
     test = 0 if "test" in given else share_up(train, TEST_PERCENT)
     validation = 0 if "validation" in given else share_down(train - test, VALIDATION_PERCENT)
-    if not test and not validation and options.split_seed and options.limit is None:
-        warnings.warn(f"--split-seed {options.split_seed} has no effect on {options.dataset}: all its splits are given", stacklevel=4)
-    splits = cut_from_train(given, test=test, validation=validation, seed=options.split_seed)
+    if not test and not validation and settings.split_seed and settings.limit is None:
+        warnings.warn(f"--split-seed {settings.split_seed} has no effect on {dataset}: all its splits are given", stacklevel=6)
+    splits = cut_from_train(given, test=test, validation=validation, seed=settings.split_seed)
     for split in SPLITS:
         if split not in splits:
             raise InputError(
-                got=f"no {split} example in {options.dataset} ({len(splits):,} in all)",
+                got=f"no {split} example in {dataset} ({len(splits):,} in all)",
                 expected="train, validation and test examples",
                 do="add examples (13 are enough for a random cut), or give them by --validation-file and --test-file or by --split-column",
             )
     return splits
 
 
-def _given_splits(table: Table, options: CorpusOptions) -> list[Split]:
-    if options.split_column is None or options.split_column not in table.columns or options.dataset.startswith(HUB_PREFIX):
+def _given_splits(table: Table, column: str | None) -> list[Split]:
+    if column is None:
         return [table.source] * len(table)
-    words = [str(value).strip().lower() for value in table.columns[options.split_column]]
+    words = [str(value).strip().lower() for value in table.columns[column]]
     unknown = [row for row, word in enumerate(words) if word not in SPLIT_WORDS]
     if unknown:
-        where = f"{options.split_column} of {table.where}"
+        where = f"{column} of {table.where}"
         raise InputError(
             got=f"{len(unknown):,} unknown values in {where}, the first {words[unknown[0]]!r}: {_listed(unknown)}",
             expected=f"one of {', '.join(SPLIT_WORDS)}",
@@ -186,8 +230,8 @@ class _Labels:
 
 def _labels(tables: Sequence[Table], column: str) -> _Labels:
     names = [name for table in tables for name in _label_names(table, column)]
-    if tables[0].classes is not None:
-        return _Labels(names=names, classes=tables[0].classes)
+    if (known := tables[0].classes) is not None:
+        return _Labels(names=names, classes=known)
     classes = set(names)
     whole_numbers = all(name.removeprefix("-").isdecimal() for name in classes)
     return _Labels(names=names, classes=tuple(sorted(classes, key=lambda name: (int(name) if whole_numbers else 0, name))))
@@ -215,7 +259,8 @@ def _label_name(value: object, classes: tuple[str, ...] | None) -> str | None:
         case float() if value.is_integer():  # a column of whole numbers that was once stored with gaps
             return str(int(value))
         case str() if value.strip().lower() not in ("", "nan") and not _has_half_a_pair(value):
-            return value.strip()
+            name = value.strip()
+            return name if classes is None or name in classes else None
     return None
 
 

@@ -183,7 +183,7 @@ def hub_tables(dataset: str, wanted: Sequence[str], label_column: str) -> list[T
     tables = [_hub_table(f"{dataset}, split {name}", SPLIT_WORDS[name], parts[name], wanted, label_column) for name in known]
     unused = [name for name in parts if name not in SPLIT_WORDS]
     if unused:
-        warnings.warn(f"{dataset}: split {', '.join(unused)} is not used", stacklevel=4)
+        warnings.warn(f"{dataset}: split {', '.join(unused)} is not used", stacklevel=6)
     sources = [table.source for table in tables]
     if "train" not in sources or len(set(sources)) != len(sources):
         raise InputError(

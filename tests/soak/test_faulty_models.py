@@ -119,10 +119,9 @@ def _table(path: Path, rows: int) -> Path:
 def _seeds(table: Path) -> list[int]:
     """Return the seed of every drawing."""
     from featurize.plan.drawings import plan_drawings
-    from lugpi_core.corpora.options import CorpusOptions
-    from lugpi_core.corpora.paper import load_corpus
+    from lugpi_core.corpora.load import load_corpus
 
-    return [int(seed) for seed in plan_drawings(load_corpus(CorpusOptions(dataset=str(table))), seed=0).seeds]
+    return [int(seed) for seed in plan_drawings(load_corpus(table), seed=0).seeds]
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, dict[str, Any]]:

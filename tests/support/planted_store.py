@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from featurize.plan.drawings import plan_drawings
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.reader import LATENTS
@@ -78,7 +78,7 @@ def plant(
     table = folder / "own.csv"
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label", "split", "picture"), *rows])
-    corpus = load_corpus(CorpusOptions(dataset=str(table), split_column="split", prompt_column="picture"))
+    corpus = load_corpus(table, CorpusSettings(split_column="split", prompt_column="picture"))
     plan = plan_drawings(corpus, seed=0, images_per_text=images_per_text)
     prompt_cut = np.isin(np.arange(len(rows)), list(cut))
     run_dir = folder / "run"

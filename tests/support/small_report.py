@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
 from tests.support.small_tables import PAPER_LOSS
 from train.data.teacher_outputs import WEIGHTS
@@ -43,7 +43,7 @@ def hostile_csv(folder: Path, tests: int = 24) -> Path:
 
 
 def corpus_of(path: Path) -> Corpus:
-    return load_corpus(CorpusOptions(dataset=str(path), split_column="split"))
+    return load_corpus(path, CorpusSettings(split_column="split"))
 
 
 def write_model(run: Path, name: str, corpus: Corpus, wrong: Mapping[int, int], **made_from: Any) -> Path:

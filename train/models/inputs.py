@@ -1,11 +1,11 @@
 """What several models of one command read: each corpus, text model and column of tokens is found and checked once."""
 
-from dataclasses import fields
 from pathlib import Path
 
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.fields import part_of
 from train.data.image_tokens import ImageTokens, open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 
@@ -23,9 +23,9 @@ class Sources:
 
     def corpus(self, options: CorpusOptions) -> Corpus:
         """Return the corpus that the options name. Raises InputError as ``load_corpus`` does."""
-        key = CorpusOptions(**{field.name: getattr(options, field.name) for field in fields(CorpusOptions)})
+        key = part_of(options, CorpusOptions)
         if key not in self._corpora:
-            self._corpora[key] = load_corpus(key)
+            self._corpora[key] = load_corpus(key.dataset, key)
         return self._corpora[key]
 
     def text_model(self, name: str, max_length: int | None) -> TextModel:

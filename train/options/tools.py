@@ -120,7 +120,7 @@ class ReportOptions(CorpusOptions):
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.run_dir or default_run_dir(self)
+        return self.run_dir or default_run_dir(self.dataset, self.limit)
 
     @property
     def written(self) -> Path:

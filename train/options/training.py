@@ -85,7 +85,7 @@ class TrainOptions(CorpusOptions):
     @property
     def run(self) -> Path:
         """Folder of the run."""
-        return self.run_dir or default_run_dir(self)
+        return self.run_dir or default_run_dir(self.dataset, self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
 from lugpi_core.errors import InputError
+from lugpi_core.fields import part_of
 from lugpi_core.files import write_text
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.libraries import quiet_libraries
@@ -81,7 +82,7 @@ def gathered(options: ReportOptions) -> Report:
         InputError: as for ``report``.
     """
     read = cache(scored)
-    corpus = load_corpus(options)
+    corpus = load_corpus(options.dataset, options)
     tables, models, rows = _tables(options, read)
     voices = _voices(options, rows, models, read)
     _require_corpus(corpus, voices, options)
@@ -248,7 +249,7 @@ def _notes_of_pictures(options: ReportOptions, examples: Sequence[ShownExample])
     lacking = sum(one.picture is None and "failed drawing" not in one.flags for one in examples)
     if not lacking:
         return []
-    corpus = CorpusOptions(**{field.name: getattr(options, field.name) for field in fields(CorpusOptions)})
+    corpus = part_of(options, CorpusOptions)
     place = [] if options.run_dir is None else ["--run-dir", str(options.run_dir)]
     words = ["python", "-m", "featurize", "inspect", *flags_of(corpus), *place, "--thumbnails", str(max(200, options.examples))]
     return [f"{lacking} of {len(examples)} examples have no picture: run {shlex.join(words)}, and then this command again"]

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from lugpi_core.command_line import say
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
 from lugpi_core.runtime.libraries import quiet_libraries
@@ -85,7 +84,7 @@ def require_packages() -> None:
 def check_batches(text_model: TextModel) -> list[dict[str, torch.Tensor]]:
     """Return batches of real texts of many lengths, up to the longest the model reads: ``input_ids`` and ``attention_mask``, int64
     [B, L]."""
-    corpus = load_corpus(CorpusOptions(dataset="demo"))
+    corpus = load_corpus("demo")
     real = [example.text for example in corpus.examples]
     texts = [real[0].split()[0], *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
     ids = tokenised(text_model, texts, device=torch.device("cpu"))

@@ -24,8 +24,7 @@ from lugpi_core.corpora.demo import (
     main,
     stem,
 )
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.errors import InputError
 from tests.support.checkout import DATA
 
@@ -56,7 +55,7 @@ def _plain() -> list[str]:
 
 
 def test_the_shipped_corpus_has_few_labels_and_a_large_test_part() -> None:
-    corpus = load_corpus(CorpusOptions(dataset="demo"))
+    corpus = load_corpus("demo")
     assert corpus == load_demo()
     counted = Counter((corpus.label_names[example.label], example.split) for example in corpus.examples)
     assert counted == {(topic, split): count for topic in TOPICS for split, count in (("train", 40), ("validation", 20), ("test", 200))}

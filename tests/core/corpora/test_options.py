@@ -25,7 +25,7 @@ from lugpi_core.errors import InputError
     ],
 )
 def test_every_dataset_has_a_run_folder_of_its_own(dataset: str, limit: int | None, folder: str) -> None:
-    assert default_run_dir(CorpusOptions(dataset=dataset, limit=limit)) == Path(folder)
+    assert default_run_dir(dataset, limit) == Path(folder)
 
 
 def test_a_hub_name_is_taken_apart() -> None:

@@ -7,15 +7,16 @@ import tarfile
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_20ng, load_corpus, load_cwi, load_imdb, marked, without_subject_and_addresses, without_tags
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.paper import Genre, load_20ng, load_cwi, load_imdb, marked, without_subject_and_addresses, without_tags
 from lugpi_core.errors import InputError
 from tests.support.checkout import DATA
 
@@ -23,7 +24,7 @@ from tests.support.checkout import DATA
 def _real(dataset: str, file_name: str, **flags: Any) -> Corpus:
     if not (DATA / file_name).is_file():
         pytest.skip(f"{file_name} is not in {DATA}")
-    return load_corpus(CorpusOptions(dataset=dataset, data_dir=DATA, **flags))
+    return load_corpus(dataset, CorpusSettings(data_dir=DATA, **flags))
 
 
 def _tar(path: Path, members: dict[str, bytes]) -> None:
@@ -50,7 +51,7 @@ def _imdb_members() -> dict[str, bytes]:
 
 def _imdb(tmp_path: Path, members: dict[str, bytes] | None = None, **flags: Any) -> Corpus:
     _tar(tmp_path / "aclImdb_v1.tar.gz", members or _imdb_members())
-    return load_imdb(CorpusOptions(dataset="imdb", data_dir=tmp_path, **flags), in_each_folder=5)
+    return load_imdb(CorpusSettings(data_dir=tmp_path, **flags), in_each_folder=5)
 
 
 def test_imdb_is_in_its_canonical_order_with_a_tenth_of_train_as_validation(tmp_path: Path) -> None:
@@ -119,8 +120,7 @@ def _news_members() -> dict[str, bytes]:
 
 def _news(tmp_path: Path, members: dict[str, bytes] | None = None, **flags: Any) -> Corpus:
     _tar(tmp_path / "20news-18828.tar.gz", members or _news_members())
-    options = CorpusOptions(dataset="20ng", data_dir=tmp_path, **flags)
-    return load_20ng(options, documents=10, groups=2)
+    return load_20ng(CorpusSettings(data_dir=tmp_path, **flags), documents=10, groups=2)
 
 
 def test_20ng_is_sorted_by_group_and_number_and_cut_by_thirds(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def _row(sentence: str, start: object, end: object, *, target: str = "t", binary
     return "\t".join(("HIT", sentence, str(start), str(end), target, "10", "10", "1", "0", binary, "0.05"))
 
 
-def _cwi(tmp_path: Path, *, train: list[str] | None = None, genre: str = "News", dev: bytes | None = None) -> Corpus:
+def _cwi(tmp_path: Path, *, train: list[str] | None = None, genre: Genre = "News", dev: bytes | None = None) -> Corpus:
     good = [_row("The barren “islands” lie", 4, 10, binary="1"), _row('A "quoted\x85 one', 2, 9, binary="0")]
     members = {
         f"traindevset/english/{genre}_Train.tsv": "".join(f"{row}\n" for row in train or good).encode(),
@@ -219,7 +219,7 @@ def _cwi(tmp_path: Path, *, train: list[str] | None = None, genre: str = "News",
     with zipfile.ZipFile(tmp_path / "cwishareddataset.zip", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    return load_cwi(CorpusOptions(dataset=f"cwi-{genre.lower()}", data_dir=tmp_path), rows=(2, 2, 1))
+    return load_cwi(genre, CorpusSettings(data_dir=tmp_path), rows=(2, 2, 1))
 
 
 def test_cwi_marks_the_target_and_draws_it_alone(tmp_path: Path) -> None:
@@ -285,18 +285,18 @@ def test_cwi_rows_are_counted_and_must_be_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "hint"), [("20mg", "did you mean '20ng'"), ("cwi-wiki-news", "cwi-wikinews"), ("zzz", "choose one of")])
 def test_an_unknown_dataset_gets_the_nearest_name(name: str, hint: str) -> None:
     with pytest.raises(InputError, match=rf"--dataset {name};.*{hint}"):
-        load_corpus(CorpusOptions(dataset=name))
+        load_corpus(name)
 
 
 @pytest.mark.parametrize("dataset", ["20ng", "imdb", "cwi-news", "cwi-wikinews"])
 def test_a_small_archive_under_a_real_name_does_not_pass_for_the_real_one(tmp_path: Path, dataset: str) -> None:
     _imdb(tmp_path)
     _news(tmp_path)
-    for genre in ("News", "WikiNews"):
+    for genre in get_args(Genre):
         if dataset == f"cwi-{genre.lower()}":
             _cwi(tmp_path, genre=genre)
     with pytest.raises(InputError, match=r"expected (12,500|20|14,002|7,746); replace that file"):
-        load_corpus(CorpusOptions(dataset=dataset, data_dir=tmp_path))
+        load_corpus(dataset, CorpusSettings(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -313,14 +313,14 @@ def test_a_small_archive_under_a_real_name_does_not_pass_for_the_real_one(tmp_pa
 )
 def test_a_setting_without_effect_warns(flags: dict[str, object], named: str) -> None:
     with pytest.warns(UserWarning, match=f"^{named} has no effect on demo") as caught:
-        load_corpus(CorpusOptions(dataset="demo", **flags))
+        load_corpus("demo", CorpusSettings(**flags))
     assert len(caught) == 1
 
 
 def test_a_setting_with_effect_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        corpus = load_corpus(CorpusOptions(dataset="demo", split_seed=1, limit=1560))
+        corpus = load_corpus("demo", CorpusSettings(split_seed=1, limit=1560))
     assert corpus.counts() == {"train": 240, "validation": 120, "test": 1200}
 
 

@@ -11,8 +11,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.splits import seeded_splits
 from lugpi_core.errors import InputError
 
@@ -36,7 +36,7 @@ def _write(path: Path, columns: Columns) -> Path:
 
 
 def _load(path: Path, columns: Columns, **flags: Any) -> Corpus:
-    return load_corpus(CorpusOptions(dataset=str(_write(path, columns)), **flags))
+    return load_corpus(_write(path, columns), CorpusSettings(**flags))
 
 
 def _changed(column: str, row: int, value: object) -> Columns:
@@ -183,7 +183,7 @@ def test_a_missing_column_gets_the_nearest_and_all_names(tmp_path: Path) -> None
 def test_a_file_without_rows_is_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=f"no rows in .*{name}"):
-        load_corpus(CorpusOptions(dataset=str(tmp_path / name)))
+        load_corpus(str(tmp_path / name))
     with pytest.raises(InputError, match=f"no rows in .*{name}"):
         _load(tmp_path / "good.csv", GOOD, test_file=tmp_path / name)
 
@@ -220,7 +220,7 @@ def test_two_ways_to_tell_the_splits_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["t.xlsx", "folder/t"])
 def test_an_unknown_kind_of_file_is_told_and_not_taken_for_a_corpus(name: str) -> None:
     with pytest.raises(InputError, match=r"a file ending in \.csv"):
-        load_corpus(CorpusOptions(dataset=name))
+        load_corpus(name)
 
 
 def test_settings_without_effect_on_own_data_warn(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch, parts: Mapping[str, Sequence[int]]) ->
 
 def test_a_hub_dataset_keeps_its_splits_and_its_order_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     _hub(monkeypatch, {"test": [0, 1], "train": [1, 0] * 10})
-    corpus = load_corpus(CorpusOptions(dataset="hf:owner/name@abc"))
+    corpus = load_corpus("hf:owner/name@abc")
     assert corpus.counts() == {"train": 18, "validation": 2, "test": 2}
     assert (corpus.name, corpus.label_names) == ("owner--name", ("yes", "no", "rare"))
     assert [(example.id, example.label) for example in corpus.examples[-2:]] == [("test/0", 0), ("test/1", 1)]
@@ -255,10 +255,10 @@ def test_a_hub_dataset_keeps_its_splits_and_its_order_of_classes(monkeypatch: py
 def test_hub_examples_without_a_label_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _hub(monkeypatch, {"test": [-1, -1], "train": [1, 0] * 10})
     with pytest.raises(InputError, match=r"2 missing or unusable labels in label of hf:o/n, split test, the first -1: .* 0, 1;"):
-        load_corpus(CorpusOptions(dataset="hf:o/n"))
+        load_corpus("hf:o/n")
 
 
 def test_files_have_no_effect_on_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     _hub(monkeypatch, {"train": [1, 0] * 10})
     with pytest.warns(UserWarning, match=r"^--test-file t\.csv has no effect on hf:o/n"):
-        load_corpus(CorpusOptions(dataset="hf:o/n", test_file=Path("t.csv")))
+        load_corpus("hf:o/n", CorpusSettings(test_file=Path("t.csv")))

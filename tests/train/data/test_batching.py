@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.load import load_corpus
 from train.data.batching import batches_of_like_length, epoch_batches, padding_share, parts_of
 from train.data.text_model import find_text_model
 from train.data.token_ids import token_ids
@@ -106,7 +106,7 @@ def test_a_tenth_of_what_real_corpora_compute_is_padding_at_most(dataset: str, t
     if not (DATA / ARCHIVES[dataset]).is_file():
         pytest.skip(f"no {ARCHIVES[dataset]} in {DATA}")
     text_model = find_text_model(str(Path(spec.origin).parent / "model"), max_length=None)
-    corpus = load_corpus(CorpusOptions(dataset=dataset, data_dir=DATA, limit=3000))
+    corpus = load_corpus(dataset, CorpusSettings(data_dir=DATA, limit=3000))
     _, lengths = token_ids(text_model, corpus, tmp_path)
     batches = epoch_batches(corpus.rows("train"), lengths, 14, seed=0, epoch=0)
     assert padding_share(lengths, batches) <= 0.1

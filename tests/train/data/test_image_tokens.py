@@ -11,8 +11,8 @@ import torch
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.errors import InputError
 from train.data.batching import epoch_batches
 from train.data.image_tokens import ImageTokens, TokensOn, TokenSource, choose_place, open_image_tokens, place_tokens, training_bytes
@@ -25,7 +25,7 @@ PLACES: tuple[TokensOn, ...] = ("disk", "device", "pinned")
 
 
 def corpus_of(small_csv: Path, limit: int | None = None) -> Corpus:
-    return load_corpus(CorpusOptions(dataset=str(small_csv), split_column="split", limit=limit))
+    return load_corpus(small_csv, CorpusSettings(split_column="split", limit=limit))
 
 
 @pytest.fixture

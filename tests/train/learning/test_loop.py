@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute, seed_everything
 from lugpi_core.runtime.stopping import Stopped
@@ -61,7 +61,7 @@ def training_of(small_csv: Path, folder: Path, loss: Loss = cross_entropy, **fla
             **flags,
         }
     )
-    corpus = load_corpus(CorpusOptions(dataset=str(small_csv), split_column="split"))
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
     text_model = find_text_model(options.text_model, max_length=None)
     folder.mkdir(exist_ok=True, parents=True)
     seed_everything(options.seed)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
@@ -53,7 +53,7 @@ def student_options(small_csv: Path, run: Path, **more: Any) -> StudentOptions:
 def asked(small_csv: Path, run: Path, unlabelled: Path, name: str = "a") -> TeacherOutputs:
     options = student_options(small_csv, run, unlabelled=unlabelled)
     compute = resolve_compute("cpu", "float32", half="bfloat16")
-    corpus, extra = load_corpus(options), load_unlabelled(unlabelled, options)
+    corpus, extra = load_corpus(options.dataset, options), load_unlabelled(unlabelled, options)
     return outputs_for(options, find_teacher(options, name), corpus, extra, compute)
 
 

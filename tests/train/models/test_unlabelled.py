@@ -12,8 +12,8 @@ import pytest
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
 from lugpi_core.corpora.corpus import UNLABELLED
-from lugpi_core.corpora.options import CorpusOptions, store_folder
-from lugpi_core.corpora.paper import load_corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusOptions, CorpusSettings, store_folder
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from tests.support.topics import topic_texts
@@ -142,7 +142,7 @@ def test_the_teachers_word_on_the_other_texts_is_kept_beside_it(run: Path, more:
     extra = load_unlabelled(more, options())
     path = outputs_path(run / "teacher", "more")
     found = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint())
-    corpus = load_corpus(CorpusOptions(dataset=str(small_csv), split_column="split"))
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
     own = read_teacher_outputs(outputs_path(run / "teacher"), corpus_fingerprint=corpus.fingerprint())
     assert found.logits.shape == (MORE, 3)
     assert found.teacher == own.teacher
@@ -175,7 +175,7 @@ def test_other_texts_on_a_finished_student_are_refused(run: Path, flags: tuple[s
 def test_texts_that_will_be_scored_on_are_told(
     run: Path, flags: tuple[str, ...], tmp_path: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpus = load_corpus(CorpusOptions(dataset=str(small_csv), split_column="split"))
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
     held_out = [corpus.examples[row].text for row in corpus.rows("test")[:3]]
     (tmp_path / "leak.txt").write_text("\n".join([*held_out, "nobody knows this"]))
     # There are no images for them, which is told too.

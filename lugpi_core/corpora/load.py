@@ -1,0 +1,75 @@
+"""``load_corpus``: the paper's corpora, the shipped demo or your own texts, by name."""
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.demo import load_demo
+from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings
+from lugpi_core.corpora.paper import load_20ng, load_cwi, load_imdb
+from lugpi_core.corpora.splits import limited, warn_of_lost_labels
+from lugpi_core.corpora.user_corpus import load_user_corpus
+from lugpi_core.errors import InputError, nearest
+
+DATASETS = ("20ng", "imdb", "cwi-news", "cwi-wikinews", "demo")
+USER_SETTINGS = frozenset({"text_column", "label_column", "prompt_column", "split_column", "validation_file", "test_file"})
+
+
+def load_corpus(dataset: str | Path, settings: CorpusSettings | None = None) -> Corpus:
+    """Return a corpus, whole and in its own order, or ``settings.limit`` examples of it. Holds all texts in memory.
+
+    ``dataset`` is one of DATASETS, a path ending in .csv, .jsonl or .parquet, or ``hf:owner/name[/config][@revision]``. Settings that
+    have no effect on it are warned of.
+
+    Raises:
+        InputError: unknown name; archive or file missing, damaged or not the expected one; a row that cannot be used.
+    """
+    dataset, settings = str(dataset), settings or CorpusSettings()
+    corpus = _whole_corpus(dataset, settings)
+    _warn_of_idle_settings(dataset, settings, corpus)
+    if settings.limit is None:
+        return corpus
+    part = limited(corpus, settings.limit, seed=settings.split_seed)
+    warn_of_lost_labels(part)
+    return part
+
+
+def _whole_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
+    match dataset:
+        case "imdb":
+            return load_imdb(settings)
+        case "20ng":
+            return load_20ng(settings)
+        case "cwi-news":
+            return load_cwi("News", settings)
+        case "cwi-wikinews":
+            return load_cwi("WikiNews", settings)
+        case "demo":
+            return load_demo()
+    if dataset.startswith(HUB_PREFIX) or Path(dataset).suffix or "/" in dataset:
+        return load_user_corpus(dataset, settings)
+    raise InputError(
+        got=f"--dataset {dataset}",
+        expected=f"{', '.join(DATASETS)}, a path ending in .csv, .jsonl or .parquet, or hf:owner/name",
+        do=nearest(dataset, DATASETS),
+    )
+
+
+def _warn_of_idle_settings(dataset: str, settings: CorpusSettings, corpus: Corpus) -> None:
+    idle = {"split_by"} if dataset != "20ng" else set()
+    if dataset in DATASETS:
+        idle |= USER_SETTINGS
+    if dataset == "demo" or dataset not in DATASETS:
+        idle.add("data_dir")
+    if dataset.startswith(HUB_PREFIX):
+        idle |= {"split_column", "validation_file", "test_file"}
+    if dataset.startswith("cwi-") or dataset == "demo":
+        idle |= {"split_seed"} if settings.limit is None else set()
+    if settings.limit is not None and settings.limit >= len(corpus.examples):
+        idle.add("limit")
+    for field in fields(CorpusSettings):
+        value = getattr(settings, field.name)
+        if field.name in idle and value != field.default:
+            flag = "--" + field.name.replace("_", "-")
+            warnings.warn(f"{flag} {value} has no effect on {dataset} ({len(corpus.examples):,} examples)", stacklevel=3)
