@@ -79,8 +79,8 @@ def epoch_rows() -> list[str]:
     over = [three_digits(epochs[one]["over"]) if "over" in epochs[one] else "" for one in CORPORA]
     return [
         row("padding among the tokens of an epoch, batch 14", *padding["ours"]),
-        row("the same in a plain shuffle", *padding["shuffled"]),
-        row("epoch of the Hugging Face Trainer over an epoch of our student¹", *over),
+        row("the same with plain shuffling", *padding["shuffled"]),
+        row("time per epoch, Hugging Face Trainer ÷ lugpi student¹", *over),
     ]
 
 
@@ -158,16 +158,16 @@ DEMO = {
     "teacher-clip-demo": "**teacher**, CLIP",
     "teacher-vit-demo": "**teacher**, ViT",
     "teacher-none": "control: text-only teacher",
-    "teacher-shuffled": "control: other texts' images",
+    "teacher-shuffled": "control: shuffled images",
     "teacher-blank": "control: blank images",
     "student-clip-demo": "**student** of the CLIP teacher",
     "student-vit-demo": "**student** of the ViT teacher",
     "student-all": "**student** of both teachers",
     "student-none": "control: student of the text-only teacher",
-    "student-shuffled": "control: of the shuffled teacher",
-    "student-blank": "control: of the blank teacher",
-    "student-clip-demo-more": "**student** of the CLIP teacher, with 2,400 texts without labels",
-    "student-none-more": "control: of the text-only teacher, with the same",
+    "student-shuffled": "control: student of the shuffled teacher",
+    "student-blank": "control: student of the blank teacher",
+    "student-clip-demo-more": "**student** of the CLIP teacher, with 2,400 unlabelled texts",
+    "student-none-more": "control: student of the text-only teacher, with the same texts",
 }
 
 
