@@ -12,7 +12,15 @@ from tests.support.checkout import ROOT
 from train.options.tools import EvaluateOptions, OnnxOptions, ReportOptions, SweepOptions
 from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "lugpi_core/data/README.md", "docs/benchmarks.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "Makefile",
+    "lugpi_core/data/README.md",
+    "docs/benchmarks.md",
+    "docs/results.md",
+)
 TRAIN = {
     "baseline": BaselineOptions,
     "images": ImagesOptions,
