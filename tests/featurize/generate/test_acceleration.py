@@ -268,7 +268,6 @@ print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(drawer
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++, which is not here")
 @pytest.mark.parametrize("part", ["regional", "whole"])
 def test_compiled_in_earnest_the_latents_are_the_same_to_rounding(part: str, campaign: Callable[[int, int], int]) -> None:

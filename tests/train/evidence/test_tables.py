@@ -227,7 +227,6 @@ def started(small_csv: Path, run: Path, *more: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_the_same_command_ends_in_the_same_predictions(
     small_csv: Path, make: Make, straight: dict[str, bytes], fitted: list[str]
 ) -> None:
@@ -248,7 +247,6 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_predictions(
     assert predictions(run) == straight
 
 
-@pytest.mark.slow
 def test_two_processes_at_once_train_every_model_once(small_csv: Path, tmp_path: Path, straight: dict[str, bytes]) -> None:
     children = [started(small_csv, tmp_path, "--seeds", "2") for _ in range(2)]
     reports = []

@@ -258,7 +258,6 @@ def test_a_stopped_sweep_goes_on_to_the_same_trials(
     assert study_of(options) == study_of(straight[0])
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions, dict[str, Any]], make: Make) -> None:
     options = make(checkpoint_minutes=0.0)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags(Path(options.dataset), options.run).items()]
