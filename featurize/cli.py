@@ -46,9 +46,9 @@ def _info(options: InfoOptions) -> dict[str, Any]:
 
 
 def _inspect(options: InspectOptions) -> dict[str, Any]:
-    from lugpi_core.runtime.libraries import quiet_libraries
+    from lugpi_core.runtime.libraries import prepare_libraries
 
-    quiet_libraries()
+    prepare_libraries()
     from featurize.inspect.command import inspect_store
 
     with _memory_in_one_line("free memory, or use --device cpu"):
@@ -66,10 +66,10 @@ def featurize(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -
         afresh: drawings that have failed before, and are made in float32.
     """
     from featurize.plan.job import prepare, refuse_other_drawings, require_room
-    from lugpi_core.runtime.libraries import quiet_libraries
+    from lugpi_core.runtime.libraries import prepare_libraries
     from lugpi_core.runtime.meters import provenance
 
-    quiet_libraries()
+    prepare_libraries()
     corpus, job = prepare(options, afresh)
     refuse_other_drawings(job)
     if options.dry_run:

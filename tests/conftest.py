@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lugpi_core.runtime.libraries import quiet_libraries
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.libraries import prepare_libraries
 from tests.support.checkout import ROOT, Command
 from tests.support.topics import topic_texts
 
@@ -22,8 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # One thread per process: with more, two processes on two cores wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Before collection: some test modules import transformers or open_clip themselves.
-quiet_libraries()
-allow_torchvision_import()
+prepare_libraries()
 
 # Folders that run whole commands, documents, benchmarks or fault campaigns. Every other test is a unit test.
 WHOLE = {"benchmarks", "dev", "docs", "end_to_end", "soak"}

@@ -23,7 +23,7 @@ from featurize.options import FeaturizeOptions
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.runtime.device import resolve_compute
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 
 OURS, FORWARDS = "featurize", "bare forwards"
 ONE_BY_ONE, BATCHED = "PNG files, one prompt a call", "PNG files, batched"
@@ -104,7 +104,7 @@ def measure(*, smoke: bool, record: bool, cases: tuple[str, ...] = ()) -> dict[s
     Raises:
         InputError: no case has one of the words.
     """
-    quiet_libraries()
+    prepare_libraries()
     chosen = choose_cases(cases)
     with tempfile.TemporaryDirectory() as name, parts_may_lack_labels():
         folder = Path(name)

@@ -21,7 +21,6 @@ from featurize.options import FeaturizeOptions
 from featurize.plan.drawings import plan_drawings
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.runtime.device import resolve_compute
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _SCHEDULERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
 
@@ -195,7 +194,6 @@ class _LastHiddenState(nn.Module):
 
 
 def _load_pipeline(drawings: Drawings) -> Any:
-    allow_torchvision_import()
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
@@ -213,7 +211,6 @@ def _load_pipeline(drawings: Drawings) -> Any:
 
 
 def _load_tower(files: EncoderFiles, drawings: Drawings) -> nn.Module:
-    allow_torchvision_import()
     if files.family == "open_clip":
         import open_clip
 

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from lugpi_core.files import whole_folder
-from lugpi_core.runtime.embedded_models import embedded_model
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.pretrained import embedded_model
 
 _SEED = 0
 _CONTEXT = 77
@@ -66,7 +65,6 @@ SMALL = DrawingSizes(
 
 def meta_unet(sizes: DrawingSizes) -> nn.Module:
     """Return the UNet on the meta device."""
-    allow_torchvision_import()
     from diffusers import UNet2DConditionModel
 
     return _on_meta(
@@ -83,7 +81,6 @@ def meta_unet(sizes: DrawingSizes) -> nn.Module:
 
 def meta_vae(sizes: DrawingSizes) -> nn.Module:
     """Return the VAE, encoder and decoder, on the meta device."""
-    allow_torchvision_import()
     from diffusers import AutoencoderKL
 
     return _on_meta(
@@ -101,7 +98,6 @@ def meta_vae(sizes: DrawingSizes) -> nn.Module:
 
 def meta_text_encoder(sizes: TextSizes) -> nn.Module:
     """Return the text encoder on the meta device."""
-    allow_torchvision_import()
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -119,7 +115,6 @@ def meta_text_encoder(sizes: TextSizes) -> nn.Module:
 
 def meta_tiny_decoder() -> nn.Module:
     """Return TAESD on the meta device: diffusers' own defaults."""
-    allow_torchvision_import()
     from diffusers import AutoencoderTiny
 
     return _on_meta(AutoencoderTiny)
@@ -127,7 +122,6 @@ def meta_tiny_decoder() -> nn.Module:
 
 def meta_clip(architecture: str) -> nn.Module:
     """Return the open_clip model of that name on the meta device, its ``visual`` in real size."""
-    allow_torchvision_import()
     import open_clip
 
     return _on_meta(lambda: open_clip.CLIP(**_clip_config(architecture)))
@@ -135,7 +129,6 @@ def meta_clip(architecture: str) -> nn.Module:
 
 def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
     """Write a diffusers folder with random weights of ``dtype`` and return it: 2.6 GB in float16, 5.2 GB in float32 for the real sizes."""
-    allow_torchvision_import()
     from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
 

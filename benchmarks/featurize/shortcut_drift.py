@@ -16,7 +16,7 @@ from benchmarks.harness import finish
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
 from lugpi_core.command_line import say
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.reader import ColumnReader, token_columns_of
 
 # What is changed, as flags of featurize.
@@ -40,7 +40,7 @@ class Drawn:
 
 def measure(*, generator: str, encoder: str, steps: int, drawings: int, record: bool) -> dict[str, Any]:
     """Return for each shortcut how alike its tokens are to those without it, beside those of another seed, and how much faster it is."""
-    quiet_libraries()
+    prepare_libraries()
     common: dict[str, Any] = {"dataset": "demo", "limit": drawings, "generator": generator, "encoders": (encoder,), "steps": steps}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="--limit leaves no train example")  # nothing is trained here

@@ -19,8 +19,7 @@ from benchmarks.harness import finish
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
-from lugpi_core.runtime.libraries import quiet_libraries
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.quantize import dequantize, quantize
 from train.data.image_tokens import open_image_tokens
 from train.data.teacher_outputs import WEIGHTS
@@ -40,8 +39,7 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
     """Return the cosines and the share of equal decisions of each case, the bytes of int8 over float16, and whether it is enough."""
-    quiet_libraries()
-    allow_torchvision_import()
+    prepare_libraries()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="--limit leaves no train example")  # what the teacher scores is not the question
         cases = _demo(Path(folder), smoke=smoke)

@@ -36,7 +36,7 @@ from benchmarks.train.training_cases import (
     vision_tower,
 )
 from lugpi_core.command_line import say
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.batching import Part
 from train.data.training_data import Batch
 from train.learning.loop import Learner
@@ -65,7 +65,7 @@ def measure(*, smoke: bool, record: bool, data_dir: Path) -> dict[str, Any]:
         record: keep the figures in benchmarks/results/.
         data_dir: the corpora's archives, whose lengths the epochs have; without them that part says so.
     """
-    quiet_libraries()
+    prepare_libraries()
     torch.manual_seed(0)
     sizes = SMALL if smoke else Sizes()
     figures: dict[str, Any] = {

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lugpi_core.runtime.device import Compute, resolve_compute
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 from lugpi_core.store.reader import Rows
 from train.data.privileged import Pictures
 from train.data.teacher_outputs import TeacherOutputs
@@ -79,7 +78,6 @@ class RandomTokens:
 
 def text_config(sizes: Sizes) -> Any:
     """Return a DistilBERT configuration."""
-    allow_torchvision_import()
     from transformers import DistilBertConfig
 
     return DistilBertConfig(num_labels=CLASSES, vocab_size=VOCABULARY, **vars(sizes))
@@ -178,7 +176,6 @@ def distilled(output: Output, batch: Batch) -> torch.Tensor:
 
 def vision_tower(encoder: Encoder, *, small: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a frozen open_clip tower with random weights: float32 [B, 3, 224, 224] → tokens [B, T, I]."""
-    allow_torchvision_import()
     import open_clip
     from open_clip.transformer import VisionTransformer
 

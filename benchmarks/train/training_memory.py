@@ -26,7 +26,7 @@ from benchmarks.train.training_cases import (
     teacher_learner,
 )
 from lugpi_core.command_line import say
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import peak_memory_bytes
 from train.learning.loop import Learner
 
@@ -38,7 +38,7 @@ SEEDS = (0, 1, 2)
 
 def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
     """Return the peak memory of every model, with both optimizers, and what both reach on the embedded corpus."""
-    quiet_libraries()
+    prepare_libraries()
     length = 16 if smoke else (512 if torch.cuda.is_available() else 256)
     cases = {
         f"{model}, {optimizer}": _in_a_process(model, optimizer, length, smoke=smoke)
@@ -60,7 +60,7 @@ def _in_a_process(model: str, optimizer: str, length: int, *, smoke: bool) -> di
 
 def case(model: str, optimizer: str, length: int, smoke: bool) -> dict[str, Any]:
     """Return bytes after the model is loaded and at the peak of two steps, and those of the optimizer's state."""
-    quiet_libraries()
+    prepare_libraries()
     rows = np.arange(BATCH)
     step_of(_learner(model, optimizer, 16, smoke=True), rows)()  # what the libraries take is nobody's
     if torch.cuda.is_available():

@@ -17,9 +17,9 @@ PARTS = ("generator", "tiny", "clip-demo", "vit-demo", "text")
 
 def assemble(recipe: Recipe, folder: Path) -> Path:
     """Write the six models of a recipe, training what is not trained yet; return the folder."""
-    from lugpi_core.runtime.libraries import quiet_libraries
+    from lugpi_core.runtime.libraries import prepare_libraries
 
-    quiet_libraries()
+    prepare_libraries()
     with whole_folder(folder) as partial:
         _write_generator(recipe, partial / "generator")
         recipe.tiny().half().to(memory_format=torch.contiguous_format).save_pretrained(partial / "tiny")

@@ -26,9 +26,9 @@ def make(options: EmojiOptions) -> dict[str, Any]:
     from dev.embedded_models.assembly import assemble
     from dev.embedded_models.recipe import DRAWINGS, STEPS, Recipe
     from dev.embedded_models.world import load_world
-    from lugpi_core.runtime.libraries import quiet_libraries
+    from lugpi_core.runtime.libraries import prepare_libraries
 
-    quiet_libraries()
+    prepare_libraries()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     world = load_world(options.wordnet, font=options.font, cldr=options.cldr)

@@ -13,7 +13,6 @@ from torch import nn
 from dev.embedded_models.placing import SIDE_PX, STILL, Placing, placed
 from dev.embedded_models.sight import DrawPair
 from dev.embedded_models.words import HEADS, WIDTH
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 CHANNELS, SIDE = 8, SIDE_PX // 8
 _VAE_BLOCKS = (16, 32, 64, 64)
@@ -25,7 +24,6 @@ _NEAR_STILL = Placing(scale=(0.9, 1.0), shift=0.03, flip=True)
 
 def autoencoder() -> Any:
     """Return a new AutoencoderKL for pictures of 64 px."""
-    allow_torchvision_import()
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -41,7 +39,6 @@ def autoencoder() -> Any:
 
 def tiny_decoder() -> Any:
     """Return a new AutoencoderTiny for the same latents."""
-    allow_torchvision_import()
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(
@@ -56,7 +53,6 @@ def tiny_decoder() -> Any:
 def unet() -> Any:
     """Return a new UNet2DConditionModel. Beside the cross attention of its middle, what the words say together scales and shifts every
     block with the time, as in Saharia et al. 2022 (arXiv 2205.11487, §2.3)."""
-    allow_torchvision_import()
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -79,7 +75,6 @@ def unet() -> Any:
 def scheduler() -> Any:
     """Return DDIM over velocities, with noise alone at the last step, and steps counted from there (Lin et al. 2023, arXiv 2305.08891,
     §3): a few steps then begin where the training ended."""
-    allow_torchvision_import()
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -95,7 +90,6 @@ def scheduler() -> Any:
 
 def pipeline(*, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any) -> Any:
     """Return a StableDiffusionPipeline of the parts."""
-    allow_torchvision_import()
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline(

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
-
 _WIDTH, _LAYERS, _HEADS, _LONGEST = 128, 2, 8, 128
 _MASKED = 0.15
 _POOL = 8
@@ -19,7 +17,6 @@ _POOL = 8
 
 def masked_model(tokenizer: Any) -> Any:
     """Return a new DistilBertForMaskedLM."""
-    allow_torchvision_import()
     from transformers import DistilBertConfig, DistilBertForMaskedLM
 
     config = DistilBertConfig(

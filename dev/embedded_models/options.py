@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import require_seed
-from lugpi_core.runtime.embedded_models import FOLDER
+from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER
 
 Part = Literal[
     "bag",
@@ -43,7 +43,7 @@ class EmojiOptions:
     assemble (into --out), card (measure, and write README.md and drawings.png beside)."""
     work_dir: Path = Path("runs/emoji")
     """Where checkpoints and records are kept."""
-    out: Path = FOLDER
+    out: Path = EMBEDDED_FOLDER
     """Where the models go (default: into the package)."""
     seed: int = 0
     """Seed of every training; the same gives the same weights on one machine with as many threads."""

@@ -27,7 +27,6 @@ from dev.embedded_models.words import (
 )
 from dev.embedded_models.world import World
 from lugpi_core.files import make_folder, whole_folder
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _VIEWS = 6
 DRAWINGS = 16_000
@@ -225,7 +224,6 @@ class Recipe:
         if not folder.is_dir():
             with whole_folder(folder) as partial:
                 make(self.world.texts()).save_pretrained(partial)
-        allow_torchvision_import()
         from transformers import CLIPTokenizer, DistilBertTokenizer
 
         return {"clip": CLIPTokenizer, "text": DistilBertTokenizer}[name].from_pretrained(folder, local_files_only=True)

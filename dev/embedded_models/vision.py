@@ -11,7 +11,6 @@ from torch import nn
 from dev.embedded_models.drawing import Rows
 from dev.embedded_models.placing import FREE, SIDE_PX, placed
 from dev.embedded_models.words import CONTEXT, HEADS, JOINT, LAYERS, WIDTH, Tower, contrastive
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 PATCH_PX = 16
 _WIDTH, _LAYERS, _HEAD = 128, 4, 32
@@ -27,7 +26,6 @@ def clip_config(vocabulary: int) -> dict[str, Any]:
 
 def clip(vocabulary: int) -> Any:
     """Return a new CLIP of open_clip."""
-    allow_torchvision_import()
     import open_clip
 
     config = clip_config(vocabulary)
@@ -97,7 +95,6 @@ class ClipLoss:
 
 def vit() -> Any:
     """Return a new ViTModel."""
-    allow_torchvision_import()
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from dev.embedded_models.world import World
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 CONTEXT = 40
 WIDTH, LAYERS, HEADS, JOINT = 160, 2, 5, 160
@@ -24,7 +23,6 @@ _POOL = 8  # batches drawn at once and sorted by length
 def clip_tokenizer(texts: Sequence[str], *, size: int = VOCABULARY) -> Any:
     """Return a CLIPTokenizer with byte pairs of the texts (Sennrich et al. 2016, arXiv 1508.07909): every byte is a token, so that it
     reads anything; the end of a text has the highest number, by which open_clip finds it."""
-    allow_torchvision_import()
     from tokenizers import Tokenizer, models, trainers
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
@@ -50,7 +48,6 @@ def clip_tokenizer(texts: Sequence[str], *, size: int = VOCABULARY) -> Any:
 
 def word_piece_tokenizer(texts: Sequence[str], *, size: int = VOCABULARY, longest: int = 128) -> Any:
     """Return a DistilBertTokenizer with word pieces of the texts; every printable ASCII character is one."""
-    allow_torchvision_import()
     from tokenizers import BertWordPieceTokenizer
     from transformers import DistilBertTokenizer
 
@@ -87,7 +84,6 @@ class Tower(nn.Module):
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
-        allow_torchvision_import()
         from transformers import CLIPTextConfig, CLIPTextModel
 
         config = CLIPTextConfig(

@@ -24,7 +24,6 @@ from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
 from lugpi_core.runtime.pretrained import reason
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 PROMPT, DENOISE, DECODE = "prompt", "denoise", "decode"
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -108,7 +107,6 @@ def decode_flops(generator: Generator, *, dtype: str, decoder_folder: Path | Non
 
 def stages(generator: Generator, encoders: Sequence[EncoderFiles], *, dtype: str, decoder_folder: Path | None = None) -> dict[str, Stage]:
     """Return the stages that ``counted_work`` counts, under the same names; arguments and errors are the same."""
-    allow_torchvision_import()
     computed = getattr(torch, dtype)
     try:
         return {

@@ -19,10 +19,8 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_file, hash_model_folder
 from lugpi_core.runtime.device import Compute
-from lugpi_core.runtime.embedded_models import embedded_model
-from lugpi_core.runtime.pretrained import local_model_folder, reason
+from lugpi_core.runtime.pretrained import embedded_model, local_model_folder, reason
 from lugpi_core.runtime.stopping import raise_wrapped_stop
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 PRESETS: Mapping[str, str] = {
     "clip-vit-b32": "open_clip:ViT-B-32/openai",
@@ -253,7 +251,6 @@ def _found(wanted: str) -> EncoderFiles:
 
 
 def _from_open_clip(wanted: str, architecture_and_weights: str) -> EncoderFiles:
-    allow_torchvision_import()
     import open_clip
 
     architecture, _, weights = architecture_and_weights.partition("/")
@@ -340,7 +337,6 @@ def _open_clip_tower(files: EncoderFiles) -> nn.Module:
 
 
 def _open_clip_model(files: EncoderFiles) -> Any:
-    allow_torchvision_import()
     import open_clip
     from open_clip.transformer import VisionTransformer
 
@@ -364,7 +360,6 @@ def _both_towers(files: EncoderFiles) -> tuple[Any, Any]:
 
 
 def _transformers_tower(files: EncoderFiles) -> nn.Module:
-    allow_torchvision_import()
     import transformers
 
     if files.family in ("clip", "clip_vision_model"):

@@ -17,10 +17,8 @@ from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
-from lugpi_core.runtime.embedded_models import LICENSE, embedded_model
-from lugpi_core.runtime.pretrained import local_model_folder, reason
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, local_model_folder, reason
 from lugpi_core.runtime.stopping import raise_wrapped_stop
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 _FULL, _TINY = "full", "tiny"
 _SOURCES: Mapping[str, str] = {"StableDiffusionPipeline": "madebyollin/taesd", "StableDiffusionXLPipeline": "madebyollin/taesdxl"}
@@ -88,7 +86,7 @@ def _made_for(generator: Generator) -> tuple[str, Path, str | None, str]:
     """Return name, folder, revision and licence of the tiny decoder for a generator's latents."""
     # Another folder may bear the name too (demo=FOLDER); its latents are not for this decoder.
     if generator.name == "demo" and generator.folder == embedded_model("generator"):
-        return "taesd-demo", embedded_model("tiny"), None, LICENSE
+        return "taesd-demo", embedded_model("tiny"), None, EMBEDDED_LICENSE
     source = _SOURCES[generator.pipeline_class]
     folder = local_model_folder(source, patterns=(_CONFIG, _WEIGHTS), flag="--decoder tiny, which is")
     revision = None if Path(source).is_dir() else folder.name  # the hub's cache keeps each commit in a folder of its name
@@ -139,7 +137,6 @@ def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
     Raises:
         InputError: the weights do not load or do not fit the configuration.
     """
-    allow_torchvision_import()
     from diffusers import AutoencoderTiny
     from safetensors import SafetensorError
 

@@ -15,9 +15,7 @@ from typing import Any, Literal, get_args
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
-from lugpi_core.runtime.embedded_models import LICENSE, embedded_model
-from lugpi_core.runtime.pretrained import reason
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, reason
 
 Scheduler = Literal["own", "ddim", "dpm++", "euler"]
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -65,7 +63,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         steps=4,
         guidance=3.0,
         scheduler="ddim",
-        license=LICENSE,
+        license=EMBEDDED_LICENSE,
         notice="the embedded generator draws emoji: what its pictures do for a corpus says little of what Stable Diffusion's would do",
     ),
 }
@@ -193,7 +191,6 @@ def _variant_in(folder: Path, *, half: bool) -> str | None:
 
 
 def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]:
-    allow_torchvision_import()
     from diffusers import DiffusionPipeline
     from diffusers.utils.hub_utils import httpx  # the client that the installed hub library uses
 

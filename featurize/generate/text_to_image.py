@@ -25,7 +25,6 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.stopping import raise_wrapped_stop
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +265,6 @@ def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.
     Raises:
         InputError: the tokenizer does not load.
     """
-    allow_torchvision_import()
     from transformers import CLIPTokenizer
 
     with _one_line_when_broken(generator):
@@ -331,7 +329,6 @@ def _one_line_when_broken(generator: Generator) -> Iterator[None]:
 
 
 def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None) -> Any:
-    allow_torchvision_import()
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
@@ -352,7 +349,6 @@ def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None
 
 
 def _load_vae(generator: Generator, dtype: torch.dtype) -> Any:
-    allow_torchvision_import()
     from diffusers import AutoencoderKL
 
     folder = generator.folder / "vae"

@@ -1,16 +1,25 @@
-"""Keep other libraries' import-time advice out of the user's terminal; lugpi says itself, in one line, which device and kernels run."""
+"""Prepare the process for torch, transformers, diffusers and open_clip, before the first of them is imported."""
 
+import importlib.util
 import logging
 import os
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 _CHATTY_LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx", "root")
+_TORCHVISION_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 
 
-def quiet_libraries() -> None:
-    """Silence the libraries' own progress bars and advice; their errors still come through, as exceptions and at level ERROR.
+def prepare_libraries() -> None:
+    """Silence the libraries' progress bars and advice, and let torchvision import even if its compiled part does not fit torch.
 
-    Call once per process, before the first heavy import.
+    Errors still arrive, as exceptions and log records of level ERROR, and the user's own settings stay. Every command and every function of
+    the Python API that runs a model calls this first, before it imports a model library; calling it again changes nothing. Imports torch.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -20,3 +29,48 @@ def quiet_libraries() -> None:
         logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
     for module in ("torch", "transformers", "diffusers", "xformers", "bitsandbytes", "open_clip", "timm", "huggingface_hub"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    declare_torchvision_operators()
+
+
+def declare_torchvision_operators() -> bool:
+    """Declare torchvision's operators if its compiled part does not load; return whether they had to be declared.
+
+    open_clip imports torchvision, and so do transformers and diffusers if it is installed. A torchvision built for CUDA next to a CPU build
+    of torch cannot load its compiled operators; importing it then fails with ``operator torchvision::nms does not exist``, and so do the
+    other three. lugpi calls none of these operators: the schemas of the two that torchvision names at import time are enough. Calling one
+    of them still fails, as it should.
+    """
+    if _declared:
+        return True
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or _compiled_part_loads(Path(spec.origin).parent):
+        return False
+    _declare()
+    return True
+
+
+def _compiled_part_loads(package: Path) -> bool:
+    from torch import ops
+
+    load: Callable[[str], None] = ops.load_library
+    for library in (*package.glob("_C*.so"), *package.glob("_C*.pyd"), *package.glob("_C*.dylib")):
+        try:
+            load(str(library))
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _declare() -> None:
+    from torch import library as torch_library
+
+    new_library: Callable[..., Any] = torch_library.Library
+    library = new_library("torchvision", "DEF")
+    for schema in _TORCHVISION_SCHEMAS:
+        library.define(schema)
+    _declared.append(library)
+
+
+# A Library object withdraws its schemas when it is collected.
+_declared: list[object] = []

@@ -1,12 +1,33 @@
-"""Find a model's files: a local folder as it is, a hub id through the hub's cache. Only safetensors, never pickles, never remote code."""
+"""Find and load pretrained models: embedded ones, a local folder as it is, or a hub id through the hub's cache.
+
+Only safetensors, never pickles, never remote code.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.stopping import raise_wrapped_stop
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "embedded"
+EMBEDDED_LICENSE = "Apache-2.0"
+
+
+def embedded_model(name: str) -> Path:
+    """Return the folder of one of the small models that are shipped with the package (trained by ``python -m dev.embedded_models``).
+
+    ``name`` is ``generator`` (Stable Diffusion), ``tiny`` (a TAESD for its latents), ``clip-demo`` (open_clip), ``vit-demo`` (ViT) or
+    ``text`` (DistilBERT).
+
+    Raises:
+        InputError: the package was installed without it.
+    """
+    folder = EMBEDDED_FOLDER / name
+    if not folder.is_dir():
+        raise InputError(got=f"no {folder}", expected="the embedded models that come with lugpi", do="install the package again")
+    return folder
 
 
 def local_model_folder(source: str, *, revision: str | None = None, patterns: Sequence[str] = MODEL_FILES, flag: str) -> Path:
@@ -42,8 +63,29 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
 
 
 @contextmanager
+def loading(what: object, *, expected: str, do: str) -> Iterator[None]:
+    """Turn what the model libraries raise inside the block into one InputError: got ``what``, which does not load, and why.
+
+    An InputError passes unchanged, and so does an interrupt that a library has wrapped in an error of its own.
+
+    Raises:
+        InputError: a file is missing, damaged, or does not fit its configuration.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except InputError:
+        raise
+    # open_clip asserts that shapes fit; diffusers raises KeyError and TypeError at incomplete configurations.
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError) as error:
+        raise_wrapped_stop(error)
+        raise InputError(got=f"{what}, which does not load ({reason(error)})", expected=expected, do=do) from None
+
+
+@contextmanager
 def only_local_files() -> Iterator[None]:
-    """Let the hub's client find inside the block what is on this machine, and download nothing."""
+    """Let the hub's client download nothing inside the block, and find only what is on this machine."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True

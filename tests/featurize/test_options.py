@@ -16,7 +16,7 @@ from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder, find_encoder
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import resolve_compute
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 from lugpi_core.store.manifest import MANIFEST, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from tests.support.small_corpus import load_no_model, poison

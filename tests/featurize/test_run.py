@@ -21,7 +21,7 @@ import torch
 
 from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import ROOT, Command
 from tests.support.small_corpus import load_no_model
 

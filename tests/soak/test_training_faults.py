@@ -57,7 +57,7 @@ def tiny_text_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
-    from lugpi_core.runtime.embedded_models import embedded_model
+    from lugpi_core.runtime.pretrained import embedded_model
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model("text"))
     with torch.random.fork_rng(devices=[]):

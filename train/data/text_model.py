@@ -11,10 +11,8 @@ from torch import nn
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_model_folder
-from lugpi_core.runtime.embedded_models import LICENSE, embedded_model
-from lugpi_core.runtime.pretrained import MODEL_FILES, local_model_folder, reason
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, MODEL_FILES, embedded_model, local_model_folder, reason
 from lugpi_core.runtime.stopping import raise_wrapped_stop
-from lugpi_core.runtime.torchvision_ops import allow_torchvision_import
 
 LONGEST = 512
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -45,7 +43,7 @@ class TextModel:
     def license(self) -> str:
         """The licence that the model's own card states."""
         if self.name == "demo":
-            return LICENSE
+            return EMBEDDED_LICENSE
         card = self.folder / "README.md"
         stated = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
         return stated[1] if stated else "see its own card"
@@ -57,7 +55,6 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
     Raises:
         InputError: not a folder, not on the hub, no safetensors weights, not a Hugging Face text model, or a length it cannot read.
     """
-    allow_torchvision_import()
     from transformers import AutoConfig, AutoTokenizer
 
     folder = embedded_model("text") if name == "demo" else local_model_folder(name, patterns=(*MODEL_FILES, "README.md"), flag=flag)

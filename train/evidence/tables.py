@@ -12,7 +12,7 @@ from lugpi_core.corpora.options import dataset_name, store_folder
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import write_json, write_text
 from lugpi_core.runtime.device import half_for_training, resolve_compute
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.reader import token_columns_of
 from train.evidence.fidelity import CAPTION, TITLE, fidelity_figures
 from train.evidence.found_models import Recorded, has_more, recorded_columns, recorded_models, unlike_settings
@@ -49,7 +49,7 @@ def tables(options: TablesOptions) -> dict[str, Any]:
             hold.
         Stopped: a signal asked for it; what is done is kept.
     """
-    quiet_libraries()
+    prepare_libraries()
     sources = Sources()
     if options.train:  # first: of a corpus that is not there, nothing else is worth telling
         sources.corpus(options)

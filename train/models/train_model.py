@@ -14,7 +14,7 @@ from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute, seed_everything
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from train.data.image_tokens import place_tokens, training_bytes
 from train.data.privileged import Pictures
@@ -106,7 +106,7 @@ class Run:
 
 
 def _train(options: TrainOptions, name: str) -> dict[str, Any]:
-    quiet_libraries()
+    prepare_libraries()
     require_trackers(options.track)
     compute = resolve_compute(options.device, options.dtype, half=half_for_training())
     folder = options.run / (options.name or name)

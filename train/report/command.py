@@ -22,7 +22,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.files import write_text
 from lugpi_core.fingerprint import digest
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails
@@ -51,7 +51,7 @@ def report(options: ReportOptions) -> dict[str, Any]:
     Raises:
         InputError: no finished model, models of another corpus, no such student, or damaged predictions.
     """
-    quiet_libraries()
+    prepare_libraries()
     if not finished_folders(options.run):
         raise InputError(
             got=f"no finished model in {options.run}",

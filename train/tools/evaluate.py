@@ -22,7 +22,7 @@ from lugpi_core.corpora.user_files import Table, file_table, text_table
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json, whole_file
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.pretrained import reason
 from lugpi_core.runtime.stopping import raise_wrapped_stop
 from train.data.text_model import TextModel, find_text_model
@@ -76,7 +76,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         InputError: the folder is no finished classifier, or anything about the file; no output is left then.
     """
-    quiet_libraries()
+    prepare_libraries()
     if options.written.is_dir():
         raise InputError(got=f"--output {options.written}, a folder", expected="a file", do="give a name ending in .csv")
     found = read_texts(options)

@@ -19,7 +19,7 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.pretrained import reason
 from train.data.text_model import TextModel
 from train.options.tools import OnnxOptions
@@ -44,7 +44,7 @@ def onnx(options: OnnxOptions) -> dict[str, Any]:
         InputError: a package is missing, the folder is no finished classifier, it cannot be exported or takes 2 GB, or onnxruntime's logits
             differ by more than 1e-4; no file is left then.
     """
-    quiet_libraries()
+    prepare_libraries()
     require_packages()
     classifier = load_classifier(options.model)
     weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in classifier.model.parameters())

@@ -29,7 +29,7 @@ from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime.libraries import prepare_libraries
 from train.learning.checkpoint import load_checkpoint, remove_checkpoints
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
@@ -59,7 +59,7 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
             another command, or every trial failed.
         Stopped: a signal asked for it; what is done is kept.
     """
-    quiet_libraries()
+    prepare_libraries()
     _require_possible(options)
     compute = resolve_compute(options.device, options.dtype, half=half_for_training())
     _require_losses(options)

@@ -1,15 +1,20 @@
-"""Other libraries keep quiet, but for errors; the user's own settings stay."""
+"""Other libraries stay quiet except for errors, and torchvision imports whatever its compiled part is."""
 
+import importlib.machinery
+import importlib.util
 import logging
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
-from lugpi_core.runtime.libraries import quiet_libraries
+from lugpi_core.runtime import libraries
+from lugpi_core.runtime.libraries import declare_torchvision_operators, prepare_libraries
 from tests.support.checkout import ROOT
 
 SETTINGS = {
@@ -35,7 +40,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("untouched")
 def test_the_libraries_are_told_to_say_errors_only() -> None:
-    quiet_libraries()
+    prepare_libraries()
     assert {name: os.environ[name] for name in SETTINGS} == SETTINGS
     assert {logging.getLogger(name).level for name in LOGGERS} == {logging.ERROR}
 
@@ -44,7 +49,7 @@ def test_the_libraries_are_told_to_say_errors_only() -> None:
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SETTINGS:
         monkeypatch.setenv(name, "chosen")
-    quiet_libraries()
+    prepare_libraries()
     assert {os.environ[name] for name in SETTINGS} == {"chosen"}
 
 
@@ -54,12 +59,132 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_warnings_of_the_libraries_are_dropped_and_all_others_kept(module: str, heard: bool) -> None:
     warnings.simplefilter("always")
-    quiet_libraries()
+    prepare_libraries()
     with warnings.catch_warnings(record=True) as caught:
         warnings.warn_explicit("advice", UserWarning, "file.py", 1, module=module)
     assert bool(caught) == heard
 
 
-def test_keeping_quiet_imports_nothing_heavy() -> None:
-    code = "import sys, lugpi_core.runtime.libraries as q; q.quiet_libraries(); assert not {'torch', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+# What torchvision 0.28 does at import time: name the operators.
+FAKE = """
+import torch
+
+@torch.library.register_fake("torchvision::nms")
+def nms(dets, scores, iou_threshold):
+    return dets
+
+@torch.library.register_fake("torchvision::qnms")
+def qnms(dets, scores, iou_threshold):
+    return dets
+"""
+
+IMPORT_FAKE = """
+import torch
+from lugpi_core.runtime.libraries import _declared, declare_torchvision_operators
+
+assert declare_torchvision_operators() is True
+assert declare_torchvision_operators() is True
+assert len(_declared) == 1
+import torchvision
+
+assert torchvision.__file__.startswith("{folder}")
+for name in ("nms", "qnms"):
+    schema = str(getattr(torch.ops.torchvision, name).default._schema)
+    assert schema == f"torchvision::{{name}}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", schema
+try:
+    torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+except NotImplementedError:
+    print("calling it still fails")
+"""
+
+IMPORT_REAL = """
+from lugpi_core.runtime.libraries import prepare_libraries
+
+prepare_libraries()
+prepare_libraries()
+import open_clip, transformers, diffusers
+print(open_clip.__version__, transformers.__version__, diffusers.__version__)
+"""
+
+
+def _python(code: str, *folders: Path) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*folders, ROOT)))}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_open_clip_transformers_and_diffusers_import_whatever_torchvision_is_installed() -> None:
+    done = _python(IMPORT_REAL)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 3
+
+
+def test_a_torchvision_without_its_compiled_part_has_its_two_schemas_declared_once(tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(FAKE)
+    (tmp_path / "torchvision" / "_C.so").write_bytes(b"not a library of this machine")
+    done = _python(IMPORT_FAKE.format(folder=tmp_path), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "calling it still fails"
+
+
+@pytest.fixture
+def declarations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each declaration; ``torchvision`` is an empty package of the test's."""
+    spec = importlib.machinery.ModuleSpec("torchvision", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "torchvision" else None)
+    declared: list[object] = []
+    monkeypatch.setattr(libraries, "_declared", declared)
+    monkeypatch.setattr(libraries, "_declare", lambda: declared.append(1))
+    return declared
+
+
+def test_calling_it_twice_does_nothing_new(declarations: list[object]) -> None:
+    assert declare_torchvision_operators() is True
+    assert declare_torchvision_operators() is True
+    assert declarations == [1]
+
+
+@pytest.mark.parametrize("name", ["_C.so", "_C.cpython-311-x86_64-linux-gnu.so", "_C.pyd", "_C.dylib"])
+def test_where_the_compiled_part_loads_nothing_is_declared(
+    tmp_path: Path, declarations: list[object], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    loaded: list[str] = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    assert declare_torchvision_operators() is False
+    assert loaded == [str(tmp_path / name)]
+    assert declarations == []
+
+
+def test_one_compiled_part_of_several_that_loads_is_enough(
+    tmp_path: Path, declarations: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_C.so").write_bytes(b"")
+    (tmp_path / "_C.dylib").write_bytes(b"")
+
+    def load(path: str) -> None:
+        if path.endswith(".so"):
+            raise OSError("undefined symbol")
+
+    monkeypatch.setattr(torch.ops, "load_library", load)
+    assert declare_torchvision_operators() is False
+    assert declarations == []
+
+
+def test_where_the_compiled_part_does_not_load_the_schemas_are_declared(
+    tmp_path: Path, declarations: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_C.so").write_bytes(b"")
+
+    def load(path: str) -> None:
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr(torch.ops, "load_library", load)
+    assert declare_torchvision_operators() is True
+    assert declarations == [1]
+
+
+def test_without_torchvision_nothing_is_declared(declarations: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert declare_torchvision_operators() is False
+    assert declarations == []

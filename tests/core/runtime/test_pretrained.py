@@ -5,10 +5,12 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
 
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.pretrained import MODEL_FILES, local_model_folder, reason
+from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER, MODEL_FILES, embedded_model, loading, local_model_folder, reason
 
 
 @pytest.fixture
@@ -93,3 +95,47 @@ def test_a_download_that_breaks_off_is_one_line_too(monkeypatch: pytest.MonkeyPa
 )
 def test_the_reason_is_one_short_line(message: str, shown: str) -> None:
     assert reason(OSError(message)) == shown
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError])
+def test_what_libraries_raise_while_loading_becomes_one_line(error: type[Exception]) -> None:
+    with pytest.raises(InputError) as caught, loading("a/folder", expected="weights", do="get them again"):
+        raise error("shape\nmismatch")
+    assert str(caught.value).startswith("got a/folder, which does not load (")
+    assert str(caught.value).endswith("shape); expected weights; get them again") or error is KeyError
+    assert caught.value.__suppress_context__
+
+
+def test_input_errors_and_other_errors_pass_through_loading() -> None:
+    own = InputError(got="a", expected="b", do="c")
+    for error in (own, ZeroDivisionError()):
+        with pytest.raises(type(error)) as caught, loading("x", expected="y", do="z"):
+            raise error
+        assert caught.value is error
+
+
+def test_an_interrupt_that_a_library_wrapped_is_raised_again() -> None:
+    def wrapped() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise RuntimeError("loading failed") from interrupt
+
+    with pytest.raises(KeyboardInterrupt), loading("x", expected="y", do="z"):
+        wrapped()
+
+
+def test_the_embedded_models_are_small_and_in_half_precision() -> None:
+    files = sorted(EMBEDDED_FOLDER.rglob("*.safetensors"))
+    assert {path.relative_to(EMBEDDED_FOLDER).parts[0] for path in files} == {"generator", "tiny", "clip-demo", "vit-demo", "text"}
+    assert sum(path.stat().st_size for path in EMBEDDED_FOLDER.glob("*/**/*") if path.is_file()) <= 25_000_000
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            dtypes = {file.get_tensor(name).dtype for name in sorted(file.keys())}
+        assert dtypes <= {torch.float16, torch.int64}, path
+
+
+def test_a_package_without_embedded_models_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lugpi_core.runtime.pretrained.EMBEDDED_FOLDER", tmp_path)
+    with pytest.raises(InputError, match="install the package again"):
+        embedded_model("text")

@@ -19,7 +19,7 @@ from featurize.cost.stage_cost import Stage, StageWork, _count, counted_work, st
 from featurize.encode.image_encoder import EncoderFiles, Preprocessing, find_encoder
 from featurize.generate.generators import Generator, GeneratorPreset, find_generator, generator_settings
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.embedded_models import FOLDER
+from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER
 
 TERA, MEGA = 1e12, 1e6
 SD2_UNET: dict[str, Any] = {
@@ -219,7 +219,7 @@ def test_the_demos_weights_are_those_of_its_files(demo: tuple[Generator, list[En
     work = counted_work(*demo, dtype="float32")
     files = {"denoise": "generator/unet/diffusion_pytorch_model", "decode": "generator/vae/diffusion_pytorch_model"}
     for name, file in files.items():
-        weights = load_file(FOLDER / f"{file}.safetensors")
+        weights = load_file(EMBEDDED_FOLDER / f"{file}.safetensors")
         assert work[name].weight_bytes == sum(4 * tensor.numel() for tensor in weights.values())  # the files have them in float16
 
 

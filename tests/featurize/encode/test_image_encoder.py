@@ -21,7 +21,7 @@ from torch import nn
 from featurize.encode.image_encoder import DEMO_ENCODERS, PRESETS, EncoderFiles, ImageEncoder, expand_encoders, find_encoder
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SMALL = {"image_size": 48, "patch_size": 16, "width": 64, "layers": 2, "head_width": 16}

@@ -247,8 +247,8 @@ def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pyte
 # Draws compiled and uncompiled, and prints how far they are from each other.
 COMPILE = """
 import json, sys, torch
-from lugpi_core.runtime.libraries import quiet_libraries
-quiet_libraries()
+from lugpi_core.runtime.libraries import prepare_libraries
+prepare_libraries()
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import resolve_compute

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from featurize.generate.decoders import DecoderFiles, find_decoder, load_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.generate.deepcache import DeepReuse
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 
 SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
 SMALL = {"attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 4}

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from featurize.generate.generators import PRESETS, Generator, GeneratorPreset, find_generator, generator_settings
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NOTHING = dict.fromkeys(("steps", "guidance", "scheduler", "size_px"))

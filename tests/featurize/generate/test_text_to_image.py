@@ -20,7 +20,7 @@ from featurize.generate.text_to_image import TextToImage, prompts_are_cut
 from featurize.plan.drawings import drawing_seed
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 
 # diffusers' schedulers meet NumPy 2 with it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -14,7 +14,7 @@ import torch
 from lugpi_core.command_line import run
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import ROOT
 from train.options.tools import EvaluateOptions
 from train.tools.evaluate import class_columns, evaluate, label_numbers, load_classifier, predicted_logits

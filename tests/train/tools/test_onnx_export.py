@@ -13,7 +13,7 @@ import torch
 
 import train.tools.onnx_export as exporting
 from lugpi_core.command_line import run
-from lugpi_core.runtime.embedded_models import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model
 from train.options.tools import OnnxOptions
 from train.tools.evaluate import load_classifier
 from train.tools.onnx_export import check_batches, onnx

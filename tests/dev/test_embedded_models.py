@@ -1,56 +1,35 @@
-"""The embedded models: small, of the real ones' classes, and with a meaning that can be asserted."""
+"""The embedded models: what their generator draws is recognised by their encoders, and the card matches the record."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from dev.embedded_models.measures import Artist, Clip, clean_pictures, demo_glosses, pooled, probe
 from dev.embedded_models.sources import CLDR, FONT, load_emoji, rendered
 from dev.embedded_models.world import PICTURE_PX
 from featurize.encode.image_encoder import ImageEncoder, find_encoder
-from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
-from lugpi_core.runtime.embedded_models import FOLDER, embedded_model
-
-MOST_BYTES = 25_000_000
-
-
-def test_all_of_them_are_small_and_in_half_precision() -> None:
-    files = sorted(FOLDER.rglob("*.safetensors"))
-    assert {path.relative_to(FOLDER).parts[0] for path in files} == {"generator", "tiny", "clip-demo", "vit-demo", "text"}
-    assert sum(path.stat().st_size for path in FOLDER.glob("*/**/*") if path.is_file()) <= MOST_BYTES
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            kinds = {file.get_tensor(name).dtype for name in sorted(file.keys())}
-        assert kinds <= {torch.float16, torch.int64}, path
-
-
-def test_a_package_without_them_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lugpi_core.runtime.embedded_models.FOLDER", tmp_path)
-    with pytest.raises(InputError, match="install the package again"):
-        embedded_model("text")
+from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER
 
 
 def test_the_card_says_what_the_record_says() -> None:
-    record = json.loads((FOLDER / "record.json").read_text())
-    card = (FOLDER / "README.md").read_text()
+    record = json.loads((EMBEDDED_FOLDER / "record.json").read_text())
+    card = (EMBEDDED_FOLDER / "README.md").read_text()
     for path, size in record["bytes"].items():
-        assert (FOLDER / path).stat().st_size == size, "the models are not those that were measured"
+        assert (EMBEDDED_FOLDER / path).stat().st_size == size, "the models are not those that were measured"
     assert f"{record['measured']['retrieval']['name_first']:.1%}" in card
     assert all(one["loss"][-1] < one["loss"][0] for one in record["trained"].values())
 
 
 @pytest.fixture(scope="module")
 def clip() -> Clip:
-    return Clip(FOLDER)
+    return Clip(EMBEDDED_FOLDER)
 
 
 @pytest.fixture(scope="module")
 def artist() -> Artist:
-    return Artist(FOLDER)
+    return Artist(EMBEDDED_FOLDER)
 
 
 def test_a_drawing_of_a_red_apple_is_nearer_to_the_apple_than_nearly_all_others(artist: Artist) -> None:
