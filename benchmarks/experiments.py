@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli import DemoOptions, RealOptions
 from benchmarks.harness import finish
+from benchmarks.options import DemoOptions, RealOptions
 from lugpi_core.command_line import say
 from lugpi_core.corpora.demo import DEMO_MORE
 from lugpi_core.errors import InputError

@@ -80,7 +80,7 @@ def test_a_benchmark_runs_at_smoke_size(question: str, capsys: pytest.CaptureFix
 
 def test_all_asks_every_question_that_needs_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
-    names = ("store_speed", "featurize_speed", "train_speed", "training_memory", "token_fidelity")
+    names = ("store.store_speed", "featurize.featurize_speed", "train.train_speed", "train.training_memory", "train.int8_drift")
     for name in names:
 
         def measure(*, smoke: bool, record: bool, name: str = name, **own: Any) -> dict[str, bool]:

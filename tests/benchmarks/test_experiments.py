@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks import experiments, harness
-from benchmarks.cli import DemoOptions, RealOptions, main
+from benchmarks.cli import main
+from benchmarks.options import DemoOptions, RealOptions
 from lugpi_core.errors import InputError
 
 

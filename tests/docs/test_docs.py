@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cli import BenchmarkOptions, DemoOptions, DrawingOptions, PicturesOptions, RealOptions, TrainingOptions
+from benchmarks.options import BenchmarkOptions, DemoOptions, DriftOptions, GenerationOptions, RealOptions, TrainingOptions
 from dev.embedded_models.options import EmojiOptions
 from lugpi_core.command_line import parse
 from tests.support.checkout import ROOT
@@ -36,9 +36,9 @@ PARSERS = {
     "fidelity": BenchmarkOptions,
     "memory": BenchmarkOptions,
     "all": BenchmarkOptions,
-    "featurize": DrawingOptions,
+    "featurize": GenerationOptions,
     "train": TrainingOptions,
-    "pictures": PicturesOptions,
+    "pictures": DriftOptions,
     "demo": DemoOptions,
     "real": RealOptions,
 }

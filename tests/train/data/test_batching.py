@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.checkout import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
+from tests.support.checkout import DATA
 from train.data.batching import batches_of_like_length, epoch_batches, padding_share, parts_of
 from train.data.text_model import find_text_model
 from train.data.token_ids import token_ids

@@ -11,14 +11,14 @@ import torch
 from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
+from train.data import image_tokens as module
 from train.data.batching import epoch_batches
 from train.data.image_tokens import ImageTokens, TokensOn, TokenSource, choose_place, open_image_tokens, place_tokens, training_bytes
 from train.data.privileged import Pictures
 from train.data.training_data import TrainingData
-from train.data import image_tokens as module
 
 CPU = torch.device("cpu")
 PLACES: tuple[TokensOn, ...] = ("disk", "device", "pinned")

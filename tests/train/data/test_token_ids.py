@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.train.data.test_text_model import corpus_of, roberta_folder
 
+from tests.train.data.test_text_model import corpus_of, roberta_folder
 from train.data.text_model import TextModel, find_text_model
 from train.data.token_ids import FOLDER, TokenIds, token_ids
 

