@@ -1,10 +1,11 @@
 """``python -m featurize verify`` and ``info``: what of a store holds, and what is in it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
+from featurize.run import featurize_command, plan_command
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import flat
@@ -14,18 +15,9 @@ from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.verify import Finding, check_store, flags_of_the_maker, shown_rows, take_back
 
-Featurize = Callable[[FeaturizeOptions, frozenset[int]], dict[str, Any]]
-Prepare = Callable[[FeaturizeOptions], object]
 
-
-def verify(options: VerifyOptions, featurize: Featurize, prepare: Prepare) -> dict[str, Any]:
-    """Name what does not hold in a store; with ``repair`` make it again. Figures: the findings before and after.
-
-    Args:
-        options: the flags.
-        featurize: makes what is missing in a store, the given drawings in float32.
-        prepare: looks whether it could, and raises InputError when it could not; before anything is taken back.
-    """
+def verify(options: VerifyOptions) -> dict[str, Any]:
+    """Name what does not hold in a store; with ``repair`` make it again. Figures: the findings before and after."""
     deep = options.deep or options.repair
     findings = _found(options)
     say(f"{options.store}: {_summary(findings)}" + ("" if deep or findings else "; --deep reads every byte"))
@@ -40,11 +32,11 @@ def verify(options: VerifyOptions, featurize: Featurize, prepare: Prepare) -> di
         return figures
     runs = _runs(options.store, findings)
     for run in runs:
-        prepare(run)
+        plan_command(run)  # raises before anything is taken back
     for busy in take_back(options.store, findings):
         say(f"left as it is: {busy}")
     failed = frozenset(row for finding in findings if finding.kind == "flagged" for row in finding.rows)
-    made = [featurize(run, failed)["rows"] for run in runs]
+    made = [featurize_command(run, retry=failed)["rows"] for run in runs]
     left = _found(options)
     say(f"{options.store}: after the repair {_summary(left)}")
     return {**figures, "complete": not left, "made_again": made, "findings_left": [finding.record() for finding in left]}

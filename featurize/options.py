@@ -1,4 +1,7 @@
-"""The flags of ``python -m featurize``: what each means, its default and its check are written here, once. Imports nothing heavy."""
+"""The settings of featurize, each with its meaning, default and check, and the flags of its commands. Imports nothing heavy.
+
+Commands take a dataclass of flags, which inherits from the settings; below the commands only the settings are known.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,80 +12,134 @@ from lugpi_core.corpora.options import CorpusOptions, default_run_dir, store_fol
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
-# So many, of at most 12 kB each, stay well below 10 MB.
+Scheduler = Literal["own", "ddim", "dpm++", "euler"]
+AttentionChoice = Literal["auto", "xformers", "sdpa"]
+CompileChoice = Literal["auto", "on", "off"]
+# 500 of at most 12 kB each stay well below 10 MB.
 MOST_THUMBNAILS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturizeOptions(CorpusOptions):
-    """Draw an image for every text, encode it with frozen encoders and keep the tokens. The same command again goes on or says it is
-    done. python -m featurize verify, info and inspect look at a store that is there."""
+class Generation:
+    """What is generated: with the prompts and the generator's weights, these settings decide every image.
+
+    Raises:
+        InputError: ``images_per_text`` is below 1, or ``seed`` is no seed. A generator checks the others, for which it has defaults.
+    """
+
+    steps: int | None = None
+    """Denoising steps (default: the generator's)."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 or less turns guidance off (default: the generator's)."""
+    scheduler: Scheduler | None = None
+    """Sampler; own = the one in the generator's folder (default: the generator's)."""
+    size_px: int | None = None
+    """Side of the images in pixels (default: the generator's)."""
+    deepcache: int | None = None
+    """N = run the deep UNet blocks at every N-th step only (DeepCache); faster, but other images (default: the generator's, 1)."""
+    decoder: str = "full"
+    """full (the generator's own), tiny (TAESD, 18 times less work, other tokens; their column is named ENCODER-tiny), or tiny=FOLDER."""
+    images_per_text: int = 1
+    """K images of every text, each from its own noise."""
+    seed: int = 0
+    """Seed of the images; together with the prompt it decides each image."""
+
+    def __post_init__(self) -> None:
+        _require_positive("--images-per-text", self.images_per_text)
+        require_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """What of the generated images is kept, and in which form.
+
+    Raises:
+        InputError: ``shard_rows`` is below 1 or above 2^24.
+    """
+
+    latents: bool = True
+    """Keep each image's latent (32 kB at 512 px), so that encoders can be added without generating the images again."""
+    token_dtype: Literal["float16", "int8"] = "float16"
+    """How tokens are kept; int8, with a scale for each token, takes half the disk (what it costs: python -m benchmarks fidelity)."""
+    shard_rows: int = 1024
+    """Images in one shard file."""
+
+    def __post_init__(self) -> None:
+        _require_positive("--shard-rows", self.shard_rows)
+        if self.shard_rows > 1 << 24:
+            raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run computes. Of these settings only ``dtype`` changes what is in the store.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    batch_size: int | Literal["auto"] = "auto"
+    """Images generated at a time; auto takes the largest power of two that fits, up to 32 on CUDA and 16 on the CPU. If memory runs out
+    all the same, it is halved and the run goes on."""
+    memory_gb: float | None = None
+    """Memory that generating may take, in 10^9 bytes; on CUDA torch keeps to it (default: what is free)."""
+    max_failed: int | None = None
+    """Rows that may fail before the run is given up (default: a twentieth of the images, but no fewer than 16)."""
+    device: DeviceChoice = "auto"
+    """Where to compute; auto takes CUDA if there is a GPU."""
+    dtype: DtypeChoice = "auto"
+    """Precision; auto is float16 on CUDA, float32 on the CPU."""
+    attention: AttentionChoice = "auto"
+    """Attention kernels of the UNet; auto takes those that are faster on this device, as timed at the start."""
+    compile: CompileChoice = "auto"
+    """torch.compile of UNet and decoder; auto compiles on CUDA if the run is long enough for it to pay."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size != "auto":
+            _require_positive("--batch-size", self.batch_size)
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise InputError(got=f"--memory-gb {self.memory_gb}", expected="more than 0", do="give for instance 24")
+        if self.max_failed is not None and self.max_failed < 0:
+            raise InputError(got=f"--max-failed {self.max_failed}", expected="0 or more", do="give for instance 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturizeSettings(Execution, Storage, Generation):
+    """All settings of a run but the names of its models: what is generated, what is kept, how it is computed."""
+
+    def __post_init__(self) -> None:
+        for settings in (Generation, Storage, Execution):
+            settings.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelNames:
+    """Which folder a run fills, and with which models."""
 
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
-    """Draw for a file of texts without labels (.txt with a text a line, .csv, .jsonl, .parquet) in place of the corpus's, for train
+    """Generate images for a file of unlabelled texts (.txt with a text a line, .csv, .jsonl, .parquet) instead of the corpus, for train
     student --unlabelled; the store is tokens-<name of the file>/ in the run."""
     generator: str = "fast"
     """fast (SD v2-base, 512 px, 20 steps), paper (SD v2, 768 px, 50 steps), sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo, demo, a preset's
     weights from a folder as NAME=FOLDER, any Stable Diffusion folder of diffusers, or a hub id owner/name[@revision]."""
     encoders: tuple[str, ...] = ("clip-vit-b32",)
     """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, demo, open_clip:<model>/<pretrained>, a folder or a hub id. On
-    an existing store of the same generation a new encoder decodes the stored latents and draws nothing."""
-    steps: int | None = None
-    """Denoising steps (default: the generator's)."""
-    guidance: float | None = None
-    """Classifier-free guidance scale; 1 or less turns guidance off (default: the generator's)."""
-    scheduler: Literal["own", "ddim", "dpm++", "euler"] | None = None
-    """Sampler; own = the one in the generator's folder (default: the generator's)."""
-    size_px: int | None = None
-    """Side of the images in pixels (default: the generator's)."""
-    deepcache: int | None = None
-    """N: the deep part of the UNet runs at every N-th step only (DeepCache); faster, and other pictures (default: the generator's, 1)."""
-    decoder: str = "full"
-    """full (the generator's own), tiny (TAESD, 18 times less work, other tokens; their column is named ENCODER-tiny), or tiny=FOLDER."""
-    images_per_text: int = 1
-    """K pictures of every text, each from noise of its own."""
-    seed: int = 0
-    """Seed of the drawings; with the prompt it decides each picture."""
-    latents: bool = True
-    """Keep each image's latent (32 kB at 512 px), so that encoders can be added without drawing again."""
-    token_dtype: Literal["float16", "int8"] = "float16"
-    """How tokens are kept; int8, with a scale for each token, takes half the disk (what it costs: python -m benchmarks fidelity)."""
-    batch_size: int | Literal["auto"] = "auto"
-    """Images drawn at a time; auto takes the largest power of two that fits, up to 32 on CUDA and 16 on the CPU. Where memory runs out all
-    the same, it is halved and the run goes on."""
-    memory_gb: float | None = None
-    """Memory that drawing may take, in 10^9 bytes; on CUDA torch keeps to it (default: what is free)."""
-    max_failed: int | None = None
-    """Rows that may fail before the run is given up (default: a twentieth of the drawings, but no fewer than 16)."""
+    an existing store of the same generation a new encoder decodes the stored latents and generates nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
+    """Generate an image for every text, encode it with frozen encoders and keep the tokens. The same command again continues, or says
+    that it is done. python -m featurize verify, info and inspect look at an existing store."""
+
     dry_run: bool = False
-    """Say what there is to draw, how long it takes, and the disk and memory it needs; make nothing."""
-    shard_rows: int = 1024
-    """Drawings in one shard file."""
-    device: DeviceChoice = "auto"
-    """Where to compute; auto takes CUDA where there is one."""
-    dtype: DtypeChoice = "auto"
-    """Precision; auto is float16 on CUDA, float32 on the CPU."""
-    attention: Literal["auto", "xformers", "sdpa"] = "auto"
-    """Attention kernels of the UNet; auto takes those that are faster on this device, as timed at the start."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of UNet and decoder; auto compiles on CUDA where so much is to be drawn that it pays."""
+    """Report how many images there are to generate, how long it takes, and the disk and memory it needs; write nothing."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_seed(self.seed)
-        for name in ("batch_size", "shard_rows", "images_per_text"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise InputError(
-                    got=f"--{name.replace('_', '-')} {getattr(self, name)}", expected="at least 1", do="give a positive number"
-                )
-        if self.memory_gb is not None and not self.memory_gb > 0:
-            raise InputError(got=f"--memory-gb {self.memory_gb}", expected="more than 0", do="give for instance 24")
-        if self.max_failed is not None and self.max_failed < 0:
-            raise InputError(got=f"--max-failed {self.max_failed}", expected="0 or more", do="give for instance 100")
-        if self.shard_rows > 1 << 24:
-            raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
+        CorpusOptions.__post_init__(self)
+        FeaturizeSettings.__post_init__(self)
         if not self.encoders:
             raise InputError(got="--encoders without a name", expected="at least one encoder", do="give for instance clip-vit-b32")
 
@@ -167,3 +224,8 @@ class InspectOptions(CorpusOptions):
     def store(self) -> Path:
         """The store's folder."""
         return store_folder(self.run, self.unlabelled)
+
+
+def _require_positive(flag: str, value: int) -> None:
+    if value < 1:
+        raise InputError(got=f"{flag} {value}", expected="at least 1", do="give a positive number")

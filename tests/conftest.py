@@ -94,11 +94,11 @@ def small_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with the complete token store of ``small_csv`` (both demo encoders). Tests must not change the store."""
-    from featurize.cli import featurize
     from featurize.options import FeaturizeOptions
+    from featurize.run import featurize_command
 
     run = tmp_path_factory.mktemp("runs") / "topics"
-    featurize(
+    featurize_command(
         FeaturizeOptions(dataset=str(small_csv), split_column="split", generator="demo", encoders=("demo",), run_dir=run, shard_rows=32)
     )
     return run

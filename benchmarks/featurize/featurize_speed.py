@@ -18,8 +18,8 @@ from benchmarks.featurize.plain_diffusers import BareForwards, PlainPipeline, dr
 from benchmarks.featurize.random_models import SD2_512, SD2_768, SMALL, DrawingSizes, encoder_folder, sd2_folder, tiny_decoder_folder
 from benchmarks.featurize.roofline import measured_peak_flops, roof
 from benchmarks.harness import finish, interleaved, median_ratio, medians
-from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.runtime.device import resolve_compute
@@ -218,7 +218,7 @@ def run_featurize(flags: Flags, folder: Path) -> dict[str, Any]:
     Returns its figures and, as ``shard_made_s``, the time at which each shard of the last column was whole.
     """
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:
-        figures = featurize(FeaturizeOptions(**{**flags, "run_dir": Path(run_dir)}))
+        figures = featurize_command(FeaturizeOptions(**{**flags, "run_dir": Path(run_dir)}))
         shards = sorted((Path(figures["store"]) / list(figures["columns"])[-1]).glob("shard-*.h5"))
         return figures | {"shard_made_s": [shard.stat().st_mtime_ns / 1e9 for shard in shards]}
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from featurize.encode.image_encoder import EncoderFiles, expand_encoders, find_encoder
+from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import FeaturizeOptions
 from featurize.plan.drawings import plan_drawings

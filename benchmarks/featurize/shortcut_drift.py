@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness import finish
-from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.command_line import say
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.reader import ColumnReader, token_columns_of
@@ -67,7 +67,7 @@ def compare(plain: Drawn, other: Drawn) -> dict[str, float]:
 
 def _draw(flags: dict[str, Any]) -> Drawn:
     with tempfile.TemporaryDirectory() as folder:
-        figures = featurize(FeaturizeOptions(**flags, run_dir=Path(folder)))
+        figures = featurize_command(FeaturizeOptions(**flags, run_dir=Path(folder)))
         store = Path(folder) / "tokens"
         reader = ColumnReader(store, token_columns_of(store)[0])
         tokens = reader.gather(range(len(reader))).astype(np.float32)

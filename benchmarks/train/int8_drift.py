@@ -93,12 +93,12 @@ def _spread(values_N: torch.Tensor) -> dict[str, float]:
 
 
 def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
-    from featurize.cli import featurize
     from featurize.options import FeaturizeOptions
+    from featurize.run import featurize_command
     from train.models.train_model import teacher
 
     corpus_flags: dict[str, Any] = {"dataset": "demo", "limit": 60 if smoke else 500}
-    featurize(FeaturizeOptions(**corpus_flags, run_dir=folder, generator="demo", encoders=("demo",), latents=False))
+    featurize_command(FeaturizeOptions(**corpus_flags, run_dir=folder, generator="demo", encoders=("demo",), latents=False))
     cases = {}
     for encoder in DEMO_ENCODERS:
         options = TeacherOptions(

@@ -17,10 +17,12 @@ from dev.embedded_models.captions import meanings
 from dev.embedded_models.placing import STILL, placed
 from dev.embedded_models.sources import Synset
 from dev.embedded_models.world import World
-from featurize.encode.image_encoder import DEMO_ENCODERS, ImageEncoder, JointSpace, find_encoder
+from featurize.encode.encoders import DEMO_ENCODERS, find_encoder
+from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.generators import PRESETS, find_generator
 from featurize.generate.text_to_image import TextToImage
 from featurize.inspect.probes import predict_linear, standardised
+from featurize.inspect.text_agreement import JointSpace
 from lugpi_core.corpora.corpus import Split
 from lugpi_core.corpora.demo import load_demo
 from lugpi_core.fingerprint import digest

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, Stage, StageWork, stages
-from featurize.encode.image_encoder import EncoderFiles
+from featurize.encode.encoders import EncoderFiles
 from featurize.generate.generators import Generator
+from featurize.plan.job import TEXT_BATCH
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.host_memory import host_available_bytes
@@ -26,8 +27,6 @@ from lugpi_core.runtime.host_memory import host_available_bytes
 RESERVE_BYTES = 1 << 30
 # Bytes that the allocator takes over bytes alive: blocks are rounded up, and a freed block seldom fits the next tensor.
 ALLOCATOR_FACTOR = 1.2
-# Prompts that the text encoder reads at once.
-PROMPT_ROWS = 32
 # Speed of a whole stage over that of large matrix products, for stages too long to be run for an estimate. Measured on one core of a CPU:
 # the UNet of Stable Diffusion 2 at 512 px .71, its decoder .70 (first forward) to .90.
 EFFICIENCY = 0.75
@@ -68,7 +67,7 @@ def decode_rows(work: Mapping[str, StageWork], batch: int, guided: bool) -> int:
 
 def rows_at_once(work: Mapping[str, StageWork], *, batch: int, guided: bool) -> dict[str, int]:
     """Return the rows of one forward of each stage in a run that draws ``batch`` images at a time."""
-    own = {PROMPT: PROMPT_ROWS, DENOISE: batch * (2 if guided else 1)}
+    own = {PROMPT: TEXT_BATCH, DENOISE: batch * (2 if guided else 1)}
     if DECODE in work:
         own[DECODE] = decode_rows(work, batch, guided)
     return {name: own.get(name, batch) for name in work}
@@ -85,7 +84,7 @@ def peak_bytes(work: Mapping[str, StageWork], *, batch: int, guided: bool, decod
         decode_rows: images decoded at once.
         encode_rows: images encoded at once.
     """
-    rows = {PROMPT: PROMPT_ROWS, DENOISE: batch * (2 if guided else 1), DECODE: decode_rows}
+    rows = {PROMPT: TEXT_BATCH, DENOISE: batch * (2 if guided else 1), DECODE: decode_rows}
     activations = {name: ALLOCATOR_FACTOR * stage.activation_bytes * rows.get(name, encode_rows) for name, stage in work.items()}
     reading_bytes = activations.pop(PROMPT, 0) + work.get(PROMPT, _NOTHING).weight_bytes
     weight_bytes = sum(stage.weight_bytes for name, stage in work.items() if name != PROMPT)

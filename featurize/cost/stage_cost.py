@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurize.encode.image_encoder import EncoderFiles
+from featurize.encode.encoders import EncoderFiles
 from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json

@@ -1,92 +1,21 @@
 """Images to tokens with a frozen encoder: class token first, then the patches, after the encoder's final LayerNorm, before any projection.
 
-Two families, one convention: the vision towers of open_clip, and the ViT, DINOv2 and CLIP models of transformers. The only file that
-imports them.
+Two families, one convention: the vision towers of open_clip, and the ViT, DINOv2 and CLIP models of transformers.
 
-Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width, L text tokens, E width of the joint space.
+Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-from lugpi_core.errors import InputError, nearest
-from lugpi_core.files import read_json
-from lugpi_core.fingerprint import hash_file, hash_model_folder
+from featurize.encode.encoders import EncoderFiles
+from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
-from lugpi_core.runtime.pretrained import embedded_model, local_model_folder, reason
-from lugpi_core.runtime.stopping import raise_wrapped_stop
-
-PRESETS: Mapping[str, str] = {
-    "clip-vit-b32": "open_clip:ViT-B-32/openai",
-    "clip-vit-b16": "open_clip:ViT-B-16/openai",
-    "clip-vit-l14": "open_clip:ViT-L-14/openai",
-    "vit-b16": "google/vit-base-patch16-224-in21k",
-    "clip-demo": "embedded",
-    "vit-demo": "embedded",
-}
-_LICENSES = {"clip-vit-b32": "MIT", "clip-vit-b16": "MIT", "clip-vit-l14": "MIT", "vit-b16": "Apache-2.0"} | dict.fromkeys(
-    ("clip-demo", "vit-demo"), "Apache-2.0"
-)
-DEMO_ENCODERS = ("clip-demo", "vit-demo")
-LAYER = "after the final LayerNorm, before projection"
-_OPEN_CLIP_CONFIG = "open_clip_config.json"
-# The types of transformers with the patch size that a configuration means when it is silent.
-_DEFAULT_PATCH_PX = {"vit": 16, "dinov2": 14, "clip": 32, "clip_vision_model": 32}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How images in [0, 1] become the encoder's pixels: antialiased resize to S × S, then ``(x - mean) / std`` by channel."""
-
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderFiles:
-    """An encoder whose files are found, with everything that decides its tokens; nothing is loaded yet.
-
-    Attributes:
-        name: the column's name in the store.
-        family: ``open_clip`` or the transformers model type.
-        model: what to load: a folder, or ``(architecture, weights file)`` of open_clip.
-        tokens: T, class token included.
-        width: D.
-    """
-
-    name: str
-    family: str
-    folder: Path
-    architecture: str | None
-    weights_hash: str
-    preprocessing: Preprocessing
-    tokens: int
-    width: int
-    quick_gelu: bool = False
-
-    @property
-    def license(self) -> str:
-        """The licence of the weights, as far as it is known."""
-        return _LICENSES.get(self.name, "see the model's own card")
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the tokens of a given image, but for the dtype."""
-        return {
-            "name": self.name,
-            "family": self.family,
-            "weights": self.weights_hash,
-            "preprocessing": _plain(self.preprocessing),
-            "quick_gelu": self.quick_gelu,
-            "layer": LAYER,
-        }
+from lugpi_core.runtime.pretrained import loading
 
 
 class ImageEncoder:
@@ -127,69 +56,14 @@ class ImageEncoder:
         return (resized.clamp(0, 1) - self._mean) / self._std
 
 
-class JointSpace:
-    """The space in which an open_clip model compares texts with images: where its two towers project to. Holds the whole model.
-
-    Args:
-        files: of an open_clip model.
-        compute: the device; it computes in float32.
-
-    Raises:
-        InputError: another family, no tokenizer in reach, or a model that does not project its class token.
-    """
-
-    def __init__(self, files: EncoderFiles, compute: Compute) -> None:
-        if files.family != "open_clip":
-            raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="only those have a text tower here")
-        model, self._tokenizer = _loaded(files, _both_towers)
-        if model.visual.pool_type != "tok" or model.visual.proj is None:
-            raise InputError(
-                got=f"{files.name}, whose image embedding is not the class token's", expected="a CLIP", do="nothing is to be done"
-            )
-        self._name, self._device = files.name, torch.device(compute.device)
-        self._model = model.eval().requires_grad_(False).float().to(self._device)
-
-    @torch.inference_mode()
-    def images(self, class_tokens_BD: torch.Tensor) -> torch.Tensor:
-        """Return images as unit vectors, float32 [B, E]; their class tokens are those of the cache, after the final LayerNorm."""
-        projected_BE: torch.Tensor = class_tokens_BD.to(self._device, torch.float32) @ self._model.visual.proj
-        return nn.functional.normalize(projected_BE, dim=-1)
-
-    @torch.inference_mode()
-    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Return texts as unit vectors, float32 [B, E]; the text tower reads as much of each as its context takes.
-
-        Raises:
-            InputError: the tokenizer is another model's.
-        """
-        ids_BL = self._tokenizer(list(prompts))
-        if int(ids_BL.max()) >= self._model.vocab_size:
-            raise InputError(
-                got=f"{self._name} with a vocabulary of {self._model.vocab_size} and no tokenizer of its own",
-                expected="the tokenizer that its text tower was trained with",
-                do="put it beside the weights",
-            )
-        said_BE: torch.Tensor = self._model.encode_text(ids_BL.to(self._device), normalize=True)
-        return said_BE
-
-
 def _load_tower(files: EncoderFiles) -> nn.Module:
-    tower: nn.Module = _loaded(files, _open_clip_tower if files.family == "open_clip" else _transformers_tower)
-    return tower
+    with loading_encoder(files):
+        return _OpenClipTokens(open_clip_model(files).visual) if files.family == "open_clip" else _transformers_tower(files)
 
 
-def _loaded(files: EncoderFiles, load: Callable[[EncoderFiles], Any]) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return load(files)
-    except InputError:
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:  # open_clip asserts that shapes fit
-        raise_wrapped_stop(error)
-        raise InputError(
-            got=f"{files.folder}, which does not load ({reason(error)})", expected="weights that fit their configuration", do="get it again"
-        ) from None
+def loading_encoder(files: EncoderFiles) -> AbstractContextManager[None]:
+    """Turn what the libraries raise while an encoder loads inside the block into one InputError."""
+    return loading(files.folder, expected="weights that fit their configuration", do="download them again")
 
 
 class _OpenClipTokens(nn.Module):
@@ -215,128 +89,12 @@ class _TransformersTokens(nn.Module):
         return tokens_BTD
 
 
-def expand_encoders(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names with ``demo`` replaced by both embedded encoders, each once, in order."""
-    expanded = [one for name in names for one in (DEMO_ENCODERS if name == "demo" else (name,))]
-    return tuple(dict.fromkeys(expanded))
-
-
-def find_encoder(wanted: str) -> EncoderFiles:
-    """Return the encoder that a name means: a preset, ``open_clip:<model>/<pretrained>``, a folder or a hub id.
+def open_clip_model(files: EncoderFiles) -> Any:
+    """Return the whole open_clip model, both towers.
 
     Raises:
-        InputError: unknown name, files out of reach, weights that are not safetensors, or not a vision transformer with a class token.
+        InputError: its vision tower is not a vision transformer.
     """
-    try:
-        return _found(wanted)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            got=f"--encoders {wanted}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
-        ) from None
-
-
-def _found(wanted: str) -> EncoderFiles:
-    source = PRESETS.get(wanted, wanted)
-    if source == "embedded":
-        return _from_folder(wanted, embedded_model(wanted))
-    if source.startswith("open_clip:"):
-        return _from_open_clip(wanted, source.removeprefix("open_clip:"))
-    if not Path(source).is_dir() and "/" not in source:
-        raise InputError(
-            got=f"--encoders {wanted}",
-            expected="a preset, open_clip:<model>/<pretrained>, a folder or a hub id owner/name",
-            do=nearest(wanted, [*PRESETS, "demo"]),
-        )
-    return _from_folder(wanted if wanted in PRESETS else _column_name(wanted), local_model_folder(source, flag="--encoders"))
-
-
-def _from_open_clip(wanted: str, architecture_and_weights: str) -> EncoderFiles:
-    import open_clip
-
-    architecture, _, weights = architecture_and_weights.partition("/")
-    if open_clip.get_model_config(architecture) is None:
-        raise InputError(
-            got=f"the open_clip model {architecture!r}", expected="one it knows", do=nearest(architecture, open_clip.list_models())
-        )
-    name = wanted if wanted in PRESETS else _column_name(f"open_clip-{architecture}-{Path(weights).stem}")
-    if weights.endswith(".safetensors") and Path(weights).is_file():
-        config = open_clip.get_model_config(architecture)
-        return _open_clip_files(name, Path(weights), architecture, config, {})
-    stated = open_clip.get_pretrained_cfg(architecture, weights)
-    if not stated:
-        tags = open_clip.list_pretrained_tags_by_model(architecture)
-        raise InputError(got=f"the open_clip weights {weights!r}", expected=f"weights of {architecture}", do=nearest(weights, tags))
-    hub = stated.get("hf_hub", "").rstrip("/")
-    if not hub:
-        raise InputError(
-            got=f"open_clip:{architecture}/{weights}", expected="weights that exist as safetensors", do="choose other weights of that model"
-        )
-    folder = local_model_folder(hub, patterns=("open_clip*.json", "open_clip*.safetensors"), flag="--encoders")
-    return _from_folder(name, folder, quick_gelu=bool(stated.get("quick_gelu")))
-
-
-def _from_folder(name: str, folder: Path, *, quick_gelu: bool = False) -> EncoderFiles:
-    if (folder / _OPEN_CLIP_CONFIG).is_file():
-        config = read_json(folder / _OPEN_CLIP_CONFIG)
-        return _open_clip_files(name, folder, None, config["model_cfg"], config.get("preprocess_cfg", {}), quick_gelu=quick_gelu)
-    config = read_json(folder / "config.json")
-    family = config.get("model_type", "nothing")
-    if family not in _DEFAULT_PATCH_PX:
-        raise InputError(
-            got=f"{folder} of type {family!r}",
-            expected=f"{', '.join(_DEFAULT_PATCH_PX)} or an open_clip folder",
-            do="choose another encoder",
-        )
-    vision = config.get("vision_config", config)
-    processor = read_json(folder / "preprocessor_config.json")
-    size_px = vision.get("image_size", 224)
-    return EncoderFiles(
-        name=name,
-        family=family,
-        folder=folder,
-        architecture=None,
-        weights_hash=hash_model_folder(folder),
-        preprocessing=Preprocessing(
-            size_px=size_px,
-            mean=_three(processor["image_mean"]),
-            std=_three(processor["image_std"]),
-            interpolation="bicubic" if processor.get("resample", 2) == 3 else "bilinear",
-        ),
-        tokens=(size_px // vision.get("patch_size", _DEFAULT_PATCH_PX[family])) ** 2 + 1,
-        width=vision.get("hidden_size", 768),
-    )
-
-
-def _open_clip_files(
-    name: str, files: Path, architecture: str | None, model: Mapping[str, Any], preprocess: Mapping[str, Any], *, quick_gelu: bool = False
-) -> EncoderFiles:
-    vision = model["vision_cfg"]
-    if "patch_size" not in vision or not isinstance(vision.get("layers"), int) or vision.get("attentional_pool"):
-        raise InputError(got=f"the vision tower of {name}", expected="a vision transformer with a class token", do="choose a ViT")
-    clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    return EncoderFiles(
-        name=name,
-        family="open_clip",
-        folder=files,
-        architecture=architecture,
-        weights_hash=hash_model_folder(files) if files.is_dir() else hash_file(files),
-        preprocessing=Preprocessing(
-            size_px=vision["image_size"],
-            mean=_three(preprocess.get("mean", clip_mean)),
-            std=_three(preprocess.get("std", clip_std)),
-            interpolation="bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
-        ),
-        tokens=(vision["image_size"] // vision["patch_size"]) ** 2 + 1,
-        width=vision["width"],
-        quick_gelu=quick_gelu,
-    )
-
-
-def _open_clip_tower(files: EncoderFiles) -> nn.Module:
-    return _OpenClipTokens(_open_clip_model(files).visual)
-
-
-def _open_clip_model(files: EncoderFiles) -> Any:
     import open_clip
     from open_clip.transformer import VisionTransformer
 
@@ -349,14 +107,11 @@ def _open_clip_model(files: EncoderFiles) -> Any:
     return model
 
 
-def _open_clip_tokenizer(files: EncoderFiles) -> Any:
+def open_clip_tokenizer(files: EncoderFiles) -> Any:
+    """Return the tokenizer of an open_clip model's text tower."""
     import open_clip
 
     return open_clip.get_tokenizer(f"local-dir:{files.folder}" if files.architecture is None else files.architecture)
-
-
-def _both_towers(files: EncoderFiles) -> tuple[Any, Any]:
-    return _open_clip_model(files), _open_clip_tokenizer(files)
 
 
 def _transformers_tower(files: EncoderFiles) -> nn.Module:
@@ -375,17 +130,3 @@ def _post_layernorm(clip: Any) -> nn.Module:
     assert len(norms) == 1, [name for name, _ in clip.named_modules()]
     norm: nn.Module = norms[0]
     return norm
-
-
-def _column_name(source: str) -> str:
-    name = Path(source).resolve().name if Path(source).is_dir() else source.partition("@")[0].rstrip("/").split("/")[-1]
-    return name.replace(":", "-")
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
-
-
-def _plain(preprocessing: Preprocessing) -> dict[str, Any]:
-    return {name: getattr(preprocessing, name) for name in ("size_px", "mean", "std", "interpolation")}

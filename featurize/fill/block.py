@@ -16,14 +16,12 @@ from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill.out_of_memory import Batches, is_out_of_memory
 from featurize.generate.text_to_image import PromptEmbeddings, TextToImage
 from featurize.plan.drawings import DrawingPlan
+from featurize.plan.job import TEXT_BATCH
 from lugpi_core.command_line import say
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import StopRequest
 from lugpi_core.store.reader import LATENTS
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
-
-# Prompts that are encoded together; a fixed number, counted from the start of a window, so that a resumed run encodes the same batches.
-TEXT_BATCH = 32
 
 
 @dataclass(kw_only=True)
@@ -110,7 +108,7 @@ class Task:
     Attributes:
         drawings: their numbers.
         missing_B: bool [B], the rows that a column lacks; others are computed with them, as in the run that made them, and not looked at.
-        afresh: drawings that are made in float32 from the prompt on, for they have failed before.
+        retry: drawings that are made in float32 from the prompt on, for they have failed before.
         latents_BChw: float16, where they are known; else they are drawn.
         latent_flags_B: uint8 [B], of the known latents.
         encoders: whose tokens are wanted.
@@ -118,7 +116,7 @@ class Task:
 
     drawings: range
     missing_B: NDArray[np.bool_]
-    afresh: Container[int] = ()
+    retry: Container[int] = ()
     latents_BChw: torch.Tensor | None = None
     latent_flags_B: torch.Tensor | None = None
     encoders: tuple[str, ...] = ()
@@ -166,7 +164,7 @@ class BlockMaker:
         failed_B = np.logical_or.reduce(list(block.failed.values()))
         if task.latents_BChw is not None:
             failed_B &= ~block.failed[LATENTS]  # what failed when it was drawn has had its second chance
-        failed_B |= [drawing in task.afresh for drawing in task.drawings]
+        failed_B |= [drawing in task.retry for drawing in task.drawings]
         if (failed_B & task.missing_B).any():
             self._redo(task, block, np.flatnonzero(failed_B & task.missing_B).tolist())
             block.look()
@@ -215,8 +213,8 @@ class BlockMaker:
     def _redo_row(self, task: Task, block: Block, row: int) -> None:
         text_to_image, drawing = self._models.text_to_image, task.drawings[row]
         at = slice(row, row + 1)
-        again = task.encoders if drawing in task.afresh else tuple(name for name in task.encoders if block.flags[name][row])
-        if task.latents_BChw is None and (block.flags[LATENTS][row] or drawing in task.afresh):
+        again = task.encoders if drawing in task.retry else tuple(name for name in task.encoders if block.flags[name][row])
+        if task.latents_BChw is None and (block.flags[LATENTS][row] or drawing in task.retry):
             with text_to_image.text_encoder_on_device():
                 embeddings = text_to_image.encode_prompts([self._plan.prompts[self._plan.prompt_of(drawing)]])
             latents = text_to_image.draw(embeddings, self._seeds([drawing]), between=self._work.stop.check).to(torch.float16)

@@ -5,131 +5,28 @@ therefore the same bytes, as one that was never interrupted. Writing and committ
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.encode.image_encoder import EncoderFiles
 from featurize.fill.block import BlockMaker, Models, Task, WindowOfPrompts, Work
 from featurize.fill.writer_thread import Output, stored_form
-from featurize.generate.decoders import DecoderFiles
-from featurize.generate.generators import Generator
-from featurize.plan.drawings import DrawingPlan
+from featurize.plan.job import Job
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.device import Compute
-from lugpi_core.store.layout import Dtype
 from lugpi_core.store.lease import ShardBusy
-from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec
-from lugpi_core.store.reader import LATENTS, TINY
+from lugpi_core.store.reader import LATENTS
 from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
 
 POLL_S = 0.2
 # Prompts whose embeddings are held at once: 162 MB for Stable Diffusion 2.
 WINDOW_ROWS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that is known before a model is loaded: what to draw, with what, into which columns.
-
-    Attributes:
-        encoders: by the name of their column.
-        batch_size: rows of a block.
-        decoder: in the place of the generator's own, or None.
-        most_failed: rows that may fail before the run is given up.
-        afresh: drawings that have failed before, and are made in float32 from the prompt on.
-    """
-
-    store: Path
-    plan: DrawingPlan
-    generator: Generator
-    encoders: Mapping[str, EncoderFiles]
-    compute: Compute
-    columns: tuple[ColumnSpec, ...]
-    batch_size: int = 16
-    decoder: DecoderFiles | None = None
-    most_failed: int = 1 << 62
-    afresh: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """How a run keeps what it makes.
-
-    Attributes:
-        latents: whether the latents are kept too.
-        decoder: what makes pictures of them, in the place of the generator's own; part of the columns' names.
-        token_dtype: of the token columns.
-        shard_rows: rows of a shard.
-        made_by: the run's flags, for the manifests of new columns.
-    """
-
-    latents: bool
-    shard_rows: int
-    token_dtype: Dtype = "float16"
-    made_by: dict[str, Any] | None = None
-    decoder: DecoderFiles | None = None
-
-    def column_name(self, encoder: EncoderFiles) -> str:
-        """Return the name of an encoder's column."""
-        return encoder.name if self.decoder is None else encoder.name + TINY
-
-
-def column_specs(
-    plan: DrawingPlan,
-    generator: Generator,
-    encoders: tuple[EncoderFiles, ...],
-    generation: dict[str, Any],
-    kept: Kept,
-) -> tuple[ColumnSpec, ...]:
-    """Return the columns that a run makes: the latents unless they are not wanted, and one for each encoder."""
-    notice = generator.settings.notice
-    if len(plan) > kept.shard_rows * MOST_SHARDS:
-        raise InputError(
-            got=f"--shard-rows {kept.shard_rows} for {len(plan):,} drawings",
-            expected=f"at most {MOST_SHARDS:,} shards",
-            do="give more rows a shard",
-        )
-    # The K pictures of a prompt lie in one shard, so that one process encodes the prompt, and once.
-    shard_rows = -(-kept.shard_rows // plan.images_per_text) * plan.images_per_text
-    common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": kept.made_by}
-    drawn_by = f"drawn by {generator.origin}: {generator.settings.license}"
-    latent = ColumnSpec(
-        name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
-    )
-    decoder: Any = "the generator's"
-    pictures_by = drawn_by
-    if kept.decoder is not None:
-        decoder, pictures_by = kept.decoder.fingerprint(), f"{drawn_by}, decoded by {kept.decoder.origin}: {kept.decoder.license}"
-    tokens = [
-        ColumnSpec(
-            name=kept.column_name(files),
-            what="tokens",
-            row_shape=(files.tokens, files.width),
-            fingerprint={
-                "generation": generation,
-                "decoder": decoder,
-                "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": kept.token_dtype},
-            },
-            dtype=kept.token_dtype,
-            license=f"images {pictures_by}; tokens by {files.name}: {files.license}",
-            **common,
-        )
-        for files in encoders
-    ]
-    specs = ((latent,) if kept.latents else ()) + tuple(tokens)
-    names = [LATENTS, *(spec.name for spec in tokens)]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(got=f"two columns named {', '.join(twice)}", expected="one name a column", do="rename the encoder's folder")
-    return specs
 
 
 def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work) -> Iterator[None]:
@@ -266,7 +163,7 @@ class _Filler:
         return Task(
             drawings=range(first_row + rows.start, first_row + rows.stop),
             missing_B=missing_B,
-            afresh=self._job.afresh,
+            retry=self._job.retry,
             latents_BChw=None if known is None else torch.from_numpy(known.values_BChw),
             latent_flags_B=None if known is None else torch.from_numpy(known.flags_B),
             encoders=tuple(wanting),

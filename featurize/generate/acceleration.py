@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 import torch
 
+from featurize.options import AttentionChoice, CompileChoice
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import reason
 
-AttentionChoice = Literal["auto", "xformers", "sdpa"]
-CompileChoice = Literal["auto", "on", "off"]
 CompiledPart = Literal["off", "regional", "whole"]
 
 _TRIALS = 5

@@ -7,18 +7,20 @@ an infinite latent makes a finite picture, so whether a drawing is finite is to 
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from featurize.generate.acceleration import memory_format
 from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
-from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, local_model_folder, reason
-from lugpi_core.runtime.stopping import raise_wrapped_stop
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder
 
 _FULL, _TINY = "full", "tiny"
 _SOURCES: Mapping[str, str] = {"StableDiffusionPipeline": "madebyollin/taesd", "StableDiffusionXLPipeline": "madebyollin/taesdxl"}
@@ -138,20 +140,80 @@ def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
         InputError: the weights do not load or do not fit the configuration.
     """
     from diffusers import AutoencoderTiny
-    from safetensors import SafetensorError
 
-    try:
-        decoder, loaded = AutoencoderTiny.from_pretrained(
+    with loading(files.folder, expected="a whole AutoencoderTiny folder with safetensors weights", do="download it again"):
+        decoder, report = AutoencoderTiny.from_pretrained(
             files.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-        # diffusers tells a logger of them and leaves them without values.
-        if missing := sorted(loaded["missing_keys"]):
+        # diffusers only logs a warning about them and leaves them uninitialised.
+        if missing := sorted(report["missing_keys"]):
             raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise_wrapped_stop(error)
-        raise InputError(
-            got=f"{files.folder}, which does not load ({reason(error)})",
-            expected="a whole AutoencoderTiny folder with safetensors weights",
-            do="download it again",
-        ) from None
     return decoder.eval().requires_grad_(False)
+
+
+class LatentDecoder:
+    """Decodes stored latents to the images that ``TextToImage`` makes of them. Holds the decoder and nothing else of the generator.
+
+    Args:
+        generator: whose latents are stored.
+        compute: device and precision.
+        decoder: a decoder in the place of the generator's own.
+
+    Raises:
+        InputError: its weights do not load.
+    """
+
+    def __init__(self, generator: Generator, compute: Compute, *, decoder: DecoderFiles | None = None) -> None:
+        self._device = torch.device(compute.device)
+        vae = load_vae(generator, compute.torch_dtype) if decoder is None else load_decoder(decoder, compute.torch_dtype)
+        self._vae = vae.to(self._device, memory_format=getattr(torch, memory_format(compute.device)))
+
+    @torch.inference_mode()
+    def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
+        """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
+        read_BChw = decoder_input(self._vae, latents_BChw.to(self._device, dtype_of(self._vae)))
+        return in_unit_range(self._vae.decode(read_BChw, return_dict=False)[0])
+
+
+def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL
+
+    folder = generator.folder / "vae"
+    # A pipeline may have some of its parts in half precision only.
+    variant = generator.variant if generator.variant and list(folder.glob(f"*.{generator.variant}.safetensors")) else None
+    with loading_generator(generator):
+        vae = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
+    keep_from_overflow(generator, vae)
+    return vae.eval().requires_grad_(False)
+
+
+def keep_from_overflow(generator: Generator, vae: Any) -> None:
+    # SDXL's decoder overflows in half precision. ``force_upcast`` is True by default in every decoder, and only SDXL's pipeline heeds it.
+    if generator.pipeline_class == "StableDiffusionXLPipeline" and vae.config.get("force_upcast") and dtype_of(vae) == torch.float16:
+        vae.to(torch.float32)
+
+
+def decoder_input(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
+    factor: float = vae.config.scaling_factor
+    if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
+        return latents_BChw / factor
+    # Some SDXL decoders.
+    mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
+    return latents_BChw * std_C / factor + mean_C
+
+
+def in_unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
+    # Clamping would make an infinity a white pixel; as NaN it stays visible.
+    finite_B3HW: torch.Tensor = torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan)
+    return finite_B3HW.clamp(0, 1)
+
+
+def dtype_of(module: Any) -> torch.dtype:
+    """Return the dtype of a module's weights; its own property looks through all of its modules first, for milliseconds."""
+    dtype: torch.dtype = next(module.parameters()).dtype
+    return dtype
+
+
+def loading_generator(generator: Generator) -> AbstractContextManager[None]:
+    """Turn what diffusers raises while parts of a generator load inside the block into one InputError."""
+    return loading(generator.folder, expected=f"a whole {generator.pipeline_class} folder with safetensors weights", do="download it again")

@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, reason
 
-Scheduler = Literal["own", "ddim", "dpm++", "euler"]
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
 _RAIL = "CreativeML Open RAIL++-M"

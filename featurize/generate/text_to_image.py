@@ -17,14 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.generate.acceleration import AttentionChoice, Compilation, memory_format, set_attention
-from featurize.generate.decoders import DecoderFiles, load_decoder
+from featurize.generate.acceleration import Compilation, memory_format, set_attention
+from featurize.generate.decoders import (
+    DecoderFiles,
+    decoder_input,
+    dtype_of,
+    in_unit_range,
+    keep_from_overflow,
+    load_decoder,
+    loading_generator,
+)
 from featurize.generate.deepcache import DeepReuse
 from featurize.generate.generators import Generator
-from lugpi_core.errors import InputError
+from featurize.options import AttentionChoice
 from lugpi_core.files import read_json
 from lugpi_core.runtime.device import Compute
-from lugpi_core.runtime.stopping import raise_wrapped_stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +136,7 @@ class TextToImage:
             between: called before every step; what it raises ends the drawing.
         """
         pipeline, settings = self._pipeline, self.generator.settings
-        dtype = _dtype(pipeline.unet)
+        dtype = dtype_of(pipeline.unet)
         scheduler = pipeline.scheduler
         # On the CPU, where the scheduler looks them up step by step: on the device it would have to be waited for at each.
         scheduler.set_timesteps(settings.steps, device="cpu")
@@ -156,16 +163,16 @@ class TextToImage:
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
         vae = self._pipeline.vae
-        read_BChw = _as_the_decoder_reads(vae, latents_BChw.to(self._device, _dtype(vae)))
+        read_BChw = decoder_input(vae, latents_BChw.to(self._device, dtype_of(vae)))
         with self.compilation.for_rows("decode", len(latents_BChw)):
             images_B3HW: torch.Tensor = vae.decode(read_BChw, return_dict=False)[0]
-        return _in_unit_range(images_B3HW)
+        return in_unit_range(images_B3HW)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """Compute in float32 inside the block, whatever the models' dtype: half precision overflows where float32 does not."""
         parts = [self._pipeline.unet, self._pipeline.vae, *(encoder for _, encoder in _readers(self._pipeline))]
-        dtypes, negative = [_dtype(part) for part in parts], self._negative
+        dtypes, negative = [dtype_of(part) for part in parts], self._negative
         try:
             for part in parts:
                 part.float()
@@ -180,7 +187,7 @@ class TextToImage:
 
     def try_compiled(self, rows: int, decode_rows: int) -> None:
         """Run UNet and decoder once on zeros at the sizes of the run, so that whatever compiles does so now."""
-        latents_BChw = torch.zeros((rows, *self.generator.latent_shape), device=self._device, dtype=_dtype(self._pipeline.unet))
+        latents_BChw = torch.zeros((rows, *self.generator.latent_shape), device=self._device, dtype=dtype_of(self._pipeline.unet))
         with self.text_encoder_on_device():
             empty = self.encode_prompts([""])
         scheduler = self._pipeline.scheduler
@@ -228,30 +235,6 @@ class TextToImage:
         return conditions
 
 
-class LatentDecoder:
-    """Decodes stored latents to the images that ``TextToImage`` makes of them. Holds the decoder and nothing else of the generator.
-
-    Args:
-        generator: whose latents are stored.
-        compute: device and precision.
-        decoder: a decoder in the place of the generator's own.
-
-    Raises:
-        InputError: its weights do not load.
-    """
-
-    def __init__(self, generator: Generator, compute: Compute, *, decoder: DecoderFiles | None = None) -> None:
-        self._device = torch.device(compute.device)
-        vae = _load_vae(generator, compute.torch_dtype) if decoder is None else load_decoder(decoder, compute.torch_dtype)
-        self._vae = vae.to(self._device, memory_format=getattr(torch, memory_format(compute.device)))
-
-    @torch.inference_mode()
-    def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
-        """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
-        read_BChw = _as_the_decoder_reads(self._vae, latents_BChw.to(self._device, _dtype(self._vae)))
-        return _in_unit_range(self._vae.decode(read_BChw, return_dict=False)[0])
-
-
 def unet_is_guided(generator: Generator) -> bool:
     """Whether the UNet reads each row twice, with the prompt and without; a UNet that takes the scale as an input does not."""
     config = read_json(generator.folder / "unet" / "config.json")
@@ -267,34 +250,13 @@ def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.
     """
     from transformers import CLIPTokenizer
 
-    with _one_line_when_broken(generator):
+    with loading_generator(generator):
         tokenizer = CLIPTokenizer.from_pretrained(generator.folder / "tokenizer", local_files_only=True)
     cut = np.zeros(len(prompts), dtype=bool)
     for start in range(0, len(prompts), 1024):
         ids = tokenizer(list(prompts[start : start + 1024]), truncation=False, verbose=False)["input_ids"]
         cut[start : start + 1024] = [len(one) > tokenizer.model_max_length for one in ids]
     return cut
-
-
-def _as_the_decoder_reads(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
-    factor: float = vae.config.scaling_factor
-    if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
-        return latents_BChw / factor
-    # Some SDXL decoders.
-    mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
-    return latents_BChw * std_C / factor + mean_C
-
-
-def _in_unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
-    # Clamping would make an infinity a white pixel; as NaN it stays visible.
-    finite_B3HW: torch.Tensor = torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan)
-    return finite_B3HW.clamp(0, 1)
-
-
-def _dtype(module: Any) -> torch.dtype:
-    """Return the dtype of a module's weights; its own property looks through all of its modules first, for milliseconds."""
-    dtype: torch.dtype = next(module.parameters()).dtype
-    return dtype
 
 
 def _readers(pipeline: Any) -> list[tuple[Any, Any]]:
@@ -313,21 +275,6 @@ def _first_words(prompt: str, count: int) -> str:
     return prompt[: ends[-1]] if ends else ""
 
 
-@contextmanager
-def _one_line_when_broken(generator: Generator) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise_wrapped_stop(error)
-        raise InputError(
-            got=f"{generator.folder}, which does not load ({' '.join(str(error).split())[:160]})",
-            expected=f"a whole {generator.pipeline_class} folder with safetensors weights",
-            do="download it again",
-        ) from None
-
-
 def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None) -> Any:
     import diffusers
 
@@ -337,33 +284,15 @@ def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None
     parts = {"safety_checker": None, "feature_extractor": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
     if decoder is not None:
         parts["vae"] = load_decoder(decoder, dtype)
-    with _one_line_when_broken(generator):
+    with loading_generator(generator):
         pipeline = pipeline_class.from_pretrained(
             generator.folder, dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
         )
     assert pipeline.unet.dtype == dtype, pipeline.unet.dtype
     pipeline.scheduler = _scheduler(pipeline.scheduler, generator.settings.scheduler)
     if decoder is None:
-        _keep_from_overflow(generator, pipeline.vae)
+        keep_from_overflow(generator, pipeline.vae)
     return pipeline
-
-
-def _load_vae(generator: Generator, dtype: torch.dtype) -> Any:
-    from diffusers import AutoencoderKL
-
-    folder = generator.folder / "vae"
-    # A pipeline may have some of its parts in half precision only.
-    variant = generator.variant if generator.variant and list(folder.glob(f"*.{generator.variant}.safetensors")) else None
-    with _one_line_when_broken(generator):
-        vae = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
-    _keep_from_overflow(generator, vae)
-    return vae.eval().requires_grad_(False)
-
-
-def _keep_from_overflow(generator: Generator, vae: Any) -> None:
-    # SDXL's decoder overflows in half precision. ``force_upcast`` is True by default in every decoder, and only SDXL's pipeline heeds it.
-    if generator.pipeline_class == "StableDiffusionXLPipeline" and vae.config.get("force_upcast") and _dtype(vae) == torch.float16:
-        vae.to(torch.float32)
 
 
 def _scheduler(own: Any, wanted: str) -> Any:

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.cost.stage_cost import decode_flops
-from featurize.generate.decoders import find_decoder
+from featurize.generate.decoders import LatentDecoder, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
-from featurize.generate.text_to_image import LatentDecoder
 from featurize.plan.job import OVERRIDES
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute

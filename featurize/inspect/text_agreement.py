@@ -1,6 +1,6 @@
 """Do the pictures show their texts? Cosines of texts and pictures in the space of the encoder's own text tower.
 
-Shapes: n pairs of a text and its picture, E width of the joint space.
+Shapes: B texts or images, L text tokens, D width of the tokens, E width of the joint space, n pairs of a text and its picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from featurize.encode.image_encoder import EncoderFiles, JointSpace, expand_encoders, find_encoder
+from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
+from featurize.encode.image_encoder import loading_encoder, open_clip_model, open_clip_tokenizer
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
@@ -17,6 +19,53 @@ from lugpi_core.store.manifest import ColumnSpec
 # Texts that are read: a text tower of CLIP B/32 takes 6 GFLOP a text.
 MOST_TEXTS: Mapping[str, int] = {"cpu": 256, "cuda": 2048}
 _TEXTS_AT_ONCE = 32
+
+
+class JointSpace:
+    """The space in which an open_clip model compares texts with images: where its two towers project to. Holds the whole model.
+
+    Args:
+        files: of an open_clip model.
+        compute: the device; it computes in float32.
+
+    Raises:
+        InputError: another family, no tokenizer in reach, or a model that does not project its class token.
+    """
+
+    def __init__(self, files: EncoderFiles, compute: Compute) -> None:
+        if files.family != "open_clip":
+            raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="only those have a text tower here")
+        with loading_encoder(files):
+            model, self._tokenizer = open_clip_model(files), open_clip_tokenizer(files)
+        if model.visual.pool_type != "tok" or model.visual.proj is None:
+            raise InputError(
+                got=f"{files.name}, whose image embedding is not the class token's", expected="a CLIP", do="nothing is to be done"
+            )
+        self._name, self._device = files.name, torch.device(compute.device)
+        self._model = model.eval().requires_grad_(False).float().to(self._device)
+
+    @torch.inference_mode()
+    def images(self, class_tokens_BD: torch.Tensor) -> torch.Tensor:
+        """Return images as unit vectors, float32 [B, E]; their class tokens are those of the cache, after the final LayerNorm."""
+        projected_BE: torch.Tensor = class_tokens_BD.to(self._device, torch.float32) @ self._model.visual.proj
+        return nn.functional.normalize(projected_BE, dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Return texts as unit vectors, float32 [B, E]; the text tower reads as much of each as its context takes.
+
+        Raises:
+            InputError: the tokenizer is another model's.
+        """
+        ids_BL = self._tokenizer(list(prompts))
+        if int(ids_BL.max()) >= self._model.vocab_size:
+            raise InputError(
+                got=f"{self._name} with a vocabulary of {self._model.vocab_size} and no tokenizer of its own",
+                expected="the tokenizer that its text tower was trained with",
+                do="put it beside the weights",
+            )
+        said_BE: torch.Tensor = self._model.encode_text(ids_BL.to(self._device), normalize=True)
+        return said_BE
 
 
 def encoder_of(column: ColumnSpec) -> EncoderFiles:

@@ -1,85 +1,183 @@
 """From the flags to a job: what to draw, with what, into which columns. Files are found and compared; no model is loaded."""
 
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurize.encode.image_encoder import expand_encoders, find_encoder
-from featurize.fill.fill_store import Job, Kept, column_specs
-from featurize.generate.decoders import find_decoder
+from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
+from featurize.generate.decoders import DecoderFiles, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
-from featurize.options import FeaturizeOptions
+from featurize.options import Execution, FeaturizeSettings
 from featurize.plan.drawings import DrawingPlan, plan_drawings
-from lugpi_core.command_line import resolved_flags
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.load import load_corpus
-from lugpi_core.corpora.options import default_run_dir, store_folder
-from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder
+from lugpi_core.fields import part_of
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import read_example_table
-from lugpi_core.store.manifest import is_empty, load_manifest, refuse_difference
-from lugpi_core.store.reader import LATENTS, columns_of
+from lugpi_core.store.layout import Dtype
+from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest, refuse_difference
+from lugpi_core.store.reader import LATENTS, TINY, columns_of
 from lugpi_core.store.writer import missing_bytes
 
 OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache")
+# Prompts that are encoded together; a fixed number, counted from the start of a window, so that a resumed run encodes the same batches.
+TEXT_BATCH = 32
 # Failures that say nothing yet about a run, however small it is.
 FEWEST_FAILED = 16
 
 
-def prepare(options: FeaturizeOptions, afresh: frozenset[int] = frozenset()) -> tuple[Corpus, Job]:
-    """Return the corpus and all that is known before a model is loaded; nothing in the store is touched.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that is known before a model is loaded: what to draw, with what, into which columns.
+
+    Attributes:
+        encoders: by the name of their column.
+        batch_size: rows of a block.
+        decoder: in the place of the generator's own, or None.
+        most_failed: rows that may fail before the run is given up.
+        execution: how to compute.
+        retry: images that failed before and are generated in float32 from the prompt on.
+    """
+
+    store: Path
+    plan: DrawingPlan
+    generator: Generator
+    encoders: Mapping[str, EncoderFiles]
+    compute: Compute
+    columns: tuple[ColumnSpec, ...]
+    batch_size: int = 16
+    decoder: DecoderFiles | None = None
+    execution: Execution = field(default_factory=Execution)
+    most_failed: int = 1 << 62
+    retry: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSettings:
+    """How a run keeps what it makes.
+
+    Attributes:
+        latents: whether the latents are kept too.
+        decoder: what makes pictures of them, in the place of the generator's own; part of the columns' names.
+        token_dtype: of the token columns.
+        shard_rows: rows of a shard.
+        made_by: the run's flags, for the manifests of new columns.
+    """
+
+    latents: bool
+    shard_rows: int
+    token_dtype: Dtype = "float16"
+    made_by: dict[str, Any] | None = None
+    decoder: DecoderFiles | None = None
+
+    def column_name(self, encoder: EncoderFiles) -> str:
+        """Return the name of an encoder's column."""
+        return encoder.name if self.decoder is None else encoder.name + TINY
+
+
+def column_specs(
+    plan: DrawingPlan,
+    generator: Generator,
+    encoders: tuple[EncoderFiles, ...],
+    generation: dict[str, Any],
+    settings: ColumnSettings,
+) -> tuple[ColumnSpec, ...]:
+    """Return the columns that a run makes: the latents unless they are not wanted, and one for each encoder."""
+    notice = generator.settings.notice
+    if len(plan) > settings.shard_rows * MOST_SHARDS:
+        raise InputError(
+            got=f"--shard-rows {settings.shard_rows} for {len(plan):,} drawings",
+            expected=f"at most {MOST_SHARDS:,} shards",
+            do="give more rows a shard",
+        )
+    # The K pictures of a prompt lie in one shard, so that one process encodes the prompt, and once.
+    shard_rows = -(-settings.shard_rows // plan.images_per_text) * plan.images_per_text
+    common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": settings.made_by}
+    drawn_by = f"drawn by {generator.origin}: {generator.settings.license}"
+    latent = ColumnSpec(
+        name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
+    )
+    decoder: Any = "the generator's"
+    pictures_by = drawn_by
+    if settings.decoder is not None:
+        decoder = settings.decoder.fingerprint()
+        pictures_by = f"{drawn_by}, decoded by {settings.decoder.origin}: {settings.decoder.license}"
+    tokens = [
+        ColumnSpec(
+            name=settings.column_name(files),
+            what="tokens",
+            row_shape=(files.tokens, files.width),
+            fingerprint={
+                "generation": generation,
+                "decoder": decoder,
+                "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": settings.token_dtype},
+            },
+            dtype=settings.token_dtype,
+            license=f"images {pictures_by}; tokens by {files.name}: {files.license}",
+            **common,
+        )
+        for files in encoders
+    ]
+    specs = ((latent,) if settings.latents else ()) + tuple(tokens)
+    names = [LATENTS, *(spec.name for spec in tokens)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(got=f"two columns named {', '.join(twice)}", expected="one name a column", do="rename the encoder's folder")
+    return specs
+
+
+def plan_job(
+    corpus: Corpus,
+    store: Path,
+    *,
+    generator: str,
+    encoders: Sequence[str],
+    settings: FeaturizeSettings,
+    made_by: dict[str, Any],
+) -> Job:
+    """Return everything that is known before a model is loaded. Model files are found, or downloaded; nothing in the store is touched.
+
+    Args:
+        corpus: whose prompts are read.
+        store: the store's folder, which exists.
+        generator: a preset, ``PRESET=FOLDER``, a folder or a hub id.
+        encoders: presets, ``open_clip:<model>/<pretrained>``, folders or hub ids.
+        settings: everything else.
+        made_by: the command that makes the columns, for their manifests.
 
     Raises:
-        InputError: a flag, a corpus, a model's files or the store's folder is not as it must be.
+        InputError: a setting, a prompt or a model's files are not as they must be.
     """
-    corpus = load_corpus(options.dataset, options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
-    store = make_folder(store_folder(options.run_dir or default_run_dir(options.dataset, options.limit), options.unlabelled))
-    return corpus, _plan(options, corpus, store, afresh)
-
-
-def _plan(options: FeaturizeOptions, corpus: Corpus, store: Path, afresh: frozenset[int]) -> Job:
-    compute = resolve_compute(options.device, options.dtype, half="float16")
-    plan = plan_drawings(corpus, seed=options.seed, images_per_text=options.images_per_text)
-    settings = generator_settings(options.generator, {name: getattr(options, name) for name in OVERRIDES})
-    encoders = tuple(find_encoder(name) for name in expand_encoders(options.encoders))
-    generator = find_generator(options.generator, settings, half=compute.dtype != "float32")
-    decoder = find_decoder(options.decoder, generator)
-    kept = Kept(
+    compute = resolve_compute(settings.device, settings.dtype, half="float16")
+    plan = plan_drawings(corpus, seed=settings.seed, images_per_text=settings.images_per_text)
+    preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
+    encoder_files = tuple(find_encoder(name) for name in expand_encoders(tuple(encoders)))
+    generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
+    decoder = find_decoder(settings.decoder, generator_files)
+    column_settings = ColumnSettings(
         # Latents that are there are used, whether more of them are wanted or not.
-        latents=options.latents or LATENTS in columns_of(store),
-        shard_rows=options.shard_rows,
-        token_dtype=options.token_dtype,
-        made_by=_repeatable(options),
+        latents=settings.latents or LATENTS in columns_of(store),
+        shard_rows=settings.shard_rows,
+        token_dtype=settings.token_dtype,
+        made_by=made_by,
         decoder=decoder,
     )
-    most_failed = max(FEWEST_FAILED, len(plan) // 20) if options.max_failed is None else options.max_failed
+    # Everything that decides an image, and nothing else: batch size and device do not.
+    generation = {"drawings": plan.fingerprint(), "seed": settings.seed, "dtype": compute.dtype, "generator": generator_files.fingerprint()}
     return Job(
         store=store,
         plan=plan,
-        generator=generator,
-        encoders={kept.column_name(files): files for files in encoders},
+        generator=generator_files,
+        encoders={column_settings.column_name(files): files for files in encoder_files},
         compute=compute,
-        columns=column_specs(plan, generator, encoders, _generation(options, plan, generator, compute), kept),
+        columns=column_specs(plan, generator_files, encoder_files, generation, column_settings),
         decoder=decoder,
-        most_failed=most_failed,
-        afresh=afresh,
+        execution=part_of(settings, Execution),
+        most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
-
-
-def _generation(options: FeaturizeOptions, plan: DrawingPlan, generator: Generator, compute: Compute) -> dict[str, Any]:
-    """Return the fingerprint of the latents: everything that decides a drawing, and nothing else (batch size and device do not)."""
-    return {"drawings": plan.fingerprint(), "seed": options.seed, "dtype": compute.dtype, "generator": generator.fingerprint()}
-
-
-def _repeatable(options: FeaturizeOptions) -> dict[str, Any]:
-    """Return the flags for the manifest, good in any folder; where the store lies is not one of them, for it may be moved."""
-    flags = {name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run")}
-    own = ("dataset", "validation_file", "test_file") if Path(options.dataset).is_file() else ("data_dir",)
-    return {**flags, **{name: str(Path(flags[name]).resolve()) for name in (*own, "unlabelled") if flags[name] is not None}}
 
 
 def refuse_other_drawings(job: Job) -> None:

@@ -45,11 +45,11 @@ from benchmarks.featurize.random_models import (
     tiny_decoder_folder,
 )
 from benchmarks.featurize.roofline import flops_per_image, measured_peak_flops, roof, work_of
-from featurize.cli import featurize
 from featurize.cost.stage_cost import StageWork
-from featurize.encode.image_encoder import EncoderFiles, Preprocessing
+from featurize.encode.encoders import EncoderFiles, Preprocessing
 from featurize.generate.generators import Generator, GeneratorPreset
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.store.reader import ColumnReader
 
 DRAWN = 16
@@ -122,7 +122,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray[Any, 
     """The tokens of featurize for ``DEMO``, by encoder, in order."""
     with parts_may_lack_labels():
         run_dir = tmp_path_factory.mktemp("ours")
-        featurize(FeaturizeOptions(**{**DEMO, "run_dir": run_dir}))
+        featurize_command(FeaturizeOptions(**{**DEMO, "run_dir": run_dir}))
     return {name: np.array(ColumnReader(run_dir / "tokens", name).gather(np.arange(DRAWN))) for name in ("clip-demo", "vit-demo")}
 
 

@@ -8,7 +8,8 @@ import torch
 from dev.embedded_models.measures import Artist, Clip, clean_pictures, demo_glosses, pooled, probe
 from dev.embedded_models.sources import CLDR, FONT, load_emoji, rendered
 from dev.embedded_models.world import PICTURE_PX
-from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.encode.encoders import find_encoder
+from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER
 

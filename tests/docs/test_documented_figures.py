@@ -7,7 +7,7 @@ import pytest
 import tests.support.documented_figures as figures
 from featurize.cost.estimate import ALLOCATOR_FACTOR, RESERVE_BYTES, decode_rows, peak_bytes
 from featurize.cost.stage_cost import StageWork, counted_work
-from featurize.encode.image_encoder import PRESETS, find_encoder
+from featurize.encode.encoders import PRESETS, find_encoder
 from lugpi_core.store.layout import ShardLayout
 from lugpi_core.store.lease import BEAT_S, STALE_S
 from tests.featurize.cost.test_stage_cost import OPENCLIP_H, SD2_UNET, _folder, _generator, _open_clip

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from train.cli import main
 
 # Single words, so that no word of a test text is in a training text: the text alone can only guess from what its model has read before.
@@ -39,7 +39,7 @@ def words_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_teacher_that_sees_the_words_drawings_is_far_better_than_one_that_sees_others(words_csv: Path, tmp_path: Path) -> None:
     drawn = {"dataset": str(words_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",)}
-    assert featurize(FeaturizeOptions(**drawn, run_dir=tmp_path / "run"))["complete"]  # type: ignore[arg-type]
+    assert featurize_command(FeaturizeOptions(**drawn, run_dir=tmp_path / "run"))["complete"]  # type: ignore[arg-type]
     flags = ("--dataset", str(words_csv), "--split-column", "split", "--run-dir", str(tmp_path / "run"), "--text-model", "demo")
     learning = ("--epochs", "20", "--learning-rate", "1e-3", "--device", "cpu", "--seed", "0")
     accuracy = {}

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from featurize.cli import main
-from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.encode.encoders import find_encoder
+from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model

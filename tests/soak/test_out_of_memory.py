@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from featurize import cli
 from featurize.cli import main
-from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.encode.encoders import find_encoder
+from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
 from featurize.plan import job as planning
+from featurize.run import featurize_command
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.reader import ColumnReader
 
@@ -81,7 +82,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _featurize(table: Path, run: Path) -> dict[str, Any]:
-    return cli.featurize(FeaturizeOptions(dataset=str(table), run_dir=run, encoders=("demo",), **SMALL))
+    return featurize_command(FeaturizeOptions(dataset=str(table), run_dir=run, encoders=("demo",), **SMALL))
 
 
 def _arguments(table: Path, run: Path) -> list[str]:

@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from featurize import cli
 from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill import block as blocks
 from featurize.fill import fill_store as pipeline
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
 from tests.featurize.test_run import INTERRUPTIBLE
@@ -293,10 +293,10 @@ def _encoding_watched(options: FeaturizeOptions, patch: pytest.MonkeyPatch, brea
         inner.setattr(TextToImage, "encode_prompts", encoding)
         inner.setattr(TextToImage, "decode", decoding)
         if break_at is None:
-            cli.featurize(options)
+            featurize_command(options)
         else:
             with pytest.raises(KeyboardInterrupt):
-                cli.featurize(options)
+                featurize_command(options)
     return batches
 
 

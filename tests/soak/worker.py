@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from featurize.fill import writer_thread as output
 from featurize.fill.block import Models, Work
-from featurize.fill.fill_store import Job, fill
+from featurize.fill.fill_store import fill
 from featurize.fill.out_of_memory import Batches
 from featurize.generate.text_to_image import PromptEmbeddings
 from featurize.plan.drawings import DrawingPlan
+from featurize.plan.job import Job
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.layout import SCALE, Dtype, ShardLayout
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest

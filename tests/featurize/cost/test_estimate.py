@@ -27,7 +27,7 @@ from featurize.cost.estimate import (
     total_flops,
 )
 from featurize.cost.stage_cost import Stage, StageWork, counted_work, stages
-from featurize.encode.image_encoder import EncoderFiles, find_encoder
+from featurize.encode.encoders import EncoderFiles, find_encoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute

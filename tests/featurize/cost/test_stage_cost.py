@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.cost.stage_cost import Stage, StageWork, _count, counted_work, stages
-from featurize.encode.image_encoder import EncoderFiles, Preprocessing, find_encoder
+from featurize.encode.encoders import EncoderFiles, Preprocessing, find_encoder
 from featurize.generate.generators import Generator, GeneratorPreset, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER

@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from featurize.encode.image_encoder import DEMO_ENCODERS, PRESETS, EncoderFiles, ImageEncoder, expand_encoders, find_encoder
+from featurize.encode.encoders import DEMO_ENCODERS, PRESETS, EncoderFiles, expand_encoders, find_encoder
+from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model

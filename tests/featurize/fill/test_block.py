@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.fill.block import TEXT_BATCH, Block, BlockMaker, Models, Task, WindowOfPrompts, Work
+from featurize.fill.block import Block, BlockMaker, Models, Task, WindowOfPrompts, Work
 from featurize.fill.out_of_memory import Batches
 from featurize.generate.text_to_image import PromptEmbeddings
 from featurize.plan.drawings import DrawingPlan
+from featurize.plan.job import TEXT_BATCH
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import Stopped
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
@@ -263,7 +264,7 @@ def test_known_latents_are_never_drawn_again_and_those_that_failed_are_left(benc
 
 
 def test_a_drawing_that_is_to_be_made_afresh_is_made_in_float32_from_the_prompt_on(bench: _Bench, well: Block) -> None:
-    block = bench.make(afresh={2, 3}, missing_B=np.array([True, True, True, False, True]))
+    block = bench.make(retry={2, 3}, missing_B=np.array([True, True, True, False, True]))
     assert bench.asked("prompt float32") == [[2]]
     assert [bench.asked(f"{place} float32") for place in ("latents", "images", "clip", "vit")] == [[[2]]] * 4
     assert _same(block, well, [0, 1, 3, 4])

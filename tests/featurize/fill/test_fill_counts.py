@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from featurize import cli
 from featurize.generate.text_to_image import TextToImage
+from featurize.run import featurize_command
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 from tests.support.checkout import ROOT
@@ -61,7 +61,7 @@ def single(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A run with one image a text, its figures, and the rows that were computed."""
     run_dir = tmp_path_factory.mktemp("single")
     with _forward_rows() as rows:
-        return run_dir, cli.featurize(options(table, run_dir)), rows
+        return run_dir, featurize_command(options(table, run_dir)), rows
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def triple(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """The same with three."""
     run_dir = tmp_path_factory.mktemp("triple")
     with _forward_rows() as rows:
-        return run_dir, cli.featurize(options(table, run_dir, images_per_text=3)), rows
+        return run_dir, featurize_command(options(table, run_dir, images_per_text=3)), rows
 
 
 def test_every_model_reads_each_row_once_and_the_unet_twice_for_guidance_at_every_step(
@@ -90,7 +90,7 @@ def test_without_guidance_the_unet_reads_each_row_once_and_nobody_the_empty_prom
     table: Path, tmp_path: Path
 ) -> None:
     with _forward_rows() as rows:
-        cli.featurize(options(table, tmp_path, guidance=1.0, steps=3, deepcache=2, encoders=("vit-demo",), latents=False))
+        featurize_command(options(table, tmp_path, guidance=1.0, steps=3, deepcache=2, encoders=("vit-demo",), latents=False))
     assert rows == {
         "CLIPTextModel": DRAWINGS,
         "UNet2DConditionModel": 3 * DRAWINGS,
@@ -138,7 +138,7 @@ def test_the_images_of_a_text_are_in_one_shard(table: Path, triple: tuple[Path, 
     assert {load_manifest(triple[0] / "tokens" / column)[0].shard_rows for column in COLUMNS} == {9}  # 8 were asked for
     with pytest.MonkeyPatch.context() as patch:
         load_no_model(patch)
-        assert cli.featurize(options(table, triple[0], images_per_text=3, shard_rows=9))["already_done"]
+        assert featurize_command(options(table, triple[0], images_per_text=3, shard_rows=9))["already_done"]
 
 
 @pytest.mark.parametrize("images_per_text", [2, 7])
@@ -146,7 +146,9 @@ def test_a_text_is_read_once_wherever_the_borders_of_blocks_and_windows_fall(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_text: int
 ) -> None:
     monkeypatch.setattr("featurize.fill.fill_store.WINDOW_ROWS", 5)
-    figures = cli.featurize(options(table, tmp_path, images_per_text=images_per_text, encoders=("clip-demo",), steps=1, shard_rows=1024))
+    figures = featurize_command(
+        options(table, tmp_path, images_per_text=images_per_text, encoders=("clip-demo",), steps=1, shard_rows=1024)
+    )
     assert figures["rows"]["prompts"] == DRAWINGS
     assert figures["rows"]["drawn"] == images_per_text * DRAWINGS
 
@@ -162,7 +164,7 @@ def test_pixels_live_for_one_block(table: Path, tmp_path: Path, monkeypatch: pyt
         return images
 
     monkeypatch.setattr(TextToImage, "decode", watched)
-    cli.featurize(options(table, tmp_path))
+    featurize_command(options(table, tmp_path))
     assert len(alive) == 3
 
 
@@ -171,7 +173,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from featurize import cli
+from featurize.run import featurize_command
 from featurize.options import FeaturizeOptions
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.meters import peak_memory_bytes
@@ -179,7 +181,7 @@ from lugpi_core.runtime.meters import peak_memory_bytes
 TextToImage.draw = lambda _, embeddings, seeds, between: torch.randn(len(seeds), 8, 8, 8)
 TextToImage.decode = lambda _, latents: torch.rand(len(latents), 3, 256, 256)
 run = {"generator": "demo", "encoders": ("vit-demo",), "batch_size": 4, "shard_rows": 16, "prompt_column": "picture"}
-figures = cli.featurize(FeaturizeOptions(dataset=sys.argv[1], run_dir=Path(sys.argv[2]), **run))
+figures = featurize_command(FeaturizeOptions(dataset=sys.argv[1], run_dir=Path(sys.argv[2]), **run))
 assert figures["complete"]
 print(figures["rows"]["encoded"], peak_memory_bytes()["host_bytes"])
 """

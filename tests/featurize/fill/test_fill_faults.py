@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from featurize import cli
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
+from featurize.run import featurize_command
 from lugpi_core.errors import InputError
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import load_manifest, shard_name
@@ -41,7 +41,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     run_dir = tmp_path_factory.mktemp("undisturbed")
-    return run_dir, cli.featurize(options(table, run_dir))
+    return run_dir, featurize_command(options(table, run_dir))
 
 
 def _in_a_child(work: Callable[[], object]) -> multiprocessing.process.BaseProcess:
@@ -64,13 +64,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undistur
     for _ in range(5):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ImageEncoder, "encode", slowly)
-            child = _in_a_child(lambda: cli.featurize(options(table, tmp_path)))
+            child = _in_a_child(lambda: featurize_command(options(table, tmp_path)))
         child.join(delays.uniform(0.1, 0.7))
         killed += child.is_alive()
         child.kill()
         child.join()
     assert killed >= 2
-    figures = cli.featurize(options(table, tmp_path))
+    figures = featurize_command(options(table, tmp_path))
     assert figures["complete"]
     assert shard_bytes(tmp_path) == shard_bytes(undisturbed[0])
     assert not list(tmp_path.rglob("shard-*.partial"))
@@ -91,7 +91,7 @@ def _break_off(table: Path, run_dir: Path, stage: str, call: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, stage, breaking)
         with pytest.raises(KeyboardInterrupt):
-            cli.featurize(options(table, run_dir))
+            featurize_command(options(table, run_dir))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_run_that_breaks_in_any_stage_makes_only_what_is_missing_and_ends_with
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], stage: str, call: int, missing: tuple[int, ...]
 ) -> None:
     _break_off(table, tmp_path, stage, call)
-    figures = cli.featurize(options(table, tmp_path))
+    figures = featurize_command(options(table, tmp_path))
     assert tuple(figures["rows"].values()) == missing
     assert shard_bytes(tmp_path) == shard_bytes(undisturbed[0])
 
@@ -123,7 +123,7 @@ def test_rows_that_hold_are_never_written_again(table: Path, tmp_path: Path, mon
         whole(self, first, values, flags, scales)
 
     monkeypatch.setattr(ShardWriter, "write", watched)
-    cli.featurize(options(table, tmp_path, batch_size=8))  # a block of which half is there
+    featurize_command(options(table, tmp_path, batch_size=8))  # a block of which half is there
     assert sorted(written) == [("latents", 4, 4), ("latents", 8, 4), ("tokens", 4, 4), ("tokens", 4, 4), ("tokens", 8, 4), ("tokens", 8, 4)]
 
 
@@ -142,7 +142,7 @@ def test_a_row_that_fails_in_float32_too_is_flagged_counted_and_written_as_zeros
     reason = "constant picture" if value == -1.0 else "not finite"
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, part, value)
-        figures = cli.featurize(options(table, tmp_path))
+        figures = featurize_command(options(table, tmp_path))
     assert figures["failed_rows"] == failed
     assert not figures["complete"]
     assert figures["rows"] == {"prompts": 12, "drawn": 12, "decoded": 12, "encoded": 24, "redone": 3}
@@ -154,7 +154,7 @@ def test_a_row_that_fails_in_float32_too_is_flagged_counted_and_written_as_zeros
         assert not rows[[1, 5, 9][:count]].any()
         sound = [row for row in range(DRAWINGS) if row not in reader.flagged]
         assert np.array_equal(rows[sound], good.gather(sound))
-    again = cli.featurize(options(table, tmp_path))
+    again = featurize_command(options(table, tmp_path))
     assert again["already_done"]
     assert not again["complete"]
     assert again["failed_rows"] == failed
@@ -166,7 +166,7 @@ def test_a_row_that_fails_once_is_made_again_alone_and_no_other_row_changes(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, part, value, again=False)
-        figures = cli.featurize(options(table, tmp_path))
+        figures = featurize_command(options(table, tmp_path))
     assert figures["complete"]
     assert figures["rows"] == {"prompts": 12, "drawn": 12, "decoded": 12, "encoded": 24, "redone": 3}
     assert figures["times"]["redo_s"] > 0
@@ -186,7 +186,7 @@ def test_a_run_without_memory_for_float32_leaves_the_failed_rows_flagged_and_goe
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(TextToImage, "in_float32", lacking)
-    figures = cli.featurize(options(table, tmp_path))
+    figures = featurize_command(options(table, tmp_path))
     assert figures["failed_rows"] == {"latents": 0, "clip-demo": 0, "vit-demo": 3}
     assert figures["rows"]["redone"] == 0
     assert "no memory for float32: 1 rows that failed are left as they are" in capsys.readouterr().err
@@ -195,8 +195,8 @@ def test_a_run_without_memory_for_float32_leaves_the_failed_rows_flagged_and_goe
 def test_a_row_whose_latents_failed_fails_in_an_encoder_added_later(table: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, "unet", float("nan"))
-        cli.featurize(options(table, tmp_path, encoders=("clip-demo",)))
-    figures = cli.featurize(options(table, tmp_path, encoders=("vit-demo",)))
+        featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
+    figures = featurize_command(options(table, tmp_path, encoders=("vit-demo",)))
     assert figures["failed_rows"] == {"latents": 3, "vit-demo": 3}
     assert figures["rows"]["redone"] == 0  # what failed when it was drawn has had its second chance
     assert ColumnReader(tmp_path / "tokens", "vit-demo").flagged == dict.fromkeys((1, 5, 9), "not finite")
@@ -215,8 +215,8 @@ def test_a_row_whose_latents_failed_in_a_shard_that_was_broken_off_fails_in_the_
         poison(patch, "unet", float("nan"))
         patch.setattr(TextToImage, "decode", breaking)
         with pytest.raises(KeyboardInterrupt):
-            cli.featurize(options(table, tmp_path, encoders=("clip-demo",)))
-    figures = cli.featurize(options(table, tmp_path, encoders=("clip-demo",)))
+            featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
+    figures = featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
     assert figures["failed_rows"] == {"latents": 1, "clip-demo": 1}
     assert figures["rows"] == {"prompts": 12, "drawn": 8, "decoded": 8, "encoded": 8, "redone": 0}
 
@@ -232,8 +232,8 @@ def test_latents_that_are_written_and_failed_are_not_looked_at_again_by_the_run_
         poison(patch, "unet", float("nan"))
         patch.setattr(ShardWriter, "write", no_tokens)
         with pytest.raises(KeyboardInterrupt):
-            cli.featurize(options(table, tmp_path))
-    figures = cli.featurize(options(table, tmp_path))
+            featurize_command(options(table, tmp_path))
+    figures = featurize_command(options(table, tmp_path))
     assert figures["failed_rows"] == {"latents": 1, "clip-demo": 1, "vit-demo": 1}
     assert figures["rows"] == {"prompts": 12, "drawn": 8, "decoded": 12, "encoded": 24, "redone": 0}
 
@@ -242,13 +242,13 @@ def test_latents_that_are_written_and_failed_are_not_looked_at_again_by_the_run_
 def test_a_row_of_latents_that_was_damaged_is_drawn_again_to_the_same_bytes(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], row: int
 ) -> None:
-    cli.featurize(options(table, tmp_path))
+    featurize_command(options(table, tmp_path))
     folder = tmp_path / "tokens" / "latents"
     layout = load_manifest(folder)[0].layout(0)
     content = bytearray((folder / shard_name(0)).read_bytes())
     content[structure(layout).offsets["latents"] + row * layout.bytes_of("latents")] ^= 1
     (folder / shard_name(0)).write_bytes(content)
-    figures = cli.featurize(options(table, tmp_path))
+    figures = featurize_command(options(table, tmp_path))
     # All prompts of the shard, in the batches of the first time.
     assert figures["rows"] == {"prompts": 8, "drawn": 4, "decoded": 0, "encoded": 0, "redone": 0}
     assert shard_bytes(tmp_path) == shard_bytes(undisturbed[0])
@@ -262,8 +262,8 @@ def test_a_run_with_more_failed_rows_than_may_be_is_given_up_and_what_is_written
         with pytest.raises(
             InputError, match=r"got 2 failed rows .*; expected at most 1 \(--max-failed\); look at .*; what is written is kept"
         ):
-            cli.featurize(options(table, tmp_path, max_failed=1))
-    figures = cli.featurize(options(table, tmp_path, max_failed=1))
+            featurize_command(options(table, tmp_path, max_failed=1))
+    figures = featurize_command(options(table, tmp_path, max_failed=1))
     assert figures["rows"] == {"prompts": 4, "drawn": 4, "decoded": 4, "encoded": 8, "redone": 0}
     assert figures["failed_rows"] == {"latents": 0, "clip-demo": 2, "vit-demo": 2}
     assert shard_bytes(tmp_path, "latents/shard-*.h5") == shard_bytes(undisturbed[0], "latents/shard-*.h5")
@@ -277,6 +277,6 @@ def test_failed_rows_are_counted_once_however_many_columns_flag_them(
     run = options(table, tmp_path, max_failed=max_failed)
     if given_up:
         with pytest.raises(InputError, match="--max-failed"):
-            cli.featurize(run)
+            featurize_command(run)
     else:
-        assert cli.featurize(run)["failed_rows"] == dict.fromkeys(COLUMNS, 3)
+        assert featurize_command(run)["failed_rows"] == dict.fromkeys(COLUMNS, 3)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from featurize import cli
-from featurize.encode.image_encoder import ImageEncoder, find_encoder
+from featurize.encode.encoders import find_encoder
+from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
-from featurize.plan.job import prepare
+from featurize.run import featurize_command, plan_command
 from lugpi_core.errors import InputError
 from lugpi_core.store.quantize import dequantize, quantize
 from lugpi_core.store.reader import ColumnReader
@@ -40,7 +40,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     run_dir = tmp_path_factory.mktemp("undisturbed")
-    return run_dir, cli.featurize(options(table, run_dir))
+    return run_dir, featurize_command(options(table, run_dir))
 
 
 def test_a_corpus_becomes_a_store_that_h5py_alone_reads(undisturbed: tuple[Path, dict[str, Any]], table: Path) -> None:
@@ -87,7 +87,7 @@ def test_the_figures_are_json_and_say_how_they_were_made(undisturbed: tuple[Path
 def test_the_demo_notice_is_said_and_recorded_in_every_column(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.featurize(options(table, undisturbed[0]))
+    featurize_command(options(table, undisturbed[0]))
     assert "note: the embedded generator draws emoji" in capsys.readouterr().err
     assert "draws emoji" in undisturbed[1]["notice"]
     for column in ("latents", "clip-demo", "vit-demo"):
@@ -97,7 +97,7 @@ def test_the_demo_notice_is_said_and_recorded_in_every_column(
 
 
 def test_a_column_names_whoever_made_its_images(table: Path, tmp_path: Path) -> None:
-    _, job = prepare(options(table, tmp_path, decoder="tiny"))
+    _, job = plan_command(options(table, tmp_path, decoder="tiny"))
     licenses = {column.name: column.license for column in job.columns}
     assert licenses["latents"] == "drawn by demo: Apache-2.0"
     assert (
@@ -106,7 +106,7 @@ def test_a_column_names_whoever_made_its_images(table: Path, tmp_path: Path) -> 
 
 
 def test_the_store_holds_what_the_models_say_of_each_prompt(undisturbed: tuple[Path, dict[str, Any]], table: Path) -> None:
-    _, job = prepare(options(table, undisturbed[0]))
+    _, job = plan_command(options(table, undisturbed[0]))
     drawer = TextToImage(job.generator, job.compute, attention="auto")
     with drawer.text_encoder_on_device():
         embeddings = drawer.encode_prompts([job.plan.prompts[5]])
@@ -121,7 +121,7 @@ def test_the_same_command_again_loads_no_model_and_touches_no_file(
 ) -> None:
     before = state_of(undisturbed[0])
     load_no_model(monkeypatch)
-    figures = cli.featurize(options(table, undisturbed[0]))
+    figures = featurize_command(options(table, undisturbed[0]))
     assert figures["already_done"]
     assert figures["rows"] == dict.fromkeys(("prompts", "drawn", "decoded", "encoded", "redone"), 0)
     assert figures["columns"] == undisturbed[1]["columns"]
@@ -129,7 +129,7 @@ def test_the_same_command_again_loads_no_model_and_touches_no_file(
 
 
 def test_batch_and_shard_borders_do_not_matter_to_a_picture(table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
-    cli.featurize(options(table, tmp_path, batch_size=5, shard_rows=12))
+    featurize_command(options(table, tmp_path, batch_size=5, shard_rows=12))
     for column, bound in (("latents", 0.02), ("clip-demo", 0.02), ("vit-demo", 0.02)):
         stores = [ColumnReader(run / "tokens", column).gather(range(DRAWINGS)).astype(float) for run in (tmp_path, undisturbed[0])]
         assert np.abs(stores[0] - stores[1]).max() <= bound
@@ -138,10 +138,10 @@ def test_batch_and_shard_borders_do_not_matter_to_a_picture(table: Path, tmp_pat
 def test_an_encoder_added_later_draws_nothing_and_gets_the_bytes_of_one_pass(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli.featurize(options(table, tmp_path, encoders=("clip-demo",)))
+    featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
     before = state_of(tmp_path / "tokens" / "clip-demo")
     monkeypatch.delattr(TextToImage, "draw")
-    figures = cli.featurize(options(table, tmp_path, encoders=("vit-demo",)))
+    figures = featurize_command(options(table, tmp_path, encoders=("vit-demo",)))
     assert figures["rows"] == {"prompts": 0, "drawn": 0, "decoded": 12, "encoded": 12, "redone": 0}
     assert not figures["already_done"]
     assert shard_bytes(tmp_path) == shard_bytes(undisturbed[0])
@@ -153,15 +153,15 @@ def test_an_encoder_added_later_draws_nothing_and_gets_the_bytes_of_one_pass(
 def test_without_latents_an_encoder_added_later_draws_again_and_gets_the_same_bytes(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]]
 ) -> None:
-    cli.featurize(options(table, tmp_path, encoders=("clip-demo",), latents=False))
+    featurize_command(options(table, tmp_path, encoders=("clip-demo",), latents=False))
     assert not (tmp_path / "tokens" / "latents").exists()
-    figures = cli.featurize(options(table, tmp_path, encoders=("vit-demo",), latents=False))
+    figures = featurize_command(options(table, tmp_path, encoders=("vit-demo",), latents=False))
     assert figures["rows"] == {"prompts": 12, "drawn": 12, "decoded": 12, "encoded": 12, "redone": 0}
     assert shard_bytes(tmp_path) == {name: data for name, data in shard_bytes(undisturbed[0]).items() if "latents" not in name}
 
 
 def test_tokens_in_eight_bits_are_those_of_float16_quantized(table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
-    figures = cli.featurize(options(table, tmp_path, token_dtype="int8"))
+    figures = featurize_command(options(table, tmp_path, token_dtype="int8"))
     assert figures["bytes"]["vit-demo"] < 0.65 * undisturbed[1]["bytes"]["vit-demo"]
     for column in ("clip-demo", "vit-demo"):
         exact = ColumnReader(undisturbed[0] / "tokens", column).gather(range(DRAWINGS))
@@ -171,14 +171,14 @@ def test_tokens_in_eight_bits_are_those_of_float16_quantized(table: Path, tmp_pa
         assert np.array_equal(stored["tokens"], values)
         assert np.array_equal(stored["scale"], scales)
         assert np.array_equal(reader.gather(range(DRAWINGS)), dequantize(values, scales))
-    assert cli.featurize(options(table, tmp_path, token_dtype="int8"))["already_done"]
+    assert featurize_command(options(table, tmp_path, token_dtype="int8"))["already_done"]
 
 
 def test_new_splits_of_the_same_corpus_draw_nothing_and_renew_the_table(table: Path, tmp_path: Path) -> None:
-    cli.featurize(options(table, tmp_path))
+    featurize_command(options(table, tmp_path))
     shards = shard_bytes(tmp_path)
     before = (tmp_path / "tokens" / "examples.h5").read_bytes()
-    figures = cli.featurize(options(table, tmp_path, split_seed=1))
+    figures = featurize_command(options(table, tmp_path, split_seed=1))
     assert figures["rows"]["drawn"] == 0
     assert shard_bytes(tmp_path) == shards
     assert (tmp_path / "tokens" / "examples.h5").read_bytes() != before
@@ -190,5 +190,5 @@ def test_two_columns_of_one_name_are_refused_before_anything_is_written(table: P
     for path in find_encoder("vit-demo").folder.iterdir():
         (tmp_path / "a" / "latents" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="got two columns named latents; expected one name a column; rename the encoder's folder"):
-        cli.featurize(options(table, tmp_path / "run", encoders=(str(tmp_path / "a" / "latents"),)))
+        featurize_command(options(table, tmp_path / "run", encoders=(str(tmp_path / "a" / "latents"),)))
     assert not list((tmp_path / "run" / "tokens").iterdir())

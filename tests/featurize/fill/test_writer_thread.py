@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from featurize import cli
 from featurize.fill import writer_thread as output
 from featurize.fill.writer_thread import Output, Rows, runs, stored_form
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.quantize import quantize
@@ -279,7 +279,7 @@ def test_a_run_that_loses_a_shard_while_its_rows_are_on_their_way_ends_and_the_s
     small: dict[str, Any] = {"generator": "demo", "encoders": ("vit-demo",), "steps": 1, "batch_size": 4, "shard_rows": 8, "size_px": 32}
     options = FeaturizeOptions(dataset=str(table), run_dir=tmp_path / "run", **small)
     with pytest.raises(ShardBusy, match="run the same command again later"):
-        cli.featurize(options)
-    assert cli.featurize(options)["complete"]
+        featurize_command(options)
+    assert featurize_command(options)["complete"]
     assert not list((tmp_path / "run").rglob("*.partial"))
     assert not list((tmp_path / "run").rglob("*.lease"))

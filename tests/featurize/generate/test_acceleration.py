@@ -14,9 +14,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
-from featurize.generate.acceleration import Compilation, CompileChoice, CompiledPart, choose_compilation
+from featurize.generate.acceleration import Compilation, CompiledPart, choose_compilation
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
+from featurize.options import CompileChoice
 from lugpi_core.runtime.device import resolve_compute
 from tests.support.checkout import ROOT
 
@@ -251,6 +252,7 @@ from lugpi_core.runtime.libraries import prepare_libraries
 prepare_libraries()
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
+from featurize.options import CompileChoice
 from lugpi_core.runtime.device import resolve_compute
 generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
 drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))

@@ -10,9 +10,10 @@ import torch
 from diffusers.models import attention_processor
 
 from featurize.generate import acceleration
-from featurize.generate.acceleration import AttentionChoice, set_attention
+from featurize.generate.acceleration import set_attention
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
+from featurize.options import AttentionChoice
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.cli import featurize, main
-from featurize.encode.image_encoder import JointSpace, find_encoder
-from featurize.generate.text_to_image import LatentDecoder
+from featurize.cli import main
+from featurize.encode.encoders import find_encoder
+from featurize.generate.decoders import LatentDecoder
 from featurize.inspect import command as inspect_tokens
 from featurize.inspect import decoded_images as stored_pictures
 from featurize.inspect import sample as token_sample
 from featurize.inspect.sample import take_sample
+from featurize.inspect.text_agreement import JointSpace
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command as featurize
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader

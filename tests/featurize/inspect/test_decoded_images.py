@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from featurize.cost.stage_cost import DECODE, counted_work, decode_flops
-from featurize.generate.decoders import find_decoder
+from featurize.generate.decoders import LatentDecoder, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
-from featurize.generate.text_to_image import LatentDecoder, TextToImage
+from featurize.generate.text_to_image import TextToImage
 from featurize.inspect import decoded_images as stored_pictures
 from featurize.inspect.decoded_images import StoredPictures, generator_of, to_bytes, to_grey
 from lugpi_core.errors import InputError

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from featurize.encode.image_encoder import EncoderFiles, ImageEncoder, JointSpace, find_encoder
+from featurize.encode.encoders import EncoderFiles, find_encoder
+from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.generators import find_generator, generator_settings
-from featurize.inspect.text_agreement import agreement_of, encoder_of, text_agreement
+from featurize.inspect.text_agreement import JointSpace, agreement_of, encoder_of, text_agreement
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec

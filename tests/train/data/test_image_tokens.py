@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.cli import featurize
+from featurize.run import featurize_command
 from featurize.options import FeaturizeOptions
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
@@ -38,7 +38,7 @@ def int8_run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of ``small_run`` with int8 tokens."""
     run = tmp_path_factory.mktemp("runs") / "int8"
     flags = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "run_dir": run, "shard_rows": 32}
-    featurize(FeaturizeOptions(**flags, encoders=("clip-demo",), token_dtype="int8"))
+    featurize_command(FeaturizeOptions(**flags, encoders=("clip-demo",), token_dtype="int8"))
     return run
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
@@ -133,7 +133,7 @@ def texts_without_labels(folder: Path) -> Path:
 
 def draw(small_csv: Path, run: Path, unlabelled: Path, **more: Any) -> None:
     drawn = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",), "run_dir": run}
-    featurize(FeaturizeOptions(**{**drawn, **more}, unlabelled=unlabelled))
+    featurize_command(FeaturizeOptions(**{**drawn, **more}, unlabelled=unlabelled))
 
 
 def test_a_teacher_reads_other_texts_once(

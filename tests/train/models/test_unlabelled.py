@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurize.cli import featurize
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusOptions, CorpusSettings, store_folder
@@ -113,7 +113,7 @@ def run(small_run: Path, small_csv: Path, more: Path, flags: tuple[str, ...], tm
     folder = tmp_path_factory.mktemp("unlabelled") / "topics"
     shutil.copytree(small_run / "tokens", folder / "tokens")
     drawn = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",), "run_dir": folder}
-    figures = featurize(FeaturizeOptions(**drawn, unlabelled=more))  # type: ignore[arg-type]
+    figures = featurize_command(FeaturizeOptions(**drawn, unlabelled=more))  # type: ignore[arg-type]
     assert figures["complete"]
     assert main(["teacher", *flags, "--run-dir", str(folder), "--image-tokens", "clip-demo"]) == 0
     assert main(["student", *flags, "--run-dir", str(folder), "--unlabelled", str(more)]) == 0

@@ -1,0 +1,432 @@
+"""Text → token store: the Python function ``featurize`` and the command ``python -m featurize``.
+
+Both plan first (which images, with which models, into which columns: ``plan``), then fill the store (``fill``) if anything is missing.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurize.options import FeaturizeOptions, FeaturizeSettings
+from lugpi_core.command_line import resolved_flags, say
+from lugpi_core.errors import InputError
+
+if TYPE_CHECKING:
+    from featurize.fill.block import Models, Work
+    from featurize.plan.job import Job
+    from lugpi_core.corpora.corpus import Corpus
+    from lugpi_core.store.writer import ColumnWriter
+
+_LESS_MEMORY = "see --dry-run for what is needed; free memory, or take a smaller --size-px, generator or encoder; what is written is kept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is, after each block of images.
+
+    Attributes:
+        done, total: images.
+        failed: rows of this run that are flagged, in any column.
+        seconds: by stage, so far.
+    """
+
+    done: int
+    total: int
+    failed: int
+    seconds: Mapping[str, float]
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnResult:
+    """One column of a store: its shape (rows first), its size on disk, and how many of its rows failed."""
+
+    shape: tuple[int, ...]
+    size_bytes: int
+    failed_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturizeResult:
+    """A store that was filled, and what this run did for it.
+
+    Attributes:
+        store_dir: the store's folder.
+        already_done: whether nothing was missing.
+        examples: by split.
+        images: distinct images of the store.
+        images_saved: how many more there would be if examples with the same prompt did not share theirs.
+        prompts_cut_share: share of the prompts that are longer than the generator reads.
+        columns: by name.
+        rows: computed by this run, by stage.
+        batches: batch size by stage, and every halving after an out-of-memory.
+        seconds: by stage.
+        peak_memory: bytes on the host and, with CUDA, on the device.
+        compute: device, dtype, attention kernels and what was compiled.
+        notice: what to know about the generator, or None.
+    """
+
+    store_dir: Path
+    already_done: bool
+    examples: dict[str, int]
+    images: int
+    images_saved: int
+    prompts_cut_share: float
+    columns: dict[str, ColumnResult]
+    rows: dict[str, int]
+    batches: dict[str, Any]
+    seconds: dict[str, float]
+    peak_memory: dict[str, int]
+    compute: dict[str, Any]
+    notice: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no row failed."""
+        return not any(column.failed_rows for column in self.columns.values())
+
+    def record(self) -> dict[str, Any]:
+        """Return the figures as a JSON value, under the names of the command's last line."""
+        return {
+            "command": "featurize",
+            "complete": self.complete,
+            "already_done": self.already_done,
+            "store": str(self.store_dir),
+            "examples": self.examples,
+            "drawings": self.images,
+            "drawings_spared": self.images_saved,
+            "prompts_cut_share": round(self.prompts_cut_share, 4),
+            "columns": {name: list(column.shape) for name, column in self.columns.items()},
+            "bytes": {name: column.size_bytes for name, column in self.columns.items()},
+            "failed_rows": {name: column.failed_rows for name, column in self.columns.items()},
+            "rows": self.rows,
+            "batches": self.batches,
+            "times": self.seconds,
+            "peak_memory": self.peak_memory,
+            "notice": self.notice,
+            "compute": self.compute,
+        }
+
+
+def featurize(
+    corpus: "Corpus",
+    run_dir: str | Path,
+    *,
+    generator: str = "fast",
+    encoders: Sequence[str] = ("clip-vit-b32",),
+    settings: FeaturizeSettings | None = None,
+    progress: ProgressCallback | None = None,
+) -> FeaturizeResult:
+    """Generate an image for every distinct prompt of a corpus, encode it and keep the tokens. Continues a store that is there.
+
+    The store is ``run_dir``/tokens, or ``run_dir``/tokens-NAME for a corpus without labels. Ctrl-C and SIGTERM end the run after the
+    current block; what is written is kept.
+
+    Memory: the models, one block of images and two on their way to the disk, the embeddings of 1,024 prompts, the corpus's texts and, while
+    encoders are added, one shard of latents. Nothing grows with the store.
+
+    Args:
+        corpus: ``load_corpus(…)`` or ``Corpus.from_texts(…)``.
+        run_dir: the run's folder; made if it is not there.
+        generator: as ``--generator``: a preset, ``PRESET=FOLDER``, a folder or a hub id.
+        encoders: as ``--encoders``; one column of tokens each.
+        settings: everything else that the command has flags for.
+        progress: called after each block of images.
+
+    Raises:
+        InputError: a setting, a prompt, a model's files or the store is not as it must be; too little memory or disk; too many failed rows.
+        Stopped: a KeyboardInterrupt; the run was asked to stop.
+    """
+    from featurize.plan.job import plan_job
+    from lugpi_core.runtime.libraries import prepare_libraries
+
+    prepare_libraries()
+    settings = settings or FeaturizeSettings()
+    flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
+    store = _store_folder(corpus, Path(run_dir))
+    job = plan_job(corpus, store, generator=generator, encoders=encoders, settings=settings, made_by=flags)
+    return fill_store(corpus, job, progress)
+
+
+def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """Run ``python -m featurize``; return the figures of its last line.
+
+    Args:
+        options: the flags.
+        retry: images that failed before, and are generated again in float32.
+    """
+    import dataclasses
+
+    from lugpi_core.runtime.libraries import prepare_libraries
+    from lugpi_core.runtime.meters import provenance
+
+    prepare_libraries()
+    corpus, job = plan_command(options)
+    if options.dry_run:
+        return _dry_run(corpus, job)
+    with _progress_bar() as progress:
+        result = fill_store(corpus, dataclasses.replace(job, retry=retry), progress)
+    _announce_result(result)
+    return result.record() | {"config": resolved_flags(options), "provenance": provenance()}
+
+
+def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job]":
+    """Return the corpus of a command and everything that is known before a model is loaded; nothing in the store is touched.
+
+    Raises:
+        InputError: a flag, the corpus, a model's files or the store's folder is not as it must be.
+    """
+    from featurize.plan.job import plan_job
+    from lugpi_core.corpora.load import load_corpus
+    from lugpi_core.corpora.options import default_run_dir
+    from lugpi_core.corpora.user_corpus import load_unlabelled
+
+    corpus = load_corpus(options.dataset, options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
+    store = _store_folder(corpus, options.run_dir or default_run_dir(options.dataset, options.limit))
+    job = plan_job(
+        corpus,
+        store,
+        generator=options.generator,
+        encoders=options.encoders,
+        settings=options,
+        made_by=_repeatable_flags(options),
+    )
+    return corpus, job
+
+
+def fill_store(corpus: "Corpus", job: "Job", progress: ProgressCallback | None = None) -> FeaturizeResult:
+    """Generate, encode and write what a store lacks.
+
+    Raises:
+        InputError: the store was made with other settings; too little memory or disk; too many failed rows.
+        Stopped: the run was asked to stop; what is written is kept.
+    """
+    from featurize.plan.job import refuse_other_drawings, require_room
+
+    refuse_other_drawings(job)
+    require_room(job)
+    writers = _open_columns(job)
+    _announce(corpus, job)
+    with memory_in_one_line(_LESS_MEMORY):
+        work, models = _fill_missing(job, corpus, writers, progress)
+    return _result(corpus, job, writers, work, models)
+
+
+def _store_folder(corpus: "Corpus", run_dir: Path) -> Path:
+    from lugpi_core.files import make_folder
+
+    return make_folder(run_dir / ("tokens" if corpus.label_names else f"tokens-{corpus.name}"))
+
+
+def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
+    """Return the flags for the manifest, valid in any working folder; without the store's own place, because it may be moved."""
+    flags = {name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run")}
+    paths = ("dataset", "validation_file", "test_file") if Path(options.dataset).is_file() else ("data_dir",)
+    return {**flags, **{name: str(Path(flags[name]).resolve()) for name in (*paths, "unlabelled") if flags[name] is not None}}
+
+
+def _dry_run(corpus: "Corpus", job: "Job") -> dict[str, Any]:
+    from featurize.cost.batch_size import estimate_run
+    from featurize.plan.job import refuse_other_drawings
+
+    refuse_other_drawings(job)
+    _announce(corpus, job)
+    estimate = estimate_run(job)
+    say(str(estimate))
+    return {"command": "featurize", "dry_run": True, "store": str(job.store), **asdict(estimate)}
+
+
+@contextmanager
+def memory_in_one_line(do: str) -> Iterator[None]:
+    """Turn an out-of-memory that halving the batch does not help, such as models that do not fit, into one line."""
+    from featurize.fill.out_of_memory import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            got=f"too little memory ({' '.join(str(error).split())[:120]})",
+            expected="room for the models and one image",
+            do=do,
+        ) from None
+
+
+def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
+    from lugpi_core.store.manifest import shard_name
+    from lugpi_core.store.writer import ColumnWriter
+
+    writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
+    for writer in writers.values():
+        for shard, fault in writer.taken_back.items():
+            say(f"{writer.folder / shard_name(shard)}: {fault}; its damaged rows are generated again")
+    return writers
+
+
+def _fill_missing(
+    job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]", progress: ProgressCallback | None
+) -> "tuple[Work, Models | None]":
+    """Compute what is missing; return what was done and the models, None if there was nothing to generate or encode."""
+    import dataclasses
+
+    from featurize.fill.block import Work
+    from featurize.fill.out_of_memory import Batches
+    from featurize.plan.job import table_is_stale
+    from lugpi_core.files import sweep
+    from lugpi_core.runtime.meters import StageTimes
+    from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
+
+    sweep(job.store)
+    work, models = Work(times=StageTimes(job.compute.device), batches=Batches({})), None
+    missing = _missing_images(writers)
+    if missing or table_is_stale(job.store, corpus, job.plan):
+        # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
+        (job.store / VIEW).unlink(missing_ok=True)
+        _write_examples(job, corpus)
+    if missing:
+        from featurize.cost.batch_size import choose_sizes
+        from featurize.fill.load_models import load_models
+
+        sizes = choose_sizes(job)
+        job = dataclasses.replace(job, batch_size=sizes.batch)
+        work.batches = Batches(sizes.by_stage())
+        incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}
+        models = load_models(job, incomplete, sizes, work.times)
+        _fill(job, writers, models, work, progress, missing)
+    with work.times.host("publish"):
+        for writer in writers.values():
+            writer.add_sha256()
+    if not view_is_current(job.store):
+        write_view(job.store)
+    return work, models
+
+
+def _fill(
+    job: "Job",
+    writers: "dict[str, ColumnWriter]",
+    models: "Models",
+    work: "Work",
+    progress: ProgressCallback | None,
+    missing: int,
+) -> None:
+    from featurize.fill.fill_store import fill
+    from lugpi_core.runtime.stopping import stop_on_signals
+
+    with stop_on_signals() as work.stop, work.times.host("fill_wall"):
+        for _ in fill(job, writers, models, work):
+            if progress is not None:
+                done = max(work.drawn, work.decoded)
+                progress(Progress(done=done, total=missing, failed=work.failed, seconds=work.times.seconds))
+
+
+def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
+    from featurize.fill.fill_store import open_shards
+
+    spec = next(iter(writers.values())).spec
+    return sum(spec.layout(shard).rows for shard in open_shards(writers))
+
+
+def _write_examples(job: "Job", corpus: "Corpus") -> None:
+    from featurize.generate.text_to_image import prompts_are_cut
+    from lugpi_core.store.example_table import ExampleTable, write_example_table
+
+    cut = prompts_are_cut(job.generator, job.plan.prompts)[job.plan.prompt_of_example]
+    table = ExampleTable(drawings=job.plan.drawings, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint())
+    write_example_table(job.store, corpus, table)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[ProgressCallback]:
+    """A progress bar on stderr, which appears with the first block; it shows what failed and where the time goes."""
+    from tqdm import tqdm
+
+    bar: Any = None
+
+    def show(progress: Progress) -> None:
+        nonlocal bar
+        if bar is None:
+            # In a log file a line every ten seconds is enough.
+            interval_s = 0.1 if sys.stderr.isatty() else 10
+            bar = tqdm(total=progress.total, unit="image", desc="featurize", mininterval=interval_s)
+        seconds = {name: spent for name, spent in progress.seconds.items() if name not in ("load", "compile", "fill_wall")}
+        total_s = sum(seconds.values()) or 1.0
+        shares = " ".join(f"{name} {spent / total_s:.0%}" for name, spent in seconds.items() if spent / total_s >= 0.005)
+        bar.set_postfix_str(f"flagged {progress.failed}, {shares}", refresh=False)
+        bar.update(progress.done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _announce(corpus: "Corpus", job: "Job") -> None:
+    counts = ", ".join(f"{count:,} {split}" for split, count in corpus.counts().items())
+    if not corpus.label_names:
+        counts = f"{len(corpus.examples):,} unlabelled texts"
+    plan = job.plan
+    several = f", {plan.images_per_text} of each prompt" if plan.images_per_text > 1 else ""
+    say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.spared:,} saved, their prompt is shared)")
+    if notice := job.generator.settings.notice:
+        say(f"note: {notice}")
+
+
+def _announce_result(result: FeaturizeResult) -> None:
+    outcome = "already done" if result.already_done else "done"
+    failed = {name: column.failed_rows for name, column in result.columns.items()}
+    say(
+        f"{outcome}: {result.store_dir}; {result.prompts_cut_share:.1%} of the prompts were cut to what the generator reads"
+        + ("" if result.complete else f"; FAILED rows: {failed}")
+    )
+
+
+def _compute_record(job: "Job", models: "Models | None") -> dict[str, Any]:
+    """Return what the run computed with, for the record."""
+    from featurize.generate.acceleration import memory_format
+
+    if models is None:
+        return {**job.compute.record(), "attention": None}
+    generator = models.text_to_image
+    return {
+        **job.compute.record(),
+        "attention": generator.attention,
+        "compiled": generator.compilation.part,
+        "cuda_graphs": generator.compilation.graphs,
+        "memory_format": memory_format(job.compute.device),
+    }
+
+
+def _result(corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", work: "Work", models: "Models | None") -> FeaturizeResult:
+    from lugpi_core.runtime.meters import peak_memory_bytes
+    from lugpi_core.store.example_table import read_example_table
+
+    columns = {
+        name: ColumnResult(
+            shape=(writer.spec.rows, *writer.spec.row_shape),
+            size_bytes=sum(record["bytes"] for record in writer.records.values()),
+            failed_rows=sum(len(record["flagged"]) for record in writer.records.values()),
+        )
+        for name, writer in writers.items()
+    }
+    return FeaturizeResult(
+        store_dir=job.store,
+        already_done=models is None,
+        examples=corpus.counts(),
+        images=len(job.plan),
+        images_saved=job.plan.spared,
+        prompts_cut_share=float(read_example_table(job.store, corpus).prompt_cut.mean()),
+        columns=columns,
+        rows=work.rows(),
+        batches={"rows": work.batches.rows, "halvings": work.batches.halvings},
+        seconds=work.times.record(),
+        peak_memory=peak_memory_bytes(),
+        compute=_compute_record(job, models),
+        notice=job.generator.settings.notice,
+    )
