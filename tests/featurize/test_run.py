@@ -82,7 +82,7 @@ def test_a_new_process_makes_the_store_and_ends_with_one_json_object_and_says_wh
         str(tmp_path / "tokens"),
         {"prompts": 13, "drawn": 13, "decoded": 13, "encoded": 26, "redone": 0},
     )
-    assert "own: 9 train, 1 validation, 3 test; 13 drawings (0 spared" in done.stderr
+    assert "own: 9 train, 1 validation, 3 test; 13 images (0 saved" in done.stderr
     assert "note: the embedded generator draws emoji" in done.stderr
     assert "drawing on CPU, float32, attention AttnProcessor2_0, 4 at a time" in done.stderr
     assert "warning" not in done.stderr.lower()
@@ -321,7 +321,7 @@ def test_a_damaged_final_shard_is_found_and_mended_by_the_same_command(
     untouched = {name: state for name, state in _state(run_dir).items() if re.search(r"/shard-.*\.h5$", name) and name != str(path)}
     assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO]) == 0
     captured = capsys.readouterr()
-    assert f"{path}: its content differs from its hash; what does not hold in it is made again" in captured.err
+    assert f"{path}: its content differs from its hash; its damaged rows are generated again" in captured.err
     assert json.loads(captured.out)["rows"] == {"prompts": 0, "drawn": 0, "decoded": 4, "encoded": 4, "redone": 0}
     assert _shards(run_dir) == _shards(store)
     assert {name: _state(run_dir)[name] for name in untouched} == untouched
