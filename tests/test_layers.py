@@ -48,7 +48,7 @@ LIBRARY_DOORS = {
         "featurize/generate/generators.py",
         "featurize/generate/text_to_image.py",
     },
-    "open_clip": {"featurize/cost/stage_cost.py", "featurize/encode/image_encoder.py"},
+    "open_clip": {"featurize/cost/stage_cost.py", "featurize/encode/encoders.py", "featurize/encode/image_encoder.py"},
     "h5py": {f"lugpi_core/store/{name}.py" for name in ("foreign_files", "layout", "sealed_file", "virtual_view")},
     "tyro": {"lugpi_core/command_line.py"},
     "datasets": {"lugpi_core/corpora/user_files.py"},

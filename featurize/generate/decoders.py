@@ -176,6 +176,11 @@ class LatentDecoder:
 
 
 def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
+    """Return the generator's own decoder on the CPU, in eval mode, without gradients.
+
+    Raises:
+        InputError: its weights do not load.
+    """
     from diffusers import AutoencoderKL
 
     folder = generator.folder / "vae"
@@ -188,12 +193,14 @@ def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
 
 
 def keep_from_overflow(generator: Generator, vae: Any) -> None:
-    # SDXL's decoder overflows in half precision. ``force_upcast`` is True by default in every decoder, and only SDXL's pipeline heeds it.
+    """Convert SDXL's own decoder to float32, because it overflows in half precision."""
+    # ``force_upcast`` is True by default in every decoder, but only SDXL's pipeline respects it.
     if generator.pipeline_class == "StableDiffusionXLPipeline" and vae.config.get("force_upcast") and dtype_of(vae) == torch.float16:
         vae.to(torch.float32)
 
 
 def decoder_input(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
+    """Return latents [B, C, h, w] scaled as the decoder reads them."""
     factor: float = vae.config.scaling_factor
     if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
         return latents_BChw / factor
@@ -203,6 +210,7 @@ def decoder_input(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
 
 
 def in_unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
+    """Return a decoder's images, about [-1, 1], as float32 in [0, 1]; NaN where they are not finite."""
     # Clamping would make an infinity a white pixel; as NaN it stays visible.
     finite_B3HW: torch.Tensor = torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan)
     return finite_B3HW.clamp(0, 1)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.run import featurize_command
 from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
