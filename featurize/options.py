@@ -181,32 +181,30 @@ class InfoOptions(StoreOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(CorpusOptions):
-    """Look at the cached tokens before anything is trained, in seconds: whether the pictures know anything about the classes, whether they
-    show their texts, how many are near-copies; and small pictures for train report. Reads the store, downloads no model."""
+class InspectSettings:
+    """How a store is inspected.
 
-    run_dir: Path | None = None
-    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
-    unlabelled: Path | None = None
-    """The file of texts without labels whose store is meant, in place of the corpus's; what asks for classes is left out."""
+    Raises:
+        InputError: a value out of range.
+    """
+
     near_copy: float = 0.98
-    """Cosine of centred tokens from which on two drawings are near-copies; at .98 their squared distance is a fiftieth of that of two
-    unrelated drawings."""
+    """Cosine of centred tokens from which on two images are near-duplicates; at .98 their squared distance is a fiftieth of that of two
+    unrelated images."""
     thumbnails: int = 200
-    """Test examples whose pictures are kept for train report, 128 px at most, the first 64 also on one sheet, drawings.png; 0 = none, and
-    what is there stays."""
+    """Test examples whose images are kept for train report, 128 px at most, the first 64 also in one grid, drawings.png; 0 = none, and
+    existing ones stay."""
     decoder: str = "full"
-    """What makes pictures of the latents: full (the generator's own), tiny (TAESD, 18 times less work), or tiny=FOLDER."""
+    """How latents become images: full (the generator's own decoder), tiny (TAESD, 18 times less work), or tiny=FOLDER."""
     decode_tflop: float | None = None
-    """Work that pictures may take, in 10^12 operations; where that is less than all of them need, fewer are made (default: 10 on the CPU,
-    1000 on CUDA; a picture of 512 px takes 2.5, with the tiny decoder 0.14)."""
+    """Work that decoding may take, in 10^12 operations; if all images need more, fewer are decoded (default: 10 on the CPU, 1000 on CUDA;
+    an image of 512 px takes 2.5, with the tiny decoder 0.14)."""
     seed: int = 0
-    """Seed of what is sampled and shuffled."""
+    """Seed of samples and shuffles."""
     device: DeviceChoice = "auto"
-    """Where to compute; auto takes CUDA where there is one."""
+    """Where to compute; auto takes CUDA if there is any."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require_seed(self.seed)
         if not 0 < self.near_copy <= 1:
             raise InputError(got=f"--near-copy {self.near_copy}", expected="above 0 and at most 1", do="give for instance 0.98")
@@ -214,6 +212,21 @@ class InspectOptions(CorpusOptions):
             raise InputError(got=f"--thumbnails {self.thumbnails}", expected=f"0 to {MOST_THUMBNAILS}", do="give for instance 200")
         if self.decode_tflop is not None and not 0 < self.decode_tflop < math.inf:
             raise InputError(got=f"--decode-tflop {self.decode_tflop}", expected="a number above 0", do="give for instance 10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(InspectSettings, CorpusOptions):
+    """Inspect the cached tokens in seconds, before any training: do the images predict the class, do they agree with their texts, how many
+    are near-duplicates? Keeps small images for train report. Reads the store; downloads no model."""
+
+    run_dir: Path | None = None
+    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
+    unlabelled: Path | None = None
+    """Inspect the images of this file of unlabelled texts instead of the corpus's; questions about classes are left out."""
+
+    def __post_init__(self) -> None:
+        CorpusOptions.__post_init__(self)
+        InspectSettings.__post_init__(self)
 
     @property
     def run(self) -> Path:

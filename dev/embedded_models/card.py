@@ -9,11 +9,11 @@ import torch
 
 from dev.embedded_models.measures import Artist, Clip, caption_choice, clip_scores, demo_glosses, drawn_names, probes, retrieval
 from dev.embedded_models.recipe import Recipe
-from featurize.inspect.contact_sheet import contact_sheet
 from featurize.inspect.decoded_images import to_bytes
+from featurize.inspect.drawings_png import DRAWINGS_PNG, write_drawings_png
 from lugpi_core.files import read_json, write_json, write_text
 
-RECORD, SHEET, CARD = "record.json", "drawings.png", "README.md"
+RECORD, CARD = "record.json", "README.md"
 _ABOUT = {
     "bag": ("where the text tower begins", "glosses against words and hypernyms, a mean of embeddings for each"),
     "words": ("clip-demo (text tower)", "glosses against words and hypernyms, contrastive"),
@@ -35,7 +35,7 @@ def measured(recipe: Recipe, folder: Path, *, most: int | None = None) -> dict[s
     world, clip, artist = recipe.world, Clip(folder), Artist(folder)
     learnt, dev = demo_glosses("train")[:most], list(world.held.dev.values())[:most]
     captions = caption_choice(world, 64, seed=1)
-    contact_sheet(captions, to_bytes(artist.pictures(captions)), folder / SHEET)
+    write_drawings_png(captions, to_bytes(artist.pictures(captions)), folder / DRAWINGS_PNG)
     return {
         "retrieval": retrieval(world, clip),
         "drawn_names": drawn_names(world, clip, artist, count=min(256, most or 256)),

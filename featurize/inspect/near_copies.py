@@ -1,27 +1,63 @@
-"""Drawings that are nearly the same although their prompts differ.
+"""Near-duplicates: images that are nearly the same although their prompts differ.
 
-Shapes: M drawings, F features.
+Shapes: M images, F features, B images of a chunk.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featurize.inspect.records import Record, percent
+
 _CHUNK = 512
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NearCopies(Record):
+    """How near the images are to each other.
+
+    Attributes:
+        drawings: images compared, M.
+        threshold: the cosine from which on two images are near-duplicates.
+        nearest_quantiles: quantiles of the cosine to the nearest other image.
+        share: images with a near-duplicate, of all.
+        test_drawings: images of test examples that no train example has.
+        test_copies_of_train: how many of them are near-duplicates of a train image.
+        test_share: the same as a share.
+        lower_bound: whether only a sample was compared, so that near-duplicates may have been missed.
+    """
+
+    drawings: int
+    threshold: float
+    nearest_quantiles: Mapping[str, float]
+    share: float
+    test_drawings: int
+    test_copies_of_train: int
+    test_share: float
+    lower_bound: bool
+
+    def sentence(self) -> str:
+        """Return the answer in one sentence."""
+        at_least = "at least " if self.lower_bound else ""
+        return (
+            f"{at_least}{percent(self.share)} of the images are near-duplicates (cosine {self.threshold:g} or more) of an image of another "
+            f"prompt; of {self.test_drawings:,} test images, {at_least}{self.test_copies_of_train:,} are near-duplicates of a train image"
+        )
+
+
 def nearest_cosines(features_MF: torch.Tensor, candidates_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the highest cosine of each row with any other row, and with another row that is a candidate: float32 [M] twice; -1 where there
+    """Return the highest cosine of each row with any other row, and with any other row that is a candidate: float32 [M] each; -1 if there
     is none.
 
-    Features are centred by their mean over all rows, for what all pictures share is most of every token: without it all are alike. Two
-    unrelated drawings have then a cosine of about 0, and squared distances are 2 · (1 - cosine): .04 at a cosine of .98, a fiftieth of
-    theirs.
+    Features are centred by their mean over all rows. What all images share makes up most of every token: without centring, all images
+    would be alike. Unrelated images then have a cosine of about 0. Squared distances are 2 · (1 - cosine): .04 at a cosine of .98, a
+    fiftieth of that of unrelated images.
 
-    Memory: the features twice, and 512 × M float32 (20 MB for 10,000 drawings); by chunks of 512 rows, never [M, M].
+    Memory: the features twice, and 512 × M float32 (20 MB for 10,000 images); never [M, M].
 
     Args:
         features_MF: float32, on any device.
@@ -40,24 +76,33 @@ def nearest_cosines(features_MF: torch.Tensor, candidates_M: torch.Tensor) -> tu
     return any_M, candidate_M
 
 
-def near_copies(features_MF: torch.Tensor, is_train_M: NDArray[np.bool_], is_test_M: NDArray[np.bool_], threshold: float) -> dict[str, Any]:
-    """Return how near the nearest other drawing is, and how many test drawings are near-copies of a train drawing, as plain values.
+def near_copies(
+    features_MF: torch.Tensor,
+    is_train_M: NDArray[np.bool_],
+    is_test_M: NDArray[np.bool_],
+    threshold: float,
+    *,
+    lower_bound: bool = False,
+) -> NearCopies:
+    """Return how near each image's nearest other image is, and how many test images are near-duplicates of a train image.
 
     Args:
-        features_MF: of drawings with distinct prompts; at least two rows.
-        is_train_M, is_test_M: which splits' examples show a drawing; a drawing that both show counts as train's.
-        threshold: the cosine from which on two drawings are near-copies.
+        features_MF: of images with distinct prompts; at least two rows.
+        is_train_M, is_test_M: which splits' examples have an image; an image of both counts as train's.
+        threshold: the cosine from which on two images are near-duplicates.
+        lower_bound: whether the images are a sample of all.
     """
-    found = nearest_cosines(features_MF, torch.from_numpy(is_train_M).to(features_MF.device))
-    nearest_M, to_train_M = (one.cpu().numpy() for one in found)
+    nearest = nearest_cosines(features_MF, torch.from_numpy(is_train_M).to(features_MF.device))
+    to_any_M, to_train_M = (cosines.cpu().numpy() for cosines in nearest)
     only_test_M = is_test_M & ~is_train_M
-    copied = int((to_train_M[only_test_M] >= threshold).sum())
-    return {
-        "drawings": len(nearest_M),
-        "threshold": threshold,
-        "nearest_quantiles": {str(q): round(float(np.quantile(nearest_M, q)), 4) for q in _QUANTILES},
-        "share": float((nearest_M >= threshold).mean()),
-        "test_drawings": int(only_test_M.sum()),
-        "test_copies_of_train": copied,
-        "test_share": copied / max(1, int(only_test_M.sum())),
-    }
+    test_images, copies = int(only_test_M.sum()), int((to_train_M[only_test_M] >= threshold).sum())
+    return NearCopies(
+        drawings=len(to_any_M),
+        threshold=threshold,
+        nearest_quantiles={str(q): round(float(np.quantile(to_any_M, q)), 4) for q in _QUANTILES},
+        share=float((to_any_M >= threshold).mean()),
+        test_drawings=test_images,
+        test_copies_of_train=copies,
+        test_share=copies / max(1, test_images),
+        lower_bound=lower_bound,
+    )

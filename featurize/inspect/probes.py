@@ -1,22 +1,24 @@
-"""What do image tokens know of the classes? Neighbours and a linear probe, against chance and against shuffled labels.
+"""Do image tokens predict the class? Nearest neighbours and a linear probe, compared with chance and with shuffled labels.
 
-Shapes: N train examples, V validation examples, F features, K classes, P shufflings, S scored examples, D their pictures.
+Shapes: N train examples, V validation examples, F features, K classes, S scored examples, D their distinct images.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.inspect.records import Record, decimal, interval_text
+
 NEIGHBOURS = 10
-# Trained on shuffled labels: a probe so often, and neighbours so often, for they cost nothing.
+# Fits on shuffled labels; those of the neighbours cost nothing.
 PROBE_SHUFFLES, NEIGHBOUR_SHUFFLES = 5, 50
-# Shufflings of the predictions for the p-value: 1 / 1,000 is the smallest it can be.
-SHUFFLES = 999
-# Of the mean loss's gradient; at 1e-3, wide features stop before the first step.
+# Permutations for the p-value: 1 / 1,000 is the smallest it can be.
+PERMUTATIONS = 999
+# The tolerance is on the mean loss's gradient; at 1e-3, wide features stop before the first step.
 _ITERATIONS, _TOLERANCE = 100, 1e-4
 _CHUNK = 256
 
@@ -30,8 +32,8 @@ class LabelledFeatures:
     Attributes:
         train_NF, validation_VF: float32, as they are; ``standardised`` scales them.
         train_N, validation_V: int64, the classes.
-        picture_V: int64, which picture each is of; examples may share one.
-        is_new_V: bool, whether no train example of the corpus shares the picture.
+        picture_V: int64, which image each example has; several may share one.
+        is_new_V: bool, whether no train example of the corpus shares the image.
         classes: K.
     """
 
@@ -44,71 +46,170 @@ class LabelledFeatures:
     classes: int
 
 
-def probe_classes(data: LabelledFeatures, seed: int) -> dict[str, Any]:
-    """Return what neighbours and the linear probe make of the features, as plain values: ``{"chance": …, "knn": …, "probe": …}``.
+@dataclass(frozen=True, kw_only=True)
+class ProbeExamples(Record):
+    """How many examples a probe was fitted and scored on.
 
-    Scored are the validation examples whose picture no train example shares (in corpora of single words the others are recognised, not
-    understood). Where there are none, all are scored, ``validation_new`` is 0, and what is found says nothing of other texts.
+    Attributes:
+        train: examples fitted.
+        validation: examples scored.
+        validation_new: validation examples whose image no train example shares.
+        validation_shared: the other validation examples.
+    """
 
-    Each part has ``accuracy``, ``shuffled_mean`` and ``shuffled_sd`` (the same fit on shuffled train labels), ``p`` (see ``p_value``) and
-    ``accuracy_all`` (shared pictures too).
+    train: int
+    validation: int
+    validation_new: int
+    validation_shared: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chance(Record):
+    """Accuracies without any image: of a uniform guess, and of always guessing the largest train class."""
+
+    uniform: float
+    majority: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScore(Record):
+    """How well one classifier predicts the class.
+
+    Attributes:
+        accuracy: on the scored examples.
+        accuracy_all: on all validation examples, those with shared images too.
+        shuffled_mean, shuffled_sd: accuracies of the same classifier fitted on shuffled train labels.
+        shuffles: how many of these fits.
+        p: of the permutation test, see ``p_value``.
+        interval: the accuracy's 95 % confidence interval, see ``accuracy_interval``; not in the JSON record.
+    """
+
+    accuracy: float
+    accuracy_all: float
+    shuffled_mean: float
+    shuffled_sd: float
+    shuffles: int
+    p: float
+    interval: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, without the interval."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "interval"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassProbes(Record):
+    """How well the tokens predict the class, by nearest neighbours and by a linear probe.
+
+    Attributes:
+        examples: fitted and scored.
+        chance: what a guess without images reaches.
+        neighbours: k.
+        knn, probe: the scores.
+    """
+
+    examples: ProbeExamples
+    chance: Chance
+    neighbours: int
+    knn: ProbeScore
+    probe: ProbeScore
+
+    def classifier(self, by: str) -> str:
+        """Return the name of ``probe`` or ``knn`` for a person."""
+        return "linear probe" if by == "probe" else f"{self.neighbours} nearest neighbours"
+
+    def sentence(self, by: str) -> str:
+        """Return one classifier's accuracy and what it is compared with.
+
+        Args:
+            by: ``probe`` or ``knn``.
+        """
+        score = self.probe if by == "probe" else self.knn
+        return (
+            f"{self.classifier(by)}: accuracy {decimal(score.accuracy)} ({interval_text(score.interval)}), p = {decimal(score.p)}; "
+            f"largest class {decimal(self.chance.majority)}, chance {decimal(self.chance.uniform)}, "
+            f"shuffled labels {decimal(score.shuffled_mean)} ± {decimal(score.shuffled_sd)}"
+        )
+
+
+def probe_classes(data: LabelledFeatures, seed: int) -> ClassProbes:
+    """Return how well nearest neighbours and a linear probe predict the class from the features.
+
+    Scored are the validation examples whose image no train example shares: the others could be recognised instead of understood (corpora
+    of single words have many). If there are none, all are scored, ``validation_new`` is 0, and the scores say nothing about new texts.
 
     Memory: the features three times, and similarities of 256 × N (20 MB for 4,000 train examples).
 
     Args:
         data: at least two classes in the train part, and a validation example.
-        seed: of the shufflings.
+        seed: of the shuffles.
     """
     train_NF, validation_VF = standardised(data.train_NF, data.validation_VF)
     scored_V = data.is_new_V if data.is_new_V.any() else np.ones_like(data.is_new_V)
     neighbours = Neighbours(train_NF, validation_VF, data.classes)
-    ways: dict[str, tuple[Predict, int]] = {
-        "knn": (neighbours.predict, NEIGHBOUR_SHUFFLES),
-        "probe": (lambda labels_N: predict_linear(train_NF, labels_N, validation_VF), PROBE_SHUFFLES),
-    }
-    found = {name: _scored(predict, data, scored_V, (count, seed)) for name, (predict, count) in ways.items()}
     majority = int(np.bincount(data.train_N, minlength=data.classes).argmax())
-    chance = {"uniform": 1 / data.classes, "majority": float((data.validation_V[scored_V] == majority).mean())}
     new = int(data.is_new_V.sum())
-    counts = {
-        "train": len(data.train_N),
-        "validation": int(scored_V.sum()),
-        "validation_new": new,
-        "validation_shared": len(data.is_new_V) - new,
-    }
-    return {"examples": counts, "chance": chance, "neighbours": neighbours.count, **found}
+
+    def predict_by_probe(labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        return predict_linear(train_NF, labels_N, validation_VF)
+
+    return ClassProbes(
+        examples=ProbeExamples(
+            train=len(data.train_N),
+            validation=int(scored_V.sum()),
+            validation_new=new,
+            validation_shared=len(data.is_new_V) - new,
+        ),
+        chance=Chance(uniform=1 / data.classes, majority=float((data.validation_V[scored_V] == majority).mean())),
+        neighbours=neighbours.count,
+        knn=_score(neighbours.predict, data, scored_V, shuffles=NEIGHBOUR_SHUFFLES, seed=seed),
+        probe=_score(predict_by_probe, data, scored_V, shuffles=PROBE_SHUFFLES, seed=seed),
+    )
 
 
-def _scored(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_], shuffles: tuple[int, int]) -> dict[str, Any]:
-    count, seed = shuffles
-    chance, labels_S = np.random.default_rng(seed), data.validation_V[scored_V]
+def _score(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_], *, shuffles: int, seed: int) -> ProbeScore:
+    chance = np.random.default_rng(seed)
+    labels_S, image_S = data.validation_V[scored_V], data.picture_V[scored_V]
     predicted_V = predict(data.train_N)
-    shuffled = [float((predict(chance.permutation(data.train_N))[scored_V] == labels_S).mean()) for _ in range(count)]
-    return {
-        "accuracy": float((predicted_V[scored_V] == labels_S).mean()),
-        "accuracy_all": float((predicted_V == data.validation_V).mean()),
-        "shuffled_mean": float(np.mean(shuffled)),
-        "shuffled_sd": float(np.std(shuffled, ddof=1)),
-        "shuffles": count,
-        "p": p_value(predicted_V[scored_V], labels_S, data.picture_V[scored_V], chance),
-    }
+    accuracy = float((predicted_V[scored_V] == labels_S).mean())
+    shuffled = [float((predict(chance.permutation(data.train_N))[scored_V] == labels_S).mean()) for _ in range(shuffles)]
+    return ProbeScore(
+        accuracy=accuracy,
+        accuracy_all=float((predicted_V == data.validation_V).mean()),
+        shuffled_mean=float(np.mean(shuffled)),
+        shuffled_sd=float(np.std(shuffled, ddof=1)),
+        shuffles=shuffles,
+        p=p_value(predicted_V[scored_V], labels_S, image_S, chance),
+        interval=accuracy_interval(accuracy, images=len(np.unique(image_S))),
+    )
 
 
 def p_value(
     predicted_S: NDArray[np.int64], labels_S: NDArray[np.int64], picture_S: NDArray[np.int64], chance: np.random.Generator
 ) -> float:
-    """Return the permutation test's p for "pictures and labels have nothing to do with each other": the share of 1,000 arrangements, 999
-    shufflings of what is said of the pictures among them and the one that was found, with at least so many hits. Exact (Phipson & Smyth
-    2010, arXiv 1603.05766, eq. 2). Whole pictures are shuffled, for examples that share one share the answer, and often the label too."""
-    _, first_D, picture_of_S = np.unique(picture_S, return_index=True, return_inverse=True)
+    """Return the p-value of the permutation test for "images and labels are independent": the share of 1,000 arrangements (999 random
+    permutations of the predictions, and the observed one) with at least as many hits.
+
+    The test is exact (Phipson & Smyth 2010, arXiv 1603.05766, eq. 2). Whole images are permuted, because examples that share an image
+    share its prediction, and often the label too.
+    """
+    _, first_D, image_of_S = np.unique(picture_S, return_index=True, return_inverse=True)
     predicted_D, hits = predicted_S[first_D], int((predicted_S == labels_S).sum())
-    as_many = sum(int((chance.permutation(predicted_D)[picture_of_S] == labels_S).sum()) >= hits for _ in range(SHUFFLES))
-    return (1 + as_many) / (1 + SHUFFLES)
+    as_many = sum(int((chance.permutation(predicted_D)[image_of_S] == labels_S).sum()) >= hits for _ in range(PERMUTATIONS))
+    return (1 + as_many) / (1 + PERMUTATIONS)
+
+
+def accuracy_interval(accuracy: float, *, images: int) -> tuple[float, float]:
+    """Return Wilson's 95 % confidence interval of an accuracy (Wilson 1927, "Probable inference, the law of succession, and statistical
+    inference"). Each image counts once, because examples that share an image share its prediction."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(accuracy * images), images).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def standardised(train_NF: NDArray[np.float32], other_VF: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return both with the train part's mean taken off, divided by its standard deviation. A feature that is the same everywhere becomes
-    zero."""
+    """Return both parts less the train part's mean, divided by its standard deviation. A constant feature becomes zero."""
     mean_F, sd_F = train_NF.mean(axis=0, dtype=np.float64), train_NF.std(axis=0, dtype=np.float64)
     varies_F = sd_F > 1e-6 * np.maximum(1.0, np.abs(mean_F))
     scale_F = np.where(varies_F, 1 / np.where(varies_F, sd_F, 1.0), 0.0)
@@ -117,36 +218,36 @@ def standardised(train_NF: NDArray[np.float32], other_VF: NDArray[np.float32]) -
 
 
 class Neighbours:
-    """The k nearest train examples, by cosine, of every validation example; found once, asked with any labels.
+    """The k nearest train examples, by cosine, of every validation example: found once, used with any labels.
 
     Attributes:
-        count: k, 10 or as many as there are.
+        count: k, at most 10.
     """
 
     def __init__(self, train_NF: NDArray[np.float32], validation_VF: NDArray[np.float32], classes: int) -> None:
         self.count, self._classes = min(NEIGHBOURS, len(train_NF)), classes
-        train_FN, nearest = _unit(train_NF).T, []
+        train_FN, nearest = _unit_rows(train_NF).T, []
         for start in range(0, len(validation_VF), _CHUNK):
-            similarity_BN = _unit(validation_VF[start : start + _CHUNK]) @ train_FN
-            # Of equally near examples the first, whatever the sort does.
+            similarity_BN = _unit_rows(validation_VF[start : start + _CHUNK]) @ train_FN
+            # Stable: of equally near examples the first.
             nearest.append(np.argsort(-similarity_BN, axis=1, kind="stable")[:, : self.count])
         self._nearest_Vk = np.concatenate(nearest)
 
     def predict(self, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the class of most neighbours, [V]; where several have as many votes, the one whose neighbours are nearer."""
+        """Return the class with most votes among the neighbours, int64 [V]; ties go to the class whose neighbours are nearer."""
         votes_VK = np.zeros((len(self._nearest_Vk), self._classes))
-        for place in range(self.count):
-            # Less than a vote in sum, and more for the nearer.
-            votes_VK[np.arange(len(votes_VK)), labels_N[self._nearest_Vk[:, place]]] += 1 + 2.0 ** -(place + 2)
+        for rank in range(self.count):
+            # The bonuses sum to less than one vote, and are larger for nearer neighbours.
+            votes_VK[np.arange(len(votes_VK)), labels_N[self._nearest_Vk[:, rank]]] += 1 + 2.0 ** -(rank + 2)
         predicted_V: NDArray[np.int64] = votes_VK.argmax(axis=1)
         return predicted_V
 
 
 def predict_linear(train_NF: NDArray[np.float32], labels_N: NDArray[np.int64], other_VF: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return what multinomial logistic regression, fit on the one, says of the other, [V].
+    """Return the predictions of multinomial logistic regression, int64 [V].
 
-    Of F standardised features scikit-learn's C is 1 / F: the same as C = 1 for rows of length one, so that the penalty means the same for
-    every width. At most 100 steps of L-BFGS.
+    For F standardised features scikit-learn's C is 1 / F, which is C = 1 for rows of length one: the penalty is the same for every width.
+    At most 100 steps of L-BFGS.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -158,6 +259,6 @@ def predict_linear(train_NF: NDArray[np.float32], labels_N: NDArray[np.int64], o
     return predicted_V
 
 
-def _unit(rows_BF: NDArray[np.float32]) -> NDArray[np.float32]:
+def _unit_rows(rows_BF: NDArray[np.float32]) -> NDArray[np.float32]:
     unit_BF: NDArray[np.float32] = rows_BF / np.maximum(np.linalg.norm(rows_BF, axis=1, keepdims=True), 1e-12).astype(np.float32)
     return unit_BF

@@ -1,36 +1,57 @@
-"""Which examples are looked at, and their tokens pooled: the class token beside the mean of the patches.
+"""Which examples are inspected, and their pooled tokens: the class token, followed by the mean of the patch tokens.
 
-Shapes: N examples, M distinct drawings of the sample, T tokens, D width, F features (2·D, or D where there are no patches).
+Shapes: N examples, M distinct images of the sample, T tokens, D width, F features (2 · D, or D if there are no patch tokens).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.inspect.records import Record, percent
 from lugpi_core.corpora.corpus import SPLITS, Corpus
 from lugpi_core.corpora.splits import shares
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable
 from lugpi_core.store.reader import ColumnReader
 
-# The most examples that are looked at: 10,000 in all, so that a look takes seconds whatever the corpus.
+# At most 10,000 examples in all, so that an inspection takes seconds for any corpus.
 MOST: Mapping[str, int] = {"train": 4000, "validation": 2000, "test": 4000}
 _CHUNK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectedExamples(Record):
+    """How many examples of a split were inspected, and of how many."""
+
+    looked_at: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsCut(Record):
+    """Prompts that were longer than the generator reads: how many, their share, and their share in each split."""
+
+    count: int
+    share: float
+    share_by_split: Mapping[str, float]
+
+    def sentence(self) -> str:
+        """Return the answer in one sentence."""
+        return f"{percent(self.share)} of the prompts were cut to the length that the generator reads"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A seeded part of the corpus, each split stratified by class.
+    """A seeded sample of the corpus, stratified by class in each split.
 
     Attributes:
         rows: by split, the example rows, ascending.
         labels: by split, their classes.
-        drawings: int64 [M], the first drawings of all of them, ascending, each once.
-        places: by split, where in ``drawings`` each example's is.
-        counts: by split, how many examples there are in all.
+        drawings: int64 [M], store rows of their first images, ascending, each once.
+        places: by split, the position of each example's image in ``drawings``.
+        counts: by split, all its examples.
     """
 
     rows: Mapping[str, NDArray[np.int64]]
@@ -41,12 +62,12 @@ class Sample:
 
     @property
     def is_capped(self) -> bool:
-        """Whether some examples are left out."""
+        """Whether some examples are not in the sample."""
         return any(len(self.rows[split]) < count for split, count in self.counts.items())
 
-    def record(self) -> dict[str, dict[str, int]]:
-        """Return, by split, how many examples are looked at, and of how many."""
-        return {split: {"looked_at": len(self.rows[split]), "of": count} for split, count in self.counts.items()}
+    def inspected(self) -> dict[str, InspectedExamples]:
+        """Return how many examples of each split are in the sample."""
+        return {split: InspectedExamples(looked_at=len(self.rows[split]), of=count) for split, count in self.counts.items()}
 
 
 def take_sample(corpus: Corpus, table: ExampleTable, seed: int) -> Sample:
@@ -56,12 +77,12 @@ def take_sample(corpus: Corpus, table: ExampleTable, seed: int) -> Sample:
     rows: dict[str, NDArray[np.int64]] = {
         split: stratified(np.array(corpus.rows(split), np.int64), label_N, MOST[split], chance) for split in SPLITS
     }
-    drawings = np.unique(np.concatenate([table.drawing[some] for some in rows.values()]))
+    drawings = np.unique(np.concatenate([table.drawing[split_rows] for split_rows in rows.values()]))
     return Sample(
         rows=rows,
-        labels={split: label_N[some] for split, some in rows.items()},
+        labels={split: label_N[split_rows] for split, split_rows in rows.items()},
         drawings=drawings,
-        places={split: np.searchsorted(drawings, table.drawing[some]) for split, some in rows.items()},
+        places={split: np.searchsorted(drawings, table.drawing[split_rows]) for split, split_rows in rows.items()},
         counts=corpus.counts(),
     )
 
@@ -72,19 +93,19 @@ def stratified(rows: NDArray[np.int64], label_N: NDArray[np.int64], most: int, c
         return rows
     shuffled = chance.permutation(rows)
     classes, counts = np.unique(label_N[rows], return_counts=True)
-    if len(classes) > most:  # not every class can have one
+    if len(classes) > most:  # too few rows for one of each class
         return np.sort(shuffled[:most])
     parts = zip(classes, shares(counts.tolist(), most), strict=True)
-    return np.sort(np.concatenate([shuffled[label_N[shuffled] == one][:part] for one, part in parts]))
+    return np.sort(np.concatenate([shuffled[label_N[shuffled] == label][:part] for label, part in parts]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledTokens:
-    """What of a column's tokens is looked at.
+    """A column's tokens, pooled for each image.
 
     Attributes:
-        features_MF: float32, the class token, and behind it the mean of the patches.
-        good_M: bool, whether the drawing's tokens are there: not flagged, and finite.
+        features_MF: float32, the class token, followed by the mean of the patch tokens.
+        good_M: bool, whether the image's tokens are usable: not flagged, and finite.
         width: D; ``features_MF[:, :width]`` is the class token.
     """
 
@@ -94,16 +115,21 @@ class PooledTokens:
 
 
 def pooled_tokens(reader: ColumnReader, drawings: NDArray[np.int64], drawings_in_all: int) -> PooledTokens:
-    """Return the pooled tokens of some drawings. Memory: the result (82 MB for 10,000 drawings of width 1,024) and 32 MB of tokens.
+    """Return the pooled tokens of some images. Memory: the result (82 MB for 10,000 images of width 1,024) and 32 MB of tokens.
+
+    Args:
+        reader: of the column.
+        drawings: int64 [M], store rows.
+        drawings_in_all: rows that a column of this corpus has.
 
     Raises:
-        InputError: the column is of other drawings, or its rows are not tokens.
+        InputError: the column has another number of rows, or its rows are not tokens.
     """
     shape = reader.spec.row_shape
     if len(reader) != drawings_in_all or len(shape) != 2:
         raise InputError(
             got=f"{len(reader):,} rows of {' × '.join(map(str, shape))}",
-            expected=f"tokens [T, D] of {drawings_in_all:,} drawings",
+            expected=f"tokens [T, D] of {drawings_in_all:,} images",
             do="run featurize for this corpus",
         )
     tokens, width = shape
@@ -118,11 +144,11 @@ def pooled_tokens(reader: ColumnReader, drawings: NDArray[np.int64], drawings_in
     return PooledTokens(features_MF=features_MF, good_M=good_M, width=width)
 
 
-def shown_shares(table: ExampleTable, corpus: Corpus) -> dict[str, Any]:
-    """Return which share of the prompts was cut, in all and by split, as plain values."""
+def prompts_cut(table: ExampleTable, corpus: Corpus) -> PromptsCut:
+    """Return how many prompts were cut."""
     by_split = {split: table.prompt_cut[corpus.rows(split)] for split in SPLITS}
-    return {
-        "count": int(table.prompt_cut.sum()),
-        "share": float(table.prompt_cut.mean()),
-        "share_by_split": {split: float(cut.mean()) for split, cut in by_split.items() if len(cut)},
-    }
+    return PromptsCut(
+        count=int(table.prompt_cut.sum()),
+        share=float(table.prompt_cut.mean()),
+        share_by_split={split: float(cut.mean()) for split, cut in by_split.items() if len(cut)},
+    )

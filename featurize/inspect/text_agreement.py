@@ -1,10 +1,10 @@
-"""Do the pictures show their texts? Cosines of texts and pictures in the space of the encoder's own text tower.
+"""Do the images agree with their texts? Cosines of texts and images in the joint space of the encoder's own text tower.
 
-Shapes: B texts or images, L text tokens, D width of the tokens, E width of the joint space, n pairs of a text and its picture.
+Shapes: B texts or images, L text tokens, D width of the image tokens, E width of the joint space, n pairs of a text and its image.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,47 +12,86 @@ from torch import nn
 
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.encode.image_encoder import loading_encoder, open_clip_model, open_clip_tokenizer
+from featurize.inspect.records import Record, decimal, interval_text
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
 
-# Texts that are read: a text tower of CLIP B/32 takes 6 GFLOP a text.
+# At most so many texts: the text tower of CLIP B/32 takes 6 GFLOP per text.
 MOST_TEXTS: Mapping[str, int] = {"cpu": 256, "cuda": 2048}
 _TEXTS_AT_ONCE = 32
+# Standard errors above .5 from which on the agreement is significant, and the texts that a standard error needs.
+_ERRORS, _FEW_TEXTS = 3, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement(Record):
+    """How much nearer texts are to their own image than to others.
+
+    Attributes:
+        texts: n.
+        matching: mean cosine of the n pairs of a text and its image.
+        others: mean cosine of the n · (n - 1) other combinations.
+        own_is_nearer: the share of those in which the text is nearer to its own image than to the other; ties count half. .5 by chance.
+        standard_error: of ``own_is_nearer``, over texts.
+    """
+
+    texts: int
+    matching: float
+    others: float
+    own_is_nearer: float
+    standard_error: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the images agree with their texts more than by chance."""
+        return self.texts >= _FEW_TEXTS and self.own_is_nearer - _ERRORS * self.standard_error > 0.5
+
+    def sentence(self) -> str:
+        """Return the answer in one sentence."""
+        agree = "the images agree with their texts" if self.is_significant else "no significant agreement of the images with their texts"
+        error = 1.96 * self.standard_error
+        interval = interval_text((max(0.0, self.own_is_nearer - error), min(1.0, self.own_is_nearer + error)))
+        return (
+            f"{agree}: a text is nearer to its own image than to another in {decimal(self.own_is_nearer)} of comparisons "
+            f"({interval}; chance .500); mean cosine {self.matching:.3f} and {self.others:.3f}"
+        )
 
 
 class JointSpace:
-    """The space in which an open_clip model compares texts with images: where its two towers project to. Holds the whole model.
+    """The joint space to which the text tower and the image tower of an open_clip model project. Holds the whole model.
 
     Args:
         files: of an open_clip model.
         compute: the device; it computes in float32.
 
     Raises:
-        InputError: another family, no tokenizer in reach, or a model that does not project its class token.
+        InputError: another family, no tokenizer within reach, or a model that does not project its class token.
     """
 
     def __init__(self, files: EncoderFiles, compute: Compute) -> None:
         if files.family != "open_clip":
-            raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="only those have a text tower here")
+            raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="choose one such as clip-vit-b32")
         with loading_encoder(files):
             model, self._tokenizer = open_clip_model(files), open_clip_tokenizer(files)
         if model.visual.pool_type != "tok" or model.visual.proj is None:
             raise InputError(
-                got=f"{files.name}, whose image embedding is not the class token's", expected="a CLIP", do="nothing is to be done"
+                got=f"{files.name}, whose image embedding is not its class token",
+                expected="a CLIP that projects its class token",
+                do="choose one such as clip-vit-b32",
             )
         self._name, self._device = files.name, torch.device(compute.device)
         self._model = model.eval().requires_grad_(False).float().to(self._device)
 
     @torch.inference_mode()
     def images(self, class_tokens_BD: torch.Tensor) -> torch.Tensor:
-        """Return images as unit vectors, float32 [B, E]; their class tokens are those of the cache, after the final LayerNorm."""
+        """Return images as unit vectors, float32 [B, E], from their cached class tokens (after the final LayerNorm)."""
         projected_BE: torch.Tensor = class_tokens_BD.to(self._device, torch.float32) @ self._model.visual.proj
         return nn.functional.normalize(projected_BE, dim=-1)
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Return texts as unit vectors, float32 [B, E]; the text tower reads as much of each as its context takes.
+        """Return texts as unit vectors, float32 [B, E]; each is cut to the text tower's context.
 
         Raises:
             InputError: the tokenizer is another model's.
@@ -62,37 +101,45 @@ class JointSpace:
             raise InputError(
                 got=f"{self._name} with a vocabulary of {self._model.vocab_size} and no tokenizer of its own",
                 expected="the tokenizer that its text tower was trained with",
-                do="put it beside the weights",
+                do="put its tokenizer next to the weights",
             )
-        said_BE: torch.Tensor = self._model.encode_text(ids_BL.to(self._device), normalize=True)
-        return said_BE
+        texts_BE: torch.Tensor = self._model.encode_text(ids_BL.to(self._device), normalize=True)
+        return texts_BE
 
 
 def encoder_of(column: ColumnSpec) -> EncoderFiles:
-    """Return the open_clip model that made a column of tokens, its files found.
+    """Return the files of the open_clip model that a column of tokens comes from.
 
     Raises:
-        InputError: no open_clip model made the column, or its files are not in reach or have changed.
+        InputError: another kind of encoder, or its files are not within reach or have changed.
     """
-    made = column.fingerprint.get("encoder")
-    if not isinstance(made, Mapping) or made.get("family") != "open_clip":
-        family = made.get("family", "unknown") if isinstance(made, Mapping) else "unknown"
-        raise InputError(got=f"an encoder of the family {family}", expected="open_clip's", do="only those have a text tower here")
-    files = _files_named(str(made.get("name")), tuple(map(str, (column.made_by or {}).get("encoders") or ())))
-    if files.weights_hash != made.get("weights"):
+    encoder = column.fingerprint.get("encoder")
+    if not isinstance(encoder, Mapping) or encoder.get("family") != "open_clip":
+        family = encoder.get("family", "unknown") if isinstance(encoder, Mapping) else "unknown"
         raise InputError(
-            got=f"{files.folder} with other weights than those of the column", expected=f"weights {made.get('weights')}", do="put them back"
+            got=f"an encoder of the family {family}", expected="open_clip, which has a text tower", do="add an encoder such as clip-vit-b32"
+        )
+    files = _encoder_named(str(encoder.get("name")), tuple(map(str, (column.made_by or {}).get("encoders") or ())))
+    if files.weights_hash != encoder.get("weights"):
+        raise InputError(
+            got=f"{files.folder} with other weights than those of the column",
+            expected=f"weights {encoder.get('weights')}",
+            do="restore the original files",
         )
     return files
 
 
-def _files_named(name: str, wanted: tuple[str, ...]) -> EncoderFiles:
-    """Return the one encoder of several whose column has the name."""
-    missing = InputError(got=f"a column {name!r} that no featurize command made", expected="its encoder", do="nothing is to be done")
-    # A preset is its column's name; of others only their files tell.
-    for one in sorted(expand_encoders(wanted), key=lambda one: one != name):
+def _encoder_named(name: str, candidates: tuple[str, ...]) -> EncoderFiles:
+    """Return the candidate that gives the name to its column."""
+    missing = InputError(
+        got=f"a column {name!r} that no featurize command wrote",
+        expected="one whose encoder is recorded",
+        do="encode the images with python -m featurize --encoders",
+    )
+    # A preset has its column's name; of others only the files tell.
+    for candidate in sorted(expand_encoders(candidates), key=lambda candidate: candidate != name):
         try:
-            files = find_encoder(one)
+            files = find_encoder(candidate)
         except InputError as error:
             missing = error
             continue
@@ -101,12 +148,8 @@ def _files_named(name: str, wanted: tuple[str, ...]) -> EncoderFiles:
     raise missing
 
 
-def text_agreement(files: EncoderFiles, compute: Compute, class_tokens_nD: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
-    """Return how much nearer texts are to their own picture than to others', as plain values.
-
-    ``matching`` and ``others`` are mean cosines: of the n pairs, and of the n · (n - 1) other combinations. ``own_is_nearer`` is the share
-    of those in which a text is nearer to its own picture than to the other (ties count half), .5 by chance; ``standard_error`` is over
-    texts.
+def text_agreement(files: EncoderFiles, compute: Compute, class_tokens_nD: torch.Tensor, prompts: Sequence[str]) -> Agreement:
+    """Return how much nearer texts are to their own image than to others.
 
     Memory: the model, and similarities [n, n]: 17 MB for 2,048 texts.
 
@@ -114,7 +157,7 @@ def text_agreement(files: EncoderFiles, compute: Compute, class_tokens_nD: torch
         files: of an open_clip model.
         compute: the device.
         class_tokens_nD: as cached; at least two.
-        prompts: of the same drawings, all distinct.
+        prompts: of the same images, all distinct.
 
     Raises:
         InputError: as for ``JointSpace``.
@@ -125,18 +168,18 @@ def text_agreement(files: EncoderFiles, compute: Compute, class_tokens_nD: torch
     return agreement_of((texts_nE @ images_nE.T).double().cpu())
 
 
-def agreement_of(cosines_nn: torch.Tensor) -> dict[str, Any]:
-    """Return the figures of ``text_agreement`` for cosines of texts (rows) and pictures (columns), float64."""
+def agreement_of(cosines_nn: torch.Tensor) -> Agreement:
+    """Return the agreement for cosines of texts (rows) and images (columns), float64."""
     count = len(cosines_nn)
     own_n1 = cosines_nn.diagonal()[:, None]
-    # The text's own picture is no other: it is a tie, and taken off again.
+    # Less one half: the comparison of the own image with itself, a tie.
     nearer_n = ((own_n1 > cosines_nn).double() + 0.5 * (own_n1 == cosines_nn).double()).sum(dim=1) - 0.5
     shares_n = (nearer_n / (count - 1)).numpy()
     matching = float(own_n1.mean())
-    return {
-        "texts": count,
-        "matching": matching,
-        "others": (float(cosines_nn.sum()) - matching * count) / (count * (count - 1)),
-        "own_is_nearer": float(shares_n.mean()),
-        "standard_error": float(np.std(shares_n, ddof=1) / count**0.5),
-    }
+    return Agreement(
+        texts=count,
+        matching=matching,
+        others=(float(cosines_nn.sum()) - matching * count) / (count * (count - 1)),
+        own_is_nearer=float(shares_n.mean()),
+        standard_error=float(np.std(shares_n, ddof=1) / count**0.5),
+    )

@@ -1,4 +1,4 @@
-"""Structural similarity against its formula in float64, and planted classes that are alike or not."""
+"""Structural similarity compared with its formula in float64; planted classes with similar images or not."""
 
 from itertools import permutations
 
@@ -30,7 +30,7 @@ def _ssim_by_the_formula(left: NDArray[np.float64], right: NDArray[np.float64]) 
 
 
 @pytest.mark.parametrize("shape", [(11, 11), (16, 13), (24, 24)], ids=str)
-def test_it_is_the_formula_in_float64(shape: tuple[int, int]) -> None:
+def test_ssim_is_the_formula_in_float64(shape: tuple[int, int]) -> None:
     chance = np.random.default_rng(0)
     left = chance.uniform(size=(4, *shape))
     right = np.stack([left[0], 1 - left[1], 0.5 * left[2] + 0.2, chance.uniform(size=shape)])
@@ -52,26 +52,26 @@ def _pictures(classes: int, each: int, *, alike: float) -> tuple[torch.Tensor, N
 NAMES = tuple("abcdefgh")
 
 
-def test_classes_whose_pictures_are_alike_are_told_from_others() -> None:
+def test_classes_with_similar_images_are_recognised() -> None:
     alike = class_similarity(*_pictures(4, 8, alike=0.7), NAMES, seed=0)
-    assert alike["within"] > alike["between"] + 0.3
-    assert alike["p"] == 0.001
+    assert alike.within > alike.between + 0.3
+    assert alike.p == 0.001
     noise = class_similarity(*_pictures(4, 8, alike=0.0), NAMES, seed=0)
-    assert noise["p"] > 0.05
+    assert noise.p > 0.05
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_where_classes_are_not_alike_p_is_as_often_small_as_chance_makes_it(classes: int) -> None:
+def test_without_similar_classes_p_is_uniform(classes: int) -> None:
     chance = np.random.default_rng(0)
     found = []
     for seed in range(40):
         pictures = torch.from_numpy(chance.uniform(size=(6 * classes, 11, 11))).float()
-        found.append(class_similarity(pictures, np.arange(6 * classes) % classes, NAMES, seed=seed)["p"])
+        found.append(class_similarity(pictures, np.arange(6 * classes) % classes, NAMES, seed=seed).p)
     assert np.mean(np.array(found) <= 0.1) <= 0.25
     assert 0.3 < np.mean(found) < 0.7
 
 
-def test_means_are_over_all_pairs_where_they_are_few() -> None:
+def test_means_are_over_all_pairs() -> None:
     pictures, labels = _pictures(3, 4, alike=0.5)
     found = class_similarity(pictures, labels, NAMES, seed=0)
     by_cell: dict[tuple[int, int], list[float]] = {}
@@ -80,37 +80,37 @@ def test_means_are_over_all_pairs_where_they_are_few() -> None:
             cell = (min(labels[one], labels[other]), max(labels[one], labels[other]))
             by_cell.setdefault(cell, []).append(_ssim_by_the_formula(pictures[one].double().numpy(), pictures[other].double().numpy()))
     means = {cell: np.mean(values) for cell, values in by_cell.items()}
-    assert found["pairs"] == 66
-    assert found["within"] == pytest.approx(np.mean([value for (one, other), value in means.items() if one == other]), abs=1e-4)
-    assert found["between"] == pytest.approx(np.mean([value for (one, other), value in means.items() if one != other]), abs=1e-4)
+    assert found.pairs == 66
+    assert found.within == pytest.approx(np.mean([value for (one, other), value in means.items() if one == other]), abs=1e-4)
+    assert found.between == pytest.approx(np.mean([value for (one, other), value in means.items() if one != other]), abs=1e-4)
     differences = [means[c, c] - np.mean([value for cell, value in means.items() if c in cell and cell != (c, c)]) for c in range(3)]
-    assert found["difference"] == pytest.approx(np.mean(differences), abs=1e-4)
+    assert found.difference == pytest.approx(np.mean(differences), abs=1e-4)
 
 
 def test_the_most_alike_classes_are_named() -> None:
     pictures, labels = _pictures(4, 6, alike=0.8)
     pictures[labels == 3] = 0.9 * pictures[labels == 1] + 0.1 * pictures[labels == 3]
-    (one, other, value), *rest = class_similarity(pictures, labels, NAMES, seed=0)["most_alike"]
+    (one, other, value), *rest = class_similarity(pictures, labels, NAMES, seed=0).most_alike
     assert (one, other) == ("b", "d")
     assert all(value > less for _, _, less in rest)
 
 
-def test_p_is_that_of_all_arrangements_of_the_labels() -> None:
+def test_p_is_close_to_that_of_all_permutations() -> None:
     pictures, labels = _pictures(2, 3, alike=0.2)
     found = class_similarity(pictures, labels, NAMES, seed=0)
-    every = [class_similarity(pictures, np.array(one), NAMES, seed=0)["difference"] for one in set(permutations(labels.tolist()))]
-    assert abs(found["p"] - np.mean(np.array(every) >= found["difference"] - 1e-12)) < 0.05
+    every = [class_similarity(pictures, np.array(one), NAMES, seed=0).difference for one in set(permutations(labels.tolist()))]
+    assert abs(found.p - np.mean(np.array(every) >= found.difference - 1e-12)) < 0.05
 
 
-def test_no_more_than_a_chunk_of_pairs_is_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole = module.similarity_of
+    whole = module.ssim_with_moments
 
-    def watched(left: torch.Tensor, right: torch.Tensor, of_left: module.Moments, of_right: module.Moments) -> torch.Tensor:
+    def watched(left: torch.Tensor, right: torch.Tensor, left_moments: module.Moments, right_moments: module.Moments) -> torch.Tensor:
         seen.append(len(left))
-        return whole(left, right, of_left, of_right)
+        return whole(left, right, left_moments, right_moments)
 
-    monkeypatch.setattr(module, "similarity_of", watched)
+    monkeypatch.setattr(module, "ssim_with_moments", watched)
     class_similarity(*_pictures(4, 16, alike=0.4), NAMES, seed=0)
     assert sum(seen) == 64 * 63 // 2
     assert max(seen) == 256
@@ -127,7 +127,7 @@ def test_no_more_than_a_chunk_of_pairs_is_compared_at_once(monkeypatch: pytest.M
     ],
     ids=str,
 )
-def test_pictures_are_spread_evenly_over_classes(counts: list[int], most: int, expected: dict[int, int] | None) -> None:
+def test_images_are_spread_evenly_over_classes(counts: list[int], most: int, expected: dict[int, int] | None) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     chosen = spread_over_classes(labels, most, seed=0)
     found = dict(zip(*(part.tolist() for part in np.unique(labels[chosen], return_counts=True)), strict=True))
@@ -139,7 +139,7 @@ def test_pictures_are_spread_evenly_over_classes(counts: list[int], most: int, e
     assert np.array_equal(chosen, spread_over_classes(labels, most, seed=0))
 
 
-def test_of_very_many_classes_as_many_are_looked_at_as_get_two_pictures() -> None:
+def test_of_many_classes_those_that_get_two_images_are_compared() -> None:
     labels = np.arange(3000) % 500
     chosen = spread_over_classes(labels, 280, seed=0)
     assert len(np.unique(labels[chosen])) == 140

@@ -1,12 +1,10 @@
-"""``python -m featurize inspect``: what is planted in a store is found and said, what cannot be asked is left out in a line."""
+"""``python -m featurize inspect`` on planted stores: what is planted is found; what cannot be answered is left out with the reason."""
 
+import io
 import json
 import re
-import resource
 import shutil
-import statistics
-import subprocess
-import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,23 +16,24 @@ import torch
 from featurize.cli import main
 from featurize.encode.encoders import find_encoder
 from featurize.generate.decoders import LatentDecoder
-from featurize.inspect import command as inspect_tokens
-from featurize.inspect import decoded_images as stored_pictures
-from featurize.inspect import sample as token_sample
+from featurize.inspect import command, decoded_images, inspect_store, sample
+from featurize.inspect.inspect_store import inspect
+from featurize.inspect.inspection import Inspection
 from featurize.inspect.sample import take_sample
 from featurize.inspect.text_agreement import JointSpace
-from featurize.options import FeaturizeOptions
-from featurize.run import featurize_command as featurize
+from featurize.options import FeaturizeOptions, InspectSettings
+from featurize.run import featurize_command
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.thumbnails import read_thumbnails
-from tests.featurize.inspect.test_text_agreement import CPU, class_tokens_like, clip_folder
 from tests.support.checkout import ROOT
 from tests.support.planted_store import Planted, plant, plant_column, plant_latents, plant_telling, telling_tokens
+from tests.support.small_clip import CPU, class_tokens_like, clip_folder
 
-Said = tuple[int, dict[str, Any], str]
-Ask = Callable[..., Said]
+# Exit status, figures of the last line, and what was printed for a person.
+Result = tuple[int, dict[str, Any], str]
+Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,10 +46,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Inspect a planted store: exit status, figures, what was said."""
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Inspect a planted store."""
 
-    def run_command(planted: Planted, *flags: str) -> Said:
+    def run_command(planted: Planted, *flags: str) -> Result:
         capsys.readouterr()
         status = main(["inspect", *planted.flags, *flags])
         captured = capsys.readouterr()
@@ -60,334 +59,407 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """A store with a column that knows the class and one that does not; no latents, so that most tests decode nothing."""
+def original(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """A store with a column that predicts the class, ``telling``, and one that does not, ``silent``. It has no latents."""
     return plant_telling(tmp_path_factory.mktemp("planted"))
 
 
 @pytest.fixture
-def drawn(planted: Planted) -> Planted:
-    """The same with latents, of which those of a class are alike."""
-    plant_latents(planted, by_class=True)
-    return planted
+def planted(original: Planted, tmp_path: Path) -> Planted:
+    """A copy of it."""
+    return _copy(original, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def original_with_latents(original: Planted, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """The same with latents that are similar within a class."""
+    copy = _copy(original, tmp_path_factory.mktemp("latents"))
+    plant_latents(copy, by_class=True)
+    return copy
 
 
 @pytest.fixture
-def planted(made: Planted, tmp_path: Path) -> Planted:
-    run_dir = Path(shutil.copytree(made.run_dir, tmp_path / "run"))
-    return Planted(table=made.table, run_dir=run_dir, corpus=made.corpus, drawings=made.drawings)
+def with_latents(original_with_latents: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    """A copy of it. Few images are decoded for the similarity of classes."""
+    monkeypatch.setattr(inspect_store, "MOST_CLASS_IMAGES", 12)
+    return _copy(original_with_latents, tmp_path)
 
 
-def test_the_column_that_knows_the_class_is_told_from_the_one_that_does_not(planted: Planted, ask: Ask) -> None:
-    status, found, said = ask(planted)
-    assert status == 0
-    telling, silent = (found["columns"][name] for name in ("telling", "silent"))
-    assert (telling["verdict"]["level"], silent["verdict"]["level"]) == ("knows", "chance")
-    assert telling["classes"]["probe"]["accuracy"] > 0.9
-    assert silent["classes"]["probe"]["accuracy"] < 0.6
+def _copy(planted: Planted, folder: Path) -> Planted:
+    run_dir = Path(shutil.copytree(planted.run_dir, folder / "run"))
+    return Planted(table=planted.table, run_dir=run_dir, corpus=planted.corpus, drawings=planted.drawings)
+
+
+@pytest.fixture(scope="module")
+def found(original: Planted) -> Inspection:
+    """The inspection of the store without latents."""
+    return inspect(original.run_dir / "tokens", original.corpus, settings=InspectSettings(device="cpu"))
+
+
+def test_a_column_that_predicts_the_class_differs_from_one_that_does_not(found: Inspection) -> None:
+    telling, silent = (found.read_columns[name] for name in ("telling", "silent"))
+    assert telling.verdict is not None
+    assert silent.verdict is not None
+    assert (telling.verdict.level, silent.verdict.level) == ("knows", "chance")
+    classes = found.to_json()["columns"]["telling"]["classes"]
+    assert classes["probe"]["accuracy"] > 0.9
+    assert found.to_json()["columns"]["silent"]["classes"]["probe"]["accuracy"] < 0.6
     without_failed = {"train": 89, "validation": 59, "validation_new": 59, "validation_shared": 0}
-    assert telling["classes"]["examples"] == without_failed
-    assert telling["classes"]["chance"]["uniform"] == pytest.approx(1 / 3)
-    assert found["verdict"]["level"] == "knows"
-    assert "the pictures know the class: telling, " in said
-    assert "silent: 180 drawings, 0 of them failed\n  linear probe " in said
+    assert classes["examples"] == without_failed
+    assert classes["chance"]["uniform"] == pytest.approx(1 / 3)
+    assert found.verdict.level == "knows"
+    assert "telling: the images predict the class (p = .001); linear probe accuracy " in found.summary()
+    assert "silent: 180 images, 0 failed\n  linear probe: accuracy " in found.summary()
 
 
-def test_planted_copies_cut_prompts_and_failures_are_counted(planted: Planted, ask: Ask) -> None:
-    _, found, said = ask(planted)
-    copies = found["columns"]["telling"]["near_copies"]
+def test_near_duplicates_cut_prompts_and_failures_are_counted(found: Inspection, original: Planted) -> None:
+    telling, silent = (found.to_json()["columns"][name] for name in ("telling", "silent"))
+    copies = telling["near_copies"]
     assert (copies["test_drawings"], copies["test_copies_of_train"], copies["lower_bound"]) == (30, 3, False)
     assert round(copies["share"] * copies["drawings"]) == 6
     assert copies["drawings"] == 178
-    assert found["columns"]["silent"]["near_copies"]["test_copies_of_train"] == 0
-    assert (found["columns"]["telling"]["flagged"], found["columns"]["silent"]["flagged"]) == (2, 0)
-    assert found["columns"]["telling"]["flagged_share"] == 2 / 180
-    assert found["prompts_cut"] == {
+    assert silent["near_copies"]["test_copies_of_train"] == 0
+    assert (telling["flagged"], silent["flagged"]) == (2, 0)
+    assert telling["flagged_share"] == 2 / 180
+    assert found.prompts_cut.to_json() == {
         "count": 4,
         "share": 4 / 180,
         "share_by_split": {"train": 3 / 90, "validation": 1 / 60, "test": 0.0},
     }
-    assert "of 30 test drawings 3 copy a train drawing of another prompt" in said
-    assert "  - 2.2% of the prompts were cut" in said
-    assert ask(planted, "--near-copy", "0.1")[1]["columns"]["silent"]["near_copies"]["share"] > 0.9
+    assert "of 30 test images, 3 are near-duplicates of a train image" in found.summary()
+    assert "2.2 % of the prompts were cut" in found.summary()
+    strict = inspect(original.run_dir / "tokens", original.corpus, settings=InspectSettings(device="cpu", near_copy=0.1))
+    assert strict.to_json()["columns"]["silent"]["near_copies"]["share"] > 0.9
 
 
-def test_classes_whose_pictures_are_alike_are_found(drawn: Planted, ask: Ask, tmp_path: Path) -> None:
-    likeness = ask(drawn)[1]["class_similarity"]
-    assert (likeness["classes"], likeness["pictures"]) == (3, 90)
-    assert likeness["p"] <= 0.01
-    other = plant(tmp_path / "other")
-    plant_latents(other, by_class=False)
-    likeness = ask(other)[1]["class_similarity"]
-    assert abs(likeness["within"] - likeness["between"]) < 0.1 * likeness["between"] + 0.01
-    assert [{one, two} < set("abc") for one, two, _ in likeness["most_alike"]] == [True] * 3
+def test_the_command_prints_the_summary_and_writes_its_last_line(planted: Planted, found: Inspection, run: Run) -> None:
+    status, figures, printed = run(planted)
+    assert status == 0
+    assert json.loads((planted.run_dir / "inspection.json").read_text()) == figures
+    assert figures["command"] == "inspect"
+    assert figures["corpus"] == planted.corpus.fingerprint()
+    assert figures["config"]["near_copy"] == 0.98
+    assert figures["examples"]["train"] == {"looked_at": 90, "of": 90}
+    assert {"compute", "times", "peak_memory", "provenance", "inspection"} <= figures.keys()
+    assert figures["columns"] == found.to_json()["columns"]
+    assert f"{planted.run_dir / 'tokens'}: 90 of 90 train, 60 of 60 validation, 30 of 30 test examples inspected\n" in printed
+    assert printed.count("\n") == found.summary().count("\n") + 1
 
 
-def test_the_last_line_and_the_file_say_the_same(planted: Planted, ask: Ask) -> None:
-    _, found, _ = ask(planted)
-    assert json.loads((planted.run_dir / "inspection.json").read_text()) == found
-    assert found["command"] == "inspect"
-    assert found["corpus"] == planted.corpus.fingerprint()
-    assert found["config"]["near_copy"] == 0.98
-    assert found["examples"]["train"] == {"looked_at": 90, "of": 90}
-    assert {"compute", "times", "peak_memory", "provenance", "inspection"} <= found.keys()
+def test_the_record_is_that_of_version_0_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store of a run of 0.1 gives the figures under the keys of its own inspection.json; only sentences differ."""
+    with tarfile.open(ROOT / "tests" / "fixtures" / "run-of-0.1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    path = Path("runs/topics/inspection.json")
+    old = json.loads(path.read_text())
+    assert main(["inspect", "--dataset", "topics.csv", "--split-column", "split", "--thumbnails", "0"]) == 0
+    new = json.loads(path.read_text())
+    assert _shape(new) == _shape(old)
+    for sentence in (old, new):
+        sentence["columns"]["vit-demo"]["verdict"].pop("words")
+        sentence["columns"]["vit-demo"].pop("agreement")
+        for words in ("words", "reasons"):
+            sentence["verdict"].pop(words)
+        for passing in ("times", "peak_memory", "provenance", "compute", "notice"):
+            sentence.pop(passing)
+    assert _rounded(new) == _rounded(old)
 
 
-def _that_does_not_pass(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in ("times", "peak_memory", "provenance")}
+def _shape(value: Any) -> Any:
+    """Return the keys of nested objects."""
+    if isinstance(value, dict):
+        return {key: _shape(item) for key, item in value.items() if key not in ("versions", "peak_memory")}
+    return type(value).__name__ if not isinstance(value, float) else "number"
 
 
-def test_the_same_command_again_gives_the_same_and_the_tokens_are_not_touched(drawn: Planted, ask: Ask) -> None:
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _repeatable(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if name not in ("times", "peak_memory", "provenance")}
+
+
+def test_the_figures_follow_the_seed_and_the_tokens_stay_untouched(with_latents: Planted, run: Run) -> None:
     def state() -> dict[str, tuple[int, bytes]]:
-        files = sorted(path for path in (drawn.run_dir / "tokens").rglob("*") if path.is_file())
+        files = sorted(path for path in (with_latents.run_dir / "tokens").rglob("*") if path.is_file())
         return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
+    def thumbnails() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (with_latents.run_dir / "thumbnails").iterdir()}
+
     before = state()
-    _, first, _ = ask(drawn)
-    pictures = {path.name: path.read_bytes() for path in (drawn.run_dir / "thumbnails").iterdir()}
-    _, again, _ = ask(drawn)
-    assert _that_does_not_pass(first) == _that_does_not_pass(again)
-    assert {path.name: path.read_bytes() for path in (drawn.run_dir / "thumbnails").iterdir()} == pictures
+    first = run(with_latents, "--thumbnails", "5")[1]
+    images = thumbnails()
+    again = run(with_latents, "--thumbnails", "5")[1]
+    assert _repeatable(first) == _repeatable(again)
+    assert thumbnails() == images
     assert state() == before
-    other = ask(drawn, "--seed", "1")[1]
+    other = run(with_latents, "--seed", "1", "--thumbnails", "0")[1]
     assert other["columns"]["silent"]["classes"]["knn"]["shuffled_mean"] != first["columns"]["silent"]["classes"]["knn"]["shuffled_mean"]
 
 
-def test_thumbnails_are_of_test_examples_and_of_their_own_drawings(drawn: Planted, ask: Ask) -> None:
-    _, found, said = ask(drawn, "--thumbnails", "7")
-    pictures = read_thumbnails(drawn.run_dir / "thumbnails", drawn.corpus.fingerprint())
-    assert len(pictures) == found["thumbnails"]["examples"] == 7
-    assert set(pictures) <= set(drawn.corpus.rows("test"))
-    assert found["thumbnails"]["bytes"] == sum(map(len, pictures.values()))
-    assert "thumbnails of 7 test examples" in said
-    index = json.loads((drawn.run_dir / "thumbnails" / "index.json").read_text())
+def test_classes_with_similar_images_are_found(original_with_latents: Planted, tmp_path: Path) -> None:
+    settings = InspectSettings(device="cpu", thumbnails=0)
+    alike = inspect(original_with_latents.run_dir / "tokens", original_with_latents.corpus, settings=settings).to_json()
+    assert (alike["class_similarity"]["classes"], alike["class_similarity"]["pictures"]) == (3, 90)
+    assert alike["class_similarity"]["p"] <= 0.01
+    other = plant(tmp_path / "other", counts=(36, 6, 3))
+    plant_latents(other, by_class=False)
+    unlike = inspect(other.run_dir / "tokens", other.corpus, settings=settings).to_json()["class_similarity"]
+    assert abs(unlike["within"] - unlike["between"]) < 0.1 * unlike["between"] + 0.01
+    assert [{left, right} < set("abc") for left, right, _ in unlike["most_alike"]] == [True] * 3
+
+
+def test_thumbnails_are_the_images_of_their_test_examples(with_latents: Planted, run: Run) -> None:
+    from PIL import Image
+
+    _, figures, printed = run(with_latents, "--thumbnails", "7")
+    thumbnails = read_thumbnails(with_latents.run_dir / "thumbnails", with_latents.corpus.fingerprint())
+    assert len(thumbnails) == figures["thumbnails"]["examples"] == 7
+    assert set(thumbnails) <= set(with_latents.corpus.rows("test"))
+    assert figures["thumbnails"]["bytes"] == sum(map(len, thumbnails.values()))
+    path = with_latents.run_dir / "drawings.png"
+    assert figures["thumbnails"]["sheet"] == str(path)
+    assert f"thumbnails of 7 test examples, 0.01 MB: {with_latents.run_dir / 'thumbnails'}; the first in a grid: {path}" in printed
+    index = json.loads((with_latents.run_dir / "thumbnails" / "index.json").read_text())
     assert index["generator"] == "demo"
-    latents = ColumnReader(drawn.run_dir / "tokens", "latents")
-    _, wanted = stored_pictures.StoredPictures(drawn.run_dir / "tokens", "full", CPU).of(drawn.drawing[list(pictures)], 128)
-    assert len(latents) == 180
-    import io
-
-    from PIL import Image
-
-    for data, picture in zip(pictures.values(), wanted, strict=True):
+    assert len(ColumnReader(with_latents.run_dir / "tokens", "latents")) == 180
+    images = decoded_images.DecodedImages(with_latents.run_dir / "tokens", "full", CPU)
+    _, expected = images.decode(with_latents.drawing[list(thumbnails)], 128)
+    for data, image in zip(thumbnails.values(), expected, strict=True):
         shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float) / 255
-        distances = [float(np.abs(shown - one.permute(1, 2, 0).numpy()).mean()) for one in wanted]
-        assert min(distances) == pytest.approx(float(np.abs(shown - picture.permute(1, 2, 0).numpy()).mean()))
+        distances = [float(np.abs(shown - other.permute(1, 2, 0).numpy()).mean()) for other in expected]
+        assert min(distances) == pytest.approx(float(np.abs(shown - image.permute(1, 2, 0).numpy()).mean()))
+    with Image.open(path) as grid:
+        assert (grid.format, grid.size) == ("PNG", (8 * 140, 186))  # one row of eight, of which seven are used
+        assert grid.crop((7 * 140, 0, 8 * 140, 186)).getextrema() == ((255, 255),) * 3
+        assert grid.crop((6 * 140, 4, 7 * 140, 132)).getextrema() != ((255, 255),) * 3
+        assert grid.crop((6 * 140, 133, 7 * 140, 186)).getextrema() != ((255, 255),) * 3
 
 
-def test_the_sheet_shows_the_thumbnails_with_their_words(drawn: Planted, ask: Ask) -> None:
-    from PIL import Image
-
-    _, found, said = ask(drawn, "--thumbnails", "7")
-    path = drawn.run_dir / "drawings.png"
-    assert found["thumbnails"]["sheet"] == str(path)
-    assert f"on one sheet: {path}" in said
-    with Image.open(path) as sheet:
-        assert (sheet.format, sheet.size) == ("PNG", (8 * 140, 186))  # one row of eight, of which seven are taken
-        assert sheet.crop((7 * 140, 0, 8 * 140, 186)).getextrema() == ((255, 255),) * 3
-        assert sheet.crop((6 * 140, 4, 7 * 140, 132)).getextrema() != ((255, 255),) * 3
-        assert sheet.crop((6 * 140, 133, 7 * 140, 186)).getextrema() != ((255, 255),) * 3
+def test_no_thumbnails_leaves_existing_ones(with_latents: Planted, run: Run) -> None:
+    _without_tokens(with_latents)
+    run(with_latents, "--thumbnails", "3")
+    _, figures, printed = run(with_latents, "--thumbnails", "0")
+    assert figures["thumbnails"] == {"left_out": "--thumbnails 0"}
+    assert "thumbnails left out: --thumbnails 0" in printed
+    assert len(read_thumbnails(with_latents.run_dir / "thumbnails", with_latents.corpus.fingerprint())) == 3
 
 
-def test_no_thumbnails_leaves_those_that_are_there(drawn: Planted, ask: Ask) -> None:
-    ask(drawn, "--thumbnails", "3")
-    _, found, said = ask(drawn, "--thumbnails", "0")
-    assert found["thumbnails"] == {"left_out": "--thumbnails 0"}
-    assert "thumbnails left out: --thumbnails 0" in said
-    assert len(read_thumbnails(drawn.run_dir / "thumbnails", drawn.corpus.fingerprint())) == 3
+def _without_tokens(planted: Planted) -> None:
+    for name in ("telling", "silent"):
+        shutil.rmtree(planted.run_dir / "tokens" / name)
 
 
-def test_the_tiny_decoder_makes_other_pictures(drawn: Planted, ask: Ask) -> None:
-    full = ask(drawn)[1]
-    before = read_thumbnails(drawn.run_dir / "thumbnails", drawn.corpus.fingerprint())
-    tiny = ask(drawn, "--decoder", "tiny")[1]
-    after = read_thumbnails(drawn.run_dir / "thumbnails", drawn.corpus.fingerprint())
+def test_the_tiny_decoder_gives_other_images(with_latents: Planted, run: Run) -> None:
+    full = run(with_latents, "--thumbnails", "3")[1]
+    before = read_thumbnails(with_latents.run_dir / "thumbnails", with_latents.corpus.fingerprint())
+    tiny = run(with_latents, "--thumbnails", "3", "--decoder", "tiny")[1]
+    after = read_thumbnails(with_latents.run_dir / "thumbnails", with_latents.corpus.fingerprint())
     assert list(before) == list(after)
     assert before != after
     assert full["class_similarity"]["within"] != tiny["class_similarity"]["within"]
     assert full["columns"] == tiny["columns"]
 
 
-def test_pictures_keep_to_the_work_that_is_allowed(drawn: Planted, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("default:at most")
+def test_decoding_keeps_to_the_work_allowed(with_latents: Planted, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect_store, "MOST_CLASS_IMAGES", 280)
+    _without_tokens(with_latents)
     decoded: list[int] = []
-    whole = LatentDecoder.decode
+    decode = LatentDecoder.decode
 
     def watched(self: LatentDecoder, latents: torch.Tensor) -> torch.Tensor:
         decoded.append(len(latents))
-        return whole(self, latents)
+        return decode(self, latents)
 
     monkeypatch.setattr(LatentDecoder, "decode", watched)
-    flops = stored_pictures.StoredPictures(drawn.run_dir / "tokens", "full", CPU).flops
-    _, found, said = ask(drawn, "--decode-tflop", str(20.5 * flops / 1e12))
-    assert (found["thumbnails"]["examples"], found["class_similarity"]["pictures"]) == (10, 9)  # three of each class
+    flops = decoded_images.DecodedImages(with_latents.run_dir / "tokens", "full", CPU).flops
+    _, figures, printed = run(with_latents, "--decode-tflop", str(20.5 * flops / 1e12))
+    assert (figures["thumbnails"]["examples"], figures["class_similarity"]["pictures"]) == (10, 9)  # three of each class
     assert sum(decoded) == 19
-    assert "at most 20 pictures are decoded" in said
-    _, found, said = ask(drawn, "--decode-tflop", str(0.5 * flops / 1e12))
-    assert "too much work" in found["thumbnails"]["left_out"]
-    assert "fewer than two classes" in found["class_similarity"]["left_out"]
+    assert "warning: at most 20 images are decoded" in printed
+    _, figures, printed = run(with_latents, "--decode-tflop", str(0.5 * flops / 1e12))
+    assert "one image is more work" in figures["thumbnails"]["left_out"]
+    assert "fewer than two classes" in figures["class_similarity"]["left_out"]
 
 
-def test_without_latents_the_pictures_are_left_out_in_a_line(planted: Planted, ask: Ask) -> None:
-    status, found, said = ask(planted)
-    assert status == 0
-    assert "without latents" in found["thumbnails"]["left_out"]
-    assert "without latents" in found["class_similarity"]["left_out"]
-    assert len([line for line in said.splitlines() if line.startswith("pictures left out: got ")]) == 1
-    assert found["verdict"]["level"] == "knows"
-    assert not (planted.run_dir / "thumbnails").exists()
+def test_without_latents_the_images_are_left_out(found: Inspection, original: Planted) -> None:
+    figures = found.to_json()
+    assert "without latents" in figures["thumbnails"]["left_out"]
+    assert "without latents" in figures["class_similarity"]["left_out"]
+    assert "thumbnails left out: got " in found.summary()
+    assert not (original.run_dir / "thumbnails").exists()
 
 
-def test_a_store_of_latents_alone_still_has_pictures(drawn: Planted, ask: Ask) -> None:
-    for name in ("telling", "silent"):
-        shutil.rmtree(drawn.run_dir / "tokens" / name)
-    status, found, _ = ask(drawn)
-    assert (status, found["columns"], found["thumbnails"]["examples"]) == (0, {}, 30)
-    assert found["verdict"]["words"] == "nothing can be said of the classes: no column of tokens could be looked at"
+def test_a_store_of_latents_alone_still_has_images(with_latents: Planted, run: Run) -> None:
+    _without_tokens(with_latents)
+    status, figures, _ = run(with_latents, "--thumbnails", "5")
+    assert (status, figures["columns"], figures["thumbnails"]["examples"]) == (0, {}, 5)
+    assert figures["verdict"]["words"] == "cannot tell whether the images predict the class: no column of tokens could be read"
 
 
-def test_a_column_that_cannot_be_read_is_told_and_the_others_are_looked_at(planted: Planted, ask: Ask) -> None:
+def test_a_column_that_cannot_be_read_is_reported_and_the_others_inspected(planted: Planted, run: Run) -> None:
     (planted.run_dir / "tokens" / "silent" / "shard-00001.h5").unlink()
     plant_column(planted, "of-others", np.ones((10, 2, 3)))
     plant_column(planted, "flat", np.ones((180, 3)))
-    status, found, said = ask(planted)
+    status, figures, printed = run(planted)
     assert status == 0
-    assert "shard-00001.h5" in found["columns"]["silent"]["left_out"]
-    assert "got 10 rows of 2 × 3; expected tokens [T, D] of 180 drawings" in found["columns"]["of-others"]["left_out"]
-    assert "got 180 rows of 3;" in found["columns"]["flat"]["left_out"]
-    assert "silent: not looked at: got " in said
-    assert found["verdict"]["level"] == "knows"
+    assert "shard-00001.h5" in figures["columns"]["silent"]["left_out"]
+    assert "got 10 rows of 2 × 3; expected tokens [T, D] of 180 images" in figures["columns"]["of-others"]["left_out"]
+    assert "got 180 rows of 3;" in figures["columns"]["flat"]["left_out"]
+    assert "silent: left out: got " in printed
+    assert figures["verdict"]["level"] == "knows"
 
 
-def test_values_that_are_not_finite_are_left_out_like_failures(planted: Planted, ask: Ask) -> None:
+def test_values_that_are_not_finite_count_as_failures(planted: Planted, run: Run) -> None:
+    _without_tokens(planted)
     tokens = telling_tokens(planted.labels, strength=1.5)
     tokens[::4] = np.nan
     plant_column(planted, "sick", tokens)
-    found = ask(planted)[1]["columns"]["sick"]
-    assert found["classes"]["examples"]["train"] == 67
-    assert found["near_copies"]["drawings"] == 135
-    assert found["verdict"]["level"] == "knows"
+    column = run(planted)[1]["columns"]["sick"]
+    assert column["classes"]["examples"]["train"] == 67
+    assert column["near_copies"]["drawings"] == 135
+    assert column["verdict"]["level"] == "knows"
 
 
-def test_a_column_of_failures_alone_is_left_out(planted: Planted, ask: Ask) -> None:
+def test_a_column_of_failures_alone_is_left_out(planted: Planted, run: Run) -> None:
+    _without_tokens(planted)
     plant_column(planted, "failed", np.ones((180, 2, 3)), flagged=range(180))
-    found = ask(planted)[1]["columns"]["failed"]
-    assert found["classes"]["left_out"] == "too few drawings did not fail"
-    assert found["near_copies"]["left_out"] == "fewer than two drawings did not fail"
-    assert "verdict" not in found
+    column = run(planted)[1]["columns"]["failed"]
+    assert column["classes"]["left_out"] == "too many images failed"
+    assert column["near_copies"]["left_out"] == "fewer than two images are usable"
+    assert "verdict" not in column
 
 
-def test_validation_pictures_that_train_shows_are_not_scored(tmp_path: Path, ask: Ask) -> None:
+def test_validation_images_that_train_shares_are_not_scored(tmp_path: Path, run: Run) -> None:
     prompts = [f"picture {n % 90}" if n < 120 else f"picture {n}" for n in range(180)]  # half of validation has train's prompts
     shared = plant(tmp_path, prompts=prompts)
     plant_column(shared, "clip", telling_tokens(shared.labels, strength=0.0))
-    classes = ask(shared)[1]["columns"]["clip"]["classes"]
+    classes = run(shared)[1]["columns"]["clip"]["classes"]
     assert classes["examples"] == {"train": 90, "validation": 30, "validation_new": 30, "validation_shared": 30}
 
 
-def test_of_several_pictures_of_a_text_the_first_is_looked_at(tmp_path: Path, ask: Ask) -> None:
+def test_of_several_images_of_a_text_the_first_is_inspected(tmp_path: Path, run: Run) -> None:
     planted = plant(tmp_path, images_per_text=2)
     tokens = telling_tokens(planted.labels, strength=1.5)
     tokens[1::2] = telling_tokens(planted.labels, strength=0.0)[1::2]
     plant_column(planted, "clip", tokens)
-    column = ask(planted)[1]["columns"]["clip"]
+    column = run(planted)[1]["columns"]["clip"]
     assert column["verdict"]["level"] == "knows"
     assert (column["drawings"], column["near_copies"]["drawings"]) == (360, 180)
 
 
-def test_texts_and_pictures_are_compared_where_the_text_tower_is_at_hand(
-    tmp_path: Path, ask: Ask, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_and_images_are_compared_with_the_text_tower(tmp_path: Path, run: Run) -> None:
     files = find_encoder(str(clip_folder(tmp_path / "small-clip")))
     planted = plant(tmp_path / "corpus")
     prompts = dict(zip(planted.drawing.tolist(), (example.prompt for example in planted.corpus.examples), strict=True))
     space = JointSpace(files, CPU)
-    shown = class_tokens_like(space, space.texts([prompts[drawing] for drawing in range(len(prompts))])).numpy()
-    tokens = np.stack([shown, np.random.default_rng(0).normal(size=shown.shape)], axis=1)
+    class_tokens = class_tokens_like(space, space.texts([prompts[drawing] for drawing in range(len(prompts))])).numpy()
+    tokens = np.stack([class_tokens, np.random.default_rng(0).normal(size=class_tokens.shape)], axis=1)
     made_by = {"generator": "demo", "encoders": [str(files.folder)]}
     plant_column(planted, "small-clip", tokens, fingerprint={"encoder": files.fingerprint()}, made_by=made_by)
     plant_column(planted, "gone", tokens, fingerprint={"encoder": {**files.fingerprint(), "name": "gone"}}, made_by=made_by)
-    status, found, said = ask(planted)
-    agreement = found["columns"]["small-clip"]["agreement"]
+    status, figures, printed = run(planted)
+    agreement = figures["columns"]["small-clip"]["agreement"]
     assert status == 0
     assert agreement["texts"] == 180
     assert agreement["own_is_nearer"] > 0.99
-    assert "small-clip: the pictures show their texts" in said
-    assert "the own one is nearer in " in said
-    assert "no featurize command made" in found["columns"]["gone"]["agreement"]["left_out"]
-    assert "  texts and pictures left out: got a column 'gone'" in said
+    assert "  the images agree with their texts: a text is nearer to its own image than to another in " in printed
+    assert "no featurize command wrote" in figures["columns"]["gone"]["agreement"]["left_out"]
+    assert "  agreement with the texts left out: got a column 'gone'" in printed
 
 
-def test_large_corpora_are_cut_to_a_stratified_part_and_that_is_said(drawn: Planted, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_sample, "MOST", {"train": 30, "validation": 21, "test": 9})
-    _, found, said = ask(drawn)
-    assert found["examples"] == {
+def test_a_large_corpus_is_sampled_by_class(with_latents: Planted, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "MOST", {"train": 30, "validation": 21, "test": 9})
+    _, figures, printed = run(with_latents)
+    assert figures["examples"] == {
         "train": {"looked_at": 30, "of": 90},
         "validation": {"looked_at": 21, "of": 60},
         "test": {"looked_at": 9, "of": 30},
     }
-    assert found["capped"]
-    assert "30 of 90 train, 21 of 60 validation, 9 of 30 test examples are looked at (capped; seed 0)" in said
-    assert found["columns"]["telling"]["near_copies"]["lower_bound"]
-    assert found["thumbnails"]["examples"] == 9
-    table = read_example_table(drawn.run_dir / "tokens", drawn.corpus)
-    sample = take_sample(drawn.corpus, table, 0)
-    assert {split: np.bincount(labels).tolist() for split, labels in sample.labels.items()} == {
+    assert figures["capped"]
+    assert "30 of 90 train, 21 of 60 validation, 9 of 30 test examples inspected (a random sample)" in printed
+    assert figures["columns"]["telling"]["near_copies"]["lower_bound"]
+    assert figures["thumbnails"]["examples"] == 9
+    table = read_example_table(with_latents.run_dir / "tokens", with_latents.corpus)
+    taken = take_sample(with_latents.corpus, table, 0)
+    assert {split: np.bincount(labels).tolist() for split, labels in taken.labels.items()} == {
         "train": [10, 10, 10],
         "validation": [7, 7, 7],
         "test": [3, 3, 3],
     }
-    for split, rows in sample.rows.items():
-        assert set(rows.tolist()) <= set(drawn.corpus.rows(split))  # type: ignore[arg-type]
-        assert np.array_equal(sample.drawings[sample.places[split]], table.drawing[rows])
+    for split, rows in taken.rows.items():
+        assert set(rows.tolist()) <= set(with_latents.corpus.rows(split))  # type: ignore[arg-type]
+        assert np.array_equal(taken.drawings[taken.places[split]], table.drawing[rows])
 
 
-def test_of_texts_without_labels_the_classes_are_not_asked(small_run: Path, small_csv: Path, tmp_path: Path, ask: Ask) -> None:
+def test_without_labels_no_question_about_classes_is_asked(small_run: Path, small_csv: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
-    more = tmp_path / "more.txt"
-    more.write_text("".join(f"another text {n}\n" for n in range(12)))
-    drawn: dict[str, Any] = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("vit-demo",)}
-    featurize(FeaturizeOptions(**drawn, steps=1, run_dir=run, unlabelled=more))
-    flags = ("--dataset", str(small_csv), "--split-column", "split", "--run-dir", str(run), "--unlabelled", str(more))
+    unlabelled = tmp_path / "more.txt"
+    unlabelled.write_text("".join(f"another text {n}\n" for n in range(6)))
+    options: dict[str, Any] = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("vit-demo",)}
+    featurize_command(FeaturizeOptions(**options, steps=1, run_dir=run, unlabelled=unlabelled))
+    flags = ("--dataset", str(small_csv), "--split-column", "split", "--run-dir", str(run), "--unlabelled", str(unlabelled))
     assert main(["inspect", *flags]) == 0
-    found = json.loads((run / "inspection-more.json").read_text())
-    column = found["columns"]["vit-demo"]
-    assert column["classes"]["left_out"] == found["class_similarity"]["left_out"] == "these texts have no labels"
-    assert column["near_copies"]["drawings"] == 12
-    assert found["thumbnails"]["left_out"] == "there is no test example"
-    assert found["verdict"]["words"] == "nothing can be said of the classes: these texts have no labels"
+    figures = json.loads((run / "inspection-more.json").read_text())
+    column = figures["columns"]["vit-demo"]
+    assert column["classes"]["left_out"] == figures["class_similarity"]["left_out"] == "these texts have no labels"
+    assert column["near_copies"]["drawings"] == 6
+    assert figures["thumbnails"]["left_out"] == "there is no test example"
+    assert figures["verdict"]["words"] == "cannot tell whether the images predict the class: these texts have no labels"
     assert not (run / "inspection.json").exists()
     assert not (run / "thumbnails").exists()
 
 
-def test_a_store_that_featurize_made_is_looked_at_from_end_to_end(small_run: Path, small_csv: Path, tmp_path: Path, ask: Ask) -> None:
+def test_a_store_written_by_featurize_is_inspected_from_end_to_end(small_run: Path, small_csv: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     assert main(["inspect", "--dataset", str(small_csv), "--split-column", "split", "--run-dir", str(run)]) == 0
-    found = json.loads((run / "inspection.json").read_text())
-    assert sorted(found["columns"]) == ["clip-demo", "vit-demo"]
+    figures = json.loads((run / "inspection.json").read_text())
+    assert sorted(figures["columns"]) == ["clip-demo", "vit-demo"]
     examples = {"train": 36, "validation": 12, "validation_new": 12, "validation_shared": 0}
-    assert found["columns"]["clip-demo"]["classes"]["examples"] == examples
-    assert found["class_similarity"]["pictures"] == 36
-    assert found["thumbnails"]["examples"] == 12
-    assert found["columns"]["vit-demo"]["agreement"]["left_out"].startswith("got an encoder of the family vit;")
+    assert figures["columns"]["clip-demo"]["classes"]["examples"] == examples
+    assert figures["class_similarity"]["pictures"] == 36
+    assert figures["thumbnails"]["examples"] == 12
+    assert figures["columns"]["vit-demo"]["agreement"]["left_out"].startswith("got an encoder of the family vit;")
 
 
-def test_where_there_is_no_store_it_is_one_line_and_nothing_is_made(planted: Planted, tmp_path: Path, ask: Ask) -> None:
+def test_from_python_a_path_or_an_open_store_is_inspected(with_latents: Planted, tmp_path: Path) -> None:
+    class OpenStore:
+        path = with_latents.run_dir / "tokens"
+
+    _without_tokens(with_latents)
+    settings = InspectSettings(device="cpu", thumbnails=2)
+    by_path = inspect(str(OpenStore.path), with_latents.corpus, settings=settings, run_dir=tmp_path / "elsewhere")
+    opened = inspect(OpenStore(), with_latents.corpus, settings=settings)
+    assert by_path.class_similarity == opened.class_similarity
+    assert (with_latents.run_dir / "drawings.png").read_bytes() == (tmp_path / "elsewhere" / "drawings.png").read_bytes()
+    assert not (with_latents.run_dir / "inspection.json").exists()
+
+
+def test_without_a_store_it_is_a_one_line_error(planted: Planted, tmp_path: Path, run: Run) -> None:
     nowhere = Planted(table=planted.table, run_dir=tmp_path / "none", corpus=planted.corpus, drawings=planted.drawings)
-    status, figures, said = ask(nowhere)
+    status, figures, printed = run(nowhere)
     assert (status, figures) == (2, {})
-    assert re.fullmatch(r"error: got no token store in .*/none/tokens; expected .*; run python -m featurize first\n", said)
+    assert re.fullmatch(r"error: got no token store in .*/none/tokens; expected .*; run python -m featurize first\n", printed)
     assert not (tmp_path / "none").exists()
 
 
-def test_the_store_of_another_corpus_is_refused(planted: Planted, ask: Ask) -> None:
-    status, figures, said = ask(planted, "--limit", "50")
+def test_the_store_of_another_corpus_is_refused(planted: Planted, run: Run) -> None:
+    status, figures, printed = run(planted, "--limit", "50")
     assert (status, figures) == (2, {})
-    assert "with other examples, labels or splits" in said
+    assert "with other examples, labels or splits" in printed
     assert not (planted.run_dir / "inspection.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--near-copy", "0"), "got --near-copy 0.0; expected above 0 and at most 1"),
         (("--near-copy", "nan"), "got --near-copy nan; expected above 0"),
@@ -398,65 +470,54 @@ def test_the_store_of_another_corpus_is_refused(planted: Planted, ask: Ask) -> N
         (("--decoder", "tinny"), "did you mean 'tiny'?"),
         (("--decoder", "tiny=nowhere"), "check the folder's name"),
         (("--seed", "-1"), "got --seed -1;"),
+        (("--limit", "2"), "got --limit 2;"),
         (("--near-copi", "1"), "did you mean '--near-copy'?"),
     ],
     ids=str,
 )
-def test_a_bad_flag_is_one_line(planted: Planted, ask: Ask, flags: tuple[str, ...], told: str) -> None:
-    status, figures, said = ask(planted, *flags)
+def test_a_bad_flag_is_a_one_line_error(planted: Planted, run: Run, flags: tuple[str, ...], message: str) -> None:
+    status, figures, printed = run(planted, *flags)
     assert (status, figures) == (2, {})
-    assert told in said
-    assert len(said.splitlines()) == 1
+    assert message in printed
+    assert len(printed.splitlines()) == 1
     assert not (planted.run_dir / "inspection.json").exists()
 
 
-def test_a_run_that_fails_leaves_the_last_inspection_whole(planted: Planted, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(planted)
+def test_a_failed_run_leaves_the_last_inspection_whole(planted: Planted, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(planted)
     before = (planted.run_dir / "inspection.json").read_bytes()
 
     def fail(*_: Any) -> None:
         raise InputError(got="a full disk", expected="room", do="make room")
 
-    monkeypatch.setattr(inspect_tokens, "write_json", fail)
-    assert ask(planted)[0] == 2
+    monkeypatch.setattr(command, "write_json", fail)
+    assert run(planted)[0] == 2
     assert (planted.run_dir / "inspection.json").read_bytes() == before
 
 
-def test_memory_that_does_not_suffice_is_one_line(drawn: Planted, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_a_one_line_error(with_latents: Planted, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(LatentDecoder, "decode", full)
-    status, _, said = ask(drawn)
+    status, _, printed = run(with_latents)
     assert status == 2
-    assert "error: got too little memory" in said.splitlines()[-1]
+    assert "error: got too little memory" in printed.splitlines()[-1]
 
 
-def test_no_model_is_downloaded(drawn: Planted, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_downloaded(with_latents: Planted, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    seen: list[bool] = []
-    whole = stored_pictures.find_generator
+    is_offline: list[bool] = []
+    find_generator = decoded_images.find_generator
 
     def watched(*arguments: Any, **how: Any) -> Any:
-        seen.append(constants.HF_HUB_OFFLINE)
-        return whole(*arguments, **how)
+        is_offline.append(constants.HF_HUB_OFFLINE)
+        return find_generator(*arguments, **how)
 
-    monkeypatch.setattr(stored_pictures, "find_generator", watched)
-    ask(drawn)
-    assert seen == [True]
+    monkeypatch.setattr(decoded_images, "find_generator", watched)
+    _without_tokens(with_latents)
+    run(with_latents, "--thumbnails", "1")
+    assert is_offline == [True]
     assert constants.HF_HUB_OFFLINE is False
-
-
-def _help_s() -> float:
-    """Seconds of processor time that --help takes, which other processes on the machine do not lengthen much."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "featurize", "inspect", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "--thumbnails" in done.stdout
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-
-def test_help_comes_within_half_a_second() -> None:
-    assert statistics.median(_help_s() for _ in range(3)) < 0.5

@@ -1,4 +1,4 @@
-"""Which examples a look at the tokens takes, and what is kept of their tokens."""
+"""Which examples are inspected, and how their tokens are pooled."""
 
 import tracemalloc
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurize.inspect import sample as token_sample
+from featurize.inspect import sample
 from featurize.inspect.sample import pooled_tokens, stratified
 from lugpi_core.store.reader import ColumnReader
 from tests.support.planted_store import Planted, plant, plant_column, plant_telling, telling_tokens
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """A store with a column that knows the class and one that does not; no latents, so that most tests decode nothing."""
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """A store with a column that predicts the class and one that does not."""
     return plant_telling(tmp_path_factory.mktemp("planted"))
 
 
-def test_a_part_has_every_class_in_proportion_and_follows_the_seed() -> None:
+def test_a_sample_has_every_class_in_proportion_and_follows_the_seed() -> None:
     labels = np.repeat([0, 1, 2], [800, 190, 10])
     rows = np.arange(1000)
     first, again, other = (stratified(rows, labels, 100, np.random.default_rng(seed)) for seed in (0, 0, 1))
@@ -29,18 +29,18 @@ def test_a_part_has_every_class_in_proportion_and_follows_the_seed() -> None:
     assert len(stratified(rows, np.arange(1000), 100, np.random.default_rng(0))) == 100  # more classes than rows
 
 
-def test_tokens_are_pooled_by_the_formula_a_chunk_at_a_time(made: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = ColumnReader(made.run_dir / "tokens", "telling")
+def test_tokens_are_pooled_by_the_formula_in_chunks(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ColumnReader(planted.run_dir / "tokens", "telling")
     drawings = np.array([0, 5, 90, 179])
     tokens = reader.gather(drawings).astype(np.float64)
-    monkeypatch.setattr(token_sample, "_CHUNK_BYTES", 2 * 5 * 16 * 2)  # two rows
+    monkeypatch.setattr(sample, "_CHUNK_BYTES", 2 * 5 * 16 * 2)  # two rows
     pooled = pooled_tokens(reader, drawings, 180)
     np.testing.assert_allclose(pooled.features_MF, np.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1), atol=1e-3)
     assert pooled.good_M.tolist() == [True, False, True, True]
     assert pooled.width == 16
 
 
-def test_a_column_of_class_tokens_alone_has_no_patches_to_pool(tmp_path: Path) -> None:
+def test_a_column_of_class_tokens_alone_has_no_patches(tmp_path: Path) -> None:
     planted = plant(tmp_path)
     tokens = telling_tokens(planted.labels, strength=1.0, shape=(1, 8))
     plant_column(planted, "class", tokens)
@@ -48,13 +48,13 @@ def test_a_column_of_class_tokens_alone_has_no_patches_to_pool(tmp_path: Path) -
     np.testing.assert_array_equal(pooled.features_MF, tokens[:, 0].astype(np.float16))
 
 
-def test_pooling_holds_its_result_and_a_chunk_however_large_the_column_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pooling_takes_little_memory_for_any_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = plant(tmp_path, counts=(600, 30, 30))
     plant_column(planted, "wide", np.ones((660, 50, 256), np.float16))
     reader = ColumnReader(planted.run_dir / "tokens", "wide")
     chunk = 256 << 10
-    monkeypatch.setattr(token_sample, "_CHUNK_BYTES", chunk)
-    pooled_tokens(reader, np.arange(4), 660)  # the map is made once
+    monkeypatch.setattr(sample, "_CHUNK_BYTES", chunk)
+    pooled_tokens(reader, np.arange(4), 660)  # maps the file, once
     tracemalloc.start()
     pooled = pooled_tokens(reader, np.arange(660), 660)
     _, peak = tracemalloc.get_traced_memory()

@@ -1,6 +1,5 @@
-"""Text-image agreement: the library's own embeddings, planted pairs, and what has no text tower."""
+"""Text-image agreement: the library's own embeddings, planted pairs, and encoders without a text tower."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,37 +9,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import CLIPTokenizer
 
 from featurize.encode.encoders import EncoderFiles, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.generate.generators import find_generator, generator_settings
 from featurize.inspect.text_agreement import JointSpace, agreement_of, encoder_of, text_agreement
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
-
-CPU = Compute(device="cpu", device_name="CPU", dtype="float32", threads=1)
-WIDTH, JOINT = 48, 24
-
-
-def clip_folder(folder: Path, *, own_tokenizer: bool = True) -> Path:
-    """A CLIP of open_clip with random weights, and the tokenizer of the embedded generator beside it."""
-    source = find_generator("demo", generator_settings("demo", {}), half=False).folder / "tokenizer"
-    tokenizer = CLIPTokenizer.from_pretrained(source)
-    text = {"context_length": 32, "vocab_size": len(tokenizer), "width": 32, "heads": 2, "layers": 1}
-    vision = {"image_size": 32, "layers": 2, "width": WIDTH, "head_width": 16, "patch_size": 16}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = open_clip.CLIP(embed_dim=JOINT, vision_cfg=dict(vision), text_cfg=dict(text))
-    folder.mkdir()
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    if own_tokenizer:
-        tokenizer.save_pretrained(folder)
-    config = {"embed_dim": JOINT, "vision_cfg": vision, "text_cfg": {**text, **({"hf_tokenizer_name": "."} if own_tokenizer else {})}}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    return folder
+from tests.support.small_clip import CPU, JOINT, WIDTH, class_tokens_like, clip_folder
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
 PROMPTS = ["a dog", "two red cats on a mat", "x " * 200, "fünf Äpfel", "rain"]
 
 
-def test_its_embeddings_are_those_of_the_library(files: EncoderFiles) -> None:
+def test_the_embeddings_are_those_of_the_library(files: EncoderFiles) -> None:
     model = open_clip.create_model(f"local-dir:{files.folder}", require_pretrained=True).eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{files.folder}")
     encoder, space = ImageEncoder(files, CPU), JointSpace(files, CPU)
@@ -65,25 +40,19 @@ def test_its_embeddings_are_those_of_the_library(files: EncoderFiles) -> None:
     assert space.images(class_tokens).shape == (3, JOINT)
 
 
-def class_tokens_like(space: JointSpace, vectors_nE: torch.Tensor) -> torch.Tensor:
-    """Class tokens that the vision tower projects to the vectors."""
-    projection_DE = space._model.visual.proj
-    return vectors_nE @ torch.linalg.pinv(projection_DE)
-
-
-def test_pictures_that_show_their_texts_are_told_from_others(files: EncoderFiles) -> None:
+def test_images_that_agree_with_their_texts_are_recognised(files: EncoderFiles) -> None:
     space, prompts = JointSpace(files, CPU), [f"{n} thing {n * 7 % 13}" for n in range(40)]
     shown = class_tokens_like(space, space.texts(prompts))
     found = text_agreement(files, CPU, shown, prompts)
-    assert found["texts"] == 40
-    assert found["matching"] == pytest.approx(1, abs=1e-4)
-    assert found["others"] < found["matching"]
-    assert found["own_is_nearer"] == 1.0
-    assert found["standard_error"] == 0.0
+    assert found.texts == 40
+    assert found.matching == pytest.approx(1, abs=1e-4)
+    assert found.others < found.matching
+    assert found.own_is_nearer == 1.0
+    assert found.standard_error == 0.0
     of_others = text_agreement(files, CPU, shown.roll(1, dims=0), prompts)
-    assert of_others["own_is_nearer"] < 0.9
+    assert of_others.own_is_nearer < 0.9
     noise = text_agreement(files, CPU, torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(0)), prompts)
-    assert abs(noise["own_is_nearer"] - 0.5) < 4 * noise["standard_error"] + 0.05
+    assert abs(noise.own_is_nearer - 0.5) < 4 * noise.standard_error + 0.05
 
 
 def test_the_figures_are_those_of_a_loop() -> None:
@@ -95,10 +64,10 @@ def test_the_figures_are_those_of_a_loop() -> None:
         others = [cosines[n, m] for m in range(9) if m != n]
         shares.append(np.mean([1.0 if cosines[n, n] > one else 0.5 if cosines[n, n] == one else 0.0 for one in others]))
     off = cosines[~np.eye(9, dtype=bool)]
-    assert found["matching"] == pytest.approx(np.trace(cosines) / 9)
-    assert found["others"] == pytest.approx(off.mean())
-    assert found["own_is_nearer"] == pytest.approx(np.mean(shares))
-    assert found["standard_error"] == pytest.approx(np.std(shares, ddof=1) / 3)
+    assert found.matching == pytest.approx(np.trace(cosines) / 9)
+    assert found.others == pytest.approx(off.mean())
+    assert found.own_is_nearer == pytest.approx(np.mean(shares))
+    assert found.standard_error == pytest.approx(np.std(shares, ddof=1) / 3)
 
 
 def column(files: EncoderFiles, made_by: Mapping[str, Any] | None, **changes: Any) -> ColumnSpec:
@@ -108,7 +77,7 @@ def column(files: EncoderFiles, made_by: Mapping[str, Any] | None, **changes: An
     )
 
 
-def test_the_encoder_is_found_among_those_of_the_run_even_where_another_is_gone(files: EncoderFiles, tmp_path: Path) -> None:
+def test_the_encoder_is_found_even_if_another_of_the_run_is_gone(files: EncoderFiles, tmp_path: Path) -> None:
     made_by = {"encoders": [str(tmp_path / "gone"), "vit-demo", str(files.folder)]}
     assert encoder_of(column(files, made_by)) == files
 
@@ -116,22 +85,22 @@ def test_the_encoder_is_found_among_those_of_the_run_even_where_another_is_gone(
 @pytest.mark.parametrize(
     ("made_by", "changes", "told"),
     [
-        (None, {}, "no featurize command made"),
-        ({"encoders": ["vit-demo"]}, {}, "no featurize command made"),
+        (None, {}, "no featurize command wrote"),
+        ({"encoders": ["vit-demo"]}, {}, "no featurize command wrote"),
         ({"encoders": ["nowhere"]}, {}, "--encoders nowhere"),
         ({"encoders": None}, {"family": "vit"}, "the family vit"),
         ({"encoders": "itself"}, {"weights": "other"}, "other weights than those of the column"),
     ],
     ids=str,
 )
-def test_what_has_no_text_tower_at_hand_is_told_in_one_line(files: EncoderFiles, made_by: Any, changes: Any, told: str) -> None:
+def test_a_missing_text_tower_is_a_one_line_error(files: EncoderFiles, made_by: Any, changes: Any, told: str) -> None:
     made_by = {"encoders": [str(files.folder)]} if made_by == {"encoders": "itself"} else made_by
     with pytest.raises(InputError, match=told) as caught:
         encoder_of(column(files, made_by, **changes))
     assert "\n" not in str(caught.value)
 
 
-def test_a_column_of_somebody_else_has_no_known_encoder() -> None:
+def test_a_foreign_column_has_no_known_encoder() -> None:
     spec = ColumnSpec(name="mine", what="tokens", rows=4, row_shape=(2, 2), shard_rows=4, fingerprint={"made": "elsewhere"})
     with pytest.raises(InputError, match="family unknown"):
         encoder_of(spec)
@@ -143,7 +112,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         JointSpace(bare, CPU).texts(["a dog"])
 
 
-def test_a_tokenizer_that_is_gone_is_one_line(files: EncoderFiles, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_a_one_line_error(files: EncoderFiles, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(files.folder, tmp_path / "torn"))
     for path in folder.glob("tokenizer*"):
         path.unlink()

@@ -1,0 +1,52 @@
+"""``drawings.png``: images in a grid, each with a few words below.
+
+Shapes: B images, S their side.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lugpi_core.files import whole_file
+
+DRAWINGS_PNG = "drawings.png"
+_COLUMNS, _SIDE_PX = 8, 128
+_MARGIN_PX, _TEXT_PX, _FONT_PX = 6, 58, 11
+_MAX_LINES, _MAX_LETTERS = 4, 24
+
+
+def write_drawings_png(captions: Sequence[str], images_BSS3: NDArray[np.uint8], path: Path) -> Path:
+    """Write a PNG of the images in rows of eight, 128 px each, with up to four lines of its caption below each; return its path.
+
+    Args:
+        captions: one for each image; line breaks are kept.
+        images_BSS3: uint8.
+        path: of the PNG.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(_FONT_PX)
+    cell_width_px, cell_height_px = _SIDE_PX + 2 * _MARGIN_PX, _SIDE_PX + _TEXT_PX
+    rows = -(-len(captions) // _COLUMNS)
+    grid = Image.new("RGB", (_COLUMNS * cell_width_px, rows * cell_height_px), "white")
+    draw = ImageDraw.Draw(grid)
+    for cell, (caption, image_SS3) in enumerate(zip(captions, images_BSS3, strict=True)):
+        left, top = cell % _COLUMNS * cell_width_px + _MARGIN_PX, cell // _COLUMNS * cell_height_px + 4
+        grid.paste(Image.fromarray(image_SS3).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS), (left, top))
+        draw.multiline_text((left, top + _SIDE_PX + 2), "\n".join(caption_lines(caption)), fill="black", font=font, spacing=1)
+    with whole_file(path) as partial:
+        grid.save(partial, "PNG", optimize=True)
+    return path
+
+
+def caption_lines(caption: str) -> list[str]:
+    """Return a caption as at most four lines of at most 24 letters; ``…`` marks what was cut."""
+    # A text may be a megabyte: wrap only what can be shown.
+    beginning = caption[: 2 * _MAX_LINES * _MAX_LETTERS]
+    lines = [line for part in beginning.split("\n") for line in textwrap.wrap(part, _MAX_LETTERS) or [""]]
+    if len(lines) <= _MAX_LINES:
+        return lines
+    return [*lines[: _MAX_LINES - 1], lines[_MAX_LINES - 1][: _MAX_LETTERS - 3] + "…"]
