@@ -18,8 +18,8 @@ from featurize.cost.estimate import (
 from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, StageWork, counted_work
 from featurize.generate.text_to_image import unet_is_guided
 from featurize.plan.job import TEXT_BATCH, Job, wanted_bytes
+from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import MANIFEST, load_manifest
-from lugpi_core.store.reader import LATENTS
 
 # More at once is hardly faster: the card is full. And a batch is what a stop waits for, and what a kill costs.
 MOST_AT_ONCE = {"cuda": 32, "cpu": 16}

@@ -20,7 +20,7 @@ from featurize.plan.job import TEXT_BATCH
 from lugpi_core.command_line import say
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import StopRequest
-from lugpi_core.store.reader import LATENTS
+from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
 
 

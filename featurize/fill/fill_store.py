@@ -19,8 +19,8 @@ from featurize.fill.writer_thread import Output, stored_form
 from featurize.plan.job import Job
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
+from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.lease import ShardBusy
-from lugpi_core.store.reader import LATENTS
 from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
 

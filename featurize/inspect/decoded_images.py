@@ -15,8 +15,9 @@ from featurize.generate.decoders import LatentDecoder, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
+from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import ColumnSpec
-from lugpi_core.store.reader import LATENTS, ColumnReader, columns_of
+from lugpi_core.store.reader import ColumnReader, columns_of
 
 # Work that decoding may take by default, in 10^12 operations: about two minutes on one CPU core, less than one on a GPU.
 DECODE_TFLOP: Mapping[str, float] = {"cpu": 10.0, "cuda": 1000.0}

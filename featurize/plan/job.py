@@ -18,9 +18,9 @@ from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import read_example_table
-from lugpi_core.store.layout import Dtype
+from lugpi_core.store.layout import LATENTS, TINY, Dtype
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest, refuse_difference
-from lugpi_core.store.reader import LATENTS, TINY, columns_of
+from lugpi_core.store.reader import columns_of
 from lugpi_core.store.writer import missing_bytes
 
 OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache")

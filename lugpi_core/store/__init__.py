@@ -2,11 +2,11 @@
 
     tokens/
       examples.h5                     example → drawing, label, split, id, prompt cut or not   (example_table.py)
-      <column>/manifest.json          fingerprint, one record a committed shard                (manifest.py)
+      <column>/manifest.json          fingerprint, one record per committed shard              (manifest.py)
       <column>/shard-00000.h5 …       contiguous rows, row hashes, flags                       (layout.py, shard.py)
-      tokens.h5                       virtual datasets over all shards of all columns          (view.py)
+      tokens.h5                       virtual datasets over all shards of all columns          (virtual_view.py)
 
 Row r of every column is drawing r; ``examples.h5`` says which drawing an example has. ``writer.py`` fills a column (``lease.py``: one
-owner a shard), ``reader.py`` reads it (``column_map.py``: at memory speed; ``inspection.py``: no foreign file is trusted), and
-``verify.py`` names what does not hold.
+owner per shard), ``reader.py`` reads it by drawing (``column_map.py``: at memory speed; ``foreign_files.py``: no foreign file is trusted),
+``token_store.py`` reads all columns by example, and ``verify.py`` names the rows that are damaged.
 """

@@ -62,23 +62,83 @@ def read_example_table(store: Path, corpus: Corpus) -> ExampleTable:
     """Return the table of a store, checked against the corpus it is to be used with.
 
     Raises:
-        InputError: there is no table, it is damaged, or it was made for another corpus, other splits or other labels.
+        InputError: there is no table, it is damaged, or it was written for another corpus, other splits or other labels.
     """
-    path = store / EXAMPLES
-    if not path.is_file():
-        raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
-    about, arrays = read_sealed(path)
+    about, arrays = _read(store)
     if about.get("corpus_fingerprint") != corpus.fingerprint():
         raise _other_corpus(str(about.get("corpus")), corpus)
-    arrays.setdefault("drawings", np.atleast_1d(arrays.get("drawing", np.zeros(0)))[:, None])  # one an example needs no second table
+    return _table(store, about, arrays, len(corpus.examples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredExamples:
+    """What a store says of its examples without their corpus.
+
+    Attributes:
+        table: their images.
+        corpus_name: the corpus's name.
+        label_names: class k is ``label_names[k]``.
+        labels: int64 [N], -1 = unlabelled.
+        splits: [N] of "train", "validation" and "test".
+        ids: [N].
+    """
+
+    table: ExampleTable
+    corpus_name: str
+    label_names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    ids: NDArray[np.str_]
+
+
+def read_stored_examples(store: Path) -> StoredExamples:
+    """Return the examples of a store.
+
+    Raises:
+        InputError: there is no table, or it is damaged.
+    """
+    about, arrays = _read(store)
+    count = len(np.atleast_1d(arrays.get("drawing", np.zeros(0))))
+    table = _table(store, about, arrays, count)
+    for name, kinds in (("label", "i"), ("split", "u"), ("id", "S")):
+        _require(store, arrays, name, kinds=kinds, count=count, dimensions=1)
+    label_names = arrays.get("label_name", np.zeros(0, "S1"))
+    if label_names.dtype.kind != "S" or label_names.ndim != 1 or arrays["split"].max(initial=0) >= len(SPLITS):
+        raise InputError(got=f"{store / EXAMPLES} with other splits or class names", expected="the table as lugpi wrote it", do=_AGAIN)
+    return StoredExamples(
+        table=table,
+        corpus_name=str(about.get("corpus")),
+        label_names=tuple(name.decode(errors="replace") for name in label_names.tolist()),
+        labels=arrays["label"].astype(np.int64),
+        splits=np.array(SPLITS)[arrays["split"]],
+        ids=np.array([name.decode(errors="replace") for name in arrays["id"].tolist()], np.str_),
+    )
+
+
+def _read(store: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    if not (store / EXAMPLES).is_file():
+        raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
+    about, arrays = read_sealed(store / EXAMPLES)
+    # A single image per text needs no second array.
+    arrays.setdefault("drawings", np.atleast_1d(arrays.get("drawing", np.zeros(0)))[:, None])
+    return about, arrays
+
+
+def _table(store: Path, about: dict[str, Any], arrays: dict[str, NDArray[Any]], count: int) -> ExampleTable:
     for name, dimensions in (("drawing", 1), ("prompt_cut", 1), ("drawings", 2)):
-        column = arrays.get(name)
-        if column is None or column.shape[:1] != (len(corpus.examples),) or column.ndim != dimensions or column.dtype.kind not in "iu":
-            raise InputError(got=f"{path} without a plain {name} for each example", expected="the table as lugpi wrote it", do=_AGAIN)
-    drawings, prompt_cut = arrays["drawings"].astype(np.int64), arrays["prompt_cut"].astype(bool)
-    if drawings.shape[1] < 1 or int(drawings.min()) < 0:
-        raise InputError(got=f"{path} with drawing {drawings.min(initial=0)}", expected="rows counted from 0", do=_AGAIN)
-    return ExampleTable(drawings=drawings, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
+        _require(store, arrays, name, kinds="iu", count=count, dimensions=dimensions)
+    drawings = arrays["drawings"].astype(np.int64)
+    if drawings.shape[1] < 1 or int(drawings.min(initial=0)) < 0:
+        raise InputError(got=f"{store / EXAMPLES} with drawing {drawings.min(initial=0)}", expected="rows counted from 0", do=_AGAIN)
+    fingerprint = str(about.get("corpus_fingerprint"))
+    return ExampleTable(drawings=drawings, prompt_cut=arrays["prompt_cut"].astype(bool), corpus_fingerprint=fingerprint)
+
+
+def _require(store: Path, arrays: dict[str, NDArray[Any]], name: str, *, kinds: str, count: int, dimensions: int) -> None:
+    column = arrays.get(name)
+    if column is None or column.shape[:1] != (count,) or column.ndim != dimensions or column.dtype.kind not in kinds:
+        got = f"{store / EXAMPLES} without a plain {name} for each example"
+        raise InputError(got=got, expected="the table as lugpi wrote it", do=_AGAIN)
 
 
 def _other_corpus(found: str, corpus: Corpus) -> InputError:

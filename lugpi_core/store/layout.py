@@ -22,6 +22,8 @@ import numpy as np
 
 Dtype = Literal["float16", "int8"]
 ROW_DTYPES: Mapping[str, "np.dtype[Any]"] = {"float16": np.dtype("<f2"), "int8": np.dtype("i1")}
+LATENTS = "latents"  # the column of latents; every other column is tokens
+TINY = "-tiny"  # ends the name of a column whose images the tiny decoder decoded
 SCALE, ROW_HASH, FLAGS = "scale", "row_hash", "flags"
 # A cache line, and with the header before them the rows lie off the start of a page: malloc puts large buffers 16 bytes after one, and
 # copying between addresses that differ by a few bytes modulo 4 KiB takes twice as long.

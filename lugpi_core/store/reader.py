@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,11 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.foreign_files import refuse_structure
-from lugpi_core.store.layout import SCALE
+from lugpi_core.store.layout import LATENTS, SCALE
 from lugpi_core.store.manifest import MANIFEST, Record, is_empty, load_manifest
 from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.shard import check_record
 
-if TYPE_CHECKING:
-    import torch
-
-LATENTS = "latents"
-TINY = "-tiny"  # ends the name of a column whose images the tiny decoder made
 PREFETCH_BYTES = 32 << 20
 Rows = Sequence[int] | NDArray[np.int64]
 
@@ -94,21 +89,6 @@ class ColumnReader:
         for name, buffer in into.items():
             self._mapped().take(name, numbers, buffer)
         return into
-
-    def view(self, shard: int) -> NDArray[Any]:
-        """Return the rows of one shard as stored, [m, *row_shape], straight from the page cache: nothing is copied."""
-        return self._mapped().view(self.spec.what, shard)
-
-    def tensor(self, shard: int) -> "torch.Tensor":
-        """Return the rows of one shard as stored, as a tensor on the CPU that shares the page cache's memory: nothing is copied.
-
-        Writing to it changes private copies of its pages, never the file.
-        """
-        import torch
-
-        shape, dtype = self._places[shard].layout.datasets[self.spec.what]
-        offset = self._places[shard].offsets[self.spec.what]
-        return torch.from_numpy(np.memmap(self._places[shard].path, dtype, "c", offset, shape).view(np.ndarray))
 
     def will_need(self, rows: Rows) -> None:
         """Ask the system to bring rows into the page cache, and return at once (madvise with MADV_WILLNEED)."""

@@ -15,10 +15,9 @@ from lugpi_core.files import open_file, read_json
 from lugpi_core.store.column_map import ShardPlace
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.foreign_files import structure_faults
-from lugpi_core.store.layout import FLAGS, ShardLayout
+from lugpi_core.store.layout import FLAGS, LATENTS, TINY, ShardLayout
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest, shard_name
-from lugpi_core.store.reader import LATENTS, TINY
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset, sha256_of
 from lugpi_core.store.virtual_view import VIEW, view_is_current

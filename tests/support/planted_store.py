@@ -14,8 +14,8 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.store.example_table import ExampleTable, write_example_table
+from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import ColumnSpec
-from lugpi_core.store.reader import LATENTS
 from lugpi_core.store.shard import FLAG_NOT_FINITE
 from lugpi_core.store.writer import ColumnWriter
 

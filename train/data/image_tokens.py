@@ -19,9 +19,9 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.host_memory import host_available_bytes
 from lugpi_core.store.example_table import read_example_table
-from lugpi_core.store.layout import SCALE
+from lugpi_core.store.layout import LATENTS, SCALE
 from lugpi_core.store.quantize import dequantize
-from lugpi_core.store.reader import LATENTS, ColumnReader, Rows, token_columns_of
+from lugpi_core.store.reader import ColumnReader, Rows, token_columns_of
 
 TokensOn = Literal["auto", "device", "pinned", "disk"]
 # What the CUDA context, cuBLAS and fragmentation are given beside what is counted.

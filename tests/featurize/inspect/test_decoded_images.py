@@ -16,8 +16,9 @@ from featurize.inspect import decoded_images
 from featurize.inspect.decoded_images import DecodedImages, generator_of, to_bytes, to_grey
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
+from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import load_manifest
-from lugpi_core.store.reader import LATENTS, ColumnReader
+from lugpi_core.store.reader import ColumnReader
 from tests.support.planted_store import Planted, plant, plant_column, plant_latents
 
 CPU = Compute(device="cpu", device_name="CPU", dtype="float32", threads=1)

@@ -1,0 +1,191 @@
+"""``TokenStore``: read the tokens of a finished store by example, from Python, without the corpus.
+
+Shapes: N examples, K images per text, T tokens of width D.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from lugpi_core.corpora.corpus import Split
+from lugpi_core.errors import InputError
+from lugpi_core.store.example_table import read_stored_examples
+from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.reader import ColumnReader, token_columns_of
+
+Index = int | slice | Sequence[int] | NDArray[Any]
+
+
+class TokenColumn:
+    """The rows of one column, by example: float16, whatever they are stored as.
+
+    ``column[7]`` is [T, D], ``column[2:5]``, ``column[[0, 7, 42]]`` and ``column[store.splits == "train"]`` are [n, T, D]. An index works
+    as in NumPy: ints, slices, lists, integer arrays of any shape and boolean masks of length N; IndexError is raised as there. If all
+    images of a text are read, K stands before T: [n, K, T, D]. Rows are copied from the page cache; none are kept.
+
+    Attributes:
+        reader: the column's rows by image instead of by example.
+        rows: int64 [N], or [N, K]: which row of the column each image is.
+    """
+
+    def __init__(self, reader: ColumnReader, rows: NDArray[np.int64]) -> None:
+        self.reader = reader
+        self.rows = rows
+
+    @property
+    def name(self) -> str:
+        """Such as ``clip-vit-b32``."""
+        return self.reader.spec.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, T, D), or (N, K, T, D)."""
+        return (*self.rows.shape, *self.reader.spec.row_shape)
+
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Which images could not be generated or encoded, bool [N] or [N, K]. Their rows are zeros until they are repaired."""
+        return np.isin(self.rows, list(self.reader.flagged))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Index) -> NDArray[np.float16]:
+        rows = self._rows_of(index)
+        return self.reader.gather(rows.reshape(-1)).reshape(*rows.shape, *self.reader.spec.row_shape)
+
+    def torch(self, index: Index) -> torch.Tensor:
+        """Return the same rows as a float16 tensor on the CPU."""
+        return torch.from_numpy(self[index])
+
+    def batches(self, batches: Iterable[Index]) -> Iterator[NDArray[np.float16]]:
+        """Yield the rows of each batch of examples, while those of the next batches, up to 32 MB, are read from the disk.
+
+        ``batches`` may be a ``torch.utils.data.BatchSampler``; each is an index as for ``column[…]``.
+        """
+        rows = [self._rows_of(batch) for batch in batches]
+        for batch, stored in zip(rows, self.reader.batches([batch.reshape(-1) for batch in rows]), strict=True):
+            yield stored.reshape(*batch.shape, *self.reader.spec.row_shape)
+
+    def __repr__(self) -> str:
+        return f"TokenColumn({self.name!r}, {' × '.join(map(str, self.shape))})"
+
+    def _rows_of(self, index: Index) -> NDArray[np.int64]:
+        if isinstance(index, tuple):
+            raise IndexError("a column is indexed by example only")
+        rows: NDArray[np.int64] = np.asarray(self.rows[index])
+        return rows
+
+
+class TokenStore(Dataset[Any]):
+    """A finished token store, by example, in the corpus's order; also a map-style ``torch.utils.data.Dataset``.
+
+    ``store["clip-vit-b32"]`` is a ``TokenColumn``, and so is ``store["latents"]`` where latents are kept. ``store[7]`` is a dict of what
+    example 7 has: a float16 tensor [T, D] under the name of each column in ``columns``, and ``label``, ``split`` and ``id``. A DataLoader
+    takes the store as it is, with any number of workers: it holds paths and memory maps, no rows and no HDF5 handles, and each process that
+    it is forked or pickled to maps the files itself.
+
+    Rows that failed are zeros; ``store[column].failed`` says which.
+
+    Args:
+        path: the ``tokens`` folder of a run.
+        columns: the columns of tokens to open; all complete ones by default.
+        image: which of the K images per text to read, from 0; None reads all of them, and tokens are [K, T, D].
+        check_content: compare every shard with its hash on opening (about 7 GB/s).
+
+    Attributes:
+        path: the folder.
+        columns: names of the opened columns.
+        labels: int64 [N], each example's class, or -1 if it is unlabelled.
+        label_names: class k is ``label_names[k]``; empty for unlabelled texts.
+        splits: [N] of "train", "validation" and "test".
+        ids: [N], the corpus's ids.
+        drawings: int64 [N, K], which row of every column each image is.
+        prompt_cut: bool [N], where the prompt was longer than the generator's text encoder reads.
+        corpus_name: the name of the corpus that the store was filled for.
+        corpus_fingerprint: its ``Corpus.fingerprint()``.
+
+    Raises:
+        InputError: no store, no such column, missing rows, a damaged file, or ``image`` is not below K.
+    """
+
+    def __init__(
+        self, path: str | Path, *, columns: Sequence[str] | None = None, image: int | None = 0, check_content: bool = True
+    ) -> None:
+        self.path = Path(path)
+        examples = read_stored_examples(self.path)
+        self.labels, self.label_names = examples.labels, examples.label_names
+        self.splits, self.ids = examples.splits, examples.ids
+        self.drawings, self.prompt_cut = examples.table.drawings, examples.table.prompt_cut
+        self.corpus_name, self.corpus_fingerprint = examples.corpus_name, examples.table.corpus_fingerprint
+        if image is not None and not 0 <= image < self.images_per_text:
+            got = f"image={image} of {self.path} with {self.images_per_text} images per text"
+            raise InputError(got=got, expected=f"0 to {self.images_per_text - 1}, or None for all", do="choose another image")
+        self.image = image
+        self._check_content = check_content
+        self._opened: dict[str, TokenColumn] = {}
+        self.columns = tuple(self._complete() if columns is None else columns)
+        for name in self.columns:
+            self._open(name)
+
+    @property
+    def images_per_text(self) -> int:
+        """K."""
+        return int(self.drawings.shape[1])
+
+    def rows(self, split: Split) -> list[int]:
+        """Return the numbers of the examples of a split, ascending, for instance for ``torch.utils.data.Subset``."""
+        return [int(row) for row in np.flatnonzero(self.splits == split)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, key: str) -> TokenColumn: ...
+
+    @overload
+    def __getitem__(self, key: int) -> dict[str, Any]: ...
+
+    def __getitem__(self, key: str | int) -> TokenColumn | dict[str, Any]:
+        """Return a column by its name or an example by its number.
+
+        Raises:
+            InputError: no such column, or one with missing rows or damage.
+            IndexError: no such example.
+        """
+        return self._open(key) if isinstance(key, str) else self.__getitems__([key])[0]
+
+    def __getitems__(self, examples: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several examples, each column being read once; a DataLoader fetches its batches by this."""
+        tokens = {name: self._opened[name].torch(np.asarray(examples, np.int64)) for name in self.columns}
+        return [
+            {
+                **{name: rows[n] for name, rows in tokens.items()},
+                "label": int(self.labels[example]),
+                "split": str(self.splits[example]),
+                "id": str(self.ids[example]),
+            }
+            for n, example in enumerate(examples)
+        ]
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.path)!r}, {len(self):,} examples, columns {', '.join(self.columns) or 'none'})"
+
+    def _complete(self) -> list[str]:
+        manifests = {name: load_manifest(self.path / name) for name in token_columns_of(self.path)}
+        return [name for name, (spec, records) in manifests.items() if len(records) == spec.shards]
+
+    def _open(self, name: str) -> TokenColumn:
+        if name not in self._opened:
+            reader = ColumnReader(self.path, name, check_content=self._check_content)
+            needed = int(self.drawings.max(initial=-1)) + 1
+            if needed > len(reader):
+                got = f"{self.path / name} with {len(reader):,} rows"
+                raise InputError(got=got, expected=f"{needed:,} or more", do="make the column again for this corpus")
+            self._opened[name] = TokenColumn(reader, self.drawings if self.image is None else self.drawings[:, self.image])
+        return self._opened[name]
