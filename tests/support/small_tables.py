@@ -2,9 +2,13 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+from sklearn.metrics import f1_score
 
 from train.data.teacher_outputs import WEIGHTS
 from train.models.model_folder import METRICS, TRAINING
@@ -77,6 +81,46 @@ def right(count: int, of: int, *, first: int = 0) -> list[bool]:
 def scores(count: int, of: int = 400, *, first: int = 0) -> dict[str, list[bool]]:
     """Hits of validation, of which half are right, and of test."""
     return {"validation": right(5, 10), "test": right(count, of, first=first)}
+
+
+def recorded_answers(folder: Path, split: str) -> tuple[list[int], list[int]]:
+    """Labels and predicted classes of a split, from the logits."""
+    with (folder / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    classes = sum(name.startswith("logit_") for name in rows[0])
+    return [int(row["label"]) for row in rows], [max(range(classes), key=lambda k: float(row[f"logit_{k}"])) for row in rows]
+
+
+def assert_recomputed(run: Path, report: dict[str, Any]) -> None:
+    """Compare every figure of ``tables.json`` with one computed here from the predictions."""
+    assert json.loads((run / "tables.json").read_text()) == report
+    hits: dict[tuple[str, int], list[bool]] = {}
+    for name, row in report["rows"].items():
+        for model in row["models"]:
+            for split in ("validation", "test"):
+                labels, predicted = recorded_answers(run / model["folder"], split)
+                right = [label == best for label, best in zip(labels, predicted, strict=True)]
+                assert model[split]["accuracy"] == pytest.approx(sum(right) / len(right))
+                expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
+                assert model[split]["macro_f1"] == pytest.approx(expected)
+            hits[name, model["seed"]] = right
+        for split in ("validation", "test") if row["models"] else ():
+            for score in ("accuracy", "macro_f1"):
+                values = [model[split][score] for model in row["models"]]
+                mean = sum(values) / len(values)
+                spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+                assert row[split][score]["mean"] == pytest.approx(mean)
+                assert row[split][score]["sd"] == (None if spread is None else pytest.approx(spread, abs=1e-12))
+    by_pair: dict[tuple[str, str], Any] = {}
+    for table in report["tables"]:
+        for test in table["comparisons"]:
+            pairs = [(hits[test["row"], seed], hits[test["reference"], seed]) for seed in test["seeds"]]
+            only_first = sum(one and not other for first, second in pairs for one, other in zip(first, second, strict=True))
+            only_second = sum(other and not one for first, second in pairs for one, other in zip(first, second, strict=True))
+            assert (test["pooled"]["only_first"], test["pooled"]["only_second"]) == (only_first, only_second)
+            assert test["difference"] == pytest.approx((only_first - only_second) / sum(len(first) for first, _ in pairs))
+            assert (test["interval_over_seeds"] is None) is (len(pairs) == 1)
+            assert by_pair.setdefault((test["row"], test["reference"]), test) == test, "one finding per pair, whatever the table"
 
 
 def flags(small_csv: Path, folder: Path, **more: Any) -> dict[str, Any]:

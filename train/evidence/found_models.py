@@ -1,4 +1,4 @@
-"""Which rows the finished models of a run are, as their own records tell, whatever they were trained with."""
+"""Which rows of the tables the finished models of a run belong to, derived from their own records, whatever trained them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,50 +12,55 @@ from train.evidence.rows import ALL, BASELINE, MORE, Terms, model_name, student_
 from train.learning.losses import KD_PRESETS
 from train.models.model_folder import finished_folders, is_whole, metrics_of, training_of
 
-# What makes a model another one without making its row another: shown together, models should agree in these.
-_SETTINGS = ("flags", "max_length", "corpus", "separator", "text_model", "dtype", "unlabelled")
-# What rows may differ in, but not the seeds of one.
-_OF_A_ROW = ("tokens", "shares", "teachers_embeddings")
+# Settings that make another model but not another row: all models that are shown together should agree in these.
+_SHARED_SETTINGS = ("flags", "max_length", "corpus", "separator", "text_model", "dtype", "unlabelled")
+# Settings in which rows may differ, but not the seeds of one row.
+_ROW_SETTINGS = ("tokens", "shares", "teachers_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
+class FoundModels:
     """The finished models of a run.
 
     Attributes:
-        folders: those that are models of rows, by the models' names.
-        others: those that are of no row, or of one that another folder stands for, by name.
+        folders: of the models that belong to rows, by the models' names.
+        others: folders of models that belong to no row, or to one that already has a model of that seed; by name.
     """
 
     folders: dict[str, Path]
     others: tuple[Path, ...]
 
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether any of the rows' models is a student that was distilled on unlabelled texts too."""
+        return any(training_of(folder).get("unlabelled") is not None for folder in self.folders.values())
 
-def recorded_models(run: Path, columns: Sequence[str]) -> Recorded:
-    """Return the finished models of a run. Where several are the same row and seed, the one that is named after it goes before others, and
-    these by name. ``columns`` are the image tokens that a student of all teachers has to have."""
+
+def found_models(run: Path, columns: Sequence[str]) -> FoundModels:
+    """Return the finished models of a run. Where several are of one row and seed, the one that is named after it is taken, else the first
+    by name.
+
+    Args:
+        run: folder of the run.
+        columns: the image tokens that a student of all teachers must have.
+    """
     folders: dict[str, Path] = {}
-    found = finished_folders(run)
-    names = {folder: _model_name(folder, columns) for folder in found}
-    for folder in sorted(found, key=lambda one: (one.name != names[one], one.name)):
+    finished = finished_folders(run)
+    names = {folder: _model_name(folder, columns) for folder in finished}
+    for folder in sorted(finished, key=lambda folder: (folder.name != names[folder], folder.name)):
         if (name := names[folder]) is not None:
             folders.setdefault(name, folder)
-    return Recorded(folders=folders, others=tuple(folder for folder in found if folder not in folders.values()))
+    return FoundModels(folders=folders, others=tuple(folder for folder in finished if folder not in folders.values()))
 
 
-def recorded_columns(folders: Iterable[Path]) -> set[str]:
+def columns_read(folders: Iterable[Path]) -> set[str]:
     """Return the image tokens that models have read."""
-    read = (training_of(folder).get("image_tokens") for folder in folders)
-    return {column for column in read if column is not None}
+    columns = (training_of(folder).get("image_tokens") for folder in folders)
+    return {column for column in columns if column is not None}
 
 
-def has_more(found: Recorded) -> bool:
-    """Whether any of them is a student that was taught of texts without labels too."""
-    return any(training_of(folder).get("unlabelled") is not None for folder in found.folders.values())
-
-
-def unlike_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:
-    """Return the settings in which models differ that were to differ in seed and row alone: their values, by words that say whose they are.
+def differing_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:
+    """Return the settings that differ between models although only seed and row should: their values, by a phrase that names them.
 
     Args:
         folders: of the models, by the names of their rows.
@@ -66,60 +71,60 @@ def unlike_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any
             for name, value in _settings(row, training_of(folder)):
                 if value not in values.setdefault(name, []):
                     values[name].append(value)
-    return {name: found for name, found in values.items() if len(found) > 1}
+    return {name: of_name for name, of_name in values.items() if len(of_name) > 1}
 
 
-def _settings(row: str, made_from: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in flat({name: made_from.get(name) for name in _SETTINGS}):
-        # Rows without more texts stand beside some with.
+def _settings(row: str, training: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in flat({name: training.get(name) for name in _SHARED_SETTINGS}):
+        # Rows with and without unlabelled texts are shown together.
         if name != "flags.seed" and (name, value) != ("unlabelled", None):
             yield f"these models differ in {name}", value
-    for name, value in flat({name: made_from.get(name) for name in _OF_A_ROW}):
+    for name, value in flat({name: training.get(name) for name in _ROW_SETTINGS}):
         yield f"the models of {row} differ in {name}", value
-    # A student and its control, too, are to be taught with one loss.
-    left_out = next((f" named {ending}" for ending in ("-ce", "-l2") if row.endswith(ending)), "")
-    for name, value in flat(made_from.get("distillation", {})):
-        yield f"the students{left_out} differ in {name}", value
+    # A student and its control should have the same loss.
+    ending = next((f" named {ending}" for ending in ("-ce", "-l2") if row.endswith(ending)), "")
+    for name, value in flat(training.get("distillation", {})):
+        yield f"the students{ending} differ in {name}", value
 
 
 def _model_name(folder: Path, columns: Sequence[str]) -> str | None:
-    made_from = training_of(folder)
-    row = _row(folder, made_from, columns)
-    return None if row is None else model_name(row, made_from["flags"]["seed"])
+    training = training_of(folder)
+    row = _row(folder, training, columns)
+    return None if row is None else model_name(row, training["flags"]["seed"])
 
 
-def _row(folder: Path, made_from: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    match made_from["command"]:
+def _row(folder: Path, training: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    match training["command"]:
         case "baseline":
             return BASELINE
         case "images":
-            return f"images-{made_from['image_tokens']}"
+            return f"images-{training['image_tokens']}"
         case "teacher":
-            return f"teacher-{_shown(made_from)}"
-    return _student_row(folder, made_from, columns)
+            return f"teacher-{_kind_of_teacher(training)}"
+    return _student_row(folder, training, columns)
 
 
-def _shown(made_from: Mapping[str, Any]) -> str:
-    return str(made_from["image_tokens"] if made_from["privileged"] == "images" else made_from["privileged"])
+def _kind_of_teacher(training: Mapping[str, Any]) -> str:
+    return str(training["image_tokens"] if training["privileged"] == "images" else training["privileged"])
 
 
-def _student_row(folder: Path, made_from: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """Return a student's row; None for one that no row has: with fewer layers, unequal teachers or some of many, teachers that are gone or
-    were trained anew, and of those that were taught of more texts, all with another loss or several teachers."""
+def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """Return a student's row. None for students that no row has: with fewer layers, with unequal or only some of several teachers, with
+    teachers that are gone or were trained again; and of those on unlabelled texts, with another loss or several teachers."""
     metrics = metrics_of(folder)
-    taught_by = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
-    if made_from["layers"] is not None or not all(is_whole(one) for one in taught_by):
+    teachers = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
+    if training["layers"] is not None or not all(is_whole(teacher) for teacher in teachers):
         return None
-    if "teachers" in made_from and made_from["teachers"] != [_weights_hash(one) for one in taught_by]:
-        return None  # other models stand there under their names
-    seen = [_shown(training_of(one)) for one in taught_by]
-    terms = _terms(made_from["distillation"], metrics)
-    if made_from["unlabelled"] is not None:
-        return f"student-{seen[0]}{MORE}" if len(seen) == 1 and terms == "both" and seen[0] in (*columns, "none") else None
-    if len(seen) > 1:
-        has_equal_shares = len({round(share, 6) for share in made_from["shares"]}) == 1
-        return f"student-{ALL}" if has_equal_shares and terms == "both" and sorted(seen) == sorted(columns) else None
-    return None if terms is None else student_name(seen[0], terms)
+    if "teachers" in training and training["teachers"] != [_weights_hash(teacher) for teacher in teachers]:
+        return None  # the folders have the same names but hold other models
+    kinds = [_kind_of_teacher(training_of(teacher)) for teacher in teachers]
+    terms = _terms(training["distillation"], metrics)
+    if training["unlabelled"] is not None:
+        return f"student-{kinds[0]}{MORE}" if len(kinds) == 1 and terms == "both" and kinds[0] in (*columns, "none") else None
+    if len(kinds) > 1:
+        has_equal_shares = len({round(share, 6) for share in training["shares"]}) == 1
+        return f"student-{ALL}" if has_equal_shares and terms == "both" and sorted(kinds) == sorted(columns) else None
+    return None if terms is None else student_name(kinds[0], terms)
 
 
 def _weights_hash(teacher: Path) -> str:
@@ -129,13 +134,13 @@ def _weights_hash(teacher: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _hash_of(weights: Path, changed_ns: int) -> str:
-    """Return a hash of weights; one teacher has many students, and is read once while it stays as it is (``changed_ns``)."""
+    """Return a hash of weights, cached by their time of change: one teacher has many students."""
     return hash_file(weights)
 
 
 def _terms(weights: Mapping[str, Any], metrics: Mapping[str, Any]) -> Terms | None:
-    """Return which of its soft terms a student was taught with: as the tables that trained it say, else all of its preset's but those whose
-    weight is 0; None where none is left."""
+    """Return a student's soft terms: as the tables that trained it recorded them, else those of its preset whose weight is not 0; None
+    where none is left."""
     if metrics.get("terms") is not None:
         terms: Terms = metrics["terms"]
         return terms

@@ -1,7 +1,4 @@
-"""The figures of every row: read anew from its models' predictions, over seeds, beside the baseline and the text-only control.
-
-Shapes: S seeds.
-"""
+"""The figures of every row, computed from its models' predictions: over seeds, against the baseline and against the text-only control."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,22 +11,35 @@ from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_file
 from train.data.teacher_outputs import WEIGHTS
-from train.evidence.paper_figures import paper_accuracy
-from train.evidence.rows import BASELINE, Group, Row
+from train.evidence.records import Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Spread
+from train.evidence.rows import BASELINE, Row
 from train.evidence.statistics import Comparison, compare, holm
 from train.models.model_folder import METRICS, metrics_of
 from train.models.predictions import PREDICTIONS, Predicted, read_predictions
 
-# Of the adjusted p, below which it speaks for a difference.
-SIGNIFICANCE = 0.05
 SHOWN_SPLITS = ("validation", "test")
-# What is written of an accuracy, and rounding of the logits to seven digits, may move it by a tie or two, not by this.
+# Rounding of the recorded accuracy, and of the logits to seven digits, may move an accuracy by a tie or two, not by this much.
 _ROUNDING = 1e-3
+
+PAPER_DATASETS = ("imdb", "20ng", "cwi-news", "cwi-wikinews")
+# Test accuracies of Menadil, Georgescu & Ionescu 2023, arXiv 2309.15238, Tables 1 and 2, in the order of PAPER_DATASETS. Their teacher
+# and student 1 see ViT's tokens, teacher and student 2 CLIP's; Table 2 is about student 2.
+_PAPER_ACCURACIES: Mapping[tuple[str, str | None], tuple[float, float, float, float]] = {
+    ("baseline", None): (0.919, 0.918, 0.861, 0.842),
+    ("images", "vit"): (0.559, 0.137, 0.832, 0.754),
+    ("images", "clip"): (0.549, 0.523, 0.822, 0.746),
+    ("teacher", "vit"): (0.920, 0.919, 0.867, 0.843),
+    ("teacher", "clip"): (0.931, 0.926, 0.868, 0.846),
+    ("student", "vit"): (0.930, 0.928, 0.869, 0.843),
+    ("student", "clip"): (0.931, 0.929, 0.871, 0.848),
+    ("student-ce", "clip"): (0.923, 0.926, 0.870, 0.844),
+    ("student-l2", "clip"): (0.919, 0.925, 0.865, 0.843),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """One finished model: its folder, its recorded metrics, and what it said of validation and test examples."""
+class ScoredModel:
+    """One finished model: its folder, its recorded metrics, and its predictions for validation and test examples."""
 
     folder: Path
     metrics: Mapping[str, Any]
@@ -37,161 +47,144 @@ class Scored:
 
     @property
     def test(self) -> Predicted:
-        """What it said of the test examples."""
+        """Its predictions for the test examples."""
         return self.predicted["test"]
 
     @cached_property
     def weights_hash(self) -> str:
-        """Hash of its weights, by which its students know it."""
+        """Hash of its weights, by which its students identify it."""
         return hash_file(self.folder / WEIGHTS)
 
     @property
     def train_s(self) -> float:
-        """Seconds that its epochs took, those of an interrupted training among them."""
+        """Seconds that its epochs took, including those of interrupted trainings."""
         return float(sum(record["seconds"] for record in self.metrics["history"]))
 
     @property
     def peak_bytes(self) -> int:
-        """Most memory in use: the card's where there was one, else the host's."""
+        """Most memory in use: of the GPU where there was one, else of the host."""
         peak = self.metrics["peak_memory"]
         return int(peak.get("device_bytes", peak["host_bytes"]))
 
-
-@dataclass(frozen=True, kw_only=True)
-class Adjusted:
-    """A comparison, with its p adjusted for all others of the report."""
-
-    row: str
-    reference: str
-    comparison: Comparison
-    holm_p: float
-
-    @property
-    def finding(self) -> str:
-        """``better``, ``worse`` or ``not shown``: shown is what all say, the adjusted p, below 0.05, and the intervals without nought, over
-        texts and, with several seeds, over seeds and texts."""
-        (low, high), (seeds_low, seeds_high) = (self.comparison.low, self.comparison.high), self.comparison.shown
-        if self.holm_p < SIGNIFICANCE and min(low, seeds_low) > 0:
-            return "better"
-        return "worse" if self.holm_p < SIGNIFICANCE and max(high, seeds_high) < 0 else "not shown"
-
-    def record(self) -> dict[str, Any]:
-        """Return it as a JSON value."""
-        names = {"row": self.row, "reference": self.reference}
-        return {**names, **self.comparison.record(), "holm_p": self.holm_p, "finding": self.finding}
+    def result(self, fidelity: Fidelity) -> ModelResult:
+        """Return its figures, with those of fidelity and calibration."""
+        validation, test = (Scores(accuracy=one.accuracy, macro_f1=one.macro_f1) for one in (self.predicted["validation"], self.test))
+        return ModelResult(
+            seed=self.metrics["seed"],
+            folder=self.folder.name,
+            validation=validation,
+            test=test,
+            fidelity=dict(fidelity),
+            train_s=round(self.train_s, 3),
+            peak_bytes=self.peak_bytes,
+        )
 
 
-def scored(folder: Path) -> Scored:
-    """Read a finished model's predictions; where its recorded accuracies are others, that is said.
+def scored(folder: Path) -> ScoredModel:
+    """Read a finished model's predictions; warn where its recorded accuracies differ from theirs.
 
     Raises:
         InputError: the predictions are missing or damaged.
     """
     metrics = metrics_of(folder)
     every_split = read_predictions(folder / PREDICTIONS)
-    counts = {split: len(one.ids) for split, one in every_split.items()}
-    if unlike := {split: (counts[split], count) for split, count in metrics["examples"].items() if counts.get(split, count) != count}:
-        split, (found, wanted) = next(iter(unlike.items()))
-        raise InputError(
-            got=f"{folder / PREDICTIONS} with {found:,} {split} examples",
-            expected=f"{wanted:,}, as its {METRICS} say",
-            do="remove the model's folder and train it again",
-        )
+    for split, expected in metrics["examples"].items():
+        if split in every_split and (count := len(every_split[split].ids)) != expected:
+            raise InputError(
+                got=f"{folder / PREDICTIONS} with {count:,} {split} examples",
+                expected=f"{expected:,}, as its {METRICS} say",
+                do="remove the model's folder and train it again",
+            )
     predicted = {split: every_split[split] for split in SHOWN_SPLITS}
-    for split, one in predicted.items():
-        if abs(one.accuracy - metrics["accuracy"][split]) > _ROUNDING:
+    for split, of_split in predicted.items():
+        if abs(of_split.accuracy - metrics["accuracy"][split]) > _ROUNDING:
             recorded = f"its {METRICS} say {metrics['accuracy'][split]:.4f}"
-            say(f"warning: {folder / PREDICTIONS} gives {split} accuracy {one.accuracy:.4f}, {recorded}; the former is shown")
-    return Scored(folder=folder, metrics=metrics, predicted=predicted)
+            say(f"warning: {folder / PREDICTIONS} gives {split} accuracy {of_split.accuracy:.4f}, {recorded}; the former is shown")
+    return ScoredModel(folder=folder, metrics=metrics, predicted=predicted)
 
 
-# Figures of one model by their names; None where there is nothing to hold it against.
-Figures = Mapping[str, float | None]
-
-
-def row_record(
-    row: Row, models: Mapping[int, Scored], seeds: Sequence[int], dataset: str | None, fidelity: Mapping[Path, Figures]
-) -> dict[str, Any]:
-    """Return the figures of one row as a JSON value; those over seeds are None where no model is there.
+def row_result(
+    row: Row, models: Mapping[int, ScoredModel], seeds: Sequence[int], dataset: str | None, fidelity: Mapping[Path, Fidelity]
+) -> RowResult:
+    """Return the figures of one row.
 
     Args:
         row: the row.
         models: its finished models by seed.
-        seeds: those that are wanted.
+        seeds: the requested ones.
         dataset: a corpus of the paper, or None.
         fidelity: fidelity and calibration of every model, by its folder.
     """
-    each = [models[seed] for seed in seeds if seed in models]
-    return {
-        "row": row.name,
-        "seeds": [seed for seed in seeds if seed in models],
-        "missing_seeds": [seed for seed in seeds if seed not in models],
-        **{split: _over_seeds([one.predicted[split] for one in each]) for split in SHOWN_SPLITS},
-        "fidelity": _figures_over_seeds([fidelity[one.folder] for one in each]),
-        "paper": None if dataset is None else paper_accuracy(row, dataset),
-        "train_hours": statistics.fmean(one.train_s for one in each) / 3600 if each else None,
-        "peak_gb": max(one.peak_bytes for one in each) / 1e9 if each else None,
-        "models": [model_record(one, fidelity[one.folder]) for one in each],
-    }
+    finished = [models[seed] for seed in seeds if seed in models]
+    return RowResult(
+        row=row.name,
+        seeds=tuple(seed for seed in seeds if seed in models),
+        missing_seeds=tuple(seed for seed in seeds if seed not in models),
+        validation=_score_spreads([model.predicted["validation"] for model in finished]),
+        test=_score_spreads([model.test for model in finished]),
+        fidelity=_fidelity_spreads([fidelity[model.folder] for model in finished]),
+        paper=None if dataset is None else paper_accuracy(row, dataset),
+        train_hours=statistics.fmean(model.train_s for model in finished) / 3600 if finished else None,
+        peak_gb=max(model.peak_bytes for model in finished) / 1e9 if finished else None,
+        models=tuple(model.result(fidelity[model.folder]) for model in finished),
+    )
 
 
-def model_record(model: Scored, fidelity: Figures) -> dict[str, Any]:
-    """Return the figures of one model as a JSON value."""
-    scores = {split: {"accuracy": one.accuracy, "macro_f1": one.macro_f1} for split, one in model.predicted.items()}
-    cost = {"train_s": round(model.train_s, 3), "peak_bytes": model.peak_bytes}
-    return {"seed": model.metrics["seed"], "folder": model.folder.name, **scores, "fidelity": dict(fidelity), **cost}
-
-
-def _over_seeds(predicted: Sequence[Predicted]) -> dict[str, Any] | None:
+def _score_spreads(predicted: Sequence[Predicted]) -> ScoreSpreads | None:
     if not predicted:
         return None
-    return {"accuracy": _spread([one.accuracy for one in predicted]), "macro_f1": _spread([one.macro_f1 for one in predicted])}
+    return ScoreSpreads(
+        accuracy=_spread([of_model.accuracy for of_model in predicted]), macro_f1=_spread([of_model.macro_f1 for of_model in predicted])
+    )
 
 
-def _figures_over_seeds(each: Sequence[Figures]) -> dict[str, Any] | None:
-    """Return mean and spread of each figure over the models that have it; None for a figure that none has, and without a model."""
-    if not each:
+def _fidelity_spreads(of_models: Sequence[Fidelity]) -> dict[str, Spread | None] | None:
+    if not of_models:
         return None
-    values = {name: [value for figures in each if (value := figures[name]) is not None] for name in each[0]}
-    return {name: _spread(found) if found else None for name, found in values.items()}
+    values = {name: [value for figures in of_models if (value := figures[name]) is not None] for name in of_models[0]}
+    return {name: _spread(of_name) if of_name else None for name, of_name in values.items()}
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return mean and sample standard deviation; one value has none."""
-    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else None)
 
 
-def adjusted_comparisons(rows: Sequence[Row], models: Mapping[str, Mapping[int, Scored]], seeds: Sequence[int]) -> list[Adjusted]:
+def findings_of(rows: Sequence[Row], models: Mapping[str, Mapping[int, ScoredModel]], seeds: Sequence[int]) -> list[Finding]:
     """Return every comparison of a report: each row with the baseline and with its text-only control, over the seeds that both have, the
     p of all adjusted together by Holm's method.
 
     Args:
         rows: of all tables, each once.
-        models: finished models by the names of their rows, and by seed; the references need not be rows of the table.
-        seeds: those that are wanted.
+        models: finished models by the names of their rows, and by seed; the references need not be rows of a table.
+        seeds: the requested ones.
     """
     pairs = [(row.name, reference) for row in rows for reference in (BASELINE, row.control) if reference not in (None, row.name)]
-    found = [(name, reference, _compared(models.get(name, {}), models.get(str(reference), {}), seeds)) for name, reference in pairs]
-    there = [(name, str(reference), one) for name, reference, one in found if one is not None]
-    adjusted = holm([one.pooled.p for _, _, one in there])
+    compared = [(row, str(reference), _comparison(models.get(row, {}), models.get(str(reference), {}), seeds)) for row, reference in pairs]
+    there = [(row, reference, comparison) for row, reference, comparison in compared if comparison is not None]
+    adjusted = holm([comparison.pooled.p for _, _, comparison in there])
     return [
-        Adjusted(row=name, reference=reference, comparison=one, holm_p=p) for (name, reference, one), p in zip(there, adjusted, strict=True)
+        Finding(row=row, reference=reference, comparison=comparison, holm_p=p)
+        for (row, reference, comparison), p in zip(there, adjusted, strict=True)
     ]
 
 
-def _compared(first: Mapping[int, Scored], second: Mapping[int, Scored], seeds: Sequence[int]) -> Comparison | None:
+def _comparison(first: Mapping[int, ScoredModel], second: Mapping[int, ScoredModel], seeds: Sequence[int]) -> Comparison | None:
     """Compare two rows; None without a seed that both have on the same test examples."""
     paired = [seed for seed in seeds if seed in first and seed in second and first[seed].test.examples == second[seed].test.examples]
-    # Differences are averaged over seeds by example, so the examples have to be the same in all of them.
+    # Differences are averaged over seeds by example, so all seeds need the same examples.
     paired = [seed for seed in paired if first[seed].test.examples == first[paired[0]].test.examples]
     if not paired:
         return None
     return compare(paired, [first[seed].test.hits for seed in paired], [second[seed].test.hits for seed in paired])
 
 
-TITLES: Mapping[Group, str] = {
-    "table1": "Table 1: baseline, images alone, teachers and students",
-    "table2": "Table 2: students without one of the loss's soft terms (ce: without the embeddings' distance, l2: without the soft labels)",
-    "controls": "Controls: teachers that see no images, those of other texts or blank ones, and students of each",
-    "unlabelled": "More texts: students that their teachers taught of texts without labels too",
-}
+def paper_accuracy(row: Row, dataset: str) -> float | None:
+    """Return the test accuracy that the paper reports for a row on one of PAPER_DATASETS; None for a row that it lacks."""
+    if row.more or (row.command != BASELINE and row.privileged != "images"):
+        return None
+    # A row of CLIP's columns: their names have its ViT in them too (clip-vit-b32).
+    columns = [row.column] if row.command != "student" else [teacher.removeprefix("teacher-") for teacher in row.teachers]
+    encoder = next((name for name in ("clip", "vit") if len(columns) == 1 and name in (columns[0] or "")), None)
+    kind = row.command if row.terms == "both" else f"{row.command}-{row.terms}"
+    accuracies = _PAPER_ACCURACIES.get((kind, encoder))
+    return None if accuracies is None else accuracies[PAPER_DATASETS.index(dataset)]

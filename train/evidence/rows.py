@@ -12,8 +12,8 @@ Group = Literal["table1", "table2", "controls", "unlabelled"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ALL = "all"
 BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
-MORE = "-more"  # ends the names of the rows that are taught of texts without labels too
-# What a student may be taught: with both soft terms, without the distance of the embeddings, without the softened cross-entropy.
+MORE = "-more"  # ends the names of rows that are distilled on unlabelled texts too
+# Soft terms of a student's loss: both, without the distance of the embeddings, without the softened cross-entropy.
 Terms = Literal["both", "ce", "l2"]
 
 
@@ -24,12 +24,12 @@ class Row:
     Attributes:
         name: of the row, and of its models' folders.
         command: which of the four kinds it is.
-        groups: the tables that it stands in; the first is its own.
+        groups: the tables that it is in; the first is its own.
         column: the image tokens that it reads, or None.
-        privileged: whose of them it is shown; of a student, what its teachers are.
+        privileged: which images it sees; of a student, which its teachers see.
         teachers: the rows whose models of the same seed it is distilled from.
         terms: a student's soft terms.
-        more: whether a student is taught of texts without labels too.
+        more: whether a student is distilled on unlabelled texts too.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Row:
 
     @property
     def control(self) -> str | None:
-        """The row that is the same but for its images: what stays of a gain beside it is the images'. None where there is none: a student
-        with another loss, or of several teachers, differs from the text-only teacher's in that too."""
+        """The row that differs in its images alone: only a gain over it can come from the images. None where there is none: a student with
+        another loss, or of several teachers, differs from the text-only teacher's student in that too."""
         if self.terms != "both" or len(self.teachers) > 1:
             return None
         control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + MORE * self.more}.get(self.command)
@@ -52,8 +52,8 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """One model of a row: its seed, the name of its folder, and the names of the models it is distilled from."""
+class PlannedModel:
+    """One model of a row, which may or may not exist yet."""
 
     row: Row
     seed: int
@@ -65,22 +65,22 @@ class Model:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the models that have to be there before."""
+        """Names of the models that it is distilled from."""
         return tuple(model_name(teacher, self.seed) for teacher in self.row.teachers)
 
 
 def model_name(row: str, seed: int) -> str:
-    """Return the name of a row's model: the row's own for seed 0."""
+    """Return the name of a row's model: the row's name itself for seed 0."""
     return row if seed == 0 else f"{row}-seed{seed}"
 
 
-def student_name(what: str, terms: Terms) -> str:
+def student_name(kind: str, terms: Terms) -> str:
     """Return the name of the row of the students of one kind of teacher."""
-    return f"student-{what}" if terms == "both" else f"student-{what}-{terms}"
+    return f"student-{kind}" if terms == "both" else f"student-{kind}-{terms}"
 
 
 def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
-    """Return columns in the order of their rows: those of CLIP before others, each by name."""
+    """Return columns in the order of their rows: CLIP's first, then by name."""
     return tuple(sorted(columns, key=lambda column: ("clip" not in column, column)))
 
 
@@ -88,18 +88,18 @@ def rows_of(columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2")
     """Return every row, in the tables' order.
 
     Args:
-        columns: the image tokens that get rows; shuffled and blank images are the first's.
-        ablations: the students with a part of the loss only; none where that leaves nothing out, or nothing.
-        has_more: whether there are texts without labels, which students can be taught of too.
+        columns: the image tokens that get rows; shuffled and blank images are made from the first.
+        ablations: which parts of the loss get students of their own; none where the loss has no such parts.
+        has_more: whether there are unlabelled texts that students can be distilled on too.
 
     Raises:
         InputError: two columns would give rows of one name.
     """
     rows = [Row(name=BASELINE, command="baseline", groups=GROUPS)]
-    rows += [Row(name=f"images-{one}", command="images", groups=("table1",), column=one, privileged="images") for one in columns]
-    rows += [_teacher(one, one, "images", "table1") for one in columns]
-    rows += [_student(one, (one,), "images", ("table1", "table2")) for one in columns]
-    rows += [_student(one, (one,), "images", ("table2",), terms) for one in columns for terms in ablations]
+    rows += [Row(name=f"images-{column}", command="images", groups=("table1",), column=column, privileged="images") for column in columns]
+    rows += [_teacher(column, column, "images", "table1") for column in columns]
+    rows += [_student(column, (column,), "images", ("table1", "table2")) for column in columns]
+    rows += [_student(column, (column,), "images", ("table2",), terms) for column in columns for terms in ablations]
     controls: tuple[Privileged, ...] = ("none", "shuffled", "blank") if columns else ("none",)
     for privileged in controls:
         rows.append(_teacher(privileged, None if privileged == "none" else columns[0], privileged, "controls"))
@@ -107,32 +107,31 @@ def rows_of(columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2")
     if len(columns) > 1:
         rows.append(_student(ALL, tuple(columns), "images", ("controls",)))
     if has_more:
-        of_images = [_student(one, (one,), "images", ("unlabelled",)) for one in columns]
+        of_images = [_student(column, (column,), "images", ("unlabelled",)) for column in columns]
         rows += [
             replace(row, name=row.name + MORE, more=True) for row in (*of_images, _student("none", ("none",), "none", ("unlabelled",)))
         ]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
-            got=f"columns {', '.join(columns)}, which make two rows named {twice[0]}",
-            expected="names that tell the rows apart",
+            got=f"columns {', '.join(columns)}, which give two rows named {twice[0]}",
+            expected="names that distinguish the rows",
             do="choose among them with --columns",
         )
     return tuple(rows)
 
 
-def _teacher(what: str, column: str | None, privileged: Privileged, group: Group) -> Row:
-    return Row(name=f"teacher-{what}", command="teacher", groups=(group,), column=column, privileged=privileged)
+def _teacher(kind: str, column: str | None, privileged: Privileged, group: Group) -> Row:
+    return Row(name=f"teacher-{kind}", command="teacher", groups=(group,), column=column, privileged=privileged)
 
 
-def _student(what: str, taught_by: tuple[str, ...], privileged: Privileged, groups: tuple[Group, ...], terms: Terms = "both") -> Row:
-    teachers = tuple(f"teacher-{one}" for one in taught_by)
-    return Row(name=student_name(what, terms), command="student", groups=groups, privileged=privileged, teachers=teachers, terms=terms)
+def _student(kind: str, teachers: tuple[str, ...], privileged: Privileged, groups: tuple[Group, ...], terms: Terms = "both") -> Row:
+    teachers = tuple(f"teacher-{teacher}" for teacher in teachers)
+    return Row(name=student_name(kind, terms), command="student", groups=groups, privileged=privileged, teachers=teachers, terms=terms)
 
 
-def chosen_tables(asked: Sequence[str], rows: Sequence[Row]) -> dict[Group, tuple[Row, ...]]:
-    """Return the tables that are to be shown, each with its rows: a table's name asks for all of its rows, a row's for that row in its own
-    table.
+def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, tuple[Row, ...]]:
+    """Return the requested tables, each with its rows: a table's name requests all of its rows, a row's name that row in its own table.
 
     Raises:
         InputError: a name is neither a table's nor a row's.
@@ -141,30 +140,30 @@ def chosen_tables(asked: Sequence[str], rows: Sequence[Row]) -> dict[Group, tupl
     shown: dict[Group, set[str]] = {}
     groups = [group for group in GROUPS if group != "unlabelled" or any(row.more for row in rows)]
     known = (ALL, *groups, *own)
-    for name in asked:
+    for name in requested:
         if name not in known:
             do = "name the texts with --unlabelled" if name == "unlabelled" or name.endswith(MORE) else nearest(name, known)
             raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=do)
         for group in groups:
             if name in (ALL, group):
                 shown[group] = {row.name for row in rows if group in row.groups}
-    for name in asked:
+    for name in requested:
         if name in own and not any(name in names for names in shown.values()):
             shown.setdefault(own[name], set()).add(name)
     return {group: tuple(row for row in rows if row.name in shown[group]) for group in GROUPS if group in shown}
 
 
-def models_of(wanted: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int]) -> list[Model]:
-    """Return the models of the wanted rows and those that they need, in the order of training: seed by seed, so that the first tables are
-    there early, and teachers before their students."""
-    names = {row.name for row in wanted}
+def models_of(requested: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int]) -> list[PlannedModel]:
+    """Return the models of the requested rows and those that they need, in the order of training: seed by seed, so that the first seed's
+    results are complete early, and teachers before their students."""
+    names = {row.name for row in requested}
     names |= {teacher for row in rows if row.name in names for teacher in row.teachers}
     ordered = sorted((row for row in rows if row.name in names), key=lambda row: row.command == "student")
-    return [Model(row=row, seed=seed) for seed in seeds for row in ordered]
+    return [PlannedModel(row=row, seed=seed) for seed in seeds for row in ordered]
 
 
-def options_of(options: TablesOptions, model: Model, teachers: tuple[str, ...]) -> TrainOptions:
-    """Return the options of one model, as its own command would take them.
+def options_of(options: TablesOptions, model: PlannedModel, teachers: tuple[str, ...]) -> TrainOptions:
+    """Return the options of one model, as its own command takes them.
 
     Args:
         options: of the tables.
@@ -182,7 +181,7 @@ def options_of(options: TablesOptions, model: Model, teachers: tuple[str, ...]) 
             return TeacherOptions(**shared, privileged="none")
         case "teacher":
             return TeacherOptions(**shared, privileged=row.privileged, image_tokens=row.column, tokens_on=options.tokens_on)
-    # A term that is left out takes its settings with it: they would be warned of as having no effect.
+    # A term that is left out takes its settings with it: the student would warn that they have no effect.
     return StudentOptions(
         **shared,
         teachers=teachers,

@@ -1,6 +1,6 @@
-"""Who trains which model: each process takes the next one whose teachers are finished and that nobody else is training.
+"""Which process trains which model: each takes the next one whose teachers are finished and that no other process is training.
 
-A model's lock is held by whoever trains it; when its holder dies, the next process that comes by goes on from the checkpoint.
+A process holds a model's lock while it trains it; when it dies, the next process goes on from the checkpoint.
 """
 
 import os
@@ -17,7 +17,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.runtime.device import Compute
-from train.evidence.rows import Model, options_of
+from train.evidence.rows import PlannedModel, options_of
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
 from train.learning.loop import NotFinite
@@ -31,13 +31,13 @@ LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """What became of the models that were wanted.
+class Outcome:
+    """What became of the planned models.
 
     Attributes:
         folders: of the finished ones, by the models' names.
         failed: why the others are not there, by the models' names.
-        trained: names of those that this process trained, or ended the training of.
+        trained: names of those that this process trained, or finished training.
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
@@ -45,98 +45,97 @@ class Made:
     trained: list[str] = field(default_factory=list)
 
 
-def make_models(options: TablesOptions, models: Sequence[Model], sources: Sources, compute: Compute) -> Made:
-    """Return when every model is finished or cannot be: found under any name in the run, trained here, or by another process meanwhile.
+def train_models(options: TablesOptions, models: Sequence[PlannedModel], sources: Sources, compute: Compute) -> Outcome:
+    """Return when every model is finished or has failed: found under any name in the run, trained here, or by another process meanwhile.
 
-    A model whose loss does not stay finite is recorded as failed, and so are the students of one that failed; the others go on.
+    A model whose loss is not finite is recorded as failed, and so are the students of one that failed; the others go on.
 
     Raises:
-        InputError: what a model is to be made from is missing or damaged, or its folder holds a model that was trained otherwise.
-        Stopped: a signal asked for it; what is done is kept.
+        InputError: the input of a model is missing or damaged, or its folder holds a model with other settings.
+        Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     sweep_partials(make_folder(options.run))
-    made, pending, waits = Made(), list(models), False
+    outcome, pending, is_waiting = Outcome(), list(models), False
     while pending:
-        model = _one_done(options, pending, made, sources, compute)
+        model = _finish_next(options, pending, outcome, sources, compute)
         if model is not None:
             pending.remove(model)
-            waits = False
+            is_waiting = False
             continue
-        if not waits:
-            say(f"waiting for other processes, which train {', '.join(one.name for one in pending if _is_ready(one, made))}")
-            waits = True
+        if not is_waiting:
+            say(f"waiting for other processes, which train {', '.join(model.name for model in pending if _is_ready(model, outcome))}")
+            is_waiting = True
         time.sleep(LOOK_EVERY_S)
-    return made
+    return outcome
 
 
-def _one_done(options: TablesOptions, pending: Sequence[Model], made: Made, sources: Sources, compute: Compute) -> Model | None:
-    """Bring the first model that can be to its end and return it; None where other processes hold all that could be."""
+def _finish_next(
+    options: TablesOptions, pending: Sequence[PlannedModel], outcome: Outcome, sources: Sources, compute: Compute
+) -> PlannedModel | None:
+    """Finish the first model that can be, and return it; None where other processes train all that could be."""
     for model in pending:
-        if lost := [need for need in model.needs if need in made.failed]:
-            made.failed[model.name] = f"{lost[0]} failed"
+        if failed := [teacher for teacher in model.needs if teacher in outcome.failed]:
+            outcome.failed[model.name] = f"{failed[0]} failed"
             return model
-        if _is_ready(model, made):
+        if _is_ready(model, outcome):
             with turn(options.run, model.name) as is_ours:
                 if is_ours:
-                    _make(options, model, made, sources, compute)
+                    _finish(options, model, outcome, sources, compute)
                     return model
     return None
 
 
-def _is_ready(model: Model, made: Made) -> bool:
-    return all(need in made.folders for need in model.needs)
+def _is_ready(model: PlannedModel, outcome: Outcome) -> bool:
+    return all(teacher in outcome.folders for teacher in model.needs)
 
 
-def _make(options: TablesOptions, model: Model, made: Made, sources: Sources, compute: Compute) -> None:
-    """Find a model or train it; its lock is ours."""
-    run = _run(options, model, made, sources, compute)
-    if found := _finished(run):
-        confirmed(replace(run, folder=found), metrics_of(found), any_precision=True)
-        made.folders[model.name] = found
+def _finish(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: Sources, compute: Compute) -> None:
+    """Find a model or train it, while this process holds its lock."""
+    run = _run(options, model, outcome, sources, compute)
+    if folder := find_finished(run.folder, run.fingerprint()):
+        confirmed(replace(run, folder=folder), metrics_of(folder), any_precision=True)
+        outcome.folders[model.name] = folder
         return
     finished_metrics(run.folder, run.fingerprint(), remedy="rename that folder (a model is found under any name)")
     forget_last_model(options.compile, device=compute.device)
-    _measure_anew(compute)
+    _reset_peak_memory(compute)
     try:
         trained(run)
     except NotFinite as error:
-        made.failed[model.name] = str(error).removeprefix("got ").split(";")[0]
-        say(f"warning: {model.name} failed: {made.failed[model.name]}; the others go on")
+        outcome.failed[model.name] = str(error).removeprefix("got ").split(";")[0]
+        say(f"warning: {model.name} failed: {outcome.failed[model.name]}; the others go on")
         return
-    made.trained.append(model.name)
-    made.folders[model.name] = run.folder
+    outcome.trained.append(model.name)
+    outcome.folders[model.name] = run.folder
 
 
-def find_models(options: TablesOptions, models: Sequence[Model], made: Made, sources: Sources, compute: Compute) -> None:
-    """Add to ``made`` those of the models that happen to be finished; nothing is trained."""
+def add_finished(options: TablesOptions, models: Sequence[PlannedModel], outcome: Outcome, sources: Sources, compute: Compute) -> None:
+    """Add to ``outcome`` those of the models that happen to be finished; nothing is trained."""
     for model in models:
-        if _is_ready(model, made) and (found := _finished(_run(options, model, made, sources, compute))):
-            made.folders[model.name] = found
+        if _is_ready(model, outcome):
+            run = _run(options, model, outcome, sources, compute)
+            if folder := find_finished(run.folder, run.fingerprint()):
+                outcome.folders[model.name] = folder
 
 
-def _run(options: TablesOptions, model: Model, made: Made, sources: Sources, compute: Compute) -> Run:
-    teachers = tuple(made.folders[need].name for need in model.needs)
+def _run(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: Sources, compute: Compute) -> Run:
+    teachers = tuple(outcome.folders[teacher].name for teacher in model.needs)
     run = find_run(options_of(options, model, teachers), options.run / model.name, sources, compute, Processes())
     return replace(run, terms=model.row.terms if model.row.command == "student" else None)
 
 
-def _finished(run: Run) -> Path | None:
-    return find_finished(run.folder, run.fingerprint())
-
-
-def _measure_anew(compute: Compute) -> None:
-    """Forget the peaks of memory of the model before this one."""
+def _reset_peak_memory(compute: Compute) -> None:
     if compute.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # where there is no such file, or the container keeps it: the peak is then the process's so far
-        Path("/proc/self/clear_refs").write_text("5")  # Linux counts the highest resident set anew from what is resident now
+    with suppress(OSError):  # some containers have no such file or forbid writing to it: the peak is then that of the process so far
+        Path("/proc/self/clear_refs").write_text("5")  # Linux resets the peak resident set to what is resident now
 
 
 def refuse_launchers() -> None:
-    """Raise InputError where a launcher started several processes to train one model together: these would train every model together."""
+    """Raise InputError under a launcher such as torchrun, whose processes would train every model together."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             got="tables in several processes of one launcher",
             expected="a command for each",
-            do="start the same command once a card, with CUDA_VISIBLE_DEVICES, without torchrun",
+            do="start the same command once per GPU, with CUDA_VISIBLE_DEVICES, without torchrun",
         )

@@ -47,8 +47,8 @@ class Comparison:
     pooled: Discordant
 
     @property
-    def shown(self) -> tuple[float, float]:
-        """The interval that is shown: over seeds where there are several."""
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval to report: over seeds and examples where there are several seeds."""
         return self.over_seeds or (self.low, self.high)
 
     def record(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.evidence.calibration import Reliability, answers, probabilities, reliability, teachers_answers
-from train.evidence.fidelity import Taught
-from train.evidence.row_figures import Scored
+from train.evidence.fidelity import Teachers
+from train.evidence.row_figures import ScoredModel
 
 Role = Literal["baseline", "teacher", "student"]
 Bools = NDArray[np.bool_]
@@ -60,7 +60,7 @@ class Voice:
         return counts
 
 
-def voice(role: Role, model: Scored) -> Voice:
+def voice(role: Role, model: ScoredModel) -> Voice:
     """Return one model's word on the test examples."""
     test = model.test
     return Voice(
@@ -74,20 +74,20 @@ def voice(role: Role, model: Scored) -> Voice:
     )
 
 
-def voice_of_teachers(taught: Taught) -> Voice:
+def voice_of_teachers(teachers: Teachers) -> Voice:
     """Return what a student's teachers say together."""
-    if len(taught.teachers) == 1:
-        return voice("teacher", taught.teachers[0])
-    logits = [teacher.test.logits for teacher in taught.teachers]
-    parts = zip(taught.shares, logits, strict=True)
+    if len(teachers.models) == 1:
+        return voice("teacher", teachers.models[0])
+    logits = [teacher.test.logits for teacher in teachers.models]
+    parts = zip(teachers.shares, logits, strict=True)
     mixed_NK = np.asarray(sum(share * probabilities(one) for share, one in parts))
-    test = taught.teachers[0].test
+    test = teachers.models[0].test
     return Voice(
         role="teacher",
-        name=" + ".join(teacher.folder.name for teacher in taught.teachers),
+        name=" + ".join(teacher.folder.name for teacher in teachers.models),
         examples=test.examples,
         probabilities=mixed_NK,
-        answers=teachers_answers(logits, taught.shares),
+        answers=teachers_answers(logits, teachers.shares),
         labels=test.labels,
         reliability=reliability(np.log(np.maximum(mixed_NK, np.finfo(np.float64).tiny)), test.labels),
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
-from lugpi_core.corpora.options import CorpusOptions
+from lugpi_core.corpora.options import CorpusOptions, dataset_name
 from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.files import write_text
@@ -26,12 +26,13 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails
-from train.evidence.fidelity import taught_by
-from train.evidence.found_models import has_more, recorded_models
-from train.evidence.row_figures import Scored, scored
+from train.evidence.fidelity import teachers_of
+from train.evidence.found_models import found_models
+from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import Row, chosen_tables, rows_of
-from train.evidence.schedule import Made
-from train.evidence.tables import Wanted, columns_of_rows, table_report
+from train.evidence.schedule import Outcome
+from train.evidence.table_report import TablePlan, TableReport, table_report
+from train.evidence.tables import columns_of_rows, paper_dataset
 from train.models.model_folder import finished_folders
 from train.options.tools import ReportOptions, flags_of
 from train.options.training import TablesOptions
@@ -42,7 +43,7 @@ from train.report.page import page
 # What the page holds of an example at most, so that 200 of them stay below 10 MB whatever they are.
 TEXT_LETTERS, PROMPT_LETTERS, PICTURE_BYTES = 3000, 300, 20_000
 
-Read = Callable[[Path], Scored]
+Read = Callable[[Path], ScoredModel]
 
 
 def report(options: ReportOptions) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def report(options: ReportOptions) -> dict[str, Any]:
         "command": "report",
         "report": str(options.written),
         "bytes": len(text.encode()),
-        "models": sorted(model["folder"] for row in found.tables["rows"].values() for model in row["models"]),
+        "models": sorted(model.folder for row in found.tables.rows.values() for model in row.models),
         "shown": {one.role: one.name for one in found.voices},
         "examples": len(found.examples),
         "pictures": sum(one.picture is not None for one in found.examples),
@@ -91,7 +92,7 @@ def gathered(options: ReportOptions) -> Report:
     shown = _chosen(options, corpus, voices, marks)
     examples = tuple(_example(corpus, row, n, voices, cases, marks) for row, n in shown)
     trained = {folder.name: read(folder) for folder in finished_folders(options.run)}
-    notes = [*tables["notes"], *marks.notes, *_notes_of_pictures(options, examples)]
+    notes = [*tables.notes, *marks.notes, *_notes_of_pictures(options, examples)]
     return Report(
         corpus=corpus,
         tables=tables,
@@ -106,32 +107,32 @@ def gathered(options: ReportOptions) -> Report:
     )
 
 
-def _tables(options: ReportOptions, read: Read) -> tuple[dict[str, Any], dict[str, dict[int, Scored]], Sequence[Row]]:
+def _tables(options: ReportOptions, read: Read) -> tuple[TableReport, dict[str, dict[int, ScoredModel]], Sequence[Row]]:
     """Return the report of the tables of every seed there is, the models by row and seed, and the rows."""
     shared = {field.name: getattr(options, field.name) for field in fields(CorpusOptions)}
     asked = TablesOptions(**shared, run_dir=options.run, train=False)
     columns = columns_of_rows(asked)
-    found = recorded_models(options.run, columns)
-    rows = rows_of(columns, has_more=has_more(found))
-    by_row: dict[str, dict[int, Scored]] = {}
+    found = found_models(options.run, columns)
+    rows = rows_of(columns, has_more=found.has_unlabelled)
+    by_row: dict[str, dict[int, ScoredModel]] = {}
     for name, folder in found.folders.items():
         model = read(folder)
         by_row.setdefault(_row_of(name, model), {})[model.metrics["seed"]] = model
     seeds = sorted({seed for row in rows for seed in by_row.get(row.name, {})}) or [0]
-    wanted = Wanted(rows=rows, shown=chosen_tables(asked.rows, rows), seeds=seeds)
-    return table_report(asked, wanted, found, Made(), read), by_row, rows
+    plan = TablePlan(rows=rows, tables=chosen_tables(asked.rows, rows), seeds=seeds, paper_dataset=paper_dataset(options))
+    return table_report(options.run, dataset_name(options.dataset), plan, found, Outcome(), read), by_row, rows
 
 
-def _row_of(name: str, model: Scored) -> str:
+def _row_of(name: str, model: ScoredModel) -> str:
     seed = model.metrics["seed"]
     return name.removesuffix(f"-seed{seed}") if seed else name
 
 
-def _voices(options: ReportOptions, rows: Sequence[Row], models: Mapping[str, Mapping[int, Scored]], read: Read) -> list[Voice]:
+def _voices(options: ReportOptions, rows: Sequence[Row], models: Mapping[str, Mapping[int, ScoredModel]], read: Read) -> list[Voice]:
     """Return baseline, teacher and student as far as they are there: the student that is asked for or the first of the tables, and the
     others of its seed, on the same test examples."""
     student = _student(options, rows, models, read)
-    taught = None if student is None else taught_by(student, read)
+    taught = None if student is None else teachers_of(student, read)
     teacher = None if student is not None else _first(rows, models, "teacher", None)
     like = student or teacher
     baseline = _first(rows, models, "baseline", None if like is None else like.metrics["seed"])
@@ -146,7 +147,9 @@ def _voices(options: ReportOptions, rows: Sequence[Row], models: Mapping[str, Ma
     return [one for one in found if one is not None]
 
 
-def _student(options: ReportOptions, rows: Sequence[Row], models: Mapping[str, Mapping[int, Scored]], read: Read) -> Scored | None:
+def _student(
+    options: ReportOptions, rows: Sequence[Row], models: Mapping[str, Mapping[int, ScoredModel]], read: Read
+) -> ScoredModel | None:
     there = {folder.name: folder for folder in finished_folders(options.run)}
     students = sorted(name for name, folder in there.items() if read(folder).metrics["command"] == "student")
     if options.student is None:
@@ -158,7 +161,7 @@ def _student(options: ReportOptions, rows: Sequence[Row], models: Mapping[str, M
     return read(there[options.student])
 
 
-def _first(rows: Sequence[Row], models: Mapping[str, Mapping[int, Scored]], command: Role, seed: int | None) -> Scored | None:
+def _first(rows: Sequence[Row], models: Mapping[str, Mapping[int, ScoredModel]], command: Role, seed: int | None) -> ScoredModel | None:
     """Return the first row's model of that seed, or of its lowest; None where there is none."""
     for row in rows:
         by_seed = models.get(row.name, {})
@@ -255,7 +258,7 @@ def _notes_of_pictures(options: ReportOptions, examples: Sequence[ShownExample])
     return [f"{lacking} of {len(examples)} examples have no picture: run {shlex.join(words)}, and then this command again"]
 
 
-def _curves(trained: Mapping[str, Scored], voices: Sequence[Voice]) -> tuple[Curve, ...]:
+def _curves(trained: Mapping[str, ScoredModel], voices: Sequence[Voice]) -> tuple[Curve, ...]:
     """Return the training of every model; those whose answers are shown last, so that they are drawn above others."""
     role_of = {name: one.role for one in voices for name in one.name.split(" + ")}
     curves = [
@@ -270,7 +273,7 @@ def _curves(trained: Mapping[str, Scored], voices: Sequence[Voice]) -> tuple[Cur
     return tuple(sorted(curves, key=lambda one: (one.role is not None, one.name)))
 
 
-def _metrics_of(trained: Mapping[str, Scored], voices: Sequence[Voice]) -> Mapping[str, Any]:
+def _metrics_of(trained: Mapping[str, ScoredModel], voices: Sequence[Voice]) -> Mapping[str, Any]:
     """Return the record of the model that the page is most about: the last voice, or any."""
     names = [one.name for one in reversed(voices) if one.name in trained]
     return trained[next(iter(names), min(trained))].metrics

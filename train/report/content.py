@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lugpi_core.corpora.corpus import Corpus
+from train.evidence.table_report import TableReport
 from train.report.cases import Case, Role, Voice
 
 
@@ -75,7 +76,7 @@ class Report:
     """
 
     corpus: Corpus
-    tables: Mapping[str, Any]
+    tables: TableReport
     voices: tuple[Voice, ...]
     curves: tuple[Curve, ...]
     cases: tuple[Case, ...]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from train.evidence.render import FIDELITY_HEADER, HEADER, MINUS, OTHERS_HEADER, fidelity_cells, other_cells, table_cells
+from train.evidence.records import points
+from train.evidence.render import FIDELITY_HEADER, HEADER, MINUS, OTHERS_HEADER, model_cells
 from train.evidence.rows import MORE
-from train.evidence.verdicts import points
 from train.report.cases import Voice, changes_by_class
 from train.report.charts import changes_chart, confusion_chart, curves_chart, reliability_chart
 from train.report.content import Curve, Report
@@ -42,7 +42,7 @@ def page(report: Report) -> str:
     ]
     there = [(identity, words, section) for identity, words, section in sections if section is not None]
     links = [tag("li", tag("a", words, href=f"#{identity}")) for identity, words, _ in there]
-    title = f"{report.tables['dataset']}: lugpi report"
+    title = f"{report.tables.dataset}: lugpi report"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -58,7 +58,7 @@ def page(report: Report) -> str:
         tag("a", "Skip to the summary", href="#summary", class_="skip"),
         tag("nav", tag("ul", *links), aria_label="Sections"),
         tag("main", *(section for _, _, section in there)),
-        json_script("data", {"tables": report.tables, "examples": sheet_data(report)}),
+        json_script("data", {"tables": report.tables.to_json(), "examples": sheet_data(report)}),
         tag("script", Html(script)),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
@@ -84,7 +84,7 @@ def _summary(report: Report) -> Html:
     return tag(
         "section",
         tag("p", "Learning using generated privileged information", class_="kicker"),
-        tag("h1", report.tables["dataset"], dir="auto"),
+        tag("h1", report.tables.dataset, dir="auto"),
         tag("p", f"{counts} examples of {len(report.corpus.label_names)} classes. {_models(report)}.", class_="aside"),
         *(tag("p", _sign(sentence), class_="lede") for sentence in _verdicts(report)),
         tag("dl", *tiles, class_="tiles") if tiles else None,
@@ -94,21 +94,18 @@ def _summary(report: Report) -> Html:
 
 
 def _models(report: Report) -> str:
-    models, seeds = sum(len(row["seeds"]) for row in report.tables["rows"].values()), len(report.tables["seeds"])
-    of_no_row = len(report.tables["others"])
+    models, seeds = report.tables.model_count, len(report.tables.seeds)
+    of_no_row = len(report.tables.others)
     more = f", {of_no_row} more of no row" if of_no_row else ""
     return f"{models} model{'s' * (models != 1)} of {seeds} seed{'s' * (seeds != 1)}{more}"
 
 
 def _verdicts(report: Report) -> list[str]:
     """Return the sentence of the shown student's row, or else of the teacher's, and that of the same student of more texts."""
-    sentences: dict[str, str] = {}
-    for table in report.tables["tables"]:
-        for sentence in table["verdicts"]:
-            sentences.setdefault(sentence.split(" ")[0], sentence)
+    sentences = {name: str(verdict) for name, verdict in report.tables.verdicts.items()}
     for one in reversed(report.voices):
-        for name, row in report.tables["rows"].items():
-            if name in sentences and one.name in [model["folder"] for model in row["models"]]:
+        for name, row in report.tables.rows.items():
+            if name in sentences and one.name in [model.folder for model in row.models]:
                 return [sentences[shown] for shown in (name, name + MORE) if shown in sentences]
     return []
 
@@ -127,21 +124,21 @@ def _tile(one: Voice, baseline: Voice | None) -> Html:
 def _tables(report: Report) -> Html:
     parts: list[Html | None] = []
     seen: set[str] = set()
-    for table in report.tables["tables"]:
-        cells = [cells for cells in table_cells(report.tables, table) if report.tables["rows"][cells[0]]["seeds"]]
+    for table in report.tables.tables:
+        cells = [cells for cells in report.tables.cells(table) if report.tables.rows[cells[0]].seeds]
         if {row[0] for row in cells} <= seen:
             continue  # nothing that was not shown above
         seen |= {row[0] for row in cells}
         parts += [
-            tag("h3", table["title"]),
-            tag("ul", *(tag("li", _sign(sentence)) for sentence in table["verdicts"]), class_="verdicts") if table["verdicts"] else None,
-            _table(HEADER, cells, table["title"]),
-            tag("p", table["caption"], class_="aside"),
+            tag("h3", table.title),
+            tag("ul", *(tag("li", _sign(str(verdict))) for verdict in table.verdicts), class_="verdicts") if table.verdicts else None,
+            _table(HEADER, cells, table.title),
+            tag("p", table.caption, class_="aside"),
         ]
-    if report.tables["others"]:
-        others = [other_cells(one) for one in report.tables["others"]]
+    if report.tables.others:
+        others = [model_cells(one) for one in report.tables.others]
         parts += [tag("h3", "Other models of the run"), _table(OTHERS_HEADER, others, "Other models of the run")]
-    absent = [name for name, row in report.tables["rows"].items() if not row["seeds"]]
+    absent = [name for name, row in report.tables.rows.items() if not row.seeds]
     absent_words = f"Not trained: {', '.join(absent)}." if absent else None
     return tag("section", tag("h2", "Tables"), *parts, tag("p", absent_words, class_="aside") if absent_words else None, id="tables")
 
@@ -203,12 +200,12 @@ def _calibration(report: Report) -> Html:
         "Bars: share of right answers among those of like confidence; the outline is the gap to their mean confidence. On the diagonal, "
         "confidence is what it promises; below, how many answers fall into each bin."
     )
-    fidelity = report.tables["fidelity"]
+    fidelity = report.tables.fidelity
     return tag(
         "section",
         tag("h2", "Fidelity and calibration"),
-        _table(FIDELITY_HEADER, fidelity_cells(report.tables), fidelity["title"]) if fidelity["rows"] else None,
-        tag("p", fidelity["caption"], class_="aside") if fidelity["rows"] else None,
+        _table(FIDELITY_HEADER, report.tables.fidelity_cells(), fidelity.title) if fidelity.rows else None,
+        tag("p", fidelity.caption, class_="aside") if fidelity.rows else None,
         tag("div", *figures, class_="charts") if figures else None,
         tag("p", explained, class_="aside") if figures else None,
         id="calibration",
@@ -280,7 +277,7 @@ def _made(report: Report) -> Html:
     config, made, compute = (metrics.get(name) or {} for name in ("config", "provenance", "compute"))
     versions = made.get("versions") or {}
     facts: Mapping[str, Any] = {
-        "run": report.tables["run"],
+        "run": report.tables.run,
         "model described here": metrics.get("model"),
         "text model": config.get("text_model"),
         "epochs, batch, rate": _listed(config, "epochs", "batch_size", "learning_rate"),

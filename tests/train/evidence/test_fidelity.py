@@ -15,8 +15,8 @@ import pytest
 from lugpi_core.fingerprint import hash_file
 from tests.support.small_tables import fake_model, fake_student, fake_teacher, scores
 from train.data.teacher_outputs import WEIGHTS
-from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures, taught_by
-from train.evidence.row_figures import Scored, scored
+from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures, teachers_of
+from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.tables import tables
 from train.options.training import TablesOptions
 
@@ -108,7 +108,7 @@ def test_of_several_teachers_the_mean_of_their_probabilities_counts(run: Path) -
     give_logits(run / "unsure", [[0.0, 1.0]])
     fake_student(run, "of-two", scores(300), taught_by=["sure", "unsure"], shares=[0.5, 0.5])
     fake_student(run, "of-one", scores(300), taught_by=["sure", "unsure"], shares=[0.1, 0.9])
-    taught = {name: taught_by(scored(run / name), scored) for name in ("of-two", "of-one")}
+    taught = {name: teachers_of(scored(run / name), scored) for name in ("of-two", "of-one")}
     assert {name: set(found.answers.tolist()) for name, found in taught.items() if found is not None} == {"of-two": {0}, "of-one": {1}}
 
 
@@ -145,7 +145,7 @@ def test_a_folder_is_read_once_however_many_ask_for_it(
 ) -> None:
     asked: list[Path] = []
 
-    def counted(folder: Path) -> Scored:
+    def counted(folder: Path) -> ScoredModel:
         asked.append(folder)
         return scored(folder)
 

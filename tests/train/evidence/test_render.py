@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
@@ -12,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
 
 from lugpi_core.errors import InputError
-from tests.support.small_tables import fake_model, fake_student, fake_teacher, right, scores
+from tests.support.small_tables import assert_recomputed, fake_model, fake_student, fake_teacher, right, scores
 from train.cli import main
-from train.evidence.render import HEADER, escaped
+from train.evidence.render import HEADER, latex_escaped
 from train.evidence.tables import tables
 from train.options.training import TablesOptions
 
@@ -51,46 +49,6 @@ def show(run: Path, capsys: pytest.CaptureFixture[str]) -> Show:
     return shown
 
 
-def predictions(folder: Path, split: str) -> tuple[list[int], list[int]]:
-    """Labels and predicted classes of a split, from the logits."""
-    with (folder / "predictions.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
-    classes = sum(name.startswith("logit_") for name in rows[0])
-    return [int(row["label"]) for row in rows], [max(range(classes), key=lambda k: float(row[f"logit_{k}"])) for row in rows]
-
-
-def recomputed(run: Path, report: dict[str, Any]) -> None:
-    """Hold every figure of ``tables.json`` against one that is computed from the predictions here."""
-    assert json.loads((run / "tables.json").read_text()) == report
-    hits: dict[tuple[str, int], list[bool]] = {}
-    for name, row in report["rows"].items():
-        for model in row["models"]:
-            for split in ("validation", "test"):
-                labels, predicted = predictions(run / model["folder"], split)
-                found = [label == best for label, best in zip(labels, predicted, strict=True)]
-                assert model[split]["accuracy"] == pytest.approx(sum(found) / len(found))
-                expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
-                assert model[split]["macro_f1"] == pytest.approx(expected)
-            hits[name, model["seed"]] = found
-        for split in ("validation", "test") if row["models"] else ():
-            for score in ("accuracy", "macro_f1"):
-                values = [model[split][score] for model in row["models"]]
-                mean = sum(values) / len(values)
-                spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
-                assert row[split][score]["mean"] == pytest.approx(mean)
-                assert row[split][score]["sd"] == (None if spread is None else pytest.approx(spread, abs=1e-12))
-    found_of: dict[tuple[str, str], Any] = {}
-    for table in report["tables"]:
-        for test in table["comparisons"]:
-            pairs = [(hits[test["row"], seed], hits[test["reference"], seed]) for seed in test["seeds"]]
-            only_first = sum(one and not other for first, second in pairs for one, other in zip(first, second, strict=True))
-            only_second = sum(other and not one for first, second in pairs for one, other in zip(first, second, strict=True))
-            assert (test["pooled"]["only_first"], test["pooled"]["only_second"]) == (only_first, only_second)
-            assert test["difference"] == pytest.approx((only_first - only_second) / sum(len(first) for first, _ in pairs))
-            assert (test["interval_over_seeds"] is None) is (len(pairs) == 1)
-            assert found_of.setdefault((test["row"], test["reference"]), test) == test, "one finding a pair, whatever the table"
-
-
 def test_every_figure_is_that_of_the_predictions(run: Path, show: Show) -> None:
     report = show()
     assert [table["name"] for table in report["tables"]] == ["table1", "table2", "controls"]
@@ -100,7 +58,7 @@ def test_every_figure_is_that_of_the_predictions(run: Path, show: Show) -> None:
         ("student-clip-demo", "baseline"),
         ("student-clip-demo", "student-none"),
     }
-    recomputed(run, report)
+    assert_recomputed(run, report)
 
 
 def test_figures_of_metrics_json_are_not_believed(run: Path, show: Show, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +72,7 @@ def test_figures_of_metrics_json_are_not_believed(run: Path, show: Show, capsys:
 
 
 def test_p_is_adjusted_within_each_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Differences of 6 to 12 texts, so that no p is near nought or one.
+    # Differences of 6 to 12 texts, so that no p is near 0 or 1.
     fake_model(tmp_path, "baseline", scores(300), command="baseline")
     for name, count, shown in (("teacher-clip-demo", 308, "images"), ("teacher-none", 306, "none"), ("teacher-blank", 312, "blank")):
         fake_teacher(tmp_path, name, scores(count), privileged=shown)
@@ -130,12 +88,10 @@ def test_p_is_adjusted_within_each_table(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_the_tests_allow_is_said(show: Show) -> None:
     report = show()
     first, controls = report["tables"][0]["verdicts"], report["tables"][2]["verdicts"]
-    assert [sentence.split()[0] for sentence in first] == ["teacher-clip-demo", "student-clip-demo"]
-    assert first[1].endswith(
-        "the images help; whether shuffled and blank images, which say nothing of the text, help as much is not known (--rows controls)."
-    )
-    assert controls[1].startswith("student-none is better than the baseline (p = ")
-    assert controls[1].endswith("distillation alone helps, without any image.")
+    assert [sentence.split(":")[0] for sentence in first] == ["teacher-clip-demo", "student-clip-demo"]
+    assert first[1].endswith("unless shuffled and blank images, which are not compared here, help as much (--rows controls).")
+    assert controls[1].startswith("student-none: better than the baseline by 4.25 points (p = ")
+    assert controls[1].endswith("It sees no images: the gain comes from distillation alone.")
 
 
 def test_rows_that_are_not_there_are_marked(run: Path, show: Show) -> None:
@@ -151,8 +107,10 @@ def test_rows_that_are_not_there_are_marked(run: Path, show: Show) -> None:
     against = next(test for test in report["tables"][0]["comparisons"] if test["reference"] == "student-none")
     assert against["seeds"] == [0], "the seeds that both have"
     (note,) = report["notes"]
-    assert note.endswith("the means beside them over all: student-clip-demo less student-none over 0, student-none less baseline over 0")
-    recomputed(run, report)
+    assert note.endswith(
+        "the means over all of a row's seeds: student-clip-demo less student-none over 0, student-none less baseline over 0"
+    )
+    assert_recomputed(run, report)
 
 
 def test_models_are_known_by_what_they_are_whatever_their_name(run: Path, show: Show) -> None:
@@ -267,7 +225,7 @@ def test_seeds_and_controls_that_were_taught_with_another_loss_are_named(run: Pa
     fake_teacher(run, "teacher-shuffled-seed1", scores(290), privileged="shuffled", tokens={"seed": 1}, seed=1)
     fake_student(run, "ce-only", scores(260), taught_by=["teacher-clip-demo"], beta=0.0)
     *notes, fewer = show()["notes"]
-    assert fewer.startswith("these differences are over the seeds that both have")
+    assert fewer.startswith("these differences are over the seeds that both rows have")
     assert sorted(note.partition(";")[0] for note in notes) == [
         "the models of teacher-shuffled differ in tokens.seed: 0, 1",
         "the students differ in temperature: 8.0, 1.0",
@@ -310,7 +268,7 @@ def test_cost_is_hours_of_a_model_and_its_highest_memory(run: Path, show: Show) 
     path.write_text(json.dumps(metrics))
     row = show()["rows"]["baseline"]
     assert row["train_hours"] == pytest.approx((1 + 1 + 4) / 3)
-    assert row["peak_gb"] == 4.0, "the card's where there was one"
+    assert row["peak_gb"] == 4.0, "of the GPU where there was one"
 
 
 def test_markdown_is_printed_and_written_and_json_is_the_last_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,7 +315,7 @@ def test_latex_is_a_table_of_booktabs_with_every_letter_escaped(tmp_path: Path, 
 
 
 def test_every_letter_that_latex_reads_is_written_out() -> None:
-    assert escaped(r"a_b & 5% $1 #2 {x} ~y ^z \w ±1 <2>") == (
+    assert latex_escaped(r"a_b & 5% $1 #2 {x} ~y ^z \w ±1 <2>") == (
         r"a\_b \& 5\% \$1 \#2 \{x\} \textasciitilde{}y \textasciicircum{}z \textbackslash{}w $\pm$1 \textless{}2\textgreater{}"
     )
 
@@ -367,8 +325,8 @@ def test_one_seed_has_no_spread(run: Path, show: Show) -> None:
     assert report["rows"]["baseline"]["test"]["accuracy"] == {"mean": 0.75, "sd": None}
     text = (run / "tables.md").read_text()
     assert "±" not in text
-    assert "One seed: how much another would differ is not known" in text
-    recomputed(run, report)
+    assert "One seed: how much results vary between seeds is unknown" in text
+    assert_recomputed(run, report)
 
 
 @pytest.mark.parametrize("rows", [(), ("--rows", "student-vit-demo")])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lugpi_core.errors import InputError
-from train.evidence.paper_figures import PAPER_DATASETS, paper_accuracy, paper_dataset
-from train.evidence.rows import Model, chosen_tables, clip_first, models_of, options_of, rows_of
+from train.evidence.row_figures import PAPER_DATASETS, paper_accuracy
+from train.evidence.rows import PlannedModel, chosen_tables, clip_first, models_of, options_of, rows_of
+from train.evidence.tables import paper_dataset
 from train.models.kinds import distillation_of
 from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 
@@ -54,7 +55,7 @@ def options(**more: Any) -> TablesOptions:
 
 
 def of_row(name: str, tables: TablesOptions, *, seed: int = 0) -> Any:
-    model = Model(row=BY_NAME[name], seed=seed)
+    model = PlannedModel(row=BY_NAME[name], seed=seed)
     return options_of(tables, model, model.needs)
 
 
@@ -136,7 +137,7 @@ def test_texts_without_labels_give_students_of_images_and_their_control(tmp_path
     tables = options(unlabelled=tmp_path / "more.txt")
     for row in rows:
         if row.command == "student":
-            model = Model(row=row, seed=0)
+            model = PlannedModel(row=row, seed=0)
             found = options_of(tables, model, model.needs)
             assert isinstance(found, StudentOptions)
             assert found.unlabelled == (tmp_path / "more.txt" if row.more else None)
@@ -201,7 +202,7 @@ def test_a_students_loss_has_the_terms_of_its_row(name: str, alpha: float, beta:
 
 
 def test_a_student_reads_the_folders_its_teachers_were_found_in() -> None:
-    model = Model(row=BY_NAME["student-all"], seed=1)
+    model = PlannedModel(row=BY_NAME["student-all"], seed=1)
     found = options_of(options(), model, ("first", "second"))
     assert isinstance(found, StudentOptions)
     assert found.teachers == ("first", "second")

@@ -133,7 +133,7 @@ def test_seeds_that_never_differ_have_an_interval_without_width_and_one_seed_has
     first, second = rows_of_hits(1, 0.8, 0.7, seeds=2)
     assert compare((0,), first[:1], second[:1]).over_seeds is None
     two = compare((0, 1), first, second)
-    assert two.over_seeds == two.shown
+    assert two.over_seeds == two.interval
     assert two.over_seeds is not None
     assert two.over_seeds[0] <= two.low <= two.high <= two.over_seeds[1]
 

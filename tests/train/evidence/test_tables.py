@@ -22,10 +22,9 @@ import train.models.train_model
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import ROOT
-from tests.support.small_tables import flags, words
-from tests.train.evidence.test_render import recomputed
+from tests.support.small_tables import assert_recomputed, flags, words
 from train.cli import main
-from train.evidence.rows import Model, models_of, options_of, rows_of
+from train.evidence.rows import PlannedModel, models_of, options_of, rows_of
 from train.evidence.tables import ablations_of, tables
 from train.learning import loop
 from train.models.kinds import distillation_of
@@ -120,7 +119,7 @@ def test_every_model_is_what_its_row_says(whole: tuple[TablesOptions, dict[str, 
 
 def test_trained_tables_are_those_of_the_predictions(whole: tuple[TablesOptions, dict[str, Any], list[str]]) -> None:
     options, report, _ = whole
-    recomputed(options.run, {**report, "run": str(options.run)})
+    assert_recomputed(options.run, {**report, "run": str(options.run)})
     assert "draws emoji" in report["notes"][0]
 
 
@@ -204,7 +203,7 @@ def test_a_loss_without_labels_has_no_student_of_embeddings_alone(small_csv: Pat
     assert ablations_of(distillation_of(TablesOptions(**flags(small_csv, Path("run"), kd_preset="hinton")))) == ()
     for row in rows_of(("clip-demo",), ablations=("ce",)):
         if row.command == "student":
-            options = options_of(given, Model(row=row, seed=0), ("teacher",))
+            options = options_of(given, PlannedModel(row=row, seed=0), ("teacher",))
             assert isinstance(options, StudentOptions)
             assert distillation_of(options).hard == 0
 

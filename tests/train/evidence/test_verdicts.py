@@ -1,34 +1,45 @@
-"""What is said of a row follows from its two findings, and from nothing less."""
+"""What a row's findings are, and what may be concluded from them about its images."""
 
 from typing import Any
 
 import pytest
 
-from train.evidence.row_figures import Adjusted
+from train.evidence.records import Finding, Outcome, p_text
 from train.evidence.rows import rows_of
 from train.evidence.statistics import Comparison, Discordant
-from train.evidence.verdicts import Meaningless, meaningless, p_words, verdict, verdicts
+from train.evidence.table_report import caption
+from train.evidence.verdicts import LEGEND, UnrelatedImages, unrelated_images, verdict, verdicts
 
-ROWS = {row.name: row for row in rows_of(("clip-demo", "vit-demo"))}
-SHOWN = {"better": (0.01, 0.02, 0.04), "worse": (0.01, -0.04, -0.02), "not shown": (0.3, -0.01, 0.02)}
+ROWS = {row.name: row for row in rows_of(("clip-demo", "vit-demo"), has_more=True)}
+FIGURES: dict[Outcome, tuple[float, float, float]] = {
+    "better": (0.01, 0.02, 0.04),
+    "worse": (0.01, -0.04, -0.02),
+    "not shown": (0.3, -0.01, 0.02),
+}
+NINE = Discordant(only_first=9, only_second=0, p=0.001)
 
 
-def adjusted(row: str, reference: str, finding: str) -> Adjusted:
-    p, low, high = SHOWN[finding]
-    one = Discordant(only_first=3, only_second=1, p=p / 2)
+def finding(row: str, reference: str, outcome: Outcome) -> Finding:
+    p, low, high = FIGURES[outcome]
+    test = Discordant(only_first=3, only_second=1, p=p / 2)
     intervals = {"low": low, "high": high, "over_seeds": (low, high)}
-    whole = Comparison(seeds=(0, 1), difference=(low + high) / 2, **intervals, by_seed=(one, one), pooled=one)
-    return Adjusted(row=row, reference=reference, comparison=whole, holm_p=p)
+    comparison = Comparison(seeds=(0, 1), difference=(low + high) / 2, **intervals, by_seed=(test, test), pooled=test)
+    return Finding(row=row, reference=reference, comparison=comparison, holm_p=p)
 
 
-def said(name: str, baseline: str, control: str | None) -> str:
+def one_seed(row: str, reference: str, *, p: float = 0.01) -> Finding:
+    comparison = Comparison(seeds=(3,), difference=0.02, low=0.01, high=0.03, over_seeds=None, by_seed=(NINE,), pooled=NINE)
+    return Finding(row=row, reference=reference, comparison=comparison, holm_p=p)
+
+
+def text(name: str, baseline: Outcome, control: Outcome | None) -> str:
     row = ROWS[name]
-    against: Any = None if control is None else adjusted(name, str(row.control), control)
-    return verdict(row, adjusted(name, "baseline", baseline), against)
+    against: Any = None if control is None else finding(name, str(row.control), control)
+    return str(verdict(row, finding(name, "baseline", baseline), against))
 
 
 @pytest.mark.parametrize(
-    ("p", "low", "high", "finding"),
+    ("p", "low", "high", "outcome"),
     [
         (0.049, 0.001, 0.02, "better"),
         (0.05, 0.001, 0.02, "not shown"),
@@ -38,141 +49,167 @@ def said(name: str, baseline: str, control: str | None) -> str:
         (1.0, -0.02, -0.001, "not shown"),
     ],
 )
-def test_better_needs_the_adjusted_p_and_the_interval(p: float, low: float, high: float, finding: str) -> None:
-    one = Discordant(only_first=9, only_second=0, p=0.001)
-    alone = {"difference": 0.01, "pooled": one}
-    one_seed = Comparison(seeds=(0,), **alone, low=low, high=high, over_seeds=None, by_seed=(one,))
-    two_seeds = Comparison(seeds=(0, 1), **alone, low=low, high=high, over_seeds=(low, high), by_seed=(one, one))
-    for whole in (one_seed, two_seeds):
-        assert Adjusted(row="r", reference="baseline", comparison=whole, holm_p=p).finding == finding
+def test_better_needs_the_adjusted_p_and_the_interval(p: float, low: float, high: float, outcome: str) -> None:
+    same = {"difference": 0.01, "pooled": NINE}
+    of_one = Comparison(seeds=(0,), **same, low=low, high=high, over_seeds=None, by_seed=(NINE,))
+    of_two = Comparison(seeds=(0, 1), **same, low=low, high=high, over_seeds=(low, high), by_seed=(NINE, NINE))
+    for comparison in (of_one, of_two):
+        assert Finding(row="r", reference="baseline", comparison=comparison, holm_p=p).outcome == outcome
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.01, 0.02), (-0.02, -0.01)])
-def test_what_other_seeds_may_undo_is_not_shown(low: float, high: float) -> None:
-    one = Discordant(only_first=9, only_second=0, p=0.001)
-    whole = Comparison(seeds=(0, 1), difference=low, low=low, high=high, over_seeds=(-0.03, 0.03), by_seed=(one, one), pooled=one)
-    test = Adjusted(row="r", reference="baseline", comparison=whole, holm_p=0.001)
-    assert test.finding == "not shown"
-    told = "not shown to be better than the baseline (p = 0.001, but 95 % interval -3.00 to +3.00 points): no gain is shown."
-    assert verdict(ROWS["teacher-clip-demo"], test, None).endswith(told)
+def test_an_interval_over_seeds_with_0_is_no_significant_difference(low: float, high: float) -> None:
+    over_seeds = (-0.03, 0.03)
+    comparison = Comparison(seeds=(0, 1), difference=low, low=low, high=high, over_seeds=over_seeds, by_seed=(NINE, NINE), pooled=NINE)
+    test = Finding(row="teacher-clip-demo", reference="baseline", comparison=comparison, holm_p=0.001)
+    assert test.outcome == "not shown"
+    assert str(verdict(ROWS["teacher-clip-demo"], test, None)) == (
+        "teacher-clip-demo: no significant difference to the baseline (p = 0.001, 95 % CI -3.00 to +3.00 points)."
+    )
 
 
-def test_of_one_seed_it_is_said_that_it_is_one() -> None:
-    one = Discordant(only_first=9, only_second=0, p=0.001)
-    whole = Comparison(seeds=(3,), difference=0.02, low=0.01, high=0.03, over_seeds=None, by_seed=(one,), pooled=one)
-    tests = [Adjusted(row="teacher-clip-demo", reference=name, comparison=whole, holm_p=0.01) for name in ("baseline", "teacher-none")]
-    assert verdict(ROWS["teacher-clip-demo"], *tests).endswith("the images help (of one seed: another may say otherwise).")
+def test_a_finding_of_one_seed_says_so() -> None:
+    against = [one_seed("teacher-clip-demo", reference) for reference in ("baseline", "teacher-none")]
+    assert str(verdict(ROWS["teacher-clip-demo"], *against)) == (
+        "teacher-clip-demo: better than the baseline by 2.00 points (p = 0.01, 95 % CI +1.00 to +3.00 points, one seed), and better than "
+        "its text-only control teacher-none by 2.00 points (p = 0.01, 95 % CI +1.00 to +3.00 points, one seed). Evidence that images help."
+    )
+    assert "one seed" not in text("teacher-clip-demo", "better", "better")
 
 
 @pytest.mark.parametrize(
     ("name", "control", "conclusion"),
     [
-        ("teacher-clip-demo", "better", "the images help; whether the whole beats plain fine-tuning is not known without the baseline"),
-        ("teacher-clip-demo", "not shown", "that the images help is not shown"),
-        ("student-clip-demo", "worse", "the images do harm"),
-        ("teacher-blank", "better", "what helps here is not what the images show, for they say nothing of the text"),
-        ("teacher-blank", "not shown", "no gain is shown"),
+        ("teacher-clip-demo", "better", "Evidence that images help, unless shuffled and blank images"),
+        ("teacher-clip-demo", "not shown", ""),
+        ("student-clip-demo", "worse", "The images reduce accuracy."),
+        ("teacher-blank", "better", "The gain does not come from image content"),
+        ("teacher-blank", "not shown", ""),
     ],
 )
-def test_without_the_baseline_a_row_is_still_held_against_its_control(name: str, control: str, conclusion: str) -> None:
-    (sentence,) = verdicts([ROWS[name]], [adjusted(name, str(ROWS[name].control), control)], [ROWS[name]])
-    assert sentence.startswith(f"{name} is {'not shown to be better' if control == 'not shown' else control} than the")
-    assert f": {conclusion}" in sentence
+def test_without_the_baseline_a_row_is_compared_with_its_control(name: str, control: Outcome, conclusion: str) -> None:
+    against = finding(name, str(ROWS[name].control), control)
+    (found,) = verdicts([ROWS[name]], [against], [ROWS[name]] if name == "teacher-blank" else [])
+    assert str(found).startswith(f"{name}: {against.sentence}. {conclusion}")
+    assert str(found).endswith("How it compares with plain fine-tuning is unknown: the baseline is not trained (--rows baseline).")
 
 
-def test_better_than_both_is_what_images_helping_looks_like() -> None:
-    assert said("student-clip-demo", "better", "better") == (
-        "student-clip-demo is better than the baseline (p = 0.01, 95 % interval +2.00 to +4.00 points), and better than the student of a "
-        "text-only teacher (p = 0.01, 95 % interval +2.00 to +4.00 points): the images help."
+def test_better_than_both_is_evidence_that_images_help() -> None:
+    assert text("student-clip-demo", "better", "better") == (
+        "student-clip-demo: better than the baseline by 3.00 points (p = 0.01, 95 % CI +2.00 to +4.00 points), and better than its "
+        "text-only control student-none by 3.00 points (p = 0.01, 95 % CI +2.00 to +4.00 points). Evidence that images help."
     )
 
 
-def test_a_gain_that_the_text_only_control_has_too_is_no_gain_of_images() -> None:
-    assert said("student-clip-demo", "better", "not shown") == (
-        "student-clip-demo is better than the baseline (p = 0.01, 95 % interval +2.00 to +4.00 points), but not shown to be better than "
-        "the student of a text-only teacher (p = 0.3, 95 % interval -1.00 to +2.00 points): distillation alone may explain the "
-        "gain; that the images add to it is not shown."
+def test_a_gain_that_the_control_has_too_is_no_evidence() -> None:
+    assert text("student-clip-demo", "better", "not shown") == (
+        "student-clip-demo: better than the baseline by 3.00 points (p = 0.01, 95 % CI +2.00 to +4.00 points), but no significant "
+        "difference to its text-only control student-none (p = 0.3, 95 % CI -1.00 to +2.00 points). Not evidence that images help: "
+        "distillation alone may explain the gain."
     )
+
+
+ALONE = "Whether the images or distillation alone cause the gain is unknown: "
+NO_CONTROL = "no text-only control differs from this row in its images alone."
 
 
 @pytest.mark.parametrize(
     ("name", "baseline", "control", "conclusion"),
     [
-        ("student-clip-demo", "better", "worse", "distillation alone gains more, and the images cost some of it"),
-        ("student-clip-demo", "not shown", "better", "the images help, but are not shown to help beyond plain fine-tuning"),
-        ("student-clip-demo", "not shown", "not shown", "no gain is shown"),
-        ("student-clip-demo", "not shown", "worse", "the images do harm"),
-        ("student-clip-demo", "worse", "better", "the images help, but less than distillation costs"),
-        ("student-clip-demo", "worse", "not shown", "distillation or the images cost accuracy; that the images help is not shown"),
-        ("student-clip-demo", "worse", "worse", "the images do harm"),
-        ("teacher-vit-demo", "better", "better", "the images help"),
-        ("teacher-vit-demo", "better", "not shown", "the larger head alone may explain the gain; that the images add to it is not shown"),
-        ("student-clip-demo-ce", "better", None, "is not known: no row is the same but for its images"),
-        ("student-all", "better", None, "is not known: no row is the same but for its images"),
-        ("student-all", "not shown", None, "no gain is shown"),
-        ("student-clip-demo", "better", None, "is not known without the text-only control (--rows controls)"),
-        ("student-clip-demo", "not shown", None, "no gain is shown"),
-        ("student-none", "better", None, "distillation alone helps, without any image"),
-        ("student-none", "not shown", None, "distillation alone is not shown to help"),
-        ("teacher-none", "worse", None, "the larger head alone does harm"),
-        ("images-vit-demo", "worse", None, "the images alone do not replace the text"),
-        ("images-vit-demo", "better", None, "the images alone serve better than fine-tuning on the text does here"),
-        ("images-vit-demo", "not shown", None, "the images alone are not shown to say less than the text"),
-        ("student-shuffled", "better", "better", "what helps here is not what the images show, for they say nothing of the text"),
-        ("teacher-blank", "not shown", "worse", "images that say nothing of the text do harm"),
-        ("student-blank", "better", "not shown", "distillation alone may explain the gain; that the images add to it is not shown"),
+        ("student-clip-demo", "better", "worse", "The images reduce accuracy."),
+        ("student-clip-demo", "not shown", "better", "Evidence that images help."),
+        ("student-clip-demo", "not shown", "not shown", ""),
+        ("student-clip-demo", "not shown", "worse", "The images reduce accuracy."),
+        ("student-clip-demo", "worse", "better", "Evidence that images help."),
+        ("student-clip-demo", "worse", "not shown", ""),
+        ("student-clip-demo", "worse", "worse", "The images reduce accuracy."),
+        ("teacher-vit-demo", "better", "better", "Evidence that images help."),
+        ("teacher-vit-demo", "better", "not shown", "Not evidence that images help: the larger head alone may explain the gain."),
+        ("student-clip-demo-ce", "better", None, ALONE + NO_CONTROL),
+        ("student-all", "better", None, ALONE + NO_CONTROL),
+        ("student-all", "not shown", None, ""),
+        ("student-clip-demo", "better", None, ALONE + "its text-only control is not trained (--rows controls)."),
+        ("student-clip-demo", "not shown", None, ""),
+        ("student-none", "better", None, "It sees no images: the gain comes from distillation alone."),
+        ("student-none", "not shown", None, ""),
+        ("teacher-none", "better", None, "It sees no images: the gain comes from the larger head alone."),
+        ("teacher-none", "worse", None, ""),
+        ("images-vit-demo", "worse", None, ""),
+        ("images-vit-demo", "better", None, ""),
+        ("student-shuffled", "better", "better", "The gain does not come from image content: these images are unrelated to the text."),
+        ("teacher-blank", "not shown", "worse", "Images that are unrelated to the text reduce accuracy."),
+        ("student-blank", "better", "not shown", "Not evidence that images help: distillation alone may explain the gain."),
+        (
+            "student-clip-demo-more",
+            "better",
+            None,
+            ALONE.replace("distillation", "distillation on more texts") + "its text-only control is not trained (--rows unlabelled).",
+        ),
+        (
+            "student-clip-demo-more",
+            "better",
+            "not shown",
+            "Not evidence that images help: distillation on more texts alone may explain the gain.",
+        ),
     ],
 )
-def test_no_more_is_concluded_than_was_shown(name: str, baseline: str, control: str | None, conclusion: str) -> None:
-    assert said(name, baseline, control).endswith(f"{conclusion}.")
+def test_a_conclusion_follows_from_both_findings(name: str, baseline: Outcome, control: Outcome | None, conclusion: str) -> None:
+    row = ROWS[name]
+    against = None if control is None else finding(name, str(row.control), control)
+    found = verdict(row, finding(name, "baseline", baseline), against)
+    assert found.conclusion == conclusion
+    assert str(found).endswith(f"points). {conclusion}" if conclusion else "points).")
 
 
-def test_images_help_is_said_of_rows_with_their_own_images_alone() -> None:
+def test_only_rows_with_their_own_images_are_evidence_for_images() -> None:
     for name, row in ROWS.items():
         if row.command in ("teacher", "student"):
-            has_own = row.privileged == "images"
-            helped = said(name, "better", "better" if row.control else None).endswith("the images help.")
-            assert helped is (has_own and row.control is not None), name
+            is_evidence = text(name, "better", "better" if row.control else None).endswith("Evidence that images help.")
+            assert is_evidence is (row.privileged == "images" and row.control is not None), name
 
 
-def test_images_are_not_said_to_help_where_those_without_meaning_help_too() -> None:
+def test_where_unrelated_images_help_too_there_is_no_evidence() -> None:
     names = ("teacher-clip-demo", "teacher-blank", "student-clip-demo")
     rows = [ROWS[name] for name in names]
-    tests = [adjusted(row.name, reference, "better") for row in rows for reference in ("baseline", str(row.control))]
-    assert meaningless("teacher", rows, tests) == Meaningless(gaining=("teacher-blank",), unknown=("shuffled",))
-    teacher, blank, student = verdicts(rows, tests, rows)
-    assert teacher.endswith("that the images help is not shown, for teacher-blank gains too, whose images say nothing of the text.")
-    assert blank.endswith("what helps here is not what the images show, for they say nothing of the text.")
-    assert student.endswith(
-        ": the images help; whether shuffled and blank images, which say nothing of the text, help as much is not known (--rows controls)."
-    )
-    as_blank = [adjusted("teacher-blank", "baseline", "better"), adjusted("teacher-blank", "teacher-none", "not shown")]
-    assert meaningless("teacher", rows, as_blank) == Meaningless(unknown=("shuffled",))
+    findings = [finding(row.name, reference, "better") for row in rows for reference in ("baseline", str(row.control))]
+    assert unrelated_images("teacher", rows, findings) == UnrelatedImages(gaining=("teacher-blank",), not_compared=("shuffled",))
+    teacher, blank, student = verdicts(rows, findings, rows)
+    assert teacher.conclusion == "Not evidence that image content helps: teacher-blank gained too, with images unrelated to the text."
+    assert blank.conclusion == "The gain does not come from image content: these images are unrelated to the text."
+    unless = "Evidence that images help, unless shuffled and blank images, which are not compared here, help as much (--rows controls)."
+    assert student.conclusion == unless
+    no_gain = [finding("teacher-blank", "baseline", "better"), finding("teacher-blank", "teacher-none", "not shown")]
+    assert unrelated_images("teacher", rows, no_gain) == UnrelatedImages(not_compared=("shuffled",))
 
 
-def test_images_help_is_said_without_reserve_where_those_without_meaning_were_asked() -> None:
+def test_evidence_is_unreserved_once_unrelated_images_were_compared() -> None:
     names = ("teacher-clip-demo", "teacher-shuffled", "teacher-blank")
     rows = [ROWS[name] for name in names]
-    tests = [adjusted("teacher-clip-demo", "baseline", "better"), adjusted("teacher-clip-demo", "teacher-none", "better")]
-    tests += [adjusted(name, "teacher-none", "not shown") for name in names[1:]]
-    # The sentence is the same whatever table the rows stand in.
-    assert verdicts(rows[:1], tests, rows)[0].endswith(": the images help.")
-    assert verdicts(rows[:1], tests[:-1], rows)[0].endswith(
-        "; whether blank images, which say nothing of the text, help as much is not known (--rows controls)."
-    )
+    findings = [finding("teacher-clip-demo", reference, "better") for reference in ("baseline", "teacher-none")]
+    findings += [finding(name, "teacher-none", "not shown") for name in names[1:]]
+    # The verdict is the same whatever table the rows are in.
+    assert verdicts(rows[:1], findings, rows)[0].conclusion == "Evidence that images help."
+    unless = "Evidence that images help, unless blank images, which are not compared here, help as much (--rows controls)."
+    assert verdicts(rows[:1], findings[:-1], rows)[0].conclusion == unless
 
 
-def test_every_row_that_was_compared_has_one_sentence() -> None:
+def test_every_compared_row_has_one_verdict() -> None:
     names = ("baseline", "teacher-clip-demo", "student-clip-demo")
-    tests = [adjusted(name, reference, "better") for name in names[1:] for reference in ("baseline", str(ROWS[name].control))]
-    found = verdicts([ROWS[name] for name in names], tests, list(ROWS.values()))
-    assert [sentence.split()[0] for sentence in found] == ["teacher-clip-demo", "student-clip-demo"]
-    assert "than the text-only teacher" in found[0]
-    assert verdicts([ROWS[name] for name in names], [], []) == []
+    findings = [finding(name, reference, "better") for name in names[1:] for reference in ("baseline", str(ROWS[name].control))]
+    found = verdicts([ROWS[name] for name in names], findings, list(ROWS.values()))
+    assert [one.row for one in found] == ["teacher-clip-demo", "student-clip-demo"]
+    assert [one.reference for one in found[0].findings] == ["baseline", "teacher-none"]
+    assert verdicts([ROWS[name] for name in names], [], []) == ()
+
+
+def test_the_legend_states_what_a_gain_does_not_show() -> None:
+    for words in ("larger head", "distillation alone", "text-only control", "shuffled or blank"):
+        assert words in LEGEND
+    assert LEGEND in caption(3, 4)
+    assert LEGEND not in caption(3, 0), "nothing is compared"
+    assert "One seed: how much results vary between seeds is unknown" in caption(1, 4)
 
 
 def test_a_small_p_keeps_its_size() -> None:
-    assert [p_words(p) for p in (1.0, 0.0312, 0.00123, 3.21e-7, 0.0)] == ["1", "0.031", "0.0012", "3e-07", "< 1e-300"]
-    one = Discordant(only_first=9, only_second=0, p=0.0)
-    whole = Comparison(seeds=(0,), difference=0.2, low=0.1, high=0.3, over_seeds=None, by_seed=(one,), pooled=one)
-    assert "(p < 1e-300, 95 %" in verdict(ROWS["teacher-none"], Adjusted(row="r", reference="b", comparison=whole, holm_p=0.0), None)
+    assert [p_text(p) for p in (1.0, 0.0312, 0.00123, 3.21e-7, 0.0)] == ["1", "0.031", "0.0012", "3e-07", "< 1e-300"]
+    assert "(p < 1e-300, 95 % CI" in one_seed("teacher-none", "baseline", p=0.0).sentence

@@ -92,7 +92,7 @@ def test_tables_are_those_of_the_tables_command(corpus_csv: Path, run: Path, cap
     words = ["--dataset", str(corpus_csv), "--split-column", "split", "--run-dir", str(run)]
     assert main(["tables", *words, "--no-train", "--seeds", "1"]) == 0
     capsys.readouterr()
-    wanted, shown = json.loads((run / "tables.json").read_text()), json.loads(json.dumps(found(corpus_csv, run).tables))
+    wanted, shown = json.loads((run / "tables.json").read_text()), json.loads(json.dumps(found(corpus_csv, run).tables.to_json()))
     assert shown["rows"] == wanted["rows"]
     assert shown["tables"] == wanted["tables"]
 
@@ -152,8 +152,8 @@ def test_what_lacks_a_picture_is_shown_without_and_the_command_is_told(tmp_path:
     report = found(corpus_csv, run)
     assert sum(one.picture is None for one in report.examples) == 14
     (note,) = [note for note in report.notes if "have no picture" in note]
-    assert note.startswith("14 of 24 examples have no picture: run python -m featurize inspect --dataset ")
-    assert f"--split-column split --run-dir {run} --thumbnails 200" in note
+    assert note.startswith("14 of 24 examples have no picture: run python -m featurize inspect --")
+    assert f"--split-column split --dataset {corpus_csv} --run-dir {run} --thumbnails 200" in note
     assert html.escape(note) in page(report)
     few = found(corpus_csv, run, examples=6)
     assert all(one.picture is not None for one in few.examples), "those with a picture come first"
@@ -210,7 +210,7 @@ def test_a_student_of_more_texts_has_its_table(corpus_csv: Path, run: Path) -> N
     shown = page(found(corpus_csv, run))
     assert "More texts" in shown
     assert "student-clip-demo-more" in shown
-    ledes = re.findall(r'<p class="lede">(\S+) is ', shown)
+    ledes = re.findall(r'<p class="lede">(\S+): ', shown)
     assert ledes == ["student-clip-demo", "student-clip-demo-more"]  # both are said first of all, each with its own control
     assert [one.name for one in found(corpus_csv, run).voices] == ["baseline", "teacher", "student"]
 

@@ -1,0 +1,222 @@
+"""The records that a report of tables is made of: plain data, with the JSON that ``tables.json`` holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from train.evidence.rows import BASELINE, Group
+from train.evidence.statistics import Comparison
+
+SIGNIFICANCE = 0.05  # a finding needs an adjusted p below this
+
+Outcome = Literal["better", "worse", "not shown"]
+Fidelity = Mapping[str, float | None]  # by the names in fidelity.FIGURES; None where a model has nothing to be compared with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; a single value has no standard deviation."""
+
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One model's scores on one split."""
+
+    accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSpreads:
+    """A row's scores on one split, over its seeds."""
+
+    accuracy: Spread
+    macro_f1: Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult:
+    """One finished model.
+
+    Attributes:
+        seed: it was trained with.
+        folder: name of its folder in the run.
+        validation: scores on the validation split.
+        test: scores on the test split.
+        fidelity: fidelity and calibration on the test split.
+        train_s: seconds that its epochs took, including those of interrupted trainings.
+        peak_bytes: most memory in use: of the GPU where there was one, else of the host.
+    """
+
+    seed: int
+    folder: str
+    validation: Scores
+    test: Scores
+    fidelity: Fidelity
+    train_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """One row of the tables over its seeds. What is computed over seeds is None where no model is finished.
+
+    Attributes:
+        row: its name.
+        seeds: of the finished models.
+        missing_seeds: requested seeds without a finished model.
+        validation: scores on the validation split.
+        test: scores on the test split.
+        fidelity: fidelity and calibration on the test split, by the names in ``fidelity.FIGURES``; None for a figure that no model has.
+        paper: test accuracy that the paper reports for this row, or None.
+        train_hours: mean training time of one model.
+        peak_gb: most memory in use by any of the models, in GB (1e9 bytes).
+        models: the finished models, by seed.
+    """
+
+    row: str
+    seeds: tuple[int, ...]
+    missing_seeds: tuple[int, ...]
+    validation: ScoreSpreads | None
+    test: ScoreSpreads | None
+    fidelity: Mapping[str, Spread | None] | None
+    paper: float | None
+    train_hours: float | None
+    peak_gb: float | None
+    models: tuple[ModelResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One row compared with the baseline or with its text-only control on the test split.
+
+    Attributes:
+        row: its name.
+        reference: name of the row it is compared with.
+        comparison: difference, intervals and McNemar's tests.
+        holm_p: p of the pooled test, adjusted for all comparisons of the report (Holm 1979).
+    """
+
+    row: str
+    reference: str
+    comparison: Comparison
+    holm_p: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """Better or worse if the adjusted p is below 0.05 and no interval contains 0, neither over texts nor, with several seeds, over
+        seeds and texts; else ``not shown``: no significant difference."""
+        intervals = ((self.comparison.low, self.comparison.high), self.comparison.interval)
+        if self.holm_p < SIGNIFICANCE and min(low for low, _ in intervals) > 0:
+            return "better"
+        return "worse" if self.holm_p < SIGNIFICANCE and max(high for _, high in intervals) < 0 else "not shown"
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words, without the row's name."""
+        reference = "the baseline" if self.reference == BASELINE else f"its text-only control {self.reference}"
+        by = f"by {100 * abs(self.comparison.difference):.2f} points"
+        outcome = {
+            "better": f"better than {reference} {by}",
+            "worse": f"worse than {reference} {by}",
+            "not shown": f"no significant difference to {reference}",
+        }[self.outcome]
+        p = p_text(self.holm_p)
+        low, high = map(points, self.comparison.interval)
+        one_seed = ", one seed" if len(self.comparison.seeds) == 1 else ""
+        return f"{outcome} (p {p if p.startswith('<') else f'= {p}'}, 95 % CI {low} to {high} points{one_seed})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON value."""
+        names = {"row": self.row, "reference": self.reference}
+        return {**names, **self.comparison.record(), "holm_p": self.holm_p, "finding": self.outcome}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a row's findings say about its images.
+
+    Attributes:
+        row: its name.
+        findings: one or two: against the baseline, against the text-only control.
+        conclusion: what follows from them in a sentence, or empty.
+    """
+
+    row: str
+    findings: tuple[Finding, ...]
+    conclusion: str
+
+    def __str__(self) -> str:
+        joint = ", but " if len({finding.outcome == "better" for finding in self.findings}) > 1 else ", and "
+        return f"{self.row}: {joint.join(finding.sentence for finding in self.findings)}. {self.conclusion}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultTable:
+    """One of the report's tables.
+
+    Attributes:
+        name: table1, table2, controls or unlabelled.
+        title: heading.
+        rows: names of its rows, in order.
+        findings: of its rows.
+        verdicts: of its rows that were compared.
+        caption: what a reader must know about the figures.
+    """
+
+    name: Group
+    title: str
+    rows: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    verdicts: tuple[Verdict, ...]
+    caption: str
+
+    def finding(self, row: str, *, control: bool) -> Finding | None:
+        """Return the comparison of a row with its text-only control, or with the baseline; None where there is none."""
+        return next((one for one in self.findings if one.row == row and (one.reference != BASELINE) is control), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON value."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "rows": list(self.rows),
+            "comparisons": [finding.to_json() for finding in self.findings],
+            "verdicts": [str(verdict) for verdict in self.verdicts],
+            "caption": self.caption,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityTable:
+    """The table of fidelity and calibration: its heading, its caption and the names of its rows, which all have models."""
+
+    title: str
+    caption: str
+    rows: tuple[str, ...]
+
+
+def json_of(record: Any) -> dict[str, Any]:
+    """Return a record whose fields have the names and values of its JSON: tuples become lists."""
+    return {name: _listed(value) for name, value in asdict(record).items()}
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _listed(part) for name, part in value.items()}
+    return [_listed(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def p_text(p: float) -> str:
+    """Return a p with two significant digits; one that is too small for a float as ``< 1e-300``."""
+    if p < 1e-300:
+        return "< 1e-300"
+    return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
+
+
+def points(share: float) -> str:
+    """Return a difference of accuracies in percentage points, with its sign."""
+    return f"{100 * share:+.2f}"

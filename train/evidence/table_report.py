@@ -1,0 +1,299 @@
+"""The report of a run's tables: computed from its finished models, and written as Markdown, LaTeX, CSV, JSON or a data frame."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lugpi_core.errors import InputError
+from lugpi_core.files import write_json, write_text
+from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures
+from train.evidence.found_models import FoundModels, differing_settings
+from train.evidence.records import FidelityTable, Finding, ModelResult, ResultTable, RowResult, Verdict, json_of
+from train.evidence.render import FIDELITY_HEADER, HEADER, OTHERS_HEADER, fidelity_cells, latex_table, model_cells, row_cells
+from train.evidence.row_figures import ScoredModel, findings_of, row_result
+from train.evidence.rows import BASELINE, Group, Row, model_name
+from train.evidence.schedule import Outcome
+from train.evidence.verdicts import LEGEND, verdicts
+from train.models.predictions import markdown_table
+
+if TYPE_CHECKING:
+    import pandas
+
+TITLES: Mapping[Group, str] = {
+    "table1": "Table 1: baseline, images alone, teachers and students",
+    "table2": "Table 2: students without one of the loss's soft terms (ce: without the embeddings' distance, l2: without the soft labels)",
+    "controls": "Controls: teachers that see no images, those of other texts or blank ones, and students of each",
+    "unlabelled": "More texts: students that were distilled on unlabelled texts too",
+}
+_FILES = ("md", "tex", "csv", "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePlan:
+    """What a report shows.
+
+    Attributes:
+        rows: every row there is.
+        tables: the tables to show, each with its rows.
+        seeds: the requested ones.
+        paper_dataset: corpus of the paper whose published accuracies are shown too, or None.
+    """
+
+    rows: Sequence[Row]
+    tables: Mapping[Group, Sequence[Row]]
+    seeds: Sequence[int]
+    paper_dataset: str | None = None
+
+    @property
+    def shown(self) -> dict[str, Row]:
+        """The rows of all tables by name, each once."""
+        return {row.name: row for of_table in self.tables.values() for row in of_table}
+
+    @property
+    def references(self) -> set[str]:
+        """Names of the rows that those of the tables are compared with."""
+        return {BASELINE, *(row.control for row in self.shown.values() if row.control is not None)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableReport:
+    """A run's results over seeds, with every row's comparison with the baseline and with its text-only control.
+
+    Attributes:
+        dataset: name of the corpus.
+        run: folder of the run.
+        seeds: the requested ones.
+        rows: results by the names of the rows.
+        tables: each with the names of its rows, findings, verdicts and caption.
+        fidelity: the table of fidelity and calibration; its figures are the rows'.
+        others: finished models that belong to no row.
+        missing: names of the models that are not there.
+        failed: why models could not be trained, by their names.
+        trained: names of the models that were trained for this report.
+        notes: what a reader must know besides.
+    """
+
+    dataset: str
+    run: Path
+    seeds: tuple[int, ...]
+    rows: Mapping[str, RowResult]
+    tables: tuple[ResultTable, ...]
+    fidelity: FidelityTable
+    others: tuple[ModelResult, ...]
+    missing: tuple[str, ...]
+    failed: Mapping[str, str]
+    trained: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Every comparison, each once."""
+        return tuple({(one.row, one.reference): one for table in self.tables for one in table.findings}.values())
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What the findings say about the images of each row, by its name."""
+        return {verdict.row: verdict for table in self.tables for verdict in table.verdicts}
+
+    @property
+    def model_count(self) -> int:
+        """How many finished models the rows have."""
+        return sum(len(row.seeds) for row in self.rows.values())
+
+    def to_markdown(self) -> str:
+        """Return the whole report as Markdown: every table with its verdicts, fidelity and calibration, other models, notes."""
+        missing = sum(len(row.missing_seeds) for row in self.rows.values())
+        parts = [f"# {self.dataset}: {self.model_count} models" + (f", {missing} missing" if missing else "")]
+        for table in self.tables:
+            parts += [f"## {table.title}", markdown_table(HEADER, self.cells(table)), table.caption]
+            parts += ["\n".join(f"* {verdict}" for verdict in table.verdicts)] if table.verdicts else []
+        if self.fidelity.rows:
+            parts += [f"## {self.fidelity.title}", markdown_table(FIDELITY_HEADER, self.fidelity_cells()), self.fidelity.caption]
+        if self.others:
+            parts += ["## Other models of the run", markdown_table(OTHERS_HEADER, [model_cells(model) for model in self.others])]
+        parts += [f"note: {note}" for note in self.notes]
+        return "\n\n".join(parts) + "\n"
+
+    def to_latex(self) -> str:
+        """Return every table as a LaTeX ``table`` of the booktabs package, with its verdicts beneath as comments for the author."""
+        parts = ["% \\usepackage{booktabs}"]
+        for table in self.tables:
+            caption = f"{self.dataset}. {table.title}. {table.caption}"
+            parts.append(latex_table(caption, HEADER, self.cells(table), (*map(str, table.verdicts), *self.notes)))
+        if self.fidelity.rows:
+            caption = f"{self.dataset}. {self.fidelity.title}. {self.fidelity.caption}"
+            parts.append(latex_table(caption, FIDELITY_HEADER, self.fidelity_cells(), self.notes))
+        return "\n\n".join(parts) + "\n"
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Return a line for every row of every table, in plain numbers: accuracies and differences as shares, None where there is none."""
+        import pandas
+
+        return pandas.DataFrame([_frame_line(self.rows[name], table) for table in self.tables for name in table.rows])
+
+    def to_csv(self) -> str:
+        """Return ``to_frame`` as CSV, empty where there is no figure."""
+        return str(self.to_frame().to_csv(index=False, lineterminator="\n"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as one JSON value: the content of ``tables.json``."""
+        return {
+            "command": "tables",
+            "dataset": self.dataset,
+            "run": str(self.run),
+            "seeds": list(self.seeds),
+            "rows": {name: json_of(row) for name, row in self.rows.items()},
+            "tables": [table.to_json() for table in self.tables],
+            "fidelity": json_of(self.fidelity),
+            "others": [json_of(model) for model in self.others],
+            "missing": list(self.missing),
+            "failed": dict(self.failed),
+            "trained": list(self.trained),
+            "notes": list(self.notes),
+            "written": [str(self.run / f"tables.{kind}") for kind in _FILES],
+            "complete": not self.failed,
+        }
+
+    def write(self) -> None:
+        """Write ``tables.md``, ``.tex``, ``.csv`` and ``.json`` into the run."""
+        write_text(self.run / "tables.md", self.to_markdown())
+        write_text(self.run / "tables.tex", self.to_latex())
+        write_text(self.run / "tables.csv", self.to_csv())
+        write_json(self.run / "tables.json", self.to_json())
+
+    def cells(self, table: ResultTable) -> list[tuple[str, ...]]:
+        """Return the cells of a table's rows, under ``render.HEADER``."""
+        return [row_cells(self.rows[name], table) for name in table.rows]
+
+    def fidelity_cells(self) -> list[tuple[str, ...]]:
+        """Return the cells of fidelity and calibration, under ``render.FIDELITY_HEADER``."""
+        return [fidelity_cells(self.rows[name]) for name in self.fidelity.rows]
+
+
+def _frame_line(row: RowResult, table: ResultTable) -> dict[str, Any]:
+    line: dict[str, Any] = {"table": table.name, "row": row.row, "seeds": len(row.seeds), "missing": len(row.missing_seeds)}
+    nothing = {"mean": None, "sd": None}
+    for split, scores in (("validation", row.validation), ("test", row.test)):
+        for score in ("accuracy", "macro_f1"):
+            spread = asdict(getattr(scores, score)) if scores else nothing
+            line |= {f"{split}_{score}_{what}": value for what, value in spread.items()}
+    line |= {"paper_test_accuracy": row.paper}
+    for side in ("baseline", "control"):
+        finding = table.finding(row.row, control=side == "control")
+        comparison = finding and finding.comparison
+        low, high = (comparison and comparison.over_seeds) or (None, None)
+        line |= {
+            f"less_{side}": comparison and comparison.difference,
+            f"less_{side}_low": comparison and comparison.low,
+            f"less_{side}_high": comparison and comparison.high,
+            f"less_{side}_seeds_low": low,
+            f"less_{side}_seeds_high": high,
+            f"p_{side}": comparison and comparison.pooled.p,
+            f"holm_p_{side}": finding and finding.holm_p,
+        }
+    for figure in FIGURES:
+        figures = (row.fidelity or {}).get(figure)
+        line |= {f"test_{figure}_{what}": value for what, value in (asdict(figures) if figures else nothing).items()}
+    return line | {"train_hours": row.train_hours, "peak_gb": row.peak_gb}
+
+
+def table_report(
+    run: Path, dataset: str, plan: TablePlan, found: FoundModels, outcome: Outcome, read: Callable[[Path], ScoredModel]
+) -> TableReport:
+    """Return the report of the finished models of a run; nothing is trained or written.
+
+    Args:
+        run: its folder.
+        dataset: name of the corpus.
+        plan: rows, tables and seeds.
+        found: the finished models.
+        outcome: what was trained for this report, and what failed.
+        read: returns the finished model of a folder.
+
+    Raises:
+        InputError: there is no model to show, or the predictions of one are missing or damaged.
+    """
+    shown, seeds = plan.shown, plan.seeds
+    models = {name: _models(name, found.folders, seeds, read) for name in dict.fromkeys([*shown, *sorted(plan.references)])}
+    others = [read(folder) for folder in _others(plan, found)]
+    if not others and not any(models[name] for name in shown):
+        raise InputError(
+            got=next(iter(outcome.failed.values()), f"no finished model of these rows in {run}"),
+            expected="one at least",
+            do="lower --learning-rate" if outcome.failed else "train them: leave --no-train out",
+        )
+    # A row may stand in several tables: its findings are the same in all.
+    findings = findings_of(list(shown.values()), models, seeds)
+    fidelity = {
+        model.folder: fidelity_figures(model, models[BASELINE].get(model.metrics["seed"]), read)
+        for model in [*(model for name in shown for model in models[name].values()), *others]
+    }
+    return TableReport(
+        dataset=dataset,
+        run=run,
+        seeds=tuple(seeds),
+        rows={name: row_result(row, models[name], seeds, plan.paper_dataset, fidelity) for name, row in shown.items()},
+        tables=tuple(_table(group, plan, findings) for group in plan.tables),
+        fidelity=FidelityTable(title=TITLE, caption=CAPTION, rows=tuple(name for name in shown if models[name])),
+        others=tuple(model.result(fidelity[model.folder]) for model in others),
+        missing=tuple(model_name(name, seed) for name in shown for seed in seeds if seed not in models[name]),
+        failed=outcome.failed,
+        trained=tuple(outcome.trained),
+        notes=tuple(_notes({name: list(by_seed.values()) for name, by_seed in models.items()}, findings, outcome)),
+    )
+
+
+def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int], read: Callable[[Path], ScoredModel]) -> dict[int, ScoredModel]:
+    return {seed: read(folders[name]) for seed in seeds if (name := model_name(row, seed)) in folders}
+
+
+def _others(plan: TablePlan, found: FoundModels) -> list[Path]:
+    """Return the folders of models that are of no row and seed of the plan."""
+    names = {model_name(row.name, seed) for row in plan.rows for seed in plan.seeds}
+    return sorted({*found.others, *(folder for name, folder in found.folders.items() if name not in names)})
+
+
+def _table(group: Group, plan: TablePlan, findings: Sequence[Finding]) -> ResultTable:
+    names = tuple(row.name for row in plan.tables[group])
+    return ResultTable(
+        name=group,
+        title=TITLES[group],
+        rows=names,
+        findings=tuple(finding for finding in findings if finding.row in names),
+        verdicts=verdicts(plan.tables[group], findings, list(plan.shown.values())),
+        caption=caption(len(plan.seeds), len(findings)),
+    )
+
+
+def caption(seeds: int, comparisons: int) -> str:
+    """Return what a reader must know about a table's figures."""
+    over = "Mean ± sample standard deviation over seeds" if seeds > 1 else "One seed: how much results vary between seeds is unknown"
+    cost = "Hours are the training time of one model, GB the most memory in use."
+    if not comparisons:
+        return f"{over}. {cost}"
+    interval = "95 % CI over draws of seeds and of test texts" if seeds > 1 else "95 % bootstrap CI over test texts"
+    counts = " of the counts of all seeds together, which share their test texts" if seeds > 1 else ""
+    needed = "no 0 in this interval and in the bootstrap interval over test texts alone" if seeds > 1 else "no 0 in the interval"
+    adjusted = f", Holm-Bonferroni adjusted for the {comparisons} comparisons of these tables" if comparisons > 1 else ""
+    return (
+        f"{over}. Differences in test accuracy are in points, with {interval}; p is McNemar's exact test{counts}{adjusted}. Better and "
+        f"worse need both p below 0.05 and {needed}. {LEGEND} {cost}"
+    )
+
+
+def _notes(models: Mapping[str, Sequence[ScoredModel]], findings: Sequence[Finding], outcome: Outcome) -> list[str]:
+    """Return what a reader must know besides: tokens without meaning, models that were trained with other settings than the rest,
+    differences over fewer seeds than the means next to them, failures."""
+    notes = sorted({model.metrics["notice"] for of_row in models.values() for model in of_row if model.metrics["notice"]})
+    for what, values in differing_settings({name: [model.folder for model in of_row] for name, of_row in models.items()}).items():
+        notes.append(f"{what}: {', '.join(map(str, values))}; this may explain differences between them")
+    fewer = [
+        f"{one.row} less {one.reference} over {', '.join(map(str, one.comparison.seeds))}"
+        for one in findings
+        if any(len(models[name]) > len(one.comparison.seeds) for name in (one.row, one.reference))
+    ]
+    if fewer:
+        why = "these differences are over the seeds that both rows have on the same test texts, the means over all of a row's seeds"
+        notes.append(f"{why}: {', '.join(fewer)}")
+    return notes + [f"{name} is missing: {reason}" for name, reason in outcome.failed.items()]
