@@ -10,13 +10,12 @@ import inspect
 import io
 import json
 import os
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
@@ -28,8 +27,6 @@ Command = Callable[..., dict[str, Any]]
 # What a disk, a quota or a permission can refuse at any moment; every other OSError is our own bug and keeps its traceback.
 _DISK_FAULTS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EMFILE}
 _DISK_FAULTS |= {errno.EISDIR, errno.ENOTDIR}
-_COLOUR = r"\x1b\[[0-9;]*m"
-_RULE = r"^(?:[╭╰].*[╮╯]|[│ ]*[─-]{3,}[│ ]*)$"
 
 
 def run(command: Command, options: type, arguments: Sequence[str], *, prog: str) -> int:
@@ -95,21 +92,27 @@ def run_one_of(commands: Mapping[str, tuple[Command, type]], arguments: Sequence
 
 
 def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
-    """Return an instance of the dataclass ``options`` made from ``arguments``, or None after ``--help`` was printed.
+    """Return an instance of the dataclass ``options`` parsed from ``arguments``, or None after ``--help`` was printed.
 
     Raises:
         InputError: an unknown flag, a missing one or a bad value.
     """
     import tyro
 
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=list(arguments), prog=prog, description=inspect.getdoc(options))
+        # tyro draws its complaint as a box; what is wrong is found out below, from the dataclass and the arguments.
+        with contextlib.redirect_stderr(io.StringIO()):
+            result: tuple[Any, list[str]] = tyro.cli(
+                options, args=list(arguments), prog=prog, description=inspect.getdoc(options), return_unknown_args=True
+            )
     except SystemExit as stop:
         if not stop.code:
             return None
-        raise _own_error(stop) or _as_input_error(said.getvalue(), options, prog) from None
+        raise _own_error(stop) or _flag_error(options, arguments, prog) from None
+    parsed, unknown = result
+    if unknown:
+        raise _unknown_flag(options, unknown[0], prog)
+    return parsed
 
 
 def resolved_flags(options: Any) -> dict[str, Any]:
@@ -130,27 +133,76 @@ def speaks() -> bool:
 
 
 def _own_error(error: BaseException | None) -> InputError | None:
-    # tyro draws what a dataclass raises as a box, which breaks long words; the error itself is what was being handled when it gave up.
+    """Return the InputError that the dataclass raised, if any: it was being handled when tyro gave up."""
     while error is not None and not isinstance(error, InputError):
         error = error.__context__
     return error
 
 
-def _as_input_error(box: str, options: type, prog: str) -> InputError:
-    # tyro draws a box, coloured on a terminal, of plain letters where stdout is not UTF-8: a title, a rule, the complaint, a rule, advice.
-    blocks = re.split(_RULE, re.sub(_COLOUR, "", box), flags=re.MULTILINE)
-    complaint = " ".join(blocks[min(1, len(blocks) - 1)].replace("│", " ").split())
-    if missing := re.match(r"Missing from [^:]*: (--\S+)", complaint):
-        return InputError(got=f"no {missing[1]}", expected="a value for it", do=f"see {prog} --help")
-    if unknown := re.match(r"Unrecognized options: (\S+?)(,|$)", complaint):
-        names = [(field.name.replace("_", "-"), field.type) for field in dataclasses.fields(options)]
-        flags = [f"--{name}" for name, _ in names] + [f"--no-{name}" for name, kind in names if kind in (bool, "bool")]
-        return InputError(got=f"the flag {unknown[1]}", expected=f"a flag of {prog}", do=nearest(unknown[1], flags))
-    return InputError(
-        got=complaint.removeprefix("Error parsing ") or "flags that cannot be read",
-        expected="flags as the help shows",
-        do=f"see {prog} --help",
-    )
+def _flag_error(options: type, arguments: Sequence[str], prog: str) -> InputError:
+    """Return what is wrong with arguments that tyro has refused: an unknown flag, a missing one, or a value of another type."""
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    given = {_field_name(flag): (flag, *values) for flag, *values in _by_flag(arguments)}
+    for name, (flag, *_) in given.items():
+        if name.removeprefix("no_") not in fields:
+            return _unknown_flag(options, flag, prog)
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and name not in given:
+            return InputError(got=f"no --{name.replace('_', '-')}", expected="a value for it", do=f"see {prog} --help")
+    kinds = get_type_hints(options)
+    for name, words in given.items():
+        kind = kinds[name if name in fields else name.removeprefix("no_")]
+        if not _is_accepted(name, kind, words):
+            return InputError(got=" ".join(words), expected=_expected(kind), do=f"see {prog} --help")
+    return InputError(got=" ".join(arguments), expected="flags as the help shows", do=f"see {prog} --help")
+
+
+def _by_flag(arguments: Sequence[str]) -> list[list[str]]:
+    """Return each flag with the values that follow it."""
+    groups: list[list[str]] = []
+    for word in arguments:
+        flag, is_assigned, value = word.partition("=")
+        if flag.startswith("--"):
+            groups.append([flag, value] if is_assigned else [flag])
+        elif groups:
+            groups[-1].append(word)
+    return groups
+
+
+def _field_name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _unknown_flag(options: type, flag: str, prog: str) -> InputError:
+    kinds = get_type_hints(options)
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)]
+    flags += [f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(options) if kinds[field.name] is bool]
+    return InputError(got=f"the flag {flag}", expected=f"a flag of {prog}", do=nearest(flag, flags))
+
+
+def _is_accepted(name: str, kind: Any, words: Sequence[str]) -> bool:
+    """Whether tyro takes these words as the only flag of a dataclass."""
+    import tyro
+
+    only_flag = dataclasses.make_dataclass("only_flag", [(name.removeprefix("no_") if kind is bool else name, kind)])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            tyro.cli(only_flag, args=list(words))
+    except SystemExit:
+        return False
+    return True
+
+
+def _expected(kind: Any) -> str:
+    """Return in words what values of a type a flag takes."""
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"{'one of ' if len(choices) > 1 else ''}{', '.join(map(str, choices))}"
+    if get_origin(kind) is tuple:
+        return f"one value or several, each {_expected(choices[0])}"
+    if choices:  # of a union
+        return " or ".join(_expected(choice) for choice in choices if choice is not type(None))
+    return {int: "a whole number", float: "a number", bool: "no value; --no-… turns it off", Path: "a path"}.get(kind, "a value")
 
 
 def _disk_fault(error: OSError) -> InputError:
