@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from dev.demo_corpus import PER_TOPIC, SHORTEST, TOPICS, choose, eligible_glosses
 from dev.embedded_models.sources import Emoji, Synset
 from lugpi_core.corpora.corpus import Split
-from lugpi_core.corpora.demo import PER_TOPIC, SHORTEST, TOPICS, drawn, eligible_glosses, load_demo
+from lugpi_core.corpora.demo import load_demo
 
 DEV_PER_TOPIC = 100
 _MOST_PICTURES = 4
@@ -65,7 +66,7 @@ def held_out(synset_lines: Iterable[str], *, dev_per_topic: int = DEV_PER_TOPIC)
     rows = [row for split in splits for row in corpus.rows(split)]
     in_demo = {example.id for example in corpus.examples}
     left = [gloss for gloss in eligible_glosses(synset_lines, TOPICS) if gloss.id not in in_demo]
-    chosen = drawn(left, topics=TOPICS, per_topic={**dict.fromkeys(PER_TOPIC, 0), "train": dev_per_topic}, seed=1)
+    chosen = choose(left, topics=TOPICS, per_topic={**dict.fromkeys(PER_TOPIC, 0), "train": dev_per_topic}, seed=1)
     dev = {gloss.id: (gloss.text, gloss.topic) for gloss, _ in chosen}
     texts = [corpus.examples[row].text for row in rows] + [text for text, _ in dev.values()]
     return HeldOut(demo=frozenset(corpus.examples[row].id for row in rows), dev=dev, glosses=frozenset(text.casefold() for text in texts))

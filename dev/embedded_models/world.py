@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dev.demo_corpus import synset_lines
 from dev.embedded_models.captions import HeldOut, Tree, held_out, meanings, nearest_pictures, own_captions
 from dev.embedded_models.sources import CLDR, FONT, Emoji, Synset, load_emoji, read_synsets, rendered
-from lugpi_core.corpora.demo import synset_lines
 
 PICTURE_PX = 96  # kept larger than what the models see, to be placed and turned
 

@@ -1,54 +1,19 @@
-"""The shipped corpus, ``--dataset demo``: WordNet glosses, and which of twelve topics the thing is that each of them describes; and more
-glosses without labels, for ``--unlabelled``.
+"""The shipped corpus, ``--dataset demo``: WordNet glosses, and which of twelve topics each describes; and unlabelled glosses.
 
-The files are made by ``python -m lugpi_core.corpora.demo --wordnet PATH/wordnet-synsets.jsonl.gz`` and read like anybody's own files.
+``python -m dev.demo_corpus`` builds the files from WordNet; they are read like a user's own file.
 """
 
-import argparse
-import csv
-import gzip
-import hashlib
-import io
-import json
-import re
-import sys
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from lugpi_core.corpora.archives import decoded
-from lugpi_core.corpora.corpus import SPLITS, Corpus, Split
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_user_corpus
-from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
-from lugpi_core.files import write_text
 
 DEMO_CSV = Path(__file__).resolve().parents[1] / "data" / "demo.csv"
+# Unlabelled glosses, for --unlabelled.
 DEMO_MORE = DEMO_CSV.with_name("demo-more.txt")
 LICENSE = "Open English WordNet (CC BY 4.0), derived from Princeton WordNet 3.0 (WordNet licence)"
-# Noun lexicographer files of things and scenes that a picture can show.
-TOPICS = ("act", "animal", "artifact", "body", "event", "food", "group", "location", "object", "person", "plant", "substance")
-# Few labelled texts and a large test part: what images add is largest, and measured best, there.
-PER_TOPIC: dict[Split, int] = {"train": 40, "validation": 20, "test": 200}
-MORE_PER_TOPIC = 200
-SHORTEST, LONGEST = 20, 160
-
-_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
-_FUNCTION_WORDS = frozenset(
-    {"a", "an", "and", "at", "by", "for", "from", "in", "into", "of", "off", "on", "or", "out", "s", "the", "to", "up", "with"}
-)
-_ENDINGS = ("ings", "ing", "ers", "ies", "ied", "ed", "er", "es", "s")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gloss:
-    """What one row of the file is made of."""
-
-    id: str
-    text: str
-    topic: str
 
 
 def load_demo() -> Corpus:
@@ -58,128 +23,3 @@ def load_demo() -> Corpus:
         InputError: the shipped file has been damaged.
     """
     return replace(load_user_corpus(str(DEMO_CSV), CorpusSettings(split_column="split")), name="demo", license=LICENSE)
-
-
-def stem(word: str) -> str:
-    """Return a rough stem, the same for the common inflected forms of a word: ``perches`` and ``perch``, ``running`` and ``run``."""
-    word = word.lower().removesuffix("'s")
-    for ending in _ENDINGS:
-        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= 3:
-            word = word.removesuffix(ending) + ("y" if ending in ("ies", "ied") else "")
-            break
-    word = word.removesuffix("e")
-    if len(word) > 3 and word[-1] == word[-2]:
-        word = word[:-1]
-    return word[:-1] + "i" if len(word) > 2 and word.endswith("y") else word
-
-
-def gives_itself_away(text: str, names: Iterable[str]) -> bool:
-    """Tell whether a text has any word of any of the names, in any common form; words such as "of" do not count."""
-    own = {stem(word) for name in names for word in _WORD.findall(name.replace("_", " ")) if word.lower() not in _FUNCTION_WORDS}
-    return any(stem(word) in own for word in _WORD.findall(text))
-
-
-def eligible_glosses(lines: Iterable[str], topics: Sequence[str]) -> list[Gloss]:
-    """Return the usable glosses of synsets, one a line of JSON: of the right topic and length, unique, not naming what they describe.
-
-    Raises:
-        InputError: a line is not a synset.
-    """
-    glosses: list[Gloss] = []
-    seen: Counter[str] = Counter()
-    for number, line in enumerate(lines, start=1):
-        try:
-            synset = json.loads(line)
-            identity, words, text = synset["id"], synset["words"], " ".join(synset["gloss"].split())
-            topic = synset["lexfile"].removeprefix("noun.")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            got = f"line {number} of the synsets ({type(error).__name__}: {error})"
-            raise InputError(got=got, expected="JSON with id, lexfile, words and gloss", do="use wordnet-synsets.jsonl.gz") from error
-        seen[text.casefold()] += 1
-        if topic in topics and SHORTEST <= len(text) <= LONGEST and not gives_itself_away(text, [*words, topic]):
-            glosses.append(Gloss(id=identity, text=text, topic=topic))
-    return [gloss for gloss in glosses if seen[gloss.text.casefold()] == 1]
-
-
-def drawn(glosses: Sequence[Gloss], *, topics: Sequence[str], per_topic: dict[Split, int], seed: int) -> list[tuple[Gloss, Split]]:
-    """Return the chosen glosses with their splits; the choice hangs on the seed and on each id, not on the order they come in.
-
-    Raises:
-        InputError: a topic has too few glosses.
-    """
-
-    def key(gloss: Gloss) -> str:
-        return hashlib.sha256(f"{seed}:{gloss.id}".encode()).hexdigest()
-
-    wanted = [split for split in SPLITS for _ in range(per_topic[split])]
-    rows: list[tuple[Gloss, Split]] = []
-    for topic in topics:
-        of_topic = sorted((gloss for gloss in glosses if gloss.topic == topic), key=key)
-        if len(of_topic) < len(wanted):
-            got = f"{len(of_topic):,} usable glosses of {topic}"
-            raise InputError(got=got, expected=f"{len(wanted):,} or more", do="use the whole wordnet-synsets.jsonl.gz")
-        rows.extend(zip(of_topic, wanted, strict=False))
-    order = {split: place for place, split in enumerate(SPLITS)}
-    return sorted(rows, key=lambda row: (order[row[1]], key(row[0])))
-
-
-def synset_lines(wordnet: Path) -> list[str]:
-    """Return the lines of a gzipped JSON-lines file of synsets.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    try:
-        return decoded(gzip.decompress(wordnet.read_bytes()), where=str(wordnet)).splitlines()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(got=f"{wordnet} ({error})", expected="a gzipped JSON-lines file of synsets", do="check the path") from error
-
-
-def demo_csv(wordnet: Path, *, topics: Sequence[str] = TOPICS, per_topic: dict[Split, int] | None = None, seed: int = 0) -> bytes:
-    """Return the bytes of ``demo.csv``; the same synsets and seed give the same bytes.
-
-    Raises:
-        InputError: the file is missing or damaged, or a topic has too few glosses.
-    """
-    rows = drawn(eligible_glosses(synset_lines(wordnet), topics), topics=topics, per_topic=per_topic or PER_TOPIC, seed=seed)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "text", "label", "split"))
-    writer.writerows((gloss.id, gloss.text, gloss.topic, split) for gloss, split in rows)
-    return text.getvalue().encode()
-
-
-def demo_more(wordnet: Path, *, topics: Sequence[str] = TOPICS, more_per_topic: int = MORE_PER_TOPIC, seed: int = 0) -> bytes:
-    """Return the bytes of ``demo-more.txt``: the glosses that come after those of ``demo.csv``, a line each, without labels.
-
-    Raises:
-        InputError: the file is missing or damaged, or a topic has too few glosses.
-    """
-    glosses = eligible_glosses(synset_lines(wordnet), topics)
-    taken = {gloss.id for gloss, _ in drawn(glosses, topics=topics, per_topic=PER_TOPIC, seed=seed)}
-    left = [gloss for gloss in glosses if gloss.id not in taken]
-    rows = drawn(left, topics=topics, per_topic={**dict.fromkeys(SPLITS, 0), "train": more_per_topic}, seed=seed)
-    return "".join(f"{gloss.text}\n" for gloss, _ in rows).encode()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write each file beside its place and rename it; the last line of stdout is JSON. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lugpi_core.corpora.demo", description=__doc__)
-    parser.add_argument("--wordnet", type=Path, required=True, help="wordnet-synsets.jsonl.gz")
-    parser.add_argument("--out", type=Path, default=DEMO_CSV.parent, help="the folder to write to (default: the package's)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
-    flags = parser.parse_args(arguments)
-    try:
-        made = {DEMO_CSV.name: demo_csv(flags.wordnet, seed=flags.seed), DEMO_MORE.name: demo_more(flags.wordnet, seed=flags.seed)}
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    for name, content in made.items():
-        write_text(flags.out / name, content.decode())
-    sums = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in made.items()}
-    print(json.dumps({"made": str(flags.out), **sums}))
-    return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,182 +1,25 @@
-"""The shipped corpus: what it holds, and that its recipe makes it again to the byte."""
+"""The shipped corpus: its splits, labels and size, and its unlabelled texts."""
 
-import gzip
-import json
-import random
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
-import pytest
-
-from lugpi_core.corpora.corpus import Split
-from lugpi_core.corpora.demo import (
-    DEMO_CSV,
-    DEMO_MORE,
-    MORE_PER_TOPIC,
-    TOPICS,
-    demo_csv,
-    demo_more,
-    eligible_glosses,
-    gives_itself_away,
-    load_demo,
-    main,
-    stem,
-)
+from lugpi_core.corpora.demo import DEMO_CSV, DEMO_MORE, load_demo
 from lugpi_core.corpora.load import load_corpus
-from lugpi_core.errors import InputError
-from tests.support.checkout import DATA
 
-WORDNET = DATA / "wordnet-synsets.jsonl.gz"
-PER_TOPIC: dict[Split, int] = {"train": 3, "validation": 2, "test": 4}
-LETTERS = "abcdefghijklmnop"
+TOPICS = ("act", "animal", "artifact", "body", "event", "food", "group", "location", "object", "person", "plant", "substance")
 
 
-def _synset(identity: str, gloss: str, *, words: tuple[str, ...] = ("zzz",), topic: str = "food") -> str:
-    return json.dumps({"id": identity, "lexfile": f"noun.{topic}", "words": words, "gloss": gloss})
-
-
-def _many() -> list[str]:
-    return [_synset(f"{t}:{a}", f"a thing of the kind {a * 3} that is {t} to eat", topic=t) for t in ("food", "plant") for a in LETTERS]
-
-
-def _wordnet(path: Path, lines: list[str]) -> Path:
-    path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    return path
-
-
-def _made(path: Path, *, seed: int = 0) -> bytes:
-    return demo_csv(path, topics=("food", "plant"), per_topic=PER_TOPIC, seed=seed)
-
-
-def _plain() -> list[str]:
-    return [line.replace("is food to", "is good to").replace("is plant to", "is fine to") for line in _many()]
-
-
-def test_the_shipped_corpus_has_few_labels_and_a_large_test_part() -> None:
+def test_the_demo_has_few_labels_and_a_large_test_part() -> None:
     corpus = load_corpus("demo")
     assert corpus == load_demo()
     counted = Counter((corpus.label_names[example.label], example.split) for example in corpus.examples)
     assert counted == {(topic, split): count for topic in TOPICS for split, count in (("train", 40), ("validation", 20), ("test", 200))}
     assert (corpus.name, corpus.label_names) == ("demo", TOPICS)
+    assert DEMO_CSV.stat().st_size <= 1_000_000
     assert "CC BY 4.0" in corpus.license
 
 
-def test_the_shipped_glosses_are_short_unique_and_named_by_their_synsets() -> None:
-    examples = load_demo().examples
-    assert all(20 <= len(example.text) <= 160 and example.prompt == example.text for example in examples)
-    assert len({example.text.casefold() for example in examples}) == len({example.id for example in examples}) == 3_120
-    assert all(not gives_itself_away(example.text, [TOPICS[example.label], example.id.split(":")[1]]) for example in examples)
-    assert DEMO_CSV.stat().st_size <= 1_000_000
-
-
-def test_the_shipped_file_is_what_its_recipe_makes() -> None:
-    if not WORDNET.is_file():
-        pytest.skip(f"{WORDNET} is not there")
-    assert demo_csv(WORDNET) == DEMO_CSV.read_bytes()
-    assert demo_more(WORDNET) == DEMO_MORE.read_bytes()
-
-
-def test_the_shipped_texts_without_labels_are_in_no_split() -> None:
+def test_the_unlabelled_texts_are_in_no_split() -> None:
     texts = DEMO_MORE.read_text().splitlines()
-    assert len(texts) == len({text.casefold() for text in texts}) == 12 * MORE_PER_TOPIC
+    assert len(texts) == len({text.casefold() for text in texts}) == 2_400
     assert not {text.casefold() for text in texts} & {example.text.casefold() for example in load_demo().examples}
     assert DEMO_MORE.stat().st_size <= 200_000
-
-
-def test_the_same_seed_makes_the_same_bytes_in_whatever_order_synsets_come(tmp_path: Path) -> None:
-    lines = _plain()
-    first = _made(_wordnet(tmp_path / "a.gz", lines))
-    random.Random(1).shuffle(lines)
-    assert _made(_wordnet(tmp_path / "b.gz", lines)) == first
-    assert _made(tmp_path / "b.gz", seed=1) != first
-    assert first.startswith(b"id,text,label,split\n")
-    rows = [row.rsplit(",", 2)[1:] for row in first.decode().splitlines()[1:]]
-    assert Counter(map(tuple, rows)) == {(t, s): n for t in ("food", "plant") for s, n in PER_TOPIC.items()}
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "perch perches",
-        "run running runs",
-        "berry berries",
-        "house houses housed",
-        "bake baking baker bakers",
-        "dog dog's DOGS",
-        "glass glasses",
-    ],
-)
-def test_the_common_forms_of_a_word_share_a_stem(words: str) -> None:
-    assert len({stem(word) for word in words.split()}) == 1
-
-
-def test_different_words_keep_different_stems() -> None:
-    assert len({stem(word) for word in ("cat", "car", "perch", "grass", "bed", "king", "gas", "fly")}) == 8
-
-
-@pytest.mark.parametrize(
-    ("text", "names", "expected"),
-    [
-        ("a small perch of India", ["climbing_perch"], True),
-        ("two CLIMBERS meet here", ["climbing_perch"], True),
-        ("a superchef of India", ["climbing_perch"], False),
-        ("the top of the world", ["body_of_water"], False),
-        ("the lion's den", ["lion"], True),
-    ],
-)
-def test_a_gloss_that_names_its_own_word_is_told_by_whole_words(text: str, names: list[str], expected: bool) -> None:
-    assert gives_itself_away(text, names) is expected
-
-
-def test_only_fitting_glosses_are_eligible() -> None:
-    lines = [
-        _synset("good", "eaten  with a spoon\n from a bowl"),
-        _synset("own", "a stew of beef and of carrots", words=("beef_stew",)),
-        _synset("named", "foods of the sea and the shore"),
-        _synset("short", "eaten with spoons"),
-        _synset("long", "eaten " * 27),
-        _synset("twin1", "Something that is twice here"),
-        _synset("twin2", "something that is twice here", topic="verb.x"),
-        _synset("other", "eaten with a fork from a plate", topic="time"),
-    ]
-    assert [(gloss.id, gloss.text) for gloss in eligible_glosses(lines, ("food",))] == [("good", "eaten with a spoon from a bowl")]
-
-
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"id": "a", "lexfile": "noun.food", "words": [], "gloss": 3}'])
-def test_a_line_that_is_no_synset_is_named(line: str) -> None:
-    with pytest.raises(InputError, match="line 2 of the synsets"):
-        eligible_glosses([_synset("a", "x"), line], ("food",))
-
-
-def test_too_few_glosses_of_a_topic_are_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="got 8 usable glosses of plant; expected 9 or more"):
-        _made(_wordnet(tmp_path / "a.gz", _plain()[:24]))
-
-
-@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"x" * 999, mtime=0)[:-9]], ids=["missing", "no gzip", "cut"])
-def test_a_missing_or_damaged_synset_file_is_one_line_and_status_2(
-    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "w.gz"
-    if content is not None:
-        path.write_bytes(content)
-    assert main(["--wordnet", str(path), "--out", str(tmp_path)]) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith(f"error: got {path}")
-    assert shown.count("\n") == 1
-    assert not list(tmp_path.glob("demo*"))
-
-
-def test_the_command_writes_the_files_whole_and_says_what_it_made(tmp_path: Path) -> None:
-    lines = [_synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(460)]
-    source, out = _wordnet(tmp_path / "w.gz", lines), tmp_path / "out"
-    out.mkdir()
-    command = [sys.executable, "-W", "error", "-m", "lugpi_core.corpora.demo", "--wordnet", str(source), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    made = json.loads(done.stdout.splitlines()[-1])
-    for name, content in (("demo.csv", demo_csv(source)), ("demo-more.txt", demo_more(source))):
-        assert (out / name).read_bytes() == content
-        assert made[name]["bytes"] == len(content)
-    assert sorted(path.name for path in out.iterdir()) == ["demo-more.txt", "demo.csv"]

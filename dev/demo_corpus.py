@@ -1,0 +1,168 @@
+"""Build the shipped corpus ``demo`` from WordNet: ``python -m dev.demo_corpus --wordnet PATH/wordnet-synsets.jsonl.gz``."""
+
+import argparse
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lugpi_core.corpora.archives import decoded
+from lugpi_core.corpora.corpus import SPLITS, Split
+from lugpi_core.corpora.demo import DEMO_CSV, DEMO_MORE
+from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from lugpi_core.files import write_text
+
+# Noun lexicographer files of things and scenes that an image can show.
+TOPICS = ("act", "animal", "artifact", "body", "event", "food", "group", "location", "object", "person", "plant", "substance")
+# Few labelled texts and a large test part: there images help most, and the gain is measured most precisely.
+PER_TOPIC: dict[Split, int] = {"train": 40, "validation": 20, "test": 200}
+MORE_PER_TOPIC = 200
+SHORTEST, LONGEST = 20, 160
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+_FUNCTION_WORDS = frozenset(
+    {"a", "an", "and", "at", "by", "for", "from", "in", "into", "of", "off", "on", "or", "out", "s", "the", "to", "up", "with"}
+)
+_ENDINGS = ("ings", "ing", "ers", "ies", "ied", "ed", "er", "es", "s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gloss:
+    """The content of one row of the file."""
+
+    id: str
+    text: str
+    topic: str
+
+
+def stem(word: str) -> str:
+    """Return a rough stem, the same for the common inflections of a word: ``perches`` and ``perch``, ``running`` and ``run``."""
+    word = word.lower().removesuffix("'s")
+    for ending in _ENDINGS:
+        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= 3:
+            word = word.removesuffix(ending) + ("y" if ending in ("ies", "ied") else "")
+            break
+    word = word.removesuffix("e")
+    if len(word) > 3 and word[-1] == word[-2]:
+        word = word[:-1]
+    return word[:-1] + "i" if len(word) > 2 and word.endswith("y") else word
+
+
+def names_itself(text: str, names: Iterable[str]) -> bool:
+    """Whether a text contains a word of any of the names, in any common inflection; words such as "of" do not count."""
+    stems = {stem(word) for name in names for word in _WORD.findall(name.replace("_", " ")) if word.lower() not in _FUNCTION_WORDS}
+    return any(stem(word) in stems for word in _WORD.findall(text))
+
+
+def eligible_glosses(lines: Iterable[str], topics: Sequence[str]) -> list[Gloss]:
+    """Return the usable glosses of synsets, one JSON object per line: of the right topic and length, unique, not naming what they describe.
+
+    Raises:
+        InputError: a line is not a synset.
+    """
+    glosses: list[Gloss] = []
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(lines, start=1):
+        try:
+            synset = json.loads(line)
+            identity, words, text = synset["id"], synset["words"], " ".join(synset["gloss"].split())
+            topic = synset["lexfile"].removeprefix("noun.")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            got = f"line {number} of the synsets ({type(error).__name__}: {error})"
+            raise InputError(got=got, expected="JSON with id, lexfile, words and gloss", do="use wordnet-synsets.jsonl.gz") from error
+        seen[text.casefold()] += 1
+        if topic in topics and SHORTEST <= len(text) <= LONGEST and not names_itself(text, [*words, topic]):
+            glosses.append(Gloss(id=identity, text=text, topic=topic))
+    return [gloss for gloss in glosses if seen[gloss.text.casefold()] == 1]
+
+
+def choose(glosses: Sequence[Gloss], *, topics: Sequence[str], per_topic: dict[Split, int], seed: int) -> list[tuple[Gloss, Split]]:
+    """Return the chosen glosses with their splits. The choice depends on the seed and on each id, not on the order of the glosses.
+
+    Raises:
+        InputError: a topic has too few glosses.
+    """
+
+    def key(gloss: Gloss) -> str:
+        return hashlib.sha256(f"{seed}:{gloss.id}".encode()).hexdigest()
+
+    splits = [split for split in SPLITS for _ in range(per_topic[split])]
+    rows: list[tuple[Gloss, Split]] = []
+    for topic in topics:
+        of_topic = sorted((gloss for gloss in glosses if gloss.topic == topic), key=key)
+        if len(of_topic) < len(splits):
+            got = f"{len(of_topic):,} usable glosses of {topic}"
+            raise InputError(got=got, expected=f"{len(splits):,} or more", do="use the whole wordnet-synsets.jsonl.gz")
+        rows.extend(zip(of_topic, splits, strict=False))
+    order = {split: place for place, split in enumerate(SPLITS)}
+    return sorted(rows, key=lambda row: (order[row[1]], key(row[0])))
+
+
+def synset_lines(wordnet: Path) -> list[str]:
+    """Return the lines of a gzipped JSON-lines file of synsets.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        return decoded(gzip.decompress(wordnet.read_bytes()), where=str(wordnet)).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(got=f"{wordnet} ({error})", expected="a gzipped JSON-lines file of synsets", do="check the path") from error
+
+
+def demo_csv(wordnet: Path, *, topics: Sequence[str] = TOPICS, per_topic: dict[Split, int] | None = None, seed: int = 0) -> bytes:
+    """Return the bytes of ``demo.csv``; the same synsets and seed give the same bytes.
+
+    Raises:
+        InputError: the file is missing or damaged, or a topic has too few glosses.
+    """
+    rows = choose(eligible_glosses(synset_lines(wordnet), topics), topics=topics, per_topic=per_topic or PER_TOPIC, seed=seed)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "text", "label", "split"))
+    writer.writerows((gloss.id, gloss.text, gloss.topic, split) for gloss, split in rows)
+    return text.getvalue().encode()
+
+
+def demo_more(wordnet: Path, *, topics: Sequence[str] = TOPICS, more_per_topic: int = MORE_PER_TOPIC, seed: int = 0) -> bytes:
+    """Return the bytes of ``demo-more.txt``: the glosses that come after those of ``demo.csv``, unlabelled, one per line.
+
+    Raises:
+        InputError: the file is missing or damaged, or a topic has too few glosses.
+    """
+    glosses = eligible_glosses(synset_lines(wordnet), topics)
+    taken = {gloss.id for gloss, _ in choose(glosses, topics=topics, per_topic=PER_TOPIC, seed=seed)}
+    left = [gloss for gloss in glosses if gloss.id not in taken]
+    rows = choose(left, topics=topics, per_topic={**dict.fromkeys(SPLITS, 0), "train": more_per_topic}, seed=seed)
+    return "".join(f"{gloss.text}\n" for gloss, _ in rows).encode()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write both files, whole or not at all; the last line of stdout is JSON. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m dev.demo_corpus", description=__doc__)
+    parser.add_argument("--wordnet", type=Path, required=True, help="wordnet-synsets.jsonl.gz")
+    parser.add_argument("--out", type=Path, default=DEMO_CSV.parent, help="the folder to write to (default: the package's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
+    flags = parser.parse_args(arguments)
+    try:
+        contents = {DEMO_CSV.name: demo_csv(flags.wordnet, seed=flags.seed), DEMO_MORE.name: demo_more(flags.wordnet, seed=flags.seed)}
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    for name, content in contents.items():
+        write_text(flags.out / name, content.decode())
+    sums = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()}
+    print(json.dumps({"made": str(flags.out), **sums}))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
