@@ -1,4 +1,4 @@
-"""The reader and the writer of docs/store.md agree with lugpi's own, and the reader notices what is not as it was written."""
+"""The reader and the writer on docs/store.md agree with lugpi's own, and the reader detects every change."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from lugpi_core.store.quantize import quantize
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.verify import check_column
 from lugpi_core.store.writer import ColumnWriter
-from tests.support.documented_commands import told
+from tests.support.pages import code_of
 
 ROWS, SHARD_ROWS, ROW_SHAPE = 40, 16, (5, 8)
 Read = Callable[[Path, str], Any]
@@ -24,13 +24,13 @@ Read = Callable[[Path, str], Any]
 
 @pytest.fixture(scope="module")
 def page() -> dict[str, Any]:
-    """What the page's two programs define; the lines that run them are left out."""
+    """What the two programs on the page define, without their last lines, which run them."""
     names: dict[str, Any] = {}
-    for one in told("docs/store.md"):
-        if one.kind == "python":
-            call = "\n\n\ntokens = read_column(" if "def read_shard" in one.text else "\n\n\nwrite_column("
-            program, ran, _ = one.text.partition(call)
-            assert ran
+    for code in code_of("docs/store.md"):
+        if code.is_python:
+            call = "\n\n\ntokens = read_column(" if "def read_shard" in code.text else "\n\n\nwrite_column("
+            program, call, _ = code.text.partition(call)
+            assert call
             exec(compile(program, "docs/store.md", "exec"), names)
     return names
 
@@ -46,10 +46,10 @@ def test_the_reader_reads_what_lugpi_wrote(page: dict[str, Any], store: Path) ->
     assert np.array_equal(page["read_column"](store, COLUMN), random_tokens(ROWS, ROW_SHAPE))
 
 
-def test_it_reads_eight_bits_as_lugpi_does(page: dict[str, Any], tmp_path: Path) -> None:
+def test_the_reader_dequantizes_int8_as_lugpi_does(page: dict[str, Any], tmp_path: Path) -> None:
     values, scales = quantize(torch.from_numpy(np.array(random_tokens(ROWS, ROW_SHAPE))))
-    about: dict[str, Any] = {"what": "tokens", "rows": ROWS, "row_shape": ROW_SHAPE, "shard_rows": SHARD_ROWS, "fingerprint": {"a": 1}}
-    spec = ColumnSpec(name="eight", dtype="int8", **about)
+    settings: dict[str, Any] = {"what": "tokens", "rows": ROWS, "row_shape": ROW_SHAPE, "shard_rows": SHARD_ROWS, "fingerprint": {"a": 1}}
+    spec = ColumnSpec(name="eight", dtype="int8", **settings)
     writer = ColumnWriter(tmp_path, spec)
     for shard in range(spec.shards):
         file, layout = writer.claim(shard), spec.layout(shard)
@@ -61,7 +61,7 @@ def test_it_reads_eight_bits_as_lugpi_does(page: dict[str, Any], tmp_path: Path)
     assert np.array_equal(page["read_column"](tmp_path, "eight"), ColumnReader(tmp_path, "eight").gather(range(ROWS)))
 
 
-def test_no_flipped_bit_passes_it(page: dict[str, Any], store: Path) -> None:
+def test_the_reader_detects_a_flipped_bit(page: dict[str, Any], store: Path) -> None:
     shard = store / COLUMN / "shard-00001.h5"
     whole, places = shard.read_bytes(), np.random.default_rng(0)
     for place in places.integers(len(whole), size=50).tolist():
@@ -72,7 +72,7 @@ def test_no_flipped_bit_passes_it(page: dict[str, Any], store: Path) -> None:
             page["read_column"](store, COLUMN)
 
 
-def _recorded_anew(page: dict[str, Any], store: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def _rewrite_manifest(page: dict[str, Any], store: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = store / COLUMN / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["xxh3_128"]
@@ -80,7 +80,7 @@ def _recorded_anew(page: dict[str, Any], store: Path, change: Callable[[dict[str
     path.write_text(json.dumps({**manifest, "xxh3_128": page["digest"](manifest)}))
 
 
-def test_a_row_that_was_changed_together_with_its_record_does_not_pass(page: dict[str, Any], store: Path) -> None:
+def test_the_reader_detects_a_row_changed_with_its_record(page: dict[str, Any], store: Path) -> None:
     shard = store / COLUMN / "shard-00001.h5"
 
     def change(manifest: dict[str, Any]) -> None:
@@ -91,19 +91,19 @@ def test_a_row_that_was_changed_together_with_its_record_does_not_pass(page: dic
         record["xxh3_128"] = page["xxhash"].xxh3_128_hexdigest(data)
         del record["sha256"]
 
-    _recorded_anew(page, store, change)
+    _rewrite_manifest(page, store, change)
     with pytest.raises(ValueError, match="row 3 does not hold"):
         page["read_column"](store, COLUMN)
 
 
-def test_other_settings_and_a_shard_that_is_missing_do_not_pass(page: dict[str, Any], store: Path) -> None:
+def test_the_reader_detects_another_fingerprint_and_a_missing_shard(page: dict[str, Any], store: Path) -> None:
     path = store / COLUMN / "manifest.json"
     whole = path.read_text()
-    _recorded_anew(page, store, lambda manifest: manifest["fingerprint"].update(made="otherwise"))
+    _rewrite_manifest(page, store, lambda manifest: manifest["fingerprint"].update(made="otherwise"))
     with pytest.raises(ValueError, match="another fingerprint"):
         page["read_column"](store, COLUMN)
     path.write_text(whole)
-    _recorded_anew(page, store, lambda manifest: manifest["shards"].pop("2"))
+    _rewrite_manifest(page, store, lambda manifest: manifest["shards"].pop("2"))
     with pytest.raises(ValueError, match="not complete"):
         page["read_column"](store, COLUMN)
     path.write_text(whole.replace('"rows": 40', '"rows": 41'))
