@@ -115,7 +115,7 @@ def test_packages_import_only_what_they_may(source: Source) -> None:
     assert imported <= ALLOWED[source.package] | {source.package}
 
 
-@pytest.mark.parametrize("package", ["lugpi_core"])
+@pytest.mark.parametrize("package", ["lugpi_core", "featurize"])
 def test_rooms_import_only_lower_floors(package: str) -> None:
     floor = {room: height for height, rooms in enumerate(FLOORS[package]) for room in rooms}
     arrows = defaultdict(list)
@@ -127,6 +127,13 @@ def test_rooms_import_only_lower_floors(package: str) -> None:
     upward = [why for (above, below), places in arrows.items() if floor[below] >= floor[above] for why in places]
     assert upward == []
     assert len(arrows) <= MOST_ARROWS[package]
+
+
+def test_only_an_entry_point_imports_a_command_line() -> None:
+    for source in SOURCES:
+        imported = {one.module for one in source.imports if one.package in OURS and one.module.endswith(".cli")}
+        if imported:
+            assert source.path.name == "__main__.py", f"{source.name} imports {imported}"
 
 
 @pytest.mark.parametrize("library", LIBRARY_DOORS)
