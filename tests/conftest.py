@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from lugpi_core.runtime.libraries import prepare_libraries
-from tests.support.checkout import ROOT, Command
+from tests.support.checkout import ROOT, Command, Start
 from tests.support.topics import topic_texts
 
 # The same examples every time; hypothesis measures no time.
@@ -34,10 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the tier of its folder."""
+    """Mark each test with the tier of its folder; a test that runs commands in their own processes belongs to the upper tier anywhere."""
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker("whole" if folder in WHOLE else "unit")
+        is_whole = item.path.relative_to(ROOT / "tests").parts[0] in WHOLE
+        runs_commands = isinstance(item, pytest.Function) and {"command", "start"} & set(item.fixturenames)
+        item.add_marker("whole" if is_whole or runs_commands else "unit")
 
 
 @pytest.fixture
@@ -62,23 +63,36 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Run ``python -m …`` from the checkout in its own process, as a user would."""
+    """Run ``python -m …`` from the checkout in its own process, as a user would, and wait for it."""
 
     def run(*arguments: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        words = [sys.executable, "-m", *map(str, arguments)]
+        return subprocess.run(words, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout_s, check=False)
 
     return run
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start ``python …`` (such as ``-m train …`` or ``-c …``) from the checkout without waiting; what still runs at the end is killed."""
+    children: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str | Path) -> "subprocess.Popen[str]":
+        words = [sys.executable, *map(str, arguments)]
+        child = subprocess.Popen(words, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        children.append(child)
+        return child
+
+    yield run
+    for child in children:
+        child.kill()
+        child.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""That images carry what texts do not say: a teacher that sees drawings of words against one that sees the drawings of other words."""
+"""A teacher can use information that only the images have."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command
 from train.cli import main
 
-# Single words, so that no word of a test text is in a training text: the text alone can only guess from what its model has read before.
+# Texts of one word each, so that no test word occurs in a training text: from the text alone, the class can hardly be predicted.
 WORDS = {
     "food": "banana lemon bread cheese egg pizza apple carrot grapes peach pear cherries strawberry tomato cucumber potato pancakes "
     "croissant pineapple watermelon mango sandwich cookie doughnut",
@@ -37,13 +37,13 @@ def words_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_teacher_that_sees_the_words_drawings_is_far_better_than_one_that_sees_others(words_csv: Path, tmp_path: Path) -> None:
-    drawn = {"dataset": str(words_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",)}
-    assert featurize_command(FeaturizeOptions(**drawn, run_dir=tmp_path / "run"))["complete"]  # type: ignore[arg-type]
+def test_images_of_the_words_help_far_more_than_shuffled_images(words_csv: Path, tmp_path: Path) -> None:
+    store = {"dataset": str(words_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",)}
+    assert featurize_command(FeaturizeOptions(**store, run_dir=tmp_path / "run"))["complete"]  # type: ignore[arg-type]
     flags = ("--dataset", str(words_csv), "--split-column", "split", "--run-dir", str(tmp_path / "run"), "--text-model", "demo")
-    learning = ("--epochs", "20", "--learning-rate", "1e-3", "--device", "cpu", "--seed", "0")
+    training = ("--epochs", "20", "--learning-rate", "1e-3", "--device", "cpu", "--seed", "0")
     accuracy = {}
     for privileged in ("images", "shuffled"):
-        assert main(["teacher", *flags, *learning, "--privileged", privileged, "--name", privileged]) == 0
+        assert main(["teacher", *flags, *training, "--privileged", privileged, "--name", privileged]) == 0
         accuracy[privileged] = json.loads((tmp_path / "run" / privileged / "metrics.json").read_text())["accuracy"]["test"]
     assert accuracy["images"] > accuracy["shuffled"] + 0.15

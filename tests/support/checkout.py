@@ -1,11 +1,12 @@
-"""Where the checkout is, and its data."""
+"""Where the checkout and its data are, and the types of the fixtures that run commands from it."""
 
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# The corpora's own archives, where a checkout has them beside it; tests that want them skip with a reason elsewhere.
+# The archives of the corpora, if they are next to the checkout; tests that need them are skipped otherwise.
 DATA = ROOT.parent / "shared" / "data"
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
