@@ -27,6 +27,7 @@ from featurize.options import InspectSettings
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
+from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.runtime.pretrained import only_local_files
 from lugpi_core.store.example_table import ExampleTable, read_example_table
@@ -104,6 +105,7 @@ def inspect(
     Raises:
         InputError: no store, the store of another corpus, or a decoder or device that is not there.
     """
+    prepare_libraries()
     settings = settings or InspectSettings()
     check_decoder_name(settings.decoder)
     folder = Path(store) if isinstance(store, (str, Path)) else store.path
