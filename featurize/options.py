@@ -79,8 +79,8 @@ class Execution:
     """
 
     batch_size: int | Literal["auto"] = "auto"
-    """Images generated at a time; auto takes the largest power of two that fits, up to 32 on CUDA and 16 on the CPU. If memory runs out
-    all the same, it is halved and the run goes on."""
+    """Images generated at a time; auto takes the largest power of two that should fit, up to 32 on CUDA and 16 on the CPU. If memory
+    runs out all the same, it is halved and the run goes on."""
     memory_gb: float | None = None
     """Memory that generating may take, in 10^9 bytes; on CUDA torch keeps to it (default: what is free)."""
     max_failed: int | None = None
@@ -90,9 +90,9 @@ class Execution:
     dtype: DtypeChoice = "auto"
     """Precision; auto is float16 on CUDA, float32 on the CPU."""
     attention: AttentionChoice = "auto"
-    """Attention kernels of the UNet; auto takes those that are faster on this device, as timed at the start."""
+    """Attention kernels of the UNet; auto = sdpa, PyTorch's own."""
     compile: CompileChoice = "auto"
-    """torch.compile of UNet and decoder; auto compiles on CUDA if the run is long enough for it to pay."""
+    """torch.compile of UNet and decoder; auto compiles on CUDA if there are at least 2,000 images to generate."""
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto":

@@ -15,6 +15,7 @@ from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError
 
 if TYPE_CHECKING:
+    from featurize.cost.estimate import Estimate
     from featurize.fill.block import Models, Work
     from featurize.plan.job import Job
     from lugpi_core.corpora.corpus import Corpus
@@ -231,14 +232,33 @@ def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
 
 
 def _dry_run(corpus: "Corpus", job: "Job") -> dict[str, Any]:
-    from featurize.cost.batch_size import estimate_run
     from featurize.plan.job import refuse_other_drawings
 
     refuse_other_drawings(job)
     _announce(corpus, job)
-    estimate = estimate_run(job)
+    estimate = _estimate(job)
     say(str(estimate))
     return {"command": "featurize", "dry_run": True, "store": str(job.store), **asdict(estimate)}
+
+
+def _estimate(job: "Job") -> "Estimate":
+    """Estimate a run from one warm-up block of its models; time and memory stay unknown if they do not load or do not fit."""
+    import dataclasses
+
+    from featurize.cost.estimate import estimate_run, missing_rows, warm_up
+    from featurize.fill.load_models import load_models
+    from lugpi_core.runtime.meters import StageTimes
+
+    if not any(missing_rows(job).values()):
+        return estimate_run(job, None)
+    job = dataclasses.replace(job, execution=dataclasses.replace(job.execution, compile="off"))
+    try:
+        with memory_in_one_line("free memory"):
+            models, sizes = load_models(job, job.encoders, 0, StageTimes(job.compute.device))
+            block = warm_up(models.text_to_image, models.encoders, job, sizes)
+    except InputError as error:
+        return estimate_run(job, None, unknown_because=str(error))
+    return estimate_run(job, block)
 
 
 @contextmanager
@@ -290,14 +310,12 @@ def _fill_missing(
         (job.store / VIEW).unlink(missing_ok=True)
         _write_examples(job, corpus)
     if missing:
-        from featurize.cost.batch_size import choose_sizes
         from featurize.fill.load_models import load_models
 
-        sizes = choose_sizes(job)
-        job = dataclasses.replace(job, batch_size=sizes.batch)
-        work.batches = Batches(sizes.by_stage())
         incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}
-        models = load_models(job, incomplete, sizes, work.times)
+        models, sizes = load_models(job, incomplete, missing, work.times)
+        job = dataclasses.replace(job, batch_size=sizes.generate)
+        work.batches = Batches(sizes.by_stage())
         _fill(job, writers, models, work, progress, missing)
     with work.times.host("publish"):
         for writer in writers.values():

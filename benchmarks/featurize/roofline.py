@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks.featurize.plain_diffusers import Drawings
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, StageWork, counted_work
+from featurize.cost.stage_cost import DENOISE, stage_flops
 
 # Side of the square matrices: large enough to keep every core busy, small enough for a second.
 _SIDE = {"cuda": 8192, "cpu": 2048}
@@ -14,27 +14,26 @@ _ROUNDS = 5
 _PRODUCTS_A_ROUND = {"cuda": 20, "cpu": 1}
 
 
-def flops_per_image(work: Mapping[str, StageWork], *, steps: int, guided: bool) -> float:
+def flops_per_image(row_flops: Mapping[str, float], *, steps: int, guided: bool) -> float:
     """Return the FLOPs of one drawing: its prompt once, the UNet ``steps`` times (twice as often when guided), and everything else once.
 
     Args:
-        work: ``counted_work`` of the generator and the encoders.
+        row_flops: ``stage_flops`` of the generator and the encoders.
         steps: denoising steps.
         guided: whether each step reads the latent with the prompt and without.
     """
-    once = sum(stage.flops for name, stage in work.items() if name not in (PROMPT, DENOISE, DECODE))
-    return work[PROMPT].flops + work[DENOISE].flops * steps * (2 if guided else 1) + work[DECODE].flops + once
+    once = sum(flops for name, flops in row_flops.items() if name != DENOISE)
+    return once + row_flops[DENOISE] * steps * (2 if guided else 1)
 
 
 def roof(peak_flops: float, drawings: Drawings) -> float:
     """Return the images/s at which the device would do nothing but the drawings' FLOPs at its peak."""
-    return peak_flops / flops_per_image(work_of(drawings), steps=drawings.generator.settings.steps, guided=drawings.guided)
+    return peak_flops / flops_per_image(row_flops_of(drawings), steps=drawings.generator.settings.steps, guided=drawings.guided)
 
 
-def work_of(drawings: Drawings) -> dict[str, StageWork]:
-    """Return what a row of the drawings costs in each stage, counted from the configurations."""
-    dtype = str(drawings.dtype).removeprefix("torch.")
-    return counted_work(drawings.generator, drawings.encoders, dtype=dtype, decoder_folder=drawings.tiny_decoder)
+def row_flops_of(drawings: Drawings) -> dict[str, float]:
+    """Return the FLOPs of one row in each stage, counted from the configurations."""
+    return stage_flops(drawings.generator, drawings.encoders, decoder_folder=drawings.tiny_decoder)
 
 
 def measured_peak_flops(device: str, dtype: torch.dtype) -> float:

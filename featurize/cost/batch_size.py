@@ -1,135 +1,72 @@
-"""How many rows a run computes at once: the batch that is asked for, or the largest that fits the memory; and the estimate of a dry run."""
+"""How many rows a run computes at once. If memory runs out all the same, ``fill/out_of_memory.py`` halves them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from featurize.cost.estimate import (
-    Estimate,
-    calibrate,
-    decode_rows,
-    free_memory_bytes,
-    largest_batch,
-    peak_bytes,
-    rows_at_once,
-    total_flops,
-)
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, StageWork, counted_work
-from featurize.generate.text_to_image import unet_is_guided
-from featurize.plan.job import TEXT_BATCH, Job, wanted_bytes
-from lugpi_core.store.layout import LATENTS
-from lugpi_core.store.manifest import MANIFEST, load_manifest
+from featurize.options import Execution
+from featurize.plan.job import TEXT_BATCH, Job
+from lugpi_core.runtime.host_memory import host_available_bytes
+from lugpi_core.runtime.meters import peak_memory_bytes
 
-# More at once is hardly faster: the card is full. And a batch is what a stop waits for, and what a kill costs.
+# More at once is hardly faster: the GPU is busy. And a stop waits for the end of a block, and a kill costs one.
 MOST_AT_ONCE = {"cuda": 32, "cpu": 16}
+# Values that are alive at once per pixel of the images, counted for Stable Diffusion 2 with guidance, and a fifth more for the allocator:
+# in the UNet for each image of a batch, in the decoder for a single image.
+_UNET_VALUES, _DECODER_VALUES = 320, 1460
+# An image in the decoder takes as much memory as 4.6 in the UNet.
+_DECODED_SHARE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """How many rows at once: drawn, decoded, encoded."""
+class BatchSizes:
+    """How many rows at once: images to generate, to decode, to encode."""
 
-    batch: int
+    generate: int
     decode: int
     encode: int
 
     def by_stage(self) -> dict[str, int]:
         """Return the size of every stage."""
-        return {"prompt": TEXT_BATCH, "denoise": self.batch, "decode": self.decode, "encode": self.encode}
+        return {"prompt": TEXT_BATCH, "denoise": self.generate, "decode": self.decode, "encode": self.encode}
 
 
-def choose_sizes(job: Job) -> Sizes:
-    """Return how many rows to compute at once: the batch that is asked for, or the largest that fits; decoded in slices that need no more
-    memory than drawing does.
+def limit_memory(execution: Execution, device: str) -> None:
+    """Make torch keep to ``--memory-gb`` on CUDA."""
+    if execution.memory_gb is not None and device == "cuda":
+        _, total_bytes = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, execution.memory_gb * 1e9 / total_bytes))
 
-    On CUDA ``--memory-gb`` binds torch from here on.
 
-    Raises:
-        InputError: a single image does not fit.
+def choose_batch_sizes(job: Job) -> BatchSizes:
+    """Return how many rows to compute at once, given the memory that is free now, with the models loaded.
+
+    ``--batch-size auto`` is the largest power of two up to ``MOST_AT_ONCE`` that is expected to fit, at least 1. Images are decoded in
+    slices of an eighth of the batch, which need less memory than generating it; but on the CPU a batch that was asked for is decoded whole.
     """
-    wanted = job.execution.batch_size
-    if wanted != "auto" and job.compute.device == "cpu":
-        return Sizes(batch=wanted, decode=wanted, encode=wanted)
-    if job.execution.memory_gb is not None and job.compute.device == "cuda":
-        _, card_bytes = torch.cuda.mem_get_info()
-        torch.cuda.set_per_process_memory_fraction(min(1.0, job.execution.memory_gb * 1e9 / card_bytes))
-    return sizes_for(job, count_job(job))
+    device, batch = job.compute.device, job.execution.batch_size
+    if batch != "auto":
+        return BatchSizes(generate=batch, decode=batch if device == "cpu" else max(1, batch // _DECODED_SHARE), encode=batch)
+    value_bytes = job.generator.size_px**2 * job.compute.torch_dtype.itemsize
+    free_bytes = free_memory_bytes(job.execution, device)
+    batch = MOST_AT_ONCE[device]
+    while batch > 1 and value_bytes * max(_UNET_VALUES * batch, _DECODER_VALUES) > free_bytes:
+        batch //= 2
+    return BatchSizes(generate=batch, decode=max(1, batch // _DECODED_SHARE), encode=batch)
 
 
-def estimate_run(job: Job) -> Estimate:
-    """Return what a run will take: counted from the configurations, and timed on the device for some seconds with random weights.
+def free_memory_bytes(execution: Execution, device: str) -> int:
+    """Return the bytes that this process may still take on ``device`` (``cpu`` or ``cuda``).
 
-    Steps that DeepCache shortens count whole.
+    CUDA: what the GPU has free and what torch keeps unused, up to ``limit_memory``. CPU: half of what the machine, or the control group the
+    process is in, has available, because the page cache and other processes need the rest; at most what ``--memory-gb`` leaves.
     """
-    missing, work, guided = missing_rows(job), count_job(job), is_guided(job)
-    needed = {name: stage for name, stage in work.items() if missing[name]}
-    sizes = sizes_for(job, work)
-    together = rows_at_once(needed, batch=sizes.batch, guided=guided)
-    folder = None if job.decoder is None else job.decoder.folder
-    measured = calibrate(job.generator, tuple(job.encoders.values()), job.compute, needed, rows=together, decoder_folder=folder)
-    return Estimate(
-        images=max(missing[DENOISE] // forwards_per_image(job), missing[DECODE]),
-        prompts=missing[PROMPT],
-        flops=total_flops(needed, missing),
-        hours=measured.hours(missing),
-        disk_bytes=wanted_bytes(job),
-        peak_bytes=peak_bytes(work, batch=sizes.batch, guided=guided, decode_rows=sizes.decode, encode_rows=sizes.encode),
-        basis=measured.basis if needed else "for nothing is missing",
-    )
-
-
-def missing_rows(job: Job) -> dict[str, int]:
-    """Return how many rows each stage has to compute, by the names of ``counted_work``. Reads the manifests; nothing is touched.
-
-    By whole shards: one that is begun counts as if nothing of it were there.
-    """
-    final = {spec.name: _final_shards(job, spec.name) for spec in job.columns}
-    rows = [job.columns[0].layout(shard).rows for shard in range(job.columns[0].shards)]
-
-    def lacking(columns: Iterable[str]) -> int:
-        return sum(count for shard, count in enumerate(rows) if any(shard not in final[name] for name in columns))
-
-    tokens = [name for name in final if name != LATENTS]
-    drawn = sum(
-        count
-        for shard, count in enumerate(rows)
-        if shard not in final.get(LATENTS, ()) and any(shard not in shards for shards in final.values())
-    )
-    return {
-        PROMPT: drawn // job.plan.images_per_text,
-        DENOISE: drawn * forwards_per_image(job),
-        DECODE: lacking(tokens),
-        **{f"encode {job.encoders[name].name}": lacking([name]) for name in tokens},
-    }
-
-
-def count_job(job: Job) -> dict[str, StageWork]:
-    """Return what one row of a job costs in each stage."""
-    folder = None if job.decoder is None else job.decoder.folder
-    return counted_work(job.generator, tuple(job.encoders.values()), dtype=job.compute.dtype, decoder_folder=folder)
-
-
-def sizes_for(job: Job, work: dict[str, StageWork]) -> Sizes:
-    """Return how many rows to compute at once, given what one costs."""
-    guided, batch = is_guided(job), job.execution.batch_size
-    if batch == "auto":
-        memory_bytes = free_memory_bytes(job.compute.device) if job.execution.memory_gb is None else int(job.execution.memory_gb * 1e9)
-        batch = largest_batch(work, memory_bytes, guided=guided, most=MOST_AT_ONCE[job.compute.device])
-    # On the CPU a batch that is asked for is computed as it is.
-    whole = job.execution.batch_size != "auto" and job.compute.device == "cpu"
-    return Sizes(batch=batch, decode=batch if whole else decode_rows(work, batch, guided), encode=batch)
-
-
-def is_guided(job: Job) -> bool:
-    """Whether the UNet reads each row twice."""
-    return unet_is_guided(job.generator)
-
-
-def _final_shards(job: Job, column: str) -> set[int]:
-    folder = job.store / column
-    return set(load_manifest(folder)[1]) if (folder / MANIFEST).is_file() else set()
-
-
-def forwards_per_image(job: Job) -> int:
-    """Return the UNet rows of an image."""
-    return job.generator.settings.steps * (1 + is_guided(job))
+    if device == "cpu":
+        free_bytes = host_available_bytes() // 2
+        if execution.memory_gb is None:
+            return free_bytes
+        return min(free_bytes, int(execution.memory_gb * 1e9) - peak_memory_bytes()["host_bytes"])
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    reserved_bytes, used_bytes = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+    allowed_bytes = int(torch.cuda.get_per_process_memory_fraction() * total_bytes)
+    return max(0, min(free_bytes + reserved_bytes - used_bytes, allowed_bytes - used_bytes))

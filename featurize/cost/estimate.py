@@ -1,192 +1,44 @@
-"""What a run will take: memory and the batch that fits it, FLOPs, hours. All of it follows from ``counted_work``, and hours from a few
-forwards of modules with random weights; no weights are loaded.
+"""What a run will take (``--dry-run``): images, FLOPs and disk are counted; time and memory are measured on one warm-up block."""
 
-Stages are named as ``counted_work`` names them; a run that draws nothing leaves out the stages that it does not need.
-"""
-
-import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, Stage, StageWork, stages
-from featurize.encode.encoders import EncoderFiles
-from featurize.generate.generators import Generator
-from featurize.plan.job import TEXT_BATCH
-from lugpi_core.errors import InputError
-from lugpi_core.runtime.device import Compute
-from lugpi_core.runtime.host_memory import host_available_bytes
+from featurize.cost.batch_size import BatchSizes
+from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.generate.text_to_image import TextToImage, unet_is_guided
+from featurize.plan.job import Job, missing_disk_bytes
+from lugpi_core.runtime.meters import peak_memory_bytes
+from lugpi_core.store.layout import LATENTS
+from lugpi_core.store.manifest import MANIFEST, load_manifest
 
-# What a process holds beside tensors. On CUDA: the context (0.3 to 0.6 GB by card and driver), the workspaces of cuDNN and cuBLAS, and
-# the embeddings of prompts that wait to be drawn (0.16 GB). On the CPU: the libraries themselves and oneDNN's copies of weights (measured
-# for Stable Diffusion 2: 0.5 and 0.13 GB).
-RESERVE_BYTES = 1 << 30
-# Bytes that the allocator takes over bytes alive: blocks are rounded up, and a freed block seldom fits the next tensor.
-ALLOCATOR_FACTOR = 1.2
-# Speed of a whole stage over that of large matrix products, for stages too long to be run for an estimate. Measured on one core of a CPU:
-# the UNet of Stable Diffusion 2 at 512 px .71, its decoder .70 (first forward) to .90.
-EFFICIENCY = 0.75
-# A stage whose single row takes longer is not run for an estimate.
-LONGEST_ROW_S = 5.0
-# Rows of one timed forward are chosen to take no longer together, and forwards are repeated until they have taken so long.
-_FORWARD_S, _REPEATS_S, _PRODUCTS_S = 1.0, 0.2, 0.2
-_SIDE = {"cuda": 8192, "cpu": 1024}
+# On the CPU a block has fewer images than the run's if the whole would take more FLOPs, about a minute.
+_CPU_BLOCK_FLOPS = 1e12
+# The first call of a model is slower; if it was shorter, the block is run once more.
+_SHORT_S = 2.0
 _FLOP = {"GFLOP": 1e9, "TFLOP": 1e12, "PFLOP": 1e15, "EFLOP": 1e18}
-_NOTHING = StageWork(flops=0.0, activation_bytes=0, weight_bytes=0)
-
-
-def free_memory_bytes(device: str) -> int:
-    """Return the bytes that this process may still take on ``device`` (``cpu``, ``cuda`` or ``cuda:1``).
-
-    CUDA: what the card has free and what torch keeps unused, up to what ``set_per_process_memory_fraction`` leaves. CPU: half of what the
-    machine, or the control group the process is in, has available; the other half is the page cache's and the neighbours'.
-    """
-    where = torch.device(device)
-    if where.type == "cpu":
-        return host_available_bytes() // 2
-    index = torch.cuda.current_device() if where.index is None else where.index
-    free_bytes, total_bytes = torch.cuda.mem_get_info(index)
-    held_bytes, used_bytes = torch.cuda.memory_reserved(index), torch.cuda.memory_allocated(index)
-    allowed_bytes = int(torch.cuda.get_per_process_memory_fraction(index) * total_bytes)
-    return max(0, min(free_bytes + held_bytes - used_bytes, allowed_bytes - used_bytes))
-
-
-def decode_rows(work: Mapping[str, StageWork], batch: int, guided: bool) -> int:
-    """Return how many images to decode at once: the largest power of two ≤ ``batch`` with which decoding needs no more memory than
-    denoising the batch does; at least 1. Without a UNet in ``work``, nothing but the batch bounds it."""
-    rows = _power_of_two(batch)
-    denoise_bytes = work[DENOISE].activation_bytes * batch * (2 if guided else 1) if DENOISE in work else None
-    while denoise_bytes is not None and rows > 1 and work[DECODE].activation_bytes * rows > denoise_bytes:
-        rows //= 2
-    return rows
-
-
-def rows_at_once(work: Mapping[str, StageWork], *, batch: int, guided: bool) -> dict[str, int]:
-    """Return the rows of one forward of each stage in a run that draws ``batch`` images at a time."""
-    own = {PROMPT: TEXT_BATCH, DENOISE: batch * (2 if guided else 1)}
-    if DECODE in work:
-        own[DECODE] = decode_rows(work, batch, guided)
-    return {name: own.get(name, batch) for name in work}
-
-
-def peak_bytes(work: Mapping[str, StageWork], *, batch: int, guided: bool, decode_rows: int, encode_rows: int) -> int:
-    """Return the most bytes that a run holds on its device: the weights of UNet, decoder and encoders, the largest stage's activations
-    times ``ALLOCATOR_FACTOR``, and ``RESERVE_BYTES``. The text encoder is beside them only while it reads and the others wait.
-
-    Args:
-        work: ``counted_work``.
-        batch: images drawn at once.
-        guided: whether the UNet reads each image twice.
-        decode_rows: images decoded at once.
-        encode_rows: images encoded at once.
-    """
-    rows = {PROMPT: TEXT_BATCH, DENOISE: batch * (2 if guided else 1), DECODE: decode_rows}
-    activations = {name: ALLOCATOR_FACTOR * stage.activation_bytes * rows.get(name, encode_rows) for name, stage in work.items()}
-    reading_bytes = activations.pop(PROMPT, 0) + work.get(PROMPT, _NOTHING).weight_bytes
-    weight_bytes = sum(stage.weight_bytes for name, stage in work.items() if name != PROMPT)
-    return int(RESERVE_BYTES + weight_bytes + max(reading_bytes, *activations.values(), 0))
-
-
-def largest_batch(work: Mapping[str, StageWork], memory_bytes: int, *, guided: bool, most: int) -> int:
-    """Return the largest power of two ≤ ``most`` of images that can be drawn, decoded by ``decode_rows`` and encoded together in
-    ``memory_bytes``.
-
-    Raises:
-        InputError: a single image does not fit.
-    """
-    batch = _power_of_two(most)
-    while (needed_bytes := _peak_of_batch(work, batch, guided)) > memory_bytes:
-        if batch == 1:
-            raise InputError(
-                got=f"{_gigabytes(memory_bytes)} of free memory",
-                expected=f"{_gigabytes(needed_bytes)} for one image at a time",
-                do="free memory, take a larger card, or draw smaller images (--size-px) or with another generator",
-            )
-        batch //= 2
-    return batch
-
-
-def total_flops(work: Mapping[str, StageWork], rows: Mapping[str, float]) -> float:
-    """Return the FLOPs of a run that computes so many ``rows`` in each stage: a prompt a row, a UNet row for each step, twice when guided,
-    an image a row elsewhere."""
-    return sum(stage.flops * rows[name] for name, stage in work.items())
-
-
-def matrix_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of large matrix products, measured for about a fifth of a second."""
-    side = _SIDE[device.type]
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / min(_repeated_s(lambda: left @ right, device, _PRODUCTS_S))
-
-
-def calibrate(
-    generator: Generator,
-    encoders: Sequence[EncoderFiles],
-    compute: Compute,
-    work: Mapping[str, StageWork],
-    *,
-    rows: Mapping[str, int],
-    decoder_folder: Path | None = None,
-) -> "Calibration":
-    """Time the stages of ``work`` on the device, with random weights, one stage there at a time.
-
-    A stage is run with as many of its ``rows`` as are expected to take a second. One whose single row takes longer than
-    ``LONGEST_ROW_S`` at ``EFFICIENCY`` times the speed of matrix products is not run, and that is its time.
-
-    Args:
-        generator, encoders, decoder_folder: as ``counted_work`` got them.
-        compute: device and dtype.
-        work: what ``counted_work`` returned, or the part of it that the run needs.
-        rows: ``rows_at_once`` of the run.
-    """
-    device = torch.device(compute.device)
-    unbuilt = stages(generator, encoders, dtype=compute.dtype, decoder_folder=decoder_folder)
-    row_s: dict[str, float] = {}
-    timed: list[str] = []
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        products_per_s = matrix_flops_per_s(device, compute.torch_dtype)
-        for name, stage in work.items():
-            row_s[name] = stage.flops / (EFFICIENCY * products_per_s)
-            if row_s[name] <= LONGEST_ROW_S:
-                together = max(1, min(rows[name], int(_FORWARD_S / row_s[name])))
-                row_s[name] = _forward_s(unbuilt[name], name, together, device) / together
-                timed.append(name)
-    return Calibration(row_s=row_s, timed=tuple(timed), products_per_s=products_per_s, where=str(compute))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """How fast the device is.
+class WarmUp:
+    """A block that was run: one step of the UNet, decoding and encoding.
 
     Attributes:
-        row_s: seconds that one row takes in each stage.
-        timed: the stages that were run; the others are inferred from FLOPs.
-        products_per_s: FLOP/s of large matrix products.
-        where: device and dtype, in words.
+        images: generated at once.
+        flops: of the block.
+        seconds: that it took.
+        peak_bytes: on CUDA of torch's allocator, on the CPU of the process, models included.
+        device: device and dtype, in words.
     """
 
-    row_s: Mapping[str, float]
-    timed: tuple[str, ...]
-    products_per_s: float
-    where: str
-
-    def hours(self, rows: Mapping[str, float]) -> float:
-        """Return the hours of a run that computes so many rows in each stage, as ``total_flops`` has them."""
-        return sum(seconds * rows[name] for name, seconds in self.row_s.items()) / 3600
-
-    @property
-    def basis(self) -> str:
-        """One sentence: how the hours were found."""
-        inferred = [name for name in self.row_s if name not in self.timed]
-        parts = [f"{', '.join(self.timed)} timed with random weights"] if self.timed else []
-        if inferred:
-            speed = f"{EFFICIENCY:g} × the {self.products_per_s / 1e9:,.0f} GFLOP/s of matrix products"
-            parts.append(f"{', '.join(inferred)} counted in FLOPs at {speed}")
-        return f"on {self.where}: {'; '.join(parts)}."
+    images: int
+    flops: float
+    seconds: float
+    peak_bytes: int
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,13 +46,13 @@ class Estimate:
     """What a run will take.
 
     Attributes:
-        images: to be drawn, or made again from latents.
+        images: to be generated, or decoded from stored latents.
         prompts: to be read by the text encoder.
         flops: of the whole run.
-        hours: of the whole run; None where they were not estimated.
+        hours: ``flops`` at the speed of the warm-up block; None if nothing was run.
         disk_bytes: that the store will take in addition.
-        peak_bytes: on the device.
-        basis: one sentence that says how ``hours`` were found.
+        peak_bytes: of the warm-up block; None if nothing was run.
+        basis: where ``hours`` and ``peak_bytes`` come from, or why they are unknown.
     """
 
     images: int
@@ -208,61 +60,123 @@ class Estimate:
     flops: float
     hours: float | None
     disk_bytes: int
-    peak_bytes: int
+    peak_bytes: int | None
     basis: str
 
-    def record(self) -> dict[str, Any]:
-        """Return what goes into a JSON record."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        taken = "not estimated" if self.hours is None else f"about {_duration(self.hours)}"
+        memory = "unknown" if self.peak_bytes is None else f"{_gigabytes(self.peak_bytes)} at the peak of that block"
         return "\n".join(
             (
                 f"images  {self.images:,} from {self.prompts:,} prompts",
                 f"work    {_flop(self.flops)}",
-                f"time    {taken}, {self.basis}",
+                f"time    {'unknown' if self.hours is None else f'about {_duration(self.hours)}'}: {self.basis}",
                 f"disk    {_gigabytes(self.disk_bytes)} more",
-                f"memory  {_gigabytes(self.peak_bytes)} on the device at the peak",
+                f"memory  {memory}",
             )
         )
 
 
-def _peak_of_batch(work: Mapping[str, StageWork], batch: int, guided: bool) -> int:
-    rows = decode_rows(work, batch, guided) if DECODE in work else 0
-    return peak_bytes(work, batch=batch, guided=guided, decode_rows=rows, encode_rows=batch)
+def missing_rows(job: Job) -> dict[str, int]:
+    """Return how many rows each stage has to compute, by the names of ``stage_flops``. Reads the manifests; nothing is touched.
+
+    By whole shards: one that is not final counts in full.
+    """
+    final = {spec.name: _final_shards(job, spec.name) for spec in job.columns}
+    rows = [job.columns[0].layout(shard).rows for shard in range(job.columns[0].shards)]
+
+    def lacking(columns: Iterable[str]) -> int:
+        return sum(count for shard, count in enumerate(rows) if any(shard not in final[name] for name in columns))
+
+    tokens = [name for name in final if name != LATENTS]
+    generated = sum(
+        count
+        for shard, count in enumerate(rows)
+        if shard not in final.get(LATENTS, ()) and any(shard not in shards for shards in final.values())
+    )
+    return {
+        PROMPT: generated // job.plan.images_per_text,
+        DENOISE: generated * _forwards_per_image(job),
+        DECODE: lacking(tokens),
+        **{f"encode {job.encoders[name].name}": lacking([name]) for name in tokens},
+    }
 
 
-def _power_of_two(most: int) -> int:
-    assert most >= 1, most
-    return 1 << (most.bit_length() - 1)
+def row_flops(job: Job) -> dict[str, float]:
+    """Return the FLOPs of one row in each stage of a job."""
+    folder = None if job.decoder is None else job.decoder.folder
+    return stage_flops(job.generator, tuple(job.encoders.values()), decoder_folder=folder)
 
 
-def _forward_s(stage: Stage, name: str, rows: int, device: torch.device) -> float:
-    module = stage.module(device)
-    if device.type == "cuda" and name in (DENOISE, DECODE):
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the run has them
-    with device:
-        inputs = stage.inputs(rows)
-        return statistics.median(_repeated_s(lambda: stage.forward(module, *inputs), device, _REPEATS_S))
+def warm_up(text_to_image: TextToImage, encoders: Mapping[str, ImageEncoder], job: Job, sizes: BatchSizes) -> WarmUp:
+    """Run one block on zeros: one step of the UNet, decoding and encoding.
 
-
-def _repeated_s(compute: Any, device: torch.device, least_s: float) -> list[float]:
-    """Return the seconds of each call after a first one apart, until they have taken ``least_s`` together."""
-    seconds: list[float] = []
-    compute()
-    while sum(seconds) < least_s:
-        _wait(device)
+    Raises:
+        RuntimeError, MemoryError: the block does not fit into the memory.
+    """
+    flops, forwards = row_flops(job), 1 + text_to_image.guided
+    encode_flops = sum(flops[f"encode {encoder.files.name}"] for encoder in encoders.values())
+    images, decoded = sizes.generate, sizes.decode
+    if job.compute.device == "cpu":
+        images = max(1, min(images, int(_CPU_BLOCK_FLOPS // (flops[DENOISE] * forwards + flops[DECODE] + encode_flops))))
+        decoded = min(decoded, images)
+    with text_to_image.text_encoder_on_device():
+        prompt = text_to_image.encode_prompts([""])
+    if job.compute.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = 0.0
+    for _ in range(2):
         start_s = time.perf_counter()
-        compute()
-        _wait(device)
-        seconds.append(time.perf_counter() - start_s)
-    return seconds
+        images_B3HW = text_to_image.warm_up(prompt, images, decoded)
+        for encoder in encoders.values():
+            encoder.encode(images_B3HW)
+        if job.compute.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start_s
+        if seconds > _SHORT_S:
+            break
+    peak = peak_memory_bytes()
+    return WarmUp(
+        images=images,
+        flops=images * forwards * flops[DENOISE] + decoded * (flops[DECODE] + encode_flops),
+        seconds=seconds,
+        peak_bytes=peak["device_bytes"] if job.compute.device == "cuda" else peak["host_bytes"],
+        device=str(job.compute),
+    )
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing is missing") -> Estimate:
+    """Return what a run will take. Steps that DeepCache shortens count in full.
+
+    Args:
+        job: what is to be done.
+        block: a block of the run's models, or None if none was run.
+        unknown_because: why not.
+    """
+    missing = missing_rows(job)
+    flops = sum(row_flops(job)[stage] * rows for stage, rows in missing.items()) if any(missing.values()) else 0.0
+    hours, basis = (0.0 if flops == 0 else None), unknown_because
+    if block is not None:
+        speed = block.flops / block.seconds
+        hours = flops / speed / 3600
+        basis = f"on {block.device} a block of {block.images} images ran at {speed / 1e9:,.0f} GFLOP/s"
+    return Estimate(
+        images=max(missing[DENOISE] // _forwards_per_image(job), missing[DECODE]),
+        prompts=missing[PROMPT],
+        flops=flops,
+        hours=hours,
+        disk_bytes=missing_disk_bytes(job),
+        peak_bytes=None if block is None else block.peak_bytes,
+        basis=basis,
+    )
+
+
+def _forwards_per_image(job: Job) -> int:
+    return job.generator.settings.steps * (1 + unet_is_guided(job.generator))
+
+
+def _final_shards(job: Job, column: str) -> set[int]:
+    folder = job.store / column
+    return set(load_manifest(folder)[1]) if (folder / MANIFEST).is_file() else set()
 
 
 def _flop(flops: float) -> str:

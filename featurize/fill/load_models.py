@@ -1,12 +1,8 @@
-"""From a job to loaded models, compiled where that is asked for or pays."""
+"""From a job to loaded models, compiled if that was asked for or pays."""
 
 from collections.abc import Container
 
-import torch
-
-from featurize.cost.batch_size import Sizes, count_job, missing_rows
-from featurize.cost.estimate import EFFICIENCY, matrix_flops_per_s, total_flops
-from featurize.cost.stage_cost import DECODE, DENOISE
+from featurize.cost.batch_size import BatchSizes, choose_batch_sizes, limit_memory
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill.block import Models
 from featurize.fill.out_of_memory import is_out_of_memory
@@ -19,32 +15,42 @@ from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.pretrained import reason
 
 
-def load_models(job: Job, columns: Container[str], sizes: Sizes, times: StageTimes) -> Models:
-    """Load the generator and the encoders of the columns; compile where that is asked for or pays.
+def load_models(job: Job, columns: Container[str], images: int, times: StageTimes) -> tuple[Models, BatchSizes]:
+    """Load the generator and the encoders of some columns; choose batch sizes that fit next to them; compile.
+
+    Args:
+        job: with which models, where, how.
+        columns: whose encoders are needed.
+        images: to be generated, which decides whether compiling pays.
+        times: gets the seconds of loading and compiling.
 
     Raises:
         InputError: something does not load, or ``--compile on`` does not compile.
     """
+    limit_memory(job.execution, job.compute.device)
     with times.stage("load"):
-        drawer = TextToImage(job.generator, job.compute, attention=job.execution.attention, decoder=job.decoder)
+        text_to_image = TextToImage(job.generator, job.compute, attention=job.execution.attention, decoder=job.decoder)
         encoders = {name: ImageEncoder(files, job.compute) for name, files in job.encoders.items() if name in columns}
+    sizes = choose_batch_sizes(job)
     with times.stage("compile"):
-        _compile(job, drawer, sizes)
-    compiled = "" if drawer.compilation.part == "off" else f", compiled ({drawer.compilation.part})"
-    say(f"drawing on {job.compute}, attention {drawer.attention}{compiled}, {sizes.batch} at a time")
-    return Models(text_to_image=drawer, encoders=encoders)
+        _compile(job, text_to_image, sizes, images)
+    part = text_to_image.compilation.part
+    compiled = "" if part == "off" else f", compiled ({part})"
+    say(f"generating on {job.compute}, attention {text_to_image.attention}{compiled}, {sizes.generate} at a time")
+    return Models(text_to_image=text_to_image, encoders=encoders), sizes
 
 
-def _compile(job: Job, drawer: TextToImage, sizes: Sizes) -> None:
-    expected_s = _expected_s(job) if job.execution.compile == "auto" and job.compute.device == "cuda" else None
+def _compile(job: Job, text_to_image: TextToImage, sizes: BatchSizes, images: int) -> None:
     branching = job.generator.settings.deepcache > 1
-    part = choose_compilation(job.execution.compile, job.compute.device, expected_s, branching=branching)
+    part = choose_compilation(job.execution.compile, job.compute.device, images, branching=branching)
     if part == "off":
         return
-    rows = sizes.batch * (1 + drawer.guided)
-    drawer.compilation.switch_on(part, rows=rows, latent_shape=job.generator.latent_shape)
+    rows = sizes.generate * (1 + text_to_image.guided)
+    text_to_image.compilation.switch_on(part, rows=rows, latent_shape=job.generator.latent_shape)
     try:
-        drawer.try_compiled(sizes.batch, sizes.decode)
+        with text_to_image.text_encoder_on_device():
+            prompt = text_to_image.encode_prompts([""])
+        text_to_image.warm_up(prompt, sizes.generate, sizes.decode)
     except RuntimeError as error:
         if is_out_of_memory(error):
             return  # as in the run itself, which halves the batch
@@ -54,12 +60,5 @@ def _compile(job: Job, drawer: TextToImage, sizes: Sizes) -> None:
                 expected="a C++ compiler on the CPU, Triton on CUDA",
                 do="install it, or use --compile off",
             ) from None
-        drawer.compilation.switch_off()
+        text_to_image.compilation.switch_off()
         say(f"not compiled: {reason(error)}")
-
-
-def _expected_s(job: Job) -> float:
-    """Return about how long drawing takes uncompiled."""
-    missing, work = missing_rows(job), count_job(job)
-    flops = total_flops({name: work[name] for name in (DENOISE, DECODE)}, missing)
-    return flops / (EFFICIENCY * matrix_flops_per_s(torch.device(job.compute.device), job.compute.torch_dtype))

@@ -92,7 +92,7 @@ class TextToImage:
         self._is_xl = generator.pipeline_class == "StableDiffusionXLPipeline"
         self.guided = unet_is_guided(generator)
         self._negative: PromptEmbeddings | None = None
-        self.attention = set_attention(self._pipeline.unet, attention, self._device, generator.latent_shape)
+        self.attention = set_attention(self._pipeline.unet, attention, self._device)
         self._reuse = DeepReuse(self._pipeline.unet, generator.settings.deepcache) if generator.settings.deepcache > 1 else None
         self.compilation = Compilation(self._pipeline.unet, self._pipeline.vae)
 
@@ -185,18 +185,26 @@ class TextToImage:
                 part.to(dtype)  # every half-precision number is a float32: what comes back is what was there
             self._negative = negative
 
-    def try_compiled(self, rows: int, decode_rows: int) -> None:
-        """Run UNet and decoder once on zeros at the sizes of the run, so that whatever compiles does so now."""
-        latents_BChw = torch.zeros((rows, *self.generator.latent_shape), device=self._device, dtype=dtype_of(self._pipeline.unet))
-        with self.text_encoder_on_device():
-            empty = self.encode_prompts([""])
+    @torch.inference_mode()
+    def warm_up(self, prompt: PromptEmbeddings, images: int, decoded: int) -> torch.Tensor:
+        """Run one step of the UNet and the decoder on zeros, compiling what is to be compiled.
+
+        Args:
+            prompt: the embeddings of one prompt.
+            images: generated at once.
+            decoded: decoded at once.
+
+        Returns:
+            What was decoded, [decoded, 3, H, W].
+        """
+        latents_BChw = torch.zeros((images, *self.generator.latent_shape), device=self._device, dtype=dtype_of(self._pipeline.unet))
         scheduler = self._pipeline.scheduler
-        scheduler.set_timesteps(self.generator.settings.steps, device="cpu")  # of some, the steps are of another type before
-        with torch.inference_mode(), self.compilation.for_rows("denoise", rows * (1 + self.guided)):
-            conditions = self._conditions(empty.rows([0] * rows), rows)
+        scheduler.set_timesteps(self.generator.settings.steps, device="cpu")  # some schedulers' steps have another dtype before
+        with self.compilation.for_rows("denoise", images * (1 + self.guided)):
+            conditions = self._conditions(prompt.rows([0] * images), images)
             step = torch.ones((), device=self._device, dtype=scheduler.timesteps.dtype)
             self._pipeline.unet(torch.cat([latents_BChw] * (1 + self.guided)), step, **conditions, return_dict=False)
-        self.decode(latents_BChw[:decode_rows])
+        return self.decode(latents_BChw[:decoded])
 
     @contextmanager
     def _reusing(self) -> Iterator[None]:

@@ -47,7 +47,7 @@ class DecodedImages:
         self._latents = ColumnReader(store, LATENTS, check_content=False)
         self.generator = generator_of(self._latents.spec)
         files = find_decoder(decoder, self.generator)
-        self.flops = decode_flops(self.generator, dtype=compute.dtype, decoder_folder=None if files is None else files.folder)
+        self.flops = decode_flops(self.generator, decoder_folder=None if files is None else files.folder)
         self._decoder = LatentDecoder(self.generator, compute, decoder=files)
 
     def decode(self, drawings: NDArray[np.int64], side_px: int) -> tuple[NDArray[np.int64], torch.Tensor]:

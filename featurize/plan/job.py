@@ -191,14 +191,14 @@ def refuse_other_drawings(job: Job) -> None:
         refuse_difference(job.store / name, found.fingerprint, wanted.get(name, {**found.fingerprint, "generation": generation}))
 
 
-def wanted_bytes(job: Job) -> int:
-    """Return the disk that the shards ask for that are not there."""
+def missing_disk_bytes(job: Job) -> int:
+    """Return the disk space that the missing shards take."""
     return sum(missing_bytes(job.store, spec) for spec in job.columns)
 
 
 def require_room(job: Job) -> None:
     """Raise InputError unless the disk has room for all that is missing."""
-    wanted, free = wanted_bytes(job), shutil.disk_usage(job.store).free
+    wanted, free = missing_disk_bytes(job), shutil.disk_usage(job.store).free
     if wanted > free:
         raise InputError(
             got=f"{free / 1e6:,.0f} MB free for {job.store}",

@@ -44,8 +44,7 @@ from benchmarks.featurize.random_models import (
     sd2_folder,
     tiny_decoder_folder,
 )
-from benchmarks.featurize.roofline import flops_per_image, measured_peak_flops, roof, work_of
-from featurize.cost.stage_cost import StageWork
+from benchmarks.featurize.roofline import flops_per_image, measured_peak_flops, roof, row_flops_of
 from featurize.encode.encoders import EncoderFiles, Preprocessing
 from featurize.generate.generators import Generator, GeneratorPreset
 from featurize.options import FeaturizeOptions
@@ -203,7 +202,9 @@ def _real_drawings(folder: Path, sizes: DrawingSizes, *, tiny: bool = False) -> 
 
 def test_the_roofs_of_the_real_models_are_those_of_the_counted_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing_models, "_write_weights", lambda path, *_: path.parent.mkdir(parents=True, exist_ok=True))
-    work = [work_of(_real_drawings(tmp_path, sizes, tiny=tiny)) for sizes, tiny in ((SD2_512, False), (SD2_768, False), (SD2_512, True))]
+    work = [
+        row_flops_of(_real_drawings(tmp_path, sizes, tiny=tiny)) for sizes, tiny in ((SD2_512, False), (SD2_768, False), (SD2_512, True))
+    ]
     # Which work, steps, guidance: images/s at 0.79 PFLOP/s.
     roofs = {(0, 50, True): 9.5, (0, 25, True): 18.4, (1, 25, True): 7.0, (0, 1, False): 224, (2, 1, False): 685}
     found = {(n, steps, guided): PEAK_FLOPS / flops_per_image(work[n], steps=steps, guided=guided) for n, steps, guided in roofs}
@@ -212,14 +213,13 @@ def test_the_roofs_of_the_real_models_are_those_of_the_counted_work(tmp_path: Pa
 
 def test_an_image_costs_its_prompt_its_steps_its_decoder_and_every_encoder() -> None:
     flops = {"prompt": 1.0, "denoise": 10.0, "decode": 100.0, "encode a": 1000.0, "encode b": 10000.0}
-    work = {name: StageWork(flops=value, activation_bytes=0, weight_bytes=0) for name, value in flops.items()}
-    assert flops_per_image(work, steps=3, guided=True) == 11161
-    assert flops_per_image(work, steps=3, guided=False) == 11131
+    assert flops_per_image(flops, steps=3, guided=True) == 11161
+    assert flops_per_image(flops, steps=3, guided=False) == 11131
 
 
 def test_a_roof_is_the_peak_over_the_work_of_the_drawings() -> None:
     drawings = drawings_of(DEMO)
-    expected = PEAK_FLOPS / flops_per_image(work_of(drawings), steps=4, guided=True)
+    expected = PEAK_FLOPS / flops_per_image(row_flops_of(drawings), steps=4, guided=True)
     assert roof(PEAK_FLOPS, drawings) == expected
     assert roof(PEAK_FLOPS, drawings_of({**DEMO, "guidance": 0.0})) > expected
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import nn
 
-from featurize.generate.acceleration import Compilation, CompiledPart, choose_compilation
+from featurize.generate.acceleration import COMPILE_FROM_IMAGES, Compilation, CompiledPart, choose_compilation
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import CompileChoice
@@ -27,37 +26,23 @@ LATENT_SHAPE = (4, 64, 64)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "seconds", "branching", "expected"),
+    ("choice", "device", "images", "branching", "expected"),
     [
-        ("off", "cuda", 1e6, False, "off"),
-        ("off", "cpu", None, False, "off"),
-        ("auto", "cpu", 1e6, False, "off"),
-        ("auto", "cuda", None, False, "off"),
-        ("auto", "cuda", 0.0, False, "off"),
-        ("auto", "cuda", 164.0, False, "off"),  # 15 s + 164 s / 1.1 = 164.1 s
-        ("auto", "cuda", 166.0, False, "regional"),
-        ("auto", "cuda", 680.0, False, "regional"),  # 633.2 s, against 634 s whole
-        ("auto", "cuda", 695.0, False, "whole"),
-        ("auto", "cuda", 1e6, False, "whole"),
-        ("auto", "cuda", 164.0, True, "off"),
-        ("auto", "cuda", 1e6, True, "regional"),
-        ("on", "cpu", None, False, "regional"),
-        ("on", "cuda", 1.0, False, "regional"),
-        ("on", "cuda", 1e6, False, "whole"),
-        ("on", "cuda", 1e6, True, "regional"),
+        ("off", "cuda", 10**6, False, "off"),
+        ("auto", "cpu", 10**6, False, "off"),
+        ("auto", "cuda", COMPILE_FROM_IMAGES - 1, False, "off"),
+        ("auto", "cuda", COMPILE_FROM_IMAGES, False, "whole"),
+        ("auto", "cuda", COMPILE_FROM_IMAGES, True, "regional"),
+        ("on", "cpu", 1, False, "regional"),
+        ("on", "cuda", 1, False, "regional"),
+        ("on", "cuda", COMPILE_FROM_IMAGES, False, "whole"),
+        ("on", "cuda", COMPILE_FROM_IMAGES, True, "regional"),
     ],
 )
-def test_what_is_compiled_is_what_ends_soonest(
-    wanted: CompileChoice, device: str, seconds: float | None, branching: bool, expected: CompiledPart
+def test_what_is_compiled_follows_from_the_number_of_images(
+    choice: CompileChoice, device: str, images: int, branching: bool, expected: CompiledPart
 ) -> None:
-    assert choose_compilation(wanted, device, seconds, branching=branching) == expected
-
-
-def test_the_more_there_is_to_draw_the_more_is_compiled() -> None:
-    order = ("off", "regional", "whole")
-    chosen = [order.index(choose_compilation("auto", "cuda", float(seconds), branching=False)) for seconds in range(0, 2000, 10)]
-    assert all(one <= other for one, other in pairwise(chosen))
-    assert set(chosen) == {0, 1, 2}
+    assert choose_compilation(choice, device, images, branching=branching) == expected
 
 
 class _Inner(nn.Module):
@@ -205,7 +190,7 @@ def test_the_demo_generator_draws_the_same_compiled_and_what_is_made_again_in_fl
     plain = drawer.draw(two, [1, 2])
     images = drawer.decode(plain)
     drawer.compilation.switch_on(part, rows=4, latent_shape=generator.latent_shape)
-    drawer.try_compiled(2, 2)
+    drawer.warm_up(two.rows([0]), 2, 2)
     compiled, ran = counting.compiled, counting.ran
     assert compiled > 0
     assert torch.equal(drawer.draw(two, [1, 2]), plain)
@@ -238,9 +223,10 @@ def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pyte
         return forward(read, step, **more)
 
     monkeypatch.setattr(pipeline.unet, "forward", noted)
-    drawer.try_compiled(2, 2)
     with drawer.text_encoder_on_device():
-        drawer.draw(drawer.encode_prompts(["a cat", "snow"]), [1, 2])
+        prompts = drawer.encode_prompts(["a cat", "snow"])
+    drawer.warm_up(prompts.rows([0]), 2, 2)
+    drawer.draw(prompts, [1, 2])
     assert len(types) == 3
     assert set(types) == {(torch.float32, torch.int64)}
 
@@ -261,7 +247,7 @@ with drawer.text_encoder_on_device():
 plain = drawer.draw(prompts, [1, 2])
 images = drawer.decode(plain)
 drawer.compilation.switch_on(sys.argv[1], rows=4, latent_shape=generator.latent_shape)
-drawer.try_compiled(2, 2)
+drawer.warm_up(prompts.rows([0]), 2, 2)
 latents = drawer.draw(prompts, [1, 2])
 apart = [(latents - plain).abs().max().item(), (drawer.decode(plain) - images).abs().max().item()]
 drawer.compilation.switch_off()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.cost.stage_cost import DECODE, counted_work, decode_flops
+from featurize.cost.stage_cost import DECODE, decode_flops, stage_flops
 from featurize.generate.decoders import LatentDecoder, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
@@ -109,8 +109,8 @@ def test_at_most_a_million_pixels_are_decoded_at_once(planted: Planted, demo: Ge
 def test_the_work_per_image_is_that_counted_for_its_decoder(planted: Planted, demo: Generator) -> None:
     tiny = find_decoder("tiny", demo)
     assert tiny is not None
-    assert DecodedImages(planted.run_dir / "tokens", "full", CPU).flops == counted_work(demo, (), dtype="float32")[DECODE].flops
-    assert DecodedImages(planted.run_dir / "tokens", "tiny", CPU).flops == decode_flops(demo, dtype="float32", decoder_folder=tiny.folder)
+    assert DecodedImages(planted.run_dir / "tokens", "full", CPU).flops == stage_flops(demo, ())[DECODE]
+    assert DecodedImages(planted.run_dir / "tokens", "tiny", CPU).flops == decode_flops(demo, decoder_folder=tiny.folder)
 
 
 def test_without_latents_there_are_no_images(tmp_path: Path) -> None:
