@@ -296,6 +296,7 @@ def _fill_missing(
     import dataclasses
 
     from featurize.fill.block import Work
+    from featurize.fill.fill_store import write_examples
     from featurize.fill.out_of_memory import Batches
     from featurize.plan.job import table_is_stale
     from lugpi_core.files import sweep
@@ -308,7 +309,7 @@ def _fill_missing(
     if missing or table_is_stale(job.store, corpus, job.plan):
         # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
         (job.store / VIEW).unlink(missing_ok=True)
-        _write_examples(job, corpus)
+        write_examples(job, corpus)
     if missing:
         from featurize.fill.load_models import load_models
 
@@ -348,15 +349,6 @@ def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
 
     spec = next(iter(writers.values())).spec
     return sum(spec.layout(shard).rows for shard in open_shards(writers))
-
-
-def _write_examples(job: "Job", corpus: "Corpus") -> None:
-    from featurize.generate.text_to_image import prompts_are_cut
-    from lugpi_core.store.example_table import ExampleTable, write_example_table
-
-    cut = prompts_are_cut(job.generator, job.plan.prompts)[job.plan.prompt_of_example]
-    table = ExampleTable(drawings=job.plan.drawings, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint())
-    write_example_table(job.store, corpus, table)
 
 
 @contextmanager
@@ -405,22 +397,6 @@ def _announce_result(result: FeaturizeResult) -> None:
     )
 
 
-def _compute_record(job: "Job", models: "Models | None") -> dict[str, Any]:
-    """Return what the run computed with, for the record."""
-    from featurize.generate.acceleration import memory_format
-
-    if models is None:
-        return {**job.compute.record(), "attention": None}
-    generator = models.text_to_image
-    return {
-        **job.compute.record(),
-        "attention": generator.attention,
-        "compiled": generator.compilation.part,
-        "cuda_graphs": generator.compilation.graphs,
-        "memory_format": memory_format(job.compute.device),
-    }
-
-
 def _result(corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", work: "Work", models: "Models | None") -> FeaturizeResult:
     from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table
@@ -445,6 +421,6 @@ def _result(corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", wo
         batches={"rows": work.batches.rows, "halvings": work.batches.halvings},
         seconds=work.times.record(),
         peak_memory=peak_memory_bytes(),
-        compute=_compute_record(job, models),
+        compute={**job.compute.record(), **({"attention": None} if models is None else models.text_to_image.record())},
         notice=job.generator.settings.notice,
     )

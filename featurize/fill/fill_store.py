@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from featurize.fill.block import BlockMaker, Models, Task, WindowOfPrompts, Work
 from featurize.fill.writer_thread import Output, stored_form
+from featurize.generate.text_to_image import prompts_are_cut
 from featurize.plan.job import Job
 from lugpi_core.command_line import say
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
+from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.shard import ShardWriter, flag_of
@@ -58,6 +61,13 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, work: Work)
                 with work.times.host("wait"):
                     time.sleep(POLL_S)
                 work.stop.check()
+
+
+def write_examples(job: Job, corpus: Corpus) -> None:
+    """Write the table of examples: the images of each, and whether its prompt is longer than the generator reads."""
+    cut = prompts_are_cut(job.generator, job.plan.prompts)[job.plan.prompt_of_example]
+    table = ExampleTable(drawings=job.plan.drawings, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint())
+    write_example_table(job.store, corpus, table)
 
 
 def open_shards(writers: dict[str, ColumnWriter]) -> list[int]:
