@@ -96,6 +96,12 @@ def read_thumbnails(folder: Path, corpus: str) -> dict[int, bytes]:
         raise InputError(got=f"{folder} ({error!r:.200})", expected="thumbnails as lugpi wrote them", do=_AGAIN) from None
 
 
+def thumbnail_generator(folder: Path) -> str | None:
+    """Return the name of the generator whose images a folder has that ``read_thumbnails`` could read; None where it is not recorded."""
+    generator = read_json(folder / INDEX).get("generator")
+    return generator if isinstance(generator, str) else None
+
+
 def _webp(picture_SS3: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 

@@ -81,8 +81,8 @@ def write_model(run: Path, name: str, corpus: Corpus, wrong: Mapping[int, int], 
     return folder
 
 
-def write_run(run: Path, corpus: Corpus, *, pictures: int | None = None) -> None:
-    """Write baseline, teacher and student, and pictures of the first test examples (default: of all).
+def write_run(run: Path, corpus: Corpus, *, images: int | None = None, generator: str = "fast") -> None:
+    """Write baseline, teacher and student, and images of the first test examples (default: of all).
 
     The baseline is wrong on test examples 0 to 5, the teacher on 0, 1 and 6, the student on 0, 2 and 7.
     """
@@ -90,9 +90,9 @@ def write_run(run: Path, corpus: Corpus, *, pictures: int | None = None) -> None
     write_model(run, "teacher", corpus, {0: 1, 1: 2, 6: 1}, command="teacher", privileged="images", image_tokens="clip-demo")
     loss = {"layers": None, "unlabelled": None, "shares": [1.0], "distillation": PAPER_LOSS}
     write_model(run, "student", corpus, {0: 1, 2: 1, 7: 1}, command="student", taught_by=["teacher"], **loss)
-    rows = corpus.rows("test")[:pictures]
+    rows = corpus.rows("test")[:images]
     noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
-    source = ThumbnailSource(corpus=corpus.fingerprint(), generator="demo", notice=None)
+    source = ThumbnailSource(corpus=corpus.fingerprint(), generator=generator, notice=None)
     write_thumbnails(run / FOLDER, dict.fromkeys(rows, noise), source)
 
 

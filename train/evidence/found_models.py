@@ -1,14 +1,16 @@
 """Which rows of the tables the finished models of a run belong to, derived from their own records, whatever trained them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import flat, hash_file
+from lugpi_core.store.reader import token_columns_of
 from train.data.teacher_outputs import WEIGHTS
-from train.evidence.rows import ALL, BASELINE, MORE, Terms, model_name, student_name
+from train.evidence.rows import ALL, BASELINE, MORE, Terms, clip_first, model_name, student_name
 from train.learning.losses import KD_PRESETS
 from train.models.model_folder import finished_folders, is_whole, metrics_of, training_of
 
@@ -53,10 +55,27 @@ def found_models(run: Path, columns: Sequence[str]) -> FoundModels:
     return FoundModels(folders=folders, others=tuple(folder for folder in finished if folder not in folders.values()))
 
 
-def columns_read(folders: Iterable[Path]) -> set[str]:
-    """Return the image tokens that models have read."""
-    columns = (training_of(folder).get("image_tokens") for folder in folders)
-    return {column for column in columns if column is not None}
+def columns_of_rows(run: Path, requested: Sequence[str] = (), *, include_finished: bool) -> tuple[str, ...]:
+    """Return the image tokens that get rows: those requested, or all that the run's store has, CLIP's first.
+
+    Args:
+        run: folder of the run.
+        requested: names of columns.
+        include_finished: whether the image tokens that finished models have read count too, though the store may be gone.
+
+    Raises:
+        InputError: a requested column does not exist.
+    """
+    store = run / "tokens"
+    available = set(token_columns_of(store))
+    if include_finished:
+        available |= {column for folder in finished_folders(run) if (column := training_of(folder).get("image_tokens")) is not None}
+    for column in requested:
+        if column not in available:
+            expected = f"one of {', '.join(clip_first(available))}" if available else "tokens that featurize wrote"
+            do = nearest(column, available) if available else "run python -m featurize first"
+            raise InputError(got=f"--columns {column}, which {store} does not have", expected=expected, do=do)
+    return tuple(requested) or clip_first(available)
 
 
 def differing_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.command_line import say
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_file
 from train.data.teacher_outputs import WEIGHTS
@@ -176,6 +177,11 @@ def _comparison(first: Mapping[int, ScoredModel], second: Mapping[int, ScoredMod
     if not paired:
         return None
     return compare(paired, [first[seed].test.hits for seed in paired], [second[seed].test.hits for seed in paired])
+
+
+def paper_dataset(dataset: str, settings: CorpusSettings) -> str | None:
+    """Return the dataset if it is one of the paper's corpora, whole and split as there, else None: other results are not comparable."""
+    return dataset if dataset in PAPER_DATASETS and settings.limit is None and settings.split_by == "seed" else None
 
 
 def paper_accuracy(row: Row, dataset: str) -> float | None:

@@ -106,8 +106,9 @@ class TableReport:
         missing = sum(len(row.missing_seeds) for row in self.rows.values())
         parts = [f"# {self.dataset}: {self.model_count} models" + (f", {missing} missing" if missing else "")]
         for table in self.tables:
-            parts += [f"## {table.title}", markdown_table(HEADER, self.cells(table)), table.caption]
+            parts += [f"## {table.title}", markdown_table(HEADER, self.cells(table))]
             parts += ["\n".join(f"* {verdict}" for verdict in table.verdicts)] if table.verdicts else []
+            parts += [table.caption] if table.caption not in parts else []  # one legend for all tables that share it
         if self.fidelity.rows:
             parts += [f"## {self.fidelity.title}", markdown_table(FIDELITY_HEADER, self.fidelity_cells()), self.fidelity.caption]
         if self.others:

@@ -6,21 +6,20 @@ from typing import Any
 
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusOptions, dataset_name, store_folder
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.corpora.options import CorpusSettings, dataset_name, store_folder
+from lugpi_core.errors import InputError
+from lugpi_core.fields import part_of
 from lugpi_core.runtime.device import half_for_training, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
-from lugpi_core.store.reader import token_columns_of
-from train.evidence.found_models import FoundModels, columns_read, found_models
-from train.evidence.row_figures import PAPER_DATASETS, scored
-from train.evidence.rows import ALL, GROUPS, PlannedModel, Terms, chosen_tables, clip_first, models_of, rows_of
+from train.evidence.found_models import FoundModels, columns_of_rows, found_models
+from train.evidence.row_figures import paper_dataset, scored
+from train.evidence.rows import ALL, GROUPS, PlannedModel, Terms, chosen_tables, models_of, rows_of
 from train.evidence.schedule import Outcome, add_finished, refuse_launchers, train_models
 from train.evidence.table_report import TablePlan, table_report
 from train.learning.losses import Distillation
 from train.learning.progress import require_trackers
 from train.models.inputs import Sources
 from train.models.kinds import distillation_of, unlabelled_texts
-from train.models.model_folder import finished_folders
 from train.options.training import TablesOptions
 
 
@@ -35,7 +34,9 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     sources = Sources()
     if options.train:  # first, so that a missing corpus is reported before anything else
         sources.corpus(options)
-    columns = columns_of_rows(options)
+    columns = columns_of_rows(options.run, options.columns, include_finished=not options.train)
+    if options.train:
+        _require_images(options, columns)
     weights = distillation_of(options)
     found = None if options.train else found_models(options.run, columns)
     rows = rows_of(
@@ -43,20 +44,18 @@ def tables(options: TablesOptions) -> dict[str, Any]:
         ablations=("ce", "l2") if found is not None else ablations_of(weights),
         has_more=options.unlabelled is not None or (found is not None and found.has_unlabelled),
     )
-    plan = TablePlan(rows=rows, tables=chosen_tables(options.rows, rows), seeds=options.each_seed, paper_dataset=paper_dataset(options))
+    plan = TablePlan(
+        rows=rows,
+        tables=chosen_tables(options.rows, rows),
+        seeds=options.each_seed,
+        paper_dataset=paper_dataset(options.dataset, part_of(options, CorpusSettings)),
+    )
     outcome = _trained(options, plan, columns, sources) if found is None else Outcome()
     found = found or FoundModels(folders=outcome.folders, others=())
     report = table_report(options.run, dataset_name(options.dataset), plan, found, outcome, cache(scored))
     report.write()
     print(report.to_markdown())
     return report.to_json()
-
-
-def paper_dataset(options: CorpusOptions) -> str | None:
-    """Return the corpus of the paper that the options name, whole and split as there; None for any other, whose published figures would
-    not be comparable."""
-    is_the_papers = options.dataset in PAPER_DATASETS and options.limit is None and options.split_by == "seed"
-    return options.dataset if is_the_papers else None
 
 
 def ablations_of(weights: Distillation) -> tuple[Terms, ...]:
@@ -67,25 +66,14 @@ def ablations_of(weights: Distillation) -> tuple[Terms, ...]:
     return ("ce", "l2") if weights.hard else ("ce",)
 
 
-def columns_of_rows(options: TablesOptions) -> tuple[str, ...]:
-    """Return the image tokens that get rows: those requested, or all there are."""
-    store = options.run / "tokens"
-    available = set(token_columns_of(store))
-    if not options.train:
-        available |= columns_read(finished_folders(options.run))
-    for column in options.columns:
-        if column not in available:
-            expected = f"one of {', '.join(clip_first(available))}" if available else "tokens that featurize wrote"
-            do = nearest(column, available) if available else "run python -m featurize first"
-            raise InputError(got=f"--columns {column}, which {store} does not have", expected=expected, do=do)
-    needs_images = any(name in (ALL, *GROUPS) for name in options.rows)
-    if options.train and needs_images and not available:
+def _require_images(options: TablesOptions, columns: Sequence[str]) -> None:
+    """Refuse tables of rows with images where the run has no image tokens."""
+    if not columns and any(name in (ALL, *GROUPS) for name in options.rows):
         raise InputError(
-            got=f"no image tokens in {store}",
+            got=f"no image tokens in {options.run / 'tokens'}",
             expected="those that featurize writes",
             do="run python -m featurize first, or train the rows without images: --rows baseline teacher-none student-none",
         )
-    return options.columns or clip_first(available)
 
 
 def _trained(options: TablesOptions, plan: TablePlan, columns: Sequence[str], sources: Sources) -> Outcome:

@@ -1,6 +1,6 @@
-"""Which examples a report shows: the cases that models' answers make, and a choice that has some of each. Pure functions.
+"""Which examples a report shows: cases by the answers of the shown models, and a choice with some of each. Pure functions.
 
-Shapes: N test examples, K classes.
+Shapes: N test examples, K classes, V shown models.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evidence.calibration import Reliability, answers, probabilities, reliability, teachers_answers
+from train.evidence.calibration import Reliability, answers, probabilities, reliability
 from train.evidence.fidelity import Teachers
 from train.evidence.row_figures import ScoredModel
 
@@ -20,11 +20,11 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voice:
-    """One of the models whose answers are shown side by side.
+class ShownModel:
+    """A model whose answers are shown next to those of others.
 
     Attributes:
-        role: what it is to the others.
+        role: baseline, teacher or student.
         name: of its folder; of several teachers, all of them.
         examples: hash of the test examples.
         probabilities: float64 [N, K]; of several teachers, their mean, weighted by their shares.
@@ -60,10 +60,10 @@ class Voice:
         return counts
 
 
-def voice(role: Role, model: ScoredModel) -> Voice:
-    """Return one model's word on the test examples."""
+def shown_model(role: Role, model: ScoredModel) -> ShownModel:
+    """Return a model's answers to the test examples."""
     test = model.test
-    return Voice(
+    return ShownModel(
         role=role,
         name=model.folder.name,
         examples=test.examples,
@@ -74,20 +74,19 @@ def voice(role: Role, model: ScoredModel) -> Voice:
     )
 
 
-def voice_of_teachers(teachers: Teachers) -> Voice:
-    """Return what a student's teachers say together."""
+def shown_teachers(teachers: Teachers) -> ShownModel:
+    """Return the joint answers of a student's teachers."""
     if len(teachers.models) == 1:
-        return voice("teacher", teachers.models[0])
-    logits = [teacher.test.logits for teacher in teachers.models]
-    parts = zip(teachers.shares, logits, strict=True)
-    mixed_NK = np.asarray(sum(share * probabilities(one) for share, one in parts))
+        return shown_model("teacher", teachers.models[0])
     test = teachers.models[0].test
-    return Voice(
+    parts = zip(teachers.shares, teachers.models, strict=True)
+    mixed_NK = np.asarray(sum(share * probabilities(teacher.test.logits) for share, teacher in parts))
+    return ShownModel(
         role="teacher",
         name=" + ".join(teacher.folder.name for teacher in teachers.models),
         examples=test.examples,
         probabilities=mixed_NK,
-        answers=teachers_answers(logits, teachers.shares),
+        answers=teachers.answers,
         labels=test.labels,
         reliability=reliability(np.log(np.maximum(mixed_NK, np.finfo(np.float64).tiny)), test.labels),
     )
@@ -95,57 +94,59 @@ def voice_of_teachers(teachers: Teachers) -> Voice:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A question that an example answers with yes or no.
+    """A group of test examples that the page can filter by.
 
     Attributes:
         key: of the filter.
-        words: as a reader is asked.
+        label: for the reader.
         holds: bool [N].
     """
 
     key: str
-    words: str
+    label: str
     holds: Bools
 
 
-def cases_of(voices: Sequence[Voice]) -> list[Case]:
-    """Return the cases that voices make: who is wrong where another is right, where their answers differ, where all are right or wrong."""
+def cases_of(models: Sequence[ShownModel]) -> list[Case]:
+    """Return the cases of the shown models: one is wrong where another is right, their answers differ, all are right, all are wrong."""
     cases = [
-        Case(key=f"{one.role}-wrong-{other.role}-right", words=f"{one.role} wrong, {other.role} right", holds=~one.hits & other.hits)
-        for one, other in permutations(voices, 2)
+        Case(
+            key=f"{first.role}-wrong-{second.role}-right", label=f"{first.role} wrong, {second.role} right", holds=~first.hits & second.hits
+        )
+        for first, second in permutations(models, 2)
     ]
-    if not voices:
+    if not models:
         return cases
-    hits = np.array([one.hits for one in voices])
-    if len(voices) > 1:
-        answers_VN = np.array([one.answers for one in voices])
+    hits = np.array([model.hits for model in models])
+    if len(models) > 1:
+        answers_VN = np.array([model.answers for model in models])
         differ = np.asarray((answers_VN != answers_VN[0]).any(axis=0))
-        cases.append(Case(key="answers-differ", words="the answers differ", holds=differ))
-    every = "all" if len(voices) > 1 else voices[0].role
-    cases.append(Case(key="all-right", words=f"{every} right", holds=np.asarray(hits.all(axis=0))))
-    cases.append(Case(key="all-wrong", words=f"{every} wrong", holds=np.asarray(~hits.any(axis=0))))
+        cases.append(Case(key="answers-differ", label="the answers differ", holds=differ))
+    every = "all" if len(models) > 1 else models[0].role
+    cases.append(Case(key="all-right", label=f"{every} right", holds=np.asarray(hits.all(axis=0))))
+    cases.append(Case(key="all-wrong", label=f"{every} wrong", holds=np.asarray(~hits.any(axis=0))))
     return cases
 
 
-def pattern_of(voices: Sequence[Voice], examples: int) -> NDArray[np.int64]:
-    """Return a number for each example, int64 [N]: equal where the same voices are right."""
-    return np.asarray(sum((one.hits.astype(np.int64) << n for n, one in enumerate(voices)), np.zeros(examples, np.int64)))
+def pattern_of(models: Sequence[ShownModel], examples: int) -> NDArray[np.int64]:
+    """Return a number for each example, int64 [N]: equal where the same models are right."""
+    return np.asarray(sum((model.hits.astype(np.int64) << n for n, model in enumerate(models)), np.zeros(examples, np.int64)))
 
 
-def chosen_examples(pattern_N: NDArray[np.int64], has_picture_N: Bools, count: int, seed: int) -> NDArray[np.int64]:
-    """Return at most ``count`` test examples, int64, ascending: those that have a picture before those that have none, and among each, as
-    many of every pattern of right and wrong as there are, in turn, so that what is rare is there too; within a pattern at random.
+def chosen_examples(pattern_N: NDArray[np.int64], has_image_N: Bools, count: int, seed: int) -> NDArray[np.int64]:
+    """Return at most ``count`` test examples, int64, ascending: those with an image before those without, and among each the same number
+    of every pattern of right and wrong while there are any, so that rare patterns are included; at random within a pattern.
 
     Args:
         pattern_N: the pattern of each example.
-        has_picture_N: whether it has a picture.
-        count: how many are wanted.
+        has_image_N: whether it has an image.
+        count: how many to choose.
         seed: of the draws.
     """
-    chance = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     chosen: list[int] = []
-    for tier in (has_picture_N, ~has_picture_N):
-        queues = [chance.permutation(np.flatnonzero(tier & (pattern_N == one))).tolist() for one in np.unique(pattern_N)]
+    for tier in (has_image_N, ~has_image_N):
+        queues = [generator.permutation(np.flatnonzero(tier & (pattern_N == pattern))).tolist() for pattern in np.unique(pattern_N)]
         longest = max(map(len, queues), default=0)
         chosen += [queue[n] for n in range(longest) for queue in queues if n < len(queue)]
     return np.sort(np.array(chosen[:count], np.int64))
@@ -153,7 +154,7 @@ def chosen_examples(pattern_N: NDArray[np.int64], has_picture_N: Bools, count: i
 
 @dataclass(frozen=True, kw_only=True)
 class ClassChange:
-    """What a model changes of one class's test examples beside another: how many answers became right, and how many wrong."""
+    """How a model's answers to one class's test examples differ from another's: how many became right, and how many wrong."""
 
     label: int
     examples: int
@@ -161,7 +162,7 @@ class ClassChange:
     broken: int
 
 
-def changes_by_class(before: Voice, after: Voice) -> list[ClassChange]:
+def changes_by_class(before: ShownModel, after: ShownModel) -> list[ClassChange]:
     """Return the changes of every class that has test examples, the greatest gain first."""
     classes, labels = after.probabilities.shape[1], after.labels
     counted = {
@@ -170,4 +171,4 @@ def changes_by_class(before: Voice, after: Voice) -> list[ClassChange]:
         "broken": np.bincount(labels[before.hits & ~after.hits], minlength=classes),
     }
     changes = [ClassChange(label=k, **{name: int(counts[k]) for name, counts in counted.items()}) for k in range(classes)]
-    return sorted((one for one in changes if one.examples), key=lambda one: (one.broken - one.repaired, one.label))
+    return sorted((change for change in changes if change.examples), key=lambda change: (change.broken - change.repaired, change.label))

@@ -1,4 +1,4 @@
-"""What a report's page shows, gathered and ready: the page adds only words and forms."""
+"""What the page of a report shows, gathered: the page adds only words and layout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,12 +6,27 @@ from typing import Any
 
 from lugpi_core.corpora.corpus import Corpus
 from train.evidence.table_report import TableReport
-from train.report.cases import Case, Role, Voice
+from train.report.cases import Case, Role, ShownModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What a report shows of a run besides its tables.
+
+    Attributes:
+        student: folder of the student whose answers are shown; None for the first of the tables.
+        examples: how many test examples are shown with their texts.
+        seed: of the choice among them.
+    """
+
+    student: str | None = None
+    examples: int = 200
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One model's training: a value an epoch. ``role`` is that of a voice, None for a model in the background."""
+    """One model's training: a value per epoch. ``role`` is that of a shown model, None for a model in the background."""
 
     name: str
     role: Role | None
@@ -21,7 +36,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownAnswer:
-    """What one voice says of one example: a class, and the probability that it gives it."""
+    """A shown model's answer to one example: a class and its probability."""
 
     role: Role
     answer: int
@@ -38,12 +53,12 @@ class ShownExample:
         id: in the corpus.
         label: its class.
         text: its beginning.
-        text_letters: how many it has in all.
-        prompt: the beginning of what was drawn, or None where that is the text.
-        picture: WebP bytes, or None.
-        flags: what went wrong with its drawing.
-        cases: keys of those that it is one of.
-        answers: of the voices.
+        text_letters: length of the whole text.
+        prompt: the beginning of the prompt, or None where that is the text.
+        image: WebP bytes, or None.
+        flags: what went wrong with its image.
+        cases: keys of the cases it belongs to.
+        answers: of the shown models.
     """
 
     row: int
@@ -52,32 +67,32 @@ class ShownExample:
     text: str
     text_letters: int
     prompt: str | None
-    picture: bytes | None
+    image: bytes | None
     flags: tuple[str, ...]
     cases: tuple[str, ...]
     answers: tuple[ShownAnswer, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportContent:
     """Everything that the page shows.
 
     Attributes:
-        corpus: with its names.
-        tables: as in ``tables.json``, of every seed of the run.
-        voices: baseline, teacher and student, as far as they are there.
+        corpus: with the names of its classes.
+        tables: over every seed of the run.
+        models: baseline, teacher and student, as far as they are there.
         curves: of every model.
-        cases: that voices make of the test examples.
+        cases: of the test examples, by the answers of the shown models.
         examples: those that are shown with their texts.
         notes: what a reader must know.
-        metrics: the record of the model that the page is most about.
+        metrics: the record of the last of the shown models, or of any.
         seed: of the choice of examples.
-        is_blurred: whether pictures are blurred until they are asked for.
+        is_blurred: whether images are blurred until the reader asks for them.
     """
 
     corpus: Corpus
     tables: TableReport
-    voices: tuple[Voice, ...]
+    models: tuple[ShownModel, ...]
     curves: tuple[Curve, ...]
     cases: tuple[Case, ...]
     examples: tuple[ShownExample, ...]
@@ -86,6 +101,6 @@ class Report:
     seed: int
     is_blurred: bool
 
-    def voice(self, role: Role) -> Voice | None:
-        """Return the voice of that role, or None."""
-        return next((one for one in self.voices if one.role == role), None)
+    def model(self, role: Role) -> ShownModel | None:
+        """Return the shown model of that role, or None."""
+        return next((model for model in self.models if model.role == role), None)

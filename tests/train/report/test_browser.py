@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing is asked for, nothing complains, filters and blurring work, nothing is wider than the screen."""
+"""The report in a real browser: no requests, no complaints, filters and blurring work, nothing is wider than the screen."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -36,7 +36,7 @@ def choose(browser: Chromium, control: str, value: str) -> None:
     )
 
 
-def test_the_page_loads_in_silence_and_asks_for_nothing(browser: Chromium, written: Path) -> None:
+def test_the_page_loads_without_complaints_or_requests(browser: Chromium, written: Path) -> None:
     browser.complaints.clear()
     browser.requests.clear()
     browser.open(written)
@@ -44,14 +44,14 @@ def test_the_page_loads_in_silence_and_asks_for_nothing(browser: Chromium, writt
     assert browser.evaluate("[...document.images].every(image => image.complete && image.naturalWidth === 64)")
     assert browser.complaints == []
     assert browser.requests == [written.resolve().as_uri()]
-    # And the policy holds: what a text could ask for, were it not escaped, is refused.
+    # The policy would stop a text that was not escaped.
     browser.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://192.0.2.1/x.png'}))")
     browser.evaluate("document.body.setAttribute('onclick', 'document.title = 1'); document.body.click()")
     assert browser.evaluate("document.title") == "hostile: lugpi report"
     assert any("Content Security Policy" in line or "violates" in line for line in browser.complaints)
 
 
-def test_filters_show_what_they_say(browser: Chromium, written: Path) -> None:
+def test_filters_show_what_they_name(browser: Chromium, written: Path) -> None:
     browser.open(written)
     choose(browser, "by-case", "baseline-wrong-teacher-right")
     assert browser.evaluate(CARDS) == [2, 3, 4, 5]
@@ -67,11 +67,11 @@ def test_filters_show_what_they_say(browser: Chromium, written: Path) -> None:
     assert browser.evaluate(CARDS) == [7]
 
 
-def test_pictures_are_blurred_until_they_are_asked_for_by_hand_or_by_key(browser: Chromium, written: Path) -> None:
+def test_images_are_unblurred_by_mouse_or_key(browser: Chromium, written: Path) -> None:
     browser.open(written)
-    blurred = "[...document.querySelectorAll('.picture img')].filter(image => getComputedStyle(image).filter.includes('blur')).length"
+    blurred = "[...document.querySelectorAll('.image img')].filter(image => getComputedStyle(image).filter.includes('blur')).length"
     assert browser.evaluate(blurred) == 24
-    browser.evaluate("document.querySelector('button.picture').focus()")
+    browser.evaluate("document.querySelector('button.image').focus()")
     browser.press("Enter", 13)
     assert browser.evaluate(blurred) == 23
     assert browser.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
@@ -79,7 +79,7 @@ def test_pictures_are_blurred_until_they_are_asked_for_by_hand_or_by_key(browser
     assert browser.evaluate(blurred) == 24
     browser.evaluate("document.getElementById('reveal').click()")
     assert browser.evaluate(blurred) == 0
-    assert browser.evaluate("document.getElementById('reveal').textContent") == "Blur all pictures"
+    assert browser.evaluate("document.getElementById('reveal').textContent") == "Blur all images"
     browser.evaluate("document.getElementById('reveal').click()")
     assert browser.evaluate(blurred) == 24
 
@@ -88,18 +88,18 @@ def test_pictures_are_blurred_until_they_are_asked_for_by_hand_or_by_key(browser
 def test_nothing_is_wider_than_the_screen(browser: Chromium, written: Path, width_px: int) -> None:
     browser.open(written, width_px=width_px)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width_px
-    # What scrolls by itself may hold more; nothing else may reach beyond the edge.
+    # Only what scrolls by itself may be wider.
     beyond = (
-        "[...document.querySelectorAll('main *')].filter(one => !one.closest('.scroll, svg, .unseen, .picture')"
+        "[...document.querySelectorAll('main *')].filter(one => !one.closest('.scroll, svg, .unseen, .image')"
         " && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 80))"
     )
     assert browser.evaluate(beyond) == []
 
 
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
-def test_text_stands_out_from_its_ground(browser: Chromium, written: Path, is_dark: bool) -> None:
+def test_text_has_enough_contrast(browser: Chromium, written: Path, is_dark: bool) -> None:
     browser.open(written, is_dark=is_dark)
-    # WCAG 2.2's relative luminance and contrast, for each colour of text on each ground that it may stand on.
+    # WCAG 2.2's contrast of relative luminances, for each colour of text on each ground.
     script = """(() => {
       const style = getComputedStyle(document.documentElement);
       const light = name => {
@@ -121,7 +121,7 @@ def test_text_stands_out_from_its_ground(browser: Chromium, written: Path, is_da
     assert ground == ("rgb(20, 21, 25)" if is_dark else "rgb(251, 250, 247)")
 
 
-def test_every_control_has_a_name_and_headings_come_in_order(browser: Chromium, written: Path) -> None:
+def test_controls_have_names_and_headings_are_in_order(browser: Chromium, written: Path) -> None:
     browser.open(written)
     assert browser.evaluate(
         "[...document.querySelectorAll('select, input')].every(one => one.labels.length && one.labels[0].textContent.trim())"

@@ -1,4 +1,4 @@
-"""``python -m train report``: what is gathered of a run, and the page as a file: whole, of bounded size, every text escaped."""
+"""``python -m train report``: what is gathered from a run, and the page as a file: whole, of bounded size, every text escaped."""
 
 import html
 import json
@@ -18,8 +18,9 @@ from tests.support.small_report import BREAKOUT, HOSTILE, LABELS, corpus_of, fla
 from tests.support.small_tables import PAPER_LOSS
 from train.cli import main
 from train.options.tools import ReportOptions
-from train.report.command import PICTURE_BYTES, gathered
-from train.report.content import Report
+from train.report.command import content_of
+from train.report.content import ReportContent
+from train.report.gather import IMAGE_BYTES
 from train.report.page import asset, page, policy
 
 
@@ -34,8 +35,8 @@ def run(tmp_path: Path, corpus_csv: Path) -> Path:
     return tmp_path / "run"
 
 
-def found(corpus_csv: Path, run: Path, **more: Any) -> Report:
-    return gathered(ReportOptions(**flags(corpus_csv, run), **more))
+def content(corpus_csv: Path, run: Path, **more: Any) -> ReportContent:
+    return content_of(ReportOptions(**flags(corpus_csv, run), **more))
 
 
 class Outline(HTMLParser):
@@ -54,7 +55,7 @@ class Outline(HTMLParser):
         self.texts.append(data)
 
 
-def test_the_command_writes_one_file_and_says_what_it_shows(corpus_csv: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_one_file(corpus_csv: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["report", "--dataset", str(corpus_csv), "--split-column", "split", "--run-dir", str(run)]
     before = {path for path in run.rglob("*") if path.is_file()}
     assert main(words) == 0
@@ -70,18 +71,18 @@ def test_the_command_writes_one_file_and_says_what_it_shows(corpus_csv: Path, ru
 
 
 def test_answers_are_those_of_the_predictions(corpus_csv: Path, run: Path) -> None:
-    report, corpus = found(corpus_csv, run), corpus_of(corpus_csv)
-    assert [one.row for one in report.examples] == corpus.rows("test")
+    shown, corpus = content(corpus_csv, run), corpus_of(corpus_csv)
+    assert [one.row for one in shown.examples] == corpus.rows("test")
     wrong = {role: [] for role in ("baseline", "teacher", "student")}  # type: dict[str, list[int]]
-    for n, one in enumerate(report.examples):
+    for n, one in enumerate(shown.examples):
         assert one.label == corpus.examples[one.row].label
         for answer in one.answers:
             assert answer.is_right is (answer.answer == one.label)
-            # The highest logit is 1 + row % 4, the two others nought.
+            # The highest logit is 1 + row % 4, the two others 0.
             assert answer.confidence == pytest.approx(1 / (1 + 2 * np.exp(-(1.0 + one.row % 4))), rel=1e-5)
             wrong[answer.role] += [] if answer.is_right else [n]
     assert wrong == {"baseline": [0, 1, 2, 3, 4, 5], "teacher": [0, 1, 6], "student": [0, 2, 7]}
-    cases = {key: [n for n, one in enumerate(report.examples) if key in one.cases] for key in (case.key for case in report.cases)}
+    cases = {key: [n for n, one in enumerate(shown.examples) if key in one.cases] for key in (case.key for case in shown.cases)}
     assert cases["baseline-wrong-teacher-right"] == [2, 3, 4, 5]
     assert cases["student-wrong-baseline-right"] == [7]
     assert cases["all-wrong"] == [0]
@@ -92,13 +93,13 @@ def test_tables_are_those_of_the_tables_command(corpus_csv: Path, run: Path, cap
     words = ["--dataset", str(corpus_csv), "--split-column", "split", "--run-dir", str(run)]
     assert main(["tables", *words, "--no-train", "--seeds", "1"]) == 0
     capsys.readouterr()
-    wanted, shown = json.loads((run / "tables.json").read_text()), json.loads(json.dumps(found(corpus_csv, run).tables.to_json()))
+    wanted, shown = json.loads((run / "tables.json").read_text()), json.loads(json.dumps(content(corpus_csv, run).tables.to_json()))
     assert shown["rows"] == wanted["rows"]
     assert shown["tables"] == wanted["tables"]
 
 
-def test_no_text_leaves_its_place(corpus_csv: Path, run: Path) -> None:
-    text = page(found(corpus_csv, run))
+def test_hostile_texts_stay_texts(corpus_csv: Path, run: Path) -> None:
+    text = page(content(corpus_csv, run))
     outline = Outline(text)
     assert not [attributes for _, attributes in outline.tags if any(name.startswith("on") or name == "style" for name in attributes)]
     assert {attributes["src"][:23] for tag, attributes in outline.tags if tag == "img" and attributes["src"]} == {"data:image/webp;base64,"}
@@ -120,13 +121,13 @@ def test_no_text_leaves_its_place(corpus_csv: Path, run: Path) -> None:
 
 
 def test_long_texts_are_cut_and_say_so(corpus_csv: Path, run: Path) -> None:
-    report = found(corpus_csv, run)
-    cut = [one for one in report.examples if one.text_letters > len(one.text)]
+    shown = content(corpus_csv, run)
+    cut = [one for one in shown.examples if one.text_letters > len(one.text)]
     assert {len(one.text) for one in cut} == {3000}
-    assert f"{cut[0].text_letters - 3000:,} more characters" in page(report)
+    assert f"{cut[0].text_letters - 3000:,} more characters" in page(shown)
 
 
-def test_two_hundred_of_the_worst_examples_stay_below_ten_megabytes(tmp_path: Path) -> None:
+def test_two_hundred_of_the_largest_examples_stay_below_10_mb(tmp_path: Path) -> None:
     path = tmp_path / "worst.csv"
     lines = [
         f'"{n} {chr(34) * 2 * 10_000}",{n % 2},{split}'
@@ -135,84 +136,92 @@ def test_two_hundred_of_the_worst_examples_stay_below_ten_megabytes(tmp_path: Pa
     ]
     path.write_text("text,label,split\n" + "\n".join(lines) + "\n")
     corpus = corpus_of(path)
-    write_run(tmp_path / "run", corpus, pictures=0)
+    write_run(tmp_path / "run", corpus, images=0)
     noise = np.random.default_rng(0).integers(256, size=(200, 128, 128, 3), dtype=np.uint8)
     source = ThumbnailSource(corpus=corpus.fingerprint(), generator="demo", notice=None)
     write_thumbnails(tmp_path / "run" / FOLDER, dict(zip(corpus.rows("test"), noise, strict=True)), source)
-    report = found(path, tmp_path / "run")
-    assert len(report.examples) == 200
-    assert all(one.picture is not None for one in report.examples)
-    of_most = len(page(report).encode()) + sum(PICTURE_BYTES - len(one.picture or b"") for one in report.examples) * 4 / 3
-    assert of_most < 10e6, "also were every picture of the most bytes"
+    shown = content(path, tmp_path / "run")
+    assert len(shown.examples) == 200
+    assert all(one.image is not None for one in shown.examples)
+    of_most = len(page(shown).encode()) + sum(IMAGE_BYTES - len(one.image or b"") for one in shown.examples) * 4 / 3
+    assert of_most < 10e6, "even if every image had the most bytes"
 
 
-def test_what_lacks_a_picture_is_shown_without_and_the_command_is_told(tmp_path: Path, corpus_csv: Path) -> None:
+def test_missing_images_are_noted_with_the_command_that_adds_them(tmp_path: Path, corpus_csv: Path) -> None:
     run = tmp_path / "run"
-    write_run(run, corpus_of(corpus_csv), pictures=10)
-    report = found(corpus_csv, run)
-    assert sum(one.picture is None for one in report.examples) == 14
-    (note,) = [note for note in report.notes if "have no picture" in note]
-    assert note.startswith("14 of 24 examples have no picture: run python -m featurize inspect --")
+    write_run(run, corpus_of(corpus_csv), images=10)
+    shown = content(corpus_csv, run)
+    assert sum(one.image is None for one in shown.examples) == 14
+    (note,) = [note for note in shown.notes if "have no image" in note]
+    assert note.startswith("14 of 24 examples have no image: run python -m featurize inspect --")
     assert f"--split-column split --dataset {corpus_csv} --run-dir {run} --thumbnails 200" in note
-    assert html.escape(note) in page(report)
-    few = found(corpus_csv, run, examples=6)
-    assert all(one.picture is not None for one in few.examples), "those with a picture come first"
+    assert html.escape(note) in page(shown)
+    few = content(corpus_csv, run, examples=6)
+    assert all(one.image is not None for one in few.examples), "examples with an image come first"
     shutil.rmtree(run / FOLDER)
-    assert {one.picture for one in found(corpus_csv, run).examples} == {None}
-    assert "<img" not in page(found(corpus_csv, run))
+    assert {one.image for one in content(corpus_csv, run).examples} == {None}
+    assert "<img" not in page(content(corpus_csv, run))
 
 
-def test_pictures_of_another_corpus_are_left_out_with_the_reason(corpus_csv: Path, run: Path) -> None:
+def test_images_of_another_corpus_are_left_out_with_the_reason(corpus_csv: Path, run: Path) -> None:
     index = json.loads((run / FOLDER / "index.json").read_text())
     (run / FOLDER / "index.json").write_text(json.dumps({**index, "corpus": "another"}))
-    report = found(corpus_csv, run)
-    assert {one.picture for one in report.examples} == {None}
-    assert any("pictures of another corpus" in note for note in report.notes)
+    shown = content(corpus_csv, run)
+    assert {one.image for one in shown.examples} == {None}
+    assert any("pictures of another corpus" in note for note in shown.notes)
+
+
+@pytest.mark.parametrize(("generator", "is_blurred"), [("fast", True), ("demo", False)])
+def test_images_are_blurred_unless_the_demo_generator_drew_them(tmp_path: Path, corpus_csv: Path, generator: str, is_blurred: bool) -> None:
+    write_run(tmp_path / "run", corpus_of(corpus_csv), generator=generator)
+    shown = content(corpus_csv, tmp_path / "run")
+    assert shown.is_blurred is is_blurred
+    assert ('class="image blurred"' in page(shown), 'id="reveal"' in page(shown)) == (is_blurred, is_blurred)
 
 
 def test_flags_are_those_of_the_store(corpus_csv: Path, run: Path) -> None:
-    assert any("is not known: got no token store" in note for note in found(corpus_csv, run).notes)
+    assert any("is not known: got no token store" in note for note in content(corpus_csv, run).notes)
     corpus = corpus_of(corpus_csv)
     cut = np.zeros(len(corpus.examples), np.bool_)
     cut[corpus.rows("test")[3]] = True
     drawings = np.arange(len(corpus.examples))[:, None]
     (run / "tokens").mkdir()
     write_example_table(run / "tokens", corpus, ExampleTable(drawings=drawings, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint()))
-    report = found(corpus_csv, run)
-    assert not any("not known" in note for note in report.notes)
-    assert [one.flags for one in report.examples[2:5]] == [(), ("prompt cut",), ()]
+    shown = content(corpus_csv, run)
+    assert not any("not known" in note for note in shown.notes)
+    assert [one.flags for one in shown.examples[2:5]] == [(), ("prompt cut",), ()]
 
 
-def test_a_student_without_a_baseline_of_its_seed_is_not_held_against_another(corpus_csv: Path, run: Path) -> None:
+def test_a_student_is_only_compared_with_a_baseline_of_its_seed(corpus_csv: Path, run: Path) -> None:
     corpus = corpus_of(corpus_csv)
     write_model(run, "blind", corpus, {2: 1}, command="teacher", privileged="none", image_tokens=None, seed=7)
     more = {"distillation": PAPER_LOSS, "layers": None, "unlabelled": None, "shares": [1.0]}
     write_model(run, "other", corpus, {3: 1}, command="student", taught_by=["blind"], seed=7, **more)
-    assert [one.name for one in found(corpus_csv, run, student="other").voices] == ["blind", "other"]
+    assert [one.name for one in content(corpus_csv, run, student="other").models] == ["blind", "other"]
 
 
-def test_a_student_may_be_chosen_and_is_shown_with_its_own_seed(corpus_csv: Path, run: Path) -> None:
+def test_a_chosen_student_is_shown_with_models_of_its_seed(corpus_csv: Path, run: Path) -> None:
     corpus = corpus_of(corpus_csv)
     write_model(run, "baseline-seed1", corpus, {1: 1}, command="baseline", seed=1)
     write_model(run, "blind", corpus, {2: 1}, command="teacher", privileged="none", image_tokens=None, seed=1)
     more = {"layers": None, "unlabelled": None, "shares": [1.0], "distillation": PAPER_LOSS}
     write_model(run, "other", corpus, {3: 1}, command="student", taught_by=["blind"], seed=1, **more)
-    assert [one.name for one in found(corpus_csv, run).voices] == ["baseline", "teacher", "student"]
-    assert [one.name for one in found(corpus_csv, run, student="other").voices] == ["baseline-seed1", "blind", "other"]
+    assert [one.name for one in content(corpus_csv, run).models] == ["baseline", "teacher", "student"]
+    assert [one.name for one in content(corpus_csv, run, student="other").models] == ["baseline-seed1", "blind", "other"]
     with pytest.raises(InputError, match="--student baseline; expected one of other, student"):
-        found(corpus_csv, run, student="baseline")
+        content(corpus_csv, run, student="baseline")
 
 
-def test_a_student_of_more_texts_has_its_table(corpus_csv: Path, run: Path) -> None:
+def test_students_on_unlabelled_texts_have_their_table(corpus_csv: Path, run: Path) -> None:
     more = {"layers": None, "unlabelled": "abc", "shares": [1.0], "distillation": PAPER_LOSS}
-    assert "more texts" not in page(found(corpus_csv, run)).lower()
+    assert "more texts" not in page(content(corpus_csv, run)).lower()
     write_model(run, "with-more", corpus_of(corpus_csv), {3: 1}, command="student", taught_by=["teacher"], **more)
-    shown = page(found(corpus_csv, run))
+    shown = page(content(corpus_csv, run))
     assert "More texts" in shown
     assert "student-clip-demo-more" in shown
     ledes = re.findall(r'<p class="lede">(\S+): ', shown)
-    assert ledes == ["student-clip-demo", "student-clip-demo-more"]  # both are said first of all, each with its own control
-    assert [one.name for one in found(corpus_csv, run).voices] == ["baseline", "teacher", "student"]
+    assert ledes == ["student-clip-demo", "student-clip-demo-more"]  # both come first, each with its own control
+    assert [one.name for one in content(corpus_csv, run).models] == ["baseline", "teacher", "student"]
 
 
 @pytest.mark.parametrize(
@@ -224,17 +233,17 @@ def test_a_student_of_more_texts_has_its_table(corpus_csv: Path, run: Path) -> N
         (("teacher", "student"), ["baseline"]),
     ],
 )
-def test_what_is_there_is_shown(corpus_csv: Path, run: Path, gone: tuple[str, ...], roles: list[str]) -> None:
+def test_models_that_are_there_are_shown(corpus_csv: Path, run: Path, gone: tuple[str, ...], roles: list[str]) -> None:
     for name in gone:
         shutil.rmtree(run / name)
-    report = found(corpus_csv, run)
-    assert [one.role for one in report.voices] == roles
-    text = page(report)
+    shown = content(corpus_csv, run)
+    assert [one.role for one in shown.models] == roles
+    text = page(shown)
     assert ('id="changes"' in text) == ({"baseline", "student"} <= set(roles))
     assert 'id="examples"' in text
 
 
-def test_a_run_without_models_or_with_those_of_another_corpus_is_told(
+def test_runs_without_models_or_of_another_corpus_are_errors(
     tmp_path: Path, corpus_csv: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["report", "--dataset", str(corpus_csv), "--split-column", "split"]
@@ -250,18 +259,18 @@ def test_a_run_without_models_or_with_those_of_another_corpus_is_told(
     assert main([*words, "--run-dir", str(run), "--examples", "501"]) == 2
 
 
-def test_many_classes_have_lists_in_place_of_charts(corpus_csv: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = page(found(corpus_csv, run))
+def test_many_classes_have_lists_instead_of_charts(corpus_csv: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = page(content(corpus_csv, run))
     monkeypatch.setattr("train.report.page.MOST_IN_A_MATRIX", 2)
     monkeypatch.setattr("train.report.page.MOST_CHANGES", 2)
-    short = page(found(corpus_csv, run))
+    short = page(content(corpus_csv, run))
     assert (whole.count('class="worst"'), short.count('class="worst"')) == (3, 3)
     assert ("Confusion matrix of the teacher" in whole, "Confusion matrix of the teacher" in short) == (True, False)
     assert "The 2 classes with the greatest differences are shown." in short
     assert (whole.count('class="repaired"'), short.count('class="repaired"')) == (3, 2)
 
 
-def test_the_policy_names_what_the_page_holds() -> None:
+def test_the_policy_names_style_and_script() -> None:
     style, script = asset("page.css"), asset("page.js")
     assert "</" not in style
     assert "</script" not in script

@@ -1,5 +1,5 @@
 "use strict";
-// What the page does beside being read: it filters the examples, and unblurs pictures. No text of the corpus is handled here.
+// Filters the examples, and blurs and unblurs images. No text of the corpus is handled here.
 (() => {
   const controls = document.getElementById("filters");
   if (!controls) return;
@@ -8,7 +8,7 @@
   const byCase = document.getElementById("by-case");
   const byClass = document.getElementById("by-class");
   const boxes = [...controls.querySelectorAll("input[name=flag]")];
-  const pictures = [...document.querySelectorAll("button.picture")];
+  const images = [...document.querySelectorAll("button.image")];
   const reveal = document.getElementById("reveal");
 
   const filter = () => {
@@ -27,15 +27,15 @@
     document.getElementById("none").hidden = shown > 0;
   };
 
-  const show = (picture, isShown) => {
-    picture.classList.toggle("blurred", !isShown);
-    picture.setAttribute("aria-pressed", String(isShown));
+  const show = (image, isShown) => {
+    image.classList.toggle("blurred", !isShown);
+    image.setAttribute("aria-pressed", String(isShown));
   };
 
-  const tellReveal = () => {
-    const all = pictures.every((picture) => picture.getAttribute("aria-pressed") === "true");
+  const updateReveal = () => {
+    const all = images.every((image) => image.getAttribute("aria-pressed") === "true");
     reveal.setAttribute("aria-pressed", String(all));
-    reveal.textContent = all ? "Blur all pictures" : "Show all pictures";
+    reveal.textContent = all ? "Blur all images" : "Show all images";
   };
 
   for (const control of [byCase, byClass, ...boxes]) control.addEventListener("change", filter);
@@ -52,20 +52,20 @@
       filter();
     });
   }
-  for (const picture of pictures) {
-    picture.addEventListener("click", () => {
-      show(picture, picture.getAttribute("aria-pressed") !== "true");
-      tellReveal();
+  for (const image of images) {
+    image.addEventListener("click", () => {
+      show(image, image.getAttribute("aria-pressed") !== "true");
+      updateReveal();
     });
   }
   reveal?.addEventListener("click", () => {
     const isShown = reveal.getAttribute("aria-pressed") !== "true";
-    for (const picture of pictures) show(picture, isShown);
-    tellReveal();
+    for (const image of images) show(image, isShown);
+    updateReveal();
   });
   addEventListener("beforeprint", () => {
     for (const text of document.querySelectorAll("details.text")) text.open = true;
   });
   controls.hidden = false;
-  filter(); // a browser that goes back may have kept what was chosen
+  filter(); // a browser that goes back may have kept the filters
 })();

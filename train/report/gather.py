@@ -1,0 +1,229 @@
+"""What a report shows of a run, gathered from its models, its corpus and the images that inspect kept.
+
+Shapes: N test examples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.errors import InputError
+from lugpi_core.fingerprint import digest
+from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.reader import ColumnReader, columns_of
+from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
+from train.evidence.fidelity import teachers_of
+from train.evidence.found_models import columns_of_rows, found_models
+from train.evidence.row_figures import ScoredModel, scored
+from train.evidence.rows import ALL, Row, chosen_tables, rows_of
+from train.evidence.schedule import Outcome
+from train.evidence.table_report import TablePlan, TableReport, table_report
+from train.models.model_folder import finished_folders
+from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
+from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
+
+# The most that the page shows of an example, so that 200 of them stay below 10 MB.
+TEXT_LETTERS, PROMPT_LETTERS, IMAGE_BYTES = 3000, 300, 20_000
+# The generator whose images are emoji: no reader minds these.
+_HARMLESS_GENERATOR = "demo"
+
+Read = Callable[[Path], ScoredModel]
+Models = Mapping[str, Mapping[int, ScoredModel]]  # by row and seed
+
+
+def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: str | None = None) -> ReportContent:
+    """Return everything that the page shows. Memory: the corpus, the predictions of every model, and the images.
+
+    Args:
+        corpus: that the run's models were trained on.
+        run: its folder.
+        selection: student and examples to show.
+        paper_dataset: the corpus of the paper that this is, or None.
+
+    Raises:
+        InputError: models of another corpus, no such student, or damaged predictions.
+    """
+    read = cache(scored)
+    tables, by_row, rows = _tables(run, corpus.name, paper_dataset, read)
+    models = _shown_models(run, selection, rows, by_row, read)
+    _require_corpus(corpus, run, models)
+    marks = _marks(run, corpus)
+    cases = cases_of(models)
+    examples = tuple(_example(corpus, row, n, models, cases, marks) for row, n in _chosen(corpus, selection, models, marks))
+    finished = {folder.name: read(folder) for folder in finished_folders(run)}
+    return ReportContent(
+        corpus=corpus,
+        tables=tables,
+        models=tuple(models),
+        curves=_curves(finished, models),
+        cases=tuple(cases),
+        examples=examples,
+        notes=(*tables.notes, *marks.notes),
+        metrics=_metrics_of(finished, models),
+        seed=selection.seed,
+        is_blurred=marks.is_blurred,
+    )
+
+
+def _tables(run: Path, dataset: str, paper_dataset: str | None, read: Read) -> tuple[TableReport, Models, Sequence[Row]]:
+    """Return the report of the tables over every seed there is, the models by row and seed, and the rows."""
+    columns = columns_of_rows(run, include_finished=True)
+    found = found_models(run, columns)
+    rows = rows_of(columns, has_more=found.has_unlabelled)
+    by_row: dict[str, dict[int, ScoredModel]] = {}
+    for name, folder in found.folders.items():
+        model = read(folder)
+        seed = model.metrics["seed"]
+        by_row.setdefault(name.removesuffix(f"-seed{seed}") if seed else name, {})[seed] = model
+    seeds = sorted({seed for row in rows for seed in by_row.get(row.name, {})}) or [0]
+    plan = TablePlan(rows=rows, tables=chosen_tables((ALL,), rows), seeds=seeds, paper_dataset=paper_dataset)
+    return table_report(run, dataset, plan, found, Outcome(), read), by_row, rows
+
+
+def _shown_models(run: Path, selection: Selection, rows: Sequence[Row], by_row: Models, read: Read) -> list[ShownModel]:
+    """Return baseline, teacher and student as far as they are there: the selected student or the first of the tables, and the others of its
+    seed, on the same test examples."""
+    student = _student(run, selection.student, rows, by_row, read)
+    teachers = None if student is None else teachers_of(student, read)
+    teacher = None if student is not None else _first(rows, by_row, "teacher", None)
+    main = student or teacher
+    baseline = _first(rows, by_row, "baseline", None if main is None else main.metrics["seed"])
+    if baseline is not None and main is not None:
+        is_comparable = baseline.metrics["seed"] == main.metrics["seed"] and baseline.test.examples == main.test.examples
+        baseline = baseline if is_comparable else None
+    models = [
+        None if baseline is None else shown_model("baseline", baseline),
+        shown_teachers(teachers) if teachers is not None else None if teacher is None else shown_model("teacher", teacher),
+        None if student is None else shown_model("student", student),
+    ]
+    return [model for model in models if model is not None]
+
+
+def _student(run: Path, name: str | None, rows: Sequence[Row], by_row: Models, read: Read) -> ScoredModel | None:
+    folders = {folder.name: folder for folder in finished_folders(run)}
+    students = sorted(name for name, folder in folders.items() if read(folder).metrics["command"] == "student")
+    if name is None:
+        of_a_row = _first(rows, by_row, "student", None)
+        return read(folders[students[0]]) if of_a_row is None and students else of_a_row
+    if name not in students:
+        expected = f"one of {', '.join(students)}" if students else "a student of the run, which has none"
+        raise InputError(got=f"--student {name}", expected=expected, do="name a finished student's folder, or leave it out")
+    return read(folders[name])
+
+
+def _first(rows: Sequence[Row], by_row: Models, command: Role, seed: int | None) -> ScoredModel | None:
+    """Return the first row's model of that seed, or of its lowest; None where there is none."""
+    for row in rows:
+        by_seed = by_row.get(row.name, {})
+        if row.command == command and by_seed:
+            return by_seed[min(by_seed) if seed is None or seed not in by_seed else seed]
+    return None
+
+
+def _require_corpus(corpus: Corpus, run: Path, models: Sequence[ShownModel]) -> None:
+    """Raise InputError where models were scored on other test examples than the corpus has now."""
+    expected = digest([(corpus.examples[row].id, corpus.examples[row].label) for row in corpus.rows("test")])
+    for model in models:
+        if model.examples != expected:
+            raise InputError(
+                got=f"{run / model.name}, scored on other test examples than {corpus.name} has as it is loaded now",
+                expected="models of this corpus",
+                do="repeat the corpus flags that they were trained with, or name their run with --run-dir",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What the run knows about its examples besides answers, by the corpus's rows.
+
+    Attributes:
+        images: WebP bytes of those that have one.
+        is_blurred: whether the images are blurred at first.
+        prompt_cut: bool, whether the prompt was cut; None where there is no store.
+        failed: bool, whether an image or its tokens failed; None where there is no store.
+        notes: what is not known, and why.
+    """
+
+    images: Mapping[int, bytes]
+    is_blurred: bool
+    prompt_cut: Bools | None
+    failed: Bools | None
+    notes: tuple[str, ...]
+
+
+def _marks(run: Path, corpus: Corpus) -> Marks:
+    notes: list[str] = []
+    images: dict[int, bytes] = {}
+    is_blurred = True
+    prompt_cut = failed = None
+    try:
+        thumbnails = read_thumbnails(run / FOLDER, corpus.fingerprint())
+        images = {row: data for row, data in thumbnails.items() if len(data) <= IMAGE_BYTES}
+        is_blurred = bool(images) and thumbnail_generator(run / FOLDER) != _HARMLESS_GENERATOR
+    except InputError as error:
+        notes.append(f"no images: {error}")
+    try:
+        store = run / "tokens"
+        table = read_example_table(store, corpus)
+        flagged = {row for name in columns_of(store) for row in ColumnReader(store, name, check_content=False).flagged}
+        prompt_cut, failed = table.prompt_cut, np.asarray(np.isin(table.drawings, list(flagged)).any(axis=1))
+    except InputError as error:
+        notes.append(f"which prompts were cut and which images failed is not known: {error}")
+    return Marks(images=images, is_blurred=is_blurred, prompt_cut=prompt_cut, failed=failed, notes=tuple(notes))
+
+
+def _chosen(corpus: Corpus, selection: Selection, models: Sequence[ShownModel], marks: Marks) -> list[tuple[int, int]]:
+    """Return the examples to show: the corpus's row of each, and its number in the test split."""
+    if not models:
+        return []
+    rows: NDArray[np.int64] = np.array(corpus.rows("test"), np.int64)
+    has_image = np.isin(rows, list(marks.images))
+    chosen = chosen_examples(pattern_of(models, len(rows)), has_image, selection.examples, selection.seed)
+    return [(int(rows[n]), int(n)) for n in chosen]
+
+
+def _example(corpus: Corpus, row: int, n: int, models: Sequence[ShownModel], cases: Sequence[Case], marks: Marks) -> ShownExample:
+    example = corpus.examples[row]
+    flags = {"prompt cut": marks.prompt_cut, "failed drawing": marks.failed}
+    return ShownExample(
+        row=row,
+        id=example.id,
+        label=example.label,
+        text=example.text[:TEXT_LETTERS],
+        text_letters=len(example.text),
+        prompt=None if example.prompt == example.text else example.prompt[:PROMPT_LETTERS],
+        image=marks.images.get(row),
+        flags=tuple(name for name, has_flag in flags.items() if has_flag is not None and has_flag[row]),
+        cases=tuple(case.key for case in cases if case.holds[n]),
+        answers=tuple(
+            ShownAnswer(role=model.role, answer=int(model.answers[n]), confidence=float(model.confidence[n]), is_right=bool(model.hits[n]))
+            for model in models
+        ),
+    )
+
+
+def _curves(finished: Mapping[str, ScoredModel], models: Sequence[ShownModel]) -> tuple[Curve, ...]:
+    """Return the training of every model; the shown models last, so that they are drawn above others."""
+    role_of = {name: model.role for model in models for name in model.name.split(" + ")}
+    curves = [
+        Curve(
+            name=name,
+            role=role_of.get(name),
+            losses=tuple(record["loss"] for record in model.metrics["history"] if "loss" in record),
+            accuracies=tuple(record["validation_accuracy"] for record in model.metrics["history"] if "validation_accuracy" in record),
+        )
+        for name, model in finished.items()
+    ]
+    return tuple(sorted(curves, key=lambda curve: (curve.role is not None, curve.name)))
+
+
+def _metrics_of(finished: Mapping[str, ScoredModel], models: Sequence[ShownModel]) -> Mapping[str, Any]:
+    """Return the record of the last shown model, or of any."""
+    names = [model.name for model in reversed(models) if model.name in finished]
+    return finished[next(iter(names), min(finished))].metrics
