@@ -112,7 +112,8 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], ver
 
 def _result_tables(content: ReportContent) -> list[_Table]:
     """Return the tables that have rows with models which no table before them has, and one of the other models; equal captions once."""
-    tables, seen = [], set[str]()
+    tables: list[_Table] = []
+    seen: set[str] = set()
     for table in content.tables.tables:
         rows = [cells for cells in content.tables.cells(table) if content.tables.rows[cells[0]].seeds]
         names = {cells[0] for cells in rows}

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
-from train.evidence.row_figures import PAPER_DATASETS, paper_accuracy
+from train.evidence.row_figures import PAPER_DATASETS, paper_accuracy, paper_dataset
 from train.evidence.rows import PlannedModel, chosen_tables, clip_first, models_of, options_of, rows_of
-from train.evidence.tables import paper_dataset
 from train.models.kinds import distillation_of
 from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
 
@@ -243,7 +243,8 @@ def test_the_papers_figures_stand_beside_its_own_rows() -> None:
         assert [paper_accuracy(BY_NAME[name], dataset) for dataset in PAPER_DATASETS] == [None] * 4, name
 
 
-def test_the_papers_figures_are_of_its_own_corpora_alone() -> None:
-    assert paper_dataset(options()) == "20ng"
-    for more in ({"limit": 100}, {"split_by": "date"}, {"dataset": "demo"}, {"dataset": "20ng.csv"}):
-        assert paper_dataset(replace(options(), **more)) is None
+def test_the_papers_figures_are_shown_for_its_own_corpora_alone() -> None:
+    whole = CorpusSettings()
+    assert paper_dataset("20ng", whole) == "20ng"
+    assert {paper_dataset(name, whole) for name in ("demo", "20ng.csv")} == {None}
+    assert {paper_dataset("20ng", replace(whole, **more)) for more in ({"limit": 100}, {"split_by": "date"})} == {None}
