@@ -1,5 +1,5 @@
-"""How far a model's probabilities can be believed, how faithfully a student repeats its teacher, and what it changes beside the baseline:
-pure functions of logits.
+"""Calibration of a model's probabilities, fidelity of a student to its teacher, and churn compared with the baseline: pure functions of
+logits.
 
 Shapes: N examples, K classes, M bins, T teachers.
 """
@@ -18,12 +18,12 @@ Classes = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """A reliability diagram (Guo et al. 2017, arXiv 1706.04599, §2): examples by the confidence of their answer.
+    """A reliability diagram (Guo et al. 2017, arXiv 1706.04599, §2): examples by the confidence of their answers.
 
     Attributes:
-        counts: int64 [M], how many examples fall into each bin; bin m holds confidences in (m / M, (m + 1) / M].
+        counts: int64 [M], number of examples in each bin; bin m has confidences in (m / M, (m + 1) / M].
         confidence: float64 [M], their mean confidence; 0 for an empty bin.
-        accuracy: float64 [M], which share of them was classified rightly; 0 for an empty bin.
+        accuracy: float64 [M], share of them that was classified correctly; 0 for an empty bin.
     """
 
     counts: Classes
@@ -32,20 +32,20 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, ``Σ_m n_m / N · |accuracy_m - confidence_m|`` (their Eq. 3): 0 where confidence is accuracy."""
+        """Expected calibration error, ``Σ_m n_m / N · |accuracy_m - confidence_m|`` (their Eq. 3): 0 where confidence equals accuracy."""
         return float(np.abs(self.accuracy - self.confidence) @ self.counts / self.counts.sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Churn:
-    """How a model's answers differ from another's on the same examples (Milani Fard et al. 2016, *Launch and Iterate*).
+    """How a model's answers differ from those of another on the same examples (Milani Fard et al. 2016, *Launch and Iterate*).
 
-    ``repaired + broken + moved == changed``, and ``repaired - broken`` is the number by which more are right.
+    ``repaired + broken + moved == changed``, and ``repaired - broken`` is how many more answers are right.
 
     Attributes:
         examples: N.
-        changed: how many have another answer.
-        repaired: of these, how many went from a wrong answer to the right one.
+        changed: how many answers differ.
+        repaired: how many of these went from a wrong answer to the right one.
         broken: how many went from the right answer to a wrong one.
     """
 
@@ -56,27 +56,27 @@ class Churn:
 
     @property
     def moved(self) -> int:
-        """Of the changed, how many went from one wrong answer to another; always 0 with two classes."""
+        """How many of the changed answers went from one wrong answer to another; always 0 with two classes."""
         return self.changed - self.repaired - self.broken
 
     @property
     def share(self) -> float:
-        """The churn: which share of the examples has another answer."""
+        """The churn: share of the examples whose answers differ."""
         return self.changed / self.examples
 
     @property
     def improved(self) -> float | None:
-        """Which share of the changed answers was repaired; None where no answer changed."""
+        """Share of the changed answers that were repaired; None where no answer changed."""
         return self.repaired / self.changed if self.changed else None
 
     @property
     def worsened(self) -> float | None:
-        """Which share of the changed answers was broken; None where no answer changed."""
+        """Share of the changed answers that were broken; None where no answer changed."""
         return self.broken / self.changed if self.changed else None
 
 
 def answers(scores_NK: Floats) -> Classes:
-    """Return the class of the highest score, int64 [N], the first of equals."""
+    """Return the class of the highest score, int64 [N], the first where several are equal."""
     best_N: Classes = scores_NK.argmax(axis=1)
     return best_N
 
@@ -87,7 +87,7 @@ def probabilities(logits_NK: Floats) -> Floats:
 
 
 def log_probabilities(logits_NK: Floats) -> Floats:
-    """Return the logarithm of softmax, float64 [N, K]; finite for all logits that float32 can hold."""
+    """Return log-softmax, float64 [N, K]; finite for all finite float32 logits."""
     shifted_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
     logs_NK: Floats = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
     return logs_NK
@@ -99,7 +99,7 @@ def nll(logits_NK: Floats, labels_N: Classes) -> float:
 
 
 def reliability(logits_NK: Floats, labels_N: Classes, *, bins: int = BINS) -> Reliability:
-    """Return the reliability diagram of the answers, the class of the highest logit each, in bins of equal width.
+    """Return the reliability diagram of the answers (the class of the highest logit), in bins of equal width.
 
     Args:
         logits_NK: at least one example.
@@ -118,10 +118,10 @@ def reliability(logits_NK: Floats, labels_N: Classes, *, bins: int = BINS) -> Re
 
 
 def teachers_answers(logits_TNK: Sequence[Floats], shares_T: Sequence[float]) -> Classes:
-    """Return what a student's teachers answer together, int64 [N]: the class that their probabilities, weighted by their shares in its
-    loss, make most likely; of one teacher, its own answer."""
+    """Return the joint answers of a student's teachers, int64 [N]: the most likely class by their probabilities, weighted by their shares in
+    its loss; for one teacher, its own answer."""
     if len(logits_TNK) == 1:
-        return answers(logits_TNK[0])  # without rounding by the softmax, which could make two logits equal
+        return answers(logits_TNK[0])  # not by the softmax, whose rounding could make two classes equal
     mixed_NK = sum(share * probabilities(logits_NK) for share, logits_NK in zip(shares_T, logits_TNK, strict=True))
     return answers(np.asarray(mixed_NK))
 
@@ -132,11 +132,11 @@ def agreement(answers_N: Classes, others_N: Classes) -> float:
 
 
 def churn(answers_N: Classes, before_N: Classes, labels_N: Classes) -> Churn:
-    """Return how answers differ from those of before.
+    """Return how answers differ from earlier ones.
 
     Args:
         answers_N: of the model.
-        before_N: of the one it is held against, on the same examples.
+        before_N: of the model it is compared with, on the same examples.
         labels_N: the right classes.
     """
     changed_N = answers_N != before_N

@@ -1,4 +1,4 @@
-"""Two models, or two rows of models, beside each other: pure functions of which test examples each classified rightly.
+"""Two models, or two rows of models, compared: pure functions of which test examples each classified correctly.
 
 Shapes: N test examples, S seeds; ``hits`` are bool [N], a row's hits a sequence of S of them.
 """
@@ -17,7 +17,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Discordant:
-    """How many examples only the first model got right, how many only the second, and McNemar's two-sided p."""
+    """Number of examples that only the first model got right, that only the second got right, and McNemar's two-sided p."""
 
     only_first: int
     only_second: int
@@ -90,9 +90,9 @@ def mcnemar(first: Hits, second: Hits) -> Discordant:
 def pooled(tests: Sequence[Discordant]) -> Discordant:
     """Return McNemar's exact test of the summed discordant counts.
 
-    The seeds share their test texts, so the summed counts are no independent draws: texts that models of every seed get wrong count once
-    for each, and where they agree this p is smaller than it ought to be; nor does it know that other seeds give other models. It must not
-    stand alone; ``interval_over_seeds`` has neither fault.
+    The seeds share their test texts, so the summed counts are not independent: a text on which all seeds agree counts once per seed, which
+    makes this p too small; nor does it account for the variance between seeds. It must not be used alone; ``interval_over_seeds`` has
+    neither fault.
     """
     only_first, only_second = sum(one.only_first for one in tests), sum(one.only_second for one in tests)
     return Discordant(only_first=only_first, only_second=only_second, p=_binomial_p(only_first, only_second))
@@ -101,14 +101,14 @@ def pooled(tests: Sequence[Discordant]) -> Discordant:
 def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """Return the ends of the 95 % percentile interval (Efron 1979) of a paired difference in accuracy, over draws of test examples.
 
-    ``gained_N`` has few distinct values, so a resample of N examples is drawn as how often each value comes, which is multinomial: the same
-    distribution as drawing N indices, at a cost that does not grow with N. The spread between seeds is not in the interval: it is that of
-    these models on other texts; ``interval_over_seeds`` has both.
+    ``gained_N`` has few distinct values, so a resample of N examples is drawn as the count of each value, which is multinomial: the same
+    distribution as drawing N indices, at a cost that does not grow with N. The interval is for these models on other texts and does not
+    include the variance between seeds; ``interval_over_seeds`` has both.
 
     Args:
-        gained_N: int64, of how many seeds the first row's model was right less of how many the second's was, for each example.
+        gained_N: int64, for each example the number of seeds whose model of the first row was right, less that of the second row.
         seeds: S; ``gained_N / S`` is the example's difference, averaged over the seeds.
-        resamples: how many are drawn.
+        resamples: number of resamples.
         seed: of the draws.
     """
     values, counts = np.unique(gained_N, return_counts=True)
@@ -121,9 +121,9 @@ def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: in
 def interval_over_seeds(gained_SN: NDArray[np.int64]) -> tuple[float, float]:
     """Return the ends of the 95 % interval of a paired difference in accuracy over draws of seeds and of test examples.
 
-    Both are random effects, crossed, as readers and cases are where people judge X-rays (Dorfman, Berbaum & Metz 1992): the mean of the
+    Both are crossed random effects, like readers and cases in studies of X-ray reading (Dorfman, Berbaum & Metz 1992): the mean of the
     S · N differences has the variance (MS_N + MS_S - MS_SN) / (S · N), and its degrees of freedom are Satterthwaite's (1946). Where seeds
-    differ no more than examples make them, MS_S is taken to be MS_SN. Few seeds give a wide interval, for of their spread little is known.
+    differ no more than the examples explain, MS_S is set to MS_SN. Few seeds give a wide interval because their variance is poorly known.
 
     Args:
         gained_SN: int64, 1 where only the first row's model was right, -1 where only the second's was, else 0; at least two seeds.
@@ -146,7 +146,7 @@ def interval_over_seeds(gained_SN: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return each p adjusted for there being so many of them (Holm 1979): at 0.05 the chance of any false finding is 0.05 at most."""
+    """Return each p adjusted for multiple comparisons (Holm 1979): at 0.05 the chance of any false finding is at most 0.05."""
     adjusted = [0.0] * len(ps)
     highest = 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=lambda n: ps[n])):

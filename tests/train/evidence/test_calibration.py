@@ -1,4 +1,4 @@
-"""Calibration, fidelity and churn: against a loop over examples, numbers made by hand, and what must hold of any logits."""
+"""Calibration, fidelity and churn: against a loop over examples, values worked out by hand, and invariants for any logits."""
 
 import math
 
@@ -28,7 +28,7 @@ def plain_softmax(logits: list[float]) -> list[float]:
 
 
 def brute_force_ece(logits_NK: FloatsNK, labels_N: IntsN, bins: int) -> float:
-    """The definition, read literally: a loop over bins (low, high], in each a loop over examples."""
+    """The definition: a loop over bins (low, high], in each a loop over examples."""
     total = 0.0
     for m in range(bins):
         inside = []
@@ -43,15 +43,15 @@ def brute_force_ece(logits_NK: FloatsNK, labels_N: IntsN, bins: int) -> float:
     return total
 
 
-def drawn(seed: int, examples: int, classes: int, *, scale: float = 2.0) -> tuple[FloatsNK, IntsN]:
-    chance = np.random.default_rng(seed)
-    return chance.normal(scale=scale, size=(examples, classes)), chance.integers(classes, size=examples)
+def random_examples(seed: int, examples: int, classes: int, *, scale: float = 2.0) -> tuple[FloatsNK, IntsN]:
+    generator = np.random.default_rng(seed)
+    return generator.normal(scale=scale, size=(examples, classes)), generator.integers(classes, size=examples)
 
 
 @st.composite
 def scored_examples(draw: st.DrawFn) -> tuple[FloatsNK, IntsN]:
     examples, classes = draw(st.integers(1, 60)), draw(st.integers(2, 6))
-    return drawn(draw(st.integers(0, 10_000)), examples, classes, scale=draw(st.sampled_from([0.0, 0.1, 3.0, 1e4])))
+    return random_examples(draw(st.integers(0, 10_000)), examples, classes, scale=draw(st.sampled_from([0.0, 0.1, 3.0, 1e4])))
 
 
 def test_a_diagram_by_hand() -> None:
@@ -69,14 +69,14 @@ def test_a_diagram_by_hand() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 20])
 @pytest.mark.parametrize("bins", [1, 10, BINS])
-def test_ece_is_that_of_the_definition(classes: int, bins: int) -> None:
+def test_ece_equals_its_definition(classes: int, bins: int) -> None:
     for seed in range(5):
-        logits, labels = drawn(seed, 200, classes)
+        logits, labels = random_examples(seed, 200, classes)
         assert reliability(logits, labels, bins=bins).ece == pytest.approx(brute_force_ece(logits, labels, bins), abs=1e-12)
 
 
 @given(scored_examples())
-def test_a_diagram_holds_every_example_once_and_its_ece_is_a_share(scored: tuple[FloatsNK, IntsN]) -> None:
+def test_a_diagram_counts_every_example_once(scored: tuple[FloatsNK, IntsN]) -> None:
     logits, labels = scored
     found = reliability(logits, labels)
     assert found.counts.sum() == len(labels)
@@ -89,12 +89,12 @@ def test_a_diagram_holds_every_example_once_and_its_ece_is_a_share(scored: tuple
 
 
 @given(scored_examples())
-def test_one_bin_leaves_the_difference_of_the_means(scored: tuple[FloatsNK, IntsN]) -> None:
+def test_one_bin_gives_the_difference_of_the_means(scored: tuple[FloatsNK, IntsN]) -> None:
     logits, labels = scored
     right, confident = float((answers(logits) == labels).mean()), float(probabilities(logits).max(axis=1).mean())
     whole, parts = reliability(logits, labels, bins=1).ece, reliability(logits, labels).ece
     assert whole == pytest.approx(abs(right - confident))
-    assert parts >= whole - 1e-9, "finer bins hide less"
+    assert parts >= whole - 1e-9, "more bins never give a smaller error"
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
@@ -104,13 +104,13 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
     assert reliability(np.array([[0.0, 5000.0]]), np.ones(1, np.int64)).counts.tolist() == [0] * 14 + [1], "certainty"
 
 
-def test_answers_that_are_as_often_right_as_they_are_confident_have_no_error() -> None:
+def test_calibrated_answers_have_no_calibration_error() -> None:
     logits, labels = logits_of([0.75] * 400, [0] * 400), np.array([0, 0, 0, 1] * 100)
     assert reliability(logits, labels).ece == pytest.approx(0, abs=1e-12)
 
 
-def test_nll_is_torchs_cross_entropy_and_survives_any_logit() -> None:
-    logits, labels = drawn(3, 500, 7, scale=10)
+def test_nll_is_torchs_cross_entropy_and_always_finite() -> None:
+    logits, labels = random_examples(3, 500, 7, scale=10)
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
     assert nll(logits, labels) == pytest.approx(expected, rel=1e-12)
     extreme = np.array([[3e38, -3e38], [-3e38, 3e38], [0, 0]])
@@ -137,7 +137,7 @@ def test_churn_by_hand() -> None:
 
 
 @given(scored_examples(), st.integers(0, 1000))
-def test_churn_counts_every_change_once_and_explains_the_gain(scored: tuple[FloatsNK, IntsN], seed: int) -> None:
+def test_churn_counts_every_change_once(scored: tuple[FloatsNK, IntsN], seed: int) -> None:
     logits, labels = scored
     before = np.random.default_rng(seed).integers(logits.shape[1], size=len(labels))
     after = answers(logits)
@@ -155,15 +155,15 @@ def test_churn_counts_every_change_once_and_explains_the_gain(scored: tuple[Floa
     assert (back.repaired, back.broken) == (found.broken, found.repaired)
 
 
-def test_one_teacher_is_its_own_answers_and_several_are_their_mixture() -> None:
+def test_several_teachers_answer_by_their_mean_probabilities() -> None:
     # Equal shares: (.9 + .3) / 2 = .6 for class 0. With .2 and .8: .18 + .24 = .42.
     first, second = logits_of([0.9], [0]), logits_of([0.7], [1])
     assert teachers_answers([first], [1.0]).tolist() == [0]
     assert teachers_answers([first, second], [0.5, 0.5]).tolist() == [0]
     assert teachers_answers([first, second], [0.2, 0.8]).tolist() == [1]
     nearly = np.array([[0.0, 1e-17, -800.0]])
-    assert teachers_answers([nearly], [1.0]).tolist() == [1], "not what the softmax rounds it to"
+    assert teachers_answers([nearly], [1.0]).tolist() == [1], "decided by the logits, not by rounded probabilities"
 
 
-def test_agreement_does_not_ask_who_is_right() -> None:
+def test_agreement_counts_equal_answers_right_or_wrong() -> None:
     assert agreement(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75

@@ -1,4 +1,4 @@
-"""Two rows beside each other: every statistic against a count, a formula or a library of its own."""
+"""Two rows compared: every statistic against a count, a formula or another library."""
 
 import math
 
@@ -21,7 +21,7 @@ def binomial_p(only_first: int, only_second: int) -> float:
 
 
 def rows_of_hits(seed: int, first: float, second: float, *, seeds: int = 3, count: int = 300) -> tuple[list[Hits], list[Hits]]:
-    """Hits of two rows that share what is hard: an example is got right when its own difficulty is below the model's skill."""
+    """Hits of two rows that find the same examples hard: a model is right where an example's difficulty is below its skill."""
     generator = np.random.default_rng(seed)
     difficulty = generator.random(count)
     noise = generator.normal(0, 0.05, (2, seeds, count))
@@ -38,7 +38,7 @@ def test_mcnemars_p_is_the_two_sided_binomial(pairs: Pairs) -> None:
 
 
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=8, max_size=8), min_size=1, max_size=5))
-def test_pooled_over_seeds_it_is_the_test_of_the_summed_counts(seeds: list[Pairs]) -> None:
+def test_the_pooled_test_is_that_of_the_summed_counts(seeds: list[Pairs]) -> None:
     first = [np.array([one for one, _ in pairs]) for pairs in seeds]
     second = [np.array([other for _, other in pairs]) for pairs in seeds]
     found = compare(range(len(seeds)), first, second)
@@ -51,13 +51,13 @@ def test_pooled_over_seeds_it_is_the_test_of_the_summed_counts(seeds: list[Pairs
     assert found.difference == pytest.approx((b - c) / (8 * len(seeds)))
 
 
-def test_the_interval_is_that_of_drawing_whole_examples_anew() -> None:
+def test_the_bootstrap_equals_that_of_resampled_examples() -> None:
     first, second = rows_of_hits(1, 0.80, 0.75)
     found = compare((0, 1, 2), first, second)
     differences_N = (np.stack(first).astype(float) - np.stack(second).astype(float)).mean(axis=0)
     reference = scipy.stats.bootstrap((differences_N,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5))
     low, high = reference.confidence_interval
-    # Two draws of a quantile from 10,000 and 20,000 resamples differ by some hundredths of the interval's width.
+    # Two estimates of a quantile from 10,000 and 20,000 resamples differ by some hundredths of the interval's width.
     assert [found.low, found.high] == pytest.approx([low, high], abs=0.04 * (high - low))
     assert found.low < found.difference < found.high
 
@@ -70,8 +70,8 @@ def test_the_interval_narrows_as_the_normal_one_does() -> None:
     assert [found.low, found.high] == pytest.approx([found.difference - half, found.difference + half], abs=0.05 * half)
 
 
-def test_seeds_that_agree_narrow_nothing() -> None:
-    # Three copies of one pair of models say no more than the pair: the interval knows, the pooled p does not.
+def test_copies_of_a_model_do_not_narrow_the_interval() -> None:
+    # Three copies of a pair of models are no more evidence than the pair: the interval reflects this, the pooled p does not.
     (first, *_), (second, *_) = rows_of_hits(3, 0.80, 0.76)
     alone, copied = compare((0,), [first], [second]), compare((0, 1, 2), [first] * 3, [second] * 3)
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
@@ -79,7 +79,7 @@ def test_seeds_that_agree_narrow_nothing() -> None:
 
 
 def gains(generator: np.random.Generator, *, spread: float, seeds: int, count: int = 400, hard: float = 0.3) -> NDArray[np.int64]:
-    """Differences of two rows that are equally good on average; how much better one is with a seed is drawn, and so it is for a text."""
+    """Differences of two rows that are equally good on average, with random effects of seed and text."""
     skill_S1 = generator.normal(0, spread, (seeds, 1))
     of_text_N = generator.normal(0, hard, count)
     first, second = (generator.normal(0, 0.5, (seeds, count)) + sign * (skill_S1 + of_text_N) / 2 > 0 for sign in (1, -1))
@@ -87,47 +87,47 @@ def gains(generator: np.random.Generator, *, spread: float, seeds: int, count: i
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (5, 0.0), (3, 0.2), (5, 0.2), (10, 0.2)])
-def test_over_seeds_an_interval_of_equals_holds_nought_as_often_as_it_says(seeds: int, spread: float) -> None:
+def test_the_interval_over_seeds_has_its_nominal_coverage(seeds: int, spread: float) -> None:
     generator = np.random.default_rng(seeds)
     intervals = [interval_over_seeds(gains(generator, spread=spread, seeds=seeds)) for _ in range(400)]
     # 95 %, and three standard errors of 400 draws; without any spread between seeds it is wider than it needs to be.
     assert 0.917 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 1.0
 
 
-def test_where_seeds_differ_the_bootstrap_over_texts_is_wrong_too_often() -> None:
-    """The reason for the other interval."""
+def test_the_bootstrap_over_texts_undercovers_where_seeds_differ() -> None:
+    """The reason for ``interval_over_seeds``."""
     generator = np.random.default_rng(0)
-    drawn = [gains(generator, spread=0.2, seeds=5) for _ in range(100)]
-    inside = [low <= 0 <= high for low, high in (bootstrap_interval(one.sum(axis=0), seeds=5) for one in drawn)]
+    samples = [gains(generator, spread=0.2, seeds=5) for _ in range(100)]
+    inside = [low <= 0 <= high for low, high in (bootstrap_interval(one.sum(axis=0), seeds=5, resamples=1000) for one in samples)]
     assert np.mean(inside) < 0.8
 
 
-def test_over_seeds_it_is_the_analysis_of_variance_written_out() -> None:
+def test_the_interval_over_seeds_is_the_analysis_of_variance() -> None:
     gained = gains(np.random.default_rng(4), spread=0.4, seeds=4, count=50)
     rows, columns, mean = gained.mean(axis=1), gained.mean(axis=0), gained.mean()
     square_seeds = 50 * sum((value - mean) ** 2 for value in rows) / 3
     square_texts = 4 * sum((value - mean) ** 2 for value in columns) / 49
     square_rest = sum((gained[s, n] - rows[s] - columns[n] + mean) ** 2 for s in range(4) for n in range(50)) / (3 * 49)
-    assert square_seeds > square_rest, "the seed draws seeds that differ"
+    assert square_seeds > square_rest, "this seed gives rows whose seeds differ"
     variance = (square_seeds + square_texts - square_rest) / 200
     freedom = (200 * variance) ** 2 / (square_seeds**2 / 3 + square_texts**2 / 49 + square_rest**2 / 147)
     half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(variance)
     assert interval_over_seeds(gained) == pytest.approx((mean - half, mean + half))
 
 
-def test_with_many_texts_it_is_students_interval_of_the_seeds() -> None:
+def test_with_many_texts_it_is_students_t_interval_of_the_seeds() -> None:
     gained = gains(np.random.default_rng(5), spread=1.0, seeds=6, count=20_000, hard=0.01)
     by_seed = gained.mean(axis=1)
     half = scipy.stats.t.ppf(0.975, 5) * by_seed.std(ddof=1) / math.sqrt(6)
     assert interval_over_seeds(gained) == pytest.approx((by_seed.mean() - half, by_seed.mean() + half), abs=0.02 * half)
 
 
-def test_no_interval_leaves_what_a_difference_can_be() -> None:
+def test_intervals_stay_within_minus_1_and_1() -> None:
     low, high = interval_over_seeds(np.array([[1, 1, 1, 1], [-1, -1, 1, 1]]))
     assert (low, high) == (-1.0, 1.0)
 
 
-def test_seeds_that_never_differ_have_an_interval_without_width_and_one_seed_has_none() -> None:
+def test_equal_seeds_give_an_interval_of_no_width_and_one_seed_none() -> None:
     assert interval_over_seeds(np.ones((3, 5), np.int64)) == (1.0, 1.0)
     assert interval_over_seeds(np.array([[1], [1]])) == (1.0, 1.0)
     first, second = rows_of_hits(1, 0.8, 0.7, seeds=2)
@@ -138,20 +138,20 @@ def test_seeds_that_never_differ_have_an_interval_without_width_and_one_seed_has
     assert two.over_seeds[0] <= two.low <= two.high <= two.over_seeds[1]
 
 
-def test_the_interval_is_the_same_every_time_and_follows_its_seed() -> None:
+def test_the_bootstrap_depends_on_its_seed_alone() -> None:
     gained_N = np.array([1, 0, -1, 2, 0, 0, 1, 3, -2, 0] * 20)
     again = [bootstrap_interval(gained_N, seeds=3) for _ in range(2)]
     assert again[0] == again[1]
     assert bootstrap_interval(gained_N, seeds=3, seed=1) != again[0]
 
 
-def test_models_that_never_differ_have_an_interval_without_width() -> None:
+def test_equal_models_give_an_interval_of_no_width() -> None:
     hits = np.array([True, False, True])
     found = compare((0,), [hits], [hits])
     assert (found.difference, found.low, found.high, found.pooled.p) == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_holm_is_the_papers_example_done_by_hand() -> None:
+def test_holm_by_hand() -> None:
     # Sorted 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1, never below the one before.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.5]) == [1.0, 1.0]
@@ -170,7 +170,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(ps: list[float]) -> N
         assert {n for n, p in enumerate(adjusted) if p <= level} == rejected
 
 
-def test_a_comparison_is_recorded_whole() -> None:
+def test_a_comparison_is_recorded_as_json() -> None:
     first, second = rows_of_hits(4, 0.8, 0.7, seeds=2, count=40)
     record = compare((3, 4), first, second).record()
     assert record["seeds"] == [3, 4]
