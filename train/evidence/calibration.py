@@ -118,8 +118,8 @@ def reliability(logits_NK: Floats, labels_N: Classes, *, bins: int = BINS) -> Re
 
 
 def teachers_answers(logits_TNK: Sequence[Floats], shares_T: Sequence[float]) -> Classes:
-    """Return the joint answers of a student's teachers, int64 [N]: the most likely class by their probabilities, weighted by their shares in
-    its loss; for one teacher, its own answer."""
+    """Return the joint answers of a student's teachers, int64 [N]: the most likely class by their probabilities, weighted by their shares
+    in its loss; for one teacher, its own answer."""
     if len(logits_TNK) == 1:
         return answers(logits_TNK[0])  # not by the softmax, whose rounding could make two classes equal
     mixed_NK = sum(share * probabilities(logits_NK) for share, logits_NK in zip(shares_T, logits_TNK, strict=True))

@@ -1,4 +1,4 @@
-"""Fidelity and calibration of a run's models: which models are held against which, and where the figures are shown."""
+"""Fidelity and calibration of a run's models: which models are compared, and where the figures are shown."""
 
 import csv
 import io
@@ -42,8 +42,8 @@ def figures(run: Path, name: str = "student-clip-demo", baseline: str | None = "
     return fidelity_figures(scored(run / name), None if baseline is None else scored(run / baseline), cache(scored))
 
 
-def give_logits(folder: Path, logits: Sequence[Sequence[float]]) -> None:
-    """Give the test examples of a model these logits, the last again for those that are left."""
+def set_logits(folder: Path, logits: Sequence[Sequence[float]]) -> None:
+    """Set the logits of a model's test examples; the last repeats for the rest."""
     lines = list(csv.reader(io.StringIO((folder / "predictions.csv").read_text())))
     tests = [cells for cells in lines if cells[1] == "test"]
     for n, cells in enumerate(tests):
@@ -53,7 +53,7 @@ def give_logits(folder: Path, logits: Sequence[Sequence[float]]) -> None:
     (folder / "predictions.csv").write_text(text.getvalue())
 
 
-def test_a_student_is_held_against_its_teacher_and_the_baseline_by_hand(run: Path) -> None:
+def test_fidelity_and_churn_by_hand(run: Path) -> None:
     # Student right on 5..314, baseline on 0..299, teacher on 0..319; where it is wrong there is one other class.
     found = figures(run)
     assert found["churn"] == pytest.approx((5 + 15) / 400)
@@ -61,7 +61,7 @@ def test_a_student_is_held_against_its_teacher_and_the_baseline_by_hand(run: Pat
     assert found["worsened"] == pytest.approx(5 / 20)
     assert found["agreement"] == pytest.approx(1 - (5 + 5) / 400)
     # Every logit is .25 or 1.5 for class 0 and .25 or 1.25 for class 1: answers differ by .25 and .75 from the other, and the confidence
-    # of both is above a half; recomputed here in the plainest way.
+    # of both is above a half; recomputed here directly.
     confident = [1 / (1 + np.exp(-abs(a - b))) for a, b in ((1.5, 0.25), (0.5, 1.25))]
     assert 0.5 < min(confident) < max(confident) < 1
     test = scored(run / "student-clip-demo").test
@@ -69,9 +69,9 @@ def test_a_student_is_held_against_its_teacher_and_the_baseline_by_hand(run: Pat
     assert found["nll"] == pytest.approx(-np.log(shares[np.arange(400), test.labels]).mean())
 
 
-def test_what_there_is_nothing_to_hold_against_has_no_figure(run: Path) -> None:
+def test_figures_are_none_without_a_model_to_compare_with(run: Path) -> None:
     nothing = {"agreement": None, "churn": None, "improved": None, "worsened": None}
-    assert figures(run, "baseline") | nothing == figures(run, "baseline"), "the baseline is no change of itself"
+    assert figures(run, "baseline") | nothing == figures(run, "baseline"), "the baseline is not compared with itself"
     teacher = figures(run, "teacher-clip-demo")
     assert teacher["agreement"] is None
     assert teacher["churn"] == pytest.approx(20 / 400)
@@ -79,13 +79,13 @@ def test_what_there_is_nothing_to_hold_against_has_no_figure(run: Path) -> None:
     path = run / "baseline" / "predictions.csv"
     path.write_text(path.read_text().replace("test/7,", "test/700,"))
     assert figures(run)["churn"] is None, "other examples"
-    give_logits(run / "student-clip-demo", scored(run / "baseline").test.logits.tolist())
+    set_logits(run / "student-clip-demo", scored(run / "baseline").test.logits.tolist())
     path.write_text(path.read_text().replace("test/700,", "test/7,"))
     same = figures(run)
     assert (same["churn"], same["improved"], same["worsened"]) == (0.0, None, None)
 
 
-def test_a_teacher_that_is_gone_or_another_model_now_is_not_asked(run: Path) -> None:
+def test_a_teacher_that_is_gone_or_replaced_gives_no_agreement(run: Path) -> None:
     student, teacher = run / "student-clip-demo", run / "teacher-clip-demo"
     training = json.loads((student / "training.json").read_text())
     (student / "training.json").write_text(json.dumps({**training, "teachers": [hash_file(teacher / WEIGHTS)]}))
@@ -101,18 +101,18 @@ def test_a_teacher_that_is_gone_or_another_model_now_is_not_asked(run: Path) -> 
     assert figures(run)["agreement"] is None
 
 
-def test_of_several_teachers_the_mean_of_their_probabilities_counts(run: Path) -> None:
+def test_several_teachers_are_weighted_by_their_shares(run: Path) -> None:
     fake_teacher(run, "sure", scores(300))
     fake_teacher(run, "unsure", scores(300))
-    give_logits(run / "sure", [[4.0, 0.0]])
-    give_logits(run / "unsure", [[0.0, 1.0]])
+    set_logits(run / "sure", [[4.0, 0.0]])
+    set_logits(run / "unsure", [[0.0, 1.0]])
     fake_student(run, "of-two", scores(300), taught_by=["sure", "unsure"], shares=[0.5, 0.5])
     fake_student(run, "of-one", scores(300), taught_by=["sure", "unsure"], shares=[0.1, 0.9])
     taught = {name: teachers_of(scored(run / name), scored) for name in ("of-two", "of-one")}
     assert {name: set(found.answers.tolist()) for name, found in taught.items() if found is not None} == {"of-two": {0}, "of-one": {1}}
 
 
-def test_tables_show_the_means_over_seeds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_show_means_over_seeds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = shown(run, capsys)
     row = report["rows"]["student-clip-demo"]
     each = [model["fidelity"] for model in row["models"]]
@@ -121,11 +121,11 @@ def test_tables_show_the_means_over_seeds(run: Path, capsys: pytest.CaptureFixtu
         values = [one[name] for one in each]
         assert row["fidelity"][name] == {"mean": pytest.approx(np.mean(values)), "sd": pytest.approx(np.std(values, ddof=1), abs=1e-12)}
     assert report["rows"]["baseline"]["fidelity"]["churn"] is None
-    assert report["rows"]["images-clip-demo"]["fidelity"] is None, "no model is there"
+    assert report["rows"]["images-clip-demo"]["fidelity"] is None, "no model is finished"
     assert report["fidelity"] == {"title": TITLE, "caption": CAPTION, "rows": ["baseline", "teacher-clip-demo", "student-clip-demo"]}
 
 
-def test_tables_write_them_as_markdown_latex_csv_and_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_four_files_have_the_fidelity_figures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = shown(run, capsys)
     assert json.loads((run / "tables.json").read_text()) == report
     _, _, after = (run / "tables.md").read_text().partition(f"## {TITLE}\n")
@@ -140,9 +140,7 @@ def test_tables_write_them_as_markdown_latex_csv_and_json(run: Path, capsys: pyt
     assert set(line) >= {f"test_{figure}_{what}" for figure in FIGURES for what in ("mean", "sd")}
 
 
-def test_a_folder_is_read_once_however_many_ask_for_it(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_folder_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[Path] = []
 
     def counted(folder: Path) -> ScoredModel:

@@ -1,4 +1,4 @@
-"""The report of a run whose models are there: every figure against predictions.csv itself, and the four files it is written to."""
+"""The report of a run's finished models: every figure recomputed from predictions.csv, and the four files it is written to."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def show(run: Path, capsys: pytest.CaptureFixture[str]) -> Show:
-    """Show the tables of the run as they are; return the report."""
+    """Return the tables of the run as it is, without training."""
 
     def shown(**more: Any) -> dict[str, Any]:
         report = tables(TablesOptions(dataset="topics.csv", run_dir=run, train=False, **more))
@@ -49,7 +49,7 @@ def show(run: Path, capsys: pytest.CaptureFixture[str]) -> Show:
     return shown
 
 
-def test_every_figure_is_that_of_the_predictions(run: Path, show: Show) -> None:
+def test_every_figure_follows_from_the_predictions(run: Path, show: Show) -> None:
     report = show()
     assert [table["name"] for table in report["tables"]] == ["table1", "table2", "controls"]
     assert {(test["row"], test["reference"]) for test in report["tables"][0]["comparisons"]} == {
@@ -61,7 +61,7 @@ def test_every_figure_is_that_of_the_predictions(run: Path, show: Show) -> None:
     assert_recomputed(run, report)
 
 
-def test_figures_of_metrics_json_are_not_believed(run: Path, show: Show, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracies_come_from_predictions_not_from_metrics_json(run: Path, show: Show, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "baseline" / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["accuracy"]["test"] = 0.99
@@ -71,7 +71,7 @@ def test_figures_of_metrics_json_are_not_believed(run: Path, show: Show, capsys:
     assert "gives test accuracy 0.7500, its metrics.json say 0.9900" in capsys.readouterr().err
 
 
-def test_p_is_adjusted_within_each_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_p_is_adjusted_over_all_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Differences of 6 to 12 texts, so that no p is near 0 or 1.
     fake_model(tmp_path, "baseline", scores(300), command="baseline")
     for name, count, shown in (("teacher-clip-demo", 308, "images"), ("teacher-none", 306, "none"), ("teacher-blank", 312, "blank")):
@@ -85,7 +85,7 @@ def test_p_is_adjusted_within_each_table(tmp_path: Path, capsys: pytest.CaptureF
     assert [test["holm_p"] for test in found[2]["comparisons"]] == pytest.approx([3 * 2 / 2**6, 5 * 2 / 2**12, 3 * 2 / 2**6])
 
 
-def test_what_the_tests_allow_is_said(show: Show) -> None:
+def test_every_compared_row_has_a_verdict(show: Show) -> None:
     report = show()
     first, controls = report["tables"][0]["verdicts"], report["tables"][2]["verdicts"]
     assert [sentence.split(":")[0] for sentence in first] == ["teacher-clip-demo", "student-clip-demo"]
@@ -94,13 +94,13 @@ def test_what_the_tests_allow_is_said(show: Show) -> None:
     assert controls[1].endswith("It sees no images: the gain comes from distillation alone.")
 
 
-def test_rows_that_are_not_there_are_marked(run: Path, show: Show) -> None:
+def test_missing_models_are_marked(run: Path, show: Show) -> None:
     for seed in ("-seed1", "-seed2"):
         (run / f"student-none{seed}" / "metrics.json").unlink()
     report = show()
     assert {"student-none-seed1", "student-none-seed2", "images-clip-demo", "student-clip-demo-ce-seed2"} <= set(report["missing"])
     assert report["rows"]["images-clip-demo"]["test"] is None
-    assert report["complete"] is True, "nothing failed: it was only shown"
+    assert report["complete"] is True, "nothing failed: nothing was trained"
     lines = (run / "tables.md").read_text().splitlines()
     assert re.match(r"\| images-clip-demo +\| 0 of 3 +\| missing", next(line for line in lines if "images-clip-demo" in line))
     assert re.match(r"\| student-none +\| 1 of 3 +\| 0\.5000 +\| 0\.8000 ", next(line for line in lines if "| student-none" in line))
@@ -113,7 +113,7 @@ def test_rows_that_are_not_there_are_marked(run: Path, show: Show) -> None:
     assert_recomputed(run, report)
 
 
-def test_models_are_known_by_what_they_are_whatever_their_name(run: Path, show: Show) -> None:
+def test_models_are_found_whatever_their_folders_names(run: Path, show: Show) -> None:
     before = show()["rows"]
     for name, other in (("baseline", "plain"), ("student-clip-demo-seed1", "taught"), ("teacher-none-seed2", "blind")):
         (run / name).rename(run / other)
@@ -123,7 +123,7 @@ def test_models_are_known_by_what_they_are_whatever_their_name(run: Path, show: 
     assert [model["folder"] for model in after["baseline"]["models"]] == ["plain", "baseline-seed1", "baseline-seed2"]
 
 
-def test_what_is_of_no_row_is_shown_apart(run: Path, show: Show) -> None:
+def test_models_of_no_row_have_a_table_of_their_own(run: Path, show: Show) -> None:
     for name in ("student-clip-demo", "baseline"):
         shutil.rmtree(run / name)  # so that others of that seed could stand for it
     fake_student(run, "small", scores(200), taught_by=["teacher-clip-demo"], layers=1)
@@ -172,15 +172,15 @@ HINTON = {"kd_preset": "hinton", "hard": 0.5, "alpha": 0.5, "beta": 0.0, "temper
     ],
     ids=str,
 )
-def test_a_student_is_of_the_row_that_its_own_loss_makes_it(run: Path, show: Show, loss: dict[str, Any], row: str) -> None:
-    """A preset without a term leaves none out; what tables trained is what tables say."""
+def test_a_students_loss_decides_its_row(run: Path, show: Show, loss: dict[str, Any], row: str) -> None:
+    """A term that the preset lacks is not left out; the terms that tables recorded take precedence."""
     fake_teacher(run, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
     fake_student(run, "one", scores(260), taught_by=["teacher-vit-demo"], **loss)
     report = show(columns=("clip-demo", "vit-demo"))
     assert [name for name in report["rows"] if [one["folder"] for one in report["rows"][name]["models"]] == ["one"]] == [row]
 
 
-def test_of_several_models_of_a_row_the_one_named_after_it_is_shown(run: Path, show: Show) -> None:
+def test_the_model_named_after_its_row_takes_precedence(run: Path, show: Show) -> None:
     fake_model(run, "a", scores(240), command="baseline")
     report = show()
     assert report["rows"]["baseline"]["models"][0]["folder"] == "baseline"
@@ -198,7 +198,7 @@ def test_of_several_models_of_a_row_the_one_named_after_it_is_shown(run: Path, s
         (("clip-demo", "none"), {}, False),
     ],
 )
-def test_a_student_of_all_is_one_with_equal_shares_of_every_column(
+def test_student_all_has_equal_shares_of_every_column(
     run: Path, show: Show, taught_by: tuple[str, ...], more: dict[str, Any], is_of_all: bool
 ) -> None:
     fake_teacher(run, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
@@ -209,7 +209,7 @@ def test_a_student_of_all_is_one_with_equal_shares_of_every_column(
     assert ("several" in [one["folder"] for one in report["others"]]) is not is_of_all
 
 
-def test_models_that_were_trained_otherwise_are_named(run: Path, show: Show) -> None:
+def test_differing_settings_are_noted(run: Path, show: Show) -> None:
     assert show()["notes"] == []
     fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", flags={"epochs": 50})
     note, fewer = show()["notes"]
@@ -218,7 +218,7 @@ def test_models_that_were_trained_otherwise_are_named(run: Path, show: Show) -> 
     assert {"2", "50"} <= set(re.findall(r"\d+", note))
 
 
-def test_seeds_and_controls_that_were_taught_with_another_loss_are_named(run: Path, show: Show) -> None:
+def test_differing_losses_and_tokens_are_noted(run: Path, show: Show) -> None:
     fake_teacher(run, "teacher-blank", scores(290), privileged="blank")
     fake_student(run, "student-blank", scores(310), taught_by=["teacher-blank"], temperature=1.0)
     fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", tokens={"seed": 0})
@@ -239,13 +239,13 @@ def test_models_of_other_examples_are_not_compared(run: Path, show: Show) -> Non
     assert against["seeds"] == [1, 2]
 
 
-def test_single_rows_are_compared_with_references_that_are_not_shown(show: Show) -> None:
+def test_references_need_not_be_shown(show: Show) -> None:
     report = show(rows=("student-clip-demo",))
     assert list(report["rows"]) == ["student-clip-demo"]
     assert {test["reference"] for test in report["tables"][0]["comparisons"]} == {"baseline", "student-none"}
 
 
-def test_seeds_and_columns_may_be_chosen(run: Path, show: Show) -> None:
+def test_seeds_and_columns_can_be_chosen(run: Path, show: Show) -> None:
     report = show(seed=1, seeds=2, rows=("baseline",))
     assert report["seeds"] == [1, 2]
     assert [model["folder"] for model in report["rows"]["baseline"]["models"]] == ["baseline-seed1", "baseline-seed2"]
@@ -253,14 +253,14 @@ def test_seeds_and_columns_may_be_chosen(run: Path, show: Show) -> None:
         show(columns=("clip-dmo",))
 
 
-def test_the_paper_stands_beside_its_own_corpora(run: Path, show: Show, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_figures_are_shown_for_its_corpora(run: Path, show: Show, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["paper"] for row in show()["rows"].values()} == {None}
     report = tables(TablesOptions(dataset="imdb", run_dir=run, train=False))
     assert report["rows"]["student-clip-demo"]["paper"] == 0.931
     assert re.search(r"\| images-clip-demo .*\| 0\.549 \|", capsys.readouterr().out), "also where ours is missing"
 
 
-def test_cost_is_hours_of_a_model_and_its_highest_memory(run: Path, show: Show) -> None:
+def test_cost_is_mean_hours_and_peak_memory(run: Path, show: Show) -> None:
     path = run / "baseline-seed2" / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["history"].append({"seconds": 3 * 3600.0})
@@ -271,7 +271,7 @@ def test_cost_is_hours_of_a_model_and_its_highest_memory(run: Path, show: Show) 
     assert row["peak_gb"] == 4.0, "of the GPU where there was one"
 
 
-def test_markdown_is_printed_and_written_and_json_is_the_last_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_markdown_is_printed_and_json_is_the_last_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(run), "--no-train"]) == 0
     said = capsys.readouterr().out
     report = json.loads(said.splitlines()[-1])
@@ -284,7 +284,7 @@ def test_markdown_is_printed_and_written_and_json_is_the_last_line(run: Path, ca
     assert not list(run.glob(".*.partial"))
 
 
-def test_the_csv_has_a_line_for_each_row_in_plain_numbers(run: Path, show: Show) -> None:
+def test_the_csv_has_plain_numbers_and_a_line_per_row(run: Path, show: Show) -> None:
     report = show()
     lines = list(csv.DictReader(io.StringIO((run / "tables.csv").read_text())))
     assert [(line["table"], line["row"]) for line in lines] == [(table["name"], row) for table in report["tables"] for row in table["rows"]]
@@ -295,7 +295,7 @@ def test_the_csv_has_a_line_for_each_row_in_plain_numbers(run: Path, show: Show)
     assert next(line for line in lines if line["row"] == "images-clip-demo")["test_accuracy_mean"] == ""
 
 
-def test_latex_is_a_table_of_booktabs_with_every_letter_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latex_tables_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "own_50%"
     fake_model(run, "baseline", scores(300), command="baseline")
     fake_model(run, "images", scores(100), command="images", image_tokens="my_clip")
@@ -314,7 +314,7 @@ def test_latex_is_a_table_of_booktabs_with_every_letter_escaped(tmp_path: Path, 
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 4
 
 
-def test_every_letter_that_latex_reads_is_written_out() -> None:
+def test_every_special_letter_of_latex_is_escaped() -> None:
     assert latex_escaped(r"a_b & 5% $1 #2 {x} ~y ^z \w ±1 <2>") == (
         r"a\_b \& 5\% \$1 \#2 \{x\} \textasciitilde{}y \textasciicircum{}z \textbackslash{}w $\pm$1 \textless{}2\textgreater{}"
     )
@@ -330,7 +330,7 @@ def test_one_seed_has_no_spread(run: Path, show: Show) -> None:
 
 
 @pytest.mark.parametrize("rows", [(), ("--rows", "student-vit-demo")])
-def test_a_run_with_nothing_to_show_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: tuple[str, ...]) -> None:
+def test_a_run_with_nothing_to_show_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: tuple[str, ...]) -> None:
     if rows:
         fake_teacher(tmp_path, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
     assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(tmp_path), "--no-train", *rows]) == 2
@@ -339,5 +339,5 @@ def test_a_run_with_nothing_to_show_says_so(tmp_path: Path, capsys: pytest.Captu
     assert said.out == ""
 
 
-def test_right_hits_are_where_they_are_asked_for() -> None:
+def test_right_hits_begin_where_requested() -> None:
     assert right(2, 4, first=1) == [False, True, True, False]

@@ -1,4 +1,4 @@
-"""What ``python -m train tables`` refuses: in one line, and before anything is trained."""
+"""Bad input to ``python -m train tables``: an error in one line, before anything is trained."""
 
 import shutil
 import subprocess
@@ -24,8 +24,8 @@ def make(small_csv: Path, tmp_path: Path) -> Make:
     return lambda **more: TablesOptions(**flags(small_csv, tmp_path / "run", **more))
 
 
-def _shown(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What ``tables --no-train`` refuses a run with, in one line."""
+def error_of(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The error of ``tables --no-train`` on a run."""
     capsys.readouterr()
     assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(run), "--no-train"]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
@@ -43,31 +43,31 @@ def _shown(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ("predictions.csv", "", "predictions.csv, damaged (empty)"),
     ],
 )
-def test_a_record_that_lacks_something_is_one_line(
+def test_an_incomplete_record_is_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, told: str
 ) -> None:
     folder = fake_model(tmp_path, "baseline", scores(300), command="baseline")
     (folder / name).write_text(text)
-    assert told in _shown(tmp_path, capsys)
+    assert told in error_of(tmp_path, capsys)
 
 
-def test_predictions_that_lost_or_doubled_lines_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_or_doubled_predictions_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = fake_model(tmp_path, "baseline", scores(300), command="baseline") / "predictions.csv"
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[:-8]))
-    assert "predictions.csv with 392 test examples; expected 400, as its metrics.json say" in _shown(tmp_path, capsys)
+    assert "predictions.csv with 392 test examples; expected 400, as its metrics.json say" in error_of(tmp_path, capsys)
     path.write_text("".join([*whole, whole[-1]]))
-    assert "predictions.csv with 401 test examples; expected 400" in _shown(tmp_path, capsys)
+    assert "predictions.csv with 401 test examples; expected 400" in error_of(tmp_path, capsys)
     path.write_text("".join(whole[1:]))
-    assert "damaged (a first line 'train/0," in _shown(tmp_path, capsys)
+    assert "damaged (a first line 'train/0," in error_of(tmp_path, capsys)
     path.write_text(whole[0] + '"' + "".join(whole[1:]) * 20)
-    assert "predictions.csv, damaged" in _shown(tmp_path, capsys)
+    assert "predictions.csv, damaged" in error_of(tmp_path, capsys)
 
 
-def test_a_folder_where_a_table_is_to_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_in_place_of_a_file_is_an_error_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_model(tmp_path, "baseline", scores(300), command="baseline")
     (tmp_path / "tables.json").mkdir()
-    assert "tables.json: " in _shown(tmp_path, capsys)
+    assert "tables.json: " in error_of(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_folder_where_a_table_is_to_be_is_one_line(tmp_path: Path, capsys: pyt
         (("--optimiser", "adamw"), "did you mean '--optimizer'"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_trained(
+def test_bad_input_is_an_error_of_one_line(
     small_csv: Path, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], told: str
 ) -> None:
     (tmp_path / "tokens").symlink_to(small_run / "tokens")
@@ -105,7 +105,7 @@ def test_bad_input_is_one_line_and_nothing_is_trained(
     assert not list(tmp_path.glob("*/training.json"))
 
 
-def test_rows_with_images_want_a_store_before_anything_is_trained(make: Make) -> None:
+def test_rows_with_images_need_a_store(make: Make) -> None:
     with pytest.raises(InputError, match=r"no image tokens.*run python -m featurize first.*--rows baseline teacher-none student-none"):
         tables(make(rows=("all",)))
     with pytest.raises(InputError, match=r"--columns clip-demo.*run python -m featurize first"):
@@ -113,12 +113,12 @@ def test_rows_with_images_want_a_store_before_anything_is_trained(make: Make) ->
     assert not list(make().run.glob("*/training.json"))
 
 
-def test_of_a_corpus_that_is_not_there_nothing_else_is_told(make: Make, tmp_path: Path) -> None:
+def test_a_missing_corpus_is_reported_before_anything_else(make: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.csv"):
         tables(make(dataset=str(tmp_path / "nowhere.csv"), rows=("all",)))
 
 
-def test_a_store_with_missing_rows_is_refused_before_anything_is_trained(make: Make, small_run: Path) -> None:
+def test_a_store_with_a_missing_shard_is_refused(make: Make, small_run: Path) -> None:
     options = make(rows=("table1",))
     shutil.copytree(small_run / "tokens", options.run / "tokens")
     (options.run / "tokens" / "vit-demo" / "shard-00001.h5").unlink()
@@ -127,7 +127,7 @@ def test_a_store_with_missing_rows_is_refused_before_anything_is_trained(make: M
     assert not list(options.run.glob("*/training.json"))
 
 
-def test_processes_of_one_launcher_are_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launchers_of_several_processes_are_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
         tables(make(rows=("baseline",)))
