@@ -1,11 +1,14 @@
-"""``python -m train``: which command runs on which options. Heavy imports live inside the functions, so that --help is quick."""
+"""``python -m train``: its commands and their flags. Heavy imports are inside the functions, so that --help is quick."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from lugpi_core.command_line import Command, run_one_of
-from train.options.tools import EvaluateOptions, OnnxOptions, ReportOptions, SweepOptions
-from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
+from train.options.distillation import StudentOptions
+from train.options.sweep import SweepOptions
+from train.options.tables import TablesOptions
+from train.options.tools import EvaluateOptions, OnnxOptions, ReportOptions
+from train.options.training import BaselineOptions, ImagesOptions, TeacherOptions
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,30 +24,30 @@ def main(arguments: Sequence[str]) -> int:
         "tables": (_tables, TablesOptions),
         "report": (_report, ReportOptions),
     }
-    about = "Train on a corpus and its token store, and use what was trained; models go to runs/<dataset>/<name>/."
+    about = "Train on a corpus and its token store, and use the models; they are written to runs/<dataset>/<name>/."
     return run_one_of(commands, arguments, prog="python -m train", about=about)
 
 
 def _baseline(options: BaselineOptions) -> dict[str, Any]:
-    from train.models.train_model import baseline
+    from train.models.commands import baseline
 
     return baseline(options)
 
 
 def _images(options: ImagesOptions) -> dict[str, Any]:
-    from train.models.train_model import images
+    from train.models.commands import images
 
     return images(options)
 
 
 def _teacher(options: TeacherOptions) -> dict[str, Any]:
-    from train.models.train_model import teacher
+    from train.models.commands import teacher
 
     return teacher(options)
 
 
 def _student(options: StudentOptions) -> dict[str, Any]:
-    from train.models.train_model import student
+    from train.models.commands import student
 
     return student(options)
 

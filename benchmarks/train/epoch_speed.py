@@ -22,7 +22,7 @@ from train.data.batching import epoch_batches, padding_share
 from train.data.text_model import find_text_model
 from train.data.token_ids import token_ids
 from train.data.training_data import TrainingData
-from train.learning.progress import Reports
+from train.learning.progress import Progress
 
 CORPORA = ("20ng", "imdb", "cwi-news", "cwi-wikinews")
 BATCH, EXAMPLES = 14, 112
@@ -83,7 +83,7 @@ def _timed(lengths_N: NDArray[np.int64], *, smoke: bool) -> dict[str, Any]:
     sample = _sample(lengths_N, count)
     data = data_of(sample, torch.device(compute_here().device), embedding_width=sizes.dim)
     learner = student_learner(sizes, data, BATCH)
-    learner.report, learner.stop = Reports(Path("nowhere"), _NoBar(), None, None), StopRequest()
+    learner.report, learner.stop = Progress(_NoBar(), None, None), StopRequest()
     numbers: Iterator[int] = iter(range(10_000))
 
     def ours() -> None:
@@ -119,7 +119,7 @@ def _trainer(sizes: Sizes, data: TrainingData, lengths_N: NDArray[np.int64], fol
 
     transformers.logging.set_verbosity_error()
     rows = [np.array([n]) for n in range(len(lengths_N))]
-    features = [{"input_ids": data.batch(row)["input_ids"][0].cpu(), "labels": int(data.labels[row[0]])} for row in rows]
+    features = [{"input_ids": data.batch(row).inputs["input_ids"][0].cpu(), "labels": int(data.labels[row[0]])} for row in rows]
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,

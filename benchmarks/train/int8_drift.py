@@ -17,18 +17,18 @@ from torch.nn import functional as F
 
 from benchmarks.harness import finish
 from lugpi_core.command_line import say
-from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.quantize import dequantize, quantize
 from train.data.image_tokens import open_image_tokens
-from train.data.teacher_outputs import WEIGHTS
 from train.data.text_model import find_text_model
 from train.data.token_ids import TokenIds, token_ids
+from train.file_names import WEIGHTS
 from train.learning.checkpoint import load_weights
 from train.learning.networks import FusionHead, Teacher
 from train.models.teachers import build_teacher
-from train.options.training import TeacherOptions
+from train.options.settings import Optimization
 
 DEMO_ENCODERS = ("clip-demo", "vit-demo")
 REQUIRED_COSINE = 0.999
@@ -95,37 +95,28 @@ def _spread(values_N: torch.Tensor) -> dict[str, float]:
 def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
     from featurize.options import FeaturizeOptions
     from featurize.run import featurize_command
-    from train.models.train_model import teacher
+    from train.models.api import train_teacher
 
     corpus_flags: dict[str, Any] = {"dataset": "demo", "limit": 60 if smoke else 500}
     featurize_command(FeaturizeOptions(**corpus_flags, run_dir=folder, generator="demo", encoders=("demo",), latents=False))
+    corpus, text_model = load_corpus("demo", CorpusSettings(limit=corpus_flags["limit"])), find_text_model("demo", max_length=32)
     cases = {}
     for encoder in DEMO_ENCODERS:
-        options = TeacherOptions(
-            **corpus_flags,
-            run_dir=folder,
+        trained = train_teacher(
+            corpus,
+            folder / "tokens",
+            column=encoder,
             name=encoder,
-            text_model="demo",
-            max_length=32,
-            epochs=1 if smoke else 20,
-            learning_rate=5e-4,
-            image_tokens=encoder,
+            text_model=text_model,
+            optimization=Optimization(epochs=1 if smoke else 20, learning_rate=5e-4),
         )
-        trained = teacher(options)
-        corpus = load_corpus(options.dataset, options)
         column = open_image_tokens(folder / "tokens", encoder, corpus)
         tokens_NTD = torch.from_numpy(column.reader.gather(column.drawings[:, 0]))
-        logits_of = _trained_teacher(options, corpus, tokens_NTD.shape[-1])
-        cases[f"demo, {encoder}, trained teacher"] = compare(tokens_NTD, logits_of) | {"accuracy": trained["accuracy"]}
+        model = build_teacher(text_model, len(corpus.label_names), tokens_NTD.shape[-1])
+        load_weights(trained.folder / WEIGHTS, model)
+        ids = TokenIds(*token_ids(text_model, corpus, folder), pad=text_model.pad_id, device=torch.device("cpu"))
+        cases[f"demo, {encoder}, trained teacher"] = compare(tokens_NTD, _logits_of(model, ids)) | {"accuracy": dict(trained.accuracy)}
     return cases
-
-
-def _trained_teacher(options: TeacherOptions, corpus: Corpus, image_width: int) -> Logits:
-    text_model = find_text_model("demo", max_length=options.max_length)
-    model = build_teacher(text_model, len(corpus.label_names), image_width)
-    load_weights(options.run / (options.name or "teacher") / WEIGHTS, model)
-    ids = TokenIds(*token_ids(text_model, corpus, options.run), pad=text_model.pad_id, device=torch.device("cpu"))
-    return _logits_of(model, ids)
 
 
 def _real_architecture(*, smoke: bool) -> tuple[torch.Tensor, Logits]:

@@ -8,6 +8,7 @@ the counted FLOPs. Shapes: B examples, L text tokens.
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from benchmarks.train.training_cases import (
 from lugpi_core.command_line import say
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.batching import Part
+from train.data.teacher_outputs import TeacherOutputs
 from train.data.training_data import Batch
 from train.learning.loop import Learner
 from train.learning.networks import Output, Student, TextClassifier
@@ -103,7 +105,8 @@ def _plain_step(sizes: Sizes, batch: Batch) -> Step:
     """Return what the Hugging Face Trainer does in a step, without the Trainer."""
     model = classifier(sizes).to(compute_here().device).train()
     optimizer = make_optimizer(model, "adamw", learning_rate=5e-5, weight_decay=0.01)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": torch.ones_like(batch["input_ids"]), "labels": batch["labels"]}
+    ids = batch.inputs["input_ids"]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": batch.labels}
 
     def run() -> None:
         with torch.autocast(compute_here().device, dtype=torch.bfloat16, enabled=compute_here().dtype == "bfloat16"):
@@ -156,31 +159,31 @@ def _ways(sizes: Sizes, encoder: Encoder, length: int, batch: int, *, small: boo
     pixels = torch.rand(batch, 3, 224, 224, device=device)
     live = teacher(sizes, encoder).to(device).eval()
 
-    def told(batch: Batch, output: Output) -> torch.Tensor:
-        with torch.no_grad():
-            theirs = live(batch)
-        return distilled(output, {**batch, "teacher_logits": theirs.logits, "teacher_embeddings": theirs.embeddings})
-
     def from_tokens(output: Output, batch: Batch) -> torch.Tensor:
-        return told(batch, output)
+        with torch.no_grad():
+            live_output = live(batch.inputs)
+        outputs = TeacherOutputs(logits=live_output.logits, embeddings=live_output.embeddings, teacher="live")
+        return distilled(output, replace(batch, teachers=(outputs,)))
 
     def from_pixels(output: Output, batch: Batch) -> torch.Tensor:
-        return told({**batch, "image_tokens": tower(pixels)}, output)
+        return from_tokens(output, encoded(batch))
 
-    def student_told(loss: Callable[[Output, Batch], torch.Tensor]) -> Learner:
+    def encoded(batch: Batch) -> Batch:
+        return replace(batch, inputs={**batch.inputs, "image_tokens": tower(pixels)})
+
+    def student_with_loss(loss: Callable[[Output, Batch], torch.Tensor]) -> Learner:
         return learner_of(Student(TextClassifier(classifier(sizes)), [sizes.dim]), data, loss, batch_size=batch)
 
     cached_teacher = teacher_learner(sizes, encoder, data, batch)
 
     def teacher_from_pixels() -> None:
-        fed = iter([{**data.batch(rows), "image_tokens": tower(pixels)}])
-        cached_teacher.one_step(rows, [Part(rows=rows, weight=1.0)], fed)
+        cached_teacher.one_step(rows, [Part(rows=rows, weight=1.0)], iter([encoded(data.batch(rows))]))
         _wait()
 
     return {
         "student, outputs cached": step_of(student_learner(sizes, text_only, batch), rows),
-        "student, teacher live from tokens": step_of(student_told(from_tokens), rows),
-        "student, teacher live from pixels": step_of(student_told(from_pixels), rows),
+        "student, teacher live from tokens": step_of(student_with_loss(from_tokens), rows),
+        "student, teacher live from pixels": step_of(student_with_loss(from_pixels), rows),
         "teacher, tokens cached": step_of(cached_teacher, rows),
         "teacher, from pixels": teacher_from_pixels,
     }

@@ -21,10 +21,10 @@ from train.data.token_ids import TokenIds
 from train.data.training_data import Batch, TrainingData
 from train.learning.distributed import Processes
 from train.learning.loop import Learner, Training
-from train.learning.losses import KD_PRESETS, Taught, distillation_loss
+from train.learning.losses import KD_PRESETS, TeacherTarget, distillation_loss
 from train.learning.networks import FusionHead, Output, Student, Teacher, TextClassifier
 from train.models.kinds import cross_entropy
-from train.options.training import BaselineOptions
+from train.options.settings import DevicePlacement, Optimization, OptimizerChoice
 
 CLASSES = 20
 VOCABULARY = 30522
@@ -128,10 +128,14 @@ def compute_here() -> Compute:
 
 
 def learner_of(
-    model: nn.Module, data: TrainingData, loss: Callable[[Output, Batch], torch.Tensor], *, batch_size: int, optimizer: str = "adamw"
+    model: nn.Module,
+    data: TrainingData,
+    loss: Callable[[Output, Batch], torch.Tensor],
+    *,
+    batch_size: int,
+    optimizer: OptimizerChoice = "adamw",
 ) -> Learner:
     """Return a training of all rows of the data that has not begun, with the loop that ``python -m train`` runs. It keeps no files."""
-    options = BaselineOptions(dataset="demo", batch_size=batch_size, epochs=1000, optimizer=optimizer, checkpoint_minutes=1e6)  # type: ignore[arg-type]
     compute = compute_here()
     rows = range(len(data.labels))
     training = Training(
@@ -140,7 +144,8 @@ def learner_of(
         learnt=rows,
         validation=rows[:batch_size],
         loss=loss,
-        options=options,
+        optimization=Optimization(batch_size=batch_size, epochs=1000, optimizer=optimizer, checkpoint_minutes=1e6),
+        placement=DevicePlacement(),
         compute=compute,
         folder=Path("nowhere"),
         processes=Processes(),
@@ -148,30 +153,26 @@ def learner_of(
     return Learner(training)
 
 
-def baseline_learner(sizes: Sizes, data: TrainingData, batch_size: int, optimizer: str = "adamw") -> Learner:
+def baseline_learner(sizes: Sizes, data: TrainingData, batch_size: int, optimizer: OptimizerChoice = "adamw") -> Learner:
     """Return plain fine-tuning by our loop."""
     return learner_of(TextClassifier(classifier(sizes)), data, cross_entropy, batch_size=batch_size, optimizer=optimizer)
 
 
-def student_learner(sizes: Sizes, data: TrainingData, batch_size: int, optimizer: str = "adamw") -> Learner:
+def student_learner(sizes: Sizes, data: TrainingData, batch_size: int, optimizer: OptimizerChoice = "adamw") -> Learner:
     """Return a student that reads its teacher's cached outputs."""
     return learner_of(Student(TextClassifier(classifier(sizes)), [sizes.dim]), data, distilled, batch_size=batch_size, optimizer=optimizer)
 
 
-def teacher_learner(sizes: Sizes, encoder: Encoder, data: TrainingData, batch_size: int, optimizer: str = "adamw") -> Learner:
+def teacher_learner(sizes: Sizes, encoder: Encoder, data: TrainingData, batch_size: int, optimizer: OptimizerChoice = "adamw") -> Learner:
     """Return a teacher that reads cached image tokens."""
     return learner_of(teacher(sizes, encoder), data, cross_entropy, batch_size=batch_size, optimizer=optimizer)
 
 
 def distilled(output: Output, batch: Batch) -> torch.Tensor:
     """Return the paper's loss."""
-    taught = Taught(
-        weight=1.0,
-        logits_BK=batch["teacher_logits"],
-        embeddings_BD=batch["teacher_embeddings"],
-        student_BD=output.projected[0],
-    )
-    return distillation_loss(KD_PRESETS["paper"], output.logits, [taught], batch["labels"])
+    (teacher,) = batch.teachers
+    target = TeacherTarget(weight=1.0, logits_BK=teacher.logits, embeddings_BD=teacher.embeddings, student_BD=output.projected[0])
+    return distillation_loss(KD_PRESETS["paper"], output.logits, [target], batch.labels)
 
 
 def vision_tower(encoder: Encoder, *, small: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:

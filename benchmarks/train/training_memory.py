@@ -7,7 +7,6 @@ import gc
 import multiprocessing
 import statistics
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,15 @@ from benchmarks.train.training_cases import (
     teacher_learner,
 )
 from lugpi_core.command_line import say
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import peak_memory_bytes
 from train.learning.loop import Learner
+from train.options.settings import Optimization, OptimizerChoice
 
 BATCH = 14
 MODELS = ("baseline", "student", "teacher")
-OPTIMIZERS = ("adamw", "adamw8bit")
+OPTIMIZERS: tuple[OptimizerChoice, ...] = ("adamw", "adamw8bit")
 SEEDS = (0, 1, 2)
 
 
@@ -52,13 +53,13 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
     return finish("memory", figures, record=record)
 
 
-def _in_a_process(model: str, optimizer: str, length: int, *, smoke: bool) -> dict[str, Any]:
+def _in_a_process(model: str, optimizer: OptimizerChoice, length: int, *, smoke: bool) -> dict[str, Any]:
     """Return the figures of a case from a process that has done nothing before, for peaks do not go down again."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(case, (model, optimizer, length, smoke))
 
 
-def case(model: str, optimizer: str, length: int, smoke: bool) -> dict[str, Any]:
+def case(model: str, optimizer: OptimizerChoice, length: int, smoke: bool) -> dict[str, Any]:
     """Return bytes after the model is loaded and at the peak of two steps, and those of the optimizer's state."""
     prepare_libraries()
     rows = np.arange(BATCH)
@@ -80,7 +81,7 @@ def case(model: str, optimizer: str, length: int, smoke: bool) -> dict[str, Any]
     }
 
 
-def _learner(model: str, optimizer: str, length: int, *, smoke: bool) -> Learner:
+def _learner(model: str, optimizer: OptimizerChoice, length: int, *, smoke: bool) -> Learner:
     sizes = SMALL if smoke else Sizes()
     device = torch.device(compute_here().device)
     encoder = ENCODERS[0] if model == "teacher" else None
@@ -98,32 +99,16 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def reached(*, smoke: bool) -> dict[str, Any]:
     """Return the loss of the last epoch and the best validation accuracy of the embedded corpus's baseline with both optimizers, medians
     over seeds."""
-    from train.models.train_model import baseline
-    from train.options.training import BaselineOptions
+    from train.models.api import train_baseline
 
     found: dict[str, Any] = {}
     for optimizer in OPTIMIZERS:
         losses, accuracies = [], []
         for seed in SEEDS[:1] if smoke else SEEDS:
             with tempfile.TemporaryDirectory() as run:
-                options = BaselineOptions(
-                    dataset="demo",
-                    run_dir=Path(run),
-                    text_model="demo",
-                    epochs=1 if smoke else 10,
-                    learning_rate=5e-4,
-                    optimizer=optimizer,  # type: ignore[arg-type]
-                    seed=seed,
-                )
-                metrics = baseline(options)
-                log = (Path(run) / "baseline" / "metrics.json").read_text()
-            losses.append(_last_loss(log))
-            accuracies.append(metrics["accuracy"]["validation"])
+                optimization = Optimization(epochs=1 if smoke else 10, learning_rate=5e-4, optimizer=optimizer, seed=seed)
+                model = train_baseline(load_corpus("demo"), run, text_model="demo", optimization=optimization)
+            losses.append(model.history[-1]["loss"])
+            accuracies.append(model.accuracy["validation"])
         found[optimizer] = {"last_loss": round(statistics.median(losses), 4), "validation": round(statistics.median(accuracies), 4)}
     return found
-
-
-def _last_loss(metrics: str) -> float:
-    import json
-
-    return float(json.loads(metrics)["history"][-1]["loss"])

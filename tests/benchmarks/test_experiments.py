@@ -53,7 +53,7 @@ def parsed(command: Sequence[str], kinds: dict[str, Any]) -> Any:
 
 def test_real_corpora_are_drawn_and_trained_with_the_rows_asked_for(asked: list[Sequence[Sequence[str]]]) -> None:
     from featurize.options import FeaturizeOptions
-    from train.options.training import TablesOptions
+    from train.options.tables import TablesOptions
 
     found = experiments.measure_real(
         RealOptions(corpora=("cwi-wikinews", "20ng-2000"), data_dir=Path("there"), rows=("table1", "baseline"), processes=2)

@@ -16,8 +16,8 @@ from tests.soak.operations import Counter, Fault, operations_through
 from tests.soak.test_full_disk import _leave_free, _on_a_small_disk
 from tests.support.checkout import ROOT
 from train.cli import main
+from train.file_names import METRICS
 from train.learning.checkpoint import CHECKPOINTS, load_checkpoint
-from train.models.model_folder import METRICS
 
 RESULTS = ("model.safetensors", "predictions.csv")
 assert str(ROOT) in sys.path

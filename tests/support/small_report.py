@@ -14,9 +14,8 @@ from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
 from tests.support.small_tables import PAPER_LOSS
-from train.data.teacher_outputs import WEIGHTS
-from train.models.model_folder import METRICS, TRAINING
-from train.models.predictions import PREDICTIONS, scores_by_split, write_predictions
+from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
+from train.models.predictions import scores_by_split, write_predictions
 
 BREAKOUT = "</script></style><img src=x onerror=alert(1)><!--"
 HOSTILE = (

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 from sklearn.metrics import f1_score
 
-from train.data.teacher_outputs import WEIGHTS
-from train.models.model_folder import METRICS, TRAINING
-from train.models.predictions import PREDICTIONS
+from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
 
 PAPER_LOSS = {"hard": 1.0, "alpha": 3.0, "beta": 1.0, "temperature": 8.0, "soften_student": False, "embedding_loss": "mse"}
 

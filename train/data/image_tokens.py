@@ -22,8 +22,8 @@ from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import LATENTS, SCALE
 from lugpi_core.store.quantize import dequantize
 from lugpi_core.store.reader import ColumnReader, Rows, token_columns_of
+from train.options.settings import TokensOn
 
-TokensOn = Literal["auto", "device", "pinned", "disk"]
 # What the CUDA context, cuBLAS and fragmentation are given beside what is counted.
 RESERVE_BYTES = 2 << 30
 _TORCH_DTYPES = {"float16": torch.float16, "int8": torch.int8, "float32": torch.float32}

@@ -7,7 +7,6 @@ Shapes: N examples, K drawings each, B in a batch, T image tokens, I width of th
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from lugpi_core.store.reader import Rows
 from train.data.image_tokens import TokenSource
 
-Privileged = Literal["images", "shuffled", "blank", "none"]
 _ROUNDS = 100
 
 

@@ -1,10 +1,11 @@
-"""The teacher's logits and embeddings for every text, written once and bound to the teacher's weights: all that the student needs of
-it."""
+"""The teacher's logits and embeddings for every text, written once and bound to the teacher's weights: all that a student reads of it.
+
+Shapes: N texts, B of them in a batch, K classes, D embedding width.
+"""
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import xxhash
@@ -12,17 +13,22 @@ import xxhash
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
 from lugpi_core.fingerprint import hash_file
-from train.learning.networks import Output
+from train.file_names import WEIGHTS
+from train.options.settings import OutputsDtype
 
-WEIGHTS = "model.safetensors"
-# One entry, for safetensors writes several in no fixed order, and equal outputs should be equal bytes.
+# A single entry of metadata: safetensors writes several in no fixed order, and equal outputs should be equal bytes.
 BOUND = "made_from"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
-    """Logits [N, K] in float32 and embeddings [N, D] in float32 or float16, row i for example i of the corpus, with the hash of the
-    teacher that gave them."""
+    """What one teacher computed for N texts, row i for text i.
+
+    Attributes:
+        logits: float32 [N, K].
+        embeddings: float32 or float16 [N, D].
+        teacher: hash of the teacher's weights.
+    """
 
     logits: torch.Tensor
     embeddings: torch.Tensor
@@ -33,29 +39,35 @@ class TeacherOutputs:
         return replace(self, logits=self.logits.to(device), embeddings=self.embeddings.to(device))
 
     def followed_by(self, others: "TeacherOutputs") -> "TeacherOutputs":
-        """Return the outputs with those of other texts behind them."""
+        """Return these outputs followed by those for other texts."""
         return replace(self, logits=torch.cat([self.logits, others.logits]), embeddings=torch.cat([self.embeddings, others.embeddings]))
+
+    def rows(self, rows_B: torch.Tensor) -> "TeacherOutputs":
+        """Return the outputs for the texts of a batch."""
+        return replace(self, logits=self.logits[rows_B], embeddings=self.embeddings[rows_B])
 
 
 def outputs_path(folder: Path, unlabelled: str | None = None) -> Path:
-    """Return where a teacher's outputs are: those for its corpus, or for texts without labels of that name."""
+    """Return the file of a teacher's outputs: for its corpus, or for the unlabelled texts of that name."""
     return folder / ("outputs.safetensors" if unlabelled is None else f"outputs-{unlabelled}.safetensors")
 
 
-def write_teacher_outputs(path: Path, output: Output, *, corpus_fingerprint: str, dtype: Literal["float32", "float16"] = "float32") -> None:
-    """Write the outputs beside the teacher's weights, with both fingerprints and a hash of the content in the file's metadata; ``dtype`` is
-    the embeddings'."""
+def write_teacher_outputs(
+    path: Path, logits_NK: torch.Tensor, embeddings_ND: torch.Tensor, *, corpus_fingerprint: str, dtype: OutputsDtype = "float32"
+) -> None:
+    """Write the outputs next to the teacher's weights, with the fingerprints of weights and corpus and a hash of the content in the file's
+    metadata. ``dtype`` is the embeddings'."""
     from safetensors.torch import save_file
 
-    logits_NK, embeddings_ND = output.logits.contiguous(), output.embeddings.to(getattr(torch, dtype)).contiguous()
+    logits_NK, embeddings_ND = logits_NK.contiguous(), embeddings_ND.to(getattr(torch, dtype)).contiguous()
     content = _content_hash(logits_NK, embeddings_ND)
     bound = {"teacher": hash_file(path.parent / WEIGHTS), "corpus": corpus_fingerprint, "xxh3": content}
     with whole_file(path) as partial:
         save_file({"logits": logits_NK, "embeddings": embeddings_ND}, partial, metadata={BOUND: json.dumps(bound)})
 
 
-def has_teacher_outputs(path: Path, *, corpus_fingerprint: str, dtype: Literal["float32", "float16"] | None = None) -> bool:
-    """Whether the teacher's outputs are there, whole, and its own; and, where that is asked, with embeddings of that precision."""
+def has_teacher_outputs(path: Path, *, corpus_fingerprint: str, dtype: OutputsDtype | None = None) -> bool:
+    """Whether the file holds this teacher's outputs, undamaged and, unless ``dtype`` is None, with embeddings of that precision."""
     try:
         outputs = read_teacher_outputs(path, corpus_fingerprint=corpus_fingerprint)
     except InputError:
@@ -72,7 +84,7 @@ def read_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> TeacherOutpu
     from safetensors import SafetensorError, safe_open
 
     weights = path.parent / WEIGHTS
-    remedy = "run python -m train teacher with the teacher's settings again; it only writes its outputs anew"
+    remedy = "run python -m train teacher with the teacher's settings again; it only rewrites its outputs"
     try:
         with safe_open(path, framework="pt") as file:
             bound = json.loads((file.metadata() or {})[BOUND])
@@ -89,7 +101,7 @@ def read_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> TeacherOutpu
             do="repeat the teacher's corpus flags, or train a teacher for this dataset",
         )
     if not weights.is_file() or hash_file(weights) != outputs.teacher:
-        raise InputError(got=f"{path}, made by other weights than {weights}", expected="outputs of that teacher", do=remedy)
+        raise InputError(got=f"{path}, computed from other weights than {weights}", expected="outputs of that teacher", do=remedy)
     return outputs
 
 

@@ -1,7 +1,6 @@
-"""What a training step reads: token ids, labels and, for the models that see pictures, cached image tokens; for a student, its teachers'
-outputs.
+"""What a training step reads: token ids, labels, cached image tokens and, for a student, its teachers' cached outputs.
 
-Shapes: N examples and U texts without a label behind them, B in a batch, L text tokens, T image tokens, I width of the image tokens.
+Shapes: N examples followed by U unlabelled texts, B in a batch, L text tokens, T image tokens, I width of the image tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,21 @@ from train.data.privileged import Pictures
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
 
-Batch = dict[str, torch.Tensor]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The tensors of some rows, on the device.
+
+    Attributes:
+        inputs: what the model is called with: ``input_ids`` and, if any text is padded, ``attention_mask``, both int64 [B, L];
+            ``image_tokens``, float16 [B, T, I].
+        labels: int64 [B]; UNLABELLED for a text without one.
+        teachers: each teacher's outputs for these rows; empty for a model that is not distilled.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    teachers: tuple[TeacherOutputs, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +36,11 @@ class TrainingData:
     """Everything that is read while a model trains, most of it on the device already.
 
     Attributes:
-        device: where batches are wanted.
-        labels: int64 [N + U] on the device; UNLABELLED where there is none.
-        texts: or None for a model that reads no text.
-        pictures: or None for a model that reads no pictures.
-        teachers: the cached outputs of each teacher on the device, [N + U] rows; none for a model that is not distilled.
+        device: where the batches are created.
+        labels: int64 [N + U] on the device; UNLABELLED for a text without one.
+        texts: None for a model that reads no text.
+        pictures: the image tokens; None for a model that reads no images.
+        teachers: the cached outputs of each teacher on the device, N + U rows; empty for a model that is not distilled.
     """
 
     device: torch.device
@@ -38,43 +51,26 @@ class TrainingData:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """How many tokens each text has, int64 [N + U]; nought where no text is read."""
+        """Number of tokens of each text, int64 [N + U]; zero if the model reads no text."""
         return np.zeros(len(self.labels), np.int64) if self.texts is None else self.texts.lengths_N
 
     def batch(self, rows: NDArray[np.int64], epoch: int | None = None) -> Batch:
-        """Return the tensors of some rows on the device, without waiting for it: labels and what model and loss read, texts padded to the
-        longest of them, of several pictures the one of that epoch (None: the first).
-
-        The teachers' outputs are ``teacher_logits`` [B, K] and ``teacher_embeddings`` [B, D], with a number behind from the second on.
-        """
-        rows_B = _on_device(rows, self.device)
-        batch: Batch = {"labels": self.labels[rows_B]}
-        if self.texts is not None:
-            batch.update(self.texts.padded(rows, rows_B))
+        """Return the tensors of some rows, without synchronizing with the device: texts padded to the longest of them; of several images
+        per text the one of that epoch (None: the first)."""
+        rows_B = torch.from_numpy(rows)
+        if self.device.type == "cuda":  # from memory that is not page-locked, CUDA would finish its queue before it copies
+            rows_B = rows_B.pin_memory().to(self.device, non_blocking=True)
+        inputs = {} if self.texts is None else self.texts.padded(rows, rows_B)
         if self.pictures is not None:
-            batch["image_tokens"] = self.pictures.gather(rows, epoch)
-        for n, teacher in enumerate(self.teachers):
-            batch[teacher_name("teacher_logits", n)] = teacher.logits[rows_B]
-            batch[teacher_name("teacher_embeddings", n)] = teacher.embeddings[rows_B]
-        return batch
+            inputs["image_tokens"] = self.pictures.gather(rows, epoch)
+        return Batch(inputs=inputs, labels=self.labels[rows_B], teachers=tuple(teacher.rows(rows_B) for teacher in self.teachers))
 
     def batches(self, batches: Sequence[NDArray[np.int64]], epoch: int | None = None) -> Iterator[Batch]:
-        """Yield the tensors of each of the batches; the image tokens of the next ones are being fetched meanwhile."""
+        """Yield the tensors of each batch, while the image tokens of the following ones are prefetched."""
         for rows in batches if self.pictures is None else self.pictures.ahead(batches, epoch):
             yield self.batch(rows, epoch)
 
     def by_length(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Return the rows ordered by text length, so that batches for prediction hold little padding."""
+        """Return the rows ordered by text length, so that batches for prediction contain little padding."""
         numbers = np.asarray(rows, np.int64)
         return numbers[np.argsort(self.lengths[numbers], kind="stable")]
-
-
-def teacher_name(what: str, number: int) -> str:
-    """Return a batch's name for the outputs of the teacher of that number."""
-    return f"{what}_{number}" if number else what
-
-
-def _on_device(rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    rows_B = torch.from_numpy(rows)
-    # From memory that is not page-locked, CUDA would wait for what runs before it copies.
-    return rows_B.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows_B

@@ -9,9 +9,9 @@ from typing import Any
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import flat, hash_file
 from lugpi_core.store.reader import token_columns_of
-from train.data.teacher_outputs import WEIGHTS
-from train.evidence.rows import ALL, BASELINE, MORE, Terms, clip_first, model_name, student_name
-from train.learning.losses import KD_PRESETS
+from train.evidence.rows import ALL, BASELINE, MORE, clip_first, model_name, student_name
+from train.file_names import WEIGHTS
+from train.learning.losses import KD_PRESETS, Terms
 from train.models.model_folder import finished_folders, is_whole, metrics_of, training_of
 
 # Settings that make another model but not another row: all models that are shown together should agree in these.

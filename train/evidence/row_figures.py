@@ -11,12 +11,12 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_file
-from train.data.teacher_outputs import WEIGHTS
 from train.evidence.records import Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Spread
 from train.evidence.rows import BASELINE, Row
 from train.evidence.statistics import Comparison, compare, holm
-from train.models.model_folder import METRICS, metrics_of
-from train.models.predictions import PREDICTIONS, Predicted, read_predictions
+from train.file_names import METRICS, PREDICTIONS, WEIGHTS
+from train.models.model_folder import metrics_of
+from train.models.predictions import Predicted, read_predictions
 
 SHOWN_SPLITS = ("validation", "test")
 # Rounding of the recorded accuracy, and of the logits to seven digits, may move an accuracy by a tie or two, not by this much.

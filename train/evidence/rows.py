@@ -5,16 +5,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from lugpi_core.errors import InputError, nearest
-from train.data.privileged import Privileged
-from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions, TrainOptions
+from train.learning.losses import Terms
+from train.options.distillation import StudentOptions
+from train.options.settings import Privileged
+from train.options.tables import TablesOptions
+from train.options.training import BaselineOptions, ImagesOptions, ModelOptions, TeacherOptions, TrainOptions
 
 Group = Literal["table1", "table2", "controls", "unlabelled"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ALL = "all"
 BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
 MORE = "-more"  # ends the names of rows that are distilled on unlabelled texts too
-# Soft terms of a student's loss: both, without the distance of the embeddings, without the softened cross-entropy.
-Terms = Literal["both", "ce", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,7 @@ def models_of(requested: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int
     return [PlannedModel(row=row, seed=seed) for seed in seeds for row in ordered]
 
 
-def options_of(options: TablesOptions, model: PlannedModel, teachers: tuple[str, ...]) -> TrainOptions:
+def options_of(options: TablesOptions, model: PlannedModel, teachers: tuple[str, ...]) -> ModelOptions:
     """Return the options of one model, as its own command takes them.
 
     Args:

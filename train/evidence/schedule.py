@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
-from lugpi_core.command_line import say
+from lugpi_core.command_line import resolved_flags, say
+from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
+from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.runtime.device import Compute
@@ -21,11 +23,17 @@ from train.evidence.rows import PlannedModel, options_of
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
 from train.learning.loop import NotFinite
-from train.models.inputs import Sources
-from train.models.locks import turn
-from train.models.model_folder import find_finished, finished_metrics, metrics_of
-from train.models.train_model import Run, confirmed, find_run, trained
-from train.options.training import TablesOptions
+from train.models.commands import placement_of
+from train.models.inputs import InputCache
+from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
+from train.models.model_folder import find_finished, finished_metrics, metrics_of, model_lock
+from train.models.plan import ModelPlan
+from train.models.teachers import with_separator_of
+from train.models.train_model import confirm_model, fit_model
+from train.options.distillation import StudentOptions
+from train.options.settings import DistillationSettings, Optimization
+from train.options.tables import TablesOptions
+from train.options.training import ImagesOptions, ModelOptions, TeacherOptions
 
 LOOK_EVERY_S = 1.0
 
@@ -45,7 +53,7 @@ class Outcome:
     trained: list[str] = field(default_factory=list)
 
 
-def train_models(options: TablesOptions, models: Sequence[PlannedModel], sources: Sources, compute: Compute) -> Outcome:
+def train_models(options: TablesOptions, models: Sequence[PlannedModel], sources: InputCache, compute: Compute) -> Outcome:
     """Return when every model is finished or has failed: found under any name in the run, trained here, or by another process meanwhile.
 
     A model whose loss is not finite is recorded as failed, and so are the students of one that failed; the others go on.
@@ -70,7 +78,7 @@ def train_models(options: TablesOptions, models: Sequence[PlannedModel], sources
 
 
 def _finish_next(
-    options: TablesOptions, pending: Sequence[PlannedModel], outcome: Outcome, sources: Sources, compute: Compute
+    options: TablesOptions, pending: Sequence[PlannedModel], outcome: Outcome, sources: InputCache, compute: Compute
 ) -> PlannedModel | None:
     """Finish the first model that can be, and return it; None where other processes train all that could be."""
     for model in pending:
@@ -78,7 +86,7 @@ def _finish_next(
             outcome.failed[model.name] = f"{failed[0]} failed"
             return model
         if _is_ready(model, outcome):
-            with turn(options.run, model.name) as is_ours:
+            with model_lock(options.run, model.name) as is_ours:
                 if is_ours:
                     _finish(options, model, outcome, sources, compute)
                     return model
@@ -89,39 +97,68 @@ def _is_ready(model: PlannedModel, outcome: Outcome) -> bool:
     return all(teacher in outcome.folders for teacher in model.needs)
 
 
-def _finish(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: Sources, compute: Compute) -> None:
+def _finish(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: InputCache, compute: Compute) -> None:
     """Find a model or train it, while this process holds its lock."""
-    run = _run(options, model, outcome, sources, compute)
-    if folder := find_finished(run.folder, run.fingerprint()):
-        confirmed(replace(run, folder=folder), metrics_of(folder), any_precision=True)
+    plan = _plan(options, model, outcome, sources, compute)
+    if folder := find_finished(plan.folder, plan.fingerprint()):
+        confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
         outcome.folders[model.name] = folder
         return
-    finished_metrics(run.folder, run.fingerprint(), remedy="rename that folder (a model is found under any name)")
+    finished_metrics(plan.folder, plan.fingerprint(), remedy="rename that folder (a model is found under any name)")
     forget_last_model(options.compile, device=compute.device)
     _reset_peak_memory(compute)
     try:
-        trained(run)
+        fit_model(plan, Processes())
     except NotFinite as error:
         outcome.failed[model.name] = str(error).removeprefix("got ").split(";")[0]
         say(f"warning: {model.name} failed: {outcome.failed[model.name]}; the others go on")
         return
     outcome.trained.append(model.name)
-    outcome.folders[model.name] = run.folder
+    outcome.folders[model.name] = plan.folder
 
 
-def add_finished(options: TablesOptions, models: Sequence[PlannedModel], outcome: Outcome, sources: Sources, compute: Compute) -> None:
+def add_finished(options: TablesOptions, models: Sequence[PlannedModel], outcome: Outcome, sources: InputCache, compute: Compute) -> None:
     """Add to ``outcome`` those of the models that happen to be finished; nothing is trained."""
     for model in models:
         if _is_ready(model, outcome):
-            run = _run(options, model, outcome, sources, compute)
-            if folder := find_finished(run.folder, run.fingerprint()):
+            plan = _plan(options, model, outcome, sources, compute)
+            if folder := find_finished(plan.folder, plan.fingerprint()):
                 outcome.folders[model.name] = folder
 
 
-def _run(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: Sources, compute: Compute) -> Run:
-    teachers = tuple(outcome.folders[teacher].name for teacher in model.needs)
-    run = find_run(options_of(options, model, teachers), options.run / model.name, sources, compute, Processes())
-    return replace(run, terms=model.row.terms if model.row.command == "student" else None)
+def _plan(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: InputCache, compute: Compute) -> ModelPlan:
+    flags = options_of(options, model, tuple(outcome.folders[teacher].name for teacher in model.needs))
+    return ModelPlan(
+        kind=_kind(flags, sources, compute),
+        run_dir=options.run,
+        folder=options.run / model.name,
+        text_model=sources.text_model(options.text_model, options.max_length),
+        optimization=part_of(flags, Optimization),
+        placement=placement_of(flags),
+        config=resolved_flags(flags),
+        terms=model.row.terms if model.row.command == "student" else None,
+    )
+
+
+def _kind(flags: ModelOptions, sources: InputCache, compute: Compute) -> ModelKind:
+    corpus = sources.corpus(flags)
+    match flags:
+        case ImagesOptions():
+            return images_kind(corpus, sources.tokens(flags.run / "tokens", flags.image_tokens, corpus))
+        case TeacherOptions(privileged="none"):
+            return teacher_kind(corpus, None, "none")
+        case TeacherOptions():
+            return teacher_kind(corpus, sources.tokens(flags.run / "tokens", flags.image_tokens, corpus), flags.privileged)
+        case StudentOptions(unlabelled=path):
+            source = DistillationSource(
+                teachers=[flags.run / name for name in flags.teachers],
+                loss=part_of(flags, DistillationSettings),
+                shares=flags.shares,
+                unlabelled=None if path is None else with_separator_of(load_unlabelled(path, flags), corpus),
+                layers=flags.student_layers,
+            )
+            return student_kind(corpus, source, compute)
+    return baseline_kind(corpus)
 
 
 def _reset_peak_memory(compute: Compute) -> None:

@@ -15,7 +15,7 @@ from train.evidence.row_figures import ScoredModel, findings_of, row_result
 from train.evidence.rows import BASELINE, Group, Row, model_name
 from train.evidence.schedule import Outcome
 from train.evidence.verdicts import LEGEND, verdicts
-from train.models.predictions import markdown_table
+from train.models.markdown import markdown_table
 
 if TYPE_CHECKING:
     import pandas

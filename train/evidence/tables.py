@@ -7,20 +7,22 @@ from typing import Any
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings, dataset_name, store_folder
+from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.runtime.device import half_for_training, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.evidence.found_models import FoundModels, columns_of_rows, found_models
 from train.evidence.row_figures import paper_dataset, scored
-from train.evidence.rows import ALL, GROUPS, PlannedModel, Terms, chosen_tables, models_of, rows_of
+from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
 from train.evidence.schedule import Outcome, add_finished, refuse_launchers, train_models
 from train.evidence.table_report import TablePlan, table_report
-from train.learning.losses import Distillation
+from train.learning.losses import Distillation, Terms
 from train.learning.progress import require_trackers
-from train.models.inputs import Sources
-from train.models.kinds import distillation_of, unlabelled_texts
-from train.options.training import TablesOptions
+from train.models.inputs import InputCache
+from train.models.kinds import loss_weights
+from train.models.teachers import with_separator_of
+from train.options.tables import TablesOptions
 
 
 def tables(options: TablesOptions) -> dict[str, Any]:
@@ -31,13 +33,13 @@ def tables(options: TablesOptions) -> dict[str, Any]:
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     prepare_libraries()
-    sources = Sources()
+    sources = InputCache()
     if options.train:  # first, so that a missing corpus is reported before anything else
         sources.corpus(options)
     columns = columns_of_rows(options.run, options.columns, include_finished=not options.train)
     if options.train:
         _require_images(options, columns)
-    weights = distillation_of(options)
+    weights = loss_weights(options)
     found = None if options.train else found_models(options.run, columns)
     rows = rows_of(
         columns,
@@ -76,7 +78,7 @@ def _require_images(options: TablesOptions, columns: Sequence[str]) -> None:
         )
 
 
-def _trained(options: TablesOptions, plan: TablePlan, columns: Sequence[str], sources: Sources) -> Outcome:
+def _trained(options: TablesOptions, plan: TablePlan, columns: Sequence[str], sources: InputCache) -> Outcome:
     """Train the missing models; inputs are checked before the first."""
     refuse_launchers()
     require_trackers(options.track)
@@ -96,7 +98,7 @@ def _trained(options: TablesOptions, plan: TablePlan, columns: Sequence[str], so
     return outcome
 
 
-def _require_unlabelled(options: TablesOptions, models: Sequence[PlannedModel], sources: Sources, corpus: Corpus) -> None:
+def _require_unlabelled(options: TablesOptions, models: Sequence[PlannedModel], sources: InputCache, corpus: Corpus) -> None:
     """Refuse unlabelled texts without the images that their teachers need."""
     if options.unlabelled is None:
         return
@@ -104,6 +106,6 @@ def _require_unlabelled(options: TablesOptions, models: Sequence[PlannedModel], 
     if not teachers:
         say("warning: --unlabelled has no effect without its rows: --rows unlabelled")
         return
-    extra = unlabelled_texts(options.unlabelled, options, corpus)
+    extra = with_separator_of(load_unlabelled(options.unlabelled, options), corpus)
     for column in {model.row.column for model in models if model.row.name in teachers and model.row.column is not None}:
         sources.tokens(store_folder(options.run, options.unlabelled), column, extra)

@@ -6,12 +6,13 @@ Shapes: B examples, L tokens.
 
 import gc
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-CompileChoice = Literal["auto", "on", "off"]
+from train.options.settings import CompileChoice
+
 # Compiling takes about a minute; it pays when training takes many. Not measured on a card yet.
 STEPS_THAT_PAY = 20_000
 

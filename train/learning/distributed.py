@@ -1,6 +1,6 @@
-"""Several processes that train one model, as ``torchrun`` and ``accelerate launch`` start them: both say in the environment who is who.
+"""Several processes that train one model, as ``torchrun`` and ``accelerate launch`` start them; both set rank and count in the environment.
 
-Every process computes its share of each batch; gradients are averaged, so that all hold the same weights after every step.
+Every process computes its share of each batch; gradients are averaged, so that all have the same weights after every step.
 """
 
 import os
@@ -18,8 +18,8 @@ from lugpi_core.errors import EXIT_BAD_INPUT, InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Who this process is among those that train together. ``rank`` counts from 0; process 0 writes and speaks. ``device`` is where they
-    talk to each other."""
+    """This process among those that train one model. ``rank`` counts from 0; process 0 writes files and reports. ``device`` is the kind of
+    device that their tensors are exchanged on."""
 
     rank: int = 0
     count: int = 1
@@ -27,16 +27,16 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     def averaged(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model with its gradients averaged over all processes; the model itself when there is but one."""
+        """Return the model wrapped so that its gradients are averaged over all processes; the model itself if there is only one."""
         if self.count == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        # Buffers are positions and the like, which never change.
+        # Buffers are constants such as position ids.
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -46,18 +46,18 @@ class Processes:
         return tensor
 
     def any(self, here: bool) -> bool:
-        """Return whether it holds in any process: every process gets the same answer."""
+        """Return whether ``here`` is true in any process; the same in every process."""
         return bool(self.sum(torch.tensor(float(here), device=self.device)).item()) if self.count > 1 else here
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait for every process to arrive here."""
         if self.count > 1:
             torch.distributed.barrier()
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """Let the first process through the block, then the others, which find what it made. Where it fails, they end without a word: the
-        first one says why."""
+        """Run the block in the first process, then in the others, which find the files it wrote. If it fails in the first one, the
+        others exit silently: the first one reports why."""
         if not self.is_first:
             if self.any(False):
                 raise SystemExit(EXIT_BAD_INPUT)
@@ -73,7 +73,9 @@ class Processes:
 
 @contextmanager
 def joined(device_type: str) -> Iterator[Processes]:
-    """Join the other processes for as long as the block lasts; alone when nothing in the environment speaks of others.
+    """Join the other processes of a launcher for the block; a block inside another one shares its process group.
+
+    Without a launcher, this process is the only one.
 
     Raises:
         InputError: there are more processes on this machine than CUDA devices.
@@ -82,7 +84,10 @@ def joined(device_type: str) -> Iterator[Processes]:
     if count == 1:
         yield Processes()
         return
-    # The first process may download, hash a store, or let teachers read a million texts while the others wait for it.
+    if torch.distributed.is_initialized():
+        yield Processes(rank=torch.distributed.get_rank(), count=count, device=device_type)
+        return
+    # While the others wait, the first process may download, hash a store, or compute teachers' outputs for a million texts.
     options: dict[str, Any] = {"backend": "gloo", "timeout": timedelta(days=1)}
     if device_type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,7 +1,7 @@
-"""The one training loop: every model, its loss given as a function of what it says of a batch, in one process or several.
+"""The training loop: one for every model, whose loss is a function of its output and a batch, in one process or several.
 
-Everything random about a step follows from the seed, the step's number and the process alone — dropout — or from the seed and the epoch
-— the order of the rows —, so that a run that is continued has nothing to remember but weights, optimizer and place.
+Nothing random depends on the past: dropout follows from the seed, the step's number and the process, the order of the rows from the seed
+and the epoch. So a resumed training restores weights, optimizer and position, and no generator's state.
 
 Shapes: R rows.
 """
@@ -10,8 +10,8 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from lugpi_core.command_line import resolved_flags
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.stopping import Stopped, StopRequest, stop_on_signals
@@ -32,25 +31,29 @@ from train.learning.distributed import Processes
 from train.learning.networks import Output
 from train.learning.optimizer import make_optimizer, optimizer_on, rate_at
 from train.learning.predict import accuracy, autocast, predict
-from train.learning.progress import Reports, reports
-from train.options.training import TrainOptions
+from train.learning.progress import Progress, Trackers, progress
+from train.options.settings import DevicePlacement, Optimization
 
 Loss = Callable[[Output, Batch], torch.Tensor]
-# Several processes agree that often on whether to stop or to write a checkpoint; one looks after every step.
+# Steps after which several processes agree on whether to stop or to write a checkpoint; a single process checks after every step.
 AGREE_EVERY = 50
 
 
 class NotFinite(InputError):
-    """A loss or a weight has become infinite or no number: these settings train no model, others may."""
+    """A loss or a weight is infinite or NaN: the training diverged with these settings; others may not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One model's training: what learns, from what, by which loss, into which folder.
+    """The training of one model: the model, its data and loss, the settings, and its folder.
 
     Attributes:
-        learnt: rows of the data that are learnt from.
-        validation: rows that say which epoch is the best.
+        learnt: the rows of the data to train on.
+        validation: the rows whose accuracy decides which epoch is the best.
+        loss: of the model's output and its batch, a scalar.
+        placement: whether to compile, and which trackers.
+        compute: the resolved device and precision.
+        config: what the trackers record about the run.
     """
 
     model: nn.Module
@@ -58,35 +61,37 @@ class Training:
     learnt: Sequence[int]
     validation: Sequence[int]
     loss: Loss
-    options: TrainOptions
+    optimization: Optimization
+    placement: DevicePlacement
     compute: Compute
     folder: Path
     processes: Processes
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fit(training: Training) -> list[dict[str, Any]]:
-    """Train to the last epoch or until patience ends, going on from a checkpoint where there is one; leave the best epoch's weights in the
+    """Train to the last epoch or until patience ends, resuming from a checkpoint if there is one; leave the best epoch's weights in the
     model.
 
-    Returns one record an epoch: epoch, mean training loss, validation accuracy, share of padding among the computed tokens, seconds. The
-    best epoch is the first of the highest accuracy.
+    Returns one record per epoch: epoch, mean training loss, validation accuracy, share of padding among the computed tokens, seconds. The
+    best epoch is the first with the highest accuracy.
 
     Raises:
         InputError: the loss or a weight is not finite, or every checkpoint is damaged.
         Stopped: a signal asked for it; a checkpoint is written.
     """
-    options = training.options
+    epochs, patience = training.optimization.epochs, training.optimization.patience
     learner = Learner(training)
     with training.processes.first_before_others():
         learner.resume()
-    config = resolved_flags(options)
-    examples = learner.examples_done(), options.epochs * len(training.learnt)
+    examples = learner.examples_done(), epochs * len(training.learnt)
+    trackers = Trackers(names=training.placement.track, config=training.config)
     with (
         stop_on_signals() as stop,
-        reports(training.folder, training.processes, examples=examples, step=learner.step, track=options.track, config=config) as report,
+        progress(training.folder, training.processes, examples=examples, step=learner.step, trackers=trackers) as report,
     ):
         learner.report, learner.stop = report, stop
-        while len(learner.history) < options.epochs and not has_lost_patience(learner.history, options.patience):
+        while len(learner.history) < epochs and not has_lost_patience(learner.history, patience):
             learner.one_epoch(len(learner.history))
     training.model.load_state_dict(learner.best)
     return learner.history
@@ -104,40 +109,44 @@ def has_lost_patience(history: Sequence[dict[str, Any]], patience: int | None) -
 
 
 def seed_of_step(seed: int, step: int, rank: int) -> int:
-    """Return the seed of a step's dropout, another one for every step and process."""
+    """Return the seed of a step's dropout, a different one for every step and process."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Learner:
-    """Weights, optimizer and place of a training, as far as it has come.
+    """The state of a training: weights, optimizer and position.
 
-    ``report`` and ``stop`` are given to it before it learns: both are open only while it does.
+    ``report`` and ``stop`` are set before the first epoch; both are open only while the loop runs.
     """
 
-    report: Reports
+    report: Progress
     stop: StopRequest
 
     def __init__(self, training: Training) -> None:
-        options, model = training.options, training.model
+        optimization, model = training.optimization, training.model
         self.training = training
         self.wrapped = training.processes.averaged(model, training.data.device)
-        kind = optimizer_on(training.compute.device, options.optimizer)
-        self.optimizer = make_optimizer(model, kind, learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+        self.optimizer = make_optimizer(
+            model,
+            optimizer_on(training.compute.device, optimization.optimizer),
+            learning_rate=optimization.learning_rate,
+            weight_decay=optimization.weight_decay,
+        )
         self.learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(training.compute.device, enabled=training.compute.dtype == "float16")
-        self.steps = options.epochs * -(-len(training.learnt) // options.batch_size)
+        self.steps = optimization.epochs * -(-len(training.learnt) // optimization.batch_size)
         self.step = 0
-        self.place = 0  # steps of the epoch that are done
+        self.place = 0  # steps of the current epoch that are done
         self.loss_sum = torch.zeros((), device=training.data.device)
-        self.spent_s = 0.0  # on the epoch, before this process
+        self.spent_s = 0.0  # on the current epoch, in earlier processes
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.saved_step = -1
         self.saved_at_s = time.monotonic()
-        compile_encoder(model, options.compile, device=training.data.device, steps=self.steps)
+        compile_encoder(model, training.placement.compile, device=training.data.device, steps=self.steps)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that holds; from the beginning where there is none."""
+        """Load the newest undamaged checkpoint, if there is one."""
         state = load_checkpoint(self.training.folder)
         if state is None:
             return
@@ -150,22 +159,22 @@ class Learner:
         self.saved_step = self.step
 
     def examples_done(self) -> int:
-        """Return how many examples are learnt from so far, over all epochs."""
+        """Return the number of examples trained on so far, over all epochs."""
         return len(self.history) * len(self.training.learnt) + sum(map(len, self._batches(len(self.history))[: self.place]))
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
-        training, options = self.training, self.training.options
-        return epoch_batches(training.learnt, training.data.lengths, options.batch_size, seed=options.seed, epoch=epoch)
+        training, optimization = self.training, self.training.optimization
+        return epoch_batches(training.learnt, training.data.lengths, optimization.batch_size, seed=optimization.seed, epoch=epoch)
 
     def one_epoch(self, epoch: int) -> None:
-        """Learn from every row that the epoch has left, score the validation rows, keep the weights where they are the best."""
+        """Train on the remaining rows of the epoch, score the validation rows, and keep the weights if they are the best so far."""
         training = self.training
         start_s = time.perf_counter() - self.spent_s
         batches = self.learn(epoch, start_s)
         record = {
             "epoch": epoch,
             "loss": self._mean_loss(epoch),
-            "validation_accuracy": self._validate(),
+            "validation_accuracy": self._validation_accuracy(),
             "padding": round(padding_share(training.data.lengths, batches), 4),
             "seconds": round(time.perf_counter() - start_s, 3),
         }
@@ -175,10 +184,10 @@ class Learner:
         self.place, self.spent_s = 0, 0.0
         self.loss_sum.zero_()
         self.report.epoch(record, self.step, len(training.learnt))
-        self._look_up(0.0)
+        self._save_or_stop(0.0)
 
     def learn(self, epoch: int, start_s: float) -> list[NDArray[np.int64]]:
-        """Learn from every row that the epoch, begun at ``start_s``, has left; return all its batches."""
+        """Train on the remaining rows of the epoch, which began at ``start_s``; return all its batches."""
         training = self.training
         self.wrapped.train()
         batches = self._batches(epoch)
@@ -189,32 +198,32 @@ class Learner:
             done += len(batch)
             self.report.step(self.step, done, rate, self.loss_sum * training.processes.count)
             if self.place < len(batches):
-                self._look_up(time.perf_counter() - start_s)
+                self._save_or_stop(time.perf_counter() - start_s)
         return batches
 
     def _fed(self, batches: list[NDArray[np.int64]], epoch: int) -> Iterator[tuple[NDArray[np.int64], list[Part], Iterator[Batch]]]:
-        """Yield every batch with the parts that this process feeds and their tensors, which are fetched ahead across steps."""
-        who, options = self.training.processes, self.training.options
-        steps = [parts_of(batch, rank=who.rank, processes=who.count, passes=options.gradient_accumulation_steps) for batch in batches]
+        """Yield every batch with this process's parts of it and their tensors, which are prefetched across steps."""
+        who, passes = self.training.processes, self.training.optimization.gradient_accumulation_steps
+        steps = [parts_of(batch, rank=who.rank, processes=who.count, passes=passes) for batch in batches]
         fed = self.training.data.batches([part.rows for parts in steps for part in parts], epoch)
         for batch, parts in zip(batches, steps, strict=True):
             yield batch, parts, fed
 
     def one_step(self, batch: NDArray[np.int64], parts: list[Part], fed: Iterator[Batch]) -> float:
-        """Learn from a batch; return the rate. Nothing here waits for the device."""
-        training, options, who = self.training, self.training.options, self.training.processes
-        torch.manual_seed(seed_of_step(options.seed, self.step, who.rank))
+        """Take one optimizer step; return the learning rate. Nothing here synchronizes with the device."""
+        training, optimization, who = self.training, self.training.optimization, self.training.processes
+        torch.manual_seed(seed_of_step(optimization.seed, self.step, who.rank))
         for n, part in enumerate(parts):
             tensors = next(fed)
-            with self._alone(n + 1 < len(parts)):
+            with self._gradient_sync(n + 1 == len(parts)):
                 with autocast(training.compute):
-                    loss = training.loss(self.wrapped(tensors), tensors) * part.weight
+                    loss = training.loss(self.wrapped(tensors.inputs), tensors) * part.weight
                 torch.autograd.backward(self.scaler.scale(loss))
             self.loss_sum += loss.detach() * (len(batch) / who.count)
-        if options.max_grad_norm:
+        if optimization.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.learning, options.max_grad_norm)
-        rate = rate_at(self.step, self.steps, options.learning_rate)
+            nn.utils.clip_grad_norm_(self.learning, optimization.max_grad_norm)
+        rate = rate_at(self.step, self.steps, optimization.learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
@@ -224,9 +233,9 @@ class Learner:
         self.place += 1
         return rate
 
-    def _alone(self, alone: bool) -> contextlib.AbstractContextManager[None]:
-        """Keep gradients to this process until the last pass of a step."""
-        if not alone or self.training.processes.count == 1:
+    def _gradient_sync(self, is_last_pass: bool) -> contextlib.AbstractContextManager[None]:
+        """Average the gradients over the processes in the last forward pass of a step only."""
+        if is_last_pass or self.training.processes.count == 1:
             return contextlib.nullcontext()
         unsynced: contextlib.AbstractContextManager[None] = self.wrapped.no_sync()  # type: ignore[operator]
         return unsynced
@@ -235,27 +244,27 @@ class Learner:
         self._require_finite(f"of epoch {epoch}")
         return round(float(self.training.processes.sum(self.loss_sum.clone())) / len(self.training.learnt), 6)
 
-    def _validate(self) -> float:
+    def _validation_accuracy(self) -> float:
         training = self.training
         rows = training.validation
         output = predict(training.model, training.data, rows, training.compute, training.processes)
         return round(accuracy(output.logits, training.data.labels.cpu()[torch.as_tensor(rows)]), 6)
 
-    def _look_up(self, spent_s: float) -> None:
-        """Write a checkpoint when it is time, and stop when that is asked for. ``spent_s`` is what the epoch has taken so far."""
+    def _save_or_stop(self, spent_s: float) -> None:
+        """Write a checkpoint if one is due, and stop if a signal asked for it. ``spent_s`` is how long the epoch has taken so far."""
         who = self.training.processes
         if who.count > 1 and self.place % AGREE_EVERY:
             return
         stop = who.any(self.stop.signal_number is not None)
-        due_s = self.training.options.checkpoint_minutes * 60
+        due_s = self.training.optimization.checkpoint_minutes * 60
         due = who.any(who.is_first and time.monotonic() - self.saved_at_s >= due_s)
         if due or stop:
             self.save(spent_s)
         if stop:
-            raise Stopped(self.stop.signal_number or signal.SIGTERM)  # in a process that was not told, as in those that were
+            raise Stopped(self.stop.signal_number or signal.SIGTERM)  # also in processes that got no signal
 
     def save(self, spent_s: float) -> None:
-        """Write a checkpoint, unless this step has one."""
+        """Write a checkpoint, unless this step already has one."""
         if self.step == self.saved_step:
             return
         self._require_finite(f"before step {self.step}")
@@ -277,7 +286,7 @@ class Learner:
         self.saved_step, self.saved_at_s = self.step, time.monotonic()
 
     def _require_finite(self, when: str) -> None:
-        """Raise InputError unless losses and weights are finite: what is not must reach no checkpoint."""
+        """Raise InputError unless losses and weights are finite: no others may reach a checkpoint."""
         loss = float(self.training.processes.sum(self.loss_sum.clone()))
         if math.isfinite(loss) and all(bool(parameter.isfinite().all()) for parameter in self.learning):
             return

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
+from train.options.settings import EmbeddingLoss
 
-EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
+# Which soft terms a student is distilled with: both, without the distance of the embeddings, without the softened cross-entropy.
+Terms = Literal["both", "ce", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ KD_PRESETS = {
 }
 
 
-class Taught(NamedTuple):
-    """What one teacher says of a batch, and the student beside it.
+class TeacherTarget(NamedTuple):
+    """One teacher's outputs for a batch, and the student's embeddings to compare with them.
 
     Attributes:
         weight: the teacher's share.
@@ -110,15 +112,17 @@ def hard_cross_entropy(student_BK: torch.Tensor, labels_B: torch.Tensor) -> torc
     return F.cross_entropy(student_BK, labels_B, ignore_index=UNLABELLED, reduction="sum") / len(labels_B)
 
 
-def distillation_loss(weights: Distillation, student_BK: torch.Tensor, teachers: Sequence[Taught], labels_B: torch.Tensor) -> torch.Tensor:
+def distillation_loss(
+    weights: Distillation, student_BK: torch.Tensor, teachers: Sequence[TeacherTarget], labels_B: torch.Tensor
+) -> torch.Tensor:
     """Return Eq. 2, its soft terms summed over the teachers: ``hard·CE(y, s) + Σ_i w_i·(α·CE(softmax(t_i/τ), s) + β·d(e_i, e_S))``, a
     scalar in float32.
 
     Args:
         weights: hard, α, β, τ, d.
         student_BK: logits of the student.
-        teachers: each teacher's word, and the student's embeddings in its width.
-        labels_B: int64; UNLABELLED where there is none.
+        teachers: each teacher's outputs, and the student's embeddings in its width.
+        labels_B: int64; UNLABELLED for a text without a label.
     """
     student_BK = student_BK.float()
     loss = student_BK.new_zeros(())

@@ -5,10 +5,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from train.options.settings import OptimizerChoice
+
 OptimizerName = Literal["adamw8bit", "adamw"]
 
 
-def optimizer_on(device_type: str, choice: Literal["auto", "adamw8bit", "adamw"]) -> OptimizerName:
+def optimizer_on(device_type: str, choice: OptimizerChoice) -> OptimizerName:
     """Resolve ``auto``: on a card the 8-bit state's memory counts; on the CPU bitsandbytes takes 3.7 s for a step of DistilBERT's weights
     on one thread, torch's fused AdamW 0.1 s."""
     if choice != "auto":

@@ -1,4 +1,4 @@
-"""What a model says of rows of the data, without learning from them.
+"""Predictions of a model for rows of the data.
 
 Shapes: R rows, K classes, D embedding width.
 """
@@ -18,7 +18,7 @@ PREDICTION_BATCH = 64
 
 
 def autocast(compute: Compute, *, enabled: bool = True) -> torch.autocast:
-    """Return the context of a forward pass in the run's precision; weights stay float32."""
+    """Return the context manager of a forward pass in the run's precision; weights stay float32."""
     half = compute.dtype in ("bfloat16", "float16")
     return torch.autocast(compute.device, dtype=compute.torch_dtype if half else torch.bfloat16, enabled=enabled and half)
 
@@ -28,36 +28,33 @@ def predict(
 ) -> Output:
     """Return logits [R, K] and embeddings [R, D] of the rows, in their order, float32 on the CPU; dropout is off.
 
-    Each process computes a part and has the whole. With ``precise`` they are computed in float32 too, as whoever loads the exported model
-    will.
+    Each process computes a part and returns the whole. With ``precise`` the forward pass is in float32 as well, as it will be in the
+    exported model.
     """
     model.eval()
     ordered = data.by_length(rows)
-    own = ordered[processes.rank :: processes.count]
-    fed = own if len(own) else ordered[:1]  # with fewer rows than processes, one says the width and nothing else
-    batches = [fed[start : start + PREDICTION_BATCH] for start in range(0, len(fed), PREDICTION_BATCH)]
+    rows_here = ordered[processes.rank :: processes.count]
+    computed = rows_here if len(rows_here) else ordered[:1]  # with fewer rows than processes, one row anyway: it gives the widths
+    batches = [computed[start : start + PREDICTION_BATCH] for start in range(0, len(computed), PREDICTION_BATCH)]
     outputs: list[Output] = []
     with torch.inference_mode():
         for batch in data.batches(batches):
             with autocast(compute, enabled=not precise):
-                output = model(batch)
+                output = model(batch.inputs)
             outputs.append(Output(output.logits.float(), output.embeddings.float()))
-        place = {row: n for n, row in enumerate(ordered.tolist())}
-        back = torch.tensor([place[row] for row in rows])
-        # Nought where another process has computed: the sum is the whole.
-        mine = torch.from_numpy(np.arange(processes.rank, len(ordered), processes.count)).to(data.device)
-        logits, embeddings = (
-            _gathered(parts, mine, len(ordered), processes)
-            for parts in ([one.logits for one in outputs], [one.embeddings for one in outputs])
-        )
-    return Output(logits.cpu()[back], embeddings.cpu()[back])
+        logits, embeddings = torch.cat([one.logits for one in outputs]), torch.cat([one.embeddings for one in outputs])
+        if processes.count > 1:
+            positions = torch.from_numpy(np.arange(processes.rank, len(ordered), processes.count)).to(data.device)
+            logits, embeddings = (_gathered(part, positions, len(ordered), processes) for part in (logits, embeddings))
+    position = {row: n for n, row in enumerate(ordered.tolist())}
+    in_order = torch.tensor([position[row] for row in rows])
+    return Output(logits.cpu()[in_order], embeddings.cpu()[in_order])
 
 
-def _gathered(parts: list[torch.Tensor], mine: torch.Tensor, rows: int, processes: Processes) -> torch.Tensor:
-    if processes.count == 1:
-        return torch.cat(parts)
-    own = torch.cat(parts)[: len(mine)]
-    return processes.sum(own.new_zeros((rows, own.shape[1])).index_copy_(0, mine, own))
+def _gathered(part: torch.Tensor, positions: torch.Tensor, rows: int, processes: Processes) -> torch.Tensor:
+    """Return the results of all processes. Each contributes zero for the rows of the others, so that the sum is the whole."""
+    part = part[: len(positions)]
+    return processes.sum(part.new_zeros((rows, part.shape[1])).index_copy_(0, positions, part))
 
 
 def accuracy(logits_RK: torch.Tensor, labels_R: torch.Tensor) -> float:

@@ -1,6 +1,6 @@
-"""What a training says while it runs: a progress bar, ``log.jsonl`` beside the model, and trackers where they are asked for.
+"""Progress of a training: a progress bar, ``log.jsonl`` in the model's folder, and trackers.
 
-A figure that lies on the device is copied without waiting for it and read one report later, so that reporting costs no step its pace.
+A figure on the device is copied asynchronously and reported one report later, so that reporting does not slow down a step.
 """
 
 import importlib.util
@@ -8,9 +8,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,17 @@ LOG = "log.jsonl"
 EVERY_STEPS = 50
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trackers:
+    """Names of accelerate's trackers, and what they record about the run."""
+
+    names: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Noted:
-    """A moment of the training whose loss is on its way to the host."""
+class _PendingStep:
+    """A step whose loss is being copied to the host."""
 
     step: int
     examples: int
@@ -36,30 +44,29 @@ class _Noted:
     arrived: Any
 
 
-class Reports:
-    """Where figures go. Only the first process has any.
+class Progress:
+    """Reports the figures of a training.
 
     Args:
-        folder: of the model.
         bar: a progress bar that counts examples.
         tracker: accelerate's, or None.
         log: ``log.jsonl``, open for appending, or None in every process but the first.
     """
 
-    def __init__(self, folder: Path, bar: Any, tracker: Any, log: Any) -> None:
-        self._folder, self._bar, self._tracker, self._log = folder, bar, tracker, log
+    def __init__(self, bar: Any, tracker: Any, log: Any) -> None:
+        self._bar, self._tracker, self._log = bar, tracker, log
         self._counted = 0  # examples of the epoch that the bar shows
-        self._last = (0, 0.0, time.perf_counter())  # examples and sum of losses of the epoch as last reported, and when
-        self._noted: _Noted | None = None
-        self._shown: dict[str, str] = {}
+        self._last = (0, 0.0, time.perf_counter())  # examples and loss sum of the epoch at the last report, and its time
+        self._pending: _PendingStep | None = None
+        self._postfix: dict[str, str] = {}
 
     def begin_epoch(self, examples: int, loss_sum: float) -> None:
-        """Start to count an epoch, of which that much is done already."""
+        """Begin an epoch, ``examples`` of which are done already with this sum of losses."""
         self._counted = examples
         self._last = (examples, loss_sum, time.perf_counter())
 
     def step(self, step: int, examples: int, learning_rate: float, loss_sum: torch.Tensor) -> None:
-        """Take note of a step, every 50th.
+        """Report every 50th step.
 
         Args:
             step: its number, from 1.
@@ -69,9 +76,9 @@ class Reports:
         """
         if step % EVERY_STEPS:
             return
-        self._flush()
+        self._report_pending()
         self._count(examples)
-        self._noted = _Noted(
+        self._pending = _PendingStep(
             step=step,
             examples=examples,
             learning_rate=learning_rate,
@@ -80,36 +87,36 @@ class Reports:
             arrived=_event(loss_sum.device),
         )
         if loss_sum.device.type == "cpu":
-            self._flush()
+            self._report_pending()
 
     def epoch(self, record: dict[str, Any], step: int, examples: int) -> None:
-        """Report an epoch that is over."""
-        self._flush()
+        """Report a finished epoch."""
+        self._report_pending()
         self._count(examples)
-        self._shown |= {"validation": f"{record['validation_accuracy']:.4f}"}
-        self._bar.set_postfix(self._shown)
+        self._postfix |= {"validation": f"{record['validation_accuracy']:.4f}"}
+        self._bar.set_postfix(self._postfix)
         self._write({"step": step, **record})
 
     def _count(self, examples: int) -> None:
         self._bar.update(examples - self._counted)
         self._counted = examples
 
-    def _flush(self) -> None:
-        noted, self._noted = self._noted, None
-        if noted is None:
+    def _report_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        if noted.arrived is not None:
-            noted.arrived.synchronize()  # long past: it was recorded a report ago
+        if pending.arrived is not None:
+            pending.arrived.synchronize()  # returns at once: it was recorded a report ago
         examples, loss_sum, at_s = self._last
-        self._last = (noted.examples, float(noted.loss_sum), noted.at_s)
-        seen = noted.examples - examples
+        self._last = (pending.examples, float(pending.loss_sum), pending.at_s)
+        seen = pending.examples - examples
         loss = (self._last[1] - loss_sum) / seen if seen else 0.0
-        self._shown |= {"loss": f"{loss:.4f}"}
-        self._bar.set_postfix(self._shown, refresh=False)
-        rate = seen / max(noted.at_s - at_s, 1e-9)
-        if math.isfinite(loss):  # JSON has no word for the others, and training will end on them
-            figures = {"loss": round(loss, 6), "learning_rate": noted.learning_rate, "examples_per_s": round(rate, 2)}
-            self._write({"step": noted.step, **figures})
+        self._postfix |= {"loss": f"{loss:.4f}"}
+        self._bar.set_postfix(self._postfix, refresh=False)
+        rate = seen / max(pending.at_s - at_s, 1e-9)
+        if math.isfinite(loss):  # JSON cannot represent other values, and the training is about to fail on them
+            figures = {"loss": round(loss, 6), "learning_rate": pending.learning_rate, "examples_per_s": round(rate, 2)}
+            self._write({"step": pending.step, **figures})
 
     def _write(self, figures: dict[str, Any]) -> None:
         if self._log is not None:
@@ -120,35 +127,41 @@ class Reports:
 
 
 @contextmanager
-def reports(
-    folder: Path, processes: Processes, *, examples: tuple[int, int], step: int, track: Sequence[str], config: dict[str, Any]
-) -> Iterator[Reports]:
-    """Yield where figures go for as long as the block lasts; lines of ``log.jsonl`` that belong behind ``step`` are taken back.
+def progress(folder: Path, processes: Processes, *, examples: tuple[int, int], step: int, trackers: Trackers) -> Iterator[Progress]:
+    """Yield the progress of a training, open for the block. Lines of ``log.jsonl`` from after ``step`` are removed first.
 
     Args:
         folder: of the model.
-        processes: the first one reports.
-        examples: how many are learnt from already, and of all epochs.
-        step: the steps that are done.
-        track: names of trackers.
-        config: what the trackers are told about the run.
+        processes: only the first one reports.
+        examples: number of examples trained on already, and of all epochs.
+        step: number of steps that are done.
+        trackers: which trackers report as well.
 
     Raises:
         InputError: a tracker is not installed.
     """
-    require_trackers(track)
-    tracker = _tracker(folder, track, config, on_cpu=processes.device == "cpu")  # in every process, for accelerate counts them
+    require_trackers(trackers.names)
+    tracker = _tracker(folder, trackers, on_cpu=processes.device == "cpu")  # in every process: accelerate counts them
+    done, total = examples
     if not processes.is_first:
-        yield Reports(folder, _bar(folder, examples, disable=True), None, None)
+        yield Progress(progress_bar(total, done=done, unit="example", disable=True), None, None)
         return
     cut_log(folder / LOG, step)
-    with (folder / LOG).open("a", encoding="utf-8") as log, _bar(folder, examples) as bar:
+    with (folder / LOG).open("a", encoding="utf-8") as log, progress_bar(total, done=done, unit="example", title=folder.name) as bar:
         try:
-            yield Reports(folder, bar, tracker, log)
+            yield Progress(bar, tracker, log)
         finally:
             if tracker is not None:
-                for one in tracker.trackers:  # accelerate's own end_training would also part the processes, which go on
+                for one in tracker.trackers:  # accelerate's end_training would also destroy the process group, which is still needed
                     one.finish()
+
+
+def progress_bar(total: int, *, unit: str, done: int = 0, title: str | None = None, disable: bool = False) -> Any:
+    """Return a tqdm progress bar on stderr; in a log file it writes a line every ten seconds."""
+    from tqdm import tqdm
+
+    interval_s = 0.1 if sys.stderr.isatty() else 10
+    return tqdm(total=total, initial=done, unit=unit, desc=title, mininterval=interval_s, disable=disable)
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -159,7 +172,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Remove from a log what was written after ``step``, and a line that was not written to its end: it will be said again."""
+    """Remove the lines of a log that were written after ``step``, and incomplete ones: they will be written again."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -183,24 +196,12 @@ def _event(device: torch.device) -> Any:
     return event
 
 
-def _tracker(folder: Path, names: Sequence[str], config: dict[str, Any], *, on_cpu: bool) -> Any:
-    if not names:
+def _tracker(folder: Path, trackers: Trackers, *, on_cpu: bool) -> Any:
+    if not trackers.names:
         return None
     from accelerate import Accelerator
 
-    accelerator = Accelerator(log_with=list(names), project_dir=folder, cpu=on_cpu)
-    accelerator.init_trackers("lugpi", config={name: _plain(value) for name, value in config.items()})
+    accelerator = Accelerator(log_with=list(trackers.names), project_dir=folder, cpu=on_cpu)
+    config = {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in trackers.config.items()}
+    accelerator.init_trackers("lugpi", config=config)
     return accelerator
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _bar(folder: Path, examples: tuple[int, int], *, disable: bool = False) -> Any:
-    from tqdm import tqdm
-
-    # In a log file a line every ten seconds is enough.
-    interval_s = 0.1 if sys.stderr.isatty() else 10
-    done, total = examples
-    return tqdm(total=total, initial=done, unit="example", desc=folder.name, mininterval=interval_s, disable=disable)

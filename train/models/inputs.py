@@ -1,4 +1,4 @@
-"""What several models of one command read: each corpus, text model and column of tokens is found and checked once."""
+"""What several models of one command read: each corpus, text model and token column is opened and checked once."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from train.data.image_tokens import ImageTokens, open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 
 
-class Sources:
-    """Holds every corpus that was asked for, with its texts, and the memory maps of every column; no weights and no rows.
+class InputCache:
+    """Keeps the corpora, with their texts, and the memory maps of the columns; no weights and no rows.
 
-    What is on the disk is taken to stay as it is for as long as this lives: one command.
+    It assumes that nothing on the disk changes during one command.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Sources:
         return self._text_models[key]
 
     def tokens(self, store: Path, column: str | None, corpus: Corpus) -> ImageTokens:
-        """Return a column of a store, every shard of which was compared with its hash. Raises InputError as ``open_image_tokens`` does."""
+        """Return a column of a store; its shards are compared with their hashes once. Raises InputError as ``open_image_tokens`` does."""
         key = store, column, corpus.fingerprint()
         if key not in self._tokens:
             self._tokens[key] = open_image_tokens(store, column, corpus)

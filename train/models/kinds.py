@@ -1,7 +1,7 @@
-"""What tells a baseline, an image classifier, a teacher and a student from another: model, loss, and what they read."""
+"""The four kinds of model: how a baseline, an image classifier, a teacher and a student differ in network, loss and inputs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,52 +11,41 @@ from torch.nn import functional as F
 
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusOptions
-from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.runtime.device import Compute
 from train.data.image_tokens import ImageTokens
-from train.data.privileged import Privileged
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.text_model import TextModel, keep_layers, load_text_classifier
-from train.data.training_data import Batch, teacher_name
+from train.data.training_data import Batch
 from train.learning.loop import Loss
-from train.learning.losses import Distillation, Taught, distillation, distillation_loss
+from train.learning.losses import Distillation, TeacherTarget, distillation, distillation_loss
 from train.learning.networks import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
-from train.models.inputs import Sources
-from train.models.teachers import FoundTeacher, build_teacher, find_teacher, outputs_for
-from train.options.training import (
-    BaselineOptions,
-    DistillationOptions,
-    ImagesOptions,
-    StudentOptions,
-    TeacherOptions,
-    TokensOptions,
-    TrainOptions,
-)
+from train.models.teachers import build_teacher, find_teacher, outputs_for
+from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What tells one kind of model from another.
+class ModelKind:
+    """What distinguishes one kind of model from another.
 
     Attributes:
         command: baseline, images, teacher or student.
-        corpus: what it learns and is scored on.
-        fingerprint: what decides the result beside flags, corpus and text model.
-        build: makes the model from the text model; new weights follow the seed.
-        loss: of an output and its batch.
-        reads_text: whether texts are tokenised and fed.
-        image_tokens: the tokens it reads, or None.
-        privileged: whose of them it is shown.
-        extra: texts without labels that it learns from too, or None.
-        teachers: the outputs it is distilled from, for the corpus and behind it for ``extra``.
-        taught_by: name, privileged information and share of each teacher, for the record.
-        outputs_dtype: how a teacher's embeddings are kept.
-        licenses: of what the model comes from beside corpus and text model.
-        notice: what a reader of the figures must know, or None.
+        corpus: what it is trained and scored on.
+        fingerprint: what decides the result in addition to optimization, corpus and text model.
+        build: creates the model from the text model; new weights follow from torch's seed.
+        loss: of the model's output and a batch.
+        reads_text: whether it reads the texts.
+        image_tokens: the image tokens it reads, or None.
+        privileged: whose images it reads.
+        extra: unlabelled texts it is trained on as well, or None.
+        teachers: the outputs it is distilled on, for the corpus followed by ``extra``.
+        teacher_records: name, privileged information and share of each teacher, for ``metrics.json``.
+        outputs_dtype: how a teacher's embeddings are stored.
+        licenses: of what the model derives from, other than corpus and text model.
+        notice: what a reader of the metrics has to know, or None.
+        settings: of this kind, for the ``config`` in ``metrics.json``.
     """
 
-    command: str
+    command: Literal["baseline", "images", "teacher", "student"]
     corpus: Corpus
     fingerprint: dict[str, Any]
     build: Callable[[TextModel], nn.Module]
@@ -66,16 +55,16 @@ class Recipe:
     privileged: Privileged = "images"
     extra: Corpus | None = None
     teachers: tuple[TeacherOutputs, ...] = ()
-    taught_by: tuple[dict[str, Any], ...] = ()
-    outputs_dtype: Literal["float32", "float16"] = "float32"
+    teacher_records: tuple[dict[str, Any], ...] = ()
+    outputs_dtype: OutputsDtype = "float32"
     licenses: tuple[str, ...] = ()
     notice: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-def baseline_recipe(options: BaselineOptions, sources: Sources) -> Recipe:
-    """Fine-tune the text model alone."""
-    corpus = sources.corpus(options)
-    return Recipe(
+def baseline_kind(corpus: Corpus) -> ModelKind:
+    """Return the kind of a baseline: the text model with a classification head."""
+    return ModelKind(
         command="baseline",
         corpus=corpus,
         fingerprint={},
@@ -84,173 +73,167 @@ def baseline_recipe(options: BaselineOptions, sources: Sources) -> Recipe:
     )
 
 
-def images_recipe(options: ImagesOptions, sources: Sources) -> Recipe:
-    """Train the fusion head on image tokens alone."""
-    corpus = sources.corpus(options)
-    tokens = _open_tokens(options, sources, corpus)
+def images_kind(corpus: Corpus, tokens: ImageTokens) -> ModelKind:
+    """Return the kind of a classifier of image tokens alone: the fusion head without text."""
 
     def build(text_model: TextModel) -> nn.Module:
-        width = text_width(text_model.config, "--text-model")
-        classes, dropout = len(corpus.label_names), text_dropout(text_model.config)
-        return ImageClassifier(FusionHead(text_width=width, image_width=tokens.width, classes=classes, reads_text=False, dropout=dropout))
+        return ImageClassifier(
+            FusionHead(
+                text_width=text_width(text_model.config, "--text-model"),
+                image_width=tokens.width,
+                classes=len(corpus.label_names),
+                reads_text=False,
+                dropout=text_dropout(text_model.config),
+            )
+        )
 
-    return Recipe(command="images", corpus=corpus, build=build, loss=cross_entropy, reads_text=False, **_of_tokens(tokens))
-
-
-def teacher_recipe(options: TeacherOptions, sources: Sources) -> Recipe:
-    """Train the multimodal teacher, or one of its controls."""
-    corpus = sources.corpus(options)
-    seen: dict[str, Any] = {"fingerprint": {"image_tokens": None, "tokens": {}}}
-    width: int | None = None
-    if options.privileged != "none":
-        tokens = _open_tokens(options, sources, corpus)
-        seen, width = _of_tokens(tokens), tokens.width
-    elif options.image_tokens is not None or options.tokens_on != "auto":
-        say("warning: --image-tokens and --tokens-on have no effect with --privileged none")
-    return Recipe(
-        command="teacher",
+    _warn_of_failed_images(tokens)
+    spec = tokens.reader.spec
+    return ModelKind(
+        command="images",
         corpus=corpus,
-        build=lambda text_model: build_teacher(text_model, len(corpus.label_names), width),
+        fingerprint={"image_tokens": spec.name, "tokens": tokens.fingerprint()},
+        build=build,
         loss=cross_entropy,
-        privileged=options.privileged,
-        outputs_dtype=options.outputs_dtype,
-        **{**seen, "fingerprint": {**seen["fingerprint"], "privileged": options.privileged}},
+        reads_text=False,
+        image_tokens=tokens,
+        licenses=(spec.license,),
+        notice=spec.notice,
+        settings={"image_tokens": spec.name},
     )
 
 
-def student_recipe(options: StudentOptions, sources: Sources, compute: Compute) -> Recipe:
-    """Distil a text-only student from teachers' cached outputs; neither images nor teachers are touched, but once for texts without
-    labels that a teacher has not read yet."""
-    weights = distillation_of(options)
-    corpus = sources.corpus(options)
-    extra = None if options.unlabelled is None else unlabelled_texts(options.unlabelled, options, corpus)
-    found = [find_teacher(options, name) for name in options.teachers]
-    _warn_of_other_text_models(options, found)
-    outputs = tuple(outputs_for(options, teacher, corpus, extra, compute) for teacher in found)
-    shares = options.shares
+def teacher_kind(
+    corpus: Corpus, tokens: ImageTokens | None, privileged: Privileged, *, outputs_dtype: OutputsDtype = "float32"
+) -> ModelKind:
+    """Return the kind of a multimodal teacher, or of one of its controls; ``tokens`` are None if and only if ``privileged`` is none."""
+    if tokens is not None:
+        _warn_of_failed_images(tokens)
+    spec = None if tokens is None else tokens.reader.spec
+    return ModelKind(
+        command="teacher",
+        corpus=corpus,
+        fingerprint={
+            "image_tokens": None if spec is None else spec.name,
+            "tokens": {} if tokens is None else tokens.fingerprint(),
+            "privileged": privileged,
+        },
+        build=lambda text_model: build_teacher(text_model, len(corpus.label_names), None if tokens is None else tokens.width),
+        loss=cross_entropy,
+        image_tokens=tokens,
+        privileged=privileged,
+        outputs_dtype=outputs_dtype,
+        licenses=() if spec is None else (spec.license,),
+        notice=None if spec is None else spec.notice,
+        settings={"image_tokens": None if spec is None else spec.name, "privileged": privileged, "outputs_dtype": outputs_dtype},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSource:
+    """What a student is distilled from, and how.
+
+    Attributes:
+        teachers: folders of one teacher or several.
+        loss: its settings.
+        shares: of each teacher in the soft terms; they sum to 1.
+        unlabelled: texts to distil on as well, or None.
+        layers: of the text model that the student keeps; None = all.
+    """
+
+    teachers: Sequence[Path]
+    loss: DistillationSettings
+    shares: tuple[float, ...]
+    unlabelled: Corpus | None = None
+    layers: int | None = None
+
+
+def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -> ModelKind:
+    """Return the kind of a text-only student, distilled on its teachers' cached outputs. It reads neither images nor teachers, except that
+    teachers are run once, on ``compute``, on unlabelled texts that they have not read yet.
+
+    Raises:
+        InputError: every weight of the loss is zero; a teacher is missing or unfinished; or as ``outputs_for`` does.
+    """
+    weights, extra = loss_weights(source.loss), source.unlabelled
+    teachers = [find_teacher(folder) for folder in source.teachers]
+    cached = tuple(outputs_for(teacher, corpus, extra, compute) for teacher in teachers)
 
     def build(text_model: TextModel) -> nn.Module:
+        for teacher in teachers:
+            if Path(theirs := teacher.metrics["config"]["text_model"]).name != Path(text_model.name).name:
+                say(f"warning: {teacher.folder.name} reads {theirs}, the student {text_model.name}; the paper uses one for both")
         model = load_text_classifier(text_model, corpus)
-        if options.student_layers is not None:
-            keep_layers(model, options.student_layers)
-        widths = [one.embeddings.shape[1] for one in outputs] if weights.beta else []
-        return Student(TextClassifier(model), widths)
+        if source.layers is not None:
+            keep_layers(model, source.layers)
+        return Student(TextClassifier(model), [outputs.embeddings.shape[1] for outputs in cached] if weights.beta else [])
 
     def loss(output: Output, batch: Batch) -> torch.Tensor:
-        return distillation_loss(weights, output.logits, _taught(output, batch, shares), batch["labels"])
+        # Without a distance of the embeddings nothing is projected, and the teacher's are a placeholder that the loss does not read.
+        students = output.projected or [teacher.embeddings for teacher in batch.teachers]
+        targets = [
+            TeacherTarget(weight=share, logits_BK=teacher.logits, embeddings_BD=teacher.embeddings, student_BD=student_BD)
+            for share, teacher, student_BD in zip(source.shares, batch.teachers, students, strict=True)
+        ]
+        return distillation_loss(weights, output.logits, targets, batch.labels)
 
-    return Recipe(
+    return ModelKind(
         command="student",
         corpus=corpus,
         fingerprint={
-            "teachers": [one.teacher for one in outputs],
-            "teachers_embeddings": [str(one.embeddings.dtype).removeprefix("torch.") for one in outputs],
-            "shares": list(shares),
+            "teachers": [outputs.teacher for outputs in cached],
+            "teachers_embeddings": [str(outputs.embeddings.dtype).removeprefix("torch.") for outputs in cached],
+            "shares": list(source.shares),
             "distillation": vars(weights),
-            "layers": options.student_layers,
+            "layers": source.layers,
             "unlabelled": None if extra is None else extra.fingerprint(),
         },
         build=build,
         loss=loss,
         extra=extra,
-        teachers=outputs,
-        taught_by=tuple(
-            {"name": teacher.folder.name, "privileged": teacher.made_from["privileged"], "share": round(share, 6)}
-            for teacher, share in zip(found, shares, strict=True)
+        teachers=cached,
+        teacher_records=tuple(
+            {"name": teacher.folder.name, "privileged": teacher.fingerprint["privileged"], "share": round(share, 6)}
+            for teacher, share in zip(teachers, source.shares, strict=True)
         ),
-        licenses=tuple(dict.fromkeys(line for teacher in found for line in teacher.metrics["licenses"])),
-        notice=next((teacher.metrics["notice"] for teacher in found if teacher.metrics["notice"]), None),
+        licenses=tuple(dict.fromkeys(line for teacher in teachers for line in teacher.metrics["licenses"])),
+        notice=next((teacher.metrics["notice"] for teacher in teachers if teacher.metrics["notice"]), None),
+        settings={
+            **vars(source.loss),
+            "teachers": [teacher.folder.name for teacher in teachers],
+            "teacher_weights": list(source.shares),
+            "student_layers": source.layers,
+            "unlabelled": None if extra is None else extra.name,
+        },
     )
 
 
-def recipe_of(options: TrainOptions, sources: Sources, compute: Compute) -> Recipe:
-    """Return the recipe of the model that the options are for."""
-    match options:
-        case BaselineOptions():
-            return baseline_recipe(options, sources)
-        case ImagesOptions():
-            return images_recipe(options, sources)
-        case TeacherOptions():
-            return teacher_recipe(options, sources)
-        case StudentOptions():
-            return student_recipe(options, sources, compute)
-    raise AssertionError(f"{type(options).__name__} are no options of a model")
-
-
-def cross_entropy(output: Output, batch: Batch) -> torch.Tensor:
-    """Return the mean cross-entropy with the labels, a scalar in float32."""
-    return F.cross_entropy(output.logits.float(), batch["labels"])
-
-
-def _taught(output: Output, batch: Batch, shares: tuple[float, ...]) -> list[Taught]:
-    """Return each teacher's word on a batch; without a distance of embeddings there are no embeddings in its width."""
-    taught = []
-    for n, share in enumerate(shares):
-        embeddings_BD = batch[teacher_name("teacher_embeddings", n)]
-        taught.append(
-            Taught(
-                weight=share,
-                logits_BK=batch[teacher_name("teacher_logits", n)],
-                embeddings_BD=embeddings_BD,
-                student_BD=output.projected[n] if output.projected else embeddings_BD,
-            )
-        )
-    return taught
-
-
-def distillation_of(options: DistillationOptions) -> Distillation:
-    """Return the weights of a student's loss; those that will have no effect are warned of.
+def loss_weights(settings: DistillationSettings) -> Distillation:
+    """Return the weights of a student's loss; a setting without effect is warned of.
 
     Raises:
         InputError: every weight is zero.
     """
     weights = distillation(
-        options.kd_preset,
-        hard=options.hard,
-        alpha=options.alpha,
-        beta=options.beta,
-        temperature=options.temperature,
-        embedding_loss=options.embedding_loss,
+        settings.kd_preset,
+        hard=settings.hard,
+        alpha=settings.alpha,
+        beta=settings.beta,
+        temperature=settings.temperature,
+        embedding_loss=settings.embedding_loss,
     )
-    if options.temperature is not None and weights.alpha == 0:
+    if settings.temperature is not None and weights.alpha == 0:
         say("warning: --temperature has no effect with --alpha 0")
-    if options.embedding_loss != "mse" and weights.beta == 0:
-        say(f"warning: --embedding-loss {options.embedding_loss} has no effect without --beta")
+    if settings.embedding_loss != "mse" and weights.beta == 0:
+        say(f"warning: --embedding-loss {settings.embedding_loss} has no effect without --beta")
     return weights
 
 
-def unlabelled_texts(path: Path, options: CorpusOptions, corpus: Corpus) -> Corpus:
-    """Return the texts without labels of a file, to be read as those of the corpus; those that a model is scored on are warned of.
-
-    Raises:
-        InputError: as ``load_unlabelled`` does.
-    """
-    extra = replace(load_unlabelled(path, options), separator=corpus.separator)
-    held_out = {example.text for example in corpus.examples if example.split != "train"}
-    if seen := sum(example.text in held_out for example in extra.examples):
-        say(f"warning: {seen:,} texts of {path} are validation or test texts, which the student will be scored on")
-    return extra
+def cross_entropy(output: Output, batch: Batch) -> torch.Tensor:
+    """Return the mean cross-entropy with the labels, a scalar in float32."""
+    return F.cross_entropy(output.logits.float(), batch.labels)
 
 
-def _warn_of_other_text_models(options: StudentOptions, teachers: list[FoundTeacher]) -> None:
-    for teacher in teachers:
-        theirs = teacher.metrics["config"]["text_model"]
-        if Path(theirs).name != Path(options.text_model).name:
-            say(f"warning: {teacher.folder.name} reads {theirs}, the student {options.text_model}; the paper uses one for both")
-
-
-def _open_tokens(options: TokensOptions, sources: Sources, corpus: Corpus) -> ImageTokens:
-    tokens = sources.tokens(options.run / "tokens", options.image_tokens, corpus)
+def _warn_of_failed_images(tokens: ImageTokens) -> None:
     if flagged := len(tokens.reader.flagged):
-        say(f"warning: {flagged} drawings failed and are read as blank; python -m featurize info lists them")
-    return tokens
-
-
-def _of_tokens(tokens: ImageTokens) -> dict[str, Any]:
-    spec = tokens.reader.spec
-    return {
-        "fingerprint": {"image_tokens": spec.name, "tokens": tokens.fingerprint()},
-        "image_tokens": tokens,
-        "licenses": (spec.license,),
-        "notice": spec.notice,
-    }
+        say(f"warning: {flagged} images failed and are read as blank; python -m featurize info lists them")

@@ -1,22 +1,27 @@
-"""The folder of one trained model: already done, to be continued, or refused because it was made otherwise.
+"""The folder of one trained model: finished, to be resumed, or refused because its settings differ; and the lock on it.
 
-``training.json`` is written when training starts and says what decides the result; ``metrics.json`` is written last and means the folder
-is whole.
+``training.json`` is written when training starts and records everything that decides the result. ``metrics.json`` is written last, so that
+a folder with it is complete.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, sweep, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
-from train.data.teacher_outputs import WEIGHTS
+from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
 from train.learning.checkpoint import has_checkpoint, remove_checkpoints
-from train.models.predictions import PREDICTIONS
 
-METRICS = "metrics.json"
-TRAINING = "training.json"
-# What others read of a finished model's two records, and what they read of one kind of model beside.
+LOCKS = ".locks"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+# The fields that are read of a finished model's two records, and of those of one kind of model.
 _OF_METRICS = {"command", "accuracy", "examples", "history", "peak_memory", "teachers", "seed", "notice", "config"}
 _OF_TRAINING = {"command", "flags"}
 _OF_KIND = {
@@ -27,12 +32,12 @@ _OF_KIND = {
 
 
 def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "give another --name") -> dict[str, Any] | None:
-    """Return the metrics of a folder that is whole, or None where training has to start or go on; records the fingerprint of a new folder.
+    """Return the metrics of a finished folder, or None if training has to start or to resume; records the fingerprint of a new folder.
 
-    ``remedy`` is what to do, beside repeating the settings, where the folder is another model's.
+    ``remedy`` is what to do, other than repeating the settings, if the folder is another model's.
 
     Raises:
-        InputError: the folder holds a model that was trained otherwise; the fields that differ are named.
+        InputError: the folder contains a model trained with other settings; the fields that differ are named.
     """
     sweep(make_folder(folder))
     started = folder / TRAINING
@@ -42,36 +47,36 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
     if started.is_file() and (whole or has_checkpoint(folder)):
         if unlike := differences(_record(started, set()), fingerprint):
             raise InputError(
-                got=f"{folder}, a model that was trained otherwise: {'; '.join(unlike)}",
+                got=f"{folder}, a model trained with other settings: {'; '.join(unlike)}",
                 expected="the same settings as that model's",
                 do=f"repeat them, or {remedy}",
             )
     else:
         write_json(started, fingerprint)
     if whole:
-        remove_checkpoints(folder)  # of a training that was killed after its last word
+        remove_checkpoints(folder)  # of a training that was killed just before it removed them
     else:
-        # Old figures would call the folder whole as soon as new weights and predictions stand in it.
+        # Old metrics would mark the folder as finished as soon as new weights and predictions are in it.
         (folder / METRICS).unlink(missing_ok=True)
     return _record(folder / METRICS, set()) if whole else None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds a finished model."""
+    """Whether a folder contains a finished model."""
     return all((folder / name).is_file() for name in (METRICS, WEIGHTS, PREDICTIONS))
 
 
 def finished_folders(run: Path) -> list[Path]:
-    """Return the folders of the run's finished models whose settings are on record, by name."""
+    """Return the folders of the run's finished models whose settings are recorded, by name."""
     return sorted(path.parent for path in run.glob(f"*/{TRAINING}") if is_whole(path.parent))
 
 
 def find_finished(folder: Path, fingerprint: Fingerprint) -> Path | None:
-    """Return a finished folder beside ``folder``, or itself, with the model of that fingerprint, whatever its name; itself before others,
-    these by name. None where there is none."""
-    for one in sorted(finished_folders(folder.parent), key=lambda found: (found != folder, found.name)):
-        if not differences(_record(one / TRAINING, set()), fingerprint):
-            return one
+    """Return the finished folder in the same run with the model of that fingerprint, whatever its name, or None: ``folder`` itself, else
+    the first by name."""
+    for candidate in sorted(finished_folders(folder.parent), key=lambda path: (path != folder, path.name)):
+        if not differences(_record(candidate / TRAINING, set()), fingerprint):
+            return candidate
     return None
 
 
@@ -85,26 +90,26 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 def training_of(folder: Path) -> dict[str, Any]:
-    """Return what decided a finished model.
+    """Return the fingerprint of a finished model.
 
     Raises:
         InputError: the record is damaged.
     """
-    found = _record(folder / TRAINING, _OF_TRAINING)
-    return _record(folder / TRAINING, _OF_KIND.get(found["command"], set()))
+    record = _record(folder / TRAINING, _OF_TRAINING)
+    return _record(folder / TRAINING, _OF_KIND.get(record["command"], set()))
 
 
 def _record(path: Path, names: set[str]) -> dict[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict) or names - found.keys():
-        lacking = ", ".join(sorted(names - found.keys())) if isinstance(found, dict) else "any name in it"
+    record = read_json(path)
+    if not isinstance(record, dict) or names - record.keys():
+        lacking = ", ".join(sorted(names - record.keys())) if isinstance(record, dict) else "any name in it"
         remedy = "remove the model's folder and train it again"
         raise InputError(got=f"{path} without {lacking}", expected="the file as lugpi wrote it", do=remedy)
-    return found
+    return record
 
 
 def finish(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write the metrics, which makes the folder whole, and remove what only a continued training would need."""
+    """Write the metrics, which marks the folder as finished, and remove the checkpoints."""
     write_json(folder / METRICS, metrics)
     remove_checkpoints(folder)
 
@@ -113,8 +118,58 @@ def require_finished(folder: Path, *, what: str, command: str) -> dict[str, Any]
     """Return the metrics of a model that another step needs.
 
     Raises:
-        InputError: it is not there or not finished; ``command`` makes it.
+        InputError: it is missing or unfinished; ``command`` trains it.
     """
     if not (folder / METRICS).is_file():
         raise InputError(got=f"no finished {what} in {folder}", expected="one", do=f"run {command} first")
     return metrics_of(folder)
+
+
+@contextmanager
+def model_lock(run: Path, model: str) -> Iterator[bool]:
+    """Hold a model's lock for the block and yield True; yield False at once if another process holds it.
+
+    The lock is on ``<run>/.locks/<model>.lock``. The operating system releases it when its holder dies. The empty files stay: a lock on a
+    file that someone removes excludes nobody.
+    """
+    with folder_lock(make_folder(run / LOCKS) / f"{model}.lock", folder=run) as is_ours:
+        yield is_ours
+
+
+@contextmanager
+def folder_lock(path: Path, *, folder: Path) -> Iterator[bool]:
+    """Hold the lock file ``path`` of a folder for the block and yield True; yield False at once if another process holds it.
+
+    On a file system without locks it yields True, with a warning.
+    """
+    lock = FileLock(path, timeout=0)
+    is_ours = True
+    try:
+        lock.acquire()
+    except Timeout:
+        is_ours = False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        say(f"warning: {folder} is on a file system without locks: run one command on it at a time")
+    try:
+        yield is_ours
+    finally:
+        lock.release()  # does nothing if it was not acquired
+
+
+@contextmanager
+def exclusive(run: Path, model: str) -> Iterator[None]:
+    """Hold a model's lock for the block.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with model_lock(run, model) as is_ours:
+        if not is_ours:
+            raise InputError(
+                got=f"{run / model}, which another command is training",
+                expected="one command per model",
+                do="wait for it, or give another --name",
+            )
+        yield

@@ -1,7 +1,6 @@
-"""What is measured of a model: accuracy and macro-F1 by split, and the predictions themselves."""
+"""A model's predictions, and its accuracy and macro-F1 by split."""
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,10 @@ from lugpi_core.corpora.user_files import long_cells
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
 from lugpi_core.fingerprint import digest
-from train.evidence.calibration import answers
-
-PREDICTIONS = "predictions.csv"
 
 
 def scores_by_split(corpus: Corpus, logits_NK: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Return ``{"accuracy": {split: …}, "macro_f1": {split: …}}`` from the logits of every example, in the corpus's order."""
+    """Return ``{"accuracy": {split: …}, "macro_f1": {split: …}}`` from the logits of all examples, in the corpus's order."""
     labels = np.array([example.label for example in corpus.examples])
     predicted = logits_NK.argmax(dim=1).numpy()
     scores: dict[str, dict[str, float]] = {"accuracy": {}, "macro_f1": {}}
@@ -33,7 +29,7 @@ def scores_by_split(corpus: Corpus, logits_NK: torch.Tensor) -> dict[str, dict[s
 
 
 def write_predictions(path: Path, corpus: Corpus, logits_NK: torch.Tensor) -> None:
-    """Write one line an example: id, split, label, and the logits by class number."""
+    """Write one line per example: id, split, label, and the logits by class number."""
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_header(len(corpus.label_names)))
@@ -47,7 +43,7 @@ def _header(classes: int) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What a model said of a split's n examples.
+    """A model's predictions for the n examples of a split.
 
     Attributes:
         ids: of the examples, in the corpus's order.
@@ -61,23 +57,24 @@ class Predicted:
 
     @cached_property
     def examples(self) -> str:
-        """Hash of ids and labels, in order: equal where two models were scored on the same."""
+        """Hash of ids and labels, in order: equal if two models were scored on the same examples."""
         return digest(list(zip(self.ids, self.labels.tolist(), strict=True)))
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """int64 [n], the class with the highest logit, the first of equals."""
-        return answers(self.logits)
+        """int64 [n], the class with the highest logit, the first of several."""
+        classes: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return classes
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        """bool [n], whether each was classified rightly."""
+        """bool [n], whether each example was classified correctly."""
         hits: NDArray[np.bool_] = self.predicted == self.labels
         return hits
 
     @property
     def accuracy(self) -> float:
-        """Share of those that were."""
+        """Share of the examples that were classified correctly."""
         return float(self.hits.mean())
 
     @property
@@ -130,10 +127,3 @@ def macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns line up in plain text."""
-    widths = [max(len(line[n]) for line in (header, *rows)) for n in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)

@@ -1,6 +1,7 @@
-"""Teachers as a student sees them: finished folders of the run, and what they say of texts, labelled or not."""
+"""Teachers from a student's point of view: finished folders of the run, and their outputs for labelled and unlabelled texts."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +9,22 @@ import torch
 
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import store_folder
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import differences, flat
 from lugpi_core.runtime.device import Compute
-from train.data.image_tokens import DiskTokens, ImageTokens, open_image_tokens
-from train.data.privileged import BlankTokens, Pictures, Privileged, of_others
-from train.data.teacher_outputs import (
-    WEIGHTS,
-    TeacherOutputs,
-    has_teacher_outputs,
-    outputs_path,
-    read_teacher_outputs,
-    write_teacher_outputs,
-)
+from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens
+from train.data.privileged import BlankTokens, Pictures, of_others
+from train.data.teacher_outputs import TeacherOutputs, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 from train.data.text_model import TextModel, find_text_model, load_text_encoder
 from train.data.token_ids import TokenIds, token_ids
 from train.data.training_data import TrainingData
+from train.file_names import WEIGHTS
 from train.learning.checkpoint import load_weights
 from train.learning.distributed import Processes
 from train.learning.networks import FusionHead, Output, Teacher, text_dropout, text_width
 from train.learning.predict import predict
 from train.models.model_folder import require_finished, training_of
-from train.options.training import StudentOptions
+from train.options.settings import Privileged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,60 +34,68 @@ class FoundTeacher:
     Attributes:
         folder: of the model.
         metrics: its ``metrics.json``.
-        made_from: its ``training.json``: all that decided it.
+        fingerprint: its ``training.json``: everything that decided it.
     """
 
     folder: Path
     metrics: dict[str, Any]
-    made_from: dict[str, Any]
+    fingerprint: dict[str, Any]
 
 
-def find_teacher(options: StudentOptions, name: str) -> FoundTeacher:
-    """Return a finished teacher of the run.
+def find_teacher(folder: Path) -> FoundTeacher:
+    """Return a finished teacher.
 
     Raises:
-        InputError: it is not there, not finished, or is no teacher.
+        InputError: the folder is missing or unfinished, or holds another kind of model.
     """
-    folder = options.run / name
-    metrics = require_finished(folder, what="teacher", command=f"python -m train teacher --dataset {options.dataset}")
+    metrics = require_finished(folder, what="teacher", command="python -m train teacher")
     if metrics["command"] != "teacher":
-        raise InputError(got=f"{folder}, a {metrics['command']}", expected="a teacher", do="name one that python -m train teacher made")
-    return FoundTeacher(folder=folder, metrics=metrics, made_from=training_of(folder))
+        raise InputError(got=f"{folder}, a {metrics['command']}", expected="a teacher", do="name one that python -m train teacher trained")
+    return FoundTeacher(folder=folder, metrics=metrics, fingerprint=training_of(folder))
 
 
 def build_teacher(text_model: TextModel, classes: int, image_width: int | None) -> Teacher:
-    """Return a teacher with the pretrained text encoder and a new head; ``image_width`` is None for one that sees no images."""
+    """Return a teacher with the pretrained text encoder and a new head; ``image_width`` is None for one that reads no images."""
     config = text_model.config
     width = text_width(config, "--text-model")
     head = FusionHead(text_width=width, image_width=image_width, classes=classes, dropout=text_dropout(config))
     return Teacher(load_text_encoder(text_model), head)
 
 
-def shown_pictures(source_of: ImageTokens, privileged: Privileged, place: Any, *, seed: int, device: torch.device) -> Pictures | None:
-    """Return what a model sees beside the text.
+def privileged_images(
+    tokens: ImageTokens, privileged: Privileged, place: Callable[[ImageTokens], TokenSource], *, seed: int, device: torch.device
+) -> Pictures | None:
+    """Return the image tokens that a model reads for each example.
 
     Args:
-        source_of: the examples' own image tokens.
-        privileged: whether these, others', blank ones or none are shown.
-        place: puts tokens where they are to be read from.
-        seed: decides whose others' are shown, and which of K an epoch shows.
-        device: where the model trains.
+        tokens: the examples' own image tokens.
+        privileged: whether these, other examples', blank ones or none are read.
+        place: where the tokens are read from.
+        seed: decides whose images a shuffled control reads, and which of K images an epoch reads.
+        device: where the model is trained.
     """
     if privileged == "none":
         return None
     if privileged == "blank":
-        blank = BlankTokens(source_of.reader.spec.row_shape, device)
-        return Pictures(source=blank, drawings=source_of.drawings, seed=seed)
-    drawings = of_others(source_of.drawings, seed) if privileged == "shuffled" else source_of.drawings
-    return Pictures(source=place(source_of), drawings=drawings, seed=seed)
+        blank = BlankTokens(tokens.reader.spec.row_shape, device)
+        return Pictures(source=blank, drawings=tokens.drawings, seed=seed)
+    drawings = of_others(tokens.drawings, seed) if privileged == "shuffled" else tokens.drawings
+    return Pictures(source=place(tokens), drawings=drawings, seed=seed)
 
 
-def outputs_for(options: StudentOptions, teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, compute: Compute) -> TeacherOutputs:
-    """Return a teacher's outputs for the corpus and, behind them, for texts without labels; the latter are computed where they are not
-    kept yet.
+def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
+    """Return unlabelled texts with the corpus's separator; texts that a student is scored on are warned of."""
+    held_out = {example.text for example in corpus.examples if example.split != "train"}
+    if seen := sum(example.text in held_out for example in unlabelled.examples):
+        say(f"warning: {seen:,} texts of {unlabelled.name} are validation or test texts, which the student will be scored on")
+    return replace(unlabelled, separator=corpus.separator)
+
+
+def outputs_for(teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, compute: Compute) -> TeacherOutputs:
+    """Return a teacher's outputs for the corpus, followed by those for the unlabelled texts, which are computed once and kept.
 
     Raises:
-        InputError: the outputs do not belong to the teacher or the corpus, or there are no images for the other texts.
+        InputError: the outputs do not belong to the teacher or the corpus, or there are no images for the unlabelled texts.
     """
     outputs = read_teacher_outputs(outputs_path(teacher.folder), corpus_fingerprint=corpus.fingerprint())
     if extra is None:
@@ -101,50 +103,54 @@ def outputs_for(options: StudentOptions, teacher: FoundTeacher, corpus: Corpus, 
     path = outputs_path(teacher.folder, extra.name)
     if not has_teacher_outputs(path, corpus_fingerprint=extra.fingerprint()):
         say(f"{teacher.folder.name} reads {len(extra.examples):,} texts of {extra.name}")
-        output = _asked(options, teacher, extra, len(corpus.label_names), compute)
-        write_teacher_outputs(path, output, corpus_fingerprint=extra.fingerprint())
+        output = _outputs_for_new_texts(teacher, extra, len(corpus.label_names), compute)
+        write_teacher_outputs(path, output.logits, output.embeddings, corpus_fingerprint=extra.fingerprint())
     return outputs.followed_by(read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint()))
 
 
-def _asked(options: StudentOptions, teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> Output:
-    """Return what a teacher says of texts that it was not trained on."""
-    made_from, device = teacher.made_from, torch.device(compute.device)
-    text_model = find_text_model(teacher.metrics["config"]["text_model"], max_length=made_from["max_length"])
-    if text_model.weights_hash != made_from["text_model"]:
+def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> Output:
+    """Return a teacher's outputs for texts that it was not trained on."""
+    fingerprint, device, run = teacher.fingerprint, torch.device(compute.device), teacher.folder.parent
+    text_model = find_text_model(teacher.metrics["config"]["text_model"], max_length=fingerprint["max_length"])
+    if text_model.weights_hash != fingerprint["text_model"]:
         raise InputError(
             got=f"another {text_model.name} than {teacher.folder} was trained from",
             expected="the same files",
-            do="bring them back, or train the teacher again under another --name",
+            do="restore them, or train the teacher again under another --name",
         )
-    pictures, width = None, None
-    if made_from["privileged"] != "none":
-        tokens = open_image_tokens(store_folder(options.run, options.unlabelled), made_from["image_tokens"], extra)
-        _refuse_other_tokens(teacher, tokens)
+    images, width = None, None
+    if fingerprint["privileged"] != "none":
+        tokens = open_image_tokens(run / f"tokens-{extra.name}", fingerprint["image_tokens"], extra)
+        _require_same_tokens(teacher, tokens)
         width = tokens.width
-        pictures = shown_pictures(
-            tokens, made_from["privileged"], lambda found: DiskTokens(found, device), seed=made_from["flags"]["seed"], device=device
+        images = privileged_images(
+            tokens,
+            fingerprint["privileged"],
+            lambda opened: DiskTokens(opened, device),
+            seed=fingerprint["flags"]["seed"],
+            device=device,
         )
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
-    texts = TokenIds(*token_ids(text_model, extra, options.run), pad=text_model.pad_id, device=device)
+    texts = TokenIds(*token_ids(text_model, extra, run), pad=text_model.pad_id, device=device)
     labels = torch.tensor([example.label for example in extra.examples], device=device)
-    data = TrainingData(device=device, labels=labels, texts=texts, pictures=pictures)
+    data = TrainingData(device=device, labels=labels, texts=texts, pictures=images)
     return predict(model, data, range(len(labels)), compute, Processes(), precise=True)
 
 
-# What a store's tokens are of, and which of them failed: theirs alone, and no way of drawing or encoding.
+# What differs between two stores of one generator and encoder: their images, and which of these failed.
 _OF_ONE_STORE = ("generation.drawings", "failed_rows")
 
 
-def _refuse_other_tokens(teacher: FoundTeacher, tokens: ImageTokens) -> None:
-    """Refuse images that were drawn or encoded otherwise than those that the teacher has learnt to read; the texts are others anyway."""
+def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens) -> None:
+    """Raise InputError unless the images were generated and encoded like those that the teacher was trained on."""
     theirs, ours = (
-        {name: value for name, value in flat(found) if name not in _OF_ONE_STORE}
-        for found in (teacher.made_from["tokens"], tokens.fingerprint())
+        {name: value for name, value in flat(fingerprint) if name not in _OF_ONE_STORE}
+        for fingerprint in (teacher.fingerprint["tokens"], tokens.fingerprint())
     )
     if unlike := differences(theirs, ours):
         raise InputError(
-            got=f"images of {tokens.reader.spec.name} for --unlabelled made otherwise than the teacher's: {'; '.join(unlike)}",
+            got=f"images of {tokens.reader.spec.name} for --unlabelled that differ from the teacher's: {'; '.join(unlike)}",
             expected="the same generator and encoder",
             do="run featurize --unlabelled with the settings of the corpus's own images",
         )

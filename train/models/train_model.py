@@ -1,5 +1,6 @@
-"""The four things that can be trained, in one straight line: find, refuse or confirm, load, fit, score, write."""
+"""Train one model from its plan to its folder: check the folder, load, fit, predict, write."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,270 +11,235 @@ import numpy as np
 import torch
 from torch import nn
 
-from lugpi_core.command_line import resolved_flags, say
-from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute, seed_everything
-from lugpi_core.runtime.libraries import prepare_libraries
+from lugpi_core.runtime.device import seed_everything
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from train.data.image_tokens import place_tokens, training_bytes
 from train.data.privileged import Pictures
-from train.data.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, write_teacher_outputs
-from train.data.text_model import TextModel
+from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
 from train.data.token_ids import TokenIds, token_ids
 from train.data.training_data import TrainingData
-from train.evidence.rows import Terms
+from train.file_names import PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import load_weights, save_weights
 from train.learning.compile import encoder_of
-from train.learning.distributed import Processes, joined
+from train.learning.distributed import Processes
 from train.learning.loop import Training, best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier
-from train.learning.optimizer import optimizer_on
 from train.learning.predict import predict
-from train.learning.progress import require_trackers
 from train.models.hub_export import export_classifier
-from train.models.inputs import Sources
-from train.models.kinds import Recipe, recipe_of
-from train.models.locks import alone
-from train.models.model_folder import finish, finished_metrics
-from train.models.predictions import PREDICTIONS, scores_by_split, write_predictions
-from train.models.teachers import shown_pictures
-from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TeacherOptions, TokensOptions, TrainOptions
-
-# The flags that decide a model by themselves; corpus, text model, tokens, teachers and loss are compared by their content.
-_DECIDING = (
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "weight_decay",
-    "max_grad_norm",
-    "gradient_accumulation_steps",
-    "patience",
-    "seed",
-)
-
-
-def baseline(options: BaselineOptions) -> dict[str, Any]:
-    """Fine-tune the text model alone."""
-    return _train(options, "baseline")
-
-
-def images(options: ImagesOptions) -> dict[str, Any]:
-    """Train the fusion head on image tokens alone."""
-    return _train(options, "images")
-
-
-def teacher(options: TeacherOptions) -> dict[str, Any]:
-    """Train the multimodal teacher and write its outputs for every example."""
-    name = "teacher" if options.privileged == "images" else f"teacher-{options.privileged}"
-    return _train(options, name)
-
-
-def student(options: StudentOptions) -> dict[str, Any]:
-    """Distil a text-only student from teachers' cached outputs."""
-    return _train(options, "student")
+from train.models.model_folder import exclusive, finish, finished_metrics
+from train.models.plan import ModelPlan
+from train.models.predictions import scores_by_split, write_predictions
+from train.models.teachers import privileged_images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One model that is wanted: everything is found, nothing is loaded."""
+class TrainedModel:
+    """A finished model.
 
-    options: TrainOptions
-    recipe: Recipe
-    text_model: TextModel
-    compute: Compute
-    processes: Processes
+    Attributes:
+        folder: with its weights, predictions and metrics; of a baseline or student, a plain Hugging Face folder.
+        metrics: its ``metrics.json``.
+        already_done: whether nothing had to be done.
+    """
+
     folder: Path
-    terms: Terms | None = None  # a student's soft terms, where it is trained as a row of tables
+    metrics: Mapping[str, Any]
+    already_done: bool
 
     @property
-    def optimizer(self) -> str:
-        """The optimizer that ``--optimizer`` comes to here."""
-        return optimizer_on(self.compute.device, self.options.optimizer)
+    def command(self) -> str:
+        """baseline, images, teacher or student."""
+        return str(self.metrics["command"])
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return all that decides the model."""
-        return {
-            "command": self.recipe.command,
-            "flags": {name: getattr(self.options, name) for name in _DECIDING} | {"optimizer": self.optimizer},
-            "max_length": self.text_model.max_length,
-            "corpus": self.recipe.corpus.fingerprint(),
-            "separator": self.recipe.corpus.separator,
-            "text_model": self.text_model.weights_hash,
-            "dtype": self.compute.dtype,
-            **self.recipe.fingerprint,
-        }
+    @property
+    def accuracy(self) -> Mapping[str, float]:
+        """Accuracy by split: train, validation and test."""
+        accuracy: Mapping[str, float] = self.metrics["accuracy"]
+        return accuracy
 
+    @property
+    def macro_f1(self) -> Mapping[str, float]:
+        """Macro-averaged F1 by split."""
+        macro_f1: Mapping[str, float] = self.metrics["macro_f1"]
+        return macro_f1
 
-def _train(options: TrainOptions, name: str) -> dict[str, Any]:
-    prepare_libraries()
-    require_trackers(options.track)
-    compute = resolve_compute(options.device, options.dtype, half=half_for_training())
-    folder = options.run / (options.name or name)
-    with joined(compute.device) as processes, ExitStack() as held:
-        with processes.first_before_others():
-            run = find_run(options, folder, Sources(), compute, processes)
-            if processes.is_first:
-                held.enter_context(alone(options.run, folder.name))
-            if run.recipe.notice:
-                say(f"note: {run.recipe.notice}")
-            done = finished_metrics(run.folder, run.fingerprint())
-        figures = trained(run) if done is None else confirmed(run, done)
-        processes.wait()
-    return figures
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record per epoch: loss, validation accuracy, padding, seconds."""
+        history: list[dict[str, Any]] = self.metrics["history"]
+        return history
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics without the history, as the command prints them."""
+        return {**{name: value for name, value in self.metrics.items() if name != "history"}, "already_done": self.already_done}
 
 
-def find_run(options: TrainOptions, folder: Path, sources: Sources, compute: Compute, processes: Processes) -> Run:
-    """Return the model that is wanted, its fingerprint known.
+def train_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
+    """Train the model of a plan, resume its training, or confirm that it is finished.
 
     Raises:
-        InputError: what it is to be made from is not there, or not as it must be.
+        InputError: the folder contains a model with other settings, or another command is training it; or as ``fit_model`` does.
+        Stopped: a signal asked for it; a checkpoint is written.
     """
-    recipe = recipe_of(options, sources, compute)
-    text_model = sources.text_model(options.text_model, options.max_length)
-    return Run(options=options, recipe=recipe, text_model=text_model, compute=compute, processes=processes, folder=folder)
+    with ExitStack() as lock:
+        with processes.first_before_others():
+            if processes.is_first:
+                lock.enter_context(exclusive(plan.folder.parent, plan.folder.name))
+            if plan.kind.notice:
+                say(f"note: {plan.kind.notice}")
+            metrics = finished_metrics(plan.folder, plan.fingerprint())
+        model = fit_model(plan, processes) if metrics is None else confirm_model(plan, metrics, processes)
+        processes.wait()
+    return model
 
 
-def confirmed(run: Run, done: dict[str, Any], *, any_precision: bool = False) -> dict[str, Any]:
-    """Return the figures of a finished model, and say that it is; a teacher's outputs are written anew where they are gone or damaged, or
-    wanted in another precision, unless any will do."""
-    path, corpus = outputs_path(run.folder), run.recipe.corpus.fingerprint()
-    dtype = None if any_precision else run.recipe.outputs_dtype
-    if run.recipe.command != "teacher" or has_teacher_outputs(path, corpus_fingerprint=corpus, dtype=dtype):
-        say(f"already done: {run.folder}")
-        return _figures(done, already_done=True)
-    training = load_training(run)
-    load_weights(run.folder / WEIGHTS, training.model)
-    _write_outputs(run, _predicted(run, training))
-    return _figures(done, already_done=False)
+def confirm_model(plan: ModelPlan, metrics: Mapping[str, Any], processes: Processes, *, any_outputs_dtype: bool = False) -> TrainedModel:
+    """Return the finished model of a plan. A teacher's outputs are rewritten if they are missing or damaged or, unless any precision will
+    do, stored in another one."""
+    path, dtype = outputs_path(plan.folder), None if any_outputs_dtype else plan.kind.outputs_dtype
+    if plan.kind.command != "teacher" or has_teacher_outputs(path, corpus_fingerprint=plan.kind.corpus.fingerprint(), dtype=dtype):
+        say(f"already done: {plan.folder}")
+        return TrainedModel(folder=plan.folder, metrics=metrics, already_done=True)
+    model, data = load_model(plan, processes)
+    load_weights(plan.folder / WEIGHTS, model)
+    output = predict(model, data, range(len(plan.kind.corpus.examples)), plan.compute, processes, precise=True)
+    if processes.is_first:
+        _write_teacher_outputs(plan, output)
+    return TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
 
 
-def trained(run: Run) -> dict[str, Any]:
-    """Train a model, or go on with it where there is a checkpoint; write its folder and return its figures.
+def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
+    """Train the model of a plan, or resume from its checkpoint, and write its folder. The caller holds the model's lock.
 
     Raises:
         InputError: a loss or a weight is not finite, every checkpoint is damaged, or the device has too little memory.
         Stopped: a signal asked for it; a checkpoint is written.
     """
+    kind, times = plan.kind, StageTimes(plan.compute.device)
     try:
-        return _trained(run)
+        with times.stage("load"):
+            model, data = load_model(plan, processes)
+        several = f", {processes.count} processes" if processes.count > 1 else ""
+        say(
+            f"{kind.command} of {kind.corpus.name} on {plan.compute}{several}, attention {_attention(model)}, {plan.optimizer}, "
+            f"text model {plan.text_model.name}"
+        )
+        with times.stage("fit"):
+            history = fit(training_of_plan(plan, model, data, processes))
+        with times.stage("predict"):
+            output = predict(model, data, range(len(kind.corpus.examples)), plan.compute, processes, precise=True)
     except torch.OutOfMemoryError as error:
         raise InputError(
             got=f"too little memory on the device ({str(error)[:120]})",
-            expected=f"room for {run.options.batch_size} texts at once",
+            expected=f"room for {plan.optimization.batch_size} texts at once",
             do="give --gradient-accumulation-steps 2 or more, or a shorter --max-length; the last checkpoint is kept",
         ) from None
-
-
-def _trained(run: Run) -> dict[str, Any]:
-    times = StageTimes(run.compute.device)
-    with times.stage("load"):
-        training = load_training(run)
-    attention = _attention(training.model)
-    several = f", {run.processes.count} processes" if run.processes.count > 1 else ""
-    say(
-        f"{run.recipe.command} of {run.recipe.corpus.name} on {run.compute}{several}, attention {attention}, {run.optimizer}, "
-        f"text model {run.text_model.name}"
-    )
-    with times.stage("fit"):
-        history = fit(training)
-    with times.stage("predict"):
-        output = _predicted(run, training)
-    metrics = _metrics(run, training, output, history)
-    if run.processes.is_first:
-        _write_model(run, training.model, metrics, output)
+    metrics = _metrics(plan, model, data, output, history) | {"compute": _compute_record(plan, model, data, processes)}
+    if processes.is_first:
+        write_predictions(plan.folder / PREDICTIONS, kind.corpus, output.logits)
+        classifier = model.classifier if isinstance(model, Student) else model
+        if isinstance(classifier, TextClassifier):
+            export_classifier(plan.folder, classifier.model, plan.text_model, kind.corpus, metrics)
+        else:
+            save_weights(plan.folder / WEIGHTS, model)
+        if kind.command == "teacher":
+            _write_teacher_outputs(plan, output)
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
-        finish(run.folder, metrics)
-    say(f"done: {run.folder}; accuracy " + ", ".join(f"{split} {value:.4f}" for split, value in metrics["accuracy"].items()))
-    return _figures(metrics, already_done=False)
+        finish(plan.folder, metrics)
+    say(f"done: {plan.folder}; accuracy " + ", ".join(f"{split} {value:.4f}" for split, value in metrics["accuracy"].items()))
+    return TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
 
 
-def load_training(run: Run) -> Training:
-    """Load models and data of a run, everything that is read while it trains on its device."""
-    options, recipe, device = run.options, run.recipe, torch.device(run.compute.device)
-    seed_everything(options.seed)
-    model = recipe.build(run.text_model).to(device)
-    everything = [recipe.corpus] + ([] if recipe.extra is None else [recipe.extra])
-    labels = [example.label for corpus in everything for example in corpus.examples]
-    labelled = len(recipe.corpus.examples)
+def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, TrainingData]:
+    """Return the model, new weights included, and everything it reads, on the plan's device."""
+    kind, device = plan.kind, torch.device(plan.compute.device)
+    seed_everything(plan.optimization.seed)
+    model = kind.build(plan.text_model).to(device)
+    corpora = [kind.corpus] + ([] if kind.extra is None else [kind.extra])
+    texts = None
+    if kind.reads_text:
+        with processes.first_before_others():
+            ids = [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in corpora]
+        flat, lengths = torch.cat([flat for flat, _ in ids]), np.concatenate([lengths for _, lengths in ids])
+        texts = TokenIds(flat, lengths, pad=plan.text_model.pad_id, device=device)
     data = TrainingData(
         device=device,
-        labels=torch.tensor(labels, device=device),
-        texts=_texts(run, everything, device) if recipe.reads_text else None,
-        pictures=_pictures(run, model, device),
-        teachers=tuple(teacher.to(device) for teacher in recipe.teachers),
+        labels=torch.tensor([example.label for corpus in corpora for example in corpus.examples], device=device),
+        texts=texts,
+        pictures=_images(plan, model, device),
+        teachers=tuple(teacher.to(device) for teacher in kind.teachers),
     )
+    return model, data
+
+
+def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> Pictures | None:
+    tokens = plan.kind.image_tokens
+    if tokens is None:
+        return None
+    needed_bytes = training_bytes(
+        plan.text_model.config,
+        weights=sum(parameter.numel() for parameter in model.parameters()),
+        batch_size=plan.optimization.batch_size,
+        positions=plan.text_model.max_length + tokens.reader.spec.row_shape[0],
+        state_bytes=2 if plan.optimizer == "adamw8bit" else 8,
+    )
+    place = partial(place_tokens, choice=plan.placement.tokens_on, device=device, training_bytes=needed_bytes)
+    return privileged_images(tokens, plan.kind.privileged, place, seed=plan.optimization.seed, device=device)
+
+
+def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:
+    """Return the training of a plan's model: on the train examples and the unlabelled texts."""
+    corpus = plan.kind.corpus
     return Training(
         model=model,
         data=data,
-        learnt=[*recipe.corpus.rows("train"), *range(labelled, len(labels))],
-        validation=recipe.corpus.rows("validation"),
-        loss=recipe.loss,
-        options=options,
-        compute=run.compute,
-        folder=run.folder,
-        processes=run.processes,
+        learnt=[*corpus.rows("train"), *range(len(corpus.examples), len(data.labels))],
+        validation=corpus.rows("validation"),
+        loss=plan.kind.loss,
+        optimization=plan.optimization,
+        placement=plan.placement,
+        compute=plan.compute,
+        folder=plan.folder,
+        processes=processes,
+        config=plan.config,
     )
 
 
-def _texts(run: Run, everything: list[Corpus], device: torch.device) -> TokenIds:
-    with run.processes.first_before_others():
-        parts = [token_ids(run.text_model, corpus, run.options.run) for corpus in everything]
-    flat, lengths = torch.cat([ids for ids, _ in parts]), np.concatenate([count for _, count in parts])
-    return TokenIds(flat, lengths, pad=run.text_model.pad_id, device=device)
-
-
-def _pictures(run: Run, model: nn.Module, device: torch.device) -> Pictures | None:
-    options, tokens = run.options, run.recipe.image_tokens
-    if tokens is None or not isinstance(options, TokensOptions):
-        return None
-    needed = training_bytes(
-        run.text_model.config,
-        weights=sum(parameter.numel() for parameter in model.parameters()),
-        batch_size=options.batch_size,
-        positions=run.text_model.max_length + tokens.reader.spec.row_shape[0],
-        state_bytes=2 if run.optimizer == "adamw8bit" else 8,
-    )
-    place = partial(place_tokens, choice=options.tokens_on, device=device, training_bytes=needed)
-    return shown_pictures(tokens, run.recipe.privileged, place, seed=options.seed, device=device)
-
-
-def _predicted(run: Run, training: Training) -> Output:
-    rows = range(len(run.recipe.corpus.examples))
-    return predict(training.model, training.data, rows, run.compute, run.processes, precise=True)
-
-
-def _metrics(run: Run, training: Training, output: Output, history: list[dict[str, Any]]) -> dict[str, Any]:
-    corpus, text_model = run.recipe.corpus, run.text_model
+def _metrics(plan: ModelPlan, model: nn.Module, data: TrainingData, output: Output, history: list[dict[str, Any]]) -> dict[str, Any]:
+    kind, corpus, text_model = plan.kind, plan.kind.corpus, plan.text_model
     licenses = [
         f"texts of {corpus.name}: {corpus.license}",
         f"text model {text_model.shown_name}: {text_model.license}",
-        *run.recipe.licenses,
+        *kind.licenses,
     ]
-    pictures = training.data.pictures
     return {
-        "command": run.recipe.command,
+        "command": kind.command,
         "dataset": corpus.name,
-        "model": str(run.folder),
+        "model": str(plan.folder),
         **scores_by_split(corpus, output.logits),
-        "examples": corpus.counts() | ({} if run.recipe.extra is None else {"unlabelled": len(run.recipe.extra.examples)}),
-        "teachers": list(run.recipe.taught_by),
-        **({} if run.terms is None else {"terms": run.terms}),
-        "seed": run.options.seed,
+        "examples": corpus.counts() | ({} if kind.extra is None else {"unlabelled": len(kind.extra.examples)}),
+        "teachers": list(kind.teacher_records),
+        **({} if plan.terms is None else {"terms": plan.terms}),
+        "seed": plan.optimization.seed,
         "best_epoch": best_epoch(history),
         "history": history,
-        "notice": run.recipe.notice,
+        "notice": kind.notice,
         "licenses": list(dict.fromkeys(licenses)),
-        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "compute": {
-            **run.compute.record(),
-            "attention": _attention(training.model),
-            "optimizer": run.optimizer,
-            "processes": run.processes.count,
-            **({} if pictures is None else {"tokens_on": pictures.source.place}),
-        },
-        "config": resolved_flags(run.options),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "config": dict(plan.config),
         "provenance": provenance(),
+    }
+
+
+def _compute_record(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> dict[str, Any]:
+    return {
+        **plan.compute.record(),
+        "attention": _attention(model),
+        "optimizer": plan.optimizer,
+        "processes": processes.count,
+        **({} if data.pictures is None else {"tokens_on": data.pictures.source.place}),
     }
 
 
@@ -283,22 +249,6 @@ def _attention(model: nn.Module) -> str:
     return "sdpa" if encoder is None else str(encoder.config._attn_implementation)
 
 
-def _write_model(run: Run, model: nn.Module, metrics: dict[str, Any], output: Output) -> None:
-    write_predictions(run.folder / PREDICTIONS, run.recipe.corpus, output.logits)
-    classifier = model.classifier if isinstance(model, Student) else model
-    if isinstance(classifier, TextClassifier):
-        export_classifier(run.folder, classifier.model, run.text_model, run.recipe.corpus, metrics)
-        return
-    save_weights(run.folder / WEIGHTS, model)
-    if run.recipe.command == "teacher":
-        _write_outputs(run, output)
-
-
-def _write_outputs(run: Run, output: Output) -> None:
-    if run.processes.is_first:
-        path, corpus = outputs_path(run.folder), run.recipe.corpus.fingerprint()
-        write_teacher_outputs(path, output, corpus_fingerprint=corpus, dtype=run.recipe.outputs_dtype)
-
-
-def _figures(metrics: dict[str, Any], *, already_done: bool) -> dict[str, Any]:
-    return {**{name: value for name, value in metrics.items() if name != "history"}, "already_done": already_done}
+def _write_teacher_outputs(plan: ModelPlan, output: Output) -> None:
+    path, corpus = outputs_path(plan.folder), plan.kind.corpus.fingerprint()
+    write_teacher_outputs(path, output.logits, output.embeddings, corpus_fingerprint=corpus, dtype=plan.kind.outputs_dtype)

@@ -1,1 +1,1 @@
-"""The flags of ``python -m train``. Imports nothing heavy."""
+"""Settings, and the flags of ``python -m train``. Imports nothing heavy."""

@@ -27,8 +27,8 @@ from lugpi_core.runtime.pretrained import reason
 from lugpi_core.runtime.stopping import raise_wrapped_stop
 from train.data.text_model import TextModel, find_text_model
 from train.data.token_ids import TokenIds
+from train.file_names import METRICS
 from train.learning.predict import autocast
-from train.models.model_folder import METRICS
 from train.options.tools import TEXT_SUFFIX, EvaluateOptions
 
 LABEL_COLUMN = "label"

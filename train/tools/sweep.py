@@ -15,34 +15,43 @@ The test split is not scored: a trial ends with its last epoch, and the best set
 import importlib.util
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lugpi_core.command_line import say
+from lugpi_core.command_line import resolved_flags, say
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
+from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
-from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
+from train.data.text_model import TextModel, find_text_model
+from train.file_names import TRAINING
 from train.learning.checkpoint import load_checkpoint, remove_checkpoints
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
 from train.learning.loop import NotFinite, best_epoch, fit
 from train.learning.losses import distillation
 from train.learning.progress import LOG, require_trackers
-from train.models.inputs import Sources
-from train.models.locks import held
-from train.models.model_folder import TRAINING, finished_metrics
-from train.models.predictions import markdown_table
-from train.models.train_model import Run, find_run, load_training
-from train.options.tools import SWEPT, SweepOptions, flags_of
-from train.options.training import StudentOptions
+from train.models.commands import placement_of
+from train.models.kinds import DistillationSource, student_kind
+from train.models.markdown import markdown_table
+from train.models.model_folder import finished_metrics, folder_lock
+from train.models.plan import ModelPlan, compute_on
+from train.models.teachers import with_separator_of
+from train.models.train_model import load_model, training_of_plan
+from train.options.distillation import StudentOptions
+from train.options.settings import DistillationSettings, Optimization
+from train.options.sweep import SWEPT, SweepOptions
+from train.options.tools import flags_of
 
 SPACE, JOURNAL, LOCK, TRIAL = "space.json", "study.journal", ".lock", "trial.json"
 SHOWN = 5
@@ -61,16 +70,39 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
     """
     prepare_libraries()
     _require_possible(options)
-    compute = resolve_compute(options.device, options.dtype, half=half_for_training())
     _require_losses(options)
-    with _alone(make_folder(options.folder)):
-        sweep_partials(options.folder)
-        _require_same_sweep(options, compute)
-        study = open_study(options.folder)
+    folder = make_folder(options.folder)
+    with folder_lock(folder / LOCK, folder=folder) as is_ours:
+        if not is_ours:
+            raise InputError(
+                got=f"{folder}, which another command is searching",
+                expected="one command per sweep",
+                do="wait for it, or give another --name",
+            )
+        sweep_partials(folder)
+        inputs = _load_inputs(options)
+        _require_same_sweep(options, inputs)
+        study = open_study(folder)
         done = len(study.trials)
         for number in range(done, options.trials):
-            study.add_trial(_frozen(options, _finished(options, number, study.trials, compute)))
+            study.add_trial(_optuna_trial(options, _finished_trial(options, number, study.trials, inputs)))
         return _report(options, study, already_done=done >= options.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What every trial reads."""
+
+    corpus: Corpus
+    text_model: TextModel
+    unlabelled: Corpus | None
+
+
+def _load_inputs(options: SweepOptions) -> _Inputs:
+    corpus = load_corpus(options.dataset, options)
+    unlabelled = None if options.unlabelled is None else with_separator_of(load_unlabelled(options.unlabelled, options), corpus)
+    text_model = find_text_model(options.text_model, max_length=options.max_length)
+    return _Inputs(corpus=corpus, text_model=text_model, unlabelled=unlabelled)
 
 
 def propose(options: SweepOptions, number: int, before: Sequence[Any]) -> dict[str, Any]:
@@ -132,13 +164,13 @@ def _require_losses(options: SweepOptions) -> None:
         distillation(str(preset), **lowest)
 
 
-def _require_same_sweep(options: SweepOptions, compute: Compute) -> None:
-    """Write down what is searched, or compare it with what was."""
-    run = _run(options, 0, propose(options, 0, []), compute)
-    if run.recipe.notice:
-        say(f"note: {run.recipe.notice}")
-    _require_layers(options, run)
-    decided = run.fingerprint()
+def _require_same_sweep(options: SweepOptions, inputs: _Inputs) -> None:
+    """Write ``space.json``, or raise InputError if another space was searched in this folder."""
+    plan = _plan(options, 0, propose(options, 0, []), inputs)
+    if plan.kind.notice:
+        say(f"note: {plan.kind.notice}")
+    _require_layers(options, inputs.text_model)
+    decided = plan.fingerprint()
     swept = {dimension.name for dimension in options.space}
     given = {name: getattr(options, name) for name in SWEPT}
     space = {
@@ -159,8 +191,8 @@ def _require_same_sweep(options: SweepOptions, compute: Compute) -> None:
         write_json(path, space)
 
 
-def _require_layers(options: SweepOptions, run: Run) -> None:
-    there = run.text_model.config.num_hidden_layers
+def _require_layers(options: SweepOptions, text_model: TextModel) -> None:
+    there = text_model.config.num_hidden_layers
     for dimension in options.space:
         if dimension.name == "student_layers" and max(map(float, dimension.corners)) > there:
             raise InputError(
@@ -168,36 +200,55 @@ def _require_layers(options: SweepOptions, run: Run) -> None:
             )
 
 
-def _run(options: SweepOptions, number: int, parameters: dict[str, Any], compute: Compute) -> Run:
+def _plan(options: SweepOptions, number: int, parameters: dict[str, Any], inputs: _Inputs) -> ModelPlan:
     student = options.student(parameters)
-    return find_run(student, _folder(options, number), Sources(), compute, Processes())
+    source = DistillationSource(
+        teachers=[options.run / name for name in options.teachers],
+        loss=part_of(student, DistillationSettings),
+        shares=options.shares,
+        unlabelled=inputs.unlabelled,
+        layers=student.student_layers,
+    )
+    placement = placement_of(options)
+    return ModelPlan(
+        kind=student_kind(inputs.corpus, source, compute_on(placement)),
+        run_dir=options.run,
+        folder=_folder(options, number),
+        text_model=inputs.text_model,
+        optimization=part_of(student, Optimization),
+        placement=placement,
+        config=resolved_flags(student),
+    )
 
 
 def _folder(options: SweepOptions, number: int) -> Path:
     return options.folder / f"trial-{number:03d}"
 
 
-def _finished(options: SweepOptions, number: int, before: Sequence[Any], compute: Compute) -> dict[str, Any]:
-    """Return a trial's record, training it or going on with it where it is not finished."""
+def _finished_trial(options: SweepOptions, number: int, before: Sequence[Any], inputs: _Inputs) -> dict[str, Any]:
+    """Return a trial's record; train it, or resume its training, unless it is finished."""
     folder = make_folder(_folder(options, number))
     sweep_partials(folder)
     if not (folder / TRIAL).is_file():
         parameters = propose(options, number, before)
-        say(f"trial {number} (of 0 to {options.trials - 1}): {_shown(parameters)}")
-        write_json(folder / TRIAL, {"trial": number, "parameters": parameters, **_trained(_run(options, number, parameters, compute))})
+        say(f"trial {number} (of 0 to {options.trials - 1}): " + ", ".join(f"{name} {_short(value)}" for name, value in parameters.items()))
+        write_json(folder / TRIAL, {"trial": number, "parameters": parameters, **_train(_plan(options, number, parameters, inputs))})
     record: dict[str, Any] = read_json(folder / TRIAL)
-    _remove_traces(folder)
+    remove_checkpoints(folder)
+    for name in (LOG, TRAINING):
+        (folder / name).unlink(missing_ok=True)
     say(f"trial {number}: " + (record["failed"] or f"validation accuracy {record['validation_accuracy']:.4f}"))
     return record
 
 
-def _trained(run: Run) -> dict[str, Any]:
-    """Train one student, or go on with it; nothing but its history leaves."""
-    finished_metrics(run.folder, run.fingerprint())  # refuses a checkpoint of other settings
-    load_checkpoint(run.folder)  # a damaged one must end the sweep, not fail the trial
-    forget_last_model(run.options.compile, device=run.compute.device)
+def _train(plan: ModelPlan) -> dict[str, Any]:
+    """Train one student, or resume its training; return its history and no model."""
+    finished_metrics(plan.folder, plan.fingerprint())  # refuses a checkpoint of other settings
+    load_checkpoint(plan.folder)  # a damaged one must end the sweep, not fail the trial
+    forget_last_model(plan.placement.compile, device=plan.compute.device)
     try:
-        history = fit(load_training(run))
+        model, data = load_model(plan, Processes())
+        history = fit(training_of_plan(plan, model, data, Processes()))
     except (NotFinite, torch.OutOfMemoryError) as error:
         reason = "too little memory on the device" if isinstance(error, torch.OutOfMemoryError) else str(error)
         return {"failed": reason, "validation_accuracy": None, "history": [], "seconds": None}
@@ -210,14 +261,8 @@ def _trained(run: Run) -> dict[str, Any]:
     }
 
 
-def _remove_traces(folder: Path) -> None:
-    remove_checkpoints(folder)
-    for name in (LOG, TRAINING):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _frozen(options: SweepOptions, record: dict[str, Any]) -> Any:
-    """Return a finished trial as Optuna knows it."""
+def _optuna_trial(options: SweepOptions, record: dict[str, Any]) -> Any:
+    """Return a finished trial as Optuna's frozen trial."""
     import optuna
 
     state = optuna.trial.TrialState.FAIL if record["failed"] else optuna.trial.TrialState.COMPLETE
@@ -275,13 +320,7 @@ def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[st
 
 def best_command(student: StudentOptions, name: str) -> str:
     """Return the command line that trains and scores a student of these options under ``name``; no float loses a digit."""
-    from dataclasses import replace
-
     return shlex.join(["python", "-m", "train", "student", *flags_of(replace(student, name=name))])
-
-
-def _shown(parameters: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_short(value)}" for name, value in parameters.items())
 
 
 def _short(value: Any) -> str:
@@ -290,20 +329,3 @@ def _short(value: Any) -> str:
 
 def _seconds(trial: Any) -> str:
     return f"{trial.user_attrs['seconds']:.0f}"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the kernel gives it back when the process dies.
-
-    Raises:
-        InputError: another process has it.
-    """
-    with held(folder / LOCK, what=folder) as is_ours:
-        if not is_ours:
-            raise InputError(
-                got=f"{folder}, which another command is searching",
-                expected="one command a sweep",
-                do="wait for it, or give another --name",
-            )
-        yield

@@ -84,10 +84,10 @@ def test_an_epoch_has_the_same_batches_wherever_the_tokens_are(tokens: ImageToke
     pictures = Pictures(source=placed(tokens, place), drawings=tokens.drawings, seed=0)
     data = TrainingData(device=CPU, labels=torch.arange(60), texts=None, pictures=pictures)
     batches = list(data.batches(epoch_batches(range(36), data.lengths, 7, seed=3, epoch=0), epoch=0))
-    assert sorted(torch.cat([batch["labels"] for batch in batches]).tolist()) == list(range(36))
+    assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(36))
     for batch in batches:
-        expected = tokens.reader.gather(tokens.drawings[batch["labels"].numpy(), 0])
-        np.testing.assert_array_equal(batch["image_tokens"].numpy(), expected)
+        expected = tokens.reader.gather(tokens.drawings[batch.labels.numpy(), 0])
+        np.testing.assert_array_equal(batch.inputs["image_tokens"].numpy(), expected)
 
 
 def test_on_disk_the_rows_of_the_next_batches_are_asked_for_before_a_batch_is_read(

@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from lugpi_core.errors import InputError
-from train.data.teacher_outputs import WEIGHTS, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
+from train.data.teacher_outputs import has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
+from train.file_names import WEIGHTS
 from train.learning.networks import Output
+from train.options.settings import OutputsDtype
 
 
-def written(folder: Path, dtype: str = "float32") -> Output:
+def written(folder: Path, dtype: OutputsDtype = "float32") -> Output:
     (folder / WEIGHTS).write_bytes(b"the weights")
     generator = torch.Generator().manual_seed(0)
     output = Output(torch.randn(6, 3, generator=generator), torch.randn(6, 8, generator=generator))
-    write_teacher_outputs(outputs_path(folder), output, corpus_fingerprint="abc", dtype="float16" if dtype == "float16" else "float32")
+    write_teacher_outputs(outputs_path(folder), output.logits, output.embeddings, corpus_fingerprint="abc", dtype=dtype)
     return output
 
 
@@ -64,7 +66,7 @@ def test_a_teacher_of_another_corpus_is_refused(tmp_path: Path) -> None:
 def test_outputs_of_other_weights_are_refused(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"the weightz")
-    with pytest.raises(InputError, match="made by other weights"):
+    with pytest.raises(InputError, match="computed from other weights"):
         read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
     assert not has_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
 
@@ -87,5 +89,5 @@ def test_a_flipped_bit_in_the_outputs_is_found(tmp_path: Path) -> None:
     content[-5] ^= 0x40
     path.write_bytes(content)
     assert not has_teacher_outputs(path, corpus_fingerprint="abc")
-    with pytest.raises(InputError, match=r"content is not what was written.*only writes its outputs anew"):
+    with pytest.raises(InputError, match=r"content is not what was written.*only rewrites its outputs"):
         read_teacher_outputs(path, corpus_fingerprint="abc")

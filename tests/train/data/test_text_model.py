@@ -10,19 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
-    AlbertConfig,
-    AlbertModel,
     AutoModelForSequenceClassification,
     BertConfig,
-    BertModel,
-    DistilBertConfig,
-    DistilBertModel,
     RobertaConfig,
     RobertaModel,
 )
 
 from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
+from tests.support.small_training import deep_folder
 from train.data.text_model import find_text_model, keep_layers, load_text_classifier, load_text_encoder, spaced
 
 
@@ -89,22 +85,6 @@ def test_no_layer_is_kept_twice(there: int, wanted: int) -> None:
     assert kept[-1] == (there - 1 if len(kept) > 1 else 0)
     steps = [after - before for before, after in pairwise(kept)]
     assert not steps or max(steps) - min(steps) <= 1
-
-
-def deep_folder(folder: Path, family: str) -> Path:
-    """A pretrained model of six small layers, with the demo's tokenizer."""
-    torch.manual_seed(2)
-    demo = find_text_model("demo", max_length=None)
-    words = demo.config.vocab_size
-    common = {"vocab_size": words, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 64}
-    made: Any = {
-        "distilbert": lambda: DistilBertModel(DistilBertConfig(vocab_size=words, dim=32, n_layers=6, n_heads=4, hidden_dim=64)),
-        "bert": lambda: BertModel(BertConfig(**common)),
-        "albert": lambda: AlbertModel(AlbertConfig(**common, embedding_size=32)),
-    }[family]()
-    made.save_pretrained(folder)
-    demo.tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("family", "layers"), [("distilbert", "transformer.layer"), ("bert", "encoder.layer")])

@@ -7,7 +7,7 @@ import torch
 from train.data.privileged import BlankTokens, Pictures
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
-from train.data.training_data import TrainingData, teacher_name
+from train.data.training_data import TrainingData
 
 CPU = torch.device("cpu")
 ROWS = 60
@@ -32,26 +32,26 @@ def data_of(*teachers: TeacherOutputs, pictures: Pictures | None = None) -> Trai
 
 def test_a_batch_holds_the_labels_and_texts_of_its_rows() -> None:
     batch = data_of().batch(np.array([3, 0]))
-    assert set(batch) == {"labels", "input_ids", "attention_mask"}
-    assert batch["labels"].tolist() == [0, 0]
-    assert batch["input_ids"].tolist() == [[3, 3, 3, 3, 3], [0, 0, 99, 99, 99]]
-    assert batch["attention_mask"].sum(dim=1).tolist() == [5, 2]
+    assert set(batch.inputs) == {"input_ids", "attention_mask"}
+    assert batch.labels.tolist() == [0, 0]
+    assert batch.inputs["input_ids"].tolist() == [[3, 3, 3, 3, 3], [0, 0, 99, 99, 99]]
+    assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [5, 2]
+    assert batch.teachers == ()
 
 
 def test_a_student_reads_each_teachers_outputs_of_its_rows() -> None:
     first, second = outputs(0, 8), outputs(1, 4)
     batch = data_of(first, second).batch(np.array([7, 59]))
-    assert torch.equal(batch["teacher_logits"], first.logits[[7, 59]])
-    assert torch.equal(batch["teacher_embeddings"], first.embeddings[[7, 59]])
-    assert torch.equal(batch["teacher_logits_1"], second.logits[[7, 59]])
-    assert torch.equal(batch["teacher_embeddings_1"], second.embeddings[[7, 59]])
-    assert [teacher_name("teacher_logits", n) for n in (0, 1, 2)] == ["teacher_logits", "teacher_logits_1", "teacher_logits_2"]
+    assert [teacher.teacher for teacher in batch.teachers] == ["0", "1"]
+    for found, teacher in zip(batch.teachers, (first, second), strict=True):
+        assert torch.equal(found.logits, teacher.logits[[7, 59]])
+        assert torch.equal(found.embeddings, teacher.embeddings[[7, 59]])
 
 
 def test_without_texts_every_length_is_nought() -> None:
     data = TrainingData(device=CPU, labels=torch.zeros(ROWS, dtype=torch.long), texts=None)
     assert data.lengths.tolist() == [0] * ROWS
-    assert set(data.batch(np.array([1]))) == {"labels"}
+    assert data.batch(np.array([1])).inputs == {}
 
 
 @pytest.mark.parametrize("with_pictures", [False, True])
@@ -60,8 +60,8 @@ def test_batches_come_in_their_order_with_everything_in_them(with_pictures: bool
     data = data_of(pictures=blank if with_pictures else None)
     wanted = [np.array([5, 1]), np.array([2]), np.array([40, 41, 42])]
     found = list(data.batches(wanted, epoch=1))
-    assert [batch["input_ids"][:, 0].tolist() for batch in found] == [rows.tolist() for rows in wanted]
-    shapes = [tuple(batch["image_tokens"].shape) for batch in found if "image_tokens" in batch]
+    assert [batch.inputs["input_ids"][:, 0].tolist() for batch in found] == [rows.tolist() for rows in wanted]
+    shapes = [tuple(batch.inputs["image_tokens"].shape) for batch in found if "image_tokens" in batch.inputs]
     assert shapes == ([(2, 4, 8), (1, 4, 8), (3, 4, 8)] if with_pictures else [])
 
 

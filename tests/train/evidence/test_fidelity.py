@@ -14,11 +14,11 @@ import pytest
 
 from lugpi_core.fingerprint import hash_file
 from tests.support.small_tables import fake_model, fake_student, fake_teacher, scores
-from train.data.teacher_outputs import WEIGHTS
 from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures, teachers_of
 from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.tables import tables
-from train.options.training import TablesOptions
+from train.file_names import WEIGHTS
+from train.options.tables import TablesOptions
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.small_tables import assert_recomputed, fake_model, fake_stude
 from train.cli import main
 from train.evidence.render import HEADER, latex_escaped
 from train.evidence.tables import tables
-from train.options.training import TablesOptions
+from train.options.tables import TablesOptions
 
 SEEDS = 3
 Show = Callable[..., dict[str, Any]]

@@ -10,8 +10,10 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from train.evidence.row_figures import PAPER_DATASETS, paper_accuracy, paper_dataset
 from train.evidence.rows import PlannedModel, chosen_tables, clip_first, models_of, options_of, rows_of
-from train.models.kinds import distillation_of
-from train.options.training import BaselineOptions, ImagesOptions, StudentOptions, TablesOptions, TeacherOptions
+from train.models.kinds import loss_weights
+from train.options.distillation import StudentOptions
+from train.options.tables import TablesOptions
+from train.options.training import BaselineOptions, ImagesOptions, TeacherOptions
 
 COLUMNS = ("clip-vit-b32", "vit-b16")
 ROWS = rows_of(COLUMNS)
@@ -191,10 +193,10 @@ def test_images_alone_read_their_column() -> None:
     ],
 )
 def test_a_students_loss_has_the_terms_of_its_row(name: str, alpha: float, beta: float, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = distillation_of(of_row(name, options()))
+    weights = loss_weights(of_row(name, options()))
     assert (weights.hard, weights.alpha, weights.beta, weights.temperature) == (1.0, alpha, beta, 8.0)
     tuned = options(alpha=0.7, beta=0.2, hard=0.5, temperature=4.0, embedding_loss="cosine")
-    weights = distillation_of(of_row(name, tuned))
+    weights = loss_weights(of_row(name, tuned))
     assert (weights.hard, weights.alpha, weights.beta) == (0.5, 0.7 * (alpha > 0), 0.2 * (beta > 0))
     assert weights.temperature == (4.0 if alpha else 8.0)
     assert weights.embedding_loss == ("cosine" if beta else "mse")
@@ -213,7 +215,6 @@ def test_a_student_reads_the_folders_its_teachers_were_found_in() -> None:
     ("more", "told"),
     [
         ({"seeds": 0}, "--seeds 0"),
-        ({"name": "mine"}, "--name mine"),
         ({"seed": 2**31 - 2, "seeds": 3}, "0 to 2147483647"),
         ({"rows": ()}, "--rows"),
         ({"rows": ("table1", "table1")}, "name each once"),

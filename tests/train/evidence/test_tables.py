@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import train.evidence.schedule
-import train.models.locks
+import train.models.commands
+import train.models.model_folder
 import train.models.train_model
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
@@ -27,8 +28,10 @@ from train.cli import main
 from train.evidence.rows import PlannedModel, models_of, options_of, rows_of
 from train.evidence.tables import ablations_of, tables
 from train.learning import loop
-from train.models.kinds import distillation_of
-from train.options.training import BaselineOptions, StudentOptions, TablesOptions, TeacherOptions
+from train.models.kinds import loss_weights
+from train.options.distillation import StudentOptions
+from train.options.tables import TablesOptions
+from train.options.training import BaselineOptions, TeacherOptions
 
 COLUMNS = ("clip-demo", "vit-demo")
 TEXT_ROWS = ("baseline", "teacher-none", "student-none")
@@ -72,9 +75,9 @@ def whole(small_csv: Path, small_run: Path, tmp_path_factory: pytest.TempPathFac
     """Every row, one seed, in a run that holds some models under names of their own: the options, the report, and what was trained."""
     run = tmp_path_factory.mktemp("tables") / "topics"
     shutil.copytree(small_run / "tokens", run / "tokens")
-    train.models.train_model.baseline(BaselineOptions(**flags(small_csv, run, name="plain")))
-    train.models.train_model.teacher(TeacherOptions(**flags(small_csv, run, name="zealous", image_tokens="clip-demo")))
-    train.models.train_model.student(StudentOptions(**flags(small_csv, run, name="taught", teachers=("zealous",))))
+    train.models.commands.baseline(BaselineOptions(**flags(small_csv, run, name="plain")))
+    train.models.commands.teacher(TeacherOptions(**flags(small_csv, run, name="zealous", image_tokens="clip-demo")))
+    train.models.commands.student(StudentOptions(**flags(small_csv, run, name="taught", teachers=("zealous",))))
     options = TablesOptions(**flags(small_csv, run, seeds=1))
     with pytest.MonkeyPatch.context() as patch:
         names: list[str] = []
@@ -189,7 +192,7 @@ def test_lost_outputs_of_a_teacher_are_written_again_and_it_is_not_trained(make:
 
 def test_a_teachers_outputs_in_half_precision_stay_as_they_are(make: Make, small_csv: Path, fitted: list[str]) -> None:
     run = make().run
-    train.models.train_model.teacher(TeacherOptions(**flags(small_csv, run, name="half", privileged="none", outputs_dtype="float16")))
+    train.models.commands.teacher(TeacherOptions(**flags(small_csv, run, name="half", privileged="none", outputs_dtype="float16")))
     before = (run / "half" / "outputs.safetensors").read_bytes()
     tables(make(rows=("student-none",)))
     assert (run / "half" / "outputs.safetensors").read_bytes() == before
@@ -198,14 +201,14 @@ def test_a_teachers_outputs_in_half_precision_stay_as_they_are(make: Make, small
 
 def test_a_loss_without_labels_has_no_student_of_embeddings_alone(small_csv: Path) -> None:
     given = TablesOptions(**flags(small_csv, Path("run"), hard=0.0))
-    assert ablations_of(distillation_of(given)) == ("ce",)
-    assert ablations_of(distillation_of(TablesOptions(**flags(small_csv, Path("run"))))) == ("ce", "l2")
-    assert ablations_of(distillation_of(TablesOptions(**flags(small_csv, Path("run"), kd_preset="hinton")))) == ()
+    assert ablations_of(loss_weights(given)) == ("ce",)
+    assert ablations_of(loss_weights(TablesOptions(**flags(small_csv, Path("run"))))) == ("ce", "l2")
+    assert ablations_of(loss_weights(TablesOptions(**flags(small_csv, Path("run"), kd_preset="hinton")))) == ()
     for row in rows_of(("clip-demo",), ablations=("ce",)):
         if row.command == "student":
             options = options_of(given, PlannedModel(row=row, seed=0), ("teacher",))
             assert isinstance(options, StudentOptions)
-            assert distillation_of(options).hard == 0
+            assert loss_weights(options).hard == 0
 
 
 def test_students_of_another_loss_are_still_of_their_rows_when_they_are_shown(make: Make) -> None:
@@ -263,7 +266,7 @@ def test_a_model_that_another_holds_is_left_to_it_and_waited_for(
     make: Make, monkeypatch: pytest.MonkeyPatch, fitted: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = make(rows=("baseline", "teacher-none", "student-none"))
-    locks = options.run / train.models.locks.LOCKS
+    locks = options.run / train.models.model_folder.LOCKS
     locks.mkdir(parents=True)
     with (locks / "teacher-none.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -283,14 +286,14 @@ def test_a_model_that_another_holds_is_left_to_it_and_waited_for(
 
 def test_a_model_that_another_finished_meanwhile_is_taken(make: Make, monkeypatch: pytest.MonkeyPatch, fitted: list[str]) -> None:
     options = make(rows=("baseline",))
-    locks = options.run / train.models.locks.LOCKS
+    locks = options.run / train.models.model_folder.LOCKS
     locks.mkdir(parents=True)
     with (locks / "baseline.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
 
         def other(_: float) -> None:
             fcntl.flock(held, fcntl.LOCK_UN)
-            train.models.train_model.baseline(BaselineOptions(**flags(Path(options.dataset), options.run)))
+            train.models.commands.baseline(BaselineOptions(**flags(Path(options.dataset), options.run)))
 
         monkeypatch.setattr(train.evidence.schedule, "time", SimpleNamespace(sleep=other))
         assert tables(options)["trained"] == []
@@ -299,14 +302,14 @@ def test_a_model_that_another_finished_meanwhile_is_taken(make: Make, monkeypatc
 
 def test_a_lock_is_given_back_however_its_block_ends(tmp_path: Path) -> None:
     with (
-        train.models.locks.turn(tmp_path, "m") as first,
-        train.models.locks.turn(tmp_path, "m") as second,
-        train.models.locks.turn(tmp_path, "n") as other,
+        train.models.model_folder.model_lock(tmp_path, "m") as first,
+        train.models.model_folder.model_lock(tmp_path, "m") as second,
+        train.models.model_folder.model_lock(tmp_path, "n") as other,
     ):
         assert (first, second, other) == (True, False, True)
-    with pytest.raises(ZeroDivisionError), train.models.locks.turn(tmp_path, "m"):
+    with pytest.raises(ZeroDivisionError), train.models.model_folder.model_lock(tmp_path, "m"):
         raise ZeroDivisionError
-    with train.models.locks.turn(tmp_path, "m") as again:
+    with train.models.model_folder.model_lock(tmp_path, "m") as again:
         assert again
 
 
@@ -319,7 +322,7 @@ def test_a_file_system_without_locks_is_told_and_used(
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuses)
-    with train.models.locks.turn(tmp_path, "m") as ours:
+    with train.models.model_folder.model_lock(tmp_path, "m") as ours:
         assert ours
     assert "without locks: run one command on it at a time" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from tests.support.checkout import ROOT
 from tests.support.small_tables import fake_model, flags, scores, words
 from train.cli import main
 from train.evidence.tables import tables
-from train.options.training import TablesOptions
+from train.options.tables import TablesOptions
 
 Make = Callable[..., TablesOptions]
 
@@ -77,7 +77,7 @@ def test_a_folder_in_place_of_a_file_is_an_error_of_one_line(tmp_path: Path, cap
         (("--kd-preset", "hinton", "--rows", "student-vit-demo-ce"), "did you mean 'student-vit-demo'"),
         (("--rows", "table3"), "did you mean 'table2'"),
         (("--seeds", "0"), "--seeds 0"),
-        (("--name", "x"), "--name x"),
+        (("--name", "x"), "got the flag --name; expected a flag of python -m train tables"),
         (("--columns", "vit-dem"), "did you mean 'vit-demo'"),
         (("--columns", "latents"), "--columns latents"),
         (("--hard", "0", "--alpha", "0", "--beta", "0"), "at least one positive weight"),

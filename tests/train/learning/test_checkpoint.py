@@ -191,7 +191,7 @@ def test_what_a_killed_process_left_half_is_swept(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import os, sys, torch; from pathlib import Path; from train import checkpoint\n"
+        "import os, sys, torch; from pathlib import Path; from train.learning import checkpoint\n"
         "checkpoint.write_json = lambda *_: os._exit(9)\n"
         "checkpoint.save_checkpoint(Path(sys.argv[1]), 5, {'weights': torch.zeros(10)})"
     )

@@ -11,14 +11,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.train.learning.test_loop import training_of
-from tests.train.learning.test_networks import tiny_classifier
+from tests.support.small_training import tiny_classifier, training_of
 from train.data.privileged import BlankTokens, Pictures
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.training_data import TrainingData
 from train.learning.compile import STEPS_THAT_PAY, compile_encoder, encoder_of, masked, takes_expanded_mask
 from train.learning.loop import Learner, Loss, Training
-from train.learning.losses import KD_PRESETS, Taught, distillation_loss
+from train.learning.losses import KD_PRESETS, TeacherTarget, distillation_loss
 from train.learning.networks import FusionHead, Student, Teacher, TextClassifier
 from train.models.kinds import cross_entropy
 
@@ -130,8 +129,9 @@ def with_teachers(training: Training) -> Training:
     )
 
     def loss(output: Any, batch: Any) -> torch.Tensor:
-        taught = Taught(1.0, batch["teacher_logits"], batch["teacher_embeddings"], output.projected[0])
-        return distillation_loss(KD_PRESETS["paper"], output.logits, [taught], batch["labels"])
+        (teacher,) = batch.teachers
+        target = TeacherTarget(1.0, teacher.logits, teacher.embeddings, output.projected[0])
+        return distillation_loss(KD_PRESETS["paper"], output.logits, [target], batch.labels)
 
     assert isinstance(training.model, TextClassifier)
     return changed(training, Student(training.model, [64]), loss, teachers=(said,))

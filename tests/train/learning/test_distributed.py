@@ -10,7 +10,7 @@ import pytest
 
 from lugpi_core.errors import InputError
 from tests.support.checkout import Command
-from tests.train.learning.test_loop import without_dropout
+from tests.support.small_training import without_dropout
 from train.cli import main
 from train.learning.distributed import Processes, joined
 

@@ -14,72 +14,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lugpi_core.corpora.load import load_corpus
-from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.device import resolve_compute, seed_everything
 from lugpi_core.runtime.stopping import Stopped
+from tests.support.small_training import at_step, cross_entropy, interrupt, training_of, without_dropout
 from train.data.batching import epoch_batches, padding_share
-from train.data.text_model import find_text_model, load_text_classifier
-from train.data.token_ids import TokenIds, token_ids
-from train.data.training_data import Batch, TrainingData
+from train.data.training_data import Batch
 from train.learning.checkpoint import CHECKPOINTS, STATE, load_checkpoint
 from train.learning.distributed import Processes
-from train.learning.loop import Learner, Loss, Training, best_epoch, fit, has_lost_patience, seed_of_step
-from train.learning.networks import Output, TextClassifier
+from train.learning.loop import Learner, Training, best_epoch, fit, has_lost_patience, seed_of_step
+from train.learning.networks import Output
 from train.learning.predict import accuracy, predict
-from train.options.training import BaselineOptions
 
-CPU = torch.device("cpu")
 STEPS_AN_EPOCH = 3  # 36 examples, 14 at once
-
-
-def cross_entropy(output: Output, batch: Batch) -> torch.Tensor:
-    return F.cross_entropy(output.logits, batch["labels"])
-
-
-def without_dropout(folder: Path) -> Path:
-    """The demo's text model with every dropout at nought, so that how a batch is divided changes nothing."""
-    from transformers import DistilBertModel
-
-    demo = find_text_model("demo", max_length=None)
-    nought = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
-    DistilBertModel.from_pretrained(demo.folder, **nought).save_pretrained(folder)
-    demo.tokenizer.save_pretrained(folder)
-    return folder
-
-
-def training_of(small_csv: Path, folder: Path, loss: Loss = cross_entropy, **flags: Any) -> Training:
-    options = BaselineOptions(
-        **{
-            "dataset": str(small_csv),
-            "split_column": "split",
-            "epochs": 3,
-            "learning_rate": 1e-3,
-            "text_model": "demo",
-            "optimizer": "adamw",
-            **flags,
-        }
-    )
-    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
-    text_model = find_text_model(options.text_model, max_length=None)
-    folder.mkdir(exist_ok=True, parents=True)
-    seed_everything(options.seed)
-    return Training(
-        model=TextClassifier(load_text_classifier(text_model, corpus)),
-        data=TrainingData(
-            device=CPU,
-            labels=torch.tensor([example.label for example in corpus.examples]),
-            texts=TokenIds(*token_ids(text_model, corpus, folder), pad=text_model.pad_id, device=CPU),
-        ),
-        learnt=corpus.rows("train"),
-        validation=corpus.rows("validation"),
-        loss=loss,
-        options=options,
-        compute=resolve_compute("cpu", "float32", half="bfloat16"),
-        folder=folder,
-        processes=Processes(),
-    )
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -101,43 +47,25 @@ def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
 
 
-def at_step(number: int, do: Callable[[], object]) -> Loss:
-    """A cross-entropy that does something more in the step of that number, counted from 0."""
-    steps = 0
-
-    def loss(output: Output, batch: Batch) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == number + 1:
-            do()
-        return cross_entropy(output, batch)
-
-    return loss
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 def by_hand(training: Training) -> tuple[list[float], list[float]]:
     """Train with plain PyTorch alone, keep the best weights; return each epoch's mean loss and validation accuracy."""
-    model, options, data = training.model, training.options, training.data
+    model, optimization, data = training.model, training.optimization, training.data
     named = list(model.named_parameters())
     decaying, others = ([parameter for _, parameter in named if (parameter.ndim > 1) is wanted] for wanted in (True, False))
     groups = [{"params": decaying, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
     losses, scores, best, step = [], [], None, 0
-    for epoch in range(options.epochs):
+    for epoch in range(optimization.epochs):
         model.train()
         total = torch.zeros(())
-        for rows in epoch_batches(training.learnt, data.lengths, 14, seed=options.seed, epoch=epoch):
-            torch.manual_seed(seed_of_step(options.seed, step, 0))
+        for rows in epoch_batches(training.learnt, data.lengths, 14, seed=optimization.seed, epoch=epoch):
+            torch.manual_seed(seed_of_step(optimization.seed, step, 0))
             batch = data.batch(rows)
-            loss = F.cross_entropy(model(batch).logits, batch["labels"])
+            loss = F.cross_entropy(model(batch.inputs).logits, batch.labels)
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_([*decaying, *others], options.max_grad_norm)  # in the order that their norms are added in
+            nn.utils.clip_grad_norm_([*decaying, *others], optimization.max_grad_norm)  # in the order that their norms are added in
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * (1 - step / (options.epochs * STEPS_AN_EPOCH))
+                group["lr"] = 1e-3 * (1 - step / (optimization.epochs * STEPS_AN_EPOCH))
             optimizer.step()
             optimizer.zero_grad()
             total += loss.detach() * len(rows)

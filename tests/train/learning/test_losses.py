@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
-from train.learning.losses import KD_PRESETS, Distillation, EmbeddingLoss, Taught, distillation, distillation_loss, hard_cross_entropy
+from train.learning.losses import KD_PRESETS, Distillation, TeacherTarget, distillation, distillation_loss, hard_cross_entropy
+from train.options.settings import EmbeddingLoss
 
 Array = NDArray[np.float64]
 Batch = tuple[Array, Array, Array, Array, NDArray[np.int64]]
@@ -56,7 +57,7 @@ def random_batch(seed: int, examples: int, classes: int, width: int) -> Batch:
 
 def loss_of(weights: Distillation, batch: Batch) -> float:
     s, e_s, t, e_t = (torch.from_numpy(part).float() for part in batch[:4])
-    return float(distillation_loss(weights, s, [Taught(1.0, t, e_t, e_s)], torch.from_numpy(batch[4])))
+    return float(distillation_loss(weights, s, [TeacherTarget(1.0, t, e_t, e_s)], torch.from_numpy(batch[4])))
 
 
 sizes: dict[str, Any] = {
@@ -104,7 +105,7 @@ def test_two_teachers_have_their_shares_of_the_soft_terms(seed: int, examples: i
     _, wide_s, other_t, wide_t, _ = random_batch(seed + 1, examples, classes, width + 3)
     weights = KD_PRESETS["paper"]
     tensors = [torch.from_numpy(part).float() for part in (t, e_t, e_s, other_t, wide_t, wide_s)]
-    teachers = [Taught(share, *tensors[:3]), Taught(1 - share, *tensors[3:])]
+    teachers = [TeacherTarget(share, *tensors[:3]), TeacherTarget(1 - share, *tensors[3:])]
     found = float(distillation_loss(weights, torch.from_numpy(s).float(), teachers, torch.from_numpy(y)))
     soft = share * soft_terms(weights, s, e_s, t, e_t) + (1 - share) * soft_terms(weights, s, wide_s, other_t, wide_t)
     hard = -log_softmax(s)[np.arange(len(y)), y].mean()
@@ -158,7 +159,7 @@ def test_gradients_reach_the_student_alone(preset: str) -> None:
     weights = replace(KD_PRESETS[preset], beta=1.0)
     student, own, wide = (torch.randn(4, width, requires_grad=True) for width in (3, 8, 6))
     said = [torch.randn(4, width) for width in (3, 8, 3, 6)]
-    teachers = [Taught(0.5, said[0], said[1], own), Taught(0.5, said[2], said[3], wide)]
+    teachers = [TeacherTarget(0.5, said[0], said[1], own), TeacherTarget(0.5, said[2], said[3], wide)]
     torch.autograd.backward(distillation_loss(weights, student, teachers, torch.zeros(4, dtype=torch.long)))
     for learning in (student, own, wide):
         assert learning.grad is not None
@@ -181,7 +182,7 @@ def test_nothing_to_learn_from_is_refused() -> None:
 def test_half_precision_outputs_are_scored_in_float32() -> None:
     batch = random_batch(5, 8, 5, 16)
     s, e_s, t, e_t = (torch.from_numpy(part).bfloat16() for part in batch[:4])
-    loss = distillation_loss(KD_PRESETS["paper"], s, [Taught(1.0, t, e_t, e_s)], torch.from_numpy(batch[4]))
+    loss = distillation_loss(KD_PRESETS["paper"], s, [TeacherTarget(1.0, t, e_t, e_s)], torch.from_numpy(batch[4]))
     assert loss.dtype == torch.float32
     exact: Any = (*(part.double().numpy() for part in (s, e_s, t, e_t)), batch[4])
     assert float(loss) == pytest.approx(equation_two(KD_PRESETS["paper"], *exact), rel=1e-5)

@@ -8,26 +8,10 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
+from tests.support.small_training import tiny_classifier
 from train.learning.networks import FusionHead, ImageClassifier, Student, Teacher, TextClassifier, text_dropout, text_width
 
 CLASSES = 5
-
-
-def tiny_classifier(family: str) -> nn.Module:
-    import transformers
-
-    torch.manual_seed(0)
-    small = {"vocab_size": 100, "num_labels": CLASSES}
-    common = {**small, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    configs: dict[str, Any] = {
-        "distilbert": lambda: transformers.DistilBertConfig(**small, dim=32, n_layers=1, n_heads=4, hidden_dim=64, seq_classif_dropout=0.5),
-        "bert": lambda: transformers.BertConfig(**common, classifier_dropout=0.5),
-        "roberta": lambda: transformers.RobertaConfig(**common, pad_token_id=1, classifier_dropout=0.5),
-        "electra": lambda: transformers.ElectraConfig(**common, embedding_size=32, classifier_dropout=0.5),
-        "deberta-v2": lambda: transformers.DebertaV2Config(**common, cls_dropout=0.5),
-    }
-    model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(configs[family]())
-    return model
 
 
 def text_batch() -> dict[str, torch.Tensor]:

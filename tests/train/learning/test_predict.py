@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lugpi_core.runtime.device import Compute
-from tests.train.learning.test_loop import training_of
+from tests.support.small_training import training_of
 from train.learning.distributed import Processes
 from train.learning.loop import Training
 from train.learning.predict import accuracy, autocast, predict

@@ -10,22 +10,23 @@ import pytest
 import torch
 
 from lugpi_core.errors import InputError
-from tests.train.learning.test_loop import at_step, interrupt, training_of
+from tests.support.small_training import at_step, interrupt, training_of
 from train.learning.distributed import Processes
 from train.learning.loop import fit
-from train.learning.progress import EVERY_STEPS, LOG, Reports, cut_log, reports, require_trackers
+from train.learning.progress import EVERY_STEPS, LOG, Progress, Trackers, cut_log, progress, require_trackers
 
 
 def opened(folder: Path, *, step: int = 0, processes: Processes | None = None, track: tuple[str, ...] = ()) -> Any:
     config = {"epochs": 3, "learning_rate": 1e-3, "limit": None, "track": ["tensorboard"]}
-    return reports(folder, processes or Processes(), examples=(10 * step, 1000), step=step, track=track, config=config)
+    trackers = Trackers(names=track, config=config)
+    return progress(folder, processes or Processes(), examples=(10 * step, 1000), step=step, trackers=trackers)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
-def take_steps(report: Reports, first: int, last: int, *, loss: float = 2.0, batch: int = 10) -> None:
+def take_steps(report: Progress, first: int, last: int, *, loss: float = 2.0, batch: int = 10) -> None:
     for step in range(first, last + 1):
         report.step(step, step * batch, 1 / step, torch.tensor(loss * step * batch))
 

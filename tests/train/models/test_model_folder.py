@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.errors import InputError
-from train.data.teacher_outputs import WEIGHTS
+from train.file_names import METRICS, PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import CHECKPOINTS, save_checkpoint
-from train.models.model_folder import METRICS, finish, finished_metrics, require_finished
-from train.models.predictions import PREDICTIONS
+from train.models.model_folder import finish, finished_metrics, require_finished
 
 FINGERPRINT = {"command": "baseline", "flags": {"epochs": 3, "seed": 0}, "corpus": "abc"}
 

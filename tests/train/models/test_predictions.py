@@ -8,7 +8,8 @@ import torch
 
 from lugpi_core.corpora.corpus import SPLITS, Corpus, Example
 from lugpi_core.errors import InputError
-from train.models.predictions import markdown_table, read_predictions, scores_by_split, write_predictions
+from train.models.markdown import markdown_table
+from train.models.predictions import read_predictions, scores_by_split, write_predictions
 
 
 def corpus_of(labels: list[int]) -> Corpus:

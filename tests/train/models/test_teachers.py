@@ -12,16 +12,16 @@ from safetensors import safe_open
 from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command
 from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
+from tests.support.small_training import deep_folder
 from tests.support.topics import topic_texts
-from tests.train.data.test_text_model import deep_folder
 from train.cli import main
 from train.data.teacher_outputs import TeacherOutputs, outputs_path
 from train.models import teachers
 from train.models.teachers import find_teacher, outputs_for
-from train.options.training import StudentOptions
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,10 @@ def run(small_run: Path, flags: tuple[str, ...], narrow: Path, tmp_path_factory:
     return folder
 
 
-def student_options(small_csv: Path, run: Path, **more: Any) -> StudentOptions:
-    return StudentOptions(dataset=str(small_csv), split_column="split", run_dir=run, text_model="demo", **more)
-
-
 def asked(small_csv: Path, run: Path, unlabelled: Path, name: str = "a") -> TeacherOutputs:
-    options = student_options(small_csv, run, unlabelled=unlabelled)
-    compute = resolve_compute("cpu", "float32", half="bfloat16")
-    corpus, extra = load_corpus(options.dataset, options), load_unlabelled(unlabelled, options)
-    return outputs_for(options, find_teacher(options, name), corpus, extra, compute)
+    settings = CorpusSettings(split_column="split")
+    corpus, extra = load_corpus(str(small_csv), settings), load_unlabelled(unlabelled, settings)
+    return outputs_for(find_teacher(run / name), corpus, extra, resolve_compute("cpu", "float32", half="bfloat16"))
 
 
 def test_two_teachers_of_different_widths_teach_one_student(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,14 +102,13 @@ def test_a_student_of_fewer_layers_is_a_plain_model_with_the_same_logits(
     assert main([*common, "--student-layers", "3", "--name", "shallow"]) == 2, "another model"
 
 
-def test_a_teacher_that_is_no_teacher_is_refused(run: Path, flags: tuple[str, ...], small_csv: Path) -> None:
+def test_a_model_that_is_no_teacher_is_refused(run: Path, flags: tuple[str, ...]) -> None:
     assert main(["baseline", *flags, "--run-dir", str(run), "--text-model", "demo"]) == 0
-    options = student_options(small_csv, run)
     with pytest.raises(InputError, match=r"a baseline; expected a teacher"):
-        find_teacher(options, "baseline")
-    with pytest.raises(InputError, match=r"no finished teacher.*run python -m train teacher --dataset"):
-        find_teacher(options, "nobody")
-    assert find_teacher(options, "a").made_from["image_tokens"] == "clip-demo"
+        find_teacher(run / "baseline")
+    with pytest.raises(InputError, match=r"no finished teacher.*run python -m train teacher first"):
+        find_teacher(run / "nobody")
+    assert find_teacher(run / "a").fingerprint["image_tokens"] == "clip-demo"
 
 
 @pytest.fixture
@@ -180,7 +174,7 @@ def test_another_teacher_of_that_name_reads_them_again(
 def test_other_images_than_it_has_learnt_to_read_are_refused(own: Path, small_csv: Path, tmp_path: Path) -> None:
     more = texts_without_labels(tmp_path)
     draw(small_csv, own, more, steps=3)
-    with pytest.raises(InputError, match=r"images of clip-demo for --unlabelled made otherwise than the teacher's: .*steps"):
+    with pytest.raises(InputError, match=r"images of clip-demo for --unlabelled that differ from the teacher's: .*steps"):
         asked(small_csv, own, more)
     assert not outputs_path(own / "a", "more").exists()
 

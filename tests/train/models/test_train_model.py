@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.support.checkout import ROOT, Command
 from train.cli import main
-from train.models.locks import turn
+from train.models.model_folder import model_lock
 
 FLAGS = ("--split-column", "split", "--text-model", "demo", "--epochs", "2", "--learning-rate", "1e-3", "--device", "cpu")
 
@@ -194,7 +194,7 @@ def test_bfloat16_on_the_cpu_trains_teacher_and_student_of_float32_weights(train
 
 
 def test_a_model_that_another_command_is_training_is_refused(trained: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with turn(trained, "third"):
+    with model_lock(trained, "third"):
         assert train_("baseline", small_csv, trained, "--name", "third") == 2
     assert "which another command is training" in refused(capsys)
     assert train_("baseline", small_csv, trained, "--name", "third", "--epochs", "1") == 0

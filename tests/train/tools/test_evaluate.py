@@ -126,7 +126,7 @@ def test_scores_are_those_of_the_labels_in_the_file(model: Path, expected: list[
 
 
 def test_a_finished_baseline_scores_what_its_own_metrics_say(small_csv: Path, tmp_path: Path) -> None:
-    from train.models.train_model import baseline
+    from train.models.commands import baseline
     from train.options.training import BaselineOptions
 
     trained = baseline(

@@ -21,9 +21,10 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import ROOT
 from train.learning import loop
-from train.models.train_model import student, teacher
-from train.options.tools import Dimension, SweepOptions, dimension_of
-from train.options.training import StudentOptions, TeacherOptions
+from train.models.commands import student, teacher
+from train.options.distillation import StudentOptions
+from train.options.sweep import Dimension, SweepOptions, dimension_of
+from train.options.training import TeacherOptions
 from train.tools.sweep import open_study, propose, sweep
 
 OVER = ("learning_rate=1e-4:1e-2", "temperature=1:10", "student_layers=1:2", "kd_preset=paper,hinton")
@@ -264,7 +265,7 @@ def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions,
     arguments += ["--checkpoint-minutes", "0", "--name", options.sweep_name, "--trials", str(TRIALS), "--over", *OVER]
     code = (
         "import sys\nfrom lugpi_core.command_line import run\nfrom train.tools.sweep import sweep\n"
-        "from train.options.tools import SweepOptions\n"
+        "from train.options.sweep import SweepOptions\n"
         "sys.exit(run(sweep, SweepOptions, sys.argv[1:], prog='sweep'))"
     )
     child = subprocess.Popen(
@@ -348,14 +349,14 @@ def test_a_student_that_diverges_is_a_failed_trial_and_the_sweep_goes_on(make: M
 
 
 def test_a_student_that_does_not_fit_into_memory_is_a_failed_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sweeping.load_training
+    load = sweeping.load_model
 
-    def loaded(run: Any) -> Any:
-        if run.options.batch_size == 512:
+    def load_or_fail(plan: Any, processes: Any) -> Any:
+        if plan.optimization.batch_size == 512:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return whole(run)
+        return load(plan, processes)
 
-    monkeypatch.setattr(sweeping, "load_training", loaded)
+    monkeypatch.setattr(sweeping, "load_model", load_or_fail)
     options = make(over=("batch_size=8,512",), trials=4, epochs=1)
     figures = sweep(options)
     reasons = [record["failed"] for record in records(options) if record["parameters"]["batch_size"] == 512]

@@ -1,0 +1,6 @@
+"""Names of the files in a trained model's folder."""
+
+WEIGHTS = "model.safetensors"
+METRICS = "metrics.json"
+TRAINING = "training.json"
+PREDICTIONS = "predictions.csv"

@@ -1,0 +1,217 @@
+"""Train a baseline, an image classifier, a teacher or a student: the Python API, and what the commands call.
+
+Every function resumes an interrupted training, confirms a finished model, and refuses a folder whose model has other settings.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from lugpi_core.command_line import resolved_flags
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.user_corpus import load_unlabelled
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
+from train.data.image_tokens import open_image_tokens
+from train.data.text_model import TextModel, find_text_model
+from train.learning.distributed import joined
+from train.learning.progress import require_trackers
+from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
+from train.models.plan import ModelPlan, compute_on
+from train.models.teachers import with_separator_of
+from train.models.train_model import TrainedModel, train_model
+from train.options.distillation import shares_of
+from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, OutputsDtype, Placement, Preset, Privileged
+from train.options.training import require_model_name
+
+
+class TrainingArguments(TypedDict, total=False):
+    """What every function below takes.
+
+    Attributes:
+        text_model: name on the Hugging Face hub, folder, or "demo"; or a found one, with its ``max_length``.
+        optimization: epochs, batch size, learning rate, seed, …
+        placement: device, precision, compilation, trackers.
+        name: of the model's folder in the run (default: the command's name).
+        config: every setting, for ``metrics.json`` (default: those given).
+    """
+
+    text_model: str | TextModel
+    optimization: Optimization
+    placement: Placement
+    name: str
+    config: Mapping[str, Any]
+
+
+def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[TrainingArguments]) -> TrainedModel:
+    """Fine-tune the text model alone: what a student has to beat.
+
+    Args:
+        corpus: what it is trained and scored on.
+        run_dir: the run, a folder in which the model gets one of its own.
+        **training: see ``TrainingArguments``.
+
+    Raises:
+        InputError: a setting or the text model is unusable, or the folder holds another model.
+        Stopped: a signal asked for it; a checkpoint is written.
+    """
+    return _train(lambda _: plan_model(baseline_kind(corpus), run_dir, **training), training)
+
+
+def train_images(
+    corpus: Corpus,
+    store: str | Path,
+    *,
+    column: str | None = None,
+    run_dir: str | Path | None = None,
+    **training: Unpack[TrainingArguments],
+) -> TrainedModel:
+    """Train the fusion head on image tokens alone: the image-only rows of the paper's Table 1.
+
+    Args:
+        corpus: whose images the store holds.
+        store: folder of the token store.
+        column: which of its tokens to read; None = the only ones there.
+        run_dir: the run (default: the folder of the store).
+        **training: see ``TrainingArguments``.
+
+    Raises:
+        InputError: as ``train_baseline``, and as ``open_image_tokens``.
+        Stopped: a signal asked for it; a checkpoint is written.
+    """
+
+    def plan(_: Compute) -> ModelPlan:
+        kind = images_kind(corpus, open_image_tokens(Path(store), column, corpus))
+        return plan_model(kind, run_dir or Path(store).parent, **training)
+
+    return _train(plan, training)
+
+
+def train_teacher(
+    corpus: Corpus,
+    store: str | Path | None,
+    *,
+    column: str | None = None,
+    privileged: Privileged = "images",
+    outputs_dtype: OutputsDtype = "float32",
+    run_dir: str | Path | None = None,
+    **training: Unpack[TrainingArguments],
+) -> TrainedModel:
+    """Train the multimodal teacher on text and image tokens, and write its outputs for the student.
+
+    Args:
+        corpus: whose images the store holds.
+        store: folder of the token store; may be None with ``privileged="none"`` and a ``run_dir``.
+        column: which of its tokens to read; None = the only ones there.
+        privileged: what it reads in addition to the text: the example's own images, or, as controls, those of other examples, blank
+            ones, or none.
+        outputs_dtype: how its embeddings are stored for the student.
+        run_dir: the run (default: the folder of the store).
+        **training: see ``TrainingArguments``.
+
+    Raises:
+        InputError: as ``train_baseline``, and as ``open_image_tokens``.
+        Stopped: a signal asked for it; a checkpoint is written.
+    """
+    if store is not None:
+        run_dir = run_dir or Path(store).parent
+    if run_dir is None or (store is None and privileged != "none"):
+        raise InputError(got="no token store", expected="one, or privileged='none' and a run_dir", do="give the folder of the store")
+    run = Path(run_dir)
+    training.setdefault("name", "teacher" if privileged == "images" else f"teacher-{privileged}")
+
+    def plan(_: Compute) -> ModelPlan:
+        tokens = None if store is None or privileged == "none" else open_image_tokens(Path(store), column, corpus)
+        return plan_model(teacher_kind(corpus, tokens, privileged, outputs_dtype=outputs_dtype), run, **training)
+
+    return _train(plan, training)
+
+
+def distill(
+    corpus: Corpus,
+    teachers: Sequence[TrainedModel | str | Path],
+    *,
+    distillation: DistillationSettings | Preset = "paper",
+    teacher_weights: Sequence[float] = (),
+    unlabelled: Corpus | str | Path | None = None,
+    student_layers: int | None = None,
+    **training: Unpack[TrainingArguments],
+) -> TrainedModel:
+    """Distil a text-only student from the cached outputs of one teacher or several.
+
+    Args:
+        corpus: the teachers'.
+        teachers: trained teachers, or their folders.
+        distillation: the loss: a preset, or its settings.
+        teacher_weights: of each teacher in the soft terms; empty = equal ones.
+        unlabelled: texts to distil on as well, or a file of them. Their images are in the store ``tokens-<name>`` of the run.
+        student_layers: keep only that many layers of the text model, evenly spaced; None = all.
+        **training: see ``TrainingArguments``.
+
+    Raises:
+        InputError: as ``train_baseline``; a teacher is missing, unfinished, or of another corpus; every weight of the loss is zero.
+        Stopped: a signal asked for it; a checkpoint is written.
+    """
+    folders = [teacher.folder if isinstance(teacher, TrainedModel) else Path(teacher) for teacher in teachers]
+    if len({folder.parent for folder in folders}) != 1:
+        got = f"teachers in {', '.join(str(folder.parent) for folder in folders)}" if folders else "no teacher"
+        raise InputError(got=got, expected="one teacher or several of one run", do="give the folders of trained teachers")
+
+    def plan(compute: Compute) -> ModelPlan:
+        extra = unlabelled
+        if isinstance(extra, str | Path):
+            extra = load_unlabelled(Path(extra), CorpusSettings())
+        source = DistillationSource(
+            teachers=folders,
+            loss=DistillationSettings(kd_preset=distillation) if isinstance(distillation, str) else distillation,
+            shares=shares_of(tuple(teacher_weights), len(folders)),
+            unlabelled=None if extra is None else with_separator_of(extra, corpus),
+            layers=student_layers,
+        )
+        return plan_model(student_kind(corpus, source, compute), folders[0].parent, **training)  # a record names teachers of its own run
+
+    return _train(plan, training)
+
+
+def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[TrainingArguments]) -> ModelPlan:
+    """Return the plan of one model of that kind in a run.
+
+    Raises:
+        InputError: the text model is unusable, or the name is no folder name.
+    """
+    run_dir, name = Path(run_dir), training.get("name", kind.command)
+    require_model_name(name, flag="--name")
+    text_model = training.get("text_model", TEXT_MODEL)
+    if isinstance(text_model, str):
+        text_model = find_text_model(text_model, max_length=None)
+    optimization, placement = training.get("optimization", Optimization()), training.get("placement", Placement())
+    settings = {
+        "dataset": kind.corpus.name,
+        "run_dir": str(run_dir),
+        "name": name,
+        "text_model": text_model.name,
+        "max_length": text_model.max_length,
+        **resolved_flags(optimization),
+        **resolved_flags(placement),
+        **kind.settings,
+    }
+    return ModelPlan(
+        kind=kind,
+        run_dir=run_dir,
+        folder=run_dir / name,
+        text_model=text_model,
+        optimization=optimization,
+        placement=placement,
+        config=training.get("config", settings),
+    )
+
+
+def _train(plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
+    placement = training.get("placement", Placement())
+    require_trackers(placement.track)
+    compute = compute_on(placement)
+    with joined(compute.device) as processes:
+        with processes.first_before_others():
+            planned = plan(compute)
+        return train_model(planned, processes)

@@ -1,0 +1,76 @@
+"""The plan of one model: its kind, text model, settings and folder. Everything is found, nothing is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
+from train.data.text_model import TextModel
+from train.learning.losses import Terms
+from train.learning.optimizer import OptimizerName, optimizer_on
+from train.models.kinds import ModelKind
+from train.options.settings import DevicePlacement, Optimization, Placement
+
+# The settings that decide a model by themselves. Corpus, text model, tokens, teachers and loss are compared by their content.
+_DECIDING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "gradient_accumulation_steps",
+    "patience",
+    "seed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """One model to be trained.
+
+    Attributes:
+        kind: network, loss and inputs.
+        run_dir: the run, where token ids are kept.
+        folder: of the model, in the run.
+        config: every setting, for ``metrics.json``.
+        terms: a student's soft terms, if it is a row of tables.
+    """
+
+    kind: ModelKind
+    run_dir: Path
+    folder: Path
+    text_model: TextModel
+    optimization: Optimization
+    placement: Placement
+    config: Mapping[str, Any] = field(default_factory=dict)
+    terms: Terms | None = None
+
+    @cached_property
+    def compute(self) -> Compute:
+        """The device and precision that the placement resolves to here."""
+        return compute_on(self.placement)
+
+    @property
+    def optimizer(self) -> OptimizerName:
+        """The optimizer that the settings resolve to here."""
+        return optimizer_on(self.compute.device, self.optimization.optimizer)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that decides the model."""
+        return {
+            "command": self.kind.command,
+            "flags": {name: getattr(self.optimization, name) for name in _DECIDING} | {"optimizer": self.optimizer},
+            "max_length": self.text_model.max_length,
+            "corpus": self.kind.corpus.fingerprint(),
+            "separator": self.kind.corpus.separator,
+            "text_model": self.text_model.weights_hash,
+            "dtype": self.compute.dtype,
+            **self.kind.fingerprint,
+        }
+
+
+def compute_on(placement: DevicePlacement) -> Compute:
+    """Return the device and precision that a placement resolves to. Raises InputError as ``resolve_compute`` does."""
+    return resolve_compute(placement.device, placement.dtype, half=half_for_training())

@@ -1,0 +1,58 @@
+"""The flags of ``python -m train student``. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+from lugpi_core.errors import InputError
+from train.options.settings import DistillationSettings
+from train.options.training import ModelOptions, require_model_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOptions(ModelOptions, DistillationSettings):
+    """Distil a text-only student from the cached outputs of one teacher or several."""
+
+    teachers: tuple[str, ...] = ("teacher",)
+    """Names of the teachers' folders in the run."""
+    teacher_weights: tuple[float, ...] = ()
+    """Each teacher's share of the soft terms (default: equal shares)."""
+    unlabelled: Path | None = None
+    """Unlabelled texts (.txt, .csv, .jsonl, .parquet) that featurize --unlabelled generated images for: the student is distilled on them
+    too."""
+    student_layers: int | None = None
+    """Keep only that many layers of the text model, evenly spaced (default: all)."""
+
+    def __post_init__(self) -> None:
+        ModelOptions.__post_init__(self)
+        DistillationSettings.__post_init__(self)
+        if self.student_layers is not None and self.student_layers < 1:
+            raise InputError(got=f"--student-layers {self.student_layers}", expected="at least 1", do="give for instance 3")
+        for name in self.teachers:
+            require_model_name(name, flag="--teachers")
+        if not self.teachers or len(set(self.teachers)) < len(self.teachers):
+            raise InputError(
+                got=f"--teachers {' '.join(self.teachers)}", expected="one name or several different ones", do="name each once"
+            )
+        shares_of(self.teacher_weights, len(self.teachers))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Each teacher's share; they sum to 1."""
+        return shares_of(self.teacher_weights, len(self.teachers))
+
+
+def shares_of(weights: tuple[float, ...], teachers: int) -> tuple[float, ...]:
+    """Return each teacher's share of the soft terms, which sum to 1; equal ones where no weights are given.
+
+    Raises:
+        InputError: there is not one positive weight per teacher.
+    """
+    if weights and (len(weights) != teachers or not all(weight > 0 and isfinite(weight) for weight in weights)):
+        raise InputError(
+            got=f"--teacher-weights {' '.join(map(str, weights))} for {teachers} teachers",
+            expected="a positive weight for each",
+            do="give for instance 0.5 0.5",
+        )
+    weights = weights or (1.0,) * teachers
+    return tuple(weight / sum(weights) for weight in weights)

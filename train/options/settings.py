@@ -1,0 +1,116 @@
+"""Settings of a training: the name, default, help and check of each knob. Flags inherit them; the Python API takes them as they are."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
+
+CompileChoice = Literal["auto", "on", "off"]
+EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
+OptimizerChoice = Literal["auto", "adamw8bit", "adamw"]
+OutputsDtype = Literal["float32", "float16"]
+Preset = Literal["paper", "hinton", "lopez-paz"]
+Privileged = Literal["images", "shuffled", "blank", "none"]
+TokensOn = Literal["auto", "device", "pinned", "disk"]
+Tracker = Literal["tensorboard", "wandb"]
+
+TEXT_MODEL = "distilbert-base-uncased"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How a model is optimized. All of it but ``checkpoint_minutes`` decides which model comes out.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    epochs: int = 100
+    """Passes over the training split; the weights with the best validation accuracy are kept."""
+    batch_size: int = 14
+    """Examples per optimizer step."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW; it decays linearly to zero."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    optimizer: OptimizerChoice = "auto"
+    """bitsandbytes' 8-bit AdamW, whose state takes a quarter of the memory, or torch's fused AdamW; auto takes the former on CUDA and the
+    latter on the CPU, where it is forty times faster."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 = no clipping."""
+    gradient_accumulation_steps: int = 1
+    """Number of forward passes a batch is split into, for GPUs without the memory for the whole batch."""
+    patience: int | None = None
+    """Stop after that many epochs without a better validation accuracy (default: never; the rate decays over all --epochs)."""
+    seed: int = 0
+    """Seed of the new weights, of the order of the batches and of dropout."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints; 0 = after every step (several processes synchronize on it every 50 steps). Ctrl-C and SIGTERM write
+    one too."""
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(got=f"--{name.replace('_', '-')} {value}", expected="at least 1", do="give a positive number")
+        if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
+            raise InputError(got=f"--learning-rate {self.learning_rate}", expected="a positive rate", do="give for instance 5e-5")
+        for name, sensible in (("weight_decay", "0.01"), ("max_grad_norm", "1"), ("checkpoint_minutes", "5")):
+            if not ((value := getattr(self, name)) >= 0 and isfinite(value)):
+                raise InputError(got=f"--{name.replace('_', '-')} {value}", expected="0 or more", do=f"give for instance {sensible}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePlacement:
+    """What a model is trained on, and which trackers follow it."""
+
+    device: DeviceChoice = "auto"
+    """Where to compute; auto = CUDA if available."""
+    dtype: DtypeChoice = "auto"
+    """Precision of the forward pass; weights stay float32. Auto is bfloat16 on CUDA (float16 if the GPU has no bfloat16), float32 on the
+    CPU, where bfloat16 is faster only on processors that multiply it (AVX512-BF16, AMX)."""
+    compile: CompileChoice = "auto"
+    """Compile the text encoder; auto = on CUDA, for trainings of 20,000 steps or more."""
+    track: tuple[Tracker, ...] = ()
+    """Trackers in addition to log.jsonl, which is always written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement(DevicePlacement):
+    """``DevicePlacement``, and where the image tokens of a model that reads images are."""
+
+    tokens_on: TokensOn = "auto"
+    """Where image tokens are during training: on the device, in page-locked memory, or on disk, read ahead through the page cache. Auto
+    takes the first with room for all of them (on the CPU: the disk)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings:
+    """The distillation loss: a preset, and what replaces its weights.
+
+    Raises:
+        InputError: a weight is negative, or the temperature is not positive.
+    """
+
+    kd_preset: Preset = "paper"
+    """Loss: paper (Eq. 2: CE + 3·soft CE at τ = 8 on the teacher only + 1·MSE of the embeddings), hinton (both softened, τ²), lopez-paz."""
+    hard: float | None = None
+    """Weight of the cross-entropy with the label (default: the preset's)."""
+    alpha: float | None = None
+    """Weight of the cross-entropy with the teacher's softened output (default: the preset's)."""
+    beta: float | None = None
+    """Weight of the distance to the teacher's embedding (default: the preset's)."""
+    temperature: float | None = None
+    """Temperature τ of the softened outputs (default: the preset's)."""
+    embedding_loss: EmbeddingLoss = "mse"
+    """Distance of the embeddings: mean over the dimensions of the squared differences, their sum, or 1 - cosine. If student and teacher
+    have different widths, a Linear between them is trained and discarded afterwards."""
+
+    def __post_init__(self) -> None:
+        for name in ("hard", "alpha", "beta"):
+            if (value := getattr(self, name)) is not None and not (value >= 0 and isfinite(value)):
+                raise InputError(got=f"--{name} {value}", expected="a weight of 0 or more", do="give for instance 1")
+        if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
+            raise InputError(got=f"--temperature {self.temperature}", expected="a positive temperature", do="give for instance 8")

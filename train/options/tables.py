@@ -1,0 +1,46 @@
+"""The flags of ``python -m train tables``. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import require_seed
+from train.options.settings import DistillationSettings, Placement
+from train.options.training import TrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesOptions(TrainOptions, Placement, DistillationSettings):
+    """Train every model of the paper's tables and of their controls, and print the tables with significance tests.
+
+    Finished models of the run are used whatever their folder's name, interrupted ones are resumed, the rest is trained. The same command
+    may run in several processes at once, for instance one per GPU.
+    """
+
+    seeds: int = 3
+    """Number of seeds each row is trained with, --seed being the first."""
+    rows: tuple[str, ...] = ("all",)
+    """Which rows: table1, table2, controls, unlabelled (with --unlabelled) or all of them, or single rows, such as student-clip-vit-b32 or
+    teacher-none. What a row needs is trained too."""
+    columns: tuple[str, ...] = ()
+    """Which tokens of the store get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's."""
+    unlabelled: Path | None = None
+    """Unlabelled texts that featurize --unlabelled generated images for: adds students that are distilled on these texts too, with image
+    teachers and, as their control, with the text-only teacher."""
+    train: bool = True
+    """Train what is missing; --no-train shows what the run holds, whatever it was trained with."""
+
+    def __post_init__(self) -> None:
+        TrainOptions.__post_init__(self)
+        DistillationSettings.__post_init__(self)
+        if self.seeds < 1:
+            raise InputError(got=f"--seeds {self.seeds}", expected="at least 1", do="give for instance 3")
+        require_seed(self.seed + self.seeds - 1)
+        for flag, names in (("--rows", self.rows), ("--columns", self.columns)):
+            if len(set(names)) < len(names) or (flag == "--rows" and not names):
+                raise InputError(got=" ".join((flag, *names)), expected="one name or several different ones", do="name each once")
+
+    @property
+    def each_seed(self) -> range:
+        """The seeds, ascending."""
+        return range(self.seed, self.seed + self.seeds)
