@@ -1,1 +1,1 @@
-"""The recipe of the embedded models: pictures of an emoji font, words of WordNet, and six small models trained on them."""
+"""How the embedded models were trained: images of an emoji font, words of WordNet, and six small models."""

@@ -1,4 +1,4 @@
-"""The trained models as the folders that diffusers, open_clip and transformers load: safetensors in half precision."""
+"""Writes the trained models as folders for diffusers, open_clip and transformers: safetensors in half precision."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,13 @@ from typing import Any
 import torch
 
 from dev.embedded_models import vision
-from dev.embedded_models.placing import SIDE_PX
+from dev.embedded_models.augmentation import SIDE_PX
 from dev.embedded_models.recipe import Recipe
 from lugpi_core.files import whole_folder
 
-# Each of a name, and of the files that the hub's tools write beside the weights.
-PARTS = ("generator", "tiny", "clip-demo", "vit-demo", "text")
-
 
 def assemble(recipe: Recipe, folder: Path) -> Path:
-    """Write the six models of a recipe, training what is not trained yet; return the folder."""
+    """Write the models of a recipe, training those that are not trained yet; return the folder."""
     from lugpi_core.runtime.libraries import prepare_libraries
 
     prepare_libraries()
@@ -33,7 +30,7 @@ def assemble(recipe: Recipe, folder: Path) -> Path:
 def _write_generator(recipe: Recipe, folder: Path) -> None:
     pipeline = recipe.pipeline()
     for part in (pipeline.vae, pipeline.unet):
-        part.to(memory_format=torch.contiguous_format)  # what safetensors takes
+        part.to(memory_format=torch.contiguous_format)  # required by safetensors
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
@@ -50,8 +47,8 @@ def _write_clip(recipe: Recipe, folder: Path) -> None:
 
 
 def _write_vit(recipe: Recipe, folder: Path) -> None:
-    teller: Any = recipe.vit_drawn()
-    teller.model.half().save_pretrained(folder)
+    classifier: Any = recipe.vit_drawn()
+    classifier.model.half().save_pretrained(folder)
     size = {"height": SIDE_PX, "width": SIDE_PX}
     processor = {"image_mean": vision.MEAN, "image_std": vision.STD, "resample": 3, "size": size}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""Which words go with which picture, and which synsets nobody may learn from.
+"""Captions of the images, and which synsets are held out.
 
-Every noun synset is given the pictures nearest to it in WordNet's tree, by the similarity of Wu & Palmer (1994, Verb semantics and lexical
-selection, §4): twice the depth of the lowest common hypernym over the sum of both depths. So the words "a small nocturnal mammal" are a
-caption of the hedgehog and of its neighbours.
+Every noun synset gets the nearest images in WordNet's tree, by the similarity of Wu & Palmer (1994, Verb semantics and lexical selection,
+§4): twice the depth of the lowest common hypernym over the sum of both depths. So "a small nocturnal mammal" is a caption of the hedgehog
+and of its neighbours.
 """
 
 import re
@@ -25,27 +25,32 @@ _NOT_NAMES = frozenset({"and", "of", "the", "with", "in", "on", "button", "sign"
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Synsets that are in no training, by identity: the demo's validation and test examples, and as many again, ``dev``, by which the
-    recipe itself was chosen. ``glosses`` are their texts, folded."""
+    """Synsets that no model is trained on.
+
+    Attributes:
+        demo: ids of the demo corpus's validation and test examples.
+        dev: as many more, on which the recipe itself was chosen: id → (gloss, topic).
+        glosses: the texts of both, case-folded.
+    """
 
     demo: frozenset[str]
-    dev: Mapping[str, tuple[str, str]]  # identity → (gloss, topic)
+    dev: Mapping[str, tuple[str, str]]
     glosses: frozenset[str]
 
     @property
     def ids(self) -> frozenset[str]:
-        """Every synset held out."""
+        """All held-out synsets."""
         return self.demo | frozenset(self.dev)
 
     @cached_property
     def _by_beginning(self) -> dict[str, list[str]]:
-        begun = defaultdict(list)
+        glosses = defaultdict(list)
         for gloss in self.glosses:
-            begun[gloss[:SHORTEST]].append(gloss)
-        return dict(begun)
+            glosses[gloss[:SHORTEST]].append(gloss)
+        return dict(glosses)
 
-    def says(self, text: str) -> bool:
-        """Whether a text has a gloss that is held out in it; none of these is shorter than the demo's shortest."""
+    def occur_in(self, text: str) -> bool:
+        """Whether a text contains a held-out gloss; none is shorter than the demo's shortest."""
         folded = text.casefold()
         return any(
             gloss in folded
@@ -55,11 +60,11 @@ class HeldOut:
 
 
 def held_out(synset_lines: Iterable[str], *, dev_per_topic: int = DEV_PER_TOPIC) -> HeldOut:
-    """Return what no training may see: the validation and test splits of the demo, and ``dev_per_topic`` more of each topic, drawn from
-    what the demo leaves over.
+    """Return what is held out: the validation and test splits of the demo corpus, and ``dev_per_topic`` more synsets of each topic, sampled
+    from those not in the demo.
 
     Raises:
-        InputError: the lines are no synsets, or too few.
+        InputError: the lines are not synsets, or too few.
     """
     corpus = load_demo()
     splits: tuple[Split, ...] = ("validation", "test")
@@ -73,13 +78,13 @@ def held_out(synset_lines: Iterable[str], *, dev_per_topic: int = DEV_PER_TOPIC)
 
 
 class Tree:
-    """WordNet's hypernyms: chains upwards, depths, and the synsets that have a picture."""
+    """WordNet's hypernym tree."""
 
     def __init__(self, synsets: Mapping[str, Synset]) -> None:
         self.synsets = synsets
 
     def above(self, identity: str) -> list[str]:
-        """Return the first chain of hypernyms, from the nearest to the root."""
+        """Return the first chain of hypernyms, from the nearest up to the root."""
         chain = [identity]
         while (more := self.synsets[chain[-1]].hypernyms) and more[0] in self.synsets and more[0] not in chain:
             chain.append(more[0])
@@ -101,7 +106,7 @@ class Tree:
 
     @cached_property
     def below(self) -> dict[str, int]:
-        """How many nouns stand below each: of two meanings of a word, the one with more is taken when nothing else decides."""
+        """The number of nouns below each. Of two equally fitting meanings of a word, the one with more is chosen."""
         counted: dict[str, int] = defaultdict(int)
         for chain in self.chains.values():
             for identity in chain:
@@ -109,20 +114,24 @@ class Tree:
         return counted
 
     def meaning(self, word: str, context: Iterable[str]) -> str | None:
-        """Return the noun synset that a word means among other words: the one whose gloss, words and hypernyms share most of them (Lesk
+        """Return the noun synset that a word means in a context: the one whose gloss, words and hypernyms share most words with it (Lesk
         1986, Automatic sense disambiguation using machine readable dictionaries)."""
         around = {part for text in context for part in _WORD.findall(text.lower())} - {word}
 
         def fit(identity: str) -> tuple[int, int, str]:
             one = self.synsets[identity]
-            said = [one.gloss, *one.words, *(name for up in self.chains[identity][:4] for name in self.synsets[up].words)]
-            return len(around & {part for text in said for part in _WORD.findall(text.lower())}), self.below.get(identity, 0), identity
+            own = [one.gloss, *one.words, *(name for up in self.chains[identity][:4] for name in self.synsets[up].words)]
+            return (
+                len(around & {part for text in own for part in _WORD.findall(text.lower())}),
+                self.below.get(identity, 0),
+                identity,
+            )
 
         return max(self.by_word.get(word, ()), key=fit, default=None)
 
 
 def meanings(one: Emoji, tree: Tree) -> tuple[str | None, list[str]]:
-    """Return the synset of an emoji's name (of the whole name, else of its last word that has one), and those of its keywords."""
+    """Return the synset of an emoji's name (of the whole name, or else of its last word that has one), and those of its keywords."""
     context = [one.name, *one.keywords]
     name = one.name.lower()
     parts = [part for part in re.split(r"[^a-z]+", name.split(":")[0]) if part and part not in _NOT_NAMES]
@@ -133,7 +142,7 @@ def meanings(one: Emoji, tree: Tree) -> tuple[str | None, list[str]]:
 
 
 def own_captions(one: Emoji, synset: str | None, tree: Tree) -> list[str]:
-    """Return what is said of a picture: its name, its keywords, its synset's gloss and hypernyms, alone and together."""
+    """Return the captions of an emoji: its name, its keywords, its synset's gloss and hypernyms, alone and combined."""
     captions = [one.name, *one.keywords]
     if one.keywords:
         captions += [", ".join(one.keywords), f"{one.name}: {', '.join(one.keywords)}"]
@@ -147,14 +156,14 @@ def own_captions(one: Emoji, synset: str | None, tree: Tree) -> list[str]:
 
 
 def nearest_pictures(with_picture: Mapping[str, Sequence[int]], tree: Tree) -> dict[str, tuple[float, list[int]]]:
-    """Return, for every noun synset that is near enough to one with a picture, the similarity and the numbers of the nearest pictures.
+    """Return, for every noun synset near enough to one with an image, the similarity and the numbers of the nearest images.
 
     Args:
-        with_picture: synset → numbers of its pictures.
+        with_picture: synset → numbers of its images.
         tree: all synsets.
     """
     depth = {identity: len(chain) + 1 for identity, chain in tree.chains.items()}
-    # At each node, the shallowest synsets with a picture at or below it: no other below it can be more similar to anything.
+    # At each node, the shallowest synsets with an image at or below it: no other synset below it can be more similar to anything.
     best: dict[str, tuple[int, list[int]]] = {}
     for identity, pictures in with_picture.items():
         for node in (identity, *tree.chains[identity]):

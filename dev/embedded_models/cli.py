@@ -1,5 +1,4 @@
-"""``python -m dev.embedded_models``: the recipe's parts one after the other. Heavy imports live inside the functions, so that --help is
-quick."""
+"""``python -m dev.embedded_models``: the parts of the recipe, one after the other. Heavy imports are inside the functions."""
 
 import dataclasses
 import time
@@ -12,14 +11,14 @@ from lugpi_core.command_line import run, say
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``python -m dev.embedded_models`` on the arguments; return the exit status."""
-    return run(make, EmojiOptions, arguments, prog="python -m dev.embedded_models")
+    return run(train_models, EmojiOptions, arguments, prog="python -m dev.embedded_models")
 
 
-def make(options: EmojiOptions) -> dict[str, Any]:
-    """Train, assemble and measure what is asked for; return what was made.
+def train_models(options: EmojiOptions) -> dict[str, Any]:
+    """Train, assemble and measure the parts of ``--only``; return the figures.
 
     Raises:
-        InputError: a source is missing, or a part that another needs.
+        InputError: a source is missing, or a part that another one needs.
     """
     import torch
 
@@ -33,8 +32,8 @@ def make(options: EmojiOptions) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     world = load_world(options.wordnet, font=options.font, cldr=options.cldr)
     say(
-        f"{len(world.emoji):,} pictures, {len(world.synsets):,} synsets ({len(world.held.ids):,} held out), "
-        f"{sum(map(len, world.own)):,} captions of pictures and {len(world.near):,} from WordNet"
+        f"{len(world.emoji):,} images, {len(world.synsets):,} synsets ({len(world.held.ids):,} held out), "
+        f"{sum(map(len, world.own)):,} captions of images and {len(world.near):,} from WordNet"
     )
     steps = {name: dataclasses.replace(step, steps=max(1, step.steps // options.shorten)) for name, step in STEPS.items()}
     drawings = max(1, DRAWINGS // options.shorten)
@@ -52,5 +51,5 @@ def make(options: EmojiOptions) -> dict[str, Any]:
             getattr(recipe, part.replace("-", "_"))()
         seconds[part] = round(time.perf_counter() - started, 1)
         say(f"{part}: {seconds[part]:,.0f} s")
-    made = sum(path.stat().st_size for path in options.out.rglob("*.safetensors"))
-    return {"command": "emoji", "out": str(options.out), "bytes": made, "seconds": seconds, "trained": recipe.records}
+    size_bytes = sum(path.stat().st_size for path in options.out.rglob("*.safetensors"))
+    return {"command": "emoji", "out": str(options.out), "bytes": size_bytes, "seconds": seconds, "trained": recipe.records}

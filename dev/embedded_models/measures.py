@@ -1,6 +1,6 @@
-"""How good the models are: retrieval, CLIP scores, a linear probe, and a sheet of drawings. What the card tells.
+"""How good the models are: retrieval, CLIP scores and a linear probe, for the card.
 
-Shapes: B texts or pictures, T tokens, D width, E width of the joint space.
+Shapes: B texts or images, T tokens, D width, E width of the joint space.
 """
 
 import random
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dev.embedded_models.augmentation import CENTRED, augment
 from dev.embedded_models.captions import meanings
-from dev.embedded_models.placing import STILL, placed
 from dev.embedded_models.sources import Synset
 from dev.embedded_models.world import World
 from featurize.encode.encoders import DEMO_ENCODERS, find_encoder
@@ -31,28 +31,28 @@ from lugpi_core.runtime.device import resolve_compute
 _BATCH = 64
 
 
-class Artist:
-    """The assembled generator: texts to pictures, as ``python -m featurize --generator demo`` draws them."""
+class ImageGenerator:
+    """The assembled generator, run as ``python -m featurize --generator demo`` runs it."""
 
     def __init__(self, folder: Path, **overrides: Any) -> None:
         self._compute = resolve_compute("cpu", "auto", half="float16")
         settings = replace(PRESETS["demo"], **overrides)
-        self._drawer = TextToImage(find_generator(f"demo={folder / 'generator'}", settings, half=False), self._compute)
+        self._model = TextToImage(find_generator(f"demo={folder / 'generator'}", settings, half=False), self._compute)
 
-    def pictures(self, texts: Sequence[str]) -> torch.Tensor:
+    def images(self, texts: Sequence[str]) -> torch.Tensor:
         """Return images [B, 3, 64, 64] in [0, 1]."""
-        drawn = []
+        images = []
         for start in range(0, len(texts), _BATCH):
             part = texts[start : start + _BATCH]
             seeds = [int(digest(text)[:8], 16) for text in part]
-            with self._drawer.text_encoder_on_device():
-                embeddings = self._drawer.encode_prompts(part)
-            drawn.append(self._drawer.decode(self._drawer.draw(embeddings, seeds)))
-        return torch.cat(drawn)
+            with self._model.text_encoder_on_device():
+                embeddings = self._model.encode_prompts(part)
+            images.append(self._model.decode(self._model.draw(embeddings, seeds)))
+        return torch.cat(images)
 
 
 class Clip:
-    """The assembled CLIP: texts and pictures in its joint space, both of length one."""
+    """The assembled CLIP: texts and images as unit vectors in its joint space."""
 
     def __init__(self, folder: Path) -> None:
         files, compute = find_encoder(str(folder / "clip-demo")), resolve_compute("cpu", "auto", half="float16")
@@ -62,21 +62,21 @@ class Clip:
         """Return [B, E]."""
         return torch.cat([self._space.texts(texts[start : start + 256]) for start in range(0, len(texts), 256)])
 
-    def pictures(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+    def images(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         """Return [B, E] of images in [0, 1]."""
         parts = [self._space.images(self._encoder.encode(part)[:, 0]) for part in torch.split(images_B3HW, 256)]
         return torch.cat(parts)
 
 
-def clean_pictures(pictures: NDArray[np.uint8]) -> torch.Tensor:
-    """Return pictures RGBA [N, P, P, 4] in the middle on white: [N, 3, 64, 64] in [0, 1]."""
-    return placed(torch.from_numpy(pictures).permute(0, 3, 1, 2), STILL, torch.Generator().manual_seed(0))
+def centred_images(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """Return images RGBA [N, P, P, 4] centred on white: [N, 3, 64, 64] in [0, 1]."""
+    return augment(torch.from_numpy(pictures).permute(0, 3, 1, 2), CENTRED, torch.Generator().manual_seed(0))
 
 
 def retrieval(world: World, clip: Clip) -> dict[str, float]:
-    """Return how often the right picture is found among all: by its name (first, and among five), by a keyword (one that has it among
-    five), and by a gloss nobody has learnt from (one of the gloss's topic first; ``by_chance`` beside)."""
-    pictures_NE = clip.pictures(clean_pictures(world.pictures))
+    """Return how often the right image is retrieved among all: by its name (first, and among five), by a keyword (one that has it among
+    five), and by an unseen gloss (one of the gloss's topic first; ``by_chance`` for comparison)."""
+    pictures_NE = clip.images(centred_images(world.pictures))
     ranks_NN = (clip.texts([one.name for one in world.emoji]) @ pictures_NE.T).argsort(dim=1, descending=True)
     right = ranks_NN == torch.arange(len(world.emoji))[:, None]
     keywords = sorted({word for one in world.emoji for word in one.keywords})
@@ -106,18 +106,18 @@ def _topic(world: World, number: int) -> str:
     return synset.topic.removeprefix("noun.") if synset else ""
 
 
-def caption_choice(world: World, count: int, *, seed: int = 0) -> list[str]:
-    """Return captions, half of them names of pictures and half glosses that nobody has learnt from."""
+def sample_captions(world: World, count: int, *, seed: int = 0) -> list[str]:
+    """Return captions, half of them names of emoji and half unseen glosses."""
     chance = random.Random(seed)
     names = chance.sample([one.name for one in world.emoji], min(count // 2, len(world.emoji)))
     glosses = chance.sample([text for text, _ in world.held.dev.values()], min(count // 2, len(world.held.dev)))
     return [*names, *glosses]
 
 
-def clip_scores(world: World, clip: Clip, artist: Artist, *, count: int = 256) -> dict[str, float]:
-    """Return 100 × the mean cosine of drawings with their captions, and with each other's."""
-    captions = caption_choice(world, count)
-    cosine_BB = 100 * clip.texts(captions) @ clip.pictures(artist.pictures(captions)).T
+def clip_scores(world: World, clip: Clip, generator: ImageGenerator, *, count: int = 256) -> dict[str, float]:
+    """Return 100 × the mean cosine of generated images with their own captions, and with others'."""
+    captions = sample_captions(world, count)
+    cosine_BB = 100 * clip.texts(captions) @ clip.images(generator.images(captions)).T
     half = len(captions) // 2
     shuffled = cosine_BB.roll(1, dims=1)
     return {
@@ -128,19 +128,19 @@ def clip_scores(world: World, clip: Clip, artist: Artist, *, count: int = 256) -
     }
 
 
-def drawn_names(world: World, clip: Clip, artist: Artist, *, count: int = 256) -> dict[str, float]:
-    """Return how often, in CLIP's joint space, the drawing of an emoji's name finds that emoji among all: first, and among five."""
+def name_recognition(world: World, clip: Clip, generator: ImageGenerator, *, count: int = 256) -> dict[str, float]:
+    """Return how often the image generated for an emoji's name retrieves that emoji in CLIP's joint space: first, and among five."""
     numbers = sorted(random.Random(0).sample(range(len(world.emoji)), min(count, len(world.emoji))))
-    drawn_BE = clip.pictures(artist.pictures([world.emoji[number].name for number in numbers]))
-    five = (drawn_BE @ clip.pictures(clean_pictures(world.pictures)).T).topk(5, dim=1).indices.tolist()
+    generated_BE = clip.images(generator.images([world.emoji[number].name for number in numbers]))
+    five = (generated_BE @ clip.images(centred_images(world.pictures)).T).topk(5, dim=1).indices.tolist()
     return {
         "first": _share([found[0] == number for number, found in zip(numbers, five, strict=True)]),
         "among_five": _share([number in found for number, found in zip(numbers, five, strict=True)]),
     }
 
 
-def pooled(encoder: ImageEncoder, images_B3HW: torch.Tensor) -> NDArray[np.float32]:
-    """Return the class token beside the mean of the patches: [B, 2D]."""
+def pooled_tokens(encoder: ImageEncoder, images_B3HW: torch.Tensor) -> NDArray[np.float32]:
+    """Return the class token followed by the mean of the patch tokens: [B, 2D]."""
     tokens = torch.cat([encoder.encode(part).float() for part in torch.split(images_B3HW, _BATCH)])
     joined: NDArray[np.float32] = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1).numpy()
     return joined
@@ -162,22 +162,22 @@ def probe(train_NF: NDArray[np.float32], labels: Sequence[str], other_VF: NDArra
 
 
 def probes(
-    learnt: Sequence[tuple[str, str]], unseen: Sequence[tuple[str, str]], clip: Clip, artist: Artist, folder: Path
+    fitted: Sequence[tuple[str, str]], unseen: Sequence[tuple[str, str]], clip: Clip, generator: ImageGenerator, folder: Path
 ) -> dict[str, float]:
-    """Return the accuracy on the topics of unseen glosses of probes that learn from others: of CLIP's text space, the ceiling of what a
-    drawing can show, and of both encoders' tokens of drawings.
+    """Return the accuracy of linear probes for the topics of unseen glosses: on CLIP's text embeddings, which bound what an image can
+    show, and on both encoders' tokens of generated images.
 
     Args:
-        learnt: texts and topics.
-        unseen: texts and topics.
-        clip: for the text space.
-        artist: draws.
+        fitted: texts and topics to fit.
+        unseen: texts and topics to score.
+        clip: for the text embeddings.
+        generator: of the images.
         folder: with the encoders.
     """
-    (texts, labels), (glosses, wanted) = zip(*learnt, strict=True), zip(*unseen, strict=True)
+    (texts, labels), (glosses, wanted) = zip(*fitted, strict=True), zip(*unseen, strict=True)
     found = {"text": probe(clip.texts(texts).numpy(), labels, clip.texts(glosses).numpy(), wanted)}
-    drawn, seen = artist.pictures(texts), artist.pictures(glosses)
+    fitted_images, unseen_images = generator.images(texts), generator.images(glosses)
     for name in DEMO_ENCODERS:
         encoder = ImageEncoder(find_encoder(str(folder / name)), resolve_compute("cpu", "auto", half="float16"))
-        found[name] = probe(pooled(encoder, drawn), labels, pooled(encoder, seen), wanted)
+        found[name] = probe(pooled_tokens(encoder, fitted_images), labels, pooled_tokens(encoder, unseen_images), wanted)
     return found

@@ -29,7 +29,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True, kw_only=True)
 class EmojiOptions:
-    """Train the embedded models anew, from an emoji font, CLDR's names and WordNet; the same command goes on after a kill."""
+    """Train the embedded models from an emoji font, CLDR's names and WordNet. The same command resumes a killed run."""
 
     wordnet: Path
     """The file wordnet-synsets.jsonl.gz."""
@@ -39,18 +39,18 @@ class EmojiOptions:
     """The folder common/ of CLDR (Debian: unicode-cldr-core)."""
     only: tuple[Part, ...] = PARTS
     """Which parts, in this order: bag and words (the text tower), autoencoder, tiny (its small decoder), sight (the tower learns what words
-    look like), unet, clip, vit, drawings (of captions from WordNet), clip-drawn and vit-drawn (learn from these too), text (a DistilBERT),
-    assemble (into --out), card (measure, and write README.md and drawings.png beside)."""
+    look like), unet, clip, vit, drawings (images generated for captions from WordNet), clip-drawn and vit-drawn (trained on these too),
+    text (a DistilBERT), assemble (into --out), card (measure, and write README.md and drawings.png)."""
     work_dir: Path = Path("runs/emoji")
-    """Where checkpoints and records are kept."""
+    """Folder for checkpoints and records."""
     out: Path = EMBEDDED_FOLDER
-    """Where the models go (default: into the package)."""
+    """Folder for the models (default: in the package)."""
     seed: int = 0
-    """Seed of every training; the same gives the same weights on one machine with as many threads."""
+    """Seed of every training run; the same seed gives the same weights on one machine with the same number of threads."""
     threads: int | None = None
-    """Threads of the CPU (default: all cores)."""
+    """CPU threads (default: all cores)."""
     shorten: int = 1
-    """Train for so many times fewer steps: to try the recipe."""
+    """Divide all numbers of steps by this, to try the recipe."""
 
     def __post_init__(self) -> None:
         require_seed(self.seed)

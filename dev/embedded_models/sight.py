@@ -1,9 +1,9 @@
-"""What words look like: the text tower learns to tell the latents of the picture that a caption is of, before anything is drawn.
+"""What words look like: the text tower learns to predict the latents of a caption's image, before the UNet is trained.
 
-A tower of words learns the names of pictures sooner than a UNet does, for it has the size of its vocabulary to keep them in, and no noise
-between it and the picture. The UNet, which reads this tower, then only paints what it is told.
+The tower learns the names of images sooner than a UNet does: it has a vector for each token to store them in, and no noise between text and
+image. The UNet reads this tower and only has to draw what the tower predicts.
 
-Shapes: B captions, L tokens, D width of the tower, F values of one picture's latents.
+Shapes: B captions, L tokens, D width of the tower, F values of one image's latents.
 """
 
 import random
@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from dev.embedded_models.words import WIDTH, Tower, padded
+from dev.embedded_models.words import WIDTH, Tower, pad
 
-OWN_SHARE = 0.5  # of captions, those that are said of a picture itself
-_POOL = 8  # batches drawn at once and sorted by length
+OWN_SHARE = 0.5  # of captions: those of the image itself, not from WordNet
+_POOL = 8  # batches that are sampled at once and sorted by length
 
 
-class SeeingTower(nn.Module):
+class SightTower(nn.Module):
     """A text tower with a linear map from its states to latents."""
 
     def __init__(self, tower: Tower, values: int) -> None:
@@ -27,32 +27,32 @@ class SeeingTower(nn.Module):
         self.looks = nn.Linear(WIDTH, values)
 
     def forward(self, ids_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return latents [B, F] by the state at the text's end, and by that of the last padding, which a pipeline's UNet reads too."""
-        read = self.model(input_ids=ids_BL)
-        return self.looks(read.pooler_output), self.looks(read.last_hidden_state[:, -1])
+        """Return latents [B, F] from the state at the text's end, and from that of the last padding, which a pipeline's UNet reads too."""
+        states = self.model(input_ids=ids_BL)
+        return self.looks(states.pooler_output), self.looks(states.last_hidden_state[:, -1])
 
 
-# The numbers of a caption and of its picture.
-DrawPair = Callable[[random.Random], tuple[int, int]]
+# Samples the numbers of a caption and of its image.
+SamplePair = Callable[[random.Random], tuple[int, int]]
 
 
 class SightLoss:
-    """The share of the latents' variance that a caption does not tell."""
+    """The share of the latents' variance that the caption does not predict."""
 
     def __init__(
-        self, model: SeeingTower, captions: Sequence[torch.Tensor], padding: int, latents_NF: torch.Tensor, pair: DrawPair
+        self, model: SightTower, captions: Sequence[torch.Tensor], padding: int, latents_NF: torch.Tensor, pair: SamplePair
     ) -> None:
         self._model, self._captions, self._padding, self._pair = model, captions, padding, pair
         self._latents = latents_NF - latents_NF.mean(dim=0)
         self._variance = self._latents.var()
 
     def of(self, batch: int) -> Callable[[torch.Generator], torch.Tensor]:
-        """Return the loss of one batch of a size."""
+        """Return the loss function of batches of this size."""
 
         def loss(chance: torch.Generator) -> torch.Tensor:
             captions, pictures = self._rows(batch, random.Random(chance.initial_seed()))
-            wanted = self._latents[pictures]
-            errors = [nn.functional.mse_loss(told, wanted) for told in self._model(padded(captions, self._padding))]
+            targets = self._latents[pictures]
+            errors = [nn.functional.mse_loss(predicted, targets) for predicted in self._model(pad(captions, self._padding))]
             return torch.stack(errors).mean() / self._variance
 
         return loss
@@ -64,26 +64,26 @@ class SightLoss:
         return [self._captions[caption] for caption, _ in chosen], [picture for _, picture in chosen]
 
 
-def nearest_in_words(own: Sequence[Sequence[int]], near: Sequence[Sequence[int]], joint_TE: torch.Tensor) -> list[tuple[int, int]]:
-    """Return each caption from WordNet with the one of its pictures whose own captions, on the mean, say most nearly the same: to learn
-    that either of two is right is to draw the mean of both.
+def nearest_images(own: Sequence[Sequence[int]], near: Sequence[Sequence[int]], joint_TE: torch.Tensor) -> list[tuple[int, int]]:
+    """Return each caption from WordNet with the one of its images whose own captions are, on average, nearest to it. With several targets
+    for one caption, the UNet would learn to draw their mean.
 
     Args:
-        own: for each picture, the numbers of its own captions.
-        near: for each caption from WordNet, its number and those of its pictures.
+        own: for each image, the numbers of its own captions.
+        near: for each caption from WordNet, its number and those of its images.
         joint_TE: of every caption.
     """
     means_NE = nn.functional.normalize(torch.stack([joint_TE[torch.tensor(captions)].mean(dim=0) for captions in own]), dim=-1)
-    return [(caption, max(pictures, key=lambda one: float(means_NE[one] @ joint_TE[caption]))) for caption, *pictures in near]
+    return [(caption, max(pictures, key=lambda picture: float(means_NE[picture] @ joint_TE[caption]))) for caption, *pictures in near]
 
 
-def pairs(own: Sequence[Sequence[int]], nearest: Sequence[tuple[int, int]], *, own_share: float) -> DrawPair:
-    """Return what draws a caption with its picture: ``own_share`` of them a picture's own, the others from WordNet.
+def pairs(own: Sequence[Sequence[int]], nearest: Sequence[tuple[int, int]], *, own_share: float) -> SamplePair:
+    """Return a function that samples a caption and its image: ``own_share`` of them an image's own, the others from WordNet.
 
     Args:
-        own: for each picture, the numbers of its own captions.
-        nearest: for each caption from WordNet, its number and that of its picture.
-        own_share: all of them where there is nothing from WordNet.
+        own: for each image, the numbers of its own captions.
+        nearest: for each caption from WordNet, its number and that of its image.
+        own_share: all of them if there is nothing from WordNet.
     """
 
     def pair(chance: random.Random) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""The free sources: pictures of a colour font, their English names and keywords, their groups, and the synsets of WordNet.
+"""The free sources: images of a colour font, their English names, keywords and groups, and the synsets of WordNet.
 
-* ``fonts-noto-color-emoji`` (Debian; SIL Open Font License 1.1): the pictures, drawn by Pillow at the font's one size.
+* ``fonts-noto-color-emoji`` (Debian; SIL Open Font License 1.1): the images, rendered by Pillow at the font's only size.
 * ``unicode-cldr-core`` (Debian; Unicode licence): ``common/annotations/en.xml`` has names and keywords, ``common/properties/labels.txt``
   the groups.
-* ``wordnet-synsets.jsonl.gz`` (Open English WordNet, CC BY 4.0): one synset a line, as for the demo corpus.
+* ``wordnet-synsets.jsonl.gz`` (Open English WordNet, CC BY 4.0): one synset per line, the same file as for the demo corpus.
 """
 
 import json
@@ -23,14 +23,14 @@ from lugpi_core.errors import InputError
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 CLDR = Path("/usr/share/unicode/cldr/common")
 _ANNOTATIONS, _LABELS = "annotations/en.xml", "properties/labels.txt"
-_FONT_SIZE = 109  # the one size whose bitmaps the font holds
+_FONT_SIZE = 109  # the only size of the font's bitmaps
 _GLYPH_PX = 136
 _VARIATION = "\N{VARIATION SELECTOR-16}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji:
-    """One picture's words: the character(s), CLDR's name and keywords, and the group of the label file, where it has one."""
+    """One emoji: its character(s), CLDR's name and keywords, and its group in the label file, if any."""
 
     characters: str
     name: str
@@ -40,7 +40,7 @@ class Emoji:
 
 @dataclass(frozen=True, kw_only=True)
 class Synset:
-    """One meaning: ``words`` without underscores, ``hypernyms`` the identities of what it is a kind or an instance of."""
+    """One meaning: ``words`` without underscores, and as ``hypernyms`` the ids of the synsets that it is a kind or an instance of."""
 
     id: str
     topic: str
@@ -53,7 +53,7 @@ def load_emoji(cldr: Path = CLDR) -> list[Emoji]:
     """Return every character sequence that CLDR names in English, in the file's order.
 
     Raises:
-        InputError: the files are not there or are not CLDR's.
+        InputError: the files are missing or are not CLDR's.
     """
     do = "install the Debian package unicode-cldr-core, or give --cldr FOLDER (its common/)"
     try:
@@ -77,7 +77,7 @@ def load_emoji(cldr: Path = CLDR) -> list[Emoji]:
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """Return the second-level label (``animal-mammal``) of every character (sequence) in a CLDR label file; the first one given counts."""
+    """Return the second-level label (``animal-mammal``) of every character (sequence) in a CLDR label file; the first label counts."""
     groups: dict[str, str] = {}
     for line in text.splitlines():
         fields = [field.strip() for field in line.split("#")[0].split(";")]
@@ -97,8 +97,8 @@ def _unicode_set(text: str) -> Iterable[str]:
             yield from map(chr, range(ord(first), ord(last or first) + 1))
 
 
-def rendered(emoji: Sequence[Emoji], *, font: Path = FONT, side_px: int) -> tuple[list[Emoji], NDArray[np.uint8]]:
-    """Return the emoji that the font draws, each picture once, and the pictures: uint8 RGBA [N, side, side, 4].
+def render(emoji: Sequence[Emoji], *, font: Path = FONT, side_px: int) -> tuple[list[Emoji], NDArray[np.uint8]]:
+    """Return the emoji that the font has, each image once, and the images: uint8 RGBA [N, side, side, 4].
 
     Raises:
         InputError: no such font.
@@ -109,16 +109,16 @@ def rendered(emoji: Sequence[Emoji], *, font: Path = FONT, side_px: int) -> tupl
         face = ImageFont.truetype(str(font), _FONT_SIZE)
     except OSError as error:
         do = "install the Debian package fonts-noto-color-emoji, or give --font FILE"
-        raise InputError(got=f"{font} ({error})", expected="a colour font of emoji", do=do) from None
+        raise InputError(got=f"{font} ({error})", expected="a colour font with emoji", do=do) from None
     kept, pictures, seen = [], [], set[bytes]()
-    for one in emoji:
+    for candidate in emoji:
         canvas = Image.new("RGBA", (2 * _GLYPH_PX, 2 * _GLYPH_PX))
-        ImageDraw.Draw(canvas).text((0, 0), one.characters, font=face, embedded_color=True)
+        ImageDraw.Draw(canvas).text((0, 0), candidate.characters, font=face, embedded_color=True)
         box = canvas.getbbox()
         if box is None or box[2] > _GLYPH_PX or canvas.tobytes() in seen:
-            continue  # the font has no picture, or several beside each other, or the same for another name
+            continue  # the font has no image, several side by side, or the same one under another name
         seen.add(canvas.tobytes())
-        kept.append(one)
+        kept.append(candidate)
         pictures.append(np.asarray(_centred(canvas.crop(box)).resize((side_px, side_px), Image.Resampling.LANCZOS)))
     return kept, np.stack(pictures)
 
@@ -132,32 +132,32 @@ def _centred(picture: Any) -> Any:
 
 
 def read_synsets(lines: Iterable[str], *, held_out: AbstractSet[str]) -> dict[str, Synset]:
-    """Return all synsets but those held out, by identity; what is held out is nobody's hypernym either.
+    """Return all synsets by id, without those held out, which are not hypernyms of others either.
 
     Raises:
-        InputError: a line is no synset.
+        InputError: a line is not a synset.
     """
-    expected = "one JSON object a line with id, lexfile, words, gloss, hypernyms and instance_of"
+    expected = "one JSON object per line with id, lexfile, words, gloss, hypernyms and instance_of"
     try:
-        return _linked([json.loads(line) for line in lines], held_out)
+        return _synsets_with_hypernyms([json.loads(line) for line in lines], held_out)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(got=f"lines that are no synsets ({error!r})", expected=expected, do="use wordnet-synsets.jsonl.gz") from None
+        raise InputError(got=f"lines that are not synsets ({error!r})", expected=expected, do="use wordnet-synsets.jsonl.gz") from None
 
 
-def _linked(read: Sequence[Mapping[str, Any]], held_out: AbstractSet[str]) -> dict[str, Synset]:
-    hypernyms = {one["id"]: list(one["hypernyms"]) for one in read}
-    for one in read:
-        for instance in one["instance_of"]:  # the file lists a class's instances under this name
+def _synsets_with_hypernyms(records: Sequence[Mapping[str, Any]], held_out: AbstractSet[str]) -> dict[str, Synset]:
+    hypernyms = {record["id"]: list(record["hypernyms"]) for record in records}
+    for record in records:
+        for instance in record["instance_of"]:  # the file lists the instances of a class under this name
             if instance in hypernyms:
-                hypernyms[instance].append(one["id"])
+                hypernyms[instance].append(record["id"])
     return {
-        one["id"]: Synset(
-            id=one["id"],
-            topic=one["lexfile"],
-            words=tuple(word.replace("_", " ") for word in one["words"]),
-            gloss=" ".join(one["gloss"].split()),
-            hypernyms=tuple(above for above in dict.fromkeys(hypernyms[one["id"]]) if above not in held_out and above in hypernyms),
+        record["id"]: Synset(
+            id=record["id"],
+            topic=record["lexfile"],
+            words=tuple(word.replace("_", " ") for word in record["words"]),
+            gloss=" ".join(record["gloss"].split()),
+            hypernyms=tuple(above for above in dict.fromkeys(hypernyms[record["id"]]) if above not in held_out and above in hypernyms),
         )
-        for one in read
-        if one["id"] not in held_out
+        for record in records
+        if record["id"] not in held_out
     }

@@ -1,4 +1,4 @@
-"""One small training loop for all models: resumable, and the same weights from the same seed on one machine."""
+"""One small training loop for all models: it resumes, and the same seed gives the same weights on one machine."""
 
 import json
 import math
@@ -17,17 +17,17 @@ from lugpi_core.files import make_folder, read_json, whole_file, write_json
 from lugpi_core.fingerprint import differences
 
 _WARM_UP = 0.05
-_SAVED_EVERY_S = 60.0
-_SHOWN_EVERY = 200
+_SAVE_EVERY_S = 60.0
+_LOG_EVERY = 200
 
-# What a step is given: its number's own source of random numbers.
+# The loss of a step, from the step's own source of random numbers.
 Loss = Callable[[torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast a model learns: AdamW with a warm-up and a cosine to zero. ``averaged`` = the decay of a moving average of
-    the weights, which then is what is kept (Karras et al. 2022, arXiv 2206.00364, table 1); 0 = the weights themselves."""
+    """AdamW with warm-up and cosine decay to zero. ``averaged`` is the decay of a moving average of the weights, which is then kept instead
+    of the weights (Karras et al. 2022, arXiv 2206.00364, table 1); 0 = no average."""
 
     steps: int
     learning_rate: float
@@ -43,40 +43,40 @@ class Schedule:
 
 
 def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Schedule, folder: Path) -> dict[str, Any]:
-    """Train ``model`` in place, or take its weights from ``folder`` where this was done before; return its record.
+    """Train ``model`` in place, or load its weights from ``folder`` if it was trained before; return its record.
 
-    A killed run goes on from its last checkpoint: everything random hangs on the seed and the number of the step.
+    A killed run resumes from its last checkpoint: everything random depends on the seed and the step number only.
 
     Raises:
-        InputError: what is in ``folder`` was trained by another schedule.
+        InputError: ``folder`` has a model that was trained with another schedule.
 
     Args:
         name: of the model, for its files ``<name>.pt`` and ``<name>.json``.
-        model: with everything that learns.
-        make_loss: gives the loss of one step; asked for only where there is something to train.
-        schedule: see there.
-        folder: where checkpoint and record are kept.
+        model: with all parameters to train.
+        make_loss: returns the loss function; called only if there is something to train.
+        schedule: of the training.
+        folder: for checkpoint and record.
 
     Returns:
-        ``steps``, ``seconds``, ``loss`` (of every hundredth part of the way, smoothed).
+        ``steps``, ``seconds``, ``loss`` (smoothed, at every hundredth of the steps).
     """
     weights, record = make_folder(folder) / f"{name}.pt", folder / f"{name}.json"
     if record.is_file():
         done: dict[str, Any] = read_json(record)
-        require_same(done["schedule"], vars(schedule), weights)
+        require_same_settings(done["schedule"], vars(schedule), weights)
         model.load_state_dict(torch.load(weights, weights_only=True)["model"])
         return done
     run = _Run(model, schedule)
     if weights.is_file():
         state = torch.load(weights, weights_only=True)
-        require_same(state["schedule"], vars(schedule), weights)
+        require_same_settings(state["schedule"], vars(schedule), weights)
         run.load(state)
     loss, saved_at = make_loss(), time.monotonic()
     while run.step < schedule.steps:
-        run.one_step(loss)
-        if run.step % _SHOWN_EVERY == 0:
+        run.train_step(loss)
+        if run.step % _LOG_EVERY == 0:
             say(f"{name}: step {run.step:,} of {schedule.steps:,}, loss {run.smoothed:.4f}, {run.seconds:,.0f} s")
-        if time.monotonic() - saved_at > _SAVED_EVERY_S:
+        if time.monotonic() - saved_at > _SAVE_EVERY_S:
             run.save(weights)
             saved_at = time.monotonic()
     run.take_average()
@@ -85,13 +85,13 @@ def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Sc
     return run.record()
 
 
-def require_same(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Raise InputError where a file was made with other settings."""
-    if unlike := differences(there, wanted):
+def require_same_settings(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Raise InputError if a file was written with other settings."""
+    if unlike := differences(stored, wanted):
         raise InputError(
-            got=f"{path}, made otherwise: {'; '.join(unlike)}",
+            got=f"{path}, written with other settings: {'; '.join(unlike)}",
             expected="the same seed and lengths",
-            do="repeat them, remove it, or give another --work-dir",
+            do="use those, remove the file, or give another --work-dir",
         )
 
 
@@ -106,7 +106,7 @@ class _Run:
         self.step, self.seconds, self.smoothed = 0, 0.0, math.nan
         self.curve: list[float] = []
 
-    def one_step(self, loss: Loss) -> None:
+    def train_step(self, loss: Loss) -> None:
         started = time.perf_counter()
         seed = self.schedule.seed * 1_000_003 + self.step
         torch.manual_seed(seed)  # dropout
@@ -120,10 +120,10 @@ class _Run:
         if self.average:
             decay = min(self.schedule.averaged, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
-        self._note(float(value.detach()))
+        self._log_loss(float(value.detach()))
         self.seconds += time.perf_counter() - started
 
-    def _note(self, loss: float) -> None:
+    def _log_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss of step {self.step} is {loss}")
         self.smoothed = loss if math.isnan(self.smoothed) else 0.98 * self.smoothed + 0.02 * loss
@@ -133,7 +133,7 @@ class _Run:
 
     def take_average(self) -> None:
         with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=False):  # none where there is no average
+            for parameter, average in zip(self.parameters, self.average, strict=False):  # no average: nothing to copy
                 parameter.copy_(average)
 
     def save(self, path: Path) -> None:

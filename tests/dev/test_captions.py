@@ -1,4 +1,4 @@
-"""Which words go with which picture; and nothing that is held out is in any of them."""
+"""The captions of images, and that no held-out text is among them."""
 
 import gzip
 import random
@@ -26,11 +26,11 @@ def real_world() -> World:
 
 
 def training_texts(world: World, folder: Path) -> set[str]:
-    """Return every text of all trainings, folded."""
+    """Return all training texts of all models, case-folded."""
     return {text.casefold() for text in [*world.texts(), *Recipe(world, folder).glosses()]}
 
 
-def test_nothing_of_the_demos_validation_and_test_is_in_any_training(real_world: World, tmp_path: Path) -> None:
+def test_no_validation_or_test_text_of_the_demo_is_trained_on(real_world: World, tmp_path: Path) -> None:
     corpus = load_demo()
     unseen = [example for example in corpus.examples if example.split != "train"]
     assert len(unseen) == 12 * 220
@@ -42,7 +42,7 @@ def test_nothing_of_the_demos_validation_and_test_is_in_any_training(real_world:
     assert not [example.text for example in unseen if example.text.casefold() in whole]
 
 
-def test_as_many_more_are_held_out_for_choosing_the_recipe_by(real_world: World, tmp_path: Path) -> None:
+def test_the_dev_synsets_are_held_out_too(real_world: World, tmp_path: Path) -> None:
     dev = real_world.held.dev
     assert len(dev) == 12 * 100
     assert not set(dev) & {example.id for example in load_demo().examples}
@@ -50,7 +50,7 @@ def test_as_many_more_are_held_out_for_choosing_the_recipe_by(real_world: World,
     assert not {text.casefold() for text, _ in dev.values()} & training_texts(real_world, tmp_path)
 
 
-def test_a_synset_that_is_held_out_is_no_caption_no_gloss_and_nobodys_hypernym(tmp_path: Path) -> None:
+def test_a_held_out_synset_is_no_caption_gloss_or_hypernym(tmp_path: Path) -> None:
     world = small_world(held=("animal", "fruita", "fruitb.1"))
     texts = training_texts(world, tmp_path)
     glosses = [small_synsets()[identity].gloss for identity in ("animal", "fruita", "fruitb.1")]
@@ -59,7 +59,7 @@ def test_a_synset_that_is_held_out_is_no_caption_no_gloss_and_nobodys_hypernym(t
     assert "a animala that is 1 times as large" in texts
 
 
-def test_a_text_that_is_held_out_is_gone_from_other_synsets_too() -> None:
+def test_a_held_out_text_is_removed_from_other_synsets_too() -> None:
     held = small_synsets()["fruitb.1"].gloss
     synsets = {"a": synset("a", ("one",), held.upper()), "b": synset("b", ("two",), "another text")}
     from dev.embedded_models.world import make_world
@@ -82,7 +82,7 @@ def tree_of(*synsets: Synset) -> Tree:
     return Tree({one.id: one for one in synsets})
 
 
-def test_a_word_means_the_synset_whose_surroundings_share_most_words() -> None:
+def test_a_word_means_the_synset_that_shares_most_words_with_it() -> None:
     tree = tree_of(
         synset("tool", ("tool",), "used to do work"),
         synset("mouse1", ("mouse",), "a small rodent with a tail"),
@@ -95,7 +95,7 @@ def test_a_word_means_the_synset_whose_surroundings_share_most_words() -> None:
     assert meanings(emoji, tree) == ("mouse2", ["tool"])
 
 
-def test_a_pictures_captions_are_its_name_keywords_gloss_and_hypernyms() -> None:
+def test_captions_are_name_keywords_gloss_and_hypernyms() -> None:
     tree = tree_of(
         synset("animal", ("animal",), "what lives and moves"), synset("hedgehog", ("hedgehog",), "a small nocturnal mammal", "animal")
     )
@@ -107,7 +107,7 @@ def test_a_pictures_captions_are_its_name_keywords_gloss_and_hypernyms() -> None
     assert own_captions(Emoji(characters="x", name="Aries", keywords=()), None, tree) == ["Aries"]
 
 
-def test_the_nearest_pictures_are_those_of_a_search_over_all_pairs() -> None:
+def test_the_nearest_images_are_those_of_a_full_search() -> None:
     chance = random.Random(3)
     for _ in range(30):
         synsets = {"0": synset("0", ("w0",), "g0", topic="noun.x")}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.embedded_models.sources import CLDR, FONT, load_emoji, parse_labels, read_synsets, rendered
+from dev.embedded_models.sources import CLDR, FONT, load_emoji, parse_labels, read_synsets, render
 from dev.embedded_models.world import load_world
 from lugpi_core.errors import InputError
 
@@ -23,7 +23,7 @@ def cldr(folder: Path, *, xml: str = XML, labels: str = "[🦓-🦕] ; Animals ;
     return folder
 
 
-def test_labels_are_characters_ranges_and_sequences_and_the_first_counts() -> None:
+def test_labels_are_characters_ranges_and_sequences() -> None:
     text = "# comment\n[☺😀-😂{👨‍⚕️}] ; People ; face # more\n[😁❤️] ; Other ; heart\nno set ; a ; b\n[x] ; only\n"
     found = parse_labels(text)
     assert found == {"☺": "face", "😀": "face", "😁": "face", "😂": "face", "👨‍⚕": "face", "❤": "heart"}
@@ -35,20 +35,20 @@ def test_emoji_have_names_keywords_and_groups(tmp_path: Path) -> None:
     assert (heart.name, heart.group) == ("red heart", None)
 
 
-def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_other_files_are_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unicode-cldr-core"):
         load_emoji(tmp_path)
     with pytest.raises(InputError, match="unicode-cldr-core"):
         load_emoji(cldr(tmp_path, xml="<ldml"))
     with pytest.raises(InputError, match="fonts-noto-color-emoji"):
-        rendered([], font=tmp_path / "no.ttf", side_px=64)
+        render([], font=tmp_path / "no.ttf", side_px=64)
 
 
-def test_the_font_draws_each_picture_once_and_transparent_around() -> None:
+def test_the_font_gives_each_image_once_on_transparent_ground() -> None:
     for path in (FONT, CLDR):
         if not path.exists():
             pytest.skip(f"no {path}")
-    emoji, pictures = rendered(load_emoji(), side_px=64)
+    emoji, pictures = render(load_emoji(), side_px=64)
     assert pictures.shape == (len(emoji), 64, 64, 4)
     assert len(emoji) >= 1500
     assert {"red apple", "hedgehog"} <= {one.name for one in emoji}
@@ -64,7 +64,7 @@ def wordnet(*synsets: dict[str, object]) -> list[str]:
     return [json.dumps({"hypernyms": [], "instance_of": [], "words": ["w"], "gloss": " a  gloss ", **one}) for one in synsets]
 
 
-def test_synsets_know_what_they_are_kinds_and_instances_of_but_nothing_held_out() -> None:
+def test_synsets_have_hypernyms_but_none_that_is_held_out() -> None:
     lines = wordnet(
         {"id": "physicist", "lexfile": "noun.person", "instance_of": ["Einstein"], "hypernyms": ["scientist"]},
         {"id": "Einstein", "lexfile": "noun.person", "words": ["Albert_Einstein"]},
@@ -79,9 +79,9 @@ def test_synsets_know_what_they_are_kinds_and_instances_of_but_nothing_held_out(
     assert found["chemist"].gloss == "a gloss"
 
 
-def test_what_is_no_synset_is_refused(tmp_path: Path) -> None:
+def test_malformed_synsets_are_refused(tmp_path: Path) -> None:
     for lines in (["no json"], ["{}"], ["7"]):
-        with pytest.raises(InputError, match="lines that are no synsets"):
+        with pytest.raises(InputError, match="lines that are not synsets"):
             read_synsets(lines, held_out=set())
     (tmp_path / "w.gz").write_bytes(b"no gzip")
     with pytest.raises(InputError, match="a gzipped JSON-lines file of synsets; check the path"):

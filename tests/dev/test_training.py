@@ -1,4 +1,4 @@
-"""The one training loop of the embedded models, and the recipe run in small."""
+"""The training loop of the embedded models, and the whole recipe with small models."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from torch import nn
 
 from dev.embedded_models import training, vision
 from dev.embedded_models.assembly import assemble
+from dev.embedded_models.augmentation import CENTRED, STRONG, augment
 from dev.embedded_models.card import sparkline, write_card
-from dev.embedded_models.drawing import caption_rows, recoloured, several_captions
+from dev.embedded_models.drawing import caption_rows, mean_caption_rows, permute_colours
 from dev.embedded_models.measures import Clip
-from dev.embedded_models.placing import FREE, STILL, placed
 from dev.embedded_models.recipe import STEPS, Recipe, Step
-from dev.embedded_models.sight import SeeingTower, SightLoss, nearest_in_words, pairs
+from dev.embedded_models.sight import SightLoss, SightTower, nearest_images, pairs
 from dev.embedded_models.training import Loss, Schedule, fit
-from dev.embedded_models.words import CONTEXT, Tower, clip_tokenizer, contrastive, encoded, in_joint_space, padded, word_piece_tokenizer
+from dev.embedded_models.words import CONTEXT, Tower, clip_tokenizer, contrastive, embed_texts, pad, token_ids, word_piece_tokenizer
 from lugpi_core.errors import InputError
 from tests.support.small_world import small_world
 
@@ -29,7 +29,7 @@ SCHEDULE = Schedule(steps=40, learning_rate=0.1, averaged=0.9, seed=5)
 
 
 def line() -> tuple[nn.Module, Callable[[], Loss]]:
-    """Return a model with dropout and the making of its loss, which draws its data from the step's own source."""
+    """Return a model with dropout and its loss, whose data depend on the step's source of random numbers."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
 
@@ -44,11 +44,11 @@ def weights(model: nn.Module) -> bytes:
     return b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
 
 
-def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, loss = line()
     record = fit("line", model, loss, SCHEDULE, tmp_path / "straight")
     assert record["loss"][-1] < record["loss"][0]
-    monkeypatch.setattr(training, "_SAVED_EVERY_S", 0.0)
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
     other, loss = line()
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
@@ -73,7 +73,7 @@ def _stopping(make: Callable[[], Loss], *, after: int) -> Callable[[], Loss]:
     return stopping
 
 
-def test_what_is_done_is_read_and_not_done_again(tmp_path: Path) -> None:
+def test_a_trained_model_is_loaded_and_not_trained_again(tmp_path: Path) -> None:
     model, loss = line()
     record = fit("line", model, loss, SCHEDULE, tmp_path)
     other, _ = line()
@@ -85,16 +85,16 @@ def test_what_is_done_is_read_and_not_done_again(tmp_path: Path) -> None:
     assert weights(other) == weights(model)
 
 
-def test_what_another_schedule_made_is_refused_begun_or_done(tmp_path: Path) -> None:
+def test_a_model_of_another_schedule_is_refused(tmp_path: Path) -> None:
     model, loss = line()
     training._Run(model, SCHEDULE).save(tmp_path / "begun.pt")
     fit("done", model, loss, SCHEDULE, tmp_path)
     for name in ("begun", "done"):
-        with pytest.raises(InputError, match="made otherwise: seed: found 5, wanted 6"):
+        with pytest.raises(InputError, match="written with other settings: seed: found 5, wanted 6"):
             fit(name, model, loss, replace(SCHEDULE, seed=6), tmp_path)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     model, _ = line()
     with pytest.raises(FloatingPointError, match="the loss of step 0 is nan"):
         fit("line", model, lambda: lambda _: next(model.parameters()).sum() * math.nan, SCHEDULE, tmp_path)
@@ -108,7 +108,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[-1] < 0.001
 
 
-def test_the_contrastive_loss_is_the_formula_and_takes_several_rights() -> None:
+def test_the_contrastive_loss_follows_its_formula() -> None:
     torch.manual_seed(0)
     left, right = (nn.functional.normalize(torch.randn(5, 8, dtype=torch.float64), dim=1) for _ in range(2))
     scale = torch.tensor(1.5, dtype=torch.float64)
@@ -123,32 +123,32 @@ def test_the_contrastive_loss_is_the_formula_and_takes_several_rights() -> None:
     assert float(contrastive(left, right, same, scale)) < float(contrastive(left, right, torch.eye(5, dtype=torch.float64), scale))
 
 
-def test_pictures_are_placed_on_white_and_still_ones_are_what_they_were() -> None:
+def test_images_are_augmented_on_white_and_centred_ones_unchanged() -> None:
     world = small_world()
     pictures = torch.from_numpy(world.pictures).permute(0, 3, 1, 2)
-    still = placed(pictures, STILL, torch.Generator().manual_seed(0))
+    still = augment(pictures, CENTRED, torch.Generator().manual_seed(0))
     assert still.shape == (8, 3, 64, 64)
     assert torch.equal(still[:, :, 0, 0], torch.ones(8, 3))
     red, green, blue = still[0, :, 32, 32].tolist()
     assert (red, green, blue) == pytest.approx((1, 0, 0), abs=0.01)
-    free = placed(pictures, FREE, torch.Generator().manual_seed(0))
+    free = augment(pictures, STRONG, torch.Generator().manual_seed(0))
     assert float(free.min()) >= 0
     assert float(free.max()) <= 1
-    assert torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(0)))
-    assert not torch.equal(free, placed(pictures, FREE, torch.Generator().manual_seed(1)))
+    assert torch.equal(free, augment(pictures, STRONG, torch.Generator().manual_seed(0)))
+    assert not torch.equal(free, augment(pictures, STRONG, torch.Generator().manual_seed(1)))
 
 
-def test_half_of_the_pictures_change_their_colours_and_nothing_else() -> None:
+def test_half_of_the_images_change_their_colours_only() -> None:
     images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    seen = recoloured(images, torch.Generator().manual_seed(1))
+    seen = permute_colours(images, torch.Generator().manual_seed(1))
     assert torch.equal(seen.sort(dim=1).values, images.sort(dim=1).values)
     changed = (seen != images).flatten(1).any(dim=1)
     assert 60 < int(changed.sum()) < 110  # half, of which a sixth draws its own order
 
 
-def test_a_picture_goes_with_the_mean_of_its_own_captions_and_of_those_near_to_it() -> None:
+def test_an_image_gets_the_mean_of_its_own_and_nearby_captions() -> None:
     joint = nn.functional.normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), dim=1)
-    rows = several_captions([[0, 1], [2]], [[3, 0], [4, 0, 1]], joint, several=2)
+    rows = mean_caption_rows([[0, 1], [2]], [[3, 0], [4, 0, 1]], joint, several=2)
     pictures, captions_B1E = rows(200, torch.Generator().manual_seed(1))
     possible = {0: [(own, near) for own in (0, 1) for near in (3, 4)], 1: [(2, 4)]}
     for picture, caption_E in zip(pictures.tolist(), captions_B1E[:, 0], strict=True):
@@ -157,12 +157,12 @@ def test_a_picture_goes_with_the_mean_of_its_own_captions_and_of_those_near_to_i
     assert 60 < int(pictures.sum()) < 140
 
 
-def test_a_caption_of_wordnet_goes_with_the_one_of_its_pictures_that_is_nearest_in_words() -> None:
+def test_a_wordnet_caption_gets_the_nearest_of_its_images() -> None:
     joint = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.9, 0.1]])
-    assert nearest_in_words([[0], [1]], [[2, 0, 1], [3, 0, 1], [2, 0]], joint) == [(2, 1), (3, 0), (2, 0)]
+    assert nearest_images([[0], [1]], [[2, 0, 1], [3, 0, 1], [2, 0]], joint) == [(2, 1), (3, 0), (2, 0)]
 
 
-def test_pairs_are_a_pictures_own_or_from_wordnet_by_their_share() -> None:
+def test_pairs_are_own_or_from_wordnet_by_their_share() -> None:
     draw, chance = pairs([[0, 1], [2]], [(3, 0), (4, 1)], own_share=0.25), random.Random(0)
     drawn = [draw(chance) for _ in range(800)]
     assert set(drawn) == {(0, 0), (1, 0), (2, 1), (3, 0), (4, 1)}
@@ -171,7 +171,7 @@ def test_pairs_are_a_pictures_own_or_from_wordnet_by_their_share() -> None:
     assert alone(chance) == (0, 0), "where WordNet gives nothing"
 
 
-def test_a_share_of_the_rows_reads_no_words() -> None:
+def test_a_share_of_the_rows_has_an_empty_caption() -> None:
     asked: list[str] = []
 
     def read(texts: list[str]) -> torch.Tensor:
@@ -189,8 +189,8 @@ def test_a_tower_learns_what_words_look_like() -> None:
     world = small_world()
     tokenizer = clip_tokenizer(world.texts(), size=700)
     torch.manual_seed(0)
-    tower = SeeingTower(Tower(tokenizer), 6)
-    captions = encoded(tokenizer, [one.name if n % 2 else f"a kind of {one.name}" for n, one in enumerate(world.emoji)])
+    tower = SightTower(Tower(tokenizer), 6)
+    captions = token_ids(tokenizer, [one.name if n % 2 else f"a kind of {one.name}" for n, one in enumerate(world.emoji)])
     latents = torch.randn(len(captions), 6)
     loss = SightLoss(tower, captions, tokenizer.pad_token_id, latents, pairs([[n] for n in range(len(captions))], [], own_share=1.0)).of(8)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-4)
@@ -204,14 +204,14 @@ def test_a_tower_learns_what_words_look_like() -> None:
     assert values[0] > 0.8
     assert values[-1] < 0.2
     tower.eval()
-    at_end, at_padding = tower(padded(captions, tokenizer.pad_token_id))
+    at_end, at_padding = tower(pad(captions, tokenizer.pad_token_id))
     assert torch.equal(torch.cdist(at_end, latents - latents.mean(dim=0)).argmin(dim=1), torch.arange(len(captions)))
     alone = tower(captions[0][None])
     assert torch.equal(*alone)
     assert not torch.equal(at_end, at_padding)
 
 
-def test_the_tokenizers_read_any_text_and_the_end_has_the_highest_number() -> None:
+def test_the_tokenizers_encode_any_text_and_the_end_has_the_highest_id() -> None:
     texts = small_world().texts()
     clip = clip_tokenizer(texts, size=700)
     ids = clip("Ünïcode 漢字 🦔 fruita")["input_ids"]
@@ -233,7 +233,7 @@ def models(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return assemble(recipe, tmp_path_factory.mktemp("assembled") / "models")
 
 
-def test_the_assembled_models_load_with_their_libraries_and_draw(models: Path) -> None:
+def test_the_assembled_models_load_with_their_libraries(models: Path) -> None:
     import diffusers
     import transformers
 
@@ -248,18 +248,18 @@ def test_the_assembled_models_load_with_their_libraries_and_draw(models: Path) -
     assert transformers.AutoTokenizer.from_pretrained(models / "text")("a fruit")["input_ids"]
 
 
-def test_clips_text_tower_is_that_of_words(recipe: Recipe, models: Path) -> None:
+def test_clips_text_tower_is_the_one_trained_on_words(recipe: Recipe, models: Path) -> None:
     texts = ["a fruit", "the animal number 2 of them"]
     clip = recipe.clip_drawn()
     tower, tokenizer = recipe.words(), recipe.tokenizer()
     ids = torch.tensor(tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True)["input_ids"])
     with torch.no_grad():
         found = nn.functional.normalize(clip.encode_text(ids), dim=-1)
-    assert torch.allclose(found, in_joint_space(tower, tokenizer, texts), atol=1e-5)
+    assert torch.allclose(found, embed_texts(tower, tokenizer, texts), atol=1e-5)
     assert torch.allclose(Clip(models).texts(texts), found, atol=2e-3)  # half precision, and open_clip's own way to the tokens
 
 
-def test_the_generator_reads_the_tower_that_knows_what_words_look_like(recipe: Recipe, models: Path) -> None:
+def test_the_generator_has_the_sight_tower(recipe: Recipe, models: Path) -> None:
     from safetensors.torch import load_file
 
     saved, tower = load_file(models / "generator" / "text_encoder" / "model.safetensors"), recipe.sight().model.state_dict()
@@ -269,16 +269,16 @@ def test_the_generator_reads_the_tower_that_knows_what_words_look_like(recipe: R
     assert not torch.equal(mine, recipe.words().model.get_input_embeddings().weight)
 
 
-def test_training_leaves_the_words_of_clip_as_they_are(recipe: Recipe) -> None:
+def test_training_leaves_clips_text_tower_frozen(recipe: Recipe) -> None:
     untouched = vision.clip(len(recipe.tokenizer()))
-    vision.take_words(untouched, recipe.words())
+    vision.copy_text_tower(untouched, recipe.words())
     trained = recipe.clip_drawn().state_dict()
     names = [name for name in untouched.state_dict() if not name.startswith("visual") and name != "logit_scale"]
     assert len(names) > 20
     assert all(torch.equal(untouched.state_dict()[name], trained[name]) for name in names)
 
 
-def test_the_card_tells_what_was_measured(recipe: Recipe, models: Path) -> None:
+def test_the_card_reports_what_was_measured(recipe: Recipe, models: Path) -> None:
     write_card(recipe, models, most=24)
     record = json.loads((models / "record.json").read_text())
     assert set(record["trained"]) == set(STEPS)

@@ -1,4 +1,4 @@
-"""A world of eight pictures and forty synsets, to run the recipe of the embedded models in seconds."""
+"""A world of eight images and forty-three synsets, to run the recipe of the embedded models in seconds."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,8 +17,8 @@ def synset(identity: str, words: tuple[str, ...], gloss: str, *hypernyms: str, t
 
 
 def small_synsets() -> dict[str, Synset]:
-    """Return a root, two kinds, four things with a picture of each, and four kinds of each of those."""
-    found = [synset("thing", ("thing",), "whatever there is")]
+    """Return a root, two kinds, four things of each kind, and four kinds of each thing."""
+    found = [synset("thing", ("thing",), "anything at all")]
     for kind in KINDS:
         found.append(synset(kind, (kind,), f"any {kind} at all", "thing"))
         for number in range(4):
