@@ -14,7 +14,7 @@ from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed
-from lugpi_core.store.verify import Finding, check_store, flags_of_the_maker, shown_rows, take_back
+from lugpi_core.store.verify import Finding, check_store, flags_of_the_maker, row_ranges, take_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class ColumnInfo:
             f"{name}: {self.rows_final:,} of {self.rows:,} rows of {shape} {self.dtype}, {self.bytes / 1e6:,.1f} MB",
             f"  {self.license}",
         ]
-        lines += [f"  FAILED: rows {shown_rows(map(int, self.flagged))}"] if self.flagged else []
+        lines += [f"  FAILED: rows {row_ranges(map(int, self.flagged))}"] if self.flagged else []
         return lines + [f"  {field} = {value}" for field, value in flat(self.fingerprint)]
 
 

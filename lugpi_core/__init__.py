@@ -1,3 +1,3 @@
-"""What featurize and train agree on: corpora, the token store, fingerprints, files, device and meters."""
+"""What featurize and train share: corpora, the token store, fingerprints, files, devices and meters."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The frame of every command: flags from a dataclass, one-line errors with exit 2, one JSON object as the last line of stdout.
+"""How every command runs: flags from a dataclass, one-line errors with exit status 2, one JSON object as the last line of stdout.
 
 ``tyro`` is imported here and nowhere else.
 """
@@ -20,11 +20,10 @@ from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
-# A command takes its options, does its work and returns the figures for the last line; ``"complete": False`` among them means exit status
-# 1.
+# A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1.
 Command = Callable[..., dict[str, Any]]
 
-# What a disk, a quota or a permission can refuse at any moment; every other OSError is our own bug and keeps its traceback.
+# Disk, quota and permission errors, which can occur at any time. Any other OSError is a bug of ours and keeps its traceback.
 _DISK_FAULTS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EMFILE}
 _DISK_FAULTS |= {errno.EISDIR, errno.ENOTDIR}
 
@@ -32,18 +31,18 @@ _DISK_FAULTS |= {errno.EISDIR, errno.ENOTDIR}
 def run(command: Command, options: type, arguments: Sequence[str], *, prog: str) -> int:
     """Parse ``arguments`` into the dataclass ``options``, run ``command`` on it and print its figures; return the exit status.
 
-    Help goes to stdout; warnings and errors go to stderr, a line each.
+    Help goes to stdout; warnings and errors go to stderr, one line each.
     """
     return _while_read(lambda: _run(command, options, arguments, prog))
 
 
 def _while_read(act: Callable[[], int]) -> int:
-    """Return the exit status of ``act``; where whoever reads stdout leaves, as ``head`` does, that of a process which that ends."""
+    """Return the exit status of ``act``, or 128 + SIGPIPE if the reader of stdout (for example ``head``) closed it."""
     try:
         status = act()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is still in the buffer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes the rest of the buffer
         return EXIT_SIGNAL + signal.SIGPIPE
     return status
 
@@ -66,9 +65,9 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
                 raise
             return _fail(_disk_fault(error))
         except KeyboardInterrupt as stop:
-            print("interrupted: what is written is kept; the same command goes on from here", file=sys.stderr)
+            print("interrupted: what is written is kept; run the same command to continue", file=sys.stderr)
             return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
-    if speaks():
+    if is_first_process():
         print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
     return EXIT_OK if figures.get("complete", True) else EXIT_INCOMPLETE
 
@@ -76,13 +75,13 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
 def run_one_of(commands: Mapping[str, tuple[Command, type]], arguments: Sequence[str], *, prog: str, about: str) -> int:
     """Run the command that the first argument names.
 
-    ``--help`` alone lists the commands with the first line of their options' docstring; an unknown name is answered with the nearest one.
+    ``--help`` alone lists the commands with the first line of their options' docstrings; the error for an unknown name suggests one.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, commands))
         lines = [f"usage: {prog} {{{','.join(commands)}}} [OPTIONS]\n\n{about}\n\ncommands:"]
         lines += [f"  {name:<{width}}  {(options.__doc__ or '').splitlines()[0]}" for name, (_, options) in commands.items()]
-        lines.append(f"\n{prog} COMMAND --help shows the options of one.")
+        lines.append(f"\n{prog} COMMAND --help shows the options of a command.")
         return _while_read(lambda: print("\n".join(lines)) or (EXIT_OK if arguments else EXIT_BAD_INPUT))
     name, *rest = arguments
     if name not in commands:
@@ -100,7 +99,7 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     import tyro
 
     try:
-        # tyro draws its complaint as a box; what is wrong is found out below, from the dataclass and the arguments.
+        # tyro prints its errors as boxes; _flag_error finds the fault from the dataclass and the arguments instead.
         with contextlib.redirect_stderr(io.StringIO()):
             result: tuple[Any, list[str]] = tyro.cli(
                 options, args=list(arguments), prog=prog, description=inspect.getdoc(options), return_unknown_args=True
@@ -116,31 +115,30 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
 
 
 def resolved_flags(options: Any) -> dict[str, Any]:
-    """Return the options as a JSON value, every default included."""
-    return {name: _plain(value) for name, value in dataclasses.asdict(options).items()}
+    """Return the options as a JSON value, including every default."""
+    return {name: _json_value(value) for name, value in dataclasses.asdict(options).items()}
 
 
 def say(line: str, *, to: TextIO | None = None) -> None:
-    """Print one line for the person at the terminal; to stderr, for stdout's last line belongs to the machine. Of several processes that
-    do one command together, the first speaks."""
-    if speaks():
+    """Print one line for the user to stderr; of several processes that run one command together, only the first prints."""
+    if is_first_process():
         print(line, file=to or sys.stderr, flush=True)
 
 
-def speaks() -> bool:
-    """Whether this process is the first, or the only one, of those that a launcher such as torchrun started."""
+def is_first_process() -> bool:
+    """Whether this process is the first, or the only one, that a launcher such as torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _own_error(error: BaseException | None) -> InputError | None:
-    """Return the InputError that the dataclass raised, if any: it was being handled when tyro gave up."""
+    """Return the InputError that the dataclass raised, if any; tyro was handling it when it exited."""
     while error is not None and not isinstance(error, InputError):
         error = error.__context__
     return error
 
 
 def _flag_error(options: type, arguments: Sequence[str], prog: str) -> InputError:
-    """Return what is wrong with arguments that tyro has refused: an unknown flag, a missing one, or a value of another type."""
+    """Return the error for arguments that tyro rejects: an unknown flag, a missing one, or a value of another type."""
     fields = {field.name: field for field in dataclasses.fields(options)}
     given = {_field_name(flag): (flag, *values) for flag, *values in _by_flag(arguments)}
     for name, (flag, *_) in given.items():
@@ -181,7 +179,7 @@ def _unknown_flag(options: type, flag: str, prog: str) -> InputError:
 
 
 def _is_accepted(name: str, kind: Any, words: Sequence[str]) -> bool:
-    """Whether tyro takes these words as the only flag of a dataclass."""
+    """Whether tyro accepts these words for a dataclass with this flag alone."""
     import tyro
 
     only_flag = dataclasses.make_dataclass("only_flag", [(name.removeprefix("no_") if kind is bool else name, kind)])
@@ -194,7 +192,7 @@ def _is_accepted(name: str, kind: Any, words: Sequence[str]) -> bool:
 
 
 def _expected(kind: Any) -> str:
-    """Return in words what values of a type a flag takes."""
+    """Return a description of the values that a flag of this type takes."""
     choices = get_args(kind)
     if get_origin(kind) is Literal:
         return f"{'one of ' if len(choices) > 1 else ''}{', '.join(map(str, choices))}"
@@ -209,15 +207,15 @@ def _disk_fault(error: OSError) -> InputError:
     return InputError(
         got=f"{error.filename2 or error.filename or 'a file'}: {error.strerror}",
         expected="to read and write there",
-        do="mend that and run the same command again; what is written is kept",
+        do="fix that and run the same command again; what is written is kept",
     )
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return value
 
 

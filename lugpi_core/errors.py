@@ -1,4 +1,4 @@
-"""The one error a user can cause, and the exit codes a command can end with."""
+"""The one error that a user can cause, and the exit codes of a command."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ EXIT_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTER
 
 
 class InputError(ValueError):
-    """Something outside the program is not as it must be; says what was got, what was expected and what to do.
+    """Something outside the program is wrong: what was given, what was expected, and what to do.
 
-    The commands turn it into one line on stderr and exit status 2; anything else that is raised is our own bug and keeps its traceback.
+    The commands print it as one line on stderr and exit with status 2. Any other exception is a bug of ours and keeps its traceback.
     """
 
     def __init__(self, *, got: str, expected: str, do: str) -> None:
@@ -21,7 +21,7 @@ class InputError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known name, or the whole list when nothing is near."""
+    """Return ``did you mean 'x'?`` for the most similar known name, or the whole list if none is similar."""
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"

@@ -1,9 +1,9 @@
-"""Files that are either whole or not there: written beside their place, synced, renamed.
+"""Files that are either whole or absent: written under a temporary name in the same folder, synced, renamed.
 
-What is not whole yet has a hidden name that says who writes it: ``.<name>.<host>-<pid>-<random>.partial``; ``sweep`` removes what its
-owner can no longer finish. Everything here and in the store goes through functions of ``os``, so that a test can make any of them fail.
+An unfinished file has a hidden name that says who is writing it: ``.<name>.<host>-<pid>-<random>.partial``. ``sweep`` removes those that
+their owner can no longer finish. This module and the store call only functions of ``os``, so that a test can make any of them fail.
 
-Sources: the write-sync-rename-sync-folder order is what POSIX needs for a crash-safe replace (rename(2), fsync(2)).
+Source: POSIX needs the order write, sync, rename, sync the folder for a crash-safe replacement (rename(2), fsync(2)).
 """
 
 import errno
@@ -25,15 +25,15 @@ from typing import Any
 from lugpi_core.errors import InputError
 
 _PARTIAL = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
-FOREIGN_ORPHAN_S = 24 * 3600.0  # what another machine left unfinished is taken for forgotten after a day
+FOREIGN_ORPHAN_S = 24 * 3600.0  # unfinished files of another machine count as abandoned after a day
 
 
 @contextmanager
 def open_file(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
-    """Yield a file descriptor of ``path``, closed at the end of the block; what the system refuses meanwhile carries the path.
+    """Yield a file descriptor of ``path``, closed at the end of the block. An OSError raised in the block names the path.
 
     Raises:
-        FileNotFoundError: there is no file, or a pipe or a device in its place, which would be waited for.
+        FileNotFoundError: there is no file, or it is a pipe or a device, on which reading would block.
     """
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
     try:
@@ -50,7 +50,7 @@ def open_file(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
 
 
 def write_at(descriptor: int, data: Any, offset: int) -> None:
-    """Write all of a contiguous buffer at ``offset``, however little of it the system takes at a time."""
+    """Write all of a contiguous buffer at ``offset``, in as many system calls as it takes."""
     view = memoryview(data).cast("B") if len(data) else memoryview(b"")
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -60,9 +60,9 @@ def write_at(descriptor: int, data: Any, offset: int) -> None:
 
 
 def read_at(descriptor: int, count: int, offset: int) -> bytes:
-    """Return ``count`` bytes from ``offset`` on; fewer only where the file ends."""
+    """Return ``count`` bytes from ``offset`` on, or fewer if the file ends before."""
     parts = []
-    count = min(count, max(0, os.fstat(descriptor).st_size - offset))  # before anything is allocated for a number from elsewhere
+    count = min(count, max(0, os.fstat(descriptor).st_size - offset))  # count may come from an untrusted file
     while count and (part := os.pread(descriptor, count, offset)):
         parts.append(part)
         count, offset = count - len(part), offset + len(part)
@@ -83,7 +83,7 @@ def sync_file(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; at the end of the block it is synced and takes its place. On an error it is removed."""
+    """Yield a temporary path to write to; at the end of the block it is synced and replaces ``path``. On an error it is removed."""
     make_folder(path.parent)
     partial = _partial_name(path)
     with open_file(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY):
@@ -100,7 +100,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` to fill; at the end of the block it takes its place, and what stood there is removed."""
+    """Yield an empty temporary folder to fill; at the end of the block it replaces ``folder``, whose old content is removed."""
     make_folder(folder.parent)
     partial = _partial_name(folder)
     partial.mkdir()
@@ -129,9 +129,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what killed processes left unfinished in a folder, and return its paths.
+    """Remove the unfinished files and folders that killed processes left in a folder; return their paths.
 
-    What a process of this machine began goes at once when that process is gone; what another machine began, after a day.
+    Those of this machine are removed once their process is gone, those of another machine after a day.
     """
     swept = []
     for path in sorted(folder.glob(".*.partial")):
@@ -146,8 +146,7 @@ def sweep(folder: Path) -> list[Path]:
 
 @cache
 def host_name() -> str:
-    """Return eight hex digits for this machine since it was started, as this process's container sees it: whether a process number
-    means anything here."""
+    """Return eight hex digits that identify this machine, its boot and this process's container: where a process number is valid."""
     parts = [platform.node()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         if os.path.lexists(source):
@@ -156,7 +155,7 @@ def host_name() -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all; NaN and infinities are refused (they are not JSON)."""
+    """Write ``value`` as indented JSON, whole or not at all; NaN and infinities are refused, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -170,7 +169,7 @@ def read_json(path: Path) -> Any:
         with open_file(path, os.O_RDONLY) as descriptor:
             return json.loads(read_at(descriptor, os.fstat(descriptor).st_size, 0))
     except FileNotFoundError:
-        raise InputError(got=f"no file {path}", expected="a JSON file that lugpi wrote", do="run the command that makes it") from None
+        raise InputError(got=f"no file {path}", expected="a JSON file that lugpi wrote", do="run the command that writes it") from None
     except (ValueError, RecursionError) as error:
         raise InputError(
             got=f"{path}, which is not JSON ({error})", expected="the file as lugpi wrote it", do="remove it and run the command again"

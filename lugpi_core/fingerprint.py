@@ -1,4 +1,4 @@
-"""Fingerprints: plain nested dictionaries of everything that decides some bytes, compared field by field."""
+"""Fingerprints: nested dictionaries of everything that determines the bytes of a file, compared field by field."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from lugpi_core.errors import InputError
 
 Fingerprint = Mapping[str, Any]
 _CHUNK_BYTES = 1 << 22
-# What transformers and open_clip read of a folder beside weights and sentence pieces.
+# What transformers and open_clip read from a folder besides weights and sentence pieces.
 _DECIDING = frozenset(
     {
         "config.json",
@@ -43,11 +43,12 @@ def hash_file(path: Path) -> str:
 
 
 def hash_model_folder(folder: Path) -> str:
-    """Return one hash over every file of a model folder that decides what it computes: weights, configurations, vocabularies. What a
-    repository may hold beside them (other formats, cards, folders of other tools) does not count, so a partial copy is the same model.
+    """Return one hash over the files of a model folder that determine what it computes: weights, configurations, vocabularies.
+
+    Other files of a repository (other formats, cards, folders of other tools) do not count, so a partial copy is the same model.
 
     Raises:
-        InputError: the folder holds no ``.safetensors`` file (pickled weights are never read).
+        InputError: the folder contains no ``.safetensors`` file (pickled weights are never read).
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() and _decides(path.name))
     if not any(path.suffix == ".safetensors" for path in files):
@@ -64,13 +65,13 @@ def _decides(name: str) -> bool:
 
 
 def differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:
-    """Return one ``field: found …, wanted …`` for each field that differs, in the order of the field names; empty when they agree."""
+    """Return ``field: found …, wanted …`` for each field that differs, sorted by field name; empty if they agree."""
     flat_found, flat_wanted = dict(flat(found)), dict(flat(wanted))
     names = sorted(flat_found.keys() | flat_wanted.keys())
     return [
-        f"{name}: found {_shown(flat_found, name)}, wanted {_shown(flat_wanted, name)}"
+        f"{name}: found {_as_json(flat_found, name)}, wanted {_as_json(flat_wanted, name)}"
         for name in names
-        if _shown(flat_found, name) != _shown(flat_wanted, name)
+        if _as_json(flat_found, name) != _as_json(flat_wanted, name)
     ]
 
 
@@ -83,5 +84,5 @@ def flat(fingerprint: Fingerprint, prefix: str = "") -> Iterable[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _shown(flat: Mapping[str, Any], name: str) -> str:
+def _as_json(flat: Mapping[str, Any], name: str) -> str:
     return json.dumps(flat[name], sort_keys=True) if name in flat else "nothing"

@@ -1,10 +1,10 @@
-"""Small pictures of some examples, for a report: a folder of WebP files with an index that says which example each belongs to.
+"""Thumbnails of some examples' images, for the report: a folder of WebP files, and an index of which example each belongs to.
 
     thumbnails/index.json     {"corpus": fingerprint, "side_px": S, "examples": {"<row>": "<file>"}, "xxh3_128": {"<file>": hash},
                                "generator": name, "notice": what a reader must know, or null}
-    thumbnails/1234.webp      the picture of example 1234
+    thumbnails/1234.webp      the image of example 1234
 
-``featurize inspect`` writes the folder and ``train report`` reads it. Shapes: S × S pixels of three colours.
+``featurize inspect`` writes the folder and ``train report`` reads it. Shapes: images of S × S pixels in three colours.
 """
 
 import io
@@ -24,20 +24,20 @@ from lugpi_core.files import open_file, read_at, read_json, whole_folder, write_
 
 FOLDER, INDEX = "thumbnails", "index.json"
 MOST_SIDE_PX = 128
-# At this quality a picture of 128 px takes 12 kB if it is noise, and 3 to 6 kB if it is a picture.
+# At this quality a typical image of 128 px takes 3 to 6 kB, and pure noise 12 kB.
 _QUALITY = 80
-LARGEST_BYTES = 64 << 10  # no more of a file is read
+LARGEST_BYTES = 64 << 10  # of a file; longer ones are not read further
 _FILE = re.compile(r"[0-9]{1,9}\.webp")
 _AGAIN = "run python -m featurize inspect again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThumbnailSource:
-    """What the pictures are of.
+    """Where the thumbnails come from.
 
     Attributes:
         corpus: ``Corpus.fingerprint()`` of the corpus whose rows the examples are.
-        generator: name of the generator that drew them.
+        generator: name of the generator.
         notice: what a reader must know about their content, or None.
     """
 
@@ -46,22 +46,22 @@ class ThumbnailSource:
     notice: str | None
 
 
-def write_thumbnails(folder: Path, pictures: Mapping[int, NDArray[np.uint8]], source: ThumbnailSource) -> int:
-    """Write the folder, whole or not at all, in the place of one that is there; return the bytes of its pictures.
+def write_thumbnails(folder: Path, images: Mapping[int, NDArray[np.uint8]], source: ThumbnailSource) -> int:
+    """Write the folder, whole or not at all, replacing an existing one; return the total bytes of its images.
 
     Args:
         folder: of the thumbnails.
-        pictures: by example row, uint8 [S, S, 3], all of one side, at most 128 px.
-        source: what they are of.
+        images: by example row, uint8 [S, S, 3], all with the same S, at most 128 px.
+        source: where they come from.
     """
-    sides = {array.shape for array in pictures.values()}
+    sides = {array.shape for array in images.values()}
     assert len(sides) <= 1, sides
     assert all(shape[0] == shape[1] <= MOST_SIDE_PX and shape[2] == 3 for shape in sides), sides
-    encoded = {f"{row}.webp": _webp(array) for row, array in pictures.items()}
+    encoded = {f"{row}.webp": _webp(array) for row, array in images.items()}
     index = {
         **asdict(source),
         "side_px": max((shape[0] for shape in sides), default=0),
-        "examples": {str(row): f"{row}.webp" for row in pictures},
+        "examples": {str(row): f"{row}.webp" for row in images},
         "xxh3_128": {name: xxhash.xxh3_128_hexdigest(data) for name, data in encoded.items()},
     }
     with whole_folder(folder) as partial:
@@ -72,14 +72,14 @@ def write_thumbnails(folder: Path, pictures: Mapping[int, NDArray[np.uint8]], so
 
 
 def read_thumbnails(folder: Path, corpus: str) -> dict[int, bytes]:
-    """Return the WebP bytes of each example's picture, by example row; nothing where there is no folder. Holds all of them.
+    """Return the WebP bytes of each example's thumbnail, by example row; empty if there is no folder. Holds all of them in memory.
 
     Args:
         folder: of the thumbnails.
-        corpus: fingerprint of the corpus they are wanted for.
+        corpus: fingerprint of the corpus that they should belong to.
 
     Raises:
-        InputError: they are of another corpus, or the folder is not as it was written.
+        InputError: they belong to another corpus, or the folder is not as it was written.
     """
     if not os.path.lexists(folder):
         return {}
@@ -88,7 +88,7 @@ def read_thumbnails(folder: Path, corpus: str) -> dict[int, bytes]:
             raise ValueError("no folder")
         index = read_json(folder / INDEX)
         if index["corpus"] != corpus:
-            raise InputError(got=f"{folder} with pictures of another corpus", expected="those of the corpus as it is loaded now", do=_AGAIN)
+            raise InputError(got=f"{folder} with images of another corpus", expected="those of the corpus as it is loaded now", do=_AGAIN)
         return {_row(row): _read(folder, name, index["xxh3_128"][name]) for row, name in index["examples"].items()}
     except InputError:
         raise
@@ -97,16 +97,16 @@ def read_thumbnails(folder: Path, corpus: str) -> dict[int, bytes]:
 
 
 def thumbnail_generator(folder: Path) -> str | None:
-    """Return the name of the generator whose images a folder has that ``read_thumbnails`` could read; None where it is not recorded."""
+    """Return the name of the generator whose images a folder has that ``read_thumbnails`` has read, or None if it is not recorded."""
     generator = read_json(folder / INDEX).get("generator")
     return generator if isinstance(generator, str) else None
 
 
-def _webp(picture_SS3: NDArray[np.uint8]) -> bytes:
+def _webp(image_SS3: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(picture_SS3).save(file, "WEBP", quality=_QUALITY, method=4)
+    Image.fromarray(image_SS3).save(file, "WEBP", quality=_QUALITY, method=4)
     return file.getvalue()
 
 
@@ -117,13 +117,13 @@ def _row(text: str) -> int:
 
 
 def _read(folder: Path, name: Any, wanted_hash: Any) -> bytes:
-    # The folder may come from anywhere, and what is read goes into a page: a plain name, a size, a hash, and a picture's own first bytes.
+    # The folder may come from anywhere and its content goes into an HTML page, so name, size, hash and file signature are checked.
     if not isinstance(name, str) or not _FILE.fullmatch(name) or (folder / name).is_symlink():
         raise ValueError(f"a file {str(name)[:20]!r}")
     with open_file(folder / name, os.O_RDONLY) as descriptor:
         data = read_at(descriptor, LARGEST_BYTES, 0)
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        raise ValueError(f"{name} is no WebP picture")
+        raise ValueError(f"{name} is no WebP image")
     if xxhash.xxh3_128_hexdigest(data) != wanted_hash:
         raise ValueError(f"{name} differs from its hash")
     return data

@@ -1,1 +1,1 @@
-"""Corpora: the paper's four, the embedded demo, and your own files."""
+"""Corpora: the paper's four, the embedded demo, and a user's own texts."""

@@ -1,4 +1,4 @@
-"""Original archives: found on disk or downloaded, and read in memory. Nothing is ever unpacked to disk."""
+"""Original archives: found on disk or downloaded, and read in memory. Nothing is unpacked to disk."""
 
 import gzip
 import hashlib
@@ -17,14 +17,14 @@ from pathlib import Path
 from lugpi_core.errors import InputError
 
 BLOCK_BYTES = 1 << 20
-LARGEST_MEMBER_BYTES = 64 << 20  # the largest real one has 15 MB; a small archive can declare any size
+LARGEST_MEMBER_BYTES = 64 << 20  # the largest real one has 15 MB, but a small archive can declare any size
 TIMEOUT_S = 30
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A public archive. ``checksums`` maps a :mod:`hashlib` name to the hex digest of the public file, where one is known."""
+    """A public archive. ``checksums`` are pairs of a :mod:`hashlib` name and the hex digest of the public file, if known."""
 
     file_name: str
     urls: tuple[str, ...]
@@ -32,13 +32,13 @@ class Archive:
 
 
 def find_archive(archive: Archive, data_dir: Path) -> Path:
-    """Return the archive's path in ``data_dir``, downloading it there when it is not.
+    """Return the archive's path in ``data_dir``, downloading it into that folder if it is missing.
 
-    A file that is there is taken as it is, whatever its checksum: repacked archives are legal, and their contents are counted.
+    An existing file is accepted whatever its checksum: repacked archives are allowed, and their members are counted by the readers.
     Holds one block of 1 MiB in memory.
 
     Raises:
-        InputError: no source works; names the file to place by hand, where, and why each source failed.
+        InputError: no source works; names the file to place by hand, its folder, and why each source failed.
     """
     path = data_dir / archive.file_name
     if path.is_file():
@@ -69,7 +69,7 @@ def _download(url: str, path: Path, checksums: tuple[tuple[str, str], ...]) -> N
         partial.unlink(missing_ok=True)
 
 
-def _fetch(url: str, partial: Path, digests: "dict[str, hashlib._Hash]", wanted: dict[str, str]) -> None:
+def _fetch(url: str, partial: Path, digests: "dict[str, hashlib._Hash]", expected: dict[str, str]) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "lugpi"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response, partial.open("wb") as file:
         while block := response.read(BLOCK_BYTES):
@@ -78,18 +78,18 @@ def _fetch(url: str, partial: Path, digests: "dict[str, hashlib._Hash]", wanted:
                 digest.update(block)
         declared = response.headers.get("Content-Length")
         if declared is not None and int(declared) != file.tell():
-            raise OSError(f"only {file.tell():,} of {int(declared):,} bytes came")
+            raise OSError(f"only {file.tell():,} of {int(declared):,} bytes arrived")
         file.flush()
         os.fsync(file.fileno())
     for name, digest in digests.items():
-        if digest.hexdigest() != wanted[name]:
-            raise OSError(f"its {name} is {digest.hexdigest()}, not {wanted[name]}")
+        if digest.hexdigest() != expected[name]:
+            raise OSError(f"its {name} is {digest.hexdigest()}, not {expected[name]}")
 
 
 def tar_members(path: Path, pattern: re.Pattern[str]) -> Iterator[tuple[re.Match[str], bytes]]:
-    """Yield the regular files of a ``.tar.gz`` whose whole name matches ``pattern``, in the archive's order; holds one of them.
+    """Yield the regular files of a ``.tar.gz`` whose whole name matches ``pattern``, in the archive's order, one in memory at a time.
 
-    The file is read to its end, so that gzip's own checksum of the whole is checked as well.
+    The file is read to its end, so that gzip's own checksum is verified as well.
 
     Raises:
         InputError: the archive is damaged or cut short, or a member declares more than 64 MiB.
@@ -112,7 +112,7 @@ def _tar_content(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> b
     _check_size(path, member.name, member.size)
     try:
         content = tar.extractfile(member)
-        assert content is not None  # only regular files come here
+        assert content is not None  # tar_members passes regular files only
         return content.read()
     except _DAMAGE as error:
         raise _damaged(path, member.name, error) from error
@@ -145,7 +145,7 @@ def _check_size(path: Path, name: str, size_bytes: int) -> None:
 
 
 def _damaged(path: Path, name: str, error: BaseException) -> InputError:
-    return InputError(got=f"a damaged archive {path} at {name} ({_short(error)})", expected="a whole, readable archive", do=_REPLACE)
+    return InputError(got=f"a damaged archive {path} at {name} ({_short(error)})", expected="a complete, readable archive", do=_REPLACE)
 
 
 def _short(error: BaseException) -> str:

@@ -1,7 +1,6 @@
-"""Examples and corpora: what every part of lugpi means by a row.
+"""Examples and corpora. Row i of every file is example i of the corpus, in the corpus's own order (that of its archive).
 
-Row i of every file is example i of the corpus, in the corpus's own order (the order of its archive). The split is a column, not an
-order, so that another split seed needs no new drawing.
+The split of an example is a value, not a position, so that another split seed needs no new images.
 """
 
 from collections import Counter
@@ -14,13 +13,13 @@ import xxhash
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-# The label of a text that nobody labelled.
+# The label of an unlabelled text.
 UNLABELLED = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One text. ``label`` is its class or UNLABELLED, ``text`` what the text encoder reads, ``prompt`` what the generator reads."""
+    """One text. ``label`` is its class or UNLABELLED; the text encoder reads ``text``, the generator reads ``prompt``."""
 
     id: str
     text: str
@@ -34,12 +33,12 @@ class Corpus:
     """A text-classification corpus, whole and in its own order.
 
     Attributes:
-        name: what the run folder is called (``20ng``, ``imdb``, the stem of a CSV file …).
-        label_names: class k is ``label_names[k]``; reaches the student's ``id2label``.
+        name: the name of the run folder (``20ng``, ``imdb``, the stem of a CSV file …).
+        label_names: class k is ``label_names[k]``; becomes the student's ``id2label``.
         examples: all splits, in the corpus's own order.
-        license: licence and origin in a few words; reaches the student's model card.
-        separator: the marker written around a target inside ``text`` (``"[SEP]"`` for the CWI corpora), or None. A text encoder with
-            another separator token has it replaced by its own.
+        license: licence and origin in a few words, for the student's model card.
+        separator: the marker around a target inside ``text`` (``"[SEP]"`` for the CWI corpora), or None. For a text encoder with another
+            separator token it is replaced by that token.
     """
 
     name: str
@@ -91,9 +90,10 @@ class Corpus:
         return {split: counted[split] for split in SPLITS}
 
     def fingerprint(self) -> str:
-        """Return the xxh3-128 of everything that decides a training run: ids, texts, prompts, labels, splits and label names.
+        """Return the xxh3-128 of everything that affects training: ids, texts, prompts, labels, splits and label names.
 
-        It is computed once."""
+        It is computed once per corpus.
+        """
         return self._fingerprint
 
     @cached_property

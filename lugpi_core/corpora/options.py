@@ -21,25 +21,25 @@ class CorpusSettings:
     """
 
     data_dir: Path = Path("data")
-    """Folder with the original archives under their original names; what is missing there is downloaded into it."""
+    """Folder with the original archives under their original names; missing ones are downloaded into it."""
     split_by: Literal["seed", "date"] = "seed"
-    """How 20ng is cut into train and test: at random (the paper's way) or by the date of the posts."""
+    """How 20ng is cut into train and test: at random, as in the paper, or by the date of the posts."""
     split_seed: int = 0
-    """Seed of every random cut into splits and of the examples that --limit draws."""
+    """Seed of the random cut into splits and of the examples that --limit selects."""
     limit: int | None = None
-    """Use only that many examples, drawn at random in proportion from every split; the order of the corpus is kept."""
+    """Use only this many examples, sampled from every split in proportion; the order of the corpus is kept."""
     text_column: str = "text"
-    """Own corpora: the column with the text."""
+    """Your own corpus: the column with the text."""
     label_column: str = "label"
-    """Own corpora: the column with the label."""
+    """Your own corpus: the column with the label."""
     prompt_column: str | None = None
-    """Own corpora: the column with what is to be drawn; the text itself when not given."""
+    """Your own corpus: the column with the image prompt (default: the text itself)."""
     split_column: str | None = None
-    """Own corpora: the column that says train, validation or test."""
+    """Your own corpus: the column that says train, validation or test."""
     validation_file: Path | None = None
-    """Own corpora: a file of the same columns with the validation examples."""
+    """Your own corpus: a file with the same columns and the validation examples."""
     test_file: Path | None = None
-    """Own corpora: a file of the same columns with the test examples."""
+    """Your own corpus: a file with the same columns and the test examples."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < SMALLEST_LIMIT:
@@ -58,7 +58,7 @@ class CorpusOptions(CorpusSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class HubName:
-    """``hf:owner/name[/config][@revision]``, taken apart."""
+    """The parts of ``hf:owner/name[/config][@revision]``."""
 
     owner: str
     name: str
@@ -67,10 +67,10 @@ class HubName:
 
 
 def hub_name(dataset: str) -> HubName:
-    """Take ``hf:owner/name[/config][@revision]`` apart.
+    """Return the parts of ``hf:owner/name[/config][@revision]``.
 
     Raises:
-        InputError: it is not of that form.
+        InputError: it has another form.
     """
     match = _HUB_NAME.fullmatch(dataset)
     if match is None:
@@ -79,10 +79,10 @@ def hub_name(dataset: str) -> HubName:
 
 
 def dataset_name(dataset: str) -> str:
-    """Return a dataset's short name: itself, a file's stem, ``owner--name[--config]`` for the hub.
+    """Return a dataset's short name: the name itself, a file's stem, or ``owner--name[--config]`` for the hub.
 
     Raises:
-        InputError: a hub name that is not of its form.
+        InputError: a malformed hub name.
     """
     if dataset.startswith(HUB_PREFIX):
         hub = hub_name(dataset)
@@ -94,12 +94,12 @@ def default_run_dir(dataset: str, limit: int | None = None) -> Path:
     """Return the folder of everything that is computed from this corpus: ``runs/<name>``, or ``runs/<name>-<limit>`` when it is limited.
 
     Raises:
-        InputError: a hub name that is not of its form.
+        InputError: a malformed hub name.
     """
     name = dataset_name(dataset)
     return Path("runs") / (name if limit is None else f"{name}-{limit}")
 
 
 def store_folder(run: Path, unlabelled: Path | None) -> Path:
-    """Return the folder of a run's token store: that of its corpus, or of a file of texts without labels."""
+    """Return the folder of a run's token store: of its corpus, or of a file of unlabelled texts."""
     return run / ("tokens" if unlabelled is None else f"tokens-{unlabelled.stem}")

@@ -45,16 +45,16 @@ CWI = Archive(
 _IMDB_MEMBER = re.compile(r"aclImdb/(train|test)/(neg|pos)/(\d+)_(\d+)\.txt")
 _NEWS_MEMBER = re.compile(r"20news-18828/([\w.-]+)/(\d+)")
 _DATE_MEMBER = re.compile(r"20news-bydate-(train|test)/([\w.-]+/\d+)")
-# Only names of HTML elements, so that prose such as "a < b", "<3" and "<grin>" stays.
+# Only names of HTML elements, so that prose such as "a < b", "<3" and "<grin>" is kept.
 _TAG = re.compile(
     r"<(?:!--.*?--|/?(?:a|abbr|b|big|blockquote|br|center|cite|code|dd|del|div|dl|dt|em|font|h[1-6]|hr|i|img|ins|li|ol|p|pre|q|s|small"
     r"|span|strike|strong|sub|sup|table|tbody|td|th|thead|tr|tt|u|ul)"
     r"(?:\s+[\w:-]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>]+))*\s*/?)>",
     re.IGNORECASE | re.DOTALL,
 )
-# With what stands around an address in angle brackets; "[\w…]++" takes a long run once, so that it is never scanned again.
+# Including angle brackets around the address. The possessive "[\w…]++" scans a long run only once.
 _EMAIL = re.compile(r"<?(?<![\w.+%!=/-])[\w.+%!=/-]++@[\w.-]*\w>?")
-# A header line that starts with a blank continues the one above it.
+# A header line that starts with a space or tab continues the line above it.
 _SUBJECT = re.compile(r"^subject:[^\n]*(?:\n[ \t][^\n]*)*\n?", re.IGNORECASE | re.MULTILINE)
 _WORD = re.compile(r"\w")
 _CWI_PREFIX = re.compile(r"#\d+-\d+ ")
@@ -64,7 +64,7 @@ def load_imdb(settings: CorpusSettings, *, in_each_folder: int = 12_500) -> Corp
     """IMDB reviews without HTML tags: train before test, negative before positive, by number; 10 % of train is validation, seeded.
 
     Raises:
-        InputError: archive missing or damaged, other counts, a review that is not UTF-8 or is empty.
+        InputError: archive missing or damaged, unexpected counts, a review that is not UTF-8 or is empty.
     """
     path = find_archive(IMDB, settings.data_dir)
     folders: dict[tuple[str, str], dict[tuple[int, int], str]] = {(part, side): {} for part in ("train", "test") for side in ("neg", "pos")}
@@ -84,7 +84,7 @@ def load_imdb(settings: CorpusSettings, *, in_each_folder: int = 12_500) -> Corp
 
 
 def without_tags(review: str) -> str:
-    """Return a review with every HTML tag replaced by a space, so that words do not stick together; nothing else is changed."""
+    """Return a review with every HTML tag replaced by a space, so that words stay separate; nothing else is changed."""
     return _TAG.sub(" ", review)
 
 
@@ -92,7 +92,7 @@ def load_20ng(settings: CorpusSettings, *, documents: int = 18_828, groups: int 
     """20 Newsgroups, the 18,828 version, by group and number; 33 % test and 10 % of the rest validation, seeded, or by date.
 
     Raises:
-        InputError: archive missing or damaged, other counts, a document that the bydate split does not know.
+        InputError: archive missing or damaged, unexpected counts, a document that is not in the bydate split.
     """
     path = find_archive(NEWS, settings.data_dir)
     texts = {(match[1], int(match[2])): content.decode("latin-1") for match, content in tar_members(path, _NEWS_MEMBER)}
@@ -112,8 +112,8 @@ def load_20ng(settings: CorpusSettings, *, documents: int = 18_828, groups: int 
 def without_subject_and_addresses(document: str) -> str:
     """Return a newsgroup document without e-mail addresses and without its header's subject line (with its continuation lines).
 
-    Subject lines quoted in the body stay. Where no word is left but the header's own ``From``, the subject is kept; where there is still
-    none, the whole document, so that a prompt is never empty.
+    Subject lines quoted in the body stay. If no word remains except the header's own ``From``, the subject is kept; if there is still
+    none, the whole document is returned, so that a prompt is never empty.
     """
     header, blank_line, body = document.partition("\n\n")
     candidates = (_SUBJECT.sub("", header, count=1).rstrip("\n") + blank_line + body, document)
@@ -158,12 +158,12 @@ def _train_or_test(split: str, *, where: str) -> Split:
 
 
 def load_cwi(genre: Genre, settings: CorpusSettings, *, rows: tuple[int, int, int] | None = None) -> Corpus:
-    """Complex word identification, English News or WikiNews: the target marked in its sentence; drawn is the target alone.
+    """Complex word identification, English News or WikiNews: the target marked in its sentence; the prompt is the target alone.
 
     ``rows`` are the expected numbers of train, validation and test rows; the real ones by default.
 
     Raises:
-        InputError: archive or member missing or damaged, other counts, a row that is not of the task's form.
+        InputError: archive or member missing or damaged, unexpected counts, a malformed row.
     """
     expected = rows or {"News": (14_002, 1_764, 2_095), "WikiNews": (7_746, 870, 1_287)}[genre]
     path = find_archive(CWI, settings.data_dir)
@@ -175,7 +175,7 @@ def load_cwi(genre: Genre, settings: CorpusSettings, *, rows: tuple[int, int, in
     examples: list[Example] = []
     for (split, member), count in zip(parts, expected, strict=True):
         content = decoded(zip_member(path, member), where=f"{member} in {path}")
-        lines = content.removesuffix("\n").split("\n")  # on "\n" only: other line separators may stand in a sentence
+        lines = content.removesuffix("\n").split("\n")  # on "\n" only: a sentence may contain other line separators
         _check_count(len(lines), count, what=f"rows in {member}", path=path)
         examples.extend(_cwi_example(line, split, row, where=f"{member} in {path}") for row, line in enumerate(lines))
     licence = f"CWI 2018 shared task, English {genre}; no licence stated"
@@ -201,10 +201,10 @@ def _cwi_example(line: str, split: Split, row: int, *, where: str) -> Example:
 def marked(sentence: str, start: int, end: int) -> tuple[str, str]:
     """Return the sentence with ``[start:end]`` marked as ``[SEP] target [SEP]``, and the target.
 
-    The offsets count a WikiNews prefix such as ``#37-1 ``, which is no part of the sentence and is taken off afterwards.
+    The offsets include a WikiNews prefix such as ``#37-1 ``, which is not part of the sentence and is removed afterwards.
 
     Raises:
-        ValueError: the offsets lie outside the sentence, name blanks only, or reach into the prefix.
+        ValueError: the offsets lie outside the sentence, cover only blanks, or reach into the prefix.
     """
     prefix = _CWI_PREFIX.match(sentence)
     first = prefix.end() if prefix else 0

@@ -1,4 +1,4 @@
-"""Seeded cuts of a corpus into splits. One rule everywhere: a permutation of the rows is drawn and its head is cut off."""
+"""Seeded cuts of a corpus into splits, always by cutting off the head of a random permutation of the rows."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ VALIDATION_PERCENT = 10
 
 
 def share_down(count: int, percent: int) -> int:
-    """Return ``floor(percent % of count)``, in whole numbers so that no rounding of floats decides it."""
+    """Return ``floor(percent % of count)``, in integers, so that no rounding of floats matters."""
     return count * percent // 100
 
 
 def share_up(count: int, percent: int) -> int:
-    """Return ``ceil(percent % of count)``, in whole numbers."""
+    """Return ``ceil(percent % of count)``, in integers."""
     return -(-count * percent // 100)
 
 
 def seeded_splits(count: int, *, test: int, validation: int, seed: int) -> list[Split]:
-    """Return the split of each of ``count`` rows: the head of a seeded permutation is test, what follows validation, the rest train."""
+    """Return the split of each of ``count`` rows: the head of a seeded permutation is test, the next part validation, the rest train."""
     order = np.random.default_rng(seed).permutation(count)
     splits: list[Split] = ["train"] * count
     for row in order[:test]:
@@ -34,7 +34,7 @@ def seeded_splits(count: int, *, test: int, validation: int, seed: int) -> list[
 
 
 def cut_from_train(splits: Sequence[Split], *, test: int = 0, validation: int = 0, seed: int) -> list[Split]:
-    """Return ``splits`` with so many of its train rows made test and validation by the same seeded rule; other rows stay."""
+    """Return ``splits`` with this many train rows turned into test and validation by the same seeded rule; other rows stay."""
     train = [row for row, split in enumerate(splits) if split == "train"]
     cut = list(splits)
     for row, split in zip(train, seeded_splits(len(train), test=test, validation=validation, seed=seed), strict=True):
@@ -43,7 +43,7 @@ def cut_from_train(splits: Sequence[Split], *, test: int = 0, validation: int = 
 
 
 def shares(counts: Sequence[int], total: int) -> list[int]:
-    """Divide ``total`` in proportion to ``counts`` by largest remainders; each non-empty part gets at least one and never more than it has.
+    """Divide ``total`` in proportion to ``counts`` by largest remainders; each non-empty part gets at least 1 and at most its count.
 
     ``total`` must lie between the number of non-empty parts and the sum of the counts.
     """
@@ -61,7 +61,7 @@ def shares(counts: Sequence[int], total: int) -> list[int]:
 
 
 def limited(corpus: Corpus, limit: int, *, seed: int) -> Corpus:
-    """Return the corpus with ``limit`` examples, drawn seeded and in proportion from every split, in the corpus's own order."""
+    """Return the corpus with ``limit`` examples, sampled with the seed from every split in proportion, in the corpus's own order."""
     rows = [corpus.rows(split) for split in SPLITS]
     if limit >= len(corpus.examples):
         return corpus
@@ -73,7 +73,7 @@ def limited(corpus: Corpus, limit: int, *, seed: int) -> Corpus:
 
 
 def warn_of_lost_labels(part: Corpus) -> None:
-    """Warn when a part of a corpus scores labels that it does not train on.
+    """Warn if a part of a corpus has labels in validation or test that are not in train.
 
     Raises:
         InputError: a single class is left to train on.
@@ -83,4 +83,4 @@ def warn_of_lost_labels(part: Corpus) -> None:
         raise InputError(got=f"--limit {len(part.examples)}, which leaves one class to train on", expected="two or more", do="raise it")
     unseen = sorted({part.label_names[example.label] for example in part.examples} - {part.label_names[label] for label in trained})
     if unseen:
-        warnings.warn(f"--limit leaves no train example of {', '.join(unseen)}, which others are scored on", stacklevel=3)
+        warnings.warn(f"--limit leaves no train example of {', '.join(unseen)}, which validation or test examples have", stacklevel=3)

@@ -1,4 +1,4 @@
-"""Own corpora: a table with texts and labels becomes a corpus, or the reason why it cannot, in one line."""
+"""A user's texts and labels, in a file, on the hub or in memory, become a corpus; what is wrong with them is one line."""
 
 import warnings
 from collections import Counter
@@ -23,12 +23,12 @@ _NAMED_ROWS = 5
 def load_user_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
     """Return the corpus in a CSV, JSONL or Parquet file, or in a Hugging Face dataset, in the order of its rows. Holds all in memory.
 
-    Splits come from the files or hub splits there are, or from ``split_column``. Whichever of validation and test has no example of its
-    own is cut from train, seeded: 20 % test, 10 % of the rest validation. Ids are the ``id`` column where it is unique, else ``train/12``:
-    row 12, counted from 0, of the file or hub split it came from. Texts and prompts pass through unchanged, labels stripped.
+    Splits come from the given files, the hub's splits or ``split_column``. Whichever of validation and test is empty is cut from train with
+    the seed: 20 % test, 10 % of the rest validation. Ids are the ``id`` column if it is unique, otherwise ``train/12``: row 12, counted
+    from 0, of the train file or split. Texts and prompts are not changed; labels are stripped.
 
     Raises:
-        InputError: anything about the data that would fail later, or would be learnt wrongly; names the file and the rows.
+        InputError: anything in the data that would fail later or be learnt wrongly; names the file and the rows.
     """
     if dataset.startswith(HUB_PREFIX):
         settings = replace(settings, split_column=None)
@@ -117,7 +117,7 @@ def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
         return hub_tables(dataset, wanted, settings.label_column)
     if settings.split_column is not None and (settings.validation_file or settings.test_file):
         raise InputError(
-            got="--split-column with --validation-file or --test-file", expected="one way to tell the splits", do="leave one of them out"
+            got="--split-column with --validation-file or --test-file", expected="one source of the splits", do="leave one of them out"
         )
     files: tuple[tuple[Split, Path | None], ...] = (
         ("train", Path(dataset)),
@@ -128,7 +128,7 @@ def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
 
 
 def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
-    no_rows = InputError(got=f"no rows in {table.where}", expected="one row an example", do="check the file")
+    no_rows = InputError(got=f"no rows in {table.where}", expected="one row per example", do="check the file")
     if not table.names:
         raise no_rows
     for role, name in columns.items():
@@ -147,10 +147,10 @@ def _texts(table: Table, column: str) -> list[str]:
 
 
 def checked_texts(values: Sequence[object], *, what: str, where: str, names: Sequence[str] | None = None) -> list[str]:
-    """Return ``values``, all of them texts that a tokenizer takes. Any length, script and markup is legal.
+    """Return ``values`` if all of them are texts that a tokenizer accepts. Any length, script and markup is allowed.
 
     Raises:
-        InputError: some are not text, empty, or hold a NUL or half a surrogate pair; names the first few, by ``names`` or by row from 0.
+        InputError: some are not text, empty, or contain a NUL or half a surrogate pair; names the first few, by ``names`` or by row from 0.
     """
     bad: dict[str, list[int]] = {}
     texts: list[str] = []
@@ -163,7 +163,7 @@ def checked_texts(values: Sequence[object], *, what: str, where: str, names: Seq
     if bad:
         fault, rows = next(iter(bad.items()))
         listed = _listed(rows) if names is None else _listed([names[row] for row in rows], of="examples")
-        raise InputError(got=f"{len(rows):,} {fault} in {what} of {where}: {listed}", expected="text", do="mend or remove them")
+        raise InputError(got=f"{len(rows):,} {fault} in {what} of {where}: {listed}", expected="text", do="fix or remove them")
     return texts
 
 
@@ -178,7 +178,7 @@ def _fault(value: object) -> str | None:
 
 
 def _has_half_a_pair(text: str) -> bool:
-    """Whether a text has half a surrogate pair, as a JSON escape can make it: it has no UTF-8 form, and tokenizers and files want one."""
+    """Whether a text contains half a surrogate pair, which a JSON escape can produce and UTF-8 cannot encode."""
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -200,7 +200,7 @@ def _splits(tables: Sequence[Table], dataset: str, settings: CorpusSettings) -> 
             raise InputError(
                 got=f"no {split} example in {dataset} ({len(splits):,} in all)",
                 expected="train, validation and test examples",
-                do="add examples (13 are enough for a random cut), or give them by --validation-file and --test-file or by --split-column",
+                do="add examples (13 are enough for a random cut), or pass them with --validation-file and --test-file or --split-column",
             )
     return splits
 
@@ -222,7 +222,7 @@ def _given_splits(table: Table, column: str | None) -> list[Split]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Labels:
-    """Every row's label name, and the classes in their order."""
+    """Every row's label name, and the classes in order."""
 
     names: list[str]
     classes: tuple[str, ...]
@@ -256,7 +256,7 @@ def _label_name(value: object, classes: tuple[str, ...] | None) -> str | None:
             return classes[value] if 0 <= value < len(classes) else None  # the hub writes -1 for "not labelled"
         case int():  # and booleans
             return str(value)
-        case float() if value.is_integer():  # a column of whole numbers that was once stored with gaps
+        case float() if value.is_integer():  # a column of whole numbers that was stored with gaps
             return str(int(value))
         case str() if value.strip().lower() not in ("", "nan") and not _has_half_a_pair(value):
             name = value.strip()
@@ -265,9 +265,9 @@ def _label_name(value: object, classes: tuple[str, ...] | None) -> str | None:
 
 
 def _check_labels(labels: _Labels, splits: Sequence[Split], *, where: str) -> None:
-    found = set(labels.names)
-    if len(found) < 2:
-        raise InputError(got=f"only the label {', '.join(found)} in {where}", expected="two classes or more", do="check --label-column")
+    present = set(labels.names)
+    if len(present) < 2:
+        raise InputError(got=f"only the label {', '.join(present)} in {where}", expected="two classes or more", do="check --label-column")
     trained = {name for name, split in zip(labels.names, splits, strict=True) if split == "train"}
     counted = Counter((name, split) for name, split in zip(labels.names, splits, strict=True) if name not in trained)
     if counted:
@@ -275,20 +275,20 @@ def _check_labels(labels: _Labels, splits: Sequence[Split], *, where: str) -> No
         raise InputError(
             got=f"label {name!r} on {count:,} {split} examples of {where} and on no train example",
             expected="every label among the train examples",
-            do="move or add examples of it, or, where the cut is random, choose another --split-seed",
+            do="move or add examples of it, or choose another --split-seed if the cut is random",
         )
 
 
 def _ids(tables: Sequence[Table]) -> list[str]:
-    """Return the ``id`` column where every table has it and it is unique over all of them, else the row number, behind its table's name
-    where there are several."""
+    """Return the ``id`` column if every table has it and it is unique over all of them; otherwise row numbers, after the table's name if
+    there are several."""
     given = [value for table in tables for value in table.columns.get(ID_COLUMN, ())]
     named = [str(value) for value in given if isinstance(value, int | str) and str(value).strip()]
     if bad := [row for row, name in enumerate(named) if _has_half_a_pair(name)]:
         raise InputError(
             got=f"{len(bad):,} ids with half a surrogate pair in {ID_COLUMN} of {tables[0].where}: {_listed(bad)}",
             expected="text",
-            do="mend or remove them",
+            do="fix or remove them",
         )
     if len(set(named)) == sum(len(table) for table in tables):
         return named

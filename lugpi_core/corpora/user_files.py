@@ -1,6 +1,6 @@
-"""Columns out of a CSV, JSONL or Parquet file or a Hugging Face dataset, as plain Python values and nothing judged yet.
+"""Columns of a CSV, JSONL or Parquet file or a Hugging Face dataset, as Python values that are not checked yet.
 
-A CSV is read with :mod:`csv` and a JSONL file with :mod:`json`, not with pandas: every cell stays what it is, and every error has its line.
+CSV is read with :mod:`csv` and JSONL with :mod:`json`, not with pandas: every cell keeps its value, and every error names its line.
 """
 
 import csv
@@ -40,10 +40,10 @@ class Table:
     Attributes:
         where: the file or the hub name, for errors.
         source: which of the given files or hub splits it is; a single file is ``train``, whatever its rows become.
-        names: all column names there are.
-        columns: the wanted columns that are there, row by row.
-        classes: names that the hub gives to whole-number labels.
-        license: what the hub says, or nothing.
+        names: all column names.
+        columns: the requested columns that exist, row by row.
+        classes: the names of whole-number labels, if they are known.
+        license: as stated by the hub, or empty.
     """
 
     where: str
@@ -58,7 +58,7 @@ class Table:
 
 
 def file_table(path: Path, source: Split, wanted: Sequence[str]) -> Table:
-    """Read the wanted columns of a CSV, JSONL or Parquet file. Holds a CSV or JSONL file whole in memory, of Parquet the wanted columns.
+    """Read some columns of a CSV, JSONL or Parquet file. Holds a CSV or JSONL file whole in memory, of Parquet these columns.
 
     Raises:
         InputError: the file is missing, unreadable or of another kind, or a line of it is malformed.
@@ -73,7 +73,7 @@ def file_table(path: Path, source: Split, wanted: Sequence[str]) -> Table:
 
 
 def text_table(path: Path, column: str) -> Table:
-    """Read a text file as one column, a text a line; empty lines are no texts.
+    """Read a text file as one column, one text per line; empty lines are skipped.
 
     Raises:
         InputError: the file is missing or is not UTF-8.
@@ -99,7 +99,7 @@ def _read(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str,
 
 @contextmanager
 def long_cells() -> Iterator[None]:
-    """Let Python's CSV reader read cells of any length inside the block; by default it refuses those above 128 KiB."""
+    """Let Python's CSV reader accept cells of any length inside the block; by default it rejects those above 128 KiB."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -125,7 +125,7 @@ def _csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, object]]]:
                 rows.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         got = f"malformed CSV ({error}) at line {reader.line_num} of {path}"
-        raise InputError(got=got, expected="cells separated by commas and quoted by double quotes", do="mend that line") from error
+        raise InputError(got=got, expected="cells separated by commas and quoted by double quotes", do="fix that line") from error
     return tuple(names), rows
 
 
@@ -139,10 +139,10 @@ def _jsonl(path: Path) -> tuple[tuple[str, ...], list[dict[str, object]]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             got = f"malformed JSON ({error}) in line {number} of {path}"
-            raise InputError(got=got, expected="one JSON object a line", do="mend that line") from error
+            raise InputError(got=got, expected="one JSON object per line", do="fix that line") from error
         if not isinstance(row, dict):
             raise InputError(
-                got=f"a {type(row).__name__} in line {number} of {path}", expected="one JSON object a line", do="mend that line"
+                got=f"a {type(row).__name__} in line {number} of {path}", expected="one JSON object per line", do="fix that line"
             )
         rows.append(row)
     return tuple(dict.fromkeys(name for row in rows for name in row)), rows
@@ -157,14 +157,14 @@ def _parquet(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[s
         table = pyarrow.parquet.read_table(path, columns=[name for name in wanted if name in names])
         return names, table.to_pydict()
     except pyarrow.ArrowException as error:
-        raise InputError(got=f"{path} ({error})", expected="a whole Parquet file", do="write it again") from error
+        raise InputError(got=f"{path} ({error})", expected="a complete Parquet file", do="write it again") from error
 
 
 def hub_tables(dataset: str, wanted: Sequence[str], label_column: str) -> list[Table]:
-    """Load ``hf:owner/name[/config][@revision]``: its train, validation and test splits, as far as it has them. Runs no code from the hub.
+    """Load the train, validation and test splits that ``hf:owner/name[/config][@revision]`` has. Runs no code from the hub.
 
     Raises:
-        InputError: the name is not of that form, the hub cannot be reached or has no such dataset, or it has no train split.
+        InputError: the name has another form, the hub cannot be reached or has no such dataset, or it has no train split.
     """
     hub = hub_name(dataset)
     import datasets

@@ -1,1 +1,1 @@
-"""What a process stands on: devices, memory, signals, pretrained files, and the libraries' noise."""
+"""The process a command runs in: devices, memory, signals, pretrained files and noisy libraries."""

@@ -38,10 +38,10 @@ class Compute:
 
 
 def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["float16", "bfloat16"]) -> Compute:
-    """Resolve ``auto``: CUDA where there is one, in ``half`` precision; else the CPU in float32.
+    """Resolve ``auto``: CUDA in ``half`` precision if available, otherwise the CPU in float32.
 
     Raises:
-        InputError: CUDA is asked for and absent, or float16 is asked for on the CPU.
+        InputError: CUDA is requested but not available, or float16 is requested on the CPU.
     """
     import torch
 
@@ -49,7 +49,7 @@ def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["
     if device == "cuda" and not has_cuda:
         raise InputError(got="--device cuda", expected="a CUDA device that torch can see", do="use --device cpu, or install a CUDA build")
     chosen = "cuda" if has_cuda and device != "cpu" else "cpu"
-    if chosen == "cpu" and dtype == "float16":  # few processors multiply it; bfloat16 many (AVX512-BF16, AMX, NEON)
+    if chosen == "cpu" and dtype == "float16":  # few processors multiply it; many multiply bfloat16 (AVX512-BF16, AMX, NEON)
         raise InputError(got="--dtype float16 on the CPU", expected="float32 or bfloat16 there", do="choose one, or use a CUDA device")
     if dtype == "auto":
         dtype = half if chosen == "cuda" else "float32"
@@ -58,21 +58,21 @@ def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["
 
 
 def half_for_training() -> Literal["bfloat16", "float16"]:
-    """Return bfloat16, whose range needs no scaling of the loss, or float16 on a CUDA card that does not compute bfloat16 itself."""
+    """Return bfloat16, whose range needs no loss scaling, or float16 on a CUDA card without native bfloat16."""
     import torch
 
-    without = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return "float16" if without else "bfloat16"
+    lacks_bfloat16 = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "float16" if lacks_bfloat16 else "bfloat16"
 
 
 def require_seed(seed: int) -> None:
-    """Raise InputError unless every generator takes the seed."""
+    """Raise InputError unless every random generator accepts the seed."""
     if not 0 <= seed < 2**31:
         raise InputError(got=f"--seed {seed}", expected="0 to 2147483647", do="give a smaller, positive number")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (torch seeds every CUDA device with its own)."""
+    """Seed the random generators of Python, NumPy and torch, CUDA devices included."""
     import random
 
     import numpy as np

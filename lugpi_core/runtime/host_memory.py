@@ -1,4 +1,4 @@
-"""How much of the host's memory is left, inside a container too."""
+"""How much host memory is available, also inside a container."""
 
 import os
 from collections.abc import Iterator
@@ -6,8 +6,10 @@ from pathlib import Path
 
 
 def host_available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many bytes this process could still take without swapping, by the kernel's own estimate and the limits of the control
-    groups (containers) above it; where there is no ``/proc``, all that the machine has."""
+    """Return how many more bytes this process can allocate without swapping.
+
+    The kernel's estimate, and the limits of the control groups (containers) above it. Without ``/proc``: all memory of the machine.
+    """
     if not (proc / "meminfo").is_file():  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kilobytes = _numbers(proc / "meminfo")["MemAvailable:"]
@@ -15,7 +17,7 @@ def host_available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/f
 
 
 def _left_in_groups(membership: Path, groups: Path) -> Iterator[int]:
-    """Yield what the limit of each control group above this process leaves; of version 1 (``4:memory:/path``) and 2 (``0::/path``)."""
+    """Yield what each control group above this process has left, for version 1 (``4:memory:/path``) and 2 (``0::/path``)."""
     names = {
         "": ("", "memory.max", "memory.current", "inactive_file"),
         "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -25,10 +27,10 @@ def _left_in_groups(membership: Path, groups: Path) -> Iterator[int]:
         if controllers not in names:
             continue
         root, limit_file, usage_file, cache_line = names[controllers]
-        own = groups / root / inside.strip("/")
-        for group in (own, *own.parents):
+        innermost = groups / root / inside.strip("/")
+        for group in (innermost, *innermost.parents):
             if (group / limit_file).is_file() and (limit := (group / limit_file).read_text().strip()) != "max":
-                # The page cache counts as used, and its old half is given back when it is wanted.
+                # The page cache counts as used, but its inactive half is freed on demand.
                 cache_bytes = _numbers(group / "memory.stat").get(cache_line, 0)
                 yield int(limit) - int((group / usage_file).read_text()) + cache_bytes
             if group == groups / root:

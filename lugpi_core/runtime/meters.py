@@ -1,4 +1,4 @@
-"""Stage times, peak memory, versions: what every JSON record says about how it was made."""
+"""Stage times, peak memory and versions, for the JSON records."""
 
 import importlib.metadata
 import platform
@@ -18,16 +18,16 @@ _RECORDED = ("lugpi", "torch", "transformers", "diffusers", "open_clip_torch", "
 
 
 class StageTimes:
-    """Seconds by stage. Stages of one thread must not nest; several threads may add to stages of their own names."""
+    """Seconds by stage. Stages of one thread must not nest; several threads may each time stages of different names."""
 
     def __init__(self, device: str = "cpu") -> None:
         self._seconds: dict[str, float] = defaultdict(float)
         self._device = device
-        self._running: list[tuple[str, Any, Any]] = []  # kernels that were launched, with the events around them
+        self._running: list[tuple[str, Any, Any]] = []  # CUDA events around launched kernels
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage; of kernels, those that have ended."""
+        """Seconds by stage; kernels count once they have ended."""
         running, self._running = self._running, []
         for name, start, end in running:
             if end.query():
@@ -38,8 +38,7 @@ class StageTimes:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to ``name``; on CUDA the device is waited for at both ends, so that a stage pays for its own
-        kernels."""
+        """Add the wall time of the block to ``name``; on CUDA synchronize at both ends, so that a stage includes its own kernels."""
         self._wait()
         with self.host(name):
             try:
@@ -49,7 +48,7 @@ class StageTimes:
 
     @contextmanager
     def host(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to ``name``, whatever the device does meanwhile."""
+        """Add the wall time of the block to ``name`` without synchronizing the device."""
         start_s = time.perf_counter()
         try:
             yield
@@ -58,7 +57,7 @@ class StageTimes:
 
     @contextmanager
     def kernels(self, name: str) -> Iterator[None]:
-        """Add to ``name`` the device's time from the block's first kernel to its last, without waiting for it; on the CPU, wall time."""
+        """Add the device time from the block's first kernel to its last, without synchronizing; on the CPU, wall time."""
         if self._device != "cuda":
             with self.host(name):
                 yield
@@ -74,7 +73,7 @@ class StageTimes:
             self._running.append((name, start, end))
 
     def record(self) -> dict[str, float]:
-        """Return ``{"<stage>_s": seconds}``, rounded to the millisecond; waits for kernels that are running."""
+        """Return ``{"<stage>_s": seconds}``, rounded to milliseconds; waits for running kernels."""
         if self._running:
             self._wait()
         return {f"{name}_s": round(seconds, 3) for name, seconds in self.seconds.items()}
@@ -87,7 +86,7 @@ class StageTimes:
 
 
 def peak_memory_bytes() -> dict[str, int]:
-    """Return the highest resident set of this process so far and, with CUDA in use, the highest of torch's allocator."""
+    """Return the peak resident set of this process and, if CUDA is in use, the peak of torch's allocator."""
     peak = {"host_bytes": _peak_resident_bytes()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -97,18 +96,18 @@ def peak_memory_bytes() -> dict[str, int]:
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Return the versions of Python and of the packages that decide results; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages that affect results."""
+    installed = {"python": platform.python_version()}
     for name in _RECORDED:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return MappingProxyType(found)
+    return MappingProxyType(installed)
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, with ``+`` behind it when tracked files differ from it; None outside a checkout."""
+    """Return the checkout's commit, followed by ``+`` if tracked files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     head = _git(root, "rev-parse", "HEAD")
     if head is None:
@@ -117,7 +116,7 @@ def commit() -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Return versions, commit, platform and time: the part of a record that is the same for every command."""
+    """Return versions, commit, platform and time: the part of a record that every command has."""
     return {
         "versions": dict(versions()),
         "commit": commit(),
@@ -128,7 +127,7 @@ def provenance() -> dict[str, Any]:
 
 def _peak_resident_bytes() -> int:
     if sys.platform == "linux":
-        # Before getrusage, for there a process begins with the peak of the one that started it.
+        # Not getrusage, where a process starts with the peak of its parent.
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

@@ -31,13 +31,13 @@ def embedded_model(name: str) -> Path:
 
 
 def local_model_folder(source: str, *, revision: str | None = None, patterns: Sequence[str] = MODEL_FILES, flag: str) -> Path:
-    """Return the folder that holds a model's files, downloading them when ``source`` is a hub id.
+    """Return the folder with a model's files, downloading them if ``source`` is a hub id.
 
     Args:
         source: a folder, or ``owner/name`` (optionally ``owner/name@revision``) of the Hugging Face hub.
         revision: commit, tag or branch of the hub id.
         patterns: which files to download.
-        flag: the flag the user gave, for the error.
+        flag: the user's flag, for the error.
 
     Raises:
         InputError: no such folder and no such model on the hub, or the hub cannot be reached.
@@ -50,7 +50,7 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    # httpx.HTTPError, or that of the fork of httpx that newer hub clients stand on.
+    # httpx.HTTPError, or that of the fork of httpx that newer hub clients use.
     transport_error: type[BaseException] = HfHubHTTPError.__mro__[1]
     try:
         return Path(snapshot_download(name, revision=revision or at or None, allow_patterns=list(patterns)))
@@ -58,7 +58,7 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
         raise InputError(
             got=f"{flag} {source} ({reason(error)})",
             expected="a local folder or a model on the Hugging Face hub that can be reached",
-            do="check the name, or download the model where there is a network and give its folder",
+            do="check the name, or download the model on a machine with network access and give its folder",
         ) from None
 
 

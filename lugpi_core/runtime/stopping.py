@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the work ends at the next safe place, and what is done is kept."""
+"""SIGTERM and Ctrl-C: the work stops at the next safe point, and what is done is kept."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, and has stopped at a safe place; ``signal_number`` is what asked."""
+    """The run has stopped at a safe point, because of the signal ``signal_number``."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -17,30 +17,32 @@ class Stopped(KeyboardInterrupt):
 
 
 def raise_wrapped_stop(error: BaseException) -> None:
-    """Raise the interrupt that a library has turned into an error of its own, if there is one behind it."""
-    behind = error.__cause__ or error.__context__
-    while behind is not None:
-        if isinstance(behind, KeyboardInterrupt):
-            raise behind
-        behind = behind.__cause__ or behind.__context__
+    """Raise the interrupt that a library has wrapped in an error of its own, if there is one."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 class StopRequest:
-    """Whether somebody has asked the run to stop."""
+    """Whether a signal has asked the run to stop."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
 
     def check(self) -> None:
-        """Raise Stopped when a stop is asked for; to be called wherever the work can be left."""
+        """Raise Stopped if a stop was requested. Called wherever the work can be interrupted."""
         if self.signal_number is not None:
             raise Stopped(self.signal_number)
 
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise inside the block as Ctrl-C does, so that what is open is closed and the run says how to go on; unless the process
-    was told to ignore it."""
+    """Let SIGTERM raise inside the block as Ctrl-C does, so that files are closed and the run says how to continue.
+
+    A SIGTERM that the process ignores stays ignored.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
@@ -57,19 +59,18 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT inside the block into a request; the second one ends the process as it always did. A request that
-    nobody has heeded is raised at the end of the block.
+    """Turn the first SIGTERM or SIGINT inside the block into a request; the second one ends the process as usual.
 
-    Signals reach the main thread only: elsewhere the request is never made. A SIGINT that the process was told to ignore stays ignored, as
-    in the background jobs of a shell.
+    An unhandled request raises ``Stopped`` when the block ends. Signals reach only the main thread: in other threads no request is ever
+    made. A signal that the process ignores stays ignored, like SIGINT in the background jobs of a shell.
     """
     request = StopRequest()
     before: dict[signal.Signals, Any] = {}
 
     def ask(number: int, _: FrameType | None) -> None:
         request.signal_number = number
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for earlier, handler in before.items():
+            signal.signal(earlier, handler)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,4 +81,4 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    request.check()  # asked for after the last look
+    request.check()  # it may have come after the last check

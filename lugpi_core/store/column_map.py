@@ -1,7 +1,7 @@
-"""All shards of a column in one range of addresses, so that a batch of rows is one ``take`` in C, whatever shards they lie in.
+"""All shards of a column in one range of addresses, so that a batch of rows is one ``take`` in C, whatever shards they are in.
 
-A range is reserved, and each shard file is mapped into its own stretch of it. Stretches are a whole number of pages and of rows long; so
-row r of shard s lies ``s · rows of a stretch + r`` rows behind the first, and the column is one array with holes. No file stays open.
+A range is reserved, and each shard file is mapped into its own stretch of it. The length of a stretch is a whole number of pages and of
+rows; so row r of shard s is ``s · rows per stretch + r`` rows after the first, and the column is one array with holes. No file stays open.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import open_file
 from lugpi_core.store.layout import ShardLayout
 
-_MAP_FIXED = 0x10  # of Linux; the module mmap does not name it
+_MAP_FIXED = 0x10  # of Linux; Python's mmap does not define it
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong)
@@ -28,7 +28,7 @@ _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
-    """Where the rows of a committed shard lie: all that a reader keeps of it."""
+    """Where the rows of a committed shard are: all that a reader keeps of it."""
 
     path: Path
     layout: ShardLayout
@@ -37,10 +37,10 @@ class ShardPlace:
 
 
 class ColumnMap:
-    """A read-only map of shards, of which all but the last have the same number of rows. The pages belong to the page cache.
+    """A read-only map of shards; all but the last have the same number of rows. The pages belong to the page cache.
 
     Raises:
-        InputError: a file is not of the size that it was checked with.
+        InputError: a file has another size than when it was checked.
         OSError: a file cannot be mapped.
     """
 
@@ -51,23 +51,23 @@ class ColumnMap:
         period = lcm(mmap.ALLOCATIONGRANULARITY, *self._row_bytes.values())
         largest = max(place.file_bytes for place in places)
         self._stretch_bytes = -(-largest // period) * period
-        # Python owns the range and gives it back with everything in it, once no array points there any more.
+        # Python owns the range and unmaps all of it once no array refers to it any more.
         self._range = mmap.mmap(-1, self._stretch_bytes * len(places), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
         start = np.frombuffer(self._range, np.uint8).ctypes.data
         for n, place in enumerate(places):
             self._map(place, start + n * self._stretch_bytes)
         self._tables = {name: self._table(name) for name in self._row_bytes}
-        # Where a shard has a dataset elsewhere than the first, its rows are not in the table: the scales of a shorter last shard, and
-        # shards that another version of HDF5 laid down.
+        # Shards whose dataset has another offset than in the first shard, so that their rows are not in the table: the scales of a shorter
+        # last shard, and shards written by another version of HDF5.
         self._elsewhere = {
             name: {n for n, place in enumerate(places) if place.offsets[name] != places[0].offsets[name]} for name in self._row_bytes
         }
         for name, table in self._tables.items():
-            if not table.flags.aligned:  # numpy would copy the whole range for every batch
+            if not table.flags.aligned:  # NumPy would copy the whole range for every batch
                 self._elsewhere[name] = set(range(len(places)))
 
     def take(self, name: str, rows: Sequence[int], out: NDArray[Any]) -> None:
-        """Copy rows of a dataset, numbered through all shards, into ``out`` [b, ...]; the caller has checked the numbers."""
+        """Copy rows of a dataset, numbered across all shards, into ``out`` [b, ...]; the caller has checked the numbers."""
         shard_rows = self._layout.rows
         hole = self._stretch_bytes // self._row_bytes[name] - shard_rows
         places = np.array([row + row // shard_rows * hole for row in rows], np.intp)
@@ -79,13 +79,13 @@ class ColumnMap:
                     out[n] = self.view(name, row // shard_rows)[row % shard_rows]
 
     def view(self, name: str, shard: int) -> NDArray[Any]:
-        """Return a shard's dataset, [m, ...], read-only, where it lies in the page cache."""
+        """Return a shard's dataset, [m, ...], read-only, in the page cache: nothing is copied."""
         shape, dtype = self._places[shard].layout.datasets[name]
         offset = shard * self._stretch_bytes + self._places[shard].offsets[name]
         return np.ndarray(shape, dtype, buffer=self._range, offset=offset)
 
     def will_need(self, shard: int, row: int) -> None:
-        """Ask the system to bring a row into the page cache, and return at once."""
+        """Ask the system to read a row into the page cache, and return immediately."""
         for name, row_bytes in self._row_bytes.items():
             start = shard * self._stretch_bytes + self._places[shard].offsets[name] + row * row_bytes
             page = start - start % mmap.PAGESIZE
@@ -94,11 +94,11 @@ class ColumnMap:
     def _map(self, place: ShardPlace, address: int) -> None:
         with open_file(place.path, os.O_RDONLY) as descriptor:
             size = os.fstat(descriptor).st_size
-            if size != place.file_bytes:  # behind the end of a shorter file the range would read as zeros
+            if size != place.file_bytes:  # beyond the end of a shorter file the range would read as zeros
                 raise InputError(
                     got=f"{place.path}: {size} bytes, {place.file_bytes} expected",
                     expected="the shard as it was checked",
-                    do="run the same featurize command again, which mends it",
+                    do="run the same featurize command again, which repairs it",
                 )
             got = _LIBC.mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
         if got != address:

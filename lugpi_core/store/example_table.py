@@ -1,6 +1,6 @@
-"""``examples.h5``: which drawings belong to which example, with its label, split, id and whether its prompt was cut.
+"""``examples.h5``: each example's images ("drawings"), label, split and id, and whether its prompt was cut.
 
-Shapes: N examples, K drawings each.
+Shapes: N examples, K images each.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ _AGAIN = "run featurize again"
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleTable:
-    """One row an example, in the corpus's order.
+    """One row per example, in the corpus's order.
 
     Attributes:
-        drawings: int64 [N, K], the rows of the example's drawings in every column.
+        drawings: int64 [N, K], the rows of the example's images in every column.
         prompt_cut: bool [N], True where the prompt was longer than the generator's text encoder reads.
-        corpus_fingerprint: ``Corpus.fingerprint()`` of the corpus the table was made from.
+        corpus_fingerprint: ``Corpus.fingerprint()`` of the table's corpus.
     """
 
     drawings: NDArray[np.int64]
@@ -34,13 +34,16 @@ class ExampleTable:
 
     @property
     def drawing(self) -> NDArray[np.int64]:
-        """The row of each example's first drawing, int64 [N]."""
+        """The row of each example's first image, int64 [N]."""
         return self.drawings[:, 0]
 
 
 def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> None:
-    """Write ``examples.h5``, whole or not at all. ``split`` counts 0 train, 1 validation, 2 test; ``id`` is UTF-8 of fixed length, what
-    UTF-8 cannot say in it escaped. ``drawing`` is the first drawing; where there are several, ``drawings`` [N, K] are all of them."""
+    """Write ``examples.h5``, whole or not at all.
+
+    ``split`` is 0 for train, 1 for validation, 2 for test. ``id`` is UTF-8 of fixed length; characters that UTF-8 cannot
+    encode are escaped. ``drawing`` is the first image; if there are several, ``drawings`` [N, K] contains all of them.
+    """
     split_numbers = {split: number for number, split in enumerate(SPLITS)}
 
     def build(file: Any) -> None:
@@ -59,7 +62,7 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
 
 
 def read_example_table(store: Path, corpus: Corpus) -> ExampleTable:
-    """Return the table of a store, checked against the corpus it is to be used with.
+    """Return the table of a store, checked against the corpus that it will be used with.
 
     Raises:
         InputError: there is no table, it is damaged, or it was written for another corpus, other splits or other labels.
@@ -145,5 +148,5 @@ def _other_corpus(found: str, corpus: Corpus) -> InputError:
     return InputError(
         got=f"a token store of {found!r} with other examples, labels or splits",
         expected=f"the store of {corpus.name!r} as it is loaded now",
-        do="run featurize again with the same corpus flags (drawings that are there are kept)",
+        do="run featurize again with the same corpus flags (existing images are kept)",
     )

@@ -1,11 +1,12 @@
-"""Is a file of unknown origin a plain shard? Asked before a byte of it is trusted.
+"""Check that a file of unknown origin is a plain shard, before any byte of it is trusted.
 
-A shard that this version of HDF5 would lay down has exactly known bytes outside its rows; those are compared, and HDF5 is not asked. Any
-other file, from another version or another hand, is looked at by HDF5 in a process of its own, with little memory and little time, so
-that a file made to crash or exhaust the library takes nothing with it. It must be plain: every dataset contiguous, uncompressed, inside
-the file, of the shape, dtype and place that the manifest states; no links, no storage outside the file.
+A shard written by this version of HDF5 has exactly known bytes outside its rows; those are compared, and HDF5 is not used. Any other file,
+from another version or another program, is opened by HDF5 in a separate process with limited memory and time, so that a file made to crash
+or exhaust the library does no harm. It must be plain: every dataset contiguous, uncompressed, inside the file, with the shape, dtype and
+offset that the manifest states; no links, no storage outside the file.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -40,7 +41,7 @@ def refuse_structure(shards: Sequence[ShardPlace]) -> None:
         raise InputError(
             got=f"{path}: {fault}",
             expected="a plain HDF5 file as lugpi writes it: contiguous, uncompressed, without links or storage outside the file",
-            do="get the file again from where it came, or remove it and run the same featurize command again",
+            do="get the file again from its source, or remove it and run the same featurize command again",
         )
 
 
@@ -50,7 +51,7 @@ def structure_faults(shards: Sequence[ShardPlace]) -> dict[Path, str]:
     faults: dict[Path, str] = {}
     while unknown:
         answers = _ask_child(unknown)
-        if len(answers) < len(unknown):  # the child ended at the first that it did not answer; the others are asked of the next
+        if len(answers) < len(unknown):  # the child died at the first file that it did not answer; the rest go to the next child
             answers.append(CRASHED)
         faults |= {shard.path: fault for shard, fault in zip(unknown, answers, strict=False) if fault is not None}
         unknown = unknown[len(answers) :]
@@ -59,13 +60,13 @@ def structure_faults(shards: Sequence[ShardPlace]) -> dict[Path, str]:
 
 def _is_ours(shard: ShardPlace) -> bool:
     stated = sum(shard.layout.bytes_of(name, shard.layout.rows) for name in shard.layout.datasets)
-    if shard.path.stat().st_size < stated:  # before HDF5 is asked to plan a file of a size that is only claimed
+    if shard.path.stat().st_size < stated:  # before HDF5 plans a file of a size that is only claimed
         return False
     return dict(shard.offsets) == dict(structure(shard.layout).offsets) and is_intact(shard.path, shard.layout)
 
 
 def _ask_child(shards: Sequence[ShardPlace]) -> list[str | None]:
-    """Return the answers of a process of its own, in order, as far as it came."""
+    """Return the answers of a separate process, in order, up to the file at which it died."""
     questions = [
         {
             "path": str(shard.path.resolve()),
@@ -80,17 +81,17 @@ def _ask_child(shards: Sequence[ShardPlace]) -> list[str | None]:
     command = [sys.executable, "-P", "-m", "lugpi_core.store.foreign_files"]
     child = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
-        said, _ = child.communicate(json.dumps(questions), timeout=START_S + TIME_S * len(shards))
+        output, _ = child.communicate(json.dumps(questions), timeout=START_S + TIME_S * len(shards))
     except subprocess.TimeoutExpired:
         child.kill()
-        said, _ = child.communicate()
-    return [json.loads(line) for line in said.splitlines(keepends=True) if line.endswith("\n")]
+        output, _ = child.communicate()
+    return [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def fault_of(path: Path, question: Mapping[str, Any]) -> str | None:
-    """Return what keeps a file from being the plain shard that ``question`` describes (datasets, offsets, attributes), or None.
+    """Return why a file is not the plain shard that ``question`` describes (datasets, offsets, attributes), or None.
 
-    HDF5 parses the file: call it where a crash does no harm.
+    HDF5 parses the file: call this only where a crash does no harm.
     """
     import h5py
 
@@ -98,7 +99,7 @@ def fault_of(path: Path, question: Mapping[str, Any]) -> str | None:
     try:
         with h5py.File(path, "r", locking=False) as file:
             if strange := sorted(set(file) - datasets.keys()):
-                return f"it holds {', '.join(strange)} too"
+                return f"it also contains {', '.join(strange)}"
             found = {name: _plain_offset(file, name, shape, dtype) for name, (shape, dtype) in datasets.items()}
             stated = {
                 name: np.asarray(file.attrs[name]).astype(str if isinstance(value, str) else int).item()
@@ -108,7 +109,7 @@ def fault_of(path: Path, question: Mapping[str, Any]) -> str | None:
         return " ".join(str(error).split())[:200]
     ends = {name: found[name] + prod(shape) * dtype.itemsize for name, (shape, dtype) in datasets.items()}
     if max(ends.values()) > path.stat().st_size:
-        return f"its datasets end behind the end of the file, at {max(ends.values())}"
+        return f"its datasets end beyond the end of the file, at {max(ends.values())}"
     if found != question["offsets"]:
         return f"its datasets lie at {found}, the manifest says {question['offsets']}"
     return None if stated == question["attributes"] else f"it is the shard {stated}, not {question['attributes']}"
@@ -134,14 +135,14 @@ def _plain_offset(file: Any, name: str, shape: tuple[int, ...], dtype: "np.dtype
 
 
 def _answer() -> None:
-    """Answer the questions on stdin, a line each; the process ends when it asks for too much."""
-    import h5py  # noqa: F401  before the limits, which are for the files
+    """Answer the questions on stdin, one line each; the process dies if a file takes too much memory or time."""
+    importlib.import_module("h5py")  # before the limits, which are meant for the files
 
     questions = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for question in questions:
-        signal.setitimer(signal.ITIMER_REAL, TIME_S)  # whose signal ends the process
+        signal.setitimer(signal.ITIMER_REAL, TIME_S)  # its signal ends the process
         print(json.dumps(fault_of(Path(question["path"]), question)), flush=True)
 
 

@@ -1,14 +1,14 @@
-"""The structure of a shard file, as a pure function of what it is to hold.
+"""The structure of a shard file, as a pure function of its content's description.
 
-A shard holds datasets of the same first dimension m, each contiguous, uncompressed and allocated in full:
+A shard contains datasets with the same first dimension m, each contiguous, uncompressed and fully allocated:
 
     <what>    the rows themselves, ``tokens`` [m, T, D] or ``latents`` [m, C, h, w], little-endian float16, or int8
-    scale     float32 [m, T], only beside int8: a token is its int8 values times its scale
+    scale     float32 [m, T], only with int8: a token is its int8 values times its scale
     row_hash  uint64 [m]; see ``shard.py``; 0 = never written
-    flags     uint8 [m]; 0 = good, otherwise why the row holds zeros
+    flags     uint8 [m]; 0 = good, otherwise why the row is zeros
 
-HDF5 lays the structure down in memory, where nothing but its metadata takes space; the file itself is then written, and later checked, by
-bytes. So HDF5 never has a shard open for writing, and no file of unknown origin has to be given to it for reading.
+HDF5 builds the structure in memory, where only its metadata takes space; the file itself is written, and later checked, as bytes. So HDF5
+never opens a shard for writing, and does not have to read files of unknown origin.
 """
 
 import io
@@ -25,14 +25,14 @@ ROW_DTYPES: Mapping[str, "np.dtype[Any]"] = {"float16": np.dtype("<f2"), "int8":
 LATENTS = "latents"  # the column of latents; every other column is tokens
 TINY = "-tiny"  # ends the name of a column whose images the tiny decoder decoded
 SCALE, ROW_HASH, FLAGS = "scale", "row_hash", "flags"
-# A cache line, and with the header before them the rows lie off the start of a page: malloc puts large buffers 16 bytes after one, and
-# copying between addresses that differ by a few bytes modulo 4 KiB takes twice as long.
+# A cache line. Because of the header, rows do not start at the start of a page: malloc places large buffers 16 bytes after one, and copying
+# between addresses that differ by a few bytes modulo 4 KiB takes twice as long.
 ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardLayout:
-    """What decides the structure of a shard file: ``what`` it holds, its rows, the shape and dtype of one, and the number of its first."""
+    """What determines a shard file's structure: its content ``what``, how many rows of which shape and dtype, the first row's number."""
 
     what: str
     rows: int
@@ -54,7 +54,7 @@ class ShardLayout:
 
     @cached_property
     def stored(self) -> tuple[str, ...]:
-        """The datasets that make up a row: its values and, beside int8, its scales."""
+        """The datasets that make up a row: its values and, with int8, its scales."""
         return (self.what, SCALE) if self.dtype == "int8" else (self.what,)
 
     def bytes_of(self, dataset: str, rows: int = 1) -> int:
@@ -84,7 +84,7 @@ def structure(layout: ShardLayout) -> Structure:
     import h5py
 
     memory = _SparseFile()
-    # Track times and heaps stay out, so that equal content is equal bytes; attributes are of fixed length.
+    # No time stamps and no heaps, so that equal content gives equal bytes; attributes have a fixed length.
     with h5py.File(memory, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES) as file:
         file.attrs["fingerprint"] = np.bytes_(layout.fingerprint_digest)
         file.attrs["first_row"] = np.int64(layout.first_row)
@@ -108,7 +108,7 @@ def _create_contiguous(file_id: Any, name: str, shape: tuple[int, ...], dtype: "
 
 
 def _gaps(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """Return what half-open ranges leave of 0 … size."""
+    """Return the parts of 0 … size that half-open ranges do not cover."""
     gaps, at = [], 0
     for start, stop in [*sorted(ranges), (size, size)]:
         if start > at:
@@ -118,7 +118,7 @@ def _gaps(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
 
 
 class _SparseFile(io.RawIOBase):
-    """A file in memory that keeps only what is written to it; the rest reads as zeros."""
+    """A file in memory that stores only what is written to it; the rest reads as zeros."""
 
     def __init__(self) -> None:
         self.size = 0

@@ -1,10 +1,10 @@
-"""The right to write one shard: one owner at a time, found out at once when the owner dies, and given back when it is done.
+"""The right to write one shard: one owner at a time, free as soon as the owner dies or releases it.
 
-A lease is a small file beside the shard. Its owner holds it locked (flock), writes its name into it and touches it every few seconds. On
-one machine the lock decides: the kernel drops it with its owner, so a killed owner's lease is free the moment it dies. Where a
-file system does not carry locks from one machine to another the touches decide: an owner of another machine that has not been heard of for
-``STALE_S`` seconds, by the file system's own clock, has lost its lease. Manifests want locks that are carried: without them two machines
-that finish shards at the same moment may lose a record; no row is lost, and the next run records the shard.
+A lease is a small file next to the shard. Its owner keeps it locked (flock), writes its name into it and touches it every few seconds. On
+one machine the lock decides: the kernel releases it when its owner dies. If the file system does not share locks between machines, the
+touches decide: an owner on another machine that has not touched its lease for ``STALE_S`` seconds, by the file system's own clock, has
+lost it. Manifests need shared locks: without them, two machines that finish shards at the same moment may lose a record; no row is lost,
+and the next run records the shard.
 """
 
 import errno
@@ -35,14 +35,14 @@ class ShardBusy(InputError):
     def __init__(self, path: Path, owner: str) -> None:
         shard = path.with_name(path.name.removeprefix(".").removesuffix(".lease"))
         super().__init__(
-            got=f"{shard}, which {owner} is writing", expected="one writer a shard", do="wait for it, or run the same command again later"
+            got=f"{shard}, which {owner} is writing", expected="one writer per shard", do="wait for it, or run the same command again later"
         )
         self.owner = owner
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock during the block: leases are taken, and manifests changed, by one process at a time.
+    """Hold the folder's lock during the block: only one process at a time takes leases and changes manifests.
 
     Raises:
         InputError: the file system has no locks.
@@ -62,39 +62,39 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 class Lease:
-    """The lease on one shard; made by ``take_lease``."""
+    """The lease on one shard; created by ``take_lease``."""
 
-    def __init__(self, path: Path, descriptor: int, owner: bytes) -> None:
+    def __init__(self, path: Path, descriptor: int, identity: bytes) -> None:
         self._path = path
         self._descriptor = descriptor
-        self._mine = owner
+        self._identity = identity
         self._beaten_s = time.monotonic()
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name=f"lease {path.name}", daemon=True)
         self._heart.start()
 
     def still_ours(self) -> None:
-        """Raise unless the lease is ours. Cheap while the heart beats; after a halt of this process the file tells.
+        """Raise unless the lease is ours. Cheap while the heartbeat runs; if this process was suspended, the file is checked.
 
         Raises:
-            ShardBusy: another process has taken the shard, as it may when this one was halted for long.
+            ShardBusy: another process has taken the shard, which can happen if this one was suspended for long.
         """
         if time.monotonic() - self._beaten_s > STALE_S / 2 or not self._in_place():
             with locked(self._path.parent):
                 self.confirm()
 
     def confirm(self) -> None:
-        """Raise unless the file says that the lease is ours, and touch it; the caller holds the folder's lock.
+        """Raise unless the lease is ours according to the file, and touch it; the caller holds the folder's lock.
 
         Raises:
             ShardBusy: another process has taken the shard.
         """
         if not self._in_place() or not self._is_mine():
-            raise ShardBusy(self._path, "another command, after a long halt of this one,")
+            raise ShardBusy(self._path, "another command, after this one was suspended,")
         self._touch()
 
     def release(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._stop()
         try:
             with locked(self._path.parent):
@@ -103,7 +103,7 @@ class Lease:
             self._close()
 
     def drop(self) -> None:
-        """Give the lease back; the caller holds the folder's lock."""
+        """Release the lease; the caller holds the folder's lock."""
         self._stop()
         try:
             self._remove()
@@ -119,7 +119,7 @@ class Lease:
             self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        # With the descriptor goes the lock: a file that could not be removed keeps nobody out.
+        # Closing the descriptor releases the lock, so a file that could not be removed blocks no other process.
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -132,14 +132,14 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            with suppress(OSError):  # a beat that fails is a beat that is missed; ``still_ours`` counts them
-                if not self._is_mine():  # taken while we were halted: no beat from now on, so that ``still_ours`` asks the file
+            with suppress(OSError):  # a failed beat is a missed beat, which ``still_ours`` notices
+                if not self._is_mine():  # taken while we were suspended: stop beating, so that ``still_ours`` checks the file
                     self._beaten_s = -math.inf
                     return
                 self._touch()
 
     def _is_mine(self) -> bool:
-        return read_at(self._descriptor, 4096, 0) == self._mine
+        return read_at(self._descriptor, 4096, 0) == self._identity
 
     def _touch(self) -> None:
         os.utime(self._descriptor)
@@ -147,14 +147,14 @@ class Lease:
 
 
 def take_lease(path: Path, lock: int) -> Lease:
-    """Take the lease on the shard beside which ``path`` lies.
+    """Take the lease on a shard.
 
     Args:
         path: the lease's file.
         lock: the folder's lock, as ``locked`` yields it.
 
     Raises:
-        ShardBusy: a living process has it.
+        ShardBusy: a running process has it.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
@@ -162,21 +162,21 @@ def take_lease(path: Path, lock: int) -> Lease:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ShardBusy(path, _shown(owner)) from None
+            raise ShardBusy(path, _described(owner)) from None
         if owner is not None and owner.get("machine") != host_name() and _age_s(descriptor, lock) < STALE_S:
-            raise ShardBusy(path, _shown(owner))
-        mine = json.dumps({"machine": host_name(), "host": platform.node(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}).encode()
+            raise ShardBusy(path, _described(owner))
+        identity = json.dumps({"machine": host_name(), "host": platform.node(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}).encode()
         os.ftruncate(descriptor, 0)
-        write_at(descriptor, mine, 0)
+        write_at(descriptor, identity, 0)
         os.utime(descriptor)
-        return Lease(path, descriptor, mine)
+        return Lease(path, descriptor, identity)
     except BaseException:
         os.close(descriptor)
         raise
 
 
 def _owner(descriptor: int) -> dict[str, Any] | None:
-    """Return who wrote the lease; None for one that is new or that its owner could not finish."""
+    """Return who wrote the lease; None if it is new or unfinished."""
     try:
         owner = json.loads(read_at(descriptor, 4096, 0))
     except (ValueError, RecursionError):
@@ -184,10 +184,10 @@ def _owner(descriptor: int) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) else None
 
 
-def _shown(owner: dict[str, Any] | None) -> str:
+def _described(owner: dict[str, Any] | None) -> str:
     return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
 
 
 def _age_s(descriptor: int, lock: int) -> float:
-    os.utime(lock)  # both times are then of the file system's clock, which may not be ours
+    os.utime(lock)  # so that both times are of the file system's clock, which may differ from ours
     return os.fstat(lock).st_mtime - os.fstat(descriptor).st_mtime

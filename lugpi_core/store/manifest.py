@@ -1,4 +1,4 @@
-"""The manifest of a column: what its bytes depend on, and one record a committed shard. A shard without a record does not exist."""
+"""The manifest of a column: what its bytes depend on, and one record per committed shard. A shard without a record does not exist."""
 
 import os
 from collections.abc import Mapping
@@ -16,25 +16,25 @@ from lugpi_core.store.lease import locked
 FORMAT = "lugpi-token-store"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MOST_SHARDS = 1 << 15  # a process maps each of them, and the kernel gives it some 65,000 maps
+MOST_SHARDS = 1 << 15  # a process maps each of them, and the kernel allows some 65,000 maps
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSpec:
-    """A column of the store before anything is in it.
+    """The description of a column, without its rows.
 
     Attributes:
         name: folder of the column, such as ``clip-vit-b32`` or ``latents``.
         what: name of the dataset inside a shard: ``tokens`` or ``latents``.
-        rows: number of drawings M.
+        rows: number of images M.
         row_shape: (T, D) of tokens, (C, h, w) of latents.
         shard_rows: rows of every shard but the last.
-        fingerprint: everything that decides the column's bytes, as nested plain values.
+        fingerprint: everything that determines the column's bytes, as nested plain values.
         dtype: ``float16``, or ``int8`` with a float32 scale for each token.
-        license: the licences of the models that made the column, in one line.
+        license: the licences of the models that computed the column, in one line.
         notice: what a reader must know about the content, in one sentence, or None.
-        made_by: the flags of the command that began the column, so that ``verify --repair`` can repeat it; decides no byte.
+        made_by: the flags of the command that began the column, so that ``verify --repair`` can repeat it; affects no byte.
     """
 
     name: str
@@ -55,7 +55,7 @@ class ColumnSpec:
 
     @cached_property
     def digest(self) -> str:
-        """The hash of the fingerprint, 32 hex digits; it stands in every shard and seeds the hashes of the rows."""
+        """The hash of the fingerprint, 32 hex digits; it is stored in every shard and seeds the hashes of the rows."""
         return digest(self.fingerprint)
 
     def layout(self, shard: int) -> ShardLayout:
@@ -80,7 +80,7 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
     """Return a column's spec and its records by shard number.
 
     Raises:
-        InputError: there is no manifest, it is not one of this format, or it was changed since it was written.
+        InputError: there is no manifest, it has another format, or it has changed since it was written.
     """
     path = folder / MANIFEST
     value = read_json(path)
@@ -95,7 +95,7 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
         spec = ColumnSpec(**stated, row_shape=tuple(value["row_shape"]))
         _check_spec(spec)
         if spec.name != folder.name:
-            raise ValueError(f"it is of a column {spec.name!r}")
+            raise ValueError(f"it belongs to a column {spec.name!r}")
         records = {int(shard): record for shard, record in value["shards"].items()}
         for shard, record in records.items():
             _check_place(spec, shard, record)
@@ -105,7 +105,7 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
         raise InputError(
             got=f"{path} ({error!r})",
             expected=f"a manifest of {FORMAT} version {FORMAT_VERSION}",
-            do=f"remove this file and run the same featurize command again: it checks the rows of {folder} one by one and keeps what holds",
+            do=f"remove this file and run the same featurize command again: it checks each row of {folder} and keeps the valid ones",
         ) from None
     return spec, records
 
@@ -113,10 +113,10 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
 def open_manifest(folder: Path, spec: ColumnSpec) -> dict[int, Record]:
     """Create the manifest of a new column, or check an existing one against ``spec``; return its records.
 
-    A column without a single shard, begun or final, binds nobody: its manifest is written anew.
+    The manifest of a column without any shard, unfinished or final, is replaced.
 
     Raises:
-        InputError: the column there has another fingerprint or shape; the fields that differ are named.
+        InputError: the existing column has another fingerprint or shape; the fields that differ are named.
     """
     make_folder(folder)
     with locked(folder):
@@ -130,12 +130,12 @@ def open_manifest(folder: Path, spec: ColumnSpec) -> dict[int, Record]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a column's folder holds no shard, neither begun nor final."""
-    return not any(name.startswith("shard-") for name in os.listdir(folder))  # glob takes a folder that cannot be read for an empty one
+    """Whether a column's folder contains no shard, neither unfinished nor final."""
+    return not any(name.startswith("shard-") for name in os.listdir(folder))  # glob would report an unreadable folder as empty
 
 
 def refuse_other(folder: Path, found: ColumnSpec, wanted: ColumnSpec) -> None:
-    """Raise InputError naming the fields in which a column differs from the one that is wanted."""
+    """Raise InputError naming the fields in which a column differs from the expected one."""
     refuse_difference(folder, found.fingerprint, wanted.fingerprint)
     refuse_difference(folder, _shape(found), _shape(wanted))
 
@@ -144,7 +144,7 @@ def refuse_difference(folder: Path, found: Fingerprint, wanted: Fingerprint) -> 
     """Raise InputError naming the differing fields unless the two fingerprints agree."""
     if unlike := differences(found, wanted):
         raise InputError(
-            got=f"a store in {folder} that was made otherwise: {'; '.join(unlike)}",
+            got=f"a store in {folder} that was made with other settings: {'; '.join(unlike)}",
             expected="the same settings as the store's",
             do="repeat those settings, or give another --run-dir for a new store",
         )
@@ -154,7 +154,7 @@ def add_records(folder: Path, spec: ColumnSpec, new: Mapping[int, Record]) -> No
     """Add records of shards to the manifest, or replace them; the caller holds the folder's lock.
 
     Raises:
-        InputError: the column has become one of other settings.
+        InputError: the column now has other settings.
     """
     found, records = load_manifest(folder)
     refuse_other(folder, found, spec)
@@ -162,7 +162,7 @@ def add_records(folder: Path, spec: ColumnSpec, new: Mapping[int, Record]) -> No
 
 
 def drop_record(folder: Path, shard: int) -> None:
-    """Take a shard out of the manifest: from now on it does not exist. The caller holds the folder's lock."""
+    """Remove a shard from the manifest: from now on it does not exist. The caller holds the folder's lock."""
     spec, records = load_manifest(folder)
     records.pop(shard, None)
     _write(folder, spec, records)
@@ -200,19 +200,19 @@ def _check_spec(spec: ColumnSpec) -> None:
             raise ValueError(f"{name} is {number!r}")
     if spec.what not in ("tokens", "latents"):
         raise ValueError(f"rows of {spec.what!r}")
-    if len(spec.row_shape) > 31:  # with the rows themselves HDF5 takes 32 dimensions
+    if len(spec.row_shape) > 31:  # HDF5 allows 32 dimensions, one of which counts the rows
         raise ValueError(f"rows of {len(spec.row_shape)} dimensions")
     if not spec.row_shape or spec.dtype not in ROW_DTYPES or not isinstance(spec.fingerprint, Mapping):
         raise ValueError(f"rows of shape {spec.row_shape!r} and dtype {spec.dtype!r}")
     shard_bytes = spec.layout(0).bytes_of(spec.what, spec.shard_rows)
     limits = {"rows": (spec.rows, 1 << 26), "shards": (spec.shards, MOST_SHARDS), "bytes of a shard": (shard_bytes, 1 << 46)}
     for name, (number, most) in limits.items():
-        if number > most:  # more than any corpus has, and of which lists and loops are still cheap
-            raise ValueError(f"{name} are {number}, at most {most} can be")
+        if number > most:  # above any real corpus, and still cheap to list and loop over
+            raise ValueError(f"{name} are {number}, more than {most}")
 
 
 def _check_place(spec: ColumnSpec, shard: int, record: Record) -> None:
-    # A manifest may come from anywhere: a record is of its own shard's file, in this folder, and its datasets lie inside that file.
+    # A manifest may come from anywhere: a record must name its own shard's file in this folder, and its datasets must lie inside that file.
     layout = spec.layout(shard)
     stated = {key: record[key] for key in ("file", "first_row", "rows")}
     if shard not in range(spec.shards) or stated != {"file": shard_name(shard), "first_row": layout.first_row, "rows": layout.rows}:

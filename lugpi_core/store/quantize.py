@@ -1,6 +1,6 @@
-"""Tokens in eight bits: each token's values divided by its own scale, the largest magnitude becoming 127. Symmetric, round to nearest.
+"""Tokens in eight bits: each token's values divided by its own scale, so that the largest magnitude is 127. Symmetric, round to nearest.
 
-``x ≈ values · scale`` with ``scale = max|x| / 127``, so that no value is off by more than half a scale. Shapes: [..., T, D] and [..., T].
+``x ≈ values · scale`` with ``scale = max|x| / 127``, so that the error is at most half a scale. Shapes: [..., T, D] and [..., T].
 """
 
 from typing import TYPE_CHECKING, Any

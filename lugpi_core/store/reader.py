@@ -23,19 +23,19 @@ class ColumnReader:
     """Random access to a complete column. Holds the place of each shard and a memory map of all; the pages belong to the page cache, not to
     the process, and no file stays open.
 
-    Safe under fork, spawn and threads: what is kept is path, offset, shape and dtype, never an HDF5 handle; pickling keeps only those too.
+    Safe under fork, spawn and threads: it keeps paths, offsets, shapes and dtypes, never an HDF5 handle, and pickles only those.
 
     Args:
         store: the ``tokens`` folder.
         column: such as ``clip-vit-b32``.
-        check_content: read every shard once and compare it with its hash before the first row is trusted (about 7 GB/s).
+        check_content: read every shard once and compare it with its hash before any row is used (about 7 GB/s).
 
     Attributes:
-        spec: what the column is.
+        spec: the column's description.
         flagged: the rows that failed, each with its reason.
 
     Raises:
-        InputError: no such column, rows that are missing, or a shard that is damaged or is not one.
+        InputError: no such column, missing rows, or a file that is damaged or not a shard.
     """
 
     def __init__(self, store: Path, column: str, *, check_content: bool = True) -> None:
@@ -59,15 +59,15 @@ class ColumnReader:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row as it is stored, scales included."""
+        """Bytes of one stored row, scales included."""
         layout = self.spec.layout(0)
         return sum(layout.bytes_of(name) for name in layout.stored)
 
     def gather(self, rows: Rows, out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """Return the rows, in the order given, float16 [b, *row_shape]; into ``out`` when one is given.
+        """Return the rows in the given order, float16 [b, *row_shape], in ``out`` if given.
 
         Raises:
-            IndexError: a row that the column does not have; rows are not counted from the end.
+            IndexError: the column has no such row; negative numbers are not allowed.
         """
         what, numbers = self.spec.what, self._checked(rows)
         if out is None:
@@ -82,26 +82,28 @@ class ColumnReader:
         """Return the rows as they are stored: ``{what: float16}``, or ``{what: int8, "scale": float32}``, each [b, ...].
 
         Raises:
-            IndexError: a row that the column does not have.
+            IndexError: the column has no such row.
         """
         numbers = self._checked(rows)
-        into = {name: np.empty((len(numbers), *shape), dtype) for name, (dtype, shape) in self._rows.items()} if out is None else dict(out)
-        for name, buffer in into.items():
+        buffers = (
+            {name: np.empty((len(numbers), *shape), dtype) for name, (dtype, shape) in self._rows.items()} if out is None else dict(out)
+        )
+        for name, buffer in buffers.items():
             self._mapped().take(name, numbers, buffer)
-        return into
+        return buffers
 
     def will_need(self, rows: Rows) -> None:
-        """Ask the system to bring rows into the page cache, and return at once (madvise with MADV_WILLNEED)."""
+        """Ask the system to read rows into the page cache, and return immediately (madvise with MADV_WILLNEED)."""
         for row in self._checked(rows):
             self._mapped().will_need(*divmod(row, self.spec.shard_rows))
 
     def batches(self, batches: Sequence[Rows]) -> Iterator[NDArray[np.float16]]:
-        """Yield ``gather`` of each batch, while the rows of the next ones, up to 32 MB, are on their way from the disk."""
+        """Yield ``gather`` of each batch, while the system reads the rows of the next ones, up to 32 MB, from the disk."""
         for n, _ in enumerate(self.ahead(batches)):
             yield self.gather(batches[n])
 
     def ahead(self, batches: Iterable[Rows]) -> Iterator[Rows]:
-        """Yield the batches one by one; by then the system has been asked for those that follow, up to 32 MB of rows."""
+        """Yield the batches one by one, after asking the system for the rows of the following ones, up to 32 MB."""
         waiting: list[Rows] = []
         rows_ahead, depth = 0, max(1, PREFETCH_BYTES // self.row_bytes)
         for batch in batches:
@@ -129,22 +131,22 @@ class ColumnReader:
 
 
 def refuse_damaged(folder: Path, record: Record, *, content: bool) -> None:
-    """Raise InputError when a committed shard is missing, has another size or, with ``content``, another hash than recorded."""
+    """Raise InputError if a committed shard is missing, or differs from its record in size or, with ``content``, in hash."""
     if fault := check_record(folder, record, content=content):
         raise InputError(
             got=f"{folder / record['file']}: {fault}",
             expected="the shard as it was committed",
-            do="run the same featurize command again: it makes the rows again that do not hold, and only those",
+            do="run the same featurize command again: it regenerates the damaged rows, and only those",
         )
 
 
 def columns_of(store: Path) -> list[str]:
-    """Return the names of the columns in a store that hold a shard, begun or final, sorted; empty when there is no store."""
+    """Return the names of a store's columns that contain a shard, unfinished or final, sorted; empty if there is no store."""
     return sorted(path.parent.name for path in store.glob(f"*/{MANIFEST}") if not is_empty(path.parent))
 
 
 def token_columns_of(store: Path) -> list[str]:
-    """Return the names of the columns that hold tokens, sorted."""
+    """Return the names of the columns of tokens, sorted."""
     return [name for name in columns_of(store) if name != LATENTS]
 
 
@@ -154,17 +156,17 @@ def _refuse_missing(folder: Path, rows: int, shards: int, records: dict[int, Rec
         raise InputError(
             got=f"{folder} with {present} of {rows} rows",
             expected="all of them",
-            do="run the same featurize command again; it makes the missing ones",
+            do="run the same featurize command again; it generates the missing ones",
         )
 
 
 def _no_column(store: Path, column: str) -> InputError:
     if not columns_of(store):
         return InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
-    if found := token_columns_of(store):
+    if names := token_columns_of(store):
         return InputError(
             got=f"no column {column!r} in {store}",
-            expected=f"one of {', '.join(found)}",
+            expected=f"one of {', '.join(names)}",
             do=f"choose one of them, or run python -m featurize with --encoders {column}",
         )
-    return InputError(got=f"{store}, which holds latents only", expected="tokens", do="run python -m featurize with an encoder")
+    return InputError(got=f"{store}, which contains only latents", expected="tokens", do="run python -m featurize with an encoder")

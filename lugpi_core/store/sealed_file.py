@@ -1,8 +1,8 @@
-"""Small HDF5 files that are written in one piece, and of which every byte is covered by a hash.
+"""Small HDF5 files that are written in one piece and have a hash over every byte.
 
-HDF5 leaves a *user block* at the head of a file to its owner. Ours holds a line of JSON: the xxh3-128 of the rest of the line and of all
-that follows, what the file says of itself, and where each dataset's bytes start. So h5py opens the file like any other, while lugpi
-checks and reads it without HDF5.
+HDF5 ignores a *user block* at the start of a file. Ours contains a line of JSON: the xxh3-128 of the rest of the line and of all that
+follows, some metadata, and where each dataset's bytes start. So h5py opens the file like any other, and lugpi checks and reads it without
+HDF5.
 """
 
 import io
@@ -22,15 +22,15 @@ from lugpi_core.files import open_file, read_at, write_bytes
 
 USER_BLOCK_BYTES = 4096
 _LARGEST_BYTES = 1 << 31
-_DTYPE = re.compile(r"[<>|][iuS][0-9]{1,9}")  # numpy evaluates parts of longer texts
+_DTYPE = re.compile(r"[<>|][iuS][0-9]{1,9}")  # NumPy evaluates parts of longer texts
 
 
 def write_sealed(path: Path, about: dict[str, Any], build: Callable[[Any], None]) -> None:
-    """Write the HDF5 file that ``build`` fills, sealed, whole or not at all; equal content is equal bytes.
+    """Write the HDF5 file that ``build`` fills, sealed, whole or not at all; equal content gives equal bytes.
 
     Args:
         path: the file.
-        about: JSON values to keep in the seal.
+        about: JSON values for the seal.
         build: called with the open ``h5py.File``, in memory.
     """
     write_bytes(path, sealed_bytes(about, build))
@@ -49,10 +49,10 @@ def sealed_bytes(about: dict[str, Any], build: Callable[[Any], None]) -> bytes:
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return what a sealed file says of itself and its datasets, after comparing all of it with its hash. HDF5 does not see the file.
+    """Return a sealed file's metadata and its datasets, after comparing all of it with its hash. HDF5 does not read the file.
 
     Raises:
-        InputError: it is not there, is not sealed, or is not as it was written.
+        InputError: it does not exist, is not sealed, or has changed since it was written.
     """
     try:
         with open_file(path, os.O_RDONLY) as descriptor:
@@ -73,7 +73,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _seal(about: dict[str, Any], body: bytes) -> bytes:
-    """Return the user block: what the file says of itself, under a hash of that and of all that follows."""
+    """Return the user block: the metadata, and a hash of it and of all that follows."""
     hasher = xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
     hasher.update(body)
     seal = json.dumps({"xxh3_128": hasher.hexdigest(), **about}, sort_keys=True).encode() + b"\n"

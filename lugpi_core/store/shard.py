@@ -1,9 +1,9 @@
 """One shard on disk: created whole, rows written in place, checked, made final. The structure of the file is in ``layout.py``.
 
-A shard is born as ``.partial`` with its full structure and all its space. From then on only raw bytes at known offsets change: the row,
-its flag, then its hash, which makes it count. The hash is the xxh3-64 of the row's bytes and its flag, seeded with the column's
-fingerprint and the row's number, so that no row of another column, another place or another time can pass for it. HDF5's own metadata is
-never in flight, and a killed writer cannot leave an unreadable file.
+A shard is created as ``.partial`` with its full structure and all its space. After that only raw bytes at known offsets change: the row,
+its flag, then its hash, which makes it valid. The hash is the xxh3-64 of the row's bytes and its flag, seeded with the column's
+fingerprint and the row's number, so that a row of another column, position or run has another hash. HDF5's own metadata is never
+rewritten, so a killed writer cannot leave an unreadable file.
 """
 
 import errno
@@ -27,18 +27,18 @@ from lugpi_core.store.lease import Lease
 FLAG_NOT_FINITE, FLAG_CONSTANT = 1, 2
 FLAG_REASONS = {FLAG_NOT_FINITE: "not finite", FLAG_CONSTANT: "constant picture"}
 _CHUNK_BYTES = 1 << 22
-UNREADABLE = "unreadable"  # in the place of a hash, where the disk did not give all of a file
+UNREADABLE = "unreadable"  # instead of a hash, if the disk could not read all of a file
 WRITE_BACK_BYTES = 16 << 20
 
 
 def create_shard(path: Path, layout: ShardLayout, rows_from: Sequence[Path] = (), offsets: Mapping[str, int] | None = None) -> None:
-    """Create a shard file with its whole structure and all its space, and in it every row of the files ``rows_from`` that holds.
+    """Create a shard file with its whole structure and all its space, and copy every valid row of the files ``rows_from`` into it.
 
     Args:
-        path: the new file; what is there is replaced.
+        path: the new file; an existing one is replaced.
         layout: its layout.
         rows_from: files of the same shard.
-        offsets: where their datasets start, when another version of HDF5 laid them down.
+        offsets: where their datasets start, if another version of HDF5 wrote them.
 
     Raises:
         InputError: the disk has no room for it.
@@ -49,14 +49,14 @@ def create_shard(path: Path, layout: ShardLayout, rows_from: Sequence[Path] = ()
         for offset, data in plan.frame:
             write_at(descriptor, data, offset)
         for source in rows_from:
-            holding = np.flatnonzero(check_rows(source, layout, offsets)).tolist()
+            valid_rows = np.flatnonzero(check_rows(source, layout, offsets)).tolist()
             with open_file(source, os.O_RDONLY) as old:
-                for row in holding:
+                for row in valid_rows:
                     _write_row(descriptor, layout, row, _read_row(old, layout, row, offsets or plan.offsets))
 
 
 def is_intact(path: Path, layout: ShardLayout) -> bool:
-    """Whether a file has the size and, outside its rows, the very bytes of a shard of this layout. HDF5 does not see the file."""
+    """Whether a file has the size and, outside its rows, exactly the bytes of a shard of this layout. HDF5 does not read the file."""
     plan = structure(layout)
     with open_file(path, os.O_RDONLY) as descriptor:
         if os.fstat(descriptor).st_size != plan.file_bytes:
@@ -65,25 +65,25 @@ def is_intact(path: Path, layout: ShardLayout) -> bool:
 
 
 def is_foreign(path: Path, layout: ShardLayout) -> bool:
-    """Whether a file begins quite otherwise than a shard of this layout, by more than a bit or two: from another version of HDF5."""
+    """Whether a file was written by another version of HDF5: its first bytes differ from this layout's by more than a few bits."""
     _, head = structure(layout).frame[0]
     with open_file(path, os.O_RDONLY) as descriptor:
         found = read_at(descriptor, len(head), 0)
-    return len(found) == len(head) and sum(one != other for one, other in zip(found, head, strict=True)) > 4
+    return len(found) == len(head) and sum(byte != expected for byte, expected in zip(found, head, strict=True)) > 4
 
 
 def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] | None = None) -> tuple[NDArray[np.bool_], str]:
-    """Read an open shard file once; return bool [m], which rows are written and hold, and the xxh3-128 of the whole file.
+    """Read an open shard file once; return bool [m], which rows are valid, and the xxh3-128 of the whole file.
 
-    A file that ends early has no row beyond its end; a row that the disk does not give does not hold, and the hash is ``UNREADABLE``.
+    A file that ends early has no valid row beyond its end. A row that the disk cannot read is invalid, and the hash is ``UNREADABLE``.
     Without ``offsets`` the datasets are where this version of HDF5 puts them.
     """
     offsets, row_bytes = offsets or structure(layout).offsets, layout.bytes_of(layout.what)
     start, stop = offsets[layout.what], offsets[layout.what] + layout.bytes_of(layout.what, layout.rows)
     unreadable = False
     small = [name for name in layout.datasets if name != layout.what]
-    beside = {name: read_at(descriptor, layout.bytes_of(name, layout.rows), offsets[name]) for name in small}
-    hashes = np.frombuffer(beside.pop(ROW_HASH).ljust(layout.rows * 8, b"\0"), "<u8").tolist()
+    small_bytes = {name: read_at(descriptor, layout.bytes_of(name, layout.rows), offsets[name]) for name in small}
+    hashes = np.frombuffer(small_bytes.pop(ROW_HASH).ljust(layout.rows * 8, b"\0"), "<u8").tolist()
     whole = xxhash.xxh3_128()
     for chunk in _chunks(descriptor, 0, start):
         whole.update(chunk)
@@ -100,7 +100,7 @@ def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] |
         whole.update(data)
         for n, expected in enumerate(hashes[first : first + at_once]):
             if expected:
-                row = {layout.what: data[n * row_bytes : (n + 1) * row_bytes], **_row_of(layout, beside, first + n)}
+                row = {layout.what: data[n * row_bytes : (n + 1) * row_bytes], **_row_of(layout, small_bytes, first + n)}
                 valid[first + n] = _hash_row(layout, first + n, row) == expected
     for chunk in _chunks(descriptor, stop):
         whole.update(chunk)
@@ -108,7 +108,7 @@ def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] |
 
 
 def _readable(descriptor: int, count: int, row_bytes: int, offset: int) -> bytes:
-    """Return rows one by one, zeros for those that the disk does not give."""
+    """Return rows, read one by one; zeros for those that the disk cannot read."""
     rows = []
     for n in range(count):
         try:
@@ -119,7 +119,7 @@ def _readable(descriptor: int, count: int, row_bytes: int, offset: int) -> bytes
 
 
 def check_rows(path: Path, layout: ShardLayout, offsets: Mapping[str, int] | None = None) -> NDArray[np.bool_]:
-    """Return bool [m]: which rows of a shard file are written and hold; none where there is no file."""
+    """Return bool [m]: which rows of a shard file are valid; none if there is no file."""
     try:
         with open_file(path, os.O_RDONLY) as descriptor:
             if any(read_at(descriptor, layout.rows * 8, (offsets or structure(layout).offsets)[ROW_HASH])):
@@ -130,16 +130,16 @@ def check_rows(path: Path, layout: ShardLayout, offsets: Mapping[str, int] | Non
 
 
 class ShardWriter:
-    """Writes rows of one ``.partial`` shard in place; the file is there, whole in structure. Holds a descriptor and m booleans; not
+    """Writes rows of one ``.partial`` shard in place; the file exists and has its full structure. Holds a descriptor and m booleans; not
     thread-safe.
 
     Args:
         path: the ``.partial`` file.
         layout: its layout.
-        lease: the right to write it, looked at before anything is written and given back by ``close``; None where nobody else can be.
+        lease: the right to write it, checked before every write and released by ``close``; None if there can be no other writer.
 
     Attributes:
-        valid: bool [m], the rows that are written and hold.
+        valid: bool [m], the rows that are written and match their hash.
     """
 
     def __init__(self, path: Path, layout: ShardLayout, lease: Lease | None = None) -> None:
@@ -147,7 +147,7 @@ class ShardWriter:
         self.path = path
         self._lease = lease
         self._plan = structure(layout)
-        # The disk writes what has come while more is coming; each sync tells of its own failures only, so all of them are kept.
+        # The disk writes while more rows arrive. Each sync reports only its own failures, so all of their results are kept.
         self._disk = ThreadPoolExecutor(1)
         self._synced: list[Future[None]] = []
         self._unsynced_bytes = 0
@@ -160,17 +160,17 @@ class ShardWriter:
             raise
 
     def still_ours(self) -> None:
-        """Raise ShardBusy when the right to write the shard is lost."""
+        """Raise ShardBusy if the lease on the shard is lost."""
         if self._lease is not None:
             self._lease.still_ours()
 
     def confirm(self) -> None:
-        """Raise ShardBusy when the right to write the shard is lost; the caller holds the folder's lock."""
+        """Raise ShardBusy if the lease on the shard is lost; the caller holds the folder's lock."""
         if self._lease is not None:
             self._lease.confirm()
 
     def write(self, first: int, values: NDArray[Any], flags: NDArray[np.uint8], scales: NDArray[np.float32] | None = None) -> None:
-        """Write consecutive rows from local row ``first`` on: values and scales, then the flags, then the hashes that make them count.
+        """Write consecutive rows from local row ``first`` on: values and scales, then the flags, then the hashes that make them valid.
 
         Args:
             first: local number of the first row.
@@ -195,7 +195,7 @@ class ShardWriter:
             self._write_back(os.fdatasync)
 
     def read(self, first: int, count: int) -> NDArray[Any]:
-        """Return rows as they stand in the file, [count, *row_shape] of the layout's dtype."""
+        """Return rows as stored in the file, [count, *row_shape] of the layout's dtype."""
         return self._read(self.layout.what, first, count)
 
     def flags(self) -> NDArray[np.uint8]:
@@ -203,31 +203,31 @@ class ShardWriter:
         return self._read(FLAGS, 0, self.layout.rows)
 
     def forget(self, rows: Sequence[int]) -> None:
-        """Make rows count as never written."""
+        """Mark rows as never written."""
         for row in rows:
             write_at(self._descriptor, bytes(8), self._plan.offsets[ROW_HASH] + 8 * row)
             self.valid[row] = False
 
     def sync_and_check(self) -> dict[str, Any]:
-        """Bring the file to the disk, read it back as the system holds it, and return what its manifest record says of it.
+        """Sync the file to the disk, read it back, and return its manifest record.
 
         Raises:
-            InputError: a row was never written, or does not read back as it was.
-            OSError: it cannot be synced. It is then set aside as ``.suspect``: after a failed sync the system may take pages for written
-                that are not, so its rows have to be written once more, to another file.
+            InputError: a row was never written, or does not read back as it was written.
+            OSError: the file cannot be synced. It is then renamed to ``.suspect``: after a failed sync the system may consider pages
+                written that are not, so the rows have to be written again, to another file.
         """
         self.still_ours()
         self._write_back(os.fsync)
         try:
-            holding, whole = read_back(self._descriptor, self.layout)
+            valid, file_hash = read_back(self._descriptor, self.layout)
         finally:
             self._set_aside_unless_synced()
-        if whole == UNREADABLE:
-            raise damaged(self.path, "the disk does not give it back")
+        if file_hash == UNREADABLE:
+            raise damaged(self.path, "the disk cannot read it back")
         if not is_intact(self.path, self.layout):
             raise damaged(self.path, "its structure does not read back as it was written")
-        if not holding.all():
-            raise damaged(self.path, f"{np.count_nonzero(~holding)} of {len(holding)} rows do not read back as they were written")
+        if not valid.all():
+            raise damaged(self.path, f"{np.count_nonzero(~valid)} of {len(valid)} rows do not read back as they were written")
         return {
             "first_row": self.layout.first_row,
             "rows": self.layout.rows,
@@ -235,14 +235,14 @@ class ShardWriter:
             "offsets": dict(self._plan.offsets),
             "fingerprint": self.layout.fingerprint_digest,
             "flagged": flagged_rows(self.flags()),
-            "xxh3_128": whole,
+            "xxh3_128": file_hash,
         }
 
     def close(self) -> None:
-        """Close the file and give the lease back; rows already written stay. A second call does nothing."""
+        """Close the file and release the lease; rows already written stay. A second call does nothing."""
         self._disk.shutdown()
         try:
-            with suppress(OSError):  # told by the commit, if there was one
+            with suppress(OSError):  # reported by the commit, if there was one
                 self._set_aside_unless_synced()
         finally:
             if self._descriptor >= 0:
@@ -286,7 +286,7 @@ def flag_of(reason: str) -> int:
 
 
 def read_dataset(path: Path, layout: ShardLayout, name: str, offset: int | None = None) -> NDArray[Any]:
-    """Return one dataset of a whole shard, which starts at ``offset``, or where this version of HDF5 puts it."""
+    """Return one dataset of a shard, which starts at ``offset`` or, by default, where this version of HDF5 puts it."""
     shape, dtype = layout.datasets[name]
     offset = structure(layout).offsets[name] if offset is None else offset
     with open_file(path, os.O_RDONLY) as descriptor:
@@ -294,7 +294,7 @@ def read_dataset(path: Path, layout: ShardLayout, name: str, offset: int | None 
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a whole file, by which the world knows it once it is published."""
+    """Return the sha256 of a whole file, for publishing."""
     with open_file(path, os.O_RDONLY) as descriptor:
         return _hash_file(hashlib.sha256(), descriptor)
 
@@ -318,11 +318,11 @@ def check_record(folder: Path, record: Mapping[str, Any], *, content: bool) -> s
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """Return the error of a shard that is not as it was written."""
+    """Return the error for a damaged shard."""
     return InputError(
         got=f"{path}: {why}",
         expected="a shard as lugpi wrote it",
-        do="run the same featurize command again: it makes the rows again that do not hold, and only those",
+        do="run the same featurize command again: it regenerates the damaged rows, and only those",
     )
 
 
@@ -346,10 +346,10 @@ def _hash_row(layout: ShardLayout, row: int, parts: Mapping[str, Any]) -> int:
     return hasher.intdigest() or 1  # 0 means "never written"
 
 
-def _row_of(layout: ShardLayout, beside: Mapping[str, bytes], row: int) -> dict[str, bytes]:
+def _row_of(layout: ShardLayout, datasets: Mapping[str, bytes], row: int) -> dict[str, bytes]:
     """Return one row of the small datasets."""
-    sizes = {name: layout.bytes_of(name) for name in beside}
-    return {name: data[row * sizes[name] : (row + 1) * sizes[name]] for name, data in beside.items()}
+    sizes = {name: layout.bytes_of(name) for name in datasets}
+    return {name: data[row * sizes[name] : (row + 1) * sizes[name]] for name, data in datasets.items()}
 
 
 def _read_row(descriptor: int, layout: ShardLayout, row: int, offsets: Mapping[str, int]) -> dict[str, bytes]:
@@ -372,6 +372,6 @@ def _allocate(descriptor: int, path: Path, size: int) -> None:
             raise
         raise InputError(
             got=f"no room for {path} ({size / 1e6:.0f} MB: {os.strerror(error.errno or 0)})",
-            expected="space for a whole shard before the first image is drawn",
+            expected="space for a whole shard before the first image is generated",
             do="make room or choose another --run-dir, then run the same command again",
         ) from None

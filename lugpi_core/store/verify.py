@@ -1,4 +1,4 @@
-"""What in a store does not hold: every damaged, missing and flagged row by its number, and how to have them made again."""
+"""Find every damaged, missing and flagged row of a store by its number, and let them be regenerated."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -28,14 +28,14 @@ Kind = Literal["missing", "damaged", "flagged"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that does not hold.
+    """Something wrong in a store.
 
     Attributes:
         place: the file, relative to the store.
         kind: missing, damaged or flagged.
-        rows: the drawings it is about, numbered as in the column; empty when the file as a whole is meant and its rows hold.
+        rows: the affected images, numbered as in the column; empty if the file as a whole is affected but its rows are valid.
         detail: why, in a few words.
-        column, shard: where, for a shard's finding.
+        column, shard: where, if it is in a shard.
     """
 
     place: str
@@ -46,7 +46,7 @@ class Finding:
     shard: int | None = None
 
     def __str__(self) -> str:
-        rows = f" rows {shown_rows(self.rows)}" if self.rows else ""
+        rows = f" rows {row_ranges(self.rows)}" if self.rows else ""
         return f"{self.place}:{rows} {self.kind} ({self.detail})"
 
     def record(self) -> dict[str, Any]:
@@ -55,11 +55,11 @@ class Finding:
 
 
 def check_store(store: Path, *, deep: bool) -> list[Finding]:
-    """Return what does not hold in a store; nothing is changed.
+    """Return what is wrong in a store; nothing is changed.
 
     Args:
         store: the ``tokens`` folder.
-        deep: read every byte: each row against its hash, each file against its hashes. Otherwise records, sizes and structure.
+        deep: read every byte, and compare each row and each file with its hashes; otherwise check records, sizes and structure.
 
     Raises:
         InputError: there is no store.
@@ -68,17 +68,17 @@ def check_store(store: Path, *, deep: bool) -> list[Finding]:
     if not folders:
         raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
     findings = [finding for folder in folders for finding in check_column(folder, deep=deep)]
-    return findings + _check_small_files(store, columns_hold=not any(finding.kind != "flagged" for finding in findings))
+    return findings + _check_small_files(store, columns_are_valid=not any(finding.kind != "flagged" for finding in findings))
 
 
 def column_folders(store: Path) -> list[Path]:
-    """Return the folders of a store that hold shards, or a manifest that speaks of some, sorted."""
+    """Return the folders of a store that contain shards, or a manifest that mentions some, sorted."""
     with_shards = {path.parent for path in store.glob("*/shard-*")}
-    return sorted(with_shards | {path.parent for path in store.glob(f"*/{MANIFEST}") if (_stated(path.parent) or {}).get("shards")})
+    return sorted(with_shards | {path.parent for path in store.glob(f"*/{MANIFEST}") if (_raw_manifest(path.parent) or {}).get("shards")})
 
 
 def check_column(folder: Path, *, deep: bool) -> list[Finding]:
-    """Return what does not hold in one column."""
+    """Return what is wrong in one column."""
     try:
         spec, records = load_manifest(folder)
     except InputError as error:
@@ -97,10 +97,10 @@ def check_column(folder: Path, *, deep: bool) -> list[Finding]:
 
 
 def take_back(store: Path, findings: Iterable[Finding]) -> list[ShardBusy]:
-    """Take the shards of the findings back into work, so that the next featurize command makes what does not hold, and only that.
+    """Reopen the shards of the findings, so that the next featurize command regenerates the bad rows, and only those.
 
-    Rows that hold stay. Flagged rows are forgotten in every column, for a picture that failed is to be drawn anew. A shard that another
-    process is writing is left to it, and told of.
+    Valid rows stay. Flagged rows are forgotten in every column, because a failed image has to be generated again. Shards that another
+    process is writing are skipped and returned.
     """
     findings = list(findings)
     for column in sorted({finding.column for finding in findings if finding.column and finding.shard is None}):
@@ -116,7 +116,7 @@ def take_back(store: Path, findings: Iterable[Finding]) -> list[ShardBusy]:
         writer = ColumnWriter(store, spec, check_content=False)
         of_column = [finding for finding in findings if finding.column == folder.name and finding.kind == "damaged"]
         damaged = {finding.shard for finding in of_column if finding.shard is not None}
-        # What somebody else brought cannot be drawn anew here.
+        # A column from another program cannot be regenerated here.
         failed = flagged if spec.made_by is not None else set()
         for shard in sorted((damaged | {row // spec.shard_rows for row in failed}) & set(range(spec.shards))):
             try:
@@ -127,15 +127,15 @@ def take_back(store: Path, findings: Iterable[Finding]) -> list[ShardBusy]:
 
 
 def flags_of_the_maker(store: Path, column: str) -> dict[str, Any] | None:
-    """Return the flags of the featurize command that began a column; None for a column that somebody else brought.
+    """Return the flags of the featurize command that began a column; None for a column from another program.
 
-    Where its manifest cannot be read, another one of the store tells the flags of the same generation.
+    If its manifest cannot be read, the flags are taken from another column of the store.
     """
-    own = _stated(store / column)
-    if own is not None:
-        return own.get("made_by")
-    stated = [(_stated(folder) or {}).get("made_by") for folder in column_folders(store)]
-    others = [flags for flags in stated if isinstance(flags, dict)]
+    manifest = _raw_manifest(store / column)
+    if manifest is not None:
+        return manifest.get("made_by")
+    candidates = [(_raw_manifest(folder) or {}).get("made_by") for folder in column_folders(store)]
+    others = [flags for flags in candidates if isinstance(flags, dict)]
     if not others or column == LATENTS:
         return others[0] if others else None
     if column.endswith(TINY) and not any(column in flags.get("encoders", ()) for flags in others):
@@ -144,15 +144,15 @@ def flags_of_the_maker(store: Path, column: str) -> dict[str, Any] | None:
     return {**others[0], "encoders": [column], "decoder": "full"}
 
 
-def shown_rows(rows: Iterable[int]) -> str:
+def row_ranges(rows: Iterable[int]) -> str:
     """Return ascending numbers as ranges: ``3-5, 9``."""
     numbers = np.asarray(list(rows), dtype=np.int64)
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs if len(run))
 
 
-def _stated(folder: Path) -> dict[str, Any] | None:
-    """Return what the manifest of a column says, damaged or not, as long as it is JSON."""
+def _raw_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a column's manifest, even a damaged one, as long as it is JSON."""
     for path in (folder / MANIFEST, (folder / MANIFEST).with_suffix(".damaged")):
         try:
             value = read_json(path)
@@ -164,7 +164,7 @@ def _stated(folder: Path) -> dict[str, Any] | None:
 
 
 def _faults(folder: Path, spec: ColumnSpec, records: Mapping[int, Record], *, deep: bool) -> dict[int, str]:
-    """Return what is wrong with each committed shard that does not hold."""
+    """Return what is wrong with each damaged committed shard."""
     faults = {shard: fault for shard, record in records.items() if (fault := check_record(folder, record, content=False))}
     whole = {folder / record["file"]: shard for shard, record in records.items() if shard not in faults}
     places = [ShardPlace(path, spec.layout(shard), records[shard]["offsets"], records[shard]["bytes"]) for path, shard in whole.items()]
@@ -179,11 +179,11 @@ def _faults(folder: Path, spec: ColumnSpec, records: Mapping[int, Record], *, de
 
 def _content_fault(path: Path, layout: ShardLayout, record: Record) -> str | None:
     with open_file(path, os.O_RDONLY) as descriptor:
-        holding, whole = read_back(descriptor, layout, record["offsets"])
-    hashes = {"xxh3_128": whole, **({"sha256": sha256_of(path)} if "sha256" in record else {})}
+        valid, file_hash = read_back(descriptor, layout, record["offsets"])
+    hashes = {"xxh3_128": file_hash, **({"sha256": sha256_of(path)} if "sha256" in record else {})}
     if unlike := [name for name, value in hashes.items() if value != record[name]]:
         return f"its content differs from its {' and '.join(unlike)}"
-    if not holding.all():
+    if not valid.all():
         return "rows differ from their hashes"
     if flagged_rows(read_dataset(path, layout, FLAGS, record["offsets"][FLAGS])) != record["flagged"]:
         return "its flags differ from its record"
@@ -210,9 +210,9 @@ def _unfinished(folder: Path, spec: ColumnSpec, shard: int) -> Finding:
     layout, final = spec.layout(shard), folder / shard_name(shard)
     partial = final.with_name(f"{final.name}.partial")
     files = (final, partial, partial.with_suffix(".suspect"))
-    holding = np.logical_or.reduce([check_rows(path, layout) for path in files])
-    detail = f"not final; {np.count_nonzero(holding)} of {layout.rows} rows are there"
-    rows = _numbered(layout, np.flatnonzero(~holding))
+    valid = np.logical_or.reduce([check_rows(path, layout) for path in files])
+    detail = f"not final; {np.count_nonzero(valid)} of {layout.rows} rows are there"
+    rows = _numbered(layout, np.flatnonzero(~valid))
     return Finding(place=f"{folder.name}/{final.name}", kind="missing", rows=rows, detail=detail, column=folder.name, shard=shard)
 
 
@@ -220,7 +220,7 @@ def _numbered(layout: ShardLayout, rows: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple((rows + layout.first_row).tolist())
 
 
-def _check_small_files(store: Path, *, columns_hold: bool) -> list[Finding]:
+def _check_small_files(store: Path, *, columns_are_valid: bool) -> list[Finding]:
     findings = []
     if (store / EXAMPLES).exists():
         try:
@@ -229,7 +229,7 @@ def _check_small_files(store: Path, *, columns_hold: bool) -> list[Finding]:
             findings.append(Finding(place=EXAMPLES, kind="damaged", rows=(), detail=str(error)))
     else:
         findings.append(Finding(place=EXAMPLES, kind="missing", rows=(), detail="the table of examples"))
-    if columns_hold and not findings and not view_is_current(store):
+    if columns_are_valid and not findings and not view_is_current(store):
         kind: Kind = "damaged" if (store / VIEW).exists() else "missing"
         findings.append(Finding(place=VIEW, kind=kind, rows=(), detail="it is not the view of this store"))
     return findings
@@ -237,7 +237,7 @@ def _check_small_files(store: Path, *, columns_hold: bool) -> list[Finding]:
 
 def _take_back(writer: ColumnWriter, shard: int, failed: set[int]) -> None:
     if shard in writer.records and not writer.reopen(shard, writer.records[shard]):
-        return  # made anew by another process meanwhile
+        return  # replaced by another process in the meantime
     file = writer.claim(shard)
     if file is not None:
         with closing(file):

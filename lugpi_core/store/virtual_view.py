@@ -1,4 +1,4 @@
-"""``tokens.h5``: virtual datasets over all shards of all columns, so that anybody opens the cache with h5py alone."""
+"""``tokens.h5``: virtual datasets over all shards of all columns, so that the store can be opened with h5py alone."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ VIEW = "tokens.h5"
 
 
 def write_view(store: Path) -> None:
-    """Write ``tokens.h5`` over the complete columns: ``/<column>/{tokens|latents, flags}``, ``scale`` where the tokens are int8, and
+    """Write ``tokens.h5`` over the complete columns: ``/<column>/{tokens|latents, flags}``, ``scale`` if the tokens are int8, and
     ``/examples/…`` as in ``examples.h5``.
 
-    The shards are named relative to the file, so the folder can be moved as a whole.
+    The paths of the shards are relative, so the folder can be moved as a whole.
     """
     write_sealed(store / VIEW, _content(store), lambda file: _fill(store, file))
 
 
 def view_is_current(store: Path) -> bool:
-    """Whether ``tokens.h5`` is as it was written, and of the store as it stands."""
+    """Whether ``tokens.h5`` is undamaged and matches the current content of the store."""
     try:
         about, _ = read_sealed(store / VIEW)
     except InputError:
@@ -33,7 +33,7 @@ def view_is_current(store: Path) -> bool:
 
 
 def _content(store: Path) -> dict[str, str]:
-    """Return a hash of all that the view shows."""
+    """Return a hash of all that the view contains."""
     columns = {name: load_manifest(store / name) for name in columns_of(store)}
     shards = {name: [records[n]["xxh3_128"] for n in sorted(records)] for name, (_, records) in columns.items()}
     examples = hash_file(store / EXAMPLES) if (store / EXAMPLES).is_file() else None
@@ -61,5 +61,5 @@ def _add_column(group: Any, column: str, spec: ColumnSpec, records: dict[int, Re
             layout = spec.layout(shard)
             source = h5py.VirtualSource(f"{column}/{shard_name(shard)}", name, *layout.datasets[name])
             whole[layout.first_row : layout.first_row + layout.rows] = source
-        whole.dcpl.set_obj_track_times(False)  # equal content is equal bytes, at any time
+        whole.dcpl.set_obj_track_times(False)  # equal content gives equal bytes, at any time
         group.create_virtual_dataset(name, whole)

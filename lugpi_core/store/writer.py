@@ -1,4 +1,4 @@
-"""Filling a column: shards claimed, written, made final. Any number of processes may fill one column; killed ones are continued."""
+"""Fill a column: claim shards, write them, make them final. Any number of processes may fill one column; killed ones are resumed."""
 
 import os
 import re
@@ -32,27 +32,27 @@ _DIGEST = re.compile(rb"[0-9a-f]{32}")
 
 
 def missing_bytes(store: Path, spec: ColumnSpec) -> int:
-    """Return how much disk a column still asks for: whole files of the shards that are not there in any form."""
-    there = {path.name.split(".")[0] for path in (store / spec.name).glob("shard-*.h5*")}
-    absent = [shard for shard in range(spec.shards) if shard_name(shard).split(".")[0] not in there]
+    """Return how many bytes of disk a column still needs: whole files for the shards that do not exist in any form."""
+    present = {path.name.split(".")[0] for path in (store / spec.name).glob("shard-*.h5*")}
+    absent = [shard for shard in range(spec.shards) if shard_name(shard).split(".")[0] not in present]
     full, last = (structure(spec.layout(shard)).file_bytes for shard in (0, spec.shards - 1))
     return len(absent) * full - (full - last if spec.shards - 1 in absent else 0)
 
 
 class ColumnWriter:
-    """Fills one column shard by shard; safe to kill at any moment and to continue, alone or beside others.
+    """Fills one column shard by shard; can be killed at any moment and resumed, alone or next to other processes.
 
-    Opening it keeps what holds: committed shards that are as recorded, and of all others the rows whose hash holds. What killed processes
-    left half written is swept away.
+    Opening it keeps committed shards that match their records, and the valid rows of all others. Unfinished files of killed processes are
+    removed.
 
     Args:
         store: the ``tokens`` folder.
-        spec: what the column is to be.
-        check_content: compare every committed shard with its hash (about 7 GB/s), not with its size and structure alone.
+        spec: the column's description.
+        check_content: compare every committed shard with its hash (about 7 GB/s), not only its size and structure.
 
     Attributes:
-        records: what the manifest says of the final shards, by number, as last read.
-        taken_back: the shards that were final and did not hold, each with what was wrong.
+        records: the manifest's records of the final shards, by number, as last read.
+        taken_back: the final shards that turned out to be damaged, each with what was wrong.
 
     Raises:
         InputError: the column exists with another fingerprint; the differing fields are named.
@@ -62,9 +62,9 @@ class ColumnWriter:
         self.spec = spec
         self.folder = store / spec.name
         if not (self.folder / MANIFEST).exists():
-            self._refuse_strangers()  # before a manifest of ours stands there and keeps their owner out
+            self._refuse_strangers()  # before a manifest of ours would lock their owner out
         self.records = open_manifest(self.folder, spec)
-        self._offsets: dict[int, dict[str, int]] = {}  # of shards taken back, which another version of HDF5 may have laid down
+        self._offsets: dict[int, dict[str, int]] = {}  # of shards taken back, which another version of HDF5 may have written
         sweep(self.folder)
         faults = {shard: self._fault(shard, record, check_content) for shard, record in self.records.items()}
         self.taken_back = {shard: fault for shard, fault in faults.items() if fault and self.reopen(shard, self.records[shard])}
@@ -73,14 +73,14 @@ class ColumnWriter:
             self._sweep_leases(lock)
 
     def is_committed(self, shard: int) -> bool:
-        """Whether the shard is final, as far as this writer knows; ``refresh`` asks again."""
+        """Whether the shard is final, as of the last ``refresh``."""
         return shard in self.records
 
     def refresh(self) -> None:
-        """Read the manifest again: other processes may have made shards final.
+        """Read the manifest again, because other processes may have made shards final.
 
         Raises:
-            InputError: the column has become one of other settings.
+            InputError: the column now has other settings.
         """
         found, self.records = load_manifest(self.folder)
         refuse_other(self.folder, found, self.spec)
@@ -97,10 +97,10 @@ class ColumnWriter:
         return np.array(ColumnMap([place]).view(self.spec.what, 0))
 
     def claim(self, shard: int) -> ShardWriter | None:
-        """Return the shard for writing, made or continued, under a lease that its ``close`` gives back; None when it is final.
+        """Return the shard for writing, new or resumed, under a lease that its ``close`` releases; None if it is final.
 
         Raises:
-            ShardBusy: a living process is writing it.
+            ShardBusy: a running process is writing it.
             InputError: the disk has no room for it.
         """
         with locked(self.folder) as lock:
@@ -116,10 +116,10 @@ class ColumnWriter:
             raise
 
     def commit(self, shard: int, writer: ShardWriter) -> None:
-        """Make a full shard final: synced, read back, renamed, recorded; and close it.
+        """Make a full shard final: sync it, read it back, rename it, record it, close it.
 
         Raises:
-            InputError: a row was never written, or does not read back as it was.
+            InputError: a row was never written, or does not read back as it was written.
         """
         record = writer.sync_and_check() | {"file": shard_name(shard), "versions": dict(versions())}
         with locked(self.folder):
@@ -131,7 +131,7 @@ class ColumnWriter:
         writer.close()
 
     def add_sha256(self) -> None:
-        """Record the sha256 of the final shards that have none yet: slow beside a fast disk, and wanted by nobody before the end."""
+        """Record the sha256 of the final shards that lack it. It is slower than a fast disk, and not needed before the end."""
         new = {}
         for shard, record in self.records.items():
             if "sha256" not in record:
@@ -148,11 +148,11 @@ class ColumnWriter:
         self.refresh()
 
     def reopen(self, shard: int, judged: Record) -> bool:
-        """Take a final shard back, because something in it does not hold: its rows are checked one by one when it is claimed.
+        """Take a damaged final shard back: its rows are checked one by one when it is claimed. Return whether that was done.
 
         Args:
             shard: its number.
-            judged: the record by which it was found wanting; nothing is done when another process has made the shard anew meanwhile.
+            judged: the record of the damaged shard; nothing is done if another process has replaced the shard in the meantime.
         """
         with locked(self.folder):
             _, records = load_manifest(self.folder)
@@ -164,16 +164,16 @@ class ColumnWriter:
         return True
 
     def _prepare(self, shard: int) -> None:
-        """Leave a ``.partial`` of whole structure with every row that holds in any file of this shard."""
+        """Create a ``.partial`` of full structure with every valid row of any file of this shard."""
         layout, final, partial = self.spec.layout(shard), self._final(shard), self._partial(shard)
         found = [path for path in (final, partial, partial.with_suffix(".suspect")) if path.is_file()]
         if found == [partial] and is_intact(partial, layout):
             return
-        # A final file without a record was renamed and not recorded (killed in between), or its record was dropped. It is copied and not
-        # continued, for a reader may have it mapped.
+        # A final file without a record was renamed but not recorded (killed in between), or its record was dropped. It is copied, not
+        # resumed in place, because a reader may have it mapped.
         offsets = self._offsets.get(shard)
         for path in [path for path in found if not check_rows(path, layout, offsets).any() and is_foreign(path, layout)]:
-            os.replace(path, path.with_name(f"{path.name}.unread"))  # not ours to throw away
+            os.replace(path, path.with_name(f"{path.name}.unread"))  # not ours to delete
             found.remove(path)
         create_shard(partial, layout, found, offsets)
         for path in found:
@@ -183,7 +183,7 @@ class ColumnWriter:
     def _fault(self, shard: int, record: Record, check_content: bool) -> str | None:
         if fault := check_record(self.folder, record, content=check_content):
             return fault
-        foreign = record["offsets"] != structure(self.spec.layout(shard)).offsets  # laid down by another version of HDF5
+        foreign = record["offsets"] != structure(self.spec.layout(shard)).offsets  # written by another version of HDF5
         with suppress(FileNotFoundError):  # another process has taken it back
             return None if foreign or is_intact(self._final(shard), self.spec.layout(shard)) else "its structure is not that of a shard"
         return "missing"
@@ -198,7 +198,7 @@ class ColumnWriter:
                     continue
 
     def _refuse_strangers(self) -> None:
-        # Rows of other settings would not count and be made again over days of somebody's work: without a manifest only the files tell.
+        # Rows of other settings would be invalid, and days of work overwritten. Without a manifest, only the files say whose they are.
         for path in sorted(self.folder.glob("shard-*")):
             ours = self.spec.layout(0).fingerprint_digest.encode()
             offset = structure(self.spec.layout(0)).frame[0][1].find(ours)
@@ -208,7 +208,7 @@ class ColumnWriter:
                 found = read_at(descriptor, len(ours), offset)
             if found != ours and _DIGEST.fullmatch(found):
                 raise InputError(
-                    got=f"{path}, which other settings made, and no manifest that names them",
+                    got=f"{path}, which was made with other settings, and no manifest that names them",
                     expected=f"a column of the fingerprint {ours.decode()}",
                     do=f"move {self.folder} away, or give another --run-dir",
                 )

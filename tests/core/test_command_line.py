@@ -214,13 +214,13 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
     assert _run("--dataset", "x", command=_raising(KeyboardInterrupt())) == 130
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "interrupted: what is written is kept; the same command goes on from here\n"
+    assert captured.err == "interrupted: what is written is kept; run the same command to continue\n"
 
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(28, "No space left on device"), "error: got a file: No space left on device; expected to read and write there; mend that"),
+        (OSError(28, "No space left on device"), "error: got a file: No space left on device; expected to read and write there; fix that"),
         (OSError(5, "Input/output error", "/x/shard-00000.h5"), "error: got /x/shard-00000.h5: Input/output error; expected"),
         (PermissionError(13, "Permission denied", "/x"), "error: got /x: Permission denied; expected"),
         (IsADirectoryError(21, "Is a directory", "/x/tables.json"), "error: got /x/tables.json: Is a directory; expected"),

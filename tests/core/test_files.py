@@ -167,7 +167,7 @@ def test_what_is_not_json_is_refused_and_the_old_file_stays(tmp_path: Path, valu
 
 
 def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no file .*a\.json; .*run the command that makes it"):
+    with pytest.raises(InputError, match=r"no file .*a\.json; .*run the command that writes it"):
         read_json(tmp_path / "a.json")
 
 

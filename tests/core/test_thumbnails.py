@@ -88,7 +88,7 @@ def test_as_many_as_may_be_asked_for_stay_below_ten_megabytes_even_of_noise(tmp_
 
 
 def test_those_of_another_corpus_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"got .*thumbnails with pictures of another corpus; expected .*; run python -m featurize inspect"):
+    with pytest.raises(InputError, match=r"got .*thumbnails with images of another corpus; expected .*; run python -m featurize inspect"):
         read_thumbnails(folder, "4567")
 
 

@@ -174,7 +174,7 @@ def test_another_setting_on_the_same_store_is_refused_and_nothing_changes(
     }
     resolved = [given[flag]() if flag in given else flag for flag in flags]
     line = _refused(capsys, "--dataset", table, "--run-dir", store, *DEMO, *resolved)
-    assert "that was made otherwise" in line
+    assert "that was made with other settings" in line
     assert field in line
     assert _state(store) == before
 
@@ -271,7 +271,7 @@ def test_an_interrupt_ends_with_its_number_and_the_same_command_goes_on_to_the_s
     child.send_signal(number)
     said, complained = child.communicate(timeout=60)
     assert (child.returncode, said) == (status, ""), complained
-    assert complained.splitlines()[-1] == "interrupted: what is written is kept; the same command goes on from here"
+    assert complained.splitlines()[-1] == "interrupted: what is written is kept; run the same command to continue"
     assert "Traceback" not in complained
     assert main([*arguments, str(tmp_path / "broken")]) == 0
     assert main([*arguments, str(tmp_path / "whole")]) == 0

@@ -29,7 +29,7 @@ from tests.soak import processes
 from tests.support.checkout import ROOT
 
 ROWS, BATCH, SHARD = 24, 4, 8
-INTERRUPTED = "interrupted: what is written is kept; the same command goes on from here"
+INTERRUPTED = "interrupted: what is written is kept; run the same command to continue"
 DEMO = ("--generator", "demo", "--encoders", "demo", "--batch-size", str(BATCH), "--shard-rows", str(SHARD))
 # Beside a batch: what no signal interrupts, such as loading a library, on a machine that has other work.
 GRACE_S = 2.0

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lugpi_core.command_line import say, speaks
+from lugpi_core.command_line import is_first_process, say
 from lugpi_core.corpora.user_corpus import ID_COLUMN, checked_texts
 from lugpi_core.corpora.user_files import Table, file_table, text_table
 from lugpi_core.errors import InputError, nearest
@@ -236,7 +236,7 @@ def predicted_logits(classifier: Classifier, texts: Sequence[str], compute: Comp
     with (
         torch.inference_mode(),
         autocast(compute),
-        tqdm(total=len(texts), unit="text", mininterval=interval_s, disable=not speaks()) as bar,
+        tqdm(total=len(texts), unit="text", mininterval=interval_s, disable=not is_first_process()) as bar,
     ):
         for start in range(0, len(texts), batch_size):
             rows = order_N[start : start + batch_size]

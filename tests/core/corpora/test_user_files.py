@@ -100,7 +100,7 @@ def test_parquet_keeps_types_and_reads_only_what_is_wanted(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])
 def test_a_damaged_parquet_file_is_told(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(InputError, match=r"t\.parquet .*a whole Parquet file"):
+    with pytest.raises(InputError, match=r"t\.parquet .*a complete Parquet file"):
         _table(tmp_path / "t.parquet", content)
 
 

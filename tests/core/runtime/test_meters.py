@@ -122,8 +122,8 @@ def test_versions_name_python_and_what_decides_results(monkeypatch: pytest.Monke
 
 def _copied(folder: Path) -> ModuleType:
     """meters as it would be loaded from ``folder``."""
-    (folder / "lugpi_core").mkdir()
-    path = folder / "lugpi_core" / "meters.py"
+    (folder / "lugpi_core" / "runtime").mkdir(parents=True)
+    path = folder / "lugpi_core" / "runtime" / "meters.py"
     shutil.copy(str(meters.__file__), path)
     spec = importlib.util.spec_from_file_location("copied_meters", path)
     assert spec is not None
@@ -152,7 +152,7 @@ def test_the_commit_has_a_plus_when_tracked_files_differ_from_it(tmp_path: Path)
     head = _git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "untracked").write_text("")
     assert copied.commit() == head
-    with (tmp_path / "lugpi_core" / "meters.py").open("a") as file:
+    with (tmp_path / "lugpi_core" / "runtime" / "meters.py").open("a") as file:
         file.write("\n")
     assert copied.commit() == f"{head}+"
 

@@ -72,7 +72,7 @@ def test_a_second_owner_is_refused_with_the_name_of_the_first_and_keeps_nothing(
     lease, content = _take(tmp_path), (tmp_path / NAME).read_bytes()
     before = _open_files()
     with pytest.raises(
-        ShardBusy, match=rf"{NAME[1:-6]}, which process {os.getpid()} on .* is writing; expected one writer a shard"
+        ShardBusy, match=rf"{NAME[1:-6]}, which process {os.getpid()} on .* is writing; expected one writer per shard"
     ) as raised:
         _take(tmp_path)
     assert raised.value.owner == f"process {os.getpid()} on {os.uname().nodename}"
@@ -169,7 +169,7 @@ def test_a_lease_in_whose_place_another_stands_is_ours_no_more_and_stays_the_oth
     lease = _take(tmp_path)
     (tmp_path / "new").write_text("another's")
     (tmp_path / "new").replace(tmp_path / NAME)
-    with pytest.raises(ShardBusy, match="another command, after a long halt of this one, is writing"):
+    with pytest.raises(ShardBusy, match="another command, after this one was suspended, is writing"):
         lease.still_ours()
     lease.release()
     assert (tmp_path / NAME).read_text() == "another's"
@@ -243,7 +243,7 @@ def test_before_what_cannot_be_undone_the_file_is_asked_however_fresh_the_lease_
     lease = _take(tmp_path)
     if taken:
         _elsewhere(tmp_path, 0)
-        with locked(tmp_path), pytest.raises(ShardBusy, match="another command, after a long halt of this one"):
+        with locked(tmp_path), pytest.raises(ShardBusy, match="another command, after this one was suspended"):
             lease.confirm()
     else:
         os.utime(tmp_path / NAME, (0, 0))

@@ -162,7 +162,7 @@ def test_a_column_made_otherwise_is_refused_and_exactly_the_differing_field_is_n
     content = (_opened(folder) / MANIFEST).read_bytes()
     with pytest.raises(InputError) as raised:
         open_manifest(folder, replace(SPEC, fingerprint=_fingerprint_with(field, OTHER_VALUES[field])))
-    assert f"made otherwise: {field}: found " in str(raised.value)
+    assert f"made with other settings: {field}: found " in str(raised.value)
     assert str(raised.value).count("found ") == 1
     assert f"wanted {json.dumps(OTHER_VALUES[field])}; expected the same settings" in str(raised.value)
     assert (folder / MANIFEST).read_bytes() == content
@@ -205,7 +205,7 @@ def test_a_column_without_a_single_shard_binds_nobody_and_with_one_it_binds(fold
     assert load_manifest(folder) == (other, {})
     (folder / name).touch()
     assert not is_empty(folder)
-    with pytest.raises(InputError, match=r"made otherwise: .*seed: found 1, wanted nothing"):
+    with pytest.raises(InputError, match=r"made with other settings: .*seed: found 1, wanted nothing"):
         open_manifest(folder, SPEC)
 
 
@@ -213,7 +213,7 @@ def test_a_record_does_not_join_a_column_that_another_process_began_otherwise(fo
     other = replace(SPEC, fingerprint=_fingerprint_with("generation.steps", 20))
     open_manifest(folder, SPEC)
     open_manifest(folder, other)  # nothing is there yet that would bind it
-    with pytest.raises(InputError, match=r"made otherwise: generation\.steps: found 20, wanted 50"):
+    with pytest.raises(InputError, match=r"made with other settings: generation\.steps: found 20, wanted 50"):
         _add(folder, 0, _record(0))
     assert load_manifest(folder) == (other, {})
 

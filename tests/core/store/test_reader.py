@@ -137,7 +137,7 @@ def test_a_damaged_committed_shard_is_not_read(tmp_path: Path, part: str) -> Non
     content = bytearray(path.read_bytes())
     content[column.records[1]["offsets"].get(part, len(content) - 1)] ^= 1
     path.write_bytes(content)
-    advice = r"expected the shard as it was committed; run the same featurize command again: it makes the rows again that do not hold"
+    advice = r"expected the shard as it was committed; run the same featurize command again: it regenerates the damaged rows"
     with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
         ColumnReader(tmp_path, "clip")
     with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
@@ -279,7 +279,7 @@ def test_a_store_that_is_not_there_says_what_makes_one(tmp_path: Path) -> None:
 def test_a_store_of_latents_alone_says_what_makes_tokens(tmp_path: Path) -> None:
     open_manifest(tmp_path / "latents", _spec(1, 1, name="latents"))
     (tmp_path / "latents" / "shard-00000.h5.partial").touch()
-    with pytest.raises(InputError, match=r"which holds latents only; expected tokens; run python -m featurize with an encoder"):
+    with pytest.raises(InputError, match=r"which contains only latents; expected tokens; run python -m featurize with an encoder"):
         ColumnReader(tmp_path, "clip")
 
 

@@ -217,7 +217,7 @@ def test_a_shard_that_the_disk_gave_back_only_at_the_second_try_is_not_recorded(
     pread = os.pread
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", once)
-        with pytest.raises(InputError, match="the disk does not give it back"):
+        with pytest.raises(InputError, match="the disk cannot read it back"):
             writer.sync_and_check()
     assert failed
     assert writer.sync_and_check()["rows"] == 5

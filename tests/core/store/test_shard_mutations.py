@@ -14,7 +14,7 @@ from lugpi_core.store.foreign_files import structure_faults
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import create_shard
-from tests.core.store.test_foreign_files import LAYOUT, SPEC, admit, in_a_child, offsets_of, place, plain, shard_of
+from tests.support.foreign_shards import LAYOUT, SPEC, in_a_child, offsets_of, place_of, plain, shard_of, write_matching_manifest
 
 
 def _mutated(content: bytes, chance: random.Random) -> bytes:
@@ -49,13 +49,13 @@ def open_mutations(folder: str, source: str, count: str) -> None:
     for number in range(int(count)):
         store = Path(folder) / str(number)
         shard_of(store).write_bytes(_mutated(content, random.Random(number)))
-        admit(store, offsets)
+        write_matching_manifest(store, offsets)
         try:
             load_manifest(store / SPEC.name)
         except InputError:
             counted["refused by its manifest"] += 1
             continue
-        places.append(place(shard_of(store), offsets))
+        places.append(place_of(shard_of(store), offsets))
     faults = structure_faults(places)
     for number, path in enumerate(one.path for one in places):
         counted["died"] += "HDF5 cannot read it" in faults.get(path, "")
@@ -85,7 +85,7 @@ def test_no_change_of_a_shard_makes_a_reader_do_anything_but_read_or_refuse(
         with h5py.File(tmp_path / "s", "w", libver=libver) as file:
             plain(file)
     (tmp_path / "stores").mkdir()
-    (counted,) = in_a_child("test_shard_mutations", "open_mutations", str(tmp_path / "stores"), str(tmp_path / "s"), count)
+    (counted,) = in_a_child(__name__, "open_mutations", str(tmp_path / "stores"), str(tmp_path / "s"), count)
     report(f"mutations of a shard ({libver or 'our own structure'}): {counted}")
     assert sum(counted.values()) - counted["died"] == count
     assert counted["refused"] >= count / 5

@@ -20,7 +20,7 @@ from lugpi_core.store.example_table import EXAMPLES, ExampleTable, write_example
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, shard_name
 from lugpi_core.store.reader import ColumnReader
-from lugpi_core.store.verify import Finding, check_store, shown_rows, take_back
+from lugpi_core.store.verify import Finding, check_store, row_ranges, take_back
 from lugpi_core.store.virtual_view import VIEW, write_view
 from lugpi_core.store.writer import ColumnWriter
 
@@ -314,4 +314,4 @@ def test_what_is_taken_back_keeps_the_rows_that_hold_and_touches_no_other_shard(
     ("rows", "shown"), [([], ""), ([3], "3"), ([3, 4, 5, 9], "3-5, 9"), ([0, 2, 4], "0, 2, 4"), (range(100), "0-99"), ([7, 8], "7-8")]
 )
 def test_rows_are_shown_as_ranges(rows: list[int], shown: str) -> None:
-    assert shown_rows(rows) == shown
+    assert row_ranges(rows) == shown

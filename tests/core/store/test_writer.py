@@ -125,7 +125,7 @@ def test_a_second_worker_on_a_shard_is_told_so_and_does_no_harm(tmp_path: Path) 
     mine, other = ColumnWriter(tmp_path, SPEC), ColumnWriter(tmp_path, SPEC)
     writer = write_all(claimed(mine, 0))
     state = state_of(tmp_path)
-    with pytest.raises(ShardBusy, match=rf"shard-00000\.h5.*, which process {os.getpid()} on .* is writing; expected one writer a shard"):
+    with pytest.raises(ShardBusy, match=rf"shard-00000\.h5.*, which process {os.getpid()} on .* is writing; expected one writer per shard"):
         other.claim(0)
     assert state_of(tmp_path) == state
     mine.commit(0, writer)

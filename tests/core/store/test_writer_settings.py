@@ -25,7 +25,7 @@ def test_shards_of_other_settings_without_a_manifest_are_refused_and_stay_as_the
     claimed(column, 1).close()
     (tmp_path / "clip" / "manifest.json").unlink()
     state = state_of(tmp_path)
-    with pytest.raises(InputError, match=rf"which other settings made.*fingerprint {digest({'seed': 1})}; move .*clip away"):
+    with pytest.raises(InputError, match=rf"which was made with other settings.*fingerprint {digest({'seed': 1})}; move .*clip away"):
         ColumnWriter(tmp_path, OTHER)
     assert {path: content for path, content in state_of(tmp_path).items() if "shard-" in path} == {
         path: content for path, content in state.items() if "shard-" in path
@@ -44,7 +44,7 @@ def test_who_was_refused_leaves_nothing_that_keeps_the_owner_out(tmp_path: Path)
 
 def test_of_two_that_begin_an_empty_column_with_different_settings_one_is_refused(tmp_path: Path) -> None:
     first, second = ColumnWriter(tmp_path, SPEC), ColumnWriter(tmp_path, OTHER)
-    with pytest.raises(InputError, match="made otherwise: seed: found 1, wanted 0"):
+    with pytest.raises(InputError, match="made with other settings: seed: found 1, wanted 0"):
         first.claim(0)
     commit_shard(second, 0)
     assert list(load_manifest(tmp_path / "clip")[1]) == [0]
@@ -89,9 +89,9 @@ def test_a_real_column_is_refused_whichever_field_of_its_fingerprint_differs_and
     cases += [(field, _with_field(spec.fingerprint, field, 0)) for field in ("added", "encoder.added", "generation.generator.added")]
     for field, changed in cases:
         assert digest(changed) != digest(spec.fingerprint)
-        with pytest.raises(InputError, match="that was made otherwise: ") as raised:
+        with pytest.raises(InputError, match="that was made with other settings: ") as raised:
             ColumnWriter(tmp_path, replace(spec, fingerprint=changed))
-        named = set(re.findall(r"(?:otherwise|wanted [^;]*;)[ :]+([\w.]+): found ", str(raised.value)))
+        named = set(re.findall(r"(?:with other settings|wanted [^;]*;)[ :]+([\w.]+): found ", str(raised.value)))
         assert {name.removesuffix(".within") for name in named} == {field}
     assert state_of(tmp_path) == state
     assert ColumnWriter(tmp_path, spec).taken_back == {}

@@ -266,7 +266,7 @@ def test_a_run_that_loses_a_shard_while_its_rows_are_on_their_way_ends_and_the_s
     def asked_of(self: ShardWriter) -> None:
         if not lost:
             lost.append(self.path.name)
-            raise ShardBusy(self.path, "another command, after a long halt of this one,")
+            raise ShardBusy(self.path, "another command, after this one was suspended,")
         asked(self)
 
     def counted(self: TextToImage, embeddings: Any, seeds: list[int], **how: Any) -> torch.Tensor:

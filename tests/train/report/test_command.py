@@ -168,7 +168,7 @@ def test_images_of_another_corpus_are_left_out_with_the_reason(corpus_csv: Path,
     (run / FOLDER / "index.json").write_text(json.dumps({**index, "corpus": "another"}))
     shown = content(corpus_csv, run)
     assert {one.image for one in shown.examples} == {None}
-    assert any("pictures of another corpus" in note for note in shown.notes)
+    assert any("images of another corpus" in note for note in shown.notes)
 
 
 @pytest.mark.parametrize(("generator", "is_blurred"), [("fast", True), ("demo", False)])
