@@ -1,5 +1,4 @@
-"""The experiment of the tables from the first drawing to the last figure, on the embedded corpus and on real ones; a record is what
-``train tables`` wrote."""
+"""The whole experiment of the tables, on the embedded corpus and on real ones. A record contains what ``train tables`` wrote."""
 
 import importlib.util
 import subprocess
@@ -16,14 +15,22 @@ from lugpi_core.corpora.demo import DEMO_MORE
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_text
 
-_DRAWN = ("--generator", "demo", "--encoders", "demo")
+_GENERATION = ("--generator", "demo", "--encoders", "demo")
 _SMOKE_TEXTS = 12
+_SMOKE_ROWS = ("baseline", "teacher-clip-demo", "student-none-more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What is drawn, and how long each model learns. ``corpus`` and ``training`` are flags of the commands; ``unlabelled`` are texts that
-    students are taught of too, ``rows`` the rows of the tables."""
+    """One experiment.
+
+    Attributes:
+        corpus: flags that name the corpus.
+        training: flags of all trainings.
+        seeds: how many.
+        unlabelled: a file of texts on which students are distilled too.
+        rows: rows of the tables.
+    """
 
     corpus: tuple[str, ...]
     training: tuple[str, ...]
@@ -39,11 +46,11 @@ DEMO = Experiment(
     unlabelled=DEMO_MORE,
     rows=("table1", "controls", "student-clip-demo-more", "student-none-more"),
 )
-# About a thousand steps of each CWI corpus. On WikiNews a rate of 3e-4 diverges, and one epoch at 5e-5 has not learnt enough (.79).
+# About a thousand steps on each CWI corpus. On WikiNews a rate of 3e-4 diverges, and one epoch at 5e-5 is not enough (.79).
 _RATE = ("--learning-rate", "1e-4")
-# Faster than float32 where the processor multiplies bfloat16 (AVX512-BF16, AMX).
+# Faster than float32 on processors with bfloat16 multiplication (AVX512-BF16, AMX).
 _BF16 = ("--dtype", "bfloat16")
-# The embedded generator reads 40 tokens of a document; its text is cut at 64.
+# The embedded generator reads 40 tokens of a document; the text model reads 64.
 REAL = {
     "cwi-wikinews": Experiment(corpus=("--dataset", "cwi-wikinews"), training=("--epochs", "2", *_RATE), seeds=3),
     "cwi-news": Experiment(corpus=("--dataset", "cwi-news"), training=("--epochs", "1", *_BF16, *_RATE), seeds=3),
@@ -54,16 +61,16 @@ REAL = {
 
 
 def measure_demo(options: DemoOptions) -> dict[str, Any]:
-    """Run what is missing of the demo's experiment and return its tables.
+    """Run the missing parts of the demo experiment and return its tables.
 
     Raises:
         InputError: one of the commands failed.
     """
-    return finish("demo", _told(DEMO) | _tables(options, "demo", DEMO), record=options.record)
+    return finish("demo", _settings(DEMO) | _tables(options, "demo", DEMO), record=options.record)
 
 
 def measure_real(options: RealOptions) -> dict[str, Any]:
-    """Run what is missing of the experiments on real corpora and return the tables of each; each has a record of its own.
+    """Run the missing parts of the experiments on real corpora and return the tables of each; each has its own record.
 
     Raises:
         InputError: an unknown corpus, the package with the text model is not installed, or one of the commands failed.
@@ -74,33 +81,36 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     data = ("--data-dir", str(options.data_dir))
     results = {}
     for name in options.corpora:
-        one = REAL[name]
-        trained = replace(one, corpus=(*one.corpus, *data), training=(*one.training, *text_model), rows=options.rows)
-        told = _told(one) | {"text_model": options.text_model}
-        results[name] = finish(f"real-{name}", told | _tables(options, name, trained), record=options.record)
+        experiment = REAL[name]
+        configured = replace(
+            experiment, corpus=(*experiment.corpus, *data), training=(*experiment.training, *text_model), rows=options.rows
+        )
+        settings = _settings(experiment) | {"text_model": options.text_model}
+        results[name] = finish(f"real-{name}", settings | _tables(options, name, configured), record=options.record)
     return results
 
 
-def _told(one: Experiment) -> dict[str, Any]:
-    """Return the settings as a record shows them: without the folders of a machine."""
-    return {"settings": " ".join((*one.corpus, *one.training))}
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings for the record, without the paths of this machine."""
+    return {"settings": " ".join((*experiment.corpus, *experiment.training))}
 
 
-def _tables(options: DemoOptions, name: str, one: Experiment) -> dict[str, Any]:
+def _tables(options: DemoOptions, name: str, experiment: Experiment) -> dict[str, Any]:
     run = options.runs / (f"{name}-smoke" if options.smoke else name)
     small = ("--limit", "60") if options.smoke else ()
-    common = (*one.corpus, *small, "--run-dir", str(run))
+    common = (*experiment.corpus, *small, "--run-dir", str(run))
     more: tuple[str, ...] = ()
-    if one.unlabelled is not None:
-        texts = _first_texts(one.unlabelled, make_folder(run)) if options.smoke else one.unlabelled
+    if experiment.unlabelled is not None:
+        texts = _first_texts(experiment.unlabelled, make_folder(run)) if options.smoke else experiment.unlabelled
         more = ("--unlabelled", str(texts))
-        _run([("featurize", *common, *_DRAWN, *more)])
-    _run([("featurize", *common, *_DRAWN)])
+        _run([("featurize", *common, *_GENERATION, *more)])
+    _run([("featurize", *common, *_GENERATION)])
+    rows = _SMOKE_ROWS if options.smoke else experiment.rows
     short = ("--epochs", "1", "--max-length", "16") if options.smoke else ()
-    seeds = ("--seeds", str(1 if options.smoke else options.seeds or one.seeds))
-    _run([("train", "tables", *common, *one.training, *short, *seeds, "--rows", *one.rows, *more)] * options.processes)
-    found: dict[str, Any] = read_json(run / "tables.json")
-    return found
+    seeds = ("--seeds", str(1 if options.smoke else options.seeds or experiment.seeds))
+    _run([("train", "tables", *common, *experiment.training, *short, *seeds, "--rows", *rows, *more)] * options.processes)
+    tables: dict[str, Any] = read_json(run / "tables.json")
+    return tables
 
 
 def _first_texts(path: Path, folder: Path) -> Path:
@@ -110,10 +120,10 @@ def _first_texts(path: Path, folder: Path) -> Path:
 
 
 def _run(commands: Sequence[Sequence[str]]) -> None:
-    """Run commands at once, and wait for all."""
+    """Run commands at the same time and wait for all of them."""
     say(f"$ python -m {' '.join(commands[0])}" + (f"  (in {len(commands)} processes)" if len(commands) > 1 else ""))
     started = [subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL) for command in commands]
-    for status in [one.wait() for one in started]:
+    for status in [child.wait() for child in started]:
         if status:
             raise InputError(got=f"exit status {status}", expected="a command that succeeds", do="see its message above")
 

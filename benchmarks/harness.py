@@ -1,4 +1,4 @@
-"""How anything is measured here: a warm-up apart, then the candidates in turn, round after round; medians, and ratios of the same run."""
+"""How things are measured: a warm-up, then all candidates in every round; medians, and ratios within a round."""
 
 import statistics
 import time
@@ -15,9 +15,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], *, repeats: int, before: Callable[[str], object] | None = None
 ) -> dict[str, list[float]]:
-    """Return the wall seconds of each candidate in each round. Every candidate runs once, uncounted, before the first round.
+    """Return the wall seconds of each candidate in each round. Each candidate runs once before the first round, untimed.
 
-    ``before`` is called with the candidate's name in front of every run, and its time does not count.
+    ``before`` is called, untimed, with the name of the candidate before each of its runs.
     """
     prepare = before or (lambda _: None)
     for name, run in candidates.items():
@@ -25,7 +25,7 @@ def interleaved(
         run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(repeats):
-        # Back and forth, so that a machine that grows slower or faster meanwhile favours nobody.
+        # In alternating order, so that a machine that becomes slower or faster favours no candidate.
         for name, run in list(candidates.items())[:: -1 if number % 2 else 1]:
             prepare(name)
             start_s = time.perf_counter()
@@ -35,7 +35,7 @@ def interleaved(
 
 
 def median_ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -> float:
-    """Return the median over the rounds of how many times longer ``slower`` took than ``faster`` in the same round."""
+    """Return the median over the rounds of the time of ``slower`` divided by that of ``faster`` in the same round."""
     return round(statistics.median(a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)), 3)
 
 
@@ -49,10 +49,10 @@ def finish(what: str, figures: dict[str, Any], *, record: bool) -> dict[str, Any
     import torch
 
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu{torch.get_num_threads()}"
-    made = provenance()
-    result = {"benchmark": what, "hardware": hardware, "figures": figures, "provenance": made}
+    origin = provenance()
+    result = {"benchmark": what, "hardware": hardware, "figures": figures, "provenance": origin}
     if record:
-        name = f"{what}_{hardware.replace(' ', '-').lower()}_{made['made_at'][:10]}.json"
+        name = f"{what}_{hardware.replace(' ', '-').lower()}_{origin['made_at'][:10]}.json"
         write_json(RESULTS / name, result)
         result["recorded"] = name
     return result

@@ -1,7 +1,7 @@
-"""What does featurize cost beyond its bare forwards, and what does it save against a diffusers pipeline that writes PNG files?
+"""How much slower is featurize than its bare forward passes, and how much faster than a diffusers pipeline that writes PNG files?
 
-On the CPU the embedded models, and one image by the real Stable Diffusion 2 architecture; on a card a grid of cases with the roofline
-beside each number. All weights are random: what a model costs depends on its shapes.
+On the CPU: the embedded models, and one image by the architecture of Stable Diffusion 2. On a GPU: a grid of cases, each compared with its
+roofline. All weights of real architectures are random, because the cost of a model depends on its shapes only.
 """
 
 import gc
@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.featurize.plain_diffusers import BareForwards, PlainPipeline, drawings_of, parts_may_lack_labels
-from benchmarks.featurize.random_models import SD2_512, SD2_768, SMALL, DrawingSizes, encoder_folder, sd2_folder, tiny_decoder_folder
+from benchmarks.featurize.plain_diffusers import BareForwards, PlainPipeline, image_job, parts_may_lack_labels
+from benchmarks.featurize.random_models import SD2_512, SD2_768, SMALL, GeneratorSizes, encoder_folder, sd2_folder, tiny_decoder_folder
 from benchmarks.featurize.roofline import measured_peak_flops, roof
 from benchmarks.harness import finish, interleaved, median_ratio, medians
 from featurize.options import FeaturizeOptions
@@ -28,11 +28,11 @@ from lugpi_core.runtime.libraries import prepare_libraries
 OURS, FORWARDS = "featurize", "bare forwards"
 ONE_BY_ONE, BATCHED = "PNG files, one prompt a call", "PNG files, batched"
 DEMO_BATCH = 16
-# What featurize promises on two cores: of which models, what over what, the limit.
+# Promised on two cores: of which models, slower way, faster way, limit of their ratio.
 AT_MOST = (("demo models", OURS, FORWARDS, 1.05), ("SD v2 UNet, one image", OURS, FORWARDS, 1.03))
 AT_LEAST = (("demo models", ONE_BY_ONE, OURS, 2.0), ("demo models", BATCHED, OURS, 1.0))
 
-# A card is treated as one of 24 GB; featurize is told to take no more than it promises for the size of its images.
+# A GPU is limited to 24 GB, and --memory-gb to what is promised for the image size.
 CARD_BYTES = 24 * 10**9
 MEMORY_GB = {512: 12, 768: 16}
 AT_LEAST_AGAINST_PLAIN = 1.3
@@ -43,12 +43,12 @@ Flags = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One point of the grid that is measured on a card; the defaults are its middle, around which each axis is varied.
+    """One point of the grid measured on a GPU; the defaults are its centre, around which each axis is varied.
 
     Attributes:
-        shard_rows: rows of a shard. The first shard is the warm-up: kernels are compiled and sizes chosen in it.
-        target: images/s that are promised on an H200.
-        beside_plain: whether diffusers, PNG files and encoder are measured too.
+        shard_rows: rows of a shard. The first shard is the warm-up, which compiles kernels and chooses batch sizes.
+        target: promised images/s on an H200.
+        beside_plain: whether the plain diffusers pipeline is measured too.
     """
 
     name: str
@@ -85,24 +85,24 @@ GRID = (
     replace(_AXIS, name="512 px, 25 steps, tiny decoder", tiny_decoder=True),
     replace(_AXIS, name="512 px, 25 steps, B/16", encoder="ViT-B-16"),
     replace(_AXIS, name="512 px, 25 steps, B/32", encoder="ViT-B-32"),
-    # Its roof is that of the whole arithmetic, of which it leaves out a part.
+    # Its roofline counts all arithmetic, including the part that DeepCache leaves out.
     replace(_AXIS, name="512 px, 25 steps, DeepCache 3", deepcache=3),
 )
 SMOKE = Case(name="smoke", steps=2, compile="off", encoder="ViT-S-32", shard_rows=8, shards=2, beside_plain=True)
 
 
 def measure(*, smoke: bool, record: bool, cases: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return images/s of every way, beside the roof of the arithmetic, and which of the promised figures hold.
+    """Return images/s of every way, the roofline, and which promises hold.
 
-    Writes the models with the real shapes to the folder for temporary files ($TMPDIR): 5.6 GB on the CPU, 7 GB on a card.
+    Writes models of the real sizes to the temporary folder ($TMPDIR): 5.6 GB on the CPU, 7 GB on a GPU.
 
     Args:
         smoke: tiny sizes, one round.
-        record: keep the figures in benchmarks/results/.
-        cases: on a card, only the cases with one of these words in their names.
+        record: write the figures to benchmarks/results/.
+        cases: on a GPU, only the cases with one of these words in their names.
 
     Raises:
-        InputError: no case has one of the words.
+        InputError: no case matches.
     """
     prepare_libraries()
     chosen = choose_cases(cases)
@@ -116,15 +116,15 @@ def measure(*, smoke: bool, record: bool, cases: tuple[str, ...] = ()) -> dict[s
 
 
 def choose_cases(words: Sequence[str]) -> list[Case]:
-    """Return the cases of the grid with one of the words in their names; all of them without any.
+    """Return the cases of the grid with one of the words in their names; all cases without words.
 
     Raises:
-        InputError: there is none.
+        InputError: no case matches.
     """
     chosen = [case for case in GRID if not words or any(word in case.name for word in words)]
     if not chosen:
         names = [case.name for case in GRID]
-        raise InputError(got=f"--cases {' '.join(words)}", expected="words out of the cases' names", do=nearest(words[0], names))
+        raise InputError(got=f"--cases {' '.join(words)}", expected="words from the names of the cases", do=nearest(words[0], names))
     return chosen
 
 
@@ -143,10 +143,10 @@ def _on_cpu(folder: Path, *, smoke: bool) -> dict[str, Any]:
 
 
 def demo_models(folder: Path, peak_flops: float, *, drawings: int, singly: int, repeats: int) -> dict[str, Any]:
-    """Return the four ways on the embedded models, side by side; one prompt a call draws only the first ``singly``."""
+    """Return the figures of the four ways with the embedded models; one prompt per call generates only the first ``singly`` images."""
     flags = {"dataset": "demo", "generator": "demo", "encoders": ("demo",), "batch_size": DEMO_BATCH, "limit": drawings}
-    wanted = drawings_of(flags)
-    bare, plain = BareForwards(wanted, batch=DEMO_BATCH), PlainPipeline(wanted)
+    job = image_job(flags)
+    bare, plain = BareForwards(job, batch=DEMO_BATCH), PlainPipeline(job)
     ours_s: list[float] = []
 
     def png(prompts_a_call: int, count: int) -> None:
@@ -157,23 +157,23 @@ def demo_models(folder: Path, peak_flops: float, *, drawings: int, singly: int, 
         FORWARDS: bare.run,
         OURS: lambda: ours_s.append(own_seconds(run_featurize(flags, folder))),
         ONE_BY_ONE: lambda: png(1, singly),
-        BATCHED: lambda: png(DEMO_BATCH, len(wanted.prompts)),
+        BATCHED: lambda: png(DEMO_BATCH, len(job.prompts)),
     }
     seconds = interleaved(ways, repeats=repeats)
     seconds[OURS] = ours_s[1:]
-    counts = dict.fromkeys(ways, len(wanted.prompts)) | {ONE_BY_ONE: min(singly, len(wanted.prompts))}
-    return _rates(seconds, counts, roof(peak_flops, wanted))
+    counts = dict.fromkeys(ways, len(job.prompts)) | {ONE_BY_ONE: min(singly, len(job.prompts))}
+    return _rates(seconds, counts, roof(peak_flops, job))
 
 
-def one_image(folder: Path, peak_flops: float, sizes: DrawingSizes, encoder: str, *, repeats: int) -> dict[str, Any]:
-    """Return one image of an architecture, two guided steps, decoded and encoded, beside its bare forwards.
+def one_image(folder: Path, peak_flops: float, sizes: GeneratorSizes, encoder: str, *, repeats: int) -> dict[str, Any]:
+    """Return the figures of one image, two guided steps, decoded and encoded, and of its bare forward passes.
 
-    Memory: one copy of the models at a time; the forwards load theirs before each round, uncounted.
+    Memory: one copy of the models at a time; the bare forward passes load theirs before each round, untimed.
     """
     generator, tower = sd2_folder(folder / "sd2", sizes, torch.float32), encoder_folder(folder / encoder, encoder, torch.float32)
     models = {"generator": str(generator), "encoders": (str(tower),), "steps": 2, "guidance": 7.5, "scheduler": "ddim"}
     flags = models | {"dataset": str(_one_text(folder)), "split_column": "split", "batch_size": 1}
-    wanted = drawings_of(flags)
+    job = image_job(flags)
     ours_s: list[float] = []
     loaded: list[BareForwards] = []
 
@@ -181,7 +181,7 @@ def one_image(folder: Path, peak_flops: float, sizes: DrawingSizes, encoder: str
         loaded.clear()
         gc.collect()
         if way == FORWARDS:
-            loaded.append(BareForwards(wanted, batch=1))
+            loaded.append(BareForwards(job, batch=1))
 
     def run_forwards() -> None:
         loaded[0].run()
@@ -189,11 +189,11 @@ def one_image(folder: Path, peak_flops: float, sizes: DrawingSizes, encoder: str
     ways = {FORWARDS: run_forwards, OURS: lambda: ours_s.append(own_seconds(run_featurize(flags, folder)))}
     seconds = interleaved(ways, repeats=repeats, before=load)
     seconds[OURS] = ours_s[1:]
-    return _rates(seconds, dict.fromkeys(ways, 1), roof(peak_flops, wanted))
+    return _rates(seconds, dict.fromkeys(ways, 1), roof(peak_flops, job))
 
 
 def _one_text(folder: Path) -> Path:
-    """Write a corpus that needs one drawing: every split has an example, and all have the same text."""
+    """Write a corpus that needs one image: each split has an example, and all have the same text."""
     path = folder / "one.csv"
     lines = [f"a cat on a mat,{label},{split}" for split in ("train", "validation", "test") for label in ("animals", "furniture")]
     path.write_text("\n".join(["text,label,split", *lines]) + "\n")
@@ -201,7 +201,7 @@ def _one_text(folder: Path) -> Path:
 
 
 def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each promised figure with what was measured."""
+    """Return each promise with the measured value."""
     found = []
     for limits, word, better in ((AT_MOST, "at_most", -1), (AT_LEAST, "at_least", 1)):
         for models, slower, faster, limit in limits:
@@ -213,9 +213,9 @@ def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_featurize(flags: Flags, folder: Path) -> dict[str, Any]:
-    """Run the whole command into a run folder of its own inside ``folder``, removed afterwards.
+    """Run the whole command into a temporary run folder inside ``folder``.
 
-    Returns its figures and, as ``shard_made_s``, the time at which each shard of the last column was whole.
+    Returns its figures and, as ``shard_made_s``, the time at which each shard of the last column was complete.
     """
     with tempfile.TemporaryDirectory(dir=folder) as run_dir:
         figures = featurize_command(FeaturizeOptions(**{**flags, "run_dir": Path(run_dir)}))
@@ -224,19 +224,19 @@ def run_featurize(flags: Flags, folder: Path) -> dict[str, Any]:
 
 
 def own_seconds(figures: Mapping[str, Any]) -> float:
-    """Return the wall seconds of a run without finding and loading the models. Its stages overlap; their sum would be more."""
+    """Return the wall seconds of a run without loading the models. Its stages overlap, so their sum would be larger."""
     return float(figures["times"]["fill_wall_s"] + figures["times"]["publish_s"])
 
 
 def steady_rate(figures: Mapping[str, Any], shard_rows: int) -> float:
-    """Return images/s between the end of the first shard and that of the last whole one: what is paid once lies before."""
+    """Return images/s from the end of the first shard to the end of the last full one, which excludes one-time costs."""
     made_s = figures["shard_made_s"][: figures["drawings"] // shard_rows]
-    assert len(made_s) > 1, "a rate takes two whole shards"
+    assert len(made_s) > 1, "a rate needs two full shards"
     return float((len(made_s) - 1) * shard_rows / (made_s[-1] - made_s[0]))
 
 
 def _rates(seconds: dict[str, list[float]], counts: Mapping[str, int], roof_images_per_s: float) -> dict[str, Any]:
-    """Return images/s of each way, its share of the roof, and ratios of the time an image takes in the same round."""
+    """Return images/s of each way, its share of the roofline, and ratios of the time per image within a round."""
     per_image = {name: [value / counts[name] for value in values] for name, values in seconds.items()}
     rates = {name: 1 / value for name, value in medians(per_image).items()}
     pairs = [(OURS, FORWARDS), *((other, OURS) for other in seconds if other not in (OURS, FORWARDS))]
@@ -251,15 +251,15 @@ def _rates(seconds: dict[str, list[float]], counts: Mapping[str, int], roof_imag
 
 
 class ModelFolders:
-    """The models of the cases, each written when it is first asked for.
+    """The models of the cases, each written when it is first needed.
 
     Args:
-        root: where.
-        sizes: of the generator, by the side of its images.
+        root: where to write them.
+        sizes: of the generator, by image size.
         dtype: of the weights.
     """
 
-    def __init__(self, root: Path, sizes: Mapping[int, DrawingSizes], dtype: torch.dtype) -> None:
+    def __init__(self, root: Path, sizes: Mapping[int, GeneratorSizes], dtype: torch.dtype) -> None:
         self._root, self._sizes, self._dtype = root, sizes, dtype
 
     def flags(self, case: Case) -> dict[str, Any]:
@@ -267,8 +267,8 @@ class ModelFolders:
         generator = self._once(f"sd2-{case.px}", lambda path: sd2_folder(path, self._sizes[case.px], self._dtype))
         encoder = self._once(case.encoder, lambda path: encoder_folder(path, case.encoder, self._dtype))
         decoder = f"tiny={self._once('taesd', lambda path: tiny_decoder_folder(path, self._dtype))}" if case.tiny_decoder else "full"
-        same = ("steps", "guidance", "scheduler", "attention", "compile", "deepcache", "shard_rows")
-        return {name: getattr(case, name) for name in same} | {
+        copied = ("steps", "guidance", "scheduler", "attention", "compile", "deepcache", "shard_rows")
+        return {name: getattr(case, name) for name in copied} | {
             "dataset": "demo",
             "limit": case.shards * case.shard_rows,
             "generator": str(generator),
@@ -282,13 +282,13 @@ class ModelFolders:
         return folder if folder.is_dir() else write(folder)
 
 
-def on_card(folder: Path, cases: Sequence[Case], sizes: Mapping[int, DrawingSizes] | None = None) -> dict[str, Any]:
-    """Return the figures of each case, and which of the promised ones hold. A case that fails says why, and the others go on.
+def on_card(folder: Path, cases: Sequence[Case], sizes: Mapping[int, GeneratorSizes] | None = None) -> dict[str, Any]:
+    """Return the figures of each case and which promises hold. A case that fails records why, and the next one starts.
 
     Args:
         folder: for the models and the stores.
         cases: what to measure.
-        sizes: of the generator, by the side of its images (default: the real ones).
+        sizes: of the generator, by image size (default: the real ones).
     """
     compute = resolve_compute("auto", "auto", half="float16")
     folders = ModelFolders(folder, sizes or {512: SD2_512, 768: SD2_768}, compute.torch_dtype)
@@ -296,18 +296,18 @@ def on_card(folder: Path, cases: Sequence[Case], sizes: Mapping[int, DrawingSize
     figures: dict[str, Any] = {"peak_tflops": round(peak_flops / 1e12, 3), "memory_limit_bytes": CARD_BYTES, "cases": {}}
     for case in cases:
         flags = folders.flags(case)
-        found = _or_reason(partial(_ours_on_card, case, flags, folder, peak_flops))
+        measured = _or_reason(partial(_ours_on_card, case, flags, folder, peak_flops))
         if case.beside_plain:
-            found["beside"] = _or_reason(partial(_plain_on_card, flags, folder))
-        figures["cases"][case.name] = found
-        say(f"featurize, {case.name}: {found}")
+            measured["beside"] = _or_reason(partial(_plain_on_card, flags, folder))
+        figures["cases"][case.name] = measured
+        say(f"featurize, {case.name}: {measured}")
     figures["promises"] = promises_on_card(cases, figures["cases"])
     say(f"featurize: {figures['promises']}")
     return figures
 
 
 def promises_on_card(cases: Sequence[Case], found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each promised figure with what was measured; None where the case failed."""
+    """Return each promise with the measured value, or None if the case failed."""
     promised: list[tuple[str, float | None, str, float]] = []
     for case in cases:
         rate = found[case.name].get("images_per_s")
@@ -327,11 +327,11 @@ def promises_on_card(cases: Sequence[Case], found: Mapping[str, Mapping[str, Any
 
 
 def _ours_on_card(case: Case, flags: Flags, folder: Path, peak_flops: float) -> dict[str, Any]:
-    _start_afresh()
+    _reset()
     figures = run_featurize(flags, folder)
-    rate, limit = steady_rate(figures, case.shard_rows), roof(peak_flops, drawings_of(flags))
+    rate, limit = steady_rate(figures, case.shard_rows), roof(peak_flops, image_job(flags))
     kept = {name: figures[name] for name in ("drawings", "failed_rows", "batches", "times", "peak_memory", "compute")}
-    # What the first shard took beyond the pace of the others: compiling, choosing kernels, filling caches.
+    # What the first shard took longer than the others: compiling, choosing kernels, filling caches.
     once_s = own_seconds(figures) - figures["drawings"] / rate
     rates = {"images_per_s": round(rate, 3), "roof_images_per_s": round(limit, 3), "share_of_roof": round(rate / limit, 4)}
     return rates | {"once_s": round(once_s, 1)} | kept
@@ -339,29 +339,29 @@ def _ours_on_card(case: Case, flags: Flags, folder: Path, peak_flops: float) -> 
 
 def _plain_on_card(flags: Flags, folder: Path) -> dict[str, float]:
     """Return images/s of a plain diffusers pipeline, PNG files and the encoder, warmed up."""
-    _start_afresh()
-    wanted = drawings_of(flags, count=PLAIN_IMAGES)
-    plain = PlainPipeline(wanted)
+    _reset()
+    job = image_job(flags, count=PLAIN_IMAGES)
+    plain = PlainPipeline(job)
 
     def png(prompts_a_call: int, count: int) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as images:
             plain.run(Path(images), batch=PLAIN_BATCH, prompts_a_call=prompts_a_call, count=count)
 
-    ways = {ONE_BY_ONE: (1, min(PLAIN_SINGLY, len(wanted.prompts))), BATCHED: (PLAIN_BATCH, len(wanted.prompts))}
+    ways = {ONE_BY_ONE: (1, min(PLAIN_SINGLY, len(job.prompts))), BATCHED: (PLAIN_BATCH, len(job.prompts))}
     seconds = interleaved({name: partial(png, *sizes) for name, sizes in ways.items()}, repeats=2)
     return {name: round(ways[name][1] / spent_s, 3) for name, spent_s in medians(seconds).items()}
 
 
 def _or_reason(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what ``run`` returns, or why it does not: one case that does not fit or compile is no reason to lose the others."""
+    """Return the result of ``run``, or why it failed: one case that does not fit or compile must not stop the others."""
     try:
         return run()
     except (InputError, RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
         return {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
-def _start_afresh() -> None:
-    """Give back what the case before held, compiled code included, and treat the card as one of 24 GB."""
+def _reset() -> None:
+    """Release what the previous case held, compiled code included, and limit the GPU to 24 GB."""
     gc.collect()
     torch.compiler.reset()
     if torch.cuda.is_available():

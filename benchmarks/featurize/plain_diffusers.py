@@ -1,5 +1,5 @@
-"""The same pictures and tokens without lugpi: a diffusers pipeline, PIL images, PNG files, and an encoder that reads the files; and the
-bare forwards of the same modules, below which nothing can come that runs them.
+"""The same images and tokens without lugpi: a diffusers pipeline, PNG files, and an encoder that reads the files; and the bare forward
+passes of the same modules, the lower bound of anything that runs them.
 
 Shapes: B images, C latent channels, h × w latent cells, S the encoder's side, T tokens, D width.
 """
@@ -26,13 +26,13 @@ _SCHEDULERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawings:
-    """What is drawn, with what, and what reads it: the same for every way.
+class ImageJob:
+    """Which images to generate, with which generator and encoders: the same for every way.
 
     Attributes:
-        prompts: one for each drawing, all different.
-        seeds: of each drawing's noise.
-        tiny_decoder: a folder of an AutoencoderTiny that takes the decoder's place; None = the generator's own.
+        prompts: one per image, all different.
+        seeds: of the noise of each image.
+        tiny_decoder: folder of an AutoencoderTiny used as decoder; None = the decoder of the generator.
     """
 
     generator: Generator
@@ -45,18 +45,18 @@ class Drawings:
 
     @property
     def guided(self) -> bool:
-        """Whether the UNet reads every latent twice, with the prompt and without."""
+        """Whether the UNet reads each latent twice, with and without the prompt."""
         return self.generator.settings.guidance > 1
 
 
-def drawings_of(flags: Mapping[str, Any], *, count: int | None = None) -> Drawings:
-    """Return what featurize draws under these flags, in its order; ``count`` = only the first so many."""
+def image_job(flags: Mapping[str, Any], *, count: int | None = None) -> ImageJob:
+    """Return the images that featurize generates with these flags, in its order; ``count`` = only the first ones."""
     options = FeaturizeOptions(**flags)
     plan = plan_drawings(load_corpus(options.dataset, options), seed=options.seed)
     compute = resolve_compute(options.device, options.dtype, half="float16")
     settings = generator_settings(options.generator, {name: flags.get(name) for name in ("steps", "guidance", "scheduler", "size_px")})
     decoder, _, decoder_folder = str(flags.get("decoder", "full")).partition("=")
-    return Drawings(
+    return ImageJob(
         generator=find_generator(options.generator, settings, half=compute.dtype != "float32"),
         encoders=tuple(find_encoder(name) for name in expand_encoders(options.encoders)),
         prompts=plan.prompts[:count],
@@ -69,7 +69,7 @@ def drawings_of(flags: Mapping[str, Any], *, count: int | None = None) -> Drawin
 
 @contextmanager
 def parts_may_lack_labels() -> Iterator[None]:
-    """Leave out the warning that a small part of a corpus has no example to train on: nothing is trained here."""
+    """Ignore the warning that a small part of a corpus has no training example: nothing is trained here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="--limit leaves no")
         yield
@@ -81,31 +81,31 @@ def ranges(count: int, size: int) -> Iterator[slice]:
 
 
 class PlainPipeline:
-    """What one writes without lugpi, in two steps: every picture into a PNG file, then every file through the encoders."""
+    """What one would write without lugpi: all images into PNG files, then all files through the encoders."""
 
-    def __init__(self, drawings: Drawings) -> None:
-        self._drawings = drawings
-        self._pipeline = _load_pipeline(drawings)
-        self._encoders = [(_load_tower(files, drawings), _transform(files)) for files in drawings.encoders]
+    def __init__(self, job: ImageJob) -> None:
+        self._job = job
+        self._pipeline = _load_pipeline(job)
+        self._encoders = [(_load_tower(files, job), _transform(files)) for files in job.encoders]
 
     def run(self, folder: Path, *, batch: int, prompts_a_call: int, count: int) -> list[Path]:
-        """Draw the first ``count``, keep PNG files in ``folder``, read them again in batches.
+        """Generate the first ``count`` images as PNG files in ``folder``, then read and encode them in batches.
 
         Returns the ``.npy`` file of each encoder's tokens, float16 [count, T, D].
         """
-        return self._encode(self._draw(folder, prompts_a_call, count), folder, batch)
+        return self._encode(self._generate(folder, prompts_a_call, count), folder, batch)
 
-    def _draw(self, folder: Path, prompts_a_call: int, count: int) -> list[Path]:
-        wanted = self._drawings
+    def _generate(self, folder: Path, prompts_a_call: int, count: int) -> list[Path]:
+        job = self._job
         paths: list[Path] = []
         for part in ranges(count, prompts_a_call):
             images = self._pipeline(
-                prompt=list(wanted.prompts[part]),
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in wanted.seeds[part]],
-                num_inference_steps=wanted.generator.settings.steps,
-                guidance_scale=wanted.generator.settings.guidance,
-                height=wanted.generator.size_px,
-                width=wanted.generator.size_px,
+                prompt=list(job.prompts[part]),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in job.seeds[part]],
+                num_inference_steps=job.generator.settings.steps,
+                guidance_scale=job.generator.settings.guidance,
+                height=job.generator.size_px,
+                width=job.generator.size_px,
             ).images
             for image in images:
                 paths.append(folder / f"{len(paths):06d}.png")
@@ -116,62 +116,61 @@ class PlainPipeline:
     def _encode(self, images: list[Path], folder: Path, batch: int) -> list[Path]:
         tokens: list[list[np.ndarray[Any, Any]]] = [[] for _ in self._encoders]
         for part in ranges(len(images), batch):
-            pictures = [_open(path) for path in images[part]]
             for (tower, transform), kept in zip(self._encoders, tokens, strict=True):
-                pixels_B3SS = torch.stack([transform(picture) for picture in pictures])
-                tokens_BTD = tower(pixels_B3SS.to(self._drawings.device, self._drawings.dtype))
+                pixels_B3SS = torch.stack([transform(_open(path)) for path in images[part]])
+                tokens_BTD = tower(pixels_B3SS.to(self._job.device, self._job.dtype))
                 kept.append(tokens_BTD.to(torch.float16).cpu().numpy())
-        paths = [folder / f"{files.name}.npy" for files in self._drawings.encoders]
+        paths = [folder / f"{files.name}.npy" for files in self._job.encoders]
         for path, kept in zip(paths, tokens, strict=True):
             np.save(path, np.concatenate(kept))
         return paths
 
 
 class BareForwards:
-    """The forwards that the drawings need and nothing else: no scheduler, no pipeline, no resizing, no checks, nothing kept.
+    """The forward passes that the images need and nothing else: no scheduler, pipeline, resizing, checks or output.
 
-    What the modules read is laid out before, in the shapes they would get; its values are noise, which costs the same.
+    Their inputs are prepared in advance with the right shapes and random values, which cost the same.
     """
 
-    def __init__(self, drawings: Drawings, *, batch: int) -> None:
-        self._drawings, self._batch = drawings, batch
-        pipeline = _load_pipeline(drawings)
+    def __init__(self, job: ImageJob, *, batch: int) -> None:
+        self._job, self._batch = job, batch
+        pipeline = _load_pipeline(job)
         self.text_encoder, self.unet, self.vae = pipeline.text_encoder, pipeline.unet, pipeline.vae
-        self.towers = [_load_tower(files, drawings) for files in drawings.encoders]
+        self.towers = [_load_tower(files, job) for files in job.encoders]
         tokenizer = pipeline.tokenizer
-        texts = [*drawings.prompts, *([""] if drawings.guided else [])]
-        self._ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"].to(drawings.device)
-        self._sides_px = [files.preprocessing.size_px for files in drawings.encoders]
+        texts = [*job.prompts, *([""] if job.guided else [])]
+        self._ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"].to(job.device)
+        self._sides_px = [files.preprocessing.size_px for files in job.encoders]
 
     @torch.inference_mode()
     def run(self) -> None:
-        """Run them all, in batches of ``batch``: a text once, the UNet steps times, the decoder and each encoder once."""
-        wanted = self._drawings
+        """Run all forward passes in batches: each text once, the UNet once per step, the decoder and each encoder once per image."""
+        job = self._job
         texts_PTD = torch.cat([self.text_encoder(ids)[0] for ids in self._ids.split(self._batch)])
-        for part in ranges(len(wanted.prompts), self._batch):
-            prompts_BTD = texts_PTD[: len(wanted.prompts)][part]
-            latents_BChw = self._noise(len(prompts_BTD), *wanted.generator.latent_shape)
+        for part in ranges(len(job.prompts), self._batch):
+            prompts_BTD = texts_PTD[: len(job.prompts)][part]
+            latents_BChw = self._noise(len(prompts_BTD), *job.generator.latent_shape)
             self._denoise(latents_BChw, prompts_BTD, texts_PTD[-1:])
             self.vae.decode(latents_BChw, return_dict=False)
             for tower, side_px in zip(self.towers, self._sides_px, strict=True):
                 tower(self._noise(len(prompts_BTD), 3, side_px, side_px))
-        if wanted.device == "cuda":
+        if job.device == "cuda":
             torch.cuda.synchronize()
 
     def _denoise(self, latents_BChw: torch.Tensor, prompts_BTD: torch.Tensor, empty_1TD: torch.Tensor) -> None:
-        if self._drawings.guided:
+        if self._job.guided:
             latents_BChw = torch.cat([latents_BChw, latents_BChw])
             prompts_BTD = torch.cat([empty_1TD.expand_as(prompts_BTD), prompts_BTD])
-        steps = self._drawings.generator.settings.steps
-        for time in torch.linspace(981, 1, steps, device=self._drawings.device):
+        steps = self._job.generator.settings.steps
+        for time in torch.linspace(981, 1, steps, device=self._job.device):
             self.unet(latents_BChw, time, encoder_hidden_states=prompts_BTD, return_dict=False)
 
     def _noise(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=self._drawings.device, dtype=self._drawings.dtype)
+        return torch.randn(shape, device=self._job.device, dtype=self._job.dtype)
 
 
 class _ClassTokenFirst(nn.Module):
-    """open_clip's own output, pooled and patches, as one sequence before the projection."""
+    """The class token and the patches of an open_clip tower before the projection, as one sequence."""
 
     def __init__(self, visual: Any) -> None:
         super().__init__()
@@ -193,24 +192,24 @@ class _LastHiddenState(nn.Module):
         return tokens_BTD
 
 
-def _load_pipeline(drawings: Drawings) -> Any:
+def _load_pipeline(job: ImageJob) -> Any:
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
-    generator = drawings.generator
+    generator = job.generator
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        generator.folder, dtype=drawings.dtype, use_safetensors=True, local_files_only=True, safety_checker=None, feature_extractor=None
+        generator.folder, dtype=job.dtype, use_safetensors=True, local_files_only=True, safety_checker=None, feature_extractor=None
     )
     pipeline.set_progress_bar_config(disable=True)
     if generator.settings.scheduler in _SCHEDULERS:
         scheduler_class = getattr(diffusers, _SCHEDULERS[generator.settings.scheduler])
         pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, clip_sample=False)
-    if drawings.tiny_decoder is not None:
-        pipeline.vae = diffusers.AutoencoderTiny.from_pretrained(drawings.tiny_decoder, dtype=drawings.dtype, use_safetensors=True)
-    return pipeline.to(drawings.device)
+    if job.tiny_decoder is not None:
+        pipeline.vae = diffusers.AutoencoderTiny.from_pretrained(job.tiny_decoder, dtype=job.dtype, use_safetensors=True)
+    return pipeline.to(job.device)
 
 
-def _load_tower(files: EncoderFiles, drawings: Drawings) -> nn.Module:
+def _load_tower(files: EncoderFiles, job: ImageJob) -> nn.Module:
     if files.family == "open_clip":
         import open_clip
 
@@ -220,16 +219,16 @@ def _load_tower(files: EncoderFiles, drawings: Drawings) -> nn.Module:
         import transformers
 
         tower = _LastHiddenState(transformers.AutoModel.from_pretrained(files.folder, use_safetensors=True, local_files_only=True))
-    return tower.eval().requires_grad_(False).to(drawings.device, drawings.dtype)
+    return tower.eval().requires_grad_(False).to(job.device, job.dtype)
 
 
 def _transform(files: EncoderFiles) -> Callable[[Any], torch.Tensor]:
-    """Return open_clip's own preprocessing of a PIL image: antialiased resize, centre, scale, normalise."""
+    """Return the preprocessing of open_clip for a PIL image: antialiased resize, centre crop, scale, normalise."""
     import open_clip
 
-    how = files.preprocessing
+    preprocessing = files.preprocessing
     transform: Callable[[Any], torch.Tensor] = open_clip.image_transform(
-        how.size_px, is_train=False, mean=how.mean, std=how.std, interpolation=how.interpolation
+        preprocessing.size_px, is_train=False, mean=preprocessing.mean, std=preprocessing.std, interpolation=preprocessing.interpolation
     )
     return transform
 

@@ -1,7 +1,7 @@
 """Generators and encoders of the real architectures with random weights, built from their sizes alone: nothing is downloaded.
 
-What a model costs depends on its shapes, not on what it has learned; what it draws means nothing. Modules are built on the meta device,
-where they take no memory, and their weights are written part by part in the formats that diffusers, transformers and open_clip load.
+The cost of a model depends on its shapes, not on its weights; its images mean nothing. Modules are built on the meta device, where they
+take no memory, and their weights are written part by part in the formats of diffusers, transformers and open_clip.
 """
 
 import json
@@ -34,12 +34,12 @@ class TextSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingSizes:
+class GeneratorSizes:
     """Sizes of a Stable Diffusion 2 pipeline; the defaults are the real ones.
 
     Attributes:
-        px: side of the images it was made for; the latents are an eighth of it.
-        prediction_type: what the UNet says: the noise, or the velocity (768 px).
+        px: image size; the latents are an eighth of it.
+        prediction_type: what the UNet predicts: the noise, or the velocity (768 px).
         unet_heads: attention heads by level, which diffusers calls ``attention_head_dim``.
     """
 
@@ -51,10 +51,10 @@ class DrawingSizes:
     text: TextSizes = field(default_factory=TextSizes)
 
 
-SD2_512 = DrawingSizes(px=512)
-SD2_768 = DrawingSizes(px=768, prediction_type="v_prediction")
-# A stand-in with every part of the real one, for runs that only show that the line holds.
-SMALL = DrawingSizes(
+SD2_512 = GeneratorSizes(px=512)
+SD2_768 = GeneratorSizes(px=768, prediction_type="v_prediction")
+# A small stand-in with every part of the real one, for smoke runs.
+SMALL = GeneratorSizes(
     px=64,
     unet_channels=(32, 32, 64, 64),
     unet_heads=(1, 1, 2, 2),
@@ -63,7 +63,7 @@ SMALL = DrawingSizes(
 )
 
 
-def meta_unet(sizes: DrawingSizes) -> nn.Module:
+def meta_unet(sizes: GeneratorSizes) -> nn.Module:
     """Return the UNet on the meta device."""
     from diffusers import UNet2DConditionModel
 
@@ -79,7 +79,7 @@ def meta_unet(sizes: DrawingSizes) -> nn.Module:
     )
 
 
-def meta_vae(sizes: DrawingSizes) -> nn.Module:
+def meta_vae(sizes: GeneratorSizes) -> nn.Module:
     """Return the VAE, encoder and decoder, on the meta device."""
     from diffusers import AutoencoderKL
 
@@ -121,13 +121,13 @@ def meta_tiny_decoder() -> nn.Module:
 
 
 def meta_clip(architecture: str) -> nn.Module:
-    """Return the open_clip model of that name on the meta device, its ``visual`` in real size."""
+    """Return the open_clip model of that name on the meta device, with its ``visual`` in full size."""
     import open_clip
 
     return _on_meta(lambda: open_clip.CLIP(**_clip_config(architecture)))
 
 
-def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
+def sd2_folder(folder: Path, sizes: GeneratorSizes, dtype: torch.dtype) -> Path:
     """Write a diffusers folder with random weights of ``dtype`` and return it: 2.6 GB in float16, 5.2 GB in float32 for the real sizes."""
     from diffusers import DDIMScheduler
     from transformers import CLIPTokenizer
@@ -162,9 +162,9 @@ def sd2_folder(folder: Path, sizes: DrawingSizes, dtype: torch.dtype) -> Path:
         text_encoder: Any = meta_text_encoder(sizes.text)
         _write_weights(partial / "text_encoder" / "model.safetensors", text_encoder, dtype)
         text_encoder.config.architectures = ["CLIPTextModel"]
-        # Of the embedded tokenizer, which stands in for the real one: texts are as long, and the vocabulary only lies there.
-        for mark in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(text_encoder.config, mark, getattr(tokenizer, mark))
+        # Token ids of the embedded tokenizer, which stands in for the real one: texts have the same length.
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(text_encoder.config, token, getattr(tokenizer, token))
         text_encoder.config.save_pretrained(partial / "text_encoder")
     return folder
 
@@ -179,7 +179,7 @@ def tiny_decoder_folder(folder: Path, dtype: torch.dtype) -> Path:
 def encoder_folder(folder: Path, architecture: str, dtype: torch.dtype) -> Path:
     """Write an open_clip folder of ``architecture`` (ViT-B-32, ViT-B-16, ViT-L-14, …) with random weights and return it.
 
-    The image tower is real; the text tower, which nobody calls, is small.
+    The image tower has its real size; the text tower, which is never called, is small.
     """
     preprocess = {"mean": _OPENAI_MEAN, "std": _OPENAI_STD, "interpolation": "bicubic"}
     config = {"model_cfg": _clip_config(architecture), "preprocess_cfg": preprocess}
@@ -198,9 +198,9 @@ def _clip_config(architecture: str) -> dict[str, Any]:
     return {**config, "text_cfg": small_text, "quick_gelu": True}  # OpenAI's weights have it
 
 
-def _on_meta(make: Callable[[], Any]) -> nn.Module:
+def _on_meta(build: Callable[[], Any]) -> nn.Module:
     with torch.device("meta"):
-        module: nn.Module = make()
+        module: nn.Module = build()
     return module
 
 
@@ -217,9 +217,9 @@ def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _random_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return a state that keeps activations near one through any depth, so that float16 holds them.
+    """Return a state dict that keeps activations near 1 at any depth, within the range of float16.
 
-    Matrices and kernels are normal with the variance of their fan-in's inverse; norms are the identity, biases zero.
+    Matrices and kernels are normal with variance 1 / fan-in; norms are the identity, biases zero.
     """
     random = torch.Generator().manual_seed(_SEED)
     weights = {}

@@ -1,14 +1,14 @@
-"""How many images a second the arithmetic alone allows: the device's speed on large matrix products over the FLOPs of an image."""
+"""The roofline: images per second if the device did nothing but matrix products at its measured peak."""
 
 import time
 from collections.abc import Mapping
 
 import torch
 
-from benchmarks.featurize.plain_diffusers import Drawings
+from benchmarks.featurize.plain_diffusers import ImageJob
 from featurize.cost.stage_cost import DENOISE, stage_flops
 
-# Side of the square matrices: large enough to keep every core busy, small enough for a second.
+# Side of the square matrices: large enough to keep all cores busy, small enough to take about a second.
 _SIDE = {"cuda": 8192, "cpu": 2048}
 _ROUNDS = 5
 _PRODUCTS_A_ROUND = {"cuda": 20, "cpu": 1}
@@ -26,12 +26,12 @@ def flops_per_image(row_flops: Mapping[str, float], *, steps: int, guided: bool)
     return once + row_flops[DENOISE] * steps * (2 if guided else 1)
 
 
-def roof(peak_flops: float, drawings: Drawings) -> float:
+def roof(peak_flops: float, drawings: ImageJob) -> float:
     """Return the images/s at which the device would do nothing but the drawings' FLOPs at its peak."""
     return peak_flops / flops_per_image(row_flops_of(drawings), steps=drawings.generator.settings.steps, guided=drawings.guided)
 
 
-def row_flops_of(drawings: Drawings) -> dict[str, float]:
+def row_flops_of(drawings: ImageJob) -> dict[str, float]:
     """Return the FLOPs of one row in each stage, counted from the configurations."""
     return stage_flops(drawings.generator, drawings.encoders, decoder_folder=drawings.tiny_decoder)
 

@@ -1,4 +1,4 @@
-"""The page cache of files: dropped, and looked at, so that a cold read is one. Needs no rights beyond those of the files' owner; Linux."""
+"""Drop files from the page cache and check that they are gone, so that cold reads are cold. Linux; needs no special rights."""
 
 import ctypes
 import mmap
@@ -10,23 +10,23 @@ import numpy as np
 
 
 def drop_pages(paths: Iterable[Path]) -> None:
-    """Make the system forget what it holds of some files in memory. Pages that somebody has mapped stay: close the maps first."""
+    """Drop the cached pages of some files. Mapped pages stay: close the maps first."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # a page that is not on the disk yet cannot be forgotten
+            os.fsync(descriptor)  # dirty pages cannot be dropped
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 
 
 def cached_share(paths: Iterable[Path]) -> float:
-    """Return which part of some files' bytes is in the page cache, 0 to 1 (mincore)."""
-    held = pages = 0
+    """Return the share of the files' pages that is in the page cache, 0 to 1 (mincore)."""
+    cached = pages = 0
     for path in paths:
         resident = _resident(path)
-        held, pages = held + int(resident.sum()), pages + len(resident)
-    return held / max(pages, 1)
+        cached, pages = cached + int(resident.sum()), pages + len(resident)
+    return cached / max(pages, 1)
 
 
 def _resident(path: Path) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":

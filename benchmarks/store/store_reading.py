@@ -1,4 +1,4 @@
-"""Random batches from the token store beside ``np.memmap``, ``np.load`` and the ways of h5py: page cache warm, and cold."""
+"""Random batches from the token store compared with ``np.memmap``, ``np.load`` and h5py, with a warm and a cold page cache."""
 
 import mmap
 from collections.abc import Callable, Mapping
@@ -22,14 +22,14 @@ MEMMAP = "np.memmap, mapped[rows]"
 READ_DIRECT = "h5py read_direct loop"
 FANCY = {layout: f"h5py fancy, {layout}" for layout in ("contiguous", "one-row chunks", "chunks=True")}
 Batches = list[NDArray[np.int64]]
-Read = Callable[[Batches], NDArray[np.float16] | None]  # reads all the batches, returns the last
+Read = Callable[[Batches], NDArray[np.float16] | None]  # reads all batches, returns the last
 Way = Callable[[TokenFiles], Read]
-# One-row chunks take a hundred times as long: they read fewer batches, and what counts is the time a row.
+# Chunked reads take a hundred times as long: they read fewer batches; time per row is compared.
 FEWER = {FANCY["one-row chunks"]: 10, FANCY["chunks=True"]: 10}
 
 
 def hot(files: TokenFiles, *, batches: int, repeats: int) -> dict[str, Any]:
-    """Return rows/s of each way with all pages in the cache, and how many times ours is as fast."""
+    """Return rows/s of each way with all pages in the cache, and how many times faster ours is."""
     picked = pick(files.rows, batches)
     reads = {name: way(files) for name, way in HOT.items()}
     parts = {name: _fewer(picked, name) for name in reads}
@@ -38,20 +38,20 @@ def hot(files: TokenFiles, *, batches: int, repeats: int) -> dict[str, Any]:
 
 
 def cold(files: TokenFiles, *, batches: int, repeats: int) -> dict[str, Any]:
-    """Return rows/s of each way with no page in the cache, how many times ours is as fast, and the rows/s of the disk read in order.
+    """Return rows/s of each way with no page in the cache, how many times faster ours is, and rows/s of the disk read in order.
 
-    Files are opened and their pages dropped outside the time; maps are made inside it.
+    Opening files and dropping their pages is untimed; mapping them is timed.
     """
     picked = pick(files.rows, batches)
     opened: dict[str, Read] = {}
-    left: list[float] = []
+    cached: list[float] = []
 
     def open_cold(name: str) -> None:
-        opened.clear()  # what is mapped cannot be dropped
+        opened.clear()  # mapped pages cannot be dropped
         opened[name] = COLD[name](files)
         paths = [files.raw, files.npy, *files.hdf5.values(), *files.shards]
         drop_pages(paths)
-        left.append(cached_share(paths))
+        cached.append(cached_share(paths))
 
     parts = {name: _fewer(picked, name) for name in COLD}
     ways = {name: partial(_run_opened, opened, name, parts[name]) for name in COLD}
@@ -59,11 +59,11 @@ def cold(files: TokenFiles, *, batches: int, repeats: int) -> dict[str, Any]:
     in_order = [value / files.rows for value in seconds.pop(IN_ORDER)]
     figures = rates({name: [value / (BATCH * len(parts[name])) for value in values] for name, values in seconds.items()}, ours=AHEAD)
     figures["rows_per_s"][IN_ORDER] = round(1 / medians({IN_ORDER: in_order})[IN_ORDER])
-    return figures | {"cached_before_at_most": round(max(left), 4), "share_of_rows_read": round(BATCH * batches / files.rows, 4)}
+    return figures | {"cached_before_at_most": round(max(cached), 4), "share_of_rows_read": round(BATCH * batches / files.rows, 4)}
 
 
 def cold_epoch(files: TokenFiles, *, repeats: int) -> dict[str, Any]:
-    """Return rows/s where every row is read once, in random order, from a cold cache: what the first epoch of a training sees."""
+    """Return rows/s when every row is read once, in random order, from a cold cache, as in the first epoch of a training."""
     order = np.random.default_rng(1).permutation(files.rows)
     batches = [np.sort(order[start : start + BATCH]) for start in range(0, files.rows, BATCH)]
     opened: dict[str, Read] = {}
@@ -79,12 +79,12 @@ def cold_epoch(files: TokenFiles, *, repeats: int) -> dict[str, Any]:
 
 
 def pick(rows: int, batches: int) -> Batches:
-    """Return batches of random rows, each without a row twice and ascending, for h5py takes no others."""
+    """Return batches of random rows, ascending and without repetition, because h5py accepts no others."""
     return [np.sort(np.random.default_rng(n).choice(rows, BATCH, replace=False)) for n in range(batches)]
 
 
 def rates(seconds_a_row: Mapping[str, list[float]], *, ours: str) -> dict[str, Any]:
-    """Return rows/s by way, and the median over the rounds of how many times longer the others took than ``ours``."""
+    """Return rows/s of each way, and the median over the rounds of the time of each other way divided by ours."""
     others = [name for name in seconds_a_row if name != ours]
     return {
         "rows_per_s": {name: round(1 / np.median(values)) for name, values in seconds_a_row.items()},
@@ -97,7 +97,7 @@ def _fewer(batches: Batches, name: str) -> Batches:
 
 
 def _run_opened(opened: Mapping[str, Read], name: str, batches: Batches) -> None:
-    opened[name](batches)  # looked up when it runs: every round opens the files anew
+    opened[name](batches)  # looked up when it runs, because every round opens the files again
 
 
 def _each(read: Callable[[NDArray[np.int64]], NDArray[np.float16]]) -> Read:
@@ -158,10 +158,10 @@ def _read_direct(files: TokenFiles) -> Read:
 
 
 def _buffer(files: TokenFiles) -> NDArray[np.float16]:
-    """Return a buffer for a batch that starts on a page.
+    """Return a page-aligned buffer for a batch.
 
-    Numpy's own start 16 bytes after one, where copies from rows that start on pages run at half the rate: source and destination then
-    agree in the bits by which the processor tells a load from a store that is on its way.
+    Buffers of numpy start 16 bytes after a page, and copies from page-aligned rows to them run at half the rate: source and destination
+    then agree in the address bits by which the processor detects a load that depends on a store in flight.
     """
     size = BATCH * files.row_bytes
     memory = np.empty(size + mmap.PAGESIZE, np.uint8)

@@ -1,4 +1,4 @@
-"""The token store beside what else could hold the tokens: random batches with a warm and a cold cache, writing, and a reader's memory."""
+"""The token store compared with other formats: random batches with a warm and a cold cache, writing, and the memory of a reader."""
 
 import tempfile
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from benchmarks.store import store_writing as writing
 from benchmarks.store.token_files import random_tokens, write_everywhere
 from lugpi_core.command_line import say
 
-# By encoder: tokens × width, rows, rows of a shard, batches with a warm and with a cold cache. The system reads 8 MB around every page that
-# is missing, so of a large file few rows are read, lest most of them are there when they are asked for.
+# By encoder: tokens × width, rows, rows of a shard, batches with a warm and with a cold cache. The system reads 8 MB around every missing
+# page, so only few rows of a large file are read; otherwise most would be cached by then.
 SHAPES: dict[str, tuple[tuple[int, int], int, int, int, int]] = {
     "B/32": ((50, 768), 16384, 1024, 100, 64),
     "L/14": ((257, 1024), 2048, 512, 40, 16),
@@ -21,7 +21,7 @@ SMOKE: dict[str, tuple[tuple[int, int], int, int, int, int]] = {
     "B/32": ((50, 768), 64, 32, 2, 2),
     "L/14": ((257, 1024), 32, 16, 2, 2),
 }
-# What the store promises of B/32 on two cores: hot or cold, against what, how many times as fast at least.
+# Promised for B/32 on two cores: cache, other way, minimum speed-up.
 REQUIRED_READING = (
     ("hot", reading.MEMMAP, 0.95),
     ("hot", reading.READ_DIRECT, 2.0),
@@ -33,9 +33,9 @@ REQUIRED_GROWTH = 0.05
 
 
 def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
-    """Return rows/s and GB/s of every way, the ratios of the same round, and which of the promised ratios hold.
+    """Return rows/s and GB/s of every way, ratios within a round, and which promises hold.
 
-    Writes some gigabytes to the folder for temporary files ($TMPDIR), which has to be on a disk: in a memory file system nothing gets cold.
+    Writes some gigabytes to the temporary folder ($TMPDIR), which must be on a disk: a memory file system is never cold.
     """
     repeats = 1 if smoke else 9
     figures: dict[str, Any] = {"batch": reading.BATCH}
@@ -52,11 +52,11 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
 
 
 def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each promised figure of B/32 with what was measured."""
+    """Return each promise for B/32 with the measured value."""
     ours = figures["B/32"]
-    found = [(f"{when}: ours against {other}", ours[when]["ours_against"][other], ratio) for when, other, ratio in REQUIRED_READING]
-    found.append((f"writing: ours over {writing.RAW}", ours["writing"]["ours_over"][writing.RAW], REQUIRED_WRITING))
-    promised = [{"what": what, "measured": value, "at_least": limit, "met": value >= limit} for what, value, limit in found]
+    measured = [(f"{when}: ours against {other}", ours[when]["ours_against"][other], ratio) for when, other, ratio in REQUIRED_READING]
+    measured.append((f"writing: ours over {writing.RAW}", ours["writing"]["ours_over"][writing.RAW], REQUIRED_WRITING))
+    promised = [{"what": what, "measured": value, "at_least": limit, "met": value >= limit} for what, value, limit in measured]
     growth = figures["memory"]["growth"]
     return [
         *promised,

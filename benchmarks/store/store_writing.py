@@ -1,4 +1,4 @@
-"""What does a safe write cost beside a raw file of the same bytes, and does a reader's own memory grow with the store?"""
+"""What does a safe write cost compared with a raw file, and does the memory of a reader grow with the store?"""
 
 import json
 import os
@@ -23,16 +23,16 @@ GROWTH = 20
 
 
 def writing(folder: Path, tokens: Tokens, *, shard_rows: int, repeats: int) -> dict[str, Any]:
-    """Return GB/s of each way of bringing the tokens to the disk, in blocks of 16 rows, and ours over the raw file's.
+    """Return GB/s of each way of writing the tokens in blocks of 16 rows, and ratios to ours.
 
-    Ours is allocated, hashed row by row, synced, read back against those hashes, hashed whole (xxh3-128), renamed and recorded within the
-    time. The sha256 that featurize adds once, when a column is complete, is shown apart: it alone takes about as long as the disk.
+    Ours includes allocating, hashing every row, syncing, reading back and checking the hashes, hashing the file (xxh3-128), renaming and
+    recording it. The sha256 that featurize adds once per complete column is listed separately: it alone takes about as long as the disk.
     """
     target = folder / "written"
 
     def remove(_: str) -> None:
         shutil.rmtree(target, ignore_errors=True)
-        os.sync()  # what the last one left to write is not the next one's cost
+        os.sync()  # pending writes of the last way must not count for the next
 
     fills = {name: partial(fill, target, tokens, shard_rows=shard_rows) for name, fill in FILLS.items()}
     seconds = interleaved(fills, repeats=repeats, before=remove)
@@ -46,7 +46,7 @@ def writing(folder: Path, tokens: Tokens, *, shard_rows: int, repeats: int) -> d
 
 
 def memory(folder: Path, row_shape: tuple[int, int], *, rows: int, batches: int) -> dict[str, Any]:
-    """Return the private memory (RssAnon) of a fresh process that reads a store, and that of one that reads a store 20 times as large."""
+    """Return the private memory (RssAnon) of a fresh process that reads a store, and of one that reads a store 20 times as large."""
     private = {}
     for times in (1, GROWTH):
         store = folder / f"store-{times}"
@@ -59,7 +59,7 @@ def memory(folder: Path, row_shape: tuple[int, int], *, rows: int, batches: int)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read batches all over a store and print this process's private memory in bytes."""
+    """Read random batches of a store and print the private memory of this process in bytes."""
     store, batches = Path(arguments[0]), int(arguments[1])
     reader = ColumnReader(store, COLUMN)
     order = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The same tokens in every format that the store is measured beside: raw, ``.npy``, three layouts of HDF5, and the store itself."""
+"""The same tokens in every format that is compared: raw, ``.npy``, three layouts of HDF5, and the store."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ from lugpi_core.store.writer import ColumnWriter
 COLUMN = "clip"
 BLOCK_ROWS = 16  # featurize's default batch
 Tokens = NDArray[np.float16]
-# Of the HDF5 files: what h5py is told of the chunks.
+# The chunk layouts of the HDF5 files.
 LAYOUTS = ("contiguous", "one-row chunks", "chunks=True")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFiles:
-    """Where the tokens lie, float16 [rows, *row_shape], in each format."""
+    """Where the tokens, float16 [rows, *row_shape], are in each format."""
 
     rows: int
     row_shape: tuple[int, int]
@@ -41,12 +41,12 @@ class TokenFiles:
         return sorted((self.store / COLUMN).glob("shard-*.h5"))
 
     def remove(self) -> None:
-        """Remove all of them: gigabytes, so not only when the run ends."""
+        """Remove all files, which take gigabytes, before the end of the run."""
         shutil.rmtree(self.raw.parent)
 
 
 def random_tokens(rows: int, row_shape: tuple[int, int], seed: int = 0) -> Tokens:
-    """Return finite float16 values of random bits: quick to make, and nothing compresses them."""
+    """Return finite float16 values of random bits: quick to generate and incompressible."""
     return np.random.default_rng(seed).integers(0, 1 << 14, (rows, *row_shape), dtype=np.uint16).view(np.float16)
 
 
@@ -75,7 +75,7 @@ def write_everywhere(folder: Path, tokens: Tokens, *, shard_rows: int) -> TokenF
 def fill_store(store: Path, tokens: Tokens, *, shard_rows: int, sha256: bool = False) -> None:
     """Write a store of one column as featurize does: shard by shard, in blocks of 16 rows, each shard committed when it is full.
 
-    With ``sha256`` the last step of featurize too, which hashes the final files for whoever publishes them.
+    With ``sha256`` also the last step of featurize, which hashes the complete files for publication.
     """
     spec = ColumnSpec(
         name=COLUMN,
@@ -89,7 +89,7 @@ def fill_store(store: Path, tokens: Tokens, *, shard_rows: int, sha256: bool = F
     for shard in range(spec.shards):
         layout = spec.layout(shard)
         file = writer.claim(shard)
-        assert file is not None, "the store was there already"
+        assert file is not None, "the store exists already"
         part = tokens[layout.first_row : layout.first_row + layout.rows]
         for first in range(0, layout.rows, BLOCK_ROWS):
             block = part[first : first + BLOCK_ROWS]
@@ -100,7 +100,7 @@ def fill_store(store: Path, tokens: Tokens, *, shard_rows: int, sha256: bool = F
 
 
 def fill_raw(folder: Path, tokens: Tokens, *, shard_rows: int) -> None:
-    """Write the same rows as plain files in the same blocks, a file a shard, each synced when it is full: what a disk costs at least."""
+    """Write the same rows as plain files in the same blocks, a file a shard, each synced when it is full: the minimum for a disk."""
     folder.mkdir(parents=True)
     for start in range(0, len(tokens), shard_rows):
         descriptor = os.open(folder / f"{start}.bin", os.O_CREAT | os.O_WRONLY)

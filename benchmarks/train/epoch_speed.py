@@ -1,4 +1,4 @@
-"""An epoch of our student beside one of the Hugging Face Trainer, on texts of the real corpora's lengths."""
+"""An epoch of our student compared with one of the Hugging Face Trainer, on texts with the lengths of the real corpora."""
 
 import importlib.util
 import tempfile
@@ -26,13 +26,13 @@ from train.learning.progress import Progress
 
 CORPORA = ("20ng", "imdb", "cwi-news", "cwi-wikinews")
 BATCH, EXAMPLES = 14, 112
-# One of DistilBERT's six layers: an epoch's ratio is one of token counts, and six layers would take an hour on two cores.
+# One of DistilBERT's six layers: the ratio of two epochs depends on their token counts, and six layers would take an hour on two cores.
 ONE_LAYER = Sizes(n_layers=1)
 TRAINER, OURS = "Hugging Face Trainer", "student"
 
 
 def epochs(data_dir: Path, *, smoke: bool) -> dict[str, Any]:
-    """Return for each corpus the padding of a whole epoch, counted, and an epoch's seconds on a sample, both ways."""
+    """Return for each corpus the counted padding of a whole epoch, and the seconds of an epoch on a sample, both ways."""
     found: dict[str, Any] = {}
     for name in CORPORA:
         try:
@@ -41,14 +41,14 @@ def epochs(data_dir: Path, *, smoke: bool) -> dict[str, Any]:
             found[name] = {"skipped": str(error)}
             continue
         found[name] = {"train_texts": len(lengths), "padding": _padding(lengths)}
-        if smoke or name != "cwi-wikinews":  # whose lengths are cwi-news's
+        if smoke or name != "cwi-wikinews":  # it has the lengths of cwi-news
             found[name] |= _timed(lengths, smoke=smoke)
         say(f"train, epoch of {name}: {found[name]}")
     return found
 
 
 def train_lengths(name: str, data_dir: Path, *, limit: int | None) -> NDArray[np.int64]:
-    """Return how many tokens each train text has for a BERT tokenizer that reads 512, as DistilBERT's does.
+    """Return the token count of each training text for a BERT tokenizer with a limit of 512, like that of DistilBERT.
 
     Raises:
         InputError: the corpus's archive or the package with the tokenizer is missing.
@@ -60,8 +60,8 @@ def train_lengths(name: str, data_dir: Path, *, limit: int | None) -> NDArray[np
     text_model = find_text_model(str(_minilm(Path(found.origin).parent)), max_length=512)
     with tempfile.TemporaryDirectory() as run:
         _, lengths_N = token_ids(text_model, corpus, Path(run))
-    learnt: NDArray[np.int64] = lengths_N[corpus.rows("train")]
-    return learnt
+    lengths_of_train: NDArray[np.int64] = lengths_N[corpus.rows("train")]
+    return lengths_of_train
 
 
 def _minilm(package: Path) -> Path:
@@ -69,8 +69,8 @@ def _minilm(package: Path) -> Path:
 
 
 def _padding(lengths_N: NDArray[np.int64]) -> dict[str, float]:
-    """Return the shares of padding among the tokens of a whole epoch in our order and in a plain shuffle, and how many times more tokens
-    the shuffle computes."""
+    """Return the share of padding among the tokens of an epoch, in our order and in a plain shuffle, and the ratio of computed tokens,
+    shuffle over ours."""
     ours = epoch_batches(range(len(lengths_N)), lengths_N, BATCH, seed=0, epoch=0)
     shuffled = np.random.default_rng(0).permutation(len(lengths_N))
     theirs = [shuffled[start : start + BATCH] for start in range(0, len(shuffled), BATCH)]
@@ -96,14 +96,14 @@ def _timed(lengths_N: NDArray[np.int64], *, smoke: bool) -> dict[str, Any]:
 
 
 def _sample(lengths_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return ``count`` lengths evenly spaced among all of them in order: the corpus's distribution, on a small scale."""
+    """Return ``count`` evenly spaced quantiles of the lengths: the distribution of the corpus on a small scale."""
     ordered = np.sort(lengths_N)
     spaced: NDArray[np.int64] = ordered[np.linspace(0, len(ordered) - 1, count).round().astype(int)]
     return spaced
 
 
 class _NoBar:
-    """A progress bar for nobody."""
+    """A progress bar that shows nothing."""
 
     def update(self, _: int) -> None:
         """Show nothing."""
@@ -113,7 +113,7 @@ class _NoBar:
 
 
 def _trainer(sizes: Sizes, data: TrainingData, lengths_N: NDArray[np.int64], folder: Path) -> Callable[[], object]:
-    """Return an epoch of plain fine-tuning by the Hugging Face Trainer with its own defaults: shuffled batches, padded to their longest."""
+    """Return an epoch of plain fine-tuning by the Hugging Face Trainer with its defaults: shuffled batches, padded to their longest."""
     import transformers
     from transformers import Trainer, TrainingArguments
 
@@ -142,7 +142,7 @@ def _trainer(sizes: Sizes, data: TrainingData, lengths_N: NDArray[np.int64], fol
 
 
 def _collate(features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    ids = torch.nn.utils.rnn.pad_sequence([one["input_ids"] for one in features], batch_first=True)
-    lengths = torch.tensor([len(one["input_ids"]) for one in features])
+    ids = torch.nn.utils.rnn.pad_sequence([feature["input_ids"] for feature in features], batch_first=True)
+    lengths = torch.tensor([len(feature["input_ids"]) for feature in features])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([one["labels"] for one in features])}
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([feature["labels"] for feature in features])}

@@ -1,8 +1,8 @@
-"""What do eight-bit tokens change in what a teacher says? Its logits from int8 tokens beside its logits from float16 tokens.
+"""How far do int8 tokens move the logits of a teacher, compared with float16 tokens?
 
-(a) the demo: tokens of the embedded encoders and a teacher trained on them; (b) the architectures of the real thing with random weights:
-CLIP ViT-B/32 and a DistilBERT-base teacher; (c) a stress that claims nothing: the tokens of (b) with a few widths 30 times as large, as
-trained CLIP has them. Shapes: N examples, K classes, T tokens, D width.
+(a) The demo: tokens of the embedded encoders and teachers trained on them. (b) The real architectures with random weights: CLIP ViT-B/32
+and a DistilBERT-base teacher. (c) A stress test without a requirement: the tokens of (b) with four dimensions 30 times as large, as in
+trained CLIP. Shapes: N examples, K classes, T tokens, D width.
 """
 
 import tempfile
@@ -38,10 +38,10 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
-    """Return the cosines and the share of equal decisions of each case, the bytes of int8 over float16, and whether it is enough."""
+    """Return cosines and the share of equal predictions of each case, the bytes of int8 over float16, and whether the cosines suffice."""
     prepare_libraries()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="--limit leaves no train example")  # what the teacher scores is not the question
+        warnings.filterwarnings("ignore", message="--limit leaves no train example")  # the accuracy of the teacher is not the question
         cases = _demo(Path(folder), smoke=smoke)
     tokens_NTD, logits_of = _real_architecture(smoke=smoke)
     cases["ViT-B/32, DistilBERT-base, random weights"] = compare(tokens_NTD, logits_of)
@@ -56,10 +56,10 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
 
 
 def compare(tokens_NTD: torch.Tensor, logits_of: Logits) -> dict[str, Any]:
-    """Return how alike the logits of float16 tokens and of the same tokens through int8 are, and the bytes of both.
+    """Return the similarity of the logits from float16 tokens and from the same tokens in int8, and the ratio of their bytes.
 
-    The cosine of an example says little where all examples have nearly the same logits; the centred cosine, of the logits less their mean
-    over the examples, is the harsher measure; harsher still is how far the logits move beside how far another example's picture moves them.
+    The cosine means little if all examples have nearly the same logits. The centred cosine subtracts the mean over the examples first. The
+    strictest measure is how far the logits move compared with how far the image of another example moves them.
     """
     exact_NTD = tokens_NTD.to(torch.float16)
     values_NTD, scales_NT = quantize(exact_NTD)
@@ -77,7 +77,7 @@ def compare(tokens_NTD: torch.Tensor, logits_of: Logits) -> dict[str, Any]:
 
 
 def with_outliers(tokens_NTD: torch.Tensor) -> torch.Tensor:
-    """Return the tokens with a few widths many times as large as the others: the worst for one scale a token."""
+    """Return the tokens with a few dimensions many times as large as the others: the worst case for one scale per token."""
     widths = torch.randperm(tokens_NTD.shape[-1], generator=torch.Generator().manual_seed(0))[:OUTLIER_WIDTHS]
     stressed_NTD = tokens_NTD.float().clone()
     stressed_NTD[..., widths] *= OUTLIER_FACTOR
@@ -120,13 +120,13 @@ def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
 
 
 def _real_architecture(*, smoke: bool) -> tuple[torch.Tensor, Logits]:
-    """Return tokens of smooth random pictures by an untrained ViT-B/32, and an untrained DistilBERT-base teacher; small with ``smoke``."""
+    """Return tokens of smooth random images by an untrained ViT-B/32, and an untrained DistilBERT-base teacher; small with ``smoke``."""
     from transformers import DistilBertConfig, DistilBertModel
 
     examples = 6 if smoke else 32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokens_NTD = _vision_tokens(smooth_pictures(examples), smoke=smoke)
+        tokens_NTD = _vision_tokens(smooth_images(examples), smoke=smoke)
         small = {"dim": 64, "hidden_dim": 128, "n_layers": 1, "n_heads": 4} if smoke else {}
         encoder = DistilBertModel(DistilBertConfig(**small))
         head = FusionHead(text_width=encoder.config.hidden_size, image_width=tokens_NTD.shape[-1], classes=CLASSES)
@@ -136,7 +136,7 @@ def _real_architecture(*, smoke: bool) -> tuple[torch.Tensor, Logits]:
 
 
 @torch.inference_mode()
-def _vision_tokens(pictures_N3HW: torch.Tensor, *, smoke: bool) -> torch.Tensor:
+def _vision_tokens(images_N3HW: torch.Tensor, *, smoke: bool) -> torch.Tensor:
     import open_clip
     from open_clip.transformer import VisionTransformer
 
@@ -152,21 +152,21 @@ def _vision_tokens(pictures_N3HW: torch.Tensor, *, smoke: bool) -> torch.Tensor:
         mlp_ratio=4.0,
         output_dim=64,
     ).eval()
-    return torch.cat([_tower_tokens(tower, pictures) for pictures in torch.split(pictures_N3HW, 16)])
+    return torch.cat([_tower_tokens(tower, images) for images in torch.split(images_N3HW, 16)])
 
 
-def _tower_tokens(tower: Any, pictures_B3HW: torch.Tensor) -> torch.Tensor:
+def _tower_tokens(tower: Any, images_B3HW: torch.Tensor) -> torch.Tensor:
     layers = tower.forward_intermediates(
-        pictures_B3HW, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        images_B3HW, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
     )
     return torch.cat([layers["image_intermediates_prefix"][0], layers["image_intermediates"][0]], dim=1)
 
 
-def smooth_pictures(count: int) -> torch.Tensor:
-    """Return float32 [count, 3, 224, 224], normalised pictures of broad random patches: some of few, some of many."""
+def smooth_images(count: int) -> torch.Tensor:
+    """Return float32 [count, 3, 224, 224], normalised images of random patches, from few large to many small ones."""
     sides = [2 + n % 13 for n in range(count)]
     coarse = [torch.randn(1, 3, side, side) for side in sides]
-    return torch.cat([F.interpolate(one, size=(224, 224), mode="bicubic", align_corners=False) for one in coarse])
+    return torch.cat([F.interpolate(patches, size=(224, 224), mode="bicubic", align_corners=False) for patches in coarse])
 
 
 def _logits_of(model: Teacher, ids: TokenIds) -> Logits:

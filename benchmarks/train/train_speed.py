@@ -1,8 +1,8 @@
-"""What does training cost: a student's step beside a plain Hugging Face step, an epoch beside the Hugging Face Trainer's, cached outputs
-and tokens beside live ones, reading beside computing?
+"""What does training cost? A student step compared with a plain Hugging Face step, an epoch with one of the Hugging Face Trainer, cached
+outputs and tokens with live ones, and reading with computing.
 
-Every model has its real architecture and random weights. All ways of a case run side by side; beside a ratio of times stands the ratio of
-the counted FLOPs. Shapes: B examples, L text tokens.
+All models have real architectures and random weights. The ways of a case run in turn; next to each ratio of times is the ratio of counted
+FLOPs. Shapes: B examples, L text tokens.
 """
 
 import gc
@@ -48,7 +48,7 @@ from train.learning.optimizer import make_optimizer
 PLAIN = "plain Hugging Face step"
 BATCH = 14
 LENGTHS = (32, 128, 256, 512)
-# At most that many times the other way's time, or at least.
+# Promised limits of the ratio of two ways: at most, and at least.
 AT_MOST = (("student step", PLAIN, 1.03),)
 AT_LEAST = (
     ("student, teacher live from tokens", "student, outputs cached", 2.0),
@@ -60,12 +60,12 @@ Step = Callable[[], object]
 
 
 def measure(*, smoke: bool, record: bool, data_dir: Path) -> dict[str, Any]:
-    """Return seconds and ratios of every case, and which of the promised figures hold.
+    """Return seconds and ratios of every case, and which promises hold.
 
     Args:
         smoke: tiny sizes, one round.
-        record: keep the figures in benchmarks/results/.
-        data_dir: the corpora's archives, whose lengths the epochs have; without them that part says so.
+        record: write the figures to benchmarks/results/.
+        data_dir: folder with the archives of the corpora, whose text lengths the epochs use; missing ones are reported as skipped.
     """
     prepare_libraries()
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def measure(*, smoke: bool, record: bool, data_dir: Path) -> dict[str, Any]:
 
 
 def steps(sizes: Sizes, lengths: Sequence[int], *, repeats: int) -> dict[str, Any]:
-    """Return a plain Hugging Face step, our baseline's and our student's, on the same batch, for each length."""
+    """Return the times of a plain Hugging Face step, our baseline step and our student step on the same batch, for each length."""
     found = {}
     for length in lengths:
         data = data_of(np.full(BATCH, length), torch.device(compute_here().device), embedding_width=sizes.dim)
@@ -133,8 +133,8 @@ def step_of(learner: Learner, rows: NDArray[np.int64]) -> Step:
 
 
 def cached_or_live(sizes: Sizes, lengths: Sequence[int], *, small: bool) -> dict[str, Any]:
-    """Return a student's step from cached outputs and with its teacher live, and a teacher's step from cached tokens and from pixels, for
-    each encoder and length. Fewer examples at once than in training, for the large towers' sake."""
+    """Return a student step with cached outputs and with a live teacher, and a teacher step from cached tokens and from pixels, for each
+    encoder and length. Batches are smaller than in training because of the large towers."""
     found: dict[str, Any] = {}
     for encoder in ENCODERS[:1] if small else ENCODERS:
         for length in lengths:
@@ -204,7 +204,7 @@ def _over(seconds: dict[str, list[float]], counted: Mapping[str, int]) -> dict[s
 def _counted(run: Step) -> int:
     """Return the FLOPs of matrix products in one run, attention's own among them."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused encoder layer of evaluation
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not support the fused encoder layer used in evaluation
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run()
@@ -214,7 +214,7 @@ def _counted(run: Step) -> int:
 
 
 def loader(sizes: Sizes, length: int, *, batches: int) -> dict[str, Any]:
-    """Return which share of a step reading its batch takes, for a student and for a teacher with tokens of ViT-B/32."""
+    """Return the share of a step that reading its batch takes, for a student and for a teacher with tokens of ViT-B/32."""
     device = torch.device(compute_here().device)
     data = data_of(np.full(BATCH * batches, length), device, encoder=ENCODERS[0], embedding_width=sizes.dim)
     text_only = data_of(np.full(BATCH * batches, length), device, embedding_width=sizes.dim)
@@ -242,7 +242,7 @@ def loader(sizes: Sizes, length: int, *, batches: int) -> dict[str, Any]:
 
 
 def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each promised figure with what was measured."""
+    """Return each promise with the measured value."""
     found = []
     for length, case in figures["steps"].items():
         for slower, faster, limit in AT_MOST:

@@ -1,4 +1,4 @@
-"""Trainings to be timed: models of the real architectures with random weights, random texts of given lengths, random image tokens.
+"""Trainings to measure: real architectures with random weights, random texts of given lengths, random image tokens.
 
 Shapes: N texts, B of them in a batch, L text tokens, T image tokens, I width of the image tokens, K classes, D embedding width.
 """
@@ -32,7 +32,7 @@ VOCABULARY = 30522
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """The shape of an open_clip vision tower and of the tokens it makes."""
+    """The shape of an open_clip vision tower and of its tokens."""
 
     name: str
     tokens: int
@@ -60,7 +60,7 @@ SMALL = Sizes(dim=64, hidden_dim=128, n_layers=1, n_heads=4)
 
 
 class RandomTokens:
-    """Image tokens in memory, float16 [N, T, I]: as a store whose pages are warm gives them."""
+    """Image tokens in memory, float16 [N, T, I], like those of a store with a warm page cache."""
 
     place = "memory"
 
@@ -72,7 +72,7 @@ class RandomTokens:
         return self._tokens_NTI[torch.from_numpy(drawings).to(self._tokens_NTI.device)]
 
     def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
-        """Yield the batches: every row is there."""
+        """Yield the batches; all rows are in memory."""
         return iter(batches)
 
 
@@ -102,7 +102,7 @@ def teacher(sizes: Sizes, encoder: Encoder) -> Teacher:
 def data_of(
     lengths_N: NDArray[np.int64], device: torch.device, *, encoder: Encoder | None = None, embedding_width: int | None = None
 ) -> TrainingData:
-    """Return random texts of the lengths with random labels, image tokens where an encoder is given, and a teacher's outputs where their
+    """Return random texts of the lengths with random labels, image tokens if an encoder is given, and the outputs of a teacher if their
     width is."""
     count = len(lengths_N)
     flat_S = torch.randint(1000, VOCABULARY, (int(lengths_N.sum()),), dtype=torch.int32)
@@ -123,7 +123,7 @@ def data_of(
 
 
 def compute_here() -> Compute:
-    """Return CUDA in bfloat16 where there is one, else the CPU in float32."""
+    """Return CUDA in bfloat16 if available, else the CPU in float32."""
     return resolve_compute("auto", "auto", half="bfloat16")
 
 
@@ -135,7 +135,7 @@ def learner_of(
     batch_size: int,
     optimizer: OptimizerChoice = "adamw",
 ) -> Learner:
-    """Return a training of all rows of the data that has not begun, with the loop that ``python -m train`` runs. It keeps no files."""
+    """Return a training on all rows of the data, not yet started, with the loop of ``python -m train``. It writes no files."""
     compute = compute_here()
     rows = range(len(data.labels))
     training = Training(

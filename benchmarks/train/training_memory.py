@@ -1,6 +1,6 @@
-"""What memory does training take, and what does the 8-bit optimizer change? Each case in a process of its own.
+"""How much memory does training take, and how much does the 8-bit optimizer save? Each case runs in its own process.
 
-DistilBERT's architecture with random weights; on CUDA the allocator's peak, on the CPU what the resident set grows by.
+DistilBERT's architecture with random weights. On CUDA the peak of the allocator is measured, on the CPU the growth of the resident set.
 """
 
 import gc
@@ -38,7 +38,7 @@ SEEDS = (0, 1, 2)
 
 
 def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
-    """Return the peak memory of every model, with both optimizers, and what both reach on the embedded corpus."""
+    """Return the peak memory of every model, with both optimizers, and the accuracy of both on the embedded corpus."""
     prepare_libraries()
     length = 16 if smoke else (512 if torch.cuda.is_available() else 256)
     cases = {
@@ -54,16 +54,16 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
 
 
 def _in_a_process(model: str, optimizer: OptimizerChoice, length: int, *, smoke: bool) -> dict[str, Any]:
-    """Return the figures of a case from a process that has done nothing before, for peaks do not go down again."""
+    """Return the figures of a case measured in a fresh process, because a peak never goes down."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(case, (model, optimizer, length, smoke))
 
 
 def case(model: str, optimizer: OptimizerChoice, length: int, smoke: bool) -> dict[str, Any]:
-    """Return bytes after the model is loaded and at the peak of two steps, and those of the optimizer's state."""
+    """Return the bytes of the weights, of the optimizer's state and of the peak of two steps."""
     prepare_libraries()
     rows = np.arange(BATCH)
-    step_of(_learner(model, optimizer, 16, smoke=True), rows)()  # what the libraries take is nobody's
+    step_of(_learner(model, optimizer, 16, smoke=True), rows)()  # first, so that the memory of the libraries is not counted
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     before_bytes = peak_memory_bytes()["host_bytes"]

@@ -1,4 +1,4 @@
-"""The benchmarks run at smoke size, and the harness counts what it says it counts."""
+"""The benchmarks run in smoke size, and the harness measures what it claims."""
 
 import json
 from pathlib import Path
@@ -31,14 +31,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TokenFiles:
     return write_everywhere(tmp_path_factory.mktemp("formats") / "files", random_tokens(40, ROW_SHAPE), shard_rows=16)
 
 
-def test_candidates_run_back_and_forth_after_a_warm_up_apart() -> None:
+def test_candidates_alternate_after_an_untimed_warm_up() -> None:
     order: list[str] = []
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
-    assert [len(one) for one in seconds.values()] == [3, 3]
+    assert [len(rounds) for rounds in seconds.values()] == [3, 3]
 
 
-def test_what_is_prepared_before_every_run_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparation_before_a_run_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
 
@@ -56,13 +56,13 @@ def test_what_is_prepared_before_every_run_does_not_count(monkeypatch: pytest.Mo
     assert seconds == {"a": [1, 1], "b": [2, 2]}
 
 
-def test_ratios_are_of_the_same_round() -> None:
+def test_ratios_are_taken_within_a_round() -> None:
     seconds = {"slow": [2.0, 30.0, 4.0], "fast": [1.0, 10.0, 4.0]}
     assert median_ratio(seconds, "slow", "fast") == 2.0
     assert medians(seconds) == {"slow": 4.0, "fast": 4.0}
 
 
-def test_a_record_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_contains_its_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     result = finish("store", {"rows_per_s": 1}, record=True)
     written = json.loads((tmp_path / result["recorded"]).read_text())
@@ -71,29 +71,29 @@ def test_a_record_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("question", ["store", "featurize", "train", "memory", "fidelity"])
-def test_a_benchmark_runs_at_smoke_size(question: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_benchmark_runs_in_smoke_size(question: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([question, "--smoke"]) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert result["benchmark"] == question
     assert result["figures"]
 
 
-def test_all_asks_every_question_that_needs_no_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[str] = []
+def test_all_runs_the_five_benchmarks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    called: list[str] = []
     names = ("store.store_speed", "featurize.featurize_speed", "train.train_speed", "train.training_memory", "train.int8_drift")
     for name in names:
 
-        def measure(*, smoke: bool, record: bool, name: str = name, **own: Any) -> dict[str, bool]:
-            assert own in ({}, {"cases": ()}, {"data_dir": Path("data")})
-            asked.append(name)
+        def measure(*, smoke: bool, record: bool, name: str = name, **others: Any) -> dict[str, bool]:
+            assert others in ({}, {"cases": ()}, {"data_dir": Path("data")})
+            called.append(name)
             return {"smoke": smoke, "record": record}
 
         monkeypatch.setattr(f"benchmarks.{name}.measure", measure)
     assert main(["all", "--smoke"]) == 0
-    assert asked == list(names)
+    assert called == list(names)
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert list(result) == ["store", "featurize", "train", "memory", "fidelity"]
-    assert all(one == {"smoke": True, "record": False} for one in result.values())
+    assert all(figures == {"smoke": True, "record": False} for figures in result.values())
 
 
 def test_every_format_holds_the_same_tokens(files: TokenFiles) -> None:
@@ -109,7 +109,7 @@ def test_every_format_holds_the_same_tokens(files: TokenFiles) -> None:
     assert len(files.shards) == 3
 
 
-def test_the_layouts_of_hdf5_are_what_they_are_called(files: TokenFiles) -> None:
+def test_the_hdf5_files_have_the_chunks_they_are_named_after(files: TokenFiles) -> None:
     chunks = {}
     for layout, path in files.hdf5.items():
         with h5py.File(path) as file:
@@ -119,7 +119,7 @@ def test_the_layouts_of_hdf5_are_what_they_are_called(files: TokenFiles) -> None
     assert chunks["chunks=True"] is not None
 
 
-def test_batches_are_ascending_without_repetition_and_not_alike() -> None:
+def test_batches_are_ascending_without_repetition_and_different() -> None:
     batches = pick(40, 3)
     assert all((np.diff(rows) > 0).all() and len(rows) == 14 and 0 <= rows[0] <= rows[-1] < 40 for rows in batches)
     assert not np.array_equal(batches[0], batches[1])
@@ -131,12 +131,12 @@ def test_every_way_of_reading_reads_the_same_rows(files: TokenFiles, name: str) 
     assert np.array_equal((HOT | COLD)[name](files)(batches), random_tokens(40, ROW_SHAPE)[batches[-1]])
 
 
-def test_rates_are_a_row_and_ratios_of_the_same_round() -> None:
+def test_rates_are_per_row_and_ratios_within_a_round() -> None:
     figures = rates({OURS: [0.5, 1.0, 1.0], "other": [1.0, 3.0, 8.0]}, ours=OURS)
     assert figures == {"rows_per_s": {OURS: 1, "other": 0}, "ours_against": {"other": 3.0}}
 
 
-def test_dropped_pages_are_gone_and_read_pages_are_there(tmp_path: Path) -> None:
+def test_dropped_pages_are_gone_and_read_pages_are_cached(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(1 << 20))
     assert cached_share([path]) == 1.0
@@ -165,7 +165,7 @@ def test_every_way_of_writing_writes_every_row(tmp_path: Path, name: str) -> Non
                 assert np.array_equal(file["tokens"][:], tokens[first : first + 16])
 
 
-def test_a_promise_that_is_not_kept_is_said() -> None:
+def test_a_broken_promise_is_reported() -> None:
     ratios = dict.fromkeys(HOT, 1000.0)
     figures = {
         "B/32": {"hot": {"ours_against": ratios}, "cold": {"ours_against": dict(ratios)}, "writing": {"ours_over": {RAW: 0.9}}},
@@ -179,7 +179,7 @@ def test_a_promise_that_is_not_kept_is_said() -> None:
     assert broken == ["hot: ours against h5py fancy, one-row chunks", "a store 20 times as large: growth of a reader's memory"]
 
 
-def test_eight_bits_are_compared_by_what_a_model_says() -> None:
+def test_int8_is_compared_by_the_logits_of_a_model() -> None:
     tokens_NTD = torch.randn(6, 3, 32, generator=torch.Generator().manual_seed(0))
     weight_DK = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
 
@@ -194,7 +194,7 @@ def test_eight_bits_are_compared_by_what_a_model_says() -> None:
     assert stressed["cosine"]["min"] < 1.0
 
 
-def test_a_model_that_turns_with_the_rounding_is_seen() -> None:
+def test_a_model_that_flips_with_the_rounding_is_detected() -> None:
     tokens_NTD = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(0)).half()
 
     def logits(tokens: torch.Tensor) -> torch.Tensor:
@@ -206,7 +206,7 @@ def test_a_model_that_turns_with_the_rounding_is_seen() -> None:
     assert turned["same_argmax"] == 0.0
 
 
-def test_records_in_the_repository_are_whole() -> None:
+def test_records_in_the_repository_are_complete() -> None:
     for path in harness.RESULTS.glob("*.json"):
         record = json.loads(path.read_text())
         assert {"benchmark", "hardware", "figures", "provenance"} <= set(record), path.name

@@ -1,4 +1,4 @@
-"""What featurize is measured against: real architectures, the plain way over PNG files, the bare forwards and the roofline."""
+"""What featurize is compared with: real architectures, plain diffusers with PNG files, bare forward passes and the roofline."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.cli import main
-from benchmarks.featurize import featurize_speed
-from benchmarks.featurize import random_models as drawing_models
+from benchmarks.featurize import featurize_speed, random_models
 from benchmarks.featurize.featurize_speed import (
     BATCHED,
     FORWARDS,
@@ -30,12 +29,12 @@ from benchmarks.featurize.featurize_speed import (
     promises_on_card,
     steady_rate,
 )
-from benchmarks.featurize.plain_diffusers import BareForwards, Drawings, PlainPipeline, drawings_of, parts_may_lack_labels, ranges
+from benchmarks.featurize.plain_diffusers import BareForwards, ImageJob, PlainPipeline, image_job, parts_may_lack_labels, ranges
 from benchmarks.featurize.random_models import (
     SD2_512,
     SD2_768,
     SMALL,
-    DrawingSizes,
+    GeneratorSizes,
     meta_clip,
     meta_text_encoder,
     meta_tiny_decoder,
@@ -72,7 +71,7 @@ def _parameters(module: nn.Module) -> int:
     return sum(one.numel() for one in module.parameters())
 
 
-def test_the_architectures_are_the_real_ones() -> None:
+def test_the_architectures_have_the_real_sizes() -> None:
     assert _parameters(meta_unet(SD2_512)) == _parameters(meta_unet(SD2_768)) == 865_910_724
     assert _parameters(meta_vae(SD2_512)) == 83_653_863
     assert _parameters(meta_text_encoder(SD2_512.text)) == 340_387_840
@@ -82,7 +81,7 @@ def test_the_architectures_are_the_real_ones() -> None:
     assert {name: _parameters(visual) for name, visual in visuals.items()} == towers
 
 
-def test_what_is_written_is_what_diffusers_loads(small: Path) -> None:
+def test_diffusers_loads_the_written_weights(small: Path) -> None:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(small, safety_checker=None, feature_extractor=None)
     assert pipeline.unet.config.sample_size * 8 == SMALL.px
     for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
@@ -95,7 +94,7 @@ def test_what_is_written_is_what_diffusers_loads(small: Path) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["full", "tiny"])
-def test_what_the_random_models_draw_is_finite_and_no_plain_colour(small: Path, tmp_path: Path, decoder: str) -> None:
+def test_images_of_random_models_are_finite_and_not_constant(small: Path, tmp_path: Path, decoder: str) -> None:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(small, safety_checker=None, feature_extractor=None)
     pipeline.set_progress_bar_config(disable=True)
     if decoder == "tiny":
@@ -126,10 +125,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray[Any, 
 
 
 @pytest.mark.parametrize("prompts_a_call", [1, 6])
-def test_the_way_over_png_files_makes_the_same_tokens_but_for_eight_bits(
-    ours: dict[str, np.ndarray[Any, Any]], tmp_path: Path, prompts_a_call: int
-) -> None:
-    paths = PlainPipeline(drawings_of(DEMO)).run(tmp_path, batch=6, prompts_a_call=prompts_a_call, count=DRAWN)
+def test_png_files_change_the_tokens_by_rounding_only(ours: dict[str, np.ndarray[Any, Any]], tmp_path: Path, prompts_a_call: int) -> None:
+    paths = PlainPipeline(image_job(DEMO)).run(tmp_path, batch=6, prompts_a_call=prompts_a_call, count=DRAWN)
     assert len(list(tmp_path.glob("*.png"))) == DRAWN
     assert [path.stem for path in paths] == list(ours)
     for path in paths:
@@ -138,7 +135,7 @@ def test_the_way_over_png_files_makes_the_same_tokens_but_for_eight_bits(
         products = (theirs_NTD * ours_NTD).sum(-1)
         cosines_NT = products / np.linalg.norm(theirs_NTD, axis=-1) / np.linalg.norm(ours_NTD, axis=-1)
         assert cosines_NT.min() > 0.99
-        # It takes the right picture, not any: beside the next drawing's tokens they are further off.
+        # And they are those of the same image: the tokens of the next image differ more.
         assert np.abs(theirs_NTD - ours_NTD).mean() < np.abs(theirs_NTD - np.roll(ours_NTD, 1, axis=0)).mean() / 2
 
 
@@ -160,8 +157,8 @@ def _count_rows(modules: dict[str, nn.Module], run: Callable[[], object]) -> dic
 
 
 @pytest.mark.parametrize(("guidance", "rows_a_step", "texts"), [(3.0, 2, DRAWN + 1), (0.0, 1, DRAWN)])
-def test_the_bare_forwards_are_as_many_as_the_drawings_need(guidance: float, rows_a_step: int, texts: int) -> None:
-    bare = BareForwards(drawings_of({**DEMO, "guidance": guidance, "steps": 3}), batch=6)
+def test_the_bare_forward_passes_are_those_that_the_images_need(guidance: float, rows_a_step: int, texts: int) -> None:
+    bare = BareForwards(image_job({**DEMO, "guidance": guidance, "steps": 3}), batch=6)
     modules = {"text": bare.text_encoder, "unet": bare.unet, "decoder": bare.vae.decoder, "clip": bare.towers[0], "vit": bare.towers[1]}
     rows = _count_rows(modules, bare.run)
     assert rows == {"text": texts, "unet": DRAWN * 3 * rows_a_step, "decoder": DRAWN, "clip": DRAWN, "vit": DRAWN}
@@ -172,8 +169,8 @@ def test_ranges_cover_everything_once() -> None:
     assert list(ranges(4, 4)) == [slice(0, 4)]
 
 
-def _real_drawings(folder: Path, sizes: DrawingSizes, *, tiny: bool = False) -> Drawings:
-    """Drawings by the real architectures, of which only the configurations are there."""
+def _real_drawings(folder: Path, sizes: GeneratorSizes, *, tiny: bool = False) -> ImageJob:
+    """ImageJob by the real architectures, of which only the configurations are there."""
     generator = Generator(
         name="real",
         folder=sd2_folder(folder / f"sd2-{sizes.px}", sizes, torch.float16),
@@ -197,11 +194,11 @@ def _real_drawings(folder: Path, sizes: DrawingSizes, *, tiny: bool = False) -> 
         width=1024,
     )
     decoder = tiny_decoder_folder(folder / "taesd", torch.float16) if tiny else None
-    return Drawings(generator=generator, encoders=(encoder,), prompts=("a",), seeds=(0,), dtype=torch.float16, tiny_decoder=decoder)
+    return ImageJob(generator=generator, encoders=(encoder,), prompts=("a",), seeds=(0,), dtype=torch.float16, tiny_decoder=decoder)
 
 
-def test_the_roofs_of_the_real_models_are_those_of_the_counted_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing_models, "_write_weights", lambda path, *_: path.parent.mkdir(parents=True, exist_ok=True))
+def test_the_roofs_of_the_real_models_follow_from_the_counted_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random_models, "_write_weights", lambda path, *_: path.parent.mkdir(parents=True, exist_ok=True))
     work = [
         row_flops_of(_real_drawings(tmp_path, sizes, tiny=tiny)) for sizes, tiny in ((SD2_512, False), (SD2_768, False), (SD2_512, True))
     ]
@@ -211,40 +208,40 @@ def test_the_roofs_of_the_real_models_are_those_of_the_counted_work(tmp_path: Pa
     assert found == {point: pytest.approx(value, rel=0.01) for point, value in roofs.items()}
 
 
-def test_an_image_costs_its_prompt_its_steps_its_decoder_and_every_encoder() -> None:
+def test_an_image_costs_prompt_steps_decoder_and_all_encoders() -> None:
     flops = {"prompt": 1.0, "denoise": 10.0, "decode": 100.0, "encode a": 1000.0, "encode b": 10000.0}
     assert flops_per_image(flops, steps=3, guided=True) == 11161
     assert flops_per_image(flops, steps=3, guided=False) == 11131
 
 
-def test_a_roof_is_the_peak_over_the_work_of_the_drawings() -> None:
-    drawings = drawings_of(DEMO)
+def test_a_roof_is_the_peak_over_the_flops_of_an_image() -> None:
+    drawings = image_job(DEMO)
     expected = PEAK_FLOPS / flops_per_image(row_flops_of(drawings), steps=4, guided=True)
     assert roof(PEAK_FLOPS, drawings) == expected
-    assert roof(PEAK_FLOPS, drawings_of({**DEMO, "guidance": 0.0})) > expected
+    assert roof(PEAK_FLOPS, image_job({**DEMO, "guidance": 0.0})) > expected
 
 
-def test_the_measured_peak_is_more_than_a_slow_core_and_less_than_no_machine() -> None:
+def test_the_measured_peak_is_plausible() -> None:
     assert 1e8 < measured_peak_flops("cpu", torch.float32) < 1e15
 
 
-def test_a_run_counts_without_what_it_loads() -> None:
+def test_the_time_of_a_run_excludes_loading() -> None:
     assert own_seconds({"times": {"load_s": 100.0, "fill_wall_s": 2.0, "publish_s": 0.5, "draw_s": 50.0}}) == 2.5
 
 
-def test_the_pace_is_that_of_the_whole_shards_after_the_first() -> None:
+def test_the_steady_rate_uses_the_full_shards_after_the_first() -> None:
     assert steady_rate({"drawings": 30, "shard_made_s": [100.0, 102.0, 106.0]}, 10) == pytest.approx(20 / 6)
     # The third shard has five rows only.
     assert steady_rate({"drawings": 25, "shard_made_s": [100.0, 102.0, 102.5]}, 10) == pytest.approx(5)
 
 
-def test_the_promises_of_the_cpu_are_held_against_the_ratios() -> None:
+def test_the_promises_of_the_cpu_are_compared_with_the_ratios() -> None:
     ratios = {f"{OURS} over {FORWARDS}": 1.04, f"{ONE_BY_ONE} over {OURS}": 3.0, f"{BATCHED} over {OURS}": 0.9}
     found = promises({"demo models": {"over": ratios}, "SD v2 UNet, one image": {"over": ratios}})
     assert [one["met"] for one in found] == [True, False, True, False]
 
 
-def test_the_promises_of_the_card_hold_a_case_that_failed_for_not_met() -> None:
+def test_the_promises_of_a_failed_case_are_not_met() -> None:
     cases = (Case(name="good", target=5.0, beside_plain=True), Case(name="bad", target=5.0))
     figures = {"images_per_s": 6.0, "beside": {BATCHED: 4.0}, "peak_memory": {"device_bytes": MEMORY_GB[512] * 10**9 + 1}}
     found = promises_on_card(cases, {"good": figures, "bad": {"failed": "no memory"}})
@@ -257,7 +254,7 @@ def test_the_promises_of_the_card_hold_a_case_that_failed_for_not_met() -> None:
     ]
 
 
-def test_the_cases_have_names_of_their_own_and_every_promised_one_is_there() -> None:
+def test_the_cases_have_unique_names_and_cover_the_promises() -> None:
     assert len({case.name for case in GRID}) == len(GRID)
     promised = {(case.px, case.steps, case.tiny_decoder) for case in GRID if case.target is not None}
     assert promised == {(512, 50, False), (512, 25, False), (512, 20, False), (768, 25, False), (512, 1, False), (512, 1, True)}
@@ -266,7 +263,7 @@ def test_the_cases_have_names_of_their_own_and_every_promised_one_is_there() -> 
     assert {(case.attention, case.compile) for case in GRID} >= {(how, on) for how in ("sdpa", "xformers") for on in ("on", "off")}
 
 
-def test_a_case_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_case_that_fails_records_why_and_the_others_run(tmp_path: Path) -> None:
     small_case = Case(name="small", steps=2, compile="off", encoder="ViT-S-32", shard_rows=8, shards=2, tiny_decoder=True)
     bad = Case(name="bad", steps=2, compile="off", encoder="ViT-S-32", attention="xformers", shard_rows=8, shards=2)
     if torch.cuda.is_available():
@@ -280,7 +277,7 @@ def test_a_case_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> None
     assert found["share_of_roof"] == pytest.approx(found["images_per_s"] / found["roof_images_per_s"], rel=0.05)
 
 
-def test_the_plain_way_stands_beside_a_case(tmp_path: Path) -> None:
+def test_the_plain_pipeline_is_measured_with_a_case(tmp_path: Path) -> None:
     case = Case(
         name="small", steps=1, guidance=0.0, scheduler="ddim", compile="off", encoder="ViT-S-32", shard_rows=8, shards=2, beside_plain=True
     )
@@ -288,7 +285,7 @@ def test_the_plain_way_stands_beside_a_case(tmp_path: Path) -> None:
     assert set(featurize_speed._plain_on_card(flags, tmp_path)) == {ONE_BY_ONE, BATCHED}
 
 
-def test_cases_are_chosen_by_words_of_their_names() -> None:
+def test_cases_are_chosen_by_words_in_their_names() -> None:
     assert choose_cases(()) == list(GRID)
     assert [case.name for case in choose_cases(("768 px", "one step"))] == [
         "768 px, 25 steps",
@@ -298,6 +295,6 @@ def test_cases_are_chosen_by_words_of_their_names() -> None:
     ]
 
 
-def test_words_of_no_case_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_match_no_case_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["featurize", "--cases", "1024"]) == 2
     assert "--cases 1024" in capsys.readouterr().err

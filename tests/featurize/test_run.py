@@ -23,6 +23,7 @@ from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import ROOT, Command
+from tests.support.interruptible import INTERRUPTIBLE
 from tests.support.small_corpus import load_no_model
 
 DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")
@@ -241,14 +242,6 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp
     assert done.stderr == (
         "error: got --generator papre; expected a preset, PRESET=FOLDER, a diffusers folder or a hub id owner/name; did you mean 'paper'?\n"
     )
-
-
-# A suite that a shell put into the background has the signal ignored, and so would its children.
-INTERRUPTIBLE = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("featurize", run_name="__main__")
-"""
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

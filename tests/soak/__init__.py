@@ -1,1 +1,1 @@
-"""Fault campaigns; ``make soak`` runs them with their long counts."""
+"""Fault campaigns: a short form in ``make test-all``, the long counts in ``make soak``."""

@@ -1,7 +1,7 @@
-"""Stands between the store and the system, and lets single file operations fail.
+"""Makes single file operations fail.
 
-Only operations below one folder count, and those on descriptors that were opened there. The store calls the system through attributes of
-``os``, ``io``, ``fcntl`` and ``mmap``; those are replaced for as long as the block runs.
+Only operations below one folder, and on descriptors opened there, are affected. The store calls the system through attributes of ``os``,
+``io``, ``fcntl`` and ``mmap``, which are replaced while a ``with`` block runs.
 """
 
 import errno
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What takes a path or a descriptor first; os.close is not among them, for after an error nobody knows whether it has closed.
+# Functions whose first argument is a path or a descriptor. os.close is left out: after an error its effect is unspecified.
 _OF_OS = (
     *("open", "pwrite", "pread", "write", "read", "fsync", "fdatasync", "posix_fallocate", "ftruncate", "utime", "fstat", "stat", "lstat"),
     *("replace", "rename", "unlink", "mkdir", "rmdir", "scandir", "listdir", "access"),
@@ -24,13 +24,13 @@ _OF_OS = (
 _PLACES: tuple[tuple[Any, str], ...] = (*((os, name) for name in _OF_OS), (io, "open"), (fcntl, "flock"), (mmap, "mmap"))
 WRITES, READS = ("pwrite", "write"), ("pread", "read")
 Operation = Callable[..., Any]
-# Called instead of each operation, with its name, the operation and its arguments.
+# Called in place of each operation with its name, the operation itself and its arguments.
 Hook = Callable[[str, Operation, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @contextmanager
 def operations_through(folder: Path, hook: Hook) -> Iterator[None]:
-    """Let every file operation of the block that concerns ``folder`` go through ``hook``."""
+    """Route every file operation on ``folder`` through ``hook`` while the block runs."""
     inside = os.fspath(folder)
 
     def concerns(target: Any) -> bool:
@@ -40,8 +40,8 @@ def operations_through(folder: Path, hook: Hook) -> Iterator[None]:
 
     def replacement(name: str, operation: Operation) -> Operation:
         def call(*arguments: Any, **named: Any) -> Any:
-            concerned = bool(arguments) and concerns(arguments[0])
-            return hook(name, operation, arguments, named) if concerned else operation(*arguments, **named)
+            is_inside = bool(arguments) and concerns(arguments[0])
+            return hook(name, operation, arguments, named) if is_inside else operation(*arguments, **named)
 
         return call
 
@@ -63,7 +63,7 @@ def _path_of(descriptor: int) -> str | None:
 
 
 class Counter:
-    """A hook that lets everything pass and keeps the names of the operations in order."""
+    """A hook that lets every operation pass and records their names in order."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -81,8 +81,11 @@ class Counter:
 
 
 class Fault(Counter):
-    """A hook that lets the k-th operation fail: ``EIO`` or ``ENOSPC``, ``short`` (part of a read or write), ``kill`` (before it is done,
-    of a write after half of it), ``full`` (ENOSPC from the k-th operation on, for all that takes space)."""
+    """A hook that makes the k-th operation fail.
+
+    Kinds: ``EIO`` and ``ENOSPC``; ``short``, half of a read or write; ``kill``, SIGKILL before the operation or after half of a write;
+    ``full``, ENOSPC for everything that takes space, from the k-th operation on.
+    """
 
     def __init__(self, k: int, kind: str) -> None:
         super().__init__()
@@ -102,13 +105,13 @@ class Fault(Counter):
             if self._kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             return operation(*arguments, **named) if part is None else part
-        if name == "access":  # it has no errors
+        if name == "access":  # returns False instead of raising
             return False
         raise _error(self._kind, name)
 
 
 def _part(name: str, operation: Operation, arguments: tuple[Any, ...]) -> Any:
-    """Do half of a read or write; None for what has no halves."""
+    """Do half of a read or write and return its result; return None for any other operation."""
     if name in WRITES:
         descriptor, data, *offset = arguments
         return operation(descriptor, memoryview(data)[: (len(data) + 1) // 2], *offset)

@@ -1,4 +1,4 @@
-"""Processes that cost a fork: everything is imported already, and no HDF5 handle is open."""
+"""Forked child processes: cheap, because everything is imported already; no HDF5 handle is open when they start."""
 
 import os
 import select
@@ -15,21 +15,21 @@ Work = Callable[[], object]
 
 
 def start(work: Work) -> int:
-    """Do some work in a process of its own; return its number."""
+    """Do ``work`` in a forked process; return its process id."""
     return os.fork() or _end_after(work)
 
 
 def wait(pid: int, timeout_s: float = 30) -> int:
-    """Return how a process ended: DONE, REFUSED (InputError), FAILED (OSError), BROKEN (anything else), or minus its signal."""
+    """Return how a process ended: DONE, REFUSED (InputError), FAILED (OSError), BROKEN (anything else) or its negative signal number."""
     if not ended(pid, timeout_s):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        raise AssertionError(f"a process hangs: not at its end after {timeout_s} s")
+        raise AssertionError(f"the process still runs after {timeout_s} s")
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def ended(pid: int, timeout_s: float) -> bool:
-    """Wait for the end of a process without taking its status; return whether it came in time."""
+    """Wait until a process ends, without reaping it; return whether it ended in time."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -40,13 +40,13 @@ def ended(pid: int, timeout_s: float) -> bool:
 
 
 def kill(pid: int) -> int:
-    """Kill a process of ours and return how it ended, which may have been before."""
+    """Kill a child process and return how it ended, which may have happened before."""
     os.kill(pid, signal.SIGKILL)
     return wait(pid)
 
 
 def run(work: Work) -> int:
-    """Do some work in a process of its own and return how it ended."""
+    """Do ``work`` in a forked process and return how it ended."""
     return wait(start(work))
 
 

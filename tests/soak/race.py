@@ -1,6 +1,6 @@
-"""Several writers on one store, one of them killed; run as a program, for HDF5 reads its locking setting once a process.
+"""Several writers fill one store and one of them is killed. A program, because HDF5 reads its locking setting once per process.
 
-python -m tests.soak.race FOLDER WRITERS ROUNDS      prints one JSON object of figures
+``python -m tests.soak.race FOLDER WRITERS ROUNDS`` prints one JSON object.
 """
 
 import json
@@ -17,10 +17,10 @@ ONE_SHARD = Small(rows=40, shard_rows=40, block=2, dtype="float16")
 
 
 def race(folder: Path, small: Small, writers: int, chance: random.Random) -> dict[str, float]:
-    """Fill a store with several writers at once, and kill one of them in the middle; return the figures of it.
+    """Fill a store with several writers at once, kill one of them in the middle and return what happened.
 
-    The death is also when its lease is free: the time from there to the first block that another process begins in its shard is the
-    takeover, which is only asked for where all others wait for that shard.
+    ``takeover_s`` is the time from the kill to the next block that another process begins. It means something only if all other writers
+    wait for the shard of the killed one.
     """
     store, log = folder / "tokens", Log(folder / "log", pause=lambda: time.sleep(0.01))
     folder.mkdir()
@@ -34,7 +34,7 @@ def race(folder: Path, small: Small, writers: int, chance: random.Random) -> dic
     died_s = time.monotonic()
     ends = [processes.wait(pid, timeout_s=60) for pid in pids if pid != victim]
     assert ends == [processes.DONE] * (writers - 1), ends
-    open_writers(store, small)  # what a dead one left half written beside its rows is swept by the next command
+    open_writers(store, small)  # the next command removes the temporary files of the killed one
     check_complete(store, small)
     taken_over = [at_s - died_s for _, _, pid, at_s in log.lines() if pid != victim and at_s > died_s]
     assert log.wasted(small.block, small.shard_rows, small.rows) == 0
@@ -46,12 +46,12 @@ def main(arguments: list[str]) -> None:
     folder, writers, rounds = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     chance = random.Random(writers)
     many = [race(folder / f"many-{n}", MANY_SHARDS, writers, chance) for n in range(rounds)]
-    one = [race(folder / f"one-{n}", ONE_SHARD, writers, chance) for n in range(rounds)]
+    single = [race(folder / f"one-{n}", ONE_SHARD, writers, chance) for n in range(rounds)]
     figures = {
-        "rounds": len(many) + len(one),
-        "redone": [figure["redone"] for figure in many + one],
+        "rounds": len(many) + len(single),
+        "redone": [figure["redone"] for figure in many + single],
         "working": [figure["working"] for figure in many],
-        "takeover_s": [round(figure["takeover_s"], 3) for figure in one],
+        "takeover_s": [round(figure["takeover_s"], 3) for figure in single],
     }
     print(json.dumps(figures))
 

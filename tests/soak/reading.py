@@ -1,4 +1,4 @@
-"""Random batches of a reader, held against what they are to be; imports little, for spawned processes import it anew."""
+"""Random batches of a reader, compared with the expected rows. Imports little, because every spawned process imports this module."""
 
 import json
 import random
@@ -15,15 +15,15 @@ BATCH = 14
 
 
 def wrong_rows(
-    readers: list[ColumnReader], wanted: list[Mapping[str, NDArray[Any]]], seed: int, epochs: int, results: Path | None = None
+    readers: list[ColumnReader], expected: list[Mapping[str, NDArray[Any]]], seed: int, epochs: int, results: Path | None = None
 ) -> int:
-    """Read all rows of all columns in random batches, ``epochs`` times; return how many differ from those wanted."""
+    """Read all rows of all columns in random batches, ``epochs`` times; return how many differ from the expected ones."""
     chance, wrong = random.Random(seed), 0
     for _ in range(epochs):
         rows = chance.sample(range(len(readers[0])), len(readers[0]))
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            for reader, right in zip(readers, wanted, strict=True):
+            for reader, right in zip(readers, expected, strict=True):
                 got = reader.gather_stored(batch)
                 same = [(got[name] == right[name][batch]).reshape(len(batch), -1).all(axis=1) for name in right]
                 wrong += int(np.count_nonzero(~np.logical_and.reduce(same)))

@@ -1,4 +1,4 @@
-"""Flipped bits and cut files: each is found before a row is given out, and only what was hit is made again."""
+"""Flipped bits and truncated files: each is detected before a row is read, and only what it hit is computed again."""
 
 import os
 import random
@@ -33,7 +33,7 @@ def _table_bytes() -> bytes:
 
 @dataclass
 class Damaged:
-    """A store that is damaged and mended again and again; beside it a small sealed file."""
+    """A store, and a small sealed file next to it, that are damaged and repaired again and again."""
 
     folder: Path
     store: Path
@@ -45,13 +45,13 @@ class Damaged:
         self.files = [*(self.store / name for name in undisturbed(SMALL)), self.folder / TABLE]
 
     def any_byte(self) -> tuple[Path, int]:
-        """Choose one of all bytes."""
+        """Choose any byte."""
         sizes = [path.stat().st_size for path in self.files]
         path = self.chance.choices(self.files, sizes)[0]
         return path, self.chance.randrange(path.stat().st_size)
 
     def metadata_byte(self) -> tuple[Path, int]:
-        """Choose one of the bytes that say what the others are."""
+        """Choose a byte of the metadata."""
         path = self.chance.choice(self.files)
         if path.name == TABLE:
             return path, self.chance.randrange(len(path.read_bytes().rstrip(b"\0").split(b"\n")[0]))
@@ -62,7 +62,7 @@ class Damaged:
         return path, offset + self.chance.randrange(len(data))
 
     def row_byte(self) -> tuple[Path, int]:
-        """Choose one of the bytes of a dataset, which in files this small are fewer than those of the structure."""
+        """Choose a byte of a dataset; in such small files most bytes are structure."""
         spec, shard = self.chance.choice(SMALL.specs), self.chance.randrange(SMALL.specs[0].shards)
         layout = spec.layout(shard)
         name = self.chance.choice(list(layout.datasets))
@@ -70,11 +70,11 @@ class Damaged:
         return self.store / spec.name / shard_name(shard), offset
 
     def state(self) -> dict[Path, tuple[int, int]]:
-        """Return what changes of a file when it is written or replaced."""
+        """Return inode and modification time of each file: what changes when it is written or replaced."""
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in self.files}
 
-    def is_found(self, path: Path, before: Any) -> bool:
-        """Whether reading refuses the damaged file; True also where it means the same as before."""
+    def is_detected(self, path: Path, before: Any) -> bool:
+        """Whether reading refuses the damaged file; also True if its content means the same as before."""
         try:
             if path.name == TABLE:
                 about, arrays = read_sealed(path)
@@ -87,15 +87,15 @@ class Damaged:
             return True
 
     def meaning(self, path: Path) -> Any:
-        """Return what a metadata file says, to be compared."""
+        """Return the content of a metadata file."""
         if path.name == TABLE:
             about, arrays = read_sealed(path)
             return about, {name: array.tolist() for name, array in arrays.items()}
         return load_manifest(path.parent)
 
-    def mend(self, path: Path) -> int:
-        """Do what a user does, check that nothing else was touched, and return how many blocks were made again."""
-        before, log = self.state(), Log(self.folder / "mended")
+    def repair(self, path: Path) -> int:
+        """Repair as a user would, check that no other file was touched, and return how many blocks were computed again."""
+        before, log = self.state(), Log(self.folder / "repaired")
         if path.name == TABLE:
             path.write_bytes(_table_bytes())
             return 0
@@ -103,8 +103,8 @@ class Damaged:
             path.unlink()
         fill_store(self.store, SMALL, log)
         check_complete(self.store, SMALL)
-        touched = {one for one, state in self.state().items() if state != before.get(one)} | {path}
-        allowed = {one for one in self.files if one.parent == path.parent} if path.name == MANIFEST else {path, path.parent / MANIFEST}
+        touched = {file for file, state in self.state().items() if state != before.get(file)} | {path}
+        allowed = {file for file in self.files if file.parent == path.parent} if path.name == MANIFEST else {path, path.parent / MANIFEST}
         assert touched <= allowed, touched
         blocks = len(log.lines())
         log.path.unlink(missing_ok=True)
@@ -122,34 +122,34 @@ def _flip(path: Path, offset: int, bit: int) -> None:
     os.close(descriptor)
 
 
-def test_every_flipped_bit_is_found_and_only_what_it_hit_is_made_again(
+def test_every_flipped_bit_is_detected_and_only_its_block_redone(
     damaged: Damaged, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    flips, remade, unfound = campaign(80, 2000), 0, []
+    flips, redone, missed = campaign(80, 2000), 0, []
     for n in range(flips):
         path, offset = (damaged.any_byte, damaged.metadata_byte, damaged.row_byte, damaged.metadata_byte)[n % 4]()
         before = damaged.meaning(path)
         _flip(path, offset, damaged.chance.randrange(8))
-        if not damaged.is_found(path, before):
-            unfound.append((path.name, offset))
-        blocks = damaged.mend(path)
-        assert blocks <= 1, (path, offset)  # a bit hits one row at most, and a row is remade with its block
-        remade += blocks
-    assert unfound == []
-    report(f"flipped bits: {flips}, found {flips - len(unfound)}, blocks made again {remade}, other files touched 0")
+        if not damaged.is_detected(path, before):
+            missed.append((path.name, offset))
+        blocks = damaged.repair(path)
+        assert blocks <= 1, (path, offset)  # a bit hits at most one row, which is computed again with its block
+        redone += blocks
+    assert missed == []
+    report(f"flipped bits: {flips}, detected {flips - len(missed)}, blocks redone {redone}, other files touched 0")
 
 
-def test_every_cut_file_is_found_and_made_again(
+def test_every_truncated_file_is_detected_and_redone(
     damaged: Damaged, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    cuts, remade = campaign(20, 200), 0
+    cuts, redone = campaign(20, 200), 0
     for _ in range(cuts):
         path = damaged.chance.choice(damaged.files)
         before = damaged.meaning(path)
         os.truncate(path, damaged.chance.randrange(path.stat().st_size))
-        assert damaged.is_found(path, before), path
-        remade += damaged.mend(path)
-    report(f"cut files: {cuts}, found {cuts}, blocks made again {remade}")
+        assert damaged.is_detected(path, before), path
+        redone += damaged.repair(path)
+    report(f"truncated files: {cuts}, detected {cuts}, blocks redone {redone}")
 
 
 def test_verify_names_the_rows_that_a_flipped_bit_hit(damaged: Damaged, campaign: Callable[[int, int], int]) -> None:
@@ -163,5 +163,5 @@ def test_verify_names_the_rows_that_a_flipped_bit_hit(damaged: Damaged, campaign
         _flip(path, offset + damaged.chance.randrange(layout.bytes_of(spec.what)), damaged.chance.randrange(8))
         found = [(finding.place, finding.rows) for finding in check_store(damaged.store, deep=True) if finding.kind == "damaged"]
         assert found == [(f"{spec.name}/{path.name}", (row,))]
-        damaged.mend(path)
+        damaged.repair(path)
     assert check_rows(damaged.store, SMALL) == 2 * SMALL.rows

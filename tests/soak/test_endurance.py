@@ -1,4 +1,4 @@
-"""Thousands of shards in one process: no handle is leaked, and memory does not grow with the store."""
+"""Thousands of shards in one process: no file handle leaks, and memory does not grow with the store."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ from tests.soak import processes
 from tests.soak.worker import Log, Small, check_rows, fill_store
 from tests.support.checkout import ROOT
 
-# Opens a column, reads random batches from all over it and prints the memory of the process that belongs to no file, in kB.
+# Opens a column, reads random batches and prints the anonymous memory of the process, in kB.
 READ = """
 import random, sys
 from pathlib import Path
@@ -26,7 +26,7 @@ for _ in range(400):
     reader.gather(chance.sample(range(len(reader)), 14))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
 """
-STEPS = 10  # stores a run of many shards is made of
+STEPS = 10  # the shards are spread over this many stores
 
 
 def _handles() -> int:
@@ -34,25 +34,25 @@ def _handles() -> int:
 
 
 def _anonymous_kb() -> int:
-    """Return the memory of this process that belongs to no file."""
+    """Return the anonymous memory of this process."""
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
 
 
 def _write_and_read(folder: Path, shards: int, results: Path) -> None:
-    """Write, commit, reopen and read ``shards`` shards, a few at a time; note handles and memory after each step."""
+    """Write, commit, reopen and read ``shards`` shards, one store at a time; record handles and memory after each."""
     rows = shards // STEPS // 2 * 4  # two columns, four rows a shard
     small, lines = Small(rows=rows, shard_rows=4, block=4), []
     for step in range(STEPS):
         store = folder / f"store-{step}"
         fill_store(store, small, Log(folder / f"log-{step}"))
-        fill_store(store, small, Log(folder / f"log-{step}"))  # reopened: all is there
+        fill_store(store, small, Log(folder / f"log-{step}"))  # opened again: complete
         assert check_rows(store, small) == 2 * rows
         gc.collect()
         lines.append(f"{_handles()} {_anonymous_kb()}")
     results.write_text("\n".join(lines))
 
 
-def test_thousands_of_shards_leak_no_handle_and_no_memory(
+def test_thousands_of_shards_leak_neither_handles_nor_memory(
     tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     shards, results = campaign(80, 2000), tmp_path / "results"
@@ -79,12 +79,12 @@ def _fill_wide(store: Path, shards: int) -> None:
         column.commit(shard, file)
 
 
-def test_a_reader_of_a_store_twenty_times_larger_takes_no_more_memory(tmp_path: Path, report: Callable[[str], None]) -> None:
+def test_a_reader_of_a_store_twenty_times_larger_needs_no_more_memory(tmp_path: Path, report: Callable[[str], None]) -> None:
     memory_kb = []
     for times in (1, 20):
         store = tmp_path / f"store-{times}"
         _fill_wide(store, shards=2 * times)
-        # In a process of its own that has not loaded the models' libraries, among which a few MB would not be seen.
+        # In a fresh process: next to the libraries of the models, a few MB would go unnoticed.
         done = subprocess.run([sys.executable, "-c", READ, str(store)], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
         memory_kb.append(int(done.stdout))
     assert memory_kb[1] <= 1.05 * memory_kb[0], memory_kb

@@ -1,4 +1,4 @@
-"""Every single file operation of the store fails once, in each way it can; afterwards the same run completes to the same bytes."""
+"""Every file operation of the store fails once in every way; the same run then completes with the same bytes."""
 
 import os
 from collections.abc import Callable
@@ -47,10 +47,10 @@ def _points(names: list[str], kind: str, every: int) -> range | list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_operation_of_a_writer_fails_the_next_run_completes_the_store(
+def test_after_any_failed_operation_the_next_run_completes(
     tmp_path: Path, writing: list[str], kind: str, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    undisturbed(SMALL)  # made here, not in every child
+    undisturbed(SMALL)  # cached here, not in every child
     ends = dict.fromkeys((processes.DONE, processes.REFUSED, processes.FAILED, processes.KILLED), 0)
     points = _points(writing, kind, campaign(17 if kind == "short" else 43, 1))
     for k in points:
@@ -60,7 +60,7 @@ def test_whatever_operation_of_a_writer_fails_the_next_run_completes_the_store(
         end = processes.run(lambda k=k, store=store, log=log: _through(store, Fault(k, kind), lambda: fill_store(store, SMALL, log)))
         assert end in ends, f"operation {k}, {writing[k]}: ended with {end}"
         check_recorded(store, SMALL)
-        if end == processes.DONE:  # then nothing of the fault may be left
+        if end == processes.DONE:  # the fault must have had no effect
             check_rows(store, SMALL)
         ends[end] += 1
         assert processes.run(lambda store=store, log=log: fill_store(store, SMALL, log)) == processes.DONE, f"operation {k}, {writing[k]}"
@@ -77,7 +77,7 @@ def test_whatever_operation_of_a_writer_fails_the_next_run_completes_the_store(
 
 @pytest.mark.parametrize("kind", ["EIO", "short"])
 @pytest.mark.parametrize("content", [True, False])
-def test_whatever_operation_of_a_reader_fails_it_never_gives_wrong_rows(
+def test_a_reader_with_a_failing_operation_never_gives_wrong_rows(
     tmp_path: Path, kind: str, content: bool, report: Callable[[str], None]
 ) -> None:
     store = _filled(tmp_path)
@@ -97,8 +97,8 @@ def _kinds(findings: list[Finding]) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["EIO", "short"])
-def test_whatever_operation_of_verify_fails_it_never_calls_a_damaged_store_whole(
-    tmp_path: Path, kind: str, report: Callable[[str], None]
+def test_verify_with_a_failing_operation_never_misses_the_damage(
+    tmp_path: Path, kind: str, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     store = _filled(tmp_path)
     shard = store / "clip" / "shard-00000.h5"
@@ -107,7 +107,7 @@ def test_whatever_operation_of_verify_fails_it_never_calls_a_damaged_store_whole
         file.write(b"\xff" * 8)
     assert "damaged" in _kinds(check_store(store, deep=True))
     names = _names_of(store, lambda: check_store(store, deep=True))
-    points = _points(names, kind, 1)
+    points = _points(names, kind, campaign(7, 1))
     for k in points:
         found: list[Finding] = []
         try:
@@ -115,4 +115,4 @@ def test_whatever_operation_of_verify_fails_it_never_calls_a_damaged_store_whole
         except (InputError, OSError):
             continue
         assert _kinds(found) & {"damaged", "missing"}, f"operation {k}, {names[k]}"
-    report(f"verify's operations failing with {kind}: {len(points)}; a damaged store called whole 0")
+    report(f"verify's operations failing with {kind}: {len(points)}; missed damage 0")

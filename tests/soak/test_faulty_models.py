@@ -1,6 +1,6 @@
-"""Models that fail in some rows: whatever they answer, wherever, each such row is found, healed or flagged, and no other row is touched.
+"""Models that fail in some rows: each failed row is detected and then fixed or flagged, and no other row changes.
 
-A fault is ``(place, value, lasting)``. A lasting one is there in the float32 redo too; a passing one is not.
+A fault is ``(place, value, lasting)``. A lasting fault also occurs when the row is computed again in float32.
 """
 
 import json
@@ -21,7 +21,7 @@ from lugpi_core.store.reader import ColumnReader
 
 VALUES = {"nan": torch.nan, "inf": torch.inf, "constant": 0.25}
 PLACES = ("unet", "latents", "decoder", "encoder")
-# One number for a prediction of the UNet makes a picture of plain noise, which is finite and not constant: nobody could tell it.
+# A constant prediction of the UNet gives an image of plain noise, finite and not constant, which cannot be detected.
 FAULTS = [
     (place, value, lasting) for place in PLACES for value in VALUES for lasting in (True, False) if (place, value) != ("unet", "constant")
 ]
@@ -34,8 +34,8 @@ Fault = tuple[str, str, bool]
 
 
 class _Faulty:
-    """Stands around the models' calls and lets rows fail. Which row is which is known by the seed when it is drawn, and afterwards by what
-    the row was at the last call."""
+    """Wraps the calls of the models and makes rows fail. A row is identified by its seed when it is generated, and later by the
+    values of its last call."""
 
     def __init__(self, faults: Mapping[int, Fault], patch: pytest.MonkeyPatch) -> None:
         self._faults = faults
@@ -94,7 +94,7 @@ class _Faulty:
                 self._calls[place, seed] = self._calls.get((place, seed), 0) + 1
 
     def _strike(self, place: str, values: torch.Tensor, rows: int) -> torch.Tensor:
-        """Put the faults of this place into their rows; under guidance a row is there twice."""
+        """Put the faults of this place into their rows; with guidance every row occurs twice."""
         values = values.clone()
         for n, seed in enumerate(self._seeds_now):
             at, value, lasting = self._faults.get(seed, ("nowhere", "", False))
@@ -107,7 +107,7 @@ class _Faulty:
         self._seed_of |= {row.numpy().tobytes(): seed for row, seed in zip(values.float(), seeds, strict=True)}
 
     def _recognise(self, values: torch.Tensor) -> list[int]:
-        """Return the seeds of rows that were answered before. Rows of one number, or of none, are alike, and all of them sick."""
+        """Return the seeds of rows that an earlier call returned."""
         return [self._seed_of[row.numpy().tobytes()] for row in values.float()]
 
 
@@ -135,8 +135,8 @@ def _values(run: Path, column: str, rows: int) -> np.ndarray[Any, Any]:
 
 
 def _check(run: Path, well: Path, faults: Mapping[int, Fault], rows: int) -> None:
-    """Every lasting fault is flagged where it reaches, every passing one healed, and all other rows are those of a run without faults."""
-    healed = [row for row, (_, _, lasting) in faults.items() if not lasting]
+    """Assert that lasting faults are flagged in the columns they reach, others are fixed, and all other rows are as without faults."""
+    fixed = [row for row, (_, _, lasting) in faults.items() if not lasting]
     for column in COLUMNS:
         reader = ColumnReader(run / "tokens", column)
         flagged = {row: REASONS[value] for row, (place, value, lasting) in faults.items() if lasting and column in REACHED[place]}
@@ -144,14 +144,14 @@ def _check(run: Path, well: Path, faults: Mapping[int, Fault], rows: int) -> Non
         found, wanted = reader.gather(range(rows)), _values(well, column, rows)
         assert np.isfinite(found).all()
         assert not found[list(flagged)].any()
-        sound = [row for row in range(rows) if row not in flagged and row not in healed]
+        sound = [row for row in range(rows) if row not in flagged and row not in fixed]
         assert np.array_equal(found[sound], wanted[sound])
-        if healed:
-            assert np.abs(found[healed].astype(float) - wanted[healed]).max() <= 0.02
+        if fixed:
+            assert np.abs(found[fixed].astype(float) - wanted[fixed]).max() <= 0.02
 
 
 def _faulty_run(capsys: pytest.CaptureFixture[str], table: Path, run: Path, faults: Mapping[int, Fault]) -> dict[str, Any]:
-    """Run featurize with these faults, and look at what it says; return its figures."""
+    """Run featurize with these faults, check its output and return its figures."""
     seeds = _seeds(table)
     lasting = {row: fault for row, fault in faults.items() if fault[2]}
     with pytest.MonkeyPatch.context() as patch:
@@ -176,7 +176,7 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-def test_every_fault_at_every_place_is_caught_and_no_other_row_is_touched(
+def test_every_fault_is_detected_and_no_other_row_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     rows, rounds, chance = campaign(66, 440), campaign(1, 20), random.Random(0)
@@ -189,12 +189,12 @@ def test_every_fault_at_every_place_is_caught_and_no_other_row_is_touched(
         _check(tmp_path / f"run-{n}", tmp_path / "well", faults, rows)
         flagged += sum(figures["failed_rows"].values())
     report(
-        f"faulty rows: {rounds * len(FAULTS)} of {rounds * rows} at {len(PLACES)} places, NaN, Inf and constant: all caught, half of them "
-        f"healed in float32, {flagged} rows of columns flagged; not finite on disk 0, other rows changed 0"
+        f"faulty rows: {rounds * len(FAULTS)} of {rounds * rows} at {len(PLACES)} places, NaN, Inf and constant: all detected, half "
+        f"fixed in float32, {flagged} rows of columns flagged; not finite on disk 0, other rows changed 0"
     )
 
 
-def test_a_run_in_which_a_row_of_twenty_fails_is_mended_when_the_models_are_well(
+def test_failed_rows_are_repaired_when_the_models_work_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], campaign: Callable[[int, int], int]
 ) -> None:
     rows, chance = campaign(40, 400), random.Random(1)
@@ -214,7 +214,7 @@ def test_a_run_in_which_a_row_of_twenty_fails_is_mended_when_the_models_are_well
         assert np.array_equal(found[sound], wanted[sound])
 
 
-def test_a_model_that_fails_in_every_row_is_given_up_and_what_was_made_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_fails_in_every_row_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, run = _table(tmp_path / "own.csv", 40), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         _Faulty(dict.fromkeys(_seeds(table), ("encoder", "nan", True)), patch)

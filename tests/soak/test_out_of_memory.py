@@ -1,4 +1,4 @@
-"""Memory that lacks, at any stage and from any number of rows on: the run halves and goes on, and ends with the same rows."""
+"""Out of memory at any stage and any number of rows: the run halves its batch, continues and ends with the same rows."""
 
 import json
 import math
@@ -31,8 +31,8 @@ STAGES: dict[str, tuple[Any, str]] = {
 }
 COLUMNS = ("latents", "clip-demo", "vit-demo")
 SMALL: dict[str, Any] = {"generator": "demo", "steps": 2, "size_px": 32, "batch_size": BATCH, "shard_rows": SHARD}
-# In the words of the libraries that meet it.
-WORDS = (
+# The messages of the libraries.
+MESSAGES = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
@@ -43,7 +43,7 @@ WORDS = (
 
 
 class _Memory:
-    """Lets calls fail: ``lacks(stage, rows, done)`` tells whether one of so many rows does, after so many rows of the stage were done."""
+    """Makes calls fail: ``lacks(stage, rows, done)`` says whether a call of ``rows`` rows fails after ``done`` rows of its stage."""
 
     def __init__(self, lacks: Callable[[str, int, int], bool], patch: pytest.MonkeyPatch) -> None:
         self._lacks = lacks
@@ -54,11 +54,11 @@ class _Memory:
     def _limited(self, stage: str, whole: Callable[..., Any]) -> Callable[..., Any]:
         def call(self_: Any, *given: Any, **named: Any) -> Any:
             rows = len(given[-1])
-            if stage == "prompt" and list(given[-1]) == [""]:  # guidance wants that one, and it is no row
+            if stage == "prompt" and list(given[-1]) == [""]:  # the empty prompt of guidance is no row
                 return whole(self_, *given, **named)
             if self._lacks(stage, rows, self.done[stage]):
                 self.failures[stage] += 1
-                raise WORDS[sum(self.failures.values()) % len(WORDS)]
+                raise MESSAGES[sum(self.failures.values()) % len(MESSAGES)]
             result = whole(self_, *given, **named)
             self.done[stage] += rows
             return result
@@ -105,7 +105,7 @@ def _check(run: Path, well: Path, columns: tuple[str, ...] = COLUMNS) -> None:
 
 
 def _limited_run(table: Path, run: Path, limits: dict[str, int]) -> Counter[str]:
-    """Run with at most so many rows a call; return how often each stage failed."""
+    """Run with room for ``limits`` rows per call of each stage; return how often each stage failed."""
     with pytest.MonkeyPatch.context() as patch:
         memory = _Memory(lambda stage, rows, _: rows > limits.get(stage, ROWS), patch)
         figures = _featurize(table, run)
@@ -118,26 +118,26 @@ def _limited_run(table: Path, run: Path, limits: dict[str, int]) -> Counter[str]
     return memory.failures
 
 
-def test_whatever_fits_at_whichever_stage_the_run_ends_with_the_same_rows(
+def test_out_of_memory_at_any_stage_ends_with_the_same_rows(
     table: Path, well: Path, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    """In the short form all stages lack memory in one run, each of them at every limit in one of the runs."""
+    """In the short form all stages run out of memory in each run, each stage at every limit in one of the runs."""
     limits = [{stage: (n + 3 * k) % BATCH + 1 for k, stage in enumerate(STAGES)} for n in range(BATCH)]
     if campaign(0, 1):
         limits += [{stage: limit} for stage in STAGES for limit in range(1, (TEXTS if stage == "prompt" else BATCH) + 1)]
     failures = Counter[str]()
-    for n, one in enumerate(limits):
-        failures += _limited_run(table, tmp_path / f"run-{n}", one)
+    for n, limit_of_stage in enumerate(limits):
+        failures += _limited_run(table, tmp_path / f"run-{n}", limit_of_stage)
         _check(tmp_path / f"run-{n}", well)
     assert failures.keys() == STAGES.keys()
     report(
-        f"memory lacking: {len(limits)} runs, {sum(failures.values())} failed calls {dict(failures)}, never more than log2(B) of a stage "
+        f"out of memory: {len(limits)} runs, {sum(failures.values())} failed calls {dict(failures)}, never more than log2(B) of a stage "
         "in a run, all stores complete and the same"
     )
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
-def test_where_a_single_row_does_not_fit_what_is_written_is_kept_and_the_same_command_goes_on(
+def test_when_not_even_one_row_fits_the_written_rows_are_kept(
     table: Path, well: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
     arguments = _arguments(table, tmp_path)
@@ -172,8 +172,8 @@ def well_in_half(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def _sick_latents(patch: pytest.MonkeyPatch) -> None:
-    """Let row 2 of every block be no number; drawn alone it is well."""
+def _failing_latents(patch: pytest.MonkeyPatch) -> None:
+    """Make row 2 of every block NaN, unless it is generated on its own."""
     whole = TextToImage.draw
 
     def draw(self: TextToImage, embeddings: Any, seeds: list[int], **how: Any) -> torch.Tensor:
@@ -187,27 +187,27 @@ def _sick_latents(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("lacking", [None, *STAGES])
-def test_where_memory_lacks_for_the_float32_redo_its_rows_stay_flagged_and_all_others_are_the_same(
+def test_without_memory_for_float32_the_failed_rows_stay_flagged(
     table: Path, well_in_half: Path, tmp_path: Path, lacking: str | None
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        _sick_latents(patch)
-        _Memory(lambda stage, rows, _: stage == lacking and rows == 1, patch)  # blocks are of 8 and 4 rows, what is made again of one
+        _failing_latents(patch)
+        _Memory(lambda stage, rows, _: stage == lacking and rows == 1, patch)  # blocks have 8 and 4 rows, rows computed again have one
         figures = _featurize_in_half(table, tmp_path)
-    sick = [2, 10, 14, 22]
+    failed = [2, 10, 14, 22]
     at = {None: (), "prompt": COLUMNS, "denoise": COLUMNS, "decode": COLUMNS[1:], "encode": COLUMNS[1:]}[lacking]
     assert figures["failed_rows"] == {column: 4 * (column in at) for column in COLUMNS}
     assert figures["rows"]["redone"] == (0 if lacking else 4)
     for column in COLUMNS:
         found, wanted = ColumnReader(tmp_path / "tokens", column), ColumnReader(well_in_half / "tokens", column)
-        assert list(found.flagged) == (sick if column in at else [])
-        sound = [row for row in range(ROWS) if row not in sick]
+        assert list(found.flagged) == (failed if column in at else [])
+        sound = [row for row in range(ROWS) if row not in failed]
         assert np.array_equal(found.gather(sound), wanted.gather(sound))
-        assert np.isfinite(found.gather(sick)).all()
+        assert np.isfinite(found.gather(failed)).all()
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tower", None])
-def test_models_that_do_not_fit_in_float32_are_in_their_own_dtype_and_bits_again(part: str | None) -> None:
+def test_models_that_do_not_fit_in_float32_get_their_bits_back(part: str | None) -> None:
     options = FeaturizeOptions(dataset="demo", encoders=("vit-demo",), **SMALL)
     generator = planning.find_generator("demo", planning.generator_settings("demo", {"size_px": options.size_px}), half=True)
     drawer, encoder = TextToImage(generator, HALF), ImageEncoder(find_encoder("vit-demo"), HALF)

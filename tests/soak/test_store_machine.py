@@ -1,4 +1,4 @@
-"""Whatever happens to a column, in whatever order: what is recorded reads exactly or is refused, and nothing is lost without damage."""
+"""Random histories of a column: recorded shards read exactly or are refused, and nothing is lost without damage."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ from tests.soak.worker import Small, expected, stored
 SPEC = Small(rows=8, shard_rows=3).specs[1]
 BLOCK = 2
 SHARDS = st.integers(0, SPEC.shards - 1)
-# The operation that fails and how; most steps go without.
+# Which operation fails, and how; most steps have no fault.
 FAULTS = st.none() | st.none() | st.tuples(st.integers(0, 60), st.sampled_from(["EIO", "ENOSPC", "short", "full"]))
 PLACES = st.floats(0, 1, exclude_max=True)
 Failing = tuple[int, str] | None
@@ -41,7 +41,7 @@ def _write(file: ShardWriter, first: int, count: int) -> None:
 
 
 def _fill(store: Path, shards: Iterable[int] = range(SPEC.shards)) -> None:
-    """Fill those of the shards that nobody else is writing."""
+    """Fill the shards that no other process is writing."""
     column = ColumnWriter(store, SPEC)
     for shard in shards:
         try:
@@ -57,10 +57,10 @@ def _fill(store: Path, shards: Iterable[int] = range(SPEC.shards)) -> None:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """One column, a command that works on it here, and others that come, fail and die beside it.
+    """One column, a command in this process, and others that fail or are killed next to it.
 
-    What must hold is known by three sets: the shards that are recorded, those of them whose file was damaged since, and the unfinished
-    files that were damaged; and by whether the manifest was.
+    The expected state is three sets of shards and a flag: recorded, recorded but damaged since (``hit``), unfinished and damaged
+    (``begun_hit``), and whether the manifest was damaged.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class StoreMachine(RuleBasedStateMachine):
         file = self._try(lambda: column.claim(shard), failing, damaged=self.manifest_hit)
         if file is not None:
             self.held[shard] = file
-            self.begun_hit.discard(shard)  # it was made whole, and its rows were checked
+            self.begun_hit.discard(shard)  # claiming restored its structure and checked its rows
         elif failing is None and not self.manifest_hit:
             assert column.is_committed(shard)
 
@@ -163,7 +163,7 @@ class StoreMachine(RuleBasedStateMachine):
         path = self.column / data.draw(st.sampled_from(names))
         shard = None if path.name == MANIFEST else int(path.name.split(".")[0][-5:])
         offset = int(place * path.stat().st_size)
-        if in_rows and shard is not None:  # most of a file this small is structure
+        if in_rows and shard is not None:  # most bytes of such a small file are structure
             layout = SPEC.layout(shard)
             offset = structure(layout).offsets["tokens"] + int(place * layout.bytes_of("tokens", layout.rows))
         if how == "remove":
@@ -198,7 +198,7 @@ class StoreMachine(RuleBasedStateMachine):
             np.testing.assert_array_equal(got[name], values)
 
     def _note_unreadable(self, failing: Failing) -> None:
-        # A shard that the disk would not give, be it once, is taken back: its rows are checked and copied to another file.
+        # A shard that could not be read even once is taken back: its rows are checked and copied to another file.
         if failing is not None and failing[1] == "EIO":
             self.hit |= self.recorded - self._records().keys()
 
@@ -231,8 +231,8 @@ class StoreMachine(RuleBasedStateMachine):
             return {}
 
     def _try(self, work: Callable[[], Any], failing: Failing, *, damaged: bool) -> Any:
-        """Do something under a fault, or without one; errors are allowed with a fault or after damage, and must be of the kind that the
-        commands turn into a line."""
+        """Do ``work``, with or without a fault. Errors are allowed with a fault or after damage; they must be of the types that
+        the commands report in one line."""
         try:
             with operations_through(self.store, Fault(*failing)) if failing else nullcontext():
                 return work()
@@ -257,9 +257,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.writer = None
 
 
-def test_nothing_recorded_is_lost_or_wrong_whatever_happens_in_whatever_order(
-    campaign: Callable[[int, int], int], report: Callable[[str], None]
-) -> None:
-    examples, steps = campaign(25, 500), 30
+def test_no_recorded_row_is_lost_or_wrong_in_random_histories(campaign: Callable[[int, int], int], report: Callable[[str], None]) -> None:
+    examples, steps = campaign(12, 500), 30
     run_state_machine_as_test(StoreMachine, settings=settings(max_examples=examples, stateful_step_count=steps))
     report(f"random histories of a column: {examples} of up to {steps} steps; recorded rows lost or wrong 0")

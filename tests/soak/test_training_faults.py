@@ -1,5 +1,5 @@
-"""Training under faults: killed at random moments, killed and refused inside the writing of checkpoints, on a full disk, without its
-store. The end is bit for bit that of a training nobody disturbed."""
+"""Training under faults: killed at random moments or while it writes a checkpoint, on a full disk, without its store. The result is bitwise
+that of an undisturbed training."""
 
 import random
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 from tests.soak import processes
 from tests.soak.operations import Counter, Fault, operations_through
-from tests.soak.test_full_disk import _leave_free, _on_a_small_disk
+from tests.soak.small_disk import leave_free, on_a_small_disk
 from tests.support.checkout import ROOT
 from train.cli import main
 from train.file_names import METRICS
@@ -25,7 +25,7 @@ assert str(ROOT) in sys.path
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training of about 30 steps that writes a checkpoint after every one, and what comes of it."""
+    """A training of about 30 steps that writes a checkpoint after each, and its undisturbed result."""
 
     arguments: tuple[str, ...]
     straight: Path
@@ -33,7 +33,7 @@ class Case:
 
     def run(self, folder: Path) -> None:
         """Train in this process, silently."""
-        with (folder.parent / f"{folder.name}-said").open("a") as said:
+        with (folder.parent / f"{folder.name}-output").open("a") as said:
             sys.stdout = sys.stderr = said
             status = main([*self.arguments, "--run-dir", str(folder)])
             said.flush()
@@ -41,15 +41,15 @@ class Case:
             raise OSError(status, "the command's own status")
 
     def complete(self, folder: Path) -> None:
-        """Assert that the same command ends in the same bytes."""
-        assert processes.run(lambda: self.run(folder)) == processes.DONE, said_in(folder)
+        """Assert that the same command finishes with the same bytes."""
+        assert processes.run(lambda: self.run(folder)) == processes.DONE, output_of(folder)
         for name in RESULTS:
             assert (folder / "baseline" / name).read_bytes() == (self.straight / "baseline" / name).read_bytes(), name
         assert not (folder / "baseline" / CHECKPOINTS).exists()
 
 
-def said_in(folder: Path) -> str:
-    return (folder.parent / f"{folder.name}-said").read_text()
+def output_of(folder: Path) -> str:
+    return (folder.parent / f"{folder.name}-output").read_text()
 
 
 def tiny_text_model(folder: Path) -> Path:
@@ -73,47 +73,47 @@ def case(request: pytest.FixtureRequest, small_csv: Path, tmp_path_factory: pyte
     folder = tmp_path_factory.mktemp(request.param)
     arguments = ("baseline", "--dataset", str(small_csv), "--split-column", "split", "--text-model", str(tiny_text_model(folder / "tiny")))
     flags = ("--epochs", "3", "--batch-size", "4", "--learning-rate", "1e-3", "--optimizer", request.param, "--checkpoint-minutes", "0")
-    made = Case(arguments=(*arguments, "--max-length", "16", *flags), straight=folder / "straight", whole_s=0)
-    assert processes.run(lambda: made.run(folder / "warm")) == processes.DONE, said_in(folder / "warm")
+    first = Case(arguments=(*arguments, "--max-length", "16", *flags), straight=folder / "straight", whole_s=0)
+    assert processes.run(lambda: first.run(folder / "warm")) == processes.DONE, output_of(folder / "warm")
     start_s = time.monotonic()
-    assert processes.run(lambda: made.run(made.straight)) == processes.DONE
-    return Case(arguments=made.arguments, straight=made.straight, whole_s=time.monotonic() - start_s)
+    assert processes.run(lambda: first.run(first.straight)) == processes.DONE
+    return Case(arguments=first.arguments, straight=first.straight, whole_s=time.monotonic() - start_s)
 
 
 def newest_step(folder: Path) -> int:
-    """Return the step of the newest checkpoint, which has to load; -1 where there is none yet."""
+    """Return the step of the newest checkpoint, which must load; -1 without a checkpoint."""
     state = load_checkpoint(folder / "baseline")
     steps = [int(path.name.removeprefix("step-")) for path in (folder / "baseline" / CHECKPOINTS).glob("step-*")]
     assert (state is None) == (not steps)
     if state is None:
         return -1
-    assert state["step"] == max(steps), "a checkpoint that is there is not whole"
+    assert state["step"] == max(steps), "the newest checkpoint is not complete"
     return max(steps)
 
 
-def test_a_training_killed_at_any_moment_ends_in_the_same_bits(
+def test_a_training_killed_at_any_moment_gives_the_same_bits(
     case: Case, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    wanted, kills, runs, moments = campaign(3, 50), 0, 0, random.Random(0)
-    while kills < wanted:
+    planned, kills, runs, moments = campaign(3, 50), 0, 0, random.Random(0)
+    while kills < planned:
         folder, step, runs = tmp_path / f"run-{runs}", -1, runs + 1
-        while kills < wanted:
+        while kills < planned:
             pid = processes.start(lambda folder=folder: case.run(folder))
             if processes.ended(pid, moments.uniform(0, case.whole_s * 0.6)):
-                assert processes.wait(pid) == processes.DONE, said_in(folder)
+                assert processes.wait(pid) == processes.DONE, output_of(folder)
                 break
             kills += processes.kill(pid) == processes.KILLED
             if (folder / "baseline" / METRICS).is_file():
-                break  # the model is whole, and what only a training needs may be gone
+                break  # the model is complete; its checkpoints may be gone
             step, before = newest_step(folder), step
             assert step >= before, "a kill lost a checkpoint"
         case.complete(folder)
         shutil.rmtree(folder)
-    report(f"training: {kills} kills over {runs} runs, every checkpoint loaded, all weights bitwise the straight run's")
+    report(f"training: {kills} kills over {runs} runs, every checkpoint loaded, all weights bitwise those of an undisturbed run")
 
 
 def operations_of(case: Case, folder: Path) -> int:
-    """Return how many file operations one training does on its checkpoints."""
+    """Return the number of file operations of one training on its checkpoints."""
     counted = folder.parent / "counted"
 
     def work() -> None:
@@ -122,12 +122,12 @@ def operations_of(case: Case, folder: Path) -> int:
             case.run(folder)
         counted.write_text(str(len(counter.names)))
 
-    assert processes.run(work) == processes.DONE, said_in(folder)
+    assert processes.run(work) == processes.DONE, output_of(folder)
     return int(counted.read_text())
 
 
 def disturbed(case: Case, folder: Path, k: int, kind: str) -> int:
-    """Return how a training ended whose k-th file operation on a checkpoint met a fault."""
+    """Return how a training ended whose k-th file operation on a checkpoint failed."""
 
     def work() -> None:
         with operations_through(folder / "baseline" / CHECKPOINTS, Fault(k, kind)):
@@ -136,12 +136,12 @@ def disturbed(case: Case, folder: Path, k: int, kind: str) -> int:
     return processes.run(work)
 
 
-def spread(total: int, wanted: int) -> Sequence[int]:
-    """Return that many of the operations: all kinds, early and late."""
-    return sorted(random.Random(1).sample(range(total), min(wanted, total)))
+def spread(total: int, count: int) -> Sequence[int]:
+    """Return ``count`` operations spread over all, early and late."""
+    return sorted(random.Random(1).sample(range(total), min(count, total)))
 
 
-def test_a_training_killed_while_it_writes_a_checkpoint_ends_in_the_same_bits(
+def test_a_kill_while_a_checkpoint_is_written_gives_the_same_bits(
     case: Case, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     total = operations_of(case, tmp_path / "counting")
@@ -156,7 +156,7 @@ def test_a_training_killed_while_it_writes_a_checkpoint_ends_in_the_same_bits(
 
 
 @pytest.mark.parametrize("kind", ["EIO", "ENOSPC"])
-def test_a_disk_that_refuses_a_checkpoint_ends_the_run_in_one_line_and_leaves_the_last_one(
+def test_a_checkpoint_that_cannot_be_written_keeps_the_last_one(
     case: Case, kind: str, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     total = operations_of(case, tmp_path / "counting")
@@ -164,51 +164,51 @@ def test_a_disk_that_refuses_a_checkpoint_ends_the_run_in_one_line_and_leaves_th
     for k in spread(total, campaign(2, 40)):
         folder = tmp_path / f"refused-{k}"
         ended.append(disturbed(case, folder, k, kind))
-        assert ended[-1] in (processes.DONE, processes.FAILED), said_in(folder)
+        assert ended[-1] in (processes.DONE, processes.FAILED), output_of(folder)
         if ended[-1] == processes.FAILED:
-            assert said_in(folder).splitlines()[-1].startswith("error: "), said_in(folder)
+            assert output_of(folder).splitlines()[-1].startswith("error: "), output_of(folder)
             assert not list((folder / "baseline" / CHECKPOINTS).glob(".*.partial"))
-        assert "Traceback" not in said_in(folder)
+        assert "Traceback" not in output_of(folder)
         case.complete(folder)
         shutil.rmtree(folder)
     report(f"checkpoints: {kind} at {len(ended)} file operations, {ended.count(processes.FAILED)} ended the run, all completed the same")
 
 
-def test_a_full_disk_costs_no_checkpoint_and_with_room_the_training_goes_on(case: Case, tmp_path: Path) -> None:
+def test_a_full_disk_costs_no_checkpoint(case: Case, tmp_path: Path) -> None:
     def work(disk: Path) -> None:
         folder = disk / "run"
-        # Room for the run's small files and one checkpoint, not for the two that are there while one replaces the other.
-        ballast = _leave_free(disk, 1_900_000)
-        assert processes.run(lambda: case.run(folder)) == processes.FAILED, said_in(folder)
-        assert "No space left" in said_in(folder).splitlines()[-1], said_in(folder)
+        # Enough for the small files of the run and one checkpoint, not for the two that exist while one replaces the other.
+        ballast = leave_free(disk, 1_900_000)
+        assert processes.run(lambda: case.run(folder)) == processes.FAILED, output_of(folder)
+        assert "No space left" in output_of(folder).splitlines()[-1], output_of(folder)
         newest_step(folder)
         ballast.unlink()
         case.complete(folder)
 
     (tmp_path / "disk").mkdir()
-    _on_a_small_disk(tmp_path / "disk", work)
+    on_a_small_disk(tmp_path / "disk", work)
 
 
-def test_a_store_that_is_removed_under_a_teacher_costs_no_checkpoint(case: Case, small_csv: Path, small_run: Path, tmp_path: Path) -> None:
+def test_a_store_removed_during_training_costs_no_checkpoint(case: Case, small_csv: Path, small_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(small_run / "tokens", folder / "tokens")
     arguments = ("teacher", *case.arguments[1:], "--image-tokens", "clip-demo", "--run-dir", str(folder), "--epochs", "40")
 
     def work() -> None:
-        with (tmp_path / "said").open("a") as said:
+        with (tmp_path / "output").open("a") as said:
             sys.stdout = sys.stderr = said
             raise OSError(main(list(arguments)) or 99, "status")
 
     pid = processes.start(work)
     deadline_s = time.monotonic() + 60
     while not list((folder / "teacher" / CHECKPOINTS).glob("step-*")):
-        assert time.monotonic() < deadline_s, (tmp_path / "said").read_text()
+        assert time.monotonic() < deadline_s, (tmp_path / "output").read_text()
         time.sleep(0.02)
     shutil.rmtree(folder / "tokens")
     time.sleep(0.3)
     processes.kill(pid)
     assert processes.run(work) == processes.FAILED
-    last = (tmp_path / "said").read_text().splitlines()[-1]
+    last = (tmp_path / "output").read_text().splitlines()[-1]
     assert "error: got no" in last, last
     assert "token store" in last, last
     assert load_checkpoint(folder / "teacher") is not None

@@ -1,4 +1,4 @@
-"""Several commands fill one store at once and one is killed: the same content as of one writer, the dead one's shard taken at once."""
+"""Several commands fill one store at once and one is killed: the content is that of one writer, and others take over its shard."""
 
 import json
 import os
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.errors import InputError
+from lugpi_core.store.lease import STALE_S
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.writer import ColumnWriter
 from tests.soak.worker import MOST_IN_FLIGHT, Small, open_writers
 from tests.support.checkout import ROOT
 
 
-def test_several_writers_make_the_store_of_one_and_take_over_from_the_dead(
+def test_several_writers_take_over_the_shard_of_a_killed_one(
     tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     soak = campaign(0, 1)
@@ -29,22 +30,22 @@ def test_several_writers_make_the_store_of_one_and_take_over_from_the_dead(
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HDF5_USE_FILE_LOCKING": locking}
         command = [sys.executable, "-m", "tests.soak.race", str(folder), str(writers), str(campaign(1, 8))]
         races[writers, locking] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        if soak:  # one after the other, for the times
+        if soak:  # one after the other, to measure the takeover
             races[writers, locking].wait(timeout=600)
     for (writers, locking), child in races.items():
         output, _ = child.communicate(timeout=240)
         assert child.returncode == 0
         figures = json.loads(output)
-        assert max(figures["redone"]) <= MOST_IN_FLIGHT  # what the killed one had in flight
-        assert max(figures["takeover_s"]) < 2
+        assert max(figures["redone"]) <= MOST_IN_FLIGHT  # the blocks that the killed one had in flight
+        assert max(figures["takeover_s"]) < STALE_S  # nobody waited for the lease to expire
         assert max(figures["working"]) >= 2
         report(
             f"{writers} writers, HDF5_USE_FILE_LOCKING={locking}: {figures['rounds']} races with one killed, blocks redone "
-            f"{sum(figures['redone'])}, dead one's shard taken over after at most {max(figures['takeover_s'])} s"
+            f"{sum(figures['redone'])}, its shard taken over after at most {max(figures['takeover_s'])} s"
         )
 
 
-def test_of_two_commands_with_other_settings_that_open_an_empty_column_only_one_fills_it(tmp_path: Path) -> None:
+def test_of_two_commands_with_different_settings_one_fills_the_column(tmp_path: Path) -> None:
     spec = Small().specs[1]
     first = ColumnWriter(tmp_path, spec)
     second = ColumnWriter(tmp_path, replace(spec, fingerprint={"seed": 2}))

@@ -1,7 +1,7 @@
-"""A small store, filled by featurize's own loop with doubles for the models: every value is a function of its row's number.
+"""A small store, filled by featurize's own loop with test doubles as models: every value is a function of its row number.
 
-Rows this small would all wait to be written while the next are made; so that a kill costs what it costs where rows are large, no more than
-``WAITING_BLOCKS`` blocks of latents and tokens may wait.
+The writer thread would queue all of these tiny rows. To make a kill cost as much as with large rows, at most ``WAITING_BLOCKS`` blocks of
+latents and tokens may wait.
 """
 
 import math
@@ -37,17 +37,17 @@ from lugpi_core.store.writer import ColumnWriter
 
 LATENT_SHAPE, TOKEN_SHAPE = (1, 2, 4), (3, 8)
 WAITING_BLOCKS = 2
-MOST_IN_FLIGHT = WAITING_BLOCKS + 1  # what a kill may cost: those, the first of which is being written, and the one that is being made
-AGAIN, WROTE = "again", "wrote"  # of a failed row that is made once more, alone; of a row that is written
-LOST_ROW, CONSTANT_ROW = 5, 7  # one whose latents are not finite, one whose picture has one value everywhere
+MOST_IN_FLIGHT = WAITING_BLOCKS + 1  # what a kill may cost: the waiting blocks and the one being computed
+AGAIN, WROTE = "again", "wrote"  # log entries: a failed row is computed again on its own; a row is written
+LOST_ROW, CONSTANT_ROW = 5, 7  # the row with non-finite latents, and the row whose image is constant
 
-# A fork after a second thread was started could inherit a lock that nobody gives back.
+# With a second thread, a fork could inherit a lock that is never released.
 torch.set_num_threads(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Small:
-    """How large a store is: rows of every column, of a shard, of a block, and how its tokens are kept."""
+    """The size of a store: rows per column, shard and block, and the dtype of its tokens."""
 
     rows: int = 14
     shard_rows: int = 8
@@ -66,7 +66,7 @@ class Small:
 
 
 def latents_of(rows: Iterable[int]) -> torch.Tensor:
-    """Return the latents that are drawn for some rows; the first value of each is the row's number."""
+    """Return the latents that are generated for some rows; the first value of each is the row number."""
     numbers = torch.tensor(list(rows), dtype=torch.float32).reshape(-1, 1)
     values = torch.sin((numbers + 1) * torch.arange(1, 9) * 0.37)
     values[:, :1] = numbers
@@ -75,14 +75,14 @@ def latents_of(rows: Iterable[int]) -> torch.Tensor:
 
 
 def decode(latents: torch.Tensor) -> torch.Tensor:
-    """Return the pictures of latents."""
+    """Return the images of latents."""
     images = latents.float()
     images[images[:, 0, 0, 0] == CONSTANT_ROW] = CONSTANT_ROW
     return images
 
 
 def encode(images: torch.Tensor) -> torch.Tensor:
-    """Return the tokens of pictures."""
+    """Return the tokens of images."""
     return torch.cos(images.flatten(1).repeat(1, 3) * torch.arange(1, 25)).reshape(-1, *TOKEN_SHAPE)
 
 
@@ -100,25 +100,25 @@ def expected(spec: ColumnSpec, rows: Iterable[int]) -> dict[str, NDArray[Any]]:
 
 
 def flagged(spec: ColumnSpec) -> dict[int, str]:
-    """Return what a complete column is to say of its failed rows."""
+    """Return the failed rows of a complete column, with the reasons."""
     failed = {LOST_ROW: "not finite"} | ({CONSTANT_ROW: "constant picture"} if spec.what == "tokens" else {})
     return {row: why for row, why in failed.items() if row < spec.rows}
 
 
 class Log:
-    """An append-only file outside the store: a line for each block that is begun and each row that is written, whoever does it."""
+    """An append-only file outside the store with a line for each block begun and each row written, by any process."""
 
     def __init__(self, path: Path, pause: Callable[[], None] = lambda: None) -> None:
         self.path = path
         self._pause = pause
 
     def begin(self, stage: str, first_row: int) -> None:
-        """Write down that a block is begun, then pause."""
+        """Record that a block is begun, then pause."""
         self._append([(stage, first_row)])
         self._pause()
 
     def wrote(self, what: str, rows: Iterable[int]) -> None:
-        """Write down that rows of a column are written."""
+        """Record that rows of a column are written."""
         self._append([(f"{WROTE}-{what}", row) for row in rows])
 
     def lines(self) -> list[tuple[str, int, int, float]]:
@@ -126,20 +126,20 @@ class Log:
         return [line for line in self._lines() if line[0] in ("draw", "encode")]
 
     def redone(self) -> int:
-        """Return how many blocks were begun again, in whatever stage: one that is drawn and encoded again counts once each time."""
+        """Return how many blocks were begun again; a block that is both generated and encoded again counts once."""
         again: Counter[int] = Counter()
         for (_, row), times in Counter(line[:2] for line in self.lines()).items():
             again[row] = max(again[row], times - 1)
         return again.total()
 
     def wasted(self, block: int, shard_rows: int, rows: int) -> int:
-        """Return how many blocks were drawn or encoded when all their rows were written already."""
-        made_of, there, wasted = {"draw": "latents", "encode": "tokens"}, set[tuple[str, int]](), 0
+        """Return how many blocks were generated or encoded although all their rows had been written."""
+        column_of, written, wasted = {"draw": "latents", "encode": "tokens"}, set[tuple[str, int]](), 0
         for stage, row, _, _ in self._lines():
-            if stage in made_of:
+            if stage in column_of:
                 end = min(row + block, row // shard_rows * shard_rows + shard_rows, rows)
-                wasted += all((f"{WROTE}-{made_of[stage]}", one) in there for one in range(row, end))
-            there.add((stage, row))
+                wasted += all((f"{WROTE}-{column_of[stage]}", n) in written for n in range(row, end))
+            written.add((stage, row))
         return wasted
 
     def _append(self, lines: list[tuple[str, int]]) -> None:
@@ -154,8 +154,8 @@ class Log:
         return [(stage, int(row), int(pid), float(at_s)) for stage, row, pid, at_s in parts]
 
 
-class _Drawing:
-    """The double of the generator: an embedding is the number of its prompt's row, twice."""
+class _Generator:
+    """The double of the generator: an embedding is the row number of its prompt, twice."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -176,7 +176,7 @@ class _Drawing:
 
     def draw(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, between: Callable[[], None]) -> torch.Tensor:
         between()
-        assert embeddings.tokens_PLD[:, 0, 0].tolist() == list(seeds), "each drawing has the prompt of its row"
+        assert embeddings.tokens_PLD[:, 0, 0].tolist() == list(seeds), "each image has the prompt of its row"
         self._log.begin(AGAIN if self._again else "draw", min(seeds))
         return latents_of(seeds)
 
@@ -203,7 +203,7 @@ class _Encoder:
 
 
 class _LoggedColumn(ColumnWriter):
-    """A column that writes down which rows it has written."""
+    """A column that logs which rows it has written."""
 
     def __init__(self, store: Path, spec: ColumnSpec, log: Log) -> None:
         super().__init__(store, spec)
@@ -223,10 +223,10 @@ class _LoggedColumn(ColumnWriter):
 
 
 def fill_store(store: Path, small: Small, log: Log) -> None:
-    """Fill both columns as featurize does: claim, write blocks, commit, refresh, wait for what others are writing."""
+    """Fill both columns as featurize does: claim, write blocks, commit, refresh, wait for the shards of other processes."""
     rows = np.arange(small.rows)
     plan = DrawingPlan(prompts=tuple(map(str, rows.tolist())), seeds=rows, prompt_of_example=rows)
-    models = Models(text_to_image=cast(Any, _Drawing(log)), encoders={"clip": cast(Any, _Encoder(log))})
+    models = Models(text_to_image=cast(Any, _Generator(log)), encoders={"clip": cast(Any, _Encoder(log))})
     job = Job(
         store=store,
         plan=plan,
@@ -252,14 +252,14 @@ def open_writers(store: Path, small: Small) -> dict[str, ColumnWriter]:
 
 
 def files_of(store: Path) -> dict[str, bytes]:
-    """Return every file of a store, hidden ones too, but for the folders' locks."""
+    """Return every file of a store, hidden ones included, locks excluded."""
     paths = [path for path in sorted(store.rglob("*")) if path.is_file() and path.name != ".lock"]
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in paths}
 
 
 @lru_cache
 def undisturbed(small: Small) -> Mapping[str, bytes]:
-    """Return the files of a store that was filled without any fault."""
+    """Return the files of a store that was filled without a fault."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -283,13 +283,13 @@ def check_rows(store: Path, small: Small, **how: bool) -> int:
 
 
 def stored(folder: Path, layout: ShardLayout, record: Record, name: str) -> NDArray[Any]:
-    """Return a dataset of a shard, by nothing but where its record says that it lies."""
+    """Return a dataset of a shard, read at the offset in its record."""
     shape, dtype = layout.datasets[name]
     return np.fromfile(folder / record["file"], dtype, math.prod(shape), offset=record["offsets"][name]).reshape(shape)
 
 
 def check_recorded(store: Path, small: Small) -> int:
-    """Every shard that a manifest records is there and exact, however far the store is; return how many there are."""
+    """Assert that every shard recorded in a manifest exists and is exact, in a partial store too; return their number."""
     shards = 0
     for spec in small.specs:
         folder = store / spec.name
@@ -305,8 +305,8 @@ def check_recorded(store: Path, small: Small) -> int:
 
 
 def check_complete(store: Path, small: Small) -> None:
-    """Whole, the same bytes as without faults, exact rows, and nothing left beside shards and manifests."""
-    found, wanted = files_of(store), undisturbed(small)
-    assert sorted(found) == sorted(wanted)
-    assert [name for name in wanted if found[name] != wanted[name]] == []
+    """Assert that a store has the same files and bytes as one filled without faults, and nothing else."""
+    files, expected_files = files_of(store), undisturbed(small)
+    assert sorted(files) == sorted(expected_files)
+    assert [name for name in files if files[name] != expected_files[name]] == []
     check_rows(store, small)
