@@ -16,7 +16,7 @@ from lugpi_core.errors import InputError
 
 if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
-    from featurize.fill.block import Models, Work
+    from featurize.fill.block import Models, RunState
     from featurize.plan.job import Job
     from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.store.writer import ColumnWriter
@@ -207,15 +207,15 @@ def fill_store(corpus: "Corpus", job: "Job", progress: ProgressCallback | None =
         InputError: the store was made with other settings; too little memory or disk; too many failed rows.
         Stopped: the run was asked to stop; what is written is kept.
     """
-    from featurize.plan.job import refuse_other_drawings, require_room
+    from featurize.plan.job import refuse_other_images, require_room
 
-    refuse_other_drawings(job)
+    refuse_other_images(job)
     require_room(job)
     writers = _open_columns(job)
     _announce(corpus, job)
     with memory_in_one_line(_LESS_MEMORY):
-        work, models = _fill_missing(job, corpus, writers, progress)
-    return _result(corpus, job, writers, work, models)
+        state, models = _fill_missing(job, corpus, writers, progress)
+    return _result(corpus, job, writers, state, models)
 
 
 def _store_folder(corpus: "Corpus", run_dir: Path) -> Path:
@@ -232,9 +232,9 @@ def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
 
 
 def _dry_run(corpus: "Corpus", job: "Job") -> dict[str, Any]:
-    from featurize.plan.job import refuse_other_drawings
+    from featurize.plan.job import refuse_other_images
 
-    refuse_other_drawings(job)
+    refuse_other_images(job)
     _announce(corpus, job)
     estimate = _estimate(job)
     say(str(estimate))
@@ -291,20 +291,20 @@ def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
 
 def _fill_missing(
     job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]", progress: ProgressCallback | None
-) -> "tuple[Work, Models | None]":
+) -> "tuple[RunState, Models | None]":
     """Compute what is missing; return what was done and the models, None if there was nothing to generate or encode."""
     import dataclasses
 
-    from featurize.fill.block import Work
+    from featurize.fill.block import RunState
     from featurize.fill.fill_store import write_examples
-    from featurize.fill.out_of_memory import Batches
+    from featurize.fill.out_of_memory import StageBatches
     from featurize.plan.job import table_is_stale
     from lugpi_core.files import sweep
     from lugpi_core.runtime.meters import StageTimes
     from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 
     sweep(job.store)
-    work, models = Work(times=StageTimes(job.compute.device), batches=Batches({})), None
+    state, models = RunState(times=StageTimes(job.compute.device), batches=StageBatches({})), None
     missing = _missing_images(writers)
     if missing or table_is_stale(job.store, corpus, job.plan):
         # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
@@ -314,34 +314,34 @@ def _fill_missing(
         from featurize.fill.load_models import load_models
 
         incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}
-        models, sizes = load_models(job, incomplete, missing, work.times)
+        models, sizes = load_models(job, incomplete, missing, state.times)
         job = dataclasses.replace(job, batch_size=sizes.generate)
-        work.batches = Batches(sizes.by_stage())
-        _fill(job, writers, models, work, progress, missing)
-    with work.times.host("publish"):
+        state.batches = StageBatches(sizes.by_stage())
+        _fill(job, writers, models, state, progress, missing)
+    with state.times.host("publish"):
         for writer in writers.values():
             writer.add_sha256()
     if not view_is_current(job.store):
         write_view(job.store)
-    return work, models
+    return state, models
 
 
 def _fill(
     job: "Job",
     writers: "dict[str, ColumnWriter]",
     models: "Models",
-    work: "Work",
+    state: "RunState",
     progress: ProgressCallback | None,
     missing: int,
 ) -> None:
     from featurize.fill.fill_store import fill
     from lugpi_core.runtime.stopping import stop_on_signals
 
-    with stop_on_signals() as work.stop, work.times.host("fill_wall"):
-        for _ in fill(job, writers, models, work):
+    with stop_on_signals() as state.stop, state.times.host("fill_wall"):
+        for _ in fill(job, writers, models, state):
             if progress is not None:
-                done = max(work.drawn, work.decoded)
-                progress(Progress(done=done, total=missing, failed=work.failed, seconds=work.times.seconds))
+                done = max(state.generated, state.decoded)
+                progress(Progress(done=done, total=missing, failed=state.failed, seconds=state.times.seconds))
 
 
 def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
@@ -383,7 +383,7 @@ def _announce(corpus: "Corpus", job: "Job") -> None:
         counts = f"{len(corpus.examples):,} unlabelled texts"
     plan = job.plan
     several = f", {plan.images_per_text} of each prompt" if plan.images_per_text > 1 else ""
-    say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.spared:,} saved, their prompt is shared)")
+    say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)")
     if notice := job.generator.settings.notice:
         say(f"note: {notice}")
 
@@ -397,7 +397,9 @@ def _announce_result(result: FeaturizeResult) -> None:
     )
 
 
-def _result(corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", work: "Work", models: "Models | None") -> FeaturizeResult:
+def _result(
+    corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", state: "RunState", models: "Models | None"
+) -> FeaturizeResult:
     from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table
 
@@ -414,12 +416,12 @@ def _result(corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", wo
         already_done=models is None,
         examples=corpus.counts(),
         images=len(job.plan),
-        images_saved=job.plan.spared,
+        images_saved=job.plan.saved,
         prompts_cut_share=float(read_example_table(job.store, corpus).prompt_cut.mean()),
         columns=columns,
-        rows=work.rows(),
-        batches={"rows": work.batches.rows, "halvings": work.batches.halvings},
-        seconds=work.times.record(),
+        rows=state.rows(),
+        batches={"rows": state.batches.rows, "halvings": state.batches.halvings},
+        seconds=state.times.record(),
         peak_memory=peak_memory_bytes(),
         compute={**job.compute.record(), **({"attention": None} if models is None else models.text_to_image.record())},
         notice=job.generator.settings.notice,

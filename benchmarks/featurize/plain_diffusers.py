@@ -18,7 +18,7 @@ from torch import nn
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import FeaturizeOptions
-from featurize.plan.drawings import plan_drawings
+from featurize.plan.images import plan_images
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.runtime.device import resolve_compute
 
@@ -52,7 +52,7 @@ class ImageJob:
 def image_job(flags: Mapping[str, Any], *, count: int | None = None) -> ImageJob:
     """Return the images that featurize generates with these flags, in its order; ``count`` = only the first ones."""
     options = FeaturizeOptions(**flags)
-    plan = plan_drawings(load_corpus(options.dataset, options), seed=options.seed)
+    plan = plan_images(load_corpus(options.dataset, options), seed=options.seed)
     compute = resolve_compute(options.device, options.dtype, half="float16")
     settings = generator_settings(options.generator, {name: flags.get(name) for name in ("steps", "guidance", "scheduler", "size_px")})
     decoder, _, decoder_folder = str(flags.get("decoder", "full")).partition("=")

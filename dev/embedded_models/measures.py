@@ -47,7 +47,7 @@ class ImageGenerator:
             seeds = [int(digest(text)[:8], 16) for text in part]
             with self._model.text_encoder_on_device():
                 embeddings = self._model.encode_prompts(part)
-            images.append(self._model.decode(self._model.draw(embeddings, seeds)))
+            images.append(self._model.decode(self._model.denoise(embeddings, seeds)))
         return torch.cat(images)
 
 

@@ -1,6 +1,6 @@
-"""One block of drawings: prompts → latents → images → tokens, what failed in it found on the device and made once more in float32.
+"""One block of images: prompts → latents → pixels → tokens. Failed rows are found on the device and computed once more in float32.
 
-Shapes: B drawings of the block, P prompts, C × h × w latents, H × W pixels, T tokens, D their width.
+Shapes: B images of the block, P prompts, C × h × w latents, H × W pixels, T tokens, D their width.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.fill.out_of_memory import Batches, is_out_of_memory
+from featurize.fill.out_of_memory import StageBatches, is_out_of_memory
 from featurize.generate.text_to_image import PromptEmbeddings, TextToImage
-from featurize.plan.drawings import DrawingPlan
+from featurize.plan.images import ImagePlan
 from featurize.plan.job import TEXT_BATCH
 from lugpi_core.command_line import say
 from lugpi_core.runtime.meters import StageTimes
@@ -23,23 +23,26 @@ from lugpi_core.runtime.stopping import StopRequest
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
 
+# Decoded images whose values differ by less than this have one colour.
+_ONE_COLOUR = 1 / 255
+
 
 @dataclass(kw_only=True)
-class Work:
-    """What a run has done so far (exact counts), its seconds by stage, and what it met on the way.
+class RunState:
+    """What a run has done so far (exact counts), its seconds by stage, its batch sizes, and whether it was asked to stop.
 
     Attributes:
         prompts: encoded by the text encoder.
-        drawn, decoded, encoded: rows; an image that two encoders read counts twice.
-        redone: rows that failed and were made once more in float32; not counted in the others.
+        generated, decoded, encoded: rows; an image that two encoders read counts twice.
+        redone: rows that failed and were computed once more in float32; not counted in the others.
         failed: rows of this run that are flagged, in any column.
-        batches: the batch sizes, and what was halved.
+        batches: the batch sizes, and every halving.
     """
 
     times: StageTimes
-    batches: Batches
+    batches: StageBatches
     prompts: int = 0
-    drawn: int = 0
+    generated: int = 0
     decoded: int = 0
     encoded: int = 0
     redone: int = 0
@@ -47,8 +50,9 @@ class Work:
     stop: StopRequest = field(default_factory=StopRequest)
 
     def rows(self) -> dict[str, int]:
-        """Return the counts for the record."""
-        return {name: getattr(self, name) for name in ("prompts", "drawn", "decoded", "encoded", "redone")}
+        """Return the counts, under their names in the record."""
+        counts = {"prompts": self.prompts, "drawn": self.generated, "decoded": self.decoded}
+        return {**counts, "encoded": self.encoded, "redone": self.redone}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,53 +72,53 @@ class Models:
             yield
 
 
-class WindowOfPrompts:
-    """The embeddings of the prompts that a stretch of drawings needs, each prompt encoded once.
+class PromptWindow:
+    """The embeddings of the prompts of consecutive images, each prompt encoded once.
 
     Held on the device: 158 kB a prompt for Stable Diffusion 2 in half precision, twice that for XL.
 
     Args:
-        plan: the drawings.
-        drawings: of the window, whether they are to be made or not: their prompts are grouped alike in every run.
-        needed: the drawings that are to be made.
+        plan: all images.
+        images: of the window, whether they are missing or not, so that their prompts form the same batches in every run.
+        missing: the images that are to be generated.
     """
 
-    def __init__(self, plan: DrawingPlan, drawings: range, needed: Sequence[int], text_to_image: TextToImage, work: Work) -> None:
+    def __init__(self, plan: ImagePlan, images: range, missing: Sequence[int], text_to_image: TextToImage, state: RunState) -> None:
         self._plan = plan
-        self._at: dict[int, int] = {}
-        begin, last = plan.prompt_of(drawings[0]), plan.prompt_of(drawings[-1])
-        groups = sorted({(plan.prompt_of(drawing) - begin) // TEXT_BATCH for drawing in needed})
+        self._row_of_prompt: dict[int, int] = {}
+        begin, last = plan.prompt_of(images[0]), plan.prompt_of(images[-1])
+        groups = sorted({(plan.prompt_of(image) - begin) // TEXT_BATCH for image in missing})
         parts: list[PromptEmbeddings] = []
-        with work.times.kernels("prompt"), text_to_image.text_encoder_on_device():
+        with state.times.kernels("prompt"), text_to_image.text_encoder_on_device():
             for group in groups:
                 start = begin + group * TEXT_BATCH
                 prompts = range(start, min(start + TEXT_BATCH, last + 1))
-                self._at |= {prompt: len(self._at) + n for n, prompt in enumerate(prompts)}
-                encode = partial(_encode_texts, text_to_image, plan.prompts[prompts.start : prompts.stop])
-                parts += work.batches.run("prompt", len(prompts), encode)
-                work.prompts += len(prompts)
-                work.stop.check()
+                texts = plan.prompts[prompts.start : prompts.stop]
+                self._row_of_prompt |= {prompt: len(self._row_of_prompt) + n for n, prompt in enumerate(prompts)}
+                parts += state.batches.run("prompt", len(prompts), partial(_encode_texts, text_to_image, texts))
+                state.prompts += len(prompts)
+                state.stop.check()
         self._embeddings = PromptEmbeddings.joined(parts)
 
-    def of(self, drawings: Sequence[int]) -> PromptEmbeddings:
-        """Return the embeddings of some drawings' prompts."""
-        return self._embeddings.rows([self._at[self._plan.prompt_of(drawing)] for drawing in drawings])
+    def embeddings_of(self, images: Sequence[int]) -> PromptEmbeddings:
+        """Return the embeddings of the prompts of some images."""
+        return self._embeddings.rows([self._row_of_prompt[self._plan.prompt_of(image)] for image in images])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is to be made of a block.
+class BlockTask:
+    """What is to be computed of a block.
 
     Attributes:
-        drawings: their numbers.
-        missing_B: bool [B], the rows that a column lacks; others are computed with them, as in the run that made them, and not looked at.
-        retry: drawings that are made in float32 from the prompt on, for they have failed before.
-        latents_BChw: float16, where they are known; else they are drawn.
-        latent_flags_B: uint8 [B], of the known latents.
-        encoders: whose tokens are wanted.
+        images: their numbers.
+        missing_B: bool [B], the rows that a column lacks. The others are computed too, as in the run that wrote them, and thrown away.
+        retry: images that failed before; they are generated in float32 from the prompt on.
+        latents_BChw: float16, if they are stored already; else they are generated.
+        latent_flags_B: uint8 [B], of the stored latents.
+        encoders: whose tokens are missing.
     """
 
-    drawings: range
+    images: range
     missing_B: NDArray[np.bool_]
     retry: Container[int] = ()
     latents_BChw: torch.Tensor | None = None
@@ -136,98 +140,103 @@ class Block:
     flags: dict[str, torch.Tensor]
     failed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
-    def look(self) -> None:
-        """Bring the flags to the host. This is where it waits for the device."""
+    def fetch_flags(self) -> None:
+        """Copy the flags to the host. This waits for the device."""
         device = next(iter(self.flags.values())).device
         flags_KB = torch.stack([flags_B.to(device) for flags_B in self.flags.values()]).cpu().numpy()
         self.failed = dict(zip(self.flags, flags_KB > 0, strict=True))
 
 
-class BlockMaker:
-    """Makes blocks with the models of a run; holds one block."""
+class BlockRunner:
+    """Computes blocks with the models of a run; holds one block."""
 
-    def __init__(self, plan: DrawingPlan, models: Models, work: Work) -> None:
-        self._plan, self._models, self._work = plan, models, work
+    def __init__(self, plan: ImagePlan, models: Models, state: RunState) -> None:
+        self._plan, self._models, self._state = plan, models, state
 
     @torch.inference_mode()
-    def make(self, task: Task, window: WindowOfPrompts | None) -> Block:
-        """Return the block. Rows that fail are made once more, one by one and in float32; what fails again is flagged."""
+    def run(self, task: BlockTask, window: PromptWindow | None) -> Block:
+        """Return the block. Rows that fail are computed once more, one by one and in float32; those that fail again are flagged.
+
+        Args:
+            task: what to compute.
+            window: with the prompts of the block's images; not needed if the latents are stored.
+        """
         latents_BChw, flags_B = task.latents_BChw, task.latent_flags_B
         if latents_BChw is None or flags_B is None:
             assert window is not None
-            latents_BChw = self._draw(task.drawings, window)
-            flags_B = _faults(latents_BChw)
+            latents_BChw = self._generate(task.images, window)
+            flags_B = _flags_of(latents_BChw)
         block = Block(values={LATENTS: latents_BChw}, flags={LATENTS: flags_B})
         if task.encoders:
             self._encode(task, block)
-        block.look()
+        block.fetch_flags()
         failed_B = np.logical_or.reduce(list(block.failed.values()))
         if task.latents_BChw is not None:
-            failed_B &= ~block.failed[LATENTS]  # what failed when it was drawn has had its second chance
-        failed_B |= [drawing in task.retry for drawing in task.drawings]
+            failed_B &= ~block.failed[LATENTS]  # latents that failed when they were generated have had their second try
+        failed_B |= [image in task.retry for image in task.images]
         if (failed_B & task.missing_B).any():
             self._redo(task, block, np.flatnonzero(failed_B & task.missing_B).tolist())
-            block.look()
+            block.fetch_flags()
         return block
 
-    def _draw(self, drawings: Sequence[int], window: WindowOfPrompts) -> torch.Tensor:
-        def draw(part: slice) -> torch.Tensor:
-            some = drawings[part]
-            return self._models.text_to_image.draw(window.of(some), self._seeds(some), between=self._work.stop.check)
+    def _generate(self, images: Sequence[int], window: PromptWindow) -> torch.Tensor:
+        def denoise(part: slice) -> torch.Tensor:
+            some = images[part]
+            embeddings = window.embeddings_of(some)
+            return self._models.text_to_image.denoise(embeddings, self._seeds(some), before_step=self._state.stop.check)
 
-        with self._work.times.kernels("denoise"):
-            parts = self._work.batches.run("denoise", len(drawings), draw)
-            self._work.drawn += len(drawings)
-            # Rounded before it is decoded: an encoder added later, which sees the stored latent, gets the same image.
+        with self._state.times.kernels("denoise"):
+            parts = self._state.batches.run("denoise", len(images), denoise)
+            self._state.generated += len(images)
+            # Rounded before decoding: an encoder that is added later, which reads the stored latent, gets the same image.
             return torch.cat(parts).to(torch.float16)
 
-    def _encode(self, task: Task, block: Block) -> None:
-        """Add the tokens of the wanted encoders to a block."""
-        work, latents_BChw = self._work, block.values[LATENTS]
-        with work.times.kernels("decode"):
-            images_B3HW = torch.cat(
-                work.batches.run("decode", len(task.drawings), lambda part: self._models.text_to_image.decode(latents_BChw[part]))
-            )
-            image_flags_B = _worse(block.flags[LATENTS].to(images_B3HW.device), _faults(images_B3HW, within=1 / 255))
-        work.decoded += len(images_B3HW)
+    def _encode(self, task: BlockTask, block: Block) -> None:
+        """Add the tokens of the task's encoders to a block."""
+        state, latents_BChw = self._state, block.values[LATENTS]
+        with state.times.kernels("decode"):
+            parts = state.batches.run("decode", len(task.images), lambda part: self._models.text_to_image.decode(latents_BChw[part]))
+            images_B3HW = torch.cat(parts)
+            image_flags_B = _first_flag(block.flags[LATENTS].to(images_B3HW.device), _flags_of(images_B3HW, within=_ONE_COLOUR))
+        state.decoded += len(images_B3HW)
         for name in task.encoders:
             encoder = self._models.encoders[name]
-            with work.times.kernels("encode"):
-                parts = work.batches.run("encode", len(images_B3HW), partial(_encode_images, encoder, images_B3HW))
+            with state.times.kernels("encode"):
+                parts = state.batches.run("encode", len(images_B3HW), partial(_encode_images, encoder, images_B3HW))
                 block.values[name] = torch.cat(parts)
-                block.flags[name] = _worse(image_flags_B, _faults(block.values[name]))
-            work.encoded += len(images_B3HW)
+                block.flags[name] = _first_flag(image_flags_B, _flags_of(block.values[name]))
+            state.encoded += len(images_B3HW)
 
-    def _redo(self, task: Task, block: Block, rows: Sequence[int]) -> None:
-        """Make rows once more in float32, each alone, so that no row depends on which others have failed."""
+    def _redo(self, task: BlockTask, block: Block, rows: Sequence[int]) -> None:
+        """Compute rows once more in float32, each alone, so that no row depends on which others have failed."""
         try:
-            with self._work.times.kernels("redo"), self._models.in_float32(task.encoders):
+            with self._state.times.kernels("redo"), self._models.in_float32(task.encoders):
                 for row in rows:
                     self._redo_row(task, block, row)
-                    self._work.redone += 1
+                    self._state.redone += 1
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            say(f"no memory for float32: {len(rows)} rows that failed are left as they are")
+            say(f"no memory for float32: {len(rows)} failed rows stay as they are")
 
-    def _redo_row(self, task: Task, block: Block, row: int) -> None:
-        text_to_image, drawing = self._models.text_to_image, task.drawings[row]
+    def _redo_row(self, task: BlockTask, block: Block, row: int) -> None:
+        text_to_image, image = self._models.text_to_image, task.images[row]
         at = slice(row, row + 1)
-        again = task.encoders if drawing in task.retry else tuple(name for name in task.encoders if block.flags[name][row])
-        if task.latents_BChw is None and (block.flags[LATENTS][row] or drawing in task.retry):
+        encoders = task.encoders if image in task.retry else tuple(name for name in task.encoders if block.flags[name][row])
+        if task.latents_BChw is None and (block.flags[LATENTS][row] or image in task.retry):
             with text_to_image.text_encoder_on_device():
-                embeddings = text_to_image.encode_prompts([self._plan.prompts[self._plan.prompt_of(drawing)]])
-            latents = text_to_image.draw(embeddings, self._seeds([drawing]), between=self._work.stop.check).to(torch.float16)
-            block.values[LATENTS][at], block.flags[LATENTS][at] = latents, _faults(latents)
-        if again:
-            image = text_to_image.decode(block.values[LATENTS][at])
-            image_flags = _worse(block.flags[LATENTS][at].to(image.device), _faults(image, within=1 / 255))
-            for name in again:
-                tokens = self._models.encoders[name].encode(image)
-                block.values[name][at], block.flags[name][at] = tokens, _worse(image_flags, _faults(tokens))
+                embeddings = text_to_image.encode_prompts([self._plan.prompts[self._plan.prompt_of(image)]])
+            latents_1Chw = text_to_image.denoise(embeddings, self._seeds([image]), before_step=self._state.stop.check).to(torch.float16)
+            block.values[LATENTS][at], block.flags[LATENTS][at] = latents_1Chw, _flags_of(latents_1Chw)
+        if encoders:
+            image_13HW = text_to_image.decode(block.values[LATENTS][at])
+            image_flags_1 = _first_flag(block.flags[LATENTS][at].to(image_13HW.device), _flags_of(image_13HW, within=_ONE_COLOUR))
+            for name in encoders:
+                tokens_1TD = self._models.encoders[name].encode(image_13HW)
+                block.values[name][at], block.flags[name][at] = tokens_1TD, _first_flag(image_flags_1, _flags_of(tokens_1TD))
 
-    def _seeds(self, drawings: Sequence[int]) -> list[int]:
-        return [int(self._plan.seeds[drawing]) for drawing in drawings]
+    def _seeds(self, images: Sequence[int]) -> list[int]:
+        return [int(self._plan.seeds[image]) for image in images]
 
 
 def _encode_texts(text_to_image: TextToImage, texts: Sequence[str], part: slice) -> PromptEmbeddings:
@@ -238,10 +247,10 @@ def _encode_images(encoder: ImageEncoder, images_B3HW: torch.Tensor, part: slice
     return encoder.encode(images_B3HW[part])
 
 
-def _faults(values_B: torch.Tensor, within: float = 0.0) -> torch.Tensor:
-    """Return uint8 [B], the flag of each row: not finite, or one value everywhere to ``within`` so much; else 0.
+def _flags_of(values_B: torch.Tensor, within: float = 0.0) -> torch.Tensor:
+    """Return uint8 [B], the flag of each row: not finite, or constant (its values differ by at most ``within``); else 0.
 
-    SD v2 at 768 px in half precision draws pictures that are black, or not numbers at all.
+    SD v2 at 768 px in half precision generates images that are black, or not numbers at all.
     """
     flat = values_B.flatten(1)
     constant_B = flat.amax(dim=1) - flat.amin(dim=1) <= within
@@ -249,6 +258,6 @@ def _faults(values_B: torch.Tensor, within: float = 0.0) -> torch.Tensor:
     return flags_B.to(torch.uint8)
 
 
-def _worse(before_B: torch.Tensor, here_B: torch.Tensor) -> torch.Tensor:
-    """Return the flags of rows that failed before, or else here."""
-    return torch.where(before_B > 0, before_B, here_B)
+def _first_flag(earlier_B: torch.Tensor, later_B: torch.Tensor) -> torch.Tensor:
+    """Return the flag of the earlier stage, or of the later one if the earlier had none."""
+    return torch.where(earlier_B > 0, earlier_B, later_B)

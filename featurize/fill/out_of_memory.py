@@ -1,4 +1,4 @@
-"""How many rows a stage computes at once. Where the memory does not suffice, half as many, for the rest of the run."""
+"""How many rows a stage computes at once. When memory runs out, half as many for the rest of the run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -10,25 +10,25 @@ from lugpi_core.errors import InputError
 
 Result = TypeVar("Result")
 
-# CUDA's libraries say it in words of their own, and so does the allocator of the CPU.
-_SAID_OF_MEMORY = ("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+# CUDA's libraries and the allocator of the CPU report it with messages of their own.
+_MESSAGES = ("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is lacking, on the device or on the host."""
+    """Whether an error says that memory ran out, on the device or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
-class Batches:
+class StageBatches:
     """The batch size of each stage.
 
     Args:
-        rows: the sizes to begin with.
+        rows: the sizes to begin with, by stage.
 
     Attributes:
-        halvings: what was halved, in order: ``{"stage", "from", "to"}``.
+        halvings: every halving, in order: ``{"stage", "from", "to"}``.
     """
 
     def __init__(self, rows: Mapping[str, int]) -> None:
@@ -36,7 +36,7 @@ class Batches:
         self.halvings: list[dict[str, Any]] = []
 
     def run(self, stage: str, rows: int, compute: Callable[[slice], Result]) -> list[Result]:
-        """Return ``compute`` of consecutive parts of 0 … rows, each of at most the stage's size; a part that lacks memory is halved.
+        """Return ``compute`` of consecutive parts of 0 … rows, each of at most the stage's size. After an out-of-memory a part is halved.
 
         Every row is computed by one call that succeeds, so a stage of B rows fails at most log2(B) times in a run.
 
@@ -47,27 +47,27 @@ class Batches:
         first = 0
         while first < rows:
             part = slice(first, min(first + self.rows[stage], rows))
+            failed_rows = 0
             try:
                 results.append(compute(part))
+                first = part.stop
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                lacking = part.stop - part.start
-            else:
-                first, lacking = part.stop, 0
-            if lacking:  # outside of the handler, whose traceback holds what the failed part had allocated
-                self._halve(stage, lacking)
+                failed_rows = part.stop - part.start
+            if failed_rows:  # outside the handler, because its traceback holds what the failed part had allocated
+                self._halve(stage, failed_rows)
         return results
 
-    def _halve(self, stage: str, failed: int) -> None:
+    def _halve(self, stage: str, failed_rows: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if failed == 1:
+        if failed_rows == 1:
             raise InputError(
                 got=f"too little memory for one row at a time ({stage})",
                 expected="a device that one image fits on",
                 do="free its memory, raise --memory-gb, or take a smaller --size-px, generator or encoder; what is written is kept",
             )
-        self.rows[stage] = failed // 2
-        self.halvings.append({"stage": stage, "from": failed, "to": failed // 2})
-        say(f"out of memory at {stage} of {failed} rows: going on with {failed // 2} at once, with the same seeds")
+        self.rows[stage] = failed_rows // 2
+        self.halvings.append({"stage": stage, "from": failed_rows, "to": failed_rows // 2})
+        say(f"out of memory at {stage} of {failed_rows} rows: continuing with {failed_rows // 2} at once, with the same seeds")

@@ -136,7 +136,7 @@ class TextToImage:
                 part.to("cpu")
 
     @torch.inference_mode()
-    def draw(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, between: Callable[[], None] = _go_on) -> torch.Tensor:
+    def denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, before_step: Callable[[], None] = _go_on) -> torch.Tensor:
         """Return the latents [B, C, h, w] of B prompts, in the dtype the UNet computes in.
 
         Args:
@@ -157,7 +157,7 @@ class TextToImage:
         twice = 1 + self.guided
         with self.compilation.for_rows("denoise", len(seeds) * twice), self._reusing():
             for on_host, on_device in zip(scheduler.timesteps, scheduler.timesteps.to(self._device), strict=True):
-                between()
+                before_step()
                 read = scheduler.scale_model_input(torch.cat([latents_BChw] * twice), on_host)
                 predicted = pipeline.unet(read, on_device, **conditions, return_dict=False)[0]
                 if self.compilation.graphs:

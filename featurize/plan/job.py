@@ -12,7 +12,7 @@ from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encode
 from featurize.generate.decoders import DecoderFiles, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import Execution, FeaturizeSettings
-from featurize.plan.drawings import DrawingPlan, plan_drawings
+from featurize.plan.images import ImagePlan, plan_images
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
@@ -44,7 +44,7 @@ class Job:
     """
 
     store: Path
-    plan: DrawingPlan
+    plan: ImagePlan
     generator: Generator
     encoders: Mapping[str, EncoderFiles]
     compute: Compute
@@ -80,7 +80,7 @@ class ColumnSettings:
 
 
 def column_specs(
-    plan: DrawingPlan,
+    plan: ImagePlan,
     generator: Generator,
     encoders: tuple[EncoderFiles, ...],
     generation: dict[str, Any],
@@ -152,7 +152,7 @@ def plan_job(
         InputError: a setting, a prompt or a model's files are not as they must be.
     """
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
-    plan = plan_drawings(corpus, seed=settings.seed, images_per_text=settings.images_per_text)
+    plan = plan_images(corpus, seed=settings.seed, images_per_text=settings.images_per_text)
     preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
     encoder_files = tuple(find_encoder(name) for name in expand_encoders(tuple(encoders)))
     generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
@@ -180,7 +180,7 @@ def plan_job(
     )
 
 
-def refuse_other_drawings(job: Job) -> None:
+def refuse_other_images(job: Job) -> None:
     """Refuse a store that was made otherwise before anything in it is touched: rows of all its columns are numbered by one table."""
     wanted = {spec.name: spec.fingerprint for spec in job.columns}
     generation = job.columns[0].fingerprint["generation"]
@@ -207,9 +207,9 @@ def require_room(job: Job) -> None:
         )
 
 
-def table_is_stale(store: Path, corpus: Corpus, plan: DrawingPlan) -> bool:
+def table_is_stale(store: Path, corpus: Corpus, plan: ImagePlan) -> bool:
     """Whether ``examples.h5`` is not that of the corpus as it is now."""
     try:
-        return not np.array_equal(read_example_table(store, corpus).drawings, plan.drawings)
+        return not np.array_equal(read_example_table(store, corpus).drawings, plan.images_of_example)
     except InputError:
         return True

@@ -192,7 +192,7 @@ def test_a_repair_computes_damaged_rows_again_and_only_those(run: Path, original
 
 def test_a_repair_computes_only_the_damaged_blocks(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     _flip(run, "vit-demo", 5)
-    monkeypatch.delattr(TextToImage, "draw")  # the latents are intact
+    monkeypatch.delattr(TextToImage, "denoise")  # the latents are intact
     status, figures, _ = command("verify", run, "--deep", "--repair")
     assert status == 0
     assert figures["made_again"] == [{"prompts": 0, "drawn": 0, "decoded": 4, "encoded": 4, "redone": 0}]

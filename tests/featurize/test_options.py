@@ -84,7 +84,7 @@ def test_another_decoder_gets_a_column_of_its_own_from_the_same_latents_and_draw
     assert _shards(tmp_path, TINY) == _shards(made, TINY), "in one pass as if added later"
     assert _shards(tmp_path, "latents") == _shards(made, "latents")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(TextToImage, "draw")
+        patch.delattr(TextToImage, "denoise")
         figures = _figures(capsys, 0, *run)
     assert figures["rows"] == {"prompts": 0, "drawn": 0, "decoded": ROWS, "encoded": ROWS, "redone": 0}
     assert _shards(tmp_path, "clip-demo") == _shards(made, "clip-demo")
@@ -119,7 +119,7 @@ def test_the_decoder_is_part_of_a_columns_identity(run: Path, table: Path, capsy
 def _repaired(capsys: pytest.CaptureFixture[str], table: Path, run: Path, made: Path) -> None:
     """Mend a store whose latents hold, and compare every column with what was made."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(TextToImage, "draw")
+        patch.delattr(TextToImage, "denoise")
         figures = _figures(capsys, 0, "verify", "--dataset", table, "--run-dir", run, "--repair")
     assert figures["findings_left"] == []
     for column in ("latents", "clip-demo", TINY):

@@ -43,7 +43,7 @@ class _Faulty:
         self._seed_of: dict[bytes, int] = {}
         self._calls: dict[tuple[str, int], int] = {}
         self.struck: set[int] = set()
-        self._around(patch, TextToImage, "draw", self._draw)
+        self._around(patch, TextToImage, "denoise", self._draw)
         self._around(patch, TextToImage, "decode", self._decode)
         self._around(patch, ImageEncoder, "encode", self._encode)
         self._around(patch, diffusers.UNet2DConditionModel, "forward", self._unet)
@@ -118,10 +118,10 @@ def _table(path: Path, rows: int) -> Path:
 
 def _seeds(table: Path) -> list[int]:
     """Return the seed of every drawing."""
-    from featurize.plan.drawings import plan_drawings
+    from featurize.plan.images import plan_images
     from lugpi_core.corpora.load import load_corpus
 
-    return [int(seed) for seed in plan_drawings(load_corpus(table), seed=0).seeds]
+    return [int(seed) for seed in plan_images(load_corpus(table), seed=0).seeds]
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, dict[str, Any]]:

@@ -25,7 +25,7 @@ from lugpi_core.store.reader import ColumnReader
 ROWS, SHARD, BATCH, TEXTS = 24, 12, 8, 12
 STAGES: dict[str, tuple[Any, str]] = {
     "prompt": (TextToImage, "encode_prompts"),
-    "denoise": (TextToImage, "draw"),
+    "denoise": (TextToImage, "denoise"),
     "decode": (TextToImage, "decode"),
     "encode": (ImageEncoder, "encode"),
 }
@@ -174,7 +174,7 @@ def well_in_half(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _failing_latents(patch: pytest.MonkeyPatch) -> None:
     """Make row 2 of every block NaN, unless it is generated on its own."""
-    whole = TextToImage.draw
+    whole = TextToImage.denoise
 
     def draw(self: TextToImage, embeddings: Any, seeds: list[int], **how: Any) -> torch.Tensor:
         latents = whole(self, embeddings, seeds, **how).clone()
@@ -183,7 +183,7 @@ def _failing_latents(patch: pytest.MonkeyPatch) -> None:
             latents[2] = torch.nan
         return latents
 
-    patch.setattr(TextToImage, "draw", draw)
+    patch.setattr(TextToImage, "denoise", draw)
 
 
 @pytest.mark.parametrize("lacking", [None, *STAGES])

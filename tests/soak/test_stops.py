@@ -69,7 +69,7 @@ class _StopAtCall:
         """Wrap the models and the store."""
         for owner, name, kind in (
             (TextToImage, "encode_prompts", "prompts"),
-            (TextToImage, "draw", "drawn"),
+            (TextToImage, "denoise", "drawn"),
             (TextToImage, "decode", "decoded"),
             (ImageEncoder, "encode", "encoded"),
             (ShardWriter, "write", "store"),

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.fill import writer_thread as output
-from featurize.fill.block import Models, Work
+from featurize.fill.block import Models, RunState
 from featurize.fill.fill_store import fill
-from featurize.fill.out_of_memory import Batches
+from featurize.fill.out_of_memory import StageBatches
 from featurize.generate.text_to_image import PromptEmbeddings
-from featurize.plan.drawings import DrawingPlan
+from featurize.plan.images import ImagePlan
 from featurize.plan.job import Job
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.layout import SCALE, Dtype, ShardLayout
@@ -174,8 +174,8 @@ class _Generator:
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
         return PromptEmbeddings(tokens_PLD=torch.tensor([[[float(prompt)] * 2] for prompt in prompts]))
 
-    def draw(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, between: Callable[[], None]) -> torch.Tensor:
-        between()
+    def denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, before_step: Callable[[], None]) -> torch.Tensor:
+        before_step()
         assert embeddings.tokens_PLD[:, 0, 0].tolist() == list(seeds), "each image has the prompt of its row"
         self._log.begin(AGAIN if self._again else "draw", min(seeds))
         return latents_of(seeds)
@@ -225,7 +225,7 @@ class _LoggedColumn(ColumnWriter):
 def fill_store(store: Path, small: Small, log: Log) -> None:
     """Fill both columns as featurize does: claim, write blocks, commit, refresh, wait for the shards of other processes."""
     rows = np.arange(small.rows)
-    plan = DrawingPlan(prompts=tuple(map(str, rows.tolist())), seeds=rows, prompt_of_example=rows)
+    plan = ImagePlan(prompts=tuple(map(str, rows.tolist())), seeds=rows, prompt_of_example=rows)
     models = Models(text_to_image=cast(Any, _Generator(log)), encoders={"clip": cast(Any, _Encoder(log))})
     job = Job(
         store=store,
@@ -240,7 +240,7 @@ def fill_store(store: Path, small: Small, log: Log) -> None:
     sizes = dict.fromkeys(("prompt", "denoise", "decode", "encode"), small.block)
     waiting_bytes = WAITING_BLOCKS * sum(spec.layout(0).bytes_of(spec.what, small.block) for spec in small.specs)
     with patch.object(output, "MOST_WAITING_BYTES", waiting_bytes):
-        for _ in fill(job, writers, models, Work(times=StageTimes(), batches=Batches(sizes))):
+        for _ in fill(job, writers, models, RunState(times=StageTimes(), batches=StageBatches(sizes))):
             pass
     for writer in writers.values():
         writer.add_sha256()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.plan.drawings import plan_drawings
+from featurize.plan.images import plan_images
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
@@ -79,13 +79,13 @@ def plant(
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label", "split", "picture"), *rows])
     corpus = load_corpus(table, CorpusSettings(split_column="split", prompt_column="picture"))
-    plan = plan_drawings(corpus, seed=0, images_per_text=images_per_text)
+    plan = plan_images(corpus, seed=0, images_per_text=images_per_text)
     prompt_cut = np.isin(np.arange(len(rows)), list(cut))
     run_dir = folder / "run"
     (run_dir / "tokens").mkdir(parents=True)
-    examples = ExampleTable(drawings=plan.drawings, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
+    examples = ExampleTable(drawings=plan.images_of_example, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
     write_example_table(run_dir / "tokens", corpus, examples)
-    return Planted(table=table, run_dir=run_dir, corpus=corpus, drawings=plan.drawings)
+    return Planted(table=table, run_dir=run_dir, corpus=corpus, drawings=plan.images_of_example)
 
 
 def plant_column(

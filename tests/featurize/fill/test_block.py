@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.fill.block import Block, BlockMaker, Models, Task, WindowOfPrompts, Work
-from featurize.fill.out_of_memory import Batches
+from featurize.fill.block import Block, BlockRunner, BlockTask, Models, PromptWindow, RunState
+from featurize.fill.out_of_memory import StageBatches
 from featurize.generate.text_to_image import PromptEmbeddings
-from featurize.plan.drawings import DrawingPlan
+from featurize.plan.images import ImagePlan
 from featurize.plan.job import TEXT_BATCH
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import Stopped
@@ -78,8 +78,8 @@ class _Drawing(_Double):
         self.calls.append((f"prompt {self.dtype}", numbers))
         return PromptEmbeddings(tokens_PLD=torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1))
 
-    def draw(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, between: Callable[[], None]) -> torch.Tensor:
-        between()
+    def denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, before_step: Callable[[], None]) -> torch.Tensor:
+        before_step()
         assert not self.on_device
         numbers = torch.tensor(seeds, dtype=torch.float32).reshape(-1, 1, 1, 1)
         assert len(embeddings.tokens_PLD) == len(seeds)
@@ -113,19 +113,19 @@ class _Encoder(_Double):
 class _Bench:
     """A block maker with doubles for its models, and what they were asked."""
 
-    def __init__(self, images_per_text: int = 1, drawings: int = ROWS) -> None:
+    def __init__(self, images_per_text: int = 1, images: int = ROWS) -> None:
         self.drawing, self.clip, self.vit = _Drawing(), _Encoder("clip"), _Encoder("vit")
         encoders = {"clip": cast(Any, self.clip), "vit": cast(Any, self.vit)}
         models = Models(text_to_image=cast(Any, self.drawing), encoders=encoders)
-        prompts = tuple(map(str, range(drawings // images_per_text)))
-        self.plan = DrawingPlan(
+        prompts = tuple(map(str, range(images // images_per_text)))
+        self.plan = ImagePlan(
             prompts=prompts,
-            seeds=np.arange(drawings),
+            seeds=np.arange(images),
             prompt_of_example=np.arange(len(prompts)),
             images_per_text=images_per_text,
         )
-        self.work = Work(times=StageTimes(), batches=Batches({"prompt": 99, "denoise": 99, "decode": 99, "encode": 99}))
-        self.maker = BlockMaker(self.plan, models, self.work)
+        self.state = RunState(times=StageTimes(), batches=StageBatches({"prompt": 99, "denoise": 99, "decode": 99, "encode": 99}))
+        self.runner = BlockRunner(self.plan, models, self.state)
 
     def make_sick(self, place: str, value: str, rows: Sequence[int]) -> None:
         """Let rows fail at a place in whichever precision."""
@@ -137,15 +137,15 @@ class _Bench:
         for double in (self.drawing, self.clip, self.vit):
             double.healing = set(rows)
 
-    def window(self, drawings: range, needed: Sequence[int] | None = None) -> WindowOfPrompts:
-        return WindowOfPrompts(self.plan, drawings, drawings if needed is None else needed, cast(Any, self.drawing), self.work)
+    def window(self, images: range, needed: Sequence[int] | None = None) -> PromptWindow:
+        return PromptWindow(self.plan, images, images if needed is None else needed, cast(Any, self.drawing), self.state)
 
-    def make(self, **task: Any) -> Block:
+    def run(self, **task: Any) -> Block:
         """Make the one block, all of it missing unless told otherwise."""
         rows = range(ROWS)
         window = None if "latents_BChw" in task else self.window(rows)
-        whole: dict[str, Any] = {"drawings": rows, "missing_B": np.ones(ROWS, bool), "encoders": ("clip", "vit"), **task}
-        return self.maker.make(Task(**whole), window)
+        whole: dict[str, Any] = {"images": rows, "missing_B": np.ones(ROWS, bool), "encoders": ("clip", "vit"), **task}
+        return self.runner.run(BlockTask(**whole), window)
 
     def asked(self, what: str) -> list[list[int]]:
         """Return the rows of each call of one kind: a place and a precision."""
@@ -159,7 +159,7 @@ def bench() -> _Bench:
 
 @pytest.fixture(scope="module")
 def well() -> Block:
-    return _Bench().make()
+    return _Bench().run()
 
 
 def _same(one: Block, other: Block, rows: Sequence[int], columns: Sequence[str] = ("latents", "clip", "vit")) -> bool:
@@ -167,11 +167,11 @@ def _same(one: Block, other: Block, rows: Sequence[int], columns: Sequence[str] 
 
 
 def test_a_block_in_which_nothing_fails_is_made_in_one_go(bench: _Bench, well: Block) -> None:
-    block = bench.make()
+    block = bench.run()
     assert {name: flags.tolist() for name, flags in block.flags.items()} == dict.fromkeys(("latents", "clip", "vit"), [0] * ROWS)
     assert {values.dtype for values in block.values.values()} == {torch.float16}
-    assert bench.work.rows() == {"prompts": ROWS, "drawn": ROWS, "decoded": ROWS, "encoded": 2 * ROWS, "redone": 0}
-    assert "redo" not in bench.work.times.seconds
+    assert bench.state.rows() == {"prompts": ROWS, "drawn": ROWS, "decoded": ROWS, "encoded": 2 * ROWS, "redone": 0}
+    assert "redo" not in bench.state.times.seconds
     assert _same(block, well, range(ROWS))
 
 
@@ -181,12 +181,12 @@ def test_a_row_that_fails_twice_is_flagged_where_the_fault_reaches_and_nowhere_e
     bench: _Bench, well: Block, place: str, value: str
 ) -> None:
     bench.make_sick(place, value, [1, 4])
-    block = bench.make()
+    block = bench.run()
     flagged = [0, FLAGS[value], 0, 0, FLAGS[value]]
     for name, flags in block.flags.items():
         assert flags.tolist() == (flagged if name in REACHED[place] else [0] * ROWS)
         assert block.failed[name].tolist() == [flag > 0 for flag in flags]
-    assert bench.work.redone == 2
+    assert bench.state.redone == 2
     assert _same(block, well, [0, 2, 3])
     assert _same(block, well, range(ROWS), [name for name in ("latents", "clip", "vit") if name not in REACHED[place]])
 
@@ -196,10 +196,10 @@ def test_a_row_that_fails_twice_is_flagged_where_the_fault_reaches_and_nowhere_e
 def test_a_row_that_is_well_in_float32_is_kept_without_a_flag(bench: _Bench, well: Block, place: str, value: str) -> None:
     bench.make_sick(place, value, [1, 4])
     bench.heal([1, 4])
-    block = bench.make()
+    block = bench.run()
     assert not any(flags.any() for flags in block.flags.values())
     assert not any(failed.any() for failed in block.failed.values())
-    assert bench.work.redone == 2
+    assert bench.state.redone == 2
     assert _same(block, well, [0, 2, 3])
     for name in REACHED[place]:
         assert (block.values[name].float() - well.values[name]).abs().max() < 0.05
@@ -214,7 +214,7 @@ def test_a_picture_is_constant_when_no_eight_bit_picture_would_show_a_difference
     images[:, 0, 0, 0] += spread
     monkeypatch.setattr(bench.drawing, "decode", lambda latents: images[: len(latents)])
     monkeypatch.setattr(bench.clip, "encode", lambda some: torch.rand(len(some), 3, 4).half())
-    block = bench.make(encoders=("clip",))
+    block = bench.run(encoders=("clip",))
     assert block.flags["clip"].tolist() == [flag] * ROWS
     assert not block.flags["latents"].any()
 
@@ -227,7 +227,7 @@ def test_what_is_made_again_of_a_row_is_the_same_whichever_other_rows_failed(pla
         bench = _Bench()
         bench.make_sick(place, "nan", rows)
         bench.heal(rows)
-        block = bench.make()
+        block = bench.run()
         if len(rows) == 1:
             alone[rows[0]] = block
         for row in rows:
@@ -236,7 +236,7 @@ def test_what_is_made_again_of_a_row_is_the_same_whichever_other_rows_failed(pla
 
 def test_only_what_failed_is_made_again(bench: _Bench) -> None:
     bench.make_sick("clip", "nan", [2])
-    bench.make()
+    bench.run()
     assert bench.asked("latents float32") == []
     assert bench.asked("images float32") == [[2]]
     assert bench.asked("clip float32") == [[2]]
@@ -245,9 +245,9 @@ def test_only_what_failed_is_made_again(bench: _Bench) -> None:
 
 def test_a_row_that_is_not_missing_is_neither_made_again_nor_counted(bench: _Bench) -> None:
     bench.make_sick("latents", "nan", [1, 3])
-    bench.make(missing_B=np.array([True, True, True, False, False]))
+    bench.run(missing_B=np.array([True, True, True, False, False]))
     assert bench.asked("latents float32") == [[1]]
-    assert bench.work.redone == 1
+    assert bench.state.redone == 1
 
 
 def test_known_latents_are_never_drawn_again_and_those_that_failed_are_left(bench: _Bench, well: Block) -> None:
@@ -255,16 +255,16 @@ def test_known_latents_are_never_drawn_again_and_those_that_failed_are_left(benc
     latents[1] = 0  # as they stand in the store
     bench.make_sick("images", "nan", [1, 3])
     bench.heal([3])
-    block = bench.make(latents_BChw=latents, latent_flags_B=flags)
+    block = bench.run(latents_BChw=latents, latent_flags_B=flags)
     assert [name for name, _ in bench.drawing.calls if not name.startswith("images")] == []
     assert bench.asked("images float32") == [[3]]
     assert torch.equal(block.values["latents"], latents)
     assert [block.flags[name].tolist() for name in ("latents", "clip", "vit")] == [[0, FLAG_NOT_FINITE, 0, 0, 0]] * 3
-    assert bench.work.rows() == {"prompts": 0, "drawn": 0, "decoded": ROWS, "encoded": 2 * ROWS, "redone": 1}
+    assert bench.state.rows() == {"prompts": 0, "drawn": 0, "decoded": ROWS, "encoded": 2 * ROWS, "redone": 1}
 
 
 def test_a_drawing_that_is_to_be_made_afresh_is_made_in_float32_from_the_prompt_on(bench: _Bench, well: Block) -> None:
-    block = bench.make(retry={2, 3}, missing_B=np.array([True, True, True, False, True]))
+    block = bench.run(retry={2, 3}, missing_B=np.array([True, True, True, False, True]))
     assert bench.asked("prompt float32") == [[2]]
     assert [bench.asked(f"{place} float32") for place in ("latents", "images", "clip", "vit")] == [[[2]]] * 4
     assert _same(block, well, [0, 1, 3, 4])
@@ -278,9 +278,9 @@ def test_where_memory_lacks_for_float32_the_rows_stay_flagged_and_the_models_are
     bench.make_sick("latents", "nan", [1, 3])
     bench.heal([1, 3])
     bench.drawing.lacking = True
-    block = bench.make()
+    block = bench.run()
     assert block.flags["clip"].tolist() == [0, FLAG_NOT_FINITE, 0, FLAG_NOT_FINITE, 0]
-    assert "no memory for float32: 2 rows that failed are left as they are" in capsys.readouterr().err
+    assert "no memory for float32: 2 failed rows stay as they are" in capsys.readouterr().err
     assert _same(block, well, [0, 2, 4])
     assert {double.dtype for double in (bench.drawing, bench.clip, bench.vit)} == {"float16"}
 
@@ -296,7 +296,7 @@ def test_another_error_of_the_redo_is_raised(bench: _Bench, monkeypatch: pytest.
 
     monkeypatch.setattr(bench.clip, "encode", broken)
     with pytest.raises(RuntimeError, match="shapes cannot"):
-        bench.make()
+        bench.run()
     assert bench.drawing.dtype == "float16"
 
 
@@ -306,38 +306,38 @@ def test_a_stop_while_rows_are_made_again_leaves_the_models_as_before(bench: _Be
 
     def asked_to_stop(prompts: Sequence[str]) -> PromptEmbeddings:
         if bench.drawing.dtype == "float32":
-            bench.work.stop.signal_number = 15
+            bench.state.stop.signal_number = 15
         return whole(prompts)
 
     monkeypatch.setattr(bench.drawing, "encode_prompts", asked_to_stop)
     with pytest.raises(Stopped):
-        bench.make()
+        bench.run()
     assert (bench.drawing.dtype, bench.drawing.on_device) == ("float16", False)
 
 
 @pytest.mark.parametrize("images_per_text", [1, 3])
 def test_every_prompt_of_a_window_is_encoded_once_in_groups_counted_from_its_start(images_per_text: int) -> None:
-    bench = _Bench(images_per_text, drawings=90 * images_per_text)
+    bench = _Bench(images_per_text, images=90 * images_per_text)
     window = bench.window(range(3 * images_per_text, 83 * images_per_text))
     assert bench.asked("prompt float16") == [list(range(3, 35)), list(range(35, 67)), list(range(67, 83))]
-    assert bench.work.prompts == 80
+    assert bench.state.prompts == 80
     some = [3 * images_per_text, 40 * images_per_text - 1, 40 * images_per_text, 82 * images_per_text]
-    assert window.of(some).tokens_PLD.flatten().tolist() == [3, 39, 40, 82]
+    assert window.embeddings_of(some).tokens_PLD.flatten().tolist() == [3, 39, 40, 82]
     assert not bench.drawing.on_device
 
 
 @pytest.mark.parametrize("needed", [range(40, 44), range(4, 80), [5, 81], range(70, 83)], ids=str)
 def test_a_window_of_which_a_part_is_there_encodes_the_same_groups_and_only_those_it_needs(needed: Sequence[int]) -> None:
-    bench = _Bench(drawings=90)
+    bench = _Bench(images=90)
     window = bench.window(range(3, 83), needed)
     whole = [list(range(3, 35)), list(range(35, 67)), list(range(67, 83))]
     assert bench.asked("prompt float16") == [group for group in whole if set(group) & set(needed)]
-    assert window.of(list(needed)).tokens_PLD.flatten().tolist() == list(needed)
+    assert window.embeddings_of(list(needed)).tokens_PLD.flatten().tolist() == list(needed)
 
 
 def test_a_stop_is_heeded_between_two_groups_of_prompts() -> None:
-    bench = _Bench(drawings=90)
-    bench.work.stop.signal_number = 15
+    bench = _Bench(images=90)
+    bench.state.stop.signal_number = 15
     with pytest.raises(Stopped):
         bench.window(range(90))
     assert bench.asked("prompt float16") == [list(range(TEXT_BATCH))]

@@ -178,7 +178,7 @@ from featurize.options import FeaturizeOptions
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.meters import peak_memory_bytes
 
-TextToImage.draw = lambda _, embeddings, seeds, between: torch.randn(len(seeds), 8, 8, 8)
+TextToImage.denoise = lambda _, embeddings, seeds, before_step: torch.randn(len(seeds), 8, 8, 8)
 TextToImage.decode = lambda _, latents: torch.rand(len(latents), 3, 256, 256)
 run = {"generator": "demo", "encoders": ("vit-demo",), "batch_size": 4, "shard_rows": 16, "prompt_column": "picture"}
 figures = featurize_command(FeaturizeOptions(dataset=sys.argv[1], run_dir=Path(sys.argv[2]), **run))

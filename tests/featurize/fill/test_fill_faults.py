@@ -189,7 +189,7 @@ def test_a_run_without_memory_for_float32_leaves_the_failed_rows_flagged_and_goe
     figures = featurize_command(options(table, tmp_path))
     assert figures["failed_rows"] == {"latents": 0, "clip-demo": 0, "vit-demo": 3}
     assert figures["rows"]["redone"] == 0
-    assert "no memory for float32: 1 rows that failed are left as they are" in capsys.readouterr().err
+    assert "no memory for float32: 1 failed rows stay as they are" in capsys.readouterr().err
 
 
 def test_a_row_whose_latents_failed_fails_in_an_encoder_added_later(table: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_the_store_holds_what_the_models_say_of_each_prompt(undisturbed: tuple[P
     drawer = TextToImage(job.generator, job.compute, attention="auto")
     with drawer.text_encoder_on_device():
         embeddings = drawer.encode_prompts([job.plan.prompts[5]])
-    latents = drawer.draw(embeddings, [int(job.plan.seeds[5])]).half()
+    latents = drawer.denoise(embeddings, [int(job.plan.seeds[5])]).half()
     tokens = ImageEncoder(job.encoders["clip-demo"], job.compute).encode(drawer.decode(latents))
     assert np.abs(ColumnReader(undisturbed[0] / "tokens", "latents").gather([5]) - latents.numpy()).max() <= 1e-2
     assert np.abs(ColumnReader(undisturbed[0] / "tokens", "clip-demo").gather([5]) - tokens.numpy()).max() <= 1e-2
@@ -140,7 +140,7 @@ def test_an_encoder_added_later_draws_nothing_and_gets_the_bytes_of_one_pass(
 ) -> None:
     featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
     before = state_of(tmp_path / "tokens" / "clip-demo")
-    monkeypatch.delattr(TextToImage, "draw")
+    monkeypatch.delattr(TextToImage, "denoise")
     figures = featurize_command(options(table, tmp_path, encoders=("vit-demo",)))
     assert figures["rows"] == {"prompts": 0, "drawn": 0, "decoded": 12, "encoded": 12, "redone": 0}
     assert not figures["already_done"]

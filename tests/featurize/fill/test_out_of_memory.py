@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.fill.out_of_memory import Batches, is_out_of_memory
+from featurize.fill.out_of_memory import StageBatches, is_out_of_memory
 from lugpi_core.errors import InputError
 
 # What the libraries say when memory is lacking, word for word.
@@ -56,16 +56,16 @@ def _fits(most: int, calls: list[slice], error: Callable[[], Exception] = torch.
 
 def test_the_parts_are_consecutive_and_of_the_stages_size() -> None:
     calls: list[slice] = []
-    results = Batches({"decode": 4, "encode": 9}).run("decode", 10, _fits(99, calls))
+    results = StageBatches({"decode": 4, "encode": 9}).run("decode", 10, _fits(99, calls))
     assert calls == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert results == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert Batches({"decode": 4}).run("decode", 0, _fits(99, calls)) == []
+    assert StageBatches({"decode": 4}).run("decode", 0, _fits(99, calls)) == []
 
 
 @given(size=st.integers(1, 64), most=st.integers(1, 64), blocks=st.lists(st.integers(1, 80), min_size=1, max_size=6))
 def test_every_row_is_computed_once_with_at_most_log2_failures_in_a_run(size: int, most: int, blocks: list[int]) -> None:
     calls: list[slice] = []
-    batches = Batches({"denoise": size})
+    batches = StageBatches({"denoise": size})
     for rows in blocks:
         done = batches.run("denoise", rows, _fits(most, calls))
         assert [row for part in done for row in part] == list(range(rows))
@@ -76,7 +76,7 @@ def test_every_row_is_computed_once_with_at_most_log2_failures_in_a_run(size: in
 
 
 def test_a_size_that_was_halved_stays_so_for_that_stage_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    batches, calls = Batches({"denoise": 16, "decode": 16}), list[slice]()
+    batches, calls = StageBatches({"denoise": 16, "decode": 16}), list[slice]()
     batches.run("denoise", 16, _fits(5, []))
     assert batches.rows == {"denoise": 4, "decode": 16}
     assert batches.halvings == [{"stage": "denoise", "from": 16, "to": 8}, {"stage": "denoise", "from": 8, "to": 4}]
@@ -84,13 +84,13 @@ def test_a_size_that_was_halved_stays_so_for_that_stage_alone(capsys: pytest.Cap
     assert calls == [slice(0, 4), slice(4, 8)]
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "out of memory at denoise of 16 rows: going on with 8 at once, with the same seeds",
-        "out of memory at denoise of 8 rows: going on with 4 at once, with the same seeds",
+        "out of memory at denoise of 16 rows: continuing with 8 at once, with the same seeds",
+        "out of memory at denoise of 8 rows: continuing with 4 at once, with the same seeds",
     ]
 
 
 def test_a_short_last_part_that_fails_is_halved_from_what_it_was() -> None:
-    batches, calls = Batches({"encode": 8}), list[slice]()
+    batches, calls = StageBatches({"encode": 8}), list[slice]()
 
     def compute(part: slice) -> int:
         calls.append(part)
@@ -103,14 +103,14 @@ def test_a_short_last_part_that_fails_is_halved_from_what_it_was() -> None:
 
 
 def test_one_row_that_does_not_fit_is_said_in_one_line() -> None:
-    batches = Batches({"decode": 4})
+    batches = StageBatches({"decode": 4})
     with pytest.raises(InputError, match=r"got too little memory for one row at a time \(decode\); expected a device that one image fits"):
         batches.run("decode", 4, _fits(0, []))
     assert [one["to"] for one in batches.halvings] == [2, 1]
 
 
 def test_another_error_is_raised_as_it_is_and_nothing_is_halved() -> None:
-    batches, calls = Batches({"decode": 4}), list[slice]()
+    batches, calls = StageBatches({"decode": 4}), list[slice]()
     with pytest.raises(RuntimeError, match="shapes cannot"):
         batches.run("decode", 4, _fits(0, calls, lambda: RuntimeError("shapes cannot be multiplied")))
     assert (len(calls), batches.halvings, batches.rows) == (1, [], {"decode": 4})
@@ -131,7 +131,7 @@ def test_what_a_failed_part_has_allocated_is_free_when_the_cache_is_emptied(monk
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(sum(one() is not None for one in allocated)))
     gc.disable()  # by its last reference alone, not by a collection that may come too late
     try:
-        assert Batches({"denoise": 4}).run("denoise", 4, compute) == [1, 1, 1, 1]
+        assert StageBatches({"denoise": 4}).run("denoise", 4, compute) == [1, 1, 1, 1]
     finally:
         gc.enable()
     assert emptied == [0, 0]

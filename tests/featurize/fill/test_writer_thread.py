@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from featurize.fill import writer_thread as output
-from featurize.fill.writer_thread import Output, Rows, runs, stored_form
+from featurize.fill.writer_thread import StoredRows, WriterThread, consecutive_ranges, stored_form
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command
@@ -44,7 +44,7 @@ def test_what_is_put_is_done_in_that_order_in_one_other_thread(times: StageTimes
 
         return do
 
-    with Output(times) as out:
+    with WriterThread(times) as out:
         for number in range(30):
             out.put(work(number))
     assert [number for number, _ in done] == list(range(30))
@@ -54,7 +54,7 @@ def test_what_is_put_is_done_in_that_order_in_one_other_thread(times: StageTimes
 
 def test_drain_waits_until_all_is_done(times: StageTimes) -> None:
     done: list[int] = []
-    with Output(times) as out:
+    with WriterThread(times) as out:
         for number in range(3):
             out.put(lambda number=number: (time.sleep(0.02), done.append(number))[1])
         out.drain()
@@ -69,7 +69,7 @@ def test_an_error_in_the_thread_reaches_the_caller_and_nothing_after_it_is_done(
     begun = threading.Event()
 
     def use() -> None:
-        with Output(times) as out:
+        with WriterThread(times) as out:
             out.put(lambda: done.append("before"))
             out.put(lambda: (begun.wait(), _failing())[1])
             for _ in range(3):
@@ -91,7 +91,7 @@ def test_after_an_exception_what_was_put_is_still_written_and_the_exception_goes
     done: list[int] = []
 
     def use() -> None:
-        with Output(times) as out:
+        with WriterThread(times) as out:
             for number in range(5):
                 out.put(lambda number=number: (time.sleep(0.01), done.append(number))[1])
             raise KeyboardInterrupt
@@ -104,7 +104,7 @@ def test_after_an_exception_what_was_put_is_still_written_and_the_exception_goes
 
 def test_the_exception_of_the_block_is_the_one_that_is_told(times: StageTimes) -> None:
     def use() -> None:
-        with Output(times) as out:
+        with WriterThread(times) as out:
             out.put(_failing)
             raise KeyboardInterrupt
 
@@ -135,7 +135,7 @@ class _Held:
 def test_no_more_bytes_are_held_than_may_be(times: StageTimes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MOST_WAITING_BYTES", 100)
     held = _Held()
-    with Output(times) as out:
+    with WriterThread(times) as out:
         for size in np.random.default_rng(0).integers(1, 101, 40).tolist():
             out.put(held.take(size), size)
             assert held.now <= 100, "the newest among them has waited until it was few enough"
@@ -147,7 +147,7 @@ def test_no_more_bytes_are_held_than_may_be(times: StageTimes, monkeypatch: pyte
 def test_what_is_larger_than_may_be_held_goes_through_alone(times: StageTimes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MOST_WAITING_BYTES", 10)
     held = _Held()
-    with Output(times) as out:
+    with WriterThread(times) as out:
         for _ in range(3):
             out.put(held.take(50), 50)
             assert held.now <= 50
@@ -157,7 +157,7 @@ def test_what_is_larger_than_may_be_held_goes_through_alone(times: StageTimes, m
 def test_a_stall_is_counted_only_when_there_was_one(times: StageTimes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MOST_WAITING_BYTES", 100)
     free = threading.Event()
-    with Output(times) as out:
+    with WriterThread(times) as out:
         out.put(lambda: None, 90)
         time.sleep(0.05)
         out.put(lambda: (free.wait(5), None)[1], 50)  # the first one is done
@@ -168,9 +168,9 @@ def test_a_stall_is_counted_only_when_there_was_one(times: StageTimes, monkeypat
     assert 0.03 < times.seconds["stall"] < 4
 
 
-def _write(path: Path, rows: Rows, times: StageTimes, *, layout: Any = LAYOUT) -> ShardWriter:
+def _write(path: Path, rows: StoredRows, times: StageTimes, *, layout: Any = LAYOUT) -> ShardWriter:
     file = new_writer(path, layout)
-    with Output(times) as out:
+    with WriterThread(times) as out:
         out.put_rows(file, 0, rows)
     return file
 
@@ -223,7 +223,7 @@ def test_rows_that_hold_are_not_written_again(tmp_path: Path, times: StageTimes,
 
     monkeypatch.setattr(ShardWriter, "write", watched)
     file = ShardWriter(path, LAYOUT)
-    with Output(times) as out:
+    with WriterThread(times) as out:
         out.put_rows(file, 0, stored_form(torch.from_numpy(float_rows(seed=9)), GOOD, "float16"))
         out.put_rows(file, 0, stored_form(torch.from_numpy(float_rows(seed=8)), GOOD, "float16"))
     assert written == [(1, 2), (4, 1)]
@@ -236,8 +236,8 @@ def test_rows_that_are_written_are_not_held_any_longer(tmp_path: Path, times: St
     file = new_writer(tmp_path / "shard")
     values = torch.from_numpy(float_rows()).clone()
     alive = weakref.ref(values)
-    with Output(times) as out:
-        out.put_rows(file, 0, Rows(values=values, flags_B=GOOD))
+    with WriterThread(times) as out:
+        out.put_rows(file, 0, StoredRows(values=values, flags_B=GOOD))
         del values
         out.put(lambda: None)
         out.drain()
@@ -249,7 +249,7 @@ def test_rows_that_are_written_are_not_held_any_longer(tmp_path: Path, times: St
     ("numbers", "expected"), [([0, 1, 2, 5, 7, 8], [(0, 3), (5, 6), (7, 9)]), ([], []), ([3], [(3, 4)]), ([0, 2], [(0, 1), (2, 3)])]
 )
 def test_runs_of_rows_are_found(numbers: list[int], expected: list[tuple[int, int]]) -> None:
-    assert runs(np.array(numbers, dtype=np.int64)) == expected
+    assert consecutive_ranges(np.array(numbers, dtype=np.int64)) == expected
 
 
 @pytest.mark.parametrize("lost_at", ["write", "commit"])
@@ -261,7 +261,7 @@ def test_a_run_that_loses_a_shard_while_its_rows_are_on_their_way_ends_and_the_s
     table.write_text("text,label\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(16)))
     lost, drawn = list[str](), list[int]()
     name = {"write": "still_ours", "commit": "confirm"}[lost_at]
-    asked, draw = getattr(ShardWriter, name), TextToImage.draw
+    asked, draw = getattr(ShardWriter, name), TextToImage.denoise
 
     def asked_of(self: ShardWriter) -> None:
         if not lost:
@@ -275,7 +275,7 @@ def test_a_run_that_loses_a_shard_while_its_rows_are_on_their_way_ends_and_the_s
         return draw(self, embeddings, seeds, **how)
 
     monkeypatch.setattr(ShardWriter, name, asked_of)
-    monkeypatch.setattr(TextToImage, "draw", counted)
+    monkeypatch.setattr(TextToImage, "denoise", counted)
     small: dict[str, Any] = {"generator": "demo", "encoders": ("vit-demo",), "steps": 1, "batch_size": 4, "shard_rows": 8, "size_px": 32}
     options = FeaturizeOptions(dataset=str(table), run_dir=tmp_path / "run", **small)
     with pytest.raises(ShardBusy, match="run the same command again later"):

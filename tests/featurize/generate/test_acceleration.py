@@ -187,24 +187,24 @@ def test_the_demo_generator_draws_the_same_compiled_and_what_is_made_again_in_fl
     drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
     with drawer.text_encoder_on_device():
         two = drawer.encode_prompts(["a cat", "snow"])
-    plain = drawer.draw(two, [1, 2])
+    plain = drawer.denoise(two, [1, 2])
     images = drawer.decode(plain)
     drawer.compilation.switch_on(part, rows=4, latent_shape=generator.latent_shape)
     drawer.warm_up(two.rows([0]), 2, 2)
     compiled, ran = counting.compiled, counting.ran
     assert compiled > 0
-    assert torch.equal(drawer.draw(two, [1, 2]), plain)
+    assert torch.equal(drawer.denoise(two, [1, 2]), plain)
     assert torch.equal(drawer.decode(plain), images)
     assert counting.compiled == compiled, "all of it was compiled beforehand"
     assert counting.ran > ran
     ran = counting.ran
     with drawer.in_float32():
         for seed in (1, 2, 3):
-            drawer.decode(drawer.draw(two.rows([0]), [seed]))
-    drawer.decode(drawer.draw(two.rows([0]), [4]))
+            drawer.decode(drawer.denoise(two.rows([0]), [seed]))
+    drawer.decode(drawer.denoise(two.rows([0]), [4]))
     assert (counting.compiled, counting.ran) == (compiled, ran)
     drawer.compilation.switch_off()
-    assert torch.equal(drawer.draw(two, [1, 2]), plain)
+    assert torch.equal(drawer.denoise(two, [1, 2]), plain)
     assert counting.ran == ran
 
 
@@ -226,7 +226,7 @@ def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pyte
     with drawer.text_encoder_on_device():
         prompts = drawer.encode_prompts(["a cat", "snow"])
     drawer.warm_up(prompts.rows([0]), 2, 2)
-    drawer.draw(prompts, [1, 2])
+    drawer.denoise(prompts, [1, 2])
     assert len(types) == 3
     assert set(types) == {(torch.float32, torch.int64)}
 
@@ -244,15 +244,15 @@ generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size
 drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
 with drawer.text_encoder_on_device():
     prompts = drawer.encode_prompts(["a cat", "snow"])
-plain = drawer.draw(prompts, [1, 2])
+plain = drawer.denoise(prompts, [1, 2])
 images = drawer.decode(plain)
 drawer.compilation.switch_on(sys.argv[1], rows=4, latent_shape=generator.latent_shape)
 drawer.warm_up(prompts.rows([0]), 2, 2)
-latents = drawer.draw(prompts, [1, 2])
+latents = drawer.denoise(prompts, [1, 2])
 apart = [(latents - plain).abs().max().item(), (drawer.decode(plain) - images).abs().max().item()]
 drawer.compilation.switch_off()
 metrics = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(drawer.draw(prompts, [1, 2]), plain)}))
+print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(drawer.denoise(prompts, [1, 2]), plain)}))
 """
 
 

@@ -17,7 +17,7 @@ import transformers
 from featurize.generate import text_to_image
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage, prompts_are_cut
-from featurize.plan.drawings import drawing_seed
+from featurize.plan.images import image_seed
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 PROMPTS = [
     f"{thing} in the {place}" for place in ("sea", "old town of the north") for thing in ("a cat", "two", "snow", "1", "é", "a b", "—")
 ]
-SEEDS = [drawing_seed(prompt, 0) for prompt in PROMPTS]
+SEEDS = [image_seed(prompt, 0) for prompt in PROMPTS]
 LONG = "word " * 200_000
 CUT = "word " * 500
 STRANGE = [
@@ -67,7 +67,7 @@ def _drawer(wanted: str, compute: Compute, **overrides: Any) -> TextToImage:
 def _draw(drawer: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
     with drawer.text_encoder_on_device():
         embeddings = drawer.encode_prompts(prompts)
-    return drawer.draw(embeddings, seeds)
+    return drawer.denoise(embeddings, seeds)
 
 
 def _noise(seeds: list[int], shape: tuple[int, ...] = (8, 8, 8)) -> torch.Tensor:
@@ -230,10 +230,10 @@ def test_what_is_asked_between_the_steps_ends_a_drawing_before_the_next_one(demo
     with demo.text_encoder_on_device():
         embeddings = demo.encode_prompts(["a"])
     with _unet_rows(demo) as rows, pytest.raises(KeyboardInterrupt):
-        demo.draw(embeddings, [1], between=stop)
+        demo.denoise(embeddings, [1], before_step=stop)
     assert rows == [2, 2]
     asked.clear()
-    demo.draw(embeddings.rows([0, 0]), [1, 2], between=lambda: asked.append(1))
+    demo.denoise(embeddings.rows([0, 0]), [1, 2], before_step=lambda: asked.append(1))
     assert len(asked) == demo.generator.settings.steps
 
 

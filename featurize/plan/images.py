@@ -1,6 +1,6 @@
-"""Which pictures to draw: K for each distinct prompt, each with the seed that makes it the same picture every time.
+"""Which images to generate: K for each distinct prompt, each with the seed that makes it the same image every time.
 
-Shapes: N examples, P distinct prompts, K images a prompt, M = P·K drawings.
+Shapes: N examples, P distinct prompts, K images a prompt, M = P·K images.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from lugpi_core.fingerprint import digest
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingPlan:
-    """The M drawings that N examples need; drawing d is image d mod K of prompt d div K.
+class ImagePlan:
+    """The M images that N examples need; image m is image m mod K of prompt m div K.
 
     Attributes:
         prompts: the P distinct prompts, in the order of their first example.
-        seeds: int64 [M], the seed of each drawing's noise; a function of prompt and image alone, so neither batch nor order nor corpus
-            matter.
+        seeds: int64 [M], the seed of each image's noise. It depends on the prompt and the image's place among the K only, not on batch,
+            order or corpus.
         prompt_of_example: int64 [N].
         images_per_text: K.
     """
@@ -35,26 +35,26 @@ class DrawingPlan:
         return len(self.seeds)
 
     @property
-    def drawings(self) -> NDArray[np.int64]:
-        """The drawings of each example, int64 [N, K]."""
+    def images_of_example(self) -> NDArray[np.int64]:
+        """The images of each example, int64 [N, K]."""
         return self.prompt_of_example[:, None] * self.images_per_text + np.arange(self.images_per_text)
 
     @property
-    def spared(self) -> int:
-        """How many drawings are spared because examples share their prompt."""
+    def saved(self) -> int:
+        """How many more images there would be if examples with the same prompt did not share theirs."""
         return len(self.prompt_of_example) * self.images_per_text - len(self)
 
-    def prompt_of(self, drawing: int) -> int:
-        """Return the number of a drawing's prompt."""
-        return drawing // self.images_per_text
+    def prompt_of(self, image: int) -> int:
+        """Return the number of an image's prompt."""
+        return image // self.images_per_text
 
     def fingerprint(self) -> str:
         """Return the hash of all prompts with their seeds, in order."""
         return digest([self.prompts, self.seeds.tolist()])
 
 
-def plan_drawings(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> DrawingPlan:
-    """Return the plan for a corpus: examples with the same prompt share their drawings.
+def plan_images(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> ImagePlan:
+    """Return the plan for a corpus: examples with the same prompt share their images.
 
     Raises:
         InputError: an example has an empty prompt.
@@ -62,10 +62,12 @@ def plan_drawings(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> Dra
     number: dict[str, int] = {}
     for example in corpus.examples:
         if not example.prompt.strip():
-            raise InputError(got=f"an empty prompt in example {example.id}", expected="some words to draw", do="remove or fill that row")
+            raise InputError(
+                got=f"an empty prompt in example {example.id}", expected="some words for the generator", do="remove or fill that row"
+            )
         number.setdefault(example.prompt, len(number))
-    seeds = [drawing_seed(prompt, seed, image) for prompt in number for image in range(images_per_text)]
-    return DrawingPlan(
+    seeds = [image_seed(prompt, seed, image) for prompt in number for image in range(images_per_text)]
+    return ImagePlan(
         prompts=tuple(number),
         seeds=np.array(seeds, np.int64),
         prompt_of_example=np.array([number[example.prompt] for example in corpus.examples], np.int64),
@@ -73,7 +75,7 @@ def plan_drawings(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> Dra
     )
 
 
-def drawing_seed(prompt: str, seed: int, image: int = 0) -> int:
-    """Return the seed of the noise that an image of a prompt is drawn from, 0 ≤ seed < 2^63. The first image of K is that of K = 1."""
+def image_seed(prompt: str, seed: int, image: int = 0) -> int:
+    """Return the seed of the noise of one of a prompt's images, 0 ≤ seed < 2^63. The first of K images is that of K = 1."""
     which = str(seed) if image == 0 else f"{seed}.{image}"
     return xxhash.xxh3_64_intdigest(f"{which}\0{prompt}".encode("utf-8", "surrogatepass")) >> 1
