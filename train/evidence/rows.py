@@ -1,15 +1,12 @@
 """The rows of the paper's tables and of the controls it lacks: which models they are, what each needs, how each is trained."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lugpi_core.errors import InputError, nearest
 from train.learning.losses import Terms
-from train.options.distillation import StudentOptions
 from train.options.settings import Privileged
-from train.options.tables import TablesOptions
-from train.options.training import BaselineOptions, ImagesOptions, ModelOptions, TeacherOptions, TrainOptions
 
 Group = Literal["table1", "table2", "controls", "unlabelled"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -161,36 +158,3 @@ def models_of(requested: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int
     names |= {teacher for row in rows if row.name in names for teacher in row.teachers}
     ordered = sorted((row for row in rows if row.name in names), key=lambda row: row.command == "student")
     return [PlannedModel(row=row, seed=seed) for seed in seeds for row in ordered]
-
-
-def options_of(options: TablesOptions, model: PlannedModel, teachers: tuple[str, ...]) -> ModelOptions:
-    """Return the options of one model, as its own command takes them.
-
-    Args:
-        options: of the tables.
-        model: which one.
-        teachers: names of the folders of its teachers, which may have been found under other names.
-    """
-    row = model.row
-    shared = {field.name: getattr(options, field.name) for field in fields(TrainOptions)} | {"name": model.name, "seed": model.seed}
-    match row.command:
-        case "baseline":
-            return BaselineOptions(**shared)
-        case "images":
-            return ImagesOptions(**shared, image_tokens=row.column, tokens_on=options.tokens_on)
-        case "teacher" if row.privileged == "none":
-            return TeacherOptions(**shared, privileged="none")
-        case "teacher":
-            return TeacherOptions(**shared, privileged=row.privileged, image_tokens=row.column, tokens_on=options.tokens_on)
-    # A term that is left out takes its settings with it: the student would warn that they have no effect.
-    return StudentOptions(
-        **shared,
-        teachers=teachers,
-        kd_preset=options.kd_preset,
-        hard=options.hard,
-        alpha=0.0 if row.terms == "l2" else options.alpha,
-        temperature=None if row.terms == "l2" else options.temperature,
-        beta=0.0 if row.terms == "ce" else options.beta,
-        unlabelled=options.unlabelled if row.more else None,
-        embedding_loss="mse" if row.terms == "ce" else options.embedding_loss,
-    )

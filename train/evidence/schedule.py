@@ -5,37 +5,67 @@ A process holds a model's lock while it trains it; when it dies, the next proces
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lugpi_core.command_line import resolved_flags, say
-from lugpi_core.corpora.user_corpus import load_unlabelled
+from lugpi_core.command_line import say
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.runtime.device import Compute
-from train.evidence.rows import PlannedModel, options_of
+from train.data.image_tokens import ImageTokens, open_image_tokens
+from train.data.text_model import TextModel
+from train.evidence.rows import PlannedModel, Row
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
 from train.learning.loop import NotFinite
-from train.models.commands import placement_of
-from train.models.inputs import InputCache
+from train.models.api import plan_model
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
 from train.models.model_folder import find_finished, finished_metrics, metrics_of, model_lock
-from train.models.plan import ModelPlan
-from train.models.teachers import with_separator_of
+from train.models.plan import ModelPlan, compute_on
 from train.models.train_model import confirm_model, fit_model
-from train.options.distillation import StudentOptions
-from train.options.settings import DistillationSettings, Optimization
-from train.options.tables import TablesOptions
-from train.options.training import ImagesOptions, ModelOptions, TeacherOptions
+from train.options.distillation import shares_of
+from train.options.settings import DistillationSettings, Optimization, Placement
 
 LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What every model of a run's tables is trained from, and how.
+
+    Attributes:
+        corpus: what they are trained and scored on.
+        run: folder of the run.
+        text_model: that all of them read.
+        optimization: of all; each model has its own seed.
+        placement: of all.
+        distillation: the students' loss.
+        unlabelled: texts that some students are distilled on too, or None.
+        config: settings to record in each model's ``metrics.json`` besides its own, such as the corpus's flags.
+    """
+
+    corpus: Corpus
+    run: Path
+    text_model: TextModel
+    optimization: Optimization
+    placement: Placement
+    distillation: DistillationSettings
+    unlabelled: Corpus | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    _opened: dict[str, ImageTokens] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def tokens(self, column: str) -> ImageTokens:
+        """Return a column of the run's store; its shards are checked once. Raises InputError as ``open_image_tokens`` does."""
+        if column not in self._opened:
+            self._opened[column] = open_image_tokens(self.run / "tokens", column, self.corpus)
+        return self._opened[column]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +83,7 @@ class Outcome:
     trained: list[str] = field(default_factory=list)
 
 
-def train_models(options: TablesOptions, models: Sequence[PlannedModel], sources: InputCache, compute: Compute) -> Outcome:
+def train_models(experiment: Experiment, models: Sequence[PlannedModel]) -> Outcome:
     """Return when every model is finished or has failed: found under any name in the run, trained here, or by another process meanwhile.
 
     A model whose loss is not finite is recorded as failed, and so are the students of one that failed; the others go on.
@@ -62,10 +92,10 @@ def train_models(options: TablesOptions, models: Sequence[PlannedModel], sources
         InputError: the input of a model is missing or damaged, or its folder holds a model with other settings.
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
-    sweep_partials(make_folder(options.run))
+    sweep_partials(make_folder(experiment.run))
     outcome, pending, is_waiting = Outcome(), list(models), False
     while pending:
-        model = _finish_next(options, pending, outcome, sources, compute)
+        model = _finish_next(experiment, pending, outcome)
         if model is not None:
             pending.remove(model)
             is_waiting = False
@@ -77,18 +107,16 @@ def train_models(options: TablesOptions, models: Sequence[PlannedModel], sources
     return outcome
 
 
-def _finish_next(
-    options: TablesOptions, pending: Sequence[PlannedModel], outcome: Outcome, sources: InputCache, compute: Compute
-) -> PlannedModel | None:
+def _finish_next(experiment: Experiment, pending: Sequence[PlannedModel], outcome: Outcome) -> PlannedModel | None:
     """Finish the first model that can be, and return it; None where other processes train all that could be."""
     for model in pending:
         if failed := [teacher for teacher in model.needs if teacher in outcome.failed]:
             outcome.failed[model.name] = f"{failed[0]} failed"
             return model
         if _is_ready(model, outcome):
-            with model_lock(options.run, model.name) as is_ours:
+            with model_lock(experiment.run, model.name) as is_ours:
                 if is_ours:
-                    _finish(options, model, outcome, sources, compute)
+                    _finish(experiment, model, outcome)
                     return model
     return None
 
@@ -97,16 +125,16 @@ def _is_ready(model: PlannedModel, outcome: Outcome) -> bool:
     return all(teacher in outcome.folders for teacher in model.needs)
 
 
-def _finish(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: InputCache, compute: Compute) -> None:
+def _finish(experiment: Experiment, model: PlannedModel, outcome: Outcome) -> None:
     """Find a model or train it, while this process holds its lock."""
-    plan = _plan(options, model, outcome, sources, compute)
+    plan = plan_of(experiment, model, outcome.folders)
     if folder := find_finished(plan.folder, plan.fingerprint()):
         confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
         outcome.folders[model.name] = folder
         return
     finished_metrics(plan.folder, plan.fingerprint(), remedy="rename that folder (a model is found under any name)")
-    forget_last_model(options.compile, device=compute.device)
-    _reset_peak_memory(compute)
+    forget_last_model(plan.placement.compile, device=plan.compute.device)
+    _reset_peak_memory(plan.compute)
     try:
         fit_model(plan, Processes())
     except NotFinite as error:
@@ -117,48 +145,57 @@ def _finish(options: TablesOptions, model: PlannedModel, outcome: Outcome, sourc
     outcome.folders[model.name] = plan.folder
 
 
-def add_finished(options: TablesOptions, models: Sequence[PlannedModel], outcome: Outcome, sources: InputCache, compute: Compute) -> None:
+def add_finished(experiment: Experiment, models: Sequence[PlannedModel], outcome: Outcome) -> None:
     """Add to ``outcome`` those of the models that happen to be finished; nothing is trained."""
     for model in models:
         if _is_ready(model, outcome):
-            plan = _plan(options, model, outcome, sources, compute)
+            plan = plan_of(experiment, model, outcome.folders)
             if folder := find_finished(plan.folder, plan.fingerprint()):
                 outcome.folders[model.name] = folder
 
 
-def _plan(options: TablesOptions, model: PlannedModel, outcome: Outcome, sources: InputCache, compute: Compute) -> ModelPlan:
-    flags = options_of(options, model, tuple(outcome.folders[teacher].name for teacher in model.needs))
-    return ModelPlan(
-        kind=_kind(flags, sources, compute),
-        run_dir=options.run,
-        folder=options.run / model.name,
-        text_model=sources.text_model(options.text_model, options.max_length),
-        optimization=part_of(flags, Optimization),
-        placement=placement_of(flags),
-        config=resolved_flags(flags),
-        terms=model.row.terms if model.row.command == "student" else None,
+def plan_of(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> ModelPlan:
+    """Return the plan of one model.
+
+    Args:
+        experiment: what it is trained from, and how.
+        model: which one.
+        folders: of its teachers, by their names; they may have been found under other names.
+    """
+    plan = plan_model(
+        _kind(experiment, model, folders),
+        experiment.run,
+        name=model.name,
+        text_model=experiment.text_model,
+        optimization=replace(experiment.optimization, seed=model.seed),
+        placement=experiment.placement,
     )
+    terms = model.row.terms if model.row.command == "student" else None
+    return replace(plan, terms=terms, config={**plan.config, **experiment.config})
 
 
-def _kind(flags: ModelOptions, sources: InputCache, compute: Compute) -> ModelKind:
-    corpus = sources.corpus(flags)
-    match flags:
-        case ImagesOptions():
-            return images_kind(corpus, sources.tokens(flags.run / "tokens", flags.image_tokens, corpus))
-        case TeacherOptions(privileged="none"):
-            return teacher_kind(corpus, None, "none")
-        case TeacherOptions():
-            return teacher_kind(corpus, sources.tokens(flags.run / "tokens", flags.image_tokens, corpus), flags.privileged)
-        case StudentOptions(unlabelled=path):
-            source = DistillationSource(
-                teachers=[flags.run / name for name in flags.teachers],
-                loss=part_of(flags, DistillationSettings),
-                shares=flags.shares,
-                unlabelled=None if path is None else with_separator_of(load_unlabelled(path, flags), corpus),
-                layers=flags.student_layers,
-            )
-            return student_kind(corpus, source, compute)
-    return baseline_kind(corpus)
+def _kind(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> ModelKind:
+    corpus, row = experiment.corpus, model.row
+    if row.command == "student":
+        source = DistillationSource(
+            teachers=[folders[teacher] for teacher in model.needs],
+            loss=row_loss(experiment.distillation, row),
+            shares=shares_of((), len(model.needs)),
+            unlabelled=experiment.unlabelled if row.more else None,
+        )
+        return student_kind(corpus, source, compute_on(experiment.placement))
+    tokens = None if row.column is None else experiment.tokens(row.column)
+    if row.command == "teacher":
+        return teacher_kind(corpus, tokens, row.privileged)
+    return baseline_kind(corpus) if tokens is None else images_kind(corpus, tokens)
+
+
+def row_loss(loss: DistillationSettings, row: Row) -> DistillationSettings:
+    """Return the loss of a row's students: without the soft term that the row leaves out, and without that term's own settings, which would
+    be warned of as having no effect."""
+    if row.terms == "l2":
+        return replace(loss, alpha=0.0, temperature=None)
+    return replace(loss, beta=0.0, embedding_loss="mse") if row.terms == "ce" else loss
 
 
 def _reset_peak_memory(compute: Compute) -> None:

@@ -1,19 +1,19 @@
-"""The rows of the tables: which there are, in which order, what each needs, and the options that train it."""
+"""The rows of the tables: which there are, in which order, what each needs, and its loss."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
+from train.evidence.compare import ablations_of
 from train.evidence.row_figures import PAPER_DATASETS, paper_accuracy, paper_dataset
-from train.evidence.rows import PlannedModel, chosen_tables, clip_first, models_of, options_of, rows_of
+from train.evidence.rows import chosen_tables, clip_first, models_of, rows_of
+from train.evidence.schedule import row_loss
 from train.models.kinds import loss_weights
-from train.options.distillation import StudentOptions
+from train.options.settings import DistillationSettings
 from train.options.tables import TablesOptions
-from train.options.training import BaselineOptions, ImagesOptions, TeacherOptions
 
 COLUMNS = ("clip-vit-b32", "vit-b16")
 ROWS = rows_of(COLUMNS)
@@ -48,17 +48,12 @@ CONTROLS = [
 ]
 
 
-def shown(*asked: str) -> dict[str, list[str]]:
-    return {group: [row.name for row in rows] for group, rows in chosen_tables(asked, ROWS).items()}
+def shown(*requested: str) -> dict[str, list[str]]:
+    return {group: [row.name for row in rows] for group, rows in chosen_tables(requested, ROWS).items()}
 
 
 def options(**more: Any) -> TablesOptions:
     return TablesOptions(**{"dataset": "20ng", **more})
-
-
-def of_row(name: str, tables: TablesOptions, *, seed: int = 0) -> Any:
-    model = PlannedModel(row=BY_NAME[name], seed=seed)
-    return options_of(tables, model, model.needs)
 
 
 def test_the_tables_have_the_papers_rows_and_the_controls_it_lacks() -> None:
@@ -76,7 +71,7 @@ def test_the_tables_have_the_papers_rows_and_the_controls_it_lacks() -> None:
         (("student-vit-b16-ce",), {"table2": ["student-vit-b16-ce"]}),
     ],
 )
-def test_tables_and_rows_are_asked_for_by_name(asked: tuple[str, ...], expected: dict[str, list[str]]) -> None:
+def test_tables_and_rows_are_requested_by_name(asked: tuple[str, ...], expected: dict[str, list[str]]) -> None:
     assert shown(*asked) == expected
 
 
@@ -85,18 +80,18 @@ def test_an_unknown_row_is_answered_with_the_nearest() -> None:
         shown("table1", "student-vitb16")
 
 
-def test_one_column_has_no_student_of_all_and_none_has_no_images() -> None:
+def test_few_columns_have_fewer_rows() -> None:
     assert "student-all" not in {row.name for row in rows_of(("clip-demo",))}
     assert [row.name for row in rows_of(())] == ["baseline", "teacher-none", "student-none"]
 
 
-def test_a_loss_without_one_of_the_terms_has_no_rows_without_the_other() -> None:
+def test_only_ablations_of_the_loss_have_rows() -> None:
     names = {row.name for row in rows_of(COLUMNS, ablations=())}
     assert names == {row.name for row in ROWS if row.terms == "both"}
     assert {row.terms for row in rows_of(COLUMNS, ablations=("ce",))} == {"both", "ce"}
 
 
-def test_columns_that_would_make_two_rows_of_one_name_are_refused() -> None:
+def test_columns_that_give_two_rows_one_name_are_refused() -> None:
     with pytest.raises(InputError, match=r"two rows named student-none.*--columns"):
         rows_of(("clip-demo", "none"))
     with pytest.raises(InputError, match="two rows named student-a-ce"):
@@ -107,7 +102,7 @@ def test_clip_comes_first() -> None:
     assert clip_first(["vit-b16", "a", "clip-vit-l14", "clip-vit-b32"]) == ("clip-vit-b32", "clip-vit-l14", "a", "vit-b16")
 
 
-def test_seeds_are_trained_one_after_another_and_teachers_before_students() -> None:
+def test_models_are_ordered_by_seed_then_teachers_first() -> None:
     models = models_of([BY_NAME["student-all"], BY_NAME["baseline"]], ROWS, (0, 2))
     names = ["baseline", "teacher-clip-vit-b32", "teacher-vit-b16", "student-all"]
     assert [model.name for model in models] == [*names, *(f"{name}-seed2" for name in names)]
@@ -126,60 +121,24 @@ def test_each_row_has_its_own_control() -> None:
     of_one = {"student-clip-vit-b32", "student-vit-b16", "student-shuffled", "student-blank"}
     assert {controls[name] for name in of_one} == {"student-none"}
     others = {name for name in controls if name.startswith("student")} - of_one
-    assert {controls[name] for name in others} == {None}, "another loss, or several teachers, is another difference beside images"
+    assert {controls[name] for name in others} == {None}, "another loss, or several teachers, is a difference besides the images"
 
 
-def test_texts_without_labels_give_students_of_images_and_their_control(tmp_path: Path) -> None:
+def test_unlabelled_texts_add_students_and_their_control() -> None:
     rows = rows_of(COLUMNS, has_more=True)
     more = {row.name: row for row in rows if row.more}
     assert list(more) == ["student-clip-vit-b32-more", "student-vit-b16-more", "student-none-more"]
     assert [row.control for row in more.values()] == ["student-none-more", "student-none-more", None]
     shown = {group: [row.name for row in found] for group, found in chosen_tables(("all",), rows).items()}
     assert shown == {"table1": TABLE_1, "table2": TABLE_2, "controls": CONTROLS, "unlabelled": ["baseline", *more]}
-    tables = options(unlabelled=tmp_path / "more.txt")
-    for row in rows:
-        if row.command == "student":
-            model = PlannedModel(row=row, seed=0)
-            found = options_of(tables, model, model.needs)
-            assert isinstance(found, StudentOptions)
-            assert found.unlabelled == (tmp_path / "more.txt" if row.more else None)
     assert [model.name for model in models_of([more["student-vit-b16-more"]], rows, (0,))] == ["teacher-vit-b16", "student-vit-b16-more"]
     assert {paper_accuracy(row, dataset) for row in more.values() for dataset in PAPER_DATASETS} == {None}
 
 
 @pytest.mark.parametrize("name", ["unlabelled", "student-none-more"])
-def test_rows_of_more_texts_want_the_texts(name: str) -> None:
+def test_rows_with_unlabelled_texts_need_the_texts(name: str) -> None:
     with pytest.raises(InputError, match="name the texts with --unlabelled"):
         shown(name)
-
-
-def test_a_row_is_trained_with_the_tables_flags_under_its_own_name_and_seed() -> None:
-    tables = options(epochs=7, learning_rate=1e-3, text_model="demo", run_dir=Path("r"), limit=100, seed=4, patience=2, tokens_on="disk")
-    for name, kind in (("baseline", BaselineOptions), ("images-vit-b16", ImagesOptions), ("teacher-blank", TeacherOptions)):
-        found = of_row(name, tables, seed=5)
-        assert type(found) is kind
-        assert (found.name, found.seed, found.run) == (f"{name}-seed5", 5, Path("r"))
-        assert (found.epochs, found.learning_rate, found.text_model, found.limit, found.patience) == (7, 1e-3, "demo", 100, 2)
-    assert of_row("student-vit-b16", tables).name == "student-vit-b16"
-
-
-@pytest.mark.parametrize(
-    ("name", "privileged", "tokens", "tokens_on"),
-    [
-        ("teacher-clip-vit-b32", "images", "clip-vit-b32", "pinned"),
-        ("teacher-vit-b16", "images", "vit-b16", "pinned"),
-        ("teacher-shuffled", "shuffled", "clip-vit-b32", "pinned"),
-        ("teacher-blank", "blank", "clip-vit-b32", "pinned"),
-        ("teacher-none", "none", None, "auto"),
-    ],
-)
-def test_a_teacher_sees_what_its_row_says(name: str, privileged: str, tokens: str | None, tokens_on: str) -> None:
-    found = of_row(name, options(tokens_on="pinned"))
-    assert (found.privileged, found.image_tokens, found.tokens_on) == (privileged, tokens, tokens_on)
-
-
-def test_images_alone_read_their_column() -> None:
-    assert of_row("images-vit-b16", options()).image_tokens == "vit-b16"
 
 
 @pytest.mark.parametrize(
@@ -193,22 +152,27 @@ def test_images_alone_read_their_column() -> None:
     ],
 )
 def test_a_students_loss_has_the_terms_of_its_row(name: str, alpha: float, beta: float, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = loss_weights(of_row(name, options()))
+    weights = loss_weights(row_loss(DistillationSettings(), BY_NAME[name]))
     assert (weights.hard, weights.alpha, weights.beta, weights.temperature) == (1.0, alpha, beta, 8.0)
-    tuned = options(alpha=0.7, beta=0.2, hard=0.5, temperature=4.0, embedding_loss="cosine")
-    weights = loss_weights(of_row(name, tuned))
+    tuned = DistillationSettings(alpha=0.7, beta=0.2, hard=0.5, temperature=4.0, embedding_loss="cosine")
+    weights = loss_weights(row_loss(tuned, BY_NAME[name]))
     assert (weights.hard, weights.alpha, weights.beta) == (0.5, 0.7 * (alpha > 0), 0.2 * (beta > 0))
     assert weights.temperature == (4.0 if alpha else 8.0)
     assert weights.embedding_loss == ("cosine" if beta else "mse")
-    assert capsys.readouterr().err == "", "what has no effect is not given"
+    assert capsys.readouterr().err == "", "settings of a term that is left out are left out too"
 
 
-def test_a_student_reads_the_folders_its_teachers_were_found_in() -> None:
-    model = PlannedModel(row=BY_NAME["student-all"], seed=1)
-    found = options_of(options(), model, ("first", "second"))
-    assert isinstance(found, StudentOptions)
-    assert found.teachers == ("first", "second")
-    assert found.shares == (0.5, 0.5)
+@pytest.mark.parametrize(
+    ("hard", "preset", "ablations"), [(None, "paper", ("ce", "l2")), (0.0, "paper", ("ce",)), (None, "hinton", ()), (None, "lopez-paz", ())]
+)
+def test_soft_terms_that_can_stand_alone_get_students(hard: float | None, preset: Any, ablations: tuple[str, ...]) -> None:
+    """Without labels, the distance of the embeddings alone says nothing about the classes."""
+    loss = DistillationSettings(kd_preset=preset, hard=hard)
+    assert ablations_of(loss_weights(loss)) == ablations
+    for row in rows_of(("clip-demo",), ablations=ablations):
+        if row.command == "student":
+            weights = loss_weights(row_loss(loss, row))
+            assert (weights.hard, bool(weights.alpha or weights.beta)) == (loss_weights(loss).hard, True)
 
 
 @pytest.mark.parametrize(
@@ -223,13 +187,13 @@ def test_a_student_reads_the_folders_its_teachers_were_found_in() -> None:
         ({"epochs": 0}, "--epochs 0"),
     ],
 )
-def test_flags_that_make_no_sense_are_refused(more: dict[str, Any], told: str) -> None:
+def test_flags_without_sense_are_refused(more: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError) as refused:
         options(**more)
     assert told in str(refused.value)
 
 
-def test_the_papers_figures_stand_beside_its_own_rows() -> None:
+def test_the_papers_figures_are_those_of_its_tables() -> None:
     # arXiv 2309.15238, Table 1 (Student 2 and CLIP only on IMDB, ViT only on 20 Newsgroups) and Table 2 (l2 only on WikiNews).
     figures = [("baseline", "imdb", 0.919), ("student-clip-vit-b32", "imdb", 0.931), ("images-clip-vit-b32", "imdb", 0.549)]
     figures += [

@@ -25,10 +25,9 @@ from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import ROOT
 from tests.support.small_tables import assert_recomputed, flags, words
 from train.cli import main
-from train.evidence.rows import PlannedModel, models_of, options_of, rows_of
-from train.evidence.tables import ablations_of, tables
+from train.evidence.rows import models_of, rows_of
+from train.evidence.tables import tables
 from train.learning import loop
-from train.models.kinds import loss_weights
 from train.options.distillation import StudentOptions
 from train.options.tables import TablesOptions
 from train.options.training import BaselineOptions, TeacherOptions
@@ -197,18 +196,6 @@ def test_a_teachers_outputs_in_half_precision_stay_as_they_are(make: Make, small
     tables(make(rows=("student-none",)))
     assert (run / "half" / "outputs.safetensors").read_bytes() == before
     assert fitted == ["half", "student-none"]
-
-
-def test_a_loss_without_labels_has_no_student_of_embeddings_alone(small_csv: Path) -> None:
-    given = TablesOptions(**flags(small_csv, Path("run"), hard=0.0))
-    assert ablations_of(loss_weights(given)) == ("ce",)
-    assert ablations_of(loss_weights(TablesOptions(**flags(small_csv, Path("run"))))) == ("ce", "l2")
-    assert ablations_of(loss_weights(TablesOptions(**flags(small_csv, Path("run"), kd_preset="hinton")))) == ()
-    for row in rows_of(("clip-demo",), ablations=("ce",)):
-        if row.command == "student":
-            options = options_of(given, PlannedModel(row=row, seed=0), ("teacher",))
-            assert isinstance(options, StudentOptions)
-            assert loss_weights(options).hard == 0
 
 
 def test_students_of_another_loss_are_still_of_their_rows_when_they_are_shown(make: Make) -> None:

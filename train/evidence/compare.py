@@ -1,0 +1,192 @@
+"""``compare``: the paper's models and their controls on one corpus, trained where they are missing, with significance tests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from lugpi_core.command_line import say
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.user_corpus import load_unlabelled
+from lugpi_core.errors import InputError
+from train.data.image_tokens import open_image_tokens
+from train.data.text_model import TextModel, find_text_model
+from train.evidence.found_models import FoundModels, columns_of_rows, found_models
+from train.evidence.row_figures import scored
+from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
+from train.evidence.schedule import Experiment, Outcome, add_finished, refuse_launchers, train_models
+from train.evidence.table_report import TablePlan, TableReport, table_report
+from train.learning.losses import Distillation, Terms
+from train.learning.progress import require_trackers
+from train.models.kinds import loss_weights
+from train.models.teachers import with_separator_of
+from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, Placement, Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRequest:
+    """Which results to report.
+
+    Attributes:
+        rows: names of tables or rows, or ``all``.
+        columns: image tokens that get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's.
+        seeds: of the models.
+        has_unlabelled: whether there are rows for students that were distilled on unlabelled texts too, though none is finished.
+        paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
+    """
+
+    rows: Sequence[str] = (ALL,)
+    columns: Sequence[str] = ()
+    seeds: Sequence[int] = (0, 1, 2)
+    has_unlabelled: bool = False
+    paper_dataset: str | None = None
+
+
+class ComparisonArguments(TypedDict, total=False):
+    """How ``compare`` trains, and what else it takes.
+
+    Attributes:
+        columns: as in ``TableRequest``.
+        distillation: the students' loss: a preset or its settings.
+        unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
+            ``tokens-<name>`` of the run.
+        text_model: name on the Hugging Face hub, folder, or "demo"; or a found one, with its ``max_length``.
+        optimization: epochs, batch size, learning rate, …; its seed is the first one.
+        placement: device, precision, compilation, trackers.
+        config: settings to record in each model's ``metrics.json`` besides its own.
+        paper_dataset: as in ``TableRequest``.
+    """
+
+    columns: Sequence[str]
+    distillation: DistillationSettings | Preset
+    unlabelled: Corpus | str | Path | None
+    text_model: str | TextModel
+    optimization: Optimization
+    placement: Placement
+    config: Mapping[str, Any]
+    paper_dataset: str | None
+
+
+def compare(
+    corpus: Corpus,
+    run_dir: str | Path,
+    *,
+    rows: Sequence[str] = (ALL,),
+    seeds: int | Sequence[int] = 3,
+    train: bool = True,
+    **arguments: Unpack[ComparisonArguments],
+) -> TableReport:
+    """Return the results of the paper's models and their controls in a run, each compared with the baseline and its text-only control.
+
+    Models that are finished in the run are found whatever their folders are named, interrupted ones are resumed, the rest is trained. The
+    same call may run in several processes at once, for instance one per GPU.
+
+    Args:
+        corpus: what they are trained and scored on.
+        run_dir: folder of the run; rows with images need its token store, ``tokens``.
+        rows: ``table1``, ``table2``, ``controls``, ``unlabelled``, ``all``, or names of rows. What a row needs is trained too.
+        seeds: the seeds, or how many of them.
+        train: whether missing models are trained. If not, settings are ignored: models count whatever they were trained with.
+        **arguments: see ``ComparisonArguments``.
+
+    Raises:
+        InputError: an unknown row or column, no store where rows need images, nothing to show, or a damaged or missing input of a model.
+        Stopped: a signal asked for it; finished models and checkpoints are kept.
+    """
+    optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
+    request = TableRequest(
+        rows=rows,
+        columns=arguments.get("columns", ()),
+        seeds=range(optimization.seed, optimization.seed + seeds) if isinstance(seeds, int) else seeds,
+        has_unlabelled=arguments.get("unlabelled") is not None,
+        paper_dataset=arguments.get("paper_dataset"),
+    )
+    if not request.seeds:
+        raise InputError(got=f"seeds={seeds}", expected="at least one seed", do="give for instance 3")
+    run, loss = Path(run_dir), arguments.get("distillation", "paper")
+    if not train:
+        return finished_tables(run, corpus.name, request)
+    loss = DistillationSettings(kd_preset=loss) if isinstance(loss, str) else loss
+    plan = _plan(run, request, loss)
+    refuse_launchers()
+    require_trackers(placement.track)
+    unlabelled, text_model = arguments.get("unlabelled"), arguments.get("text_model", TEXT_MODEL)
+    unlabelled = load_unlabelled(Path(unlabelled), CorpusSettings()) if isinstance(unlabelled, str | Path) else unlabelled
+    experiment = Experiment(
+        corpus=corpus,
+        run=run,
+        text_model=find_text_model(text_model, max_length=None) if isinstance(text_model, str) else text_model,
+        optimization=optimization,
+        placement=placement,
+        distillation=loss,
+        unlabelled=None if unlabelled is None else with_separator_of(unlabelled, corpus),
+        config=arguments.get("config", {}),
+    )
+    outcome = _trained(experiment, plan)
+    return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
+
+
+def finished_tables(run: Path, dataset: str, request: TableRequest) -> TableReport:
+    """Return the results of a run's finished models, whatever they were trained with; nothing is trained.
+
+    Args:
+        run: folder of the run.
+        dataset: name of its corpus.
+        request: rows, columns and seeds.
+
+    Raises:
+        InputError: an unknown row or column, nothing to show, or damaged predictions.
+    """
+    columns = columns_of_rows(run, request.columns, include_finished=True)
+    found = found_models(run, columns)
+    rows = rows_of(columns, has_more=request.has_unlabelled or found.has_unlabelled)
+    plan = TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
+    return table_report(run, dataset, plan, found, Outcome(), cache(scored))
+
+
+def _plan(run: Path, request: TableRequest, loss: DistillationSettings) -> TablePlan:
+    """Return what to train and show."""
+    columns = columns_of_rows(run, request.columns, include_finished=False)
+    if not columns and any(name in (ALL, *GROUPS) for name in request.rows):
+        raise InputError(
+            got=f"no image tokens in {run / 'tokens'}",
+            expected="those that featurize writes",
+            do="run python -m featurize first, or train the rows without images: --rows baseline teacher-none student-none",
+        )
+    rows = rows_of(columns, ablations=ablations_of(loss_weights(loss)), has_more=request.has_unlabelled)
+    return TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
+
+
+def ablations_of(weights: Distillation) -> tuple[Terms, ...]:
+    """Return which soft terms of a loss get students of their own; the distance of the embeddings says nothing about the classes, and needs
+    the labels as well."""
+    if not (weights.alpha and weights.beta):
+        return ()
+    return ("ce", "l2") if weights.hard else ("ce",)
+
+
+def _trained(experiment: Experiment, plan: TablePlan) -> Outcome:
+    """Train the missing models; the tokens that they read are checked before the first."""
+    models = models_of(plan.shown.values(), plan.rows, plan.seeds)
+    for column in dict.fromkeys(model.row.column for model in models if model.row.column is not None):
+        experiment.tokens(column)
+    _check_unlabelled(experiment, models)
+    say(f"tables of {experiment.corpus.name}: {len(models)} models in {experiment.run}")
+    outcome = train_models(experiment, models)
+    references = models_of([row for row in plan.rows if row.name in plan.references], plan.rows, plan.seeds)
+    add_finished(experiment, [model for model in references if model not in models], outcome)
+    return outcome
+
+
+def _check_unlabelled(experiment: Experiment, models: Sequence[PlannedModel]) -> None:
+    """Refuse unlabelled texts without the images that their teachers need."""
+    if experiment.unlabelled is None:
+        return
+    teachers = {teacher for model in models if model.row.more for teacher in model.row.teachers}
+    if not teachers:
+        say("warning: --unlabelled has no effect without its rows: --rows unlabelled")
+    store = experiment.run / f"tokens-{experiment.unlabelled.name}"
+    for column in {model.row.column for model in models if model.row.name in teachers and model.row.column is not None}:
+        open_image_tokens(store, column, experiment.unlabelled)
