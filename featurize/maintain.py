@@ -8,6 +8,7 @@ from typing import Any
 from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
 from featurize.run import featurize_command, plan_command
 from lugpi_core.command_line import say
+from lugpi_core.corpora.load import DATASETS
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import flat
 from lugpi_core.store.example_table import EXAMPLES
@@ -217,7 +218,7 @@ def _commands_of(store: Path, findings: tuple[Finding, ...]) -> list[FeaturizeOp
     """Return the featurize commands that compute what was found, each once.
 
     Raises:
-        InputError: a damaged column was not written by featurize.
+        InputError: a damaged column was not written by featurize, or for a corpus that cannot be loaded by name.
     """
     ours = [name for name in columns_of(store) if flags_of_the_maker(store, name) is not None]
     # Rows that failed in a foreign column are left alone.
@@ -233,6 +234,12 @@ def _commands_of(store: Path, findings: tuple[Finding, ...]) -> list[FeaturizeOp
                 got=f"{store / column}, which no featurize command wrote",
                 expected="a column that featurize can compute again",
                 do="get its files again from their source, or remove the folder",
+            )
+        if "data_dir" not in flags and flags.get("dataset") not in DATASETS:
+            raise InputError(
+                got=f"{store / column}, which lugpi.featurize wrote for a corpus in memory, {flags.get('dataset')}",
+                expected="a corpus that the command can load",
+                do="remove the files named above and call lugpi.featurize again with the same corpus and settings",
             )
         command = _options_of(flags, store.parent)
         if command not in commands:

@@ -86,12 +86,12 @@ def class_similarity(pictures_nHW: torch.Tensor, labels_n: NDArray[np.int64], na
         names: of the classes.
         seed: of the permutations.
     """
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     present, class_n = np.unique(labels_n, return_inverse=True)
     similarity_nn = _pairwise_ssim(pictures_nHW)
     means_KK = _class_means(similarity_nn, class_n)
     difference = _within_less_between(means_KK)
-    as_much = sum(_within_less_between(_class_means(similarity_nn, chance.permutation(class_n))) >= difference for _ in range(PERMUTATIONS))
+    as_much = sum(_within_less_between(_class_means(similarity_nn, rng.permutation(class_n))) >= difference for _ in range(PERMUTATIONS))
     pairs = list(combinations(range(len(present)), 2))
     most_alike = sorted(pairs, key=lambda pair: (-means_KK[pair], pair))[:_REPORTED_PAIRS]
     return ClassSimilarity(
@@ -124,13 +124,13 @@ def _within_less_between(means_KK: NDArray[np.float64]) -> float:
 def spread_over_classes(labels_N: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
     """Return the positions of at most ``most`` examples, ascending: equally many of each class, 2 to 40. If there are too many classes for
     that, a seeded choice of classes. Empty if fewer than two classes can have two."""
-    chance = np.random.default_rng(seed)
-    order_N = chance.permutation(len(labels_N))
+    rng = np.random.default_rng(seed)
+    order_N = rng.permutation(len(labels_N))
     present = [label for label, count in zip(*np.unique(labels_N, return_counts=True), strict=True) if count > 1]
     if len(present) < 2 or most < 4:
         return np.zeros(0, np.int64)
     each = min(MOST_PER_CLASS, max(2, most // len(present)))
-    chosen_labels = sorted(chance.permutation(present)[: most // each].tolist())
+    chosen_labels = sorted(rng.permutation(present)[: most // each].tolist())
     chosen = [order_N[labels_N[order_N] == label][:each] for label in chosen_labels]
     return np.sort(np.concatenate(chosen))
 

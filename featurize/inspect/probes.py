@@ -168,25 +168,23 @@ def probe_classes(data: LabelledFeatures, seed: int) -> ClassProbes:
 
 
 def _score(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_], *, shuffles: int, seed: int) -> ProbeScore:
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     labels_S, image_S = data.validation_V[scored_V], data.picture_V[scored_V]
     predicted_V = predict(data.train_N)
     accuracy = float((predicted_V[scored_V] == labels_S).mean())
-    shuffled = [float((predict(chance.permutation(data.train_N))[scored_V] == labels_S).mean()) for _ in range(shuffles)]
+    shuffled = [float((predict(rng.permutation(data.train_N))[scored_V] == labels_S).mean()) for _ in range(shuffles)]
     return ProbeScore(
         accuracy=accuracy,
         accuracy_all=float((predicted_V == data.validation_V).mean()),
         shuffled_mean=float(np.mean(shuffled)),
         shuffled_sd=float(np.std(shuffled, ddof=1)),
         shuffles=shuffles,
-        p=p_value(predicted_V[scored_V], labels_S, image_S, chance),
+        p=p_value(predicted_V[scored_V], labels_S, image_S, rng),
         interval=accuracy_interval(accuracy, images=len(np.unique(image_S))),
     )
 
 
-def p_value(
-    predicted_S: NDArray[np.int64], labels_S: NDArray[np.int64], picture_S: NDArray[np.int64], chance: np.random.Generator
-) -> float:
+def p_value(predicted_S: NDArray[np.int64], labels_S: NDArray[np.int64], picture_S: NDArray[np.int64], rng: np.random.Generator) -> float:
     """Return the p-value of the permutation test for "images and labels are independent": the share of 1,000 arrangements (999 random
     permutations of the predictions, and the observed one) with at least as many hits.
 
@@ -195,7 +193,7 @@ def p_value(
     """
     _, first_D, image_of_S = np.unique(picture_S, return_index=True, return_inverse=True)
     predicted_D, hits = predicted_S[first_D], int((predicted_S == labels_S).sum())
-    as_many = sum(int((chance.permutation(predicted_D)[image_of_S] == labels_S).sum()) >= hits for _ in range(PERMUTATIONS))
+    as_many = sum(int((rng.permutation(predicted_D)[image_of_S] == labels_S).sum()) >= hits for _ in range(PERMUTATIONS))
     return (1 + as_many) / (1 + PERMUTATIONS)
 
 

@@ -72,10 +72,10 @@ class Sample:
 
 def take_sample(corpus: Corpus, table: ExampleTable, seed: int) -> Sample:
     """Return at most 4,000 train, 2,000 validation and 4,000 test examples."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     label_N = np.array([example.label for example in corpus.examples], np.int64)
     rows: dict[str, NDArray[np.int64]] = {
-        split: stratified(np.array(corpus.rows(split), np.int64), label_N, MOST[split], chance) for split in SPLITS
+        split: stratified(np.array(corpus.rows(split), np.int64), label_N, MOST[split], rng) for split in SPLITS
     }
     drawings = np.unique(np.concatenate([table.drawing[split_rows] for split_rows in rows.values()]))
     return Sample(
@@ -87,11 +87,11 @@ def take_sample(corpus: Corpus, table: ExampleTable, seed: int) -> Sample:
     )
 
 
-def stratified(rows: NDArray[np.int64], label_N: NDArray[np.int64], most: int, chance: np.random.Generator) -> NDArray[np.int64]:
+def stratified(rows: NDArray[np.int64], label_N: NDArray[np.int64], most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return at most ``most`` of the rows, drawn in proportion from every class, ascending."""
     if len(rows) <= most:
         return rows
-    shuffled = chance.permutation(rows)
+    shuffled = rng.permutation(rows)
     classes, counts = np.unique(label_N[rows], return_counts=True)
     if len(classes) > most:  # too few rows for one of each class
         return np.sort(shuffled[:most])

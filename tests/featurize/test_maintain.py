@@ -16,6 +16,9 @@ from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
 from featurize.maintain import store_info, verify_store
+from featurize.options import FeaturizeSettings
+from featurize.run import featurize
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, load_manifest, shard_name
@@ -388,3 +391,20 @@ def test_from_python_a_store_is_verified_and_described(run: Path) -> None:
     assert sorted(content.unreadable) == ["clip-demo", "examples.h5"]
     assert content.to_json()["not_shown"].keys() == {"clip-demo"}
     assert content.summary().count("cannot be read: got ") == 2
+
+
+def test_a_damaged_store_from_python_is_repaired_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = Corpus.from_texts([f"text number {n}" for n in range(14)], ["a", "b"] * 7, name="in-memory")
+    settings = FeaturizeSettings(steps=1, shard_rows=4)
+    featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings)
+    shard = tmp_path / "tokens" / "vit-demo" / shard_name(1)
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    assert main(["verify", "--dataset", "in-memory", "--run-dir", str(tmp_path), "--repair"]) == 2
+    printed = capsys.readouterr().err
+    assert "wrote for a corpus in memory, in-memory; expected" in printed
+    assert "vit-demo/shard-00001.h5: " in printed
+    shard.unlink()
+    featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings)
+    assert shard.read_bytes() == intact
+    assert verify_store(tmp_path / "tokens", deep=True).complete

@@ -26,6 +26,7 @@ from featurize.run import featurize_command
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader
+from lugpi_core.store.token_store import TokenStore
 from lugpi_core.thumbnails import read_thumbnails
 from tests.support.checkout import ROOT
 from tests.support.planted_store import Planted, plant, plant_column, plant_latents, plant_telling, telling_tokens
@@ -431,13 +432,12 @@ def test_a_store_written_by_featurize_is_inspected_from_end_to_end(small_run: Pa
 
 
 def test_from_python_a_path_or_an_open_store_is_inspected(with_latents: Planted, tmp_path: Path) -> None:
-    class OpenStore:
-        path = with_latents.run_dir / "tokens"
-
-    _without_tokens(with_latents)
+    shutil.rmtree(with_latents.run_dir / "tokens" / "silent")
+    store = TokenStore(with_latents.run_dir / "tokens")
     settings = InspectSettings(device="cpu", thumbnails=2)
-    by_path = inspect(str(OpenStore.path), with_latents.corpus, settings=settings, run_dir=tmp_path / "elsewhere")
-    opened = inspect(OpenStore(), with_latents.corpus, settings=settings)
+    by_path = inspect(str(store.path), with_latents.corpus, settings=settings, run_dir=tmp_path / "elsewhere")
+    opened = inspect(store, with_latents.corpus, settings=settings)
+    assert by_path.columns == opened.columns
     assert by_path.class_similarity == opened.class_similarity
     assert (with_latents.run_dir / "drawings.png").read_bytes() == (tmp_path / "elsewhere" / "drawings.png").read_bytes()
     assert not (with_latents.run_dir / "inspection.json").exists()
