@@ -1,4 +1,4 @@
-"""The frame of every command: one-line errors, exit codes, and a last line that a machine reads."""
+"""How every command runs: one-line errors, exit codes, and a machine-readable last line."""
 
 import dataclasses
 import io
@@ -83,7 +83,7 @@ def test_the_last_line_of_stdout_is_one_json_object_with_every_default(capsys: p
     assert captured.err == ""
 
 
-def test_a_command_that_is_not_complete_ends_with_one_and_still_says_what_it_made(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_command_exits_with_one_and_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--dataset", "x", command=lambda options: {"complete": False, "rows": 3}) == 1
     assert json.loads(capsys.readouterr().out) == {"complete": False, "rows": 3}
     assert _run("--dataset", "x", command=lambda options: {"complete": True}) == 0
@@ -112,7 +112,7 @@ def test_a_command_that_is_not_complete_ends_with_one_and_still_says_what_it_mad
     ],
     ids=["unknown", "misspelt", "negated", "stray", "bad value", "missing", "refused by the options"],
 )
-def test_flags_that_cannot_be_taken_are_one_line_and_exit_two(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_flags_are_one_line_and_exit_two(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(*arguments, command=_raising(AssertionError("never called"))) == 2
     captured = capsys.readouterr()
     assert captured.err == f"error: {error}\n"
@@ -149,7 +149,7 @@ def test_a_misspelt_flag_is_named_before_the_one_it_stands_for(capsys: pytest.Ca
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "UTF-8"])
 @pytest.mark.parametrize(("arguments", "said"), [(["--stepz", "3"], "the flag --stepz"), (["--steps", "many"], "--steps many;")])
-def test_the_line_is_the_same_whatever_the_terminal_can_draw(
+def test_the_error_line_is_the_same_in_any_encoding(
     encoding: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
@@ -169,7 +169,7 @@ sys.exit(run(lambda options: {}, Options, sys.argv[1:], prog="p"))
 """
 
 
-def test_the_line_on_a_real_terminal_holds_neither_colours_nor_boxes() -> None:
+def test_the_error_line_on_a_terminal_has_no_colours_or_boxes() -> None:
     terminal, end = pty.openpty()
     arguments = [sys.executable, "-c", ON_A_TERMINAL, "--stepz", "4"]
     done = subprocess.run(arguments, stdin=end, stdout=end, stderr=end, check=False, cwd=ROOT, env={**os.environ, "TERM": "xterm-256color"})
@@ -180,9 +180,7 @@ def test_the_line_on_a_real_terminal_holds_neither_colours_nor_boxes() -> None:
     assert shown == "error: got the flag --stepz; expected a flag of p; did you mean '--steps'?\r\n"
 
 
-def test_a_long_path_in_an_error_is_not_broken_by_the_width_of_the_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_path_in_an_error_is_not_wrapped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     path = "/a" * 100
     assert _run("--dataset", "x", "--steps", "0", "--data-dir", path) == 2
@@ -226,7 +224,7 @@ def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[
         (IsADirectoryError(21, "Is a directory", "/x/tables.json"), "error: got /x/tables.json: Is a directory; expected"),
     ],
 )
-def test_what_a_disk_refuses_is_one_line_and_exit_two(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_disk_errors_are_one_line_and_exit_two(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--dataset", "x", command=_raising(error)) == 2
     said = capsys.readouterr().err
     assert said.startswith(line)
@@ -240,7 +238,7 @@ def test_any_other_error_is_our_bug_and_keeps_its_traceback(error: Exception) ->
 
 
 @pytest.mark.parametrize("arguments", ["featurize --help", "train tables --help", "train --help"])
-def test_a_reader_that_leaves_ends_the_command_without_a_traceback(arguments: str) -> None:
+def test_a_closed_stdout_ends_the_command_without_a_traceback(arguments: str) -> None:
     """As ``| head`` does."""
     command = [sys.executable, "-m", *arguments.split()]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
@@ -290,7 +288,7 @@ def test_the_first_argument_names_the_command(capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out) == {"grams": 7}
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert _one_of("wiegh") == 2
     captured = capsys.readouterr()
     assert captured.err == "error: got the command 'wiegh'; expected one of count, weigh; did you mean 'weigh'?\n"
@@ -319,7 +317,7 @@ def test_help_of_one_command_shows_its_options(capsys: pytest.CaptureFixture[str
     assert "--grams" in captured
 
 
-def test_what_is_said_to_the_person_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_for_the_user_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     say("drawing 3 of 7")
     say("elsewhere", to=sys.stdout)
     captured = capsys.readouterr()
@@ -338,7 +336,7 @@ def test_flags_are_resolved_to_plain_json_values_however_deep() -> None:
     assert json.loads(json.dumps(flags)) == flags
 
 
-def test_the_frame_imports_no_heavy_library() -> None:
+def test_the_command_line_imports_no_heavy_library() -> None:
     heavy = ["torch", "numpy", "h5py", "transformers", "diffusers", "tyro", "datasets"]
     listing = "import sys, lugpi_core.command_line as c; c.run_one_of({'a': (dict, dict)}, ['-h'], prog='p', about='')"
     code = f"{listing}; assert not set({heavy}) & set(sys.modules)"

@@ -18,14 +18,14 @@ def test_an_input_error_is_a_value_error() -> None:
     assert issubclass(InputError, ValueError)
 
 
-def test_the_exit_codes_are_those_the_readme_names() -> None:
+def test_the_exit_codes_are_the_documented_ones() -> None:
     assert (EXIT_OK, EXIT_INCOMPLETE, EXIT_BAD_INPUT, EXIT_SIGNAL) == (0, 1, 2, 128)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("imbd", "imdb"), ("cwi-new", "cwi-news"), ("20news", "20ng")])
-def test_a_misspelt_name_is_answered_with_the_nearest(typed: str, meant: str) -> None:
+def test_a_misspelt_name_gets_a_suggestion(typed: str, meant: str) -> None:
     assert nearest(typed, ["imdb", "20ng", "cwi-news", "demo"]) == f"did you mean {meant!r}?"
 
 
-def test_a_name_near_nothing_is_answered_with_the_whole_list_sorted() -> None:
+def test_a_name_similar_to_none_gets_the_sorted_list() -> None:
     assert nearest("zzz", iter(["imdb", "20ng"])) == "choose one of 20ng, imdb"

@@ -49,7 +49,7 @@ def test_a_whole_file_takes_its_place_at_the_end_and_not_before(tmp_path: Path) 
     assert _names(path.parent) == ["a.txt"]
 
 
-def test_a_failed_whole_file_leaves_nothing_behind_and_keeps_the_old_content(tmp_path: Path) -> None:
+def test_a_failed_whole_file_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -74,9 +74,7 @@ def test_a_whole_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_pa
 
 
 @pytest.mark.parametrize("operation", ["fsync", "replace", "pwrite"])
-def test_an_operation_that_fails_leaves_nothing_behind_and_keeps_the_old_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
-) -> None:
+def test_a_failing_operation_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
     write_text(tmp_path / "a.txt", "old")
 
     def failing(*_: Any) -> None:
@@ -90,7 +88,7 @@ def test_an_operation_that_fails_leaves_nothing_behind_and_keeps_the_old_content
     assert _names(tmp_path) == ["a.txt"]
 
 
-def test_a_file_in_the_making_is_hidden_and_named_after_its_maker(tmp_path: Path) -> None:
+def test_an_unfinished_file_is_hidden_and_names_its_writer(tmp_path: Path) -> None:
     with whole_file(tmp_path / "a.txt") as partial:
         assert partial.name.startswith(f".a.txt.{host_name()}-{os.getpid()}-")
         assert partial.name.endswith(".partial")
@@ -99,7 +97,7 @@ def test_a_file_in_the_making_is_hidden_and_named_after_its_maker(tmp_path: Path
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_whole_files_and_folders_have_the_permissions_of_ordinary_ones(tmp_path: Path, umask: int) -> None:
+def test_whole_files_and_folders_have_ordinary_permissions(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         write_text(tmp_path / "a", "")
@@ -112,7 +110,7 @@ def test_whole_files_and_folders_have_the_permissions_of_ordinary_ones(tmp_path:
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o777 & ~umask
 
 
-def test_a_whole_folder_replaces_what_stood_there(tmp_path: Path) -> None:
+def test_a_whole_folder_replaces_the_old_content(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").write_text("old")
@@ -135,7 +133,7 @@ def test_every_file_of_a_whole_folder_is_synced(tmp_path: Path, monkeypatch: pyt
     assert synced == ["a", "b"]
 
 
-def test_a_failed_whole_folder_leaves_nothing_behind_and_keeps_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_whole_folder_keeps_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").write_text("old")
@@ -159,7 +157,7 @@ def test_json_survives_the_round_trip_in_plain_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_json_is_refused_and_the_old_file_stays(tmp_path: Path, value: float) -> None:
+def test_values_that_are_not_json_leave_the_old_file(tmp_path: Path, value: float) -> None:
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "a.json", value)
@@ -179,13 +177,13 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["nested too deep", "a number too long"])
-def test_json_that_python_itself_refuses_is_named(tmp_path: Path, content: str) -> None:
+def test_json_that_python_rejects_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(InputError, match=r"a\.json, which is not JSON"):
         read_json(tmp_path / "a.json")
 
 
-def test_make_folder_makes_parents_and_takes_an_existing_one(tmp_path: Path) -> None:
+def test_make_folder_creates_parents_and_accepts_an_existing_one(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert make_folder(tmp_path / "a" / "b").is_dir()
 
@@ -212,7 +210,7 @@ def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("at_a_time")
-def test_all_of_the_data_is_written_and_read_however_little_goes_at_a_time(tmp_path: Path) -> None:
+def test_short_reads_and_writes_transfer_all_data(tmp_path: Path) -> None:
     values = np.arange(60, dtype="<f4").reshape(3, 20)
     with open_file(tmp_path / "a", os.O_CREAT | os.O_RDWR) as descriptor:
         write_at(descriptor, values, 5)
@@ -267,7 +265,7 @@ def fresh_name() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_name")
 @pytest.mark.parametrize("part", ["node", "container", "start"])
-def test_another_machine_container_or_start_has_another_name(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_another_machine_container_or_boot_has_another_name(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     own = host_name()
     host_name.cache_clear()
     read_text = Path.read_text
@@ -298,14 +296,14 @@ def _left(folder: Path, owner: str, age_s: float = 0.0, *, is_folder: bool = Fal
 
 
 @pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
-def test_what_a_dead_process_of_this_machine_left_is_swept_at_once(tmp_path: Path, is_folder: bool) -> None:
+def test_a_dead_processs_files_are_swept_at_once(tmp_path: Path, is_folder: bool) -> None:
     left = _left(tmp_path, f"{host_name()}-{_dead()}", is_folder=is_folder)
     assert sweep(tmp_path) == [left]
     assert _names(tmp_path) == []
     assert sweep(tmp_path) == []
 
 
-def test_what_a_killed_process_was_writing_is_swept(tmp_path: Path) -> None:
+def test_a_killed_processs_partial_file_is_swept(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from lugpi_core.files import whole_file, whole_folder\n"
         "with whole_folder(Path(sys.argv[1]) / 'b') as b, whole_file(Path(sys.argv[1]) / 'a') as a:\n"
@@ -318,13 +316,13 @@ def test_what_a_killed_process_was_writing_is_swept(tmp_path: Path) -> None:
     assert _names(tmp_path) == []
 
 
-def test_what_a_living_process_of_this_machine_writes_is_kept_however_old_it_is(tmp_path: Path) -> None:
+def test_a_running_processs_files_are_kept_however_old(tmp_path: Path) -> None:
     left = [_left(tmp_path, f"{host_name()}-{pid}", 10 * FOREIGN_ORPHAN_S) for pid in (os.getpid(), os.getppid())]
     assert sweep(tmp_path) == []
     assert all(path.exists() for path in left)
 
 
-def test_a_living_process_of_another_user_is_a_living_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_another_user_counts_as_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(pid: int, number: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -333,14 +331,14 @@ def test_a_living_process_of_another_user_is_a_living_process(tmp_path: Path, mo
     assert sweep(tmp_path) == []
 
 
-def test_a_process_number_that_no_system_has_is_a_dead_process(tmp_path: Path) -> None:
+def test_an_impossible_process_number_counts_as_dead(tmp_path: Path) -> None:
     left = _left(tmp_path, f"{host_name()}-{1 << 70}")
     assert sweep(tmp_path) == [left]
 
 
 @pytest.mark.parametrize("owner", ["feedbeef-1", "feedbeef-{ours}", "nobody"])
 @pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
-def test_what_another_machine_writes_is_kept_for_a_day(tmp_path: Path, owner: str, is_folder: bool) -> None:
+def test_another_machines_files_are_kept_for_a_day(tmp_path: Path, owner: str, is_folder: bool) -> None:
     left = _left(tmp_path, owner.format(ours=os.getpid()), FOREIGN_ORPHAN_S - 60, is_folder=is_folder)
     assert sweep(tmp_path) == []
     os.utime(left, (time.time() - FOREIGN_ORPHAN_S - 60,) * 2)
@@ -358,7 +356,7 @@ def test_other_names_are_no_orphans(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).exists()
 
 
-def test_what_another_process_sweeps_at_the_same_time_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_concurrent_sweep_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left, look = _left(tmp_path, "feedbeef-1", 2 * FOREIGN_ORPHAN_S), os.stat
 
     def looked_at_and_gone(path: Any, *arguments: Any, **named: Any) -> os.stat_result:

@@ -34,7 +34,7 @@ def test_a_fingerprint_survives_json(value: dict[str, object]) -> None:
     assert differences(json.loads(json.dumps(value)), value) == []
 
 
-def test_tuples_count_as_the_lists_that_json_makes_of_them() -> None:
+def test_tuples_count_as_lists() -> None:
     assert differences({"size": (512, 512)}, {"size": [512, 512]}) == []
 
 
@@ -89,7 +89,7 @@ def model(tmp_path: Path) -> Path:
         "model.safetensors.index.json",
     ],
 )
-def test_the_hash_of_a_model_moves_with_every_file_that_decides_what_it_computes(model: Path, name: str) -> None:
+def test_a_models_hash_changes_with_every_file_that_matters(model: Path, name: str) -> None:
     before = hash_model_folder(model)
     (model / name).write_bytes(b"other")
     assert hash_model_folder(model) != before
@@ -110,14 +110,14 @@ def test_the_hash_of_a_model_moves_with_every_file_that_decides_what_it_computes
         "onnx/model.safetensors",
     ],
 )
-def test_the_hash_of_a_model_does_not_move_with_what_decides_nothing(model: Path, name: str) -> None:
+def test_a_models_hash_ignores_files_without_effect(model: Path, name: str) -> None:
     before = hash_model_folder(model)
     (model / name).parent.mkdir(parents=True, exist_ok=True)
     (model / name).write_bytes(b"other")
     assert hash_model_folder(model) == before
 
 
-def test_the_hash_of_a_model_moves_with_the_name_of_a_file_but_not_of_the_folder(model: Path, tmp_path: Path) -> None:
+def test_a_models_hash_depends_on_file_names_but_not_on_the_folder(model: Path, tmp_path: Path) -> None:
     before = hash_model_folder(model)
     moved = model.rename(tmp_path / ".hidden")
     assert hash_model_folder(moved) == before
@@ -125,7 +125,7 @@ def test_the_hash_of_a_model_moves_with_the_name_of_a_file_but_not_of_the_folder
     assert hash_model_folder(moved) != before
 
 
-def test_a_model_folder_of_links_as_the_hub_makes_it_hashes_like_the_files(model: Path, tmp_path: Path) -> None:
+def test_a_model_folder_of_links_hashes_like_its_files(model: Path, tmp_path: Path) -> None:
     linked = tmp_path / "snapshot"
     for path in model.rglob("*"):
         if path.is_file():

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "thumbnails"
 
 
-def test_what_is_written_is_read_by_example_row(folder: Path) -> None:
+def test_thumbnails_are_read_by_example_row(folder: Path) -> None:
     found = read_thumbnails(folder, "0123")
     assert list(found) == [7, 12, 300]
     for row, data in found.items():
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_by_example_row(folder: Path) -> None:
         assert np.abs(shown - pictures()[row]).mean() < 12
 
 
-def test_the_index_says_what_they_are_of(folder: Path) -> None:
+def test_the_index_names_corpus_and_generator(folder: Path) -> None:
     index = json.loads((folder / "index.json").read_text())
     assert {name: index[name] for name in ("corpus", "side_px", "examples", "generator", "notice")} == {
         "corpus": "0123",
@@ -56,16 +56,16 @@ def test_the_index_says_what_they_are_of(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["12.webp", "300.webp", "7.webp", "index.json"]
 
 
-def test_where_there_are_none_nothing_is_read(tmp_path: Path) -> None:
+def test_without_a_folder_nothing_is_read(tmp_path: Path) -> None:
     assert read_thumbnails(tmp_path / "thumbnails", "0123") == {}
 
 
-def test_an_empty_folder_of_them_can_be_written_and_read(tmp_path: Path) -> None:
+def test_an_empty_folder_can_be_written_and_read(tmp_path: Path) -> None:
     assert write_thumbnails(tmp_path / "thumbnails", {}, SOURCE) == 0
     assert read_thumbnails(tmp_path / "thumbnails", "0123") == {}
 
 
-def test_they_take_the_place_of_older_ones(folder: Path) -> None:
+def test_new_thumbnails_replace_the_old_ones(folder: Path) -> None:
     size = write_thumbnails(folder, pictures(rows=(1,)), SOURCE)
     assert list(read_thumbnails(folder, "0123")) == [1]
     assert sorted(path.name for path in folder.iterdir()) == ["1.webp", "index.json"]
@@ -73,13 +73,13 @@ def test_they_take_the_place_of_older_ones(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["thumbnails"], "nothing is left beside it"
 
 
-def test_the_same_pictures_are_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_the_same_images_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     write_thumbnails(tmp_path / "again", pictures(), SOURCE)
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-def test_as_many_as_may_be_asked_for_stay_below_ten_megabytes_even_of_noise(tmp_path: Path) -> None:
+def test_the_most_thumbnails_of_noise_stay_below_ten_megabytes(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, size=(MOST_SIDE_PX, MOST_SIDE_PX, 3), dtype=np.uint8)
     total = write_thumbnails(tmp_path / "thumbnails", {0: noise}, SOURCE)
     (data,) = read_thumbnails(tmp_path / "thumbnails", "0123").values()
@@ -87,7 +87,7 @@ def test_as_many_as_may_be_asked_for_stay_below_ten_megabytes_even_of_noise(tmp_
     assert total * MOST_THUMBNAILS < 7e6
 
 
-def test_those_of_another_corpus_are_refused(folder: Path) -> None:
+def test_thumbnails_of_another_corpus_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"got .*thumbnails with images of another corpus; expected .*; run python -m featurize inspect"):
         read_thumbnails(folder, "4567")
 

@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> str:
     return path.as_uri()
 
 
-def test_an_archive_on_disk_is_taken_whatever_its_checksum(tmp_path: Path) -> None:
+def test_an_archive_on_disk_is_accepted_whatever_its_checksum(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"repacked")
     assert find_archive(_archive(sha256="0" * 64), tmp_path) == tmp_path / "a.tar.gz"
     assert (tmp_path / "a.tar.gz").read_bytes() == b"repacked"
@@ -51,7 +51,7 @@ def test_the_next_source_is_tried_when_one_fails(tmp_path: Path, source: str) ->
     assert path.read_bytes() == CONTENT
 
 
-def test_no_source_working_names_the_file_the_place_and_every_reason(tmp_path: Path, source: str) -> None:
+def test_if_no_source_works_file_folder_and_reasons_are_named(tmp_path: Path, source: str) -> None:
     gone = (tmp_path / "gone").as_uri()
     with pytest.raises(InputError) as caught:
         find_archive(_archive(gone, source, "nonsense", sha256="0" * 64), tmp_path / "data")
@@ -83,7 +83,7 @@ def test_a_download_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_data_folder_that_is_a_file_is_told(tmp_path: Path, source: str) -> None:
+def test_a_data_folder_that_is_a_file_is_an_error(tmp_path: Path, source: str) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(InputError, match="exists"):
         find_archive(_archive(source), tmp_path / "data")
@@ -105,7 +105,7 @@ def _content(path: Path) -> dict[str, bytes]:
 MEMBERS = {"d/1": b"one" * 400, "d/2": bytes(range(256)) * 9}
 
 
-def test_only_regular_files_of_the_pattern_are_read(tmp_path: Path) -> None:
+def test_only_regular_files_that_match_are_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
         for name, kind in (("./d/1", tarfile.REGTYPE), ("d/2", tarfile.SYMTYPE), ("d/3", tarfile.DIRTYPE), ("e/../4", tarfile.REGTYPE)):
             info = tarfile.TarInfo(name)
@@ -154,7 +154,7 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> Non
         _content(tmp_path / "t.tar.gz")
 
 
-def test_a_folder_in_place_of_an_archive_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_an_archive_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="damaged archive"):
         _content(tmp_path)
 

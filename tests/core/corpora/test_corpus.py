@@ -49,16 +49,16 @@ def test_rows_and_counts_cover_every_example_once_and_ascend(splits: list[Split]
     ],
     ids=["id", "text", "prompt", "label", "split", "label names", "order", "count", "border between two fields"],
 )
-def test_the_fingerprint_moves_with_everything_that_decides_a_run(changed: Corpus) -> None:
+def test_the_fingerprint_changes_with_everything_that_affects_a_run(changed: Corpus) -> None:
     assert changed.fingerprint() != CORPUS.fingerprint()
 
 
-def test_the_fingerprint_does_not_move_with_name_licence_or_separator() -> None:
+def test_the_fingerprint_ignores_name_licence_and_separator() -> None:
     renamed = dataclasses.replace(CORPUS, name="other", license="MIT", separator="[SEP]")
     assert renamed.fingerprint() == CORPUS.fingerprint()
 
 
-def test_moving_a_letter_over_a_field_border_changes_the_fingerprint() -> None:
+def test_moving_a_letter_between_fields_changes_the_fingerprint() -> None:
     assert _with_example(id="ab", text="c").fingerprint() != _with_example(id="a", text="bc").fingerprint()
 
 

@@ -28,7 +28,7 @@ def test_every_dataset_has_a_run_folder_of_its_own(dataset: str, limit: int | No
     assert default_run_dir(dataset, limit) == Path(folder)
 
 
-def test_a_hub_name_is_taken_apart() -> None:
+def test_a_hub_name_is_split_into_its_parts() -> None:
     assert hub_name("hf:a-b/c.d/conf@refs/pr/1") == HubName(owner="a-b", name="c.d", config="conf", revision="refs/pr/1")
     assert hub_name("hf:a/b") == HubName(owner="a", name="b", config=None, revision=None)
 
@@ -40,7 +40,7 @@ def test_a_malformed_hub_name_is_refused(dataset: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [2, 0, -1])
-def test_a_limit_below_one_example_a_split_is_refused(limit: int) -> None:
+def test_a_limit_below_one_example_per_split_is_refused(limit: int) -> None:
     with pytest.raises(InputError, match=f"--limit {limit}"):
         CorpusOptions(dataset="demo", limit=limit)
 

@@ -54,7 +54,7 @@ def _imdb(tmp_path: Path, members: dict[str, bytes] | None = None, **flags: Any)
     return load_imdb(CorpusSettings(data_dir=tmp_path, **flags), in_each_folder=5)
 
 
-def test_imdb_is_in_its_canonical_order_with_a_tenth_of_train_as_validation(tmp_path: Path) -> None:
+def test_imdb_is_in_order_with_a_tenth_of_train_as_validation(tmp_path: Path) -> None:
     corpus = _imdb(tmp_path)
     numbers = ("2", "9", "10", "33", "100")
     assert [example.id for example in corpus.examples] == [
@@ -67,7 +67,7 @@ def test_imdb_is_in_its_canonical_order_with_a_tenth_of_train_as_validation(tmp_
     assert corpus.examples[0].text == corpus.examples[0].prompt == "train neg  2 é"
 
 
-def test_the_split_seed_moves_only_validation_in_imdb(tmp_path: Path) -> None:
+def test_the_split_seed_changes_only_validation_in_imdb(tmp_path: Path) -> None:
     splits = {tuple(example.split for example in _imdb(tmp_path, split_seed=seed).examples) for seed in range(8)}
     assert len(splits) > 1
     assert {split[10:] for split in splits} == {("test",) * 10}
@@ -150,12 +150,12 @@ def test_20ng_is_sorted_by_group_and_number_and_cut_by_thirds(tmp_path: Path) ->
         ("a@b.c", "a@b.c"),
     ],
 )
-def test_a_newsgroup_prompt_has_no_subject_line_and_no_address_and_is_never_empty(document: str, prompt: str) -> None:
+def test_a_newsgroup_prompt_has_no_subject_or_address_and_is_never_empty(document: str, prompt: str) -> None:
     assert without_subject_and_addresses(document) == prompt
 
 
 @pytest.mark.timeout(10)
-def test_a_long_run_without_a_blank_costs_no_more_than_its_length() -> None:
+def test_a_long_run_without_a_blank_takes_linear_time() -> None:
     run = "x." * 200_000
     assert without_subject_and_addresses(f"From: a\n\n{run} a@b.c") == f"From: a\n\n{run}"
 
@@ -184,7 +184,7 @@ def test_a_document_without_a_date_split_is_named(tmp_path: Path) -> None:
         _news(tmp_path, split_by="date")
 
 
-def test_a_corrupt_date_map_is_told(tmp_path: Path) -> None:
+def test_a_corrupt_date_map_is_an_error(tmp_path: Path) -> None:
     _date_file(tmp_path, ["sci.med/1\ttrain", "sci.med/9\tyesterday"])
     with pytest.raises(InputError, match=r"'yesterday' in .*line 2"):
         _news(tmp_path, split_by="date")
@@ -193,7 +193,7 @@ def test_a_corrupt_date_map_is_told(tmp_path: Path) -> None:
         _news(tmp_path, split_by="date")
 
 
-def test_wrong_numbers_of_groups_or_documents_are_told(tmp_path: Path) -> None:
+def test_unexpected_counts_of_groups_or_documents_are_errors(tmp_path: Path) -> None:
     members = _news_members()
     with pytest.raises(InputError, match="got 3 newsgroups"):
         _news(tmp_path, members | {"20news-18828/sci.space/1": POST % 1})
@@ -222,7 +222,7 @@ def _cwi(tmp_path: Path, *, train: list[str] | None = None, genre: Genre = "News
     return load_cwi(genre, CorpusSettings(data_dir=tmp_path), rows=(2, 2, 1))
 
 
-def test_cwi_marks_the_target_and_draws_it_alone(tmp_path: Path) -> None:
+def test_cwi_marks_the_target_and_prompts_with_it_alone(tmp_path: Path) -> None:
     corpus = _cwi(tmp_path)
     assert corpus.counts() == {"train": 2, "validation": 2, "test": 1}
     assert [example.id for example in corpus.examples] == ["train/0", "train/1", "validation/0", "validation/1", "test/0"]
@@ -234,7 +234,7 @@ def test_cwi_marks_the_target_and_draws_it_alone(tmp_path: Path) -> None:
     assert [example.prompt for example in corpus.examples[:2]] == ["barren", '"quoted']
 
 
-def test_wikinews_offsets_count_the_prefix_that_is_no_part_of_the_sentence(tmp_path: Path) -> None:
+def test_wikinews_offsets_include_the_prefix(tmp_path: Path) -> None:
     rows = [_row("#37-1 Guatemalan Court", 6, 16), _row("#4-12 It said so", 9, 13, binary="0")]
     corpus = _cwi(tmp_path, train=rows, genre="WikiNews")
     assert [example.text for example in corpus.examples[:2]] == ["[SEP] Guatemalan [SEP] Court", "It [SEP] said [SEP] so"]
@@ -246,7 +246,7 @@ def test_the_offsets_win_over_the_target_column() -> None:
 
 
 @given(st.text(alphabet="ab c", max_size=8), st.text(alphabet="xy", min_size=1, max_size=5), st.text(alphabet="ab c", max_size=8))
-def test_taking_the_marks_out_again_gives_the_sentence(before: str, target: str, after: str) -> None:
+def test_removing_the_marks_restores_the_sentence(before: str, target: str, after: str) -> None:
     text, found = marked(f"#1-2 {before}{target}{after}", 5 + len(before), 5 + len(before) + len(target))
     assert found == target
     assert text.replace(f"[SEP] {target} [SEP]", target) == before + target + after
@@ -283,13 +283,13 @@ def test_cwi_rows_are_counted_and_must_be_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "hint"), [("20mg", "did you mean '20ng'"), ("cwi-wiki-news", "cwi-wikinews"), ("zzz", "choose one of")])
-def test_an_unknown_dataset_gets_the_nearest_name(name: str, hint: str) -> None:
+def test_an_unknown_dataset_gets_a_suggestion(name: str, hint: str) -> None:
     with pytest.raises(InputError, match=rf"--dataset {name};.*{hint}"):
         load_corpus(name)
 
 
 @pytest.mark.parametrize("dataset", ["20ng", "imdb", "cwi-news", "cwi-wikinews"])
-def test_a_small_archive_under_a_real_name_does_not_pass_for_the_real_one(tmp_path: Path, dataset: str) -> None:
+def test_a_small_archive_is_not_mistaken_for_the_real_one(tmp_path: Path, dataset: str) -> None:
     _imdb(tmp_path)
     _news(tmp_path)
     for genre in get_args(Genre):

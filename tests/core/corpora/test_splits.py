@@ -27,7 +27,7 @@ def test_a_seeded_cut_is_a_partition_of_the_asked_sizes(count: int, data: st.Dat
     assert Counter(splits) == Counter({"test": test, "validation": validation, "train": count - test - validation})
 
 
-def test_the_seed_and_nothing_else_decides_the_cut() -> None:
+def test_only_the_seed_determines_the_cut() -> None:
     first = seeded_splits(100, test=33, validation=6, seed=1)
     assert first == seeded_splits(100, test=33, validation=6, seed=1)
     assert first != seeded_splits(100, test=33, validation=6, seed=2)
@@ -46,7 +46,7 @@ def test_a_limit_is_divided_in_proportion(counts: list[int], data: st.DataObject
     parts = shares(counts, total)
     assert sum(parts) == total
     assert all(1 <= part <= count for part, count in zip(parts, counts, strict=True))
-    if min(counts) * total >= sum(counts):  # nobody has to be lifted to one
+    if min(counts) * total >= sum(counts):  # no part has to be raised to one
         assert all(abs(part - count * total / sum(counts)) < 1 for part, count in zip(parts, counts, strict=True))
 
 
@@ -64,7 +64,7 @@ def test_a_limited_corpus_keeps_the_order_and_the_proportions() -> None:
     assert corpus.counts() == {"train": 80, "validation": 10, "test": 10}
 
 
-def test_the_seed_decides_what_a_limit_draws() -> None:
+def test_the_seed_determines_what_a_limit_selects() -> None:
     corpus = _corpus((80, 10, 10))
     assert limited(corpus, 20, seed=1) == limited(corpus, 20, seed=1)
     assert limited(corpus, 20, seed=1) != limited(corpus, 20, seed=2)
@@ -76,7 +76,7 @@ def test_a_limit_of_everything_changes_nothing() -> None:
     assert limited(corpus, 3, seed=0).counts() == dict.fromkeys(SPLITS, 1)
 
 
-def test_a_limit_that_leaves_no_train_example_of_a_label_is_told() -> None:
+def test_a_limit_without_train_examples_of_a_label_warns() -> None:
     splits: tuple[Split, ...] = ("train", "train", "train", "train", "validation", "test")
     examples = tuple(Example(id=str(n), text="t", prompt="p", label=[0, 1, 0, 1, 0, 2][n], split=split) for n, split in enumerate(splits))
     corpus = Corpus(name="c", label_names=("a", "b", "c"), examples=examples, license="none")

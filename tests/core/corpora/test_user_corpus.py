@@ -53,7 +53,7 @@ def test_every_kind_of_file_gives_the_same_corpus(tmp_path: Path, suffix: str) -
     assert (corpus.name, corpus.label_names, corpus.separator, corpus.license) == ("mine", ("a", "b"), None, "not stated")
 
 
-def test_columns_go_by_the_names_that_are_given(tmp_path: Path) -> None:
+def test_columns_are_read_by_the_given_names(tmp_path: Path) -> None:
     columns = {"body": TEXTS, "class": LABELS, "scene": [f"scene {row}" for row in range(40)], "text": ["x"] * 40}
     corpus = _load(tmp_path / "t.csv", columns, text_column="body", label_column="class", prompt_column="scene")
     assert (corpus.examples[3].text, corpus.examples[3].prompt) == ("text 3", "scene 3")
@@ -74,13 +74,13 @@ def test_splits_by_files_keep_every_file_together(tmp_path: Path) -> None:
     assert [example.split for example in corpus.examples[-3:]] == ["validation", "validation", "test"]
 
 
-def test_what_the_files_do_not_give_is_cut_from_train(tmp_path: Path) -> None:
+def test_missing_splits_are_cut_from_train(tmp_path: Path) -> None:
     other = _write(tmp_path / "v.csv", {"text": ["v0", "v1"], "label": ["a", "b"]})
     assert _load(tmp_path / "t.csv", GOOD, test_file=other).counts() == {"train": 36, "validation": 4, "test": 2}
     assert _load(tmp_path / "t.csv", GOOD, validation_file=other).counts() == {"train": 32, "validation": 2, "test": 8}
 
 
-def test_splits_by_column_take_the_usual_words(tmp_path: Path) -> None:
+def test_a_split_column_accepts_the_usual_words(tmp_path: Path) -> None:
     words = ["train", "TRAIN ", "validation", "valid", "val", "dev", "test", "test"] * 5
     corpus = _load(tmp_path / "t.csv", {**GOOD, "part": words}, split_column="part")
     assert corpus.counts() == {"train": 10, "validation": 20, "test": 10}
@@ -128,14 +128,14 @@ def test_a_label_that_names_no_class_is_refused_with_its_row(tmp_path: Path, suf
         _load(tmp_path / f"t{suffix}", _changed("label", 7, value))
 
 
-def test_ids_and_labels_that_no_file_can_hold_are_refused_with_their_row(tmp_path: Path) -> None:
+def test_ids_and_labels_without_a_utf8_form_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 ids with half a surrogate pair in id of .*rows, counted from 0, 1;"):
         _load(tmp_path / "t.jsonl", {"text": TEXTS, "label": LABELS, "id": ["a", "b\ud800", *map(str, range(len(TEXTS) - 2))]})
     with pytest.raises(InputError, match=r"1 missing or unusable labels in label of .*rows, counted from 0, 7;"):
         _load(tmp_path / "u.jsonl", _changed("label", 7, "x\udfff"))
 
 
-def test_float_labels_with_gaps_are_refused_with_the_first_rows_and_their_count(tmp_path: Path) -> None:
+def test_float_labels_with_gaps_are_refused_with_rows_and_count(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"20 missing .* the first None: rows, counted from 0, 1, 3, 5, 7, 9 …;"):
         _load(tmp_path / "t.parquet", {"text": TEXTS, "label": [1.0, float("nan")] * 20})
 
@@ -168,7 +168,7 @@ def test_long_texts_other_scripts_and_markup_pass_unchanged(tmp_path: Path, suff
     assert _load(tmp_path / f"t{suffix}", _changed("text", 4, text)).examples[4].text == text
 
 
-def test_a_missing_column_gets_the_nearest_and_all_names(tmp_path: Path) -> None:
+def test_a_missing_column_gets_a_suggestion_and_all_names(tmp_path: Path) -> None:
     columns = {"texts": TEXTS, "class": LABELS}
     with pytest.raises(InputError, match=r"no column 'text' in .*columns are texts, class; .*--text-column \(did you mean 'texts'\?\)"):
         _load(tmp_path / "t.csv", columns)
@@ -212,18 +212,18 @@ def test_a_split_that_ends_empty_is_refused(tmp_path: Path, rows: int, empty: st
     assert _load(tmp_path / "t.csv", {"text": TEXTS[:13], "label": LABELS[:13]}).counts() == {"train": 9, "validation": 1, "test": 3}
 
 
-def test_two_ways_to_tell_the_splits_are_refused(tmp_path: Path) -> None:
+def test_two_sources_of_the_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--split-column with --validation-file or --test-file"):
         _load(tmp_path / "t.csv", {**GOOD, "part": ["train"] * 40}, split_column="part", test_file=tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("name", ["t.xlsx", "folder/t"])
-def test_an_unknown_kind_of_file_is_told_and_not_taken_for_a_corpus(name: str) -> None:
+def test_an_unknown_kind_of_file_is_an_error(name: str) -> None:
     with pytest.raises(InputError, match=r"a file ending in \.csv"):
         load_corpus(name)
 
 
-def test_settings_without_effect_on_own_data_warn(tmp_path: Path) -> None:
+def test_settings_without_effect_on_user_data_warn(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="^--split-by date has no effect"):
         _load(tmp_path / "t.csv", GOOD, split_by="date")
     words = ["train", "train", "dev", "test", "test"] * 8
@@ -231,7 +231,7 @@ def test_settings_without_effect_on_own_data_warn(tmp_path: Path) -> None:
         _load(tmp_path / "t.csv", {**GOOD, "part": words}, split_column="part", split_seed=3)
 
 
-# The hub, by a double
+# A double of the hub
 
 
 def _hub(monkeypatch: pytest.MonkeyPatch, parts: Mapping[str, Sequence[int]]) -> None:

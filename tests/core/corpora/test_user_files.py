@@ -38,14 +38,14 @@ def test_any_value_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, rows
     assert list(zip(table.columns["text"], table.columns["label"], strict=True)) == rows
 
 
-def test_a_csv_is_read_as_text_alone(tmp_path: Path) -> None:
+def test_csv_cells_stay_text(tmp_path: Path) -> None:
     table = _table(tmp_path / "T.CSV", "\ufefftext,x,label\nNA,1,007\n\nnull,,1.0\n")
     assert table.columns == {"text": ["NA", "null"], "label": ["007", "1.0"]}
     assert table.names == ("text", "x", "label")
     assert len(table) == 2
 
 
-def test_a_cell_of_a_megabyte_is_read_and_the_limit_of_the_csv_module_put_back(tmp_path: Path) -> None:
+def test_a_long_cell_is_read_and_the_csv_limit_is_restored(tmp_path: Path) -> None:
     csv.field_size_limit(131_072)  # the module's own default
     table = _table(tmp_path / "t.csv", f'text,label\n"{"long " * 250_000}",a\n')
     assert table.columns["text"] == ["long " * 250_000]
@@ -89,7 +89,7 @@ def test_a_key_that_a_json_line_lacks_is_none(tmp_path: Path) -> None:
     assert table.names == ("text", "label", "z")
 
 
-def test_parquet_keeps_types_and_reads_only_what_is_wanted(tmp_path: Path) -> None:
+def test_parquet_keeps_types_and_reads_only_requested_columns(tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": ["a", "b"], "label": [1.0, float("nan")], "image": [b"x", b"y"]})
     frame.to_parquet(tmp_path / "t.parquet")
     table = file_table(tmp_path / "t.parquet", "test", WANTED)
@@ -99,24 +99,24 @@ def test_parquet_keeps_types_and_reads_only_what_is_wanted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1"])
-def test_a_damaged_parquet_file_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_parquet_file_is_an_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError, match=r"t\.parquet .*a complete Parquet file"):
         _table(tmp_path / "t.parquet", content)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
-def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=rf"{name} \(.*[Nn]o such file.*a readable file"):
         file_table(tmp_path / name, "train", WANTED)
 
 
 @pytest.mark.parametrize("name", ["t.xlsx", "t", "t.csv.gz"])
-def test_an_unknown_extension_is_told(tmp_path: Path, name: str) -> None:
+def test_an_unknown_extension_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"a file ending in \.csv, \.jsonl, \.parquet"):
         _table(tmp_path / name, "text,label\na,b\n")
 
 
-# The hub, by a double: nothing here goes over a network
+# A double of the hub: nothing here uses the network
 
 
 def _part(texts: list[str], labels: list[int]) -> Dataset:
@@ -149,7 +149,7 @@ def test_a_hub_split_that_is_not_used_warns(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("names", [["test"], ["train", "dev", "valid"]])
-def test_hub_splits_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+def test_ambiguous_hub_splits_are_refused(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **flags: DatasetDict({name: _part(["a"], [1]) for name in names}))
     with pytest.raises(InputError, match=f"splits {', '.join(names)} in hf:o/n"):
         hub_tables("hf:o/n", WANTED, "label")
@@ -165,7 +165,7 @@ def test_hub_splits_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.Mo
         exceptions.DatasetGenerationError("An error occurred while generating the dataset"),
     ],
 )
-def test_a_hub_that_gives_nothing_is_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_an_unreachable_hub_is_one_line_with_advice(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*args: object, **flags: object) -> None:
         raise error
 

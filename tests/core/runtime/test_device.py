@@ -33,7 +33,7 @@ def test_without_cuda_everything_is_float32_on_the_cpu(device: str, dtype: str) 
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_cuda_that_is_not_there_is_refused() -> None:
+def test_missing_cuda_is_refused() -> None:
     with pytest.raises(InputError, match="got --device cuda; expected a CUDA device that torch can see; use --device cpu"):
         resolve_compute("cuda", "auto", half="float16")
 
@@ -47,12 +47,12 @@ def test_float16_on_the_cpu_is_refused(device: str) -> None:
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 @pytest.mark.usefixtures("no_cuda")
-def test_bfloat16_on_the_cpu_is_taken_where_it_is_asked_for(device: str) -> None:
+def test_bfloat16_on_the_cpu_is_allowed(device: str) -> None:
     assert resolve_compute(device, "bfloat16", half="float16").torch_dtype is torch.bfloat16
 
 
 @pytest.mark.usefixtures("some_cuda")
-def test_float16_on_a_cpu_that_was_asked_for_is_refused_though_cuda_is_there() -> None:
+def test_float16_on_a_requested_cpu_is_refused_even_with_cuda() -> None:
     with pytest.raises(InputError, match="got --dtype float16 on the CPU"):
         resolve_compute("cpu", "float16", half="float16")
 
@@ -68,14 +68,14 @@ def test_float16_on_a_cpu_that_was_asked_for_is_refused_though_cuda_is_there() -
         ("bfloat16", "float16", "bfloat16"),
     ],
 )
-def test_with_cuda_auto_is_the_half_precision_of_the_command(device: str, dtype: str, half: str, resolved: str) -> None:
+def test_with_cuda_auto_is_the_commands_half_precision(device: str, dtype: str, half: str, resolved: str) -> None:
     compute = resolve_compute(device, dtype, half=half)
     assert (compute.device, compute.device_name, compute.dtype) == ("cuda", "Some GPU", resolved)
     assert compute.torch_dtype is getattr(torch, resolved)
 
 
 @pytest.mark.usefixtures("some_cuda")
-def test_the_cpu_is_taken_when_asked_for_though_cuda_is_there() -> None:
+def test_a_requested_cpu_is_used_even_with_cuda() -> None:
     compute = resolve_compute("cpu", "auto", half="float16")
     assert (compute.device, compute.device_name, compute.dtype) == ("cpu", "CPU", "float32")
 
@@ -90,7 +90,7 @@ def _drawn() -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**40])
-def test_the_same_seed_draws_the_same_from_all_three_generators(seed: int) -> None:
+def test_a_seed_fixes_all_three_random_generators(seed: int) -> None:
     seed_everything(seed)
     first = _drawn()
     assert all(one != other for one, other in zip(first, _drawn(), strict=True))

@@ -28,7 +28,7 @@ LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate"
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Warnings, levels and settings as they were before, and after."""
+    """Restore warnings and levels after the test; unset the settings."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
@@ -39,14 +39,14 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("untouched")
-def test_the_libraries_are_told_to_say_errors_only() -> None:
+def test_the_libraries_log_only_errors() -> None:
     prepare_libraries()
     assert {name: os.environ[name] for name in SETTINGS} == SETTINGS
     assert {logging.getLogger(name).level for name in LOGGERS} == {logging.ERROR}
 
 
 @pytest.mark.usefixtures("untouched")
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SETTINGS:
         monkeypatch.setenv(name, "chosen")
     prepare_libraries()
@@ -57,7 +57,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("module", "heard"), [("torch", False), ("torch.nn.x", False), ("timm.models", False), ("torchdata", True), ("lugpi_core.files", True)]
 )
-def test_warnings_of_the_libraries_are_dropped_and_all_others_kept(module: str, heard: bool) -> None:
+def test_only_the_libraries_warnings_are_dropped(module: str, heard: bool) -> None:
     warnings.simplefilter("always")
     prepare_libraries()
     with warnings.catch_warnings(record=True) as caught:
@@ -65,7 +65,7 @@ def test_warnings_of_the_libraries_are_dropped_and_all_others_kept(module: str, 
     assert bool(caught) == heard
 
 
-# What torchvision 0.28 does at import time: name the operators.
+# What torchvision 0.28 does at import time: it names the operators.
 FAKE = """
 import torch
 
@@ -112,13 +112,13 @@ def _python(code: str, *folders: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
-def test_open_clip_transformers_and_diffusers_import_whatever_torchvision_is_installed() -> None:
+def test_the_libraries_import_with_the_installed_torchvision() -> None:
     done = _python(IMPORT_REAL)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 3
 
 
-def test_a_torchvision_without_its_compiled_part_has_its_two_schemas_declared_once(tmp_path: Path) -> None:
+def test_without_torchvisions_compiled_part_its_schemas_are_declared(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(FAKE)
     (tmp_path / "torchvision" / "_C.so").write_bytes(b"not a library of this machine")
@@ -145,7 +145,7 @@ def test_calling_it_twice_does_nothing_new(declarations: list[object]) -> None:
 
 
 @pytest.mark.parametrize("name", ["_C.so", "_C.cpython-311-x86_64-linux-gnu.so", "_C.pyd", "_C.dylib"])
-def test_where_the_compiled_part_loads_nothing_is_declared(
+def test_if_the_compiled_part_loads_nothing_is_declared(
     tmp_path: Path, declarations: list[object], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / name).write_bytes(b"")
@@ -156,9 +156,7 @@ def test_where_the_compiled_part_loads_nothing_is_declared(
     assert declarations == []
 
 
-def test_one_compiled_part_of_several_that_loads_is_enough(
-    tmp_path: Path, declarations: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_loadable_compiled_part_is_enough(tmp_path: Path, declarations: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "_C.so").write_bytes(b"")
     (tmp_path / "_C.dylib").write_bytes(b"")
 
@@ -171,7 +169,7 @@ def test_one_compiled_part_of_several_that_loads_is_enough(
     assert declarations == []
 
 
-def test_where_the_compiled_part_does_not_load_the_schemas_are_declared(
+def test_if_the_compiled_part_does_not_load_schemas_are_declared(
     tmp_path: Path, declarations: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "_C.so").write_bytes(b"")

@@ -39,7 +39,7 @@ def test_stage_times_add_up(clock: list[float]) -> None:
     assert times.record() == {"draw_s": 3.25, "encode_s": 0.5}
 
 
-def test_a_stage_that_fails_has_still_taken_its_time(clock: list[float]) -> None:
+def test_a_failing_stage_still_counts_its_time(clock: list[float]) -> None:
     times = StageTimes()
 
     def fail() -> None:
@@ -64,7 +64,7 @@ def test_on_cuda_a_stage_waits_for_the_device_at_both_ends(clock: list[float], m
     assert clock[0] == 111
 
 
-def test_on_the_cpu_no_device_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cpu_no_device_is_synchronized(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> None:
         raise AssertionError("never called")
 
@@ -82,7 +82,7 @@ print(before["host_bytes"], peak_memory_bytes()["host_bytes"], sorted(before))
 """
 
 
-def test_peak_memory_is_in_bytes_and_remembers_what_was_held() -> None:
+def test_peak_memory_is_in_bytes_and_includes_freed_memory() -> None:
     done = subprocess.run([sys.executable, "-c", HOLD], check=True, capture_output=True, text=True, cwd=ROOT)
     before, after, names = done.stdout.split(maxsplit=2)
     assert 1 << 20 < int(before) < 100 << 20, "what the starting process held is not counted"
@@ -90,7 +90,7 @@ def test_peak_memory_is_in_bytes_and_remembers_what_was_held() -> None:
     assert names.strip() == "['host_bytes']"
 
 
-def test_peak_memory_of_a_device_is_said_only_when_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_device_memory_is_reported_only_if_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
@@ -102,22 +102,20 @@ def test_peak_memory_of_a_device_is_said_only_when_it_is_in_use(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1), ("freebsd", 1024)])
-def test_where_the_kernel_keeps_no_high_water_mark_getrusage_is_asked_in_its_own_unit(
-    platform: str, unit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_proc_getrusage_gives_the_peak_in_its_own_unit(platform: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(Path, "read_text", lambda path: "Name: python\nVmRSS: 5 kB\n")
     monkeypatch.setattr(resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=7))
     assert peak_memory_bytes()["host_bytes"] == 7 * unit
 
 
-def test_versions_name_python_and_what_decides_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_name_python_and_the_packages_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     found = versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["torch"] == torch.__version__
     assert found["numpy"] == np.__version__
     monkeypatch.setattr(meters, "_RECORDED", ("torch", "a-package-that-is-not-there"))
-    assert sorted(versions.__wrapped__()) == ["python", "torch"]  # asked anew: a process asks once
+    assert sorted(versions.__wrapped__()) == ["python", "torch"]  # without the cache
 
 
 def _copied(folder: Path) -> ModuleType:
@@ -170,5 +168,5 @@ def test_the_provenance_of_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["made_at"])
 
 
-def test_the_package_says_its_version() -> None:
+def test_the_package_has_a_version() -> None:
     assert re.fullmatch(r"\d+\.\d+.*", lugpi_core.__version__)

@@ -33,7 +33,7 @@ def test_a_folder_is_taken_as_it_is_and_the_hub_is_not_asked(tmp_path: Path, ask
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "./folder", "../folder", "~/folder"])
-def test_what_can_be_a_path_alone_is_not_asked_of_the_hub(source: str, asked: list[tuple[str, dict[str, Any]]]) -> None:
+def test_a_path_is_never_looked_up_on_the_hub(source: str, asked: list[tuple[str, dict[str, Any]]]) -> None:
     with pytest.raises(InputError, match=f"got --encoders {source}, which is no folder; expected a model's folder"):
         local_model_folder(source, flag="--encoders")
     assert asked == []
@@ -65,7 +65,7 @@ def test_pickled_weights_and_code_are_never_asked_for(asked: list[tuple[str, dic
 
 
 @pytest.mark.parametrize("source", ["owner/no-such-model", "missing/folder/deep", "no spaces allowed"])
-def test_what_is_neither_folder_nor_hub_id_is_one_line_with_the_flag(source: str) -> None:
+def test_an_unknown_model_is_one_line_with_the_flag(source: str) -> None:
     with pytest.raises(InputError, match=rf"got --encoders {source} \(.+\); expected a local folder or a model on the Hugging Face hub"):
         local_model_folder(source, flag="--encoders")
 

@@ -38,7 +38,7 @@ def _handlers() -> list[Any]:
     return [signal.getsignal(number) for number in BOTH]
 
 
-def test_nothing_is_asked_for_until_somebody_asks() -> None:
+def test_without_a_signal_there_is_no_request() -> None:
     StopRequest().check()
     with stop_on_signals() as stop:
         stop.check()
@@ -68,14 +68,14 @@ def test_the_first_signal_waits_for_a_check(number: int) -> None:
 
 @pytest.mark.parametrize("first", BOTH)
 @pytest.mark.parametrize("second", BOTH)
-def test_the_second_signal_does_at_once_what_it_did_before(first: int, second: int) -> None:
+def test_the_second_signal_ends_the_process_as_usual(first: int, second: int) -> None:
     with pytest.raises(_Before, match=signal.Signals(second).name):
         _block(first, second)
 
 
 @pytest.mark.parametrize("ending", [None, ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("asked", [True, False])
-def test_the_handlers_of_before_are_there_again_however_the_block_ends(ending: type[BaseException] | None, asked: bool) -> None:
+def test_handlers_are_restored_however_the_block_ends(ending: type[BaseException] | None, asked: bool) -> None:
     def block() -> None:
         with stop_on_signals():
             assert _as_before not in _handlers()
@@ -90,14 +90,14 @@ def test_the_handlers_of_before_are_there_again_however_the_block_ends(ending: t
     assert _handlers() == [_as_before, _as_before]
 
 
-def test_a_request_that_nobody_heeded_is_raised_at_the_end_of_the_block() -> None:
+def test_an_unhandled_request_is_raised_at_the_end_of_the_block() -> None:
     with pytest.raises(Stopped) as stopped:
         _block(signal.SIGTERM)
     assert stopped.value.signal_number == signal.SIGTERM
 
 
 @pytest.mark.parametrize("ignored", BOTH)
-def test_a_signal_that_is_ignored_stays_so(ignored: int) -> None:
+def test_an_ignored_signal_stays_ignored(ignored: int) -> None:
     signal.signal(ignored, signal.SIG_IGN)
     with stop_on_signals() as stop:
         signal.raise_signal(ignored)
@@ -106,7 +106,7 @@ def test_a_signal_that_is_ignored_stays_so(ignored: int) -> None:
     assert signal.getsignal(ignored) is signal.SIG_IGN
 
 
-def test_a_command_that_was_told_to_ignore_sigterm_ignores_it() -> None:
+def test_an_ignored_sigterm_stays_ignored() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with terminated_like_interrupted():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
@@ -134,7 +134,7 @@ def test_sigterm_ends_a_block_as_an_interrupt_does() -> None:
     assert _handlers() == [_as_before, _as_before]
 
 
-def test_inside_a_command_the_second_sigterm_ends_it_at_once_and_a_later_one_too() -> None:
+def test_the_second_sigterm_ends_a_command_at_once() -> None:
     with terminated_like_interrupted():
         with pytest.raises(Stopped):
             _block(signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
@@ -143,7 +143,7 @@ def test_inside_a_command_the_second_sigterm_ends_it_at_once_and_a_later_one_too
     assert _handlers() == [_as_before, _as_before]
 
 
-def test_one_inside_another_asks_the_inner_one_first_then_the_outer_one_and_then_ends() -> None:
+def test_nested_blocks_handle_signals_from_the_inside_out() -> None:
     asked: list[tuple[int | None, int | None]] = []
 
     def block() -> None:
@@ -158,7 +158,7 @@ def test_one_inside_another_asks_the_inner_one_first_then_the_outer_one_and_then
     assert _handlers() == [_as_before, _as_before]
 
 
-# Asks itself twice, and never looks whether it was asked.
+# Signals itself twice and never checks for a request.
 DEAF = """
 import os, signal, time
 from lugpi_core.runtime.stopping import stop_on_signals

@@ -43,7 +43,7 @@ def test_a_table_survives_the_round_trip(store: Path) -> None:
     assert [path.name for path in store.iterdir()] == [EXAMPLES]
 
 
-def test_anybody_reads_the_table_with_h5py_and_ids_keep_their_letters(store: Path) -> None:
+def test_h5py_reads_the_table_and_ids_keep_their_letters(store: Path) -> None:
     with h5py.File(store / EXAMPLES) as file:
         assert [name.decode() for name in file["id"][:]] == list(IDS)
         assert [name.decode() for name in file["label_name"][:]] == ["böse", "gut"]
@@ -83,13 +83,13 @@ def test_the_table_of_another_corpus_split_or_label_is_refused(store: Path, othe
         read_example_table(store, other)
 
 
-def test_a_store_without_a_table_says_what_makes_one(tmp_path: Path) -> None:
+def test_a_store_without_a_table_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no token store in .*; run python -m featurize first"):
         read_example_table(tmp_path, CORPUS)
 
 
-def test_names_that_utf8_cannot_say_are_written_escaped(tmp_path: Path) -> None:
-    # CSV files read with errors="surrogateescape" and broken JSON have such.
+def test_names_without_a_utf8_form_are_escaped(tmp_path: Path) -> None:
+    # As in CSV files read with errors="surrogateescape", and in broken JSON.
     corpus = dataclasses.replace(
         CORPUS, label_names=("b\ud800", "gut"), examples=(dataclasses.replace(CORPUS.examples[0], id="row\udcff"), *CORPUS.examples[1:])
     )
@@ -179,7 +179,7 @@ def _forge(store: Path, columns: dict[str, Any]) -> None:
 DRAWING, CUT = np.array([0, 1, 0], "<i8"), np.zeros(3, "u1")
 
 
-def test_several_drawings_an_example_are_all_in_the_table_and_the_first_of_them_is_its_drawing(tmp_path: Path) -> None:
+def test_several_images_per_example_are_all_in_the_table(tmp_path: Path) -> None:
     table = dataclasses.replace(TABLE, drawings=np.array([[0, 1], [2, 3], [0, 1]]))
     write_example_table(tmp_path, CORPUS, table)
     with h5py.File(tmp_path / EXAMPLES) as file:
@@ -218,7 +218,7 @@ def test_several_drawings_an_example_are_all_in_the_table_and_the_first_of_them_
         "beyond int64",
     ],
 )
-def test_a_sealed_table_of_another_make_is_refused(store: Path, columns: dict[str, Any], told: str) -> None:
+def test_a_sealed_table_of_another_form_is_refused(store: Path, columns: dict[str, Any], told: str) -> None:
     _forge(store, columns)
     with pytest.raises(InputError, match=rf"examples\.h5 {told}.*; run featurize again"):
         read_example_table(store, CORPUS)

@@ -112,7 +112,7 @@ def _in_a_loop(file: h5py.File, _: Path) -> None:
 
 
 NOT_PLAIN = "tokens is not a plain contiguous dataset"
-# name → (what makes the file, why it is refused)
+# name → (function that writes the file, why it is refused)
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "external storage": (_external("tokens"), NOT_PLAIN),
     "external storage of the flags": (_external("flags"), "flags is not a plain contiguous dataset"),
@@ -195,7 +195,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         path = shard_of(folder / name)
         make(path)
         if name not in SMALL and path.stat().st_size < structure(LAYOUT).file_bytes:
-            with path.open("ab") as file:  # so that what the manifest states lies inside the file
+            with path.open("ab") as file:  # so that the offsets of the manifest lie inside the file
                 file.truncate(structure(LAYOUT).file_bytes)
         secrets[name] = _lay_secret(path.parent)
         write_matching_manifest(folder / name, offsets_of(path) if "itself" in name or name.startswith("another") else None)
@@ -221,14 +221,14 @@ def test_a_hostile_file_is_refused_and_nothing_outside_it_is_read(answers: dict[
     assert not answer["read"]
 
 
-def test_the_file_system_tells_when_a_file_is_read(tmp_path: Path) -> None:
+def test_the_file_system_records_when_a_file_is_read(tmp_path: Path) -> None:
     secret, _ = _lay_secret(tmp_path)
     secret.read_bytes()
     if secret.stat().st_atime == 0:
         pytest.skip("this file system does not note when a file is read")
 
 
-def test_a_pipe_for_a_shard_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_shard_is_refused_without_blocking(tmp_path: Path) -> None:
     path = shard_of(tmp_path / "pipe")
     create_shard(path, LAYOUT)
     write_matching_manifest(tmp_path / "pipe")
@@ -290,14 +290,14 @@ def test_a_plain_shard_that_another_version_of_hdf5_wrote_is_read(tmp_path: Path
     np.testing.assert_array_equal(ColumnReader(tmp_path, "clip", check_content=False).gather([4]), values[[4]])
 
 
-def test_a_shard_of_our_own_make_is_not_shown_to_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_shard_is_checked_without_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_shard(shard_of(tmp_path), LAYOUT)
     monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setattr(h5py, "File", None)
     assert structure_faults([place_of(shard_of(tmp_path))]) == {}
 
 
-def test_each_of_several_files_is_told_its_own_fault(tmp_path: Path) -> None:
+def test_each_of_several_files_gets_its_own_fault(tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.h5" for n in range(3)]
     HOSTILE["soft link"][0](paths[0])
     with h5py.File(paths[1], "w") as file:
@@ -310,11 +310,9 @@ def test_each_of_several_files_is_told_its_own_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["kill -SEGV $$", "exit 3", "exec sleep 60", "printf '\"half an ans'"])
-def test_a_child_that_dies_or_hangs_makes_its_file_refused_and_hurts_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
+def test_a_child_that_dies_or_hangs_gets_its_file_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     child = tmp_path / "python"
-    # Says of the first of two that it is plain; asked of the second alone, it says nothing.
+    # Reports the first of two files as plain; asked about the second alone, it answers nothing.
     child.write_text(f"#!/bin/sh\ncase $(cat) in *0.h5*) echo null;; esac\n{end}\n")
     child.chmod(0o755)
     paths = [tmp_path / f"{n}.h5" for n in range(2)]

@@ -1,7 +1,6 @@
 """The structure of a shard file: a pure function of its layout, that HDF5 reads as it was meant."""
 
 import io
-import time
 import tracemalloc
 from dataclasses import replace
 from math import prod
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lugpi_core.store.layout import Dtype, ShardLayout, Structure, structure
+from tests.support.clock import next_second
 
 LAYOUT = ShardLayout(what="tokens", rows=5, row_shape=(3, 4), first_row=10, fingerprint_digest="f" * 32)
 INT8 = replace(LAYOUT, dtype="int8")
@@ -59,14 +59,14 @@ def test_the_datasets_of_a_shard_have_its_rows_as_first_dimension() -> None:
     assert LATENTS.stored == ("latents",)
 
 
-def test_tokens_in_eight_bits_have_a_float32_scale_each() -> None:
+def test_each_int8_token_has_a_float32_scale() -> None:
     assert INT8.datasets["tokens"] == ((5, 3, 4), np.dtype("i1"))
     assert INT8.datasets["scale"] == ((5, 3), np.dtype("<f4"))
     assert INT8.stored == ("tokens", "scale")
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, INT8, LATENTS], ids=["float16", "int8", "latents"])
-def test_the_bytes_of_rows_are_their_values_times_the_size_of_one(layout: ShardLayout) -> None:
+def test_the_bytes_of_rows_are_their_values_times_the_item_size(layout: ShardLayout) -> None:
     for name, (shape, dtype) in layout.datasets.items():
         assert layout.bytes_of(name) == np.zeros(shape[1:], dtype).nbytes
         assert layout.bytes_of(name, layout.rows) == np.zeros(shape, dtype).nbytes
@@ -76,7 +76,7 @@ def test_the_bytes_of_rows_are_their_values_times_the_size_of_one(layout: ShardL
 def test_equal_layouts_give_equal_bytes_at_any_time() -> None:
     first = structure(LAYOUT)
     structure.cache_clear()
-    time.sleep(1.1)  # HDF5 counts times in seconds
+    next_second()
     again = structure(ShardLayout(what="tokens", rows=5, row_shape=(3, 4), first_row=10, fingerprint_digest="f" * 32))
     assert again == first
     assert again is not first, "it was laid down anew"
@@ -95,7 +95,7 @@ def test_equal_layouts_give_equal_bytes_at_any_time() -> None:
     ],
     ids=str,
 )
-def test_whatever_a_shard_is_stands_in_its_frame(change: dict[str, Any]) -> None:
+def test_the_frame_contains_the_shards_description(change: dict[str, Any]) -> None:
     assert structure(replace(LAYOUT, **change)).frame != structure(LAYOUT).frame
 
 
@@ -114,7 +114,7 @@ def test_rows_and_all_other_datasets_start_on_a_cache_line(layout: ShardLayout) 
 
 
 @given(layouts)
-def test_hdf5_opens_the_frame_and_finds_what_the_layout_states(layout: ShardLayout) -> None:
+def test_hdf5_finds_in_the_frame_what_the_layout_states(layout: ShardLayout) -> None:
     plan = structure(layout)
     with _opened(plan) as file:
         assert sorted(file) == sorted(layout.datasets)
@@ -128,7 +128,7 @@ def test_hdf5_opens_the_frame_and_finds_what_the_layout_states(layout: ShardLayo
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_what_is_written_at_an_offset_is_what_hdf5_reads_there(dtype: Dtype) -> None:
+def test_hdf5_reads_what_was_written_at_an_offset(dtype: Dtype) -> None:
     layout = replace(LAYOUT, dtype=dtype)
     plan, content = structure(layout), bytearray(_bytes(structure(layout)))
     stated = {}
@@ -140,8 +140,8 @@ def test_what_is_written_at_an_offset_is_what_hdf5_reads_there(dtype: Dtype) -> 
             np.testing.assert_array_equal(file[name][:], values)
 
 
-def test_no_byte_of_the_frame_is_left_to_chance(tmp_path: Path) -> None:
-    # Whatever the rows are, HDF5 reads the same structure: a row's bytes are never taken for metadata.
+def test_every_byte_of_the_frame_is_determined(tmp_path: Path) -> None:
+    # Whatever the rows are, HDF5 reads the same structure: row bytes are never mistaken for metadata.
     (tmp_path / "s.h5").write_bytes(_bytes(structure(LAYOUT), fill=0xFF))
     with h5py.File(tmp_path / "s.h5", "r") as file:
         assert np.isnan(file["tokens"][:]).all()

@@ -57,7 +57,7 @@ def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_lease_says_whose_it_is_and_goes_with_its_release(tmp_path: Path) -> None:
+def test_a_lease_names_its_owner_until_it_is_released(tmp_path: Path) -> None:
     lease = _take(tmp_path)
     owner = json.loads((tmp_path / NAME).read_text())
     assert (owner["machine"], owner["host"], owner["pid"]) == (host_name(), os.uname().nodename, os.getpid())
@@ -68,7 +68,7 @@ def test_a_lease_says_whose_it_is_and_goes_with_its_release(tmp_path: Path) -> N
     _take(tmp_path).release()
 
 
-def test_a_second_owner_is_refused_with_the_name_of_the_first_and_keeps_nothing(tmp_path: Path) -> None:
+def test_a_second_owner_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     lease, content = _take(tmp_path), (tmp_path / NAME).read_bytes()
     before = _open_files()
     with pytest.raises(
@@ -91,7 +91,7 @@ def test_leases_on_two_shards_do_not_touch_each_other(tmp_path: Path) -> None:
     leases[1].release()
 
 
-def test_a_lease_is_free_at_once_when_its_owner_is_killed(tmp_path: Path) -> None:
+def test_a_killed_owners_lease_is_free_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWNER, str(tmp_path), NAME]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as owner:
         assert owner.stdout is not None
@@ -108,7 +108,7 @@ def test_a_lease_is_free_at_once_when_its_owner_is_killed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("age_s", [-3600.0, 0.0, STALE_S - 5])
-def test_an_owner_on_another_machine_is_respected_while_it_is_heard_of(tmp_path: Path, age_s: float) -> None:
+def test_an_owner_on_another_machine_is_respected_while_it_beats(tmp_path: Path, age_s: float) -> None:
     content = _elsewhere(tmp_path, age_s).read_bytes()
     before = _open_files()
     with pytest.raises(ShardBusy, match="process 4711 on node7"):
@@ -117,7 +117,7 @@ def test_an_owner_on_another_machine_is_respected_while_it_is_heard_of(tmp_path:
     assert _open_files() == before
 
 
-def test_asking_for_a_lease_does_not_make_its_silent_owner_look_alive(tmp_path: Path) -> None:
+def test_a_refused_request_does_not_refresh_the_lease(tmp_path: Path) -> None:
     _elsewhere(tmp_path, STALE_S / 2)
     touched = (tmp_path / NAME).stat().st_mtime_ns
     with pytest.raises(ShardBusy):
@@ -125,32 +125,32 @@ def test_asking_for_a_lease_does_not_make_its_silent_owner_look_alive(tmp_path: 
     assert (tmp_path / NAME).stat().st_mtime_ns == touched
 
 
-def test_an_owner_on_another_machine_that_is_long_silent_has_lost_its_lease(tmp_path: Path) -> None:
+def test_a_long_silent_owner_on_another_machine_loses_its_lease(tmp_path: Path) -> None:
     _elsewhere(tmp_path, STALE_S + 5)
     (tmp_path / ".lock").touch()
-    os.utime(tmp_path / ".lock", (0, 0))  # nobody has asked for a long time either
+    os.utime(tmp_path / ".lock", (0, 0))  # and no request for a long time
     lease = _take(tmp_path)
     lease.still_ours()
     assert json.loads((tmp_path / NAME).read_text())["machine"] == host_name()
     lease.release()
 
 
-def test_the_age_of_a_lease_is_told_by_the_file_systems_clock_and_not_by_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leases_age_is_measured_by_the_file_systems_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _elsewhere(tmp_path, 0)
     monkeypatch.setattr(time, "time", lambda: 4e9)
     with pytest.raises(ShardBusy):
         _take(tmp_path)
 
 
-def test_a_lease_that_is_locked_is_respected_however_silent_its_owner_on_another_machine_is(tmp_path: Path) -> None:
+def test_a_locked_lease_is_respected_however_old_it_is(tmp_path: Path) -> None:
     path = _elsewhere(tmp_path, 10 * STALE_S)
     with path.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # a file system that carries locks between machines
+        fcntl.flock(held, fcntl.LOCK_EX)  # a file system that shares locks between machines
         with pytest.raises(ShardBusy, match="process 4711 on node7"):
             _take(tmp_path)
 
 
-def test_what_a_dead_process_of_this_machine_left_is_free_though_it_is_fresh(tmp_path: Path) -> None:
+def test_a_dead_processs_lease_is_free_however_fresh(tmp_path: Path) -> None:
     _elsewhere(tmp_path, 0, machine=host_name())
     _take(tmp_path).release()
     assert not (tmp_path / NAME).exists()
@@ -165,7 +165,7 @@ def test_an_empty_or_garbled_lease_is_taken(tmp_path: Path, content: bytes) -> N
     lease.release()
 
 
-def test_a_lease_in_whose_place_another_stands_is_ours_no_more_and_stays_the_others(tmp_path: Path) -> None:
+def test_a_replaced_lease_belongs_to_its_new_owner(tmp_path: Path) -> None:
     lease = _take(tmp_path)
     (tmp_path / "new").write_text("another's")
     (tmp_path / "new").replace(tmp_path / NAME)
@@ -175,7 +175,7 @@ def test_a_lease_in_whose_place_another_stands_is_ours_no_more_and_stays_the_oth
     assert (tmp_path / NAME).read_text() == "another's"
 
 
-def test_a_lease_that_was_removed_is_ours_no_more(tmp_path: Path) -> None:
+def test_a_removed_lease_is_lost(tmp_path: Path) -> None:
     lease = _take(tmp_path)
     (tmp_path / NAME).unlink()
     with pytest.raises(ShardBusy):
@@ -191,10 +191,8 @@ def _still_ours(lease: Lease) -> bool:
     return True
 
 
-def test_a_lease_that_another_machine_took_over_is_ours_no_more_though_the_heart_beats_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A file system without locks between machines; this process is halted for longer than STALE_S, and woken.
+def test_a_lease_that_another_machine_took_over_stays_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A file system that does not share locks; this process is suspended for longer than STALE_S, then resumed.
     monkeypatch.setattr(fcntl, "flock", lambda descriptor, kind: None)
     monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
     touch = os.utime
@@ -220,7 +218,7 @@ def test_a_lease_that_another_machine_took_over_is_ours_no_more_though_the_heart
     assert not (tmp_path / NAME).exists()
 
 
-def test_who_lost_its_lease_does_not_remove_the_others(tmp_path: Path) -> None:
+def test_losing_a_lease_does_not_remove_the_new_one(tmp_path: Path) -> None:
     lease = _take(tmp_path)
     content = _elsewhere(tmp_path, 0).read_bytes()  # written into the same file
     lease.release()
@@ -228,7 +226,7 @@ def test_who_lost_its_lease_does_not_remove_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["nobody came", "another came"])
-def test_after_a_long_halt_the_file_says_whose_the_lease_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+def test_after_a_suspension_the_file_says_who_owns_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
     lease = _take(tmp_path)
     if taken:
         _elsewhere(tmp_path, 0)
@@ -239,7 +237,7 @@ def test_after_a_long_halt_the_file_says_whose_the_lease_is(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["nobody came", "another came"])
-def test_before_what_cannot_be_undone_the_file_is_asked_however_fresh_the_lease_is(tmp_path: Path, taken: bool) -> None:
+def test_a_commit_checks_the_file_however_fresh_the_lease_is(tmp_path: Path, taken: bool) -> None:
     lease = _take(tmp_path)
     if taken:
         _elsewhere(tmp_path, 0)
@@ -264,11 +262,11 @@ def _wait_for_beat(path: Path, timeout_s: float = 5.0) -> bool:
     return False
 
 
-def test_the_heart_beats_often_enough_for_several_to_be_missed() -> None:
+def test_the_beat_is_frequent_enough_to_miss_several() -> None:
     assert BEAT_S * 5 <= STALE_S / 2
 
 
-def test_the_owner_touches_its_lease_until_it_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owner_touches_its_lease_until_it_releases_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
     lease = _take(tmp_path)
     assert _wait_for_beat(tmp_path / NAME)
@@ -278,7 +276,7 @@ def test_the_owner_touches_its_lease_until_it_gives_it_back(tmp_path: Path, monk
     assert not _wait_for_beat(tmp_path / "kept", timeout_s=0.1)
 
 
-def test_a_missed_beat_stops_no_heart_but_too_many_end_the_trust_in_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_missed_beat_is_tolerated_but_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
     lease, missed = _take(tmp_path), list[int]()
 
@@ -316,7 +314,7 @@ def _race(folder: Path, name: str, barrier: Any) -> None:
     (folder / name).write_text(json.dumps(wins))
 
 
-def test_of_two_processes_that_race_for_a_lease_exactly_one_has_it(tmp_path: Path) -> None:
+def test_exactly_one_of_two_racing_processes_gets_the_lease(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     racers = [context.Process(target=_race, args=(tmp_path, name, barrier)) for name in ("a", "b")]
@@ -339,7 +337,7 @@ def test_a_file_system_without_locks_is_an_input_error(tmp_path: Path, monkeypat
         pytest.fail("the lock was not taken")
 
 
-def test_an_error_inside_the_lock_is_not_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+def test_an_error_inside_the_lock_is_not_mistaken_for_a_lock_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full") as raised, locked(tmp_path):
         raise OSError(errno.ENOSPC, "full")
     assert not isinstance(raised.value, InputError)

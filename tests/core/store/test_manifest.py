@@ -127,7 +127,7 @@ def test_a_layout_carries_what_the_column_is(dtype: Any) -> None:
     assert layout.fingerprint_digest == digest(FINGERPRINT)
 
 
-def test_a_new_column_has_no_records_and_reads_back_as_it_was_stated(folder: Path) -> None:
+def test_a_new_column_has_no_records_and_reads_back_the_same(folder: Path) -> None:
     spec = replace(SPEC, dtype="int8", made_by={"encoders": ["clip"], "seed": 0})
     assert open_manifest(folder, spec) == {}
     assert load_manifest(folder) == (spec, {})
@@ -135,7 +135,7 @@ def test_a_new_column_has_no_records_and_reads_back_as_it_was_stated(folder: Pat
     assert open_manifest(folder, spec) == {}
 
 
-def test_the_manifest_says_in_plain_json_what_the_column_is(folder: Path) -> None:
+def test_the_manifest_describes_the_column_in_plain_json(folder: Path) -> None:
     _opened(folder, replace(SPEC, made_by={"seed": 0}))
     for shard in (2, 0):
         _add(folder, shard, _record(shard), replace(SPEC, made_by={"seed": 0}))
@@ -158,7 +158,7 @@ def test_records_are_added_replaced_and_dropped(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("field", OTHER_VALUES)
-def test_a_column_made_otherwise_is_refused_and_exactly_the_differing_field_is_named(folder: Path, field: str) -> None:
+def test_a_column_of_other_settings_is_refused_by_the_differing_field(folder: Path, field: str) -> None:
     content = (_opened(folder) / MANIFEST).read_bytes()
     with pytest.raises(InputError) as raised:
         open_manifest(folder, replace(SPEC, fingerprint=_fingerprint_with(field, OTHER_VALUES[field])))
@@ -196,9 +196,9 @@ def test_a_column_of_another_shape_is_refused(folder: Path, change: dict[str, An
 
 
 @pytest.mark.parametrize("name", ["shard-00000.h5", "shard-00001.h5.partial", "shard-00000.h5.suspect"])
-def test_a_column_without_a_single_shard_binds_nobody_and_with_one_it_binds(folder: Path, name: str) -> None:
+def test_only_a_column_with_a_shard_refuses_other_settings(folder: Path, name: str) -> None:
     open_manifest(folder, SPEC)
-    (folder / ".shard-00000.h5.1234abcd-1-1234abcd.partial").touch()  # half of a shard's creation is no shard
+    (folder / ".shard-00000.h5.1234abcd-1-1234abcd.partial").touch()  # an unfinished creation is no shard
     assert is_empty(folder)
     other = replace(SPEC, rows=3, fingerprint={"seed": 1})
     assert open_manifest(folder, other) == {}
@@ -209,16 +209,16 @@ def test_a_column_without_a_single_shard_binds_nobody_and_with_one_it_binds(fold
         open_manifest(folder, SPEC)
 
 
-def test_a_record_does_not_join_a_column_that_another_process_began_otherwise(folder: Path) -> None:
+def test_a_record_of_other_settings_is_not_added(folder: Path) -> None:
     other = replace(SPEC, fingerprint=_fingerprint_with("generation.steps", 20))
     open_manifest(folder, SPEC)
-    open_manifest(folder, other)  # nothing is there yet that would bind it
+    open_manifest(folder, other)  # there is no shard yet, so no settings are fixed
     with pytest.raises(InputError, match=r"made with other settings: generation\.steps: found 20, wanted 50"):
         _add(folder, 0, _record(0))
     assert load_manifest(folder) == (other, {})
 
 
-def test_another_licence_text_notice_or_command_is_no_reason_to_refuse_a_column(folder: Path) -> None:
+def test_another_licence_notice_or_command_is_accepted(folder: Path) -> None:
     _opened(folder, records=(0,))
     assert open_manifest(folder, replace(SPEC, license="other", notice=None, made_by={"batch_size": 2})) == {0: _record(0)}
 

@@ -90,7 +90,7 @@ def test_a_changed_byte_is_refused_or_changes_nothing(folder: Path) -> None:
         (folder / MANIFEST).write_bytes(content[:offset] + bytes([content[offset] ^ 1 << offset % 8]) + content[offset + 1 :])
         try:
             assert load_manifest(folder) == (SPEC, {0: _record(0)})
-            harmless += 1  # white space, or the exponent of a number written otherwise
+            harmless += 1  # white space, or another spelling of an exponent
         except InputError:
             pass
     assert harmless < len(content) / 3
@@ -104,7 +104,7 @@ def test_a_damaged_manifest_of_a_column_with_shards_is_refused(folder: Path, con
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
-def test_a_damaged_manifest_of_a_column_without_shards_is_written_anew(folder: Path, content: str) -> None:
+def test_a_damaged_manifest_without_shards_is_replaced(folder: Path, content: str) -> None:
     (folder / shard_name(0)).unlink()
     (folder / MANIFEST).write_text(content)
     assert open_manifest(folder, SPEC) == {}
@@ -193,7 +193,7 @@ CHANGES: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_manifest_that_is_not_as_lugpi_writes_it_is_refused_though_its_hash_fits(folder: Path, name: str) -> None:
+def test_a_malformed_manifest_with_a_matching_hash_is_refused(folder: Path, name: str) -> None:
     _change(folder, CHANGES[name], seal=True)
     with pytest.raises(
         InputError,
@@ -214,7 +214,7 @@ def test_rows_may_end_with_the_file(folder: Path) -> None:
     assert load_manifest(folder)[1][0]["offsets"]["tokens"] == FILE_BYTES - 48
 
 
-def test_keys_that_a_later_version_may_add_do_no_harm(folder: Path) -> None:
+def test_keys_of_a_later_version_are_ignored(folder: Path) -> None:
     _change(folder, lambda value: (value.update(later=1), value["shards"]["0"].update(later=2)), seal=True)
     spec, records = load_manifest(folder)
     assert spec == SPEC

@@ -25,22 +25,22 @@ def _read(values: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.f
 
 
 @given(TOKENS)
-def test_no_value_is_off_by_more_than_half_a_scale(tokens: NDArray[np.float16]) -> None:
+def test_the_error_is_at_most_half_a_scale(tokens: NDArray[np.float16]) -> None:
     values, scales = _quantized(tokens)
     assert (values.dtype, scales.dtype) == (np.int8, np.float32)
     assert (values.shape, scales.shape) == (tokens.shape, tokens.shape[:-1])
-    # In float64: what is written is judged, not the arithmetic that reads it. The scale itself is rounded to float32 once.
+    # In float64, to judge the stored values and not the arithmetic that reads them. The scale itself is rounded to float32 once.
     exact, steps = tokens.astype(float), scales.astype(float)[..., None]
     off = np.abs(values.astype(float) * steps - exact)
     assert (off <= steps * (0.5 + 1e-4)).all()
-    # As read: the rounding to float16 of the answer comes on top, at most half of its spacing there.
+    # As read: the result is also rounded to float16, with an error of at most half its spacing there.
     read = _read(values, scales)
     off_as_read = np.abs(read.astype(float) - exact)
     assert (off_as_read <= steps * (0.5 + 1e-4) + np.spacing(np.abs(read)).astype(float) / 2).all()
 
 
 @given(TOKENS)
-def test_the_largest_of_a_token_becomes_127_and_a_token_of_zeros_is_zeros(tokens: NDArray[np.float16]) -> None:
+def test_a_tokens_largest_value_becomes_127_and_zeros_stay_zeros(tokens: NDArray[np.float16]) -> None:
     values, scales = _quantized(tokens)
     zero = ~tokens.any(axis=-1)
     assert (np.abs(values.astype(int)).max(axis=-1) == np.where(zero, 0, 127)).all()
@@ -66,7 +66,7 @@ def test_a_tokens_bytes_do_not_depend_on_its_neighbours(tokens: NDArray[np.float
 
 
 @pytest.mark.parametrize("largest", [LARGEST_FLOAT16, -LARGEST_FLOAT16, SMALLEST_FLOAT16, -SMALLEST_FLOAT16, 1.0, -1.0])
-def test_the_ends_of_float16_are_kept(largest: float) -> None:
+def test_the_largest_float16_values_are_kept(largest: float) -> None:
     tokens = np.array([[largest, 0, largest / 2]], np.float16)
     read = _read(*_quantized(tokens))
     assert np.isfinite(read).all()
@@ -80,7 +80,7 @@ def test_signs_are_treated_alike() -> None:
     np.testing.assert_array_equal(scales, same)
 
 
-def test_half_precision_input_is_not_rounded_on_the_way() -> None:
+def test_half_precision_input_is_not_rounded_before_quantizing() -> None:
     # In float16 itself 2049 / (2050 / 127) would be 127 and a scale of 16.14 would be off by one in three thousand.
     tokens = torch.tensor([[2050.0, 2032.0, 16.0]], dtype=torch.float16)
     values, scales = quantize(tokens)
@@ -88,7 +88,7 @@ def test_half_precision_input_is_not_rounded_on_the_way() -> None:
     assert values.tolist() == [[127, 126, 1]]
 
 
-def test_the_answer_is_written_into_the_array_that_is_given() -> None:
+def test_the_result_is_written_into_the_given_array() -> None:
     values, scales = _quantized(np.ones((2, 3, 4), np.float16))
     out = np.zeros((2, 3, 4), np.float16)
     assert dequantize_array(values, scales, out) is out

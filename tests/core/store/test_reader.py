@@ -92,7 +92,7 @@ DTYPES: list[Dtype] = ["float16", "int8"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_are_gathered_into_the_array_that_is_given(tmp_path: Path, dtype: Dtype) -> None:
+def test_rows_are_gathered_into_the_given_array(tmp_path: Path, dtype: Dtype) -> None:
     values = _filled(tmp_path, _spec(10, 4, dtype=dtype))
     out = np.full((3, 2, 3), 7, np.float16)
     reader = ColumnReader(tmp_path, "clip")
@@ -101,7 +101,7 @@ def test_rows_are_gathered_into_the_array_that_is_given(tmp_path: Path, dtype: D
     assert reader.gather([]).shape == (0, 2, 3)
 
 
-def test_what_was_gathered_belongs_to_the_caller(tmp_path: Path) -> None:
+def test_gathered_rows_belong_to_the_caller(tmp_path: Path) -> None:
     values = _filled(tmp_path, _spec(4, 4))
     reader = ColumnReader(tmp_path, "clip")
     reader.gather([1])[:] = 0
@@ -109,7 +109,7 @@ def test_what_was_gathered_belongs_to_the_caller(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", [-1, -4, 7, 8, 10**12])
-def test_a_row_that_is_not_there_is_an_index_error_and_never_another_row(tmp_path: Path, row: int) -> None:
+def test_a_missing_row_is_an_index_error_and_never_another_row(tmp_path: Path, row: int) -> None:
     _filled(tmp_path, _spec(7, 4))
     with pytest.raises(IndexError):
         ColumnReader(tmp_path, "clip").gather([0, row])
@@ -144,7 +144,7 @@ def test_a_damaged_committed_shard_is_not_read(tmp_path: Path, part: str) -> Non
         column.read_committed(1)
 
 
-def test_without_content_checks_size_and_structure_are_still_looked_at_and_rows_are_not(tmp_path: Path) -> None:
+def test_without_content_checks_size_and_structure_are_checked(tmp_path: Path) -> None:
     _filled(tmp_path, _spec(10, 4, row_shape=(40, 50)))
     path = tmp_path / "clip" / "shard-00001.h5"
     whole = path.read_bytes()
@@ -234,7 +234,7 @@ def test_the_memory_of_a_reader_does_not_grow_with_the_store(tmp_path: Path) -> 
     assert large_private - small_private < more_bytes / 10
 
 
-def test_the_memory_of_a_writer_is_that_of_a_batch_and_the_hashes(tmp_path: Path) -> None:
+def test_a_writer_needs_memory_for_a_batch_and_the_hashes(tmp_path: Path) -> None:
     import tracemalloc
 
     spec = _spec(2000, 2000, row_shape=(50, 96))
@@ -263,7 +263,7 @@ def test_columns_of_names_the_columns_sorted_and_nothing_else(tmp_path: Path) ->
     assert token_columns_of(tmp_path) == ["clip", "vit"]
 
 
-def test_an_unknown_column_is_answered_with_those_that_there_are_but_the_latents(tmp_path: Path) -> None:
+def test_an_unknown_column_gets_the_names_of_token_columns(tmp_path: Path) -> None:
     for name in ("vit", "clip", "latents"):
         open_manifest(tmp_path / name, _spec(1, 1, name=name))
         (tmp_path / name / "shard-00000.h5.partial").touch()
@@ -271,12 +271,12 @@ def test_an_unknown_column_is_answered_with_those_that_there_are_but_the_latents
         ColumnReader(tmp_path, "clipp")
 
 
-def test_a_store_that_is_not_there_says_what_makes_one(tmp_path: Path) -> None:
+def test_a_missing_store_says_how_to_create_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no token store in .*; run python -m featurize first"):
         ColumnReader(tmp_path / "none", "clip")
 
 
-def test_a_store_of_latents_alone_says_what_makes_tokens(tmp_path: Path) -> None:
+def test_a_store_of_latents_alone_says_how_to_get_tokens(tmp_path: Path) -> None:
     open_manifest(tmp_path / "latents", _spec(1, 1, name="latents"))
     (tmp_path / "latents" / "shard-00000.h5.partial").touch()
     with pytest.raises(InputError, match=r"which contains only latents; expected tokens; run python -m featurize with an encoder"):
@@ -293,7 +293,7 @@ def test_an_incomplete_column_is_refused_with_its_count(tmp_path: Path) -> None:
         ColumnReader(tmp_path, "clip")
 
 
-def test_a_column_of_another_fingerprint_is_neither_continued_nor_changed(tmp_path: Path) -> None:
+def test_a_column_of_another_fingerprint_is_not_resumed_or_changed(tmp_path: Path) -> None:
     values = _filled(tmp_path, _spec(10, 4))
     other = ColumnSpec(name="clip", what="tokens", rows=10, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 1})
     with pytest.raises(InputError, match="seed: found 0, wanted 1"):
@@ -326,7 +326,7 @@ def test_a_shard_is_opened_by_the_datasets_library_without_lugpi(tmp_path: Path,
         np.testing.assert_array_equal(np.asarray(loaded["scale"][:]).reshape(10, 2), scales)
 
 
-def test_a_shards_record_says_which_versions_made_it(tmp_path: Path) -> None:
+def test_a_shards_record_names_the_versions_that_wrote_it(tmp_path: Path) -> None:
     import torch
 
     _filled(tmp_path, _spec(3, 3))

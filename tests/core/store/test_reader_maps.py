@@ -80,7 +80,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @LINUX
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_file_stays_open_and_no_map_outlives_the_reader_and_what_it_gave(tmp_path: Path, dtype: Dtype) -> None:
+def test_no_file_stays_open_and_no_map_outlives_its_users(tmp_path: Path, dtype: Dtype) -> None:
     values = _filled(tmp_path, _spec(40, 2, dtype=dtype))
     before = len(os.listdir("/proc/self/fd"))
     reader, rows = ColumnReader(tmp_path, "clip"), [39, 0, 2, 4, 36, 8, 1, 3, 5, 7, 0, 9]
@@ -120,7 +120,7 @@ def test_a_view_copies_nothing_and_cannot_be_written(tmp_path: Path, dtype: Dtyp
     st.sets(st.integers(0, 29)),
     st.randoms(use_true_random=False),
 )
-def test_rows_are_the_same_whatever_their_size_and_wherever_their_shards_have_them(
+def test_rows_of_any_size_and_offset_are_read(
     rows: int, shard_rows: int, row_shape: tuple[int, int], dtype: Dtype, moved: set[int], chance: random.Random
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +129,7 @@ def test_rows_are_the_same_whatever_their_size_and_wherever_their_shards_have_th
         for shard in moved & set(range(spec.shards)):
             _move(Path(folder) / "clip", shard)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reader_module, "refuse_structure", lambda places: None)  # its child process takes too long for so many
+            patch.setattr(reader_module, "refuse_structure", lambda places: None)  # its child process would take too long
             reader = ColumnReader(Path(folder), "clip")
         order = [chance.randrange(rows) for _ in range(40)]
         np.testing.assert_array_equal(reader.gather(order), values[order])
@@ -159,7 +159,7 @@ def test_the_bytes_of_a_row_are_those_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row_shape", [(2, 3), (1, 2048), (3, 1000)])
-def test_any_row_may_be_asked_for_in_advance_also_at_page_borders_and_the_end(tmp_path: Path, row_shape: tuple[int, int]) -> None:
+def test_any_row_can_be_prefetched(tmp_path: Path, row_shape: tuple[int, int]) -> None:
     values = _filled(tmp_path, _spec(9, 4, row_shape=row_shape))
     reader = ColumnReader(tmp_path, "clip")
     for row in range(9):
@@ -171,7 +171,7 @@ def test_any_row_may_be_asked_for_in_advance_also_at_page_borders_and_the_end(tm
 
 @pytest.mark.parametrize("rows_ahead", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("sizes", [(), (3,), (1, 1, 1, 1, 1), (2, 3, 0, 4, 1), (7, 3)])
-def test_batches_come_once_in_order_and_their_rows_were_asked_for(
+def test_batches_come_once_in_order_after_their_prefetch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_ahead: int, sizes: tuple[int, ...]
 ) -> None:
     values = _filled(tmp_path, _spec(10, 4))
@@ -184,7 +184,7 @@ def test_batches_come_once_in_order_and_their_rows_were_asked_for(
         assert batch == batches[n]
         told = _rows(batches[: n + 1])
         assert asked[: len(told)] == told
-        # Those that follow too, as far as the depth goes, and not the whole epoch at once.
+        # The following batches too, up to the prefetch depth, but not the whole epoch.
         following = _rows(batches[n + 1 :])
         assert len(asked) - len(told) >= min(rows_ahead, len(following)) - max(sizes)
         assert len(asked) - len(told) <= rows_ahead + max(sizes)
@@ -196,13 +196,13 @@ def test_batches_come_once_in_order_and_their_rows_were_asked_for(
 
 
 @pytest.mark.parametrize("row", [-1, 9, 11, 12, 10**12])
-def test_a_batch_with_a_row_that_is_not_there_is_an_index_error(tmp_path: Path, row: int) -> None:
+def test_a_batch_with_a_missing_row_is_an_index_error(tmp_path: Path, row: int) -> None:
     _filled(tmp_path, _spec(9, 4, row_shape=(1, 3000)))
     with pytest.raises(IndexError):
         list(ColumnReader(tmp_path, "clip").batches([[0], [row]]))
 
 
-def test_a_given_array_that_does_not_lie_in_one_piece_is_filled_or_refused(tmp_path: Path) -> None:
+def test_a_given_array_that_is_not_contiguous_is_filled_or_refused(tmp_path: Path) -> None:
     values = _filled(tmp_path, _spec(10, 4))
     out = np.zeros((6, 2, 3), np.float16)[::2]
     try:

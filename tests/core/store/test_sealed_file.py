@@ -1,7 +1,6 @@
 """Sealed files: any reader of HDF5 opens them, every bit of them is covered, and a forged seal asks for nothing."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from lugpi_core.errors import InputError
 from lugpi_core.store.sealed_file import USER_BLOCK_BYTES, read_sealed, sealed_bytes, write_sealed
+from tests.support.clock import next_second
 
 ABOUT = {"corpus": "Käse", "count": 3}
 
@@ -27,7 +27,7 @@ def sealed(tmp_path: Path) -> Path:
     return tmp_path / "small.h5"
 
 
-def test_what_is_written_is_what_is_read(sealed: Path) -> None:
+def test_rows_read_back_as_they_were_written(sealed: Path) -> None:
     about, arrays = read_sealed(sealed)
     assert about == ABOUT
     assert arrays.keys() == {"numbers", "names"}
@@ -42,14 +42,14 @@ def test_h5py_opens_it_like_any_other_file(sealed: Path) -> None:
         assert file.attrs["corpus"].decode() == "Käse"
 
 
-def test_the_head_is_a_line_that_a_person_can_read(sealed: Path) -> None:
+def test_the_head_is_a_readable_line(sealed: Path) -> None:
     line, rest = sealed.read_bytes()[:USER_BLOCK_BYTES].split(b"\n")
     assert json.loads(line)["corpus"] == "Käse"
     assert not rest.strip(b"\0")
 
 
 def test_equal_content_is_equal_bytes(sealed: Path) -> None:
-    time.sleep(1.1)  # what HDF5 would note are seconds
+    next_second()
     assert sealed_bytes(ABOUT, _build) == sealed_bytes(dict(reversed(ABOUT.items())), _build) == sealed.read_bytes()
     assert sealed_bytes({**ABOUT, "count": 4}, _build) != sealed.read_bytes()
 
@@ -59,7 +59,7 @@ def test_lugpi_reads_it_without_hdf5(sealed: Path, monkeypatch: pytest.MonkeyPat
     assert read_sealed(sealed)[0] == ABOUT
 
 
-def test_every_flipped_bit_anywhere_in_the_file_is_found(sealed: Path) -> None:
+def test_every_flipped_bit_is_found(sealed: Path) -> None:
     content = sealed.read_bytes()
     head, unseen = content.index(b"\n") + 2, []
     for place in range(len(content)):
@@ -82,19 +82,19 @@ def test_a_file_that_ends_early_is_found(sealed: Path, kept: int) -> None:
         read_sealed(sealed)
 
 
-def test_a_byte_more_is_found(sealed: Path) -> None:
+def test_an_extra_byte_is_found(sealed: Path) -> None:
     sealed.write_bytes(sealed.read_bytes() + b"\0")
     with pytest.raises(InputError, match=r"small\.h5"):
         read_sealed(sealed)
 
 
-def test_a_file_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
+def test_a_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
     for path in (tmp_path / "none.h5", tmp_path):
         with pytest.raises(InputError, match=r"got no file .*; run python -m featurize first"):
             read_sealed(path)
 
 
-# A seal that anybody can make: its hash fits, for whoever makes a file makes its hash too.
+# A forged seal: its hash matches, because whoever writes a file can also hash it.
 HUGE, DEEP = 10**18, 700
 FORGED: dict[str, Any] = {
     "an offset behind the end": [HUGE, "<i8", [2, 3]],
@@ -123,13 +123,13 @@ FORGED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("place", FORGED.values(), ids=FORGED)
-def test_a_forged_place_is_refused_before_anything_is_allocated(tmp_path: Path, place: Any) -> None:
+def test_a_forged_offset_is_refused_before_anything_is_allocated(tmp_path: Path, place: Any) -> None:
     (tmp_path / "f.h5").write_bytes(sealed_bytes({"datasets": {"numbers": place}}, _build))
     with pytest.raises(InputError, match=r"f\.h5 \(.*\); expected the file as lugpi wrote it"):
         read_sealed(tmp_path / "f.h5")
 
 
-def test_datasets_that_overlap_are_read_and_no_byte_outside_the_file_is(tmp_path: Path) -> None:
+def test_overlapping_datasets_are_read_only_inside_the_file(tmp_path: Path) -> None:
     places = {"a": [4096, "<i8", [4]], "b": [4100, "<i8", [4]]}
     content = sealed_bytes({"datasets": places}, _build)
     (tmp_path / "f.h5").write_bytes(content)
@@ -167,6 +167,6 @@ def test_a_head_that_is_no_seal_is_refused(sealed: Path, head: bytes) -> None:
     assert len(str(refused.value)) < 500
 
 
-def test_a_seal_that_does_not_fit_its_place_is_not_written(tmp_path: Path) -> None:
+def test_a_seal_that_is_too_long_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a seal of"):
         sealed_bytes({"corpus": "x" * USER_BLOCK_BYTES}, _build)

@@ -34,7 +34,7 @@ def _all_but(*rows: int) -> list[bool]:
     return [row not in rows for row in range(5)]
 
 
-def test_two_shards_of_the_same_rows_in_another_order_of_writing_are_equal_bytes(tmp_path: Path) -> None:
+def test_the_order_of_writing_does_not_change_the_bytes(tmp_path: Path) -> None:
     for name, order in (("a", (0, 1, 2, 3, 4)), ("b", (3, 0, 4, 2, 1))):
         writer = new_writer(tmp_path / name)
         for row in order:
@@ -61,13 +61,13 @@ def _expected_hash(row: int, data: bytes, digest: str = "f" * 32) -> int:
     return xxhash.xxh3_64_intdigest(data, seed=xxhash.xxh3_64_intdigest(digest.encode(), seed=10 + row))
 
 
-def test_the_stored_hash_is_the_xxh3_of_row_and_flag_seeded_with_the_fingerprint_and_the_rows_number(tmp_path: Path) -> None:
+def test_the_stored_hash_is_the_documented_one(tmp_path: Path) -> None:
     written(tmp_path / "s", np.array([0, 0, 1, 0, 0], np.uint8)).close()
     found = read_dataset(tmp_path / "s", LAYOUT, "row_hash").tolist()
     assert found == [_expected_hash(row, float_rows()[row].tobytes() + bytes([int(row == 2)])) for row in range(5)]
 
 
-def test_beside_int8_the_hash_covers_the_scales_too(tmp_path: Path) -> None:
+def test_with_int8_the_hash_covers_the_scales(tmp_path: Path) -> None:
     written(tmp_path / "s", layout=INT8).close()
     values, scales = int8_rows()
     found = read_dataset(tmp_path / "s", INT8, "row_hash").tolist()
@@ -77,7 +77,7 @@ def test_beside_int8_the_hash_covers_the_scales_too(tmp_path: Path) -> None:
     assert holding(tmp_path / "s", INT8) == [True] * 5
 
 
-def test_all_space_is_there_from_the_start(tmp_path: Path) -> None:
+def test_all_space_is_allocated_at_the_start(tmp_path: Path) -> None:
     layout = ShardLayout(what="tokens", rows=64, row_shape=(50, 96), first_row=0, fingerprint_digest="0" * 32)
     create_shard(tmp_path / "s", layout)
     status = (tmp_path / "s").stat()
@@ -85,7 +85,7 @@ def test_all_space_is_there_from_the_start(tmp_path: Path) -> None:
     assert status.st_blocks * 512 >= status.st_size, "the file is not sparse"
 
 
-def test_a_new_shard_has_no_valid_row_and_rows_of_zeros_do_not_count_unless_written(tmp_path: Path) -> None:
+def test_a_new_shard_has_no_valid_row_not_even_of_zeros(tmp_path: Path) -> None:
     writer = new_writer(tmp_path / "s")
     assert not writer.valid.any()
     writer.write(1, np.zeros((2, 3, 4), np.float16), GOOD[:2])
@@ -102,13 +102,13 @@ def test_rows_read_back_from_the_open_shard(tmp_path: Path) -> None:
     writer.close()  # a second time does nothing
 
 
-def test_a_shard_that_is_not_there_is_not_made_by_opening_it(tmp_path: Path) -> None:
+def test_opening_a_missing_shard_does_not_create_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ShardWriter(tmp_path / "s", LAYOUT)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_forgotten_row_counts_as_never_written_and_its_neighbours_stay(tmp_path: Path) -> None:
+def test_a_forgotten_row_counts_as_never_written(tmp_path: Path) -> None:
     writer = written(tmp_path / "s")
     writer.forget([1, 4])
     assert writer.valid.tolist() == _all_but(1, 4)
@@ -135,7 +135,7 @@ def test_a_flipped_bit_makes_exactly_its_row_invalid(tmp_path: Path, layout: Sha
     assert holding(path, layout) == [True] * 5
 
 
-def test_swapped_rows_are_detected_though_their_hashes_were_swapped_with_them(tmp_path: Path) -> None:
+def test_rows_swapped_with_their_hashes_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "s"
     written(path).close()
     with h5py.File(path, "r+") as file:
@@ -145,15 +145,13 @@ def test_swapped_rows_are_detected_though_their_hashes_were_swapped_with_them(tm
 
 
 @pytest.mark.parametrize("change", [{"fingerprint_digest": "e" * 32}, {"first_row": 11}, {"first_row": 0}], ids=str)
-def test_a_row_of_another_fingerprint_or_another_place_does_not_hold(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_row_of_another_fingerprint_or_position_is_invalid(tmp_path: Path, change: dict[str, Any]) -> None:
     written(tmp_path / "s").close()
     assert holding(tmp_path / "s", replace(LAYOUT, **change)) == [False] * 5
     assert not is_intact(tmp_path / "s", replace(LAYOUT, **change))
 
 
-def test_a_hash_of_zero_means_never_written_so_a_row_that_hashes_to_zero_gets_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_hashes_to_zero_gets_another_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class ZeroHash:
         def __init__(self, *_: object, **__: object) -> None: ...
         def update(self, data: bytes) -> None: ...
@@ -168,7 +166,7 @@ def test_a_hash_of_zero_means_never_written_so_a_row_that_hashes_to_zero_gets_an
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, INT8], ids=["float16", "int8"])
-def test_in_a_file_that_ends_early_the_rows_before_its_end_hold_and_no_other(tmp_path: Path, layout: ShardLayout) -> None:
+def test_in_a_cut_file_only_the_rows_before_its_end_are_valid(tmp_path: Path, layout: ShardLayout) -> None:
     path, plan = tmp_path / "s", structure(layout)
     written(path, layout=layout).close()
     ends = {name: [plan.offsets[name] + layout.bytes_of(name, row + 1) for row in range(5)] for name in layout.datasets}
@@ -179,7 +177,7 @@ def test_in_a_file_that_ends_early_the_rows_before_its_end_hold_and_no_other(tmp
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, INT8], ids=["float16", "int8"])
-def test_a_changed_byte_anywhere_in_the_frame_is_seen_and_no_row_is(tmp_path: Path, layout: ShardLayout) -> None:
+def test_a_changed_byte_in_the_frame_is_found_and_no_row_is_blamed(tmp_path: Path, layout: ShardLayout) -> None:
     path = tmp_path / "s"
     written(path, layout=layout).close()
     assert is_intact(path, layout)
@@ -192,13 +190,13 @@ def test_a_changed_byte_anywhere_in_the_frame_is_seen_and_no_row_is(tmp_path: Pa
     assert holding(path, layout) == [True] * 5
 
 
-def test_a_file_that_is_longer_is_not_intact(tmp_path: Path) -> None:
+def test_a_longer_file_is_not_intact(tmp_path: Path) -> None:
     written(tmp_path / "s").close()
     os.truncate(tmp_path / "s", structure(LAYOUT).file_bytes + 1)
     assert not is_intact(tmp_path / "s", LAYOUT)
 
 
-def test_values_that_are_not_contiguous_or_not_float16_are_written_as_float16(tmp_path: Path) -> None:
+def test_any_array_of_values_is_written_as_float16(tmp_path: Path) -> None:
     writer = new_writer(tmp_path / "s")
     writer.write(0, np.asfortranarray(float_rows()).astype(np.float32)[::-1], GOOD)
     np.testing.assert_array_equal(writer.read(0, 5), float_rows()[::-1])
@@ -215,7 +213,7 @@ def test_values_that_are_not_contiguous_or_not_float16_are_written_as_float16(tm
     ],
     ids=["another shape", "scales beside float16", "int8 without scales"],
 )
-def test_rows_that_are_not_of_the_layout_are_our_own_bug(tmp_path: Path, layout: ShardLayout, values: Any, scales: Any) -> None:
+def test_rows_of_another_shape_are_our_own_bug(tmp_path: Path, layout: ShardLayout, values: Any, scales: Any) -> None:
     writer = new_writer(tmp_path / "s", layout)
     with pytest.raises(AssertionError):
         writer.write(0, values, GOOD, scales)
@@ -223,7 +221,7 @@ def test_rows_that_are_not_of_the_layout_are_our_own_bug(tmp_path: Path, layout:
     assert holding(tmp_path / "s", layout) == [False] * 5
 
 
-def test_the_record_of_a_checked_shard_says_what_a_reader_needs(tmp_path: Path) -> None:
+def test_a_checked_shards_record_has_what_a_reader_needs(tmp_path: Path) -> None:
     writer = written(tmp_path / "s", np.array([0, 1, 0, 0, 2], np.uint8))
     assert writer.sync_and_check() == {
         "first_row": 10,
@@ -241,14 +239,14 @@ def test_an_unknown_flag_is_shown_as_its_number() -> None:
     assert flagged_rows(np.array([0, 9], np.uint8)) == {"1": "flag 9"}
 
 
-def test_the_sha256_of_a_shard_is_the_one_that_other_programs_print(tmp_path: Path) -> None:
+def test_a_shards_sha256_is_the_usual_one(tmp_path: Path) -> None:
     content = b"abc" * (1 << 21)  # 6 MiB, more than one chunk
     (tmp_path / "s").write_bytes(content)
     assert sha256_of(tmp_path / "s") == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_one_reading_of_a_shard_larger_than_a_chunk_gives_its_rows_and_the_hash_of_the_whole(tmp_path: Path, dtype: Any) -> None:
+def test_a_shard_larger_than_a_chunk_is_read_and_hashed_at_once(tmp_path: Path, dtype: Any) -> None:
     layout = replace(LAYOUT, rows=300, row_shape=(50, 384), dtype=dtype)
     random, few = np.random.default_rng(2), 3
     writer = new_writer(tmp_path / "s", layout)
@@ -263,7 +261,7 @@ def test_one_reading_of_a_shard_larger_than_a_chunk_gives_its_rows_and_the_hash_
     assert whole == xxhash.xxh3_128_hexdigest((tmp_path / "s").read_bytes())
 
 
-def test_where_there_is_no_file_no_row_holds(tmp_path: Path) -> None:
+def test_without_a_file_no_row_is_valid(tmp_path: Path) -> None:
     assert holding(tmp_path / "none") == [False] * 5
 
 

@@ -22,11 +22,11 @@ def _damaged_source(path: Path, seed: int, lost: list[int], layout: ShardLayout 
     writer.close()
     for row in lost:
         flip(path, structure(layout).offsets["tokens"] + row * layout.bytes_of("tokens"))
-    flip(path, 0)  # its structure is gone, which is why its rows are looked for
+    flip(path, 0)  # its structure is damaged, so its rows are searched
     return path
 
 
-def test_a_new_shard_takes_over_only_the_rows_that_hold(tmp_path: Path) -> None:
+def test_a_new_shard_copies_only_valid_rows(tmp_path: Path) -> None:
     one, two = _damaged_source(tmp_path / "one", 1, [0, 1, 4]), _damaged_source(tmp_path / "two", 2, [0, 2, 3])
     foreign = _damaged_source(tmp_path / "foreign", 3, [], replace(LAYOUT, fingerprint_digest="e" * 32))
     create_shard(tmp_path / "s", LAYOUT, rows_from=[one, foreign, two])
@@ -40,7 +40,7 @@ def test_a_new_shard_takes_over_only_the_rows_that_hold(tmp_path: Path) -> None:
     assert is_intact(tmp_path / "s", LAYOUT)
 
 
-def test_a_shard_made_from_a_damaged_one_takes_its_place(tmp_path: Path) -> None:
+def test_a_shard_rebuilt_from_a_damaged_one_replaces_it(tmp_path: Path) -> None:
     path = tmp_path / "s"
     written(path, layout=INT8).close()
     content = path.read_bytes()
@@ -78,7 +78,7 @@ def _full(descriptor: int, offset: int, size: int) -> None:
 def test_a_full_disk_is_an_input_error_before_any_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", _full)
-        for _ in range(2):  # the second time finds what the first left, if it left anything
+        for _ in range(2):  # the second attempt would meet leftovers of the first
             with pytest.raises(InputError, match=r"no room for .*/s \(0 MB: No space left on device\); .* make room"):
                 create_shard(tmp_path / "s", LAYOUT)
             assert list(tmp_path.iterdir()) == []
@@ -86,7 +86,7 @@ def test_a_full_disk_is_an_input_error_before_any_row(tmp_path: Path, monkeypatc
     assert holding(tmp_path / "s") == [True] * 5
 
 
-def test_a_continued_shard_finds_its_space_again_before_any_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_shard_allocates_its_space_before_any_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_shard(tmp_path / "s", LAYOUT)
     asked: list[int] = []
     with monkeypatch.context() as patch:
@@ -103,9 +103,7 @@ def _failing_fsync(descriptor: int) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_shard_that_cannot_be_synced_is_set_aside_and_its_rows_are_written_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_cannot_be_synced_is_set_aside_and_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = written(tmp_path / "s.partial")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _failing_fsync)
@@ -118,8 +116,8 @@ def test_a_shard_that_cannot_be_synced_is_set_aside_and_its_rows_are_written_onc
     assert (tmp_path / "s.partial").read_bytes() == (tmp_path / "s.suspect").read_bytes()
 
 
-def test_a_failed_sync_counts_though_the_file_cannot_be_read_back_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A dying disk fails at both; the next sync of the same file may then succeed without having written its pages.
+def test_a_failed_sync_counts_even_if_reading_back_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A failing disk fails both; the next sync of the same file may then succeed although its pages were not written.
     writer = written(tmp_path / "s.partial")
 
     def failing_pread(descriptor: int, count: int, offset: int) -> bytes:
@@ -134,8 +132,8 @@ def test_a_failed_sync_counts_though_the_file_cannot_be_read_back_either(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["s.suspect"]
 
 
-def test_a_sync_that_failed_while_rows_were_written_counts_though_nobody_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A run that is stopped then leaves the shard to another one, whose own sync finds nothing amiss.
+def test_an_early_failed_sync_counts_without_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # If the run stops then, another run continues the shard, and its own sync reports no error.
     writer = new_writer(tmp_path / "s.partial")
     with monkeypatch.context() as patch:
         patch.setattr(shard_module, "WRITE_BACK_BYTES", 1)
@@ -145,9 +143,7 @@ def test_a_sync_that_failed_while_rows_were_written_counts_though_nobody_commits
     assert [path.name for path in tmp_path.iterdir()] == ["s.suspect"]
 
 
-def test_a_sync_that_failed_while_rows_were_written_counts_though_the_last_one_did_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_early_failed_sync_counts_even_if_the_last_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = new_writer(tmp_path / "s.partial")
     with monkeypatch.context() as patch:
         patch.setattr(shard_module, "WRITE_BACK_BYTES", 1)
@@ -159,7 +155,7 @@ def test_a_sync_that_failed_while_rows_were_written_counts_though_the_last_one_d
     assert [path.name for path in tmp_path.iterdir()] == ["s.suspect"]
 
 
-def test_what_has_come_is_synced_while_more_is_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_synced_while_more_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fdatasync, synced = os.fdatasync, list[int]()
     writer = new_writer(tmp_path / "s")
 
@@ -176,7 +172,7 @@ def test_what_has_come_is_synced_while_more_is_coming(tmp_path: Path, monkeypatc
     assert len(synced) == 2
 
 
-def test_a_shard_whose_creation_cannot_be_synced_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_whose_creation_cannot_be_synced_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", _failing_fsync)
     with pytest.raises(OSError, match="Input/output error"):
         create_shard(tmp_path / "s", LAYOUT)
@@ -204,7 +200,7 @@ def test_a_shard_with_a_row_never_written_is_refused(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_shard_that_the_disk_gave_back_only_at_the_second_try_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_reads_back_only_on_the_second_try_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = written(tmp_path / "s")
     failed: list[int] = []
 

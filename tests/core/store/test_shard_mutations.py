@@ -75,7 +75,7 @@ def _refuse_unlike(store: Path, refused: bool) -> None:
 
 
 @pytest.mark.parametrize("libver", [None, "latest"], ids=["our own structure", "another structure"])
-def test_no_change_of_a_shard_makes_a_reader_do_anything_but_read_or_refuse(
+def test_a_mutated_shard_is_read_or_refused(
     tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None], libver: str | None
 ) -> None:
     count = campaign(60, 1000)

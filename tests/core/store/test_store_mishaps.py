@@ -47,14 +47,14 @@ def flip_row(store: Path, row: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_store_that_another_version_of_hdf5_laid_down_is_read(foreign: Path) -> None:
+def test_a_store_written_by_another_version_of_hdf5_is_read(foreign: Path) -> None:
     assert load_manifest(foreign / "clip")[1][0]["offsets"] != dict(structure(SPEC.layout(0)).offsets)
     np.testing.assert_array_equal(ColumnReader(foreign, "clip").gather([6, 0, 3, 4]), token_rows()[[6, 0, 3, 4]])
     assert [finding for finding in check_store(foreign, deep=True) if finding.column] == []
     assert ColumnWriter(foreign, SPEC).taken_back == {}
 
 
-def test_of_a_damaged_shard_of_another_version_the_rows_that_hold_are_kept(foreign: Path) -> None:
+def test_valid_rows_of_a_damaged_foreign_shard_are_kept(foreign: Path) -> None:
     flip_row(foreign, 2)
     assert [finding.rows for finding in check_store(foreign, deep=True) if finding.column] == [(2,)]
     column = ColumnWriter(foreign, SPEC)
@@ -66,7 +66,7 @@ def test_of_a_damaged_shard_of_another_version_the_rows_that_hold_are_kept(forei
     np.testing.assert_array_equal(ColumnReader(foreign, "clip").gather(range(7)), token_rows())
 
 
-def test_a_file_of_another_version_without_a_record_is_set_aside_and_not_thrown_away(tmp_path: Path) -> None:
+def test_an_unrecorded_foreign_file_is_set_aside_not_deleted(tmp_path: Path) -> None:
     with another_hdf5(2048):
         filled(tmp_path)
     content = (tmp_path / "clip" / SHARD).read_bytes()
@@ -78,7 +78,7 @@ def test_a_file_of_another_version_without_a_record_is_set_aside_and_not_thrown_
     assert (tmp_path / "clip" / f"{SHARD}.unread").read_bytes() == content
 
 
-def test_a_reader_refuses_a_shard_that_became_shorter_since_it_was_checked(tmp_path: Path) -> None:
+def test_a_reader_refuses_a_shard_that_was_cut_after_the_check(tmp_path: Path) -> None:
     filled(tmp_path)
     reader = ColumnReader(tmp_path, "clip")
     os.truncate(tmp_path / "clip" / "shard-00001.h5", 600)
@@ -101,7 +101,7 @@ def bad_sector(path: Path, offset: int) -> Iterator[None]:
         yield
 
 
-def test_a_sector_that_cannot_be_read_costs_its_own_row_and_no_other(tmp_path: Path) -> None:
+def test_an_unreadable_sector_costs_only_its_own_row(tmp_path: Path) -> None:
     filled(tmp_path)
     path = tmp_path / "clip" / SHARD
     with bad_sector(path, structure(SPEC.layout(0)).offsets["tokens"] + 12 + 5):

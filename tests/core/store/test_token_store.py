@@ -114,7 +114,7 @@ def test_a_column_says_its_name_and_its_failed_images(store: TokenStore) -> None
 
 
 @pytest.mark.parametrize("index", [N, -N - 1, [0, N], (0, 1), np.array([True]), 1.5])
-def test_what_is_no_index_is_an_index_error(store: TokenStore, index: Any) -> None:
+def test_an_invalid_index_is_an_index_error(store: TokenStore, index: Any) -> None:
     with pytest.raises(IndexError):
         store["clip"][index]
 

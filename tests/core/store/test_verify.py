@@ -87,21 +87,21 @@ def _state(store: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_good_store_holds_and_is_not_touched(store: Path, deep: bool) -> None:
+def test_a_good_store_has_no_findings_and_is_not_changed(store: Path, deep: bool) -> None:
     before = _state(store)
     assert check_store(store, deep=deep) == []
     assert _state(store) == before
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_where_there_is_no_store_it_says_what_makes_one(tmp_path: Path, deep: bool) -> None:
+def test_without_a_store_the_error_says_how_to_create_one(tmp_path: Path, deep: bool) -> None:
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(InputError, match=r"got no token store in .*; run python -m featurize first"):
             check_store(folder, deep=deep)
 
 
 @pytest.mark.parametrize("dataset", ["tokens", "scale", "row_hash", "flags"])
-def test_a_flipped_bit_in_a_row_is_named_with_that_row_alone_by_a_deep_look(store: Path, dataset: str) -> None:
+def test_a_deep_check_names_exactly_the_row_of_a_flipped_bit(store: Path, dataset: str) -> None:
     layout = _spec("eight").layout(1)
     _flip(store / "eight" / shard_name(1), structure(layout).offsets[dataset] + 3 * layout.bytes_of(dataset) - 1)
     assert check_store(store, deep=False) == []
@@ -112,13 +112,13 @@ def test_a_flipped_bit_in_a_row_is_named_with_that_row_alone_by_a_deep_look(stor
     assert str(finding).startswith("eight/shard-00001.h5: rows 6 damaged (")
 
 
-def test_a_flipped_bit_outside_the_rows_is_found_without_a_deep_look_and_names_no_row(store: Path) -> None:
+def test_a_shallow_check_finds_a_flipped_bit_outside_the_rows(store: Path) -> None:
     _flip(store / "clip" / shard_name(2), 0)
     for deep in (False, True):
         assert _told(check_store(store, deep=deep)) == [("clip/shard-00002.h5", "damaged", ())]
 
 
-def test_no_flipped_bit_of_a_shard_escapes_a_deep_look(store: Path) -> None:
+def test_a_deep_check_finds_every_flipped_bit(store: Path) -> None:
     layout, path = _spec("eight").layout(0), store / "eight" / shard_name(0)
     content, offsets = path.read_bytes(), structure(layout).offsets
     owners: dict[int, int] = {}
@@ -131,7 +131,7 @@ def test_no_flipped_bit_of_a_shard_escapes_a_deep_look(store: Path) -> None:
         assert told == [("eight/shard-00000.h5", "damaged", (owners[place],) if place in owners else ())], place
 
 
-def test_a_shard_that_is_cut_names_the_rows_that_are_lost(store: Path) -> None:
+def test_a_cut_shard_names_its_lost_rows(store: Path) -> None:
     layout, path = _spec("clip").layout(0), store / "clip" / shard_name(0)
     os.truncate(path, structure(layout).offsets["flags"] + 2)
     for deep in (False, True):
@@ -140,13 +140,13 @@ def test_a_shard_that_is_cut_names_the_rows_that_are_lost(store: Path) -> None:
     assert _told(check_store(store, deep=False)) == [("clip/shard-00000.h5", "damaged", (0, 1, 2, 3))]
 
 
-def test_a_shard_that_is_gone_is_missing_with_all_its_rows(store: Path) -> None:
+def test_a_removed_shard_is_missing_with_all_its_rows(store: Path) -> None:
     (store / "latents" / shard_name(2)).unlink()
     for deep in (False, True):
         assert _told(check_store(store, deep=deep)) == [("latents/shard-00002.h5", "missing", (8, 9))]
 
 
-def test_a_shard_that_is_not_final_is_missing_the_rows_that_are_not_there(store: Path) -> None:
+def test_an_unfinished_shard_lacks_its_unwritten_rows(store: Path) -> None:
     column = ColumnWriter(store, _spec("clip"))
     column.reopen(1, column.records[1])
     writer = column.claim(1)
@@ -164,7 +164,7 @@ def test_a_final_shard_without_its_record_is_missing_no_row(store: Path) -> None
     assert _told(check_store(store, deep=False)) == [("clip/shard-00001.h5", "missing", ())]
 
 
-def test_flagged_rows_are_named_by_their_drawings_also_without_a_deep_look(store: Path) -> None:
+def test_a_shallow_check_names_flagged_rows(store: Path) -> None:
     shutil.rmtree(store / "clip")
     _fill(store, "clip", flagged=(1, 4, 6, 7))
     write_view(store)
@@ -190,7 +190,7 @@ def _changed_record(store: Path, **changes: Any) -> None:
     _rewrite(store, change)
 
 
-def test_flags_that_the_record_does_not_tell_are_found_by_a_deep_look(store: Path) -> None:
+def test_a_deep_check_finds_flags_that_are_not_recorded(store: Path) -> None:
     _changed_record(store, flagged={"2": "not finite"})
     kinds = {(finding.place, finding.kind) for finding in check_store(store, deep=True)}
     assert ("clip/shard-00001.h5", "damaged") in kinds
@@ -204,7 +204,7 @@ def test_each_of_the_two_hashes_of_a_file_counts(store: Path, changes: dict[str,
     assert finding.detail == f"its content differs from its {next(iter(changes))}"
 
 
-def test_a_shard_that_has_no_sha256_yet_is_held_against_its_other_hash(store: Path) -> None:
+def test_a_shard_without_sha256_is_checked_by_its_other_hash(store: Path) -> None:
     _rewrite(store, lambda value: value["shards"]["1"].pop("sha256"))
     assert check_store(store, deep=True) == []
     _flip(store / "clip" / shard_name(1), structure(_spec("clip").layout(1)).offsets["tokens"])
@@ -225,7 +225,7 @@ def _long_number(store: Path) -> None:
 
 
 def _renamed_column(store: Path) -> None:
-    # Whoever repairs "clip" must not be led to another folder.
+    # Repairing "clip" must not touch another folder.
     _rewrite(store, lambda value: value.update(name="../elsewhere/clip"))
 
 
@@ -243,14 +243,14 @@ def test_shards_without_a_manifest_are_a_finding(store: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [EXAMPLES, VIEW])
-def test_the_small_files_are_looked_at_whole_always(store: Path, name: str) -> None:
+def test_the_small_files_are_always_checked_whole(store: Path, name: str) -> None:
     _flip(store / name, -1)
     assert _told(check_store(store, deep=False)) == [(name, "damaged", ())]
     (store / name).unlink()
     assert _told(check_store(store, deep=False)) == [(name, "missing", ())]
 
 
-def test_every_finding_is_told_and_none_hides_another(store: Path) -> None:
+def test_every_finding_is_reported_and_none_hides_another(store: Path) -> None:
     _flip(store / "clip" / shard_name(0), structure(_spec("clip").layout(0)).offsets["tokens"])
     (store / "eight" / shard_name(1)).unlink()
     _flip(store / "latents" / shard_name(2), structure(_spec("latents").layout(2)).offsets["latents"])
@@ -282,7 +282,7 @@ def _laid_down_otherwise(store: Path, change: Callable[[h5py.File], object] = la
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_shard_as_another_version_of_hdf5_writes_it_holds(store: Path, deep: bool) -> None:
+def test_a_shard_written_by_another_version_of_hdf5_is_valid(store: Path, deep: bool) -> None:
     _laid_down_otherwise(store)
     assert len(ColumnReader(store, "clip")) == 10
     assert check_store(store, deep=deep) == []
@@ -296,7 +296,7 @@ def test_a_shard_that_a_reader_refuses_is_a_finding(store: Path, deep: bool) -> 
     assert [(place, kind) for place, kind, _ in _told(check_store(store, deep=deep))] == [("clip/shard-00001.h5", "damaged")]
 
 
-def test_what_is_taken_back_keeps_the_rows_that_hold_and_touches_no_other_shard(store: Path) -> None:
+def test_a_shard_taken_back_keeps_its_valid_rows(store: Path) -> None:
     before = _state(store)
     _flip(store / "clip" / shard_name(1), structure(_spec("clip").layout(1)).offsets["tokens"] + 14)
     take_back(store, check_store(store, deep=True))

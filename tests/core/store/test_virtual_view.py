@@ -1,7 +1,6 @@
 """tokens.h5: the whole cache through one file, from anywhere, with h5py alone."""
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 from lugpi_core.store.writer import ColumnWriter
+from tests.support.clock import next_second
 
 EXAMPLE = Example(id="ä", text="t", prompt="p", label=0, split="train")
 CORPUS = Corpus(name="c", label_names=("a",), examples=(EXAMPLE, EXAMPLE), license="none")
@@ -78,7 +78,7 @@ def test_the_view_shows_the_readers_rows_and_flags(store: Path) -> None:
         assert (rows.dtype, rows.shape, rows.is_virtual) == (np.float16, (10, 2, 3), True)
 
 
-def test_tokens_of_eight_bits_are_their_values_times_their_scale(store: Path) -> None:
+def test_int8_tokens_are_values_times_scale(store: Path) -> None:
     with h5py.File(store / VIEW, "r") as view:
         values, scales = view["eight/tokens"][:], view["eight/scale"][:]
     np.testing.assert_array_equal((values * scales[..., None]).astype(np.float16), ColumnReader(store, "eight").gather(range(10)))
@@ -97,7 +97,7 @@ def test_the_view_is_read_from_another_working_directory(store: Path, tmp_path: 
     _refuse_unlike(Path("tokens"))
 
 
-def test_the_view_is_read_after_the_folder_was_moved_and_nothing_is_left_behind(store: Path, tmp_path: Path) -> None:
+def test_the_view_is_read_after_the_folder_was_moved(store: Path, tmp_path: Path) -> None:
     moved = tmp_path / "other" / "place"
     moved.parent.mkdir()
     store.rename(moved)
@@ -105,7 +105,7 @@ def test_the_view_is_read_after_the_folder_was_moved_and_nothing_is_left_behind(
     _refuse_unlike(moved)
 
 
-def test_columns_that_are_not_complete_are_left_out_until_they_are(store: Path) -> None:
+def test_incomplete_columns_are_left_out_of_the_view(store: Path) -> None:
     with h5py.File(store / VIEW, "r") as view:
         assert sorted(view) == ["clip", "eight", "examples", "latents"]
     _fill(store, "begun", (2, 3))
@@ -114,7 +114,7 @@ def test_columns_that_are_not_complete_are_left_out_until_they_are(store: Path) 
         assert sorted(view) == ["begun", "clip", "eight", "examples", "latents"]
 
 
-def test_the_view_holds_the_example_table(store: Path) -> None:
+def test_the_view_contains_the_example_table(store: Path) -> None:
     with h5py.File(store / VIEW, "r") as view:
         assert sorted(view["examples"]) == ["drawing", "id", "label", "label_name", "prompt_cut", "split"]
         assert view["examples/drawing"][:].tolist() == [3, 1]
@@ -128,7 +128,7 @@ def test_the_view_copies_no_row(store: Path) -> None:
         assert not view["clip/tokens"][:4].any(), "its rows lived in the shard"
 
 
-def test_a_view_that_cannot_be_made_leaves_the_old_one(store: Path) -> None:
+def test_a_view_that_cannot_be_written_leaves_the_old_one(store: Path) -> None:
     content = (store / VIEW).read_bytes()
     (store / "clip" / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match=r"clip/manifest\.json"):
@@ -144,7 +144,7 @@ def test_a_store_without_a_table_has_a_view_of_its_columns(store: Path) -> None:
         assert sorted(view) == ["clip", "eight", "latents"]
 
 
-def test_the_same_store_gives_the_same_view_wherever_it_lies(store: Path, tmp_path: Path) -> None:
+def test_the_same_store_gives_the_same_view_in_any_folder(store: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     (copy / VIEW).unlink()
     write_view(copy)
@@ -154,7 +154,7 @@ def test_the_same_store_gives_the_same_view_wherever_it_lies(store: Path, tmp_pa
 
 def test_the_same_store_gives_the_same_view_at_any_time(store: Path) -> None:
     before = (store / VIEW).read_bytes()
-    time.sleep(1.1)  # what HDF5 would note are seconds
+    next_second()
     write_view(store)
     assert (store / VIEW).read_bytes() == before
 

@@ -36,7 +36,7 @@ def test_shards_are_claimed_written_and_made_final_one_by_one(tmp_path: Path) ->
     np.testing.assert_array_equal(ColumnReader(tmp_path, "clip").gather(range(7)), token_rows())
 
 
-def test_the_record_of_a_final_shard_names_its_file_its_hashes_and_the_versions(tmp_path: Path) -> None:
+def test_a_final_shards_record_has_file_hashes_and_versions(tmp_path: Path) -> None:
     record = filled(tmp_path).records[1]
     assert (record["file"], record["first_row"], record["rows"]) == ("shard-00001.h5", 4, 3)
     assert record["xxh3_128"] == xxhash.xxh3_128_hexdigest((tmp_path / "clip" / "shard-00001.h5").read_bytes())
@@ -77,7 +77,7 @@ def test_a_final_shard_is_not_claimed_again(tmp_path: Path) -> None:
     assert state_of(tmp_path) == state
 
 
-def test_a_closed_shard_is_continued_where_it_was_left(tmp_path: Path) -> None:
+def test_a_closed_shard_is_resumed(tmp_path: Path) -> None:
     column = ColumnWriter(tmp_path, SPEC)
     writer = claimed(column, 0)
     writer.write(1, token_rows()[1:3], np.zeros(2, np.uint8))
@@ -109,7 +109,7 @@ def test_a_column_in_eight_bits_keeps_values_and_scales(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ColumnReader(tmp_path, "clip").gather(range(4)), values * np.float16(0.5))
 
 
-def test_committed_rows_are_read_as_a_copy_after_their_hash_was_compared(tmp_path: Path) -> None:
+def test_committed_rows_are_copied_after_their_hash_is_checked(tmp_path: Path) -> None:
     column = filled(tmp_path)
     rows = column.read_committed(0)
     np.testing.assert_array_equal(rows, token_rows()[:4])
@@ -121,7 +121,7 @@ def test_committed_rows_are_read_as_a_copy_after_their_hash_was_compared(tmp_pat
         column.read_committed(0)
 
 
-def test_a_second_worker_on_a_shard_is_told_so_and_does_no_harm(tmp_path: Path) -> None:
+def test_a_second_worker_on_a_shard_is_refused_and_does_no_harm(tmp_path: Path) -> None:
     mine, other = ColumnWriter(tmp_path, SPEC), ColumnWriter(tmp_path, SPEC)
     writer = write_all(claimed(mine, 0))
     state = state_of(tmp_path)
@@ -135,7 +135,7 @@ def test_a_second_worker_on_a_shard_is_told_so_and_does_no_harm(tmp_path: Path) 
     np.testing.assert_array_equal(other.read_committed(0), token_rows()[:4])
 
 
-def test_opening_a_column_takes_nothing_from_a_living_writer(tmp_path: Path) -> None:
+def test_opening_a_column_does_not_disturb_a_running_writer(tmp_path: Path) -> None:
     column = ColumnWriter(tmp_path, SPEC)
     commit_shard(column, 1)
     writer = claimed(column, 0)
@@ -181,9 +181,7 @@ def test_a_shard_that_another_machine_took_over_is_not_made_final(tmp_path: Path
     assert load_manifest(tmp_path / "clip")[1] == {}
 
 
-def test_a_lease_that_is_lost_while_the_shard_is_synced_is_noticed_before_it_is_final(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_lost_during_the_sync_is_noticed_before_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = ColumnWriter(tmp_path, SPEC)
     writer = write_all(claimed(column, 0))
     with monkeypatch.context() as patch:
@@ -194,7 +192,7 @@ def test_a_lease_that_is_lost_while_the_shard_is_synced_is_noticed_before_it_is_
     assert names_in(tmp_path) == ["manifest.json", "shard-00000.h5.partial"]
 
 
-def test_a_reopened_shard_exists_no_more_until_it_is_final_again_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_reopened_shard_becomes_final_again_with_the_same_bytes(tmp_path: Path) -> None:
     column, state = filled(tmp_path), state_of(tmp_path)
     other = ColumnWriter(tmp_path, SPEC)
     judged = column.records[0]
@@ -213,7 +211,7 @@ def test_a_reopened_shard_exists_no_more_until_it_is_final_again_with_the_same_b
     assert state_of(tmp_path) == state
 
 
-def test_the_missing_bytes_are_exactly_those_that_the_files_take(tmp_path: Path) -> None:
+def test_missing_bytes_are_exactly_the_size_of_the_missing_files(tmp_path: Path) -> None:
     column = ColumnWriter(tmp_path, SPEC)
     wanted = [structure(SPEC.layout(shard)).file_bytes for shard in range(2)]
     assert missing_bytes(tmp_path, SPEC) == sum(wanted)
@@ -230,7 +228,7 @@ def test_the_missing_bytes_are_exactly_those_that_the_files_take(tmp_path: Path)
     assert missing_bytes(tmp_path, SPEC) == wanted[1]
 
 
-def test_a_shard_for_which_there_is_no_room_is_not_begun_and_is_free_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_without_disk_space_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = ColumnWriter(tmp_path, SPEC)
 
     def full(descriptor: int, offset: int, size: int) -> None:
@@ -244,7 +242,7 @@ def test_a_shard_for_which_there_is_no_room_is_not_begun_and_is_free_for_others(
     ColumnWriter(tmp_path, SPEC).commit(0, write_all(claimed(column, 0)))
 
 
-def test_a_shard_that_could_not_be_synced_is_written_once_more_to_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsynced_shard_is_written_again_to_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = ColumnWriter(tmp_path, SPEC)
     writer = write_all(claimed(column, 0))
 
@@ -268,7 +266,7 @@ def test_a_shard_that_could_not_be_synced_is_written_once_more_to_another_file(t
     assert names_in(tmp_path) == ["manifest.json", "shard-00000.h5"]
 
 
-def test_rows_are_gathered_from_every_file_that_a_shard_ever_had(tmp_path: Path) -> None:
+def test_rows_are_collected_from_every_file_of_a_shard(tmp_path: Path) -> None:
     column = filled(tmp_path)
     folder, state = tmp_path / "clip", state_of(tmp_path)
     whole = (folder / "shard-00000.h5").read_bytes()
@@ -285,7 +283,7 @@ def test_rows_are_gathered_from_every_file_that_a_shard_ever_had(tmp_path: Path)
     assert state_of(tmp_path) == state
 
 
-def test_a_shard_laid_down_by_another_version_of_hdf5_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_a_shard_written_by_another_version_of_hdf5_is_kept_as_it_is(tmp_path: Path) -> None:
     filled(tmp_path)
     path, layout = tmp_path / "clip" / shard_name(0), SPEC.layout(0)
     with h5py.File(path, "r") as file:

@@ -20,7 +20,7 @@ from tests.support.checkout import ROOT
 
 SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
 
-# Fills the column row by row; dies at the n-th call of the named function, before (0) or after (1) the call is made.
+# Fills the column row by row; dies at the n-th call of the named function, before (0) or after (1) it.
 FILL = """
 import os, signal, sys
 from pathlib import Path
@@ -44,7 +44,7 @@ store, point, calls, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), i
 spec = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
 values = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
 column = store_writer.ColumnWriter(store, spec)
-if point != "none":  # the column's own files are there; what follows are its shards
+if point != "none":  # the column's own files exist; from here on shards are written
     owner = store_writer if point in ("create_shard", "add_records") else os
     setattr(owner, point, dying(getattr(owner, point), calls))
 for number in range(spec.shards):
@@ -101,7 +101,7 @@ def _flip(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
-def test_an_undisturbed_run_leaves_shards_and_a_manifest_and_nothing_else(undisturbed: dict[str, bytes]) -> None:
+def test_an_undisturbed_run_leaves_only_shards_and_a_manifest(undisturbed: dict[str, bytes]) -> None:
     assert sorted(undisturbed) == ["manifest.json", "shard-00000.h5", "shard-00001.h5"]
 
 
@@ -109,29 +109,29 @@ def test_an_undisturbed_run_leaves_shards_and_a_manifest_and_nothing_else(undist
     ("point", "calls", "after"),
     [
         ("ftruncate", 1, True),  # the lease is locked and empty
-        ("create_shard", 1, False),  # the shard is leased and not begun
+        ("create_shard", 1, False),  # the shard is leased but not begun
         ("posix_fallocate", 1, False),
-        ("posix_fallocate", 1, True),  # it has its space and nothing else
-        ("pwrite", 3, True),  # half of its structure is there
-        ("replace", 1, False),  # it is whole and has no name
+        ("posix_fallocate", 1, True),  # it has its space but no content
+        ("pwrite", 3, True),  # half of its structure is written
+        ("replace", 1, False),  # it is complete but not renamed
         ("replace", 1, True),
         ("pwrite", 6, False),
-        ("pwrite", 6, True),  # the first row is there, its flag and hash are not
-        ("pwrite", 13, True),  # the third row and its flag are there, its hash is not
+        ("pwrite", 6, True),  # the first row is written, its flag and hash are not
+        ("pwrite", 13, True),  # the third row and its flag are written, its hash is not
         ("pwrite", 14, True),
         ("fsync", 3, False),  # the shard is full
         ("fsync", 3, True),
         ("replace", 2, False),
-        ("replace", 2, True),  # final, and not recorded
+        ("replace", 2, True),  # final but not recorded
         ("add_records", 1, False),
-        ("pwrite", 18, True),  # the new manifest is written, and not yet renamed
+        ("pwrite", 18, True),  # the new manifest is written but not renamed
         ("replace", 3, False),
-        ("add_records", 1, True),  # recorded, and the lease not given back
+        ("add_records", 1, True),  # recorded, but the lease is not released
         ("pwrite", 28, True),  # in the second shard, at the flagged row
         ("add_records", 2, True),
     ],
 )
-def test_a_killed_writer_continues_to_the_same_bytes(
+def test_a_killed_writer_resumes_to_the_same_bytes(
     tmp_path: Path, undisturbed: dict[str, bytes], point: str, calls: int, after: bool
 ) -> None:
     assert _fill(tmp_path, point, calls, after) == -signal.SIGKILL
@@ -142,16 +142,16 @@ def test_a_killed_writer_continues_to_the_same_bytes(
     assert reader.flagged == {5: "not finite"}
 
 
-def test_a_writer_killed_again_and_again_gets_there(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_a_writer_killed_again_and_again_finishes(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     deaths = 0
-    while _fill(tmp_path, "pwrite", 10):  # a row and a bit of a new shard, three rows of an old one
+    while _fill(tmp_path, "pwrite", 10):  # one row and part of the next in a new shard, or three rows of an old one
         deaths += 1
         assert deaths < 9
     assert deaths > 2
     assert _contents(tmp_path) == undisturbed
 
 
-def test_rows_that_hold_are_kept_when_a_killed_shard_is_continued(tmp_path: Path) -> None:
+def test_valid_rows_are_kept_when_a_killed_shard_is_resumed(tmp_path: Path) -> None:
     _fill(tmp_path, "pwrite", 13, True)
     writer = _claimed(ColumnWriter(tmp_path, SPEC), 0)
     assert writer.valid.tolist() == [True, True, False, False]
@@ -159,7 +159,7 @@ def test_rows_that_hold_are_kept_when_a_killed_shard_is_continued(tmp_path: Path
     writer.close()
 
 
-def test_what_a_killed_process_left_half_made_is_swept_away(tmp_path: Path) -> None:
+def test_a_killed_processs_unfinished_files_are_removed(tmp_path: Path) -> None:
     _fill(tmp_path, "pwrite", 3, True)
     left = [path.name for path in (tmp_path / "clip").iterdir() if path.name.endswith(".partial")]
     assert len(left) == 1
@@ -167,7 +167,7 @@ def test_what_a_killed_process_left_half_made_is_swept_away(tmp_path: Path) -> N
     assert not [path.name for path in (tmp_path / "clip").iterdir() if path.name.endswith(".partial")]
 
 
-def test_the_lease_that_a_killed_process_left_on_a_final_shard_is_swept_away(tmp_path: Path) -> None:
+def test_a_killed_processs_lease_on_a_final_shard_is_removed(tmp_path: Path) -> None:
     _fill(tmp_path, "add_records", 1, True)
     lease = tmp_path / "clip" / ".shard-00000.h5.lease"
     assert lease.exists()
@@ -176,7 +176,7 @@ def test_the_lease_that_a_killed_process_left_on_a_final_shard_is_swept_away(tmp
     assert not lease.exists()
 
 
-def test_a_shard_renamed_but_not_recorded_is_recovered_without_writing_a_row(tmp_path: Path) -> None:
+def test_a_renamed_but_unrecorded_shard_is_recovered_without_writing(tmp_path: Path) -> None:
     _fill(tmp_path, "add_records", 1)
     assert (tmp_path / "clip" / "shard-00000.h5").exists()
     column = ColumnWriter(tmp_path, SPEC)
@@ -197,7 +197,7 @@ def test_a_record_without_its_file_is_dropped(store: Path, undisturbed: dict[str
     assert _contents(store) == undisturbed
 
 
-def test_a_shard_of_another_size_is_made_again_only_where_its_rows_do_not_hold(store: Path, undisturbed: dict[str, bytes]) -> None:
+def test_a_shard_of_another_size_is_regenerated_only_where_rows_are_bad(store: Path, undisturbed: dict[str, bytes]) -> None:
     path = store / "clip" / "shard-00001.h5"
     path.write_bytes(path.read_bytes() + b"more")
     column = ColumnWriter(store, SPEC)
@@ -208,7 +208,7 @@ def test_a_shard_of_another_size_is_made_again_only_where_its_rows_do_not_hold(s
     assert _contents(store) == undisturbed
 
 
-def test_a_reader_refuses_what_is_missing_or_of_another_size_without_reading_content(store: Path) -> None:
+def test_a_reader_refuses_missing_or_resized_files_without_reading_them(store: Path) -> None:
     path = store / "clip" / "shard-00001.h5"
     content = path.read_bytes()
     os.truncate(path, len(content) - 1)
@@ -219,7 +219,7 @@ def test_a_reader_refuses_what_is_missing_or_of_another_size_without_reading_con
         ColumnReader(store, "clip", check_content=False)
 
 
-def test_a_flipped_bit_anywhere_in_a_final_shard_is_found_by_readers_and_writers(store: Path, undisturbed: dict[str, bytes]) -> None:
+def test_readers_and_writers_find_any_flipped_bit_of_a_final_shard(store: Path, undisturbed: dict[str, bytes]) -> None:
     path = store / "clip" / "shard-00000.h5"
     for offset in np.linspace(0, path.stat().st_size - 1, 40, dtype=int):
         _flip(path, offset)
@@ -240,7 +240,7 @@ def _places() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("place", list(_places()))
-def test_after_any_damage_only_the_rows_that_do_not_hold_are_made_again(store: Path, undisturbed: dict[str, bytes], place: str) -> None:
+def test_after_any_damage_only_bad_rows_are_regenerated(store: Path, undisturbed: dict[str, bytes], place: str) -> None:
     _flip(store / "clip" / "shard-00000.h5", _places()[place])
     column = ColumnWriter(store, SPEC)
     assert column.taken_back == {0: "its content differs from its hash"}
@@ -257,7 +257,7 @@ def test_a_damaged_frame_is_found_without_reading_the_rows(store: Path, place: s
     assert ColumnWriter(store, SPEC, check_content=False).taken_back == {0: "its structure is not that of a shard"}
 
 
-def test_rows_that_hold_are_kept_in_a_shard_that_was_cut_short(store: Path, undisturbed: dict[str, bytes]) -> None:
+def test_valid_rows_are_kept_in_a_cut_shard(store: Path, undisturbed: dict[str, bytes]) -> None:
     path = store / "clip" / "shard-00000.h5"
     size = structure(SPEC.layout(0)).offsets["flags"] + 2
     os.truncate(path, size)
@@ -270,7 +270,7 @@ def test_rows_that_hold_are_kept_in_a_shard_that_was_cut_short(store: Path, undi
     assert _contents(store) == undisturbed
 
 
-def test_rows_that_hold_are_kept_in_a_begun_shard_of_which_the_frame_is_damaged(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+def test_valid_rows_are_kept_in_a_shard_with_a_damaged_frame(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     _fill(tmp_path, "pwrite", 14, True)
     _flip(tmp_path / "clip" / "shard-00000.h5.partial", 3)
     writer = _claimed(ColumnWriter(tmp_path, SPEC), 0)
@@ -280,7 +280,7 @@ def test_rows_that_hold_are_kept_in_a_begun_shard_of_which_the_frame_is_damaged(
     assert _contents(tmp_path) == undisturbed
 
 
-def test_a_removed_manifest_is_rebuilt_from_the_rows_that_hold(store: Path, undisturbed: dict[str, bytes]) -> None:
+def test_a_removed_manifest_is_rebuilt_from_the_valid_rows(store: Path, undisturbed: dict[str, bytes]) -> None:
     (store / "clip" / "manifest.json").unlink()
     _flip(store / "clip" / "shard-00001.h5", structure(SPEC.layout(1)).offsets["tokens"])
     column = ColumnWriter(store, SPEC)

@@ -19,7 +19,7 @@ from tests.support.small_column import SPEC, claimed, commit_shard, filled, name
 OTHER = replace(SPEC, fingerprint={"seed": 1})
 
 
-def test_shards_of_other_settings_without_a_manifest_are_refused_and_stay_as_they_are(tmp_path: Path) -> None:
+def test_unrecorded_shards_of_other_settings_are_refused_and_kept(tmp_path: Path) -> None:
     column = filled(tmp_path)
     column.reopen(1, column.records[1])
     claimed(column, 1).close()
@@ -32,7 +32,7 @@ def test_shards_of_other_settings_without_a_manifest_are_refused_and_stay_as_the
     }
 
 
-def test_who_was_refused_leaves_nothing_that_keeps_the_owner_out(tmp_path: Path) -> None:
+def test_a_refused_owner_leaves_nothing_behind(tmp_path: Path) -> None:
     filled(tmp_path)
     (tmp_path / "clip" / "manifest.json").unlink()
     with pytest.raises(InputError):
@@ -42,7 +42,7 @@ def test_who_was_refused_leaves_nothing_that_keeps_the_owner_out(tmp_path: Path)
     writer.close()
 
 
-def test_of_two_that_begin_an_empty_column_with_different_settings_one_is_refused(tmp_path: Path) -> None:
+def test_of_two_settings_for_an_empty_column_one_is_refused(tmp_path: Path) -> None:
     first, second = ColumnWriter(tmp_path, SPEC), ColumnWriter(tmp_path, OTHER)
     with pytest.raises(InputError, match="made with other settings: seed: found 1, wanted 0"):
         first.claim(0)
@@ -77,9 +77,7 @@ def _with_field(fingerprint: Any, field: str, value: Any = ...) -> dict[str, Any
     return changed
 
 
-def test_a_real_column_is_refused_whichever_field_of_its_fingerprint_differs_and_the_field_is_named(
-    small_run: Path, tmp_path: Path
-) -> None:
+def test_a_real_column_is_refused_by_any_differing_field(small_run: Path, tmp_path: Path) -> None:
     shutil.copytree(small_run / "tokens" / "clip-demo", tmp_path / "clip-demo")
     spec, _ = load_manifest(tmp_path / "clip-demo")
     fields, state = dict(flat(spec.fingerprint)), state_of(tmp_path)
