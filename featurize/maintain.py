@@ -125,7 +125,7 @@ class StoreInfo:
         """Return what is in the store for a person."""
         table = self.examples
         counts = (
-            f"{table.corpus} corpus, {table.examples} examples, {table.prompts_cut} prompts_cut" if table else "no table of examples yet"
+            f"{table.corpus} corpus, {table.examples} examples, {table.prompts_cut} prompts cut" if table else "no table of examples yet"
         )
         lines = [line for name, column in self.columns.items() for line in column.summary_lines(name)]
         return "\n".join([f"{self.store}: {counts}", *lines, *(f"cannot be read: {fault}" for fault in self.unreadable.values())])

@@ -45,7 +45,7 @@ class NearCopies(Record):
         at_least = "at least " if self.lower_bound else ""
         return (
             f"{at_least}{percent(self.share)} of the images are near-duplicates (cosine {self.threshold:g} or more) of an image of another "
-            f"prompt; of {self.test_drawings:,} test images, {at_least}{self.test_copies_of_train:,} are near-duplicates of a train image"
+            f"prompt; near-duplicates of a train image: {at_least}{self.test_copies_of_train:,} of {self.test_drawings:,} test images"
         )
 
 

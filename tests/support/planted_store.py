@@ -1,4 +1,4 @@
-"""A run folder whose tokens, latents, flags and cut prompts are planted, for the tests of what an inspection finds in them."""
+"""Run folders with planted tokens, latents, failed rows and cut prompts, for the tests of ``featurize inspect``."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -34,18 +34,18 @@ class Planted:
 
     @property
     def drawing(self) -> NDArray[np.int64]:
-        """The first drawing of each example."""
+        """The first image of each example."""
         return self.drawings[:, 0]
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The flags that name both."""
+        """The flags of a command on both."""
         columns = ("--split-column", "split", "--prompt-column", "picture")
         return ("--dataset", str(self.table), *columns, "--run-dir", str(self.run_dir), "--device", "cpu")
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The class of each drawing: that of the first example that shows it."""
+        """The class of each image: that of the first example that has it."""
         label_M = np.full(self.drawings.max() + 1, -1)
         for example, drawings in reversed(list(zip(self.corpus.examples, self.drawings, strict=True))):
             label_M[drawings] = example.label
@@ -61,15 +61,15 @@ def plant(
     cut: Sequence[int] = (),
     images_per_text: int = 1,
 ) -> Planted:
-    """Make a corpus whose labels go round, and the table of its examples; there is no column yet.
+    """Write a corpus with labels a, b, c, a, b, c, … and its table of examples; there is no column yet.
 
     Args:
         folder: for both.
         counts: train, validation and test examples.
         classes: of the labels.
-        prompts: of the examples; each has one of its own unless they are given.
-        cut: the examples whose prompt counts as cut.
-        images_per_text: K, drawings of each prompt.
+        prompts: of the examples; each has its own if None.
+        cut: the examples whose prompt was cut.
+        images_per_text: K.
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits = [split for split, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
@@ -120,32 +120,34 @@ def plant_column(
 
 
 def telling_tokens(labels: NDArray[np.int64], *, strength: float, seed: int = 0, shape: tuple[int, int] = (5, 16)) -> NDArray[np.float32]:
-    """Return tokens [M, T, D] of noise in which a direction for each class stands out by ``strength``; 0 = nothing is to be known."""
-    chance = np.random.default_rng(seed)
-    directions = chance.normal(size=(labels.max() + 1, shape[1]))
-    noise = chance.normal(size=(len(labels), *shape))
+    """Return tokens [M, T, D] of noise in which a direction for each class is added with ``strength``; 0 = no signal."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(labels.max() + 1, shape[1]))
+    noise = rng.normal(size=(len(labels), *shape))
     return (noise + strength * directions[labels][:, None]).astype(np.float32)
 
 
 def plant_latents(planted: Planted, *, by_class: bool, flagged: Sequence[int] = ()) -> None:
-    """Write latents of the embedded generator's shape; those of a class are alike where ``by_class``."""
+    """Write latents of the embedded generator's shape; similar within a class if ``by_class``."""
     from featurize.generate.generators import find_generator, generator_settings
 
     generator = find_generator("demo", generator_settings("demo", {}), half=False)
-    chance, shape = np.random.default_rng(0), generator.latent_shape
+    rng, shape = np.random.default_rng(0), generator.latent_shape
     labels = planted.labels
-    own, shared = chance.normal(size=(len(labels), *shape)), chance.normal(size=(labels.max() + 1, *shape))
+    own, shared = rng.normal(size=(len(labels), *shape)), rng.normal(size=(labels.max() + 1, *shape))
     latents = 0.2 * own + shared[labels] if by_class else own
-    made = {"generation": {"dtype": "float32", "generator": generator.fingerprint()}}
-    plant_column(planted, LATENTS, latents, flagged=flagged, fingerprint=made, made_by={"generator": "demo", "encoders": ["clip-demo"]})
+    fingerprint = {"generation": {"dtype": "float32", "generator": generator.fingerprint()}}
+    plant_column(
+        planted, LATENTS, latents, flagged=flagged, fingerprint=fingerprint, made_by={"generator": "demo", "encoders": ["clip-demo"]}
+    )
 
 
 def plant_telling(folder: Path) -> Planted:
-    """Return a store with a column that knows the class, ``telling``, and one that does not, ``silent``: four prompts cut, two drawings of
-    the first failed, and three test drawings of it copies of train drawings; no latents."""
+    """Return a store with a column that predicts the class, ``telling``, and one that does not, ``silent``. Four prompts are cut; in
+    ``telling``, two images failed and three test images are copies of train images. There are no latents."""
     planted = plant(folder, cut=(0, 1, 2, 95))
     tokens = telling_tokens(planted.labels, strength=1.5)
-    tokens[150:153] = tokens[0:3]  # test drawings that are copies of train drawings
+    tokens[150:153] = tokens[0:3]  # test images that are copies of train images
     plant_column(planted, "telling", tokens, flagged=(5, 100))
     plant_column(planted, "silent", telling_tokens(planted.labels, strength=0.0, seed=1))
     return planted

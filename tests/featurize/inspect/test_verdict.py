@@ -211,11 +211,11 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
     "two texts": ({"agreement": agreement(2, 1.0, 0.0)}, "no significant agreement of the images with their texts"),
     "near-duplicates in a sample": (
         {"near_copies": COPIES},
-        r"at least 3\.1 % of the images are near-duplicates \(cosine 0\.98 or more\) .*; of 4,000 test images, at least 3 are",
+        r"at least 3\.1 % of the images are near-duplicates \(cosine 0\.98 or more\) .*; near-duplicates of a train image: at least 3 of 4,000 test images",
     ),
     "near-duplicates": (
         {"near_copies": dataclasses.replace(COPIES, lower_bound=False)},
-        r"3\.1 % of the images .*; of 4,000 test images, 3 are near-duplicates",
+        r"3\.1 % of the images .*; near-duplicates of a train image: 3 of 4,000 test images",
     ),
     "failed images": ({"flagged": 12}, "12 (images )?failed"),
     "shared images": ({"classes": classes(NOTHING, shared=70)}, "70 validation examples are not scored: a train example shares"),
