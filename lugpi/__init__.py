@@ -1,0 +1,97 @@
+"""Learning Using Generated Privileged Information: the Python API.
+
+    corpus = lugpi.load_corpus("demo")
+    store = lugpi.featurize(corpus, "runs/demo", generator="demo", encoders=["demo"])
+    print(lugpi.inspect(store, corpus).summary())
+    teacher = lugpi.train_teacher(corpus, store, column="clip-demo", text_model="demo")
+    student = lugpi.distill(corpus, [teacher], text_model="demo")
+
+The commands ``python -m featurize`` and ``python -m train`` call the same functions. ``import lugpi`` loads nothing but this file; a name
+loads its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.models.api import distill as distill
+    from train.models.api import train_baseline as train_baseline
+    from train.models.api import train_images as train_images
+    from train.models.api import train_teacher as train_teacher
+    from train.options.settings import DistillationSettings as DistillationSettings
+    from train.options.settings import Optimization as Optimization
+    from train.options.settings import Placement as Placement
+
+    from featurize.inspect.inspect_store import inspect as inspect
+    from featurize.inspect.inspection import Inspection as Inspection
+    from featurize.options import FeaturizeSettings as FeaturizeSettings
+    from featurize.options import InspectSettings as InspectSettings
+    from featurize.run import featurize as featurize
+    from lugpi_core.corpora.corpus import Corpus as Corpus
+    from lugpi_core.corpora.load import load_corpus as load_corpus
+    from lugpi_core.corpora.options import CorpusSettings as CorpusSettings
+    from lugpi_core.errors import InputError as InputError
+    from lugpi_core.store.token_store import TokenStore as TokenStore
+    from train.evidence.table_report import TableReport as TableReport
+    from train.evidence.tables import compare as compare
+    from train.learning.losses import distillation_loss as distillation_loss
+    from train.learning.networks import FusionHead as FusionHead
+    from train.models.train_model import TrainedModel as TrainedModel
+
+_MODULES = {
+    "featurize.inspect.inspect_store": ("inspect",),
+    "featurize.inspect.inspection": ("Inspection",),
+    "featurize.options": ("FeaturizeSettings", "InspectSettings"),
+    "featurize.run": ("featurize",),
+    "lugpi_core": ("__version__",),
+    "lugpi_core.corpora.corpus": ("Corpus",),
+    "lugpi_core.corpora.load": ("load_corpus",),
+    "lugpi_core.corpora.options": ("CorpusSettings",),
+    "lugpi_core.errors": ("InputError",),
+    "lugpi_core.store.token_store": ("TokenStore",),
+    "train.evidence.table_report": ("TableReport",),
+    "train.evidence.tables": ("compare",),
+    "train.learning.losses": ("distillation_loss",),
+    "train.learning.networks": ("FusionHead",),
+    "train.models.api": ("distill", "train_baseline", "train_images", "train_teacher"),
+    "train.models.train_model": ("TrainedModel",),
+    "train.options.settings": ("DistillationSettings", "Optimization", "Placement"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Corpus",
+    "CorpusSettings",
+    "DistillationSettings",
+    "FeaturizeSettings",
+    "FusionHead",
+    "InputError",
+    "InspectSettings",
+    "Inspection",
+    "Optimization",
+    "Placement",
+    "TableReport",
+    "TokenStore",
+    "TrainedModel",
+    "compare",
+    "distill",
+    "distillation_loss",
+    "featurize",
+    "inspect",
+    "load_corpus",
+    "train_baseline",
+    "train_images",
+    "train_teacher",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # found at once the next time
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
