@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featurize.fill.block import Models, RunState
     from featurize.plan.job import Job
     from lugpi_core.corpora.corpus import Corpus
+    from lugpi_core.store.token_store import TokenStore
     from lugpi_core.store.writer import ColumnWriter
 
 _LESS_MEMORY = "see --dry-run for what is needed; free memory, or take a smaller --size-px, generator or encoder; what is written is kept"
@@ -122,8 +123,8 @@ def featurize(
     encoders: Sequence[str] = ("clip-vit-b32",),
     settings: FeaturizeSettings | None = None,
     progress: ProgressCallback | None = None,
-) -> FeaturizeResult:
-    """Generate an image for every distinct prompt of a corpus, encode it and keep the tokens. Continues a store that is there.
+) -> "TokenStore":
+    """Generate an image for every distinct prompt of a corpus, encode it and keep the tokens; return the store. Continues an existing one.
 
     The store is ``run_dir``/tokens, or ``run_dir``/tokens-NAME for a corpus without labels. Ctrl-C and SIGTERM end the run after the
     current block; what is written is kept.
@@ -145,13 +146,14 @@ def featurize(
     """
     from featurize.plan.job import plan_job
     from lugpi_core.runtime.libraries import prepare_libraries
+    from lugpi_core.store.token_store import TokenStore
 
     prepare_libraries()
     settings = settings or FeaturizeSettings()
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
     store = _store_folder(corpus, Path(run_dir))
     job = plan_job(corpus, store, generator=generator, encoders=encoders, settings=settings, made_by=flags)
-    return fill_store(corpus, job, progress)
+    return TokenStore(fill_store(corpus, job, progress).store_dir)
 
 
 def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = frozenset()) -> dict[str, Any]:

@@ -138,6 +138,10 @@ class TokenStore(Dataset[Any]):
         """K."""
         return int(self.drawings.shape[1])
 
+    def __fspath__(self) -> str:
+        """Return the folder, so that a store can stand where its path is asked for."""
+        return str(self.path)
+
     def rows(self, split: Split) -> list[int]:
         """Return the numbers of the examples of a split, ascending, for instance for ``torch.utils.data.Subset``."""
         return [int(row) for row in np.flatnonzero(self.splits == split)]

@@ -4,6 +4,7 @@ Every function resumes an interrupted training, confirms a finished model, and r
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -61,7 +62,7 @@ def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[Train
 
 def train_images(
     corpus: Corpus,
-    store: str | Path,
+    store: str | PathLike[str],
     *,
     column: str | None = None,
     run_dir: str | Path | None = None,
@@ -71,7 +72,7 @@ def train_images(
 
     Args:
         corpus: whose images the store holds.
-        store: folder of the token store.
+        store: a ``TokenStore``, or its folder.
         column: which of its tokens to read; None = the only ones there.
         run_dir: the run (default: the folder of the store).
         **training: see ``TrainingArguments``.
@@ -90,7 +91,7 @@ def train_images(
 
 def train_teacher(
     corpus: Corpus,
-    store: str | Path | None,
+    store: str | PathLike[str] | None,
     *,
     column: str | None = None,
     privileged: Privileged = "images",
@@ -102,7 +103,7 @@ def train_teacher(
 
     Args:
         corpus: whose images the store holds.
-        store: folder of the token store; may be None with ``privileged="none"`` and a ``run_dir``.
+        store: a ``TokenStore``, or its folder; may be None with ``privileged="none"`` and a ``run_dir``.
         column: which of its tokens to read; None = the only ones there.
         privileged: what it reads in addition to the text: the example's own images, or, as controls, those of other examples, blank
             ones, or none.
