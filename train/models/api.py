@@ -209,6 +209,9 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
 
 
 def _train(plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
+    # Python does not check the names of an unpacked TypedDict: a misspelt setting would have no effect.
+    if unknown := sorted(training.keys() - TrainingArguments.__annotations__.keys()):
+        raise TypeError(f"unexpected argument {unknown[0]!r}; there are {', '.join(TrainingArguments.__annotations__)}")
     placement = training.get("placement", Placement())
     require_trackers(placement.track)
     compute = compute_on(placement)

@@ -71,6 +71,10 @@ class TrainedModel:
         history: list[dict[str, Any]] = self.metrics["history"]
         return history
 
+    def __repr__(self) -> str:
+        accuracy = ", ".join(f"{split} {value:.3f}" for split, value in self.accuracy.items())
+        return f"TrainedModel({str(self.folder)!r}, accuracy {accuracy})"
+
     def to_json(self) -> dict[str, Any]:
         """Return the metrics without the history, as the command prints them."""
         return {**{name: value for name, value in self.metrics.items() if name != "history"}, "already_done": self.already_done}
