@@ -14,13 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.models.api import distill as distill
-    from train.models.api import train_baseline as train_baseline
-    from train.models.api import train_images as train_images
-    from train.models.api import train_teacher as train_teacher
-    from train.options.settings import DistillationSettings as DistillationSettings
-    from train.options.settings import Optimization as Optimization
-    from train.options.settings import Placement as Placement
+    from train.evidence.compare import compare as compare
 
     from featurize.inspect.inspect_store import inspect as inspect
     from featurize.inspect.inspection import Inspection as Inspection
@@ -33,10 +27,16 @@ if TYPE_CHECKING:
     from lugpi_core.errors import InputError as InputError
     from lugpi_core.store.token_store import TokenStore as TokenStore
     from train.evidence.table_report import TableReport as TableReport
-    from train.evidence.tables import compare as compare
     from train.learning.losses import distillation_loss as distillation_loss
     from train.learning.networks import FusionHead as FusionHead
+    from train.models.api import distill as distill
+    from train.models.api import train_baseline as train_baseline
+    from train.models.api import train_images as train_images
+    from train.models.api import train_teacher as train_teacher
     from train.models.train_model import TrainedModel as TrainedModel
+    from train.options.settings import DistillationSettings as DistillationSettings
+    from train.options.settings import Optimization as Optimization
+    from train.options.settings import Placement as Placement
 
 _MODULES = {
     "featurize.inspect.inspect_store": ("inspect",),
@@ -50,7 +50,7 @@ _MODULES = {
     "lugpi_core.errors": ("InputError",),
     "lugpi_core.store.token_store": ("TokenStore",),
     "train.evidence.table_report": ("TableReport",),
-    "train.evidence.tables": ("compare",),
+    "train.evidence.compare": ("compare",),
     "train.learning.losses": ("distillation_loss",),
     "train.learning.networks": ("FusionHead",),
     "train.models.api": ("distill", "train_baseline", "train_images", "train_teacher"),
