@@ -14,8 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.evidence.compare import compare as compare
-
     from featurize.inspect.inspect_store import inspect as inspect
     from featurize.inspect.inspection import Inspection as Inspection
     from featurize.options import FeaturizeSettings as FeaturizeSettings
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from lugpi_core.corpora.options import CorpusSettings as CorpusSettings
     from lugpi_core.errors import InputError as InputError
     from lugpi_core.store.token_store import TokenStore as TokenStore
+    from train.evidence.compare import compare as compare
     from train.evidence.table_report import TableReport as TableReport
     from train.learning.losses import distillation_loss as distillation_loss
     from train.learning.networks import FusionHead as FusionHead

@@ -160,7 +160,9 @@ def test_public_names_are_documented(source: Source) -> None:
 
 def test_every_room_is_installed() -> None:
     listed = PROJECT["tool"]["setuptools"]["packages"]
-    rooms = {path.parent.relative_to(ROOT) for package in (*FLOORS, "benchmarks") for path in (ROOT / package).rglob("__init__.py")}
+    rooms = {
+        path.parent.relative_to(ROOT) for package in (*FLOORS, "benchmarks", "lugpi") for path in (ROOT / package).rglob("__init__.py")
+    }
     assert sorted(listed) == sorted(".".join(room.parts) for room in rooms)
 
 

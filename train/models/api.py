@@ -13,6 +13,7 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
+from lugpi_core.fields import require_known_arguments
 from lugpi_core.runtime.device import Compute
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
@@ -209,9 +210,7 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
 
 
 def _train(plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
-    # Python does not check the names of an unpacked TypedDict: a misspelt setting would have no effect.
-    if unknown := sorted(training.keys() - TrainingArguments.__annotations__.keys()):
-        raise TypeError(f"unexpected argument {unknown[0]!r}; there are {', '.join(TrainingArguments.__annotations__)}")
+    require_known_arguments(training, TrainingArguments)
     placement = training.get("placement", Placement())
     require_trackers(placement.track)
     compute = compute_on(placement)
