@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with the tier of its folder; a test that runs commands in their own processes belongs to the upper tier anywhere."""
     for item in items:
         is_whole = item.path.relative_to(ROOT / "tests").parts[0] in WHOLE
-        runs_commands = isinstance(item, pytest.Function) and {"command", "start"} & set(item.fixturenames)
-        item.add_marker("whole" if is_whole or runs_commands else "unit")
+        starts_commands = isinstance(item, pytest.Function) and any(kind in (Command, Start) for kind in item.obj.__annotations__.values())
+        item.add_marker("whole" if is_whole or starts_commands else "unit")
 
 
 @pytest.fixture

@@ -1,14 +1,9 @@
 """``python -m featurize`` as a user meets it: exit statuses, one line an error, one JSON object at the end, and a store left as it was."""
 
 import json
-import os
 import re
-import resource
 import shutil
 import signal
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +17,7 @@ import torch
 from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.pretrained import embedded_model
-from tests.support.checkout import ROOT, Command
+from tests.support.checkout import Command, Start
 from tests.support.interruptible import INTERRUPTIBLE
 from tests.support.small_corpus import load_no_model
 
@@ -246,18 +241,10 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_with_its_number_and_the_same_command_goes_on_to_the_same_bytes(
-    table: Path, tmp_path: Path, number: signal.Signals, status: int
+    table: Path, tmp_path: Path, start: Start, number: signal.Signals, status: int
 ) -> None:
     arguments = ["--dataset", str(table), *DEMO, "--steps", "40", "--run-dir"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTIBLE, *arguments, str(tmp_path / "broken")],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    child = start("-c", INTERRUPTIBLE, *arguments, tmp_path / "broken")
     while not list((tmp_path / "broken").rglob("shard-*.partial")) and child.poll() is None:
         time.sleep(0.05)
     time.sleep(0.1)
@@ -276,20 +263,9 @@ def _shards(run_dir: Path) -> dict[str, bytes]:
     return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in sorted((run_dir / "tokens").glob("*/shard-*"))}
 
 
-def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes_of_one(table: Path, tmp_path: Path) -> None:
+def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes_of_one(table: Path, tmp_path: Path, start: Start) -> None:
     arguments = ["--dataset", str(table), *DEMO, "--steps", "10", "--batch-size", "2", "--shard-rows", "2", "--run-dir"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-m", "featurize", *arguments, str(tmp_path / "both")],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    pair = [start("-m", "featurize", *arguments, tmp_path / "both") for _ in range(2)]
     ended = [child.communicate(timeout=120) for child in pair]
     assert [child.returncode for child in pair] == [0, 0], ended
     figures = [json.loads(said) for said, _ in ended]
@@ -337,26 +313,6 @@ def test_a_disk_that_is_too_small_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=wanted))
     with pytest.raises(AssertionError, match="a generator is loaded"):
         main(arguments)
-
-
-def _help_s() -> float:
-    """Seconds of processor time that --help takes, which other processes on the machine do not lengthen much."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "featurize", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "--generator" in done.stdout
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-
-def test_help_comes_within_half_a_second() -> None:
-    assert statistics.median(_help_s() for _ in range(5)) < 0.5
-
-
-def test_help_imports_nothing_heavy() -> None:
-    heavy = ("torch", "diffusers", "transformers", "open_clip", "h5py", "numpy", "datasets")
-    script = f"import sys; from featurize.cli import main; assert main(['--help']) == 0; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_help_shows_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,5 @@
 """What featurize computes and holds, counted: rows of every model, several images a text, pixels for one block, memory that is flat."""
 
-import os
-import subprocess
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +17,7 @@ from featurize.generate.text_to_image import TextToImage
 from featurize.run import featurize_command
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
-from tests.support.checkout import ROOT
+from tests.support.checkout import Start
 from tests.support.small_corpus import DRAWINGS, load_no_model, options, prompt_table, small_table
 
 COLUMNS = ("latents", "clip-demo", "vit-demo")
@@ -187,13 +184,11 @@ print(figures["rows"]["encoded"], peak_memory_bytes()["host_bytes"])
 """
 
 
-def test_host_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def test_host_memory_is_flat_in_the_number_of_rows(tmp_path: Path, start: Start) -> None:
     children = []
     for rows in (16, 320):
         prompts = prompt_table(tmp_path / f"{rows}.csv", [f"picture {n}" for n in range(rows)])
-        arguments = [sys.executable, "-c", PEAK, str(prompts), str(tmp_path / str(rows))]
-        children.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        children.append(start("-c", PEAK, prompts, tmp_path / str(rows)))
     ended = [child.communicate(timeout=200) for child in children]
     assert [child.returncode for child in children] == [0, 0], ended
     (few, few_bytes), (many, many_bytes) = (map(int, said.split()) for said, _ in ended)

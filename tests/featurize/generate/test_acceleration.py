@@ -1,10 +1,7 @@
 """What is compiled, when, and that it computes the same. The tests of attention kernels are in a file of their own."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +15,7 @@ from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import CompileChoice
 from lugpi_core.runtime.device import resolve_compute
-from tests.support.checkout import ROOT
+from tests.support.checkout import Start
 
 # torch's own compiler meets torch's own deprecations when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -258,16 +255,14 @@ print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(drawer
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++, which is not here")
 @pytest.mark.parametrize("part", ["regional", "whole"])
-def test_compiled_in_earnest_the_latents_are_the_same_to_rounding(part: str, campaign: Callable[[int, int], int]) -> None:
+def test_compiled_in_earnest_the_latents_are_the_same_to_rounding(part: str, campaign: Callable[[int, int], int], start: Start) -> None:
     if part == "whole" and not campaign(0, 1):
         pytest.skip("a minute and more of g++: make soak")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, part], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr.lower(), done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    child = start("-c", COMPILE, part)
+    output, errors = child.communicate(timeout=280)
+    assert child.returncode == 0, errors
+    assert "warning" not in errors.lower(), errors
+    figures = json.loads(output.splitlines()[-1])
     assert max(figures["apart"]) <= 1e-4
     assert figures["apart"][0] > 0, "the same bits would be those of the same kernels"
     assert figures["after"]

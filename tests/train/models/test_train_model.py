@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.checkout import ROOT, Command
+from tests.support.checkout import Command, Start
 from train.cli import main
 from train.models.model_folder import model_lock
 
@@ -319,12 +319,10 @@ def test_a_run_folder_that_cannot_be_written_is_told(small_csv: Path, tmp_path: 
     assert "folder that can be written" in refused(capsys)
 
 
-def test_a_killed_training_goes_on_to_the_same_model(small_csv: Path, tmp_path: Path, command: Command) -> None:
+def test_a_killed_training_goes_on_to_the_same_model(small_csv: Path, tmp_path: Path, command: Command, start: Start) -> None:
     own = ("--dataset", str(small_csv), "--split-column", "split", "--text-model", "demo", "--epochs", "12", "--learning-rate", "1e-3")
     broken = ("train", "baseline", *own, "--run-dir", str(tmp_path), "--checkpoint-minutes", "0")
-    child = subprocess.Popen(
-        [sys.executable, "-m", *broken], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
-    )
+    child = start("-m", *broken)
     checkpoints = tmp_path / "baseline" / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:

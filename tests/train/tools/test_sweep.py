@@ -5,8 +5,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ import train.tools.sweep as sweeping
 from lugpi_core.command_line import parse, run
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
-from tests.support.checkout import ROOT
+from tests.support.checkout import Start
 from train.learning import loop
 from train.models.commands import student, teacher
 from train.options.distillation import StudentOptions
@@ -259,7 +257,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_trials(
     assert study_of(options) == study_of(straight[0])
 
 
-def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions, dict[str, Any]], make: Make) -> None:
+def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions, dict[str, Any]], make: Make, start: Start) -> None:
     options = make(checkpoint_minutes=0.0)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags(Path(options.dataset), options.run).items()]
     arguments += ["--checkpoint-minutes", "0", "--name", options.sweep_name, "--trials", str(TRIALS), "--over", *OVER]
@@ -268,9 +266,7 @@ def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions,
         "from train.options.sweep import SweepOptions\n"
         "sys.exit(run(sweep, SweepOptions, sys.argv[1:], prog='sweep'))"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
-    )
+    child = start("-c", code, *arguments)
     deadline_s = time.monotonic() + 120
     while not list(options.folder.glob("trial-001/checkpoints/step-*")) and child.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.01)
