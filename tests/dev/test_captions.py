@@ -65,8 +65,8 @@ def test_a_held_out_text_is_removed_from_other_synsets_too() -> None:
     from dev.embedded_models.world import make_world
 
     world = small_world(held=("fruitb.1",))
-    made = make_world(world.emoji, world.pictures, synsets, world.held)
-    assert list(made.synsets) == ["b"]
+    other = make_world(world.emoji, world.pictures, synsets, world.held)
+    assert list(other.synsets) == ["b"]
 
 
 def test_the_demo_is_held_out_by_identity_and_by_text() -> None:

@@ -283,7 +283,7 @@ def test_the_card_reports_what_was_measured(recipe: Recipe, models: Path) -> Non
     record = json.loads((models / "record.json").read_text())
     assert set(record["trained"]) == set(STEPS)
     assert record["measured"]["probe_test"]["text"] > 0
-    said = (models / "README.md").read_text()
-    assert f"| {record['measured']['retrieval']['name_first']:.1%} / " in said.replace("first / among five ", "")
+    card = (models / "README.md").read_text()
+    assert f"| {record['measured']['retrieval']['name_first']:.1%} / " in card.replace("first / among five ", "")
     assert (models / "drawings.png").read_bytes().startswith(b"\x89PNG")
     assert sparkline([3, 2, 1, 1], width=4) == "█▅▁▁"

@@ -31,9 +31,9 @@ def demo() -> Generator:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    made = plant(tmp_path_factory.mktemp("pictures"), counts=(20, 10, 10))
-    plant_latents(made, by_class=True, flagged=(3, 7))
-    return made
+    store = plant(tmp_path_factory.mktemp("pictures"), counts=(20, 10, 10))
+    plant_latents(store, by_class=True, flagged=(3, 7))
+    return store
 
 
 @pytest.mark.parametrize("decoder", ["full", "tiny"])
@@ -114,14 +114,14 @@ def test_the_work_per_image_is_that_counted_for_its_decoder(planted: Planted, de
 
 
 def test_without_latents_there_are_no_images(tmp_path: Path) -> None:
-    made = plant(tmp_path)
-    plant_column(made, "clip", np.zeros((180, 2, 3)))
+    store = plant(tmp_path)
+    plant_column(store, "clip", np.zeros((180, 2, 3)))
     with pytest.raises(InputError, match="without latents"):
-        DecodedImages(made.run_dir / "tokens", "full", CPU)
+        DecodedImages(store.run_dir / "tokens", "full", CPU)
 
 
 @pytest.mark.parametrize(
-    ("made_by", "weights", "told"),
+    ("made_by", "weights", "message"),
     [
         ({"generator": "demo"}, "other", "other weights than those that generated the latents"),
         (None, "other", "other weights than those that generated the latents"),
@@ -131,13 +131,13 @@ def test_without_latents_there_are_no_images(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_missing_generator_is_a_one_line_error(planted: Planted, made_by: Any, weights: str | None, told: str) -> None:
+def test_a_missing_generator_is_a_one_line_error(planted: Planted, made_by: Any, weights: str | None, message: str) -> None:
     spec, _ = load_manifest(planted.run_dir / "tokens" / LATENTS)
     generation: dict[str, Any] = dict(spec.fingerprint["generation"])
     if weights is not None:
         generation["generator"] = {**generation["generator"], "weights": weights}
     changed = dataclasses.replace(spec, made_by=made_by, fingerprint={"generation": generation})
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         generator_of(changed)
     assert "\n" not in str(caught.value)
 

@@ -164,9 +164,9 @@ def test_the_probe_minimises_the_penalised_likelihood(width: int) -> None:
         weights, bias = flat[:-CLASSES].reshape(width, CLASSES), flat[-CLASSES:]
         logits = train @ weights + bias
         logits -= logits.max(axis=1, keepdims=True)
-        said = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        slope = np.concatenate([(train.T @ (said - hot) + width * weights).ravel(), (said - hot).sum(axis=0)])
-        return float(0.5 * width * (weights**2).sum() - (hot * np.log(said)).sum()), slope
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        slope = np.concatenate([(train.T @ (probabilities - hot) + width * weights).ravel(), (probabilities - hot).sum(axis=0)])
+        return float(0.5 * width * (weights**2).sum() - (hot * np.log(probabilities)).sum()), slope
 
     best: Any = minimize(loss, np.zeros((width + 1) * CLASSES), jac=True, method="L-BFGS-B", options={"maxiter": 10**4})
     logits = validation @ best.x[:-CLASSES].reshape(width, CLASSES) + best.x[-CLASSES:]

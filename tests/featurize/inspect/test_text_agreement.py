@@ -83,7 +83,7 @@ def test_the_encoder_is_found_even_if_another_of_the_run_is_gone(files: EncoderF
 
 
 @pytest.mark.parametrize(
-    ("made_by", "changes", "told"),
+    ("made_by", "changes", "message"),
     [
         (None, {}, "no featurize command wrote"),
         ({"encoders": ["vit-demo"]}, {}, "no featurize command wrote"),
@@ -93,9 +93,9 @@ def test_the_encoder_is_found_even_if_another_of_the_run_is_gone(files: EncoderF
     ],
     ids=str,
 )
-def test_a_missing_text_tower_is_a_one_line_error(files: EncoderFiles, made_by: Any, changes: Any, told: str) -> None:
+def test_a_missing_text_tower_is_a_one_line_error(files: EncoderFiles, made_by: Any, changes: Any, message: str) -> None:
     made_by = {"encoders": [str(files.folder)]} if made_by == {"encoders": "itself"} else made_by
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         encoder_of(column(files, made_by, **changes))
     assert "\n" not in str(caught.value)
 
