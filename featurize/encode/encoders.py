@@ -1,7 +1,7 @@
 """Encoders by name: presets, open_clip models, folders and hub ids; their files, and what decides their tokens. No weights are loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ _LICENSES = {"clip-vit-b32": "MIT", "clip-vit-b16": "MIT", "clip-vit-l14": "MIT"
 DEMO_ENCODERS = ("clip-demo", "vit-demo")
 LAYER = "after the final LayerNorm, before projection"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
-# The types of transformers with the patch size that a configuration means when it is silent.
+# The supported model types of transformers, with the patch size that a configuration means if it states none.
 _DEFAULT_PATCH_PX = {"vit": 16, "dinov2": 14, "clip": 32, "clip_vision_model": 32}
 
 
@@ -45,7 +45,8 @@ class EncoderFiles:
     Attributes:
         name: the column's name in the store.
         family: ``open_clip`` or the transformers model type.
-        model: what to load: a folder, or ``(architecture, weights file)`` of open_clip.
+        folder: with the weights; for an open_clip model with an ``architecture`` it may be the weights file itself.
+        architecture: open_clip's name of the model, or None if the folder has a configuration.
         tokens: T, class token included.
         width: D.
     """
@@ -62,16 +63,16 @@ class EncoderFiles:
 
     @property
     def license(self) -> str:
-        """The licence of the weights, as far as it is known."""
+        """The licence of the weights, as far as we know it."""
         return _LICENSES.get(self.name, "see the model's own card")
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the tokens of a given image, but for the dtype."""
+        """Return what decides the tokens of a given image, except the dtype."""
         return {
             "name": self.name,
             "family": self.family,
             "weights": self.weights_hash,
-            "preprocessing": _plain(self.preprocessing),
+            "preprocessing": asdict(self.preprocessing),
             "quick_gelu": self.quick_gelu,
             "layer": LAYER,
         }
@@ -79,62 +80,67 @@ class EncoderFiles:
 
 def expand_encoders(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names with ``demo`` replaced by both embedded encoders, each once, in order."""
-    expanded = [one for name in names for one in (DEMO_ENCODERS if name == "demo" else (name,))]
+    expanded = [encoder for name in names for encoder in (DEMO_ENCODERS if name == "demo" else (name,))]
     return tuple(dict.fromkeys(expanded))
 
 
-def find_encoder(wanted: str) -> EncoderFiles:
-    """Return the encoder that a name means: a preset, ``open_clip:<model>/<pretrained>``, a folder or a hub id.
+def find_encoder(name_or_source: str) -> EncoderFiles:
+    """Return the encoder of a name, its files found or downloaded: a preset, ``open_clip:<model>/<pretrained>``, a folder or a hub id.
 
     Raises:
-        InputError: unknown name, files out of reach, weights that are not safetensors, or not a vision transformer with a class token.
+        InputError: unknown name, files that cannot be reached, weights that are not safetensors, or no vision
+            transformer with a class token.
     """
     try:
-        return _found(wanted)
+        return _find(name_or_source)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            got=f"--encoders {wanted}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
+            got=f"--encoders {name_or_source}, whose configuration lacks something ({error!r})",
+            expected="a whole folder",
+            do="download it again",
         ) from None
 
 
-def _found(wanted: str) -> EncoderFiles:
-    source = PRESETS.get(wanted, wanted)
+def _find(name_or_source: str) -> EncoderFiles:
+    source = PRESETS.get(name_or_source, name_or_source)
     if source == "embedded":
-        return _from_folder(wanted, embedded_model(wanted))
+        return _from_folder(name_or_source, embedded_model(name_or_source))
     if source.startswith("open_clip:"):
-        return _from_open_clip(wanted, source.removeprefix("open_clip:"))
+        return _from_open_clip(name_or_source, source.removeprefix("open_clip:"))
     if not Path(source).is_dir() and "/" not in source:
         raise InputError(
-            got=f"--encoders {wanted}",
+            got=f"--encoders {name_or_source}",
             expected="a preset, open_clip:<model>/<pretrained>, a folder or a hub id owner/name",
-            do=nearest(wanted, [*PRESETS, "demo"]),
+            do=nearest(name_or_source, [*PRESETS, "demo"]),
         )
-    return _from_folder(wanted if wanted in PRESETS else _column_name(wanted), local_model_folder(source, flag="--encoders"))
+    return _from_folder(
+        name_or_source if name_or_source in PRESETS else _column_name(name_or_source), local_model_folder(source, flag="--encoders")
+    )
 
 
-def _from_open_clip(wanted: str, architecture_and_weights: str) -> EncoderFiles:
+def _from_open_clip(name_or_source: str, architecture_and_weights: str) -> EncoderFiles:
     import open_clip
 
     architecture, _, weights = architecture_and_weights.partition("/")
     if open_clip.get_model_config(architecture) is None:
         raise InputError(
-            got=f"the open_clip model {architecture!r}", expected="one it knows", do=nearest(architecture, open_clip.list_models())
+            got=f"the open_clip model {architecture!r}", expected="one of its models", do=nearest(architecture, open_clip.list_models())
         )
-    name = wanted if wanted in PRESETS else _column_name(f"open_clip-{architecture}-{Path(weights).stem}")
+    name = name_or_source if name_or_source in PRESETS else _column_name(f"open_clip-{architecture}-{Path(weights).stem}")
     if weights.endswith(".safetensors") and Path(weights).is_file():
         config = open_clip.get_model_config(architecture)
         return _open_clip_files(name, Path(weights), architecture, config, {})
-    stated = open_clip.get_pretrained_cfg(architecture, weights)
-    if not stated:
+    pretrained = open_clip.get_pretrained_cfg(architecture, weights)
+    if not pretrained:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         raise InputError(got=f"the open_clip weights {weights!r}", expected=f"weights of {architecture}", do=nearest(weights, tags))
-    hub = stated.get("hf_hub", "").rstrip("/")
+    hub = pretrained.get("hf_hub", "").rstrip("/")
     if not hub:
         raise InputError(
             got=f"open_clip:{architecture}/{weights}", expected="weights that exist as safetensors", do="choose other weights of that model"
         )
     folder = local_model_folder(hub, patterns=("open_clip*.json", "open_clip*.safetensors"), flag="--encoders")
-    return _from_folder(name, folder, quick_gelu=bool(stated.get("quick_gelu")))
+    return _from_folder(name, folder, quick_gelu=bool(pretrained.get("quick_gelu")))
 
 
 def _from_folder(name: str, folder: Path, *, quick_gelu: bool = False) -> EncoderFiles:
@@ -202,7 +208,3 @@ def _column_name(source: str) -> str:
 def _three(values: Any) -> tuple[float, float, float]:
     first, second, third = (float(value) for value in values)
     return first, second, third
-
-
-def _plain(preprocessing: Preprocessing) -> dict[str, Any]:
-    return {name: getattr(preprocessing, name) for name in ("size_px", "mean", "std", "interpolation")}

@@ -1,4 +1,4 @@
-"""Images to tokens with a frozen encoder: class token first, then the patches, after the encoder's final LayerNorm, before any projection.
+"""Images → tokens with a frozen encoder: class token first, then the patches, after the final LayerNorm, before any projection.
 
 Two families, one convention: the vision towers of open_clip, and the ViT, DINOv2 and CLIP models of transformers.
 
@@ -30,7 +30,7 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the tokens of images in [0, 1]: float16 [B, T, D] on the device; images are square."""
+        """Return the tokens of square images in [0, 1]: float16 [B, T, D] on the device."""
         tokens_BTD: torch.Tensor = self._tower(self.pixels(images_B3HW).to(self._dtype))
         assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
         return tokens_BTD.to(torch.float16)
@@ -47,11 +47,14 @@ class ImageEncoder:
             self._tower.to(dtype)
 
     def pixels(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the images as the encoder reads them, float32 [B, 3, S, S]: resized on the device with antialiasing, clipped,
-        normalised."""
-        how = self.files.preprocessing
+        """Return the encoder's input, float32 [B, 3, S, S]: images resized on the device with antialiasing, clipped, normalised."""
+        preprocessing = self.files.preprocessing
         resized = nn.functional.interpolate(
-            images_B3HW.float(), size=(how.size_px, how.size_px), mode=how.interpolation, antialias=True, align_corners=False
+            images_B3HW.float(),
+            size=(preprocessing.size_px, preprocessing.size_px),
+            mode=preprocessing.interpolation,
+            antialias=True,
+            align_corners=False,
         )
         return (resized.clamp(0, 1) - self._mean) / self._std
 

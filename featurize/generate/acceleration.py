@@ -1,4 +1,4 @@
-"""What makes the same arithmetic faster on a card: attention kernels, memory layout, compilation. None of it is in a fingerprint."""
+"""What makes the same arithmetic faster on a GPU: attention kernels, memory layout, compilation. None of it is in a fingerprint."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ CompiledPart = Literal["off", "regional", "whole"]
 # Compiling takes about a minute and a half and makes UNet and decoder about a fifth faster, by the documentation of diffusers for recent
 # GPUs: from this many images on it pays. Not measured here yet.
 COMPILE_FROM_IMAGES = 2000
-# Up to so many latent cells a forward, launching the kernels takes as long as running them: 4 rows at 512 px.
+# Up to this many latent cells a forward, launching the kernels takes as long as running them: 4 rows at 512 px.
 _CELLS_OF_A_GRAPH = 4 * 64 * 64
 
 
 def memory_format(device_type: str) -> str:
-    """Return how convolution weights are laid out: channels last where tensor cores read them so; on the CPU it changes nothing worth
-    having (measured with the embedded models: UNet 1.08 times, decoder 1.00 times as fast)."""
+    """Return the layout of convolution weights: channels last on CUDA, for the tensor cores. On the CPU that makes little difference
+    (measured with the embedded models: UNet 1.08 times, decoder 1.00 times as fast)."""
     return "channels_last" if device_type == "cuda" else "contiguous_format"
 
 
@@ -81,8 +81,8 @@ def choose_compilation(choice: CompileChoice, device_type: str, images: int, *, 
 class Compilation:
     """The compiled state of a UNet and a decoder.
 
-    Another number of rows than the usual one would be compiled anew, for minutes: sizes that come for the first time, but for the very
-    first, run uncompiled.
+    A new number of rows would be compiled again, which takes minutes. So only the first size of a stage is compiled; another size runs
+    uncompiled the first time it occurs.
     """
 
     def __init__(self, unet: Any, vae: Any) -> None:
@@ -93,7 +93,7 @@ class Compilation:
         self._paused = False
 
     def switch_on(self, part: CompiledPart, *, rows: int, latent_shape: tuple[int, int, int]) -> None:
-        """Compile at the next forward; small forwards as CUDA graphs.
+        """Compile at the next forward; small forwards become CUDA graphs.
 
         Args:
             part: ``regional`` = the repeated transformer blocks of the UNet; ``whole`` = UNet and decoder.
@@ -117,7 +117,7 @@ class Compilation:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Run the block uncompiled."""
-        if self.part == "off":  # spares the import of what compiles, 100 MB
+        if self.part == "off":  # avoids importing the compiler, 100 MB
             yield
             return
         self._paused = True
@@ -129,7 +129,7 @@ class Compilation:
 
     @contextmanager
     def for_rows(self, stage: str, rows: int) -> Iterator[None]:
-        """Run the block compiled when its size is a usual one."""
+        """Run the block compiled if its number of rows is the first one of the stage, or has occurred before."""
         if self.part == "off" or self._paused:
             yield
             return

@@ -1,9 +1,9 @@
-"""A small decoder in the place of the generator's own: TAESD, an AutoencoderTiny of diffusers.
+"""Latents to images: the generator's own decoder, or a small one instead (TAESD, an AutoencoderTiny of diffusers).
 
 Source: Ollin Boer Bohan, Tiny AutoEncoder for Stable Diffusion, github.com/madebyollin/taesd: distilled from the decoder of Stable
-Diffusion 1 and 2, or from that of XL. It takes the latents as the UNet leaves them, not divided by the generator's scaling factor (its own,
-``config.scaling_factor``, is 1), and gives images in about [-1, 1], as every decoder of diffusers. It bounds the latents by a tanh first:
-an infinite latent makes a finite picture, so whether a drawing is finite is to be asked of the latents.
+Diffusion 1 and 2, or from that of XL. It reads the latents as the UNet writes them, not divided by the generator's scaling factor (its own
+``config.scaling_factor`` is 1), and returns images in about [-1, 1], like every decoder of diffusers. It first bounds the latents by a
+tanh, so an infinite latent gives a finite image: check the latents, not the image, for infinities.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderFiles:
-    """A decoder whose files are found and fit the generator; nothing is loaded yet. ``revision`` None = a folder of the user's."""
+    """A decoder whose files are found and fit the generator; nothing is loaded yet. ``revision`` None = the user's folder."""
 
     name: str
     folder: Path
@@ -39,25 +39,25 @@ class DecoderFiles:
 
     @property
     def origin(self) -> str:
-        """Name, and the hub's commit where the files came from there."""
+        """Name, and the hub's commit if the files came from there."""
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the image of a given latent, but for the dtype."""
+        """Return what decides the image of a given latent, except the dtype."""
         return {"weights": self.weights_hash}
 
 
 def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:
-    """Return the decoder that a name means, downloading it when it is not here; None for the generator's own.
+    """Return the decoder of a name, its files found or downloaded; None for the generator's own.
 
     Args:
-        wanted: ``full`` = the generator's own; ``tiny`` = the TAESD that was made for the generator's latents (for the embedded generator,
-            the embedded one); ``tiny=FOLDER`` = the AutoencoderTiny in that folder.
-        generator: whose latents are to be decoded.
+        wanted: ``full`` = the generator's own; ``tiny`` = the TAESD for the generator's latents (for the embedded generator, the embedded
+            one); ``tiny=FOLDER`` = the AutoencoderTiny in that folder.
+        generator: whose latents are decoded.
 
     Raises:
-        InputError: unknown name, files out of reach, another class of model, weights that are not safetensors, or a decoder for latents
-            of other channels or another size.
+        InputError: unknown name, files that cannot be reached, another class of model, weights that are not safetensors, or a decoder for
+            latents of other channels or another size.
     """
     check_decoder_name(wanted)
     if wanted == _FULL:
@@ -65,8 +65,8 @@ def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:
     _, is_given, folder = wanted.partition("=")
     try:
         if is_given:
-            return _described(_TINY, Path(folder), None, "see the model's own card", generator)
-        return _described(*_made_for(generator), generator)
+            return _decoder_in(_TINY, Path(folder), None, "see the model's own card", generator)
+        return _decoder_in(*_tiny_decoder_for(generator), generator)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             got=f"--decoder {wanted}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
@@ -84,9 +84,9 @@ def check_decoder_name(wanted: str) -> None:
         )
 
 
-def _made_for(generator: Generator) -> tuple[str, Path, str | None, str]:
+def _tiny_decoder_for(generator: Generator) -> tuple[str, Path, str | None, str]:
     """Return name, folder, revision and licence of the tiny decoder for a generator's latents."""
-    # Another folder may bear the name too (demo=FOLDER); its latents are not for this decoder.
+    # Another folder may have the name too (demo=FOLDER); its latents do not fit this decoder.
     if generator.name == "demo" and generator.folder == embedded_model("generator"):
         return "taesd-demo", embedded_model("tiny"), None, EMBEDDED_LICENSE
     source = _SOURCES[generator.pipeline_class]
@@ -95,7 +95,7 @@ def _made_for(generator: Generator) -> tuple[str, Path, str | None, str]:
     return source.partition("/")[2], folder, revision, "MIT"
 
 
-def _described(name: str, folder: Path, revision: str | None, license: str, generator: Generator) -> DecoderFiles:
+def _decoder_in(name: str, folder: Path, revision: str | None, license: str, generator: Generator) -> DecoderFiles:
     config = read_json(folder / _CONFIG)
     if config.get("_class_name") != "AutoencoderTiny":
         raise InputError(
@@ -108,13 +108,13 @@ def _described(name: str, folder: Path, revision: str | None, license: str, gene
             expected="weights as safetensors (pickled weights are not read)",
             do="save the decoder again with save_pretrained()",
         )
-    # The hub's repository holds other files too, which a copy of it may bring; these two are what is loaded.
+    # A copy of the hub's repository may contain other files; only these two are loaded.
     weights_hash = digest([(part, hash_file(folder / part)) for part in (_CONFIG, _WEIGHTS)])
     return DecoderFiles(name=name, folder=folder, revision=revision, weights_hash=weights_hash, license=license)
 
 
 def _check_fit(folder: Path, config: Mapping[str, Any], generator: Generator) -> None:
-    """Compare latent channels and upsampling. The defaults are those of AutoencoderTiny, whose configurations may leave them out."""
+    """Compare latent channels and upsampling. The defaults are those of AutoencoderTiny, because a configuration may omit them."""
     channels, side, _ = generator.latent_shape
     factor = config.get("upsampling_scaling_factor", 2) ** (len(config.get("num_decoder_blocks", (3, 3, 3, 1))) - 1)
     found = {
@@ -127,7 +127,7 @@ def _check_fit(folder: Path, config: Mapping[str, Any], generator: Generator) ->
             raise InputError(
                 got=f"{folder}, a decoder for {what.format(got)}",
                 expected=f"{what.format(expected)}, as the generator {generator.name} has",
-                do="choose a decoder that was made for this generator, or --decoder full",
+                do="choose a decoder that was trained for this generator, or --decoder full",
             )
 
 
@@ -152,12 +152,12 @@ def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
 
 
 class LatentDecoder:
-    """Decodes stored latents to the images that ``TextToImage`` makes of them. Holds the decoder and nothing else of the generator.
+    """Decodes stored latents to the same images as ``TextToImage`` does. Loads only the generator's decoder.
 
     Args:
         generator: whose latents are stored.
         compute: device and precision.
-        decoder: a decoder in the place of the generator's own.
+        decoder: replaces the generator's own.
 
     Raises:
         InputError: its weights do not load.
@@ -171,8 +171,8 @@ class LatentDecoder:
     @torch.inference_mode()
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
-        read_BChw = decoder_input(self._vae, latents_BChw.to(self._device, dtype_of(self._vae)))
-        return in_unit_range(self._vae.decode(read_BChw, return_dict=False)[0])
+        input_BChw = decoder_input(self._vae, latents_BChw.to(self._device, dtype_of(self._vae)))
+        return in_unit_range(self._vae.decode(input_BChw, return_dict=False)[0])
 
 
 def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
@@ -184,7 +184,7 @@ def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
     from diffusers import AutoencoderKL
 
     folder = generator.folder / "vae"
-    # A pipeline may have some of its parts in half precision only.
+    # Only some parts of a pipeline may have half-precision files.
     variant = generator.variant if generator.variant and list(folder.glob(f"*.{generator.variant}.safetensors")) else None
     with loading_generator(generator):
         vae = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
@@ -204,20 +204,20 @@ def decoder_input(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
     factor: float = vae.config.scaling_factor
     if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
         return latents_BChw / factor
-    # Some SDXL decoders.
+    # Some SDXL decoders normalise latents by channel.
     mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
     return latents_BChw * std_C / factor + mean_C
 
 
 def in_unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
     """Return a decoder's images, about [-1, 1], as float32 in [0, 1]; NaN where they are not finite."""
-    # Clamping would make an infinity a white pixel; as NaN it stays visible.
+    # Clamping would turn an infinity into a white pixel; as NaN it stays visible.
     finite_B3HW: torch.Tensor = torch.where(images_B3HW.isfinite(), images_B3HW.float() / 2 + 0.5, torch.nan)
     return finite_B3HW.clamp(0, 1)
 
 
 def dtype_of(module: Any) -> torch.dtype:
-    """Return the dtype of a module's weights; its own property looks through all of its modules first, for milliseconds."""
+    """Return the dtype of a module's weights. (Its ``dtype`` property searches all of its modules, which takes milliseconds.)"""
     dtype: torch.dtype = next(module.parameters()).dtype
     return dtype
 

@@ -1,8 +1,8 @@
-"""DeepCache: most denoising steps run the UNet's outermost level only, and take what lies deeper from an earlier step.
+"""DeepCache: most denoising steps run the UNet's outermost level only, and reuse the deeper features of an earlier step.
 
 Source: Ma, Fang & Wang 2023, "DeepCache: Accelerating Diffusion Models for Free", arXiv 2312.00858, with the uniform schedule: of every N
-steps the first is whole. The steps between compute conv_in, the first down block, the last up block and conv_out; from deeper comes the
-input of the last up block of the last whole step. Nothing of the forward is written anew: the deep blocks stand in wrappers that skip them.
+steps the first is whole. The others compute conv_in, the first down block, the last up block and conv_out; from below comes the
+input of the last up block of the last whole step. The UNet's forward is not rewritten: wrappers around the deep blocks skip them.
 """
 
 from typing import Any
@@ -14,23 +14,22 @@ from lugpi_core.errors import InputError
 
 
 class DeepReuse:
-    """Makes a UNet2DConditionModel reuse its deep features. Final.
+    """Makes a UNet2DConditionModel reuse its deep features, for as long as it lives.
 
-    Off until ``start``: the UNet then computes what it computed before, bit for bit. It changes the names of the UNet's parameters, so
-    load first.
+    Off until ``start``: the UNet computes the same bits as before. The names of the UNet's parameters change, so load the weights first.
 
     A reuse step costs 46.2 % of a whole forward of Stable Diffusion 2 at 768 px, 38.2 % at 512 px: the outermost level has the attention
     over all latent cells (floating-point operations of matrix products and convolutions, counted by torch's FlopCounterMode).
 
-    Between ``start`` and ``stop`` one tensor is held: the input of the last up block, which for Stable Diffusion is [B, 640, h, w] in the
-    dtype of the UNet, B counted with guidance's second half. After ``stop`` nothing is.
+    Between ``start`` and ``stop`` one tensor is held: the input of the last up block, for Stable Diffusion [B, 640, h, w] in the dtype of
+    the UNet, where B includes guidance's second half. After ``stop`` nothing is held.
     """
 
     def __init__(self, unet: Any, every: int) -> None:
         """Put the wrappers into ``unet``, in place.
 
         Args:
-            unet: a UNet2DConditionModel, whose forwards are counted from here on: one is one step, whatever the scheduler.
+            unet: a UNet2DConditionModel. Its forwards are counted from here on: each is one step, whatever the scheduler.
             every: N; of N forwards after ``start`` the first is whole. At least 2.
 
         Raises:
@@ -38,9 +37,7 @@ class DeepReuse:
         """
         assert every >= 2, every
         if len(unet.up_blocks) < 2:
-            raise InputError(
-                got="a UNet of one level", expected="two levels at least, the deeper of which to reuse", do="draw without reuse"
-            )
+            raise InputError(got="a UNet of one level", expected="at least two levels", do="use --deepcache 1")
         self._state = state = _State(every)
         for level in range(1, len(unet.down_blocks)):
             unet.down_blocks[level] = _DeepDown(unet.down_blocks[level], state)
@@ -48,20 +45,20 @@ class DeepReuse:
         last_deep = len(unet.up_blocks) - 2
         for level in range(last_deep + 1):
             unet.up_blocks[level] = _DeepUp(unet.up_blocks[level], state, keeps=level == last_deep)
-        # Counted outside the forward, which reads ``whole`` alone: compiled, it then has two variants, and not one for each number.
+        # Counted outside the forward, which reads only ``whole``: compiled, it then has two variants, not one for each count.
         unet.register_forward_pre_hook(state.next_forward)
 
     def start(self) -> None:
-        """Begin a batch: what an earlier one left is forgotten, and the next forward is whole."""
+        """Begin a batch: forget the features of an earlier one; the next forward is whole."""
         self._state.start(counting=True)
 
     def stop(self) -> None:
-        """End a batch: forget what is held; from here on every forward is whole and nothing is kept, until ``start``."""
+        """End a batch: forget the features. Until ``start`` every forward is whole and nothing is kept."""
         self._state.start(counting=False)
 
 
 class _State:
-    """What the wrappers share: whether this forward is whole, and what the last whole one gave to the last up block."""
+    """What the wrappers share: whether this forward is whole, and the last up block's input in the last whole one."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -79,17 +76,17 @@ class _State:
 
 
 class _Deep(nn.Module):
-    """A block of the UNet that rests in reuse steps, with what the UNet's forward asks of a block."""
+    """A block of the UNet that is skipped in reuse steps, with the attributes that the UNet's forward reads."""
 
     def __init__(self, block: Any, state: _State) -> None:
         super().__init__()
         self.block = block
-        self.has_cross_attention = getattr(block, "has_cross_attention", False)  # the UNet's forward asks in the same way
+        self.has_cross_attention = getattr(block, "has_cross_attention", False)  # as in the UNet's forward
         self._state = state
 
     @property
     def resnets(self) -> Any:
-        """Of the block; the UNet counts them, for each up block's share of the residuals."""
+        """Those of the block; the UNet counts them to share out the residuals among the up blocks."""
         return self.block.resnets
 
 
@@ -101,7 +98,7 @@ class _DeepDown(_Deep):
             sample, residuals = self.block(hidden_states=hidden_states, **rest)
             self._residuals = len(residuals)
             return sample, residuals
-        # Nobody reads them: as many as the UNet counts off for the deep up blocks.
+        # Never read: as many as the UNet hands to the deep up blocks.
         return hidden_states, (hidden_states,) * self._residuals
 
 

@@ -1,8 +1,8 @@
-"""Generators by name: where the weights may be had, and how a picture is drawn with them.
+"""Generators by name: where their weights are found, and with which settings they generate.
 
-A preset is a logical name with an ordered list of sources, for repositories move: Stability AI took Stable Diffusion 2 and SD-Turbo off
-the hub in November 2025; sd2-community mirrors the former. ``--generator NAME=FOLDER`` takes the weights from a folder and the settings
-from the preset.
+A preset is a name with an ordered list of sources, because repositories move: Stability AI took Stable Diffusion 2 and SD-Turbo off the hub
+in November 2025; sd2-community mirrors the former. ``--generator NAME=FOLDER`` takes the weights from a folder and the settings from the
+preset.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ _RAIL = "CreativeML Open RAIL++-M"
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorPreset:
-    """How to draw with one model. ``size_px`` None = the size it was trained for; scheduler ``own`` = the one in its folder; ``deepcache``
-    N = the deep part of the UNet runs at every N-th step only, 1 at all."""
+    """The settings of one model. ``size_px`` None = the size it was trained for; scheduler ``own`` = the one in its folder; ``deepcache``
+    N = run the deep UNet blocks every N-th step (1 = every step)."""
 
     sources: tuple[str, ...] = ()
     size_px: int | None = None
@@ -64,14 +64,14 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         guidance=3.0,
         scheduler="ddim",
         license=EMBEDDED_LICENSE,
-        notice="the embedded generator draws emoji: what its pictures do for a corpus says little of what Stable Diffusion's would do",
+        notice="the embedded generator draws emoji: results with it do not predict results with Stable Diffusion",
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A generator whose files are found: everything that decides a drawing, and nothing loaded yet."""
+    """A generator whose files are found: everything that decides an image, nothing loaded yet."""
 
     name: str
     folder: Path
@@ -85,11 +85,11 @@ class Generator:
 
     @property
     def origin(self) -> str:
-        """Name, and the hub's commit where the files came from there."""
+        """Name, and the hub's commit if the files came from there."""
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the latents, but for prompts, seeds and dtype. The hub's commit does not: the same weights may come from a
+        """Return what decides the latents, except prompts, seeds and dtype. The hub's commit is left out: the same weights may come from a
         folder."""
         return {
             "name": self.name,
@@ -103,42 +103,42 @@ class Generator:
         }
 
 
-def generator_settings(wanted: str, overrides: Mapping[str, Any]) -> GeneratorPreset:
-    """Return how ``--generator`` draws, without looking for its files: a wrong name is told before anything is downloaded.
+def generator_settings(name_or_source: str, overrides: Mapping[str, Any]) -> GeneratorPreset:
+    """Return the settings of a generator without looking for its files, so that a wrong name is reported before anything is downloaded.
 
     Args:
-        wanted: a preset, ``preset=FOLDER``, a diffusers folder or a hub id (``owner/name`` or ``owner/name@revision``).
+        name_or_source: a preset, ``preset=FOLDER``, a diffusers folder or a hub id (``owner/name`` or ``owner/name@revision``).
         overrides: ``steps``, ``guidance``, ``scheduler``, ``size_px``, ``deepcache`` given by the user; None = the preset's.
 
     Raises:
-        InputError: unknown name, or settings that make no picture.
+        InputError: unknown name, or settings out of their range.
     """
-    name = wanted.partition("=")[0]
-    if name not in PRESETS and ("=" in wanted or not (Path(name).is_dir() or "/" in name)):
+    name = name_or_source.partition("=")[0]
+    if name not in PRESETS and ("=" in name_or_source or not (Path(name).is_dir() or "/" in name)):
         raise InputError(
-            got=f"--generator {wanted}",
+            got=f"--generator {name_or_source}",
             expected="a preset, PRESET=FOLDER, a diffusers folder or a hub id owner/name",
             do=nearest(name, PRESETS),
         )
     given = {key: value for key, value in overrides.items() if value is not None}
-    return _checked(dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given))
+    return _check_settings(dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given))
 
 
-def find_generator(wanted: str, settings: GeneratorPreset, *, half: bool) -> Generator:
-    """Return the generator with its files found, downloading them when they are not here.
+def find_generator(name_or_source: str, settings: GeneratorPreset, *, half: bool) -> Generator:
+    """Return the generator with its files found, or downloaded.
 
     Args:
-        wanted: as for ``generator_settings``, which made ``settings``.
-        settings: how to draw.
-        half: prefer the half-precision files where the source has them.
+        name_or_source: as for ``generator_settings``.
+        settings: what that returned.
+        half: prefer half-precision files if the source has them.
 
     Raises:
-        InputError: no source within reach, or not a Stable Diffusion pipeline.
+        InputError: no source can be reached, or not a Stable Diffusion pipeline.
     """
-    name, _, folder_given = wanted.partition("=")
-    folder, variant, revision = _first_within_reach(name, _sources(name, folder_given), half=half)
+    name, _, folder_given = name_or_source.partition("=")
+    folder, variant, revision = _first_available(name, _sources(name, folder_given), half=half)
     try:
-        return _described(name, folder, variant, revision, settings)
+        return _generator_in(name, folder, variant, revision, settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             got=f"{folder}, whose configuration lacks something ({error!r})", expected="a whole diffusers folder", do="download it again"
@@ -153,7 +153,7 @@ def _sources(name: str, folder_given: str) -> tuple[str, ...]:
     return PRESETS[name].sources if name in PRESETS else (name,)
 
 
-def _checked(settings: GeneratorPreset) -> GeneratorPreset:
+def _check_settings(settings: GeneratorPreset) -> GeneratorPreset:
     if settings.steps < 1:
         raise InputError(got=f"--steps {settings.steps}", expected="at least 1", do="give a positive number")
     if not math.isfinite(settings.guidance):
@@ -167,7 +167,7 @@ def _checked(settings: GeneratorPreset) -> GeneratorPreset:
     return settings
 
 
-def _first_within_reach(name: str, sources: tuple[str, ...], *, half: bool) -> tuple[Path, str | None, str | None]:
+def _first_available(name: str, sources: tuple[str, ...], *, half: bool) -> tuple[Path, str | None, str | None]:
     failures = []
     for source in sources:
         if Path(source).is_dir():
@@ -192,7 +192,7 @@ def _variant_in(folder: Path, *, half: bool) -> str | None:
 
 def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]:
     from diffusers import DiffusionPipeline
-    from diffusers.utils.hub_utils import httpx  # the client that the installed hub library uses
+    from diffusers.utils.hub_utils import httpx  # the HTTP client of the installed hub library
 
     repository, _, revision = source.partition("@")
     for variant in ("fp16", None) if half else (None,):
@@ -203,13 +203,13 @@ def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]
                 raise
             continue  # the repository has no half-precision files
         except httpx.HTTPError as error:
-            raise OSError(reason(error)) from None  # a time-out, say, which the client does not count as one
+            raise OSError(reason(error)) from None  # a time-out, for example, is no OSError of the client
         # The hub's cache keeps each commit in a folder of its name.
         return Path(folder), _variant_in(Path(folder), half=half), Path(folder).name
     raise AssertionError("the loop returns or raises")
 
 
-def _described(name: str, folder: Path, variant: str | None, revision: str | None, settings: GeneratorPreset) -> Generator:
+def _generator_in(name: str, folder: Path, variant: str | None, revision: str | None, settings: GeneratorPreset) -> Generator:
     index = folder / "model_index.json"
     parts = read_json(index) if index.is_file() else {"_class_name": "no pipeline"}
     pipeline_class = parts.get("_class_name", "")
@@ -233,13 +233,13 @@ def _described(name: str, folder: Path, variant: str | None, revision: str | Non
 
 
 def _weights_hash(folder: Path, parts: Mapping[str, Any], variant: str | None) -> str:
-    """Return one hash over the files that are loaded. The hub's cache may hold both precisions side by side; only one decides.
+    """Return one hash over the files that are loaded. The hub's cache may hold both precisions; only the one that is loaded counts.
 
     Raises:
         InputError: the UNet has no such ``.safetensors`` file (pickled weights are never read).
     """
     names = sorted(name for name, origin in parts.items() if isinstance(origin, list) and origin[0] and name not in _NEVER_LOADED)
-    files = [path for name in names for path in _loaded(folder / name, variant)]
+    files = [path for name in names for path in _loaded_files(folder / name, variant)]
     if not any(path.parent.name == "unet" and path.suffix == ".safetensors" for path in files):
         raise InputError(
             got=f"{folder} without a .safetensors file in unet/",
@@ -249,8 +249,8 @@ def _weights_hash(folder: Path, parts: Mapping[str, Any], variant: str | None) -
     return digest([(path.relative_to(folder).as_posix(), hash_file(path)) for path in files])
 
 
-def _loaded(part: Path, variant: str | None) -> list[Path]:
+def _loaded_files(part: Path, variant: str | None) -> list[Path]:
     weights = sorted(part.glob("*.safetensors"))
     of_variant = [path for path in weights if variant and f".{variant}." in path.name]
-    plain = [path for path in weights if ".fp16." not in path.name]
-    return sorted([*(of_variant or plain), *part.glob("*.json"), *part.glob("*.txt")])
+    without_variant = [path for path in weights if ".fp16." not in path.name]
+    return sorted([*(of_variant or without_variant), *part.glob("*.json"), *part.glob("*.txt")])

@@ -1,7 +1,7 @@
-"""Prompts to latents to images, on the device, with a Stable Diffusion pipeline of diffusers. The only file that draws.
+"""Prompts → latents → images, on the device, with a Stable Diffusion pipeline of diffusers.
 
-The library's parts are run by a loop of our own: prompts are encoded apart from drawing, once; the noise of each image is its own; and
-between any two steps the run can be stopped.
+The pipeline's models are run by our own loop, so that prompts are encoded once and separately, every image has its own noise, and the run
+can be stopped between any two steps.
 
 Shapes: P prompts, L text tokens, D their width, E width of the pooled text, B images, C latent channels, h × w latent cells, H × W pixels.
 """
@@ -36,18 +36,18 @@ from lugpi_core.runtime.device import Compute
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEmbeddings:
-    """What the text encoder says of P prompts: tokens [P, L, D] and, for Stable Diffusion XL, pooled [P, E]."""
+    """The text encoder's output for P prompts: tokens [P, L, D] and, for Stable Diffusion XL, pooled [P, E]."""
 
     tokens_PLD: torch.Tensor
     pooled_PE: torch.Tensor | None = None
 
     def rows(self, numbers: Sequence[int]) -> "PromptEmbeddings":
-        """Return the embeddings of some prompts, repeated where a number is."""
+        """Return the embeddings of some prompts; a number may occur several times."""
         at = torch.tensor(numbers, device=self.tokens_PLD.device)
         return PromptEmbeddings(tokens_PLD=self.tokens_PLD[at], pooled_PE=None if self.pooled_PE is None else self.pooled_PE[at])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PromptEmbeddings":
-        """Return them elsewhere."""
+        """Return the embeddings on a device, in a dtype."""
         pooled_PE = None if self.pooled_PE is None else self.pooled_PE.to(device, dtype)
         return PromptEmbeddings(tokens_PLD=self.tokens_PLD.to(device, dtype), pooled_PE=pooled_PE)
 
@@ -58,15 +58,15 @@ class PromptEmbeddings:
         return PromptEmbeddings(tokens_PLD=torch.cat([part.tokens_PLD for part in parts]), pooled_PE=torch.cat(pooled) if pooled else None)
 
 
-def _go_on() -> None:
+def _do_nothing() -> None:
     return None
 
 
 class TextToImage:
-    """Encodes prompts, draws latents from them and decodes latents to images.
+    """Encodes prompts, generates latents from them and decodes latents to images.
 
-    Holds UNet and decoder on the device; the text encoder is there while it reads, and in the host's memory otherwise. Nothing grows with
-    use.
+    Holds UNet and decoder on the device; the text encoder is on the device while it is used, and in the host's memory otherwise. Nothing
+    grows with use.
 
     Attributes:
         guided: whether the UNet reads each row twice.
@@ -74,10 +74,10 @@ class TextToImage:
         compilation: what is compiled.
 
     Args:
-        generator: the model's files and how to draw with them.
+        generator: the model's files and settings.
         compute: device and precision.
         attention: the UNet's attention kernels.
-        decoder: a decoder in the place of the generator's own.
+        decoder: replaces the generator's own.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TextToImage:
         self.compilation = Compilation(self._pipeline.unet, self._pipeline.vae)
 
     def record(self) -> dict[str, Any]:
-        """Return what makes the arithmetic faster here, for the record of a run."""
+        """Return which kernels and compilation are in use, for the record of a run."""
         return {
             "attention": self.attention,
             "compiled": self.compilation.part,
@@ -107,64 +107,64 @@ class TextToImage:
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Return what the UNet reads of the prompts, on the device. ``text_encoder_on_device`` is to be entered around it."""
+        """Return the embeddings of prompts, on the device. Call it inside ``text_encoder_on_device``."""
         hidden, pooled = [], []
-        for tokenizer, encoder in _readers(self._pipeline):
+        for tokenizer, encoder in _text_encoders(self._pipeline):
             longest = tokenizer.model_max_length
             texts = [_first_words(prompt, longest) for prompt in prompts]
-            read = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
-            wants_mask = encoder.config.to_dict().get("use_attention_mask")
-            mask = torch.tensor(read["attention_mask"], device=self._device) if wants_mask else None
-            said = encoder(torch.tensor(read["input_ids"], device=self._device), attention_mask=mask, output_hidden_states=self._is_xl)
-            # XL takes the last layer but one of both encoders, and the pooled text of the one that projects it (Podell et al. 2023, §2.1).
-            hidden.append(said.hidden_states[-2] if self._is_xl else said[0])
-            pooled += [said[0]] if self._is_xl and said[0].ndim == 2 else []
+            encoded = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
+            uses_mask = encoder.config.to_dict().get("use_attention_mask")
+            mask = torch.tensor(encoded["attention_mask"], device=self._device) if uses_mask else None
+            output = encoder(torch.tensor(encoded["input_ids"], device=self._device), attention_mask=mask, output_hidden_states=self._is_xl)
+            # XL takes the last but one layer of both encoders, and pools that with a projection (Podell et al. 2023, §2.1).
+            hidden.append(output.hidden_states[-2] if self._is_xl else output[0])
+            pooled += [output[0]] if self._is_xl and output[0].ndim == 2 else []
         return PromptEmbeddings(tokens_PLD=torch.cat(hidden, dim=-1), pooled_PE=pooled[0] if pooled else None)
 
     @contextmanager
     def text_encoder_on_device(self) -> Iterator[None]:
-        """Have the text encoder on the device inside the block; afterwards its memory there is free again."""
-        parts = [encoder for _, encoder in _readers(self._pipeline)]
+        """Keep the text encoder on the device inside the block; afterwards its memory there is free again."""
+        parts = [encoder for _, encoder in _text_encoders(self._pipeline)]
         for part in parts:
             part.to(self._device)
         try:
             if self.guided and self._negative is None:
-                self._negative = self._without_prompt()
+                self._negative = self._encode_empty_prompt()
             yield
         finally:
             for part in parts:
                 part.to("cpu")
 
     @torch.inference_mode()
-    def denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, before_step: Callable[[], None] = _go_on) -> torch.Tensor:
+    def denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, before_step: Callable[[], None] = _do_nothing) -> torch.Tensor:
         """Return the latents [B, C, h, w] of B prompts, in the dtype the UNet computes in.
 
         Args:
             embeddings: of the B prompts.
             seeds: of each image; its noise comes from the CPU in float32, so it is the same in any batch and on any device.
-            between: called before every step; what it raises ends the drawing.
+            before_step: called before every step; an exception in it ends the generation.
         """
         pipeline, settings = self._pipeline, self.generator.settings
         dtype = dtype_of(pipeline.unet)
         scheduler = pipeline.scheduler
-        # On the CPU, where the scheduler looks them up step by step: on the device it would have to be waited for at each.
+        # Kept on the CPU, because the scheduler looks them up at each step: on the device, each step would wait for it.
         scheduler.set_timesteps(settings.steps, device="cpu")
         noises = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-        noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=one) for one in noises])
+        noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=noise) for noise in noises])
         latents_BChw: torch.Tensor = noise_BChw.to(self._device, dtype) * scheduler.init_noise_sigma
         conditions = self._conditions(embeddings.to(self._device, dtype), len(seeds))
         extra = pipeline.prepare_extra_step_kwargs(noises, 0.0)
-        twice = 1 + self.guided
-        with self.compilation.for_rows("denoise", len(seeds) * twice), self._reusing():
+        copies = 1 + self.guided
+        with self.compilation.for_rows("denoise", len(seeds) * copies), self._deepcache():
             for on_host, on_device in zip(scheduler.timesteps, scheduler.timesteps.to(self._device), strict=True):
                 before_step()
-                read = scheduler.scale_model_input(torch.cat([latents_BChw] * twice), on_host)
-                predicted = pipeline.unet(read, on_device, **conditions, return_dict=False)[0]
+                unet_input = scheduler.scale_model_input(torch.cat([latents_BChw] * copies), on_host)
+                predicted = pipeline.unet(unet_input, on_device, **conditions, return_dict=False)[0]
                 if self.compilation.graphs:
-                    predicted = predicted.clone()  # the next run of the graph writes there again, and some schedulers look back
+                    predicted = predicted.clone()  # the next run of the graph overwrites it, and some schedulers need it later
                 if self.guided:
-                    without, prompted = predicted.chunk(2)
-                    predicted = without + settings.guidance * (prompted - without)
+                    unconditional, conditional = predicted.chunk(2)
+                    predicted = unconditional + settings.guidance * (conditional - unconditional)
                 latents_BChw = scheduler.step(predicted, on_host, latents_BChw, **extra, return_dict=False)[0]
         return latents_BChw
 
@@ -172,31 +172,31 @@ class TextToImage:
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
         vae = self._pipeline.vae
-        read_BChw = decoder_input(vae, latents_BChw.to(self._device, dtype_of(vae)))
+        input_BChw = decoder_input(vae, latents_BChw.to(self._device, dtype_of(vae)))
         with self.compilation.for_rows("decode", len(latents_BChw)):
-            images_B3HW: torch.Tensor = vae.decode(read_BChw, return_dict=False)[0]
+            images_B3HW: torch.Tensor = vae.decode(input_BChw, return_dict=False)[0]
         return in_unit_range(images_B3HW)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Compute in float32 inside the block, whatever the models' dtype: half precision overflows where float32 does not."""
-        parts = [self._pipeline.unet, self._pipeline.vae, *(encoder for _, encoder in _readers(self._pipeline))]
+        """Compute in float32 inside the block, which does not overflow where half precision does."""
+        parts = [self._pipeline.unet, self._pipeline.vae, *(encoder for _, encoder in _text_encoders(self._pipeline))]
         dtypes, negative = [dtype_of(part) for part in parts], self._negative
         try:
             for part in parts:
                 part.float()
             if self._dtype != torch.float32:
-                self._negative = None  # encoded again, for it may be the text encoder that overflowed
+                self._negative = None  # encoded again, because the text encoder may have overflowed
             with self.compilation.paused():
                 yield
         finally:
             for part, dtype in zip(parts, dtypes, strict=True):
-                part.to(dtype)  # every half-precision number is a float32: what comes back is what was there
+                part.to(dtype)  # every half-precision number is a float32, so the weights are unchanged
             self._negative = negative
 
     @torch.inference_mode()
     def warm_up(self, prompt: PromptEmbeddings, images: int, decoded: int) -> torch.Tensor:
-        """Run one step of the UNet and the decoder on zeros, compiling what is to be compiled.
+        """Run one step of the UNet, and the decoder, on zeros. What ``compilation`` switched on is compiled here.
 
         Args:
             prompt: the embeddings of one prompt.
@@ -204,11 +204,11 @@ class TextToImage:
             decoded: decoded at once.
 
         Returns:
-            What was decoded, [decoded, 3, H, W].
+            The decoded images, [decoded, 3, H, W].
         """
         latents_BChw = torch.zeros((images, *self.generator.latent_shape), device=self._device, dtype=dtype_of(self._pipeline.unet))
         scheduler = self._pipeline.scheduler
-        scheduler.set_timesteps(self.generator.settings.steps, device="cpu")  # some schedulers' steps have another dtype before
+        scheduler.set_timesteps(self.generator.settings.steps, device="cpu")  # some schedulers change the dtype of their steps here
         with self.compilation.for_rows("denoise", images * (1 + self.guided)):
             conditions = self._conditions(prompt.rows([0] * images), images)
             step = torch.ones((), device=self._device, dtype=scheduler.timesteps.dtype)
@@ -216,7 +216,7 @@ class TextToImage:
         return self.decode(latents_BChw[:decoded])
 
     @contextmanager
-    def _reusing(self) -> Iterator[None]:
+    def _deepcache(self) -> Iterator[None]:
         if self._reuse is None:
             yield
             return
@@ -226,7 +226,7 @@ class TextToImage:
         finally:
             self._reuse.stop()
 
-    def _without_prompt(self) -> PromptEmbeddings:
+    def _encode_empty_prompt(self) -> PromptEmbeddings:
         empty = self.encode_prompts([""])
         if not self._is_xl or not self._pipeline.config.force_zeros_for_empty_prompt:
             return empty
@@ -234,33 +234,35 @@ class TextToImage:
         return PromptEmbeddings(tokens_PLD=torch.zeros_like(empty.tokens_PLD), pooled_PE=torch.zeros_like(empty.pooled_PE))
 
     def _conditions(self, prompted: PromptEmbeddings, rows: int) -> dict[str, Any]:
-        """Return what the UNet reads beside the latents; under guidance, the rows without a prompt before those with one."""
-        unet, read = self._pipeline.unet, prompted
+        """Return the UNet's inputs other than the latents; with guidance, the rows of the empty prompt come first."""
+        unet, embeddings = self._pipeline.unet, prompted
         if self.guided:
             assert self._negative is not None, "no prompt was encoded yet"
-            without = self._negative.to(self._device, prompted.tokens_PLD.dtype).rows([0] * rows)
-            read = PromptEmbeddings.joined([without, prompted])
-        conditions: dict[str, Any] = {"encoder_hidden_states": read.tokens_PLD}
-        if read.pooled_PE is not None:
+            unconditional = self._negative.to(self._device, prompted.tokens_PLD.dtype).rows([0] * rows)
+            embeddings = PromptEmbeddings.joined([unconditional, prompted])
+        conditions: dict[str, Any] = {"encoder_hidden_states": embeddings.tokens_PLD}
+        if embeddings.pooled_PE is not None:
             side = self.generator.size_px
-            sizes = torch.tensor([side, side, 0, 0, side, side]).to(read.pooled_PE)  # original, crop, target (Podell et al. 2023, §2.2)
-            conditions["added_cond_kwargs"] = {"text_embeds": read.pooled_PE, "time_ids": sizes.repeat(len(read.pooled_PE), 1)}
+            sizes = torch.tensor([side, side, 0, 0, side, side]).to(
+                embeddings.pooled_PE
+            )  # original, crop, target (Podell et al. 2023, §2.2)
+            conditions["added_cond_kwargs"] = {"text_embeds": embeddings.pooled_PE, "time_ids": sizes.repeat(len(embeddings.pooled_PE), 1)}
         if unet.config.time_cond_proj_dim is not None:
             scale = torch.tensor(self.generator.settings.guidance - 1).repeat(rows)
             embedded = self._pipeline.get_guidance_scale_embedding(scale, embedding_dim=unet.config.time_cond_proj_dim)
-            conditions["timestep_cond"] = embedded.to(read.tokens_PLD)
+            conditions["timestep_cond"] = embedded.to(embeddings.tokens_PLD)
         return conditions
 
 
 def unet_is_guided(generator: Generator) -> bool:
-    """Whether the UNet reads each row twice, with the prompt and without; a UNet that takes the scale as an input does not."""
+    """Whether the UNet reads each row twice, with and without the prompt. A UNet that takes the guidance scale as an input does not."""
     config = read_json(generator.folder / "unet" / "config.json")
     return generator.settings.guidance > 1 and config.get("time_cond_proj_dim") is None
 
 
 def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.bool_]:
-    """Return bool [P]: True where the prompt has more tokens than the text encoder reads (77 for CLIP, start and end included). Loads the
-    tokenizer alone.
+    """Return bool [P]: whether each prompt has more tokens than the text encoder reads (77 for CLIP, start and end included). Loads only
+    the tokenizer.
 
     Raises:
         InputError: the tokenizer does not load.
@@ -272,11 +274,11 @@ def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.
     cut = np.zeros(len(prompts), dtype=bool)
     for start in range(0, len(prompts), 1024):
         ids = tokenizer(list(prompts[start : start + 1024]), truncation=False, verbose=False)["input_ids"]
-        cut[start : start + 1024] = [len(one) > tokenizer.model_max_length for one in ids]
+        cut[start : start + 1024] = [len(prompt_ids) > tokenizer.model_max_length for prompt_ids in ids]
     return cut
 
 
-def _readers(pipeline: Any) -> list[tuple[Any, Any]]:
+def _text_encoders(pipeline: Any) -> list[tuple[Any, Any]]:
     """Return the pipeline's tokenizers with their text encoders; Stable Diffusion XL has two."""
     parts = pipeline.components
     names = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
@@ -286,7 +288,7 @@ def _readers(pipeline: Any) -> list[tuple[Any, Any]]:
 def _first_words(prompt: str, count: int) -> str:
     """Return the prompt up to the end of its word number ``count``.
 
-    A word has at least one token, so the text encoder reads the same, and a prompt of a megabyte is not tokenized to be cut.
+    A word has at least one token, so the text encoder reads the same, and a prompt of a megabyte need not be tokenized.
     """
     ends = [word.end() for word in islice(re.finditer(r"\S+", prompt), count)]
     return prompt[: ends[-1]] if ends else ""
@@ -297,7 +299,7 @@ def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None
 
     diffusers.utils.logging.disable_progress_bar()
     pipeline_class = getattr(diffusers, generator.pipeline_class)
-    # The safety checker blackens images after decoding; latents are asked for, so it would never run.
+    # The safety checker blackens decoded images; we take the latents, so it would never run.
     parts = {"safety_checker": None, "feature_extractor": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
     if decoder is not None:
         parts["vae"] = load_decoder(decoder, dtype)
@@ -312,9 +314,9 @@ def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None
     return pipeline
 
 
-def _scheduler(own: Any, wanted: str) -> Any:
+def _scheduler(own: Any, choice: str) -> Any:
     import diffusers
 
     classes = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
-    # DDIM's default clips to [-1, 1], which latents exceed; the configurations of other schedulers may not say so.
-    return getattr(diffusers, classes[wanted]).from_config(own.config, clip_sample=False) if wanted in classes else own
+    # DDIM clips to [-1, 1] by default, which latents exceed; the configurations of other schedulers may not set it.
+    return getattr(diffusers, classes[choice]).from_config(own.config, clip_sample=False) if choice in classes else own

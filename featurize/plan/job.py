@@ -1,4 +1,4 @@
-"""From the flags to a job: what to draw, with what, into which columns. Files are found and compared; no model is loaded."""
+"""From settings to a job: which images to generate, with which models, into which columns. Files are found; no model is loaded."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ from lugpi_core.store.writer import missing_bytes
 OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache")
 # Prompts that are encoded together; a fixed number, counted from the start of a window, so that a resumed run encodes the same batches.
 TEXT_BATCH = 32
-# Failures that say nothing yet about a run, however small it is.
+# So few failures are accepted in any run, however small.
 FEWEST_FAILED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that is known before a model is loaded: what to draw, with what, into which columns.
+    """Everything that is known before a model is loaded: which images to generate, with which models, into which columns.
 
     Attributes:
         encoders: by the name of their column.
         batch_size: rows of a block.
-        decoder: in the place of the generator's own, or None.
+        decoder: replaces the generator's own, or None.
         most_failed: rows that may fail before the run is given up.
         execution: how to compute.
         retry: images that failed before and are generated in float32 from the prompt on.
@@ -58,14 +58,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSettings:
-    """How a run keeps what it makes.
+    """What the columns of a run have in common.
 
     Attributes:
-        latents: whether the latents are kept too.
-        decoder: what makes pictures of them, in the place of the generator's own; part of the columns' names.
-        token_dtype: of the token columns.
+        latents: whether there is a column of latents.
         shard_rows: rows of a shard.
+        token_dtype: of the token columns.
         made_by: the run's flags, for the manifests of new columns.
+        decoder: replaces the generator's own; then it is part of the columns' names.
     """
 
     latents: bool
@@ -86,15 +86,19 @@ def column_specs(
     generation: dict[str, Any],
     settings: ColumnSettings,
 ) -> tuple[ColumnSpec, ...]:
-    """Return the columns that a run makes: the latents unless they are not wanted, and one for each encoder."""
+    """Return the columns of a run: the latents, if they are kept, and one for each encoder.
+
+    Raises:
+        InputError: too many shards, or two columns of one name.
+    """
     notice = generator.settings.notice
     if len(plan) > settings.shard_rows * MOST_SHARDS:
         raise InputError(
-            got=f"--shard-rows {settings.shard_rows} for {len(plan):,} drawings",
+            got=f"--shard-rows {settings.shard_rows} for {len(plan):,} images",
             expected=f"at most {MOST_SHARDS:,} shards",
             do="give more rows a shard",
         )
-    # The K pictures of a prompt lie in one shard, so that one process encodes the prompt, and once.
+    # The K images of a prompt are in one shard, so that the prompt is encoded only once, by one process.
     shard_rows = -(-settings.shard_rows // plan.images_per_text) * plan.images_per_text
     common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": settings.made_by}
     drawn_by = f"drawn by {generator.origin}: {generator.settings.license}"
@@ -102,10 +106,10 @@ def column_specs(
         name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
     )
     decoder: Any = "the generator's"
-    pictures_by = drawn_by
+    images_by = drawn_by
     if settings.decoder is not None:
         decoder = settings.decoder.fingerprint()
-        pictures_by = f"{drawn_by}, decoded by {settings.decoder.origin}: {settings.decoder.license}"
+        images_by = f"{drawn_by}, decoded by {settings.decoder.origin}: {settings.decoder.license}"
     tokens = [
         ColumnSpec(
             name=settings.column_name(files),
@@ -117,15 +121,15 @@ def column_specs(
                 "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": settings.token_dtype},
             },
             dtype=settings.token_dtype,
-            license=f"images {pictures_by}; tokens by {files.name}: {files.license}",
+            license=f"images {images_by}; tokens by {files.name}: {files.license}",
             **common,
         )
         for files in encoders
     ]
     specs = ((latent,) if settings.latents else ()) + tuple(tokens)
     names = [LATENTS, *(spec.name for spec in tokens)]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(got=f"two columns named {', '.join(twice)}", expected="one name a column", do="rename the encoder's folder")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(got=f"two columns named {', '.join(repeated)}", expected="one name a column", do="rename the encoder's folder")
     return specs
 
 
@@ -146,7 +150,7 @@ def plan_job(
         generator: a preset, ``PRESET=FOLDER``, a folder or a hub id.
         encoders: presets, ``open_clip:<model>/<pretrained>``, folders or hub ids.
         settings: everything else.
-        made_by: the command that makes the columns, for their manifests.
+        made_by: the run's flags, for the manifests of new columns.
 
     Raises:
         InputError: a setting, a prompt or a model's files are not as they must be.
@@ -158,7 +162,7 @@ def plan_job(
     generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
     decoder = find_decoder(settings.decoder, generator_files)
     column_settings = ColumnSettings(
-        # Latents that are there are used, whether more of them are wanted or not.
+        # Stored latents are used and completed even with --no-latents.
         latents=settings.latents or LATENTS in columns_of(store),
         shard_rows=settings.shard_rows,
         token_dtype=settings.token_dtype,
@@ -181,14 +185,18 @@ def plan_job(
 
 
 def refuse_other_images(job: Job) -> None:
-    """Refuse a store that was made otherwise before anything in it is touched: rows of all its columns are numbered by one table."""
-    wanted = {spec.name: spec.fingerprint for spec in job.columns}
+    """Refuse a store of other images before anything in it is touched: the rows of all its columns are numbered by one table.
+
+    Raises:
+        InputError: a column of the store has another fingerprint.
+    """
+    fingerprints = {spec.name: spec.fingerprint for spec in job.columns}
     generation = job.columns[0].fingerprint["generation"]
     for name in columns_of(job.store):
-        found, _ = load_manifest(job.store / name)
-        if "generation" not in found.fingerprint or is_empty(job.store / name):
-            continue  # brought by somebody else, whose affair its rows are; or nothing was made with those settings
-        refuse_difference(job.store / name, found.fingerprint, wanted.get(name, {**found.fingerprint, "generation": generation}))
+        spec, _ = load_manifest(job.store / name)
+        if "generation" not in spec.fingerprint or is_empty(job.store / name):
+            continue  # a foreign column, whose rows we do not check; or an empty one
+        refuse_difference(job.store / name, spec.fingerprint, fingerprints.get(name, {**spec.fingerprint, "generation": generation}))
 
 
 def missing_disk_bytes(job: Job) -> int:
@@ -198,17 +206,17 @@ def missing_disk_bytes(job: Job) -> int:
 
 def require_room(job: Job) -> None:
     """Raise InputError unless the disk has room for all that is missing."""
-    wanted, free = missing_disk_bytes(job), shutil.disk_usage(job.store).free
-    if wanted > free:
+    missing, free = missing_disk_bytes(job), shutil.disk_usage(job.store).free
+    if missing > free:
         raise InputError(
             got=f"{free / 1e6:,.0f} MB free for {job.store}",
-            expected=f"{wanted / 1e6:,.0f} MB for the shards that are missing",
-            do="make room, choose another --run-dir, or keep less (--no-latents, --token-dtype int8, a smaller encoder)",
+            expected=f"{missing / 1e6:,.0f} MB for the missing shards",
+            do="free some space, choose another --run-dir, or keep less (--no-latents, --token-dtype int8, a smaller encoder)",
         )
 
 
 def table_is_stale(store: Path, corpus: Corpus, plan: ImagePlan) -> bool:
-    """Whether ``examples.h5`` is not that of the corpus as it is now."""
+    """Whether ``examples.h5`` is missing or does not match the corpus and the plan."""
     try:
         return not np.array_equal(read_example_table(store, corpus).drawings, plan.images_of_example)
     except InputError:

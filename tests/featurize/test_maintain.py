@@ -260,9 +260,7 @@ def test_the_prompt_of_a_flagged_row_is_encoded_alone(flagged: Path, command: Co
     assert not ColumnReader(flagged / "tokens", "vit-demo").flagged
 
 
-def test_flagged_rows_of_a_later_encoder_are_repaired_in_every_column(
-    table: Path, tmp_path: Path, original: Path, command: Command
-) -> None:
+def test_flagged_rows_of_a_later_encoder_are_repaired_in_all_columns(table: Path, tmp_path: Path, original: Path, command: Command) -> None:
     run = _featurize(table, tmp_path / "run", "clip-demo")
     with pytest.MonkeyPatch.context() as patch:
         _fail_in(patch, "vit-demo", 2)

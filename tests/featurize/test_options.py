@@ -75,7 +75,7 @@ def _figures(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | 
     return figures
 
 
-def test_another_decoder_gets_a_column_of_its_own_from_the_same_latents_and_draws_nothing(
+def test_another_decoder_gets_its_own_column_from_the_same_latents(
     table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ("--dataset", table, "--run-dir", tmp_path, *DEMO)
@@ -93,7 +93,7 @@ def test_another_decoder_gets_a_column_of_its_own_from_the_same_latents_and_draw
         assert _figures(capsys, 0, *run, *flags)["already_done"]
 
 
-def test_the_tokens_of_the_tiny_decoder_are_those_of_its_pictures(made: Path) -> None:
+def test_the_tiny_decoders_tokens_are_those_of_its_images(made: Path) -> None:
     latents = torch.from_numpy(ColumnReader(made / "tokens", "latents").gather(range(4))).float()
     vae = diffusers.AutoencoderTiny.from_pretrained(embedded_model("tiny"))
     with torch.inference_mode():
@@ -127,7 +127,7 @@ def _repaired(capsys: pytest.CaptureFixture[str], table: Path, run: Path, made: 
 
 
 @pytest.mark.parametrize("column", ["clip-demo", TINY])
-def test_a_damaged_row_is_repaired_with_the_decoder_of_its_column(
+def test_a_damaged_row_is_repaired_with_its_columns_decoder(
     run: Path, made: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
     path = run / "tokens" / column / "shard-00001.h5"
@@ -138,14 +138,14 @@ def test_a_damaged_row_is_repaired_with_the_decoder_of_its_column(
 
 
 @pytest.mark.parametrize("column", ["clip-demo", TINY])
-def test_a_column_whose_manifest_is_lost_is_repaired_with_its_own_decoder(
+def test_a_column_without_manifest_is_repaired_with_its_decoder(
     run: Path, made: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
     os.truncate(run / "tokens" / column / MANIFEST, 200)
     _repaired(capsys, table, run, made)
 
 
-def test_deepcache_draws_other_pictures_and_is_part_of_their_identity(
+def test_deepcache_gives_other_images_and_another_fingerprint(
     table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ("--dataset", table, "--run-dir", tmp_path, *DEMO)
@@ -164,7 +164,7 @@ def test_deepcache_of_one_is_none_at_all(table: Path, made: Path, monkeypatch: p
     assert main(["--dataset", str(table), "--run-dir", str(made), *DEMO, "--deepcache", "1"]) == 0
 
 
-def test_where_more_rows_fail_than_may_the_run_ends_with_one_line_and_the_same_command_goes_on(
+def test_too_many_failed_rows_end_the_run_with_one_line(
     table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["--dataset", str(table), "--run-dir", str(tmp_path), *DEMO, "--max-failed", "1"]

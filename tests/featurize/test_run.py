@@ -66,9 +66,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return lines[0]
 
 
-def test_a_new_process_makes_the_store_and_ends_with_one_json_object_and_says_what_it_does(
-    command: Command, table: Path, store: Path, tmp_path: Path
-) -> None:
+def test_a_new_process_fills_the_store_and_prints_one_json_object(command: Command, table: Path, store: Path, tmp_path: Path) -> None:
     done = command("featurize", "--dataset", table, "--run-dir", tmp_path, *DEMO)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
@@ -89,7 +87,7 @@ def test_a_new_process_makes_the_store_and_ends_with_one_json_object_and_says_wh
         assert (tmp_path / path.relative_to(store)).read_bytes() == path.read_bytes()
 
 
-def test_the_same_command_again_is_already_done_and_changes_nothing(table: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_is_already_done(table: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = _state(store)
     assert main(["--dataset", str(table), "--run-dir", str(store), *DEMO]) == 0
     captured = capsys.readouterr()
@@ -159,7 +157,7 @@ def _add_space(path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_another_setting_on_the_same_store_is_refused_and_nothing_changes(
+def test_another_setting_on_the_same_store_is_refused(
     table: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], field: str
 ) -> None:
     before = _state(store)
@@ -240,7 +238,7 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_with_its_number_and_the_same_command_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_resumes_to_the_same_bytes(
     table: Path, tmp_path: Path, start: Start, number: signal.Signals, status: int
 ) -> None:
     arguments = ["--dataset", str(table), *DEMO, "--steps", "40", "--run-dir"]
@@ -263,7 +261,7 @@ def _shards(run_dir: Path) -> dict[str, bytes]:
     return {path.relative_to(run_dir).as_posix(): path.read_bytes() for path in sorted((run_dir / "tokens").glob("*/shard-*"))}
 
 
-def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes_of_one(table: Path, tmp_path: Path, start: Start) -> None:
+def test_two_commands_at_once_share_the_work(table: Path, tmp_path: Path, start: Start) -> None:
     arguments = ["--dataset", str(table), *DEMO, "--steps", "10", "--batch-size", "2", "--shard-rows", "2", "--run-dir"]
     pair = [start("-m", "featurize", *arguments, tmp_path / "both") for _ in range(2)]
     ended = [child.communicate(timeout=120) for child in pair]
@@ -279,7 +277,7 @@ def test_two_commands_at_once_on_one_store_share_the_work_and_end_with_the_bytes
     assert not left
 
 
-def test_a_damaged_final_shard_is_found_and_mended_by_the_same_command(
+def test_a_damaged_final_shard_is_repaired_by_the_same_command(
     table: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = Path(shutil.copytree(store, tmp_path / "run"))
@@ -296,7 +294,7 @@ def test_a_damaged_final_shard_is_found_and_mended_by_the_same_command(
     assert {name: _state(run_dir)[name] for name in untouched} == untouched
 
 
-def test_a_disk_that_is_too_small_is_refused_before_a_model_is_loaded(
+def test_too_small_a_disk_is_refused_before_a_model_is_loaded(
     table: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = sum(map(len, _shards(store).values()))
@@ -306,9 +304,7 @@ def test_a_disk_that_is_too_small_is_refused_before_a_model_is_loaded(
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert main(arguments) == 2
         line = capsys.readouterr().err.splitlines()[-1]
-        assert re.match(
-            rf"error: got [01] MB free for {tmp_path}/tokens; expected [01] MB for the shards that are missing; make room", line
-        )
+        assert re.match(rf"error: got [01] MB free for {tmp_path}/tokens; expected [01] MB for the missing shards; free some space", line)
         assert not _shards(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=wanted))
     with pytest.raises(AssertionError, match="a generator is loaded"):

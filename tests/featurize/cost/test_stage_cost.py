@@ -182,9 +182,7 @@ def test_the_demo_costs_what_its_loaded_models_compute(demo: tuple[Generator, li
     ],
     ids=["ViT", "CLIP's vision tower", "CLIP", "DINOv2"],
 )
-def test_a_vision_tower_of_transformers_costs_what_the_formula_says(
-    tmp_path: Path, sd2: Path, config: Any, tokens: int, width: int
-) -> None:
+def test_a_vision_tower_costs_what_the_formula_says(tmp_path: Path, sd2: Path, config: Any, tokens: int, width: int) -> None:
     config.save_pretrained(tmp_path)
     how = Preprocessing(size_px=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear")
     common: dict[str, Any] = {"architecture": None, "weights_hash": "", "tokens": tokens, "width": width, "preprocessing": how}

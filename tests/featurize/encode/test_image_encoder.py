@@ -138,7 +138,7 @@ def test_quick_gelu_and_gelu_are_not_the_same(tmp_path: Path, compute: Compute) 
     assert (plain - quick).abs().max() > 1e-4
 
 
-def test_a_whole_clip_of_transformers_gives_the_tokens_of_its_vision_half(tmp_path: Path, compute: Compute) -> None:
+def test_a_whole_clip_gives_the_tokens_of_its_vision_tower(tmp_path: Path, compute: Compute) -> None:
     _, theirs = _twins(tmp_path, SMALL, quick_gelu=True)
     half = transformers.CLIPVisionModel.from_pretrained(theirs)
     text = transformers.CLIPTextConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
@@ -157,7 +157,7 @@ def test_a_whole_clip_of_transformers_gives_the_tokens_of_its_vision_half(tmp_pa
     assert (_tokens(ImageEncoder(files, compute), _images(48)) - expected).abs().max() <= 1e-6
 
 
-def test_the_tokens_are_the_last_hidden_state_after_the_final_layer_norm_written_out(tmp_path: Path, compute: Compute) -> None:
+def test_tokens_are_the_last_hidden_state_after_the_layer_norm(tmp_path: Path, compute: Compute) -> None:
     ours, _ = _twins(tmp_path, SMALL, quick_gelu=True)
     encoder = ImageEncoder(find_encoder(str(ours)), compute)
     visual, pixels = encoder._tower.visual, encoder.pixels(_images(48))
@@ -171,7 +171,7 @@ def test_the_tokens_are_the_last_hidden_state_after_the_final_layer_norm_written
     assert (_tokens(encoder, _images(48)) - expected).abs().max() <= 1e-5
 
 
-def test_the_class_token_comes_first_and_its_projection_is_the_image_embedding(compute: Compute) -> None:
+def test_the_first_token_projects_to_the_image_embedding(compute: Compute) -> None:
     encoder = ImageEncoder(find_encoder("clip-demo"), compute)
     visual = encoder._tower.visual
     with torch.inference_mode():
@@ -239,7 +239,7 @@ def test_the_normalisation_is_exact_and_by_channel(tmp_path: Path, compute: Comp
     assert encoder.pixels(images.half()).dtype == torch.float32
 
 
-def test_pixels_that_overshoot_are_clipped_and_nan_stays_in_its_own_row(compute: Compute) -> None:
+def test_overshooting_pixels_are_clipped_and_nan_stays_in_its_row(compute: Compute) -> None:
     encoder = ImageEncoder(find_encoder("clip-demo"), compute)
     edge = torch.zeros(1, 3, 128, 128)
     edge[..., 64:] = 1
@@ -258,12 +258,12 @@ def test_tokens_beyond_float16_become_infinite_and_not_wrong(compute: Compute) -
     assert encoder.encode(_images(64)).isinf().any()
 
 
-def test_demo_means_both_embedded_encoders_and_no_name_counts_twice() -> None:
+def test_demo_means_both_embedded_encoders_each_once() -> None:
     assert expand_encoders(("demo",)) == ("clip-demo", "vit-demo")
     assert expand_encoders(("vit-demo", "demo", "clip-vit-b32", "vit-demo")) == ("vit-demo", "clip-demo", "clip-vit-b32")
 
 
-def test_every_preset_names_weights_that_open_clip_knows_or_a_model_of_the_hub() -> None:
+def test_every_preset_names_open_clip_weights_or_a_hub_model() -> None:
     for source in PRESETS.values():
         if source.startswith("open_clip:"):
             architecture, _, tag = source.removeprefix("open_clip:").partition("/")
@@ -277,7 +277,7 @@ def test_every_preset_names_weights_that_open_clip_knows_or_a_model_of_the_hub()
     [
         ("clip-vit-b23", "got --encoders clip-vit-b23; .*did you mean 'clip-vit-b32'"),
         ("dmo", "did you mean 'demo'"),
-        ("open_clip:ViT-B-31/openai", "got the open_clip model 'ViT-B-31'; expected one it knows; did you mean 'ViT-B-32'"),
+        ("open_clip:ViT-B-31/openai", "got the open_clip model 'ViT-B-31'; expected one of its models; did you mean 'ViT-B-32'"),
         ("open_clip:ViT-B-32/opanai", "got the open_clip weights 'opanai'; expected weights of ViT-B-32; did you mean 'openai'"),
         ("open_clip:ViT-B-32/no/such.safetensors", "got the open_clip weights"),
         ("open_clip:ViT-B-32", "got the open_clip weights ''"),
@@ -372,7 +372,7 @@ def _changed(files: EncoderFiles, other: EncoderFiles) -> set[str]:
     return {name for name in found if found[name] != wanted[name]}
 
 
-def test_the_fingerprint_changes_with_weights_preprocessing_and_name_and_not_with_the_place(vit_folder: Path) -> None:
+def test_the_fingerprint_depends_on_weights_not_on_the_folder(vit_folder: Path) -> None:
     before = find_encoder(str(vit_folder))
     moved = find_encoder(str(vit_folder.rename(vit_folder.parent / "elsewhere").rename(vit_folder)) + "/")
     assert _changed(before, moved) == set()

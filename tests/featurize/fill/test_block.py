@@ -177,9 +177,7 @@ def test_a_block_in_which_nothing_fails_is_made_in_one_go(bench: _Bench, well: B
 
 @pytest.mark.parametrize("value", list(VALUES))
 @pytest.mark.parametrize("place", list(REACHED))
-def test_a_row_that_fails_twice_is_flagged_where_the_fault_reaches_and_nowhere_else(
-    bench: _Bench, well: Block, place: str, value: str
-) -> None:
+def test_a_row_that_fails_twice_is_flagged_where_the_fault_reaches(bench: _Bench, well: Block, place: str, value: str) -> None:
     bench.make_sick(place, value, [1, 4])
     block = bench.run()
     flagged = [0, FLAGS[value], 0, 0, FLAGS[value]]
@@ -207,9 +205,7 @@ def test_a_row_that_is_well_in_float32_is_kept_without_a_flag(bench: _Bench, wel
 
 
 @pytest.mark.parametrize(("spread", "flag"), [(0.0, FLAG_CONSTANT), (0.9 / 255, FLAG_CONSTANT), (2 / 255, 0)])
-def test_a_picture_is_constant_when_no_eight_bit_picture_would_show_a_difference(
-    bench: _Bench, monkeypatch: pytest.MonkeyPatch, spread: float, flag: int
-) -> None:
+def test_an_image_of_one_8_bit_colour_is_constant(bench: _Bench, monkeypatch: pytest.MonkeyPatch, spread: float, flag: int) -> None:
     images = torch.full((ROWS, 3, 2, 2), 0.25)
     images[:, 0, 0, 0] += spread
     monkeypatch.setattr(bench.drawing, "decode", lambda latents: images[: len(latents)])
@@ -220,7 +216,7 @@ def test_a_picture_is_constant_when_no_eight_bit_picture_would_show_a_difference
 
 
 @pytest.mark.parametrize("place", list(REACHED))
-def test_what_is_made_again_of_a_row_is_the_same_whichever_other_rows_failed(place: str) -> None:
+def test_a_redone_row_does_not_depend_on_other_failed_rows(place: str) -> None:
     alone: dict[int, Block] = {}
     others = [rows for count in (1, 2, 4, 5) for rows in combinations(range(ROWS), count)]
     for rows in others:
@@ -243,14 +239,14 @@ def test_only_what_failed_is_made_again(bench: _Bench) -> None:
     assert bench.asked("vit float32") == []
 
 
-def test_a_row_that_is_not_missing_is_neither_made_again_nor_counted(bench: _Bench) -> None:
+def test_a_row_that_is_not_missing_is_neither_redone_nor_counted(bench: _Bench) -> None:
     bench.make_sick("latents", "nan", [1, 3])
     bench.run(missing_B=np.array([True, True, True, False, False]))
     assert bench.asked("latents float32") == [[1]]
     assert bench.state.redone == 1
 
 
-def test_known_latents_are_never_drawn_again_and_those_that_failed_are_left(bench: _Bench, well: Block) -> None:
+def test_stored_latents_are_never_generated_again(bench: _Bench, well: Block) -> None:
     latents, flags = well.values["latents"].clone(), torch.tensor([0, FLAG_NOT_FINITE, 0, 0, 0], dtype=torch.uint8)
     latents[1] = 0  # as they stand in the store
     bench.make_sick("images", "nan", [1, 3])
@@ -263,7 +259,7 @@ def test_known_latents_are_never_drawn_again_and_those_that_failed_are_left(benc
     assert bench.state.rows() == {"prompts": 0, "drawn": 0, "decoded": ROWS, "encoded": 2 * ROWS, "redone": 1}
 
 
-def test_a_drawing_that_is_to_be_made_afresh_is_made_in_float32_from_the_prompt_on(bench: _Bench, well: Block) -> None:
+def test_a_retried_image_is_generated_in_float32_from_the_prompt_on(bench: _Bench, well: Block) -> None:
     block = bench.run(retry={2, 3}, missing_B=np.array([True, True, True, False, True]))
     assert bench.asked("prompt float32") == [[2]]
     assert [bench.asked(f"{place} float32") for place in ("latents", "images", "clip", "vit")] == [[[2]]] * 4
@@ -272,9 +268,7 @@ def test_a_drawing_that_is_to_be_made_afresh_is_made_in_float32_from_the_prompt_
     assert not any(flags.any() for flags in block.flags.values())
 
 
-def test_where_memory_lacks_for_float32_the_rows_stay_flagged_and_the_models_are_as_before(
-    bench: _Bench, well: Block, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_memory_for_float32_rows_stay_flagged(bench: _Bench, well: Block, capsys: pytest.CaptureFixture[str]) -> None:
     bench.make_sick("latents", "nan", [1, 3])
     bench.heal([1, 3])
     bench.drawing.lacking = True
@@ -300,7 +294,7 @@ def test_another_error_of_the_redo_is_raised(bench: _Bench, monkeypatch: pytest.
     assert bench.drawing.dtype == "float16"
 
 
-def test_a_stop_while_rows_are_made_again_leaves_the_models_as_before(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_while_rows_are_redone_leaves_the_models_as_before(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.make_sick("latents", "nan", [1])
     whole = bench.drawing.encode_prompts
 
@@ -316,7 +310,7 @@ def test_a_stop_while_rows_are_made_again_leaves_the_models_as_before(bench: _Be
 
 
 @pytest.mark.parametrize("images_per_text", [1, 3])
-def test_every_prompt_of_a_window_is_encoded_once_in_groups_counted_from_its_start(images_per_text: int) -> None:
+def test_each_prompt_of_a_window_is_encoded_once_in_fixed_groups(images_per_text: int) -> None:
     bench = _Bench(images_per_text, images=90 * images_per_text)
     window = bench.window(range(3 * images_per_text, 83 * images_per_text))
     assert bench.asked("prompt float16") == [list(range(3, 35)), list(range(35, 67)), list(range(67, 83))]
@@ -327,7 +321,7 @@ def test_every_prompt_of_a_window_is_encoded_once_in_groups_counted_from_its_sta
 
 
 @pytest.mark.parametrize("needed", [range(40, 44), range(4, 80), [5, 81], range(70, 83)], ids=str)
-def test_a_window_of_which_a_part_is_there_encodes_the_same_groups_and_only_those_it_needs(needed: Sequence[int]) -> None:
+def test_a_partly_stored_window_encodes_only_the_groups_it_needs(needed: Sequence[int]) -> None:
     bench = _Bench(images=90)
     window = bench.window(range(3, 83), needed)
     whole = [list(range(3, 35)), list(range(35, 67)), list(range(67, 83))]
@@ -335,7 +329,7 @@ def test_a_window_of_which_a_part_is_there_encodes_the_same_groups_and_only_thos
     assert window.embeddings_of(list(needed)).tokens_PLD.flatten().tolist() == list(needed)
 
 
-def test_a_stop_is_heeded_between_two_groups_of_prompts() -> None:
+def test_a_stop_ends_the_run_between_two_groups_of_prompts() -> None:
     bench = _Bench(images=90)
     bench.state.stop.signal_number = 15
     with pytest.raises(Stopped):

@@ -69,7 +69,7 @@ def triple(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         return run_dir, featurize_command(options(table, run_dir, images_per_text=3)), rows
 
 
-def test_every_model_reads_each_row_once_and_the_unet_twice_for_guidance_at_every_step(
+def test_every_model_reads_each_row_once_the_unet_twice_a_step(
     single: tuple[Path, dict[str, Any], Counter[str]],
 ) -> None:
     _, figures, rows = single
@@ -83,9 +83,7 @@ def test_every_model_reads_each_row_once_and_the_unet_twice_for_guidance_at_ever
     assert figures["rows"] == {"prompts": DRAWINGS, "drawn": DRAWINGS, "decoded": DRAWINGS, "encoded": 2 * DRAWINGS, "redone": 0}
 
 
-def test_without_guidance_the_unet_reads_each_row_once_and_nobody_the_empty_prompt_and_deepcache_spares_no_forward(
-    table: Path, tmp_path: Path
-) -> None:
+def test_without_guidance_the_unet_reads_each_row_once(table: Path, tmp_path: Path) -> None:
     with _forward_rows() as rows:
         featurize_command(options(table, tmp_path, guidance=1.0, steps=3, deepcache=2, encoders=("vit-demo",), latents=False))
     assert rows == {
@@ -96,7 +94,7 @@ def test_without_guidance_the_unet_reads_each_row_once_and_nobody_the_empty_prom
     }
 
 
-def test_of_several_images_a_text_is_read_once_and_all_else_as_often_as_there_are_images(
+def test_of_several_images_a_text_the_prompt_is_encoded_once(
     triple: tuple[Path, dict[str, Any], Counter[str]],
 ) -> None:
     _, figures, rows = triple
@@ -113,7 +111,7 @@ def test_of_several_images_a_text_is_read_once_and_all_else_as_often_as_there_ar
     assert figures["columns"] == {"latents": [36, 8, 8, 8], "clip-demo": [36, 17, 128], "vit-demo": [36, 17, 128]}
 
 
-def test_several_images_of_a_text_lie_side_by_side_and_the_table_names_them_all(triple: tuple[Path, dict[str, Any], Counter[str]]) -> None:
+def test_images_of_a_text_are_neighbours_in_the_table(triple: tuple[Path, dict[str, Any], Counter[str]]) -> None:
     with h5py.File(triple[0] / "tokens" / "tokens.h5") as file:
         drawings = file["examples/drawings"][:]
         assert drawings.tolist() == [[3 * prompt, 3 * prompt + 1, 3 * prompt + 2] for prompt in [0, *range(11), 0, 11]]
@@ -122,7 +120,7 @@ def test_several_images_of_a_text_lie_side_by_side_and_the_table_names_them_all(
     assert len(np.unique(latents, axis=0)) == 36, "each from noise of its own"
 
 
-def test_the_first_of_several_images_is_the_one_of_a_single_image(
+def test_the_first_of_several_images_equals_a_single_image(
     single: tuple[Path, dict[str, Any], Counter[str]], triple: tuple[Path, dict[str, Any], Counter[str]]
 ) -> None:
     for column in COLUMNS:
@@ -139,7 +137,7 @@ def test_the_images_of_a_text_are_in_one_shard(table: Path, triple: tuple[Path, 
 
 
 @pytest.mark.parametrize("images_per_text", [2, 7])
-def test_a_text_is_read_once_wherever_the_borders_of_blocks_and_windows_fall(
+def test_a_prompt_is_encoded_once_whatever_the_block_borders(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_text: int
 ) -> None:
     monkeypatch.setattr("featurize.fill.fill_store.WINDOW_ROWS", 5)

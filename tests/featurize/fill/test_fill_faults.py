@@ -51,7 +51,7 @@ def _in_a_child(work: Callable[[], object]) -> multiprocessing.process.BaseProce
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
+def test_a_repeatedly_killed_run_ends_with_the_same_bytes(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], seed: int
 ) -> None:
     delays = random.Random(seed)
@@ -104,7 +104,7 @@ def _break_off(table: Path, run_dir: Path, stage: str, call: int) -> None:
         ("encode", 4, (12, 8, 8, 16, 0)),
     ],
 )
-def test_a_run_that_breaks_in_any_stage_makes_only_what_is_missing_and_ends_with_the_same_bytes(
+def test_a_run_that_breaks_in_any_stage_ends_with_the_same_bytes(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], stage: str, call: int, missing: tuple[int, ...]
 ) -> None:
     _break_off(table, tmp_path, stage, call)
@@ -136,7 +136,7 @@ def test_rows_that_hold_are_never_written_again(table: Path, tmp_path: Path, mon
         ("vit", 1e6, {"latents": 0, "clip-demo": 0, "vit-demo": 3}),  # beyond float16
     ],
 )
-def test_a_row_that_fails_in_float32_too_is_flagged_counted_and_written_as_zeros(
+def test_a_row_that_fails_in_float32_too_is_flagged_and_zeros(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], part: str, value: float, failed: dict[str, int]
 ) -> None:
     reason = "constant picture" if value == -1.0 else "not finite"
@@ -161,7 +161,7 @@ def test_a_row_that_fails_in_float32_too_is_flagged_counted_and_written_as_zeros
 
 
 @pytest.mark.parametrize(("part", "value"), [("unet", float("nan")), ("vae", float("inf")), ("vae", -1.0), ("vit", 1e6)])
-def test_a_row_that_fails_once_is_made_again_alone_and_no_other_row_changes(
+def test_a_row_that_fails_once_is_redone_alone(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], part: str, value: float
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -177,7 +177,7 @@ def test_a_row_that_fails_once_is_made_again_alone_and_no_other_row_changes(
         assert np.abs(rows.astype(float) - good).max() <= 0.02
 
 
-def test_a_run_without_memory_for_float32_leaves_the_failed_rows_flagged_and_goes_on(
+def test_without_memory_for_float32_the_run_continues(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison(monkeypatch, "vit", 1e6, again=False)
@@ -192,7 +192,7 @@ def test_a_run_without_memory_for_float32_leaves_the_failed_rows_flagged_and_goe
     assert "no memory for float32: 1 failed rows stay as they are" in capsys.readouterr().err
 
 
-def test_a_row_whose_latents_failed_fails_in_an_encoder_added_later(table: Path, tmp_path: Path) -> None:
+def test_failed_latents_fail_in_an_encoder_added_later(table: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, "unet", float("nan"))
         featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
@@ -202,7 +202,7 @@ def test_a_row_whose_latents_failed_fails_in_an_encoder_added_later(table: Path,
     assert ColumnReader(tmp_path / "tokens", "vit-demo").flagged == dict.fromkeys((1, 5, 9), "not finite")
 
 
-def test_a_row_whose_latents_failed_in_a_shard_that_was_broken_off_fails_in_the_resumed_run(table: Path, tmp_path: Path) -> None:
+def test_failed_latents_of_an_unfinished_shard_fail_in_the_resumed_run(table: Path, tmp_path: Path) -> None:
     whole, calls = TextToImage.decode, []
 
     def breaking(self: TextToImage, latents: torch.Tensor) -> torch.Tensor:
@@ -221,7 +221,7 @@ def test_a_row_whose_latents_failed_in_a_shard_that_was_broken_off_fails_in_the_
     assert figures["rows"] == {"prompts": 12, "drawn": 8, "decoded": 8, "encoded": 8, "redone": 0}
 
 
-def test_latents_that_are_written_and_failed_are_not_looked_at_again_by_the_run_that_goes_on(table: Path, tmp_path: Path) -> None:
+def test_written_failed_latents_are_not_tried_again_by_a_resumed_run(table: Path, tmp_path: Path) -> None:
     def no_tokens(self: ShardWriter, *values: Any) -> None:
         if self.layout.what == "tokens":
             raise KeyboardInterrupt
@@ -239,7 +239,7 @@ def test_latents_that_are_written_and_failed_are_not_looked_at_again_by_the_run_
 
 
 @pytest.mark.parametrize("row", [1, 6])
-def test_a_row_of_latents_that_was_damaged_is_drawn_again_to_the_same_bytes(
+def test_a_damaged_row_of_latents_is_generated_to_the_same_bytes(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], row: int
 ) -> None:
     featurize_command(options(table, tmp_path))
@@ -254,7 +254,7 @@ def test_a_row_of_latents_that_was_damaged_is_drawn_again_to_the_same_bytes(
     assert shard_bytes(tmp_path) == shard_bytes(undisturbed[0])
 
 
-def test_a_run_with_more_failed_rows_than_may_be_is_given_up_and_what_is_written_is_kept(
+def test_a_run_with_too_many_failed_rows_ends_and_keeps_its_rows(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -270,7 +270,7 @@ def test_a_run_with_more_failed_rows_than_may_be_is_given_up_and_what_is_written
 
 
 @pytest.mark.parametrize(("max_failed", "given_up"), [(3, False), (2, True), (0, True), (None, False)])
-def test_failed_rows_are_counted_once_however_many_columns_flag_them(
+def test_failed_rows_are_counted_once_for_all_columns(
     table: Path, tmp_path: Path, max_failed: int | None, given_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, "unet", float("nan"))

@@ -135,7 +135,7 @@ def test_batch_and_shard_borders_do_not_matter_to_a_picture(table: Path, tmp_pat
         assert np.abs(stores[0] - stores[1]).max() <= bound
 
 
-def test_an_encoder_added_later_draws_nothing_and_gets_the_bytes_of_one_pass(
+def test_an_encoder_added_later_gets_the_bytes_of_one_pass(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
@@ -150,7 +150,7 @@ def test_an_encoder_added_later_draws_nothing_and_gets_the_bytes_of_one_pass(
         assert file.keys() == {"clip-demo", "vit-demo", "latents", "examples"}
 
 
-def test_without_latents_an_encoder_added_later_draws_again_and_gets_the_same_bytes(
+def test_without_latents_an_encoder_added_later_generates_again(
     table: Path, tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]]
 ) -> None:
     featurize_command(options(table, tmp_path, encoders=("clip-demo",), latents=False))
@@ -174,7 +174,7 @@ def test_tokens_in_eight_bits_are_those_of_float16_quantized(table: Path, tmp_pa
     assert featurize_command(options(table, tmp_path, token_dtype="int8"))["already_done"]
 
 
-def test_new_splits_of_the_same_corpus_draw_nothing_and_renew_the_table(table: Path, tmp_path: Path) -> None:
+def test_new_splits_of_a_corpus_only_renew_the_table(table: Path, tmp_path: Path) -> None:
     featurize_command(options(table, tmp_path))
     shards = shard_bytes(tmp_path)
     before = (tmp_path / "tokens" / "examples.h5").read_bytes()
@@ -184,7 +184,7 @@ def test_new_splits_of_the_same_corpus_draw_nothing_and_renew_the_table(table: P
     assert (tmp_path / "tokens" / "examples.h5").read_bytes() != before
 
 
-def test_two_columns_of_one_name_are_refused_before_anything_is_written(table: Path, tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_refused(table: Path, tmp_path: Path) -> None:
     (tmp_path / "latents").symlink_to(find_encoder("vit-demo").folder, target_is_directory=True)
     (tmp_path / "a" / "latents").mkdir(parents=True)
     for path in find_encoder("vit-demo").folder.iterdir():

@@ -69,13 +69,13 @@ def _failing(*_: Any) -> None:
     raise RuntimeError("no compiler within reach")
 
 
-def test_a_compilation_that_fails_is_one_line_where_it_was_asked_for(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_is_an_error_if_it_was_asked_for(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextToImage, "warm_up", _failing)
     with pytest.raises(InputError, match=r"got --compile on, which fails here \(no compiler within reach\); .*use --compile off"):
         featurize_command(_options(table, tmp_path, compile="on"))
 
 
-def test_a_compilation_that_fails_is_done_without_where_it_was_not_asked_for(
+def test_a_failed_automatic_compilation_is_given_up(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(TextToImage, "warm_up", _failing)

@@ -63,7 +63,7 @@ def test_the_parts_are_consecutive_and_of_the_stages_size() -> None:
 
 
 @given(size=st.integers(1, 64), most=st.integers(1, 64), blocks=st.lists(st.integers(1, 80), min_size=1, max_size=6))
-def test_every_row_is_computed_once_with_at_most_log2_failures_in_a_run(size: int, most: int, blocks: list[int]) -> None:
+def test_every_row_is_computed_once_with_at_most_log2_failures(size: int, most: int, blocks: list[int]) -> None:
     calls: list[slice] = []
     batches = StageBatches({"denoise": size})
     for rows in blocks:
@@ -116,7 +116,7 @@ def test_another_error_is_raised_as_it_is_and_nothing_is_halved() -> None:
     assert (len(calls), batches.halvings, batches.rows) == (1, [], {"decode": 4})
 
 
-def test_what_a_failed_part_has_allocated_is_free_when_the_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_parts_memory_is_free_when_the_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     allocated: list[weakref.ref[torch.Tensor]] = []
     emptied: list[int] = []
 

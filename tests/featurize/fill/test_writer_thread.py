@@ -64,7 +64,7 @@ def test_drain_waits_until_all_is_done(times: StageTimes) -> None:
 
 
 @pytest.mark.parametrize("how", ["put", "drain", "exit"])
-def test_an_error_in_the_thread_reaches_the_caller_and_nothing_after_it_is_done(times: StageTimes, how: str) -> None:
+def test_an_error_in_the_thread_reaches_the_caller_and_stops_it(times: StageTimes, how: str) -> None:
     done: list[str] = []
     begun = threading.Event()
 
@@ -87,7 +87,7 @@ def test_an_error_in_the_thread_reaches_the_caller_and_nothing_after_it_is_done(
     assert done == ["before"]
 
 
-def test_after_an_exception_what_was_put_is_still_written_and_the_exception_goes_on(times: StageTimes) -> None:
+def test_after_an_exception_queued_rows_are_still_written(times: StageTimes) -> None:
     done: list[int] = []
 
     def use() -> None:
@@ -175,7 +175,7 @@ def _write(path: Path, rows: StoredRows, times: StageTimes, *, layout: Any = LAY
     return file
 
 
-def test_rows_arrive_in_the_shard_as_they_were_and_both_stages_are_timed(tmp_path: Path, times: StageTimes) -> None:
+def test_rows_arrive_unchanged_and_both_stages_are_timed(tmp_path: Path, times: StageTimes) -> None:
     values, flags = torch.from_numpy(float_rows()), torch.tensor([0, 1, 0, 2, 0], dtype=torch.uint8)
     file = _write(tmp_path / "shard", stored_form(values, flags, "float16"), times)
     assert file.valid.all()
@@ -197,7 +197,7 @@ def test_tokens_in_eight_bits_arrive_with_their_scales(tmp_path: Path, times: St
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3.0])
-def test_the_stored_form_of_a_row_that_failed_is_zeros_and_others_keep_their_bits(dtype: str, value: float) -> None:
+def test_the_stored_form_of_a_failed_row_is_zeros(dtype: str, value: float) -> None:
     values = torch.from_numpy(float_rows()).float()
     good = stored_form(values, GOOD, dtype)
     sick = values.clone()
@@ -253,9 +253,7 @@ def test_runs_of_rows_are_found(numbers: list[int], expected: list[tuple[int, in
 
 
 @pytest.mark.parametrize("lost_at", ["write", "commit"])
-def test_a_run_that_loses_a_shard_while_its_rows_are_on_their_way_ends_and_the_same_command_completes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_at: str
-) -> None:
+def test_a_run_that_loses_a_shard_ends_and_can_be_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_at: str) -> None:
     """After a long halt of this process another one may have taken the shard; here it gives it back at once."""
     table = tmp_path / "own.csv"
     table.write_text("text,label\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(16)))

@@ -138,7 +138,7 @@ def test_the_sizes_of_one_stage_say_nothing_of_another(counting: _Counting) -> N
     assert (counting.compiled, counting.ran) == (2, 2)
 
 
-def test_nothing_runs_compiled_in_a_pause_and_its_sizes_are_not_usual_afterwards(counting: _Counting) -> None:
+def test_a_pause_runs_uncompiled_and_its_sizes_do_not_count(counting: _Counting) -> None:
     unet = _Part()
     compilation = Compilation(unet, _Part())
     compilation.switch_on("whole", rows=4, latent_shape=LATENT_SHAPE)
@@ -177,9 +177,7 @@ def test_small_forwards_on_a_card_become_graphs(counting: _Counting, device: str
 
 
 @pytest.mark.parametrize("part", ["regional", "whole"])
-def test_the_demo_generator_draws_the_same_compiled_and_what_is_made_again_in_float32_is_not(
-    counting: _Counting, part: CompiledPart
-) -> None:
+def test_the_demo_generates_the_same_compiled_and_redoes_uncompiled(counting: _Counting, part: CompiledPart) -> None:
     generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
     drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
     with drawer.text_encoder_on_device():
@@ -255,7 +253,7 @@ print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(drawer
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++, which is not here")
 @pytest.mark.parametrize("part", ["regional", "whole"])
-def test_compiled_in_earnest_the_latents_are_the_same_to_rounding(part: str, campaign: Callable[[int, int], int], start: Start) -> None:
+def test_really_compiled_latents_are_the_same_to_rounding(part: str, campaign: Callable[[int, int], int], start: Start) -> None:
     if part == "whole" and not campaign(0, 1):
         pytest.skip("a minute and more of g++: make soak")
     child = start("-c", COMPILE, part)

@@ -73,14 +73,14 @@ def test_tiny_is_the_embedded_one_for_the_embedded_generator(demo: Generator) ->
     assert files.fingerprint() == {"weights": files.weights_hash}
 
 
-def test_another_folder_of_the_name_demo_does_not_get_the_decoder_of_random_weights(demo: Generator, tmp_path: Path) -> None:
+def test_another_folder_named_demo_does_not_get_the_embedded_decoder(demo: Generator, tmp_path: Path) -> None:
     elsewhere = dataclasses.replace(demo, folder=tmp_path)
     with pytest.raises(InputError, match=r"got --decoder tiny, which is madebyollin/taesd \("):
         find_decoder("tiny", elsewhere)
 
 
 @pytest.mark.parametrize(("pipeline", "repository"), [("StableDiffusionPipeline", "taesd"), ("StableDiffusionXLPipeline", "taesdxl")])
-def test_tiny_is_found_in_the_hubs_cache_for_the_class_of_the_pipeline_with_its_commit(
+def test_tiny_is_found_in_the_hubs_cache_with_its_commit(
     demo: Generator, folder: Path, empty_hub_cache: Path, pipeline: str, repository: str
 ) -> None:
     cached = empty_hub_cache / f"models--madebyollin--{repository}"
@@ -190,7 +190,7 @@ def test_the_fingerprint_changes_with_the_files_that_are_loaded(demo: Generator,
     assert _found(f"tiny={folder}", demo).fingerprint() != before
 
 
-def test_the_fingerprint_stays_with_what_else_a_copy_of_the_repository_holds(demo: Generator, folder: Path) -> None:
+def test_other_files_of_the_repository_do_not_change_the_fingerprint(demo: Generator, folder: Path) -> None:
     before = _found(f"tiny={folder}", demo).fingerprint()
     for name in ("taesd_decoder.safetensors", "diffusion_pytorch_model.bin", "README.md", "other.json"):
         (folder / name).write_bytes(b"something else")
@@ -209,7 +209,7 @@ def test_it_is_loaded_in_the_dtype_to_be_used_and_not_trained(demo: Generator, d
 
 
 @torch.inference_mode()
-def test_it_decodes_latents_as_the_unet_leaves_them_to_images_of_the_generators_size(demo: Generator) -> None:
+def test_it_decodes_unscaled_latents_to_the_generators_size(demo: Generator) -> None:
     decoder = load_decoder(_found("tiny", demo), torch.float32)
     latents = torch.randn(3, *demo.latent_shape, generator=torch.Generator().manual_seed(0))
     images = decoder.decode(latents, return_dict=False)[0]
@@ -220,7 +220,7 @@ def test_it_decodes_latents_as_the_unet_leaves_them_to_images_of_the_generators_
 
 
 @torch.inference_mode()
-def test_an_infinite_latent_makes_a_finite_picture_and_one_that_is_no_number_does_not(demo: Generator) -> None:
+def test_an_infinite_latent_gives_a_finite_image_and_nan_does_not(demo: Generator) -> None:
     decoder = load_decoder(_found("tiny", demo), torch.float32)
     latents = torch.zeros(2, *demo.latent_shape)
     latents[0, 0, 0, 0], latents[1, 0, 0, 0] = torch.inf, torch.nan
@@ -230,7 +230,7 @@ def test_an_infinite_latent_makes_a_finite_picture_and_one_that_is_no_number_doe
 
 
 @torch.inference_mode()
-def test_it_gives_what_a_pipeline_gives_that_has_it_for_its_decoder(demo: Generator) -> None:
+def test_it_decodes_like_a_pipeline_with_this_decoder(demo: Generator) -> None:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(demo.folder, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     files = _found("tiny", demo)

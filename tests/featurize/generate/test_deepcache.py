@@ -98,7 +98,7 @@ def _reference(unet: Unet, inputs: list[Inputs], every: int) -> list[torch.Tenso
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_until_it_is_started_the_unet_computes_what_it_did_bit_for_bit(kind: str) -> None:
+def test_until_the_start_the_unet_computes_the_same_bits(kind: str) -> None:
     unet, plain = _unet(kind), _unet(kind)
     DeepReuse(unet, 2)
     for seed in range(3):
@@ -115,7 +115,7 @@ def test_a_whole_step_is_the_plain_unets_bit_for_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_step_is_the_plain_unets_with_the_deep_output_of_the_last_whole_one(kind: str) -> None:
+def test_each_step_is_the_unets_with_the_last_whole_deep_output(kind: str) -> None:
     unet, plain = _unet(kind), _unet(kind)
     inputs = [_inputs(plain, seed) for seed in range(5)]
     expected = _reference(plain, inputs, 3)
@@ -129,7 +129,7 @@ def test_every_step_is_the_plain_unets_with_the_deep_output_of_the_last_whole_on
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reuse_is_exact_where_nothing_changed_since_the_whole_step(kind: str) -> None:
+def test_reuse_is_exact_if_nothing_changed_since_the_whole_step(kind: str) -> None:
     unet, plain = _unet(kind), _unet(kind)
     reuse = DeepReuse(unet, 3)
     reuse.start()
@@ -141,7 +141,7 @@ def test_reuse_is_exact_where_nothing_changed_since_the_whole_step(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("every", "steps"), [(2, 5), (3, 4), (10, 3)])
-def test_the_deep_blocks_are_computed_at_every_nth_step_only_and_the_outer_ones_at_each(kind: str, every: int, steps: int) -> None:
+def test_deep_blocks_run_at_every_nth_step_only(kind: str, every: int, steps: int) -> None:
     unet = _unet(kind)
     calls: Counter[str] = Counter()
 
@@ -175,7 +175,7 @@ def test_it_fits_latents_that_do_not_halve_to_the_end() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_of_other_sizes_follow_one_another_and_each_begins_anew(kind: str) -> None:
+def test_each_batch_begins_with_a_whole_step_whatever_its_size(kind: str) -> None:
     unet, plain = _unet(kind), _unet(kind)
     reuse = DeepReuse(unet, 3)
     for rows in (2, 5, 1):
@@ -282,7 +282,7 @@ def test_the_unet_changes_its_dtype_as_before() -> None:
     assert all(torch.equal(_out(unet, one), wanted) for one, wanted in zip(inputs, _reference(plain, inputs, 2), strict=True))
 
 
-def test_compiled_it_gives_the_same_and_compiles_one_forward_of_each_kind() -> None:
+def test_compiled_it_gives_the_same_with_one_forward_of_each_kind() -> None:
     levels = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     unet = diffusers.UNet2DConditionModel(**SMALL, **levels, layers_per_block=1).eval()
     eager = copy.deepcopy(unet)
@@ -304,11 +304,11 @@ def test_a_unet_of_one_level_has_nothing_deeper() -> None:
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
     )
-    with pytest.raises(InputError, match="got a UNet of one level; expected two levels at least"):
+    with pytest.raises(InputError, match="got a UNet of one level; expected at least two levels"):
         DeepReuse(unet, 2)
 
 
-def test_a_reuse_step_costs_the_share_of_a_whole_one_that_the_docstring_states() -> None:
+def test_a_reuse_step_costs_the_documented_share_of_a_whole_one() -> None:
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel(**SD2).eval()
     reuse = DeepReuse(unet, 2)

