@@ -1,6 +1,6 @@
-"""A headless Chromium for the tests of pages, spoken to over two pipes in its own protocol: no port, no driver, no package.
+"""A headless Chromium for the tests of pages, controlled over two pipes with its DevTools protocol: no port, driver or package.
 
-``python -m tests.support.chromium PAGE FOLDER`` takes pictures of a page at three widths, light and dark.
+``python -m tests.support.chromium PAGE FOLDER`` takes screenshots of a page at three widths, light and dark.
 """
 
 import base64
@@ -22,11 +22,11 @@ _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usag
 
 
 class Chromium:
-    """One browser with one page. Everything that the page complains of, and everything that it asks for, is kept.
+    """One browser with one page. Its complaints and requests are kept.
 
     Attributes:
-        complaints: console errors and warnings, uncaught exceptions, refusals of the page's policy.
-        requests: addresses that were asked for, pictures within the page left out.
+        complaints: console errors and warnings, uncaught exceptions, violations of the page's policy.
+        requests: requested addresses, without data URLs.
     """
 
     def __init__(self, timeout_s: float = 120) -> None:
@@ -36,7 +36,7 @@ class Chromium:
         self._timeout_s, self._number, self._session, self._rest = timeout_s, 0, None, b""
         self._profile = tempfile.mkdtemp(prefix="chromium-")
         (there, self._write), (self._read, back) = os.pipe(), os.pipe()
-        # The protocol's pipes are descriptors 3 and 4 of the browser.
+        # The browser reads the protocol from descriptor 3 and writes to 4.
         line = f'exec "$0" "$@" 3<&{there} 4>&{back}'
         words = [BINARY, *_FLAGS, "--remote-debugging-pipe", f"--user-data-dir={self._profile}", "about:blank"]
         self._browser = subprocess.Popen(
@@ -75,7 +75,7 @@ class Chromium:
         return message["result"]
 
     def open(self, path: Path, *, width_px: int = 1440, height_px: int = 900, is_dark: bool = False) -> None:
-        """Load a file, and wait until all of it is there."""
+        """Load a file, and wait until it is complete."""
         self.call("Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1, mobile=False)
         scheme = "dark" if is_dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -97,7 +97,7 @@ class Chromium:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, text=text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
-    def picture(self, path: Path, *, most_px: int = 16_000) -> None:
+    def screenshot(self, path: Path, *, most_px: int = 16_000) -> None:
         """Write the whole page as PNG, from its top."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], most_px), "scale": 1}
@@ -109,7 +109,7 @@ class Chromium:
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._read], [], [], max(0, deadline - time.monotonic()))
             part = os.read(self._read, 1 << 20) if ready else b""
-            assert part, "the browser is gone, or says nothing"
+            assert part, "the browser ended or does not answer"
             self._rest += part
         message, _, self._rest = self._rest.partition(b"\0")
         found: dict[str, Any] = json.loads(message)
@@ -129,7 +129,7 @@ class Chromium:
 
 
 def main(page: str, folder: str) -> None:
-    """Take pictures of a page."""
+    """Take screenshots of a page."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     browser = Chromium()
     try:
@@ -137,7 +137,7 @@ def main(page: str, folder: str) -> None:
             for is_dark in (False, True):
                 path = Path(folder) / f"{Path(page).stem}-{width_px}-{'dark' if is_dark else 'light'}.png"
                 browser.open(Path(page), width_px=width_px, is_dark=is_dark)
-                browser.picture(path, most_px=9000)
+                browser.screenshot(path, most_px=9000)
                 print(path)
     finally:
         browser.close()

@@ -1,4 +1,4 @@
-"""For the tests of reports: a run whose texts are as hostile as texts can be, its models and pictures made up."""
+"""For the tests of reports: a run with hostile texts and made-up models and images."""
 
 import csv
 import json
@@ -45,32 +45,32 @@ def corpus_of(path: Path) -> Corpus:
     return load_corpus(path, CorpusSettings(split_column="split"))
 
 
-def write_model(run: Path, name: str, corpus: Corpus, wrong: Mapping[int, int], **made_from: Any) -> Path:
-    """Write a finished model that is right but for some test examples.
+def write_model(run: Path, name: str, corpus: Corpus, wrong: Mapping[int, int], **training: Any) -> Path:
+    """Write a finished model that is right except on some test examples.
 
     Args:
         run: the run's folder.
         name: of the model's folder.
-        corpus: whose examples it has seen.
-        wrong: by the number of a test example, how far its answer is from the right class.
-        made_from: what ``training.json`` says, ``command`` among it; ``taught_by`` names a student's teachers, ``seed`` is the model's.
+        corpus: that it was trained on.
+        wrong: by the number of a test example, the distance of its answer from the right class.
+        training: keys of ``training.json``, including ``command``; ``teacher_names`` are a student's teachers, ``seed`` is the model's.
     """
     folder = run / name
     folder.mkdir(parents=True)
-    seed, taught_by = made_from.pop("seed", 0), made_from.pop("taught_by", ())
+    seed, teacher_names = training.pop("seed", 0), training.pop("teacher_names", ())
     classes, number = len(corpus.label_names), {row: n for n, row in enumerate(corpus.rows("test"))}
     answered = [(one.label + wrong.get(number.get(row, -1), 0)) % classes for row, one in enumerate(corpus.examples)]
     logits = torch.nn.functional.one_hot(torch.tensor(answered), classes) * (1.0 + torch.arange(len(answered))[:, None] % 4)
     write_predictions(folder / PREDICTIONS, corpus, logits)
     (folder / WEIGHTS).write_bytes(b"weights")
-    (folder / TRAINING).write_text(json.dumps({"flags": {"seed": seed}, "corpus": corpus.fingerprint(), **made_from}))
+    (folder / TRAINING).write_text(json.dumps({"flags": {"seed": seed}, "corpus": corpus.fingerprint(), **training}))
     history = [{"seconds": 1.0, "loss": 2.0 / (n + 1), "validation_accuracy": n / 4} for n in range(4)]
     metrics = {
-        "command": made_from["command"],
+        "command": training["command"],
         **scores_by_split(corpus, logits.float()),
         "history": history,
         "peak_memory": {"host_bytes": 1},
-        "teachers": [{"name": teacher} for teacher in taught_by],
+        "teachers": [{"name": teacher} for teacher in teacher_names],
         "examples": corpus.counts(),
         "config": {"kd_preset": "paper"},
         "notice": None,
@@ -88,7 +88,7 @@ def write_run(run: Path, corpus: Corpus, *, images: int | None = None, generator
     write_model(run, "baseline", corpus, dict.fromkeys(range(6), 1), command="baseline")
     write_model(run, "teacher", corpus, {0: 1, 1: 2, 6: 1}, command="teacher", privileged="images", image_tokens="clip-demo")
     loss = {"layers": None, "unlabelled": None, "shares": [1.0], "distillation": PAPER_LOSS}
-    write_model(run, "student", corpus, {0: 1, 2: 1, 7: 1}, command="student", taught_by=["teacher"], **loss)
+    write_model(run, "student", corpus, {0: 1, 2: 1, 7: 1}, command="student", teacher_names=["teacher"], **loss)
     rows = corpus.rows("test")[:images]
     noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     source = ThumbnailSource(corpus=corpus.fingerprint(), generator=generator, notice=None)

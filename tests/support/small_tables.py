@@ -1,4 +1,4 @@
-"""For the tests of tables: finished models whose predictions were made up, and the options of small real ones."""
+"""For the tests of tables: finished models with made-up predictions, and the options of small real ones."""
 
 import csv
 import json
@@ -15,31 +15,31 @@ from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
 PAPER_LOSS = {"hard": 1.0, "alpha": 3.0, "beta": 1.0, "temperature": 8.0, "soften_student": False, "embedding_loss": "mse"}
 
 
-def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed: int = 0, **made_from: Any) -> Path:
+def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed: int = 0, **training: Any) -> Path:
     """Write a finished model's folder.
 
     Args:
         run: the run's folder.
         name: of the model's folder.
-        hits: which examples of validation and test it classifies rightly; example n has label n % 2.
+        hits: which examples of validation and test it classifies correctly; example n has label n % 2.
         seed: the model's.
-        made_from: what else ``training.json`` says, ``command`` among it; of a student, ``taught_by`` names its teachers' folders, and
+        training: further keys of ``training.json``, including ``command``. Of a student, ``teacher_names`` are its teachers' folders, and
             ``kd_preset`` and ``terms`` go into ``metrics.json``.
     """
     folder = run / name
     folder.mkdir(parents=True)
-    taught_by = made_from.pop("taught_by", [])
-    config, terms = {"kd_preset": made_from.pop("kd_preset", "paper")}, made_from.pop("terms", None)
-    flags = {"epochs": 2, "seed": seed} | made_from.pop("flags", {})
-    (folder / TRAINING).write_text(json.dumps({"flags": flags, "corpus": "abc", **made_from}))
+    teacher_names = training.pop("teacher_names", [])
+    config, terms = {"kd_preset": training.pop("kd_preset", "paper")}, training.pop("terms", None)
+    flags = {"epochs": 2, "seed": seed} | training.pop("flags", {})
+    (folder / TRAINING).write_text(json.dumps({"flags": flags, "corpus": "abc", **training}))
     (folder / WEIGHTS).write_bytes(b"weights")
     accuracy = {"train": 1.0, **{split: sum(right) / len(right) for split, right in hits.items()}}
     metrics = {
-        "command": made_from["command"],
+        "command": training["command"],
         "accuracy": accuracy,
         "history": [{"seconds": 1800.0}, {"seconds": 1800.0}],
         "peak_memory": {"host_bytes": 2_500_000_000},
-        "teachers": [{"name": teacher} for teacher in taught_by],
+        "teachers": [{"name": teacher} for teacher in teacher_names],
         "terms": terms,
         "config": config,
         "examples": {"train": 2, **{split: len(right) for split, right in hits.items()}},
@@ -58,17 +58,17 @@ def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed
 
 
 def fake_teacher(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, privileged: str = "images", **more: Any) -> Path:
-    """Write a teacher's folder; without ``image_tokens`` among ``more`` it has read clip-demo, or nothing."""
+    """Write a teacher's folder; unless ``more`` has ``image_tokens``, it has read clip-demo, or nothing."""
     column = None if privileged == "none" else more.pop("image_tokens", "clip-demo")
     return fake_model(run, name, hits, command="teacher", privileged=privileged, image_tokens=column, **more)
 
 
-def fake_student(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, taught_by: Sequence[str], **more: Any) -> Path:
-    """Write a student's folder; ``more`` may name weights of its loss, layers and unlabelled texts."""
+def fake_student(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, teacher_names: Sequence[str], **more: Any) -> Path:
+    """Write a student's folder; ``more`` may have weights of its loss, layers and unlabelled texts."""
     loss = PAPER_LOSS | {name: more.pop(name) for name in list(more) if name in PAPER_LOSS}
-    shares = more.pop("shares", [1 / len(taught_by)] * len(taught_by))
+    shares = more.pop("shares", [1 / len(teacher_names)] * len(teacher_names))
     rest = {"layers": None, "unlabelled": None, "shares": shares, "distillation": loss} | more
-    return fake_model(run, name, hits, command="student", taught_by=taught_by, **rest)
+    return fake_model(run, name, hits, command="student", teacher_names=teacher_names, **rest)
 
 
 def right(count: int, of: int, *, first: int = 0) -> list[bool]:

@@ -1,4 +1,4 @@
-"""The records that a report of tables is made of: plain data, with the JSON that ``tables.json`` holds."""
+"""The parts of a report of tables as plain data, with their JSON in ``tables.json``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

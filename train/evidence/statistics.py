@@ -112,8 +112,8 @@ def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: in
         seed: of the draws.
     """
     values, counts = np.unique(gained_N, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(gained_N), counts / len(gained_N), size=resamples)
-    differences = drawn @ values / (len(gained_N) * seeds)
+    samples = np.random.default_rng(seed).multinomial(len(gained_N), counts / len(gained_N), size=resamples)
+    differences = samples @ values / (len(gained_N) * seeds)
     low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -60,7 +60,7 @@ def verdict(row: Row, baseline: Finding | None, control: Finding | None, unrelat
     Args:
         row: of a model that is not the baseline.
         baseline: its comparison with the baseline; None where that is not finished.
-        control: its comparison with its text-only control; None where it has none, or where that is not finished. One of both is there.
+        control: its comparison with its text-only control; None where it has none, or where that is not finished. Not both are None.
         unrelated: rows of its kind with shuffled and blank images.
     """
     gains = baseline is not None and baseline.outcome == "better"

@@ -16,7 +16,7 @@ from train.report.cases import ClassChange
 
 _WIDTH = 340.0
 _LABEL_LETTERS = 18
-# Share of the largest value; curves whose values differ by less are drawn as a level line.
+# Share of the largest value; curves whose values differ by less become a level line.
 _LEAST_SPAN = 0.01
 
 

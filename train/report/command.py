@@ -60,7 +60,7 @@ def content_of(options: ReportOptions) -> ReportContent:
 
 def _notes_of_images(options: ReportOptions, content: ReportContent) -> list[str]:
     """Return the note that some examples lack an image that they could have, with the command that adds it."""
-    lacking = sum(example.image is None and "failed drawing" not in example.flags for example in content.examples)
+    lacking = sum(example.image is None and "failed image" not in example.flags for example in content.examples)
     if not lacking:
         return []
     run = [] if options.run_dir is None else ["--run-dir", str(options.run_dir)]

@@ -80,7 +80,7 @@ class ReportContent:
     Attributes:
         corpus: with the names of its classes.
         tables: over every seed of the run.
-        models: baseline, teacher and student, as far as they are there.
+        models: baseline, teacher and student, as far as they are finished.
         curves: of every model.
         cases: of the test examples, by the answers of the shown models.
         examples: those that are shown with their texts.

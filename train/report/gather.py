@@ -87,8 +87,8 @@ def _tables(run: Path, dataset: str, paper_dataset: str | None, read: Read) -> t
 
 
 def _shown_models(run: Path, selection: Selection, rows: Sequence[Row], by_row: Models, read: Read) -> list[ShownModel]:
-    """Return baseline, teacher and student as far as they are there: the selected student or the first of the tables, and the others of its
-    seed, on the same test examples."""
+    """Return baseline, teacher and student as far as they are finished: the selected student or the first of the tables, and the others of
+    its seed, on the same test examples."""
     student = _student(run, selection.student, rows, by_row, read)
     teachers = None if student is None else teachers_of(student, read)
     teacher = None if student is not None else _first(rows, by_row, "teacher", None)
@@ -190,7 +190,7 @@ def _chosen(corpus: Corpus, selection: Selection, models: Sequence[ShownModel], 
 
 def _example(corpus: Corpus, row: int, n: int, models: Sequence[ShownModel], cases: Sequence[Case], marks: Marks) -> ShownExample:
     example = corpus.examples[row]
-    flags = {"prompt cut": marks.prompt_cut, "failed drawing": marks.failed}
+    flags = {"prompt cut": marks.prompt_cut, "failed image": marks.failed}
     return ShownExample(
         row=row,
         id=example.id,
@@ -209,7 +209,7 @@ def _example(corpus: Corpus, row: int, n: int, models: Sequence[ShownModel], cas
 
 
 def _curves(finished: Mapping[str, ScoredModel], models: Sequence[ShownModel]) -> tuple[Curve, ...]:
-    """Return the training of every model; the shown models last, so that they are drawn above others."""
+    """Return the training of every model; the shown models last, so that their curves are above the others."""
     role_of = {name: model.role for model in models for name in model.name.split(" + ")}
     curves = [
         Curve(

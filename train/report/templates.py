@@ -28,7 +28,7 @@ def environment() -> Environment:
 
 
 def _allowed(value: Any) -> Any:
-    """Replace what HTML forbids in a text by U+FFFD; Markup was made of such texts."""
+    """Replace what HTML forbids in a text by U+FFFD; Markup consists of such texts already."""
     return _FORBIDDEN.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

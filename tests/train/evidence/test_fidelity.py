@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Path:
         tail = f"-seed{seed}" if seed else ""
         fake_model(tmp_path, f"baseline{tail}", scores(300), seed=seed, command="baseline")
         fake_teacher(tmp_path, f"teacher-clip-demo{tail}", scores(320 + 40 * seed), seed=seed)
-        fake_student(tmp_path, f"student-clip-demo{tail}", scores(310, first=5), seed=seed, taught_by=[f"teacher-clip-demo{tail}"])
+        fake_student(tmp_path, f"student-clip-demo{tail}", scores(310, first=5), seed=seed, teacher_names=[f"teacher-clip-demo{tail}"])
     return tmp_path
 
 
@@ -106,10 +106,10 @@ def test_several_teachers_are_weighted_by_their_shares(run: Path) -> None:
     fake_teacher(run, "unsure", scores(300))
     set_logits(run / "sure", [[4.0, 0.0]])
     set_logits(run / "unsure", [[0.0, 1.0]])
-    fake_student(run, "of-two", scores(300), taught_by=["sure", "unsure"], shares=[0.5, 0.5])
-    fake_student(run, "of-one", scores(300), taught_by=["sure", "unsure"], shares=[0.1, 0.9])
-    taught = {name: teachers_of(scored(run / name), scored) for name in ("of-two", "of-one")}
-    assert {name: set(found.answers.tolist()) for name, found in taught.items() if found is not None} == {"of-two": {0}, "of-one": {1}}
+    fake_student(run, "of-two", scores(300), teacher_names=["sure", "unsure"], shares=[0.5, 0.5])
+    fake_student(run, "of-one", scores(300), teacher_names=["sure", "unsure"], shares=[0.1, 0.9])
+    teachers = {name: teachers_of(scored(run / name), scored) for name in ("of-two", "of-one")}
+    assert {name: set(found.answers.tolist()) for name, found in teachers.items() if found is not None} == {"of-two": {0}, "of-one": {1}}
 
 
 def test_tables_show_means_over_seeds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +147,6 @@ def test_each_folder_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch, ca
         asked.append(folder)
         return scored(folder)
 
-    monkeypatch.setattr("train.evidence.tables.scored", counted)
+    monkeypatch.setattr("train.evidence.compare.scored", counted)
     shown(run, capsys)
     assert len(asked) == len(set(asked)) == 6

@@ -31,9 +31,9 @@ def run(tmp_path: Path) -> Path:
         tail = f"-seed{seed}" if seed else ""
         fake_model(folder, f"baseline{tail}", scores(300 + seed), seed=seed, command="baseline")
         fake_teacher(folder, f"teacher-clip-demo{tail}", scores(360 - seed), seed=seed)
-        fake_student(folder, f"student-clip-demo{tail}", scores(350 + seed), seed=seed, taught_by=[f"teacher-clip-demo{tail}"])
+        fake_student(folder, f"student-clip-demo{tail}", scores(350 + seed), seed=seed, teacher_names=[f"teacher-clip-demo{tail}"])
         fake_teacher(folder, f"teacher-none{tail}", scores(310), seed=seed, privileged="none")
-        fake_student(folder, f"student-none{tail}", scores(320 - 2 * seed), seed=seed, taught_by=[f"teacher-none{tail}"])
+        fake_student(folder, f"student-none{tail}", scores(320 - 2 * seed), seed=seed, teacher_names=[f"teacher-none{tail}"])
     return folder
 
 
@@ -115,7 +115,7 @@ def test_missing_models_are_marked(run: Path, show: Show) -> None:
 
 def test_models_are_found_whatever_their_folders_names(run: Path, show: Show) -> None:
     before = show()["rows"]
-    for name, other in (("baseline", "plain"), ("student-clip-demo-seed1", "taught"), ("teacher-none-seed2", "blind")):
+    for name, other in (("baseline", "plain"), ("student-clip-demo-seed1", "distilled"), ("teacher-none-seed2", "text-only")):
         (run / name).rename(run / other)
     after = show()["rows"]
     for name in ("baseline", "student-clip-demo", "teacher-none"):
@@ -126,18 +126,18 @@ def test_models_are_found_whatever_their_folders_names(run: Path, show: Show) ->
 def test_models_of_no_row_have_a_table_of_their_own(run: Path, show: Show) -> None:
     for name in ("student-clip-demo", "baseline"):
         shutil.rmtree(run / name)  # so that others of that seed could stand for it
-    fake_student(run, "small", scores(200), taught_by=["teacher-clip-demo"], layers=1)
-    fake_student(run, "more-texts", scores(210), taught_by=["teacher-clip-demo"], unlabelled="abc")
-    fake_student(run, "more-small", scores(215), taught_by=["teacher-clip-demo"], unlabelled="abc", layers=1)
-    fake_student(run, "two", scores(220), taught_by=["teacher-clip-demo", "teacher-none"])
-    fake_student(run, "orphan", scores(230), taught_by=["nobody"])
-    fake_student(run, "of-the-former-teacher", scores(232), taught_by=["teacher-clip-demo"], teachers=["a hash of other weights"])
-    fake_student(run, "hard-only", scores(235), taught_by=["teacher-clip-demo"], alpha=0.0, beta=0.0)
+    fake_student(run, "small", scores(200), teacher_names=["teacher-clip-demo"], layers=1)
+    fake_student(run, "more-texts", scores(210), teacher_names=["teacher-clip-demo"], unlabelled="abc")
+    fake_student(run, "more-small", scores(215), teacher_names=["teacher-clip-demo"], unlabelled="abc", layers=1)
+    fake_student(run, "two", scores(220), teacher_names=["teacher-clip-demo", "teacher-none"])
+    fake_student(run, "orphan", scores(230), teacher_names=["missing"])
+    fake_student(run, "of-the-former-teacher", scores(232), teacher_names=["teacher-clip-demo"], teachers=["a hash of other weights"])
+    fake_student(run, "hard-only", scores(235), teacher_names=["teacher-clip-demo"], alpha=0.0, beta=0.0)
     fake_model(run, "another", scores(240), command="baseline")
     fake_model(run, "one-more", scores(245), command="baseline")
     fake_model(run, "baseline-seed9", scores(250), seed=9, command="baseline")
-    fake_student(run, "ce-only", scores(260), taught_by=["teacher-clip-demo"], beta=0.0)
-    fake_student(run, "l2-only", scores(270), taught_by=["teacher-clip-demo"], alpha=0.0)
+    fake_student(run, "ce-only", scores(260), teacher_names=["teacher-clip-demo"], beta=0.0)
+    fake_student(run, "l2-only", scores(270), teacher_names=["teacher-clip-demo"], alpha=0.0)
     report = show()
     assert [one["folder"] for one in report["others"]] == [
         "baseline-seed9",
@@ -175,7 +175,7 @@ HINTON = {"kd_preset": "hinton", "hard": 0.5, "alpha": 0.5, "beta": 0.0, "temper
 def test_a_students_loss_decides_its_row(run: Path, show: Show, loss: dict[str, Any], row: str) -> None:
     """A term that the preset lacks is not left out; the terms that tables recorded take precedence."""
     fake_teacher(run, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
-    fake_student(run, "one", scores(260), taught_by=["teacher-vit-demo"], **loss)
+    fake_student(run, "one", scores(260), teacher_names=["teacher-vit-demo"], **loss)
     report = show(columns=("clip-demo", "vit-demo"))
     assert [name for name in report["rows"] if [one["folder"] for one in report["rows"][name]["models"]] == ["one"]] == [row]
 
@@ -188,7 +188,7 @@ def test_the_model_named_after_its_row_takes_precedence(run: Path, show: Show) -
 
 
 @pytest.mark.parametrize(
-    ("taught_by", "more", "is_of_all"),
+    ("teacher_names", "more", "is_of_all"),
     [
         (("clip-demo", "vit-demo"), {}, True),
         (("vit-demo", "clip-demo"), {}, True),
@@ -199,11 +199,11 @@ def test_the_model_named_after_its_row_takes_precedence(run: Path, show: Show) -
     ],
 )
 def test_student_all_has_equal_shares_of_every_column(
-    run: Path, show: Show, taught_by: tuple[str, ...], more: dict[str, Any], is_of_all: bool
+    run: Path, show: Show, teacher_names: tuple[str, ...], more: dict[str, Any], is_of_all: bool
 ) -> None:
     fake_teacher(run, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
     fake_teacher(run, "teacher-third", scores(300), image_tokens="third")
-    fake_student(run, "several", scores(340), taught_by=[f"teacher-{one}" for one in taught_by], **more)
+    fake_student(run, "several", scores(340), teacher_names=[f"teacher-{one}" for one in teacher_names], **more)
     report = show(columns=("clip-demo", "vit-demo"))
     assert [one["folder"] for one in report["rows"]["student-all"]["models"]] == ["several"] * is_of_all
     assert ("several" in [one["folder"] for one in report["others"]]) is not is_of_all
@@ -220,10 +220,10 @@ def test_differing_settings_are_noted(run: Path, show: Show) -> None:
 
 def test_differing_losses_and_tokens_are_noted(run: Path, show: Show) -> None:
     fake_teacher(run, "teacher-blank", scores(290), privileged="blank")
-    fake_student(run, "student-blank", scores(310), taught_by=["teacher-blank"], temperature=1.0)
+    fake_student(run, "student-blank", scores(310), teacher_names=["teacher-blank"], temperature=1.0)
     fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", tokens={"seed": 0})
     fake_teacher(run, "teacher-shuffled-seed1", scores(290), privileged="shuffled", tokens={"seed": 1}, seed=1)
-    fake_student(run, "ce-only", scores(260), taught_by=["teacher-clip-demo"], beta=0.0)
+    fake_student(run, "ce-only", scores(260), teacher_names=["teacher-clip-demo"], beta=0.0)
     *notes, fewer = show()["notes"]
     assert fewer.startswith("these differences are over the seeds that both rows have")
     assert sorted(note.partition(";")[0] for note in notes) == [
@@ -273,14 +273,14 @@ def test_cost_is_mean_hours_and_peak_memory(run: Path, show: Show) -> None:
 
 def test_markdown_is_printed_and_json_is_the_last_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(run), "--no-train"]) == 0
-    said = capsys.readouterr().out
-    report = json.loads(said.splitlines()[-1])
+    printed = capsys.readouterr().out
+    report = json.loads(printed.splitlines()[-1])
     assert report == json.loads((run / "tables.json").read_text())
-    assert said.startswith((run / "tables.md").read_text())
+    assert printed.startswith((run / "tables.md").read_text())
     assert report["written"] == [str(run / f"tables.{kind}") for kind in ("md", "tex", "csv", "json")]
     for table in report["tables"]:
         for text in (table["title"], table["caption"], *table["verdicts"]):
-            assert text in said
+            assert text in printed
     assert not list(run.glob(".*.partial"))
 
 
@@ -334,9 +334,9 @@ def test_a_run_with_nothing_to_show_is_an_error(tmp_path: Path, capsys: pytest.C
     if rows:
         fake_teacher(tmp_path, "teacher-vit-demo", scores(300), image_tokens="vit-demo")
     assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(tmp_path), "--no-train", *rows]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: got no finished model of these rows in ")
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: got no finished model of these rows in ")
+    assert printed.out == ""
 
 
 def test_right_hits_begin_where_requested() -> None:

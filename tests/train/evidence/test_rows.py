@@ -176,7 +176,7 @@ def test_soft_terms_that_can_stand_alone_get_students(hard: float | None, preset
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         ({"seeds": 0}, "--seeds 0"),
         ({"seed": 2**31 - 2, "seeds": 3}, "0 to 2147483647"),
@@ -187,10 +187,10 @@ def test_soft_terms_that_can_stand_alone_get_students(hard: float | None, preset
         ({"epochs": 0}, "--epochs 0"),
     ],
 )
-def test_flags_without_sense_are_refused(more: dict[str, Any], told: str) -> None:
+def test_flags_without_sense_are_refused(more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as refused:
         options(**more)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_the_papers_figures_are_those_of_its_tables() -> None:

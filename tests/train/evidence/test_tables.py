@@ -105,8 +105,8 @@ def whole(small_csv: Path, small_run: Path, tmp_path_factory: pytest.TempPathFac
     run = tmp_path_factory.mktemp("tables") / "topics"
     shutil.copytree(small_run / "tokens", run / "tokens")
     train.models.commands.baseline(BaselineOptions(**flags(small_csv, run, name="plain")))
-    train.models.commands.teacher(TeacherOptions(**flags(small_csv, run, name="zealous", image_tokens="clip-demo")))
-    train.models.commands.student(StudentOptions(**flags(small_csv, run, name="taught", teachers=("zealous",))))
+    train.models.commands.teacher(TeacherOptions(**flags(small_csv, run, name="multimodal", image_tokens="clip-demo")))
+    train.models.commands.student(StudentOptions(**flags(small_csv, run, name="distilled", teachers=("multimodal",))))
     options = TablesOptions(**flags(small_csv, run, seeds=1))
     with pytest.MonkeyPatch.context() as patch:
         names: list[str] = []
@@ -121,7 +121,7 @@ def test_every_row_is_trained_once_unless_found_under_another_name(
     options, report, fitted = whole
     rows = rows_of(COLUMNS)
     wanted = [model.name for model in models_of(rows, rows, (0,))]
-    found = {"baseline": "plain", "teacher-clip-demo": "zealous", "student-clip-demo": "taught"}
+    found = {"baseline": "plain", "teacher-clip-demo": "multimodal", "student-clip-demo": "distilled"}
     assert fitted == report["trained"] == [name for name in wanted if name not in found]
     folders = {name: [model["folder"] for model in row["models"]] for name, row in report["rows"].items()}
     assert folders == {row.name: [found.get(row.name, row.name)] for row in rows}
@@ -348,13 +348,13 @@ def test_a_diverging_model_fails_with_its_students_alone(
     options = make()
     arguments = [*words(flags(Path(options.dataset), options.run)), "--rows", *TEXT_ROWS, "--seeds", "1"]
     assert main(["tables", *arguments]) == 1
-    said = capsys.readouterr()
-    report = json.loads(said.out.splitlines()[-1])
+    printed = capsys.readouterr()
+    report = json.loads(printed.out.splitlines()[-1])
     assert report["trained"] == ["baseline"]
     assert report["failed"] == {"teacher-none": "a loss that is not finite, of epoch 0", "student-none": "teacher-none failed"}
     assert report["missing"] == ["teacher-none", "student-none"]
-    assert "warning: teacher-none failed" in said.err
-    assert "note: student-none is missing: teacher-none failed" in said.out
+    assert "warning: teacher-none failed" in printed.err
+    assert "note: student-none is missing: teacher-none failed" in printed.out
     monkeypatch.setattr(train.models.train_model, "fit", fit)
     assert tables(options)["trained"] == ["teacher-none", "student-none"]
 

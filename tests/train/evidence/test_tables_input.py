@@ -33,7 +33,7 @@ def error_of(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("metrics.json", "{}", "metrics.json without accuracy, command"),
         ("metrics.json", "[]", "metrics.json without any name in it"),
@@ -44,11 +44,11 @@ def error_of(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_an_incomplete_record_is_an_error_of_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, message: str
 ) -> None:
     folder = fake_model(tmp_path, "baseline", scores(300), command="baseline")
     (folder / name).write_text(text)
-    assert told in error_of(tmp_path, capsys)
+    assert message in error_of(tmp_path, capsys)
 
 
 def test_lost_or_doubled_predictions_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_a_folder_in_place_of_a_file_is_an_error_of_one_line(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (("--rows", "student-non"), "did you mean 'student-none'"),
         (("--kd-preset", "hinton", "--rows", "student-vit-demo-ce"), "did you mean 'student-vit-demo'"),
@@ -89,7 +89,7 @@ def test_a_folder_in_place_of_a_file_is_an_error_of_one_line(tmp_path: Path, cap
     ],
 )
 def test_bad_input_is_an_error_of_one_line(
-    small_csv: Path, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], told: str
+    small_csv: Path, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "tokens").symlink_to(small_run / "tokens")
     given = flags(small_csv, tmp_path)
@@ -97,11 +97,11 @@ def test_bad_input_is_an_error_of_one_line(
         del given["text_model"]
     capsys.readouterr()
     assert main(["tables", *words(given), *more]) == 2
-    said = capsys.readouterr()
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said.err
-    assert told in errors[0]
-    assert said.out == ""
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, printed.err
+    assert message in errors[0]
+    assert printed.out == ""
     assert not list(tmp_path.glob("*/training.json"))
 
 

@@ -1,4 +1,4 @@
-"""The charts: what is drawn stands where its figures say."""
+"""The charts: shapes are where their figures put them."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -21,19 +21,19 @@ def svg_of(chart: Chart) -> str:
     return str(MACROS.svg(chart))
 
 
-def drawn(svg: str, kind: str) -> list[dict[str, str]]:
+def elements(svg: str, kind: str) -> list[dict[str, str]]:
     """Attributes of the elements of a class, in order."""
     return [dict(one.attrib) for one in ET.fromstring(svg).iter() if kind in one.attrib.get("class", "").split()]
 
 
-def test_bars_of_a_reliability_diagram_are_as_high_as_answers_are_right() -> None:
+def test_bars_of_a_reliability_diagram_show_accuracy() -> None:
     # Ten answers with a confidence of .731 (logits 1 and 0), seven right; five of .953 (3 and 0), all right.
     logits = np.array([[1.0, 0.0]] * 10 + [[3.0, 0.0]] * 5)
     svg = svg_of(reliability_chart(reliability(logits, np.array([0] * 7 + [1] * 3 + [0] * 5)), "a & b"))
-    bars, gaps = drawn(svg, "bar"), drawn(svg, "gap")
+    bars, gaps = elements(svg, "bar"), elements(svg, "gap")
     assert [float(bar["height"]) for bar in bars] == [pytest.approx(296 * 0.7, abs=0.01), pytest.approx(296, abs=0.01)]
     assert float(gaps[0]["height"]) == pytest.approx(296 * (0.7311 - 0.7), abs=0.02)
-    assert [float(one["height"]) for one in drawn(svg, "count")] == [36, 18]
+    assert [float(one["height"]) for one in elements(svg, "count")] == [36, 18]
     assert float(bars[0]["x"]) == pytest.approx(34 + 296 * 10 / 15 + 1, abs=0.01), "bin (.667, .733]"
     assert "10 answers, 70.0% of them right, at a mean confidence of 73.1%" in svg
     assert 'aria-label="a &amp; b"' in svg
@@ -41,44 +41,44 @@ def test_bars_of_a_reliability_diagram_are_as_high_as_answers_are_right() -> Non
 
 def test_curves_go_through_their_values() -> None:
     svg = svg_of(curves_chart([(None, [0.0, 0.5]), ("student", [1.0, 0.25, 0.5])], "x", is_share=True))
-    first, second = [re.findall(r"[\d.]+,[\d.]+", one["points"]) for one in drawn(svg, "curve")]
+    first, second = [re.findall(r"[\d.]+,[\d.]+", one["points"]) for one in elements(svg, "curve")]
     assert first == ["38,198", "184,103"]
     assert second == ["38,8", "184,150.5", "330,103"]
-    assert len(drawn(svg, "dot")) == 3, "those of the voices"
-    assert len(drawn(svg_of(curves_chart([(None, [0.3])], "x", is_share=False)), "dot")) == 1, "one epoch is no line"
+    assert len(elements(svg, "dot")) == 3, "those of the shown models"
+    assert len(elements(svg_of(curves_chart([(None, [0.3])], "x", is_share=False)), "dot")) == 1, "one epoch is a point, not a line"
 
 
 @pytest.mark.parametrize("value", [1.0, 0.0, 0.125])
-def test_curves_of_one_value_have_marks_that_tell_it_from_its_neighbours(value: float) -> None:
+def test_level_curves_have_distinct_marks(value: float) -> None:
     svg = svg_of(curves_chart([("student", [value, value])], "x", is_share=True))
     marks = [one.text for one in ET.fromstring(svg).iter() if one.text and one.text.endswith("%")]
     assert len(marks) == len(set(marks)) >= 2
     assert marks[-1] == f"{100 * value:.4g}%"
 
 
-def test_a_matrix_has_a_cell_for_each_pair_and_says_its_count() -> None:
+def test_a_matrix_has_a_cell_for_each_pair_with_its_count() -> None:
     svg = svg_of(confusion_chart(np.array([[3, 1], [0, 0]]), ["<a>", "b" * 40], "x"))
-    shades = [(one["class"], float(one["fill-opacity"])) for one in drawn(svg, "cell") if "fill-opacity" in one]
+    shades = [(one["class"], float(one["fill-opacity"])) for one in elements(svg, "cell") if "fill-opacity" in one]
     assert shades == [("cell right", 0.75), ("cell wrong", 0.25), ("cell wrong", 0.0), ("cell right", 0.0)]
     words = [one.text for one in ET.fromstring(svg).iter() if one.tag == "title"]
     assert words[1] == f"<a> answered as {'b' * 40}: 1 (25% of the class)"
 
 
-def test_changes_are_drawn_to_scale() -> None:
+def test_changes_are_to_scale() -> None:
     changes = [ClassChange(label=0, examples=9, repaired=4, broken=1), ClassChange(label=1, examples=9, repaired=0, broken=2)]
     svg = svg_of(changes_chart(changes, ["a", "b"], "x"))
-    won, lost = ([float(one["width"]) for one in drawn(svg, kind)] for kind in ("repaired", "broken"))
+    won, lost = ([float(one["width"]) for one in elements(svg, kind)] for kind in ("repaired", "broken"))
     assert won[1] == 0
     assert [lost[0] / won[0], lost[1] / won[0]] == [pytest.approx(0.25, abs=1e-3), pytest.approx(0.5, abs=1e-3)]
     assert [one.text for one in ET.fromstring(svg).iter() if one.text and one.text[0] in "+−"] == ["+3", "−2"]
 
 
-def test_a_bar_is_as_full_as_an_answer_is_confident() -> None:
-    assert drawn(str(MACROS.confidence_bar(0.625, "right")), "full")[0]["width"] == "62.5"
+def test_a_confidence_bar_is_as_long_as_the_confidence() -> None:
+    assert elements(str(MACROS.confidence_bar(0.625, "right")), "full")[0]["width"] == "62.5"
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_ticks_hold_the_range_at_equal_distances(low: float, span: float) -> None:
+def test_ticks_cover_the_range_at_equal_distances(low: float, span: float) -> None:
     marks = ticks(low, low + span)
     assert marks[0] <= low + 1e-6 * abs(marks[1] - marks[0])
     assert marks[-1] >= low + span - 1e-6 * abs(marks[1] - marks[0])
@@ -94,6 +94,6 @@ def test_ticks_by_hand() -> None:
     assert ticks(5, 5)[0] <= 5 <= ticks(5, 5)[-1]
 
 
-def test_long_names_are_cut_where_they_are_drawn() -> None:
+def test_long_names_are_cut() -> None:
     assert shortened("a" * 18) == "a" * 18
     assert shortened("a" * 19) == "a" * 17 + "…"

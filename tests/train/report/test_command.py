@@ -59,12 +59,12 @@ def test_the_command_writes_one_file(corpus_csv: Path, run: Path, capsys: pytest
     words = ["report", "--dataset", str(corpus_csv), "--split-column", "split", "--run-dir", str(run)]
     before = {path for path in run.rglob("*") if path.is_file()}
     assert main(words) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     path = run / "report.html"
     assert {path} == {one for one in run.rglob("*") if one.is_file()} - before
-    assert (said["command"], said["report"], said["bytes"]) == ("report", str(path), path.stat().st_size)
-    assert said["shown"] == {"baseline": "baseline", "teacher": "teacher", "student": "student"}
-    assert (said["examples"], said["pictures"], said["models"]) == (24, 24, ["baseline", "student", "teacher"])
+    assert (printed["command"], printed["report"], printed["bytes"]) == ("report", str(path), path.stat().st_size)
+    assert printed["shown"] == {"baseline": "baseline", "teacher": "teacher", "student": "student"}
+    assert (printed["examples"], printed["pictures"], printed["models"]) == (24, 24, ["baseline", "student", "teacher"])
     first = path.read_bytes()
     assert main(words) == 0
     assert path.read_bytes() == first, "the same command writes the same page"
@@ -196,7 +196,7 @@ def test_a_student_is_only_compared_with_a_baseline_of_its_seed(corpus_csv: Path
     corpus = corpus_of(corpus_csv)
     write_model(run, "blind", corpus, {2: 1}, command="teacher", privileged="none", image_tokens=None, seed=7)
     more = {"distillation": PAPER_LOSS, "layers": None, "unlabelled": None, "shares": [1.0]}
-    write_model(run, "other", corpus, {3: 1}, command="student", taught_by=["blind"], seed=7, **more)
+    write_model(run, "other", corpus, {3: 1}, command="student", teacher_names=["blind"], seed=7, **more)
     assert [one.name for one in content(corpus_csv, run, student="other").models] == ["blind", "other"]
 
 
@@ -205,7 +205,7 @@ def test_a_chosen_student_is_shown_with_models_of_its_seed(corpus_csv: Path, run
     write_model(run, "baseline-seed1", corpus, {1: 1}, command="baseline", seed=1)
     write_model(run, "blind", corpus, {2: 1}, command="teacher", privileged="none", image_tokens=None, seed=1)
     more = {"layers": None, "unlabelled": None, "shares": [1.0], "distillation": PAPER_LOSS}
-    write_model(run, "other", corpus, {3: 1}, command="student", taught_by=["blind"], seed=1, **more)
+    write_model(run, "other", corpus, {3: 1}, command="student", teacher_names=["blind"], seed=1, **more)
     assert [one.name for one in content(corpus_csv, run).models] == ["baseline", "teacher", "student"]
     assert [one.name for one in content(corpus_csv, run, student="other").models] == ["baseline-seed1", "blind", "other"]
     with pytest.raises(InputError, match="--student baseline; expected one of other, student"):
@@ -215,7 +215,7 @@ def test_a_chosen_student_is_shown_with_models_of_its_seed(corpus_csv: Path, run
 def test_students_on_unlabelled_texts_have_their_table(corpus_csv: Path, run: Path) -> None:
     more = {"layers": None, "unlabelled": "abc", "shares": [1.0], "distillation": PAPER_LOSS}
     assert "more texts" not in page(content(corpus_csv, run)).lower()
-    write_model(run, "with-more", corpus_of(corpus_csv), {3: 1}, command="student", taught_by=["teacher"], **more)
+    write_model(run, "with-more", corpus_of(corpus_csv), {3: 1}, command="student", teacher_names=["teacher"], **more)
     shown = page(content(corpus_csv, run))
     assert "More texts" in shown
     assert "student-clip-demo-more" in shown
