@@ -1,4 +1,4 @@
-"""The one line a user sees, and the nearest name."""
+"""The one-line error, and the suggested name."""
 
 import pytest
 

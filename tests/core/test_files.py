@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there."""
+"""Files and folders are whole or absent."""
 
 import errno
 import os
@@ -202,7 +202,7 @@ def test_a_folder_without_permission_is_an_input_error(tmp_path: Path, monkeypat
 
 @pytest.fixture(params=[1, 7, 1 << 20], ids="{} bytes at a time".format)
 def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How little a system may take or give at a time."""
+    """Limit how many bytes a system call transfers."""
     pwrite, pread, most = os.pwrite, os.pread, int(request.param)
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: pwrite(descriptor, data[:most], offset))
     monkeypatch.setattr(os, "pread", lambda descriptor, count, offset: pread(descriptor, min(count, most), offset))
@@ -257,7 +257,7 @@ def test_the_name_of_this_machine_is_the_same_in_all_its_processes() -> None:
 
 @pytest.fixture
 def fresh_name() -> Iterator[None]:
-    """The machine's name is asked for anew, and again after the test."""
+    """Clear the cached name of the machine before and after the test."""
     host_name.cache_clear()
     yield
     host_name.cache_clear()

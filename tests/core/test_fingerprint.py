@@ -1,4 +1,4 @@
-"""Fingerprints: the order of keys is nothing, every value is something, and differences have names."""
+"""Fingerprints: the order of keys does not matter, every value does, and differences are named."""
 
 import json
 from pathlib import Path

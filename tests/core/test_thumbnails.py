@@ -1,4 +1,4 @@
-"""Thumbnails: what is written is read, small, and nothing else is taken for it."""
+"""Thumbnails: read back as they were written, small, and bad folders are refused."""
 
 import io
 import json
@@ -102,7 +102,7 @@ def _index(change: Callable[[dict[str, dict[str, str]]], object]) -> Callable[[P
 
 
 def _content(data: bytes) -> Callable[[Path], None]:
-    """A file of other content, whose hash in the index is right."""
+    """A file with other content whose hash in the index matches."""
 
     def damage(folder: Path) -> None:
         (folder / "7.webp").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Archives: found or downloaded whole, read in memory, and every damage told in one line."""
+"""Archives: found or downloaded whole, read in memory, and all damage reported in one line."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Examples and corpora: rows, counts and a fingerprint that every deciding field moves."""
+"""Corpora: rows, counts, texts in memory, and a fingerprint that changes with every field that matters."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The four corpora of the paper, from small archives of the same layout, and from the real ones where they are."""
+"""The four corpora of the paper, from small archives of the same layout, and from the real ones if available."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Own corpora: how splits, labels and ids come about, and every fault told with its rows."""
+"""A user's corpus: splits, labels and ids, and every fault reported with its rows."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Tables out of files and out of the hub: values unchanged, and malformed input told with its place."""
+"""Tables from files and from the hub: values unchanged, and malformed input reported with its place."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Device, dtype and seed are resolved once, and what cannot be is said."""
+"""Device, dtype and seed are resolved once; impossible choices are errors."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What is left of the host's memory, on machines of files that a test writes."""
+"""Available host memory, on simulated machines."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ Machine = Callable[..., int]
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """What a Linux machine says with these files: ``machine({"proc/meminfo": …, "groups/…": …})``."""
+    """Return the available memory on a machine with these files: ``machine({"proc/meminfo": …, "groups/…": …})``."""
 
     def available(files: dict[str, str]) -> int:
         for name, text in files.items():

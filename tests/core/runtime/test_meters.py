@@ -23,7 +23,7 @@ from tests.support.checkout import ROOT
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that shows what the test sets."""
+    """A clock that the test sets."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now
@@ -119,7 +119,7 @@ def test_versions_name_python_and_the_packages_that_matter(monkeypatch: pytest.M
 
 
 def _copied(folder: Path) -> ModuleType:
-    """meters as it would be loaded from ``folder``."""
+    """Return the module meters as loaded from ``folder``."""
     (folder / "lugpi_core" / "runtime").mkdir(parents=True)
     path = folder / "lugpi_core" / "runtime" / "meters.py"
     shutil.copy(str(meters.__file__), path)

@@ -1,4 +1,4 @@
-"""A model's files: a folder as it is, a hub id through the hub's cache, and one line when neither works."""
+"""Pretrained models: a folder as it is, a hub id through the hub's cache, and one line if neither works or loading fails."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER, MODEL_FILES, embedded
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What the hub is asked for; it has everything."""
+    """The downloads requested from a hub that has everything."""
     calls: list[tuple[str, dict[str, Any]]] = []
 
     def snapshot_download(name: str, **options: Any) -> str:

@@ -1,4 +1,4 @@
-"""A signal becomes a request; the second one ends the process; what was there before is there again."""
+"""A signal becomes a request; the second one ends the process; earlier handlers are restored."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ BOTH = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Before(Exception):
-    """What the handlers of before raise."""
+    """Raised by the earlier handlers."""
 
 
 def _as_before(number: int, _: Any) -> None:
@@ -27,7 +27,7 @@ def _as_before(number: int, _: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Handlers of our own under every test: the suite may have been started with a signal ignored."""
+    """Install handlers of our own, because the suite may have been started with a signal ignored."""
     before = {number: signal.signal(number, _as_before) for number in BOTH}
     yield
     for number, handler in before.items():
@@ -46,7 +46,7 @@ def test_without_a_signal_there_is_no_request() -> None:
 
 
 def _block(*numbers: int, check: bool = False) -> StopRequest:
-    """Enter a block, be asked to stop in it by these signals, and look whether one was asked."""
+    """Enter a block, send these signals, and return whether a stop was requested."""
     with stop_on_signals() as stop:
         for number in numbers:
             signal.raise_signal(number)
@@ -176,11 +176,14 @@ def test_a_process_that_never_checks_is_ended_by_the_second_signal() -> None:
 
 
 def test_an_interrupt_that_a_library_wrapped_is_still_one() -> None:
+    def load() -> None:
+        raise OSError("a folder that does not load")
+
     try:
         try:
             raise Stopped(signal.SIGTERM)
         except KeyboardInterrupt:
-            raise OSError("a folder that does not load")  # noqa: B904
+            load()
     except OSError as error:
         with pytest.raises(Stopped):
             raise_wrapped_stop(error)

@@ -1,4 +1,4 @@
-"""examples.h5: the table of one corpus, refused for any other, read by anybody."""
+"""examples.h5: the table of one corpus, refused for any other, readable with h5py."""
 
 import dataclasses
 from collections.abc import Callable
@@ -167,7 +167,7 @@ def test_a_damaged_or_hostile_table_is_refused(store: Path, damage: Callable[[Pa
 
 
 def _forge(store: Path, columns: dict[str, Any]) -> None:
-    """A table that is sealed rightly but says something that no table of ours says."""
+    """Write a correctly sealed table with content that no table of ours has."""
 
     def build(file: Any) -> None:
         for name, values in columns.items():

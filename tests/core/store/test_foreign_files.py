@@ -1,4 +1,4 @@
-"""Shard files from anywhere, with a manifest made to match: nothing outside the file is read, nothing crashes, nothing is believed."""
+"""Hostile shard files with a matching manifest: nothing outside the file is read, nothing crashes, nothing is trusted."""
 
 import json
 import os
@@ -39,7 +39,7 @@ GIB = 1 << 30
 
 
 def _file(leave_out: str, make: Callable[[h5py.File, Path], object]) -> Callable[[Path], None]:
-    """A file of three plain datasets of which ``make`` makes one in its own way; it is told where the secret lies."""
+    """Return a function that writes plain datasets, one of them by ``make``, which gets the path of the secret."""
 
     def write(path: Path) -> None:
         with h5py.File(path, "w") as file:
@@ -159,7 +159,7 @@ SMALL = ("cut", "cut to nothing but its head", "empty", "a folder")
 
 
 def _lay_secret(folder: Path) -> list[Path]:
-    """Files of the host that no reader has any business with; last read, as far as the file system knows, in 1970."""
+    """Write files that no reader should touch, last read in 1970 according to the file system."""
     with h5py.File(folder / "secret.h5", "w") as file:
         plain(file)
         file["tokens"][:] = np.frombuffer((SECRET * 12)[:120], "<f2").reshape(5, 3, 4)
@@ -171,7 +171,7 @@ def _lay_secret(folder: Path) -> list[Path]:
 
 
 def open_stores(folder: str) -> None:
-    """In a child with 1 GiB above what the libraries took: open every store below ``folder``, a JSON line each, the peak memory last."""
+    """In a child with 1 GiB more than the libraries need: open every store in ``folder``; print a JSON line each, then the peak memory."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     limit = int(status["VmSize"].split()[0]) * 1024 + GIB
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -188,7 +188,7 @@ def open_stores(folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What a child process says of every hostile store, by name."""
+    """The answer of a child process for every hostile store, by name."""
     folder = tmp_path_factory.mktemp("hostile")
     secrets = {}
     for name, (make, _) in HOSTILE.items():

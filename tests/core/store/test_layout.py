@@ -1,4 +1,4 @@
-"""The structure of a shard file: a pure function of its layout, that HDF5 reads as it was meant."""
+"""The structure of a shard file: a pure function of its layout, which HDF5 reads as intended."""
 
 import io
 import tracemalloc

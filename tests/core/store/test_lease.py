@@ -1,4 +1,4 @@
-"""The lease on a shard: one owner at a time, free the moment its owner dies, replaced when another machine's owner is long silent."""
+"""The lease on a shard: one owner at a time, free when its owner dies, lost if an owner on another machine is silent for long."""
 
 import errno
 import fcntl
@@ -41,7 +41,7 @@ def _take(folder: Path) -> Lease:
 
 
 def _elsewhere(folder: Path, age_s: float, machine: str = "feedbeef") -> Path:
-    """Leave the lease as a process of another machine wrote it that was last heard of ``age_s`` ago."""
+    """Write the lease of a process on another machine that last touched it ``age_s`` ago."""
     path = folder / NAME
     path.write_text(json.dumps({"machine": machine, "host": "node7", "pid": 4711, "since": "2026-01-01T00:00:00Z"}))
     os.utime(path, (time.time() - age_s, time.time() - age_s))
@@ -252,7 +252,7 @@ def test_a_commit_checks_the_file_however_fresh_the_lease_is(tmp_path: Path, tak
 
 
 def _wait_for_beat(path: Path, timeout_s: float = 5.0) -> bool:
-    """Set the lease back to 1970 and say whether it is touched again."""
+    """Set the lease back to 1970 and return whether it is touched again."""
     os.utime(path, (0, 0))
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

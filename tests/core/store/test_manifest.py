@@ -1,4 +1,4 @@
-"""The manifest: one record a committed shard, differences by name, records of two processes at once, hostile files refused."""
+"""The manifest: one record per committed shard, differences by name, records of two processes at once, bad files refused."""
 
 import copy
 import json
@@ -78,12 +78,12 @@ def _record(shard: int, spec: ColumnSpec = SPEC) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A column's folder, not made yet."""
+    """A column's folder, which does not exist yet."""
     return tmp_path / "tokens" / "clip"
 
 
 def _opened(folder: Path, spec: ColumnSpec = SPEC, *, records: tuple[int, ...] = ()) -> Path:
-    """Begin a column with one shard file, so that its manifest binds."""
+    """Begin a column with one shard file, so that its settings are fixed."""
     open_manifest(folder, spec)
     (folder / f"{shard_name(0)}.partial").touch()
     for shard in records:

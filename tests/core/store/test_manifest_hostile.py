@@ -1,4 +1,4 @@
-"""A manifest may come from anywhere: what is not as lugpi writes it is refused, whether its own hash fits or not."""
+"""A manifest may come from anywhere: a malformed one is refused, whether its own hash matches or not."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _change(folder: Path, change: Change, *, seal: bool) -> None:
-    """Change the manifest's value; with ``seal``, as somebody does who knows how to hash it."""
+    """Change the manifest's value; with ``seal``, update its hash as an attacker would."""
     value = json.loads((folder / MANIFEST).read_text())
     change(value)
     if seal:
@@ -140,7 +140,7 @@ def _shard_placed(shard: int, **place: int) -> Change:
 
 
 def _of(what: str) -> Change:
-    """Rows under another name, as if their dataset were called so."""
+    """Rename the dataset of the rows in the manifest."""
 
     def change(value: dict[str, Any]) -> None:
         offsets = value["shards"]["0"]["offsets"]

@@ -1,4 +1,4 @@
-"""Tokens in eight bits: how far off they are, and that everybody who reads them gets the same ones."""
+"""Tokens in eight bits: their error, and that every reader gets the same values."""
 
 import numpy as np
 import pytest

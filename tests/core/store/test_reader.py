@@ -1,4 +1,4 @@
-"""The token store: what is written is what is read, by whoever reads it, and memory does not grow with it."""
+"""The reader: rows read back as they were written, by any number of readers, in constant memory."""
 
 import multiprocessing
 import pickle
@@ -31,7 +31,7 @@ def _spec(rows: int, shard_rows: int, name: str = "clip", row_shape: tuple[int, 
 
 
 def _stored(spec: ColumnSpec) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """The values of every row as they are stored and, for int8, the scales."""
+    """Return the stored values of every row and, for int8, the scales."""
     random = np.random.default_rng(spec.rows)
     if spec.dtype == "float16":
         return random.normal(size=(spec.rows, *spec.row_shape)).astype(np.float16), None
@@ -40,7 +40,7 @@ def _stored(spec: ColumnSpec) -> tuple[NDArray[Any], NDArray[np.float32] | None]
 
 
 def _filled(store: Path, spec: ColumnSpec, flagged: tuple[int, ...] = ()) -> NDArray[np.float16]:
-    """Fill a column and return its rows as a reader is to give them."""
+    """Fill a column and return its rows as a reader should return them."""
     (values, scales), column = _stored(spec), ColumnWriter(store, spec)
     flags = np.isin(np.arange(spec.rows), flagged).astype(np.uint8)
     for shard in range(spec.shards):

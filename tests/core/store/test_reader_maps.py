@@ -1,4 +1,4 @@
-"""What a reader shares with the page cache: views, tensors, rows asked for in advance; and that it holds nothing else."""
+"""What a reader shares with the page cache: views and prefetched rows; and that it holds nothing else."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ def _spec(rows: int, shard_rows: int, name: str = "clip", row_shape: tuple[int, 
 
 
 def _stored(spec: ColumnSpec) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """The values of every row as they are stored and, for int8, the scales."""
+    """Return the stored values of every row and, for int8, the scales."""
     random = np.random.default_rng(spec.rows)
     if spec.dtype == "float16":
         return random.normal(size=(spec.rows, *spec.row_shape)).astype(np.float16), None
@@ -41,7 +41,7 @@ def _stored(spec: ColumnSpec) -> tuple[NDArray[Any], NDArray[np.float32] | None]
 
 
 def _filled(store: Path, spec: ColumnSpec) -> NDArray[np.float16]:
-    """Fill a column and return its rows as a reader is to give them."""
+    """Fill a column and return its rows as a reader should return them."""
     (values, scales), column = _stored(spec), ColumnWriter(store, spec)
     flags = np.zeros(spec.rows, np.uint8)
     for shard in range(spec.shards):
@@ -58,7 +58,7 @@ def _rows(batches: list[list[int]]) -> list[int]:
 
 
 def _mapped_at(address: int) -> str:
-    """The path of the file whose pages lie at an address of this process."""
+    """Return the path of the file that is mapped at an address of this process."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, stop = (int(end, 16) for end in line.split()[0].split("-"))
         if start <= address < stop:
@@ -67,7 +67,7 @@ def _mapped_at(address: int) -> str:
 
 
 def _view(reader: ColumnReader, shard: int) -> NDArray[Any]:
-    """A shard's rows where they lie in the page cache."""
+    """Return a shard's rows in the page cache, without a copy."""
     return reader._mapped().view(reader.spec.what, shard)
 
 
@@ -141,7 +141,7 @@ def test_rows_of_any_size_and_offset_are_read(
 
 
 def _move(folder: Path, shard: int) -> None:
-    """Let a shard have its bytes 512 further on, as one that another version of HDF5 laid down may."""
+    """Shift a shard's bytes by 512, as in a file of another version of HDF5."""
     path, value = folder / f"shard-{shard:05d}.h5", json.loads((folder / "manifest.json").read_text())
     content = bytes(512) + path.read_bytes()
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Sealed files: any reader of HDF5 opens them, every bit of them is covered, and a forged seal asks for nothing."""
+"""Sealed files: HDF5 opens them, a hash covers every bit, and a forged seal allocates nothing."""
 
 import json
 from pathlib import Path

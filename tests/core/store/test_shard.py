@@ -1,4 +1,4 @@
-"""One shard: fixed structure, rows in place, a row counts only when its hash holds, damage is seen and what holds is carried over."""
+"""One shard: fixed structure, rows in place, a row is valid only if its hash matches, damage is found and valid rows are kept."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""One shard under faults: a full disk, short writes, failed syncs, damaged files; what holds is carried over."""
+"""One shard under faults: a full disk, short writes, failed syncs, damaged files; valid rows are kept."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Shards changed at random, each with a manifest made to match: a reader reads them or refuses them, and lives."""
+"""Randomly mutated shards with a matching manifest: a reader reads or refuses them, and survives."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from tests.support.foreign_shards import LAYOUT, SPEC, in_a_child, offsets_of, p
 
 
 def _mutated(content: bytes, chance: random.Random) -> bytes:
-    """One of the ways in which a file is changed by accident or by a fuzzer."""
+    """Return the content changed in one of the ways of accidents and fuzzers."""
     size, place = len(content), chance.randrange(len(content))
     count = min(chance.choice([1, 2, 4, 8, 64, 512]), size - place)
     changed = bytearray(content)
@@ -43,7 +43,7 @@ def _mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 def open_mutations(folder: str, source: str, count: str) -> None:
-    """In a child: change the shard in ``count`` ways, each with a manifest that fits, and count what a reader makes of them."""
+    """In a child: mutate the shard in ``count`` ways, each with a matching manifest, and count what a reader does with them."""
     content, offsets, places = Path(source).read_bytes(), offsets_of(Path(source)), []
     counted = {"refused by its manifest": 0, "refused": 0, "died": 0, "read": 0}
     for number in range(int(count)):

@@ -1,4 +1,4 @@
-"""Mishaps after which rows must still be there: another version of HDF5, sectors that cannot be read, files that change under a reader."""
+"""Mishaps that valid rows must survive: another version of HDF5, unreadable sectors, files that change under a reader."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ SHARD = "shard-00000.h5"
 
 @contextmanager
 def another_hdf5(alignment: int) -> Iterator[None]:
-    """Within, shards are laid down with their datasets elsewhere, as another version of HDF5 may do."""
+    """Within the block, shards are written with other offsets, as another version of HDF5 may do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout_module, "ALIGNMENT_BYTES", alignment)
         structure.cache_clear()
@@ -33,7 +33,7 @@ def another_hdf5(alignment: int) -> Iterator[None]:
 
 @pytest.fixture(params=[1, 2048], ids=["unaligned", "aligned otherwise"])
 def foreign(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A store that another version of HDF5 laid down."""
+    """A store written by another version of HDF5."""
     with another_hdf5(request.param):
         filled(tmp_path)
     return tmp_path
@@ -88,7 +88,7 @@ def test_a_reader_refuses_a_shard_that_was_cut_after_the_check(tmp_path: Path) -
 
 @contextmanager
 def bad_sector(path: Path, offset: int) -> Iterator[None]:
-    """Within, the disk gives nothing of ``path`` around a byte, however often it is asked."""
+    """Within the block, the disk cannot read ``path`` around a byte."""
     number, pread = path.stat().st_ino, os.pread
 
     def reading(descriptor: int, count: int, start: int) -> bytes:

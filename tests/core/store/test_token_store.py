@@ -58,7 +58,7 @@ FIRST = np.array([4, 0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 4])
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, NDArray[Any]]]:
-    """A store with one image per text: two columns of tokens, latents, and a column that is not complete."""
+    """A store with one image per text: two columns of tokens, latents, and an incomplete column."""
     store = tmp_path_factory.mktemp("one") / "tokens"
     _examples(store, FIRST[:, None])
     values = {"clip": _fill(store, "clip", 11, flagged=(5,)), "eight": _fill(store, "eight", 11, dtype="int8")}

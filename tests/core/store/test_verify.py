@@ -1,4 +1,4 @@
-"""Verify names what does not hold by the numbers of its drawings, and nothing else; what is taken back keeps every row that holds."""
+"""Verify names exactly the bad rows by their numbers; shards taken back keep every valid row."""
 
 import hashlib
 import json
@@ -175,7 +175,7 @@ def test_a_shallow_check_names_flagged_rows(store: Path) -> None:
 
 
 def _rewrite(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest of clip, and its hash with it."""
+    """Change the manifest of clip and update its hash."""
     path = store / "clip" / MANIFEST
     value = json.loads(path.read_text())
     del value["xxh3_128"]
@@ -264,7 +264,7 @@ def test_every_finding_is_reported_and_none_hides_another(store: Path) -> None:
 
 
 def _laid_down_otherwise(store: Path, change: Callable[[h5py.File], object] = lambda file: None) -> None:
-    """Put shard 1 of clip into a file as another version of HDF5 would write it, with a record that fits."""
+    """Write shard 1 of clip as another version of HDF5 would, with a matching record."""
     path = store / "clip" / shard_name(1)
     with h5py.File(path, "r") as file:
         values, attributes = {name: file[name][:] for name in file}, dict(file.attrs)

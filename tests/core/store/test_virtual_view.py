@@ -1,4 +1,4 @@
-"""tokens.h5: the whole cache through one file, from anywhere, with h5py alone."""
+"""tokens.h5: the whole store through one file, from any folder, with h5py alone."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Filling a column: shards claimed, written, made final, taken back; alone and beside others."""
+"""Filling a column: shards claimed, written, made final, taken back; alone and next to other processes."""
 
 import errno
 import hashlib

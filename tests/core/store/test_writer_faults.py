@@ -1,68 +1,73 @@
-"""Filling a column under faults: killed at any moment and continued, files gone, cut, swapped or recorded without being there."""
+"""Filling a column under faults: killed at any moment and resumed; files removed, cut, swapped or recorded but missing."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
+from lugpi_core.store import writer as store_writer
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import ColumnSpec, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
-from tests.support.checkout import ROOT
 
 SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
 
-# Fills the column row by row; dies at the n-th call of the named function, before (0) or after (1) it.
-FILL = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from lugpi_core.store import writer as store_writer
-from lugpi_core.store.manifest import ColumnSpec
 
-def dying(function, calls):
-    left = [calls]
-    def call(*arguments, **named):
-        left[0] -= 1
-        if left[0] == 0 and not after:
+def _rows() -> NDArray[np.float16]:
+    return np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
+
+
+def _dying(function: Callable[..., Any], calls: int, after: bool) -> Callable[..., Any]:
+    """Return the function, but kill this process at its n-th call, before or after it."""
+    calls_left = calls
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls_left
+        calls_left -= 1
+        if calls_left == 0 and not after:
             os.kill(os.getpid(), signal.SIGKILL)
         value = function(*arguments, **named)
-        if left[0] == 0:
+        if calls_left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return value
+
     return call
 
-store, point, calls, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-spec = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
-values = np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
-column = store_writer.ColumnWriter(store, spec)
-if point != "none":  # the column's own files exist; from here on shards are written
-    owner = store_writer if point in ("create_shard", "add_records") else os
-    setattr(owner, point, dying(getattr(owner, point), calls))
-for number in range(spec.shards):
-    writer = column.claim(number)
-    if writer is None:
-        continue
-    for row in np.flatnonzero(~writer.valid):
-        r = writer.layout.first_row + row
-        writer.write(int(row), values[r : r + 1], np.array([r == 5], np.uint8))
-    column.commit(number, writer)
-"""
+
+def _fill_rows(store: Path, point: str | None, calls: int, after: bool) -> None:
+    column, values = ColumnWriter(store, SPEC), _rows()
+    if point is not None:  # the column's own files exist; from here on shards are written
+        owner = store_writer if point in ("create_shard", "add_records") else os
+        setattr(owner, point, _dying(getattr(owner, point), calls, after))
+    for shard in range(SPEC.shards):
+        writer = column.claim(shard)
+        if writer is None:
+            continue
+        for row in np.flatnonzero(~writer.valid):
+            number = writer.layout.first_row + row
+            writer.write(int(row), values[number : number + 1], np.array([number == 5], np.uint8))
+        column.commit(shard, writer)
 
 
-def _fill(store: Path, point: str = "none", calls: int = 0, after: bool = False) -> int:
-    arguments = [sys.executable, "-c", FILL, str(store), point, str(calls), str(int(after))]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+def _fill(store: Path, point: str | None = None, calls: int = 0, after: bool = False) -> int:
+    """Fill the column row by row; with ``point``, in a child that dies at the n-th call of that function. Return the exit code."""
+    if point is None:
+        _fill_rows(store, None, 0, False)
+        return 0
+    child = multiprocessing.get_context("fork").Process(target=_fill_rows, args=(store, point, calls, after))
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode
 
 
 def _contents(store: Path) -> dict[str, bytes]:
@@ -83,10 +88,6 @@ def store(tmp_path: Path, undisturbed: dict[str, bytes]) -> Path:
     for name, content in undisturbed.items():
         (tmp_path / "clip" / name).write_bytes(content)
     return tmp_path
-
-
-def _rows() -> NDArray[np.float16]:
-    return np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
 
 
 def _claimed(column: ColumnWriter, shard: int) -> ShardWriter:

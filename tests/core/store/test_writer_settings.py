@@ -1,4 +1,4 @@
-"""A column belongs to the settings that began it: all others are refused, with the fields that differ, and leave it as it is."""
+"""A column belongs to the settings that began it: other settings are refused, the differing fields are named, nothing changes."""
 
 import copy
 import re
@@ -52,7 +52,7 @@ def test_of_two_settings_for_an_empty_column_one_is_refused(tmp_path: Path) -> N
 
 
 def _others(value: Any) -> Iterator[Any]:
-    """Yield values that are not the same as ``value``, some of them nearly."""
+    """Yield values that differ from ``value``, some of them slightly."""
     yield f"{value}"[::-1] + "x"
     yield {"within": value}
     if isinstance(value, bool):
