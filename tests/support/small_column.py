@@ -13,26 +13,31 @@ SPEC = ColumnSpec(name="clip", what="tokens", rows=7, row_shape=(2, 3), shard_ro
 
 
 def token_rows() -> NDArray[np.float16]:
+    """Return the tokens of all rows."""
     return np.random.default_rng(0).normal(size=(7, 2, 3)).astype(np.float16)
 
 
 def claimed(column: ColumnWriter, shard: int) -> ShardWriter:
+    """Claim a shard that is free."""
     writer = column.claim(shard)
     assert writer is not None
     return writer
 
 
 def write_all(writer: ShardWriter) -> ShardWriter:
+    """Write all rows of a shard."""
     layout = writer.layout
     writer.write(0, token_rows()[layout.first_row : layout.first_row + layout.rows], np.zeros(layout.rows, np.uint8))
     return writer
 
 
 def commit_shard(column: ColumnWriter, shard: int) -> None:
+    """Claim, write and commit a shard."""
     column.commit(shard, write_all(claimed(column, shard)))
 
 
 def filled(store: Path, spec: ColumnSpec = SPEC) -> ColumnWriter:
+    """Return a column with all shards committed."""
     column = ColumnWriter(store, spec)
     for shard in range(spec.shards):
         commit_shard(column, shard)
@@ -40,8 +45,10 @@ def filled(store: Path, spec: ColumnSpec = SPEC) -> ColumnWriter:
 
 
 def state_of(store: Path) -> dict[str, bytes]:
+    """Return the content of every file but the locks."""
     return {str(path): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file() and path.name != ".lock"}
 
 
 def names_in(store: Path) -> list[str]:
+    """Return the names of the files of the column."""
     return sorted(path.name for path in (store / "clip").iterdir() if path.name != ".lock")

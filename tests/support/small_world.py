@@ -18,14 +18,14 @@ def synset(identity: str, words: tuple[str, ...], gloss: str, *hypernyms: str, t
 
 def small_synsets() -> dict[str, Synset]:
     """Return a root, two kinds, four things of each kind, and four kinds of each thing."""
-    found = [synset("thing", ("thing",), "anything at all")]
+    synsets = [synset("thing", ("thing",), "anything at all")]
     for kind in KINDS:
-        found.append(synset(kind, (kind,), f"any {kind} at all", "thing"))
+        synsets.append(synset(kind, (kind,), f"any {kind} at all", "thing"))
         for number in range(4):
             name = f"{kind}{'abcd'[number]}"
-            found.append(synset(name, (name, f"common {name}"), f"the {kind} number {number} of them", kind))
-            found += [synset(f"{name}.{n}", (f"{name} {n}",), f"a {name} that is {n} times as large", name) for n in range(4)]
-    return {one.id: one for one in found}
+            synsets.append(synset(name, (name, f"common {name}"), f"the {kind} number {number} of them", kind))
+            synsets += [synset(f"{name}.{n}", (f"{name} {n}",), f"a {name} that is {n} times as large", name) for n in range(4)]
+    return {each.id: each for each in synsets}
 
 
 def small_emoji() -> tuple[list[Emoji], np.ndarray]:
@@ -48,8 +48,8 @@ def small_world(*, held: tuple[str, ...] = ()) -> World:
     dev = {f"dev{n}": (f"an unseen {KINDS[n % 2]} of sort {n}", ("animal", "food")[n % 2]) for n in range(8)}
     emoji, pictures = small_emoji()
     kept = {
-        identity: synset(identity, one.words, one.gloss, *(up for up in one.hypernyms if up not in held), topic=one.topic)
-        for identity, one in synsets.items()
+        identity: synset(identity, each.words, each.gloss, *(up for up in each.hypernyms if up not in held), topic=each.topic)
+        for identity, each in synsets.items()
         if identity not in held
     }
     return make_world(emoji, pictures, kept, HeldOut(demo=frozenset(held), dev=dev, glosses=texts))
