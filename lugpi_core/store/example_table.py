@@ -120,7 +120,7 @@ def read_stored_examples(store: Path) -> StoredExamples:
 
 def _read(store: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if not (store / EXAMPLES).is_file():
-        raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
+        raise InputError(got=f"no token store in {store}", expected="one that featurize wrote", do="run python -m featurize first")
     about, arrays = read_sealed(store / EXAMPLES)
     # A single image per text needs no second array.
     arrays.setdefault("drawings", np.atleast_1d(arrays.get("drawing", np.zeros(0)))[:, None])

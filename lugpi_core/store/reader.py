@@ -162,7 +162,7 @@ def _refuse_missing(folder: Path, rows: int, shards: int, records: dict[int, Rec
 
 def _no_column(store: Path, column: str) -> InputError:
     if not columns_of(store):
-        return InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
+        return InputError(got=f"no token store in {store}", expected="one that featurize wrote", do="run python -m featurize first")
     if names := token_columns_of(store):
         return InputError(
             got=f"no column {column!r} in {store}",

@@ -64,7 +64,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             raise ValueError("its content differs from its hash")
         arrays = {name: _array(data, *place) for name, place in seal.pop("datasets").items()}
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(got=f"no file {path}", expected="one that featurize made", do="run python -m featurize first") from None
+        raise InputError(got=f"no file {path}", expected="one that featurize wrote", do="run python -m featurize first") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(
             got=f"{path} ({str(error)[:100]})", expected="the file as lugpi wrote it", do="run the same featurize command again"

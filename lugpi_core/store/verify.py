@@ -66,7 +66,7 @@ def check_store(store: Path, *, deep: bool) -> list[Finding]:
     """
     folders = column_folders(store)
     if not folders:
-        raise InputError(got=f"no token store in {store}", expected="one that featurize made", do="run python -m featurize first")
+        raise InputError(got=f"no token store in {store}", expected="one that featurize wrote", do="run python -m featurize first")
     findings = [finding for folder in folders for finding in check_column(folder, deep=deep)]
     return findings + _check_small_files(store, columns_are_valid=not any(finding.kind != "flagged" for finding in findings))
 
