@@ -122,7 +122,7 @@ class Finding:
         outcome = {
             "better": f"better than {reference} {by}",
             "worse": f"worse than {reference} {by}",
-            "not shown": f"no significant difference to {reference}",
+            "not shown": f"no significant difference from {reference}",
         }[self.outcome]
         p = p_text(self.holm_p)
         low, high = map(points, self.comparison.interval)

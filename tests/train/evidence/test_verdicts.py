@@ -64,7 +64,7 @@ def test_an_interval_over_seeds_with_0_is_no_significant_difference(low: float, 
     test = Finding(row="teacher-clip-demo", reference="baseline", comparison=comparison, holm_p=0.001)
     assert test.outcome == "not shown"
     assert str(verdict(ROWS["teacher-clip-demo"], test, None)) == (
-        "teacher-clip-demo: no significant difference to the baseline (p = 0.001, 95 % CI -3.00 to +3.00 points)."
+        "teacher-clip-demo: no significant difference from the baseline (p = 0.001, 95 % CI -3.00 to +3.00 points)."
     )
 
 
