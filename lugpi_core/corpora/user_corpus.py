@@ -239,7 +239,7 @@ def _labels(tables: Sequence[Table], column: str) -> _Labels:
 
 def _label_names(table: Table, column: str) -> list[str]:
     values = table.columns[column]
-    names = [_label_name(value, table.classes) for value in values]
+    names = [label_name(value, table.classes) for value in values]
     bad = [row for row, name in enumerate(names) if name is None]
     if bad:
         raise InputError(
@@ -250,7 +250,8 @@ def _label_names(table: Table, column: str) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def _label_name(value: object, classes: tuple[str, ...] | None) -> str | None:
+def label_name(value: object, classes: tuple[str, ...] | None = None) -> str | None:
+    """Return the class name of a label as a file has it, or None if it is missing or no class."""
     match value:
         case int() if classes is not None:
             return classes[value] if 0 <= value < len(classes) else None  # the hub writes -1 for "not labelled"

@@ -1,6 +1,6 @@
-"""Image tokens while a model trains: read from the device, from page-locked memory, or from the disk's page cache.
+"""Image tokens during training: read from the device, from page-locked memory, or from the disk's page cache.
 
-Shapes: M drawings, B examples, T image tokens, I width of the image tokens.
+Shapes: M images, B examples, T image tokens, I width of the image tokens.
 """
 
 import os
@@ -24,18 +24,18 @@ from lugpi_core.store.quantize import dequantize
 from lugpi_core.store.reader import ColumnReader, Rows, token_columns_of
 from train.options.settings import TokensOn
 
-# What the CUDA context, cuBLAS and fragmentation are given beside what is counted.
+# For the CUDA context, cuBLAS and fragmentation, which the estimate does not include.
 RESERVE_BYTES = 2 << 30
 _TORCH_DTYPES = {"float16": torch.float16, "int8": torch.int8, "float32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTokens:
-    """The cached tokens of every example's drawings. Holds memory maps, not rows.
+    """The cached tokens of every example's images. Holds memory maps, not rows.
 
     Attributes:
         reader: the column.
-        drawings: int64 [N, K], the rows of each example's drawings.
+        drawings: int64 [N, K], the rows of each example's images.
     """
 
     reader: ColumnReader
@@ -52,23 +52,23 @@ class ImageTokens:
         return len(self.reader) * self.reader.row_bytes
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the column's fingerprint, and which of its rows failed: they are read as blank until they are repaired."""
+        """Return the column's fingerprint, and which of its rows failed: these are read as blank until they are repaired."""
         failed = {"failed_rows": digest(sorted(int(row) for row in self.reader.flagged))} if len(self.reader.flagged) else {}
         return {**self.reader.spec.fingerprint, **failed}
 
 
 class TokenSource(Protocol):
-    """Where a training step gets its image tokens from."""
+    """Where a training step reads its image tokens."""
 
     @property
     def place(self) -> str:
         """``device``, ``pinned``, ``disk`` or ``nowhere``."""
 
     def gather(self, drawings: NDArray[np.int64]) -> torch.Tensor:
-        """Return float16 [B, T, I] on the training's device for rows of the column."""
+        """Return float16 [B, T, I] on the training device for rows of the column."""
 
     def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
-        """Yield the batches in order, the tokens of those that follow being fetched meanwhile where that helps."""
+        """Yield the batches in order, prefetching the tokens of the following ones if that helps."""
 
 
 def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageTokens:
@@ -80,7 +80,7 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
     table = read_example_table(store, corpus)
     found = token_columns_of(store)
     if column is None and len(found) > 1:
-        raise InputError(got=f"a store with {', '.join(found)}", expected="one of them", do="say which with --image-tokens")
+        raise InputError(got=f"a store with {', '.join(found)}", expected="one of them", do="name it with --image-tokens")
     if column == LATENTS:
         raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(found)}", do="choose one of them")
     reader = ColumnReader(store, column or "".join(found))
@@ -89,31 +89,31 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
         raise InputError(
             got=f"{store / reader.spec.name} with {len(reader)} rows of shape {reader.spec.row_shape}",
             expected=f"{last + 1} rows of shape (T, D)",
-            do="make the column again for this corpus",
+            do="run featurize again for this corpus",
         )
     return ImageTokens(reader=reader, drawings=table.drawings)
 
 
 def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device, training_bytes: int) -> TokenSource:
-    """Return the tokens where they are to be read from.
+    """Return a source of the tokens in the chosen place.
 
-    ``auto`` on CUDA takes the device when all rows fit into what ``training_bytes`` and a reserve leave free, else page-locked memory when
-    they fit into half of the host's free memory, else the disk. On the CPU it takes the disk: the page cache is memory already.
+    ``auto`` on CUDA takes the device if all rows fit into what ``training_bytes`` and a reserve leave free, else page-locked memory if they
+    fit into half of the host's free memory, else the disk. On the CPU it takes the disk: the page cache is in memory already.
     """
     if choice == "auto":
-        # Every process of this machine holds all of them, and torch takes page-locked memory by powers of two.
+        # Every process of this machine holds all rows, and torch allocates page-locked memory in powers of two.
         host_bytes = host_available_bytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         host_bytes = 1 << host_bytes.bit_length() - 1 if host_bytes else 0
         choice = choose_place(tokens.stored_bytes, _free_bytes(device) - training_bytes - RESERVE_BYTES, host_bytes, device.type)
     if choice == "pinned" and device.type != "cuda":
-        say("warning: --tokens-on pinned has no effect without CUDA but to keep the tokens in memory")
+        say("warning: --tokens-on pinned only keeps the tokens in memory without CUDA")
     source = DiskTokens(tokens, device) if choice == "disk" else ResidentTokens(tokens, device, choice)
     say(f"image tokens: {tokens.stored_bytes / 1e9:.2f} GB, read from {source.place}")
     return source
 
 
 def choose_place(tokens_bytes: int, device_bytes: int, host_bytes: int, device_type: str) -> Literal["device", "pinned", "disk"]:
-    """Return the nearest place that has room for all tokens; on the CPU the disk."""
+    """Return the fastest place with room for all tokens; on the CPU the disk."""
     if device_type == "cpu":
         return "disk"
     if tokens_bytes <= device_bytes:
@@ -122,7 +122,7 @@ def choose_place(tokens_bytes: int, device_bytes: int, host_bytes: int, device_t
 
 
 class DiskTokens:
-    """Reads each batch from the page cache into a fresh buffer, page-locked where the device is CUDA. Holds nothing but the memory maps."""
+    """Reads each batch from the page cache into a new buffer, page-locked if the device is CUDA. Holds only the memory maps."""
 
     place = "disk"
 
@@ -133,19 +133,19 @@ class DiskTokens:
         """Return float16 [B, T, I] on the device."""
         reader = self._reader
         if self._device.type != "cuda":
-            return _exact(reader, {name: torch.from_numpy(values) for name, values in reader.gather_stored(drawings).items()})
-        # torch keeps a page-locked buffer from being handed out again before the copy from it is done.
+            return _dequantized(reader, {name: torch.from_numpy(values) for name, values in reader.gather_stored(drawings).items()})
+        # torch does not reuse a page-locked buffer before the copy from it is done.
         buffers = _buffers(reader, len(drawings), pinned=True)
         reader.gather_stored(drawings, {name: buffer.numpy() for name, buffer in buffers.items()})
-        return _exact(reader, {name: buffer.to(self._device, non_blocking=True) for name, buffer in buffers.items()})
+        return _dequantized(reader, {name: buffer.to(self._device, non_blocking=True) for name, buffer in buffers.items()})
 
     def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
-        """Yield the batches while the system fetches the rows of the next ones."""
+        """Yield the batches while the operating system prefetches the rows of the next ones."""
         return self._reader.ahead(batches)
 
 
 class ResidentTokens:
-    """Holds every row, as stored, in the device's memory or in the host's (page-locked where the device is CUDA)."""
+    """Holds every row, as stored, in the memory of the device or of the host (page-locked if the device is CUDA)."""
 
     def __init__(self, tokens: ImageTokens, device: torch.device, place: Literal["device", "pinned"]) -> None:
         self.place = place
@@ -161,18 +161,18 @@ class ResidentTokens:
     def gather(self, drawings: NDArray[np.int64]) -> torch.Tensor:
         """Return float16 [B, T, I] on the device."""
         if self.place == "pinned" and self._device.type == "cuda":
-            return _exact(self._reader, {name: self._copied(values, drawings.tolist()) for name, values in self._rows.items()})
+            return _dequantized(self._reader, {name: self._copied(values, drawings.tolist()) for name, values in self._rows.items()})
         where = torch.from_numpy(drawings)
         if self.place == "device" and self._device.type == "cuda":
             where = where.pin_memory().to(self._device, non_blocking=True)
-        return _exact(self._reader, {name: values.index_select(0, where).to(self._device) for name, values in self._rows.items()})
+        return _dequantized(self._reader, {name: values.index_select(0, where).to(self._device) for name, values in self._rows.items()})
 
     def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
-        """Yield the batches: every row is there already."""
+        """Yield the batches: all rows are in memory already."""
         return iter(batches)
 
     def _copied(self, values: torch.Tensor, drawings: list[int]) -> torch.Tensor:
-        # Straight from page-locked rows that never change: no gathering on the host, and no waiting.
+        # Directly from page-locked rows that never change: no gathering on the host, and no synchronization.
         copied = torch.empty((len(drawings), *values.shape[1:]), dtype=values.dtype, device=self._device)
         for n, drawing in enumerate(drawings):
             copied[n].copy_(values[drawing], non_blocking=True)
@@ -180,24 +180,24 @@ class ResidentTokens:
 
 
 def training_bytes(config: Any, *, weights: int, batch_size: int, positions: int, state_bytes: int) -> int:
-    """Return about how much memory training takes beside the weights: gradients, the optimizer's state, activations.
+    """Return an upper estimate of the memory that training takes in addition to the weights: gradients, optimizer state, activations.
 
     Activations of a transformer layer take ``B·S·(34·D + 5·A·S)`` bytes in half precision (Korthikanti et al. 2022, arXiv 2205.05198,
-    eq. 1) for S positions, width D and A heads; taken twice, for what is kept in float32, and for every layer. An estimate from above.
+    eq. 1) for S positions, width D and A heads; doubled, because some are kept in float32, and summed over the layers.
 
     Args:
         config: the text encoder's configuration.
-        weights: how many are trained.
+        weights: the number of trained weights.
         batch_size: B.
         positions: S, text and image tokens together.
-        state_bytes: the optimizer's bytes a weight (8 for AdamW, 2 for 8-bit AdamW).
+        state_bytes: the optimizer's bytes per weight (8 for AdamW, 2 for 8-bit AdamW).
     """
     layers = int(config.num_hidden_layers) + 1  # the fusion block too
     in_a_layer = batch_size * positions * (34 * int(config.hidden_size) + 5 * int(config.num_attention_heads) * positions)
     return weights * (4 + state_bytes) + 2 * layers * in_a_layer
 
 
-def _exact(reader: ColumnReader, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+def _dequantized(reader: ColumnReader, stored: dict[str, torch.Tensor]) -> torch.Tensor:
     values = stored[reader.spec.what]
     return dequantize(values, stored[SCALE]) if SCALE in stored else values
 

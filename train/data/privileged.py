@@ -1,9 +1,9 @@
-"""What a model sees of each example beside its text: its own pictures, or, as a control, those of others, blank ones or none.
+"""The privileged information of each example: its own images, or, as a control, those of other examples, blank ones or none.
 
-The controls keep everything else: teacher, head, schedule, length of the sequence. What a teacher gains with pictures that are not its
-examples', it does not gain from seeing.
+The controls keep everything else: teacher, head, schedule, sequence length. A gain that a teacher also has with other examples' images does
+not come from image content.
 
-Shapes: N examples, K drawings each, B in a batch, T image tokens, I width of the image tokens.
+Shapes: N examples, K images each, B in a batch, T image tokens, I width of the image tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ class Pictures:
     """The image tokens of each example.
 
     Args:
-        source: where they are read from.
-        drawings: int64 [N, K], the rows of each example's drawings in the source.
-        seed: decides which of K drawings an epoch shows.
+        source: where they are read.
+        drawings: int64 [N, K], the rows of each example's images in the source.
+        seed: decides which of K images an epoch reads.
     """
 
     def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], seed: int) -> None:
@@ -32,16 +32,16 @@ class Pictures:
         self._of_epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def gather(self, rows: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
-        """Return float16 [B, T, I] on the training's device: of K drawings the one of that epoch, or the first when None."""
-        return self.source.gather(self._shown(epoch)[rows])
+        """Return float16 [B, T, I] on the training device: of K images the one of that epoch, or the first if None."""
+        return self.source.gather(self._chosen(epoch)[rows])
 
     def ahead(self, batches: Sequence[NDArray[np.int64]], epoch: int | None) -> Iterator[NDArray[np.int64]]:
-        """Yield the batches in order, the tokens of those that follow being fetched meanwhile where that helps."""
-        shown = self._shown(epoch)
-        for rows, _ in zip(batches, self.source.ahead([shown[rows] for rows in batches]), strict=True):
+        """Yield the batches in order, prefetching the tokens of the following ones if that helps."""
+        chosen = self._chosen(epoch)
+        for rows, _ in zip(batches, self.source.ahead([chosen[rows] for rows in batches]), strict=True):
             yield rows
 
-    def _shown(self, epoch: int | None) -> NDArray[np.int64]:
+    def _chosen(self, epoch: int | None) -> NDArray[np.int64]:
         if epoch is None or self.drawings.shape[1] == 1:
             return self.drawings[:, 0]
         if self._of_epoch is None or self._of_epoch[0] != epoch:
@@ -50,18 +50,18 @@ class Pictures:
 
 
 def one_of_each(drawings_NK: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return one drawing of every example, int64 [N], drawn anew for every epoch from seed and epoch alone."""
+    """Return one image of every example, int64 [N], chosen at random from seed and epoch alone."""
     examples, several = drawings_NK.shape
-    chosen = np.random.default_rng([seed, epoch]).integers(several, size=examples)
-    shown: NDArray[np.int64] = drawings_NK[np.arange(examples), chosen]
-    return shown
+    number = np.random.default_rng([seed, epoch]).integers(several, size=examples)
+    chosen: NDArray[np.int64] = drawings_NK[np.arange(examples), number]
+    return chosen
 
 
 def of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return the drawings of the examples in another order, int64 [N, K], so that no example keeps its own as long as that can be had.
+    """Return the images of the examples in another order, int64 [N, K]; no example keeps its own image whenever that is possible.
 
-    Examples are shuffled one by one, not drawing by drawing: where many share one drawing, as in the CWI corpora, a drawing that always
-    stood for the same other one would still tell them apart.
+    Examples are shuffled, not images: if many examples share one image, as in the CWI corpora, a fixed replacement of each image would
+    still identify them.
     """
     generator = np.random.default_rng([seed, 1])  # not the permutation by which corpora are split
     own = drawings_NK[:, 0]
@@ -71,7 +71,7 @@ def of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
         if not len(kept):
             break
         for row, other in zip(kept, generator.integers(len(own), size=len(kept)), strict=True):
-            # Only where the other example does not get its own back.
+            # Only if the other example does not get its own image.
             if own[order[row]] == own[row] and own[order[other]] != own[row] and own[order[row]] != own[other]:
                 order[[row, other]] = order[[other, row]]
     else:
@@ -80,8 +80,8 @@ def of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def _rotated(own_N: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return an order in which no example keeps its drawing as long as none belongs to more than half of them: all rows by their drawings,
-    in random order among equals, moved on by as many as share the most frequent one."""
+    """Return an order in which no example keeps its image, provided that no image belongs to more than half of them: the rows sorted by
+    image, in random order within each, rotated by the count of the most frequent image."""
     shuffled = generator.permutation(len(own_N))
     by_drawing = shuffled[np.argsort(own_N[shuffled], kind="stable")]
     order = np.empty_like(by_drawing)
@@ -90,7 +90,7 @@ def _rotated(own_N: NDArray[np.int64], generator: np.random.Generator) -> NDArra
 
 
 class BlankTokens:
-    """Tokens that say nothing: nought, in the shape of the real ones. Holds nothing."""
+    """Tokens without information: zeros in the shape of the real ones. Holds nothing."""
 
     place = "nowhere"
 
@@ -102,5 +102,5 @@ class BlankTokens:
         return torch.zeros((len(drawings), *self._row_shape), dtype=torch.float16, device=self._device)
 
     def ahead(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
-        """Yield the batches: there is nothing to fetch."""
+        """Yield the batches: there is nothing to read."""
         return iter(batches)

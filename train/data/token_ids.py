@@ -1,9 +1,10 @@
-"""The token ids of every text, one text after another: made once, kept on disk, and on the device while a model trains.
+"""The token ids of all texts, concatenated: computed once, kept on disk, and on the device during training.
 
 Shapes: N texts, B of them in a batch, L tokens of the longest in it, S tokens of all.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,22 @@ from lugpi_core.fingerprint import digest
 from train.data.text_model import TextModel
 
 FOLDER = "token-ids"
-_AT_ONCE = 4096
-# One entry of metadata, for safetensors writes several in no fixed order.
+_TEXTS_AT_ONCE = 4096
+# A single entry of metadata: safetensors writes several in no fixed order.
 _ABOUT = "about"
 
 
 class TokenIds:
     """Token ids, special tokens included, without padding.
 
-    Holds 4 bytes a token on ``device``, and the lengths there and on the host: how long a batch is, is known without asking the device.
+    Holds 4 bytes per token on ``device``, and the lengths there and on the host, so that the length of a batch is known without
+    synchronizing.
 
     Args:
-        flat_S: int32, every text's ids behind those of the one before.
-        lengths_N: int64, how many are each text's.
-        pad: what stands behind a text that is shorter than the longest of its batch.
-        device: where batches are made.
+        flat_S: int32, the ids of all texts, concatenated.
+        lengths_N: int64, the number of ids of each text.
+        pad: the id that fills up texts shorter than the longest of their batch.
+        device: where the batches are created.
     """
 
     def __init__(self, flat_S: torch.Tensor, lengths_N: NDArray[np.int64], *, pad: int, device: torch.device) -> None:
@@ -43,7 +45,7 @@ class TokenIds:
         self._places_L = torch.arange(int(lengths_N.max(initial=0)), device=device)
 
     def padded(self, rows: NDArray[np.int64], rows_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``input_ids`` and ``attention_mask``, int64 [B, L], padded on the right to the longest; no mask where all are as long.
+        """Return ``input_ids`` and ``attention_mask``, int64 [B, L], padded on the right to the longest; no mask if none is padded.
 
         Args:
             rows: the texts.
@@ -63,38 +65,38 @@ class TokenIds:
 def token_ids(text_model: TextModel, corpus: Corpus, run: Path) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """Return the token ids of a corpus's texts as ``TokenIds`` takes them: int32 [S], and int64 [N] lengths of ``max_length`` at most.
 
-    Tokenised once: they are kept in ``run`` under a name that follows from texts, tokenizer and length, and a file that does not hold is
-    made again.
+    They are kept in ``run`` under a name that follows from texts, tokenizer and length; a damaged file is replaced.
     """
-    made_from = {
+    fingerprint = {
         "corpus": corpus.fingerprint(),
         "separator": corpus.separator,
         "text_model": text_model.weights_hash,
         "max_length": text_model.max_length,
     }
-    path = run / FOLDER / f"{digest(made_from)}.safetensors"
-    found = _kept(path)
-    if found is None:
-        found = _tokenised(text_model, corpus)
+    path = run / FOLDER / f"{digest(fingerprint)}.safetensors"
+    ids = _read(path)
+    if ids is None:
+        texts = [example.text for example in corpus.examples]
+        separator = text_model.tokenizer.sep_token
+        if corpus.separator and separator and separator != corpus.separator:
+            texts = [text.replace(corpus.separator, separator) for text in texts]
+        ids = tokenize(text_model, texts)
         make_folder(path.parent)
-        _keep(path, *found)
-    return found
+        _write(path, *ids)
+    return ids
 
 
-def _tokenised(text_model: TextModel, corpus: Corpus) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    texts = [example.text for example in corpus.examples]
-    own = text_model.tokenizer.sep_token
-    if corpus.separator and own and own != corpus.separator:
-        texts = [text.replace(corpus.separator, own) for text in texts]
-    parts, lengths = [], []
-    for start in range(0, len(texts), _AT_ONCE):
-        for one in text_model.tokenizer(texts[start : start + _AT_ONCE], truncation=True, max_length=text_model.max_length)["input_ids"]:
-            parts.append(np.asarray(one, np.int32))
-            lengths.append(len(one))
-    return torch.from_numpy(np.concatenate(parts)), np.asarray(lengths, np.int64)
+def tokenize(text_model: TextModel, texts: Sequence[str]) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Return the token ids of the texts, concatenated, int32 [S], and their lengths, int64 [N], ``max_length`` at most."""
+    parts: list[NDArray[np.int32]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = list(texts[start : start + _TEXTS_AT_ONCE])
+        ids = text_model.tokenizer(some, truncation=True, max_length=text_model.max_length)["input_ids"]
+        parts += [np.asarray(of_text, np.int32) for of_text in ids]
+    return torch.from_numpy(np.concatenate(parts)), np.asarray([len(part) for part in parts], np.int64)
 
 
-def _keep(path: Path, flat_S: torch.Tensor, lengths_N: NDArray[np.int64]) -> None:
+def _write(path: Path, flat_S: torch.Tensor, lengths_N: NDArray[np.int64]) -> None:
     from safetensors.torch import save_file
 
     tensors = {"ids": flat_S, "lengths": torch.from_numpy(lengths_N)}
@@ -102,7 +104,7 @@ def _keep(path: Path, flat_S: torch.Tensor, lengths_N: NDArray[np.int64]) -> Non
         save_file(tensors, partial, metadata={_ABOUT: json.dumps({"xxh3": _hash(flat_S, lengths_N)})})
 
 
-def _kept(path: Path) -> tuple[torch.Tensor, NDArray[np.int64]] | None:
+def _read(path: Path) -> tuple[torch.Tensor, NDArray[np.int64]] | None:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Checkpoints: everything that the next step depends on, in a folder that is whole or not there; and single weights.
+"""Checkpoints, written atomically, with everything that the next step depends on; and weights files.
 
-A checkpoint is ``checkpoints/step-<n>/`` with ``state.pt`` and, written last, ``complete.json`` with its hash. It is filled under another
-name, synced and renamed, and only then are older ones removed: at any moment the newest whole checkpoint loads.
+A checkpoint is ``checkpoints/step-<n>/`` with ``state.pt`` and, written last, ``complete.json`` with its hash. It is written under another
+name, synced and renamed before older ones are removed, so that at any moment the newest complete checkpoint loads.
 """
 
 import os
@@ -20,16 +20,16 @@ from lugpi_core.files import open_file, read_at, read_json, sweep, whole_file, w
 CHECKPOINTS = "checkpoints"
 STATE = "state.pt"
 COMPLETE = "complete.json"
-# One to go on from, and one in case the disk spoils it.
+# The newest, and one more in case it gets damaged.
 KEPT = 2
 _CHUNK_BYTES = 1 << 22
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after ``step`` steps, whole or not at all, then remove all but the newest two.
+    """Write the state after ``step`` steps atomically, then remove all but the newest two checkpoints.
 
     Raises:
-        OSError: the disk is full or refuses; the checkpoints that are there stay.
+        OSError: the disk is full or fails; existing checkpoints stay.
     """
     checkpoints = folder / CHECKPOINTS
     sweep(checkpoints)
@@ -38,8 +38,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         try:
             torch.save(state, stream)  # type: ignore[arg-type]
         except RuntimeError:
-            if stream.refused is not None:  # torch says only that its stream is not where it should be
-                raise stream.refused from None
+            if stream.error is not None:  # torch reports only that the stream is at the wrong position
+                raise stream.error from None
             raise
         write_json(partial / COMPLETE, {"step": step, "bytes": stream.written, "xxh3": stream.hasher.hexdigest()})
     for path in _newest_first(folder)[KEPT:]:
@@ -47,38 +47,38 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the state of the newest checkpoint that holds; None when there is none. One that does not hold is named on stderr.
+    """Return the state of the newest undamaged checkpoint, or None if there is no checkpoint. Damaged ones are named on stderr.
 
     Raises:
-        InputError: there are checkpoints, and none of them holds.
+        InputError: there are checkpoints, and all of them are damaged.
     """
     paths, damaged = _newest_first(folder), list[Path]()
     for path in paths:
         fault = _fault(path)
         if fault is None:
-            for other in damaged:  # out of the way of the count of those that are kept, for whoever wants to look
+            for other in damaged:  # renamed, so that they do not count among those to keep
                 shutil.rmtree(aside := other.with_name(f"damaged-{other.name}"), ignore_errors=True)
                 other.replace(aside)
             state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
             return state
-        say(f"warning: {path} is damaged ({fault}); the one before it is taken")
+        say(f"warning: {path} is damaged ({fault}); using the one before it")
         damaged.append(path)
     if paths:
         raise InputError(
             got=f"{folder / CHECKPOINTS}, in which every checkpoint is damaged",
-            expected="a whole one",
-            do="remove it; training starts anew",
+            expected="an undamaged one",
+            do="remove it; training starts from the beginning",
         )
     return None
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is anything to go on from."""
+    """Whether there is a checkpoint to resume from."""
     return bool(_newest_first(folder))
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove what only a training that goes on would need."""
+    """Remove all checkpoints."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
@@ -87,7 +87,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None: every byte is compared with the hash, so that nothing damaged is ever parsed."""
+    """Return what is wrong with a checkpoint, or None. All bytes are hashed first, so that nothing damaged is ever parsed."""
     try:
         complete = read_json(path / COMPLETE)
         hasher = xxhash.xxh3_128()
@@ -98,37 +98,37 @@ def _fault(path: Path) -> str | None:
     except (OSError, InputError) as error:
         return " ".join(str(error).split())[:160]
     if not isinstance(complete, dict) or (complete.get("bytes"), complete.get("xxh3")) != (size, hasher.hexdigest()):
-        return f"{STATE} is not what {COMPLETE} says"
+        return f"{STATE} does not match {COMPLETE}"
     return None
 
 
 class _HashedStream:
-    """A file to write to that knows the hash of what went through."""
+    """A file to write to, which hashes what is written."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.hasher = xxhash.xxh3_128()
         self.written = 0
-        self.refused: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of the data behind what is there."""
+        """Append all of the data."""
         view = memoryview(data).cast("B")
         try:
             write_at(self._descriptor, view, self.written)
         except OSError as error:
-            self.refused = error
+            self.error = error
             raise
         self.hasher.update(view)
         self.written += len(view)
         return len(view)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's weights as safetensors, whole or not at all; tensors that share memory are written once."""
+    """Write a model's weights as safetensors, atomically; tensors that share memory are written once."""
     from safetensors.torch import save_model
 
     with whole_file(path) as partial:

@@ -1,5 +1,5 @@
-"""What makes the same arithmetic faster: a mask that needs no look at its values, and a compiled text encoder. None of it is in a
-fingerprint.
+"""Faster training with the same results: an attention mask that needs no synchronization, and a compiled text encoder. Neither is part
+of a fingerprint.
 
 Shapes: B examples, L tokens.
 """
@@ -13,15 +13,14 @@ from torch import nn
 
 from train.options.settings import CompileChoice
 
-# Compiling takes about a minute; it pays when training takes many. Not measured on a card yet.
-STEPS_THAT_PAY = 20_000
+# A fixed rule: compiling takes about a minute, 20,000 steps take many. The break-even was not measured.
+COMPILED_FROM_STEPS = 20_000
 
 
 def masked(batch: Mapping[str, torch.Tensor], *, expanded: bool) -> dict[str, torch.Tensor]:
-    """Return what a Hugging Face encoder is called with: ``input_ids`` and, where any text of the batch is padded, ``attention_mask``.
+    """Return the arguments of a Hugging Face encoder: ``input_ids`` and, if any text of the batch is padded, ``attention_mask``.
 
-    With ``expanded`` the mask is bool [B, 1, 1, L]. transformers asks of a [B, L] mask whether it masks anything, which on a card waits for
-    all that was launched before.
+    With ``expanded`` the mask is bool [B, 1, 1, L]. transformers checks whether a [B, L] mask masks anything, which on CUDA synchronizes.
     """
     if "attention_mask" not in batch:
         return {"input_ids": batch["input_ids"]}
@@ -30,9 +29,10 @@ def masked(batch: Mapping[str, torch.Tensor], *, expanded: bool) -> dict[str, to
 
 
 def takes_expanded_mask(model: Any) -> bool:
-    """Whether a Hugging Face encoder or classifier answers the same with a mask [B, 1, 1, L] as with one [B, L]: asked of two short
-    texts. Encoders whose layers see only a window do not: transformers makes the window from a mask [B, L], and short texts do not show
-    it."""
+    """Whether a Hugging Face encoder or classifier has the same output for a mask [B, 1, 1, L] as for [B, L], tested on two short texts.
+
+    False for encoders with windowed attention: transformers derives the window from a [B, L] mask, which short texts do not reveal.
+    """
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ())
     sees_windows = any(getattr(config, name, None) for name in ("sliding_window", "local_attention", "attention_window"))
@@ -49,17 +49,17 @@ def takes_expanded_mask(model: Any) -> bool:
             plain, ours = (model(**masked(batch, expanded=expanded))[0] for expanded in (False, True))
         if plain.shape != ours.shape:
             return False
-        if plain.ndim == 3:  # of an encoder, what it says where there is padding is nobody's business
+        if plain.ndim == 3:  # ignore an encoder's outputs at padding positions
             plain, ours = plain[mask_BL == 1], ours[mask_BL == 1]
         return torch.allclose(plain, ours, rtol=1e-4, atol=1e-5)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # it unpacks, multiplies or looks at the shape of a mask
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # it unpacks or multiplies the mask, or reads its shape
         return False
     finally:
         model.train(was_training)
 
 
 def encoder_of(model: nn.Module) -> Any:
-    """Return the Hugging Face encoder inside a model, without its head; None where there is none."""
+    """Return the Hugging Face encoder inside a model, without its head, or None."""
     from transformers import PreTrainedModel
 
     whole = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
@@ -67,21 +67,21 @@ def encoder_of(model: nn.Module) -> Any:
 
 
 def compile_encoder(model: nn.Module, choice: CompileChoice, *, device: torch.device, steps: int) -> bool:
-    """Compile the text encoder in place, for any batch and length, where that is wanted; return whether it was.
+    """Compile the text encoder in place, for any batch and length, if ``choice`` says so; return whether it was compiled.
 
-    ``auto`` compiles on CUDA when ``steps`` are many enough to pay for it. Head and loss stay as they are, a hundredth of the work.
+    ``auto`` compiles on CUDA for trainings of at least 20,000 steps. Head and loss, a hundredth of the computation, stay as they are.
     """
     encoder = encoder_of(model)
-    wanted = choice == "on" or (choice == "auto" and device.type == "cuda" and steps >= STEPS_THAT_PAY)
-    if encoder is None or not wanted:
+    is_on = choice == "on" or (choice == "auto" and device.type == "cuda" and steps >= COMPILED_FROM_STEPS)
+    if encoder is None or not is_on:
         return False
     encoder.compile(dynamic=True)
     return True
 
 
 def forget_last_model(choice: CompileChoice, *, device: str) -> None:
-    """Give back what the model before this one of the same process held, on its device and of what was compiled for it: of one function
-    PyTorch compiles a few variants only, and runs further ones as they are."""
+    """Free the memory of this process's previous model, and what was compiled for it: PyTorch compiles only a few variants of one function
+    and runs further ones uncompiled."""
     gc.collect()
     if device == "cuda" or choice == "on":
         torch.compiler.reset()

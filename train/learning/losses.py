@@ -52,7 +52,7 @@ class TeacherTarget(NamedTuple):
     """One teacher's outputs for a batch, and the student's embeddings to compare with them.
 
     Attributes:
-        weight: the teacher's share.
+        weight: the teacher's share of the soft terms.
         logits_BK: of the teacher, without gradient.
         embeddings_BD: of the teacher, without gradient.
         student_BD: the student's embeddings in this teacher's width.
@@ -65,16 +65,16 @@ class TeacherTarget(NamedTuple):
 
 
 def distillation(preset: str, **given: Any) -> Distillation:
-    """Return a preset with the given fields in place of its own; None leaves a field as it is.
+    """Return a preset with the given fields replaced; None keeps the preset's value.
 
     Raises:
-        InputError: hard and α are both zero, so the classifier's last layer has nothing to learn from.
+        InputError: hard and α are both zero, so that nothing trains the last layer of the classifier.
     """
     weights = replace(KD_PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     if weights.hard == weights.alpha == 0:
         raise InputError(
             got="hard and alpha both 0",
-            expected="at least one positive weight of a term that teaches the answer",
+            expected="at least one positive weight of a term that depends on the class",
             do="give one, for instance --hard 1",
         )
     return weights
@@ -107,8 +107,8 @@ def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind:
 
 
 def hard_cross_entropy(student_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy with the labels, a scalar: the sum over the labelled examples, divided by the number of all of them, so
-    that a labelled example weighs the same beside whatever it comes with."""
+    """Return the cross-entropy with the labels, a scalar: the sum over the labelled examples, divided by the batch size, so that a
+    labelled example has the same weight in any batch."""
     return F.cross_entropy(student_BK, labels_B, ignore_index=UNLABELLED, reduction="sum") / len(labels_B)
 
 

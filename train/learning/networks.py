@@ -1,4 +1,4 @@
-"""The models: a plain Hugging Face classifier (baseline, student), and the fusion of text and image tokens (teacher, images).
+"""The networks: a plain Hugging Face classifier (baseline, student), and the fusion of text and image tokens (teacher, images).
 
 Shapes: B examples, L text tokens, T image tokens, D width of the text encoder, I width of the image tokens, K classes.
 """
@@ -16,8 +16,8 @@ HEADS = 8
 
 
 class Output(NamedTuple):
-    """What a model says of a batch: logits [B, K] and the embedding [B, D] that its last Linear reads; of a student, that embedding also
-    in the width of each teacher, in their order."""
+    """A model's output for a batch: logits [B, K] and the embeddings [B, D] that its last Linear reads; of a student, also these embeddings
+    projected to the width of each teacher, in their order."""
 
     logits: torch.Tensor
     embeddings: torch.Tensor
@@ -25,9 +25,9 @@ class Output(NamedTuple):
 
 
 class TextClassifier(nn.Module):
-    """A Hugging Face sequence classifier, with the input of its final Linear at hand.
+    """A Hugging Face sequence classifier that also returns embeddings: the input of its final Linear.
 
-    The embedding is that input before dropout (DistilBERT: after ``pre_classifier`` and ReLU).
+    They are taken before dropout (DistilBERT: after ``pre_classifier`` and ReLU).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,7 +37,7 @@ class TextClassifier(nn.Module):
         self._expanded = takes_expanded_mask(model)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
-        """Return logits [B, K] and embeddings [B, D] for ``input_ids`` and, where any is padded, ``attention_mask`` [B, L]."""
+        """Return logits [B, K] and embeddings [B, D] for ``input_ids`` and, if any text is padded, ``attention_mask`` [B, L]."""
         logits_BK = self.model(**masked(batch, expanded=self._expanded)).logits
         return Output(logits_BK, self._tap.embeddings(logits_BK))
 
@@ -48,7 +48,7 @@ class TextClassifier(nn.Module):
 
 
 class _EmbeddingTap:
-    """Hooks that keep what the classifier's last Linear reads, from before the dropout in front of it where there is one."""
+    """Hooks that keep the input of the classifier's last Linear, before the dropout in front of it if there is one."""
 
     def __init__(self, model: Any) -> None:
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
@@ -65,12 +65,12 @@ class _EmbeddingTap:
         head.register_forward_pre_hook(self._keep_read)
 
     def embeddings(self, logits_BK: torch.Tensor) -> torch.Tensor:
-        assert self._read is not None, "the classifier has run without its last Linear"
+        assert self._read is not None, "the classifier did not call its last Linear"
         embeddings, self._read, self._before_dropout = self._read, None, None
         if embeddings.shape != (len(logits_BK), self.width):
             raise InputError(
                 got=f"a classifier that scores every token {tuple(embeddings.shape)}",
-                expected="one embedding a text",
+                expected="one embedding per text",
                 do="choose an encoder",
             )
         return embeddings
@@ -89,16 +89,16 @@ def _modules_outside_encoder(model: Any) -> list[nn.Module]:
 
 
 class Student(nn.Module):
-    """A text classifier with a Linear to the width of every teacher whose embeddings are wider or narrower than its own.
+    """A text classifier with a Linear to the width of every teacher whose embeddings have another width than its own.
 
-    The Linears learn with the classifier and are left behind when it is done: what is exported is the classifier alone.
+    The Linears are trained with the classifier and discarded afterwards: only the classifier is exported.
     """
 
     def __init__(self, classifier: TextClassifier, teacher_widths: Sequence[int]) -> None:
         super().__init__()
         self.classifier = classifier
         width = classifier.embedding_width
-        self.project = nn.ModuleList(nn.Identity() if wanted == width else nn.Linear(width, wanted) for wanted in teacher_widths)
+        self.project = nn.ModuleList(nn.Identity() if other == width else nn.Linear(width, other) for other in teacher_widths)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
         """Return logits [B, K], embeddings [B, D] and those in each teacher's width for ``input_ids`` and ``attention_mask`` [B, L]."""
@@ -107,19 +107,19 @@ class Student(nn.Module):
 
 
 class FusionHead(nn.Module):
-    """The teacher behind its text encoder (paper, §3): fuse tokens in one transformer block, read the class tokens, classify.
+    """The teacher after its text encoder (paper, §3): one transformer block fuses the tokens, the class tokens are classified.
 
-    Image tokens are mapped to the text's width by a Linear when the widths differ. Of the fused sequence the class token of each modality
-    is read: ``[U_CLS; V_CLS]`` → Linear(2·D → D) → ReLU → dropout → Linear(D → K). With D = 768 this is the paper's head (it prints 786).
-    With one modality the same block reads the tokens of that one alone: images, for the image-only rows of Table 1, or text, for the
-    teacher without privileged information.
+    A Linear maps image tokens to the text's width if the widths differ. Of the fused sequence, the class token of each modality is read:
+    ``[U_CLS; V_CLS]`` → Linear(2·D → D) → ReLU → dropout → Linear(D → K). With D = 768 this is the paper's head (it prints 786).
+    With one modality, the same block reads its tokens alone: images, for the image-only rows of Table 1, or text, for the teacher without
+    privileged information.
 
     Args:
         text_width: D.
         image_width: I, or None for a head that reads no images.
         classes: K.
-        reads_text: whether text tokens will be given.
-        dropout: of the block and in front of the last Linear.
+        reads_text: whether text tokens are given.
+        dropout: of the block and before the last Linear.
     """
 
     def __init__(self, *, text_width: int, image_width: int | None, classes: int, reads_text: bool = True, dropout: float = 0.1) -> None:
@@ -132,7 +132,7 @@ class FusionHead(nn.Module):
         self.classify = nn.Linear(text_width, classes)
 
     def forward(self, image_BTI: torch.Tensor | None, text_BLD: torch.Tensor | None, padding_BL: torch.Tensor | None = None) -> Output:
-        """Return logits and embeddings of the modalities that are given; ``padding_BL`` is True where a text token is padding."""
+        """Return logits and embeddings from the given modalities; ``padding_BL`` is True at padding."""
         image_BTD = None if image_BTI is None else self.project(image_BTI)
         tokens = [part for part in (text_BLD, image_BTD) if part is not None]
         if padding_BL is not None and image_BTD is not None:
@@ -145,7 +145,7 @@ class FusionHead(nn.Module):
 
 
 class Teacher(nn.Module):
-    """Text encoder and fusion head; reads text and, where the head does, image tokens."""
+    """Text encoder and fusion head; reads text and, if the head does, image tokens."""
 
     def __init__(self, text_encoder: nn.Module, head: FusionHead) -> None:
         super().__init__()
@@ -189,6 +189,6 @@ def text_width(config: Any, flag: str) -> int:
 
 
 def text_dropout(config: Any) -> float:
-    """Return the dropout of a text encoder's layers, which the fusion block shares; the paper's 0.1 where the configuration names none."""
+    """Return the dropout of a text encoder's layers, which the fusion block uses too; the paper's 0.1 if the configuration names none."""
     named = config.to_dict()
     return float(next((named[name] for name in ("hidden_dropout_prob", "dropout", "hidden_dropout") if name in named), 0.1))

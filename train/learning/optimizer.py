@@ -1,4 +1,4 @@
-"""AdamW with a linearly falling rate."""
+"""AdamW with a linearly decaying learning rate."""
 
 from typing import Any, Literal
 
@@ -11,18 +11,18 @@ OptimizerName = Literal["adamw8bit", "adamw"]
 
 
 def optimizer_on(device_type: str, choice: OptimizerChoice) -> OptimizerName:
-    """Resolve ``auto``: on a card the 8-bit state's memory counts; on the CPU bitsandbytes takes 3.7 s for a step of DistilBERT's weights
-    on one thread, torch's fused AdamW 0.1 s."""
+    """Resolve ``auto``: 8-bit on CUDA, where its smaller state matters; on the CPU bitsandbytes takes 3.7 s for a step of DistilBERT on one
+    thread, torch's fused AdamW 0.1 s."""
     if choice != "auto":
         return choice
     return "adamw8bit" if device_type == "cuda" else "adamw"
 
 
 def make_optimizer(model: nn.Module, name: OptimizerName, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return AdamW over the parameters that learn: torch's fused one, or bitsandbytes' with 8-bit state (Dettmers et al. 2022, arXiv
-    2110.02861; embeddings, and tensors below 4,096 elements, stay in 32 bits).
+    """Return AdamW over the trainable parameters: torch's fused one, or bitsandbytes' with 8-bit state (Dettmers et al. 2022, arXiv
+    2110.02861; embeddings, and tensors below 4,096 elements, keep 32-bit state).
 
-    Biases and the weights of norms do not decay, as in the Hugging Face Trainer, which also keeps the state of embeddings in 32 bits.
+    Biases and norm weights have no weight decay, as in the Hugging Face Trainer, which also keeps 32-bit state for embeddings.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -38,17 +38,17 @@ def make_optimizer(model: nn.Module, name: OptimizerName, *, learning_rate: floa
 def _eight_bit(groups: list[dict[str, Any]], learning_rate: float, embeddings: list[torch.Tensor]) -> torch.optim.Optimizer:
     import bitsandbytes
 
-    whole = {id(parameter) for parameter in embeddings}
+    with_32_bits = {id(parameter) for parameter in embeddings}
 
     class AdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
             config: dict[str, Any] = super().get_config(gindex, pindex, group)
-            if id(group["params"][pindex]) in whole:
+            if id(group["params"][pindex]) in with_32_bits:
                 config["optim_bits"] = 32
             return config
 
-    # The library waits for the device after every single tensor. Only paged state, which this is not, is touched from the host; what is
-    # launched on one stream runs in its order.
+    # The library synchronizes with the device after every tensor. That is needed only for paged state, which the host touches and which
+    # is not used here; kernels launched on one stream run in order.
     bitsandbytes.optim.optimizer.sync_gpu = _do_not_wait
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate)
     return optimizer
@@ -59,5 +59,5 @@ def _do_not_wait(_: torch.Tensor) -> None:
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate of a step, counted from 0: it falls linearly from the peak to zero over ``steps`` steps."""
+    """Return the learning rate of a step, counted from 0: it decays linearly from the peak to zero over ``steps`` steps."""
     return peak * max(0.0, 1.0 - step / steps)

@@ -15,6 +15,7 @@ from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_known_arguments
 from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.learning.distributed import joined
@@ -211,6 +212,7 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
 
 def _train(plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
     require_known_arguments(training, TrainingArguments)
+    prepare_libraries()
     placement = training.get("placement", Placement())
     require_trackers(placement.track)
     compute = compute_on(placement)

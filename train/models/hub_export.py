@@ -1,4 +1,4 @@
-"""A finished classifier as a plain Hugging Face folder: weights, tokenizer, label names and a model card. Nothing in it needs lugpi."""
+"""A finished classifier as a plain Hugging Face folder: weights, tokenizer, label names and a model card. It needs no lugpi."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ def export_classifier(folder: Path, classifier: Any, text_model: TextModel, corp
     """Write what ``transformers.pipeline("text-classification", model=folder)`` loads, with a model card."""
     classifier.eval()
     classifier.save_pretrained(folder)
-    # What the model was trained to read is what a pipeline cuts to.
+    # A pipeline truncates to this length; the model was trained with it.
     text_model.tokenizer.model_max_length = text_model.max_length
     text_model.tokenizer.save_pretrained(folder)
     write_text(folder / "README.md", model_card(text_model, corpus, metrics))
 
 
-# What a teacher saw beside the text, in a card's words.
-_SAW = {
+# The privileged information of a teacher, as a model card describes it.
+_TEACHERS = {
     "images": "a teacher that also read generated images (LUGPI, arXiv 2309.15238)",
     "shuffled": "a control: a teacher that read the generated images of other texts",
     "blank": "a control: a teacher that read blank images",
@@ -28,16 +28,15 @@ _SAW = {
 }
 
 
-def _made(teachers: Sequence[Mapping[str, Any]]) -> str:
+def _origin(teachers: Sequence[Mapping[str, Any]]) -> str:
     if not teachers:
         return "fine-tuned on text alone"
-    return "distilled from " + " and ".join(dict.fromkeys(_SAW[teacher["privileged"]] for teacher in teachers))
+    return "distilled from " + " and ".join(dict.fromkeys(_TEACHERS[teacher["privileged"]] for teacher in teachers))
 
 
 def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]) -> str:
-    """Return the card: what the model is, its figures, how it was trained and the licences of what it came from."""
-    config, scores = metrics["config"], metrics["accuracy"]
-    made = _made(metrics.get("teachers", ()))
+    """Return the model card: the task, accuracies, how the model was trained, and the licences of what it derives from."""
+    config, scores, origin = metrics["config"], metrics["accuracy"], _origin(metrics.get("teachers", ()))
     separator = text_model.tokenizer.sep_token if corpus.separator else None
     rows = "\n".join(f"| {split} | {scores[split]:.4f} | {metrics['macro_f1'][split]:.4f} |" for split in scores)
     licences = "\n".join(f"* {line}" for line in metrics["licenses"])
@@ -51,8 +50,8 @@ def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]
         "",
         f"# {corpus.name}: {metrics['command']}",
         "",
-        f"A text classifier for {len(corpus.label_names)} classes ({', '.join(corpus.label_names)}), {made}.",
-        "It reads text and nothing else.",
+        f"A text classifier for {len(corpus.label_names)} classes ({', '.join(corpus.label_names)}), {origin}.",
+        "It reads text only.",
         "",
         "```python",
         "from transformers import pipeline",
@@ -66,10 +65,10 @@ def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]
         rows,
         "",
         f"Trained for {config['epochs']} epochs (best: {metrics['best_epoch'] + 1}), batch {config['batch_size']}, learning rate "
-        f"{config['learning_rate']}, seed {config['seed']}; one run. Every setting stands in `metrics.json`.",
+        f"{config['learning_rate']}, seed {config['seed']}; one run. All settings are in `metrics.json`.",
         "",
         *([f"**{metrics['notice']}**", ""] if metrics.get("notice") else []),
-        "## What it came from",
+        "## Sources and licences",
         "",
         licences,
         "",

@@ -29,14 +29,14 @@ Value = int | float | str
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One option that a sweep chooses: a range, both ends included, or choices.
+    """One swept option: a range, both ends included, or choices.
 
     Attributes:
         name: of the field of StudentOptions.
         low: of a range, an int for an int option.
         high: of a range, above ``low``.
-        log: whether the range is searched by orders of magnitude.
-        choices: two or more different ones; a range has none.
+        log: whether the range is searched on a log scale.
+        choices: two or more different values; empty for a range.
     """
 
     name: str
@@ -57,18 +57,18 @@ class Dimension:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(StudentOptions):
-    """Look for a student's best settings by validation accuracy; the test split is not scored."""
+    """Search for a student's best settings by validation accuracy; the test split is not scored."""
 
     name: str | None = None
     """Name of the sweep's folder in <run>/sweep (default: student)."""
     over: tuple[str, ...]
-    """What is chosen, each as NAME=LOW:HIGH (by orders of magnitude where HIGH is 100 LOW or more, or with :log behind) or NAME=A,B,C.
+    """What is searched, each as NAME=LOW:HIGH (on a log scale if HIGH is at least 100 LOW, or with :log appended) or NAME=A,B,C.
     NAME is temperature, alpha, beta, hard, learning_rate, weight_decay, batch_size, student_layers, kd_preset, embedding_loss, epochs or
     seed."""
     trials: int = 20
-    """Students to train, those of earlier runs of the same sweep among them; the first 10 are drawn at random."""
+    """Number of students, including those of earlier runs of the same sweep; the first 10 have random settings."""
     sampler_seed: int = 0
-    """Seed of what is tried; --seed is the students'."""
+    """Seed of the proposed settings; --seed is the students'."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +82,7 @@ class SweepOptions(StudentOptions):
         space = self.space
         names = [dimension.name for dimension in space]
         if not names or len(set(names)) < len(names):
-            raise InputError(got=f"--over {' '.join(self.over)}", expected="one option or several different ones", do="name each once")
+            raise InputError(got=f"--over {' '.join(self.over)}", expected="one or several different options", do="name each once")
         defaults = {field.name: field.default for field in fields(StudentOptions)}
         for dimension in space:
             if (given := getattr(self, dimension.name)) != defaults[dimension.name]:
@@ -93,7 +93,7 @@ class SweepOptions(StudentOptions):
 
     @property
     def space(self) -> tuple[Dimension, ...]:
-        """What is chosen, in the order given."""
+        """The swept options, in the order given."""
         return tuple(dimension_of(written) for written in self.over)
 
     @property
@@ -107,7 +107,7 @@ class SweepOptions(StudentOptions):
         return self.name or "student"
 
     def student(self, parameters: dict[str, Any]) -> StudentOptions:
-        """Return the options of a student with these parameters in place of its own."""
+        """Return the options of a student with these parameters."""
         return StudentOptions(**{field.name: getattr(self, field.name) for field in fields(StudentOptions)} | parameters)
 
 
@@ -115,7 +115,7 @@ def dimension_of(written: str) -> Dimension:
     """Read ``name=low:high``, ``name=low:high:log`` or ``name=a,b,c``.
 
     Raises:
-        InputError: it is not of that form, the name is no option that can be swept, or a value is none of the option's.
+        InputError: it is not of that form, the option cannot be swept, or a value is invalid.
     """
     name, _, values = written.partition("=")
     if not values:
@@ -123,12 +123,12 @@ def dimension_of(written: str) -> Dimension:
     if name not in SWEPT:
         raise InputError(got=f"--over {written}", expected=f"one of {', '.join(SWEPT)}", do=nearest(name, SWEPT))
     if "," in values:
-        choices = tuple(_value(name, one, written) for one in values.split(","))
+        choices = tuple(_value(name, choice, written) for choice in values.split(","))
         if len(set(choices)) < len(choices):
             raise InputError(got=f"--over {written}", expected="different choices", do="name each once")
         return Dimension(name=name, choices=choices)
     ends, is_log = (values.removesuffix(":log"), True) if values.endswith(":log") else (values, False)
-    numbers = [_value(name, one, written) for one in ends.split(":")]
+    numbers = [_value(name, end, written) for end in ends.split(":")]
     match numbers:
         case [int() | float() as low, int() | float() as high] if low < high and (low > 0 or not is_log):
             return Dimension(name=name, low=low, high=high, log=is_log or (low > 0 and high / low >= LOG_RATIO))
@@ -149,6 +149,6 @@ def _value(name: str, written: str, whole: str) -> Value:
     except ValueError:
         value = float("nan")
     if not isfinite(value):
-        wanted = "whole numbers" if number is int else "numbers"
-        raise InputError(got=f"{written!r} in --over {whole}", expected=wanted, do="give for instance " + f"{name}=1:10")
+        expected = "whole numbers" if number is int else "numbers"
+        raise InputError(got=f"{written!r} in --over {whole}", expected=expected, do="give for instance " + f"{name}=1:10")
     return value

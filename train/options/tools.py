@@ -9,30 +9,30 @@ from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 from train.options.training import require_model_name
 
 TEXT_SUFFIX = ".txt"
-# As many as inspect keeps pictures of.
-MOST_SHOWN = 500
+# The most images that inspect keeps.
+MOST_EXAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Label the texts of a file with a finished student or baseline, and score it where the file has labels."""
+    """Label the texts of a file with a finished student or baseline, and score it if the file has labels."""
 
     model: Path
     """Folder of the classifier, such as runs/20ng/student, or any Hugging Face sequence classifier's."""
     input: Path
-    """Texts: .txt with a text a line, .csv, .jsonl or .parquet."""
+    """Texts: .txt with one text per line, .csv, .jsonl or .parquet."""
     output: Path | None = None
-    """CSV with id, label and the probability of each class (default: <input's name>.predictions.csv beside the input)."""
+    """CSV with id, label and the probability of each class (default: <input's name>.predictions.csv next to the input)."""
     text_column: str = "text"
     """The column with the text."""
     label_column: str | None = None
-    """The column with the label; accuracy and macro-F1 are reported (default: label, where the file has one)."""
+    """The column with the label; accuracy and macro-F1 are reported (default: label, if the file has one)."""
     batch_size: int = 64
     """Texts in one forward pass."""
     max_length: int | None = None
     """Cut texts to that many tokens (default: what the model was trained to read)."""
     device: DeviceChoice = "auto"
-    """Where to compute; auto takes CUDA where there is one."""
+    """Where to compute; auto = CUDA if available."""
     dtype: DtypeChoice = "auto"
     """Precision of the forward pass; auto is bfloat16 on CUDA, float32 on the CPU."""
 
@@ -56,13 +56,13 @@ class EvaluateOptions:
 
     @property
     def written(self) -> Path:
-        """The file that is written."""
+        """The file to write."""
         return self.output or self.input.with_name(f"{self.input.stem}.predictions.csv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxOptions:
-    """Write a finished student or baseline as one ONNX file, and check that onnxruntime gives the same logits."""
+    """Export a finished student or baseline as one ONNX file, and check that onnxruntime computes the same logits."""
 
     model: Path
     """Folder of the classifier, such as runs/20ng/student, or any Hugging Face sequence classifier's."""
@@ -71,30 +71,30 @@ class OnnxOptions:
 
     @property
     def written(self) -> Path:
-        """The file that is written."""
+        """The file to write."""
         return self.output or self.model / "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(CorpusOptions):
-    """Write a run as one page that needs no server and no network: tables, curves, calibration, errors, and examples with their pictures.
-    Pictures are those that python -m featurize inspect kept."""
+    """Write a run as one self-contained HTML page: tables, curves, calibration, errors, and examples with their images. Images are those
+    that python -m featurize inspect kept."""
 
     run_dir: Path | None = None
     """Folder of the run; the page is its report.html (default: runs/<dataset>)."""
     student: str | None = None
-    """Folder of the student whose answers are shown beside its teacher's and the baseline's (default: the first of the tables)."""
+    """Folder of the student whose predictions are shown next to its teacher's and the baseline's (default: the first of the tables)."""
     examples: int = 200
-    """Test examples that are shown with their texts: those with a picture first, and of every pattern of right and wrong answers as many
-    as there are, in turn."""
+    """Number of test examples shown with their texts: those with an image first, taken in turn from every pattern of right and wrong
+    predictions."""
     seed: int = 0
-    """Seed of the choice among them."""
+    """Seed of the choice among the examples."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seed(self.seed)
-        if not 0 <= self.examples <= MOST_SHOWN:
-            raise InputError(got=f"--examples {self.examples}", expected=f"0 to {MOST_SHOWN}", do="give for instance 200")
+        if not 0 <= self.examples <= MOST_EXAMPLES:
+            raise InputError(got=f"--examples {self.examples}", expected=f"0 to {MOST_EXAMPLES}", do="give for instance 200")
         if self.student is not None:
             require_model_name(self.student, flag="--student")
 
@@ -105,12 +105,12 @@ class ReportOptions(CorpusOptions):
 
     @property
     def written(self) -> Path:
-        """The file that is written."""
+        """The file to write."""
         return self.run / "report.html"
 
 
 def flags_of(options: CorpusOptions) -> list[str]:
-    """Return the flags that give these options again: those that differ from their defaults, and those that have none."""
+    """Return the flags that reproduce these options: those that differ from their defaults, and those without a default."""
     flags: list[str] = []
     for field in fields(options):
         value = getattr(options, field.name)

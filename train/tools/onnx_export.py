@@ -1,4 +1,4 @@
-"""A finished classifier as one ONNX file, and the proof that onnxruntime computes the same from it.
+"""A finished classifier as one ONNX file, and the check that onnxruntime computes the same from it.
 
 Shapes: B texts in a batch, L tokens of the longest, K classes.
 """
@@ -22,27 +22,28 @@ from lugpi_core.files import whole_file
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.pretrained import reason
 from train.data.text_model import TextModel
+from train.data.token_ids import TokenIds, tokenize
 from train.options.tools import OnnxOptions
-from train.tools.evaluate import Classifier, load_classifier, tokenised
+from train.tools.evaluate import Classifier, load_classifier
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Of logits in float32, whose sums another library takes in another order.
+# Of logits in float32: another library adds in another order.
 LARGEST_DIFFERENCE = 1e-4
-# Protocol buffers, which one ONNX file is, end at 2 GiB; the graph takes some of it.
+# An ONNX file is one protocol buffer, which is limited to 2 GiB; the graph takes some of it.
 LARGEST_BYTES = (1 << 31) - (64 << 20)
 # Rows of the check's texts: one text alone, equal lengths, and batches of several sizes in which most texts are padded.
 _BATCHES = ((0,), (5,), (4, 4), (0, 5, 1), (2, 0, 3, 1, 4), (5, 0, 1, 2, 3, 4, 0))
 
 
 def onnx(options: OnnxOptions) -> dict[str, Any]:
-    """Write the classifier with inputs ``input_ids`` and ``attention_mask``, int64 [B, L], and output ``logits``, float32 [B, K], B and L
-    free; the class names stand in the file's metadata as ``id2label``. The file is checked before it gets its name.
+    """Write the classifier with inputs ``input_ids`` and ``attention_mask``, int64 [B, L], and output ``logits``, float32 [B, K], with
+    dynamic B and L; the class names are in the file's metadata as ``id2label``. The file is checked before it is renamed into place.
 
     Raises:
-        InputError: a package is missing, the folder is no finished classifier, it cannot be exported or takes 2 GB, or onnxruntime's logits
-            differ by more than 1e-4; no file is left then.
+        InputError: a package is missing, the folder is no finished classifier, the model cannot be exported or takes 2 GB, or onnxruntime's
+            logits differ by more than 1e-4; nothing is written then.
     """
     prepare_libraries()
     require_packages()
@@ -50,7 +51,7 @@ def onnx(options: OnnxOptions) -> dict[str, Any]:
     weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in classifier.model.parameters())
     if weights_bytes > LARGEST_BYTES:
         got = f"{options.model} of {weights_bytes / 1e9:.1f} GB"
-        raise InputError(got=got, expected="below 2 GB, all that an ONNX file holds", do="give another --model")
+        raise InputError(got=got, expected="below 2 GB, the limit of an ONNX file", do="give another --model")
     if options.written.is_dir():
         raise InputError(got=f"--output {options.written}, a folder", expected="a file", do="give a name ending in .onnx")
     batches = check_batches(classifier.text_model)
@@ -60,7 +61,7 @@ def onnx(options: OnnxOptions) -> dict[str, Any]:
         if not difference <= LARGEST_DIFFERENCE:
             raise InputError(
                 got=f"logits of onnxruntime that differ by {difference:.2g} from those of {options.model}",
-                expected=f"{LARGEST_DIFFERENCE:g} at most",
+                expected=f"at most {LARGEST_DIFFERENCE:g}",
                 do="nothing was written; try another version of onnxruntime",
             )
     say(f"done: {options.written}; logits differ by {difference:.2g} at most over {len(batches)} batches")
@@ -87,7 +88,7 @@ def check_batches(text_model: TextModel) -> list[dict[str, torch.Tensor]]:
     corpus = load_corpus("demo")
     real = [example.text for example in corpus.examples]
     texts = [real[0].split()[0], *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
-    ids = tokenised(text_model, texts, device=torch.device("cpu"))
+    ids = TokenIds(*tokenize(text_model, texts), pad=text_model.pad_id, device=torch.device("cpu"))
     return [_batch(ids.padded(rows, torch.from_numpy(rows))) for rows in (np.array(batch, np.int64) for batch in _BATCHES)]
 
 
@@ -97,7 +98,7 @@ def _batch(padded: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class _Logits(nn.Module):
-    """A classifier that takes and gives tensors and nothing else."""
+    """A classifier whose inputs and outputs are plain tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ def write_onnx(path: Path, classifier: Classifier, example: dict[str, torch.Tens
 
     Args:
         path: is overwritten.
-        classifier: to be exported.
+        classifier: what is exported.
         example: a batch of several texts to trace it with.
 
     Raises:
@@ -145,13 +146,13 @@ def write_onnx(path: Path, classifier: Classifier, example: dict[str, torch.Tens
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     with warnings.catch_warnings():
-        # torch's exporter walks its own graphs by a name that torch has deprecated.
+        # torch's exporter uses a class that torch has deprecated.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         yield
 
 
 def largest_difference(path: Path, classifier: Classifier, batches: Sequence[dict[str, torch.Tensor]]) -> float:
-    """Return the largest difference of a logit between onnxruntime, which reads ``path``, and the classifier, over all batches; NaN where
+    """Return the largest difference between a logit of onnxruntime, which reads ``path``, and of the classifier, over all batches; NaN if
     one of them is not finite."""
     import onnxruntime
 

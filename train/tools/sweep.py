@@ -1,15 +1,14 @@
-"""A search for the student's settings: train one after another, judge each by validation accuracy, propose the next from those before.
+"""A search for a student's settings: train one student after another, score each by validation accuracy, propose the next one from these.
 
-``<run>/sweep/<name>/`` holds ``space.json`` (what is searched, and all that decides a trial beside), ``study.journal`` (Optuna's own
-record, which its tools read) and ``trial-007/`` for each trial, of which ``trial.json`` stays.
+``<run>/sweep/<name>/`` contains ``space.json`` (what is searched, and everything else that decides a trial), ``study.journal`` (Optuna's
+journal, for its tools) and ``trial-007/`` for each trial, with its ``trial.json``.
 
-What holds when a sweep is interrupted, at any moment, by whatever: the same command goes on, no finished trial is trained again, and the
-one that was running goes on from its checkpoint. A trial's parameters follow from the space, ``--sampler-seed``, its number and the
-finished trials before it, nothing else: the sampler (TPE, Bergstra et al. 2011) is made anew for every trial from a seed of its own, and
-Optuna is told of a trial only when it is over. So an interrupted sweep proposes what a straight one does, wherever training itself gives
-the same accuracy again (on the CPU bit for bit).
+A sweep can be interrupted at any moment. The same command then resumes: no finished trial is trained again, and the running one continues
+from its checkpoint. A trial's parameters follow only from the space, ``--sampler-seed``, its number and the finished trials before it; each
+has a new sampler (TPE, Bergstra et al. 2011) with its own seed, and a trial is added to the study only when it is finished. So an
+interrupted sweep proposes the same settings as an uninterrupted one wherever training is reproducible (on the CPU: bit for bit).
 
-The test split is not scored: a trial ends with its last epoch, and the best settings go through ``python -m train student`` once.
+The test split is not scored: a trial ends with its last epoch, and ``python -m train student`` trains and scores the best settings once.
 """
 
 import importlib.util
@@ -61,12 +60,12 @@ _WEIGHTS = ("hard", "alpha", "beta")
 def sweep(options: SweepOptions) -> dict[str, Any]:
     """Train until there are ``trials`` finished trials; print the best five and the command that trains and scores the best one.
 
-    A trial whose loss does not stay finite counts as finished and failed.
+    A trial whose loss is not finite counts as finished and failed.
 
     Raises:
-        InputError: a teacher is missing, the space holds what cannot be trained, the folder is another sweep's or is being written by
+        InputError: a teacher is missing, the space contains settings that cannot be trained, the folder is another sweep's or in use by
             another command, or every trial failed.
-        Stopped: a signal asked for it; what is done is kept.
+        Stopped: a signal asked for it; finished trials and the checkpoint are kept.
     """
     prepare_libraries()
     _require_possible(options)
@@ -111,7 +110,7 @@ def propose(options: SweepOptions, number: int, before: Sequence[Any]) -> dict[s
 
     seed = int(np.random.SeedSequence([options.sampler_seed, number]).generate_state(1)[0])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Optuna's own record must not know of the question: what is asked there is a trial that runs, whoever has died meanwhile.
+    # A throw-away study: ``ask()`` on the stored one would leave a RUNNING trial behind if this process is killed.
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.add_trials(before[:number])
     parameters: dict[str, Any] = study.ask(_distributions(options)).params
@@ -119,16 +118,16 @@ def propose(options: SweepOptions, number: int, before: Sequence[Any]) -> dict[s
 
 
 def open_study(folder: Path) -> Any:
-    """Return the Optuna study of a sweep's folder, which is made where there is none. Only one process may have it open.
+    """Return the Optuna study of a sweep's folder, a new one if there is none. Only one process may have it open.
 
     Raises:
-        InputError: the journal is damaged; it can be made again from the trials' own records.
+        InputError: the journal is damaged; it can be rebuilt from the trials' records.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     path = folder / JOURNAL
-    (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # left by a killed process; ours is the folder's lock
+    (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # left by a killed process; the folder has a lock of its own
     _cut_torn_line(path)
     try:
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
@@ -137,12 +136,12 @@ def open_study(folder: Path) -> Any:
         raise InputError(
             got=f"{path}, which Optuna cannot read ({type(error).__name__})",
             expected="its journal",
-            do="remove it and run the same command again: it is written anew from the finished trials",
+            do="remove it and run the same command again: it is rebuilt from the finished trials",
         ) from None
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Take back the beginning of a record whose writer was killed; the trial's own record stands in its folder."""
+    """Remove an incomplete record, whose writer was killed; the trial's record is in its folder."""
     journal = path.read_bytes() if path.is_file() else b""
     if journal and not journal.endswith(b"\n"):
         write_bytes(path, journal[: journal.rfind(b"\n") + 1])
@@ -150,14 +149,14 @@ def _cut_torn_line(path: Path) -> None:
 
 def _require_possible(options: SweepOptions) -> None:
     if importlib.util.find_spec("optuna") is None:
-        raise InputError(got="no package optuna", expected="it for python -m train sweep", do="pip install 'lugpi[sweep]'")
+        raise InputError(got="no package optuna", expected="it, for python -m train sweep", do="pip install 'lugpi[sweep]'")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(got="a sweep in several processes", expected="one", do="run it without torchrun")
     require_trackers(options.track)
 
 
 def _require_losses(options: SweepOptions) -> None:
-    """Refuse a space in which a student may have nothing to learn from, before anything is trained."""
+    """Raise InputError if a corner of the space has no loss to train on, before anything is trained."""
     corners = {dimension.name: dimension.corners for dimension in options.space}
     lowest = {name: min(corners[name], default=None) if name in corners else getattr(options, name) for name in _WEIGHTS}
     for preset in corners.get("kd_preset", (options.kd_preset,)):
@@ -192,11 +191,11 @@ def _require_same_sweep(options: SweepOptions, inputs: _Inputs) -> None:
 
 
 def _require_layers(options: SweepOptions, text_model: TextModel) -> None:
-    there = text_model.config.num_hidden_layers
+    layers = text_model.config.num_hidden_layers
     for dimension in options.space:
-        if dimension.name == "student_layers" and max(map(float, dimension.corners)) > there:
+        if dimension.name == "student_layers" and max(map(float, dimension.corners)) > layers:
             raise InputError(
-                got=f"--over student_layers={dimension.corners[-1]}", expected=f"{there} at most, as the text model has", do="lower it"
+                got=f"--over student_layers={dimension.corners[-1]}", expected=f"at most {layers}, as the text model has", do="lower it"
             )
 
 
@@ -278,15 +277,15 @@ def _optuna_trial(options: SweepOptions, record: dict[str, Any]) -> Any:
 def _distributions(options: SweepOptions) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    found: dict[str, Any] = {}
-    for one in options.space:
-        if one.choices:
-            found[one.name] = CategoricalDistribution(one.choices)
-        elif isinstance(one.low, int) and isinstance(one.high, int):
-            found[one.name] = IntDistribution(one.low, one.high, log=one.log)
+    distributions: dict[str, Any] = {}
+    for dimension in options.space:
+        if dimension.choices:
+            distributions[dimension.name] = CategoricalDistribution(dimension.choices)
+        elif isinstance(dimension.low, int) and isinstance(dimension.high, int):
+            distributions[dimension.name] = IntDistribution(dimension.low, dimension.high, log=dimension.log)
         else:
-            found[one.name] = FloatDistribution(one.low, one.high, log=one.log)
-    return found
+            distributions[dimension.name] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return distributions
 
 
 def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[str, Any]:
@@ -301,11 +300,14 @@ def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[st
             do="search lower learning rates under another --name",
         )
     names = [dimension.name for dimension in options.space]
-    rows = [[str(one.number), *(_short(one.params[name]) for name in names), f"{one.value:.4f}", _seconds(one)] for one in ranked[:SHOWN]]
+    rows = [
+        [str(trial.number), *(_short(trial.params[name]) for name in names), f"{trial.value:.4f}", f"{trial.user_attrs['seconds']:.0f}"]
+        for trial in ranked[:SHOWN]
+    ]
     print(markdown_table(("trial", *names, "validation", "train s"), rows))
     best = ranked[0]
     command = best_command(options.student(best.params), f"{options.sweep_name}-best")
-    print(f"\nthe best one, to be trained and scored on the test split once:\n{command}")
+    print(f"\ntrain the best one and score it on the test split, once:\n{command}")
     return {
         "command": "sweep",
         "dataset": options.dataset,
@@ -319,13 +321,9 @@ def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[st
 
 
 def best_command(student: StudentOptions, name: str) -> str:
-    """Return the command line that trains and scores a student of these options under ``name``; no float loses a digit."""
+    """Return the command line that trains and scores a student of these options under ``name``; floats keep all their digits."""
     return shlex.join(["python", "-m", "train", "student", *flags_of(replace(student, name=name))])
 
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _seconds(trial: Any) -> str:
-    return f"{trial.user_attrs['seconds']:.0f}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from tests.support.checkout import DATA
-from train.data.batching import batches_of_like_length, epoch_batches, padding_share, parts_of
+from train.data.batching import batches_by_length, epoch_batches, padding_share, parts_of
 from train.data.text_model import find_text_model
 from train.data.token_ids import token_ids
 
@@ -88,9 +88,9 @@ def test_the_share_of_padding_is_what_one_counts_by_hand() -> None:
     assert padding_share(np.zeros(3, np.int64), [np.arange(3)]) == 0
 
 
-def test_batches_of_like_length_hold_little_padding_and_come_in_any_order() -> None:
+def test_batches_by_length_have_little_padding_in_any_order() -> None:
     lengths = np.random.default_rng(0).lognormal(3.6, 0.5, 5000).astype(int) + 1
-    batches = batches_of_like_length(lengths, 14, torch.Generator().manual_seed(0))
+    batches = batches_by_length(lengths, 14, torch.Generator().manual_seed(0))
     assert padding_share(lengths, batches) <= 0.1
     unsorted = [np.arange(start, min(start + 14, 5000)) for start in range(0, 5000, 14)]
     assert padding_share(lengths, unsorted) > 0.3, "or there was nothing to gain"

@@ -105,7 +105,7 @@ def test_on_disk_the_rows_of_the_next_batches_are_asked_for_before_a_batch_is_re
 
 def test_pinned_without_cuda_says_that_it_only_keeps_them_in_memory(tokens: ImageTokens, capfd: pytest.CaptureFixture[str]) -> None:
     placed(tokens, "pinned")
-    assert "warning: --tokens-on pinned has no effect without CUDA" in capfd.readouterr().err
+    assert "warning: --tokens-on pinned only keeps the tokens in memory without CUDA" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.support.small_training import tiny_classifier, training_of
 from train.data.privileged import BlankTokens, Pictures
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.training_data import TrainingData
-from train.learning.compile import STEPS_THAT_PAY, compile_encoder, encoder_of, masked, takes_expanded_mask
+from train.learning.compile import COMPILED_FROM_STEPS, compile_encoder, encoder_of, masked, takes_expanded_mask
 from train.learning.loop import Learner, Loss, Training
 from train.learning.losses import KD_PRESETS, TeacherTarget, distillation_loss
 from train.learning.networks import FusionHead, Student, Teacher, TextClassifier
@@ -179,11 +179,11 @@ def test_the_encoder_is_found_inside_every_kind_of_model(small_csv: Path, tmp_pa
 @pytest.mark.parametrize(
     ("choice", "device", "steps", "compiled"),
     [
-        ("auto", "cpu", STEPS_THAT_PAY, False),
-        ("auto", "cuda", STEPS_THAT_PAY, True),
-        ("auto", "cuda", STEPS_THAT_PAY - 1, False),
+        ("auto", "cpu", COMPILED_FROM_STEPS, False),
+        ("auto", "cuda", COMPILED_FROM_STEPS, True),
+        ("auto", "cuda", COMPILED_FROM_STEPS - 1, False),
         ("on", "cpu", 1, True),
-        ("off", "cuda", STEPS_THAT_PAY, False),
+        ("off", "cuda", COMPILED_FROM_STEPS, False),
     ],
 )
 def test_the_encoder_is_compiled_where_it_pays(
