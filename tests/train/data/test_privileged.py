@@ -1,4 +1,4 @@
-"""What a teacher and its controls see beside the text."""
+"""The privileged information of a teacher and of its controls."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ CONTROLS = ("shuffled", "blank", "none")
 
 
 class Numbered:
-    """Image tokens that are the number of their drawing."""
+    """Image tokens equal to the number of their image."""
 
     place = "here"
 
@@ -36,47 +36,47 @@ def drawings(examples: int, several: int, sharing: int = 1) -> NDArray[np.int64]
     return (np.arange(examples) // sharing)[:, None] * several + np.arange(several)
 
 
-@given(examples=st.integers(2, 200), several=st.integers(1, 4), sharing=st.integers(1, 5), seed=st.integers(0, 99), drawn=st.randoms())
-def test_no_example_sees_its_own_drawing_where_that_can_be_had(examples: int, several: int, sharing: int, seed: int, drawn: Any) -> None:
-    own = drawings(examples, several, sharing)[drawn.sample(range(examples), examples)]
+@given(examples=st.integers(2, 200), several=st.integers(1, 4), sharing=st.integers(1, 5), seed=st.integers(0, 99), order=st.randoms())
+def test_no_example_keeps_its_own_image_if_possible(examples: int, several: int, sharing: int, seed: int, order: Any) -> None:
+    own = drawings(examples, several, sharing)[order.sample(range(examples), examples)]
     shown = of_others(own, seed)
     assert shown.shape == own.shape
-    assert sorted(map(tuple, shown.tolist())) == sorted(map(tuple, own.tolist())), "the same drawings, as often, K together"
-    if sharing <= examples // 2:  # as long as no drawing is more than half of them
+    assert sorted(map(tuple, shown.tolist())) == sorted(map(tuple, own.tolist())), "the same images, as often, K together"
+    if sharing <= examples // 2:  # no image belongs to more than half of the examples
         assert not (shown[:, 0] == own[:, 0]).any()
 
 
 @pytest.mark.parametrize("counts", [(500, 300, 200), (3, 3), (50, 50), (2, 1, 1), (10, 4, 3, 3)])
-def test_where_one_drawing_is_half_of_them_no_example_sees_its_own(counts: tuple[int, ...]) -> None:
+def test_no_example_keeps_an_image_that_half_of_them_share(counts: tuple[int, ...]) -> None:
     own = np.repeat(np.arange(len(counts)), counts)[:, None]
     for seed in range(5):
         assert not (of_others(own, seed) == own).any()
 
 
-def test_the_other_order_follows_the_seed() -> None:
+def test_the_shuffled_order_follows_the_seed() -> None:
     own = drawings(100, 2)
     assert np.array_equal(of_others(own, 3), of_others(own, 3))
     assert not np.array_equal(of_others(own, 3), of_others(own, 4))
 
 
-def test_where_all_share_one_drawing_everybody_sees_it() -> None:
+def test_an_image_shared_by_all_stays() -> None:
     own = np.zeros((5, 1), np.int64)
     assert np.array_equal(of_others(own, 0), own)
 
 
-def test_the_order_is_not_the_one_that_made_the_splits() -> None:
+def test_the_order_is_not_that_of_the_splits() -> None:
     own = drawings(1000, 1)
     moved = of_others(own, 0)[:, 0] == np.random.default_rng(0).permutation(1000)
     assert moved.mean() < 0.02
 
 
-def test_examples_that_share_a_drawing_see_different_ones() -> None:
+def test_examples_sharing_an_image_get_different_ones() -> None:
     own = drawings(1000, 1, sharing=10)
     shown = of_others(own, 0)
-    assert len(np.unique(shown[:10])) > 5, "or another drawing would tell the prompt as well as their own"
+    assert len(np.unique(shown[:10])) > 5, "a fixed replacement would still identify the prompt"
 
 
-def test_an_epoch_shows_one_drawing_of_each_and_another_epoch_others() -> None:
+def test_each_epoch_reads_another_image_of_an_example() -> None:
     own = drawings(400, 3)
     epochs = [one_of_each(own, 7, epoch) for epoch in range(40)]
     assert all((shown // 3 == np.arange(400)).all() for shown in epochs)
@@ -88,7 +88,7 @@ def test_an_epoch_shows_one_drawing_of_each_and_another_epoch_others() -> None:
     assert all(len({int(shown[example]) for shown in epochs}) == 3 for example in range(400)), "all of each are seen"
 
 
-def test_scoring_shows_the_first_drawing_and_an_epoch_its_own() -> None:
+def test_scoring_reads_the_first_image_an_epoch_its_own() -> None:
     own = drawings(50, 3)
     pictures = Pictures(source=Numbered(), drawings=own, seed=7)
     rows = np.array([40, 3, 3])
@@ -96,19 +96,19 @@ def test_scoring_shows_the_first_drawing_and_an_epoch_its_own() -> None:
     assert pictures.gather(rows, 2)[:, 0, 0].tolist() == one_of_each(own, 7, 2)[rows].tolist()
 
 
-def test_what_is_fetched_ahead_is_what_will_be_shown() -> None:
-    asked: list[list[int]] = []
+def test_prefetched_images_are_those_that_are_read() -> None:
+    requested: list[list[int]] = []
 
     class Asked(Numbered):
         def ahead(self, batches: Any) -> Any:
-            asked.extend(rows.tolist() for rows in batches)
+            requested.extend(rows.tolist() for rows in batches)
             yield from batches
 
     own = drawings(50, 3)
     pictures = Pictures(source=Asked(), drawings=own, seed=7)
     batches = [np.array([1, 2]), np.array([30])]
     assert [rows.tolist() for rows in pictures.ahead(batches, 4)] == [[1, 2], [30]]
-    assert asked == [one_of_each(own, 7, 4)[rows].tolist() for rows in batches]
+    assert requested == [one_of_each(own, 7, 4)[rows].tolist() for rows in batches]
 
 
 def test_blank_tokens_have_the_shape_of_the_real_ones() -> None:
@@ -138,7 +138,7 @@ def run(small_run: Path, flags: tuple[str, ...], tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_a_control_has_a_folder_of_its_own_name(run: Path, control: str) -> None:
+def test_a_control_has_its_own_folder_name(run: Path, control: str) -> None:
     metrics = json.loads((run / f"teacher-{control}" / "metrics.json").read_text())
     assert metrics["command"] == "teacher"
     assert metrics["config"]["privileged"] == control
@@ -149,7 +149,7 @@ def test_a_control_has_a_folder_of_its_own_name(run: Path, control: str) -> None
     assert (metrics["notice"] is None) == (control == "none")
 
 
-def test_every_control_is_another_model_with_as_many_weights_where_it_sees_pictures(run: Path) -> None:
+def test_every_control_with_images_has_the_teachers_weight_count(run: Path) -> None:
     found = {name: json.loads((run / name / "metrics.json").read_text()) for name in ("teacher", *(f"teacher-{one}" for one in CONTROLS))}
     losses = [tuple(record["loss"] for record in metrics["history"]) for metrics in found.values()]
     assert len(set(losses)) == 4
@@ -157,15 +157,13 @@ def test_every_control_is_another_model_with_as_many_weights_where_it_sees_pictu
     assert parameters["teacher"] == parameters["teacher-shuffled"] == parameters["teacher-blank"] > parameters["teacher-none"]
 
 
-def test_a_student_learns_from_a_control(run: Path, flags: tuple[str, ...]) -> None:
+def test_a_student_is_distilled_on_a_control(run: Path, flags: tuple[str, ...]) -> None:
     assert main(["student", *flags, "--run-dir", str(run), "--teachers", "teacher-none", "--name", "student-none"]) == 0
     assert json.loads((run / "student-none" / "metrics.json").read_text())["notice"] is None
 
 
-def test_without_images_a_choice_of_them_has_no_effect_and_is_told(
-    run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_of_images_without_images_are_warned_of(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teacher", *flags, "--run-dir", str(run), "--privileged", "none", "--image-tokens", "clip-demo"]) == 0
-    said = capsys.readouterr()
-    assert "warning: --image-tokens and --tokens-on have no effect with --privileged none" in said.err
-    assert json.loads(said.out.splitlines()[-1])["already_done"] is True
+    captured = capsys.readouterr()
+    assert "warning: --image-tokens and --tokens-on have no effect with --privileged none" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["already_done"] is True

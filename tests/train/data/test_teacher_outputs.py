@@ -35,14 +35,14 @@ def test_equal_outputs_are_equal_bytes(tmp_path: Path) -> None:
     assert outputs_path(tmp_path).read_bytes() == first
 
 
-def test_in_half_precision_embeddings_take_half_the_room_and_logits_stay(tmp_path: Path) -> None:
+def test_half_precision_halves_the_embeddings_but_not_the_logits(tmp_path: Path) -> None:
     output = written(tmp_path, "float16")
     found = read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
     assert torch.equal(found.logits, output.logits)
     assert torch.equal(found.embeddings, output.embeddings.half())
 
 
-def test_the_outputs_of_other_texts_stand_behind(tmp_path: Path) -> None:
+def test_outputs_for_other_texts_are_appended(tmp_path: Path) -> None:
     output = written(tmp_path)
     found = read_teacher_outputs(outputs_path(tmp_path), corpus_fingerprint="abc")
     both = found.followed_by(found)
@@ -51,7 +51,7 @@ def test_the_outputs_of_other_texts_stand_behind(tmp_path: Path) -> None:
     assert both.teacher == found.teacher
 
 
-def test_outputs_for_texts_without_labels_have_a_file_of_their_own(tmp_path: Path) -> None:
+def test_outputs_for_unlabelled_texts_have_their_own_file(tmp_path: Path) -> None:
     names = [outputs_path(tmp_path).name, outputs_path(tmp_path, "more").name, outputs_path(tmp_path, "other").name]
     assert names == ["outputs.safetensors", "outputs-more.safetensors", "outputs-other.safetensors"]
 
@@ -82,7 +82,7 @@ def test_missing_or_damaged_outputs_are_refused(tmp_path: Path, content: bytes |
         read_teacher_outputs(path, corpus_fingerprint="abc")
 
 
-def test_a_flipped_bit_in_the_outputs_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_outputs_is_detected(tmp_path: Path) -> None:
     written(tmp_path)
     path = outputs_path(tmp_path)
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The text model: what is read of a text, and which models are refused."""
+"""The text model: its encoder and classifier, and which models are refused."""
 
 import re
 from itertools import pairwise
@@ -73,7 +73,7 @@ def test_encoder_and_classifier_share_the_pretrained_weights() -> None:
     ("there", "wanted", "kept"),
     [(6, 6, [0, 1, 2, 3, 4, 5]), (6, 3, [0, 2, 5]), (12, 4, [0, 4, 7, 11]), (6, 2, [0, 5]), (6, 1, [0]), (1, 1, [0])],
 )
-def test_the_kept_layers_are_evenly_spaced_from_the_first_to_the_last(there: int, wanted: int, kept: list[int]) -> None:
+def test_kept_layers_are_evenly_spaced(there: int, wanted: int, kept: list[int]) -> None:
     assert spaced(there, wanted) == kept
 
 
@@ -88,7 +88,7 @@ def test_no_layer_is_kept_twice(there: int, wanted: int) -> None:
 
 
 @pytest.mark.parametrize(("family", "layers"), [("distilbert", "transformer.layer"), ("bert", "encoder.layer")])
-def test_kept_layers_are_the_pretrained_ones_bit_for_bit(tmp_path: Path, family: str, layers: str) -> None:
+def test_kept_layers_are_the_pretrained_ones(tmp_path: Path, family: str, layers: str) -> None:
     text_model = find_text_model(str(deep_folder(tmp_path, family)), max_length=None)
     whole, kept = (load_text_classifier(text_model, corpus_of("a", "b")) for _ in range(2))
     keep_layers(kept, 3)
@@ -103,7 +103,7 @@ def test_kept_layers_are_the_pretrained_ones_bit_for_bit(tmp_path: Path, family:
     assert len(getattr(kept, family).get_submodule(layers)) == 3
 
 
-def test_a_model_with_fewer_layers_saves_and_loads_as_it_is(tmp_path: Path) -> None:
+def test_a_model_with_fewer_layers_saves_and_loads(tmp_path: Path) -> None:
     text_model = find_text_model(str(deep_folder(tmp_path / "deep", "distilbert")), max_length=None)
     model: Any = load_text_classifier(text_model, corpus_of("a", "b"))
     keep_layers(model, 2)
@@ -118,13 +118,13 @@ def test_a_model_with_fewer_layers_saves_and_loads_as_it_is(tmp_path: Path) -> N
     assert (loaded(ids).logits - model(ids).logits).abs().max() <= 1e-6
 
 
-def test_more_layers_than_there_are_is_refused(tmp_path: Path) -> None:
+def test_more_layers_than_the_model_has_are_refused(tmp_path: Path) -> None:
     model = load_text_classifier(find_text_model("demo", max_length=None), corpus_of("a", "b"))
     with pytest.raises(InputError, match=r"--student-layers 3; expected 1 to 2"):
         keep_layers(model, 3)
 
 
-def test_a_model_whose_layers_are_one_and_the_same_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_shares_its_layers_is_refused(tmp_path: Path) -> None:
     text_model = find_text_model(str(deep_folder(tmp_path, "albert")), max_length=None)
     with pytest.raises(InputError, match=r"--student-layers 2 for AlbertForSequenceClassification"):
         keep_layers(load_text_classifier(text_model, corpus_of("a", "b")), 2)
@@ -136,7 +136,7 @@ def test_a_length_the_model_cannot_read_is_refused(length: int) -> None:
         find_text_model("demo", max_length=length)
 
 
-def test_a_model_out_of_reach_is_told_in_one_line() -> None:
+def test_an_unreachable_model_is_reported_in_one_line() -> None:
     with pytest.raises(InputError, match="--text-model distilbert-base-uncased") as caught:
         find_text_model("distilbert-base-uncased", max_length=None)
     assert "\n" not in str(caught.value)
@@ -155,7 +155,7 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
         find_text_model(str(tmp_path), max_length=None)
 
 
-def test_damaged_weights_are_told_in_one_line(tmp_path: Path) -> None:
+def test_damaged_weights_are_reported_in_one_line(tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(find_text_model("demo", max_length=None).folder, tmp_path, dirs_exist_ok=True)

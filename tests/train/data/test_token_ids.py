@@ -1,4 +1,4 @@
-"""Token ids: the tokenizer's own, kept on disk for the next time, padded on the device."""
+"""Token ids: the tokenizer's, kept on disk, padded on the device."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -47,14 +47,14 @@ def kept(run: Path) -> list[Path]:
     return sorted((run / FOLDER).iterdir())
 
 
-def test_they_are_the_tokenizers_own(tmp_path: Path) -> None:
+def test_token_ids_are_the_tokenizers(tmp_path: Path) -> None:
     text_model = find_text_model("demo", max_length=None)
     ids, lengths = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
     assert (ids.dtype, lengths.dtype) == (torch.int32, np.int64)
     assert each(ids, lengths) == [text_model.tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in TEXTS]
 
 
-def test_many_texts_are_as_one_by_one(tmp_path: Path) -> None:
+def test_many_texts_have_the_ids_of_single_ones(tmp_path: Path) -> None:
     text_model = find_text_model("demo", max_length=None)
     texts = [f"text number {n}" for n in range(4100)]
     ids, lengths = token_ids(text_model, corpus_of(*texts), tmp_path)
@@ -62,7 +62,7 @@ def test_many_texts_are_as_one_by_one(tmp_path: Path) -> None:
     assert [each(ids, lengths)[row] for row in rows] == [text_model.tokenizer(texts[row])["input_ids"] for row in rows]
 
 
-def test_the_second_time_nothing_is_tokenised(tmp_path: Path) -> None:
+def test_nothing_is_tokenized_twice(tmp_path: Path) -> None:
     text_model, tokenizer = counting()
     first = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
     assert tokenizer.seen == len(TEXTS)
@@ -84,7 +84,7 @@ def damage(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "header", "first byte", "middle", "last byte"])
-def test_a_damaged_file_is_made_again(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_file_is_replaced(tmp_path: Path, kind: str) -> None:
     text_model, tokenizer = counting()
     first = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
     (path,) = kept(tmp_path)
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, kind: str) -> None:
     assert kept(tmp_path) == [path]
 
 
-def test_a_file_of_another_kind_in_its_place_is_made_again(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_replaced(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     text_model, _ = counting()
@@ -107,7 +107,7 @@ def test_a_file_of_another_kind_in_its_place_is_made_again(tmp_path: Path) -> No
         assert each(*token_ids(text_model, corpus_of(*TEXTS), tmp_path)) == each(*first)
 
 
-def test_other_texts_another_length_or_another_model_have_files_of_their_own(tmp_path: Path) -> None:
+def test_other_texts_lengths_and_models_have_their_own_files(tmp_path: Path) -> None:
     text_model, _ = counting()
     wanted = [
         (text_model, corpus_of(*TEXTS)),
@@ -121,7 +121,7 @@ def test_other_texts_another_length_or_another_model_have_files_of_their_own(tmp
         assert len(kept(tmp_path)) == number
 
 
-def test_texts_are_cut_to_the_models_length_and_to_the_flags(tmp_path: Path) -> None:
+def test_texts_are_cut_to_the_models_length_or_the_flags(tmp_path: Path) -> None:
     long = corpus_of("word " * 1000, "short")
     assert token_ids(find_text_model("demo", max_length=None), long, tmp_path)[1].max() == 128
     assert token_ids(find_text_model("demo", max_length=10), long, tmp_path)[1].max() == 10
@@ -138,7 +138,7 @@ def test_strange_texts_are_read(tmp_path: Path) -> None:
     assert lengths.min() >= 2
 
 
-def test_the_marker_of_a_target_is_the_separator_token(tmp_path: Path) -> None:
+def test_the_target_marker_becomes_the_separator_token(tmp_path: Path) -> None:
     model = find_text_model("demo", max_length=None)
     ids, _ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"), tmp_path)
     assert ids.tolist().count(model.tokenizer.sep_token_id) == 3

@@ -1,4 +1,4 @@
-"""What a training step reads: the labels, texts, pictures and teachers' outputs of its rows, and nothing else."""
+"""What a training step reads: the labels, texts, image tokens and teachers' outputs of its rows."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def data_of(*teachers: TeacherOutputs, pictures: Pictures | None = None) -> Trai
     return TrainingData(device=CPU, labels=torch.arange(ROWS) % 3, texts=texts(), pictures=pictures, teachers=teachers)
 
 
-def test_a_batch_holds_the_labels_and_texts_of_its_rows() -> None:
+def test_a_batch_contains_labels_and_texts_of_its_rows() -> None:
     batch = data_of().batch(np.array([3, 0]))
     assert set(batch.inputs) == {"input_ids", "attention_mask"}
     assert batch.labels.tolist() == [0, 0]
@@ -39,7 +39,7 @@ def test_a_batch_holds_the_labels_and_texts_of_its_rows() -> None:
     assert batch.teachers == ()
 
 
-def test_a_student_reads_each_teachers_outputs_of_its_rows() -> None:
+def test_a_batch_contains_each_teachers_outputs() -> None:
     first, second = outputs(0, 8), outputs(1, 4)
     batch = data_of(first, second).batch(np.array([7, 59]))
     assert [teacher.teacher for teacher in batch.teachers] == ["0", "1"]
@@ -48,14 +48,14 @@ def test_a_student_reads_each_teachers_outputs_of_its_rows() -> None:
         assert torch.equal(found.embeddings, teacher.embeddings[[7, 59]])
 
 
-def test_without_texts_every_length_is_nought() -> None:
+def test_without_texts_every_length_is_zero() -> None:
     data = TrainingData(device=CPU, labels=torch.zeros(ROWS, dtype=torch.long), texts=None)
     assert data.lengths.tolist() == [0] * ROWS
     assert data.batch(np.array([1])).inputs == {}
 
 
 @pytest.mark.parametrize("with_pictures", [False, True])
-def test_batches_come_in_their_order_with_everything_in_them(with_pictures: bool) -> None:
+def test_batches_come_in_order_and_complete(with_pictures: bool) -> None:
     blank = Pictures(source=BlankTokens((4, 8), CPU), drawings=np.arange(ROWS)[:, None], seed=0)
     data = data_of(pictures=blank if with_pictures else None)
     wanted = [np.array([5, 1]), np.array([2]), np.array([40, 41, 42])]

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, come back as they were, and a damaged one gives way to the one before it."""
+"""Checkpoints are atomic, restore their state, and a damaged one is replaced by the one before it."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ def step_of(folder: Path) -> int:
     return int(state["step"])
 
 
-def test_a_checkpoint_brings_back_its_state(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_its_state(tmp_path: Path) -> None:
     state = {"history": [{"epoch": 0, "loss": 1.5}], "best": {}, "nested": [{"state1": torch.arange(3, dtype=torch.uint8)}], "step": 7}
     save_checkpoint(tmp_path, 7, state)
     found = load_checkpoint(tmp_path)
@@ -62,7 +62,7 @@ def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
     assert not has_checkpoint(tmp_path)
 
 
-def test_the_newest_two_are_kept_and_the_newest_is_taken(tmp_path: Path) -> None:
+def test_the_newest_two_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
     save(tmp_path, 1, 9, 10, 1_000_000)
     assert names(tmp_path) == ["step-000000010", "step-001000000"]
     assert step_of(tmp_path) == 1_000_000
@@ -95,22 +95,22 @@ DAMAGE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 3, 4)
     broken = newest(tmp_path)
     DAMAGE[damage](broken)
     assert step_of(tmp_path) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {broken} is damaged (")
-    assert line.endswith("; the one before it is taken")
-    # It is told once, and counts no more among those that are kept.
+    assert line.endswith("; using the one before it")
+    # It is reported once, and no longer counts among those to keep.
     assert step_of(tmp_path) == 3
     assert capsys.readouterr().err == ""
     save(tmp_path, 4)
     assert [name for name in names(tmp_path) if name.startswith("step-")] == ["step-000000003", "step-000000004"]
 
 
-def test_a_step_that_is_damaged_twice_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_step_may_be_damaged_twice(tmp_path: Path) -> None:
     save(tmp_path, 3)
     for _ in range(2):
         save(tmp_path, 4)
@@ -119,11 +119,11 @@ def test_a_step_that_is_damaged_twice_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_where_every_checkpoint_is_damaged_training_does_not_begin_anew_by_itself(tmp_path: Path, damage: str) -> None:
+def test_training_does_not_restart_if_every_checkpoint_is_damaged(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 3, 4)
     for path in list((tmp_path / CHECKPOINTS).iterdir()):
         DAMAGE[damage](path)
-    with pytest.raises(InputError, match="every checkpoint is damaged; expected a whole one; remove it"):
+    with pytest.raises(InputError, match="every checkpoint is damaged; expected an undamaged one; remove it"):
         load_checkpoint(tmp_path)
 
 
@@ -146,7 +146,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("written", [0, 1, 3, 5, 8])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("recovers", [False, True])
-def test_a_full_disk_leaves_the_earlier_checkpoints_and_nothing_half(
+def test_a_full_disk_leaves_the_earlier_checkpoints(
     tmp_path: Path, written: int, number: int, recovers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, 2)
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_nothing_half(
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_what_cannot_be_made_durable_is_not_there(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_synced_is_not_kept(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1, 2)
 
     def refuses(*_: Any, **__: Any) -> None:
@@ -186,7 +186,7 @@ def test_what_cannot_be_made_durable_is_not_there(tmp_path: Path, call: str, mon
     assert step_of(tmp_path) == 2
 
 
-def test_what_a_killed_process_left_half_is_swept(tmp_path: Path) -> None:
+def test_a_killed_processs_partial_checkpoint_is_removed(tmp_path: Path) -> None:
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""What makes steps faster and changes nothing: masks that need no look, a compiled encoder, and steps that wait for nothing."""
+"""Faster steps with the same result: masks without synchronization, a compiled encoder, steps that do not synchronize."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,13 @@ from train.models.kinds import cross_entropy
 
 CPU = torch.device("cpu")
 FAMILIES = ("distilbert", "bert", "roberta", "electra", "deberta-v2")
-# What hands a value of a tensor to Python: on a card, each waits for all that was launched before.
+# Operations that copy a tensor's value to Python: on CUDA, each one synchronizes.
 LOOKS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
 METHODS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "cpu", "all_close"}
 
 
 class Watched(TorchDispatchMode):
-    """Notes every operation in the block that looks at a tensor's values."""
+    """Records every operation in the block that reads a tensor's values."""
 
     def __init__(self, seen: list[str]) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Watched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Asked(TorchFunctionMode):
-    """Notes every method in the block that makes a Python value of a tensor."""
+class ReadMethods(TorchFunctionMode):
+    """Records every method in the block that turns a tensor into a Python value."""
 
     def __init__(self, seen: list[str]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def test_a_batch_without_padding_has_no_mask() -> None:
         assert set(masked({"input_ids": ids, "labels": ids}, expanded=expanded)) == {"input_ids"}
 
 
-def test_a_mask_is_expanded_where_the_model_takes_it() -> None:
+def test_a_mask_is_expanded_if_the_model_accepts_it() -> None:
     batch = padded_batch()
     plain, ours = (masked(batch, expanded=expanded)["attention_mask"] for expanded in (False, True))
     assert plain is batch["attention_mask"]
@@ -75,17 +75,17 @@ def test_a_mask_is_expanded_where_the_model_takes_it() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whatever_mask_is_taken_the_answer_is_the_plain_models(family: str) -> None:
+def test_both_masks_have_the_same_output(family: str) -> None:
     classifier: Any = tiny_classifier(family)
     classifier.train()
     takes = takes_expanded_mask(classifier)
-    assert classifier.training, "it is left as it was"
+    assert classifier.training, "the mode is unchanged"
     assert takes == (classifier.config._attn_implementation == "sdpa")
     model, batch = TextClassifier(classifier).eval(), padded_batch()
     torch.testing.assert_close(model(batch).logits, classifier(**batch).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_an_encoder_that_sees_windows_gets_the_plain_mask_for_only_long_texts_show_the_difference() -> None:
+def test_an_encoder_with_windowed_attention_gets_the_plain_mask() -> None:
     import transformers
 
     ids = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
@@ -102,7 +102,7 @@ def test_an_encoder_that_sees_windows_gets_the_plain_mask_for_only_long_texts_sh
 
 
 @pytest.mark.parametrize("kind", ["sums", "pools", "unpacks"])
-def test_a_model_that_reads_the_mask_otherwise_gets_the_plain_one(kind: str) -> None:
+def test_a_model_with_its_own_use_of_the_mask_gets_the_plain_one(kind: str) -> None:
     classifier: Any = tiny_classifier("bert")
 
     class Reads(nn.Module):
@@ -124,7 +124,7 @@ def test_a_model_that_reads_the_mask_otherwise_gets_the_plain_one(kind: str) -> 
 def with_teachers(training: Training) -> Training:
     generator = torch.Generator().manual_seed(0)
     rows = len(training.data.labels)
-    said = TeacherOutputs(
+    outputs = TeacherOutputs(
         logits=torch.randn(rows, 3, generator=generator), embeddings=torch.randn(rows, 64, generator=generator), teacher=""
     )
 
@@ -134,7 +134,7 @@ def with_teachers(training: Training) -> Training:
         return distillation_loss(KD_PRESETS["paper"], output.logits, [target], batch.labels)
 
     assert isinstance(training.model, TextClassifier)
-    return changed(training, Student(training.model, [64]), loss, teachers=(said,))
+    return changed(training, Student(training.model, [64]), loss, teachers=(outputs,))
 
 
 def with_pictures(training: Training) -> Training:
@@ -150,24 +150,24 @@ def changed(training: Training, model: nn.Module, loss: Loss, **read: Any) -> Tr
 
 @pytest.mark.parametrize("kind", ["baseline", "teacher", "student"])
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_step_looks_at_no_value(small_csv: Path, tmp_path: Path, kind: str, passes: int) -> None:
+def test_a_step_does_not_synchronize(small_csv: Path, tmp_path: Path, kind: str, passes: int) -> None:
     plain = training_of(small_csv, tmp_path, cross_entropy, optimizer="adamw", gradient_accumulation_steps=passes)
     training = {"baseline": lambda one: one, "teacher": with_pictures, "student": with_teachers}[kind](plain)
     learner = Learner(training)
     learner.wrapped.train()
     batches = [np.arange(start, start + 7) for start in (0, 7, 14)]
-    assert all(len(set(training.data.lengths[batch])) > 1 for batch in batches), "padded ones, which have a mask to look at"
+    assert all(len(set(training.data.lengths[batch])) > 1 for batch in batches), "padded ones, which have a mask"
     seen: list[str] = []
     for batch, parts, fed in learner._fed(batches, 0):
-        with Asked(seen), Watched(seen):
+        with ReadMethods(seen), Watched(seen):
             learner.one_step(batch, parts, fed)
     assert seen == []
-    with Asked(seen), Watched(seen):
+    with ReadMethods(seen), Watched(seen):
         bool(learner.loss_sum > 0)
-    assert seen, "a look would have been seen"
+    assert seen, "a synchronization would have been recorded"
 
 
-def test_the_encoder_is_found_inside_every_kind_of_model(small_csv: Path, tmp_path: Path) -> None:
+def test_the_encoder_of_every_kind_of_model_is_found(small_csv: Path, tmp_path: Path) -> None:
     training = training_of(small_csv, tmp_path)
     encoder = encoder_of(training.model)
     assert type(encoder).__name__ == "DistilBertModel"
@@ -186,14 +186,14 @@ def test_the_encoder_is_found_inside_every_kind_of_model(small_csv: Path, tmp_pa
         ("off", "cuda", COMPILED_FROM_STEPS, False),
     ],
 )
-def test_the_encoder_is_compiled_where_it_pays(
+def test_the_encoder_is_compiled_in_long_trainings_on_cuda(
     monkeypatch: pytest.MonkeyPatch, choice: Any, device: str, steps: int, compiled: bool
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    compiled_with: list[dict[str, Any]] = []
     model = tiny_classifier("distilbert")
-    monkeypatch.setattr(type(encoder_of(model)), "compile", lambda _, **how: asked.append(how))
+    monkeypatch.setattr(type(encoder_of(model)), "compile", lambda _, **how: compiled_with.append(how))
     assert compile_encoder(model, choice, device=torch.device(device), steps=steps) is compiled
-    assert asked == [{"dynamic": True}] * compiled
+    assert compiled_with == [{"dynamic": True}] * compiled
     assert not compile_encoder(nn.Linear(2, 2), "on", device=CPU, steps=1)
 
 

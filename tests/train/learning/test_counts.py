@@ -1,4 +1,4 @@
-"""What a training step computes, counted: from cached tokens and outputs, nothing but what learns."""
+"""The FLOPs of a training step: with cached tokens and outputs, only those of the trained model."""
 
 import numpy as np
 import pytest
@@ -30,13 +30,13 @@ def encoder_alone(model: Teacher) -> int:
 
 
 def head_alone(model: Teacher) -> int:
-    """FLOPs of fusion and head forwards and backwards, down to the text tokens but not to the image tokens, which nothing made."""
+    """FLOPs of fusion and head forwards and backwards, down to the text tokens but not to the cached image tokens."""
     text_BLD = torch.randn(BATCH, LENGTH, SMALL.dim, requires_grad=True)
     image_BTI = torch.randn(BATCH, TOKENS, CLIP.width)
     return counted(lambda: model.head(image_BTI, text_BLD).logits.sum().backward())
 
 
-def test_a_teachers_step_from_the_cache_costs_its_text_encoder_its_fusion_and_its_head_and_nothing_else() -> None:
+def test_a_teachers_step_costs_its_text_encoder_and_its_head_only() -> None:
     data = data_of(np.full(BATCH, LENGTH), CPU, encoder=CLIP)
     step = counted(step_of(teacher_learner(SMALL, CLIP, data, BATCH), np.arange(BATCH)))
     alone = teacher(SMALL, CLIP)

@@ -1,4 +1,4 @@
-"""Several processes that train one model end as one process does, and speak with one voice."""
+"""Several processes that train one model: the same result as one process, and one report."""
 
 import json
 import shutil
@@ -20,10 +20,10 @@ ACCELERATE = (
     *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "train"),
 )
-# A last batch of one row, for which the second process has none.
+TEACHER = ("--image-tokens", "clip-demo", "--batch-size", "14", "--gradient-accumulation-steps", "2", "--track", "tensorboard")
+# With batches of 7, the last one has one row, so that the second process has none.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "baseline": (TORCHRUN, ("--batch-size", "7", "--track", "tensorboard")),
-    "teacher": (TORCHRUN, ("--image-tokens", "clip-demo", "--batch-size", "14", "--gradient-accumulation-steps", "2")),
+    "teacher": (TORCHRUN, TEACHER),
     "student": (ACCELERATE, ("--batch-size", "7")),
 }
 
@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def flags(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     model = without_dropout(tmp_path_factory.mktemp("model") / "without-dropout")
     corpus = ("--dataset", str(small_csv), "--split-column", "split", "--text-model", str(model), "--device", "cpu")
-    return (*corpus, "--epochs", "3", "--learning-rate", "2e-4", "--optimizer", "adamw")
+    return (*corpus, "--epochs", "2", "--learning-rate", "2e-4", "--optimizer", "adamw")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def logits_of(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_end_as_one(alone: Path, flags: tuple[str, ...], tmp_path: Path, command: Command, kind: str) -> None:
+def test_two_processes_train_the_same_model_as_one(
+    alone: Path, flags: tuple[str, ...], tmp_path: Path, command: Command, kind: str
+) -> None:
     launcher, more = KINDS[kind]
     run = tmp_path / "topics"
     for folder in {"teacher": ("tokens",), "student": ("teacher",)}.get(kind, ()):
@@ -66,10 +68,10 @@ def test_two_processes_end_as_one(alone: Path, flags: tuple[str, ...], tmp_path:
         assert two[figure] == pytest.approx(one[figure], abs=1e-5)
     assert [record["validation_accuracy"] for record in two["history"]] == [record["validation_accuracy"] for record in one["history"]]
     np.testing.assert_allclose(logits_of(run / kind), logits_of(alone / kind), rtol=0, atol=2e-4)
-    assert one["history"][-1]["loss"] < one["history"][0]["loss"] - 1e-3, "or it would be no wonder"
+    assert one["history"][-1]["loss"] < one["history"][0]["loss"] - 1e-3, "the training changes the model"
 
 
-def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_joins_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -84,7 +86,7 @@ def test_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
             processes.wait()
 
 
-def test_the_first_process_alone_writes_and_speaks() -> None:
+def test_only_process_0_is_the_first() -> None:
     assert [Processes(rank=rank, count=3).is_first for rank in range(3)] == [True, False, False]
 
 
@@ -92,41 +94,41 @@ def through_the_block(rank: int, *, breaks: bool = False) -> None:
     with Processes(rank=rank, count=2).first_before_others():
         print(f"{rank} works")
         if breaks:
-            raise InputError(got="this", expected="that", do="mend it")
+            raise InputError(got="this", expected="that", do="fix it")
 
 
 @pytest.fixture
 def failed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What the first process has said of itself when the others ask."""
-    said: list[bool] = []
+    """What the first process reported to the others."""
+    reported: list[bool] = []
 
     def agree(who: Processes, here: bool) -> bool:
         print(f"{who.rank} meets the others")
-        said.append(here)
-        return any(said)
+        reported.append(here)
+        return any(reported)
 
     monkeypatch.setattr(Processes, "any", agree)
-    return said
+    return reported
 
 
-def test_the_others_wait_until_the_first_is_through(failed: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_others_wait_for_the_first(failed: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
     through_the_block(0)
     through_the_block(1)
     assert capsys.readouterr().out.splitlines() == ["0 works", "0 meets the others", "1 meets the others", "1 works"]
 
 
-def test_where_the_first_fails_the_others_end_without_a_word(failed: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
+def test_if_the_first_fails_the_others_exit_silently(failed: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError):
         through_the_block(0, breaks=True)
     with pytest.raises(SystemExit) as ended:
         through_the_block(1)
     assert ended.value.code == 2
-    said = capsys.readouterr()
-    assert said.out.splitlines() == ["0 works", "0 meets the others", "1 meets the others"]
-    assert said.err == ""
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["0 works", "0 meets the others", "1 meets the others"]
+    assert captured.err == ""
 
 
-def test_bad_input_to_several_processes_is_one_line(flags: tuple[str, ...], tmp_path: Path, command: Command) -> None:
+def test_bad_input_to_several_processes_is_reported_once(flags: tuple[str, ...], tmp_path: Path, command: Command) -> None:
     done = command(*TORCHRUN, "teacher", *flags, "--run-dir", str(tmp_path / "empty"))
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if "error: " in line]

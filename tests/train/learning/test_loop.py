@@ -1,4 +1,4 @@
-"""The training loop: against a loop written out by hand, interrupted against straight, and its bad endings."""
+"""The training loop: compared with one written by hand, interrupted and resumed, and its failures."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def by_hand(training: Training) -> tuple[list[float], list[float]]:
-    """Train with plain PyTorch alone, keep the best weights; return each epoch's mean loss and validation accuracy."""
+    """Train with plain PyTorch, keep the best weights; return each epoch's mean loss and validation accuracy."""
     model, optimization, data = training.model, training.optimization, training.data
     named = list(model.named_parameters())
     decaying, others = ([parameter for _, parameter in named if (parameter.ndim > 1) is wanted] for wanted in (True, False))
@@ -80,7 +80,7 @@ def by_hand(training: Training) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.05])
-def test_the_loop_is_the_loop_one_would_write_by_hand(small_csv: Path, tmp_path: Path, max_grad_norm: float) -> None:
+def test_the_loop_matches_one_written_by_hand(small_csv: Path, tmp_path: Path, max_grad_norm: float) -> None:
     flags = {"optimizer": "adamw", "max_grad_norm": max_grad_norm}
     ours, plain = (training_of(small_csv, tmp_path / name, **flags) for name in ("ours", "hand"))
     history = fit(ours)
@@ -90,7 +90,7 @@ def test_the_loop_is_the_loop_one_would_write_by_hand(small_csv: Path, tmp_path:
     assert [record["validation_accuracy"] for record in history] == pytest.approx(scores, abs=1e-6)
 
 
-def test_gradients_are_left_alone_where_no_norm_is_given(small_csv: Path, tmp_path: Path) -> None:
+def test_gradients_are_not_clipped_without_a_norm(small_csv: Path, tmp_path: Path) -> None:
     flags = {"optimizer": "adamw", "epochs": 1}
     free, wide, narrow = (training_of(small_csv, tmp_path / str(norm), max_grad_norm=norm, **flags) for norm in (0, 1e9, 0.01))
     for training in (free, wide, narrow):
@@ -100,7 +100,7 @@ def test_gradients_are_left_alone_where_no_norm_is_given(small_csv: Path, tmp_pa
 
 
 @pytest.mark.parametrize("passes", [2, 5, 20])
-def test_a_batch_in_several_passes_is_the_batch_at_once(small_csv: Path, tmp_path: Path, passes: int) -> None:
+def test_several_passes_equal_the_whole_batch(small_csv: Path, tmp_path: Path, passes: int) -> None:
     flags = {"optimizer": "adamw", "epochs": 2, "learning_rate": 1e-4, "text_model": str(without_dropout(tmp_path / "model"))}
     whole, parts = (
         training_of(small_csv, tmp_path / str(one), **flags, gradient_accumulation_steps=one)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ Straight = Callable[[str], tuple[dict[str, torch.Tensor], list[dict[str, Any]]]]
 
 @pytest.fixture(scope="module")
 def straight(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
-    """``straight(optimizer)``: weights and history of three epochs that nothing interrupted."""
+    """``straight(optimizer)``: weights and history of three uninterrupted epochs."""
 
     @cache
     def trained(optimizer: str) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
@@ -129,28 +129,30 @@ def straight(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Strai
     return trained
 
 
-def assert_goes_on_to_the_same(small_csv: Path, folder: Path, straight: Straight, optimizer: str = "adamw") -> None:
-    torch.rand(7)  # what a random generator was at is nobody's business
+def assert_resumes_to_the_same(small_csv: Path, folder: Path, straight: Straight, optimizer: str = "adamw") -> None:
+    torch.rand(7)  # the state of a random generator does not matter
     resumed = training_of(small_csv, folder, optimizer=optimizer)
     history = fit(resumed)
     assert_same_weights(weights_of(resumed.model), straight(optimizer)[0])
     assert without_times(history) == straight(optimizer)[1]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-@pytest.mark.parametrize(("minutes", "broken_step"), [(0, 0), (0, 1), (0, 3), (0, 5), (0, 8), (1000, 5)])
-def test_an_interrupted_training_ends_bit_for_bit_like_a_straight_one(
+@pytest.mark.parametrize(
+    ("optimizer", "minutes", "broken_step"),
+    [("adamw", 0, 0), ("adamw", 0, 5), ("adamw", 1000, 5), ("adamw8bit", 0, 3), ("adamw8bit", 0, 8)],
+)
+def test_an_interrupted_training_ends_bit_for_bit_the_same(
     small_csv: Path, tmp_path: Path, straight: Straight, optimizer: str, minutes: float, broken_step: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(training_of(small_csv, tmp_path, at_step(broken_step, interrupt), optimizer=optimizer, checkpoint_minutes=minutes))
     state = load_checkpoint(tmp_path)
     assert (0 if state is None else state["step"]) == (broken_step if minutes == 0 else 0)
-    assert_goes_on_to_the_same(small_csv, tmp_path, straight, optimizer)
+    assert_resumes_to_the_same(small_csv, tmp_path, straight, optimizer)
 
 
 class Twins(Processes):
-    """Two processes, the other of which always has the same as this one."""
+    """Two processes with the same values."""
 
     def averaged(self, model: nn.Module, device: torch.device) -> nn.Module:
         return model
@@ -162,7 +164,7 @@ class Twins(Processes):
         return here
 
 
-def test_a_checkpoint_holds_the_loss_of_all_processes_and_each_takes_its_share(small_csv: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_the_loss_of_all_processes(small_csv: Path, tmp_path: Path) -> None:
     learner = Learner(replace(training_of(small_csv, tmp_path), processes=Twins(count=2)))
     learner.loss_sum.fill_(3.0)
     learner.step = 1
@@ -173,32 +175,30 @@ def test_a_checkpoint_holds_the_loss_of_all_processes_and_each_takes_its_share(s
         assert float(resumed.loss_sum) == share
 
 
-def test_a_training_that_is_broken_in_every_second_step_ends_like_a_straight_one(
-    small_csv: Path, tmp_path: Path, straight: Straight
-) -> None:
+def test_a_training_interrupted_at_every_step_ends_the_same(small_csv: Path, tmp_path: Path, straight: Straight) -> None:
     for step in range(1, 9):
         with pytest.raises(KeyboardInterrupt):
             fit(training_of(small_csv, tmp_path, at_step(1, interrupt), checkpoint_minutes=0))
         state = load_checkpoint(tmp_path)
         assert state is not None
         assert state["step"] == step
-    assert_goes_on_to_the_same(small_csv, tmp_path, straight)
+    assert_resumes_to_the_same(small_csv, tmp_path, straight)
 
 
-def test_after_a_damaged_checkpoint_training_goes_on_from_the_one_before_it(
+def test_a_damaged_checkpoint_does_not_change_the_result(
     small_csv: Path, tmp_path: Path, straight: Straight, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(training_of(small_csv, tmp_path, at_step(5, interrupt), checkpoint_minutes=0))
     newest = max((tmp_path / CHECKPOINTS).iterdir())
     (newest / STATE).write_bytes((newest / STATE).read_bytes()[:-1])
-    assert_goes_on_to_the_same(small_csv, tmp_path, straight)
+    assert_resumes_to_the_same(small_csv, tmp_path, straight)
     assert f"warning: {newest} is damaged" in capsys.readouterr().err
 
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C works, as it does not in the background jobs of a shell."""
+    """Let Ctrl-C work even in a background job of a shell."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -206,7 +206,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 4)])
-def test_a_signal_is_heeded_after_the_step_and_training_goes_on_from_there(
+def test_a_signal_stops_after_the_step_and_training_resumes(
     small_csv: Path, tmp_path: Path, straight: Straight, number: signal.Signals, step: int
 ) -> None:
     with pytest.raises(Stopped) as stopped:
@@ -215,10 +215,10 @@ def test_a_signal_is_heeded_after_the_step_and_training_goes_on_from_there(
     state = load_checkpoint(tmp_path)
     assert state is not None
     assert (state["step"], len(state["history"])) == (step + 1, (step + 1) // STEPS_AN_EPOCH)
-    assert_goes_on_to_the_same(small_csv, tmp_path, straight)
+    assert_resumes_to_the_same(small_csv, tmp_path, straight)
 
 
-def test_a_training_that_was_over_is_not_repeated(small_csv: Path, tmp_path: Path) -> None:
+def test_a_finished_training_is_not_repeated(small_csv: Path, tmp_path: Path) -> None:
     first = training_of(small_csv, tmp_path, checkpoint_minutes=0)
     history = fit(first)
     again = training_of(small_csv, tmp_path, at_step(0, interrupt), checkpoint_minutes=0)
@@ -226,7 +226,7 @@ def test_a_training_that_was_over_is_not_repeated(small_csv: Path, tmp_path: Pat
     assert_same_weights(weights_of(again.model), weights_of(first.model))
 
 
-def test_checkpoints_are_written_when_their_time_has_come(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_written_when_they_are_due(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     monkeypatch.setattr("train.learning.loop.save_checkpoint", lambda folder, step, state: saved.append(step))
     fit(training_of(small_csv, tmp_path, checkpoint_minutes=1000))
@@ -259,7 +259,7 @@ def records(*accuracies: float) -> list[dict[str, Any]]:
     return [{"validation_accuracy": value} for value in accuracies]
 
 
-def test_the_best_epoch_is_the_first_of_the_highest() -> None:
+def test_the_best_epoch_is_the_first_with_the_highest_accuracy() -> None:
     assert best_epoch(records(0.5, 0.8, 0.7, 0.8)) == 1
 
 
@@ -276,13 +276,13 @@ def test_the_best_epoch_is_the_first_of_the_highest() -> None:
         ((0.6, 0.5, 0.4, 0.3), None, False),
     ],
 )
-def test_patience_ends_after_that_many_epochs_without_a_better_one(accuracies: tuple[float, ...], patience: int, lost: bool) -> None:
+def test_patience_counts_epochs_without_improvement(accuracies: tuple[float, ...], patience: int, lost: bool) -> None:
     assert has_lost_patience(records(*accuracies), patience) is lost
 
 
-def test_training_ends_when_patience_does(small_csv: Path, tmp_path: Path) -> None:
+def test_training_ends_with_its_patience(small_csv: Path, tmp_path: Path) -> None:
     training = training_of(small_csv, tmp_path, epochs=50, learning_rate=1e-12, patience=3, checkpoint_minutes=0)
-    assert len(fit(training)) == 4, "one that is the best, and three that are no better"
+    assert len(fit(training)) == 4, "the best epoch, and three that are no better"
     assert len(fit(training_of(small_csv, tmp_path, at_step(0, interrupt), epochs=50, learning_rate=1e-12, patience=3))) == 4
 
 
@@ -294,7 +294,7 @@ def test_training_learns_the_topics(small_csv: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("minutes", [0, 1000])
-def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_stays(small_csv: Path, tmp_path: Path, minutes: float) -> None:
+def test_an_infinite_loss_is_reported_and_reaches_no_checkpoint(small_csv: Path, tmp_path: Path, minutes: float) -> None:
     steps = 0
 
     def explodes(output: Output, batch: Batch) -> torch.Tensor:
@@ -314,13 +314,13 @@ def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_stays(sm
     assert len(list((tmp_path / CHECKPOINTS).iterdir())) == 2
 
 
-def test_weights_that_are_not_finite_reach_no_checkpoint_even_where_the_loss_is(small_csv: Path, tmp_path: Path) -> None:
+def test_infinite_weights_reach_no_checkpoint(small_csv: Path, tmp_path: Path) -> None:
     steps = 0
 
     def breaks(output: Output, batch: Batch) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        root = (output.logits - output.logits.detach()).abs().sum().sqrt()  # nought, with a gradient that is not a number
+        root = (output.logits - output.logits.detach()).abs().sum().sqrt()  # zero, with a NaN gradient
         return cross_entropy(output, batch) + (root if steps == STEPS_AN_EPOCH else 0.0)
 
     with pytest.raises(InputError, match="a weight that is not finite"):
@@ -337,7 +337,7 @@ def test_another_seed_is_another_model(small_csv: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
-def test_every_step_and_process_has_a_seed_of_its_own() -> None:
+def test_every_step_and_process_has_its_own_seed() -> None:
     seeds = {seed_of_step(seed, step, rank) for seed in range(4) for step in range(50) for rank in range(4)}
     assert len(seeds) == 4 * 50 * 4
     assert all(0 <= seed < np.iinfo(np.int64).max for seed in seeds)

@@ -113,7 +113,7 @@ def test_two_teachers_have_their_shares_of_the_soft_terms(seed: int, examples: i
 
 
 @given(**sizes, unlabelled=st.integers(0, 20))
-def test_texts_without_labels_have_soft_terms_alone(seed: int, examples: int, classes: int, width: int, unlabelled: int) -> None:
+def test_unlabelled_texts_have_only_soft_terms(seed: int, examples: int, classes: int, width: int, unlabelled: int) -> None:
     s, e_s, t, e_t, y = random_batch(seed, examples, classes, width)
     labelled = max(0, examples - unlabelled)
     y[labelled:] = UNLABELLED
@@ -122,7 +122,7 @@ def test_texts_without_labels_have_soft_terms_alone(seed: int, examples: int, cl
     assert loss_of(weights, (s, e_s, t, e_t, y)) == pytest.approx(hard + soft_terms(weights, s, e_s, t, e_t), rel=1e-5)
 
 
-def test_a_label_weighs_the_same_beside_texts_without_one() -> None:
+def test_unlabelled_texts_do_not_change_the_weight_of_a_label() -> None:
     s, *_, y = random_batch(3, 8, 5, 4)
     logits = torch.from_numpy(s).requires_grad_()
     among = torch.from_numpy(np.where(np.arange(8) < 3, y, UNLABELLED))
@@ -148,38 +148,38 @@ def test_a_weight_of_zero_leaves_its_term_out(dropped: str) -> None:
 
 
 @pytest.mark.parametrize(("dropped", "broken"), [("beta", 3), ("alpha", 2)])
-def test_a_left_out_term_may_not_even_be_finite(dropped: str, broken: int) -> None:
+def test_a_term_of_weight_zero_may_be_infinite(dropped: str, broken: int) -> None:
     batch = random_batch(2, 4, 3, 8)
     batch[broken][:] = np.nan
     assert np.isfinite(loss_of(distillation("paper", **{dropped: 0.0}), batch))
 
 
 @pytest.mark.parametrize("preset", KD_PRESETS)
-def test_gradients_reach_the_student_alone(preset: str) -> None:
+def test_gradients_reach_only_the_student(preset: str) -> None:
     weights = replace(KD_PRESETS[preset], beta=1.0)
     student, own, wide = (torch.randn(4, width, requires_grad=True) for width in (3, 8, 6))
-    said = [torch.randn(4, width) for width in (3, 8, 3, 6)]
-    teachers = [TeacherTarget(0.5, said[0], said[1], own), TeacherTarget(0.5, said[2], said[3], wide)]
+    outputs = [torch.randn(4, width) for width in (3, 8, 3, 6)]
+    teachers = [TeacherTarget(0.5, outputs[0], outputs[1], own), TeacherTarget(0.5, outputs[2], outputs[3], wide)]
     torch.autograd.backward(distillation_loss(weights, student, teachers, torch.zeros(4, dtype=torch.long)))
     for learning in (student, own, wide):
         assert learning.grad is not None
         assert learning.grad.abs().sum() > 0
-    assert all(tensor.grad is None and not tensor.requires_grad for tensor in said)
+    assert all(tensor.grad is None and not tensor.requires_grad for tensor in outputs)
 
 
-def test_given_weights_replace_the_presets_own() -> None:
+def test_given_weights_replace_the_presets() -> None:
     weights = distillation("paper", hard=None, alpha=0.5, beta=None, temperature=2.0, embedding_loss="cosine")
     assert weights == Distillation(hard=1.0, alpha=0.5, beta=1.0, temperature=2.0, embedding_loss="cosine")
 
 
-def test_nothing_to_learn_from_is_refused() -> None:
+def test_weights_that_are_all_zero_are_refused() -> None:
     with pytest.raises(InputError, match="at least one positive weight"):
         distillation("paper", hard=0.0, alpha=0.0, beta=0.0, temperature=None)
-    with pytest.raises(InputError, match="a term that teaches the answer"):
-        distillation("paper", hard=0.0, alpha=0.0, beta=1.0)  # the last layer would stay as it was drawn
+    with pytest.raises(InputError, match="a term that depends on the class"):
+        distillation("paper", hard=0.0, alpha=0.0, beta=1.0)  # nothing would train the last layer
 
 
-def test_half_precision_outputs_are_scored_in_float32() -> None:
+def test_the_loss_is_computed_in_float32() -> None:
     batch = random_batch(5, 8, 5, 16)
     s, e_s, t, e_t = (torch.from_numpy(part).bfloat16() for part in batch[:4])
     loss = distillation_loss(KD_PRESETS["paper"], s, [TeacherTarget(1.0, t, e_t, e_s)], torch.from_numpy(batch[4]))

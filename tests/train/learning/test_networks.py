@@ -1,4 +1,4 @@
-"""The models: where the embedding is taken, what the fusion head computes, and that padding changes nothing."""
+"""The networks: where the embedding is taken, what the fusion head computes, and that padding changes nothing."""
 
 import math
 from typing import Any
@@ -35,7 +35,7 @@ def test_the_embedding_is_what_the_last_linear_reads(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["distilbert", "bert", "roberta", "electra", "deberta-v2"])
-def test_in_training_the_embedding_is_taken_before_the_dropout(family: str) -> None:
+def test_the_embedding_is_taken_before_dropout(family: str) -> None:
     model = TextClassifier(tiny_classifier(family)).train()
     output = model(text_batch())
     assert not torch.allclose(last_linear(model)(output.embeddings), output.logits)
@@ -112,14 +112,14 @@ def test_without_images_the_head_reads_the_text_class_token() -> None:
     assert isinstance(head.project, nn.Identity)
 
 
-def test_image_tokens_are_mapped_only_where_the_widths_differ() -> None:
+def test_image_tokens_are_projected_only_if_widths_differ() -> None:
     same = FusionHead(text_width=32, image_width=32, classes=2)
     other = FusionHead(text_width=32, image_width=24, classes=2)
     assert isinstance(same.project, nn.Identity)
     assert isinstance(other.project, nn.Linear)
 
 
-def test_at_distilberts_width_the_head_is_the_papers() -> None:
+def test_with_distilberts_width_the_head_is_the_papers() -> None:
     head = FusionHead(text_width=768, image_width=768, classes=20)
     assert (head.embed.in_features, head.embed.out_features) == (1536, 768)
     assert (head.classify.in_features, head.classify.out_features) == (768, 20)
@@ -127,7 +127,7 @@ def test_at_distilberts_width_the_head_is_the_papers() -> None:
     assert head.block.linear1.out_features == 4 * 768
 
 
-def test_padding_a_text_further_does_not_change_the_teacher() -> None:
+def test_more_padding_does_not_change_the_teacher() -> None:
     classifier: Any = tiny_classifier("bert")
     teacher = Teacher(classifier.bert, FusionHead(text_width=32, image_width=24, classes=CLASSES)).eval()
     batch = {**text_batch(), "image_tokens": torch.randn(3, 6, 24).half()}
@@ -137,7 +137,7 @@ def test_padding_a_text_further_does_not_change_the_teacher() -> None:
     torch.testing.assert_close(teacher(batch).logits, teacher(longer).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_a_teacher_reads_padded_texts_as_it_reads_them_alone() -> None:
+def test_a_teacher_ignores_padding() -> None:
     torch.manual_seed(4)
     classifier: Any = tiny_classifier("distilbert")
     teacher = Teacher(classifier.distilbert, FusionHead(text_width=32, image_width=24, classes=CLASSES)).eval()
@@ -150,7 +150,7 @@ def test_a_teacher_reads_padded_texts_as_it_reads_them_alone() -> None:
         torch.testing.assert_close(together.embeddings[row], alone.embeddings[0], atol=1e-5, rtol=1e-5)
 
 
-def test_a_student_learns_a_linear_only_to_teachers_of_another_width() -> None:
+def test_a_student_projects_only_to_other_widths() -> None:
     classifier = TextClassifier(tiny_classifier("distilbert"))
     student = Student(classifier, [32, 24, 48]).eval()
     output, plain = student(text_batch()), classifier(text_batch())
@@ -178,7 +178,7 @@ def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
     assert text_width(transformers.DistilBertConfig(dim=64, n_heads=4), "--text-model x") == 64
 
 
-def test_the_fusion_block_shares_the_text_models_dropout() -> None:
+def test_the_fusion_block_uses_the_text_models_dropout() -> None:
     import transformers
 
     assert text_dropout(transformers.DistilBertConfig(dropout=0.3)) == 0.3

@@ -7,11 +7,11 @@ from torch import nn
 from train.learning.optimizer import make_optimizer, optimizer_on, rate_at
 
 
-def test_the_rate_falls_linearly_to_zero() -> None:
+def test_the_learning_rate_decays_linearly_to_zero() -> None:
     assert [rate_at(step, 4, 2.0) for step in range(6)] == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0]
 
 
-def test_eight_bits_are_taken_where_memory_counts() -> None:
+def test_auto_takes_8_bits_on_cuda() -> None:
     assert [optimizer_on(device, "auto") for device in ("cpu", "cuda")] == ["adamw", "adamw8bit"]
     assert [optimizer_on("cpu", "adamw8bit"), optimizer_on("cuda", "adamw")] == ["adamw8bit", "adamw"]
 
@@ -63,7 +63,7 @@ def test_both_optimizers_lower_the_loss() -> None:
         assert losses[-1] < 0.8 * losses[0], name
 
 
-def test_embeddings_keep_their_state_in_32_bits_as_in_the_hugging_face_trainer() -> None:
+def test_embeddings_keep_32_bit_state() -> None:
     model = nn.Sequential(nn.Embedding(100, 128), nn.Linear(128, 64))
     optimizer = make_optimizer(model, "adamw8bit", learning_rate=0.1, weight_decay=0.0)
     torch.autograd.backward(model(torch.arange(8)).sum())
@@ -72,7 +72,7 @@ def test_embeddings_keep_their_state_in_32_bits_as_in_the_hugging_face_trainer()
     assert kinds == [torch.float32, torch.uint8]
 
 
-def test_a_step_with_8_bits_does_not_wait_for_the_device_after_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_with_8_bits_does_not_synchronize(monkeypatch: pytest.MonkeyPatch) -> None:
     import bitsandbytes
 
     def wait(_: torch.Tensor) -> None:

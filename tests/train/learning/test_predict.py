@@ -1,4 +1,4 @@
-"""What a model says of rows: in their order, the same in any company, divided over any number of processes."""
+"""Predictions of a model: in the order of the rows, independent of the batch and of the number of processes."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_predictions_come_in_the_order_of_the_rows(training: Training) -> None:
         torch.testing.assert_close(together.embeddings[n], alone.embeddings[0], atol=1e-5, rtol=1e-5)
 
 
-def test_dropout_is_off_and_nothing_is_learnt(training: Training) -> None:
+def test_predicting_uses_no_dropout_and_changes_no_weight(training: Training) -> None:
     training.model.train()
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     first, second = (predict(training.model, training.data, range(60), training.compute, Processes()) for _ in range(2))
@@ -39,9 +39,7 @@ def test_dropout_is_off_and_nothing_is_learnt(training: Training) -> None:
 
 @pytest.mark.parametrize("rows", [[7], [59, 0, 17, 3, 42], list(range(60))])
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_the_parts_of_several_processes_make_the_whole(
-    training: Training, monkeypatch: pytest.MonkeyPatch, rows: list[int], count: int
-) -> None:
+def test_the_parts_of_several_processes_add_up(training: Training, monkeypatch: pytest.MonkeyPatch, rows: list[int], count: int) -> None:
     whole = predict(training.model, training.data, rows, training.compute, Processes())
     parts: list[torch.Tensor] = []
 
@@ -52,7 +50,7 @@ def test_the_parts_of_several_processes_make_the_whole(
     monkeypatch.setattr(Processes, "sum", kept)
     for rank in range(count):
         predict(training.model, training.data, rows, training.compute, Processes(rank=rank, count=count))
-    # Each process brings its rows, and nought for those of others, in the order of the lengths.
+    # Each process contributes its rows, and zero for those of others, in the order of the lengths.
     order = torch.from_numpy(training.data.by_length(rows))
     back = torch.tensor([order.tolist().index(row) for row in rows])
     for summed, expected in ((sum(parts[0::2]), whole.logits), (sum(parts[1::2]), whole.embeddings)):
@@ -70,7 +68,7 @@ def test_the_forward_pass_is_in_the_runs_precision(dtype: str, half: torch.dtype
         assert linear(torch.ones(1, 4)).dtype == torch.float32
 
 
-def test_precise_predictions_are_in_float32_whatever_the_run_is(training: Training) -> None:
+def test_precise_predictions_are_always_in_float32(training: Training) -> None:
     half = Compute(device="cpu", device_name="CPU", dtype="bfloat16", threads=1)
     full = predict(training.model, training.data, range(60), training.compute, Processes())
     precise = predict(training.model, training.data, range(60), half, Processes(), precise=True)

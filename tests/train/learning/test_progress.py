@@ -1,4 +1,4 @@
-"""What a training says while it runs: log.jsonl, trackers, and what a continued training takes back."""
+"""Progress of a training: log.jsonl, trackers, and what a resumed training removes from the log."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def take_steps(report: Progress, first: int, last: int, *, loss: float = 2.0, ba
         report.step(step, step * batch, 1 / step, torch.tensor(loss * step * batch))
 
 
-def test_every_fiftieth_step_and_every_epoch_is_a_line(tmp_path: Path) -> None:
+def test_every_50th_step_and_every_epoch_is_a_line(tmp_path: Path) -> None:
     with opened(tmp_path) as report:
         report.begin_epoch(0, 0.0)
         take_steps(report, 1, 120)
@@ -52,21 +52,21 @@ def test_a_reported_loss_is_the_mean_since_the_last_report(tmp_path: Path) -> No
     assert [line["loss"] for line in lines(tmp_path)] == [3.0, 0.5]
 
 
-def test_an_epoch_that_is_continued_counts_from_its_place(tmp_path: Path) -> None:
+def test_a_resumed_epoch_counts_from_its_position(tmp_path: Path) -> None:
     with opened(tmp_path, step=40) as report:
         report.begin_epoch(400, 1200.0)
         report.step(50, 500, 0.1, torch.tensor(1250.0))
     assert [line["loss"] for line in lines(tmp_path)] == [0.5]
 
 
-def test_a_loss_without_a_word_in_json_is_left_out(tmp_path: Path) -> None:
+def test_a_loss_that_json_cannot_represent_is_left_out(tmp_path: Path) -> None:
     with opened(tmp_path) as report:
         report.begin_epoch(0, 0.0)
         report.step(50, 100, 0.1, torch.tensor(math.nan))
     assert (tmp_path / LOG).read_text() == ""
 
 
-def test_a_line_stands_there_as_soon_as_it_is_said(tmp_path: Path) -> None:
+def test_a_line_is_written_at_once(tmp_path: Path) -> None:
     with opened(tmp_path) as report:
         report.begin_epoch(0, 0.0)
         take_steps(report, 1, 50)
@@ -85,7 +85,7 @@ def test_a_line_stands_there_as_soon_as_it_is_said(tmp_path: Path) -> None:
         ("", ""),
     ],
 )
-def test_what_will_be_said_again_is_cut_off(tmp_path: Path, text: str, kept: str) -> None:
+def test_lines_that_will_be_repeated_are_removed(tmp_path: Path, text: str, kept: str) -> None:
     (tmp_path / LOG).write_text(text)
     cut_log(tmp_path / LOG, 2)
     assert (tmp_path / LOG).read_text() == kept
@@ -93,13 +93,13 @@ def test_what_will_be_said_again_is_cut_off(tmp_path: Path, text: str, kept: str
     assert [path.name for path in tmp_path.iterdir()] == [LOG]
 
 
-def test_bytes_that_are_no_text_are_cut_off(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_removed(tmp_path: Path) -> None:
     (tmp_path / LOG).write_bytes(b'{"step": 1}\n\xff\xfe\n')
     cut_log(tmp_path / LOG, 5)
     assert lines(tmp_path) == [{"step": 1}]
 
 
-def test_an_interrupted_training_leaves_the_log_of_a_straight_one(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_does_not_show_in_the_log(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.learning.progress.EVERY_STEPS", 2)
     fit(training_of(small_csv, tmp_path / "straight"))
     with pytest.raises(KeyboardInterrupt):
@@ -110,19 +110,19 @@ def test_an_interrupted_training_leaves_the_log_of_a_straight_one(small_csv: Pat
     straight, broken = (lines(tmp_path / name) for name in ("straight", "broken"))
     assert [line["step"] for line in straight] == [2, 3, 4, 6, 6, 8, 9]
     assert [set(line) for line in broken] == [set(line) for line in straight]
-    # Figures between epochs are means since the last report, so that the first one after the interruption is one of fewer steps.
+    # Losses between epochs are means since the last report; the first one after an interruption covers fewer steps.
     for one, other in zip(straight, broken, strict=True):
         for name in ("step", "learning_rate", "epoch", "validation_accuracy", *(("loss",) if "epoch" in one or one["step"] != 6 else ())):
             assert one.get(name) == pytest.approx(other.get(name), abs=2e-6), (one, name)
 
 
-def test_other_processes_than_the_first_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_process_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with opened(tmp_path, processes=Processes(rank=1, count=2)) as report:
         report.begin_epoch(0, 0.0)
         take_steps(report, 1, 50)
         report.epoch({"epoch": 0, "validation_accuracy": 0.5}, 50, 500)
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,19 +131,19 @@ def test_the_bar_shows_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture
         report.begin_epoch(0, 0.0)
         take_steps(report, 1, 50)
         report.epoch({"epoch": 0, "validation_accuracy": 0.5}, 100, 1000)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "1000/1000" in said.err
-    assert "loss=2.0000, validation=0.5000" in said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "1000/1000" in captured.err
+    assert "loss=2.0000, validation=0.5000" in captured.err
 
 
-def test_the_bar_of_a_continued_training_starts_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_of_a_resumed_training_starts_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with opened(tmp_path, step=40) as report:
         report.begin_epoch(100, 0.0)
         report.epoch({"epoch": 1, "validation_accuracy": 0.5}, 60, 700)
-    said = capsys.readouterr().err
-    assert "40%" in said
-    assert "1000/1000" in said
+    captured = capsys.readouterr().err
+    assert "40%" in captured
+    assert "1000/1000" in captured
 
 
 def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 3
 
 
-def test_what_tensorboard_was_told_is_kept_when_training_is_interrupted(tmp_path: Path) -> None:
+def test_tensorboard_keeps_its_figures_when_interrupted(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def train() -> None:
@@ -178,7 +178,7 @@ def test_what_tensorboard_was_told_is_kept_when_training_is_interrupted(tmp_path
     assert "loss" in events.Tags()["scalars"]
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_is_reported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--track wandb; expected that package installed; pip install wandb"):
         require_trackers(("wandb",))

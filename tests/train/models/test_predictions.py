@@ -1,4 +1,4 @@
-"""Accuracy and macro-F1, against counts made by hand, and predictions from file."""
+"""Accuracy and macro-F1, compared with counts by hand, and predictions from file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,14 +46,14 @@ def test_predictions_are_written_and_read_back(tmp_path: Path) -> None:
         assert found[split].macro_f1 == pytest.approx(scores["macro_f1"][split], abs=1e-6)
 
 
-def test_an_id_may_be_as_long_as_a_text(tmp_path: Path) -> None:
+def test_an_id_may_be_long(tmp_path: Path) -> None:
     corpus = corpus_of([0, 1, 2])
     first = replace(corpus.examples[0], id="x" * 200_000)
     write_predictions(tmp_path / "p.csv", replace(corpus, examples=(first, *corpus.examples[1:])), torch.eye(3))
     assert len(read_predictions(tmp_path / "p.csv")[first.split].ids[0]) == 200_000
 
 
-def test_the_same_examples_are_known_as_such(tmp_path: Path) -> None:
+def test_the_same_examples_have_the_same_hash(tmp_path: Path) -> None:
     found = []
     for number, labels in enumerate(([0, 1, 2], [0, 1, 2], [1, 1, 2])):
         write_predictions(tmp_path / f"{number}.csv", corpus_of(labels), torch.eye(3) * (1 + number))
@@ -63,20 +63,20 @@ def test_the_same_examples_are_known_as_such(tmp_path: Path) -> None:
     assert found[0]["train"].examples != found[0]["test"].examples, "other ids"
 
 
-def test_of_equal_logits_the_first_counts_as_it_does_for_torch(tmp_path: Path) -> None:
+def test_of_equal_logits_the_first_counts(tmp_path: Path) -> None:
     logits = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
     write_predictions(tmp_path / "p.csv", corpus_of([0, 1, 0]), logits)
     predicted = [int(one.predicted[0]) for one in read_predictions(tmp_path / "p.csv").values()]
     assert predicted == logits.argmax(dim=1).tolist()
 
 
-def test_predictions_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_missing_predictions_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="train it again"):
         read_predictions(tmp_path / "p.csv")
 
 
 @pytest.mark.parametrize("damage", ["", "id,split,label\n", "cut", "word", "split", "column", "nan", "inf", "class", "number"])
-def test_damaged_predictions_are_told(tmp_path: Path, damage: str) -> None:
+def test_damaged_predictions_are_reported(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "p.csv"
     write_predictions(path, corpus_of([0, 1, 2]), torch.eye(3))
     lines = path.read_text().splitlines()

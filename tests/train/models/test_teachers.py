@@ -1,4 +1,4 @@
-"""Teachers as a student sees them: found, several at once, and asked about texts that they were not trained on."""
+"""Teachers from a student's point of view: found, several at once, and their outputs for new texts."""
 
 import json
 import shutil
@@ -46,31 +46,31 @@ def run(small_run: Path, flags: tuple[str, ...], narrow: Path, tmp_path_factory:
     return folder
 
 
-def asked(small_csv: Path, run: Path, unlabelled: Path, name: str = "a") -> TeacherOutputs:
+def outputs_of(small_csv: Path, run: Path, unlabelled: Path, name: str = "a") -> TeacherOutputs:
     settings = CorpusSettings(split_column="split")
     corpus, extra = load_corpus(str(small_csv), settings), load_unlabelled(unlabelled, settings)
     return outputs_for(find_teacher(run / name), corpus, extra, resolve_compute("cpu", "float32", half="bfloat16"))
 
 
-def test_two_teachers_of_different_widths_teach_one_student(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_has_two_teachers_of_different_widths(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     common = ("student", *flags, "--run-dir", str(run), "--text-model", "demo")
     assert main([*common, "--teachers", "a", "b", "--teacher-weights", "3", "1", "--name", "of-both"]) == 0
     assert "warning: b reads" in capsys.readouterr().err
     metrics = json.loads((run / "of-both" / "metrics.json").read_text())
-    made_from = json.loads((run / "of-both" / "training.json").read_text())
-    assert made_from["shares"] == [0.75, 0.25]
-    assert len(set(made_from["teachers"])) == 2
+    fingerprint = json.loads((run / "of-both" / "training.json").read_text())
+    assert fingerprint["shares"] == [0.75, 0.25]
+    assert len(set(fingerprint["teachers"])) == 2
     with safe_open(run / "of-both" / "model.safetensors", framework="pt") as file:
         exported = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
         assert not [name for name in file.keys() if "project" in name]  # noqa: SIM118
-    assert metrics["parameters"] == exported + 128 * 32 + 32, "the Linear to the narrow teacher was learnt and left behind"
+    assert metrics["parameters"] == exported + 128 * 32 + 32, "the Linear to the narrow teacher was trained and discarded"
     assert main([*common, "--teachers", "a", "b", "--name", "equal"]) == 0
     assert json.loads((run / "equal" / "training.json").read_text())["shares"] == [0.5, 0.5]
     equal = json.loads((run / "equal" / "metrics.json").read_text())
     assert equal["history"][0]["loss"] != metrics["history"][0]["loss"]
 
 
-def test_without_a_distance_of_embeddings_no_linear_is_learnt(run: Path, flags: tuple[str, ...]) -> None:
+def test_without_the_embedding_distance_nothing_is_projected(run: Path, flags: tuple[str, ...]) -> None:
     common = ("student", *flags, "--run-dir", str(run), "--text-model", "demo", "--teachers", "b")
     parameters = []
     for name, more in (("with", ()), ("without", ("--beta", "0"))):
@@ -79,9 +79,7 @@ def test_without_a_distance_of_embeddings_no_linear_is_learnt(run: Path, flags: 
     assert parameters[0] - parameters[1] == 128 * 32 + 32
 
 
-def test_a_student_of_fewer_layers_is_a_plain_model_with_the_same_logits(
-    run: Path, flags: tuple[str, ...], narrow: Path, small_csv: Path
-) -> None:
+def test_a_student_with_fewer_layers_is_a_plain_model(run: Path, flags: tuple[str, ...], narrow: Path, small_csv: Path) -> None:
     import csv
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -113,44 +111,44 @@ def test_a_model_that_is_no_teacher_is_refused(run: Path, flags: tuple[str, ...]
 
 @pytest.fixture
 def own(run: Path, tmp_path: Path) -> Path:
-    """A run of a test's own with the teachers of the shared one."""
+    """A run for one test, with the teachers of the shared one."""
     for name in ("a", "b"):
         shutil.copytree(run / name, tmp_path / "topics" / name)
     return tmp_path / "topics"
 
 
-def texts_without_labels(folder: Path) -> Path:
+def unlabelled_file(folder: Path) -> Path:
     path = folder / "more.txt"
     path.write_text("\n".join(text for text, _ in topic_texts(10)))
     return path
 
 
-def draw(small_csv: Path, run: Path, unlabelled: Path, **more: Any) -> None:
-    drawn = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",), "run_dir": run}
-    featurize_command(FeaturizeOptions(**{**drawn, **more}, unlabelled=unlabelled))
+def generate_images(small_csv: Path, run: Path, unlabelled: Path, **more: Any) -> None:
+    settings = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",), "run_dir": run}
+    featurize_command(FeaturizeOptions(**{**settings, **more}, unlabelled=unlabelled))
 
 
 def test_a_teacher_reads_other_texts_once(
     own: Path, small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = texts_without_labels(tmp_path)
-    draw(small_csv, own, more)
-    first = asked(small_csv, own, more)
+    more = unlabelled_file(tmp_path)
+    generate_images(small_csv, own, more)
+    first = outputs_of(small_csv, own, more)
     assert "a reads 10 texts of more" in capsys.readouterr().err
     path = outputs_path(own / "a", "more")
     written = path.read_bytes()
     calls: list[int] = []
     predict = teachers.predict
     monkeypatch.setattr(teachers, "predict", lambda *given, **how: (calls.append(1), predict(*given, **how))[1])
-    second = asked(small_csv, own, more)
+    second = outputs_of(small_csv, own, more)
     assert (calls, path.read_bytes()) == ([], written)
     assert torch.equal(first.logits, second.logits)
     assert first.logits.shape == (70, 3)
-    # The texts are the first ten of the corpus, with the same drawings: the teacher says of them what it said before.
+    # The texts are the first ten of the corpus, with the same images, so the outputs are the same.
     torch.testing.assert_close(first.logits[60:], first.logits[:10], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(first.embeddings[60:], first.embeddings[:10], atol=1e-2, rtol=1e-2)
     path.write_bytes(written[:100])
-    third = asked(small_csv, own, more)
+    third = outputs_of(small_csv, own, more)
     assert calls == [1]
     assert torch.equal(third.logits, first.logits)
 
@@ -158,43 +156,43 @@ def test_a_teacher_reads_other_texts_once(
 def test_another_teacher_of_that_name_reads_them_again(
     own: Path, small_csv: Path, tmp_path: Path, run: Path, flags: tuple[str, ...]
 ) -> None:
-    more = texts_without_labels(tmp_path)
-    draw(small_csv, own, more)
-    first = asked(small_csv, own, more)
+    more = unlabelled_file(tmp_path)
+    generate_images(small_csv, own, more)
+    first = outputs_of(small_csv, own, more)
     shutil.copytree(run / "tokens", own / "tokens")
     shutil.rmtree(own / "b")
     again = ("teacher", *flags, "--run-dir", str(own), "--name", "b", "--text-model", "demo", "--image-tokens", "clip-demo", "--seed", "1")
     assert main(list(again)) == 0
     shutil.copy(outputs_path(own / "a", "more"), outputs_path(own / "b", "more"))
-    other = asked(small_csv, own, more, name="b")
+    other = outputs_of(small_csv, own, more, name="b")
     assert other.teacher != first.teacher
     assert not torch.equal(other.logits[60:], first.logits[60:])
 
 
-def test_other_images_than_it_has_learnt_to_read_are_refused(own: Path, small_csv: Path, tmp_path: Path) -> None:
-    more = texts_without_labels(tmp_path)
-    draw(small_csv, own, more, steps=3)
+def test_images_of_another_generator_are_refused(own: Path, small_csv: Path, tmp_path: Path) -> None:
+    more = unlabelled_file(tmp_path)
+    generate_images(small_csv, own, more, steps=3)
     with pytest.raises(InputError, match=r"images of clip-demo for --unlabelled that differ from the teacher's: .*steps"):
-        asked(small_csv, own, more)
+        outputs_of(small_csv, own, more)
     assert not outputs_path(own / "a", "more").exists()
 
 
-def test_the_teachers_kind_of_tokens_must_be_there(own: Path, small_csv: Path, tmp_path: Path) -> None:
-    more = texts_without_labels(tmp_path)
-    draw(small_csv, own, more)
+def test_the_teachers_token_column_has_to_exist(own: Path, small_csv: Path, tmp_path: Path) -> None:
+    more = unlabelled_file(tmp_path)
+    generate_images(small_csv, own, more)
     with pytest.raises(InputError, match=r"no column 'vit-demo'"):
-        asked(small_csv, own, more, name="b")
+        outputs_of(small_csv, own, more, name="b")
 
 
-def test_another_text_model_behind_the_same_name_is_refused(own: Path, small_csv: Path, tmp_path: Path) -> None:
-    made_from = json.loads((own / "a" / "training.json").read_text())
-    (own / "a" / "training.json").write_text(json.dumps({**made_from, "text_model": "another"}))
+def test_another_text_model_of_the_same_name_is_refused(own: Path, small_csv: Path, tmp_path: Path) -> None:
+    fingerprint = json.loads((own / "a" / "training.json").read_text())
+    (own / "a" / "training.json").write_text(json.dumps({**fingerprint, "text_model": "another"}))
     with pytest.raises(InputError, match=r"another demo than .* was trained from"):
-        asked(small_csv, own, texts_without_labels(tmp_path))
+        outputs_of(small_csv, own, unlabelled_file(tmp_path))
 
 
-def test_a_teacher_without_images_needs_none_for_other_texts(own: Path, small_csv: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_a_text_only_teacher_needs_no_images_for_other_texts(own: Path, small_csv: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     control = ("teacher", *flags, "--run-dir", str(own), "--text-model", "demo", "--privileged", "none")
     assert main(list(control)) == 0
-    found = asked(small_csv, own, texts_without_labels(tmp_path), name="teacher-none")
+    found = outputs_of(small_csv, own, unlabelled_file(tmp_path), name="teacher-none")
     torch.testing.assert_close(found.logits[60:], found.logits[:10], atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Texts without labels: read, drawn, and learnt by the teacher's word alone."""
+"""Unlabelled texts: read, turned into images, and used for distillation."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def texts_of(path: Path, **flags: Any) -> list[str]:
     return [example.text for example in load_unlabelled(path, options(**flags)).examples]
 
 
-def test_a_text_file_has_a_text_a_line(tmp_path: Path) -> None:
+def test_a_text_file_has_one_text_per_line(tmp_path: Path) -> None:
     path = tmp_path / "more.txt"
     path.write_bytes('\ufeffa dog\r\n\n  \n, "quoted" and, commas\nשלום\u2028still this line\n last without an end'.encode())
     corpus = load_unlabelled(path, options())
@@ -67,7 +67,7 @@ def test_a_table_needs_the_text_column_and_no_label(tmp_path: Path, suffix: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("none.txt", None, "No such file"),
         ("empty.txt", b"", "no rows"),
@@ -81,16 +81,16 @@ def test_a_table_needs_the_text_column_and_no_label(tmp_path: Path, suffix: str)
         ("torn.jsonl", b'{"text": "a"}\n{"te', "malformed JSON"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes | None, told: str) -> None:
+def test_unusable_files_are_refused_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=told.replace(".", r"\.")) as caught:
+    with pytest.raises(InputError, match=message.replace(".", r"\.")) as caught:
         load_unlabelled(path, options())
     assert name in str(caught.value)
 
 
-def test_its_store_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_unlabelled_texts_have_their_own_store(tmp_path: Path) -> None:
     assert [store_folder(tmp_path, path).name for path in (None, Path("somewhere/more.txt"))] == ["tokens", "tokens-more"]
 
 
@@ -112,8 +112,8 @@ def run(small_run: Path, small_csv: Path, more: Path, flags: tuple[str, ...], tm
     """A run with a teacher, the images of ``more``, and a student that learnt from both."""
     folder = tmp_path_factory.mktemp("unlabelled") / "topics"
     shutil.copytree(small_run / "tokens", folder / "tokens")
-    drawn = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",), "run_dir": folder}
-    figures = featurize_command(FeaturizeOptions(**drawn, unlabelled=more))  # type: ignore[arg-type]
+    settings = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "encoders": ("clip-demo",), "run_dir": folder}
+    figures = featurize_command(FeaturizeOptions(**settings, unlabelled=more))  # type: ignore[arg-type]
     assert figures["complete"]
     assert main(["teacher", *flags, "--run-dir", str(folder), "--image-tokens", "clip-demo"]) == 0
     assert main(["student", *flags, "--run-dir", str(folder), "--unlabelled", str(more)]) == 0
@@ -125,11 +125,11 @@ def metrics_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_images_are_drawn_beside_the_corpuss_own(run: Path) -> None:
+def test_their_images_are_in_a_second_store(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir() if path.name.startswith("tokens")) == ["tokens", "tokens-more"]
 
 
-def test_the_student_learns_from_both_and_is_scored_on_the_labelled(run: Path) -> None:
+def test_the_student_trains_on_both_and_is_scored_on_the_labelled(run: Path) -> None:
     metrics = metrics_of(run / "student")
     assert metrics["examples"] == {"train": 36, "validation": 12, "test": 12, "unlabelled": MORE}
     assert len((run / "student" / "predictions.csv").read_text().splitlines()) == 61
@@ -138,7 +138,7 @@ def test_the_student_learns_from_both_and_is_scored_on_the_labelled(run: Path) -
     assert [line["step"] for line in log] == [4, 8], "51 examples are four steps of 14"
 
 
-def test_the_teachers_word_on_the_other_texts_is_kept_beside_it(run: Path, more: Path, small_csv: Path) -> None:
+def test_the_teachers_outputs_for_unlabelled_texts_are_kept(run: Path, more: Path, small_csv: Path) -> None:
     extra = load_unlabelled(more, options())
     path = outputs_path(run / "teacher", "more")
     found = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint())
@@ -149,53 +149,51 @@ def test_the_teachers_word_on_the_other_texts_is_kept_beside_it(run: Path, more:
     assert np.isfinite(found.logits.numpy()).all()
 
 
-def test_without_them_the_student_is_another(run: Path, flags: tuple[str, ...], more: Path) -> None:
+def test_without_them_another_student_is_trained(run: Path, flags: tuple[str, ...], more: Path) -> None:
     assert main(["student", *flags, "--run-dir", str(run), "--name", "without"]) == 0
     one, other = (metrics_of(run / name) for name in ("student", "without"))
     assert "unlabelled" not in other["examples"]
     assert one["history"][0]["loss"] != other["history"][0]["loss"]
 
 
-def test_the_same_command_again_is_already_done_and_asks_no_teacher(
-    run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_repeating_the_command_runs_no_teacher(run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = outputs_path(run / "teacher", "more").stat().st_mtime_ns
     assert main(["student", *flags, "--run-dir", str(run), "--unlabelled", str(more)]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out.splitlines()[-1])["already_done"] is True
-    assert "teacher reads" not in said.err
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["already_done"] is True
+    assert "teacher reads" not in captured.err
     assert outputs_path(run / "teacher", "more").stat().st_mtime_ns == written
 
 
-def test_other_texts_on_a_finished_student_are_refused(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_student_refuses_other_texts(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["student", *flags, "--run-dir", str(run)]) == 2
     assert "unlabelled" in capsys.readouterr().err
 
 
-def test_texts_that_will_be_scored_on_are_told(
+def test_held_out_texts_are_warned_of(
     run: Path, flags: tuple[str, ...], tmp_path: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
     held_out = [corpus.examples[row].text for row in corpus.rows("test")[:3]]
     (tmp_path / "leak.txt").write_text("\n".join([*held_out, "nobody knows this"]))
-    # There are no images for them, which is told too.
+    # There are no images for them, which is reported as well.
     assert main(["student", *flags, "--run-dir", str(run), "--unlabelled", str(tmp_path / "leak.txt"), "--name", "leaky"]) == 2
-    said = capsys.readouterr().err
-    assert "warning: 3 texts of " in said
-    assert "run python -m featurize first" in said
+    captured = capsys.readouterr().err
+    assert "warning: 3 texts of " in captured
+    assert "run python -m featurize first" in captured
 
 
-def test_tables_hold_students_of_more_texts_beside_their_control(
+def test_tables_compare_students_of_more_texts_with_their_control(
     run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ("--rows", "unlabelled", "baseline", "--seeds", "1", "--unlabelled", str(more), "--run-dir", str(run))
     assert main(["tables", *flags, *rows]) == 2
-    assert "vit-demo" in capsys.readouterr().err, "no images of these texts for it, told before anything is trained"
+    assert "vit-demo" in capsys.readouterr().err, "no images of these texts, reported before anything is trained"
     assert not (run / "teacher-none").exists()
     assert main(["tables", *flags, *rows, "--columns", "clip-demo"]) == 0
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     report = json.loads((run / "tables.json").read_text())
-    assert report["trained"] == ["baseline", "teacher-none", "student-none-more"], "teacher and student are there under other names"
+    assert report["trained"] == ["baseline", "teacher-none", "student-none-more"], "teacher and student exist under other names"
     assert [model["folder"] for model in report["rows"]["student-clip-demo-more"]["models"]] == ["student"]
     of_table = next(table for table in report["tables"] if table["name"] == "unlabelled")
     compared = [(one["row"], one["reference"]) for one in of_table["comparisons"]]
@@ -204,18 +202,18 @@ def test_tables_hold_students_of_more_texts_beside_their_control(
         ("student-clip-demo-more", "student-none-more"),
         ("student-none-more", "baseline"),
     ]
-    assert "student-none-more" in said.out
+    assert "student-none-more" in captured.out
     assert main(["tables", *flags, "--run-dir", str(run), "--no-train", "--seeds", "1"]) == 0
     assert set(json.loads((run / "tables.json").read_text())["rows"]) >= {"student-clip-demo-more", "student-none-more"}
 
 
-def test_texts_that_no_row_reads_are_told(run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_that_no_row_reads_are_warned_of(run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ("--rows", "baseline", "--seeds", "1", "--unlabelled", str(more), "--run-dir", str(run))
     assert main(["tables", *flags, *rows]) == 0
     assert "warning: --unlabelled has no effect without its rows: --rows unlabelled" in capsys.readouterr().err
 
 
-def test_drawings_that_failed_in_one_store_are_no_other_way_of_drawing() -> None:
+def test_failed_images_of_one_store_do_not_matter() -> None:
     same = {"generation": {"drawings": "abc", "steps": 4}}
     ours = SimpleNamespace(reader=SimpleNamespace(spec=SimpleNamespace(name="clip-demo")))
     ours.fingerprint = lambda: {"generation": {"drawings": "def", "steps": 4}, "failed_rows": "abc"}

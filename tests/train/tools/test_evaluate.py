@@ -1,4 +1,4 @@
-"""``python -m train evaluate``: what a finished classifier says of a file, held against transformers itself, a text at a time."""
+"""``python -m train evaluate``: predictions for a file, compared with those of transformers for one text at a time."""
 
 import csv
 import json
@@ -90,16 +90,16 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     capsys.readouterr()
     assert run(evaluate, EvaluateOptions, [str(argument) for argument in arguments], prog="evaluate") == 2
-    said = capsys.readouterr()
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said.err
-    assert said.out == ""
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, captured.err
+    assert captured.out == ""
     return errors[0]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_probabilities_are_the_librarys_in_the_order_of_the_file(
+def test_probabilities_match_transformers_in_the_files_order(
     model: Path, expected: list[list[float]], tmp_path: Path, suffix: str, batch_size: int
 ) -> None:
     figures = evaluate(EvaluateOptions(model=model, input=file_of(tmp_path, suffix, {"text": TEXTS}), batch_size=batch_size, device="cpu"))
@@ -114,18 +114,18 @@ def test_probabilities_are_the_librarys_in_the_order_of_the_file(
     assert "accuracy" not in figures
 
 
-def test_scores_are_those_of_the_labels_in_the_file(model: Path, expected: list[list[float]], tmp_path: Path) -> None:
+def test_scores_use_the_labels_of_the_file(model: Path, expected: list[list[float]], tmp_path: Path) -> None:
     from sklearn.metrics import accuracy_score, f1_score
 
-    said = [NAMES[max(range(3), key=row.__getitem__)] for row in expected]
-    labels = [*said[:3], *(next(name for name in NAMES if name != one) for one in said[3:])]
+    captured = [NAMES[max(range(3), key=row.__getitem__)] for row in expected]
+    labels = [*captured[:3], *(next(name for name in NAMES if name != one) for one in captured[3:])]
     path = file_of(tmp_path, ".csv", {"kind": labels, "text": TEXTS})
     figures = evaluate(EvaluateOptions(model=model, input=path, label_column="kind", device="cpu"))
-    assert figures["accuracy"] == accuracy_score(labels, said) == 0.6
-    assert figures["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", zero_division=0.0), abs=1e-6)
+    assert figures["accuracy"] == accuracy_score(labels, captured) == 0.6
+    assert figures["macro_f1"] == pytest.approx(f1_score(labels, captured, average="macro", zero_division=0.0), abs=1e-6)
 
 
-def test_a_finished_baseline_scores_what_its_own_metrics_say(small_csv: Path, tmp_path: Path) -> None:
+def test_a_baselines_scores_match_its_metrics(small_csv: Path, tmp_path: Path) -> None:
     from train.models.commands import baseline
     from train.options.training import BaselineOptions
 
@@ -151,7 +151,7 @@ def test_a_finished_baseline_scores_what_its_own_metrics_say(small_csv: Path, tm
 
 
 @pytest.mark.parametrize(("ids", "shown"), [(["b", "a", "c", "7", "e"], ["b", "a", "c", "7", "e"]), (["a"] * 5, ["0", "1", "2", "3", "4"])])
-def test_ids_are_the_files_own_where_they_tell_texts_apart(model: Path, tmp_path: Path, ids: list[str], shown: list[str]) -> None:
+def test_unique_ids_of_the_file_are_kept(model: Path, tmp_path: Path, ids: list[str], shown: list[str]) -> None:
     evaluate(EvaluateOptions(model=model, input=file_of(tmp_path, ".jsonl", {"text": TEXTS, "id": ids}), device="cpu"))
     assert [row["id"] for row in rows_of(tmp_path / "texts.predictions.csv")] == shown
 
@@ -165,11 +165,11 @@ def test_ids_are_the_files_own_where_they_tell_texts_apart(model: Path, tmp_path
         (("x", "x"), ["x", "class_x"]),
     ],
 )
-def test_every_class_has_a_column_of_its_own(names: tuple[str, ...], columns: list[str]) -> None:
+def test_every_class_has_its_own_column(names: tuple[str, ...], columns: list[str]) -> None:
     assert class_columns(names) == columns
 
 
-def test_a_class_called_label_keeps_its_name_in_the_label_column(tmp_path: Path) -> None:
+def test_a_class_named_label_keeps_its_name(tmp_path: Path) -> None:
     folder = classifier_folder(tmp_path / "model", "id", "label")
     evaluate(EvaluateOptions(model=folder, input=file_of(tmp_path, ".txt", {"text": TEXTS}), device="cpu"))
     rows = rows_of(tmp_path / "texts.predictions.csv")
@@ -177,7 +177,7 @@ def test_a_class_called_label_keeps_its_name_in_the_label_column(tmp_path: Path)
     assert {row["label"] for row in rows} <= {"id", "label"}
 
 
-def test_a_batch_holds_texts_of_like_length_and_no_more_than_asked_for(model: Path) -> None:
+def test_batches_have_texts_of_similar_length_and_the_given_size(model: Path) -> None:
     classifier = load_classifier(model)
     shapes: list[tuple[int, int]] = []
     classifier.model.register_forward_pre_hook(lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True)
@@ -194,14 +194,14 @@ def test_texts_are_cut_to_max_length(model: Path) -> None:
     assert not torch.equal(*(predicted_logits(load_classifier(model), texts, compute, batch_size=4) for texts in (long, short)))
 
 
-def test_labels_are_read_as_numbers_and_words_alike() -> None:
+def test_labels_are_read_as_numbers_and_as_words() -> None:
     assert label_numbers([1, 0.0, " 2 "], ["0", "1", "2"], where="y").tolist() == [1, 0, 2]
     with pytest.raises(InputError, match=r"2 labels in y .* first 1\.5: rows, from 0, 1, 2"):
         label_numbers(["0", 1.5, None], ["0", "1"], where="y")
 
 
 @pytest.mark.parametrize(
-    ("content", "flags", "told"),
+    ("content", "flags", "message"),
     [
         ("text\n", (), "no texts in"),
         ("", (), "no texts in"),
@@ -216,11 +216,11 @@ def test_labels_are_read_as_numbers_and_words_alike() -> None:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_output(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, flags: tuple[str, ...], told: str
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, flags: tuple[str, ...], message: str
 ) -> None:
     path = tmp_path / "texts.csv"
     path.write_text(content)
-    assert told in refused(capsys, "--model", model, "--input", path, *flags)
+    assert message in refused(capsys, "--model", model, "--input", path, *flags)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -234,7 +234,7 @@ def test_the_input_is_never_overwritten(model: Path, tmp_path: Path, capsys: pyt
     assert path.read_bytes() == before
 
 
-def test_a_folder_that_holds_no_whole_classifier_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_whole_classifier_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
     path = file_of(tmp_path, ".txt", {"text": TEXTS})
@@ -242,24 +242,24 @@ def test_a_folder_that_holds_no_whole_classifier_is_refused(model: Path, tmp_pat
     def spoiled(name: str) -> Path:
         return Path(shutil.copytree(model, tmp_path / name))
 
-    def said(folder: Path) -> str:
+    def captured(folder: Path) -> str:
         return refused(capsys, "--model", folder, "--input", path)
 
-    assert "no folder" in said(tmp_path / "nowhere")
+    assert "no folder" in captured(tmp_path / "nowhere")
     (spoiled("no-config") / "config.json").unlink()
-    assert "without config.json" in said(tmp_path / "no-config")
+    assert "without config.json" in captured(tmp_path / "no-config")
     (spoiled("no-weights") / "model.safetensors").unlink()
-    assert "without config.json or without weights" in said(tmp_path / "no-weights")
+    assert "without config.json or without weights" in captured(tmp_path / "no-weights")
     weights = spoiled("damaged") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    assert "does not load" in said(tmp_path / "damaged")
+    assert "does not load" in captured(tmp_path / "damaged")
     (spoiled("teacher") / "metrics.json").write_text('{"command": "teacher"}')
     (tmp_path / "teacher" / "config.json").unlink()
-    assert "python -m train teacher, which reads image tokens and is no Hugging Face classifier" in said(tmp_path / "teacher")
-    assert "a model of DistilBertModel" in said(embedded_model("text"))
+    assert "python -m train teacher, which reads image tokens and is no Hugging Face classifier" in captured(tmp_path / "teacher")
+    assert "a model of DistilBertModel" in captured(embedded_model("text"))
 
 
-def test_weights_that_are_not_there_are_not_made_up(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_are_not_replaced_by_random_ones(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -272,7 +272,7 @@ def test_weights_that_are_not_there_are_not_made_up(model: Path, tmp_path: Path,
     assert "without the weights classifier.weight" in refused(capsys, "--model", folder, "--input", path)
 
 
-def test_logits_that_are_not_finite_reach_no_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_infinite_logits_are_not_written(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file

@@ -76,10 +76,10 @@ def require_same_logits(folder: Path, path: Path) -> None:
 def refused(capsys: pytest.CaptureFixture[str], folder: Path, *more: str) -> str:
     capsys.readouterr()
     assert run(onnx, OnnxOptions, ["--model", str(folder), *more], prog="onnx") == 2
-    said = capsys.readouterr()
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, said.err
-    assert said.out == ""
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, captured.err
+    assert captured.out == ""
     return errors[0]
 
 
@@ -89,7 +89,7 @@ def unexported(exported: tuple[Path, dict[str, Any]], folder: Path) -> Path:
     return folder
 
 
-def test_the_file_gives_the_models_logits(exported: tuple[Path, dict[str, Any]]) -> None:
+def test_the_file_has_the_models_logits(exported: tuple[Path, dict[str, Any]]) -> None:
     folder, figures = exported
     path = folder / "model.onnx"
     assert figures["path"] == str(path)
@@ -100,7 +100,7 @@ def test_the_file_gives_the_models_logits(exported: tuple[Path, dict[str, Any]])
     require_same_logits(folder, path)
 
 
-def test_bert_is_exported_too_and_to_where_it_is_wanted(tmp_path: Path) -> None:
+def test_bert_is_exported_to_the_given_file(tmp_path: Path) -> None:
     folder = classifier_folder(tmp_path / "bert", "bert")
     figures = onnx(OnnxOptions(model=folder, output=tmp_path / "other.onnx"))
     assert figures["max_logit_difference"] <= 1e-4
@@ -108,7 +108,7 @@ def test_bert_is_exported_too_and_to_where_it_is_wanted(tmp_path: Path) -> None:
     require_same_logits(folder, tmp_path / "other.onnx")
 
 
-def test_the_check_reads_single_equal_and_padded_texts_up_to_the_longest(exported: tuple[Path, dict[str, Any]]) -> None:
+def test_the_check_covers_single_equal_and_padded_texts(exported: tuple[Path, dict[str, Any]]) -> None:
     batches = check_batches(load_classifier(exported[0]).text_model)
     shapes = [tuple(batch["input_ids"].shape) for batch in batches]
     assert {rows for rows, _ in shapes} >= {1, 2, 3, 5, 7}
@@ -121,7 +121,7 @@ def test_the_check_reads_single_equal_and_padded_texts_up_to_the_longest(exporte
 
 
 @pytest.mark.parametrize("weight", [0.01, float("nan")])
-def test_a_file_with_other_logits_fails_and_is_not_left(
+def test_a_file_with_other_logits_is_not_kept(
     exported: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -146,17 +146,17 @@ def test_a_file_with_other_logits_fails_and_is_not_left(
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_named_with_what_to_install(
+def test_a_missing_package_is_named_with_its_extra(
     exported: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == missing else find(name, *more))
-    said = refused(capsys, exported[0])
-    assert f"no package {missing};" in said
-    assert "pip install 'lugpi[onnx]'" in said
+    captured = refused(capsys, exported[0])
+    assert f"no package {missing};" in captured
+    assert "pip install 'lugpi[onnx]'" in captured
 
 
-def test_a_model_beyond_what_a_file_holds_is_refused_before_it_is_exported(
+def test_a_model_above_2_gb_is_refused(
     exported: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = unexported(exported, tmp_path / "model")
@@ -165,7 +165,7 @@ def test_a_model_beyond_what_a_file_holds_is_refused_before_it_is_exported(
     assert not list(folder.glob("*.onnx"))
 
 
-def test_what_torch_cannot_export_is_one_line_and_leaves_no_file(
+def test_a_failed_export_is_one_line_and_leaves_no_file(
     exported: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = unexported(exported, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""``python -m train sweep``: what is proposed, what stays, and that no interruption shows."""
+"""``python -m train sweep``: proposals, records, and interruptions that do not change the result."""
 
 import fcntl
 import json
@@ -52,7 +52,7 @@ def flags(small_csv: Path, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def make(small_csv: Path, run_dir: Path, request: pytest.FixtureRequest) -> Make:
-    """Make the options of a sweep; its folder is the test's own unless a name is given."""
+    """Return the options of a sweep, in a folder for this test unless a name is given."""
 
     def options(**more: Any) -> SweepOptions:
         own = {"name": request.node.name.replace("[", "-").replace("]", ""), "over": OVER, "trials": TRIALS}
@@ -63,13 +63,13 @@ def make(small_csv: Path, run_dir: Path, request: pytest.FixtureRequest) -> Make
 
 @pytest.fixture(scope="module")
 def straight(small_csv: Path, run_dir: Path) -> tuple[SweepOptions, dict[str, Any]]:
-    """A sweep that nobody interrupted, and its figures."""
+    """An uninterrupted sweep, and its figures."""
     options = SweepOptions(**flags(small_csv, run_dir), name="straight", over=OVER, trials=TRIALS)
     return options, sweep(options)
 
 
 def records(options: SweepOptions) -> list[dict[str, Any]]:
-    """What the trials came to, without the seconds they took."""
+    """The trials' records, without their durations."""
     found = [json.loads((options.folder / f"trial-{number:03d}" / "trial.json").read_text()) for number in range(options.trials)]
     for record in found:
         del record["seconds"]
@@ -103,7 +103,7 @@ def test_ranges_and_choices_are_read(written: str, read: Dimension) -> None:
 
 
 @pytest.mark.parametrize(
-    ("over", "told"),
+    ("over", "message"),
     [
         (("temperatur=1:10",), "did you mean 'temperature'"),
         (("device=cpu,cuda",), "choose one of"),
@@ -128,17 +128,17 @@ def test_ranges_and_choices_are_read(written: str, read: Dimension) -> None:
     ],
 )
 def test_a_space_that_cannot_be_searched_is_one_line(
-    small_csv: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], over: tuple[str, ...], told: str
+    small_csv: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], over: tuple[str, ...], message: str
 ) -> None:
     more = [f"--{name.replace('_', '-')}={value}" for name, value in flags(small_csv, run_dir).items()]
     assert run(sweep, SweepOptions, [*more, "--name", "refused", "--over", *over], prog="sweep") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert told in errors[0]
+    assert message in errors[0]
     assert not (run_dir / "sweep" / "refused" / "space.json").exists()
 
 
-def test_a_proposal_follows_from_seed_number_and_the_trials_before_it_alone(make: Make) -> None:
+def test_a_proposal_follows_from_seed_number_and_earlier_trials(make: Make) -> None:
     import optuna
 
     options = make(trials=30)
@@ -155,13 +155,13 @@ def test_a_proposal_follows_from_seed_number_and_the_trials_before_it_alone(make
     assert [propose(options, number, before) for number in range(14)] == [trial.params for trial in before]
     assert len({trial.params["temperature"] for trial in before}) == 14
     assert propose(make(sampler_seed=1), 3, before) != before[3].params
-    # After ten random ones the search looks where it was good: at low temperatures here, at high ones where the values are turned round.
+    # After ten random trials the search prefers what was good: low temperatures here, high ones with negated values.
     turned = [optuna.trial.create_trial(value=-one.value, params=one.params, distributions=distributions) for one in before]
     low, high = (sum(propose(options, number, trials)["temperature"] for number in range(20, 25)) for trials in (before, turned))
     assert low < high
 
 
-def test_a_finished_trial_leaves_its_record_alone(straight: tuple[SweepOptions, dict[str, Any]]) -> None:
+def test_a_finished_trial_leaves_only_its_record(straight: tuple[SweepOptions, dict[str, Any]]) -> None:
     options, figures = straight
     assert figures["trials"] == TRIALS
     assert figures["failed"] == 0
@@ -175,7 +175,7 @@ def test_a_finished_trial_leaves_its_record_alone(straight: tuple[SweepOptions, 
     assert study_of(options) == [(n, record["parameters"], record["validation_accuracy"]) for n, record in enumerate(records(options))]
 
 
-def test_the_test_split_is_neither_learnt_nor_scored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_split_is_not_read(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     read: set[int] = set()
     whole = loop.TrainingData.batch
 
@@ -188,7 +188,7 @@ def test_the_test_split_is_neither_learnt_nor_scored(make: Make, monkeypatch: py
     assert read == set(range(48)), "36 train and 12 validation rows; the last 12 are the test split"
 
 
-def test_the_best_five_are_shown_the_first_of_equals_first(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_five_trials_are_shown(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     options = make(trials=7)
     for number, accuracy in enumerate((0.2, 0.7, 0.5, 0.7, 0.1, 0.6, None)):
         record = {
@@ -219,12 +219,12 @@ def test_the_best_trials_command_trains_that_student(
 ) -> None:
     options, _ = straight
     figures = sweep(options)
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     best = max(records(options), key=lambda record: (record["validation_accuracy"], -record["trial"]))
     assert figures["already_done"] is True
-    assert "already done" in said.err
-    assert said.out.startswith("| trial | learning_rate")
-    assert figures["student_command"] in said.out
+    assert "already done" in captured.err
+    assert captured.out.startswith("| trial | learning_rate")
+    assert figures["student_command"] in captured.out
     assert figures["best"]["parameters"] == best["parameters"]
     words = shlex.split(figures["student_command"])
     assert words[:4] == ["python", "-m", "train", "student"]
@@ -233,7 +233,7 @@ def test_the_best_trials_command_trains_that_student(
     assert student(parsed)["accuracy"]["validation"] == best["validation_accuracy"]
 
 
-def test_a_stopped_sweep_goes_on_to_the_same_trials(
+def test_a_stopped_sweep_resumes_to_the_same_trials(
     straight: tuple[SweepOptions, dict[str, Any]], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, validations = make(), []
@@ -257,7 +257,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_trials(
     assert study_of(options) == study_of(straight[0])
 
 
-def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions, dict[str, Any]], make: Make, start: Start) -> None:
+def test_a_killed_sweep_resumes_to_the_same_trials(straight: tuple[SweepOptions, dict[str, Any]], make: Make, start: Start) -> None:
     options = make(checkpoint_minutes=0.0)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags(Path(options.dataset), options.run).items()]
     arguments += ["--checkpoint-minutes", "0", "--name", options.sweep_name, "--trials", str(TRIALS), "--over", *OVER]
@@ -273,7 +273,7 @@ def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions,
     child.kill()
     assert child.wait() == -signal.SIGKILL
     assert not (options.folder / "trial-001" / "trial.json").exists()
-    # What a kill in the midst of Optuna's own writing leaves: half a line, and its lock.
+    # What a kill during Optuna's own writing leaves: half a line, and its lock.
     journal = options.folder / "study.journal"
     with journal.open("a") as file:
         file.write('{"op_code": 4, "worker')
@@ -284,7 +284,7 @@ def test_a_killed_sweep_goes_on_to_the_same_trials(straight: tuple[SweepOptions,
     assert study_of(options) == study_of(straight[0])
 
 
-def test_a_trial_that_was_finished_but_not_told_is_not_trained_again(
+def test_a_finished_trial_missing_from_the_journal_is_not_repeated(
     straight: tuple[SweepOptions, dict[str, Any]], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -304,7 +304,7 @@ def test_a_trial_that_was_finished_but_not_told_is_not_trained_again(
         assert study_of(options) == study_of(straight[0])
 
 
-def test_more_trials_go_on_from_those_there_are(straight: tuple[SweepOptions, dict[str, Any]], make: Make) -> None:
+def test_more_trials_continue_the_sweep(straight: tuple[SweepOptions, dict[str, Any]], make: Make) -> None:
     fewer = make(trials=2)
     assert sweep(fewer)["trials"] == 2
     more = make(trials=TRIALS)
@@ -314,7 +314,7 @@ def test_more_trials_go_on_from_those_there_are(straight: tuple[SweepOptions, di
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         ({"over": (*OVER[:1], "temperature=1:9", *OVER[2:])}, "over.temperature.high: found 10.0, wanted 9.0"),
         ({"over": OVER[:3]}, "over.kd_preset.choices"),
@@ -323,20 +323,20 @@ def test_more_trials_go_on_from_those_there_are(straight: tuple[SweepOptions, di
         ({"epochs": 3}, "flags.epochs: found 2, wanted 3"),
     ],
 )
-def test_another_sweep_in_the_same_folder_is_refused_with_what_differs(
-    straight: tuple[SweepOptions, dict[str, Any]], make: Make, more: dict[str, Any], told: str
+def test_another_sweep_in_the_same_folder_is_refused(
+    straight: tuple[SweepOptions, dict[str, Any]], make: Make, more: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match="another sweep") as refused:
         sweep(make(name="straight", **more))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_a_student_that_diverges_is_a_failed_trial_and_the_sweep_goes_on(make: Make) -> None:
+def test_a_diverging_student_is_a_failed_trial(make: Make) -> None:
     options = make(over=("learning_rate=1e-3,1e30",), trials=6, epochs=1)
     figures = sweep(options)
     found = records(options)
     failed = [record for record in found if record["parameters"]["learning_rate"] == 1e30]
-    assert 0 < len(failed) < 6, "the seed draws both"
+    assert 0 < len(failed) < 6, "the seed proposes both"
     assert figures["failed"] == len(failed)
     assert all("not finite" in record["failed"] and record["validation_accuracy"] is None for record in failed)
     assert figures["best"]["parameters"] == {"learning_rate": 1e-3}
@@ -344,7 +344,7 @@ def test_a_student_that_diverges_is_a_failed_trial_and_the_sweep_goes_on(make: M
     assert sweep(options)["already_done"] is True
 
 
-def test_a_student_that_does_not_fit_into_memory_is_a_failed_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_a_failed_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     load = sweeping.load_model
 
     def load_or_fail(plan: Any, processes: Any) -> Any:
@@ -362,7 +362,7 @@ def test_a_student_that_does_not_fit_into_memory_is_a_failed_trial(make: Make, m
     assert sweep(options)["already_done"] is True
 
 
-def test_a_damaged_checkpoint_ends_the_sweep_and_fails_no_trial(make: Make) -> None:
+def test_a_damaged_checkpoint_ends_the_sweep(make: Make) -> None:
     options = make()
     damaged = options.folder / "trial-000" / "checkpoints" / "step-000000001"
     damaged.mkdir(parents=True)
@@ -372,7 +372,7 @@ def test_a_damaged_checkpoint_ends_the_sweep_and_fails_no_trial(make: Make) -> N
     assert len(open_study(options.folder).trials) == 0
 
 
-def test_two_commands_do_not_search_one_folder_at_once(straight: tuple[SweepOptions, dict[str, Any]]) -> None:
+def test_two_commands_cannot_search_one_folder(straight: tuple[SweepOptions, dict[str, Any]]) -> None:
     with (straight[0].folder / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another command is searching"):
@@ -390,7 +390,7 @@ def test_a_damaged_journal_is_named(straight: tuple[SweepOptions, dict[str, Any]
         sweep(options)
 
 
-def test_what_a_sweep_needs_is_said_before_anything_is_loaded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirements_are_reported_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     monkeypatch.setenv("WORLD_SIZE", "2")
