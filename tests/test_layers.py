@@ -39,6 +39,22 @@ FLOORS = {
     "train": (("options", "file_names"), ("data",), ("learning",), ("models",), ("evidence", "tools"), ("report",), ("cli",)),
 }
 MOST_ARROWS = {"lugpi_core": 20, "featurize": 26, "train": 35}
+# Flags end here: these files read option dataclasses and hand on settings objects. Benchmarks and dev run whole commands.
+OPTION_DOORS = (
+    "lugpi_core/corpora/options.py",
+    "featurize/options.py",
+    "featurize/run.py",
+    "featurize/maintain.py",
+    "featurize/inspect/command.py",
+    "train/options/",
+    "train/models/train_model.py",
+    "train/models/commands.py",
+    "train/evidence/tables.py",
+    "train/report/command.py",
+    "train/tools/",
+    "benchmarks/",
+    "dev/",
+)
 # The only files of the three packages that import a heavy library.
 LIBRARY_DOORS = {
     "diffusers": {
@@ -105,6 +121,7 @@ class Source:
 
 
 SOURCES = [Source(path) for package in ALLOWED for path in sorted([*(ROOT / package).rglob("*.py"), *ROOT.glob(f"{package}.py")])]
+TESTS = [Source(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 
@@ -134,6 +151,12 @@ def test_only_an_entry_point_imports_a_command_line() -> None:
         imported = {one.module for one in source.imports if one.package in OURS and one.module.endswith(".cli")}
         if imported:
             assert source.path.name == "__main__.py", f"{source.name} imports {imported}"
+
+
+@each_source
+def test_options_end_at_the_door(source: Source) -> None:
+    if source.path.name != "cli.py" and not source.name.startswith(OPTION_DOORS):
+        assert [one.name for one in source.imports if one.package in OURS and one.name.endswith("Options")] == []
 
 
 @pytest.mark.parametrize("library", LIBRARY_DOORS)
@@ -181,6 +204,12 @@ def test_test_folders_mirror_rooms() -> None:
         package = {"core": "lugpi_core"}.get(mirrored, mirrored)
         if package in OURS and any(folder.glob("test_*.py")):
             assert ROOT.joinpath(package, *rooms).is_dir(), f"{folder} mirrors nothing"
+
+
+def test_no_test_module_imports_another() -> None:
+    for test in TESTS:
+        imported = {one.module for one in test.imports if one.package == "tests" and one.module.rpartition(".")[2].startswith("test_")}
+        assert imported == set(), f"{test.name}: what tests share belongs to tests/support"
 
 
 def test_help_imports_nothing_heavy() -> None:

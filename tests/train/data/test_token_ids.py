@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.train.data.test_text_model import corpus_of, roberta_folder
+from tests.support.small_text_models import corpus_of, roberta_folder
 from train.data.text_model import TextModel, find_text_model
 from train.data.token_ids import FOLDER, TokenIds, token_ids
 
