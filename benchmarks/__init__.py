@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: one file a question, both sides in one run, the ceiling beside the number."""
+"""Repeatable measurements: one file per question, all alternatives in one run, compared with the ceiling."""

@@ -15,7 +15,7 @@ _PRODUCTS_A_ROUND = {"cuda": 20, "cpu": 1}
 
 
 def flops_per_image(row_flops: Mapping[str, float], *, steps: int, guided: bool) -> float:
-    """Return the FLOPs of one drawing: its prompt once, the UNet ``steps`` times (twice as often when guided), and everything else once.
+    """Return the FLOPs of one image: its prompt once, the UNet ``steps`` times (twice as often when guided), and everything else once.
 
     Args:
         row_flops: ``stage_flops`` of the generator and the encoders.

@@ -60,10 +60,15 @@ def test_real_corpora_are_trained_with_the_requested_rows(batches: list[Sequence
     )
     assert [result["benchmark"] for result in found.values()] == ["real-cwi-wikinews", "real-20ng-2000"]
     kinds = {"featurize": FeaturizeOptions, "train": TablesOptions}
-    drawn, tabled, _, cut = [parsed(several[0], kinds) for several in batches]
-    assert (drawn.dataset, drawn.generator, drawn.encoders, drawn.data_dir) == ("cwi-wikinews", "demo", ("demo",), Path("there"))
+    featurized, tabled, _, limited = [parsed(several[0], kinds) for several in batches]
+    assert (featurized.dataset, featurized.generator, featurized.encoders, featurized.data_dir) == (
+        "cwi-wikinews",
+        "demo",
+        ("demo",),
+        Path("there"),
+    )
     assert (tabled.rows, tabled.seeds, tabled.epochs, tabled.text_model) == (("table1", "baseline"), 3, 2, "minilm-folder")
-    assert (cut.dataset, cut.limit, cut.max_length, cut.run_dir) == ("20ng", 2000, 64, Path("runs/20ng-2000"))
+    assert (limited.dataset, limited.limit, limited.max_length, limited.run_dir) == ("20ng", 2000, 64, Path("runs/20ng-2000"))
     assert [len(several) for several in batches] == [1, 2, 1, 2]
 
 

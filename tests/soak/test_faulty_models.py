@@ -117,7 +117,7 @@ def _table(path: Path, rows: int) -> Path:
 
 
 def _seeds(table: Path) -> list[int]:
-    """Return the seed of every drawing."""
+    """Return the seed of every image."""
     from featurize.plan.images import plan_images
     from lugpi_core.corpora.load import load_corpus
 

@@ -37,7 +37,7 @@ def test_several_writers_take_over_the_shard_of_a_killed_one(
         assert child.returncode == 0
         figures = json.loads(output)
         assert max(figures["redone"]) <= MOST_IN_FLIGHT  # the blocks that the killed one had in flight
-        assert max(figures["takeover_s"]) < STALE_S  # nobody waited for the lease to expire
+        assert max(figures["takeover_s"]) < STALE_S  # no writer waited for the lease to expire
         assert max(figures["working"]) >= 2
         report(
             f"{writers} writers, HDF5_USE_FILE_LOCKING={locking}: {figures['rounds']} races with one killed, blocks redone "
