@@ -15,7 +15,7 @@ from torch import nn
 
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.reader import Rows
-from train.data.privileged import Pictures
+from train.data.privileged import PrivilegedImages
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
 from train.data.training_data import Batch, TrainingData
@@ -106,9 +106,9 @@ def data_of(
     width is."""
     count = len(lengths_N)
     flat_S = torch.randint(1000, VOCABULARY, (int(lengths_N.sum()),), dtype=torch.int32)
-    pictures = None
+    images = None
     if encoder is not None:
-        pictures = Pictures(source=RandomTokens(count, encoder, device), drawings=np.arange(count)[:, None], seed=0)
+        images = PrivilegedImages(source=RandomTokens(count, encoder, device), drawings=np.arange(count)[:, None], seed=0)
     teachers: tuple[TeacherOutputs, ...] = ()
     if embedding_width is not None:
         outputs = TeacherOutputs(logits=torch.randn(count, CLASSES), embeddings=torch.randn(count, embedding_width), teacher="random")
@@ -117,7 +117,7 @@ def data_of(
         device=device,
         labels=torch.randint(0, CLASSES, (count,)).to(device),
         texts=TokenIds(flat_S, lengths_N, pad=0, device=device),
-        pictures=pictures,
+        images=images,
         teachers=teachers,
     )
 

@@ -63,10 +63,10 @@ def parts_of(batch: NDArray[np.int64], *, rank: int, processes: int, passes: int
 
     Each process takes every ``processes``-th row, so that all have texts of similar length, and cuts them into ``passes`` parts.
     """
-    own = batch[rank::processes]
+    rows_here = batch[rank::processes]
     # Gradients are averaged over the processes, so each one scales its rows by the number of processes.
     share = processes / len(batch)
-    parts = [Part(rows=rows, weight=len(rows) * share) for rows in np.array_split(own, passes) if len(rows)]
+    parts = [Part(rows=rows, weight=len(rows) * share) for rows in np.array_split(rows_here, passes) if len(rows)]
     return parts or [Part(rows=batch[:1], weight=0.0)]
 
 

@@ -78,12 +78,12 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
         InputError: no store, another corpus's store, no such column, several to choose from, missing rows, a damaged shard.
     """
     table = read_example_table(store, corpus)
-    found = token_columns_of(store)
-    if column is None and len(found) > 1:
-        raise InputError(got=f"a store with {', '.join(found)}", expected="one of them", do="name it with --image-tokens")
+    columns = token_columns_of(store)
+    if column is None and len(columns) > 1:
+        raise InputError(got=f"a store with {', '.join(columns)}", expected="one of them", do="name it with --image-tokens")
     if column == LATENTS:
-        raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(found)}", do="choose one of them")
-    reader = ColumnReader(store, column or "".join(found))
+        raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(columns)}", do="choose one of them")
+    reader = ColumnReader(store, column or "".join(columns))
     last = int(table.drawings.max())
     if len(reader.spec.row_shape) != 2 or last >= len(reader):
         raise InputError(

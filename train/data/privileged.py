@@ -18,7 +18,7 @@ from train.data.image_tokens import TokenSource
 _ROUNDS = 100
 
 
-class Pictures:
+class PrivilegedImages:
     """The image tokens of each example.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.data.privileged import Pictures
+from train.data.privileged import PrivilegedImages
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
 
@@ -39,14 +39,14 @@ class TrainingData:
         device: where the batches are created.
         labels: int64 [N + U] on the device; UNLABELLED for a text without one.
         texts: None for a model that reads no text.
-        pictures: the image tokens; None for a model that reads no images.
+        images: the image tokens; None for a model that reads no images.
         teachers: the cached outputs of each teacher on the device, N + U rows; empty for a model that is not distilled.
     """
 
     device: torch.device
     labels: torch.Tensor
     texts: TokenIds | None
-    pictures: Pictures | None = None
+    images: PrivilegedImages | None = None
     teachers: tuple[TeacherOutputs, ...] = ()
 
     @property
@@ -61,13 +61,13 @@ class TrainingData:
         if self.device.type == "cuda":  # from memory that is not page-locked, CUDA would finish its queue before it copies
             rows_B = rows_B.pin_memory().to(self.device, non_blocking=True)
         inputs = {} if self.texts is None else self.texts.padded(rows, rows_B)
-        if self.pictures is not None:
-            inputs["image_tokens"] = self.pictures.gather(rows, epoch)
+        if self.images is not None:
+            inputs["image_tokens"] = self.images.gather(rows, epoch)
         return Batch(inputs=inputs, labels=self.labels[rows_B], teachers=tuple(teacher.rows(rows_B) for teacher in self.teachers))
 
     def batches(self, batches: Sequence[NDArray[np.int64]], epoch: int | None = None) -> Iterator[Batch]:
         """Yield the tensors of each batch, while the image tokens of the following ones are prefetched."""
-        for rows in batches if self.pictures is None else self.pictures.ahead(batches, epoch):
+        for rows in batches if self.images is None else self.images.ahead(batches, epoch):
             yield self.batch(rows, epoch)
 
     def by_length(self, rows: Sequence[int]) -> NDArray[np.int64]:

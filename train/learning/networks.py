@@ -79,8 +79,8 @@ class _EmbeddingTap:
         self._before_dropout = (inputs[0], output)
 
     def _keep_read(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        behind = self._before_dropout
-        self._read = behind[0] if behind is not None and behind[1] is inputs[0] else inputs[0]
+        dropout = self._before_dropout  # input and output of the last one
+        self._read = dropout[0] if dropout is not None and dropout[1] is inputs[0] else inputs[0]
 
 
 def _modules_outside_encoder(model: Any) -> list[nn.Module]:

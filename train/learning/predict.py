@@ -42,7 +42,7 @@ def predict(
             with autocast(compute, enabled=not precise):
                 output = model(batch.inputs)
             outputs.append(Output(output.logits.float(), output.embeddings.float()))
-        logits, embeddings = torch.cat([one.logits for one in outputs]), torch.cat([one.embeddings for one in outputs])
+        logits, embeddings = torch.cat([output.logits for output in outputs]), torch.cat([output.embeddings for output in outputs])
         if processes.count > 1:
             positions = torch.from_numpy(np.arange(processes.rank, len(ordered), processes.count)).to(data.device)
             logits, embeddings = (_gathered(part, positions, len(ordered), processes) for part in (logits, embeddings))

@@ -33,7 +33,7 @@ class TrainingArguments(TypedDict, total=False):
     """What every function below takes.
 
     Attributes:
-        text_model: name on the Hugging Face hub, folder, or "demo"; or a found one, with its ``max_length``.
+        text_model: name on the Hugging Face hub, folder, or "demo"; or a ``TextModel`` with its ``max_length``.
         optimization: epochs, batch size, learning rate, seed, …
         placement: device, precision, compilation, trackers.
         name: of the model's folder in the run (default: the command's name).
@@ -52,7 +52,7 @@ def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[Train
 
     Args:
         corpus: what it is trained and scored on.
-        run_dir: the run, a folder in which the model gets one of its own.
+        run_dir: the run, the folder in which the model's folder is created.
         **training: see ``TrainingArguments``.
 
     Raises:

@@ -130,7 +130,7 @@ def model_lock(run: Path, model: str) -> Iterator[bool]:
     """Hold a model's lock for the block and yield True; yield False at once if another process holds it.
 
     The lock is on ``<run>/.locks/<model>.lock``. The operating system releases it when its holder dies. The empty files stay: a lock on a
-    file that someone removes excludes nobody.
+    file that someone removed would exclude no other process.
     """
     with folder_lock(make_folder(run / LOCKS) / f"{model}.lock", folder=run) as is_ours:
         yield is_ours

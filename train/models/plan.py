@@ -1,4 +1,4 @@
-"""The plan of one model: its kind, text model, settings and folder. Everything is found, nothing is loaded."""
+"""The plan of one model: its kind, text model, settings and folder. No weights are loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -114,12 +114,12 @@ def _predicted(rows: list[tuple[str, int, list[float]]]) -> Predicted:
     if not rows:
         raise ValueError("a split without examples")
     names, labels, logits = zip(*rows, strict=True)
-    found = Predicted(ids=names, labels=np.array(labels, np.int64), logits=np.array(logits, np.float64))
-    if not np.isfinite(found.logits).all():
+    predicted = Predicted(ids=names, labels=np.array(labels, np.int64), logits=np.array(logits, np.float64))
+    if not np.isfinite(predicted.logits).all():
         raise ValueError("a logit that is not finite")
-    if not 0 <= found.labels.min() <= found.labels.max() < found.logits.shape[1]:
+    if not 0 <= predicted.labels.min() <= predicted.labels.max() < predicted.logits.shape[1]:
         raise ValueError("a label without a logit")
-    return found
+    return predicted
 
 
 def macro_f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:

@@ -13,7 +13,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import differences, flat
 from lugpi_core.runtime.device import Compute
 from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens
-from train.data.privileged import BlankTokens, Pictures, of_others
+from train.data.privileged import BlankTokens, PrivilegedImages, of_others
 from train.data.teacher_outputs import TeacherOutputs, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 from train.data.text_model import TextModel, find_text_model, load_text_encoder
 from train.data.token_ids import TokenIds, token_ids
@@ -64,7 +64,7 @@ def build_teacher(text_model: TextModel, classes: int, image_width: int | None) 
 
 def privileged_images(
     tokens: ImageTokens, privileged: Privileged, place: Callable[[ImageTokens], TokenSource], *, seed: int, device: torch.device
-) -> Pictures | None:
+) -> PrivilegedImages | None:
     """Return the image tokens that a model reads for each example.
 
     Args:
@@ -78,9 +78,9 @@ def privileged_images(
         return None
     if privileged == "blank":
         blank = BlankTokens(tokens.reader.spec.row_shape, device)
-        return Pictures(source=blank, drawings=tokens.drawings, seed=seed)
+        return PrivilegedImages(source=blank, drawings=tokens.drawings, seed=seed)
     drawings = of_others(tokens.drawings, seed) if privileged == "shuffled" else tokens.drawings
-    return Pictures(source=place(tokens), drawings=drawings, seed=seed)
+    return PrivilegedImages(source=place(tokens), drawings=drawings, seed=seed)
 
 
 def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
@@ -134,7 +134,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
     load_weights(teacher.folder / WEIGHTS, model)
     texts = TokenIds(*token_ids(text_model, extra, run), pad=text_model.pad_id, device=device)
     labels = torch.tensor([example.label for example in extra.examples], device=device)
-    data = TrainingData(device=device, labels=labels, texts=texts, pictures=images)
+    data = TrainingData(device=device, labels=labels, texts=texts, images=images)
     return predict(model, data, range(len(labels)), compute, Processes(), precise=True)
 
 

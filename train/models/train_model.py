@@ -16,7 +16,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import seed_everything
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from train.data.image_tokens import place_tokens, training_bytes
-from train.data.privileged import Pictures
+from train.data.privileged import PrivilegedImages
 from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
 from train.data.token_ids import TokenIds, token_ids
 from train.data.training_data import TrainingData
@@ -172,13 +172,13 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
         device=device,
         labels=torch.tensor([example.label for corpus in corpora for example in corpus.examples], device=device),
         texts=texts,
-        pictures=_images(plan, model, device),
+        images=_images(plan, model, device),
         teachers=tuple(teacher.to(device) for teacher in kind.teachers),
     )
     return model, data
 
 
-def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> Pictures | None:
+def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> PrivilegedImages | None:
     tokens = plan.kind.image_tokens
     if tokens is None:
         return None
@@ -243,7 +243,7 @@ def _compute_record(plan: ModelPlan, model: nn.Module, data: TrainingData, proce
         "attention": _attention(model),
         "optimizer": plan.optimizer,
         "processes": processes.count,
-        **({} if data.pictures is None else {"tokens_on": data.pictures.source.place}),
+        **({} if data.images is None else {"tokens_on": data.images.source.place}),
     }
 
 

@@ -17,7 +17,7 @@ from lugpi_core.errors import InputError
 from train.data import image_tokens as module
 from train.data.batching import epoch_batches
 from train.data.image_tokens import ImageTokens, TokensOn, TokenSource, choose_place, open_image_tokens, place_tokens, training_bytes
-from train.data.privileged import Pictures
+from train.data.privileged import PrivilegedImages
 from train.data.training_data import TrainingData
 
 CPU = torch.device("cpu")
@@ -81,8 +81,8 @@ def test_a_batch_is_not_overwritten_by_the_next(tokens: ImageTokens, place: Toke
 
 @pytest.mark.parametrize("place", PLACES)
 def test_an_epoch_has_the_same_batches_wherever_the_tokens_are(tokens: ImageTokens, place: TokensOn) -> None:
-    pictures = Pictures(source=placed(tokens, place), drawings=tokens.drawings, seed=0)
-    data = TrainingData(device=CPU, labels=torch.arange(60), texts=None, pictures=pictures)
+    images = PrivilegedImages(source=placed(tokens, place), drawings=tokens.drawings, seed=0)
+    data = TrainingData(device=CPU, labels=torch.arange(60), texts=None, images=images)
     batches = list(data.batches(epoch_batches(range(36), data.lengths, 7, seed=3, epoch=0), epoch=0))
     assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(36))
     for batch in batches:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from train.cli import main
-from train.data.privileged import BlankTokens, Pictures, of_others, one_of_each
+from train.data.privileged import BlankTokens, PrivilegedImages, of_others, one_of_each
 
 CPU = torch.device("cpu")
 CONTROLS = ("shuffled", "blank", "none")
@@ -90,10 +90,10 @@ def test_each_epoch_reads_another_image_of_an_example() -> None:
 
 def test_scoring_reads_the_first_image_an_epoch_its_own() -> None:
     own = drawings(50, 3)
-    pictures = Pictures(source=Numbered(), drawings=own, seed=7)
+    images = PrivilegedImages(source=Numbered(), drawings=own, seed=7)
     rows = np.array([40, 3, 3])
-    assert pictures.gather(rows, None)[:, 0, 0].tolist() == own[rows, 0].tolist()
-    assert pictures.gather(rows, 2)[:, 0, 0].tolist() == one_of_each(own, 7, 2)[rows].tolist()
+    assert images.gather(rows, None)[:, 0, 0].tolist() == own[rows, 0].tolist()
+    assert images.gather(rows, 2)[:, 0, 0].tolist() == one_of_each(own, 7, 2)[rows].tolist()
 
 
 def test_prefetched_images_are_those_that_are_read() -> None:
@@ -105,9 +105,9 @@ def test_prefetched_images_are_those_that_are_read() -> None:
             yield from batches
 
     own = drawings(50, 3)
-    pictures = Pictures(source=Asked(), drawings=own, seed=7)
+    images = PrivilegedImages(source=Asked(), drawings=own, seed=7)
     batches = [np.array([1, 2]), np.array([30])]
-    assert [rows.tolist() for rows in pictures.ahead(batches, 4)] == [[1, 2], [30]]
+    assert [rows.tolist() for rows in images.ahead(batches, 4)] == [[1, 2], [30]]
     assert requested == [one_of_each(own, 7, 4)[rows].tolist() for rows in batches]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.data.privileged import BlankTokens, Pictures
+from train.data.privileged import BlankTokens, PrivilegedImages
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
 from train.data.training_data import TrainingData
@@ -26,8 +26,8 @@ def outputs(seed: int, width: int) -> TeacherOutputs:
     )
 
 
-def data_of(*teachers: TeacherOutputs, pictures: Pictures | None = None) -> TrainingData:
-    return TrainingData(device=CPU, labels=torch.arange(ROWS) % 3, texts=texts(), pictures=pictures, teachers=teachers)
+def data_of(*teachers: TeacherOutputs, images: PrivilegedImages | None = None) -> TrainingData:
+    return TrainingData(device=CPU, labels=torch.arange(ROWS) % 3, texts=texts(), images=images, teachers=teachers)
 
 
 def test_a_batch_contains_labels_and_texts_of_its_rows() -> None:
@@ -54,15 +54,15 @@ def test_without_texts_every_length_is_zero() -> None:
     assert data.batch(np.array([1])).inputs == {}
 
 
-@pytest.mark.parametrize("with_pictures", [False, True])
-def test_batches_come_in_order_and_complete(with_pictures: bool) -> None:
-    blank = Pictures(source=BlankTokens((4, 8), CPU), drawings=np.arange(ROWS)[:, None], seed=0)
-    data = data_of(pictures=blank if with_pictures else None)
+@pytest.mark.parametrize("with_images", [False, True])
+def test_batches_come_in_order_and_complete(with_images: bool) -> None:
+    blank = PrivilegedImages(source=BlankTokens((4, 8), CPU), drawings=np.arange(ROWS)[:, None], seed=0)
+    data = data_of(images=blank if with_images else None)
     wanted = [np.array([5, 1]), np.array([2]), np.array([40, 41, 42])]
     found = list(data.batches(wanted, epoch=1))
     assert [batch.inputs["input_ids"][:, 0].tolist() for batch in found] == [rows.tolist() for rows in wanted]
     shapes = [tuple(batch.inputs["image_tokens"].shape) for batch in found if "image_tokens" in batch.inputs]
-    assert shapes == ([(2, 4, 8), (1, 4, 8), (3, 4, 8)] if with_pictures else [])
+    assert shapes == ([(2, 4, 8), (1, 4, 8), (3, 4, 8)] if with_images else [])
 
 
 def test_rows_by_length_are_the_same_rows() -> None:

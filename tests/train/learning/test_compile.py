@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.small_training import tiny_classifier, training_of
-from train.data.privileged import BlankTokens, Pictures
+from train.data.privileged import BlankTokens, PrivilegedImages
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.training_data import TrainingData
 from train.learning.compile import COMPILED_FROM_STEPS, compile_encoder, encoder_of, masked, takes_expanded_mask
@@ -137,10 +137,10 @@ def with_teachers(training: Training) -> Training:
     return changed(training, Student(training.model, [64]), loss, teachers=(outputs,))
 
 
-def with_pictures(training: Training) -> Training:
-    pictures = Pictures(source=BlankTokens((17, 64), CPU), drawings=np.arange(120).reshape(60, 2), seed=0)
+def with_images(training: Training) -> Training:
+    images = PrivilegedImages(source=BlankTokens((17, 64), CPU), drawings=np.arange(120).reshape(60, 2), seed=0)
     encoder = encoder_of(training.model)
-    return changed(training, Teacher(encoder, FusionHead(text_width=128, image_width=64, classes=3)), cross_entropy, pictures=pictures)
+    return changed(training, Teacher(encoder, FusionHead(text_width=128, image_width=64, classes=3)), cross_entropy, images=images)
 
 
 def changed(training: Training, model: nn.Module, loss: Loss, **read: Any) -> Training:
@@ -152,7 +152,7 @@ def changed(training: Training, model: nn.Module, loss: Loss, **read: Any) -> Tr
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_step_does_not_synchronize(small_csv: Path, tmp_path: Path, kind: str, passes: int) -> None:
     plain = training_of(small_csv, tmp_path, cross_entropy, optimizer="adamw", gradient_accumulation_steps=passes)
-    training = {"baseline": lambda one: one, "teacher": with_pictures, "student": with_teachers}[kind](plain)
+    training = {"baseline": lambda one: one, "teacher": with_images, "student": with_teachers}[kind](plain)
     learner = Learner(training)
     learner.wrapped.train()
     batches = [np.arange(start, start + 7) for start in (0, 7, 14)]
@@ -171,7 +171,7 @@ def test_the_encoder_of_every_kind_of_model_is_found(small_csv: Path, tmp_path: 
     training = training_of(small_csv, tmp_path)
     encoder = encoder_of(training.model)
     assert type(encoder).__name__ == "DistilBertModel"
-    assert encoder_of(with_pictures(training).model) is encoder
+    assert encoder_of(with_images(training).model) is encoder
     assert encoder_of(with_teachers(training).model) is encoder
     assert encoder_of(nn.Linear(2, 2)) is None
 
