@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_CHATTY_LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx", "root")
+_CHATTY_LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx")
 _TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -25,11 +25,18 @@ def prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    for name in _CHATTY_LOGGERS:
-        logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+    for logger in map(logging.getLogger, _CHATTY_LOGGERS):
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.ERROR)
+    logging.getLogger().addFilter(_is_no_advice_of_open_clip)  # added once, however often
     for module in ("torch", "transformers", "diffusers", "xformers", "bitsandbytes", "open_clip", "timm", "huggingface_hub"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
     declare_torchvision_operators()
+
+
+def _is_no_advice_of_open_clip(record: logging.LogRecord) -> bool:
+    # open_clip logs to the root logger, whose level is the user's.
+    return record.levelno >= logging.ERROR or f"{os.sep}open_clip{os.sep}" not in record.pathname
 
 
 def declare_torchvision_operators() -> bool:

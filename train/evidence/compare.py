@@ -12,6 +12,7 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_known_arguments
+from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.found_models import FoundModels, columns_of_rows, found_models
@@ -97,6 +98,7 @@ def compare(
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     require_known_arguments(arguments, ComparisonArguments)
+    prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
     request = TableRequest(
         rows=rows,

@@ -23,7 +23,7 @@ SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
 }
-LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx", None)
+LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx")
 
 
 @pytest.fixture
@@ -32,6 +32,8 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.NOTSET)
     with warnings.catch_warnings():
         yield
     for name, level in levels.items():
@@ -49,8 +51,28 @@ def test_the_libraries_log_only_errors() -> None:
 def test_the_users_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SETTINGS:
         monkeypatch.setenv(name, "chosen")
+    logging.getLogger("transformers").setLevel(logging.INFO)
+    root_level = logging.getLogger().level
     prepare_libraries()
     assert {os.environ[name] for name in SETTINGS} == {"chosen"}
+    assert logging.getLogger("transformers").level == logging.INFO
+    assert logging.getLogger().level == root_level
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("path", "level", "heard"),
+    [
+        ("site-packages/open_clip/factory.py", logging.WARNING, False),
+        ("site-packages/open_clip/factory.py", logging.ERROR, True),
+        ("notebook.py", logging.WARNING, True),
+    ],
+)
+def test_of_the_root_loggers_records_only_open_clips_advice_is_dropped(path: str, level: int, heard: bool) -> None:
+    prepare_libraries()
+    root = logging.getLogger()
+    record = root.makeRecord("root", level, path, 1, "text", (), None)
+    assert bool(root.filter(record)) == heard
 
 
 @pytest.mark.usefixtures("untouched")
