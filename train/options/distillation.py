@@ -10,7 +10,7 @@ from train.options.training import ModelOptions, require_model_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentOptions(ModelOptions, DistillationSettings):
+class StudentOptions(DistillationSettings, ModelOptions):
     """Distil a text-only student from the cached outputs of one teacher or several."""
 
     teachers: tuple[str, ...] = ("teacher",)

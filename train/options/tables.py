@@ -10,7 +10,7 @@ from train.options.training import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TablesOptions(TrainOptions, Placement, DistillationSettings):
+class TablesOptions(DistillationSettings, Placement, TrainOptions):
     """Train every model of the paper's tables and of their controls, and print the tables with significance tests.
 
     Finished models of the run are used whatever their folder's name, interrupted ones are resumed, the rest is trained. The same command

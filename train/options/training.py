@@ -22,8 +22,8 @@ def require_model_name(name: str, *, flag: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(CorpusOptions, Optimization, DevicePlacement):
-    """The flags of every command that trains models."""
+class TrainOptions(DevicePlacement, Optimization, CorpusOptions):
+    """The flags of every command that trains models. The help lists the fields of the last base first."""
 
     run_dir: Path | None = None
     """Folder of the run (default: runs/<dataset>)."""
@@ -61,7 +61,7 @@ class BaselineOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensOptions(ModelOptions, Placement):
+class TokensOptions(Placement, ModelOptions):
     """The flags of models that read image tokens."""
 
     image_tokens: str | None = None
