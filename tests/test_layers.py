@@ -39,7 +39,7 @@ FLOORS = {
     "train": (("options", "file_names"), ("data",), ("learning",), ("models",), ("evidence", "tools"), ("report",), ("cli",)),
 }
 MOST_ARROWS = {"lugpi_core": 20, "featurize": 26, "train": 35}
-# Flags end here: the only files of the three packages, besides the options' own rooms, that import option dataclasses. They pass settings on.
+# Flags end here: the only files of the three packages, besides the options' own rooms, that import option dataclasses.
 OPTION_DOORS = {
     "featurize/cli.py",
     "featurize/run.py",
