@@ -149,9 +149,9 @@ class StoreOptions:
     """Which store is meant."""
 
     dataset: str
-    """The corpus that the store was made for, as it was named to featurize."""
+    """The corpus of the store, as it was given to featurize."""
     limit: int | None = None
-    """The --limit it was made with: it is part of the default folder's name."""
+    """The --limit that was given to featurize: it is part of the default folder's name."""
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
@@ -166,13 +166,13 @@ class StoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(StoreOptions):
-    """Name every damaged, missing and flagged row of a store, and with --repair make those again and only those."""
+    """Report every damaged, missing and flagged row of a store; with --repair, compute those rows again and no others."""
 
     deep: bool = False
     """Read every byte: each row and each file against its hashes. Otherwise records, sizes and structure."""
     repair: bool = False
-    """Make again what does not hold (every byte is read for it), with the flags of the command that began each column. Rows that failed
-    are drawn anew in float32."""
+    """Compute damaged and missing rows again (every byte is read for it), with the flags of the command that began each column. Images that
+    failed are generated again in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

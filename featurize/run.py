@@ -134,7 +134,7 @@ def featurize(
 
     Args:
         corpus: ``load_corpus(…)`` or ``Corpus.from_texts(…)``.
-        run_dir: the run's folder; made if it is not there.
+        run_dir: the run's folder; created if missing.
         generator: as ``--generator``: a preset, ``PRESET=FOLDER``, a folder or a hub id.
         encoders: as ``--encoders``; one column of tokens each.
         settings: everything else that the command has flags for.
@@ -206,7 +206,7 @@ def fill_store(corpus: "Corpus", job: "Job", progress: ProgressCallback | None =
     """Generate, encode and write what a store lacks.
 
     Raises:
-        InputError: the store was made with other settings; too little memory or disk; too many failed rows.
+        InputError: the store has images of other settings; too little memory or disk; too many failed rows.
         Stopped: the run was asked to stop; what is written is kept.
     """
     from featurize.plan.job import refuse_other_images, require_room

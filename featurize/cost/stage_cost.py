@@ -48,7 +48,7 @@ def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decod
         }
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            got=f"{decoder_folder or generator.folder}, whose configurations make no model ({reason(error)})",
+            got=f"{decoder_folder or generator.folder}, whose configurations define no model ({reason(error)})",
             expected="a whole diffusers folder",
             do="download it again",
         ) from None

@@ -47,11 +47,11 @@ class DecoderFiles:
         return {"weights": self.weights_hash}
 
 
-def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:
+def find_decoder(choice: str, generator: Generator) -> DecoderFiles | None:
     """Return the decoder of a name, its files found or downloaded; None for the generator's own.
 
     Args:
-        wanted: ``full`` = the generator's own; ``tiny`` = the TAESD for the generator's latents (for the embedded generator, the embedded
+        choice: ``full`` = the generator's own; ``tiny`` = the TAESD for the generator's latents (for the embedded generator, the embedded
             one); ``tiny=FOLDER`` = the AutoencoderTiny in that folder.
         generator: whose latents are decoded.
 
@@ -59,26 +59,26 @@ def find_decoder(wanted: str, generator: Generator) -> DecoderFiles | None:
         InputError: unknown name, files that cannot be reached, another class of model, weights that are not safetensors, or a decoder for
             latents of other channels or another size.
     """
-    check_decoder_name(wanted)
-    if wanted == _FULL:
+    check_decoder_name(choice)
+    if choice == _FULL:
         return None
-    _, is_given, folder = wanted.partition("=")
+    _, is_given, folder = choice.partition("=")
     try:
         if is_given:
             return _decoder_in(_TINY, Path(folder), None, "see the model's own card", generator)
         return _decoder_in(*_tiny_decoder_for(generator), generator)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            got=f"--decoder {wanted}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
+            got=f"--decoder {choice}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
         ) from None
 
 
-def check_decoder_name(wanted: str) -> None:
+def check_decoder_name(choice: str) -> None:
     """Raise InputError unless it is ``full``, ``tiny``, or ``tiny=FOLDER`` with an existing folder."""
-    name, is_given, folder = wanted.partition("=")
-    if wanted != _FULL and (name != _TINY or (is_given and not (folder and Path(folder).is_dir()))):
+    name, is_given, folder = choice.partition("=")
+    if choice != _FULL and (name != _TINY or (is_given and not (folder and Path(folder).is_dir()))):
         raise InputError(
-            got=f"--decoder {wanted}",
+            got=f"--decoder {choice}",
             expected="full, tiny, or tiny=FOLDER with an existing folder",
             do="check the folder's name" if name == _TINY else nearest(name, (_FULL, _TINY)),
         )

@@ -1,4 +1,4 @@
-"""The flags that change how a store is made, as commands: another decoder, DeepCache, how many rows may fail."""
+"""Flags that change what is in a store, as commands: another decoder, DeepCache, how many rows may fail."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original_run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a store with the generator's own decoder, to which the tiny one was added later."""
     run_dir = tmp_path_factory.mktemp("run")
     assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO]) == 0
@@ -55,8 +55,8 @@ def made(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "run"))
+def run(original_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original_run, tmp_path / "run"))
 
 
 def _state(store: Path) -> dict[str, tuple[int, bytes]]:
@@ -76,30 +76,30 @@ def _figures(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | 
 
 
 def test_another_decoder_gets_its_own_column_from_the_same_latents(
-    table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    table: Path, tmp_path: Path, original_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = ("--dataset", table, "--run-dir", tmp_path, *DEMO)
     figures = _figures(capsys, 0, *run, "--decoder", "tiny")
     assert sorted(figures["columns"]) == [TINY, "latents"]
-    assert _shards(tmp_path, TINY) == _shards(made, TINY), "in one pass as if added later"
-    assert _shards(tmp_path, "latents") == _shards(made, "latents")
+    assert _shards(tmp_path, TINY) == _shards(original_run, TINY), "in one pass as if added later"
+    assert _shards(tmp_path, "latents") == _shards(original_run, "latents")
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(TextToImage, "denoise")
         figures = _figures(capsys, 0, *run)
     assert figures["rows"] == {"prompts": 0, "drawn": 0, "decoded": ROWS, "encoded": ROWS, "redone": 0}
-    assert _shards(tmp_path, "clip-demo") == _shards(made, "clip-demo")
+    assert _shards(tmp_path, "clip-demo") == _shards(original_run, "clip-demo")
     load_no_model(monkeypatch)
     for flags in ((), ("--decoder", "tiny")):
         assert _figures(capsys, 0, *run, *flags)["already_done"]
 
 
-def test_the_tiny_decoders_tokens_are_those_of_its_images(made: Path) -> None:
-    latents = torch.from_numpy(ColumnReader(made / "tokens", "latents").gather(range(4))).float()
+def test_the_tiny_decoders_tokens_are_those_of_its_images(original_run: Path) -> None:
+    latents = torch.from_numpy(ColumnReader(original_run / "tokens", "latents").gather(range(4))).float()
     vae = diffusers.AutoencoderTiny.from_pretrained(embedded_model("tiny"))
     with torch.inference_mode():
         images = (vae.decode(latents, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
     tokens = ImageEncoder(find_encoder("clip-demo"), resolve_compute("cpu", "float32", half="float16")).encode(images)
-    found, other = (ColumnReader(made / "tokens", name).gather(range(4)).astype(float) for name in (TINY, "clip-demo"))
+    found, other = (ColumnReader(original_run / "tokens", name).gather(range(4)).astype(float) for name in (TINY, "clip-demo"))
     assert np.abs(found - tokens.numpy()).max() <= 1e-2
     assert np.abs(found - other).max() > 0.1
 
@@ -116,42 +116,42 @@ def test_the_decoder_is_part_of_a_columns_identity(run: Path, table: Path, capsy
     assert _state(run) == before
 
 
-def _repaired(capsys: pytest.CaptureFixture[str], table: Path, run: Path, made: Path) -> None:
-    """Mend a store whose latents hold, and compare every column with what was made."""
+def _repaired(capsys: pytest.CaptureFixture[str], table: Path, run: Path, original_run: Path) -> None:
+    """Repair a store whose latents are intact, and compare every column with the original."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(TextToImage, "denoise")
         figures = _figures(capsys, 0, "verify", "--dataset", table, "--run-dir", run, "--repair")
     assert figures["findings_left"] == []
     for column in ("latents", "clip-demo", TINY):
-        assert _shards(run, column) == _shards(made, column)
+        assert _shards(run, column) == _shards(original_run, column)
 
 
 @pytest.mark.parametrize("column", ["clip-demo", TINY])
 def test_a_damaged_row_is_repaired_with_its_columns_decoder(
-    run: Path, made: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
+    run: Path, original_run: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
     path = run / "tokens" / column / "shard-00001.h5"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    _repaired(capsys, table, run, made)
+    _repaired(capsys, table, run, original_run)
 
 
 @pytest.mark.parametrize("column", ["clip-demo", TINY])
 def test_a_column_without_manifest_is_repaired_with_its_decoder(
-    run: Path, made: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
+    run: Path, original_run: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
     os.truncate(run / "tokens" / column / MANIFEST, 200)
-    _repaired(capsys, table, run, made)
+    _repaired(capsys, table, run, original_run)
 
 
 def test_deepcache_gives_other_images_and_another_fingerprint(
-    table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+    table: Path, tmp_path: Path, original_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ("--dataset", table, "--run-dir", tmp_path, *DEMO)
     figures = _figures(capsys, 0, *run, "--deepcache", "2")
     assert figures["rows"]["drawn"] == ROWS
-    latents = [ColumnReader(one / "tokens", "latents") for one in (tmp_path, made)]
+    latents = [ColumnReader(run / "tokens", "latents") for run in (tmp_path, original_run)]
     reused, whole = (reader.gather(range(ROWS)).astype(float) for reader in latents)
     assert 1e-3 < np.abs(reused - whole).max() < np.abs(whole).max()
     assert load_manifest(tmp_path / "tokens" / "latents")[0].fingerprint["generation"]["generator"]["deepcache"] == 2
@@ -159,13 +159,13 @@ def test_deepcache_gives_other_images_and_another_fingerprint(
     assert "generation.generator.deepcache: found 2, wanted 1" in capsys.readouterr().err
 
 
-def test_deepcache_of_one_is_none_at_all(table: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepcache_of_one_is_none_at_all(table: Path, original_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_no_model(monkeypatch)
-    assert main(["--dataset", str(table), "--run-dir", str(made), *DEMO, "--deepcache", "1"]) == 0
+    assert main(["--dataset", str(table), "--run-dir", str(original_run), *DEMO, "--deepcache", "1"]) == 0
 
 
 def test_too_many_failed_rows_end_the_run_with_one_line(
-    table: Path, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+    table: Path, tmp_path: Path, original_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["--dataset", str(table), "--run-dir", str(tmp_path), *DEMO, "--max-failed", "1"]
     with pytest.MonkeyPatch.context() as patch:
@@ -180,15 +180,15 @@ def test_too_many_failed_rows_end_the_run_with_one_line(
     assert (figures["rows"]["drawn"], figures["failed_rows"]) == (ROWS - 8, {"latents": 2, "clip-demo": 2})
     good = [row for row in range(ROWS) if row not in (1, 5)]
     for column in ("latents", "clip-demo"):
-        found, wanted = (ColumnReader(one / "tokens", column).gather(good) for one in (tmp_path, made))
-        assert np.array_equal(found, wanted)
+        repaired, original = (ColumnReader(run / "tokens", column).gather(good) for run in (tmp_path, original_run))
+        assert np.array_equal(repaired, original)
 
 
 @pytest.mark.parametrize(
     "flags", [("--compile", "off"), ("--memory-gb", "4"), ("--max-failed", "0"), ("--attention", "sdpa")], ids=" ".join
 )
 def test_how_it_is_computed_is_not_part_of_what_is_made(
-    table: Path, made: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, str]
+    table: Path, original_run: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, str]
 ) -> None:
     load_no_model(monkeypatch)
-    assert main(["--dataset", str(table), "--run-dir", str(made), *DEMO, *flags]) == 0
+    assert main(["--dataset", str(table), "--run-dir", str(original_run), *DEMO, *flags]) == 0

@@ -78,7 +78,7 @@ def test_a_new_process_fills_the_store_and_prints_one_json_object(command: Comma
     )
     assert "own: 9 train, 1 validation, 3 test; 13 images (0 saved" in done.stderr
     assert "note: the embedded generator draws emoji" in done.stderr
-    assert "drawing on CPU, float32, attention AttnProcessor2_0, 4 at a time" in done.stderr
+    assert "generating on CPU, float32, attention AttnProcessor2_0, 4 at a time" in done.stderr
     assert "warning" not in done.stderr.lower()
     assert "Loading weights" not in done.stderr
     with h5py.File(tmp_path / "tokens" / "tokens.h5") as file:
@@ -104,7 +104,7 @@ def test_failed_rows_are_told_and_the_exit_status_is_one(
 
     def poisoned(self: ImageEncoder, images: torch.Tensor) -> torch.Tensor:
         tokens = whole(self, images).clone()
-        tokens[2 if len(tokens) > 1 else 0] = torch.nan  # in the block, and when it is made again alone
+        tokens[2 if len(tokens) > 1 else 0] = torch.nan  # in the block, and when it is redone alone
         return tokens
 
     monkeypatch.setattr(ImageEncoder, "encode", poisoned)
@@ -297,16 +297,16 @@ def test_a_damaged_final_shard_is_repaired_by_the_same_command(
 def test_too_small_a_disk_is_refused_before_a_model_is_loaded(
     table: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = sum(map(len, _shards(store).values()))
+    missing = sum(map(len, _shards(store).values()))
     arguments = ["--dataset", str(table), "--run-dir", str(tmp_path), *DEMO]
     load_no_model(monkeypatch)
-    for free in (0, wanted - 1):
+    for free in (0, missing - 1):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert main(arguments) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert re.match(rf"error: got [01] MB free for {tmp_path}/tokens; expected [01] MB for the missing shards; free some space", line)
         assert not _shards(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=wanted))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=missing))
     with pytest.raises(AssertionError, match="a generator is loaded"):
         main(arguments)
 
@@ -325,11 +325,11 @@ def test_help_shows_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"), [(("--limit", "2"), "--limit 2"), (("--limit", "-5"), "--limit -5"), (("--seed", "-1"), "--seed -1")]
+    ("flags", "message"), [(("--limit", "2"), "--limit 2"), (("--limit", "-5"), "--limit -5"), (("--seed", "-1"), "--seed -1")]
 )
 def test_a_limit_or_a_seed_that_makes_no_corpus_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
 ) -> None:
     assert main(["--dataset", "demo", "--generator", "demo", "--encoders", "demo", "--run-dir", str(tmp_path / "run"), *flags]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -92,8 +92,8 @@ def _transformers_twin(visual: Any, vision: dict[str, Any], quick_gelu: bool) ->
             hidden_act="quick_gelu" if quick_gelu else "gelu",
         )
     )
-    found, wanted = visual.state_dict(), twin.state_dict()
-    prefix = next(iter(wanted)).partition("embeddings.")[0]
+    found, expected = visual.state_dict(), twin.state_dict()
+    prefix = next(iter(expected)).partition("embeddings.")[0]
     named = {
         "embeddings.class_embedding": found["class_embedding"],
         "embeddings.patch_embedding.weight": found["conv1.weight"],
@@ -109,7 +109,7 @@ def _transformers_twin(visual: Any, vision: dict[str, Any], quick_gelu: bool) ->
             parts = found[f"{there}.attn.in_proj_{kind}"].chunk(3)
             named |= {f"{here}.self_attn.{name}_proj.{kind}": part for name, part in zip("qkv", parts, strict=True)}
     named |= {f"{here}.{kind}": found[f"{there}.{kind}"] for here, there in layers.items() for kind in ("weight", "bias")}
-    assert {f"{prefix}{name}" for name in named} == {name for name in wanted if not name.endswith("position_ids")}
+    assert {f"{prefix}{name}" for name in named} == {name for name in expected if not name.endswith("position_ids")}
     twin.load_state_dict({f"{prefix}{name}": value for name, value in named.items()}, strict=False)
     return twin
 
@@ -220,13 +220,13 @@ def _bare(size_px: int, interpolation: Any, compute: Compute) -> ImageEncoder:
 def test_the_resize_is_antialiased_as_torch_and_pil_have_it(compute: Compute, interpolation: Any, pil: Image.Resampling) -> None:
     ramp = torch.linspace(0, 1, 512)
     waves = (torch.sin(torch.arange(512) * 1.7) + 1) / 2
-    picture = torch.stack([ramp.expand(512, 512), ramp.view(-1, 1).expand(512, 512), waves.expand(512, 512)]).unsqueeze(0)
-    resized = _bare(224, interpolation, compute).pixels(picture)
-    by_torch = nn.functional.interpolate(picture, (224, 224), mode=interpolation, antialias=True).clamp(0, 1)
+    image = torch.stack([ramp.expand(512, 512), ramp.view(-1, 1).expand(512, 512), waves.expand(512, 512)]).unsqueeze(0)
+    resized = _bare(224, interpolation, compute).pixels(image)
+    by_torch = nn.functional.interpolate(image, (224, 224), mode=interpolation, antialias=True).clamp(0, 1)
     assert (resized - by_torch).abs().max() <= 1e-6
-    by_pil = [np.asarray(Image.fromarray(channel.numpy(), "F").resize((224, 224), pil)) for channel in picture[0]]
+    by_pil = [np.asarray(Image.fromarray(channel.numpy(), "F").resize((224, 224), pil)) for channel in image[0]]
     assert np.abs(resized[0].numpy() - np.clip(np.stack(by_pil), 0, 1)).max() <= 1e-3
-    aliased = nn.functional.interpolate(picture, (224, 224), mode=interpolation).clamp(0, 1)
+    aliased = nn.functional.interpolate(image, (224, 224), mode=interpolation).clamp(0, 1)
     assert (resized - aliased).abs().max() > 0.1
 
 
@@ -273,7 +273,7 @@ def test_every_preset_names_open_clip_weights_or_a_hub_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("name", "message"),
     [
         ("clip-vit-b23", "got --encoders clip-vit-b23; .*did you mean 'clip-vit-b32'"),
         ("dmo", "did you mean 'demo'"),
@@ -283,16 +283,16 @@ def test_every_preset_names_open_clip_weights_or_a_hub_model() -> None:
         ("open_clip:ViT-B-32", "got the open_clip weights ''"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(wanted: str, message: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        find_encoder(wanted)
+        find_encoder(name)
 
 
-@pytest.mark.parametrize("wanted", ["clip-vit-b32", "vit-b16", "owner/name@v1", "open_clip:ViT-B-16/laion2b_s34b_b88k"])
-def test_a_model_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+@pytest.mark.parametrize("name", ["clip-vit-b32", "vit-b16", "owner/name@v1", "open_clip:ViT-B-16/laion2b_s34b_b88k"])
+def test_a_model_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError) as error:
-        find_encoder(wanted)
+        find_encoder(name)
     assert re.match(r"got --encoders \S+ \(.+\); expected a local folder or a model .*give its folder$", str(error.value))
     assert "\n" not in str(error.value)
 
@@ -367,9 +367,9 @@ def test_weights_that_are_not_safetensors_are_refused(vit_folder: Path) -> None:
 
 
 def _changed(files: EncoderFiles, other: EncoderFiles) -> set[str]:
-    found, wanted = files.fingerprint(), other.fingerprint()
-    assert found.keys() == wanted.keys()
-    return {name for name in found if found[name] != wanted[name]}
+    found, expected = files.fingerprint(), other.fingerprint()
+    assert found.keys() == expected.keys()
+    return {name for name in found if found[name] != expected[name]}
 
 
 def test_the_fingerprint_depends_on_weights_not_on_the_folder(vit_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One block: what failed in it is found, made once more in float32 and alone, and else flagged; each prompt is encoded once.
+"""One block: failed rows are found, redone in float32 one by one, or flagged; each prompt is encoded once.
 
 The doubles stand for models whose numbers depend a little on how many rows are computed at once, as those of real ones do.
 """
@@ -59,8 +59,8 @@ class _Double:
         return values
 
 
-class _Drawing(_Double):
-    """The double of the generator; the first number of a latent, and of a picture, tells the drawing."""
+class _Generator(_Double):
+    """A double of the generator; the first value of a latent, and of an image, is the image's number."""
 
     on_device = False
 
@@ -94,8 +94,8 @@ class _Drawing(_Double):
     def row_of(self, latents_Chw: torch.Tensor) -> int:
         """Return the row whose latents these are, by their difference of two numbers, which the batch does not move."""
         found = latents_Chw.flatten()[1].sub(latents_Chw.flatten()[0]).item()
-        wanted = [np.sin(row + 2) - np.sin(row + 1) for row in range(ROWS)]
-        return int(np.argmin(np.abs(np.array(wanted) - np.nan_to_num(found, nan=9.0))))
+        expected = [np.sin(row + 2) - np.sin(row + 1) for row in range(ROWS)]
+        return int(np.argmin(np.abs(np.array(expected) - np.nan_to_num(found, nan=9.0))))
 
 
 class _Encoder(_Double):
@@ -106,7 +106,7 @@ class _Encoder(_Double):
         self._name = name
 
     def encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        rows = [_Drawing.row_of(cast(Any, self), (image[0] - 0.5) * 4) for image in images_B3HW]
+        rows = [_Generator.row_of(cast(Any, self), (image[0] - 0.5) * 4) for image in images_B3HW]
         return self.answer(self._name, rows, torch.cos(images_B3HW.flatten(2))).to(torch.float16)
 
 
@@ -114,9 +114,9 @@ class _Bench:
     """A block maker with doubles for its models, and what they were asked."""
 
     def __init__(self, images_per_text: int = 1, images: int = ROWS) -> None:
-        self.drawing, self.clip, self.vit = _Drawing(), _Encoder("clip"), _Encoder("vit")
+        self.generator, self.clip, self.vit = _Generator(), _Encoder("clip"), _Encoder("vit")
         encoders = {"clip": cast(Any, self.clip), "vit": cast(Any, self.vit)}
-        models = Models(text_to_image=cast(Any, self.drawing), encoders=encoders)
+        models = Models(text_to_image=cast(Any, self.generator), encoders=encoders)
         prompts = tuple(map(str, range(images // images_per_text)))
         self.plan = ImagePlan(
             prompts=prompts,
@@ -129,19 +129,19 @@ class _Bench:
 
     def make_sick(self, place: str, value: str, rows: Sequence[int]) -> None:
         """Let rows fail at a place in whichever precision."""
-        double = {"latents": self.drawing, "images": self.drawing, "clip": self.clip}[place]
+        double = {"latents": self.generator, "images": self.generator, "clip": self.clip}[place]
         double.sick = {(place, row): VALUES[value] for row in rows}
 
     def heal(self, rows: Sequence[int]) -> None:
         """Let rows be well in float32."""
-        for double in (self.drawing, self.clip, self.vit):
+        for double in (self.generator, self.clip, self.vit):
             double.healing = set(rows)
 
     def window(self, images: range, needed: Sequence[int] | None = None) -> PromptWindow:
-        return PromptWindow(self.plan, images, images if needed is None else needed, cast(Any, self.drawing), self.state)
+        return PromptWindow(self.plan, images, images if needed is None else needed, cast(Any, self.generator), self.state)
 
     def run(self, **task: Any) -> Block:
-        """Make the one block, all of it missing unless told otherwise."""
+        """Run the one block; all of it is missing unless the task says otherwise."""
         rows = range(ROWS)
         window = None if "latents_BChw" in task else self.window(rows)
         whole: dict[str, Any] = {"images": rows, "missing_B": np.ones(ROWS, bool), "encoders": ("clip", "vit"), **task}
@@ -149,7 +149,7 @@ class _Bench:
 
     def asked(self, what: str) -> list[list[int]]:
         """Return the rows of each call of one kind: a place and a precision."""
-        return [rows for double in (self.drawing, self.clip, self.vit) for name, rows in double.calls if name == what]
+        return [rows for double in (self.generator, self.clip, self.vit) for name, rows in double.calls if name == what]
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_a_row_that_is_well_in_float32_is_kept_without_a_flag(bench: _Bench, wel
 def test_an_image_of_one_8_bit_colour_is_constant(bench: _Bench, monkeypatch: pytest.MonkeyPatch, spread: float, flag: int) -> None:
     images = torch.full((ROWS, 3, 2, 2), 0.25)
     images[:, 0, 0, 0] += spread
-    monkeypatch.setattr(bench.drawing, "decode", lambda latents: images[: len(latents)])
+    monkeypatch.setattr(bench.generator, "decode", lambda latents: images[: len(latents)])
     monkeypatch.setattr(bench.clip, "encode", lambda some: torch.rand(len(some), 3, 4).half())
     block = bench.run(encoders=("clip",))
     assert block.flags["clip"].tolist() == [flag] * ROWS
@@ -252,7 +252,7 @@ def test_stored_latents_are_never_generated_again(bench: _Bench, well: Block) ->
     bench.make_sick("images", "nan", [1, 3])
     bench.heal([3])
     block = bench.run(latents_BChw=latents, latent_flags_B=flags)
-    assert [name for name, _ in bench.drawing.calls if not name.startswith("images")] == []
+    assert [name for name, _ in bench.generator.calls if not name.startswith("images")] == []
     assert bench.asked("images float32") == [[3]]
     assert torch.equal(block.values["latents"], latents)
     assert [block.flags[name].tolist() for name in ("latents", "clip", "vit")] == [[0, FLAG_NOT_FINITE, 0, 0, 0]] * 3
@@ -271,12 +271,12 @@ def test_a_retried_image_is_generated_in_float32_from_the_prompt_on(bench: _Benc
 def test_without_memory_for_float32_rows_stay_flagged(bench: _Bench, well: Block, capsys: pytest.CaptureFixture[str]) -> None:
     bench.make_sick("latents", "nan", [1, 3])
     bench.heal([1, 3])
-    bench.drawing.lacking = True
+    bench.generator.lacking = True
     block = bench.run()
     assert block.flags["clip"].tolist() == [0, FLAG_NOT_FINITE, 0, FLAG_NOT_FINITE, 0]
     assert "no memory for float32: 2 failed rows stay as they are" in capsys.readouterr().err
     assert _same(block, well, [0, 2, 4])
-    assert {double.dtype for double in (bench.drawing, bench.clip, bench.vit)} == {"float16"}
+    assert {double.dtype for double in (bench.generator, bench.clip, bench.vit)} == {"float16"}
 
 
 def test_another_error_of_the_redo_is_raised(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,22 +291,22 @@ def test_another_error_of_the_redo_is_raised(bench: _Bench, monkeypatch: pytest.
     monkeypatch.setattr(bench.clip, "encode", broken)
     with pytest.raises(RuntimeError, match="shapes cannot"):
         bench.run()
-    assert bench.drawing.dtype == "float16"
+    assert bench.generator.dtype == "float16"
 
 
 def test_a_stop_while_rows_are_redone_leaves_the_models_as_before(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.make_sick("latents", "nan", [1])
-    whole = bench.drawing.encode_prompts
+    whole = bench.generator.encode_prompts
 
     def asked_to_stop(prompts: Sequence[str]) -> PromptEmbeddings:
-        if bench.drawing.dtype == "float32":
+        if bench.generator.dtype == "float32":
             bench.state.stop.signal_number = 15
         return whole(prompts)
 
-    monkeypatch.setattr(bench.drawing, "encode_prompts", asked_to_stop)
+    monkeypatch.setattr(bench.generator, "encode_prompts", asked_to_stop)
     with pytest.raises(Stopped):
         bench.run()
-    assert (bench.drawing.dtype, bench.drawing.on_device) == ("float16", False)
+    assert (bench.generator.dtype, bench.generator.on_device) == ("float16", False)
 
 
 @pytest.mark.parametrize("images_per_text", [1, 3])
@@ -317,7 +317,7 @@ def test_each_prompt_of_a_window_is_encoded_once_in_fixed_groups(images_per_text
     assert bench.state.prompts == 80
     some = [3 * images_per_text, 40 * images_per_text - 1, 40 * images_per_text, 82 * images_per_text]
     assert window.embeddings_of(some).tokens_PLD.flatten().tolist() == [3, 39, 40, 82]
-    assert not bench.drawing.on_device
+    assert not bench.generator.on_device
 
 
 @pytest.mark.parametrize("needed", [range(40, 44), range(4, 80), [5, 81], range(70, 83)], ids=str)
@@ -335,4 +335,4 @@ def test_a_stop_ends_the_run_between_two_groups_of_prompts() -> None:
     with pytest.raises(Stopped):
         bench.window(range(90))
     assert bench.asked("prompt float16") == [list(range(TEXT_BATCH))]
-    assert not bench.drawing.on_device
+    assert not bench.generator.on_device

@@ -41,7 +41,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def _forward_rows() -> Iterator[Counter[str]]:
-    """Count the rows that go through each of the counted models, whoever runs them."""
+    """Count the rows that go through each of the counted models, from any caller."""
     rows: Counter[str] = Counter()
 
     def count(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:

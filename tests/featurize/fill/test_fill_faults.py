@@ -1,4 +1,4 @@
-"""Featurize under faults: killed, broken off, rows that fail and are made once more; the same bytes in the end, or a flag that says why."""
+"""Featurize under faults: killed, interrupted, rows that fail and are redone; the same bytes in the end, or a flag with the reason."""
 
 import multiprocessing
 import random
@@ -132,7 +132,7 @@ def test_rows_that_hold_are_never_written_again(table: Path, tmp_path: Path, mon
     [
         ("unet", float("nan"), {"latents": 3, "clip-demo": 3, "vit-demo": 3}),
         ("vae", float("inf"), {"latents": 0, "clip-demo": 3, "vit-demo": 3}),
-        ("vae", -1.0, {"latents": 0, "clip-demo": 3, "vit-demo": 3}),  # a black picture
+        ("vae", -1.0, {"latents": 0, "clip-demo": 3, "vit-demo": 3}),  # a black image
         ("vit", 1e6, {"latents": 0, "clip-demo": 0, "vit-demo": 3}),  # beyond float16
     ],
 )
@@ -198,7 +198,7 @@ def test_failed_latents_fail_in_an_encoder_added_later(table: Path, tmp_path: Pa
         featurize_command(options(table, tmp_path, encoders=("clip-demo",)))
     figures = featurize_command(options(table, tmp_path, encoders=("vit-demo",)))
     assert figures["failed_rows"] == {"latents": 3, "vit-demo": 3}
-    assert figures["rows"]["redone"] == 0  # what failed when it was drawn has had its second chance
+    assert figures["rows"]["redone"] == 0  # latents that failed when they were generated have had their second try
     assert ColumnReader(tmp_path / "tokens", "vit-demo").flagged == dict.fromkeys((1, 5, 9), "not finite")
 
 

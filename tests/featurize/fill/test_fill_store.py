@@ -1,4 +1,4 @@
-"""A corpus through featurize: what is drawn, what is kept, what an encoder added later finds; faults are in test_pipeline_faults.py."""
+"""A corpus through featurize: what is generated, what is kept, what an encoder added later finds. Faults: test_fill_faults.py."""
 
 import json
 from collections.abc import Iterator

@@ -189,8 +189,8 @@ def test_rows_arrive_unchanged_and_both_stages_are_timed(tmp_path: Path, times: 
 def test_tokens_in_eight_bits_arrive_with_their_scales(tmp_path: Path, times: StageTimes) -> None:
     values = torch.from_numpy(float_rows())
     file = _write(tmp_path / "shard", stored_form(values, GOOD, "int8"), times, layout=INT8)
-    wanted, _ = quantize(values)
-    assert np.array_equal(file.read(0, 5), wanted)
+    expected, _ = quantize(values)
+    assert np.array_equal(file.read(0, 5), expected)
     assert file.valid.all()
     file.close()
 
@@ -257,9 +257,9 @@ def test_a_run_that_loses_a_shard_ends_and_can_be_completed(tmp_path: Path, monk
     """After a long halt of this process another one may have taken the shard; here it gives it back at once."""
     table = tmp_path / "own.csv"
     table.write_text("text,label\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(16)))
-    lost, drawn = list[str](), list[int]()
+    lost, generated = list[str](), list[int]()
     name = {"write": "still_ours", "commit": "confirm"}[lost_at]
-    asked, draw = getattr(ShardWriter, name), TextToImage.denoise
+    asked, denoise = getattr(ShardWriter, name), TextToImage.denoise
 
     def asked_of(self: ShardWriter) -> None:
         if not lost:
@@ -268,9 +268,9 @@ def test_a_run_that_loses_a_shard_ends_and_can_be_completed(tmp_path: Path, monk
         asked(self)
 
     def counted(self: TextToImage, embeddings: Any, seeds: list[int], **how: Any) -> torch.Tensor:
-        drawn.extend(seeds)
-        assert len(drawn) <= 32, "it is drawn again and again, and nothing is written"
-        return draw(self, embeddings, seeds, **how)
+        generated.extend(seeds)
+        assert len(generated) <= 32, "images are generated again and again, and nothing is written"
+        return denoise(self, embeddings, seeds, **how)
 
     monkeypatch.setattr(ShardWriter, name, asked_of)
     monkeypatch.setattr(TextToImage, "denoise", counted)

@@ -179,36 +179,36 @@ def test_small_forwards_on_a_card_become_graphs(counting: _Counting, device: str
 @pytest.mark.parametrize("part", ["regional", "whole"])
 def test_the_demo_generates_the_same_compiled_and_redoes_uncompiled(counting: _Counting, part: CompiledPart) -> None:
     generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
-    drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
-    with drawer.text_encoder_on_device():
-        two = drawer.encode_prompts(["a cat", "snow"])
-    plain = drawer.denoise(two, [1, 2])
-    images = drawer.decode(plain)
-    drawer.compilation.switch_on(part, rows=4, latent_shape=generator.latent_shape)
-    drawer.warm_up(two.rows([0]), 2, 2)
+    model = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+    with model.text_encoder_on_device():
+        two = model.encode_prompts(["a cat", "snow"])
+    plain = model.denoise(two, [1, 2])
+    images = model.decode(plain)
+    model.compilation.switch_on(part, rows=4, latent_shape=generator.latent_shape)
+    model.warm_up(two.rows([0]), 2, 2)
     compiled, ran = counting.compiled, counting.ran
     assert compiled > 0
-    assert torch.equal(drawer.denoise(two, [1, 2]), plain)
-    assert torch.equal(drawer.decode(plain), images)
+    assert torch.equal(model.denoise(two, [1, 2]), plain)
+    assert torch.equal(model.decode(plain), images)
     assert counting.compiled == compiled, "all of it was compiled beforehand"
     assert counting.ran > ran
     ran = counting.ran
-    with drawer.in_float32():
+    with model.in_float32():
         for seed in (1, 2, 3):
-            drawer.decode(drawer.denoise(two.rows([0]), [seed]))
-    drawer.decode(drawer.denoise(two.rows([0]), [4]))
+            model.decode(model.denoise(two.rows([0]), [seed]))
+    model.decode(model.denoise(two.rows([0]), [4]))
     assert (counting.compiled, counting.ran) == (compiled, ran)
-    drawer.compilation.switch_off()
-    assert torch.equal(drawer.denoise(two, [1, 2]), plain)
+    model.compilation.switch_off()
+    assert torch.equal(model.denoise(two, [1, 2]), plain)
     assert counting.ran == ran
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another type of the steps would be compiled for anew, in the middle of the first batch. DPM-Solver++ has floats before it counts."""
+    """Steps of another type would be compiled again, in the middle of the first batch. DPM-Solver++ has float steps at first."""
     generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
-    drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
-    pipeline = drawer._pipeline
+    model = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+    pipeline = model._pipeline
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     types: list[tuple[torch.dtype, ...]] = []
     forward = pipeline.unet.forward
@@ -218,10 +218,10 @@ def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pyte
         return forward(read, step, **more)
 
     monkeypatch.setattr(pipeline.unet, "forward", noted)
-    with drawer.text_encoder_on_device():
-        prompts = drawer.encode_prompts(["a cat", "snow"])
-    drawer.warm_up(prompts.rows([0]), 2, 2)
-    drawer.denoise(prompts, [1, 2])
+    with model.text_encoder_on_device():
+        prompts = model.encode_prompts(["a cat", "snow"])
+    model.warm_up(prompts.rows([0]), 2, 2)
+    model.denoise(prompts, [1, 2])
     assert len(types) == 3
     assert set(types) == {(torch.float32, torch.int64)}
 
@@ -236,18 +236,18 @@ from featurize.generate.text_to_image import TextToImage
 from featurize.options import CompileChoice
 from lugpi_core.runtime.device import resolve_compute
 generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
-drawer = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
-with drawer.text_encoder_on_device():
-    prompts = drawer.encode_prompts(["a cat", "snow"])
-plain = drawer.denoise(prompts, [1, 2])
-images = drawer.decode(plain)
-drawer.compilation.switch_on(sys.argv[1], rows=4, latent_shape=generator.latent_shape)
-drawer.warm_up(prompts.rows([0]), 2, 2)
-latents = drawer.denoise(prompts, [1, 2])
-apart = [(latents - plain).abs().max().item(), (drawer.decode(plain) - images).abs().max().item()]
-drawer.compilation.switch_off()
+model = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+with model.text_encoder_on_device():
+    prompts = model.encode_prompts(["a cat", "snow"])
+plain = model.denoise(prompts, [1, 2])
+images = model.decode(plain)
+model.compilation.switch_on(sys.argv[1], rows=4, latent_shape=generator.latent_shape)
+model.warm_up(prompts.rows([0]), 2, 2)
+latents = model.denoise(prompts, [1, 2])
+apart = [(latents - plain).abs().max().item(), (model.decode(plain) - images).abs().max().item()]
+model.compilation.switch_off()
 metrics = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(drawer.denoise(prompts, [1, 2]), plain)}))
+print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(model.denoise(prompts, [1, 2]), plain)}))
 """
 
 

@@ -54,13 +54,13 @@ def test_xformers_on_the_cpu_is_refused(generator: Generator, compute: Compute) 
         TextToImage(generator, compute, attention="xformers")
 
 
-@pytest.mark.parametrize("wanted", ["auto", "sdpa"])
-def test_the_recorded_attention_is_what_the_unet_has(generator: Generator, compute: Compute, wanted: AttentionChoice) -> None:
-    drawer = TextToImage(generator, compute, attention=wanted)
-    processors = drawer._pipeline.unet.attn_processors
+@pytest.mark.parametrize("choice", ["auto", "sdpa"])
+def test_the_recorded_attention_is_what_the_unet_has(generator: Generator, compute: Compute, choice: AttentionChoice) -> None:
+    model = TextToImage(generator, compute, attention=choice)
+    processors = model._pipeline.unet.attn_processors
     assert len(processors) == 2
     assert all(type(one) is OWN for one in processors.values())
-    assert drawer.attention == "AttnProcessor2_0"
+    assert model.attention == "AttnProcessor2_0"
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def _found(wanted: str, generator: Generator) -> DecoderFiles:
-    files = find_decoder(wanted, generator)
+def _found(choice: str, generator: Generator) -> DecoderFiles:
+    files = find_decoder(choice, generator)
     assert files is not None
     return files
 
@@ -106,7 +106,7 @@ def test_a_folder_of_the_users_is_taken(demo: Generator, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "do"),
+    ("choice", "do"),
     [
         ("tinny", "did you mean 'tiny'?"),
         ("ful", "did you mean 'full'?"),
@@ -118,10 +118,10 @@ def test_a_folder_of_the_users_is_taken(demo: Generator, folder: Path) -> None:
         ("tiny=madebyollin/taesd", "check the folder's name"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(demo: Generator, wanted: str, do: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(demo: Generator, choice: str, do: str) -> None:
     with pytest.raises(InputError) as error:
-        find_decoder(wanted, demo)
-    assert str(error.value).split() == f"got --decoder {wanted}; expected full, tiny, or tiny=FOLDER with an existing folder; {do}".split()
+        find_decoder(choice, demo)
+    assert str(error.value).split() == f"got --decoder {choice}; expected full, tiny, or tiny=FOLDER with an existing folder; {do}".split()
 
 
 def test_a_model_of_another_class_is_refused(demo: Generator) -> None:

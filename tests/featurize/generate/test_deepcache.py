@@ -56,18 +56,18 @@ def _inputs(unet: Unet, seed: int, *, rows: int = 2, side: int = 8, device: str 
     """Return what a pipeline gives the UNet at one step; noise, text and timestep follow the seed."""
     noise = torch.Generator().manual_seed(seed)
 
-    def drawn(*shape: int) -> torch.Tensor:
+    def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=noise).to(device)
 
     config = unet.config
     inputs: Inputs = {
-        "sample": drawn(rows, config.in_channels, side, side),
+        "sample": random(rows, config.in_channels, side, side),
         "timestep": torch.tensor(900 - 100 * seed, device=device),
-        "encoder_hidden_states": drawn(rows, 77, config.cross_attention_dim),
+        "encoder_hidden_states": random(rows, 77, config.cross_attention_dim),
     }
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": drawn(rows, pooled), "time_ids": torch.full((rows, 6), float(side), device=device)}
+        inputs["added_cond_kwargs"] = {"text_embeds": random(rows, pooled), "time_ids": torch.full((rows, 6), float(side), device=device)}
     return inputs
 
 
@@ -121,9 +121,9 @@ def test_each_step_is_the_unets_with_the_last_whole_deep_output(kind: str) -> No
     expected = _reference(plain, inputs, 3)
     reuse = DeepReuse(unet, 3)
     reuse.start()
-    for number, (one, wanted) in enumerate(zip(inputs, expected, strict=True)):
+    for number, (one, expected_output) in enumerate(zip(inputs, expected, strict=True)):
         out = _out(unet, one)
-        assert torch.equal(out, wanted)
+        assert torch.equal(out, expected_output)
         same_as_plain = torch.equal(out, _out(plain, one))
         assert same_as_plain == (number % 3 == 0)
 
@@ -171,7 +171,9 @@ def test_it_fits_latents_that_do_not_halve_to_the_end() -> None:
     inputs = [_inputs(plain, seed, side=10) for seed in range(3)]
     reuse = DeepReuse(unet, 2)
     reuse.start()
-    assert all(torch.equal(_out(unet, one), wanted) for one, wanted in zip(inputs, _reference(plain, inputs, 2), strict=True))
+    assert all(
+        torch.equal(_out(unet, one), expected_output) for one, expected_output in zip(inputs, _reference(plain, inputs, 2), strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,7 +183,9 @@ def test_each_batch_begins_with_a_whole_step_whatever_its_size(kind: str) -> Non
     for rows in (2, 5, 1):
         inputs = [_inputs(plain, seed, rows=rows) for seed in range(2)]  # the batch ends between two whole steps
         reuse.start()
-        assert all(torch.equal(_out(unet, one), wanted) for one, wanted in zip(inputs, _reference(plain, inputs, 3), strict=True))
+        assert all(
+            torch.equal(_out(unet, one), expected_output) for one, expected_output in zip(inputs, _reference(plain, inputs, 3), strict=True)
+        )
 
 
 def test_the_two_halves_of_a_guided_batch_keep_to_themselves() -> None:
@@ -211,29 +215,29 @@ def test_it_draws_with_any_scheduler_of_a_pipeline(scheduler: str) -> None:
     pipeline.unet.mid_block.register_forward_hook(lambda *_: forwards.append(True))
     pipeline.unet.register_forward_hook(lambda *_: forwards.append(False))
 
-    def drawn() -> torch.Tensor:
+    def generate() -> torch.Tensor:
         noise = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
         latents: torch.Tensor = pipeline(["a", "b"], latents=noise, num_inference_steps=6, guidance_scale=3.0, output_type="latent").images
         return latents
 
-    plain, steps = drawn(), forwards.count(False)
+    plain, steps = generate(), forwards.count(False)
     reuse = DeepReuse(pipeline.unet, 2)
     forwards.clear()
     reuse.start()
-    reused = drawn()
+    reused = generate()
     reuse.stop()
     assert (forwards.count(True), forwards.count(False)) == (math.ceil(steps / 2), steps)
     difference = (reused - plain).abs().max()
     assert 0 < difference < plain.abs().max() / 2
-    assert torch.equal(drawn(), plain)
+    assert torch.equal(generate(), plain)
 
 
 def test_a_batch_holds_one_tensor_and_after_it_nothing_is_held() -> None:
     unet = _unet("sd2")
-    made: list[weakref.ref[torch.Tensor]] = []
+    outputs: list[weakref.ref[torch.Tensor]] = []
 
     def note(_: Any, __: Any, output: Any) -> None:
-        made.extend(weakref.ref(one) for one in ([output[0], *output[1]] if isinstance(output, tuple) else [output]))
+        outputs.extend(weakref.ref(one) for one in ([output[0], *output[1]] if isinstance(output, tuple) else [output]))
 
     for block in (unet.conv_in, unet.down_blocks[0], *_deep_blocks(unet), unet.up_blocks[-1], unet.conv_out):
         block.register_forward_hook(note)
@@ -242,8 +246,8 @@ def test_a_batch_holds_one_tensor_and_after_it_nothing_is_held() -> None:
     def held_after(steps: int) -> list[tuple[int, ...]]:
         for seed in range(steps):
             _out(unet, _inputs(unet, seed, rows=3))
-        assert made
-        return list({id(one): tuple(one.shape) for ref in made if (one := ref()) is not None}.values())
+        assert outputs
+        return list({id(one): tuple(one.shape) for ref in outputs if (one := ref()) is not None}.values())
 
     assert held_after(2) == []
     for _ in range(2):
@@ -279,7 +283,9 @@ def test_the_unet_changes_its_dtype_as_before() -> None:
         {name: value.bfloat16() if value.is_floating_point() else value for name, value in _inputs(plain, seed).items()} for seed in (0, 1)
     ]
     reuse.start()
-    assert all(torch.equal(_out(unet, one), wanted) for one, wanted in zip(inputs, _reference(plain, inputs, 2), strict=True))
+    assert all(
+        torch.equal(_out(unet, one), expected_output) for one, expected_output in zip(inputs, _reference(plain, inputs, 2), strict=True)
+    )
 
 
 def test_compiled_it_gives_the_same_with_one_forward_of_each_kind() -> None:

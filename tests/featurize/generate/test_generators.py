@@ -1,4 +1,4 @@
-"""Generators by name: every preset's settings, the order of the sources, and a fingerprint of what decides a drawing and nothing else."""
+"""Generators by name: every preset's settings, the order of the sources, and a fingerprint of exactly what decides an image."""
 
 import json
 import shutil
@@ -33,8 +33,8 @@ def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def _find(wanted: str, *, half: bool = False, **overrides: Any) -> Generator:
-    return find_generator(wanted, generator_settings(wanted, {**NOTHING, **overrides}), half=half)
+def _find(source: str, *, half: bool = False, **overrides: Any) -> Generator:
+    return find_generator(source, generator_settings(source, {**NOTHING, **overrides}), half=half)
 
 
 def _downloads(monkeypatch: pytest.MonkeyPatch, answer: Download) -> list[tuple[str, dict[str, Any]]]:
@@ -92,17 +92,17 @@ def test_user_settings_override_the_preset_even_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "answer"),
+    ("source", "answer"),
     [
         ("demmo", "did you mean 'demo'?"),
         ("papr=folder", "did you mean 'paper'?"),
         ("zzz", "choose one of demo, fast"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(wanted: str, answer: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(source: str, answer: str) -> None:
     with pytest.raises(InputError) as error:
-        generator_settings(wanted, NOTHING)
-    assert str(error.value).startswith(f"got --generator {wanted}".strip())
+        generator_settings(source, NOTHING)
+    assert str(error.value).startswith(f"got --generator {source}".strip())
     assert answer in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""Drawing and decoding, held against the pipelines of diffusers; the same picture for the same prompt in any batch."""
+"""Generating and decoding, compared with the pipelines of diffusers; the same image for the same prompt in any batch."""
 
 import dataclasses
 import json
@@ -53,30 +53,30 @@ def compute() -> Iterator[Compute]:
 
 @pytest.fixture(scope="module")
 def demo(compute: Compute) -> TextToImage:
-    return _drawer("demo", compute)
+    return _loaded("demo", compute)
 
 
-def _generator(wanted: str = "demo", **overrides: Any) -> Generator:
-    return find_generator(wanted, generator_settings(wanted, overrides), half=False)
+def _generator(source: str = "demo", **overrides: Any) -> Generator:
+    return find_generator(source, generator_settings(source, overrides), half=False)
 
 
-def _drawer(wanted: str, compute: Compute, **overrides: Any) -> TextToImage:
-    return TextToImage(_generator(wanted, **overrides), compute, attention="auto")
+def _loaded(source: str, compute: Compute, **overrides: Any) -> TextToImage:
+    return TextToImage(_generator(source, **overrides), compute, attention="auto")
 
 
-def _draw(drawer: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
-    with drawer.text_encoder_on_device():
-        embeddings = drawer.encode_prompts(prompts)
-    return drawer.denoise(embeddings, seeds)
+def _generate(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+    with model.text_encoder_on_device():
+        embeddings = model.encode_prompts(prompts)
+    return model.denoise(embeddings, seeds)
 
 
 def _noise(seeds: list[int], shape: tuple[int, ...] = (8, 8, 8)) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
 
 
-def _images(drawer: TextToImage, batch: int) -> torch.Tensor:
+def _images(model: TextToImage, batch: int) -> torch.Tensor:
     blocks = [slice(start, start + batch) for start in range(0, len(PROMPTS), batch)]
-    return torch.cat([drawer.decode(_draw(drawer, PROMPTS[block], SEEDS[block])) for block in blocks])
+    return torch.cat([model.decode(_generate(model, PROMPTS[block], SEEDS[block])) for block in blocks])
 
 
 def test_a_row_is_the_same_image_in_any_batch(demo: TextToImage) -> None:
@@ -88,41 +88,41 @@ def test_a_row_is_the_same_image_in_any_batch(demo: TextToImage) -> None:
 
 
 def test_the_picture_depends_on_the_prompt_and_on_the_seed(demo: TextToImage) -> None:
-    same, other_prompt, other_seed = _draw(demo, ["cat", "a dog on a hill", "cat"], [1, 1, 2])
+    same, other_prompt, other_seed = _generate(demo, ["cat", "a dog on a hill", "cat"], [1, 1, 2])
     assert (same - other_prompt).abs().max() > 1e-3
     assert (same - other_seed).abs().max() > 0.1
 
 
 def test_a_batch_whose_neighbours_change_keeps_the_row(demo: TextToImage) -> None:
-    one, other = _draw(demo, ["cat", "dog"], [1, 2]), _draw(demo, ["cat", LONG], [1, 3])
+    one, other = _generate(demo, ["cat", "dog"], [1, 2]), _generate(demo, ["cat", LONG], [1, 3])
     assert (one[0] - other[0]).abs().max() <= 1e-4
 
 
-def _pipeline_says(drawer: TextToImage, prompts: list[str], seeds: list[int], **how: Any) -> torch.Tensor:
-    pipeline_class = getattr(diffusers, drawer.generator.pipeline_class)
-    by_hand = pipeline_class.from_pretrained(drawer.generator.folder, **how)
+def _pipeline_says(model: TextToImage, prompts: list[str], seeds: list[int], **how: Any) -> torch.Tensor:
+    pipeline_class = getattr(diffusers, model.generator.pipeline_class)
+    by_hand = pipeline_class.from_pretrained(model.generator.folder, **how)
     by_hand.set_progress_bar_config(disable=True)
     with torch.inference_mode():
-        drawn = by_hand(
+        generated = by_hand(
             prompt=prompts,
-            latents=_noise(seeds, drawer.generator.latent_shape),
-            num_inference_steps=drawer.generator.settings.steps,
-            guidance_scale=drawer.generator.settings.guidance,
+            latents=_noise(seeds, model.generator.latent_shape),
+            num_inference_steps=model.generator.settings.steps,
+            guidance_scale=model.generator.settings.guidance,
             output_type="latent",
         )
-    latents: torch.Tensor = drawn.images
+    latents: torch.Tensor = generated.images
     return latents
 
 
 def test_draw_is_what_the_pipeline_gives_for_the_same_noise(demo: TextToImage) -> None:
     prompts = ["a cat", CUT, "x " * 76, "y" * 300]
     expected = _pipeline_says(demo, prompts, [3, 4, 5, 6], safety_checker=None, dtype=torch.float32)
-    assert (_draw(demo, prompts, [3, 4, 5, 6]) - expected).abs().max() <= 1e-5
+    assert (_generate(demo, prompts, [3, 4, 5, 6]) - expected).abs().max() <= 1e-5
 
 
 def test_decode_is_the_pipelines_own_decoding_and_postprocessing(demo: TextToImage) -> None:
     pipeline = demo._pipeline
-    latents = _draw(demo, PROMPTS[:3], SEEDS[:3])
+    latents = _generate(demo, PROMPTS[:3], SEEDS[:3])
     with torch.inference_mode():
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
     expected = pipeline.image_processor.postprocess(decoded, output_type="pt")
@@ -148,7 +148,7 @@ def test_an_overflowing_decoder_gives_nan_not_black_or_white(demo: TextToImage, 
 
 
 def test_latents_that_are_not_finite_give_images_that_are_not(demo: TextToImage) -> None:
-    latents = _draw(demo, PROMPTS[:2], SEEDS[:2]).clone()
+    latents = _generate(demo, PROMPTS[:2], SEEDS[:2]).clone()
     latents[0] = torch.nan
     images = demo.decode(latents)
     assert images[0].isnan().all()
@@ -170,7 +170,7 @@ def test_cut_prompts_are_found_in_a_large_corpus(demo: TextToImage) -> None:
 
 
 def test_any_text_is_drawn(demo: TextToImage) -> None:
-    latents = _draw(demo, STRANGE, list(range(len(STRANGE))))
+    latents = _generate(demo, STRANGE, list(range(len(STRANGE))))
     assert latents.shape == (len(STRANGE), 8, 8, 8)
     assert latents.isfinite().all()
     assert prompts_are_cut(demo.generator, STRANGE).tolist()[:2] == [True, False]
@@ -196,23 +196,23 @@ def test_the_tokenizer_is_spared_what_it_would_cut_off(demo: TextToImage, monkey
         return whole(self, prompts, **how)
 
     monkeypatch.setattr(kind, "__call__", watched)
-    _draw(demo, [LONG, "short one"], [1, 2])
+    _generate(demo, [LONG, "short one"], [1, 2])
     assert [prompt for prompt in seen if prompt] == [" ".join(["word"] * 40), "short one"]
 
 
 @contextmanager
-def _unet_rows(drawer: TextToImage) -> Iterator[list[int]]:
+def _unet_rows(model: TextToImage) -> Iterator[list[int]]:
     rows: list[int] = []
-    handle = drawer._pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    handle = model._pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     yield rows
     handle.remove()
 
 
 @pytest.mark.parametrize(("guidance", "passes"), [(0.0, 1), (1.0, 1), (1.01, 2), (3.0, 2)])
 def test_the_unet_reads_each_row_twice_with_guidance_only(compute: Compute, guidance: float, passes: int) -> None:
-    drawer = _drawer("demo", compute, guidance=guidance, steps=3)
-    with _unet_rows(drawer) as rows:
-        _draw(drawer, PROMPTS[:5], SEEDS[:5])
+    model = _loaded("demo", compute, guidance=guidance, steps=3)
+    with _unet_rows(model) as rows:
+        _generate(model, PROMPTS[:5], SEEDS[:5])
     assert rows == [5 * passes] * 3
     assert sum(rows) == 5 * 3 * passes
 
@@ -237,11 +237,11 @@ def test_an_exception_before_a_step_ends_the_generation(demo: TextToImage) -> No
 
 @pytest.mark.parametrize(("guidance", "empty"), [(3.0, 1), (1.0, 0)])
 def test_the_empty_prompt_is_encoded_once(compute: Compute, guidance: float, empty: int) -> None:
-    drawer, read = _drawer("demo", compute, guidance=guidance), []
-    drawer._pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    model, read = _loaded("demo", compute, guidance=guidance), []
+    model._pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     for prompts in (["a", "b", "c"], ["d"]):
-        with drawer.text_encoder_on_device():
-            assert drawer.encode_prompts(prompts).tokens_PLD.shape == (len(prompts), 40, 160)
+        with model.text_encoder_on_device():
+            assert model.encode_prompts(prompts).tokens_PLD.shape == (len(prompts), 40, 160)
     assert sum(read) == 4 + empty
 
 
@@ -260,17 +260,17 @@ def test_a_half_precision_generator_in_float32_equals_a_float32_one(compute: Com
     half = TextToImage(_generator(), dataclasses.replace(compute, dtype="bfloat16"))
     parts = [half._pipeline.unet, half._pipeline.vae, half._pipeline.text_encoder]
     weights = [[one.clone() for one in part.state_dict().values()] for part in parts]
-    before = _draw(half, PROMPTS[:2], SEEDS[:2])
+    before = _generate(half, PROMPTS[:2], SEEDS[:2])
     assert before.dtype == torch.bfloat16
     with half.in_float32():
-        drawn = _draw(half, PROMPTS[:2], SEEDS[:2])
-        assert half.decode(drawn).isfinite().all()
-    assert drawn.dtype == torch.float32
-    assert (drawn - before).abs().max() > 1e-4  # bfloat16 rounds, so it was computed otherwise
+        generated = _generate(half, PROMPTS[:2], SEEDS[:2])
+        assert half.decode(generated).isfinite().all()
+    assert generated.dtype == torch.float32
+    assert (generated - before).abs().max() > 1e-4  # bfloat16 rounds, so this was computed in another way
     assert all(one.dtype == torch.bfloat16 for part in parts for one in part.parameters())
     for part, own in zip(parts, weights, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(part.state_dict().values(), own, strict=True))
-    assert torch.equal(_draw(half, PROMPTS[:2], SEEDS[:2]), before)
+    assert torch.equal(_generate(half, PROMPTS[:2], SEEDS[:2]), before)
 
 
 @pytest.mark.parametrize(
@@ -296,12 +296,12 @@ def test_the_scheduler_is_the_one_that_is_asked_for(tmp_path: Path, compute: Com
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "PNDMScheduler", **own}))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
-    drawer = _drawer(f"demo={folder}", compute, scheduler=scheduler, steps=2)
-    found = drawer._pipeline.scheduler
+    model = _loaded(f"demo={folder}", compute, scheduler=scheduler, steps=2)
+    found = model._pipeline.scheduler
     assert type(found) is expected
     assert {name: found.config[name] for name in own} == own
     assert not found.config.get("clip_sample")
-    assert _draw(drawer, ["a"], [1]).isfinite().all()
+    assert _generate(model, ["a"], [1]).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -368,16 +368,16 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stable_diffusion_xl_runs_through_the_same_code(sdxl: Path, compute: Compute) -> None:
-    drawer = _drawer(str(sdxl), compute, steps=2, guidance=5.0)
-    assert drawer.generator.pipeline_class == "StableDiffusionXLPipeline"
-    latents = _draw(drawer, ["a cat", CUT], [3, 4])
-    assert (latents - _pipeline_says(drawer, ["a cat", CUT], [3, 4])).abs().max() <= 1e-5
-    pipeline = drawer._pipeline
+    model = _loaded(str(sdxl), compute, steps=2, guidance=5.0)
+    assert model.generator.pipeline_class == "StableDiffusionXLPipeline"
+    latents = _generate(model, ["a cat", CUT], [3, 4])
+    assert (latents - _pipeline_says(model, ["a cat", CUT], [3, 4])).abs().max() <= 1e-5
+    pipeline = model._pipeline
     with torch.inference_mode():
         mean, std = (torch.tensor(pipeline.vae.config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
         decoded = pipeline.vae.decode(latents * std / pipeline.vae.config.scaling_factor + mean, return_dict=False)[0]
-    assert (drawer.decode(latents) - pipeline.image_processor.postprocess(decoded, output_type="pt")).abs().max() <= 1e-6
-    assert prompts_are_cut(drawer.generator, ["a cat", CUT]).tolist() == [False, True]
+    assert (model.decode(latents) - pipeline.image_processor.postprocess(decoded, output_type="pt")).abs().max() <= 1e-6
+    assert prompts_are_cut(model.generator, ["a cat", CUT]).tolist() == [False, True]
 
 
 def test_only_stable_diffusion_xls_decoder_stays_in_float32(sdxl: Path) -> None:
