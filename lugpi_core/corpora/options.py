@@ -49,11 +49,16 @@ class CorpusSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusOptions(CorpusSettings):
-    """The flags of a command that reads a corpus."""
+class DatasetName:
+    """Which corpus."""
 
     dataset: str
     """20ng, imdb, cwi-news, cwi-wikinews, demo, a path ending in .csv, .jsonl or .parquet, or hf:owner/name[/config][@revision]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions(CorpusSettings, DatasetName):
+    """The flags of a command that reads a corpus. The help lists the fields of the last base first."""
 
 
 @dataclass(frozen=True, kw_only=True)
