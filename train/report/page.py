@@ -82,7 +82,7 @@ def _shown_verdicts(content: ReportContent) -> list[Verdict]:
 
 
 def _gains(content: ReportContent) -> dict[str, str]:
-    """Return each shown model's difference to the baseline in points, by its role."""
+    """Return each shown model's difference from the baseline in points, by its role."""
     baseline = content.model("baseline")
     others = [model for model in content.models if model is not baseline]
     return {} if baseline is None else {model.role: points(float(model.hits.mean() - baseline.hits.mean())) for model in others}

@@ -104,7 +104,7 @@ def test_better_than_both_is_evidence_that_images_help() -> None:
 def test_a_gain_that_the_control_has_too_is_no_evidence() -> None:
     assert text("student-clip-demo", "better", "not shown") == (
         "student-clip-demo: better than the baseline by 3.00 points (p = 0.01, 95 % CI +2.00 to +4.00 points), but no significant "
-        "difference to its text-only control student-none (p = 0.3, 95 % CI -1.00 to +2.00 points). Not evidence that images help: "
+        "difference from its text-only control student-none (p = 0.3, 95 % CI -1.00 to +2.00 points). Not evidence that images help: "
         "distillation alone may explain the gain."
     )
 

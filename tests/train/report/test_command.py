@@ -154,7 +154,7 @@ def test_missing_images_are_noted_with_the_command_that_adds_them(tmp_path: Path
     assert sum(one.image is None for one in shown.examples) == 14
     (note,) = [note for note in shown.notes if "have no image" in note]
     assert note.startswith("14 of 24 examples have no image: run python -m featurize inspect --")
-    assert f"--split-column split --dataset {corpus_csv} --run-dir {run} --thumbnails 200" in note
+    assert f"--dataset {corpus_csv} --split-column split --run-dir {run} --thumbnails 200" in note
     assert html.escape(note) in page(shown)
     few = content(corpus_csv, run, examples=6)
     assert all(one.image is not None for one in few.examples), "examples with an image come first"
