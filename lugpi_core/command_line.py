@@ -54,19 +54,19 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
         return _fail(error)
     if parsed is None:
         return EXIT_OK
-    with warnings.catch_warnings(), terminated_like_interrupted():
-        warnings.showwarning = _show_warning
-        try:
+    try:
+        with warnings.catch_warnings(), terminated_like_interrupted():
+            warnings.showwarning = _show_warning
             figures = command(parsed)
-        except InputError as error:
-            return _fail(error)
-        except OSError as error:
-            if error.errno not in _DISK_FAULTS:
-                raise
-            return _fail(_disk_fault(error))
-        except KeyboardInterrupt as stop:
-            print("interrupted: what is written is kept; run the same command to continue", file=sys.stderr)
-            return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
+    except InputError as error:
+        return _fail(error)
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        return _fail(_disk_fault(error))
+    except KeyboardInterrupt as stop:
+        print("interrupted: what is written is kept; run the same command to continue", file=sys.stderr)
+        return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
     if is_first_process():
         print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
     return EXIT_OK if figures.get("complete", True) else EXIT_INCOMPLETE

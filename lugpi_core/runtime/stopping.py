@@ -39,22 +39,33 @@ class StopRequest:
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise inside the block as Ctrl-C does, so that files are closed and the run says how to continue.
+    """Let SIGTERM and SIGINT raise ``Stopped`` inside the block, so that files are closed and the run says how to continue.
 
-    A SIGTERM that the process ignores stays ignored.
+    The block ends with ``Stopped`` even if a library has turned the interrupt into an error of its own, such as a file that does not load.
+    A signal that the process ignores stays ignored.
     """
+    request = StopRequest()
 
     def stop(number: int, _: FrameType | None) -> None:
+        request.signal_number = number
         raise Stopped(number)
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
     try:
         yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if request.signal_number is None:
+            raise
+        raise Stopped(request.signal_number) from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

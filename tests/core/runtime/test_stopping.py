@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -188,3 +188,21 @@ def test_an_interrupt_that_a_library_wrapped_is_still_one() -> None:
         with pytest.raises(Stopped):
             raise_wrapped_stop(error)
     raise_wrapped_stop(OSError("of its own"))
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_an_interrupt_that_a_library_swallowed_ends_the_command(number: signal.Signals) -> None:
+    def load() -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+        raise ValueError("a file that does not load")
+
+    with pytest.raises(Stopped) as stopped, terminated_like_interrupted():
+        load()
+    assert stopped.value.signal_number == number
+    assert _handlers() == [_as_before, _as_before]
+
+
+def test_an_error_without_a_signal_stays_itself() -> None:
+    with pytest.raises(ValueError, match="does not load"), terminated_like_interrupted():
+        raise ValueError("a file that does not load")
