@@ -5,7 +5,7 @@ Both plan first (which images, with which models, into which columns: ``plan``),
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ def featurize(
     generator: str = "fast",
     encoders: Sequence[str] = ("clip-vit-b32",),
     settings: FeaturizeSettings | None = None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback | bool = True,
 ) -> "TokenStore":
     """Generate an image for every distinct prompt of a corpus, encode it and keep the tokens; return the store. Continues an existing one.
 
@@ -138,7 +138,7 @@ def featurize(
         generator: as ``--generator``: a preset, ``PRESET=FOLDER``, a folder or a hub id.
         encoders: as ``--encoders``; one column of tokens each.
         settings: everything else that the command has flags for.
-        progress: called after each block of images.
+        progress: called after each block of images; True shows a progress bar on stderr, False nothing.
 
     Raises:
         InputError: a setting, a prompt, a model's files or the store is not as it must be; too little memory or disk; too many failed rows.
@@ -153,7 +153,8 @@ def featurize(
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
     store = _store_folder(corpus, Path(run_dir))
     job = plan_job(corpus, store, generator=generator, encoders=encoders, settings=settings, made_by=flags)
-    return TokenStore(fill_store(corpus, job, progress).store_dir)
+    with _progress_bar() if progress is True else nullcontext(progress or None) as callback:
+        return TokenStore(fill_store(corpus, job, callback).store_dir)
 
 
 def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = frozenset()) -> dict[str, Any]:

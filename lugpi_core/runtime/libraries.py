@@ -31,6 +31,8 @@ def prepare_libraries() -> None:
     logging.getLogger().addFilter(_is_no_advice_of_open_clip)  # added once, however often
     for module in ("torch", "transformers", "diffusers", "xformers", "bitsandbytes", "open_clip", "timm", "huggingface_hub"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    # The Hugging Face libraries import tqdm.auto, which warns in a notebook without ipywidgets; its text bar will do.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     declare_torchvision_operators()
 
 
