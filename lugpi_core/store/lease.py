@@ -162,9 +162,9 @@ def take_lease(path: Path, lock: int) -> Lease:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ShardBusy(path, _described(owner)) from None
+            raise ShardBusy(path, _owner_text(owner)) from None
         if owner is not None and owner.get("machine") != host_name() and _age_s(descriptor, lock) < STALE_S:
-            raise ShardBusy(path, _described(owner))
+            raise ShardBusy(path, _owner_text(owner))
         identity = json.dumps({"machine": host_name(), "host": platform.node(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}).encode()
         os.ftruncate(descriptor, 0)
         write_at(descriptor, identity, 0)
@@ -184,7 +184,7 @@ def _owner(descriptor: int) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) else None
 
 
-def _described(owner: dict[str, Any] | None) -> str:
+def _owner_text(owner: dict[str, Any] | None) -> str:
     return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
 
 
