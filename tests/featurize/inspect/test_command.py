@@ -147,9 +147,9 @@ def test_the_command_prints_the_summary_and_writes_its_last_line(planted: Plante
     assert printed.count("\n") == found.summary().count("\n") + 1
 
 
-def test_the_record_is_that_of_version_0_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store of a run of 0.1 gives the figures under the keys of its own inspection.json; only sentences differ."""
-    with tarfile.open(ROOT / "tests" / "fixtures" / "run-of-0.1.tar.gz") as archive:
+def test_an_earlier_runs_record_has_the_same_keys_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store of an earlier run gives the figures under the keys of its own inspection.json; only sentences differ."""
+    with tarfile.open(ROOT / "tests" / "fixtures" / "earlier-run.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
     path = Path("runs/topics/inspection.json")

@@ -1,7 +1,7 @@
-"""What version 0.1.0 left on a disk opens today: its store, its models and its tables.
+"""A store and a run from before the folders were rearranged (commit 9eb8d91) open today: tokens, models and tables.
 
-``tests/fixtures/run-of-0.1.tar.gz`` holds a corpus, a text model and a run folder. The run was generated and trained by 0.1.0 with the
-commands below, so each of them must find its work done.
+``tests/fixtures/earlier-run.tar.gz`` holds a corpus, a text model and a run folder. The run was generated and trained by that commit with
+the commands below, so each of them must find its work done.
 """
 
 import json
@@ -31,7 +31,7 @@ Succeed = Callable[..., dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def _old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tarfile.open(ROOT / "tests" / "fixtures" / "run-of-0.1.tar.gz") as archive:
+    with tarfile.open(ROOT / "tests" / "fixtures" / "earlier-run.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
 
