@@ -10,6 +10,7 @@ from typing import Literal
 
 from lugpi_core.corpora.options import CorpusOptions, default_run_dir, store_folder
 from lugpi_core.errors import InputError
+from lugpi_core.fields import check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
 Scheduler = Literal["own", "ddim", "dpm++", "euler"]
@@ -24,7 +25,8 @@ class Generation:
     """What is generated: with the prompts and the generator's weights, these settings decide every image.
 
     Raises:
-        InputError: ``images_per_text`` is below 1, or ``seed`` is no seed. A generator checks the others, for which it has defaults.
+        InputError: a value of another type, ``images_per_text`` is below 1, or ``seed`` is no seed. A generator checks the range of the
+            others, for which it has defaults.
     """
 
     steps: int | None = None
@@ -45,6 +47,7 @@ class Generation:
     """Seed of the images; together with the prompt it decides each image."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require_positive("--images-per-text", self.images_per_text)
         require_seed(self.seed)
 
@@ -54,7 +57,7 @@ class Storage:
     """What of the generated images is kept, and in which form.
 
     Raises:
-        InputError: ``shard_rows`` is below 1 or above 2^24.
+        InputError: a value of another type, or ``shard_rows`` is below 1 or above 2^24.
     """
 
     latents: bool = True
@@ -65,6 +68,7 @@ class Storage:
     """Images in one shard file."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require_positive("--shard-rows", self.shard_rows)
         if self.shard_rows > 1 << 24:
             raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
@@ -75,7 +79,7 @@ class Execution:
     """How a run computes. Of these settings only ``dtype`` changes what is in the store.
 
     Raises:
-        InputError: a number is out of its range.
+        InputError: a value of another type, or a number out of its range.
     """
 
     batch_size: int | Literal["auto"] = "auto"
@@ -95,6 +99,7 @@ class Execution:
     """torch.compile of UNet and decoder; auto compiles on CUDA if there are at least 2,000 images to generate."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.batch_size != "auto":
             _require_positive("--batch-size", self.batch_size)
         if self.memory_gb is not None and not self.memory_gb > 0:
@@ -185,7 +190,7 @@ class InspectSettings:
     """How a store is inspected.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value of another type or out of its range.
     """
 
     near_copy: float = 0.98
@@ -205,6 +210,7 @@ class InspectSettings:
     """Where to compute; auto takes CUDA if there is any."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_seed(self.seed)
         if not 0 < self.near_copy <= 1:
             raise InputError(got=f"--near-copy {self.near_copy}", expected="above 0 and at most 1", do="give for instance 0.98")

@@ -1,13 +1,78 @@
-"""Groups of fields that a flat dataclass of flags inherits, sliced out of it again."""
+"""Fields of settings: their types checked, and the groups that a flat dataclass of flags inherits sliced out of it again."""
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from lugpi_core.errors import InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     Part = TypeVar("Part", bound=DataclassInstance)
+
+_PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path", NoneType: "None"}
+_type_hints = cache(get_type_hints)
+
+
+def check_fields(settings: "DataclassInstance") -> None:
+    """Compare each field of a dataclass with its type hint; for its ``__post_init__``, since Python itself checks no types.
+
+    What is written differently but means the same is converted: a str for a path, a list for a tuple, NumPy's numbers, an int for a
+    float. So settings from Python equal those that the flags give.
+
+    Raises:
+        InputError: a field has a value of another type, or none of its choices.
+    """
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type  # 60 ms, which --help does not need
+
+    hints = _type_hints(type(settings))
+    for field in fields(settings):
+        given, hint = getattr(settings, field.name), hints[field.name]
+        value = _converted(given, hint)
+        try:
+            check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            is_right = not isinstance(value, bool) or bool in _kinds(hint)  # to Python, True is an int
+        except TypeCheckError:
+            is_right = False
+        if not is_right:
+            raise InputError(got=f"{field.name}={given!r}", expected=_readable(hint), do="give such a value")
+        if value is not given:
+            object.__setattr__(settings, field.name, value)  # the dataclass is frozen
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return (hint, *get_args(hint))
+
+
+def _converted(value: object, hint: Any) -> object:
+    kinds = _kinds(hint)
+    match value:
+        case bool():
+            return value
+        case Integral() if int in kinds:
+            return int(value)
+        case Real() if float in kinds:
+            return float(value)
+        case str() if Path in kinds:
+            return Path(value)
+        case list() if get_origin(hint) is tuple:
+            return tuple(value)
+    return value
+
+
+def _readable(hint: Any) -> str:
+    """Return what a type hint allows, in words."""
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else str(choices[0])
+    if get_origin(hint) is tuple:
+        return f"a tuple, each item {_readable(get_args(hint)[0])}"
+    return _PLAIN.get(hint) or " or ".join(_readable(kind) for kind in get_args(hint))
 
 
 def part_of(whole: "Part", kind: "type[Part]") -> "Part":

@@ -28,8 +28,8 @@ ALLOWED = {
 # The rooms of a package on their floors, from the ground up. A room may import itself and the floors below it.
 FLOORS = {
     "lugpi_core": (
-        ("errors", "fields"),
-        ("files", "fingerprint"),
+        ("errors",),
+        ("fields", "files", "fingerprint"),
         ("runtime",),
         ("corpora",),
         ("store",),

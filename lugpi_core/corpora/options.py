@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lugpi_core.errors import InputError
+from lugpi_core.fields import check_fields
 
 HUB_PREFIX = "hf:"
 SMALLEST_LIMIT = 3  # one example for each split
@@ -17,7 +18,7 @@ class CorpusSettings:
     """How a corpus is read and cut into splits. Each command that reads a corpus has these as its flags.
 
     Raises:
-        InputError: ``limit`` is below 3 or ``split_seed`` is negative.
+        InputError: a value of another type, ``limit`` is below 3, or ``split_seed`` is negative.
     """
 
     data_dir: Path = Path("data")
@@ -42,6 +43,7 @@ class CorpusSettings:
     """Your own corpus: a file with the same columns and the test examples."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.limit is not None and self.limit < SMALLEST_LIMIT:
             raise InputError(got=f"--limit {self.limit}", expected=f"{SMALLEST_LIMIT} or more", do="give every split at least one example")
         if self.split_seed < 0:

@@ -16,6 +16,8 @@ from featurize.cli import main
 from featurize.encode.encoders import find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
+from featurize.options import FeaturizeOptions, FeaturizeSettings, InspectSettings
+from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
 from lugpi_core.store.manifest import MANIFEST, load_manifest
@@ -192,3 +194,35 @@ def test_how_it_is_computed_is_not_part_of_what_is_made(
 ) -> None:
     load_no_model(monkeypatch)
     assert main(["--dataset", str(table), "--run-dir", str(original_run), *DEMO, *flags]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (FeaturizeSettings, {"device": "tpu"}),
+        (FeaturizeSettings, {"attention": "x"}),
+        (FeaturizeSettings, {"compile": "maybe"}),
+        (FeaturizeSettings, {"latents": "no"}),
+        (FeaturizeSettings, {"token_dtype": "int4"}),
+        (FeaturizeSettings, {"steps": 2.5}),
+        (FeaturizeSettings, {"guidance": "high"}),
+        (FeaturizeSettings, {"batch_size": "all"}),
+        (InspectSettings, {"device": "x"}),
+        (InspectSettings, {"thumbnails": "10"}),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_type_is_refused(kind: type, given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"got {next(iter(given))}="):
+        kind(**given)
+
+
+def test_numbers_from_python_are_those_of_the_flags() -> None:
+    # The flags give floats, and "guidance": 7 would differ from 7.0 in a record.
+    assert repr(FeaturizeSettings(guidance=-1).guidance) == "-1.0"
+
+
+def test_options_check_the_settings_they_inherit() -> None:
+    given: dict[str, Any] = {"dataset": "demo", "limit": "10"}
+    with pytest.raises(InputError, match="got limit='10'"):
+        FeaturizeOptions(**given)

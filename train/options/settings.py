@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Literal
 
 from lugpi_core.errors import InputError
+from lugpi_core.fields import check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
 CompileChoice = Literal["auto", "on", "off"]
@@ -24,7 +25,7 @@ class Optimization:
     """How a model is optimized. All of it but ``checkpoint_minutes`` decides which model comes out.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is of another type or out of its range.
     """
 
     epochs: int = 100
@@ -51,6 +52,7 @@ class Optimization:
     one too."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_seed(self.seed)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -64,7 +66,11 @@ class Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class DevicePlacement:
-    """What a model is trained on, and which trackers follow it."""
+    """What a model is trained on, and which trackers follow it.
+
+    Raises:
+        InputError: a value is of another type, or none of the choices.
+    """
 
     device: DeviceChoice = "auto"
     """Where to compute; auto = CUDA if available."""
@@ -75,6 +81,9 @@ class DevicePlacement:
     """Compile the text encoder; auto = on CUDA, for trainings of 20,000 steps or more."""
     track: tuple[Tracker, ...] = ()
     """Trackers in addition to log.jsonl, which is always written."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +100,7 @@ class DistillationSettings:
     """The distillation loss: a preset, and what replaces its weights.
 
     Raises:
-        InputError: a weight is negative, or the temperature is not positive.
+        InputError: a value is of another type, a weight is negative, or the temperature is not positive.
     """
 
     kd_preset: Preset = "paper"
@@ -109,6 +118,7 @@ class DistillationSettings:
     have different widths, a Linear between them is trained and discarded afterwards."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("hard", "alpha", "beta"):
             if (value := getattr(self, name)) is not None and not (value >= 0 and isfinite(value)):
                 raise InputError(got=f"--{name} {value}", expected="a weight of 0 or more", do="give for instance 1")
