@@ -20,6 +20,11 @@ class InputError(ValueError):
         super().__init__(" ".join(one_line.split()))
 
 
+def number_of(count: int, noun: str) -> str:
+    """Return ``2 empty texts`` for 2 and ``empty text{s}``."""
+    return f"{count:,} {noun.format(s='' if count == 1 else 's')}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the most similar known name, or the whole list if none is similar."""
     choices = sorted(known)

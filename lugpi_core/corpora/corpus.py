@@ -11,10 +11,32 @@ from typing import Literal, get_args
 
 import xxhash
 
+from lugpi_core.errors import InputError, nearest
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 # The label of an unlabelled text.
 UNLABELLED = -1
+
+
+def split_named(word: str) -> Split:
+    """Return the split that a word such as ``val`` names.
+
+    Raises:
+        InputError: it names none.
+    """
+    split = SPLIT_WORDS.get(str(word).strip().lower())
+    if split is None:
+        raise InputError(got=f"split {word!r}", expected=f"one of {', '.join(SPLIT_WORDS)}", do=nearest(str(word), SPLITS))
+    return split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,25 +85,33 @@ class Corpus:
         Its license is "not stated"; ``dataclasses.replace(corpus, license=…)`` states one, for the student's model card.
 
         Args:
+            texts: a list, a tuple, an array or a pandas Series, as are the others.
             labels: class names, or class numbers: places in ``label_names`` if that is given, else names as well. None = unlabelled
                 texts, all of them train examples.
             prompts: what the generator reads; the texts themselves if None.
             splits: "train", "validation" or "test" for each text. Whichever of validation and test has no text is cut from train, with
                 seed 0: 20 % test, 10 % of the rest validation, the same cut as for a file.
             name: what the run folder is called.
-            label_names: the classes in their order. If None they are sorted, by number if all of them are whole numbers.
+            label_names: the classes in their order; one without a train example is warned of. If None they are sorted, by number if all
+                of them are whole numbers.
 
         Raises:
-            InputError: lists of different lengths, an empty text, a label missing or not among the train examples, fewer than two classes.
+            InputError: something without an order or with several columns in place of a list, lists of different lengths, an empty text, a
+                label missing or not among the train examples, fewer than two classes, a ``name`` that no folder can have.
         """
         from lugpi_core.corpora.user_corpus import corpus_from_texts  # user_corpus imports this module
 
         given = {"text": texts, "label": labels, "prompt": prompts, "split": splits}
-        columns = {column: list(values) for column, values in given.items() if values is not None}
+        columns = {column: values for column, values in given.items() if values is not None}
         return corpus_from_texts(columns, name=name, label_names=label_names)
 
-    def rows(self, split: Split) -> list[int]:
-        """Return the row numbers of one split, ascending."""
+    def rows(self, split: str) -> list[int]:
+        """Return the row numbers of one split, ascending; ``val``, ``valid`` and ``dev`` mean validation.
+
+        Raises:
+            InputError: there is no such split.
+        """
+        split = split_named(split)
         return [row for row, example in enumerate(self.examples) if example.split == split]
 
     def counts(self) -> dict[str, int]:

@@ -138,6 +138,7 @@ def _news_splits(ids: Sequence[str], settings: CorpusSettings) -> list[Split]:
 
 
 def _date_map(data_dir: Path) -> tuple[dict[str, Split], Path]:
+    """Return the split of each document in the cut by date, and the file it is read from: the small map, or else the bydate archive."""
     path = data_dir / NEWS_DATE_MAP
     if not path.is_file():
         path = find_archive(NEWS_BY_DATE, data_dir)

@@ -2,17 +2,17 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from lugpi_core.corpora.corpus import SPLITS, UNLABELLED, Corpus, Example, Split
+from lugpi_core.corpora.corpus import SPLIT_WORDS, SPLITS, UNLABELLED, Corpus, Example, Split
 from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, dataset_name
 from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
-from lugpi_core.corpora.user_files import SPLIT_WORDS, Table, file_table, hub_tables, text_table
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.corpora.user_files import Table, file_table, hub_tables, text_table
+from lugpi_core.errors import InputError, nearest, number_of
 
 NO_LICENSE = "not stated"
 TEST_PERCENT = 20
@@ -35,34 +35,56 @@ def load_user_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
     return replace(_corpus_of(_tables(dataset, settings), dataset, settings), name=dataset_name(dataset))
 
 
-def corpus_from_texts(columns: Mapping[str, Sequence[object]], *, name: str, label_names: Sequence[str] | None) -> Corpus:
+def corpus_from_texts(columns: Mapping[str, Iterable[object]], *, name: str, label_names: Sequence[str] | None) -> Corpus:
     """Return the corpus of the columns ``text`` and, where given, ``label``, ``prompt`` and ``split``: see ``Corpus.from_texts``.
 
     Raises:
-        InputError: columns of different lengths, or as ``load_user_corpus`` does.
+        InputError: no lists, lists of different lengths, no folder's name, or as ``load_user_corpus`` does.
     """
-    values = {column: [_python_value(value) for value in given] for column, given in columns.items()}
+    if _fault(name) or Path(name).name != name or name == "..":
+        raise InputError(got=f"name={name!r}", expected="a plain folder name", do="give for instance topics")
+    values = {column: _values(given, what=f"{column}s") for column, given in columns.items()}
     table = Table(
         where=name,
         source="train",
         names=tuple(values),
         columns=values,
-        classes=None if label_names is None else tuple(label_names),
+        classes=None if label_names is None else _class_names(label_names, where=name),
     )
     for column, cells in values.items():
         if len(cells) != len(values["text"]):
-            raise InputError(got=f"{len(cells):,} {column}s", expected=f"{len(values['text']):,}, one for each text", do="check the lists")
+            raise InputError(
+                got=number_of(len(cells), column + "{s}"), expected=f"{len(values['text']):,}, one for each text", do="check the lists"
+            )
     settings = CorpusSettings(prompt_column="prompt" if "prompt" in values else None, split_column="split" if "split" in values else None)
     if "label" in values:
-        return _corpus_of([table], name, settings)
+        corpus = _corpus_of([table], name, settings)
+        trained = {example.label for example in corpus.examples if example.split == "train"}
+        if untrained := [label for number, label in enumerate(corpus.label_names) if number not in trained]:
+            warnings.warn(f"{name} has no train example of {', '.join(untrained)}", stacklevel=3)
+        return corpus
     if label_names is not None or "split" in values:
         raise InputError(got="label names or splits without labels", expected="texts alone, or labels as well", do="pass labels")
     return _unlabelled_corpus(table, name, settings)
 
 
-def _python_value(value: object) -> object:
-    """Return NumPy's scalars, of which a pandas column consists, as Python's."""
-    return value.item() if isinstance(value, np.generic) else value
+def _values(given: Iterable[object], *, what: str) -> list[object]:
+    """Return the values of a list, an array or a pandas column, NumPy's scalars as Python's."""
+    if isinstance(given, str | bytes | Set | Mapping) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
+        raise InputError(
+            got=f"{what} of type {type(given).__name__}",
+            expected=f"a list of {what}, one for each text" if what != "texts" else "a list of texts",
+            do="pass a list, a tuple, an array or one column of a table",
+        )
+    return [value.item() if isinstance(value, np.generic) else value for value in given]
+
+
+def _class_names(given: Iterable[object], *, where: str) -> tuple[str, ...]:
+    names = checked_texts(_values(given, what="label_names"), what="label_names", where=where)
+    classes = tuple(name.strip() for name in names)  # as labels are
+    if len(set(classes)) < len(classes):
+        raise InputError(got=f"label_names {', '.join(classes)}", expected="different names", do="name each class once")
+    return classes
 
 
 def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> Corpus:
@@ -136,7 +158,7 @@ def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
             raise InputError(
                 got=f"no column {name!r} in {table.where}, whose columns are {', '.join(table.names) or 'none'}",
                 expected=f"the column of every example's {role}",
-                do=f"pass --{role}-column ({nearest(name, table.names)})",
+                do=f"set {role}_column (--{role}-column); {nearest(name, table.names)}",
             )
     if not len(table):
         raise no_rows
@@ -163,18 +185,18 @@ def checked_texts(values: Sequence[object], *, what: str, where: str, names: Seq
     if bad:
         fault, rows = next(iter(bad.items()))
         listed = _listed(rows) if names is None else _listed([names[row] for row in rows], of="examples")
-        raise InputError(got=f"{len(rows):,} {fault} in {what} of {where}: {listed}", expected="text", do="fix or remove them")
+        raise InputError(got=f"{number_of(len(rows), fault)} in {what} of {where}: {listed}", expected="text", do="fix or remove them")
     return texts
 
 
 def _fault(value: object) -> str | None:
     if not isinstance(value, str):
-        return "missing values or values that are not text"
+        return "value{s} missing or not text"
     if not value.strip():
-        return "empty texts"
+        return "empty text{s}"
     if "\0" in value:
-        return "texts with a NUL character"
-    return "texts with half a surrogate pair" if _has_half_a_pair(value) else None
+        return "text{s} with a NUL character"
+    return "text{s} with half a surrogate pair" if _has_half_a_pair(value) else None
 
 
 def _has_half_a_pair(text: str) -> bool:
@@ -200,7 +222,7 @@ def _splits(tables: Sequence[Table], dataset: str, settings: CorpusSettings) -> 
             raise InputError(
                 got=f"no {split} example in {dataset} ({len(splits):,} in all)",
                 expected="train, validation and test examples",
-                do="add examples (13 are enough for a random cut), or pass them with --validation-file and --test-file or --split-column",
+                do="add examples (13 are enough for a random cut), or give splits (--split-column, or --validation-file and --test-file)",
             )
     return splits
 
@@ -213,7 +235,7 @@ def _given_splits(table: Table, column: str | None) -> list[Split]:
     if unknown:
         where = f"{column} of {table.where}"
         raise InputError(
-            got=f"{len(unknown):,} unknown values in {where}, the first {words[unknown[0]]!r}: {_listed(unknown)}",
+            got=f"{number_of(len(unknown), 'unknown value{s}')} in {where}, the first {words[unknown[0]]!r}: {_listed(unknown)}",
             expected=f"one of {', '.join(SPLIT_WORDS)}",
             do="rename them",
         )
@@ -242,8 +264,9 @@ def _label_names(table: Table, column: str) -> list[str]:
     names = [label_name(value, table.classes) for value in values]
     bad = [row for row, name in enumerate(names) if name is None]
     if bad:
+        count = number_of(len(bad), "missing or unusable label{s}")
         raise InputError(
-            got=f"{len(bad):,} missing or unusable labels in {column} of {table.where}, the first {values[bad[0]]!r}: {_listed(bad)}",
+            got=f"{count} in {column} of {table.where}, the first {values[bad[0]]!r}: {_listed(bad)}",
             expected="text, whole numbers or booleans",
             do="label or remove these rows",
         )
@@ -253,12 +276,12 @@ def _label_names(table: Table, column: str) -> list[str]:
 def label_name(value: object, classes: tuple[str, ...] | None = None) -> str | None:
     """Return the class name of a label as a file has it, or None if it is missing or no class."""
     match value:
+        case float() if value.is_integer():  # a column of whole numbers that was stored with gaps
+            return label_name(int(value), classes)
         case int() if classes is not None:
             return classes[value] if 0 <= value < len(classes) else None  # the hub writes -1 for "not labelled"
         case int():  # and booleans
             return str(value)
-        case float() if value.is_integer():  # a column of whole numbers that was stored with gaps
-            return str(int(value))
         case str() if value.strip().lower() not in ("", "nan") and not _has_half_a_pair(value):
             name = value.strip()
             return name if classes is None or name in classes else None
@@ -268,15 +291,15 @@ def label_name(value: object, classes: tuple[str, ...] | None = None) -> str | N
 def _check_labels(labels: _Labels, splits: Sequence[Split], *, where: str) -> None:
     present = set(labels.names)
     if len(present) < 2:
-        raise InputError(got=f"only the label {', '.join(present)} in {where}", expected="two classes or more", do="check --label-column")
+        raise InputError(got=f"only the label {', '.join(present)} in {where}", expected="two classes or more", do="check the labels")
     trained = {name for name, split in zip(labels.names, splits, strict=True) if split == "train"}
     counted = Counter((name, split) for name, split in zip(labels.names, splits, strict=True) if name not in trained)
     if counted:
         (name, split), count = counted.most_common()[0]
         raise InputError(
-            got=f"label {name!r} on {count:,} {split} examples of {where} and on no train example",
+            got=f"label {name!r} on {number_of(count, split + ' example{s}')} of {where} and on no train example",
             expected="every label among the train examples",
-            do="move or add examples of it, or choose another --split-seed if the cut is random",
+            do="move or add examples of it, or choose another split_seed (--split-seed) if the cut is random",
         )
 
 
@@ -287,7 +310,7 @@ def _ids(tables: Sequence[Table]) -> list[str]:
     named = [str(value) for value in given if isinstance(value, int | str) and str(value).strip()]
     if bad := [row for row, name in enumerate(named) if _has_half_a_pair(name)]:
         raise InputError(
-            got=f"{len(bad):,} ids with half a surrogate pair in {ID_COLUMN} of {tables[0].where}: {_listed(bad)}",
+            got=f"{number_of(len(bad), 'id{s} with half a surrogate pair')} in {ID_COLUMN} of {tables[0].where}: {_listed(bad)}",
             expected="text",
             do="fix or remove them",
         )

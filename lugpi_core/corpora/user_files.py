@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lugpi_core.corpora.archives import decoded
-from lugpi_core.corpora.corpus import SPLITS, Split
+from lugpi_core.corpora.corpus import SPLIT_WORDS, SPLITS, Split
 from lugpi_core.corpora.options import hub_name
 from lugpi_core.errors import InputError
 
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-SPLIT_WORDS: dict[str, Split] = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 Shapes: N examples, K images per text, T tokens of width D.
 """
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -12,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lugpi_core.corpora.corpus import Split
+from lugpi_core.corpora.corpus import split_named
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_stored_examples
+from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import load_manifest
-from lugpi_core.store.reader import ColumnReader, token_columns_of
+from lugpi_core.store.reader import ColumnReader, columns_of
 
 Index = int | slice | Sequence[int] | NDArray[Any]
 
@@ -77,7 +79,7 @@ class TokenColumn:
 
     def _rows_of(self, index: Index) -> NDArray[np.int64]:
         if isinstance(index, tuple):
-            raise IndexError("a column is indexed by example only")
+            raise IndexError("a column is indexed by example only: column[rows][:, 0], not column[rows, 0]")
         rows: NDArray[np.int64] = np.asarray(self.rows[index])
         return rows
 
@@ -90,11 +92,13 @@ class TokenStore(Dataset[Any]):
     takes the store as it is, with any number of workers: it holds paths and memory maps, no rows and no HDF5 handles, and each process that
     it is forked or pickled to maps the files itself.
 
-    Rows that failed are zeros; ``store[column].failed`` says which.
+    Rows that failed are zeros; ``store[column].failed`` says which. Leave them out of a training of your own:
+    ``Subset(store, np.flatnonzero(~store[column].failed))``.
 
     Args:
         path: the ``tokens`` folder of a run.
-        columns: the columns of tokens to open; all complete ones by default.
+        columns: the columns of tokens to open; by default all complete ones, of which there must be one unless the store contains latents
+            alone, all of them.
         image: which of the K images per text to read, from 0; None reads all of them, and tokens are [K, T, D].
         check_content: compare every shard with its hash on opening (about 7 GB/s).
 
@@ -111,7 +115,7 @@ class TokenStore(Dataset[Any]):
         corpus_fingerprint: its ``Corpus.fingerprint()``.
 
     Raises:
-        InputError: no store, no such column, missing rows, a damaged file, or ``image`` is not below K.
+        InputError: no store, an unfinished one, no such column, missing rows, a damaged file, or ``image`` is not below K.
     """
 
     def __init__(
@@ -142,9 +146,14 @@ class TokenStore(Dataset[Any]):
         """Return the folder, so that a store can stand where its path is asked for."""
         return str(self.path)
 
-    def rows(self, split: Split) -> list[int]:
-        """Return the numbers of the examples of a split, ascending, for instance for ``torch.utils.data.Subset``."""
-        return [int(row) for row in np.flatnonzero(self.splits == split)]
+    def rows(self, split: str) -> list[int]:
+        """Return the numbers of the examples of a split, ascending, for instance for ``torch.utils.data.Subset``; ``val``, ``valid`` and
+        ``dev`` mean validation.
+
+        Raises:
+            InputError: there is no such split.
+        """
+        return [int(row) for row in np.flatnonzero(self.splits == split_named(split))]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -161,8 +170,18 @@ class TokenStore(Dataset[Any]):
         Raises:
             InputError: no such column, or one with missing rows or damage.
             IndexError: no such example.
+            TypeError: neither a name nor a number.
         """
-        return self._open(key) if isinstance(key, str) else self.__getitems__([key])[0]
+        if isinstance(key, str):
+            return self._open(key)
+        try:
+            example = operator.index(key)
+        except TypeError as error:
+            text = (
+                f"a store takes one example's number or a column's name, not a {type(key).__name__}; store[column][…] takes several numbers"
+            )
+            raise TypeError(text) from error
+        return self.__getitems__([example])[0]
 
     def __getitems__(self, examples: Sequence[int]) -> list[dict[str, Any]]:
         """Return several examples, each column being read once; a DataLoader fetches its batches by this."""
@@ -181,8 +200,20 @@ class TokenStore(Dataset[Any]):
         return f"TokenStore({str(self.path)!r}, {len(self):,} examples, columns {', '.join(self.columns) or 'none'})"
 
     def _complete(self) -> list[str]:
-        manifests = {name: load_manifest(self.path / name) for name in token_columns_of(self.path)}
-        return [name for name, (spec, records) in manifests.items() if len(records) == spec.shards]
+        columns = {name: load_manifest(self.path / name) for name in columns_of(self.path)}
+        complete = [name for name, (spec, records) in columns.items() if len(records) == spec.shards]
+        tokens = [name for name in columns if name != LATENTS]
+        if not set(complete) & set(tokens or columns):
+            counts = [
+                f"{sum(record['rows'] for record in records.values()):,} of {spec.rows:,} rows of {name}"
+                for name, (spec, records) in columns.items()
+            ]
+            raise InputError(
+                got=f"the unfinished store {self.path} with {', '.join(counts) or 'no rows'}",
+                expected="at least one complete column of tokens",
+                do="run the same featurize command again; it generates what is missing",
+            )
+        return [name for name in complete if name != LATENTS]
 
     def _open(self, name: str) -> TokenColumn:
         if name not in self._opened:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from lugpi_core.errors import InputError
 FIRST = Example(id="a", text="one", prompt="draw one", label=0, split="train")
 SECOND = Example(id="b", text="two", prompt="draw two", label=1, split="test")
 CORPUS = Corpus(name="c", label_names=("x", "y"), examples=(FIRST, SECOND), license="none")
+TEXTS = ["a", "b", "c", "d"]
 FOUR_SPLITS = ["train", "train", "dev", "test"]
 
 
@@ -89,7 +91,7 @@ def test_texts_in_memory_become_a_corpus_like_a_file(tmp_path: Path) -> None:
 
 def test_texts_in_memory_have_prompts_splits_and_label_numbers() -> None:
     labels = np.array([1, 0, 1, 1])
-    corpus = Corpus.from_texts("abcd", labels, prompts="efgh", splits=FOUR_SPLITS, name="four", label_names=["no", "yes"])
+    corpus = Corpus.from_texts(TEXTS, labels, prompts=("e", "f", "g", "h"), splits=FOUR_SPLITS, name="four", label_names=["no", "yes"])
     assert [(e.id, e.text, e.prompt, e.label, e.split) for e in corpus.examples] == [
         ("row/0", "a", "e", 1, "train"),
         ("row/1", "b", "f", 0, "train"),
@@ -97,8 +99,8 @@ def test_texts_in_memory_have_prompts_splits_and_label_numbers() -> None:
         ("row/3", "d", "h", 1, "test"),
     ]
     assert (corpus.name, corpus.label_names, corpus.license) == ("four", ("no", "yes"), "not stated")
-    assert Corpus.from_texts("abcd", [10, 9, 10, 9], splits=FOUR_SPLITS).label_names == ("9", "10")
-    assert Corpus.from_texts("abcd", ["yes", "no", "no", "no"], splits=FOUR_SPLITS, label_names=["no", "yes"]).examples[0].label == 1
+    assert Corpus.from_texts(TEXTS, [10, 9, 10, 9], splits=FOUR_SPLITS).label_names == ("9", "10")
+    assert Corpus.from_texts(TEXTS, ["yes", "no", "no", "no"], splits=FOUR_SPLITS, label_names=["no", "yes"]).examples[0].label == 1
 
 
 def test_unlabelled_texts_in_memory_are_train_examples() -> None:
@@ -111,18 +113,18 @@ def test_unlabelled_texts_in_memory_are_train_examples() -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"labels": ["a"]}, "got 1 labels; expected 4, one for each text"),
-        ({"labels": ["a", "b", "", "b"], "splits": FOUR_SPLITS}, "1 missing or unusable labels in label of texts, the first ''"),
-        ({"labels": ["a", "b", None, "b"], "splits": FOUR_SPLITS}, "1 missing or unusable labels in label of texts, the first None"),
+        ({"labels": ["a"]}, "got 1 label; expected 4, one for each text"),
+        ({"labels": ["a", "b", "", "b"], "splits": FOUR_SPLITS}, "1 missing or unusable label in label of texts, the first ''"),
+        ({"labels": ["a", "b", None, "b"], "splits": FOUR_SPLITS}, "1 missing or unusable label in label of texts, the first None"),
         (
             {"labels": [0, 1, 2, 0], "splits": FOUR_SPLITS, "label_names": ["x", "y"]},
-            "1 missing or unusable labels in label of texts, the first 2",
+            "1 missing or unusable label in label of texts, the first 2",
         ),
         ({"labels": ["x", "y", "z", "x"], "splits": FOUR_SPLITS, "label_names": ["x", "y"]}, "the first 'z'"),
         ({"labels": ["a", "b", "a", "b"]}, "no validation example in texts"),
-        ({"labels": ["a", "b", "a", "b"], "splits": ["train", "train", "exam", "test"]}, "1 unknown values in split of texts"),
+        ({"labels": ["a", "b", "a", "b"], "splits": ["train", "train", "exam", "test"]}, "1 unknown value in split of texts"),
         ({"labels": ["a"] * 4, "splits": FOUR_SPLITS}, "only the label a in texts"),
-        ({"prompts": ["a", " ", "c", "d"]}, "1 empty texts in prompt of texts: rows, counted from 0, 1;"),
+        ({"prompts": ["a", " ", "c", "d"]}, "1 empty text in prompt of texts: rows, counted from 0, 1;"),
         ({"splits": ["train"] * 4}, "splits without labels"),
     ],
 )
@@ -137,3 +139,66 @@ def test_the_fingerprint_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("lugpi_core.corpora.corpus.xxhash", None)
     assert corpus.fingerprint() == before
     assert corpus == Corpus.from_texts(["a", "b"])
+
+
+@pytest.mark.parametrize("argument", ["texts", "labels", "prompts", "splits", "label_names"])
+@pytest.mark.parametrize(
+    "given",
+    ["abcd", {*"abcd"}, dict.fromkeys("abcd"), pd.DataFrame({"a": TEXTS}), np.array([TEXTS]), np.array("a"), 4],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_is_no_list_is_refused(argument: str, given: Any) -> None:
+    columns: dict[str, Any] = {"texts": TEXTS, "labels": ["x", "y", "x", "y"], "splits": FOUR_SPLITS} | {argument: given}
+    with pytest.raises(InputError, match=f"^got {argument} of type {type(given).__name__}; expected a list of {argument}"):
+        Corpus.from_texts(**columns)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series, iter], ids=lambda kind: kind.__name__)
+def test_lists_of_every_kind_are_texts(kind: Any) -> None:
+    labels = ["x", "y", "x", "y"]
+    expected = Corpus.from_texts(TEXTS, labels, splits=FOUR_SPLITS, label_names=["y", "x"])
+    assert Corpus.from_texts(kind(TEXTS), kind(labels), splits=kind(FOUR_SPLITS), label_names=kind(["y", " x"])) == expected
+
+
+def test_whole_numbers_that_are_floats_are_class_numbers() -> None:
+    corpus = Corpus.from_texts(TEXTS, np.array([0.0, 1.0, 1.0, 0.0]), splits=FOUR_SPLITS, label_names=["no", "yes"])
+    assert [example.label for example in corpus.examples] == [0, 1, 1, 0]
+    with pytest.raises(InputError, match=r"1 missing or unusable label in label of texts, the first 0\.5"):
+        Corpus.from_texts(TEXTS, [0.0, 0.5, 1.0, 0.0], splits=FOUR_SPLITS, label_names=["no", "yes"])
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "/a", "a/", "a\0", None, 3])
+def test_a_name_that_no_folder_can_have_is_refused(name: Any) -> None:
+    with pytest.raises(InputError, match="expected a plain folder name"):
+        Corpus.from_texts(TEXTS, name=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["x", "x"], "got label_names x, x; expected different names"),
+        (["x", ""], "got 1 empty text in label_names of texts"),
+        (["x", 1, 2], "got 2 values missing or not text in label_names of texts"),
+    ],
+)
+def test_unusable_label_names_are_refused(names: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Corpus.from_texts(TEXTS, ["x", "x", "x", "x"], splits=FOUR_SPLITS, label_names=names)
+
+
+def test_a_class_without_a_train_example_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="texts has no train example of z, w"):
+        corpus = Corpus.from_texts(TEXTS, ["x", "y", "x", "y"], splits=FOUR_SPLITS, label_names=["x", "z", "y", "w"])
+    assert corpus.label_names == ("x", "z", "y", "w")
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "dev", "Validation"])
+def test_a_split_may_be_named_as_in_a_file(word: str) -> None:
+    corpus = Corpus.from_texts(TEXTS, ["x", "y", "x", "y"], splits=["train", "train", word, "test"])
+    assert corpus.rows(word) == corpus.rows("validation") == [2]
+
+
+@pytest.mark.parametrize("word", ["tset", "", None])
+def test_an_unknown_split_is_refused(word: Any) -> None:
+    with pytest.raises(InputError, match=f"got split {word!r}; expected one of train, validation"):
+        CORPUS.rows(word)

@@ -105,7 +105,7 @@ def test_a_missing_review_is_counted(tmp_path: Path) -> None:
 def test_a_review_that_is_not_utf8_or_is_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"0xe9.*aclImdb/test/pos/9_8\.txt"):
         _imdb(tmp_path, _imdb_members() | {"aclImdb/test/pos/9_8.txt": b"caf\xe9"})
-    with pytest.raises(InputError, match="1 empty texts in text of imdb: examples test/pos/9_8"):
+    with pytest.raises(InputError, match="1 empty text in text of imdb: examples test/pos/9_8"):
         _imdb(tmp_path, _imdb_members() | {"aclImdb/test/pos/9_8.txt": b"<br />"})
 
 

@@ -124,14 +124,14 @@ def test_labels_of_every_kind_become_names_in_order(tmp_path: Path, suffix: str,
     ],
 )
 def test_a_label_that_names_no_class_is_refused_with_its_row(tmp_path: Path, suffix: str, value: object) -> None:
-    with pytest.raises(InputError, match=r"1 missing or unusable labels in label of .*rows, counted from 0, 7;"):
+    with pytest.raises(InputError, match=r"1 missing or unusable label in label of .*rows, counted from 0, 7;"):
         _load(tmp_path / f"t{suffix}", _changed("label", 7, value))
 
 
 def test_ids_and_labels_without_a_utf8_form_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1 ids with half a surrogate pair in id of .*rows, counted from 0, 1;"):
+    with pytest.raises(InputError, match=r"1 id with half a surrogate pair in id of .*rows, counted from 0, 1;"):
         _load(tmp_path / "t.jsonl", {"text": TEXTS, "label": LABELS, "id": ["a", "b\ud800", *map(str, range(len(TEXTS) - 2))]})
-    with pytest.raises(InputError, match=r"1 missing or unusable labels in label of .*rows, counted from 0, 7;"):
+    with pytest.raises(InputError, match=r"1 missing or unusable label in label of .*rows, counted from 0, 7;"):
         _load(tmp_path / "u.jsonl", _changed("label", 7, "x\udfff"))
 
 
@@ -143,13 +143,13 @@ def test_float_labels_with_gaps_are_refused_with_rows_and_count(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("suffix", "value", "fault"),
     [
-        (".csv", "", "empty texts"),
-        (".csv", " \n\t", "empty texts"),
-        (".csv", "a\0b", "texts with a NUL character"),
-        (".jsonl", None, "missing values or values that are not text"),
-        (".jsonl", 3, "missing values or values that are not text"),
-        (".jsonl", "a\ud800", "texts with half a surrogate pair"),
-        (".parquet", None, "missing values"),
+        (".csv", "", "empty text"),
+        (".csv", " \n\t", "empty text"),
+        (".csv", "a\0b", "text with a NUL character"),
+        (".jsonl", None, "value missing or not text"),
+        (".jsonl", 3, "value missing or not text"),
+        (".jsonl", "a\ud800", "text with half a surrogate pair"),
+        (".parquet", None, "value missing or not text"),
     ],
 )
 @pytest.mark.parametrize("column", ["text", "scene"])
@@ -170,9 +170,11 @@ def test_long_texts_other_scripts_and_markup_pass_unchanged(tmp_path: Path, suff
 
 def test_a_missing_column_gets_a_suggestion_and_all_names(tmp_path: Path) -> None:
     columns = {"texts": TEXTS, "class": LABELS}
-    with pytest.raises(InputError, match=r"no column 'text' in .*columns are texts, class; .*--text-column \(did you mean 'texts'\?\)"):
+    with pytest.raises(
+        InputError, match=r"no column 'text' in .*columns are texts, class; .*set text_column \(--text-column\); did you mean 'texts'\?"
+    ):
         _load(tmp_path / "t.csv", columns)
-    with pytest.raises(InputError, match=r"no column 'label' .*pass --label-column \(choose one of class, texts\)"):
+    with pytest.raises(InputError, match=r"no column 'label' .*set label_column \(--label-column\); choose one of class, texts"):
         _load(tmp_path / "t.csv", columns, text_column="texts")
     for flag in ("prompt", "split"):
         with pytest.raises(InputError, match=f"no column 'gone' .*--{flag}-column"):

@@ -84,6 +84,9 @@ def test_a_store_opens_without_its_corpus(store: TokenStore) -> None:
     assert store.prompt_cut.tolist() == [n == 3 for n in range(N)]
     assert (store.corpus_name, store.corpus_fingerprint) == ("some texts", CORPUS.fingerprint())
     assert store.rows("test") == [10, 11]
+    assert store.rows("val") == [8, 9]
+    with pytest.raises(InputError, match=r"got split 'tset'; expected one of train, .*; did you mean 'test'"):
+        store.rows("tset")
     assert repr(store).endswith("tokens', 12 examples, columns clip, eight)")
 
 
@@ -253,3 +256,36 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path, name: str, values: N
 def test_a_store_of_another_corpus_is_recognised(store: TokenStore) -> None:
     other = dataclasses.replace(CORPUS, label_names=("x", "y"))
     assert store.corpus_fingerprint != other.fingerprint()
+
+
+@pytest.mark.parametrize("key", [slice(2, 5), [1, 2], np.array([1, 2]), (1, 2), 1.0, None], ids=repr)
+def test_a_store_takes_one_number_or_a_name(store: TokenStore, key: Any) -> None:
+    with pytest.raises(TypeError, match=rf"a column's name, not a {type(key).__name__}; store\[column\]\[…\] takes several"):
+        store[key]
+    assert store[np.int64(3)]["id"] == "row/3"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({}, "with no rows; expected at least one complete column"),
+        ({"latents": 1}, "with 5 of 11 rows of latents; expected at least one complete column"),
+        ({"clip": 2, "latents": 99}, "with 10 of 11 rows of clip, 11 of 11 rows of latents; expected at least one complete column"),
+    ],
+    ids=str,
+)
+def test_an_unfinished_store_is_refused(tmp_path: Path, columns: dict[str, int], message: str) -> None:
+    _examples(tmp_path, FIRST[:, None])
+    for name, shards in columns.items():
+        _fill(tmp_path, name, 11, most=shards)
+    with pytest.raises(InputError, match=f"got the unfinished store .* {message} of tokens; run the same featurize command again"):
+        TokenStore(tmp_path)
+    assert len(TokenStore(tmp_path, columns=())) == N
+
+
+def test_a_store_of_latents_alone_opens_without_columns(tmp_path: Path) -> None:
+    _examples(tmp_path, FIRST[:, None])
+    values = _fill(tmp_path, "latents", 11)
+    store = TokenStore(tmp_path)
+    assert store.columns == ()
+    np.testing.assert_array_equal(store["latents"][[0, 11]], values[FIRST[[0, 11]]])

@@ -208,7 +208,7 @@ def test_labels_are_read_as_numbers_and_as_words() -> None:
         ("texts\na dog\n", (), "no column 'text'"),
         ("text\na dog\n", ("--label-column", "kind"), "no column 'kind'"),
         ("text,label\na dog,anmals\n", (), "'anmals'"),
-        ("text,label\na dog,animals\n,food\n", (), "1 empty texts in text"),
+        ("text,label\na dog,animals\n,food\n", (), "1 empty text in text"),
         ("text\na dog\n", ("--max-length", "4000"), "--max-length 4000"),
         ("text\na dog\n", ("--batch-size", "0"), "--batch-size 0"),
         ("text\na dog\n", ("--label-column", "text"), "two columns"),
