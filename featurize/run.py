@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError
+from lugpi_core.fields import require_type
 
 if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
@@ -145,9 +146,11 @@ def featurize(
         Stopped: a KeyboardInterrupt; the run was asked to stop.
     """
     from featurize.plan.job import plan_job
+    from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.runtime.libraries import prepare_libraries
     from lugpi_core.store.token_store import TokenStore
 
+    require_type("corpus", corpus, Corpus)
     prepare_libraries()
     settings = settings or FeaturizeSettings()
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}

@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from lugpi_core.corpora.load import load_corpus as load_corpus
     from lugpi_core.corpora.options import CorpusSettings as CorpusSettings
     from lugpi_core.errors import InputError as InputError
+    from lugpi_core.runtime.stopping import Stopped as Stopped
     from lugpi_core.store.token_store import TokenStore as TokenStore
+    from train.data.text_model import TextModel as TextModel
+    from train.data.text_model import find_text_model as find_text_model
+    from train.evidence.compare import ComparisonArguments as ComparisonArguments
     from train.evidence.compare import compare as compare
     from train.evidence.table_report import TableReport as TableReport
+    from train.learning.losses import Distillation as Distillation
+    from train.learning.losses import TeacherTarget as TeacherTarget
+    from train.learning.losses import distillation as distillation
     from train.learning.losses import distillation_loss as distillation_loss
     from train.learning.networks import FusionHead as FusionHead
+    from train.models.api import TrainingArguments as TrainingArguments
     from train.models.api import distill as distill
     from train.models.api import train_baseline as train_baseline
     from train.models.api import train_images as train_images
@@ -47,20 +55,24 @@ _MODULES = {
     "lugpi_core.corpora.load": ("load_corpus",),
     "lugpi_core.corpora.options": ("CorpusSettings",),
     "lugpi_core.errors": ("InputError",),
+    "lugpi_core.runtime.stopping": ("Stopped",),
     "lugpi_core.store.token_store": ("TokenStore",),
+    "train.data.text_model": ("TextModel", "find_text_model"),
     "train.evidence.table_report": ("TableReport",),
-    "train.evidence.compare": ("compare",),
-    "train.learning.losses": ("distillation_loss",),
+    "train.evidence.compare": ("ComparisonArguments", "compare"),
+    "train.learning.losses": ("Distillation", "TeacherTarget", "distillation", "distillation_loss"),
     "train.learning.networks": ("FusionHead",),
-    "train.models.api": ("distill", "train_baseline", "train_images", "train_teacher"),
+    "train.models.api": ("TrainingArguments", "distill", "train_baseline", "train_images", "train_teacher"),
     "train.models.train_model": ("TrainedModel",),
     "train.options.settings": ("DistillationSettings", "Optimization", "Placement"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ComparisonArguments",
     "Corpus",
     "CorpusSettings",
+    "Distillation",
     "DistillationSettings",
     "FeaturizeSettings",
     "FusionHead",
@@ -69,13 +81,19 @@ __all__ = [
     "Inspection",
     "Optimization",
     "Placement",
+    "Stopped",
     "TableReport",
+    "TeacherTarget",
+    "TextModel",
     "TokenStore",
     "TrainedModel",
+    "TrainingArguments",
     "compare",
     "distill",
+    "distillation",
     "distillation_loss",
     "featurize",
+    "find_text_model",
     "inspect",
     "load_corpus",
     "train_baseline",

@@ -1,6 +1,6 @@
 """Fields of settings: their types checked, and the groups that a flat dataclass of flags inherits sliced out of it again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -88,3 +88,15 @@ def require_known_arguments(given: Mapping[str, object], arguments: type) -> Non
     known = arguments.__annotations__
     if unknown := sorted(given.keys() - known.keys()):
         raise TypeError(f"got an unexpected argument {unknown[0]!r}; expected {', '.join(known)}")
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise InputError unless an argument is one of its choices: Python does not check a Literal."""
+    if value not in choices:
+        raise InputError(got=f"{name}={value!r}", expected=" | ".join(choices), do=nearest(str(value), choices))
+
+
+def require_type(name: str, value: object, *types: type) -> None:
+    """Raise TypeError unless an argument is of one of its types."""
+    if not isinstance(value, types):
+        raise TypeError(f"{name}: got {value!r:.80}; expected {' or '.join(kind.__name__ for kind in types)}")

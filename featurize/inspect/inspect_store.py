@@ -26,6 +26,7 @@ from featurize.inspect.text_agreement import MOST_TEXTS, Agreement, encoder_of, 
 from featurize.options import InspectSettings
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
+from lugpi_core.fields import require_type
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
@@ -105,6 +106,7 @@ def inspect(
     Raises:
         InputError: no store, the store of another corpus, or a decoder or device that is not there.
     """
+    require_type("corpus", corpus, Corpus)
     prepare_libraries()
     settings = settings or InspectSettings()
     check_decoder_name(settings.decoder)

@@ -80,3 +80,34 @@ def test_bad_input_is_an_input_error(corpus: lugpi.Corpus, store: lugpi.TokenSto
         lugpi.distill(corpus, [])
     with pytest.raises(lugpi.InputError):
         lugpi.TokenStore(tmp_path)
+
+
+def test_a_name_is_no_corpus(store: lugpi.TokenStore, tmp_path: Path) -> None:
+    corpus: Any = "demo"
+    for call in (
+        lambda: lugpi.featurize(corpus, tmp_path, generator="demo", encoders=["demo"]),
+        lambda: lugpi.inspect(store, corpus),
+        lambda: lugpi.compare(corpus, tmp_path),
+    ):
+        with pytest.raises(TypeError, match="corpus: got 'demo'; expected Corpus"):
+            call()
+
+
+def test_the_loss_is_usable_by_itself() -> None:
+    logits, embeddings = torch.randn(2, 3), torch.randn(2, 8)
+    target = lugpi.TeacherTarget(weight=1.0, logits_BK=torch.randn(2, 3), embeddings_BD=torch.randn(2, 8), student_BD=embeddings)
+    assert lugpi.distillation_loss(lugpi.distillation("hinton", alpha=2.0), logits, [target], torch.tensor([0, 2])) > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (lugpi.train_baseline, lugpi.TrainingArguments),
+        (lugpi.train_images, lugpi.TrainingArguments),
+        (lugpi.train_teacher, lugpi.TrainingArguments),
+        (lugpi.distill, lugpi.TrainingArguments),
+        (lugpi.compare, lugpi.ComparisonArguments),
+    ],
+)
+def test_the_help_lists_every_keyword_argument(function: Any, arguments: type) -> None:
+    assert [name for name in arguments.__annotations__ if f"        {name}: " not in function.__doc__] == []

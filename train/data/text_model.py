@@ -119,10 +119,10 @@ def keep_layers(model: Any, layers: int) -> None:
     Shleifer & Rush 2020, arXiv 2010.13002, §3).
 
     Raises:
-        InputError: the encoder has fewer, or its layers are not a plain list.
+        InputError: the encoder has fewer, none would be left, or its layers are not a plain list.
     """
     all_layers = model.config.num_hidden_layers
-    if layers > all_layers:
+    if not 1 <= layers <= all_layers:
         raise InputError(got=f"--student-layers {layers}", expected=f"1 to {all_layers}, as the text model has", do="leave it out for all")
     modules = model.base_model.named_modules()
     lists = [(name, part) for name, part in modules if isinstance(part, nn.ModuleList) and len(part) == all_layers]

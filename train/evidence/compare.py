@@ -22,6 +22,7 @@ from train.evidence.schedule import Experiment, Outcome, add_finished, refuse_la
 from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.losses import Distillation, Terms
 from train.learning.progress import require_trackers
+from train.models.arguments import require_trainable
 from train.models.kinds import loss_weights
 from train.models.teachers import with_separator_of
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, Placement, Preset
@@ -91,13 +92,23 @@ def compare(
         rows: ``table1``, ``table2``, ``controls``, ``unlabelled``, ``all``, or names of rows. What a row needs is trained too.
         seeds: the seeds, or how many of them.
         train: whether missing models are trained. If not, settings are ignored: models count whatever they were trained with.
-        **arguments: see ``ComparisonArguments``.
+        columns: image tokens that get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's.
+        distillation: the students' loss: "paper", "hinton" or "lopez-paz", or ``DistillationSettings``.
+        unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
+            ``tokens-<name>`` of the run.
+        text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
+            distilbert-base-uncased).
+        optimization: ``Optimization``: epochs, batch size, learning rate, …; its seed is the first one.
+        placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
+        config: settings to record in each model's ``metrics.json`` besides its own.
+        paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
 
     Raises:
         InputError: an unknown row or column, no store where rows need images, nothing to show, or a damaged or missing input of a model.
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     require_known_arguments(arguments, ComparisonArguments)
+    require_trainable(corpus, arguments)
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
     request = TableRequest(

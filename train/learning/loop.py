@@ -295,5 +295,5 @@ class Learner:
         raise NotFinite(
             got=f"a training loss or a weight that is not finite, {when}",
             expected="finite ones",
-            do=f"lower --learning-rate and give another --name{kept}",
+            do=f"lower --learning-rate and give another name (--name){kept}",
         )

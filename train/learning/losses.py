@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
-from train.options.settings import EmbeddingLoss
+from lugpi_core.fields import require_choice
+from train.options.settings import DistillationSettings, EmbeddingLoss
 
 # Which soft terms a student is distilled with: both, without the distance of the embeddings, without the softened cross-entropy.
 Terms = Literal["both", "ce", "l2"]
@@ -20,7 +21,7 @@ Terms = Literal["both", "ce", "l2"]
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Weights of the distillation loss.
+    """Weights of the distillation loss; ``distillation`` returns those of a preset.
 
     Attributes:
         hard: weight of the cross-entropy with the label.
@@ -29,6 +30,9 @@ class Distillation:
         temperature: τ.
         soften_student: divide the student's logits by τ too, and multiply the term by τ² so that its gradient keeps its size.
         embedding_loss: which distance that is.
+
+    Raises:
+        InputError: a weight is negative, the temperature is not positive, or there is no such distance.
     """
 
     hard: float
@@ -37,6 +41,10 @@ class Distillation:
     temperature: float
     soften_student: bool = False
     embedding_loss: EmbeddingLoss = "mse"
+
+    def __post_init__(self) -> None:
+        values = {name: value for name, value in vars(self).items() if name != "soften_student"}
+        DistillationSettings(**values)  # for its checks
 
 
 # paper: Menadil, Georgescu & Ionescu 2023, Eq. 2 with their α, β and τ. hinton: Hinton, Vinyals & Dean 2015, §2. lopez-paz: Lopez-Paz et
@@ -64,12 +72,16 @@ class TeacherTarget(NamedTuple):
     student_BD: torch.Tensor
 
 
-def distillation(preset: str, **given: Any) -> Distillation:
-    """Return a preset with the given fields replaced; None keeps the preset's value.
+def distillation(preset: str = "paper", **given: Any) -> Distillation:
+    """Return the weights of a preset, "paper", "hinton" or "lopez-paz", with the given fields of ``Distillation`` replaced; None keeps the
+    preset's value.
 
     Raises:
-        InputError: hard and α are both zero, so that nothing trains the last layer of the classifier.
+        InputError: no such preset; a value is out of its range; hard and α are both zero, so that nothing trains the last layer of the
+            classifier.
+        TypeError: no such field.
     """
+    require_choice("preset", preset, tuple(KD_PRESETS))
     weights = replace(KD_PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     if weights.hard == weights.alpha == 0:
         raise InputError(
@@ -96,7 +108,14 @@ def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind:
     """Return the distance of the embeddings, averaged over the examples, a scalar.
 
     ``mse``: ``1/D·Σ_d (s_d - t_d)²``. ``sum-of-squares``: without the ``1/D``, the squared l2 distance. ``cosine``: ``1 - cos(s, t)``.
+
+    Raises:
+        ValueError: their shapes differ; torch would broadcast them.
     """
+    if student_BD.shape != teacher_BD.shape:
+        raise ValueError(
+            f"embeddings of the student {tuple(student_BD.shape)} and of the teacher {tuple(teacher_BD.shape)} differ in shape"
+        )
     match kind:
         case "mse":
             return F.mse_loss(student_BD, teacher_BD)
@@ -119,11 +138,17 @@ def distillation_loss(
     scalar in float32.
 
     Args:
-        weights: hard, α, β, τ, d.
+        weights: hard, α, β, τ, d: ``distillation("paper")``, or ``Distillation(…)``.
         student_BK: logits of the student.
-        teachers: each teacher's outputs, and the student's embeddings in its width.
-        labels_B: int64; UNLABELLED for a text without a label.
+        teachers: each teacher's outputs, and the student's embeddings in its width: ``TeacherTarget(…)``.
+        labels_B: int64; -1 (UNLABELLED) for a text without a label.
+
+    Raises:
+        TypeError: ``weights`` are no ``Distillation``.
+        ValueError: the embeddings of student and teacher differ in shape.
     """
+    if not isinstance(weights, Distillation):
+        raise TypeError(f"weights: got {weights!r}; expected a Distillation, for instance distillation('paper')")
     student_BK = student_BK.float()
     loss = student_BK.new_zeros(())
     if weights.hard:

@@ -120,11 +120,20 @@ class FusionHead(nn.Module):
         classes: K.
         reads_text: whether text tokens are given.
         dropout: of the block and before the last Linear.
+
+    Raises:
+        InputError: a width or the number of classes is not positive, D is not a multiple of the 8 heads, or there is no modality.
     """
 
     def __init__(self, *, text_width: int, image_width: int | None, classes: int, reads_text: bool = True, dropout: float = 0.1) -> None:
         super().__init__()
         modalities = reads_text + (image_width is not None)
+        if text_width < 1 or text_width % HEADS or (image_width is not None and image_width < 1) or classes < 1 or not modalities:
+            raise InputError(
+                got=f"text_width={text_width}, image_width={image_width}, classes={classes}, reads_text={reads_text}",
+                expected=f"positive numbers, text_width a multiple of {HEADS} (heads of the fusion block), and text or images",
+                do="give the widths of the encoders",
+            )
         self.project = nn.Identity() if image_width in (None, text_width) else nn.Linear(image_width, text_width)
         self.block = nn.TransformerEncoderLayer(text_width, nhead=HEADS, dim_feedforward=4 * text_width, dropout=dropout, batch_first=True)
         self.embed = nn.Linear(modalities * text_width, text_width)
@@ -132,7 +141,10 @@ class FusionHead(nn.Module):
         self.classify = nn.Linear(text_width, classes)
 
     def forward(self, image_BTI: torch.Tensor | None, text_BLD: torch.Tensor | None, padding_BL: torch.Tensor | None = None) -> Output:
-        """Return logits and embeddings from the given modalities; ``padding_BL`` is True at padding."""
+        """Return logits and embeddings from the given modalities; ``padding_BL`` is True at padding.
+
+        Tokens must have the dtype of the parameters: float16 ones of a ``TokenStore`` need ``.float()``.
+        """
         image_BTD = None if image_BTI is None else self.project(image_BTI)
         tokens = [part for part in (text_BLD, image_BTD) if part is not None]
         if padding_BL is not None and image_BTD is not None:

@@ -6,20 +6,22 @@ Every function resumes an interrupted training, confirms a finished model, and r
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from types import NoneType
+from typing import Any, TypedDict, Unpack, get_args
 
 from lugpi_core.command_line import resolved_flags
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.fields import require_known_arguments
+from lugpi_core.fields import require_choice, require_known_arguments, require_type
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.learning.distributed import joined
 from train.learning.progress import require_trackers
+from train.models.arguments import column_of, require_trainable, teacher_folders
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
 from train.models.plan import ModelPlan, compute_on
 from train.models.teachers import with_separator_of
@@ -30,13 +32,14 @@ from train.options.training import require_model_name
 
 
 class TrainingArguments(TypedDict, total=False):
-    """What every function below takes.
+    """The keyword arguments that every function below takes.
 
     Attributes:
-        text_model: name on the Hugging Face hub, folder, or "demo"; or a ``TextModel`` with its ``max_length``.
-        optimization: epochs, batch size, learning rate, seed, …
-        placement: device, precision, compilation, trackers.
-        name: of the model's folder in the run (default: the command's name).
+        text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
+            distilbert-base-uncased).
+        optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
+        placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
+        name: of the model's folder in the run (default: the command's name). Models with different settings need different names.
         config: every setting, for ``metrics.json`` (default: those given).
     """
 
@@ -53,13 +56,19 @@ def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[Train
     Args:
         corpus: what it is trained and scored on.
         run_dir: the run, the folder in which the model's folder is created.
-        **training: see ``TrainingArguments``.
+        text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
+            distilbert-base-uncased).
+        optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
+        placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
+        name: of the model's folder in the run (default: baseline). Baselines with different settings need different names.
+        config: every setting, for ``metrics.json`` (default: those given).
 
     Raises:
-        InputError: a setting or the text model is unusable, or the folder holds another model.
+        InputError: a setting or the text model is unusable, a text of the corpus has no label, or the folder holds another model.
+        TypeError: an argument has another type.
         Stopped: a signal asked for it; a checkpoint is written.
     """
-    return _train(lambda _: plan_model(baseline_kind(corpus), run_dir, **training), training)
+    return _train(corpus, lambda _: plan_model(baseline_kind(corpus), run_dir, **training), training)
 
 
 def train_images(
@@ -74,21 +83,27 @@ def train_images(
 
     Args:
         corpus: whose images the store holds.
-        store: a ``TokenStore``, or its folder.
-        column: which of its tokens to read; None = the only ones there.
+        store: its folder, or a ``TokenStore`` of whole columns (``image`` 0 or None).
+        column: which of its tokens to read; None = the only ones there, or opened. Of several images per text each epoch reads one at
+            random, predictions read the first.
         run_dir: the run (default: the folder of the store).
-        **training: see ``TrainingArguments``.
+        text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
+            distilbert-base-uncased).
+        optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
+        placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
+        name: of the model's folder in the run (default: images). Models with different settings need different names.
+        config: every setting, for ``metrics.json`` (default: those given).
 
     Raises:
-        InputError: as ``train_baseline``, and as ``open_image_tokens``.
+        InputError, TypeError: as ``train_baseline``, and as ``open_image_tokens``.
         Stopped: a signal asked for it; a checkpoint is written.
     """
 
     def plan(_: Compute) -> ModelPlan:
-        kind = images_kind(corpus, open_image_tokens(Path(store), column, corpus))
+        kind = images_kind(corpus, open_image_tokens(Path(store), column_of(store, column), corpus))
         return plan_model(kind, run_dir or Path(store).parent, **training)
 
-    return _train(plan, training)
+    return _train(corpus, plan, training)
 
 
 def train_teacher(
@@ -105,18 +120,28 @@ def train_teacher(
 
     Args:
         corpus: whose images the store holds.
-        store: a ``TokenStore``, or its folder; may be None with ``privileged="none"`` and a ``run_dir``.
-        column: which of its tokens to read; None = the only ones there.
+        store: its folder, or a ``TokenStore`` of whole columns (``image`` 0 or None); may be None with ``privileged="none"`` and a
+            ``run_dir``.
+        column: which of its tokens to read; None = the only ones there, or opened. Of several images per text each epoch reads one at
+            random, predictions read the first.
         privileged: what it reads in addition to the text: the example's own images, or, as controls, those of other examples, blank
             ones, or none.
         outputs_dtype: how its embeddings are stored for the student.
         run_dir: the run (default: the folder of the store).
-        **training: see ``TrainingArguments``.
+        text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
+            distilbert-base-uncased).
+        optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
+        placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
+        name: of the model's folder in the run (default: teacher, and of controls teacher-shuffled, teacher-blank, teacher-none). Teachers
+            with different settings need different names.
+        config: every setting, for ``metrics.json`` (default: those given).
 
     Raises:
-        InputError: as ``train_baseline``, and as ``open_image_tokens``.
+        InputError, TypeError: as ``train_baseline``, and as ``open_image_tokens``.
         Stopped: a signal asked for it; a checkpoint is written.
     """
+    require_choice("privileged", privileged, get_args(Privileged))
+    require_choice("outputs_dtype", outputs_dtype, get_args(OutputsDtype))
     if store is not None:
         run_dir = run_dir or Path(store).parent
     if run_dir is None or (store is None and privileged != "none"):
@@ -125,10 +150,10 @@ def train_teacher(
     training.setdefault("name", "teacher" if privileged == "images" else f"teacher-{privileged}")
 
     def plan(_: Compute) -> ModelPlan:
-        tokens = None if store is None or privileged == "none" else open_image_tokens(Path(store), column, corpus)
+        tokens = None if store is None or privileged == "none" else open_image_tokens(Path(store), column_of(store, column), corpus)
         return plan_model(teacher_kind(corpus, tokens, privileged, outputs_dtype=outputs_dtype), run, **training)
 
-    return _train(plan, training)
+    return _train(corpus, plan, training)
 
 
 def distill(
@@ -146,20 +171,26 @@ def distill(
     Args:
         corpus: the teachers'.
         teachers: trained teachers, or their folders.
-        distillation: the loss: a preset, or its settings.
+        distillation: the loss: "paper", "hinton" or "lopez-paz", or ``DistillationSettings``.
         teacher_weights: of each teacher in the soft terms; empty = equal ones.
         unlabelled: texts to distil on as well, or a file of them. Their images are in the store ``tokens-<name>`` of the run.
-        student_layers: keep only that many layers of the text model, evenly spaced; None = all.
-        **training: see ``TrainingArguments``.
+        student_layers: keep only that many layers of the text model, 1 or more, evenly spaced; None = all.
+        text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
+            distilbert-base-uncased).
+        optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
+        placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
+        name: of the model's folder in the run (default: student). A student with other settings than an earlier one needs another name.
+        config: every setting, for ``metrics.json`` (default: those given).
 
     Raises:
-        InputError: as ``train_baseline``; a teacher is missing, unfinished, or of another corpus; every weight of the loss is zero.
+        InputError, TypeError: as ``train_baseline``; a teacher is missing, unfinished, or of another corpus; every weight of the loss
+            is zero.
         Stopped: a signal asked for it; a checkpoint is written.
     """
-    folders = [teacher.folder if isinstance(teacher, TrainedModel) else Path(teacher) for teacher in teachers]
-    if len({folder.parent for folder in folders}) != 1:
-        got = f"teachers in {', '.join(str(folder.parent) for folder in folders)}" if folders else "no teacher"
-        raise InputError(got=got, expected="one teacher or several of one run", do="give the folders of trained teachers")
+    folders = teacher_folders(teachers)
+    loss = distillation if isinstance(distillation, DistillationSettings) else DistillationSettings(kd_preset=distillation)
+    require_type("unlabelled", unlabelled, Corpus, str, Path, NoneType)
+    require_type("student_layers", student_layers, int, NoneType)
 
     def plan(compute: Compute) -> ModelPlan:
         extra = unlabelled
@@ -167,14 +198,14 @@ def distill(
             extra = load_unlabelled(Path(extra), CorpusSettings())
         source = DistillationSource(
             teachers=folders,
-            loss=DistillationSettings(kd_preset=distillation) if isinstance(distillation, str) else distillation,
+            loss=loss,
             shares=shares_of(tuple(teacher_weights), len(folders)),
             unlabelled=None if extra is None else with_separator_of(extra, corpus),
             layers=student_layers,
         )
         return plan_model(student_kind(corpus, source, compute), folders[0].parent, **training)  # a record names teachers of its own run
 
-    return _train(plan, training)
+    return _train(corpus, plan, training)
 
 
 def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[TrainingArguments]) -> ModelPlan:
@@ -210,8 +241,9 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
     )
 
 
-def _train(plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
+def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
     require_known_arguments(training, TrainingArguments)
+    require_trainable(corpus, training)
     prepare_libraries()
     placement = training.get("placement", Placement())
     require_trackers(placement.track)

@@ -31,7 +31,7 @@ _OF_KIND = {
 }
 
 
-def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "give another --name") -> dict[str, Any] | None:
+def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "give another name (--name)") -> dict[str, Any] | None:
     """Return the metrics of a finished folder, or None if training has to start or to resume; records the fingerprint of a new folder.
 
     ``remedy`` is what to do, other than repeating the settings, if the folder is another model's.
@@ -170,6 +170,6 @@ def exclusive(run: Path, model: str) -> Iterator[None]:
             raise InputError(
                 got=f"{run / model}, which another command is training",
                 expected="one command per model",
-                do="wait for it, or give another --name",
+                do="wait for it, or give another name (--name)",
             )
         yield

@@ -74,13 +74,16 @@ def privileged_images(
         seed: decides whose images a shuffled control reads, and which of K images an epoch reads.
         device: where the model is trained.
     """
-    if privileged == "none":
-        return None
-    if privileged == "blank":
-        blank = BlankTokens(tokens.reader.spec.row_shape, device)
-        return PrivilegedImages(source=blank, drawings=tokens.drawings, seed=seed)
-    drawings = of_others(tokens.drawings, seed) if privileged == "shuffled" else tokens.drawings
-    return PrivilegedImages(source=place(tokens), drawings=drawings, seed=seed)
+    match privileged:
+        case "none":
+            return None
+        case "blank":
+            blank = BlankTokens(tokens.reader.spec.row_shape, device)
+            return PrivilegedImages(source=blank, drawings=tokens.drawings, seed=seed)
+        case "shuffled":
+            return PrivilegedImages(source=place(tokens), drawings=of_others(tokens.drawings, seed), seed=seed)
+        case "images":
+            return PrivilegedImages(source=place(tokens), drawings=tokens.drawings, seed=seed)
 
 
 def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
@@ -116,7 +119,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
         raise InputError(
             got=f"another {text_model.name} than {teacher.folder} was trained from",
             expected="the same files",
-            do="restore them, or train the teacher again under another --name",
+            do="restore them, or train the teacher again under another name (--name)",
         )
     images, width = None, None
     if fingerprint["privileged"] != "none":

@@ -85,10 +85,11 @@ def test_a_model_with_fewer_layers_saves_and_loads(tmp_path: Path) -> None:
     assert (loaded(ids).logits - model(ids).logits).abs().max() <= 1e-6
 
 
-def test_more_layers_than_the_model_has_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [3, 0, -1])
+def test_more_layers_than_the_model_has_or_none_are_refused(layers: int) -> None:
     model = load_text_classifier(find_text_model("demo", max_length=None), corpus_of("a", "b"))
-    with pytest.raises(InputError, match=r"--student-layers 3; expected 1 to 2"):
-        keep_layers(model, 3)
+    with pytest.raises(InputError, match=rf"--student-layers {layers}; expected 1 to 2"):
+        keep_layers(model, layers)
 
 
 def test_a_model_that_shares_its_layers_is_refused(tmp_path: Path) -> None:

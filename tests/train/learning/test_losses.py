@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
 from train.learning.losses import KD_PRESETS, Distillation, TeacherTarget, distillation, distillation_loss, hard_cross_entropy
-from train.options.settings import EmbeddingLoss
+from train.options.settings import DistillationSettings, EmbeddingLoss
 
 Array = NDArray[np.float64]
 Batch = tuple[Array, Array, Array, Array, NDArray[np.int64]]
@@ -186,3 +186,24 @@ def test_the_loss_is_computed_in_float32() -> None:
     assert loss.dtype == torch.float32
     exact: Any = (*(part.double().numpy() for part in (s, e_s, t, e_t)), batch[4])
     assert float(loss) == pytest.approx(equation_two(KD_PRESETS["paper"], *exact), rel=1e-5)
+
+
+def test_weights_of_another_type_are_refused() -> None:
+    for weights in (DistillationSettings(), "paper"):
+        with pytest.raises(TypeError, match="expected a Distillation"):
+            distillation_loss(weights, torch.zeros(2, 3), [], torch.zeros(2, dtype=torch.long))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [{"preset": "hintn"}, {"alpha": -1.0}, {"temperature": 0.0}, {"embedding_loss": "l3"}])
+def test_a_loss_that_does_not_exist_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(given))):
+        distillation(**given)
+
+
+@pytest.mark.parametrize("kind", ["mse", "sum-of-squares", "cosine"])
+def test_embeddings_of_another_width_are_not_broadcast(kind: EmbeddingLoss) -> None:
+    weights = distillation("paper", embedding_loss=kind)
+    logits = torch.zeros(2, 3)
+    target = TeacherTarget(weight=1.0, logits_BK=logits, embeddings_BD=torch.zeros(2, 4), student_BD=torch.ones(2, 1))
+    with pytest.raises(ValueError, match=r"student \(2, 1\) and of the teacher \(2, 4\)"):
+        distillation_loss(weights, logits, [target], torch.zeros(2, dtype=torch.long))

@@ -184,3 +184,10 @@ def test_the_fusion_block_uses_the_text_models_dropout() -> None:
     assert text_dropout(transformers.DistilBertConfig(dropout=0.3)) == 0.3
     assert text_dropout(transformers.BertConfig(hidden_dropout_prob=0.0)) == 0.0
     assert text_dropout(transformers.T5Config()) == 0.1
+
+
+@pytest.mark.parametrize("wrong", [{"text_width": 36}, {"text_width": 0}, {"image_width": 0}, {"classes": 0}, {"image_width": None}])
+def test_a_head_of_impossible_sizes_is_refused(wrong: dict[str, Any]) -> None:
+    sizes: dict[str, Any] = {"text_width": 32, "image_width": 24, "classes": 2, "reads_text": False}
+    with pytest.raises(InputError, match="positive numbers, text_width a multiple of 8"):
+        FusionHead(**sizes | wrong)
