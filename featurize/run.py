@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError
-from lugpi_core.fields import require_type
+from lugpi_core.fields import require_names, require_type
 
 if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
@@ -151,6 +151,8 @@ def featurize(
     from lugpi_core.store.token_store import TokenStore
 
     require_type("corpus", corpus, Corpus)
+    if not require_names("encoders", encoders):
+        raise InputError(got=f"encoders={encoders!r}", expected="at least one encoder", do="give for instance ['clip-vit-b32']")
     prepare_libraries()
     settings = settings or FeaturizeSettings()
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}

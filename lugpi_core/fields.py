@@ -100,3 +100,10 @@ def require_type(name: str, value: object, *types: type) -> None:
     """Raise TypeError unless an argument is of one of its types."""
     if not isinstance(value, types):
         raise TypeError(f"{name}: got {value!r:.80}; expected {' or '.join(kind.__name__ for kind in types)}")
+
+
+def require_names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names. Raises InputError for a single string, which would be taken as a list of letters, and for other values."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise InputError(got=f"{argument}={names!r}", expected="a list of names", do="put it in brackets, even if it is a single name")
+    return tuple(names)

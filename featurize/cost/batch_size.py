@@ -6,6 +6,7 @@ import torch
 
 from featurize.options import Execution
 from featurize.plan.job import TEXT_BATCH, Job
+from lugpi_core.command_line import say
 from lugpi_core.runtime.host_memory import host_available_bytes
 from lugpi_core.runtime.meters import peak_memory_bytes
 
@@ -32,8 +33,10 @@ class BatchSizes:
 
 
 def limit_memory(execution: Execution, device: str) -> None:
-    """Make torch keep to ``--memory-gb`` on CUDA."""
-    if execution.memory_gb is not None and device == "cuda":
+    """Make torch keep to ``--memory-gb`` on CUDA; on the CPU, warn that nothing does."""
+    if execution.memory_gb is not None and device == "cpu":
+        say("warning: --memory-gb does not limit memory on the CPU; there it only bounds what --batch-size auto chooses")
+    elif execution.memory_gb is not None:
         _, total_bytes = torch.cuda.mem_get_info()
         torch.cuda.set_per_process_memory_fraction(min(1.0, execution.memory_gb * 1e9 / total_bytes))
 

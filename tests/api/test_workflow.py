@@ -80,6 +80,10 @@ def test_bad_input_is_an_input_error(corpus: lugpi.Corpus, store: lugpi.TokenSto
         lugpi.distill(corpus, [])
     with pytest.raises(lugpi.InputError):
         lugpi.TokenStore(tmp_path)
+    for encoders in ([], "demo", [None]):
+        with pytest.raises(lugpi.InputError, match="encoders="):
+            lugpi.featurize(corpus, tmp_path / "run", generator="demo", encoders=encoders)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_name_is_no_corpus(store: lugpi.TokenStore, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from lugpi_core.corpora.options import CorpusOptions, CorpusSettings
 from lugpi_core.errors import InputError
-from lugpi_core.fields import check_fields, part_of
+from lugpi_core.fields import check_fields, part_of, require_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +101,10 @@ def test_checking_settings_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == [True, []]
+
+
+def test_names_are_a_list_of_strings() -> None:
+    assert require_names("rows", ["baseline", "all"]) == ("baseline", "all")
+    for names in ("baseline", [1]):
+        with pytest.raises(InputError, match=r"got rows=.*; expected a list of names"):
+            require_names("rows", names)  # type: ignore[arg-type]

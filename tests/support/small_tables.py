@@ -24,18 +24,20 @@ def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed
         hits: which examples of validation and test it classifies correctly; example n has label n % 2.
         seed: the model's.
         training: further keys of ``training.json``, including ``command``. Of a student, ``teacher_names`` are its teachers' folders, and
-            ``kd_preset`` and ``terms`` go into ``metrics.json``.
+            ``kd_preset``, ``terms`` and ``dataset``, the corpus's name, go into ``metrics.json``.
     """
     folder = run / name
     folder.mkdir(parents=True)
     teacher_names = training.pop("teacher_names", [])
     config, terms = {"kd_preset": training.pop("kd_preset", "paper")}, training.pop("terms", None)
+    recorded = {"dataset": training.pop("dataset")} if "dataset" in training else {}
     flags = {"epochs": 2, "seed": seed} | training.pop("flags", {})
     (folder / TRAINING).write_text(json.dumps({"flags": flags, "corpus": "abc", **training}))
     (folder / WEIGHTS).write_bytes(b"weights")
     accuracy = {"train": 1.0, **{split: sum(right) / len(right) for split, right in hits.items()}}
     metrics = {
         "command": training["command"],
+        **recorded,
         "accuracy": accuracy,
         "history": [{"seconds": 1800.0}, {"seconds": 1800.0}],
         "peak_memory": {"host_bytes": 2_500_000_000},

@@ -1,8 +1,9 @@
 """``compare``: the paper's models and their controls on one corpus, trained where they are missing, with significance tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -11,11 +12,12 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.fields import require_known_arguments
+from lugpi_core.fields import require_known_arguments, require_names
+from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
-from train.evidence.found_models import FoundModels, columns_of_rows, found_models
+from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models
 from train.evidence.row_figures import scored
 from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
 from train.evidence.schedule import Experiment, Outcome, add_finished, refuse_launchers, train_models
@@ -91,7 +93,8 @@ def compare(
         run_dir: folder of the run; rows with images need its token store, ``tokens``.
         rows: ``table1``, ``table2``, ``controls``, ``unlabelled``, ``all``, or names of rows. What a row needs is trained too.
         seeds: the seeds, or how many of them.
-        train: whether missing models are trained. If not, settings are ignored: models count whatever they were trained with.
+        train: whether missing models are trained. If not, settings are ignored: models of the corpus count whatever they were trained
+            with.
         columns: image tokens that get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's.
         distillation: the students' loss: "paper", "hinton" or "lopez-paz", or ``DistillationSettings``.
         unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
@@ -104,7 +107,8 @@ def compare(
         paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
 
     Raises:
-        InputError: an unknown row or column, no store where rows need images, nothing to show, or a damaged or missing input of a model.
+        InputError: an unknown row or column, bad seeds, no store where rows need images, models of another corpus, nothing to show, or a
+            damaged or missing input of a model.
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     require_known_arguments(arguments, ComparisonArguments)
@@ -112,17 +116,15 @@ def compare(
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
     request = TableRequest(
-        rows=rows,
-        columns=arguments.get("columns", ()),
-        seeds=range(optimization.seed, optimization.seed + seeds) if isinstance(seeds, int) else seeds,
+        rows=require_names("rows", rows),
+        columns=require_names("columns", arguments.get("columns", ())),
+        seeds=_each_seed(seeds, optimization.seed),
         has_unlabelled=arguments.get("unlabelled") is not None,
         paper_dataset=arguments.get("paper_dataset"),
     )
-    if not request.seeds:
-        raise InputError(got=f"seeds={seeds}", expected="at least one seed", do="give for instance 3")
     run, loss = Path(run_dir), arguments.get("distillation", "paper")
     if not train:
-        return finished_tables(run, corpus.name, request)
+        return finished_tables(run, corpus, request)
     loss = DistillationSettings(kd_preset=loss) if isinstance(loss, str) else loss
     plan = _plan(run, request, loss)
     refuse_launchers()
@@ -143,19 +145,34 @@ def compare(
     return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
 
 
-def finished_tables(run: Path, dataset: str, request: TableRequest) -> TableReport:
-    """Return the results of a run's finished models, whatever they were trained with; nothing is trained.
+def _each_seed(seeds: object, first: int) -> tuple[int, ...]:
+    """Return the seeds that ``compare`` was given: themselves, or how many from the first one on. NumPy's integers count as integers."""
+    given = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    each = [int(number) for number in given if isinstance(number, Integral) and not isinstance(number, bool)]
+    if len(each) == len(given) and not isinstance(seeds, Iterable) and each[0] > 0:
+        require_seed(first + each[0] - 1)
+        return tuple(range(first, first + each[0]))
+    if len(each) == len(given) > 0 and isinstance(seeds, Iterable) and len(set(each)) == len(each):
+        require_seed(min(each))
+        require_seed(max(each))
+        return tuple(each)
+    raise InputError(got=f"seeds={seeds!r}", expected="how many seeds, 1 or more, or a list of different seeds", do="give for instance 3")
+
+
+def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> TableReport:
+    """Return the results of a run's finished models on a corpus, whatever else they were trained with; nothing is trained.
 
     Args:
         run: folder of the run.
-        dataset: name of its corpus.
+        corpus: the corpus, or only its name.
         request: rows, columns and seeds.
 
     Raises:
-        InputError: an unknown row or column, nothing to show, or damaged predictions.
+        InputError: models of another corpus, an unknown row or column, nothing to show, or damaged predictions.
     """
-    columns = columns_of_rows(run, request.columns, include_finished=True)
-    found = found_models(run, columns)
+    dataset, finished = corpus if isinstance(corpus, str) else corpus.name, folders_of_corpus(run, corpus)
+    columns = columns_of_rows(run, request.columns, finished)
+    found = found_models(finished, columns)
     rows = rows_of(columns, has_more=request.has_unlabelled or found.has_unlabelled)
     plan = TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
     return table_report(run, dataset, plan, found, Outcome(), cache(scored))
@@ -163,7 +180,7 @@ def finished_tables(run: Path, dataset: str, request: TableRequest) -> TableRepo
 
 def _plan(run: Path, request: TableRequest, loss: DistillationSettings) -> TablePlan:
     """Return what to train and show."""
-    columns = columns_of_rows(run, request.columns, include_finished=False)
+    columns = columns_of_rows(run, request.columns)
     if not columns and any(name in (ALL, *GROUPS) for name in request.rows):
         raise InputError(
             got=f"no image tokens in {run / 'tokens'}",

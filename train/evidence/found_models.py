@@ -6,6 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lugpi_core.command_line import say
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import flat, hash_file
 from lugpi_core.store.reader import token_columns_of
@@ -38,16 +40,45 @@ class FoundModels:
         return any(training_of(folder).get("unlabelled") is not None for folder in self.folders.values())
 
 
-def found_models(run: Path, columns: Sequence[str]) -> FoundModels:
-    """Return the finished models of a run. Where several are of one row and seed, the one that is named after it is taken, else the first
-    by name.
+def folders_of_corpus(run: Path, corpus: Corpus | str) -> list[Path]:
+    """Return the folders of a run's finished models that were trained on a corpus, by name.
 
     Args:
         run: folder of the run.
+        corpus: its fingerprint must be the models'; if only its name is given, that must be the one that they record.
+
+    Raises:
+        InputError: the run has finished models, but all are of other corpora.
+    """
+    finished = finished_folders(run)
+    name, other = (corpus, "") if isinstance(corpus, str) else (corpus.name, " with other texts, labels or splits")
+    names = {folder: str(metrics_of(folder).get("dataset", name)) for folder in finished}
+    if isinstance(corpus, str):
+        folders = [folder for folder in finished if names[folder] == name]
+    else:
+        folders = [folder for folder in finished if training_of(folder).get("corpus") == corpus.fingerprint()]
+    left_out = [folder for folder in finished if folder not in folders]
+    corpora = ", ".join(sorted({names[folder] + (other if names[folder] == name else "") for folder in left_out}))
+    if left_out and not folders:
+        raise InputError(
+            got=f"{run}, whose finished models were trained on {corpora}",
+            expected=f"models of {name}" + (" as it is loaded now" if other else ""),
+            do="repeat the corpus and its settings that they were trained with, or name another run",
+        )
+    if left_out:
+        say(f"note: not counted, because trained on {corpora}: {', '.join(folder.name for folder in left_out)}")
+    return folders
+
+
+def found_models(finished: Sequence[Path], columns: Sequence[str]) -> FoundModels:
+    """Return which rows a run's finished models belong to. Where several are of one row and seed, the one that is named after it is taken,
+    else the first by name.
+
+    Args:
+        finished: folders of the finished models, by name.
         columns: the image tokens that a student of all teachers must have.
     """
     folders: dict[str, Path] = {}
-    finished = finished_folders(run)
     names = {folder: _model_name(folder, columns) for folder in finished}
     for folder in sorted(finished, key=lambda folder: (folder.name != names[folder], folder.name)):
         if (name := names[folder]) is not None:
@@ -55,21 +86,20 @@ def found_models(run: Path, columns: Sequence[str]) -> FoundModels:
     return FoundModels(folders=folders, others=tuple(folder for folder in finished if folder not in folders.values()))
 
 
-def columns_of_rows(run: Path, requested: Sequence[str] = (), *, include_finished: bool) -> tuple[str, ...]:
+def columns_of_rows(run: Path, requested: Sequence[str] = (), finished: Sequence[Path] = ()) -> tuple[str, ...]:
     """Return the image tokens that get rows: those requested, or all that the run's store has, CLIP's first.
 
     Args:
         run: folder of the run.
         requested: names of columns.
-        include_finished: whether the image tokens that finished models have read count too, though the store may be gone.
+        finished: folders of finished models; the image tokens that they have read count too, though the store may be gone.
 
     Raises:
         InputError: a requested column does not exist.
     """
     store = run / "tokens"
     available = set(token_columns_of(store))
-    if include_finished:
-        available |= {column for folder in finished_folders(run) if (column := training_of(folder).get("image_tokens")) is not None}
+    available |= {column for folder in finished if (column := training_of(folder).get("image_tokens")) is not None}
     for column in requested:
         if column not in available:
             expected = f"one of {', '.join(clip_first(available))}" if available else "tokens that featurize wrote"

@@ -26,7 +26,6 @@ class ShownModel:
     Attributes:
         role: baseline, teacher or student.
         name: of its folder; of several teachers, all of them.
-        examples: hash of the test examples.
         probabilities: float64 [N, K]; of several teachers, their mean, weighted by their shares.
         answers: int64 [N].
         labels: int64 [N].
@@ -35,7 +34,6 @@ class ShownModel:
 
     role: Role
     name: str
-    examples: str
     probabilities: NDArray[np.float64]
     answers: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -66,7 +64,6 @@ def shown_model(role: Role, model: ScoredModel) -> ShownModel:
     return ShownModel(
         role=role,
         name=model.folder.name,
-        examples=test.examples,
         probabilities=probabilities(test.logits),
         answers=answers(test.logits),
         labels=test.labels,
@@ -84,7 +81,6 @@ def shown_teachers(teachers: Teachers) -> ShownModel:
     return ShownModel(
         role="teacher",
         name=" + ".join(teacher.folder.name for teacher in teachers.models),
-        examples=test.examples,
         probabilities=mixed_NK,
         answers=teachers.answers,
         labels=test.labels,

@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.fingerprint import digest
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
 from train.evidence.fidelity import teachers_of
-from train.evidence.found_models import columns_of_rows, found_models
+from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models
 from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import ALL, Row, chosen_tables, rows_of
 from train.evidence.schedule import Outcome
 from train.evidence.table_report import TablePlan, TableReport, table_report
-from train.models.model_folder import finished_folders
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
 
@@ -50,13 +48,12 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
         InputError: models of another corpus, no such student, or damaged predictions.
     """
     read = cache(scored)
-    tables, by_row, rows = _tables(run, corpus.name, paper_dataset, read)
-    models = _shown_models(run, selection, rows, by_row, read)
-    _require_corpus(corpus, run, models)
+    finished = {folder.name: read(folder) for folder in folders_of_corpus(run, corpus)}
+    tables, by_row, rows = _tables(run, corpus.name, paper_dataset, list(finished.values()), read)
+    models = _shown_models(finished, selection, rows, by_row, read)
     marks = _marks(run, corpus)
     cases = cases_of(models)
     examples = tuple(_example(corpus, row, n, models, cases, marks) for row, n in _chosen(corpus, selection, models, marks))
-    finished = {folder.name: read(folder) for folder in finished_folders(run)}
     return ReportContent(
         corpus=corpus,
         tables=tables,
@@ -71,10 +68,13 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
     )
 
 
-def _tables(run: Path, dataset: str, paper_dataset: str | None, read: Read) -> tuple[TableReport, Models, Sequence[Row]]:
+def _tables(
+    run: Path, dataset: str, paper_dataset: str | None, finished: Sequence[ScoredModel], read: Read
+) -> tuple[TableReport, Models, Sequence[Row]]:
     """Return the report of the tables over every seed there is, the models by row and seed, and the rows."""
-    columns = columns_of_rows(run, include_finished=True)
-    found = found_models(run, columns)
+    folders = [model.folder for model in finished]
+    columns = columns_of_rows(run, finished=folders)
+    found = found_models(folders, columns)
     rows = rows_of(columns, has_more=found.has_unlabelled)
     by_row: dict[str, dict[int, ScoredModel]] = {}
     for name, folder in found.folders.items():
@@ -86,10 +86,12 @@ def _tables(run: Path, dataset: str, paper_dataset: str | None, read: Read) -> t
     return table_report(run, dataset, plan, found, Outcome(), read), by_row, rows
 
 
-def _shown_models(run: Path, selection: Selection, rows: Sequence[Row], by_row: Models, read: Read) -> list[ShownModel]:
+def _shown_models(
+    finished: Mapping[str, ScoredModel], selection: Selection, rows: Sequence[Row], by_row: Models, read: Read
+) -> list[ShownModel]:
     """Return baseline, teacher and student as far as they are finished: the selected student or the first of the tables, and the others of
     its seed, on the same test examples."""
-    student = _student(run, selection.student, rows, by_row, read)
+    student = _student(finished, selection.student, rows, by_row)
     teachers = None if student is None else teachers_of(student, read)
     teacher = None if student is not None else _first(rows, by_row, "teacher", None)
     main = student or teacher
@@ -105,16 +107,15 @@ def _shown_models(run: Path, selection: Selection, rows: Sequence[Row], by_row: 
     return [model for model in models if model is not None]
 
 
-def _student(run: Path, name: str | None, rows: Sequence[Row], by_row: Models, read: Read) -> ScoredModel | None:
-    folders = {folder.name: folder for folder in finished_folders(run)}
-    students = sorted(name for name, folder in folders.items() if read(folder).metrics["command"] == "student")
+def _student(finished: Mapping[str, ScoredModel], name: str | None, rows: Sequence[Row], by_row: Models) -> ScoredModel | None:
+    students = sorted(name for name, model in finished.items() if model.metrics["command"] == "student")
     if name is None:
         of_a_row = _first(rows, by_row, "student", None)
-        return read(folders[students[0]]) if of_a_row is None and students else of_a_row
+        return finished[students[0]] if of_a_row is None and students else of_a_row
     if name not in students:
         expected = f"one of {', '.join(students)}" if students else "a student of the run, which has none"
         raise InputError(got=f"--student {name}", expected=expected, do="name a finished student's folder, or leave it out")
-    return read(folders[name])
+    return finished[name]
 
 
 def _first(rows: Sequence[Row], by_row: Models, command: Role, seed: int | None) -> ScoredModel | None:
@@ -124,18 +125,6 @@ def _first(rows: Sequence[Row], by_row: Models, command: Role, seed: int | None)
         if row.command == command and by_seed:
             return by_seed[min(by_seed) if seed is None or seed not in by_seed else seed]
     return None
-
-
-def _require_corpus(corpus: Corpus, run: Path, models: Sequence[ShownModel]) -> None:
-    """Raise InputError where models were scored on other test examples than the corpus has now."""
-    expected = digest([(corpus.examples[row].id, corpus.examples[row].label) for row in corpus.rows("test")])
-    for model in models:
-        if model.examples != expected:
-            raise InputError(
-                got=f"{run / model.name}, scored on other test examples than {corpus.name} has as it is loaded now",
-                expected="models of this corpus",
-                do="repeat the corpus flags that they were trained with, or name their run with --run-dir",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

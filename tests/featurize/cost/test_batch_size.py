@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from featurize.cost import batch_size
-from featurize.cost.batch_size import BatchSizes, choose_batch_sizes, free_memory_bytes
+from featurize.cost.batch_size import BatchSizes, choose_batch_sizes, free_memory_bytes, limit_memory
 from featurize.generate.generators import Generator, GeneratorPreset
 from featurize.options import Execution
 from featurize.plan.job import TEXT_BATCH, Job
@@ -78,6 +78,13 @@ def test_half_of_the_hosts_memory_is_free_for_a_run_on_the_cpu(monkeypatch: pyte
     assert free_memory_bytes(Execution(memory_gb=3), "cpu") == 2 * GB
     monkeypatch.undo()
     assert 10**7 < free_memory_bytes(Execution(), "cpu") < 10**14
+
+
+def test_a_memory_limit_on_the_cpu_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    limit_memory(Execution(), "cpu")
+    assert capsys.readouterr().err == ""
+    limit_memory(Execution(memory_gb=0.01), "cpu")
+    assert "--memory-gb does not limit memory on the CPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("fraction", "free_bytes"), [(1.0, 11 * GB), (0.5, 10 * GB), (0.05, 0)])

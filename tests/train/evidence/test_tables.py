@@ -9,10 +9,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import train.evidence.schedule
@@ -24,7 +26,7 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import Start
-from tests.support.small_tables import assert_recomputed, flags, words
+from tests.support.small_tables import assert_recomputed, fake_model, flags, scores, words
 from train.cli import main
 from train.evidence.compare import compare
 from train.evidence.rows import models_of, rows_of
@@ -396,8 +398,51 @@ def test_compare_is_the_same_experiment_in_python(small_csv: Path, straight_run:
     assert frame["test_accuracy_mean"].tolist() == [result.rows[row].test.accuracy.mean for row in frame["row"]]
     assert compare(corpus, straight_run, rows=TEXT_ROWS, seeds=(0, 1), train=False) == result
     assert compare(corpus, straight_run, rows=("baseline",), seeds=[1], train=False).rows["baseline"].seeds == (1,)
-    with pytest.raises(InputError, match="seeds=0"):
-        compare(corpus, straight_run, seeds=0)
+    assert compare(corpus, straight_run, rows=("baseline",), seeds=np.arange(2), train=False).seeds == (0, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seeds", [0, -1, [], [0, 0], [-1], "2", ["2"], True, [True], 1.5, [0.0], 2**31 + 1, [2**31], None])
+def test_seeds_that_are_none_are_refused(small_csv: Path, straight_run: Path, seeds: Any) -> None:
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
+    with pytest.raises(InputError, match="seed"):
+        compare(corpus, straight_run, rows=("baseline",), seeds=seeds, train=False)
+
+
+@pytest.mark.parametrize("arguments", [{"rows": "baseline"}, {"columns": "clip-demo"}])
+def test_a_name_outside_a_list_is_refused(small_csv: Path, straight_run: Path, arguments: Any) -> None:
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
+    with pytest.raises(InputError, match=f"={next(iter(arguments.values()))!r}; expected a list of names"):
+        compare(corpus, straight_run, train=False, **arguments)
+
+
+def test_models_of_another_corpus_do_not_count(
+    small_csv: Path, straight_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_csv = tmp_path / "other.csv"
+    other_csv.write_text(small_csv.read_text().replace("\n", "\nindeed ", 5))
+    other = load_corpus(other_csv, CorpusSettings(split_column="split"))
+    edited = replace(other, name=small_csv.stem)
+    before = (straight_run / "tables.md").read_bytes()
+    with pytest.raises(InputError, match=rf"trained on {small_csv.stem}; expected models of other as it is loaded now"):
+        compare(other, straight_run, rows=["baseline"], seeds=1, train=False)
+    with pytest.raises(InputError, match=rf"trained on {small_csv.stem} with other texts, labels or splits"):
+        compare(edited, straight_run, rows=["baseline"], seeds=1, train=False)
+    capsys.readouterr()
+    words = ["--dataset", str(other_csv), "--run-dir", str(straight_run)]
+    for command in (["tables", *words, "--no-train"], ["report", *words, "--split-column", "split"]):
+        assert main(command) == 2
+        assert f"trained on {small_csv.stem}; expected models of other" in capsys.readouterr().err
+    assert (straight_run / "tables.md").read_bytes() == before
+    assert not (straight_run / "report.html").exists()
+
+
+def test_models_of_two_corpora_in_one_run_are_told_apart(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_model(tmp_path, "ours", scores(300), command="baseline", dataset="other")
+    fake_model(tmp_path, "theirs", scores(200), command="baseline", dataset="topics")
+    report = tables(TablesOptions(dataset="other.csv", run_dir=tmp_path, train=False, seeds=1))
+    assert [model["folder"] for model in report["rows"]["baseline"]["models"]] == ["ours"]
+    assert report["others"] == []
+    assert "not counted, because trained on topics: theirs" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak resident set cannot be reset here")

@@ -19,7 +19,6 @@ def model_with(role: Role, answers: list[int]) -> ShownModel:
     return ShownModel(
         role=role,
         name=role,
-        examples="abc",
         probabilities=shares,
         answers=np.array(answers),
         labels=LABELS,
