@@ -33,11 +33,12 @@ def check_fields(settings: "DataclassInstance") -> None:
     hints = _type_hints(type(settings))
     for field in fields(settings):
         given, hint = getattr(settings, field.name), hints[field.name]
-        value = _converted(given, hint)
+        value = given
         try:
+            value = _converted(given, hint)
             check_type(value, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
             is_right = not isinstance(value, bool) or bool in _kinds(hint)  # to Python, True is an int
-        except TypeCheckError:
+        except (TypeCheckError, OverflowError):  # the latter for an int beyond all floats
             is_right = False
         if not is_right:
             raise InputError(got=f"{field.name}={given!r}", expected=_readable(hint), do="give such a value")

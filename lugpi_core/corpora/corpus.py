@@ -101,8 +101,8 @@ class Corpus:
         """
         from lugpi_core.corpora.user_corpus import corpus_from_texts  # user_corpus imports this module
 
-        given = {"text": texts, "label": labels, "prompt": prompts, "split": splits}
-        columns = {column: values for column, values in given.items() if values is not None}
+        others = {"label": labels, "prompt": prompts, "split": splits}
+        columns = {"text": texts} | {column: values for column, values in others.items() if values is not None}
         return corpus_from_texts(columns, name=name, label_names=label_names)
 
     def rows(self, split: str) -> list[int]:

@@ -73,7 +73,7 @@ def _values(given: Iterable[object], *, what: str) -> list[object]:
     if isinstance(given, str | bytes | Set | Mapping) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
         raise InputError(
             got=f"{what} of type {type(given).__name__}",
-            expected=f"a list of {what}, one for each text" if what != "texts" else "a list of texts",
+            expected=f"a list of {what}",
             do="pass a list, a tuple, an array or one column of a table",
         )
     return [value.item() if isinstance(value, np.generic) else value for value in given]
@@ -265,9 +265,10 @@ def _label_names(table: Table, column: str) -> list[str]:
     bad = [row for row, name in enumerate(names) if name is None]
     if bad:
         count = number_of(len(bad), "missing or unusable label{s}")
+        known = None if table.classes is None else f"{', '.join(table.classes[:_NAMED_ROWS])}{' …' * (len(table.classes) > _NAMED_ROWS)}"
         raise InputError(
             got=f"{count} in {column} of {table.where}, the first {values[bad[0]]!r}: {_listed(bad)}",
-            expected="text, whole numbers or booleans",
+            expected="text, whole numbers or booleans" if known is None else f"one of the classes {known}, or its number from 0",
             do="label or remove these rows",
         )
     return [name for name in names if name is not None]

@@ -97,8 +97,8 @@ class TokenStore(Dataset[Any]):
 
     Args:
         path: the ``tokens`` folder of a run.
-        columns: the columns of tokens to open; by default all complete ones, of which there must be one unless the store contains latents
-            alone, all of them.
+        columns: the columns of tokens to open, or the name of one. By default all complete ones; there must be one, unless the store
+            contains nothing but complete latents.
         image: which of the K images per text to read, from 0; None reads all of them, and tokens are [K, T, D].
         check_content: compare every shard with its hash on opening (about 7 GB/s).
 
@@ -119,7 +119,7 @@ class TokenStore(Dataset[Any]):
     """
 
     def __init__(
-        self, path: str | Path, *, columns: Sequence[str] | None = None, image: int | None = 0, check_content: bool = True
+        self, path: str | Path, *, columns: str | Sequence[str] | None = None, image: int | None = 0, check_content: bool = True
     ) -> None:
         self.path = Path(path)
         examples = read_stored_examples(self.path)
@@ -133,7 +133,7 @@ class TokenStore(Dataset[Any]):
         self.image = image
         self._check_content = check_content
         self._opened: dict[str, TokenColumn] = {}
-        self.columns = tuple(self._complete() if columns is None else columns)
+        self.columns = (columns,) if isinstance(columns, str) else tuple(self._complete() if columns is None else columns)
         for name in self.columns:
             self._open(name)
 

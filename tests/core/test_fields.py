@@ -53,6 +53,7 @@ def test_the_checks_of_a_part_run() -> None:
         ({"size": "two"}, "got size='two'; expected a whole number or auto"),
         ({"size": True}, "got size=True; expected a whole number or auto"),
         ({"rate": "5e-4"}, "got rate='5e-4'; expected a number or None"),
+        ({"rate": 10**400}, "expected a number or None"),
         ({"rate": False}, "got rate=False; expected a number or None"),
         ({"folder": 3}, "got folder=3; expected a path or None"),
         ({"keep": "no"}, "got keep='no'; expected True or False"),

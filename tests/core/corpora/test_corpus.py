@@ -118,7 +118,7 @@ def test_unlabelled_texts_in_memory_are_train_examples() -> None:
         ({"labels": ["a", "b", None, "b"], "splits": FOUR_SPLITS}, "1 missing or unusable label in label of texts, the first None"),
         (
             {"labels": [0, 1, 2, 0], "splits": FOUR_SPLITS, "label_names": ["x", "y"]},
-            "1 missing or unusable label in label of texts, the first 2",
+            "1 missing or unusable label in label of texts, the first 2: rows, counted from 0, 2; expected one of the classes x, y",
         ),
         ({"labels": ["x", "y", "z", "x"], "splits": FOUR_SPLITS, "label_names": ["x", "y"]}, "the first 'z'"),
         ({"labels": ["a", "b", "a", "b"]}, "no validation example in texts"),
@@ -202,3 +202,9 @@ def test_a_split_may_be_named_as_in_a_file(word: str) -> None:
 def test_an_unknown_split_is_refused(word: Any) -> None:
     with pytest.raises(InputError, match=f"got split {word!r}; expected one of train, validation"):
         CORPUS.rows(word)
+
+
+def test_none_is_no_list_of_texts() -> None:
+    texts: Any = None
+    with pytest.raises(InputError, match="got texts of type NoneType; expected a list of texts"):
+        Corpus.from_texts(texts)

@@ -289,3 +289,7 @@ def test_a_store_of_latents_alone_opens_without_columns(tmp_path: Path) -> None:
     store = TokenStore(tmp_path)
     assert store.columns == ()
     np.testing.assert_array_equal(store["latents"][[0, 11]], values[FIRST[[0, 11]]])
+
+
+def test_one_column_may_be_given_by_its_name(filled: tuple[Path, dict[str, NDArray[Any]]]) -> None:
+    assert TokenStore(filled[0], columns="clip").columns == ("clip",)
