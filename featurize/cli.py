@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, VerifyOptions
-from lugpi_core.command_line import Command, run
+from lugpi_core.command_line import Command, run, run_one_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,9 +14,8 @@ def main(arguments: Sequence[str]) -> int:
         "info": (_info, InfoOptions),
         "inspect": (_inspect, InspectOptions),
     }
-    if arguments and arguments[0] in commands:
-        command, options = commands[arguments[0]]
-        return run(command, options, arguments[1:], prog=f"python -m featurize {arguments[0]}")
+    if arguments and not arguments[0].startswith("-"):
+        return run_one_of(commands, arguments, prog="python -m featurize", about="")
     return run(_featurize, FeaturizeOptions, arguments, prog="python -m featurize")
 
 

@@ -60,7 +60,7 @@ class Clip:
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Return [B, E]."""
-        return torch.cat([self._space.texts(texts[start : start + 256]) for start in range(0, len(texts), 256)])
+        return torch.cat([self._space.embed_texts(texts[start : start + 256]) for start in range(0, len(texts), 256)])
 
     def images(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         """Return [B, E] of images in [0, 1]."""

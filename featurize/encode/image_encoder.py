@@ -60,11 +60,11 @@ class ImageEncoder:
 
 
 def _load_tower(files: EncoderFiles) -> nn.Module:
-    with loading_encoder(files):
+    with encoder_load_errors(files):
         return _OpenClipTokens(open_clip_model(files).visual) if files.family == "open_clip" else _transformers_tower(files)
 
 
-def loading_encoder(files: EncoderFiles) -> AbstractContextManager[None]:
+def encoder_load_errors(files: EncoderFiles) -> AbstractContextManager[None]:
     """Turn what the libraries raise while an encoder loads inside the block into one InputError."""
     return loading(files.folder, expected="weights that fit their configuration", do="download them again")
 

@@ -186,7 +186,7 @@ def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
     folder = generator.folder / "vae"
     # Only some parts of a pipeline may have half-precision files.
     variant = generator.variant if generator.variant and list(folder.glob(f"*.{generator.variant}.safetensors")) else None
-    with loading_generator(generator):
+    with generator_load_errors(generator):
         vae = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
     keep_from_overflow(generator, vae)
     return vae.eval().requires_grad_(False)
@@ -222,6 +222,6 @@ def dtype_of(module: Any) -> torch.dtype:
     return dtype
 
 
-def loading_generator(generator: Generator) -> AbstractContextManager[None]:
+def generator_load_errors(generator: Generator) -> AbstractContextManager[None]:
     """Turn what diffusers raises while parts of a generator load inside the block into one InputError."""
     return loading(generator.folder, expected=f"a whole {generator.pipeline_class} folder with safetensors weights", do="download it again")

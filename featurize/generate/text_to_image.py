@@ -22,10 +22,10 @@ from featurize.generate.decoders import (
     DecoderFiles,
     decoder_input,
     dtype_of,
+    generator_load_errors,
     in_unit_range,
     keep_from_overflow,
     load_decoder,
-    loading_generator,
 )
 from featurize.generate.deepcache import DeepReuse
 from featurize.generate.generators import Generator
@@ -269,7 +269,7 @@ def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.
     """
     from transformers import CLIPTokenizer
 
-    with loading_generator(generator):
+    with generator_load_errors(generator):
         tokenizer = CLIPTokenizer.from_pretrained(generator.folder / "tokenizer", local_files_only=True)
     cut = np.zeros(len(prompts), dtype=bool)
     for start in range(0, len(prompts), 1024):
@@ -303,7 +303,7 @@ def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None
     parts = {"safety_checker": None, "feature_extractor": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
     if decoder is not None:
         parts["vae"] = load_decoder(decoder, dtype)
-    with loading_generator(generator):
+    with generator_load_errors(generator):
         pipeline = pipeline_class.from_pretrained(
             generator.folder, dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
         )

@@ -75,20 +75,20 @@ def ssim_with_moments(left_BHW: torch.Tensor, right_BHW: torch.Tensor, left: Mom
     return (luminance * structure).mean(dim=(1, 2))
 
 
-def class_similarity(pictures_nHW: torch.Tensor, labels_n: NDArray[np.int64], names: tuple[str, ...], seed: int) -> ClassSimilarity:
+def class_similarity(images_nHW: torch.Tensor, labels_n: NDArray[np.int64], names: tuple[str, ...], seed: int) -> ClassSimilarity:
     """Compare all pairs of images, within classes and between classes.
 
     Memory: the images three times (14 MB for 280 of 64 px), and some 12 maps of 256 pairs (50 MB).
 
     Args:
-        pictures_nHW: grey, in [0, 1], on any device.
+        images_nHW: grey, in [0, 1], on any device.
         labels_n: the class of each; at least two classes, each with two images or more.
         names: of the classes.
         seed: of the permutations.
     """
     rng = np.random.default_rng(seed)
     present, class_n = np.unique(labels_n, return_inverse=True)
-    similarity_nn = _pairwise_ssim(pictures_nHW)
+    similarity_nn = _pairwise_ssim(images_nHW)
     means_KK = _class_means(similarity_nn, class_n)
     difference = _within_less_between(means_KK)
     as_much = sum(_within_less_between(_class_means(similarity_nn, rng.permutation(class_n))) >= difference for _ in range(PERMUTATIONS))
@@ -98,7 +98,7 @@ def class_similarity(pictures_nHW: torch.Tensor, labels_n: NDArray[np.int64], na
         pictures=len(labels_n),
         classes=len(present),
         pairs=len(labels_n) * (len(labels_n) - 1) // 2,
-        side_px=pictures_nHW.shape[-1],
+        side_px=images_nHW.shape[-1],
         within=float(means_KK.diagonal().mean()),
         between=float(np.mean([means_KK[pair] for pair in pairs])),
         difference=difference,

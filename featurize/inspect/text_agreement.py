@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
-from featurize.encode.image_encoder import loading_encoder, open_clip_model, open_clip_tokenizer
+from featurize.encode.image_encoder import encoder_load_errors, open_clip_model, open_clip_tokenizer
 from featurize.inspect.records import Record, decimal, interval_text
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
@@ -72,7 +72,7 @@ class JointSpace:
     def __init__(self, files: EncoderFiles, compute: Compute) -> None:
         if files.family != "open_clip":
             raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="choose one such as clip-vit-b32")
-        with loading_encoder(files):
+        with encoder_load_errors(files):
             model, self._tokenizer = open_clip_model(files), open_clip_tokenizer(files)
         if model.visual.pool_type != "tok" or model.visual.proj is None:
             raise InputError(
@@ -90,7 +90,7 @@ class JointSpace:
         return nn.functional.normalize(projected_BE, dim=-1)
 
     @torch.inference_mode()
-    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+    def embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return texts as unit vectors, float32 [B, E]; each is cut to the text tower's context.
 
         Raises:
@@ -164,7 +164,7 @@ def text_agreement(files: EncoderFiles, compute: Compute, class_tokens_nD: torch
     """
     space = JointSpace(files, compute)
     images_nE = space.images(class_tokens_nD)
-    texts_nE = torch.cat([space.texts(prompts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(prompts), _TEXTS_AT_ONCE)])
+    texts_nE = torch.cat([space.embed_texts(prompts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(prompts), _TEXTS_AT_ONCE)])
     return agreement_of((texts_nE @ images_nE.T).double().cpu())
 
 

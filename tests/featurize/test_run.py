@@ -324,6 +324,12 @@ def test_help_shows_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[st
     assert "Classifier-free guidance scale" in shown
 
 
+def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspekt", "--dataset", "demo"]) == 2
+    expected = "error: got the command 'inspekt'; expected one of verify, info, inspect; did you mean 'inspect'?\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize(
     ("flags", "message"), [(("--limit", "2"), "--limit 2"), (("--limit", "-5"), "--limit -5"), (("--seed", "-1"), "--seed -1")]
 )

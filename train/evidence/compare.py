@@ -205,7 +205,7 @@ def _trained(experiment: Experiment, plan: TablePlan) -> Outcome:
     for column in dict.fromkeys(model.row.column for model in models if model.row.column is not None):
         experiment.tokens(column)
     _check_unlabelled(experiment, models)
-    say(f"tables of {experiment.corpus.name}: {len(models)} models in {experiment.run}")
+    say(f"tables of {experiment.corpus.name}: {len(models)} {'model' if len(models) == 1 else 'models'} in {experiment.run}")
     outcome = train_models(experiment, models)
     references = models_of([row for row in plan.rows if row.name in plan.references], plan.rows, plan.seeds)
     add_finished(experiment, [model for model in references if model not in models], outcome)

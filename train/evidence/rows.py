@@ -96,18 +96,18 @@ def rows_of(columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2")
     rows = [Row(name=BASELINE, command="baseline", groups=GROUPS)]
     rows += [Row(name=f"images-{column}", command="images", groups=("table1",), column=column, privileged="images") for column in columns]
     rows += [_teacher(column, column, "images", "table1") for column in columns]
-    rows += [_student(column, (column,), "images", ("table1", "table2")) for column in columns]
-    rows += [_student(column, (column,), "images", ("table2",), terms) for column in columns for terms in ablations]
+    rows += [_student_row(column, (column,), "images", ("table1", "table2")) for column in columns]
+    rows += [_student_row(column, (column,), "images", ("table2",), terms) for column in columns for terms in ablations]
     controls: tuple[Privileged, ...] = ("none", "shuffled", "blank") if columns else ("none",)
     for privileged in controls:
         rows.append(_teacher(privileged, None if privileged == "none" else columns[0], privileged, "controls"))
-        rows.append(_student(privileged, (privileged,), privileged, ("controls",)))
+        rows.append(_student_row(privileged, (privileged,), privileged, ("controls",)))
     if len(columns) > 1:
-        rows.append(_student(ALL, tuple(columns), "images", ("controls",)))
+        rows.append(_student_row(ALL, tuple(columns), "images", ("controls",)))
     if has_more:
-        of_images = [_student(column, (column,), "images", ("unlabelled",)) for column in columns]
+        of_images = [_student_row(column, (column,), "images", ("unlabelled",)) for column in columns]
         rows += [
-            replace(row, name=row.name + MORE, more=True) for row in (*of_images, _student("none", ("none",), "none", ("unlabelled",)))
+            replace(row, name=row.name + MORE, more=True) for row in (*of_images, _student_row("none", ("none",), "none", ("unlabelled",)))
         ]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -123,7 +123,7 @@ def _teacher(kind: str, column: str | None, privileged: Privileged, group: Group
     return Row(name=f"teacher-{kind}", command="teacher", groups=(group,), column=column, privileged=privileged)
 
 
-def _student(kind: str, teachers: tuple[str, ...], privileged: Privileged, groups: tuple[Group, ...], terms: Terms = "both") -> Row:
+def _student_row(kind: str, teachers: tuple[str, ...], privileged: Privileged, groups: tuple[Group, ...], terms: Terms = "both") -> Row:
     teachers = tuple(f"teacher-{teacher}" for teacher in teachers)
     return Row(name=student_name(kind, terms), command="student", groups=groups, privileged=privileged, teachers=teachers, terms=terms)
 

@@ -103,8 +103,9 @@ class TableReport:
 
     def to_markdown(self) -> str:
         """Return the whole report as Markdown: every table with its verdicts, fidelity and calibration, other models, notes."""
+        models = "1 model" if self.model_count == 1 else f"{self.model_count} models"
         missing = sum(len(row.missing_seeds) for row in self.rows.values())
-        parts = [f"# {self.dataset}: {self.model_count} models" + (f", {missing} missing" if missing else "")]
+        parts = [f"# {self.dataset}: {models}" + (f", {missing} missing" if missing else "")]
         for table in self.tables:
             parts += [f"## {table.title}", markdown_table(HEADER, self.cells(table))]
             parts += ["\n".join(f"* {verdict}" for verdict in table.verdicts)] if table.verdicts else []

@@ -25,8 +25,8 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     """
     prepare_libraries()
     report = _compared(options) if options.train else _finished(options)
+    print(report.to_markdown())  # first: it can be read even where the files cannot be written
     report.write()
-    print(report.to_markdown())
     return report.to_json()
 
 

@@ -77,8 +77,10 @@ class OnnxOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(CorpusOptions):
-    """Write a run as one self-contained HTML page: tables, curves, calibration, errors, and examples with their images. Images are those
-    that python -m featurize inspect kept."""
+    """Write a run as one self-contained HTML page: tables, curves, calibration, errors, and examples with their images.
+
+    The images are those that python -m featurize inspect kept.
+    """
 
     run_dir: Path | None = None
     """Folder of the run; the page is its report.html (default: runs/<dataset>)."""

@@ -19,7 +19,7 @@ from train.evidence.rows import MORE
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
 from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, reliability_chart
 from train.report.content import ReportContent, ShownExample
-from train.report.templates import environment
+from train.report.templates import jinja_environment
 
 # More classes do not fit into a matrix or a chart; the lists next to them name what matters most.
 MOST_IN_A_MATRIX, MOST_CHANGES, MOST_CONFUSIONS = 40, 24, 8
@@ -32,7 +32,7 @@ def page(content: ReportContent) -> str:
     """Return the whole page."""
     style, script = asset("page.css"), asset("page.js")
     return (
-        environment()
+        jinja_environment()
         .get_template("page.html.j2")
         .render(
             content=content,
@@ -50,7 +50,7 @@ def page(content: ReportContent) -> str:
                 reliability_chart(model.reliability, f"Reliability diagram of the {model.role}") for model in content.models
             ],
             confusions=_confusions(content),
-            curves=_curves(content),
+            curves=_curve_charts(content),
             facts=_facts(content),
             filters=_filters(content),
             cards=[_card(example) for example in content.examples],
@@ -180,7 +180,7 @@ def _confusions(content: ReportContent) -> list[_Confusions]:
     return confusions
 
 
-def _curves(content: ReportContent) -> list[Chart]:
+def _curve_charts(content: ReportContent) -> list[Chart]:
     """Return the charts of validation accuracy and training loss, as far as they were recorded."""
     wanted: tuple[tuple[Literal["accuracies", "losses"], str, bool], ...] = (
         ("accuracies", "Validation accuracy by epoch", True),

@@ -15,7 +15,7 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe
 
 
 @cache
-def environment() -> Environment:
+def jinja_environment() -> Environment:
     """Return the environment of the templates next to this module."""
     folder = Path(__file__).with_name("templates")
     found = Environment(

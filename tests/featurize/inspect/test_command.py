@@ -362,7 +362,7 @@ def test_texts_and_images_are_compared_with_the_text_tower(tmp_path: Path, run: 
     planted = plant(tmp_path / "corpus")
     prompts = dict(zip(planted.drawing.tolist(), (example.prompt for example in planted.corpus.examples), strict=True))
     space = JointSpace(files, CPU)
-    class_tokens = class_tokens_like(space, space.texts([prompts[drawing] for drawing in range(len(prompts))])).numpy()
+    class_tokens = class_tokens_like(space, space.embed_texts([prompts[drawing] for drawing in range(len(prompts))])).numpy()
     tokens = np.stack([class_tokens, np.random.default_rng(0).normal(size=class_tokens.shape)], axis=1)
     made_by = {"generator": "demo", "encoders": [str(files.folder)]}
     plant_column(planted, "small-clip", tokens, fingerprint={"encoder": files.fingerprint()}, made_by=made_by)

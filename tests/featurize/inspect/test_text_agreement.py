@@ -36,13 +36,13 @@ def test_the_embeddings_are_those_of_the_library(files: EncoderFiles) -> None:
         expected = model.encode_image(encoder.pixels(images), normalize=True)
         texts = model.encode_text(tokenizer(PROMPTS), normalize=True)
     torch.testing.assert_close(space.images(class_tokens), expected, atol=2e-3, rtol=0)  # tokens are kept in half precision
-    torch.testing.assert_close(space.texts(PROMPTS), texts, atol=1e-6, rtol=0)
+    torch.testing.assert_close(space.embed_texts(PROMPTS), texts, atol=1e-6, rtol=0)
     assert space.images(class_tokens).shape == (3, JOINT)
 
 
 def test_images_that_agree_with_their_texts_are_recognised(files: EncoderFiles) -> None:
     space, prompts = JointSpace(files, CPU), [f"{n} thing {n * 7 % 13}" for n in range(40)]
-    shown = class_tokens_like(space, space.texts(prompts))
+    shown = class_tokens_like(space, space.embed_texts(prompts))
     found = text_agreement(files, CPU, shown, prompts)
     assert found.texts == 40
     assert found.matching == pytest.approx(1, abs=1e-4)
@@ -109,7 +109,7 @@ def test_a_foreign_column_has_no_known_encoder() -> None:
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     bare = find_encoder(str(clip_folder(tmp_path / "bare", own_tokenizer=False)))
     with pytest.raises(InputError, match="no tokenizer of its own"):
-        JointSpace(bare, CPU).texts(["a dog"])
+        JointSpace(bare, CPU).embed_texts(["a dog"])
 
 
 def test_a_missing_tokenizer_is_a_one_line_error(files: EncoderFiles, tmp_path: Path) -> None:

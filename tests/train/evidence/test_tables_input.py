@@ -133,6 +133,20 @@ def test_launchers_of_several_processes_are_refused(make: Make, monkeypatch: pyt
         tables(make(rows=("baseline",)))
 
 
+def test_the_list_of_commands_has_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(listed) == 9
+    assert [line for line in listed if not line.endswith(".")] == []
+
+
+def test_tables_are_printed_where_they_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_model(tmp_path, "baseline", scores(300), command="baseline")
+    (tmp_path / "tables.md").mkdir()
+    assert main(["tables", "--dataset", "topics.csv", "--run-dir", str(tmp_path), "--no-train", "--seeds", "1"]) == 2
+    assert capsys.readouterr().out.startswith("# topics: 1 model, ")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom train.cli import main\nassert main(['tables', '--help']) == 0\n"

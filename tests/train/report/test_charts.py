@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from train.evidence.calibration import reliability
 from train.report.cases import ClassChange
 from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, reliability_chart, shortened, ticks
-from train.report.templates import environment
+from train.report.templates import jinja_environment
 
-MACROS: Any = environment().get_template("charts.svg.j2").module
+MACROS: Any = jinja_environment().get_template("charts.svg.j2").module
 
 
 def svg_of(chart: Chart) -> str:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from train.report.templates import environment
+from train.report.templates import jinja_environment
 
 ELEMENT = '<p title="{{ text }}">{{ text }}</p>'
 
 
 def rendered(source: str, **values: object) -> str:
-    return environment().from_string(source).render(**values)
+    return jinja_environment().from_string(source).render(**values)
 
 
 class Parsed(HTMLParser):
