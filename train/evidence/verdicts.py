@@ -92,13 +92,14 @@ def _with_control(row: Row, gains: bool, control: Finding, unrelated: UnrelatedI
         return "The images reduce accuracy." if has_own_images else "Images that are unrelated to the text reduce accuracy."
     if not has_own_images:
         return "The gain does not come from image content: these images are unrelated to the text."
+    evidence = "Evidence from one seed that images help" if len(control.comparison.seeds) == 1 else "Evidence that images help"
     if unrelated.gaining:
         rows = " and ".join(unrelated.gaining)
         return f"Not evidence that image content helps: {rows} gained too, with images unrelated to the text."
     if unrelated.not_compared:
         kinds = " and ".join(unrelated.not_compared)
-        return f"Evidence that images help, unless {kinds} images, which are not compared here, help as much (--rows controls)."
-    return "Evidence that images help."
+        return f"{evidence}, unless {kinds} images, which are not compared here, help as much (--rows controls)."
+    return f"{evidence}."
 
 
 def _other_cause(row: Row) -> str:

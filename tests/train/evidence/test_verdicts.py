@@ -72,7 +72,8 @@ def test_a_finding_of_one_seed_says_so() -> None:
     against = [one_seed("teacher-clip-demo", reference) for reference in ("baseline", "teacher-none")]
     assert str(verdict(ROWS["teacher-clip-demo"], *against)) == (
         "teacher-clip-demo: better than the baseline by 2.00 points (p = 0.01, 95 % CI +1.00 to +3.00 points, one seed), and better than "
-        "its text-only control teacher-none by 2.00 points (p = 0.01, 95 % CI +1.00 to +3.00 points, one seed). Evidence that images help."
+        "its text-only control teacher-none by 2.00 points (p = 0.01, 95 % CI +1.00 to +3.00 points, one seed). Evidence from "
+        "one seed that images help."
     )
     assert "one seed" not in text("teacher-clip-demo", "better", "better")
 
