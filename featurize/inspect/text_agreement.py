@@ -17,7 +17,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
 
-# At most so many texts: the text tower of CLIP B/32 takes 6 GFLOP per text.
+# At most this many texts: the text tower of CLIP B/32 takes 6 GFLOP per text.
 MOST_TEXTS: Mapping[str, int] = {"cpu": 256, "cuda": 2048}
 _TEXTS_AT_ONCE = 32
 # Standard errors above .5 from which on the agreement is significant, and the texts that a standard error needs.
