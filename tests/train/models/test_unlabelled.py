@@ -77,7 +77,7 @@ def test_a_table_needs_the_text_column_and_no_label(tmp_path: Path, suffix: str)
         ("other.tsv", b"text\na\n", ".csv, .jsonl, .parquet"),
         ("header.csv", b"text\n", "no rows"),
         ("named.csv", b"body\na\n", "no column 'text'"),
-        ("gap.csv", b"text,x\n ,1\n", "empty texts"),
+        ("gap.csv", b"text,x\n ,1\n", "empty text"),
         ("torn.jsonl", b'{"text": "a"}\n{"te', "malformed JSON"),
     ],
 )
