@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from train.options.settings import DistillationSettings
 from train.options.training import ModelOptions, require_model_name
 
@@ -50,7 +50,7 @@ def shares_of(weights: tuple[float, ...], teachers: int) -> tuple[float, ...]:
     """
     if weights and (len(weights) != teachers or not all(weight > 0 and isfinite(weight) for weight in weights)):
         raise InputError(
-            got=f"--teacher-weights {' '.join(map(str, weights))} for {teachers} teachers",
+            got=f"--teacher-weights {' '.join(map(str, weights))} for {number_of(teachers, 'teacher{s}')}",
             expected="a positive weight for each",
             do="give for instance 0.5 0.5",
         )

@@ -205,8 +205,9 @@ def label_numbers(values: Sequence[object], names: Sequence[str], *, where: str)
     unknown = [row for row, number in enumerate(numbers) if number is None]
     if unknown:
         rows = ", ".join(map(str, unknown[:_NAMED_ROWS])) + (" …" if len(unknown) > _NAMED_ROWS else "")
+        first = values[unknown[0]]
         raise InputError(
-            got=f"{len(unknown):,} labels in {where} that are no class of the model, first {values[unknown[0]]!r}: rows, from 0, {rows}",
+            got=f"{len(unknown):,} labels in {where} that are no class of the model, first {first!r}: rows, counted from 0, {rows}",
             expected=f"one of {', '.join(names)}",
             do="fix them, or name another --label-column",
         )

@@ -254,7 +254,7 @@ def test_tables_finds_the_models(trained: Path, small_csv: Path, capsys: pytest.
         ("student", ("--teachers", "nobody", "--name", "n"), "no finished teacher"),
         ("student", ("--teachers", "baseline", "--name", "n"), "a baseline; expected a teacher"),
         ("student", ("--teachers", "teacher", "teacher", "--name", "n"), "several different ones"),
-        ("student", ("--teacher-weights", "0.5", "0.5", "--name", "n"), "for 1 teachers"),
+        ("student", ("--teacher-weights", "0.5", "0.5", "--name", "n"), "for 1 teacher;"),
         ("student", ("--teacher-weights", "-1", "--name", "n"), "a positive weight for each"),
         ("student", ("--student-layers", "3", "--name", "n"), "--student-layers 3; expected 1 to 2"),
         ("student", ("--student-layers", "0", "--name", "n"), "--student-layers 0"),

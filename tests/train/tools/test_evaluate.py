@@ -196,7 +196,7 @@ def test_texts_are_cut_to_max_length(model: Path) -> None:
 
 def test_labels_are_read_as_numbers_and_as_words() -> None:
     assert label_numbers([1, 0.0, " 2 "], ["0", "1", "2"], where="y").tolist() == [1, 0, 2]
-    with pytest.raises(InputError, match=r"2 labels in y .* first 1\.5: rows, from 0, 1, 2"):
+    with pytest.raises(InputError, match=r"2 labels in y .* first 1\.5: rows, counted from 0, 1, 2"):
         label_numbers(["0", 1.5, None], ["0", "1"], where="y")
 
 
