@@ -2,7 +2,10 @@
 
 import sys
 
-from featurize.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        from featurize.cli import main
+
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before the command has begun, while modules are imported
+        sys.exit(130)

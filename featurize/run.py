@@ -154,7 +154,8 @@ def featurize(
     if not require_names("encoders", encoders):
         raise InputError(got=f"encoders={encoders!r}", expected="at least one encoder", do="give for instance ['clip-vit-b32']")
     prepare_libraries()
-    settings = settings or FeaturizeSettings()
+    settings = FeaturizeSettings() if settings is None else settings
+    require_type("settings", settings, FeaturizeSettings)
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
     store = _store_folder(corpus, Path(run_dir))
     job = plan_job(corpus, store, generator=generator, encoders=encoders, settings=settings, made_by=flags)

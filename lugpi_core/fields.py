@@ -98,8 +98,8 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def require_type(name: str, value: object, *types: type) -> None:
-    """Raise TypeError unless an argument is of one of its types."""
-    if not isinstance(value, types):
+    """Raise TypeError unless an argument is of one of its types; a bool is no int."""
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise TypeError(f"{name}: got {value!r:.80}; expected {' or '.join(kind.__name__ for kind in types)}")
 
 

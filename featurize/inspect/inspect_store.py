@@ -108,7 +108,8 @@ def inspect(
     """
     require_type("corpus", corpus, Corpus)
     prepare_libraries()
-    settings = settings or InspectSettings()
+    settings = InspectSettings() if settings is None else settings
+    require_type("settings", settings, InspectSettings)
     check_decoder_name(settings.decoder)
     folder = Path(store) if isinstance(store, (str, Path)) else store.path
     if not columns_of(folder):

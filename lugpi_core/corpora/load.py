@@ -11,6 +11,7 @@ from lugpi_core.corpora.paper import load_20ng, load_cwi, load_imdb
 from lugpi_core.corpora.splits import limited, warn_of_lost_labels
 from lugpi_core.corpora.user_corpus import load_user_corpus
 from lugpi_core.errors import InputError, nearest
+from lugpi_core.fields import require_type
 
 DATASETS = ("20ng", "imdb", "cwi-news", "cwi-wikinews", "demo")
 USER_SETTINGS = frozenset({"text_column", "label_column", "prompt_column", "split_column", "validation_file", "test_file"})
@@ -25,7 +26,8 @@ def load_corpus(dataset: str | Path, settings: CorpusSettings | None = None) -> 
     Raises:
         InputError: unknown name; archive or file missing, damaged or not the expected one; a row that cannot be used.
     """
-    dataset, settings = str(dataset), settings or CorpusSettings()
+    dataset, settings = str(dataset), CorpusSettings() if settings is None else settings
+    require_type("settings", settings, CorpusSettings)
     corpus = _whole_corpus(dataset, settings)
     _warn_of_idle_settings(dataset, settings, corpus)
     if settings.limit is None:

@@ -6,6 +6,7 @@ Shapes: N examples, K images per text, T tokens of width D.
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, overload
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from lugpi_core.corpora.corpus import split_named
 from lugpi_core.errors import InputError
+from lugpi_core.fields import require_type
 from lugpi_core.store.example_table import read_stored_examples
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import load_manifest
@@ -127,6 +129,7 @@ class TokenStore(Dataset[Any]):
         self.splits, self.ids = examples.splits, examples.ids
         self.drawings, self.prompt_cut = examples.table.drawings, examples.table.prompt_cut
         self.corpus_name, self.corpus_fingerprint = examples.corpus_name, examples.table.corpus_fingerprint
+        require_type("image", image, int, NoneType)
         if image is not None and not 0 <= image < self.images_per_text:
             got = f"image={image} of {self.path} with {self.images_per_text} images per text"
             raise InputError(got=got, expected=f"0 to {self.images_per_text - 1}, or None for all", do="choose another image")

@@ -115,3 +115,16 @@ def test_the_loss_is_usable_by_itself() -> None:
 )
 def test_the_help_lists_every_keyword_argument(function: Any, arguments: type) -> None:
     assert [name for name in arguments.__annotations__ if f"        {name}: " not in function.__doc__] == []
+
+
+def test_settings_and_images_of_a_wrong_type_are_type_errors(corpus: lugpi.Corpus, store: lugpi.TokenStore, tmp_path: Path) -> None:
+    empty: Any = {}
+    with pytest.raises(TypeError, match="settings: got"):
+        lugpi.load_corpus("demo", empty)
+    with pytest.raises(TypeError, match="settings: got"):
+        lugpi.featurize(corpus, tmp_path / "run", settings=empty)
+    with pytest.raises(TypeError, match="settings: got"):
+        lugpi.inspect(store, corpus, settings=empty)
+    for image in (True, False, "1"):
+        with pytest.raises(TypeError, match=f"image: got {image!r}"):
+            lugpi.TokenStore(store.path, image=image)  # type: ignore[arg-type]

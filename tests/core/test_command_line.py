@@ -5,12 +5,14 @@ import io
 import json
 import os
 import pty
+import runpy
 import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -341,3 +343,14 @@ def test_the_command_line_imports_no_heavy_library() -> None:
     listing = "import sys, lugpi_core.command_line as c; c.run_one_of({'a': (dict, dict)}, ['-h'], prog='p', about='')"
     code = f"{listing}; assert not set({heavy}) & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("package", ["featurize", "train"])
+def test_an_interrupt_before_the_command_begins_ends_without_a_traceback(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, f"{package}.cli", SimpleNamespace(main=interrupted))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(package, run_name="__main__")
+    assert stopped.value.code == 130

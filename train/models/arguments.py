@@ -44,7 +44,8 @@ def teacher_folders(teachers: Sequence[TrainedModel | str | Path]) -> list[Path]
     if isinstance(teachers, str) or not isinstance(teachers, Sequence):
         raise TypeError(f"teachers: got {teachers!r}; expected a list of trained models or their folders")
     folders = [teacher.folder if isinstance(teacher, TrainedModel) else Path(teacher) for teacher in teachers]
-    if len({folder.parent for folder in folders}) != 1 or len(set(folders)) < len(folders):
+    places = [folder.resolve() for folder in folders]
+    if len({place.parent for place in places}) != 1 or len(set(places)) < len(places):
         raise InputError(
             got=f"teachers {', '.join(map(str, folders))}" if folders else "no teacher",
             expected="one teacher, or several different ones of one run",

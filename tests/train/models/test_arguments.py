@@ -13,7 +13,7 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.store.token_store import TokenStore
 from train.models.api import distill, train_baseline, train_images, train_teacher
-from train.models.arguments import column_of
+from train.models.arguments import column_of, teacher_folders
 
 NOWHERE: Any = "nowhere"  # neither a run nor a store is read
 
@@ -79,3 +79,10 @@ def test_one_image_of_several_is_refused(corpus: Corpus, small_run: Path) -> Non
     store.image = 1  # as if it were opened so: this store has one image per text
     with pytest.raises(InputError, match="image=1; expected a whole store"):
         train_teacher(corpus, store, column="clip-demo", text_model="demo")
+
+
+def test_relative_and_absolute_folders_are_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(teacher_folders([Path("run/a"), tmp_path / "run" / "b"])) == 2
+    with pytest.raises(InputError, match="different ones of one run"):
+        teacher_folders([Path("run/a"), tmp_path / "run" / "a"])
