@@ -14,7 +14,7 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.fields import require_type
 
 DATASETS = ("20ng", "imdb", "cwi-news", "cwi-wikinews", "demo")
-USER_SETTINGS = frozenset({"text_column", "label_column", "prompt_column", "split_column", "validation_file", "test_file"})
+USER_SETTINGS = frozenset({field.name for field in fields(CorpusSettings)} - {"data_dir", "split_by", "split_seed", "limit"})
 
 
 def load_corpus(dataset: str | Path, settings: CorpusSettings | None = None) -> Corpus:

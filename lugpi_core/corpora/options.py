@@ -8,6 +8,7 @@ from typing import Literal
 from lugpi_core.errors import InputError
 from lugpi_core.fields import check_fields
 
+Task = Literal["single-label", "multi-label", "regression"]
 HUB_PREFIX = "hf:"
 SMALLEST_LIMIT = 3  # one example for each split
 _HUB_NAME = re.compile(r"hf:(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:/(?P<config>[\w.+-]+))?(?:@(?P<revision>[\w./-]+))?")
@@ -18,7 +19,7 @@ class CorpusSettings:
     """How a corpus is read and cut into splits. Each command that reads a corpus has these as its flags.
 
     Raises:
-        InputError: a value of another type, ``limit`` is below 3, or ``split_seed`` is negative.
+        InputError: a value of another type, ``limit`` is below 3, ``split_seed`` is negative, or ``label_separator`` is empty.
     """
 
     data_dir: Path = Path("data")
@@ -41,6 +42,21 @@ class CorpusSettings:
     """Your own corpus: a file with the same columns and the validation examples."""
     test_file: Path | None = None
     """Your own corpus: a file with the same columns and the test examples."""
+    task: Task = "single-label"
+    """Your own corpus: each text has one class, any number of classes, or a number."""
+    label_separator: str | None = None
+    """Your own corpus, multi-label: what stands between the labels of a cell, such as '|'; none is needed for lists."""
+    text_pair_column: str | None = None
+    """Your own corpus: the column with the second text, for tasks on pairs of texts."""
+    group_column: str | None = None
+    """Your own corpus: rows with equal values in this column (an author, a document) stay in one split where a split is cut."""
+    dedupe: bool = False
+    """Your own corpus: keep one row of each text (the same after folding white space) and none whose labels disagree."""
+    stratify: bool = True
+    """Your own corpus: cut splits so that each has its share of every class, instead of purely at random."""
+    test_split: Literal["test", "validation", "none"] = "test"
+    """Your own corpus: score the test split as given; or score its validation split, and cut another from train; or cut one from train.
+    For data sets whose test labels are hidden."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -48,6 +64,10 @@ class CorpusSettings:
             raise InputError(got=f"--limit {self.limit}", expected=f"{SMALLEST_LIMIT} or more", do="give every split at least one example")
         if self.split_seed < 0:
             raise InputError(got=f"--split-seed {self.split_seed}", expected="0 or more", do="choose another seed")
+        if self.label_separator == "":
+            raise InputError(
+                got="an empty --label-separator", expected="what stands between labels, such as '|'", do="leave it out for lists"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from lugpi_core.corpora.archives import Archive, decoded, find_archive, tar_memb
 from lugpi_core.corpora.corpus import Corpus, Example, Split
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, seeded_splits, share_down, share_up
-from lugpi_core.corpora.user_corpus import checked_texts
+from lugpi_core.corpora.texts import checked_texts
 from lugpi_core.errors import InputError
 
 Genre = Literal["News", "WikiNews"]

@@ -3,21 +3,22 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lugpi_core.corpora.corpus import SPLIT_WORDS, SPLITS, UNLABELLED, Corpus, Example, Split
-from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, dataset_name
+from lugpi_core.corpora.labels import Labels, read_labels
+from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, Task, dataset_name
 from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
+from lugpi_core.corpora.texts import checked_texts, has_half_a_pair, listed, text_fault
 from lugpi_core.corpora.user_files import Table, file_table, hub_tables, text_table
 from lugpi_core.errors import InputError, nearest, number_of
 
 NO_LICENSE = "not stated"
 TEST_PERCENT = 20
 ID_COLUMN = "id"
-_NAMED_ROWS = 5
 
 
 def load_user_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
@@ -35,13 +36,15 @@ def load_user_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
     return replace(_corpus_of(_tables(dataset, settings), dataset, settings), name=dataset_name(dataset))
 
 
-def corpus_from_texts(columns: Mapping[str, Iterable[object]], *, name: str, label_names: Sequence[str] | None) -> Corpus:
-    """Return the corpus of the columns ``text`` and, where given, ``label``, ``prompt`` and ``split``: see ``Corpus.from_texts``.
+def corpus_from_texts(columns: Mapping[str, Iterable[object]], *, name: str, label_names: Sequence[str] | None, task: Task) -> Corpus:
+    """Return the corpus of the columns ``text`` and, where given, ``label``, ``pair``, ``prompt``, ``split`` and ``group``.
+
+    See ``Corpus.from_texts``.
 
     Raises:
         InputError: no lists, lists of different lengths, no folder's name, or as ``load_user_corpus`` does.
     """
-    if _fault(name) or Path(name).name != name or name == "..":
+    if text_fault(name) or Path(name).name != name or name == "..":
         raise InputError(got=f"name={name!r}", expected="a plain folder name", do="give for instance topics")
     values = {column: _values(given, what=f"{column}s") for column, given in columns.items()}
     table = Table(
@@ -56,12 +59,19 @@ def corpus_from_texts(columns: Mapping[str, Iterable[object]], *, name: str, lab
             raise InputError(
                 got=number_of(len(cells), column + "{s}"), expected=f"{len(values['text']):,}, one for each text", do="check the lists"
             )
-    settings = CorpusSettings(prompt_column="prompt" if "prompt" in values else None, split_column="split" if "split" in values else None)
+    settings = CorpusSettings(
+        task=task,
+        text_pair_column="pair" if "pair" in values else None,
+        prompt_column="prompt" if "prompt" in values else None,
+        split_column="split" if "split" in values else None,
+        group_column="group" if "group" in values else None,
+    )
     if "label" in values:
         corpus = _corpus_of([table], name, settings)
-        trained = {example.label for example in corpus.examples if example.split == "train"}
-        if untrained := [label for number, label in enumerate(corpus.label_names) if number not in trained]:
-            warnings.warn(f"{name} has no train example of {', '.join(untrained)}", stacklevel=3)
+        if task == "single-label":
+            trained = {example.label for example in corpus.examples if example.split == "train"}
+            if untrained := [label for number, label in enumerate(corpus.label_names) if number not in trained]:
+                warnings.warn(f"{name} has no train example of {', '.join(untrained)}", stacklevel=3)
         return corpus
     if label_names is not None or "split" in values:
         raise InputError(got="label names or splits without labels", expected="texts alone, or labels as well", do="pass labels")
@@ -92,20 +102,35 @@ def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> 
         columns = {
             "text": settings.text_column,
             "label": settings.label_column,
+            "text_pair": settings.text_pair_column,
             "prompt": settings.prompt_column,
             "split": settings.split_column,
+            "group": settings.group_column,
         }
         _check_columns(table, columns)
-    texts = [text for table in tables for text in _texts(table, settings.text_column)]
-    prompts = [text for table in tables for text in _texts(table, settings.prompt_column or settings.text_column)]
+    texts, pairs, prompts = _texts_of(tables, settings)
     splits = _splits(tables, name, settings)
-    labels = _labels(tables, settings.label_column)
-    _check_labels(labels, splits, where=name)
-    number = {label: place for place, label in enumerate(labels.classes)}
-    rows = zip(_ids(tables), texts, prompts, labels.names, splits, strict=True)
-    examples = (Example(id=id_, text=text, prompt=prompt, label=number[label], split=split) for id_, text, prompt, label, split in rows)
+    labels = read_labels(tables, settings.label_column, task=settings.task, separator=settings.label_separator)
+    if settings.task == "single-label":
+        _check_labels(labels, splits, where=name)
+    rows = zip(_ids(tables), texts, prompts, labels.labels, splits, pairs, labels.targets, strict=True)
+    examples = tuple(
+        Example(id=id_, text=text, prompt=prompt, label=label, split=split, pair=pair, target=target)
+        for id_, text, prompt, label, split, pair, target in rows
+    )
     licence = next((table.license for table in tables if table.license), NO_LICENSE)
-    return Corpus(name=name, label_names=labels.classes, examples=tuple(examples), license=licence)
+    return Corpus(name=name, label_names=labels.classes, examples=examples, license=licence, task=settings.task)
+
+
+def _texts_of(tables: Sequence[Table], settings: CorpusSettings) -> tuple[list[str], Sequence[str | None], list[str]]:
+    """Return every row's text, second text (None without such a column) and prompt."""
+    texts = [text for table in tables for text in _texts(table, settings.text_column)]
+    pairs = [text for table in tables for text in _texts(table, settings.text_pair_column)] if settings.text_pair_column else None
+    if settings.prompt_column:
+        prompts = [text for table in tables for text in _texts(table, settings.prompt_column)]
+    else:
+        prompts = texts if pairs is None else [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
+    return texts, [None] * len(texts) if pairs is None else pairs, prompts
 
 
 def load_unlabelled(path: Path, settings: CorpusSettings) -> Corpus:
@@ -118,22 +143,30 @@ def load_unlabelled(path: Path, settings: CorpusSettings) -> Corpus:
     if path.suffix.lower() == ".txt":
         table = text_table(path, settings.text_column)
     else:
-        columns = (settings.text_column, settings.prompt_column or settings.text_column, ID_COLUMN)
-        table = file_table(path, "train", tuple(dict.fromkeys(columns)))
+        columns = (settings.text_column, settings.text_pair_column, settings.prompt_column, ID_COLUMN)
+        table = file_table(path, "train", tuple(dict.fromkeys(name for name in columns if name is not None)))
     return _unlabelled_corpus(table, path.stem, settings)
 
 
 def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Corpus:
-    _check_columns(table, {"text": settings.text_column, "prompt": settings.prompt_column})
-    texts = _texts(table, settings.text_column)
-    prompts = _texts(table, settings.prompt_column or settings.text_column)
-    rows = zip(_ids([table]), texts, prompts, strict=True)
-    examples = tuple(Example(id=id_, text=text, prompt=prompt, label=UNLABELLED, split="train") for id_, text, prompt in rows)
+    _check_columns(table, {"text": settings.text_column, "text_pair": settings.text_pair_column, "prompt": settings.prompt_column})
+    rows = zip(_ids([table]), *_texts_of([table], settings), strict=True)
+    examples = tuple(
+        Example(id=id_, text=text, prompt=prompt, label=UNLABELLED, split="train", pair=pair) for id_, text, pair, prompt in rows
+    )
     return Corpus(name=name, label_names=(), examples=examples, license=table.license or NO_LICENSE)
 
 
 def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
-    named = (settings.text_column, settings.label_column, settings.prompt_column, settings.split_column, ID_COLUMN)
+    named = (
+        settings.text_column,
+        settings.label_column,
+        settings.text_pair_column,
+        settings.prompt_column,
+        settings.split_column,
+        settings.group_column,
+        ID_COLUMN,
+    )
     wanted = tuple(dict.fromkeys(name for name in named if name is not None))
     if dataset.startswith(HUB_PREFIX):
         return hub_tables(dataset, wanted, settings.label_column)
@@ -158,7 +191,7 @@ def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
             raise InputError(
                 got=f"no column {name!r} in {table.where}, whose columns are {', '.join(table.names) or 'none'}",
                 expected=f"the column of every example's {role}",
-                do=f"set {role}_column (--{role}-column); {nearest(name, table.names)}",
+                do=f"set {role}_column (--{role.replace('_', '-')}-column); {nearest(name, table.names)}",
             )
     if not len(table):
         raise no_rows
@@ -166,47 +199,6 @@ def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
 
 def _texts(table: Table, column: str) -> list[str]:
     return checked_texts(table.columns[column], what=column, where=table.where)
-
-
-def checked_texts(values: Sequence[object], *, what: str, where: str, names: Sequence[str] | None = None) -> list[str]:
-    """Return ``values`` if all of them are texts that a tokenizer accepts. Any length, script and markup is allowed.
-
-    Raises:
-        InputError: some are not text, empty, or contain a NUL or half a surrogate pair; names the first few, by ``names`` or by row from 0.
-    """
-    bad: dict[str, list[int]] = {}
-    texts: list[str] = []
-    for row, value in enumerate(values):
-        fault = _fault(value)
-        if fault is not None:
-            bad.setdefault(fault, []).append(row)
-        elif isinstance(value, str):
-            texts.append(value)
-    if bad:
-        fault, rows = next(iter(bad.items()))
-        listed = _listed(rows) if names is None else _listed([names[row] for row in rows], of="examples")
-        raise InputError(got=f"{number_of(len(rows), fault)} in {what} of {where}: {listed}", expected="text", do="fix or remove them")
-    return texts
-
-
-def _fault(value: object) -> str | None:
-    if not isinstance(value, str):
-        return "value{s} missing or not text"
-    if not value.strip():
-        return "empty text{s}"
-    if "\0" in value:
-        return "text{s} with a NUL character"
-    return "text{s} with half a surrogate pair" if _has_half_a_pair(value) else None
-
-
-def _has_half_a_pair(text: str) -> bool:
-    """Whether a text contains half a surrogate pair, which a JSON escape can produce and UTF-8 cannot encode."""
-    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _listed(rows: Sequence[object], of: str = "rows, counted from 0,") -> str:
-    first = ", ".join(str(row) for row in rows[:_NAMED_ROWS])
-    return f"{of} {first}" + (" …" if len(rows) > _NAMED_ROWS else "")
 
 
 def _splits(tables: Sequence[Table], dataset: str, settings: CorpusSettings) -> list[Split]:
@@ -235,66 +227,20 @@ def _given_splits(table: Table, column: str | None) -> list[Split]:
     if unknown:
         where = f"{column} of {table.where}"
         raise InputError(
-            got=f"{number_of(len(unknown), 'unknown value{s}')} in {where}, the first {words[unknown[0]]!r}: {_listed(unknown)}",
+            got=f"{number_of(len(unknown), 'unknown value{s}')} in {where}, the first {words[unknown[0]]!r}: {listed(unknown)}",
             expected=f"one of {', '.join(SPLIT_WORDS)}",
             do="rename them",
         )
     return [SPLIT_WORDS[word] for word in words]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Labels:
-    """Every row's label name, and the classes in order."""
-
-    names: list[str]
-    classes: tuple[str, ...]
-
-
-def _labels(tables: Sequence[Table], column: str) -> _Labels:
-    names = [name for table in tables for name in _label_names(table, column)]
-    if (known := tables[0].classes) is not None:
-        return _Labels(names=names, classes=known)
-    classes = set(names)
-    whole_numbers = all(name.removeprefix("-").isdecimal() for name in classes)
-    return _Labels(names=names, classes=tuple(sorted(classes, key=lambda name: (int(name) if whole_numbers else 0, name))))
-
-
-def _label_names(table: Table, column: str) -> list[str]:
-    values = table.columns[column]
-    names = [label_name(value, table.classes) for value in values]
-    bad = [row for row, name in enumerate(names) if name is None]
-    if bad:
-        count = number_of(len(bad), "missing or unusable label{s}")
-        known = None if table.classes is None else f"{', '.join(table.classes[:_NAMED_ROWS])}{' …' * (len(table.classes) > _NAMED_ROWS)}"
-        raise InputError(
-            got=f"{count} in {column} of {table.where}, the first {values[bad[0]]!r}: {_listed(bad)}",
-            expected="text, whole numbers or booleans" if known is None else f"one of the classes {known}, or its number from 0",
-            do="label or remove these rows",
-        )
-    return [name for name in names if name is not None]
-
-
-def label_name(value: object, classes: tuple[str, ...] | None = None) -> str | None:
-    """Return the class name of a label as a file has it, or None if it is missing or no class."""
-    match value:
-        case float() if value.is_integer():  # a column of whole numbers that was stored with gaps
-            return label_name(int(value), classes)
-        case int() if classes is not None:
-            return classes[value] if 0 <= value < len(classes) else None  # the hub writes -1 for "not labelled"
-        case int():  # and booleans
-            return str(value)
-        case str() if value.strip().lower() not in ("", "nan") and not _has_half_a_pair(value):
-            name = value.strip()
-            return name if classes is None or name in classes else None
-    return None
-
-
-def _check_labels(labels: _Labels, splits: Sequence[Split], *, where: str) -> None:
-    present = set(labels.names)
+def _check_labels(labels: Labels, splits: Sequence[Split], *, where: str) -> None:
+    names = [labels.classes[label] for label in labels.labels]
+    present = set(names)
     if len(present) < 2:
         raise InputError(got=f"only the label {', '.join(present)} in {where}", expected="two classes or more", do="check the labels")
-    trained = {name for name, split in zip(labels.names, splits, strict=True) if split == "train"}
-    counted = Counter((name, split) for name, split in zip(labels.names, splits, strict=True) if name not in trained)
+    trained = {name for name, split in zip(names, splits, strict=True) if split == "train"}
+    counted = Counter((name, split) for name, split in zip(names, splits, strict=True) if name not in trained)
     if counted:
         (name, split), count = counted.most_common()[0]
         raise InputError(
@@ -309,9 +255,9 @@ def _ids(tables: Sequence[Table]) -> list[str]:
     there are several."""
     given = [value for table in tables for value in table.columns.get(ID_COLUMN, ())]
     named = [str(value) for value in given if isinstance(value, int | str) and str(value).strip()]
-    if bad := [row for row, name in enumerate(named) if _has_half_a_pair(name)]:
+    if bad := [row for row, name in enumerate(named) if has_half_a_pair(name)]:
         raise InputError(
-            got=f"{number_of(len(bad), 'id{s} with half a surrogate pair')} in {ID_COLUMN} of {tables[0].where}: {_listed(bad)}",
+            got=f"{number_of(len(bad), 'id{s} with half a surrogate pair')} in {ID_COLUMN} of {tables[0].where}: {listed(bad)}",
             expected="text",
             do="fix or remove them",
         )

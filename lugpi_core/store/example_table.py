@@ -1,6 +1,6 @@
 """``examples.h5``: each example's images ("drawings"), label, split and id, and whether its prompt was cut.
 
-Shapes: N examples, K images each.
+Shapes: N examples, K images each, C classes.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,8 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
     """Write ``examples.h5``, whole or not at all.
 
     ``split`` is 0 for train, 1 for validation, 2 for test. ``id`` is UTF-8 of fixed length; characters that UTF-8 cannot
-    encode are escaped. ``drawing`` is the first image; if there are several, ``drawings`` [N, K] contains all of them.
+    encode are escaped. ``drawing`` is the first image; if there are several, ``drawings`` [N, K] contains all of them. Only a corpus
+    of another task than single-label has a ``target``: uint8 [N, C] of 0 and 1 for multi-label, float32 [N] for regression.
     """
     split_numbers = {split: number for number, split in enumerate(SPLITS)}
 
@@ -53,6 +54,8 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
         if table.drawings.shape[1] > 1:
             file["drawings"] = table.drawings.astype("<i8")
         file["label"] = np.array([example.label for example in corpus.examples], "<i8")
+        if corpus.task != "single-label":
+            file["target"] = corpus.targets().astype("u1" if corpus.task == "multi-label" else "<f4")
         file["split"] = np.array([split_numbers[example.split] for example in corpus.examples], "u1")
         file["id"] = np.array([example.id.encode(errors="backslashreplace") for example in corpus.examples], "S")
         file["prompt_cut"] = table.prompt_cut.astype("u1")
@@ -81,7 +84,8 @@ class StoredExamples:
         table: their images.
         corpus_name: the corpus's name.
         label_names: class k is ``label_names[k]``.
-        labels: int64 [N], -1 = unlabelled.
+        labels: int64 [N], -1 = unlabelled, or not single-label.
+        targets: ``Corpus.targets()``: the labels, or float32 [N, C] for multi-label, float32 [N] for regression.
         splits: [N] of "train", "validation" and "test".
         ids: [N].
     """
@@ -90,6 +94,7 @@ class StoredExamples:
     corpus_name: str
     label_names: tuple[str, ...]
     labels: NDArray[np.int64]
+    targets: NDArray[Any]
     splits: NDArray[np.str_]
     ids: NDArray[np.str_]
 
@@ -108,11 +113,15 @@ def read_stored_examples(store: Path) -> StoredExamples:
     label_names = arrays.get("label_name", np.zeros(0, "S1"))
     if label_names.dtype.kind != "S" or label_names.ndim != 1 or arrays["split"].max(initial=0) >= len(SPLITS):
         raise InputError(got=f"{store / EXAMPLES} with other splits or class names", expected="the table as lugpi wrote it", do=_AGAIN)
+    labels = arrays["label"].astype(np.int64)
+    if (target := arrays.get("target")) is not None and target.shape not in ((count,), (count, len(label_names))):
+        raise InputError(got=f"{store / EXAMPLES} with a target for other examples", expected="the table as lugpi wrote it", do=_AGAIN)
     return StoredExamples(
         table=table,
         corpus_name=str(about.get("corpus")),
         label_names=tuple(name.decode(errors="replace") for name in label_names.tolist()),
-        labels=arrays["label"].astype(np.int64),
+        labels=labels,
+        targets=labels if target is None else target.astype(np.float32),
         splits=np.array(SPLITS)[arrays["split"]],
         ids=np.array([name.decode(errors="replace") for name in arrays["id"].tolist()], np.str_),
     )

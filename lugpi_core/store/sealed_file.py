@@ -22,7 +22,7 @@ from lugpi_core.files import open_file, read_at, write_bytes
 
 USER_BLOCK_BYTES = 4096
 _LARGEST_BYTES = 1 << 31
-_DTYPE = re.compile(r"[<>|][iuS][0-9]{1,9}")  # NumPy evaluates parts of longer texts
+_DTYPE = re.compile(r"[<>|](?:[iuS][0-9]{1,9}|f4)")  # NumPy evaluates parts of longer texts
 
 
 def write_sealed(path: Path, about: dict[str, Any], build: Callable[[Any], None]) -> None:

@@ -90,7 +90,8 @@ class TokenStore(Dataset[Any]):
     """A finished token store, by example, in the corpus's order; also a map-style ``torch.utils.data.Dataset``.
 
     ``store["clip-vit-b32"]`` is a ``TokenColumn``, and so is ``store["latents"]`` where latents are kept. ``store[7]`` is a dict of what
-    example 7 has: a float16 tensor [T, D] under the name of each column in ``columns``, and ``label``, ``split`` and ``id``. A DataLoader
+    example 7 has: a float16 tensor [T, D] under the name of each column in ``columns``, and ``label``, ``split`` and ``id``, and ``target``
+    if the corpus is multi-label or regression (a float32 tensor). A DataLoader
     takes the store as it is, with any number of workers: it holds paths and memory maps, no rows and no HDF5 handles, and each process that
     it is forked or pickled to maps the files itself.
 
@@ -107,7 +108,9 @@ class TokenStore(Dataset[Any]):
     Attributes:
         path: the folder.
         columns: names of the opened columns.
-        labels: int64 [N], each example's class, or -1 if it is unlabelled.
+        labels: int64 [N], each example's class, or -1 if it is unlabelled or the corpus is not single-label.
+        targets: what a model of the corpus learns, ``Corpus.targets()``: the labels; or float32 [N, classes] of 0 and 1 for multi-label,
+            float32 [N] for regression.
         label_names: class k is ``label_names[k]``; empty for unlabelled texts.
         splits: [N] of "train", "validation" and "test".
         ids: [N], the corpus's ids.
@@ -125,7 +128,7 @@ class TokenStore(Dataset[Any]):
     ) -> None:
         self.path = Path(path)
         examples = read_stored_examples(self.path)
-        self.labels, self.label_names = examples.labels, examples.label_names
+        self.labels, self.targets, self.label_names = examples.labels, examples.targets, examples.label_names
         self.splits, self.ids = examples.splits, examples.ids
         self.drawings, self.prompt_cut = examples.table.drawings, examples.table.prompt_cut
         self.corpus_name, self.corpus_fingerprint = examples.corpus_name, examples.table.corpus_fingerprint
@@ -195,6 +198,7 @@ class TokenStore(Dataset[Any]):
                 "label": int(self.labels[example]),
                 "split": str(self.splits[example]),
                 "id": str(self.ids[example]),
+                **({"target": torch.tensor(self.targets[example])} if self.targets.dtype == np.float32 else {}),
             }
             for n, example in enumerate(examples)
         ]

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import is_first_process, say
-from lugpi_core.corpora.user_corpus import ID_COLUMN, checked_texts, label_name
+from lugpi_core.corpora.labels import label_name
+from lugpi_core.corpora.texts import checked_texts
+from lugpi_core.corpora.user_corpus import ID_COLUMN
 from lugpi_core.corpora.user_files import Table, file_table, text_table
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json, whole_file

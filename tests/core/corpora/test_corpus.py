@@ -55,6 +55,29 @@ def test_the_fingerprint_changes_with_everything_that_affects_a_run(changed: Cor
     assert changed.fingerprint() != CORPUS.fingerprint()
 
 
+def test_the_fingerprint_of_single_texts_with_single_labels_is_that_of_earlier_versions() -> None:
+    assert CORPUS.fingerprint() == "58ad97e89dfc1c7ae0150f381f99396f"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dataclasses.replace(CORPUS, task="multi-label"),
+        dataclasses.replace(CORPUS, task="regression"),
+        _with_example(pair="other"),
+        _with_example(pair=""),
+        dataclasses.replace(_with_example(target=(0,)), task="multi-label"),
+        dataclasses.replace(_with_example(target=()), task="multi-label"),
+        dataclasses.replace(_with_example(target=(0, 1)), task="multi-label"),
+        dataclasses.replace(_with_example(target=0.5), task="regression"),
+        dataclasses.replace(_with_example(target=0.25), task="regression"),
+    ],
+)
+def test_pairs_tasks_and_targets_are_part_of_the_fingerprint(changed: Corpus) -> None:
+    other = dataclasses.replace(_with_example(pair="another"), task="regression")
+    assert len({changed.fingerprint(), CORPUS.fingerprint(), other.fingerprint()}) == 3
+
+
 def test_the_fingerprint_ignores_name_licence_and_separator() -> None:
     renamed = dataclasses.replace(CORPUS, name="other", license="MIT", separator="[SEP]")
     assert renamed.fingerprint() == CORPUS.fingerprint()
@@ -208,3 +231,52 @@ def test_none_is_no_list_of_texts() -> None:
     texts: Any = None
     with pytest.raises(InputError, match="got texts of type NoneType; expected a list of texts"):
         Corpus.from_texts(texts)
+
+
+def test_single_labels_are_the_targets_of_a_single_label_corpus() -> None:
+    targets = _with_example(label=UNLABELLED).targets()
+    assert targets.dtype == np.int64
+    assert targets.tolist() == [-1, 1]
+    assert [example.is_labelled for example in _with_example(label=UNLABELLED).examples] == [False, True]
+
+
+def test_several_labels_are_rows_of_0_and_1() -> None:
+    labels = [["b", "a"], [], ["c"], ["b", "b"]]
+    corpus = Corpus.from_texts(TEXTS, labels, splits=FOUR_SPLITS, task="multi-label")
+    assert (corpus.task, corpus.label_names) == ("multi-label", ("a", "b", "c"))
+    assert [example.target for example in corpus.examples] == [(0, 1), (), (2,), (1,)]
+    assert {(example.label, example.is_labelled) for example in corpus.examples} == {(UNLABELLED, True)}
+    assert corpus.targets().dtype == np.float32
+    assert corpus.targets().tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0]]
+    unlabelled = dataclasses.replace(corpus.examples[0], target=None)
+    assert np.isnan(dataclasses.replace(corpus, examples=(unlabelled, *corpus.examples[1:])).targets()).sum(1).tolist() == [3, 0, 0, 0]
+    assert not unlabelled.is_labelled
+
+
+def test_numbers_are_the_targets_of_a_regression_corpus() -> None:
+    corpus = Corpus.from_texts(TEXTS, np.array([0.5, -1, 3, 2]), splits=FOUR_SPLITS, task="regression")
+    assert (corpus.task, corpus.label_names) == ("regression", ("label",))
+    assert corpus.targets().dtype == np.float32
+    assert corpus.targets().tolist() == [0.5, -1, 3, 2]
+    unlabelled = dataclasses.replace(corpus.examples[0], target=None)
+    assert np.isnan(dataclasses.replace(corpus, examples=(unlabelled, *corpus.examples[1:])).targets()).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_pairs_of_texts_are_drawn_from_both() -> None:
+    corpus = Corpus.from_texts(TEXTS, ["x", "y", "x", "y"], splits=FOUR_SPLITS, pairs=["e", "f", "g", "h"])
+    assert [(example.text, example.pair, example.prompt) for example in corpus.examples][:2] == [("a", "e", "a e"), ("b", "f", "b f")]
+    assert corpus.has_pairs
+    assert not CORPUS.has_pairs
+    prompted = Corpus.from_texts(TEXTS, ["x", "y", "x", "y"], splits=FOUR_SPLITS, pairs=["e", "f", "g", "h"], prompts=["p"] * 4)
+    assert {example.prompt for example in prompted.examples} == {"p"}
+
+
+def test_an_unknown_column_of_texts_is_a_type_error() -> None:
+    wrong: dict[str, Any] = {"promts": TEXTS}
+    with pytest.raises(TypeError, match="'promts'; expected prompts, pairs, groups"):
+        Corpus.from_texts(TEXTS, **wrong)

@@ -293,3 +293,21 @@ def test_a_store_of_latents_alone_opens_without_columns(tmp_path: Path) -> None:
 
 def test_one_column_may_be_given_by_its_name(filled: tuple[Path, dict[str, NDArray[Any]]]) -> None:
     assert TokenStore(filled[0], columns="clip").columns == ("clip",)
+
+
+@pytest.mark.parametrize(("task", "labels"), [("multi-label", [["bad"], [], ["good", "bad"]] * 4), ("regression", [0.5, -1, 3] * 4)])
+def test_the_targets_of_other_tasks_are_stored(tmp_path: Path, task: Any, labels: list[Any]) -> None:
+    corpus = Corpus.from_texts([f"text {n}" for n in range(N)], labels, splits=SPLITS, task=task)
+    _fill(tmp_path, "clip", 11)
+    _examples(tmp_path, FIRST[:, None], corpus)
+    store = TokenStore(tmp_path)
+    assert set(store.labels.tolist()) == {UNLABELLED}
+    assert (store.targets.dtype, store.targets.tolist()) == (np.float32, corpus.targets().tolist())
+    assert [example["target"].tolist() for example in (store[0], store[11])] == [corpus.targets()[row].tolist() for row in (0, 11)]
+    assert read_sealed(tmp_path / EXAMPLES)[1]["target"].dtype == {"multi-label": np.uint8, "regression": np.float32}[task]
+
+
+def test_a_single_label_store_has_no_target(filled: tuple[Path, dict[str, NDArray[Any]]], store: TokenStore) -> None:
+    assert "target" not in read_sealed(filled[0] / EXAMPLES)[1]
+    assert "target" not in store[0]
+    assert store.targets.tolist() == store.labels.tolist()
