@@ -23,7 +23,7 @@ from train.learning.distributed import Processes
 from train.learning.loop import Learner, Training
 from train.learning.losses import KD_PRESETS, TeacherTarget, distillation_loss
 from train.learning.networks import FusionHead, Output, Student, Teacher, TextClassifier
-from train.models.kinds import cross_entropy
+from train.models.kinds import label_loss
 from train.options.settings import DevicePlacement, Optimization, OptimizerChoice
 
 CLASSES = 20
@@ -155,7 +155,7 @@ def learner_of(
 
 def baseline_learner(sizes: Sizes, data: TrainingData, batch_size: int, optimizer: OptimizerChoice = "adamw") -> Learner:
     """Return plain fine-tuning by our loop."""
-    return learner_of(TextClassifier(classifier(sizes)), data, cross_entropy, batch_size=batch_size, optimizer=optimizer)
+    return learner_of(TextClassifier(classifier(sizes)), data, label_loss("single-label"), batch_size=batch_size, optimizer=optimizer)
 
 
 def student_learner(sizes: Sizes, data: TrainingData, batch_size: int, optimizer: OptimizerChoice = "adamw") -> Learner:
@@ -165,7 +165,7 @@ def student_learner(sizes: Sizes, data: TrainingData, batch_size: int, optimizer
 
 def teacher_learner(sizes: Sizes, encoder: Encoder, data: TrainingData, batch_size: int, optimizer: OptimizerChoice = "adamw") -> Learner:
     """Return a teacher that reads cached image tokens."""
-    return learner_of(teacher(sizes, encoder), data, cross_entropy, batch_size=batch_size, optimizer=optimizer)
+    return learner_of(teacher(sizes, encoder), data, label_loss("single-label"), batch_size=batch_size, optimizer=optimizer)
 
 
 def distilled(output: Output, batch: Batch) -> torch.Tensor:

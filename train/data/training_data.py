@@ -4,13 +4,15 @@ Shapes: N examples followed by U unlabelled texts, B in a batch, L text tokens, 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.options import Task
 from train.data.privileged import PrivilegedImages
+from train.data.target_unit import TargetUnit
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
 
@@ -22,13 +24,15 @@ class Batch:
     Attributes:
         inputs: what the model is called with: ``input_ids`` and, if any text is padded, ``attention_mask``, both int64 [B, L];
             ``image_tokens``, float16 [B, T, I].
-        labels: int64 [B]; UNLABELLED for a text without one.
+        labels: of the task, as ``Corpus.targets()``: int64 [B], float32 [B, K] or float32 [B].
         teachers: each teacher's outputs for these rows; empty for a model that is not distilled.
+        class_weights: float32 [K], or None if all classes weigh the same.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     teachers: tuple[TeacherOutputs, ...] = ()
+    class_weights: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,13 @@ class TrainingData:
 
     Attributes:
         device: where the batches are created.
-        labels: int64 [N + U] on the device; UNLABELLED for a text without one.
+        labels: on the device, as ``Corpus.targets()``: int64 [N + U], float32 [N + U, K] or float32 [N + U].
         texts: None for a model that reads no text.
         images: the image tokens; None for a model that reads no images.
         teachers: the cached outputs of each teacher on the device, N + U rows; empty for a model that is not distilled.
+        task: what the labels are.
+        class_weights: float32 [K] on the device, or None.
+        unit: in which the numbers of a regression are learnt; labels and teachers' outputs are in it.
     """
 
     device: torch.device
@@ -48,6 +55,9 @@ class TrainingData:
     texts: TokenIds | None
     images: PrivilegedImages | None = None
     teachers: tuple[TeacherOutputs, ...] = ()
+    task: Task = "single-label"
+    class_weights: torch.Tensor | None = None
+    unit: TargetUnit = field(default_factory=TargetUnit)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -63,7 +73,8 @@ class TrainingData:
         inputs = {} if self.texts is None else self.texts.padded(rows, rows_B)
         if self.images is not None:
             inputs["image_tokens"] = self.images.gather(rows, epoch)
-        return Batch(inputs=inputs, labels=self.labels[rows_B], teachers=tuple(teacher.rows(rows_B) for teacher in self.teachers))
+        teachers = tuple(teacher.rows(rows_B) for teacher in self.teachers)
+        return Batch(inputs=inputs, labels=self.labels[rows_B], teachers=teachers, class_weights=self.class_weights)
 
     def batches(self, batches: Sequence[NDArray[np.int64]], epoch: int | None = None) -> Iterator[Batch]:
         """Yield the tensors of each batch, while the image tokens of the following ones are prefetched."""

@@ -30,8 +30,9 @@ from train.learning.compile import compile_encoder
 from train.learning.distributed import Processes
 from train.learning.networks import Output
 from train.learning.optimizer import make_optimizer, optimizer_on, rate_at
-from train.learning.predict import accuracy, autocast, predict
+from train.learning.predict import autocast, predict
 from train.learning.progress import Progress, Trackers, progress
+from train.learning.task_rules import rules_of
 from train.options.settings import DevicePlacement, Optimization
 
 Loss = Callable[[Output, Batch], torch.Tensor]
@@ -49,7 +50,7 @@ class Training:
 
     Attributes:
         learnt: the rows of the data to train on.
-        validation: the rows whose accuracy decides which epoch is the best.
+        validation: the rows whose score (the task's primary metric) decides which epoch is the best.
         loss: of the model's output and its batch, a scalar.
         placement: whether to compile, and which trackers.
         compute: the resolved device and precision.
@@ -73,8 +74,8 @@ def fit(training: Training) -> list[dict[str, Any]]:
     """Train to the last epoch or until patience ends, resuming from a checkpoint if there is one; leave the best epoch's weights in the
     model.
 
-    Returns one record per epoch: epoch, mean training loss, validation accuracy, share of padding among the computed tokens, seconds. The
-    best epoch is the first with the highest accuracy.
+    Returns one record per epoch: epoch, mean training loss, validation score (``validation_accuracy``, or another primary metric's name),
+    share of padding among the computed tokens, seconds. The best epoch is the first with the highest score.
 
     Raises:
         InputError: the loss or a weight is not finite, or every checkpoint is damaged.
@@ -97,14 +98,21 @@ def fit(training: Training) -> list[dict[str, Any]]:
     return learner.history
 
 
+def validation_score(record: Mapping[str, Any]) -> float | None:
+    """Return the validation score in an epoch's record, of whichever metric; None where it is undefined."""
+    score: float | None = next(value for name, value in record.items() if name.startswith("validation_"))
+    return score
+
+
 def best_epoch(history: Sequence[dict[str, Any]]) -> int:
-    """Return the number of the first epoch with the highest validation accuracy."""
-    accuracies = [record["validation_accuracy"] for record in history]
-    return accuracies.index(max(accuracies))
+    """Return the number of the first epoch with the highest validation score; of the last one if none has a score."""
+    scores = [validation_score(record) for record in history]
+    defined = [score for score in scores if score is not None]
+    return scores.index(max(defined)) if defined else len(scores) - 1
 
 
 def has_lost_patience(history: Sequence[dict[str, Any]], patience: int | None) -> bool:
-    """Whether the last ``patience`` epochs were all no better than one before them."""
+    """Whether the last ``patience`` epochs were all no better than one before them; never without any score."""
     return patience is not None and len(history) > 0 and len(history) - 1 - best_epoch(history) >= patience
 
 
@@ -174,7 +182,7 @@ class Learner:
         record = {
             "epoch": epoch,
             "loss": self._mean_loss(epoch),
-            "validation_accuracy": self._validation_accuracy(),
+            f"validation_{rules_of(training.data.task).metrics[0]}": self._validation_score(),
             "padding": round(padding_share(training.data.lengths, batches), 4),
             "seconds": round(time.perf_counter() - start_s, 3),
         }
@@ -244,11 +252,16 @@ class Learner:
         self._require_finite(f"of epoch {epoch}")
         return round(float(self.training.processes.sum(self.loss_sum.clone())) / len(self.training.learnt), 6)
 
-    def _validation_accuracy(self) -> float:
-        training = self.training
+    def _validation_score(self) -> float | None:
+        """Return the primary metric of the validation rows; of a multi-label task with the thresholds that are best for them."""
+        training, rules = self.training, rules_of(self.training.data.task)
         rows = training.validation
-        output = predict(training.model, training.data, rows, training.compute, training.processes)
-        return round(accuracy(output.logits, training.data.labels.cpu()[torch.as_tensor(rows)]), 6)
+        logits_NK = predict(training.model, training.data, rows, training.compute, training.processes).logits.numpy()
+        labels_N = training.data.labels.cpu()[torch.as_tensor(rows)].numpy()
+        if not np.isfinite(logits_NK).all():
+            raise self._not_finite("a prediction for the validation texts", f"after epoch {len(self.history)}")
+        score = rules.scores(labels_N, logits_NK, rules.thresholds(labels_N, logits_NK))[rules.metrics[0]]
+        return None if score is None else round(score, 6)
 
     def _save_or_stop(self, spent_s: float) -> None:
         """Write a checkpoint if one is due, and stop if a signal asked for it. ``spent_s`` is how long the epoch has taken so far."""
@@ -290,10 +303,13 @@ class Learner:
         loss = float(self.training.processes.sum(self.loss_sum.clone()))
         if math.isfinite(loss) and all(bool(parameter.isfinite().all()) for parameter in self.learning):
             return
+        raise self._not_finite("a training loss or a weight", when)
+
+    def _not_finite(self, what: str, when: str) -> NotFinite:
         folder = self.training.folder
         kept = f"; the last good checkpoint stays in {folder / CHECKPOINTS}" if has_checkpoint(folder) else ""
-        raise NotFinite(
-            got=f"a training loss or a weight that is not finite, {when}",
+        return NotFinite(
+            got=f"{what} that is not finite, {when}",
             expected="finite ones",
             do=f"lower --learning-rate and give another name (--name){kept}",
         )

@@ -5,14 +5,15 @@ Shapes: B examples, K classes, D embedding width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch.nn import functional as F
 
-from lugpi_core.corpora.corpus import UNLABELLED
+from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_choice
+from train.learning.task_rules import rules_of
 from train.options.settings import DistillationSettings, EmbeddingLoss
 
 # Which soft terms a student is distilled with: both, without the distance of the embeddings, without the softened cross-entropy.
@@ -92,18 +93,6 @@ def distillation(preset: str = "paper", **given: Any) -> Distillation:
     return weights
 
 
-def soft_cross_entropy(student_BK: torch.Tensor, teacher_BK: torch.Tensor, *, temperature: float, soften_student: bool) -> torch.Tensor:
-    """Return the mean cross-entropy of the student's output with the teacher's softened one, a scalar.
-
-    ``-Σ_k softmax(t/τ)_k · log softmax(s)_k``; with ``soften_student`` the student's logits are divided by τ too and the term is
-    multiplied by τ².
-    """
-    target_BK = F.softmax(teacher_BK / temperature, dim=-1)
-    if soften_student:
-        return F.cross_entropy(student_BK / temperature, target_BK) * temperature**2
-    return F.cross_entropy(student_BK, target_BK)
-
-
 def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind: EmbeddingLoss) -> torch.Tensor:
     """Return the distance of the embeddings, averaged over the examples, a scalar.
 
@@ -125,38 +114,61 @@ def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind:
             return 1 - F.cosine_similarity(student_BD, teacher_BD, dim=-1).mean()
 
 
-def hard_cross_entropy(student_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy with the labels, a scalar: the sum over the labelled examples, divided by the batch size, so that a
-    labelled example has the same weight in any batch."""
-    return F.cross_entropy(student_BK, labels_B, ignore_index=UNLABELLED, reduction="sum") / len(labels_B)
-
-
 def distillation_loss(
-    weights: Distillation, student_BK: torch.Tensor, teachers: Sequence[TeacherTarget], labels_B: torch.Tensor
+    weights: Distillation,
+    student_BK: torch.Tensor,
+    teachers: Sequence[TeacherTarget],
+    labels_B: torch.Tensor,
+    *,
+    task: Task = "single-label",
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return Eq. 2, its soft terms summed over the teachers: ``hard·CE(y, s) + Σ_i w_i·(α·CE(softmax(t_i/τ), s) + β·d(e_i, e_S))``, a
-    scalar in float32.
+    """Return Eq. 2, its soft terms summed over the teachers: ``hard·h(y, s) + Σ_i w_i·(α·f(t_i, s) + β·d(e_i, e_S))``, a scalar in float32.
+
+    The task decides h and f: see docs/method.md. For one label per text both are the cross-entropy, f with ``softmax(t_i/τ)``; for several
+    both are the binary cross-entropy of each class, f with ``σ(t_i/τ)``; for a number both are the squared error.
 
     Args:
         weights: hard, α, β, τ, d: ``distillation("paper")``, or ``Distillation(…)``.
-        student_BK: logits of the student.
+        student_BK: logits of the student, one per class; of a regression [B, 1].
         teachers: each teacher's outputs, and the student's embeddings in its width: ``TeacherTarget(…)``.
-        labels_B: int64; -1 (UNLABELLED) for a text without a label.
+        labels_B: int64 [B], -1 (UNLABELLED) for a text without a label; of a multi-label task float [B, K] of 0 and 1, of a regression
+            float [B], both NaN for a text without one.
+        task: "single-label", "multi-label" or "regression".
+        class_weights: float [K], of the hard term: of each class, or of its positive examples in a multi-label task.
 
     Raises:
+        InputError: there is no such task.
         TypeError: ``weights`` are no ``Distillation``.
-        ValueError: the embeddings of student and teacher differ in shape.
+        ValueError: the embeddings of student and teacher differ in shape, or labels or logits are not of the task's shape.
     """
     if not isinstance(weights, Distillation):
         raise TypeError(f"weights: got {weights!r}; expected a Distillation, for instance distillation('paper')")
-    student_BK = student_BK.float()
+    require_choice("task", task, get_args(Task))
+    rules, student_BK = rules_of(task), student_BK.float()
+    _require_shapes(task, student_BK, teachers, labels_B)
     loss = student_BK.new_zeros(())
     if weights.hard:
-        loss = loss + weights.hard * hard_cross_entropy(student_BK, labels_B)
+        loss = loss + weights.hard * rules.hard_loss(student_BK, labels_B, class_weights)
     for weight, logits_BK, embeddings_BD, student_BD in teachers:
         if weights.alpha:
-            soft = soft_cross_entropy(student_BK, logits_BK.float(), temperature=weights.temperature, soften_student=weights.soften_student)
+            soft = rules.soft_loss(student_BK, logits_BK.float(), temperature=weights.temperature, soften_student=weights.soften_student)
             loss = loss + weight * weights.alpha * soft
         if weights.beta:
             loss = loss + weight * weights.beta * embedding_distance(student_BD.float(), embeddings_BD.float(), weights.embedding_loss)
     return loss
+
+
+def _require_shapes(task: Task, student_BK: torch.Tensor, teachers: Sequence[TeacherTarget], labels_B: torch.Tensor) -> None:
+    """Raise ValueError unless the shapes are the task's: torch would broadcast others."""
+    batch, width = student_BK.shape
+    if task != "multi-label" and (width == 1) != (task == "regression"):
+        raise ValueError(f"logits {tuple(student_BK.shape)} of a {task} task; a regression has one per text, others one per class")
+    shape = (batch, width) if task == "multi-label" else (batch,)
+    kind = "int64" if task == "single-label" else "float"
+    if labels_B.shape != shape or labels_B.is_floating_point() != (kind == "float"):
+        raise ValueError(f"labels {tuple(labels_B.shape)} of {labels_B.dtype}; expected {shape} of {kind} for a {task} task")
+    for teacher in teachers:
+        if teacher.logits_BK.shape != student_BK.shape:
+            shapes = f"{tuple(student_BK.shape)} and of the teacher {tuple(teacher.logits_BK.shape)}"
+            raise ValueError(f"logits of the student {shapes} differ in shape")

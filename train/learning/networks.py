@@ -46,6 +46,11 @@ class TextClassifier(nn.Module):
         """D."""
         return self._tap.width
 
+    @property
+    def last_linear(self) -> nn.Linear:
+        """The Linear whose output the logits are."""
+        return self._tap.head
+
 
 class _EmbeddingTap:
     """Hooks that keep the input of the classifier's last Linear, before the dropout in front of it if there is one."""
@@ -56,7 +61,7 @@ class _EmbeddingTap:
             raise InputError(
                 got=f"{type(model).__name__}, which ends in {head}", expected="a Linear to the classes", do="choose an encoder"
             )
-        self.width = head.in_features
+        self.head, self.width = head, head.in_features
         self._before_dropout: tuple[torch.Tensor, torch.Tensor] | None = None
         self._read: torch.Tensor | None = None
         for module in _modules_outside_encoder(model):
@@ -186,6 +191,18 @@ class ImageClassifier(nn.Module):
         """Return logits [B, K] and embeddings [B, D] for ``image_tokens`` [B, T, I]."""
         output: Output = self.head(batch["image_tokens"].float(), None)
         return output
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """Return the Linear whose output the logits of a model are."""
+    match model:
+        case TextClassifier():
+            return model.last_linear
+        case Student():
+            return model.classifier.last_linear
+        case Teacher() | ImageClassifier():
+            return model.head.classify
+    raise TypeError(f"{type(model).__name__} is none of the four networks")
 
 
 def text_width(config: Any, flag: str) -> int:

@@ -55,8 +55,3 @@ def _gathered(part: torch.Tensor, positions: torch.Tensor, rows: int, processes:
     """Return the results of all processes. Each contributes zero for the rows of the others, so that the sum is the whole."""
     part = part[: len(positions)]
     return processes.sum(part.new_zeros((rows, part.shape[1])).index_copy_(0, positions, part))
-
-
-def accuracy(logits_RK: torch.Tensor, labels_R: torch.Tensor) -> float:
-    """Return the share of rows whose largest logit is the label's."""
-    return float((logits_RK.argmax(dim=1) == labels_R).float().mean())

@@ -93,7 +93,8 @@ class Progress:
         """Report a finished epoch."""
         self._report_pending()
         self._count(examples)
-        self._postfix |= {"validation": f"{record['validation_accuracy']:.4f}"}
+        score = next(value for name, value in record.items() if name.startswith("validation_"))
+        self._postfix |= {"validation": "undefined" if score is None else f"{score:.4f}"}
         self._bar.set_postfix(self._postfix)
         self._write({"step": step, **record})
 
@@ -123,7 +124,8 @@ class Progress:
             self._log.write(json.dumps(figures) + "\n")
             self._log.flush()
         if self._tracker is not None:
-            self._tracker.log({name: value for name, value in figures.items() if name != "step"}, step=figures["step"])
+            defined = {name: value for name, value in figures.items() if name != "step" and value is not None}
+            self._tracker.log(defined, step=figures["step"])
 
 
 @contextmanager

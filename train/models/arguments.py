@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lugpi_core.corpora.corpus import UNLABELLED, Corpus
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_type
 from lugpi_core.store.token_store import TokenStore
@@ -26,7 +26,7 @@ def require_trainable(corpus: Corpus, training: Mapping[str, object]) -> None:
     for name, value in training.items():
         if name in _TYPES:
             require_type(name, value, *_TYPES[name])
-    if any(example.label == UNLABELLED for example in corpus.examples):
+    if not all(example.is_labelled for example in corpus.examples):
         raise InputError(
             got=f"unlabelled texts in the corpus {corpus.name}",
             expected="a label for each text",

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import Task
 from lugpi_core.runtime.device import Compute
 from train.data.image_tokens import ImageTokens
 from train.data.teacher_outputs import TeacherOutputs
@@ -19,7 +19,8 @@ from train.data.training_data import Batch
 from train.learning.loop import Loss
 from train.learning.losses import Distillation, TeacherTarget, distillation, distillation_loss
 from train.learning.networks import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
-from train.models.teachers import build_teacher, find_teacher, outputs_for
+from train.learning.task_rules import rules_of
+from train.models.teachers import build_teacher, find_teacher, outputs_for, require_task
 from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
@@ -69,7 +70,7 @@ def baseline_kind(corpus: Corpus) -> ModelKind:
         corpus=corpus,
         fingerprint={},
         build=lambda text_model: TextClassifier(load_text_classifier(text_model, corpus)),
-        loss=cross_entropy,
+        loss=label_loss(corpus.task),
     )
 
 
@@ -94,7 +95,7 @@ def images_kind(corpus: Corpus, tokens: ImageTokens) -> ModelKind:
         corpus=corpus,
         fingerprint={"image_tokens": spec.name, "tokens": tokens.fingerprint()},
         build=build,
-        loss=cross_entropy,
+        loss=label_loss(corpus.task),
         reads_text=False,
         image_tokens=tokens,
         licenses=(spec.license,),
@@ -119,7 +120,7 @@ def teacher_kind(
             "privileged": privileged,
         },
         build=lambda text_model: build_teacher(text_model, len(corpus.label_names), None if tokens is None else tokens.width),
-        loss=cross_entropy,
+        loss=label_loss(corpus.task),
         image_tokens=tokens,
         privileged=privileged,
         outputs_dtype=outputs_dtype,
@@ -155,8 +156,10 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
     Raises:
         InputError: every weight of the loss is zero; a teacher is missing or unfinished; or as ``outputs_for`` does.
     """
-    weights, extra = loss_weights(source.loss), source.unlabelled
+    weights, extra = loss_weights(source.loss, corpus.task), source.unlabelled
     teachers = [find_teacher(folder) for folder in source.teachers]
+    for teacher in teachers:
+        require_task(teacher, corpus)
     cached = tuple(outputs_for(teacher, corpus, extra, compute) for teacher in teachers)
 
     def build(text_model: TextModel) -> nn.Module:
@@ -175,7 +178,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             TeacherTarget(weight=share, logits_BK=teacher.logits, embeddings_BD=teacher.embeddings, student_BD=student_BD)
             for share, teacher, student_BD in zip(source.shares, batch.teachers, students, strict=True)
         ]
-        return distillation_loss(weights, output.logits, targets, batch.labels)
+        return distillation_loss(weights, output.logits, targets, batch.labels, task=corpus.task, class_weights=batch.class_weights)
 
     return ModelKind(
         command="student",
@@ -208,7 +211,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
     )
 
 
-def loss_weights(settings: DistillationSettings) -> Distillation:
+def loss_weights(settings: DistillationSettings, task: Task = "single-label") -> Distillation:
     """Return the weights of a student's loss; a setting without effect is warned of.
 
     Raises:
@@ -224,14 +227,17 @@ def loss_weights(settings: DistillationSettings) -> Distillation:
     )
     if settings.temperature is not None and weights.alpha == 0:
         say("warning: --temperature has no effect with --alpha 0")
+    elif settings.temperature is not None and task == "regression":
+        say("warning: --temperature has no effect on a regression: a teacher's number is no distribution that could be softened")
     if settings.embedding_loss != "mse" and weights.beta == 0:
         say(f"warning: --embedding-loss {settings.embedding_loss} has no effect without --beta")
     return weights
 
 
-def cross_entropy(output: Output, batch: Batch) -> torch.Tensor:
-    """Return the mean cross-entropy with the labels, a scalar in float32."""
-    return F.cross_entropy(output.logits.float(), batch.labels)
+def label_loss(task: Task) -> Loss:
+    """Return the loss of a model that learns from the labels alone, a scalar in float32: the task's loss on them."""
+    rules = rules_of(task)
+    return lambda output, batch: rules.hard_loss(output.logits.float(), batch.labels, batch.class_weights)
 
 
 def _warn_of_failed_images(tokens: ImageTokens) -> None:

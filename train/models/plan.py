@@ -57,11 +57,17 @@ class ModelPlan:
         """The optimizer that the settings resolve to here."""
         return optimizer_on(self.compute.device, self.optimization.optimizer)
 
+    @property
+    def _newer_flags(self) -> dict[str, Any]:
+        """Settings that came later: they count where they are not the default, so that older models are recognized."""
+        class_weights = self.optimization.class_weights
+        return {} if class_weights == "none" else {"class_weights": class_weights}
+
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the model."""
         return {
             "command": self.kind.command,
-            "flags": {name: getattr(self.optimization, name) for name in _DECIDING} | {"optimizer": self.optimizer},
+            "flags": {name: getattr(self.optimization, name) for name in _DECIDING} | {"optimizer": self.optimizer, **self._newer_flags},
             "max_length": self.text_model.max_length,
             "corpus": self.kind.corpus.fingerprint(),
             "separator": self.kind.corpus.separator,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lugpi_core.command_line import say
-from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import differences, flat
 from lugpi_core.runtime.device import Compute
@@ -52,6 +52,17 @@ def find_teacher(folder: Path) -> FoundTeacher:
     if metrics["command"] != "teacher":
         raise InputError(got=f"{folder}, a {metrics['command']}", expected="a teacher", do="name one that python -m train teacher trained")
     return FoundTeacher(folder=folder, metrics=metrics, fingerprint=training_of(folder))
+
+
+def require_task(teacher: FoundTeacher, corpus: Corpus) -> None:
+    """Raise InputError unless the teacher was trained for the corpus's task."""
+    theirs = teacher.metrics.get("task", "single-label")
+    if theirs != corpus.task:
+        raise InputError(
+            got=f"{teacher.folder}, a {theirs} teacher, for {corpus.name}, a {corpus.task} corpus",
+            expected="one task",
+            do=f"give --task {theirs}, or train a teacher with --task {corpus.task} under another name (--name)",
+        )
 
 
 def build_teacher(text_model: TextModel, classes: int, image_width: int | None) -> Teacher:
@@ -136,9 +147,10 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
     texts = TokenIds(*token_ids(text_model, extra, run), pad=text_model.pad_id, device=device)
-    labels = torch.tensor([example.label for example in extra.examples], device=device)
+    rows = range(len(extra.examples))
+    labels = torch.full((len(rows),), UNLABELLED, device=device)  # nothing is scored
     data = TrainingData(device=device, labels=labels, texts=texts, images=images)
-    return predict(model, data, range(len(labels)), compute, Processes(), precise=True)
+    return predict(model, data, rows, compute, Processes(), precise=True)
 
 
 # What differs between two stores of one generator and encoder: their images, and which of these failed.

@@ -1,22 +1,26 @@
 """Train one model from its plan to its folder: check the folder, load, fit, predict, write."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lugpi_core.command_line import say
+from lugpi_core.corpora.corpus import UNLABELLED
+from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import seed_everything
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from train.data.image_tokens import place_tokens, training_bytes
 from train.data.privileged import PrivilegedImages
+from train.data.target_unit import TargetUnit, unit_of
 from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
 from train.data.token_ids import TokenIds, token_ids
 from train.data.training_data import TrainingData
@@ -25,12 +29,13 @@ from train.learning.checkpoint import load_weights, save_weights
 from train.learning.compile import encoder_of
 from train.learning.distributed import Processes
 from train.learning.loop import Training, best_epoch, fit
-from train.learning.networks import Output, Student, TextClassifier
+from train.learning.networks import Output, Student, TextClassifier, last_linear
 from train.learning.predict import predict
+from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.models.hub_export import export_classifier
 from train.models.model_folder import exclusive, finish, finished_metrics
 from train.models.plan import ModelPlan
-from train.models.predictions import scores_by_split, write_predictions
+from train.models.predictions import THRESHOLDS, chosen_thresholds, scores_by_split, write_predictions
 from train.models.teachers import privileged_images
 
 
@@ -54,16 +59,40 @@ class TrainedModel:
         return str(self.metrics["command"])
 
     @property
+    def task(self) -> Task:
+        """single-label, multi-label or regression."""
+        task: Task = self.metrics.get("task", "single-label")
+        return task
+
+    @property
+    def metric(self) -> Metric:
+        """The primary metric of its task, which decides the best epoch: accuracy, macro_f1 or spearman."""
+        return rules_of(self.task).metrics[0]
+
+    @property
+    def score(self) -> Mapping[str, float | None]:
+        """The primary metric by split: train, validation and test; None where it is undefined."""
+        return self.scores[self.metric]
+
+    @property
+    def scores(self) -> Mapping[Metric, Mapping[str, float | None]]:
+        """Every metric of its task by split; of a regression spearman, pearson and mse."""
+        return {metric: self.metrics[metric] for metric in rules_of(self.task).metrics}
+
+    @property
     def accuracy(self) -> Mapping[str, float]:
-        """Accuracy by split: train, validation and test."""
-        accuracy: Mapping[str, float] = self.metrics["accuracy"]
-        return accuracy
+        """Accuracy by split. Raises InputError for another task than single-label."""
+        return self._metric("accuracy")
 
     @property
     def macro_f1(self) -> Mapping[str, float]:
-        """Macro-averaged F1 by split."""
-        macro_f1: Mapping[str, float] = self.metrics["macro_f1"]
-        return macro_f1
+        """Macro-averaged F1 by split. Raises InputError for a regression."""
+        return self._metric("macro_f1")
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Of a multi-label model, the probability from which on each class is an answer; None for other tasks."""
+        return tuple(self.metrics[THRESHOLDS]) if THRESHOLDS in self.metrics else None
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -71,9 +100,15 @@ class TrainedModel:
         history: list[dict[str, Any]] = self.metrics["history"]
         return history
 
+    def _metric(self, name: Metric) -> Mapping[str, float]:
+        if name not in self.scores:
+            known = ", ".join(self.scores)
+            raise InputError(got=f"{name} of {self.folder}, a {self.task} model", expected=f"one of {known}", do="read score or scores")
+        metric: Mapping[str, float] = self.metrics[name]
+        return metric
+
     def __repr__(self) -> str:
-        accuracy = ", ".join(f"{split} {value:.3f}" for split, value in self.accuracy.items())
-        return f"TrainedModel({str(self.folder)!r}, accuracy {accuracy})"
+        return f"TrainedModel({str(self.folder)!r}, {METRIC_NAMES[self.metric]} {', '.join(_in_words(self.score, digits=3))})"
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics without the history, as the command prints them."""
@@ -106,9 +141,10 @@ def confirm_model(plan: ModelPlan, metrics: Mapping[str, Any], processes: Proces
     if plan.kind.command != "teacher" or has_teacher_outputs(path, corpus_fingerprint=plan.kind.corpus.fingerprint(), dtype=dtype):
         say(f"already done: {plan.folder}")
         return TrainedModel(folder=plan.folder, metrics=metrics, already_done=True)
-    model, data = load_model(plan, processes)
-    load_weights(plan.folder / WEIGHTS, model)
-    output = predict(model, data, range(len(plan.kind.corpus.examples)), plan.compute, processes, precise=True)
+    with _enough_memory(plan):
+        model, data = load_model(plan, processes)
+        load_weights(plan.folder / WEIGHTS, model)
+        output = predict(model, data, range(len(plan.kind.corpus.examples)), plan.compute, processes, precise=True)
     if processes.is_first:
         _write_teacher_outputs(plan, output)
     return TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
@@ -122,7 +158,7 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         Stopped: a signal asked for it; a checkpoint is written.
     """
     kind, times = plan.kind, StageTimes(plan.compute.device)
-    try:
+    with _enough_memory(plan):
         with times.stage("load"):
             model, data = load_model(plan, processes)
         several = f", {processes.count} processes" if processes.count > 1 else ""
@@ -132,14 +168,10 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         )
         with times.stage("fit"):
             history = fit(training_of_plan(plan, model, data, processes))
+        if kind.corpus.task == "regression":
+            data.unit.undo(last_linear(model))
         with times.stage("predict"):
             output = predict(model, data, range(len(kind.corpus.examples)), plan.compute, processes, precise=True)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            got=f"too little memory on the device ({str(error)[:120]})",
-            expected=f"room for {plan.optimization.batch_size} texts at once",
-            do="give --gradient-accumulation-steps 2 or more, or a shorter --max-length; the last checkpoint is kept",
-        ) from None
     metrics = _metrics(plan, model, data, output, history) | {"compute": _compute_record(plan, model, data, processes)}
     if processes.is_first:
         write_predictions(plan.folder / PREDICTIONS, kind.corpus, output.logits)
@@ -152,8 +184,27 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             _write_teacher_outputs(plan, output)
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
         finish(plan.folder, metrics)
-    say(f"done: {plan.folder}; accuracy " + ", ".join(f"{split} {value:.4f}" for split, value in metrics["accuracy"].items()))
-    return TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
+    trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
+    say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} " + ", ".join(_in_words(trained.score, digits=4)))
+    return trained
+
+
+def _in_words(score: Mapping[str, float | None], *, digits: int) -> list[str]:
+    """Return ``test 0.7500`` for each split."""
+    return [f"{split} undefined" if value is None else f"{split} {value:.{digits}f}" for split, value in score.items()]
+
+
+@contextmanager
+def _enough_memory(plan: ModelPlan) -> Iterator[None]:
+    """Raise InputError if the device runs out of memory in the block."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            got=f"too little memory on the device ({str(error)[:120]})",
+            expected=f"room for {plan.optimization.batch_size} texts at once",
+            do="give --gradient-accumulation-steps 2 or more, or a shorter --max-length; the last checkpoint is kept",
+        ) from None
 
 
 def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, TrainingData]:
@@ -168,14 +219,39 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
             ids = [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in corpora]
         flat, lengths = torch.cat([flat for flat, _ in ids]), np.concatenate([lengths for _, lengths in ids])
         texts = TokenIds(flat, lengths, pad=plan.text_model.pad_id, device=device)
+    targets, unit = _targets(plan, model)
+    weights = _class_weights(plan)
     data = TrainingData(
         device=device,
-        labels=torch.tensor([example.label for corpus in corpora for example in corpus.examples], device=device),
+        labels=targets.to(device),
         texts=texts,
         images=_images(plan, model, device),
-        teachers=tuple(teacher.to(device) for teacher in kind.teachers),
+        teachers=tuple(replace(teacher, logits=unit.learnt(teacher.logits)).to(device) for teacher in kind.teachers),
+        task=kind.corpus.task,
+        class_weights=None if weights is None else torch.from_numpy(weights).to(device),
+        unit=unit,
     )
     return model, data
+
+
+def _targets(plan: ModelPlan, model: nn.Module) -> tuple[torch.Tensor, TargetUnit]:
+    """Return what the model learns for every example, followed by the unlabelled texts, and the unit of a regression's numbers."""
+    corpus, extra = plan.kind.corpus, plan.kind.extra
+    targets = torch.from_numpy(corpus.targets())
+    unit = TargetUnit()
+    if corpus.task == "regression":
+        unit = unit_of(corpus.targets()[corpus.rows("train")], has_bias=last_linear(model).bias is not None)
+        targets = unit.learnt(targets)
+    unlabelled = UNLABELLED if corpus.task == "single-label" else torch.nan
+    more = targets.new_full((0 if extra is None else len(extra.examples), *targets.shape[1:]), unlabelled)
+    return torch.cat([targets, more]), unit
+
+
+def _class_weights(plan: ModelPlan) -> NDArray[np.float32] | None:
+    if plan.optimization.class_weights == "none":
+        return None
+    corpus = plan.kind.corpus
+    return rules_of(corpus.task).balanced_weights(corpus.targets()[corpus.rows("train")], len(corpus.label_names))
 
 
 def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> PrivilegedImages | None:
@@ -218,11 +294,15 @@ def _metrics(plan: ModelPlan, model: nn.Module, data: TrainingData, output: Outp
         f"text model {text_model.shown_name}: {text_model.license}",
         *kind.licenses,
     ]
+    thresholds = chosen_thresholds(corpus, output.logits)
+    task = {} if corpus.task == "single-label" else {"task": corpus.task, "metric": rules_of(corpus.task).metrics[0]}
     return {
         "command": kind.command,
         "dataset": corpus.name,
         "model": str(plan.folder),
-        **scores_by_split(corpus, output.logits),
+        **task,
+        **scores_by_split(corpus, output.logits, thresholds),
+        **({} if thresholds is None else {THRESHOLDS: list(thresholds)}),
         "examples": corpus.counts() | ({} if kind.extra is None else {"unlabelled": len(kind.extra.examples)}),
         "teachers": list(kind.teacher_records),
         **({} if plan.terms is None else {"terms": plan.terms}),

@@ -8,6 +8,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fields import check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
+ClassWeights = Literal["none", "balanced"]
 CompileChoice = Literal["auto", "on", "off"]
 EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
 OptimizerChoice = Literal["auto", "adamw8bit", "adamw"]
@@ -29,7 +30,8 @@ class Optimization:
     """
 
     epochs: int = 100
-    """Passes over the training split; the weights with the best validation accuracy are kept."""
+    """Passes over the training split; the weights with the best validation score are kept: accuracy, macro-F1 (multi-label) or Spearman's
+    correlation (regression)."""
     batch_size: int = 14
     """Examples per optimizer step."""
     learning_rate: float = 5e-5
@@ -44,7 +46,10 @@ class Optimization:
     gradient_accumulation_steps: int = 1
     """Number of forward passes a batch is split into, for GPUs without the memory for the whole batch."""
     patience: int | None = None
-    """Stop after that many epochs without a better validation accuracy (default: never; the rate decays over all --epochs)."""
+    """Stop after that many epochs without a better validation score (default: never; the rate decays over all --epochs)."""
+    class_weights: ClassWeights = "none"
+    """balanced: rare classes weigh more in the loss on the labels, each as much in total as the others (multi-label: each class's positive
+    examples as much as its negative ones)."""
     seed: int = 0
     """Seed of the new weights, of the order of the batches and of dropout."""
     checkpoint_minutes: float = 5.0

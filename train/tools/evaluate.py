@@ -30,7 +30,7 @@ from train.data.token_ids import TokenIds, tokenize
 from train.file_names import METRICS
 from train.learning.predict import autocast
 from train.learning.progress import progress_bar
-from train.models.predictions import macro_f1
+from train.learning.task_rules import rules_of
 from train.options.tools import TEXT_SUFFIX, EvaluateOptions
 
 LABEL_COLUMN = "label"
@@ -105,7 +105,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "labels": {name: counts[number] for number, name in enumerate(classifier.label_names)},
         "seconds": round(seconds, 3),
         "texts_per_s": round(len(texts.texts) / max(seconds, 1e-9), 2),
-        **({} if labels_N is None else _scores(labels_N, predicted_N)),
+        **({} if labels_N is None else _scores(labels_N, logits_NK)),
         "compute": compute.record(),
     }
 
@@ -261,5 +261,6 @@ def class_columns(names: Sequence[str]) -> list[str]:
     return columns
 
 
-def _scores(labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64]) -> dict[str, float]:
-    return {"accuracy": round(float((labels_N == predicted_N).mean()), 6), "macro_f1": round(macro_f1(labels_N, predicted_N), 6)}
+def _scores(labels_N: NDArray[np.int64], logits_NK: torch.Tensor) -> dict[str, float | None]:
+    scores = rules_of("single-label").scores(labels_N, logits_NK.numpy())
+    return {name: value if value is None else round(value, 6) for name, value in scores.items()}

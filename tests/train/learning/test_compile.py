@@ -19,7 +19,7 @@ from train.learning.compile import COMPILED_FROM_STEPS, compile_encoder, encoder
 from train.learning.loop import Learner, Loss, Training
 from train.learning.losses import KD_PRESETS, TeacherTarget, distillation_loss
 from train.learning.networks import FusionHead, Student, Teacher, TextClassifier
-from train.models.kinds import cross_entropy
+from train.models.kinds import label_loss
 
 CPU = torch.device("cpu")
 FAMILIES = ("distilbert", "bert", "roberta", "electra", "deberta-v2")
@@ -140,7 +140,9 @@ def with_teachers(training: Training) -> Training:
 def with_images(training: Training) -> Training:
     images = PrivilegedImages(source=BlankTokens((17, 64), CPU), drawings=np.arange(120).reshape(60, 2), seed=0)
     encoder = encoder_of(training.model)
-    return changed(training, Teacher(encoder, FusionHead(text_width=128, image_width=64, classes=3)), cross_entropy, images=images)
+    return changed(
+        training, Teacher(encoder, FusionHead(text_width=128, image_width=64, classes=3)), label_loss("single-label"), images=images
+    )
 
 
 def changed(training: Training, model: nn.Module, loss: Loss, **read: Any) -> Training:
@@ -151,7 +153,7 @@ def changed(training: Training, model: nn.Module, loss: Loss, **read: Any) -> Tr
 @pytest.mark.parametrize("kind", ["baseline", "teacher", "student"])
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_step_does_not_synchronize(small_csv: Path, tmp_path: Path, kind: str, passes: int) -> None:
-    plain = training_of(small_csv, tmp_path, cross_entropy, optimizer="adamw", gradient_accumulation_steps=passes)
+    plain = training_of(small_csv, tmp_path, label_loss("single-label"), optimizer="adamw", gradient_accumulation_steps=passes)
     training = {"baseline": lambda one: one, "teacher": with_images, "student": with_teachers}[kind](plain)
     learner = Learner(training)
     learner.wrapped.train()

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
-from train.learning.losses import KD_PRESETS, Distillation, TeacherTarget, distillation, distillation_loss, hard_cross_entropy
+from train.learning.losses import KD_PRESETS, Distillation, TeacherTarget, distillation, distillation_loss
+from train.learning.task_rules import rules_of
 from train.options.settings import DistillationSettings, EmbeddingLoss
 
 Array = NDArray[np.float64]
@@ -126,8 +127,8 @@ def test_unlabelled_texts_do_not_change_the_weight_of_a_label() -> None:
     s, *_, y = random_batch(3, 8, 5, 4)
     logits = torch.from_numpy(s).requires_grad_()
     among = torch.from_numpy(np.where(np.arange(8) < 3, y, UNLABELLED))
-    (mixed,) = torch.autograd.grad(hard_cross_entropy(logits, among), logits)
-    (full,) = torch.autograd.grad(hard_cross_entropy(logits, torch.from_numpy(y)), logits)
+    (mixed,) = torch.autograd.grad(rules_of("single-label").hard_loss(logits, among), logits)
+    (full,) = torch.autograd.grad(rules_of("single-label").hard_loss(logits, torch.from_numpy(y)), logits)
     torch.testing.assert_close(mixed[:3], full[:3], rtol=1e-12, atol=0)
     assert not mixed[3:].any()
 

@@ -9,7 +9,7 @@ from lugpi_core.runtime.device import Compute
 from tests.support.small_training import training_of
 from train.learning.distributed import Processes
 from train.learning.loop import Training
-from train.learning.predict import accuracy, autocast, predict
+from train.learning.predict import autocast, predict
 
 
 @pytest.fixture
@@ -76,8 +76,3 @@ def test_precise_predictions_are_always_in_float32(training: Training) -> None:
     assert torch.equal(precise.logits, full.logits)
     assert not torch.equal(rough.logits, full.logits)
     assert rough.logits.dtype == torch.float32
-
-
-def test_accuracy_is_the_share_of_largest_logits_at_the_label() -> None:
-    logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
-    assert accuracy(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)
