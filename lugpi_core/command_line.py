@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import inspect
 import io
 import json
@@ -17,15 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
-from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest
+from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest, one_line
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
 # A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1.
 Command = Callable[..., dict[str, Any]]
-
-# Disk, quota and permission errors, which can occur at any time. Any other OSError is a bug of ours and keeps its traceback.
-_DISK_FAULTS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EMFILE}
-_DISK_FAULTS |= {errno.EISDIR, errno.ENOTDIR}
 
 
 def run(command: Command, options: type, arguments: Sequence[str], *, prog: str) -> int:
@@ -61,7 +56,7 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
     except InputError as error:
         return _fail(error)
     except OSError as error:
-        if error.errno not in _DISK_FAULTS:
+        if error.errno not in DISK_FAULTS:
             raise
         return _fail(_disk_fault(error))
     except KeyboardInterrupt as stop:
@@ -225,4 +220,4 @@ def _fail(error: InputError) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    say(f"warning: {' '.join(str(message).split())}")
+    say(f"warning: {one_line(str(message))}")

@@ -1,12 +1,22 @@
 """The one error that a user can cause, and the exit codes of a command."""
 
 import difflib
+import errno
+import re
+import unicodedata
 from collections.abc import Iterable
 
 EXIT_OK = 0
 EXIT_INCOMPLETE = 1
 EXIT_BAD_INPUT = 2
 EXIT_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
+
+# Disk, quota and permission errors, which can occur at any time; any other OSError that reaches a command is a bug of ours.
+DISK_FAULTS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EMFILE}
+DISK_FAULTS |= {errno.EISDIR, errno.ENOTDIR}
+
+# Colours, cursor movements and titles of a terminal (ECMA-48, sections 5.4 and 8.3.89), with which some libraries write their messages.
+_TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
 class InputError(ValueError):
@@ -16,8 +26,13 @@ class InputError(ValueError):
     """
 
     def __init__(self, *, got: str, expected: str, do: str) -> None:
-        one_line = f"got {got}; expected {expected}; {do}"
-        super().__init__(" ".join(one_line.split()))
+        super().__init__(one_line(f"got {got}; expected {expected}; {do}"))
+
+
+def one_line(text: str) -> str:
+    """Return a text for one line of a terminal: white space folded, terminal codes removed, other control characters as their escapes."""
+    folded = " ".join(_TERMINAL_CODE.sub("", text).split())
+    return "".join(repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs") else char for char in folded)
 
 
 def number_of(count: int, noun: str) -> str:

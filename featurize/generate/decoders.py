@@ -17,10 +17,9 @@ import torch
 from featurize.generate.acceleration import memory_format
 from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
 from lugpi_core.runtime.device import Compute
-from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder, read_config
 
 _FULL, _TINY = "full", "tiny"
 _SOURCES: Mapping[str, str] = {"StableDiffusionPipeline": "madebyollin/taesd", "StableDiffusionXLPipeline": "madebyollin/taesdxl"}
@@ -96,7 +95,7 @@ def _tiny_decoder_for(generator: Generator) -> tuple[str, Path, str | None, str]
 
 
 def _decoder_in(name: str, folder: Path, revision: str | None, license: str, generator: Generator) -> DecoderFiles:
-    config = read_json(folder / _CONFIG)
+    config = read_config(folder / _CONFIG)
     if config.get("_class_name") != "AutoencoderTiny":
         raise InputError(
             got=f"{folder} ({config.get('_class_name', 'no model of diffusers')})", expected="AutoencoderTiny", do="choose another decoder"

@@ -14,9 +14,8 @@ from typing import Any, get_args
 
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.files import read_json
 from lugpi_core.fingerprint import digest, hash_file
-from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, reason
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, read_config, reason
 
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
@@ -211,11 +210,11 @@ def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]
 
 def _generator_in(name: str, folder: Path, variant: str | None, revision: str | None, settings: GeneratorPreset) -> Generator:
     index = folder / "model_index.json"
-    parts = read_json(index) if index.is_file() else {"_class_name": "no pipeline"}
+    parts = read_config(index) if index.is_file() else {"_class_name": "no pipeline"}
     pipeline_class = parts.get("_class_name", "")
     if pipeline_class not in SUPPORTED:
         raise InputError(got=f"{folder} ({pipeline_class})", expected=" or ".join(SUPPORTED), do="choose another generator")
-    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     size_px = settings.size_px or unet["sample_size"] * factor
     side = size_px // factor

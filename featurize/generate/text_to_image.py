@@ -30,8 +30,8 @@ from featurize.generate.decoders import (
 from featurize.generate.deepcache import DeepReuse
 from featurize.generate.generators import Generator
 from featurize.options import AttentionChoice
-from lugpi_core.files import read_json
 from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.pretrained import read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +256,7 @@ class TextToImage:
 
 def unet_is_guided(generator: Generator) -> bool:
     """Whether the UNet reads each row twice, with and without the prompt. A UNet that takes the guidance scale as an input does not."""
-    config = read_json(generator.folder / "unet" / "config.json")
+    config = read_config(generator.folder / "unet" / "config.json")
     return generator.settings.guidance > 1 and config.get("time_cond_proj_dim") is None
 
 

@@ -3,16 +3,23 @@
 Only safetensors, never pickles, never remote code.
 """
 
+import difflib
+import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from lugpi_core.errors import InputError
+from lugpi_core.errors import DISK_FAULTS, InputError, one_line
 from lugpi_core.runtime.stopping import raise_wrapped_stop
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "embedded"
 EMBEDDED_LICENSE = "Apache-2.0"
+# By one of these files a folder is known as a model of transformers, diffusers or open_clip.
+_INDEXES = ("config.json", "model_index.json", "open_clip_config.json")
 
 
 def embedded_model(name: str) -> Path:
@@ -41,25 +48,113 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
 
     Raises:
         InputError: no such folder and no such model on the hub, or the hub cannot be reached.
+        OSError: the download cannot be written, for example because the disk is full.
     """
-    if Path(source).is_dir():
-        return Path(source)
-    if source.startswith(("/", "./", "../", "~")):
-        raise InputError(got=f"{flag} {source}, which is no folder", expected="a model's folder", do="check the path")
-    name, _, at = source.partition("@")
+    path = Path(source)
+    if source.strip() and path.is_dir():
+        if (path / "snapshots").is_dir() and (path / "refs").is_dir():
+            newest = max((path / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime, default=path / "snapshots")
+            raise InputError(got=f"{flag} {source}, a model in the hub's cache", expected="one of its snapshots", do=f"give {newest}")
+        return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
+    from huggingface_hub.utils._validators import validate_repo_id
 
+    name, _, at = source.partition("@")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise _no_model(source, flag) from None
+    if path.is_file() or source.startswith("~"):
+        raise _no_model(source, flag)
     # httpx.HTTPError, or that of the fork of httpx that newer hub clients use.
     transport_error: type[BaseException] = HfHubHTTPError.__mro__[1]
     try:
         return Path(snapshot_download(name, revision=revision or at or None, allow_patterns=list(patterns)))
-    except (OSError, ValueError, transport_error) as error:
+    except (OSError, ValueError, transport_error, RevisionResolutionError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+            raise
         raise InputError(
             got=f"{flag} {source} ({reason(error)})",
             expected="a local folder or a model on the Hugging Face hub that can be reached",
-            do="check the name, or download the model on a machine with network access and give its folder",
+            do=_hub_advice(source, error),
         ) from None
+
+
+def _no_model(source: str, flag: str) -> InputError:
+    """Return the error for what is neither a folder nor a possible name on the hub."""
+    path, expected = Path(source), "a model's folder, or owner/name on the Hugging Face hub"
+    if path.is_file():
+        is_model = any((path.parent / name).is_file() for name in _INDEXES)
+        do = f"give its folder, {path.parent}" if is_model else "save the model as a folder with save_pretrained(), and give that"
+        return InputError(got=f"{flag} {source}, which is a file", expected=expected, do=do)
+    if address := re.match(r"https?://([^/]+)/*(.*)", source):
+        hub_id = re.match(r"[\w.-]+/[\w.-]+", address[2]) if address[1] in ("huggingface.co", "hf.co") else None
+        do = f"give {hub_id[0]}" if hub_id else "download the model and give its folder"
+        return InputError(got=f"{flag} {source}, a web address", expected=expected, do=do)
+    similar = _similar_folder(path)
+    do = f"did you mean {similar}?" if similar else "check the path"
+    return InputError(got=f"{flag} {source or repr(source)}, which is no folder", expected=expected, do=do)
+
+
+def _similar_folder(path: Path) -> Path | None:
+    """Return the folder that a path without a folder may mean: ``~`` written out, or one part of it spelt a little differently."""
+    if path.parts[:1] == ("~",):
+        path = path.expanduser()
+        if path.is_dir():
+            return path
+    existing = next((parent for parent in path.parents if parent.is_dir()), None)
+    if existing is None:
+        return None
+    missing, *rest = path.relative_to(existing).parts
+    try:
+        names = [child.name for child in existing.iterdir() if child.is_dir()]
+    except OSError:
+        return None
+    close = difflib.get_close_matches(missing, names, n=1)
+    similar = existing.joinpath(close[0], *rest) if close else None
+    return similar if similar is not None and similar.is_dir() else None
+
+
+def _hub_advice(source: str, error: BaseException) -> str:
+    """Return what helps against the error of a download."""
+    from huggingface_hub import constants, errors
+
+    similar = _similar_folder(Path(source))
+    check_name = "check the name" + (f" (did you mean the folder {similar}?)" if similar else "")
+    match error:
+        case errors.GatedRepoError():
+            return "ask for access on its page at huggingface.co, and log in with: hf auth login"
+        case errors.RepositoryNotFoundError():
+            return f"{check_name}; for a private model, log in with: hf auth login"
+        case errors.RevisionNotFoundError() | errors.RevisionResolutionError():
+            return "check the revision, after the @"
+    unlock = "unset HF_HUB_OFFLINE, " if constants.is_offline_mode() and "HF_HUB_OFFLINE" in os.environ else ""
+    return f"{check_name}, {unlock}or download the model on a machine with network access and give its folder"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a pretrained model's folder.
+
+    Raises:
+        InputError: there is no such file, or it is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        fault = f"a JSON {type(value).__name__}"
+    except FileNotFoundError:
+        raise InputError(
+            got=f"no {path.name} in {path.parent}", expected="a model's folder", do="give one as the library's save_pretrained() writes it"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        value, fault = None, f"which is not JSON ({reason(error)})"
+    if not isinstance(value, dict):
+        raise InputError(
+            got=f"{path}, {fault}",
+            expected="a JSON object, as the model's library wrote it",
+            do="get this file again from where the model comes from",
+        )
+    return value
 
 
 @contextmanager
@@ -97,5 +192,5 @@ def only_local_files() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Return the first line of an error's message, shortened to 160 characters: enough for a one-line report."""
-    text = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+    text = one_line(str(error).split("\n")[0]) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "…"

@@ -29,3 +29,19 @@ def test_a_misspelt_name_gets_a_suggestion(typed: str, meant: str) -> None:
 
 def test_a_name_similar_to_none_gets_the_sorted_list() -> None:
     assert nearest("zzz", iter(["imdb", "20ng"])) == "choose one of 20ng, imdb"
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("\x1b[1;31mred\x1b[0m text", "red text"),
+        ("\x1b[38;2;1;2;3mred\x1b[K", "red"),
+        ("\x1b]0;a title\x07text\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "textlink"),
+        ("a\x1bMb", "ab"),
+        ("one\x00two\x08\x1b", r"one\x00two\x08\x1b"),
+        ("a name \udcff of undecodable bytes", r"a name \udcff of undecodable bytes"),
+        ("né́e عمر‌ی 👩‍🚀\u2028x", "né́e عمر‌ی 👩‍🚀 x"),
+    ],
+)
+def test_an_error_changes_nothing_in_the_terminal(written: str, shown: str) -> None:
+    assert str(InputError(got=written, expected="x", do="y")) == f"got {shown}; expected x; y"

@@ -1,16 +1,18 @@
 """Pretrained models: a folder as it is, a hub id through the hub's cache, and one line if neither works or loading fails."""
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER, MODEL_FILES, embedded_model, loading, local_model_folder, reason
+from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER, MODEL_FILES, embedded_model, loading, local_model_folder, read_config, reason
 
 
 @pytest.fixture
@@ -32,11 +34,80 @@ def test_a_folder_is_taken_as_it_is_and_the_hub_is_not_asked(tmp_path: Path, ask
     assert asked == []
 
 
-@pytest.mark.parametrize("source", ["/no/such/folder", "./folder", "../folder", "~/folder"])
-def test_a_path_is_never_looked_up_on_the_hub(source: str, asked: list[tuple[str, dict[str, Any]]]) -> None:
-    with pytest.raises(InputError, match=f"got --encoders {source}, which is no folder; expected a model's folder"):
+@pytest.mark.parametrize(
+    "source",
+    ["/no/such/folder", "./folder", "../folder", "~/folder", "~", "missing/folder/deep", "no spaces allowed", r"C:\models\bert", "C:/bert"],
+)
+def test_what_cannot_be_a_hub_id_is_never_looked_up_there(source: str, asked: list[tuple[str, dict[str, Any]]]) -> None:
+    with pytest.raises(InputError) as caught:
+        local_model_folder(source, flag="--encoders")
+    expected = "a model's folder, or owner/name on the Hugging Face hub"
+    assert str(caught.value).startswith(f"got --encoders {source}, which is no folder; expected {expected}; ")
+    assert asked == []
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_no_name_is_not_the_working_folder(source: str, asked: list[tuple[str, dict[str, Any]]]) -> None:
+    with pytest.raises(InputError, match="which is no folder"):
         local_model_folder(source, flag="--encoders")
     assert asked == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model", "deep/er/model.safetensors"])
+def test_a_file_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Any], name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / name).write_bytes(b"")
+    got = f"got --text-model {name}, which is a file; expected a model's folder, or owner/name on the Hugging Face hub; "
+    with pytest.raises(InputError, match=re.escape(got + "save the model as a folder with save_pretrained(), and give that")):
+        local_model_folder(name, flag="--text-model")
+    (Path(name).parent / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=re.escape(f"{got}give its folder, {Path(name).parent}")):
+        local_model_folder(name, flag="--text-model")
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        ("./models/brt-base", "models/bert-base"),
+        ("model/bert-base/last", "models/bert-base/last"),
+        ("models/bert-base/lst/", "models/bert-base/last"),
+        ("~/models/bert-base", "{home}/models/bert-base"),
+        ("~/model/bert-base", "{home}/models/bert-base"),
+    ],
+)
+def test_a_misspelt_folder_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, meant: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models" / "bert-base" / "last").mkdir(parents=True)
+    with pytest.raises(InputError) as caught:
+        local_model_folder(source, flag="--text-model")
+    assert str(caught.value).endswith(f"; did you mean {meant.format(home=tmp_path)}?")
+
+
+@pytest.mark.parametrize(
+    ("source", "do"),
+    [
+        ("https://huggingface.co/owner/name", "give owner/name"),
+        ("https://huggingface.co/owner/name/tree/main", "give owner/name"),
+        ("https://huggingface.co/", "download the model and give its folder"),
+        ("http://example.org/owner/name", "download the model and give its folder"),
+    ],
+)
+def test_a_web_address_is_no_hub_id(asked: list[Any], source: str, do: str) -> None:
+    with pytest.raises(InputError, match=f"{re.escape(source)}, a web address; .*; {do}$"):
+        local_model_folder(source, flag="--text-model")
+    assert asked == []
+
+
+def test_a_folder_of_the_hubs_cache_is_not_its_model(tmp_path: Path) -> None:
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    with pytest.raises(InputError, match=re.escape(f"{cached}, a model in the hub's cache; expected one of its snapshots; give {cached}")):
+        local_model_folder(str(cached), flag="--text-model")
+    assert local_model_folder(str(cached / "snapshots" / "abc"), flag="--text-model") == cached / "snapshots" / "abc"
 
 
 @pytest.mark.parametrize(
@@ -64,10 +135,73 @@ def test_pickled_weights_and_code_are_never_asked_for(asked: list[tuple[str, dic
     assert asked[0][1]["allow_patterns"] == ["unet/*.safetensors"]
 
 
-@pytest.mark.parametrize("source", ["owner/no-such-model", "missing/folder/deep", "no spaces allowed"])
-def test_an_unknown_model_is_one_line_with_the_flag(source: str) -> None:
-    with pytest.raises(InputError, match=rf"got --encoders {source} \(.+\); expected a local folder or a model on the Hugging Face hub"):
-        local_model_folder(source, flag="--encoders")
+def test_an_unknown_model_is_one_line_with_the_flag() -> None:
+    with pytest.raises(
+        InputError, match=r"got --encoders owner/no-such-model \(.+\); expected a local folder or a model on the Hugging Face hub"
+    ):
+        local_model_folder("owner/no-such-model", flag="--encoders")
+
+
+def refused_by_the_hub(monkeypatch: pytest.MonkeyPatch, error: BaseException, source: str = "owner/name") -> str:
+    """Return the message for a model whose download raises ``error``."""
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError) as caught:
+        local_model_folder(source, flag="--text-model")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "do"),
+    [
+        ("GatedRepoError", "ask for access on its page at huggingface.co, and log in with: hf auth login"),
+        ("RepositoryNotFoundError", "check the name; for a private model, log in with: hf auth login"),
+        ("RevisionNotFoundError", "check the revision, after the @"),
+        ("HfHubHTTPError", "check the name, or download the model on a machine with network access and give its folder"),
+    ],
+)
+def test_the_advice_fits_what_the_hub_says(monkeypatch: pytest.MonkeyPatch, kind: str, do: str) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    error = getattr(huggingface_hub.errors, kind)
+    assert refused_by_the_hub(monkeypatch, error.__new__(error, "no")).endswith(f"; {do}")
+
+
+def test_offline_a_misspelt_folder_is_suggested_and_the_variable_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    message = refused_by_the_hub(monkeypatch, LocalEntryNotFoundError("nothing here"), "models/brt")
+    assert "check the name (did you mean the folder models/bert?), unset HF_HUB_OFFLINE, or download the model" in message
+
+
+def test_a_full_disk_is_not_a_wrong_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space left") as caught:
+        local_model_folder("owner/name", flag="--text-model")
+    assert caught.value is full
+
+
+def test_a_configuration_is_an_object(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert read_config(tmp_path / "config.json") == {"model_type": "vit"}
+    expected = "a JSON object, as the model's library wrote it; get this file again from where the model comes from"
+    lfs_pointer, latin1 = b"version https://git-lfs.github.com/spec/v1", b"\xff"
+    for content, fault in ((b"[]", "a JSON list"), (b"null", "a JSON NoneType"), (lfs_pointer, "not JSON"), (latin1, "not JSON")):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(InputError, match=f"config.json, .*{fault}.*; expected {expected}"):
+            read_config(tmp_path / "config.json")
+
+
+def test_a_folder_without_a_configuration_is_not_asked_of_lugpi(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_config(tmp_path / "config.json")
+    assert str(caught.value) == (
+        f"got no config.json in {tmp_path}; expected a model's folder; give one as the library's save_pretrained() writes it"
+    )
 
 
 def test_a_download_that_breaks_off_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +223,7 @@ def test_a_download_that_breaks_off_is_one_line_too(monkeypatch: pytest.MonkeyPa
         ("  a \t b ", "a b"),
         ("", "OSError"),
         ("\nsecond", "OSError"),
+        ("\x1b[31mred\x1b[0m", "red"),
         ("x" * 160, "x" * 160),
         ("x" * 161, "x" * 157 + "…"),
     ],

@@ -169,9 +169,10 @@ def test_what_a_configuration_leaves_out_is_what_diffusers_takes(demo: Generator
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", None, r"got no file .*config\.json"),
+        ("config.json", None, r"got no config\.json in .*taesd; expected a model's folder"),
         ("config.json", b"{", r"config\.json, which is not JSON"),
-        ("config.json", b"[]", r"whose configuration lacks something"),
+        ("config.json", b"[]", r"config\.json, a JSON list; expected a JSON object"),
+        ("config.json", b"{}", r"got .*taesd \(no model of diffusers\); expected AutoencoderTiny"),
         (WEIGHTS, None, r"taesd without diffusion_pytorch_model\.safetensors; expected weights as safetensors"),
     ],
 )
