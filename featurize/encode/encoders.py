@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import read_json
-from lugpi_core.fingerprint import hash_file, hash_model_folder
+from lugpi_core.fingerprint import hash_model_folder, hash_weights_file
 from lugpi_core.runtime.pretrained import embedded_model, local_model_folder
 
 PRESETS: Mapping[str, str] = {
@@ -187,7 +187,7 @@ def _open_clip_files(
         family="open_clip",
         folder=files,
         architecture=architecture,
-        weights_hash=hash_model_folder(files) if files.is_dir() else hash_file(files),
+        weights_hash=hash_model_folder(files) if files.is_dir() else hash_weights_file(files),
         preprocessing=Preprocessing(
             size_px=vision["image_size"],
             mean=_three(preprocess.get("mean", clip_mean)),

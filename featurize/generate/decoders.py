@@ -17,7 +17,7 @@ import torch
 from featurize.generate.acceleration import memory_format
 from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.fingerprint import digest, hash_file
+from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder, read_config
 
@@ -108,7 +108,7 @@ def _decoder_in(name: str, folder: Path, revision: str | None, license: str, gen
             do="save the decoder again with save_pretrained()",
         )
     # A copy of the hub's repository may contain other files; only these two are loaded.
-    weights_hash = digest([(part, hash_file(folder / part)) for part in (_CONFIG, _WEIGHTS)])
+    weights_hash = hash_model_files({part: folder / part for part in (_CONFIG, _WEIGHTS)})
     return DecoderFiles(name=name, folder=folder, revision=revision, weights_hash=weights_hash, license=license)
 
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.fingerprint import digest, hash_file
+from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, read_config, reason
 
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -245,7 +245,7 @@ def _weights_hash(folder: Path, parts: Mapping[str, Any], variant: str | None) -
             expected="weights as safetensors (pickled weights are not read)",
             do="save the pipeline again with save_pretrained()",
         )
-    return digest([(path.relative_to(folder).as_posix(), hash_file(path)) for path in files])
+    return hash_model_files({path.relative_to(folder).as_posix(): path for path in files})
 
 
 def _loaded_files(part: Path, variant: str | None) -> list[Path]:

@@ -14,6 +14,7 @@ from featurize.cost.stage_cost import decode_flops
 from featurize.generate.decoders import LatentDecoder, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
+from lugpi_core.fingerprint import agree
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import ColumnSpec
@@ -90,7 +91,7 @@ def generator_of(latents: ColumnSpec) -> Generator:
     source = str((latents.made_by or {}).get("generator") or record["name"])
     settings = generator_settings(source, {name: record.get(name) for name in _RECORDED_SETTINGS})
     generator = find_generator(source, settings, half=generation.get("dtype") != "float32")
-    if generator.weights_hash != record["weights"] or generator.latent_shape != latents.row_shape:
+    if not agree(record["weights"], generator.weights_hash) or generator.latent_shape != latents.row_shape:
         raise InputError(
             got=f"{generator.folder} with other weights than those that generated the latents",
             expected=f"weights {record['weights']}",

@@ -14,6 +14,7 @@ from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encode
 from featurize.encode.image_encoder import encoder_load_errors, open_clip_model, open_clip_tokenizer
 from featurize.inspect.records import Record, decimal, interval_text
 from lugpi_core.errors import InputError
+from lugpi_core.fingerprint import agree
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.manifest import ColumnSpec
 
@@ -120,7 +121,7 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
             got=f"an encoder of the family {family}", expected="open_clip, which has a text tower", do="add an encoder such as clip-vit-b32"
         )
     files = _encoder_named(str(encoder.get("name")), tuple(map(str, (column.made_by or {}).get("encoders") or ())))
-    if files.weights_hash != encoder.get("weights"):
+    if not agree(encoder.get("weights"), files.weights_hash):
         raise InputError(
             got=f"{files.folder} with other weights than those of the column",
             expected=f"weights {encoder.get('weights')}",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,11 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
     return spec, records
 
 
-def open_manifest(folder: Path, spec: ColumnSpec) -> dict[int, Record]:
-    """Create the manifest of a new column, or check an existing one against ``spec``; return its records.
+def open_manifest(folder: Path, spec: ColumnSpec) -> tuple[ColumnSpec, dict[int, Record]]:
+    """Create the manifest of a new column, or check an existing one against ``spec``; return the column's spec and records.
+
+    The fingerprint of the returned spec is the manifest's, which seeds the hashes of the rows. That of ``spec`` agrees with it, but its
+    hashes of models may be of another form.
 
     The manifest of a column without any shard, unfinished or final, is replaced.
 
@@ -124,9 +127,9 @@ def open_manifest(folder: Path, spec: ColumnSpec) -> dict[int, Record]:
             found, records = load_manifest(folder)
         else:
             _write(folder, spec, {})
-            return {}
+            return spec, {}
     refuse_other(folder, found, spec)
-    return records
+    return replace(spec, fingerprint=found.fingerprint), records
 
 
 def is_empty(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, sweep
+from lugpi_core.fingerprint import earlier_form
 from lugpi_core.runtime.meters import versions
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.layout import structure
@@ -59,11 +61,10 @@ class ColumnWriter:
     """
 
     def __init__(self, store: Path, spec: ColumnSpec, *, check_content: bool = True) -> None:
-        self.spec = spec
         self.folder = store / spec.name
         if not (self.folder / MANIFEST).exists():
-            self._refuse_strangers()  # before a manifest of ours would lock their owner out
-        self.records = open_manifest(self.folder, spec)
+            spec = self._spec_of_files(spec)  # before a manifest of ours would lock their owner out
+        self.spec, self.records = open_manifest(self.folder, spec)
         self._offsets: dict[int, dict[str, int]] = {}  # of shards taken back, which another version of HDF5 may have written
         sweep(self.folder)
         faults = {shard: self._fault(shard, record, check_content) for shard, record in self.records.items()}
@@ -197,21 +198,29 @@ class ColumnWriter:
                 except ShardBusy:
                     continue
 
-    def _refuse_strangers(self) -> None:
-        # Rows of other settings would be invalid, and days of work overwritten. Without a manifest, only the files say whose they are.
+    def _spec_of_files(self, spec: ColumnSpec) -> ColumnSpec:
+        """Return the spec with the fingerprint that the shards of a column without a manifest state: its own, or its earlier form.
+
+        Raises:
+            InputError: they state another. Their rows would be invalid, and days of work overwritten.
+        """
+        ours = spec.digest.encode()
+        offset = structure(spec.layout(0)).frame[0][1].find(ours)
+        earlier = replace(spec, fingerprint=earlier_form(spec.fingerprint))
         for path in sorted(self.folder.glob("shard-*")):
-            ours = self.spec.layout(0).fingerprint_digest.encode()
-            offset = structure(self.spec.layout(0)).frame[0][1].find(ours)
             if not path.is_file():
                 continue
             with open_file(path, os.O_RDONLY) as descriptor:
                 found = read_at(descriptor, len(ours), offset)
+            if found == earlier.digest.encode():
+                return earlier
             if found != ours and _DIGEST.fullmatch(found):
                 raise InputError(
                     got=f"{path}, which was made with other settings, and no manifest that names them",
                     expected=f"a column of the fingerprint {ours.decode()}",
                     do=f"move {self.folder} away, or give another --run-dir",
                 )
+        return spec
 
     def _final(self, shard: int) -> Path:
         return self.folder / shard_name(shard)

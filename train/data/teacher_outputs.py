@@ -12,7 +12,7 @@ import xxhash
 
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
-from lugpi_core.fingerprint import hash_file
+from lugpi_core.fingerprint import agree, hash_weights_file
 from train.file_names import WEIGHTS
 from train.options.settings import OutputsDtype
 
@@ -61,7 +61,7 @@ def write_teacher_outputs(
 
     logits_NK, embeddings_ND = logits_NK.contiguous(), embeddings_ND.to(getattr(torch, dtype)).contiguous()
     content = _content_hash(logits_NK, embeddings_ND)
-    bound = {"teacher": hash_file(path.parent / WEIGHTS), "corpus": corpus_fingerprint, "xxh3": content}
+    bound = {"teacher": hash_weights_file(path.parent / WEIGHTS), "corpus": corpus_fingerprint, "xxh3": content}
     with whole_file(path) as partial:
         save_file({"logits": logits_NK, "embeddings": embeddings_ND}, partial, metadata={BOUND: json.dumps(bound)})
 
@@ -100,7 +100,7 @@ def read_teacher_outputs(path: Path, *, corpus_fingerprint: str) -> TeacherOutpu
             expected="a teacher of the dataset of this command",
             do="repeat the teacher's corpus flags, or train a teacher for this dataset",
         )
-    if not weights.is_file() or hash_file(weights) != outputs.teacher:
+    if not weights.is_file() or not agree(outputs.teacher, hash_weights_file(weights)):
         raise InputError(got=f"{path}, computed from other weights than {weights}", expected="outputs of that teacher", do=remedy)
     return outputs
 

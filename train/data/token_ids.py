@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.files import make_folder, whole_file
-from lugpi_core.fingerprint import digest
+from lugpi_core.fingerprint import digest, earlier_form
 from train.data.text_model import TextModel
 
 FOLDER = "token-ids"
@@ -73,8 +73,8 @@ def token_ids(text_model: TextModel, corpus: Corpus, run: Path) -> tuple[torch.T
         "text_model": text_model.weights_hash,
         "max_length": text_model.max_length,
     }
-    path = run / FOLDER / f"{digest(fingerprint)}.safetensors"
-    ids = _read(path)
+    path, earlier = (run / FOLDER / f"{digest(value)}.safetensors" for value in (fingerprint, earlier_form(fingerprint)))
+    ids = _read(path) or _read(earlier)
     if ids is None:
         texts = [example.text for example in corpus.examples]
         separator = text_model.tokenizer.sep_token

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lugpi_core.fingerprint import agree
 from train.evidence.calibration import agreement, churn, nll, reliability, teachers_answers
 from train.evidence.row_figures import ScoredModel
 from train.models.model_folder import is_whole, training_of
@@ -80,7 +81,7 @@ def teachers_of(model: ScoredModel, read: Callable[[Path], ScoredModel]) -> Teac
     if not folders or not all(is_whole(folder) for folder in folders):
         return None
     teachers = tuple(read(folder) for folder in folders)
-    if "teachers" in training and training["teachers"] != [teacher.weights_hash for teacher in teachers]:
+    if "teachers" in training and not agree(training["teachers"], [teacher.weights_hash for teacher in teachers]):
         return None  # the folders have the same names but hold other models
     if any(teacher.test.examples != model.test.examples for teacher in teachers):
         return None

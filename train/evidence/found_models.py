@@ -9,7 +9,7 @@ from typing import Any
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.fingerprint import flat, hash_file
+from lugpi_core.fingerprint import agree, flat, hash_weights_file
 from lugpi_core.store.reader import token_columns_of
 from train.evidence.rows import ALL, BASELINE, MORE, clip_first, model_name, student_name
 from train.file_names import WEIGHTS
@@ -118,8 +118,9 @@ def differing_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[
     for row, of_row in folders.items():
         for folder in of_row:
             for name, value in _settings(row, training_of(folder)):
-                if value not in values.setdefault(name, []):
-                    values[name].append(value)
+                of_name = values.setdefault(name, [])
+                if not any(agree(value, other) for other in of_name):
+                    of_name.append(value)
     return {name: of_name for name, of_name in values.items() if len(of_name) > 1}
 
 
@@ -164,7 +165,7 @@ def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[st
     teachers = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
     if training["layers"] is not None or not all(is_whole(teacher) for teacher in teachers):
         return None
-    if "teachers" in training and training["teachers"] != [_weights_hash(teacher) for teacher in teachers]:
+    if "teachers" in training and not agree(training["teachers"], [_weights_hash(teacher) for teacher in teachers]):
         return None  # the folders have the same names but hold other models
     kinds = [_kind_of_teacher(training_of(teacher)) for teacher in teachers]
     terms = _terms(training["distillation"], metrics)
@@ -184,7 +185,7 @@ def _weights_hash(teacher: Path) -> str:
 @lru_cache(maxsize=256)
 def _hash_of(weights: Path, changed_ns: int) -> str:
     """Return a hash of weights, cached by their time of change: one teacher has many students."""
-    return hash_file(weights)
+    return hash_weights_file(weights)
 
 
 def _terms(weights: Mapping[str, Any], metrics: Mapping[str, Any]) -> Terms | None:

@@ -10,7 +10,7 @@ from typing import Any
 from lugpi_core.command_line import say
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
-from lugpi_core.fingerprint import hash_file
+from lugpi_core.fingerprint import hash_weights_file
 from train.evidence.records import Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Spread
 from train.evidence.rows import BASELINE, Row
 from train.evidence.statistics import Comparison, compare, holm
@@ -54,7 +54,7 @@ class ScoredModel:
     @cached_property
     def weights_hash(self) -> str:
         """Hash of its weights, by which its students identify it."""
-        return hash_file(self.folder / WEIGHTS)
+        return hash_weights_file(self.folder / WEIGHTS)
 
     @property
     def train_s(self) -> float:

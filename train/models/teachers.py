@@ -10,7 +10,7 @@ import torch
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.fingerprint import differences, flat
+from lugpi_core.fingerprint import agree, differences, flat
 from lugpi_core.runtime.device import Compute
 from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens
 from train.data.privileged import BlankTokens, PrivilegedImages, of_others
@@ -126,7 +126,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
     """Return a teacher's outputs for texts that it was not trained on."""
     fingerprint, device, run = teacher.fingerprint, torch.device(compute.device), teacher.folder.parent
     text_model = find_text_model(teacher.metrics["config"]["text_model"], max_length=fingerprint["max_length"])
-    if text_model.weights_hash != fingerprint["text_model"]:
+    if not agree(fingerprint["text_model"], text_model.weights_hash):
         raise InputError(
             got=f"another {text_model.name} than {teacher.folder} was trained from",
             expected="the same files",

@@ -16,7 +16,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
 from lugpi_core.store.lease import ShardBusy, locked
-from lugpi_core.store.manifest import add_records, drop_record, load_manifest, shard_name
+from lugpi_core.store.manifest import ColumnSpec, add_records, drop_record, load_manifest, shard_name
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.writer import ColumnWriter, missing_bytes
 from tests.support.small_column import SPEC, claimed, commit_shard, filled, names_in, state_of, token_rows, write_all
@@ -306,3 +306,36 @@ def test_a_shard_written_by_another_version_of_hdf5_is_kept_as_it_is(tmp_path: P
     column = ColumnWriter(tmp_path, SPEC)
     assert column.taken_back == {}
     np.testing.assert_array_equal(column.read_committed(0), token_rows()[:4])
+
+
+FILES, CONTENT = "a" * 32, "b" * 32
+EARLIER = replace(SPEC, fingerprint={"encoder": {"weights": FILES}})
+NOW = replace(SPEC, fingerprint={"encoder": {"weights": f"{FILES}+{CONTENT}"}})
+SAVED_AGAIN = replace(SPEC, fingerprint={"encoder": {"weights": f"{'c' * 32}+{CONTENT}"}})
+
+
+@pytest.mark.parametrize(("first", "then"), [(EARLIER, NOW), (NOW, SAVED_AGAIN)], ids=["earlier", "saved again"])
+def test_a_column_of_another_form_of_the_same_hash_is_continued(tmp_path: Path, first: ColumnSpec, then: ColumnSpec) -> None:
+    commit_shard(ColumnWriter(tmp_path, first), 0)
+    column = ColumnWriter(tmp_path, then)
+    assert column.is_committed(0)
+    commit_shard(column, 1)
+    assert np.array_equal(ColumnReader(tmp_path, "clip").gather(list(range(7))), token_rows())
+    assert load_manifest(tmp_path / "clip")[0].fingerprint == first.fingerprint
+
+
+def test_an_earlier_column_whose_manifest_is_lost_keeps_its_rows(tmp_path: Path) -> None:
+    filled(tmp_path, EARLIER)
+    (tmp_path / "clip" / "manifest.json").unlink()
+    column = ColumnWriter(tmp_path, NOW)
+    writers = [claimed(column, shard) for shard in range(2)]
+    assert [bool(writer.valid.all()) for writer in writers] == [True, True]
+    for shard, writer in enumerate(writers):
+        column.commit(shard, writer)
+    assert np.array_equal(ColumnReader(tmp_path, "clip").gather(list(range(7))), token_rows())
+
+
+def test_other_weights_are_still_refused(tmp_path: Path) -> None:
+    commit_shard(ColumnWriter(tmp_path, NOW), 0)
+    with pytest.raises(InputError, match=r"encoder\.weights: found"):
+        ColumnWriter(tmp_path, replace(SPEC, fingerprint={"encoder": {"weights": f"{FILES}+{'d' * 32}"}}))
