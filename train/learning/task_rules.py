@@ -239,6 +239,13 @@ class Regression:
         }
 
 
+def in_words(metric: str, value: float | None) -> str:
+    """Return a score with four decimals, or four digits of a squared error, whose size depends on the numbers."""
+    if value is None:
+        return "undefined"
+    return f"{value:.4g}" if metric == "mse" else f"{value:.4f}"
+
+
 def best_threshold(positive_N: NDArray[np.bool_], scores_N: Floats) -> float:
     """Return the threshold on a class's probabilities with the highest F1 (answers: ``score >= threshold``), the nearest to ½ of several.
 

@@ -22,7 +22,7 @@ from train.learning.checkpoint import has_checkpoint, remove_checkpoints
 LOCKS = ".locks"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 # The fields that are read of a finished model's two records, and of those of one kind of model.
-_OF_METRICS = {"command", "accuracy", "examples", "history", "peak_memory", "teachers", "seed", "notice", "config"}
+_OF_METRICS = {"command", "examples", "history", "peak_memory", "teachers", "seed", "notice", "config"}
 _OF_TRAINING = {"command", "flags"}
 _OF_KIND = {
     "images": {"image_tokens"},
@@ -86,7 +86,9 @@ def metrics_of(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: they are damaged.
     """
-    return _record(folder / METRICS, _OF_METRICS)
+    record = _record(folder / METRICS, _OF_METRICS)
+    # Of another task than single-label the record names its primary metric.
+    return _record(folder / METRICS, {str(record.get("metric", "accuracy"))})
 
 
 def training_of(folder: Path) -> dict[str, Any]:

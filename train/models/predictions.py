@@ -41,10 +41,15 @@ def scores_by_split(
     scores: dict[str, dict[str, float | None]] = {metric: {} for metric in rules.metrics}
     for split in SPLITS:
         rows = corpus.rows(split)
-        for metric, value in rules.scores(targets[rows], logits_NK.numpy()[rows], thresholds).items():
-            # The squared error of small numbers is small: it keeps seven digits.
-            scores[metric][split] = value if value is None else float(f"{value:.7g}") if metric == "mse" else round(value, 6)
+        for metric, value in rounded(rules.scores(targets[rows], logits_NK.numpy()[rows], thresholds)).items():
+            scores[metric][split] = value
     return scores
+
+
+def rounded(scores: Scores) -> Scores:
+    """Return scores with six decimals; the squared error, which is small for small numbers, with seven digits."""
+    digits = {metric: value if value is None else float(f"{value:.7g}") for metric, value in scores.items() if metric == "mse"}
+    return {metric: value if value is None else round(value, 6) for metric, value in scores.items()} | digits
 
 
 def write_predictions(path: Path, corpus: Corpus, logits_NK: torch.Tensor) -> None:
@@ -53,13 +58,12 @@ def write_predictions(path: Path, corpus: Corpus, logits_NK: torch.Tensor) -> No
     Of a multi-label corpus ``label_0`` … are 1 for the example's classes and 0 for the others. Of a regression ``target`` is its number,
     and ``prediction`` the model's.
     """
-    targets = corpus.targets().astype(np.int64) if corpus.task == "multi-label" else corpus.targets()
+    targets = corpus.targets() if corpus.task == "regression" else corpus.targets().astype(np.int64)
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_header(corpus.task, len(corpus.label_names)))
-        for example, target, logits_K in zip(corpus.examples, targets.tolist(), logits_NK.tolist(), strict=True):
-            cells = target if corpus.task == "multi-label" else [f"{target:.9g}" if corpus.task == "regression" else target]
-            writer.writerow([example.id, example.split, *cells, *(f"{logit:.7g}" for logit in logits_K)])
+        for example, target, logits_K in zip(corpus.examples, targets, logits_NK.tolist(), strict=True):
+            writer.writerow([example.id, example.split, *np.atleast_1d(target), *(f"{logit:.7g}" for logit in logits_K)])
 
 
 def _header(task: Task, classes: int) -> list[str]:

@@ -31,7 +31,7 @@ from train.learning.distributed import Processes
 from train.learning.loop import Training, best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier, last_linear
 from train.learning.predict import predict
-from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
+from train.learning.task_rules import METRIC_NAMES, Metric, in_words, rules_of
 from train.models.hub_export import export_classifier
 from train.models.model_folder import exclusive, finish, finished_metrics
 from train.models.plan import ModelPlan
@@ -108,7 +108,8 @@ class TrainedModel:
         return metric
 
     def __repr__(self) -> str:
-        return f"TrainedModel({str(self.folder)!r}, {METRIC_NAMES[self.metric]} {', '.join(_in_words(self.score, digits=3))})"
+        scores = ", ".join(f"{split} undefined" if value is None else f"{split} {value:.3f}" for split, value in self.score.items())
+        return f"TrainedModel({str(self.folder)!r}, {METRIC_NAMES[self.metric]} {scores})"
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics without the history, as the command prints them."""
@@ -185,13 +186,9 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
         finish(plan.folder, metrics)
     trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
-    say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} " + ", ".join(_in_words(trained.score, digits=4)))
+    scores = ", ".join(f"{split} {in_words(trained.metric, value)}" for split, value in trained.score.items())
+    say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} {scores}")
     return trained
-
-
-def _in_words(score: Mapping[str, float | None], *, digits: int) -> list[str]:
-    """Return ``test 0.7500`` for each split."""
-    return [f"{split} undefined" if value is None else f"{split} {value:.{digits}f}" for split, value in score.items()]
 
 
 @contextmanager
@@ -303,6 +300,7 @@ def _metrics(plan: ModelPlan, model: nn.Module, data: TrainingData, output: Outp
         **task,
         **scores_by_split(corpus, output.logits, thresholds),
         **({} if thresholds is None else {THRESHOLDS: list(thresholds)}),
+        **({"pairs": True} if corpus.has_pairs else {}),
         "examples": corpus.counts() | ({} if kind.extra is None else {"unlabelled": len(kind.extra.examples)}),
         "teachers": list(kind.teacher_records),
         **({} if plan.terms is None else {"terms": plan.terms}),

@@ -25,8 +25,13 @@ class EvaluateOptions:
     """CSV with id, label and the probability of each class (default: <input's name>.predictions.csv next to the input)."""
     text_column: str = "text"
     """The column with the text."""
+    text_pair_column: str | None = None
+    """The column with the second text, for a model of pairs of texts."""
     label_column: str | None = None
-    """The column with the label; accuracy and macro-F1 are reported (default: label, if the file has one)."""
+    """The column with the label; the scores of the model's task are reported, such as accuracy and macro-F1 (default: label, if the file
+    has one)."""
+    label_separator: str | None = None
+    """Multi-label models: what stands between the labels of a cell, in the input and in the output (default: |)."""
     batch_size: int = 64
     """Texts in one forward pass."""
     max_length: int | None = None
@@ -41,18 +46,29 @@ class EvaluateOptions:
             raise InputError(got=f"--batch-size {self.batch_size}", expected="at least 1", do="give a positive number")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(got=f"--max-length {self.max_length}", expected="at least 2", do="leave it out for the longest")
-        if self.label_column is not None and self.input.suffix.lower() == TEXT_SUFFIX:
+        others = {"--label-column": self.label_column, "--text-pair-column": self.text_pair_column}
+        for flag, column in others.items():
+            if column is not None and self.input.suffix.lower() == TEXT_SUFFIX:
+                raise InputError(
+                    got=f"{flag} {column} for {self.input}",
+                    expected="a file with columns",
+                    do="give a .csv, .jsonl or .parquet, or leave it out",
+                )
+            if column == self.text_column:
+                raise InputError(got=f"{flag} and --text-column both {column}", expected="two columns", do="name the column of each")
+        if self.label_column is not None and self.label_column == self.text_pair_column:
             raise InputError(
-                got=f"--label-column {self.label_column} for {self.input}",
-                expected="a file with columns",
-                do="give a .csv, .jsonl or .parquet, or leave it out",
+                got=f"--label-column and --text-pair-column both {self.label_column}", expected="two columns", do="name the column of each"
             )
-        if self.label_column == self.text_column:
-            raise InputError(
-                got=f"--label-column and --text-column both {self.text_column}", expected="two columns", do="name the column of each"
-            )
+        if self.label_separator == "":
+            raise InputError(got="an empty --label-separator", expected="what stands between labels", do="leave it out for |")
         if self.written.resolve() == self.input.resolve():
             raise InputError(got=f"--output {self.written}, which is the input", expected="another file", do="give another --output")
+
+    @property
+    def separator(self) -> str:
+        """What stands between the labels of a cell."""
+        return self.label_separator or "|"
 
     @property
     def written(self) -> Path:

@@ -1,13 +1,14 @@
 """Predictions of a finished classifier for the texts of a file: labels, probabilities and, if the file has labels, scores.
 
-Shapes: N texts, K classes, B texts in a batch, L tokens of the longest in it.
+The classifier's ``config.json`` says what it answers: one class, any number of classes, or a number.
+
+Shapes: N texts, K logits of each (one per class; 1 of a regression), B texts in a batch, L tokens of the longest in it.
 """
 
 import csv
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import is_first_process, say
-from lugpi_core.corpora.labels import label_name
+from lugpi_core.corpora.labels import label_name, read_labels
+from lugpi_core.corpora.options import Task
 from lugpi_core.corpora.texts import checked_texts
 from lugpi_core.corpora.user_corpus import ID_COLUMN
 from lugpi_core.corpora.user_files import Table, file_table, text_table
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.errors import InputError, nearest, number_of
 from lugpi_core.files import read_json, whole_file
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
@@ -30,7 +32,8 @@ from train.data.token_ids import TokenIds, tokenize
 from train.file_names import METRICS
 from train.learning.predict import autocast
 from train.learning.progress import progress_bar
-from train.learning.task_rules import rules_of
+from train.learning.task_rules import rules_of, task_of
+from train.models.predictions import THRESHOLDS, rounded
 from train.options.tools import TEXT_SUFFIX, EvaluateOptions
 
 LABEL_COLUMN = "label"
@@ -45,12 +48,18 @@ class Classifier:
     Attributes:
         model: takes ``input_ids`` and ``attention_mask`` [B, L]; returns ``logits`` [B, K].
         text_model: its tokenizer and maximum length.
-        label_names: of the K classes.
+        label_names: of the K classes, or of the number.
+        task: what it answers.
+        thresholds: of a multi-label classifier, the probability from which on each class is an answer; None = ½.
+        reads_pairs: whether it was trained on pairs of texts; None if that is not known.
     """
 
     model: Any
     text_model: TextModel
     label_names: tuple[str, ...]
+    task: Task = "single-label"
+    thresholds: tuple[float, ...] | None = None
+    reads_pairs: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +69,16 @@ class Texts:
     Attributes:
         ids: the ``id`` column if the ids are unique, else row numbers from 0.
         texts: unchanged.
-        labels: the values of the label column, or None.
-        label_where: the name of that column, for errors.
+        pairs: the second texts, or None.
+        table: the file's columns.
+        label_column: the one with the labels, or None.
     """
 
     ids: list[str]
     texts: list[str]
-    labels: list[object] | None
-    label_where: str
+    pairs: list[str] | None
+    table: Table
+    label_column: str | None
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -84,37 +95,64 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     texts = read_texts(options)
     compute = resolve_compute(options.device, options.dtype, half=half_for_training())
     classifier = load_classifier(options.model, max_length=options.max_length)
-    labels_N = None if texts.labels is None else label_numbers(texts.labels, classifier.label_names, where=texts.label_where)
+    _require_pairs(options, classifier)
+    if options.label_separator is not None and classifier.task != "multi-label":
+        say(f"warning: --label-separator has no effect on a {classifier.task} model")
+    if classifier.model.config.problem_type is None and classifier.task == "regression":
+        say("note: the model has one output and names no problem_type: its number is written as it is; a pipeline shows its sigmoid")
+    targets = None if texts.label_column is None else targets_of(texts, classifier, separator=options.separator)
     say(f"{options.model} reads {len(texts.texts):,} texts of {options.input} on {compute}")
     start_s = time.perf_counter()
-    logits_NK = predicted_logits(classifier, texts.texts, compute, batch_size=options.batch_size)
+    logits_NK = predicted_logits(classifier, texts.texts, compute, batch_size=options.batch_size, pairs=texts.pairs)
     seconds = time.perf_counter() - start_s
     if not bool(logits_NK.isfinite().all()):
         raise InputError(
             got=f"logits of {options.model} that are not finite", expected="finite ones", do="use --dtype float32, or train it again"
         )
-    predicted_N = logits_NK.argmax(dim=1).numpy()
-    write_labels(options.written, texts.ids, logits_NK, classifier.label_names)
-    counts = Counter(predicted_N.tolist())
+    write_answers(options.written, texts.ids, logits_NK, classifier, separator=options.separator)
     return {
         "command": "evaluate",
         "model": str(options.model),
         "input": str(options.input),
         "output": str(options.written),
         "texts": len(texts.texts),
-        "labels": {name: counts[number] for number, name in enumerate(classifier.label_names)},
+        **({} if classifier.task == "single-label" else {"task": classifier.task}),
+        **({} if classifier.task == "regression" else {"labels": _counts(classifier, logits_NK)}),
         "seconds": round(seconds, 3),
         "texts_per_s": round(len(texts.texts) / max(seconds, 1e-9), 2),
-        **({} if labels_N is None else _scores(labels_N, logits_NK)),
+        **({} if targets is None else _scores(classifier, targets, logits_NK)),
         "compute": compute.record(),
     }
+
+
+def _counts(classifier: Classifier, logits_NK: torch.Tensor) -> dict[str, int]:
+    """Return how many texts have each label as an answer."""
+    answers = rules_of(classifier.task).answers(logits_NK.numpy(), classifier.thresholds)
+    counts_K = answers.sum(axis=0) if classifier.task == "multi-label" else np.bincount(answers, minlength=len(classifier.label_names))
+    return {name: int(count) for name, count in zip(classifier.label_names, counts_K, strict=True)}
+
+
+def _require_pairs(options: EvaluateOptions, classifier: Classifier) -> None:
+    """Raise InputError if a model of pairs is to read single texts, or the other way round."""
+    if classifier.reads_pairs is True and options.text_pair_column is None:
+        raise InputError(
+            got=f"{options.model}, which was trained on pairs of texts",
+            expected="the column with the second text",
+            do="give --text-pair-column",
+        )
+    if classifier.reads_pairs is False and options.text_pair_column is not None:
+        raise InputError(
+            got=f"--text-pair-column {options.text_pair_column} for {options.model}, which was trained on single texts",
+            expected="a model of pairs of texts",
+            do="leave it out",
+        )
 
 
 def load_classifier(folder: Path, *, max_length: int | None = None) -> Classifier:
     """Load a student, a baseline or another Hugging Face sequence classifier.
 
     Raises:
-        InputError: the folder is missing, a teacher's, unfinished or damaged, or holds no classifier of two classes or more.
+        InputError: the folder is missing, a teacher's, unfinished or damaged, or holds no sequence classifier.
     """
     _require_classifier(folder)
     text_model = find_text_model(str(folder.resolve()), max_length=max_length, flag="--model")
@@ -124,10 +162,59 @@ def load_classifier(folder: Path, *, max_length: int | None = None) -> Classifie
         raise InputError(
             got=f"{folder}, a model of {architectures}", expected="a sequence classifier", do="give a student's or baseline's folder"
         )
-    if text_model.config.num_labels < 2:
-        raise InputError(got=f"{folder}, a regression", expected="a classifier of two classes or more", do="give another --model")
-    names = tuple(str(text_model.config.id2label[number]) for number in range(text_model.config.num_labels))
-    return Classifier(model=_load(folder), text_model=text_model, label_names=names)
+    model = _load(folder)
+    task = _task_of(folder, model.config)
+    names = tuple(str(model.config.id2label[number]) for number in range(model.config.num_labels))
+    return Classifier(
+        model=model,
+        text_model=text_model,
+        label_names=names,
+        task=task,
+        thresholds=_thresholds_of(folder, model.config) if task == "multi-label" else None,
+        reads_pairs=_reads_pairs(folder),
+    )
+
+
+def _task_of(folder: Path, config: Any) -> Task:
+    """Return what a classifier answers, as transformers itself reads its configuration: a single output is a number.
+
+    Raises:
+        InputError: problem_type is none of transformers', or does not fit the number of labels.
+    """
+    if config.problem_type is None:
+        return "regression" if config.num_labels == 1 else "single-label"
+    task = task_of(config.problem_type)
+    if task is None or ((config.num_labels == 1) != (task == "regression") and task != "multi-label"):
+        raise InputError(
+            got=f"{folder}, whose config.json says {config.problem_type} of {number_of(config.num_labels, 'label{s}')}",
+            expected="a classifier of two classes or more, a multi-label one, or a regression to one number",
+            do="correct problem_type, or give another --model",
+        )
+    return task
+
+
+def _thresholds_of(folder: Path, config: Any) -> tuple[float, ...] | None:
+    """Return the thresholds in a multi-label classifier's configuration; lugpi writes them, other libraries do not.
+
+    Raises:
+        InputError: they are not one number for each class.
+    """
+    thresholds = config.to_dict().get(THRESHOLDS)
+    if thresholds is None:
+        return None
+    if not isinstance(thresholds, list) or len(thresholds) != config.num_labels or not all(isinstance(x, int | float) for x in thresholds):
+        raise InputError(
+            got=f"{folder}, whose config.json has thresholds {thresholds!s:.80}",
+            expected=f"a list of {config.num_labels} numbers, one for each class",
+            do="correct or remove them",
+        )
+    return tuple(map(float, thresholds))
+
+
+def _reads_pairs(folder: Path) -> bool | None:
+    """Return whether a model that lugpi trained reads pairs of texts; None for one of others."""
+    metrics = read_json(folder / METRICS) if (folder / METRICS).is_file() else {}
+    return bool(metrics.get("pairs", False)) if "command" in metrics else None
 
 
 def _require_classifier(folder: Path) -> None:
@@ -167,19 +254,27 @@ def read_texts(options: EvaluateOptions) -> Texts:
     Raises:
         InputError: the file is missing, malformed or empty, or a column or a text is missing.
     """
-    label_column = options.label_column or LABEL_COLUMN
+    label_column, pair_column = options.label_column or LABEL_COLUMN, options.text_pair_column
+    wanted = (options.text_column, pair_column, label_column, ID_COLUMN)
     if options.input.suffix.lower() == TEXT_SUFFIX:
         table = text_table(options.input, options.text_column)
     else:
-        table = file_table(options.input, "train", tuple(dict.fromkeys((options.text_column, label_column, ID_COLUMN))))
+        table = file_table(options.input, "train", tuple(dict.fromkeys(column for column in wanted if column)))
     if not table.names or (not len(table) and options.text_column in table.names):
         raise InputError(got=f"no texts in {table.where}", expected="at least one", do="check --input")
     _require_column(table, options.text_column, "--text-column")
-    if options.label_column is not None:
-        _require_column(table, options.label_column, "--label-column")
+    for column, flag in ((options.label_column, "--label-column"), (pair_column, "--text-pair-column")):
+        if column is not None:
+            _require_column(table, column, flag)
     texts = checked_texts(table.columns[options.text_column], what=options.text_column, where=table.where)
-    labels = None if label_column == options.text_column else table.columns.get(label_column)
-    return Texts(ids=_ids(table), texts=texts, labels=labels, label_where=f"{label_column} of {table.where}")
+    has_labels = label_column in table.columns and label_column not in (options.text_column, pair_column)
+    return Texts(
+        ids=_ids(table),
+        texts=texts,
+        pairs=None if pair_column is None else checked_texts(table.columns[pair_column], what=pair_column, where=table.where),
+        table=table,
+        label_column=label_column if has_labels else None,
+    )
 
 
 def _require_column(table: Table, column: str, flag: str) -> None:
@@ -194,6 +289,29 @@ def _require_column(table: Table, column: str, flag: str) -> None:
 def _ids(table: Table) -> list[str]:
     given = [str(value) for value in table.columns.get(ID_COLUMN, ()) if isinstance(value, int | str) and str(value).strip()]
     return given if len(set(given)) == len(table) else [str(row) for row in range(len(table))]
+
+
+def targets_of(texts: Texts, classifier: Classifier, *, separator: str) -> NDArray[Any]:
+    """Return the labels of the file in the form of ``Corpus.targets()``.
+
+    Raises:
+        InputError: some are no classes of the model, or no numbers; names the first.
+    """
+    column, table = texts.label_column, texts.table
+    assert column is not None, table.where
+    where = f"{column} of {table.where}"
+    if classifier.task == "single-label":
+        return label_numbers(table.columns[column], classifier.label_names, where=where)
+    if classifier.task == "regression":
+        return np.array(read_labels([table], column, task="regression", separator=None).targets, np.float64)
+    # An empty cell of a CSV names no class.
+    cells: list[object] = [[] if isinstance(cell, str) and not cell.strip() else cell for cell in table.columns[column]]
+    read = replace(table, columns={**table.columns, column: cells}, classes=classifier.label_names)
+    targets_NK = np.zeros((len(table), len(classifier.label_names)), np.float32)
+    for row, classes in enumerate(read_labels([read], column, task="multi-label", separator=separator).targets):
+        assert isinstance(classes, tuple), classes
+        targets_NK[row, list(classes)] = 1
+    return targets_NK
 
 
 def label_numbers(values: Sequence[object], names: Sequence[str], *, where: str) -> NDArray[np.int64]:
@@ -216,9 +334,11 @@ def label_numbers(values: Sequence[object], names: Sequence[str], *, where: str)
     return np.array(numbers, np.int64)
 
 
-def predicted_logits(classifier: Classifier, texts: Sequence[str], compute: Compute, *, batch_size: int) -> torch.Tensor:
-    """Return the logits of the texts, float32 [N, K] on the CPU, in their order. The longest texts come first, each batch padded to its
-    longest."""
+def predicted_logits(
+    classifier: Classifier, texts: Sequence[str], compute: Compute, *, batch_size: int, pairs: Sequence[str] | None = None
+) -> torch.Tensor:
+    """Return the logits of the texts, or pairs of texts, float32 [N, K] on the CPU, in their order. The longest come first, each batch
+    padded to its longest."""
     device = torch.device(compute.device)
     model = classifier.model.to(device)
     ids = TokenIds(*tokenize(classifier.text_model, texts), pad=classifier.text_model.pad_id, device=device)
@@ -235,16 +355,36 @@ def predicted_logits(classifier: Classifier, texts: Sequence[str], compute: Comp
     return logits_NK
 
 
-def write_labels(path: Path, ids: Sequence[str], logits_NK: torch.Tensor, names: Sequence[str]) -> None:
-    """Write one line per text: id, label, and the probability of each class with seven digits. A failed write leaves no file."""
+def write_answers(path: Path, ids: Sequence[str], logits_NK: torch.Tensor, classifier: Classifier, *, separator: str) -> None:
+    """Write one line per text: id, label, and the probability of each class with seven digits; several labels with the separator between
+    them. Of a regression the label is the number. A failed write leaves no file.
+
+    Raises:
+        InputError: a class has the separator in its name.
+    """
+    rules, names = rules_of(classifier.task), classifier.label_names
+    if classifier.task == "multi-label" and (clash := [name for name in names if separator in name]):
+        raise InputError(
+            got=f"a class {clash[0]!r}, which contains the label separator {separator!r}",
+            expected="a separator that no class contains",
+            do="give another --label-separator",
+        )
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([ID_COLUMN, LABEL_COLUMN, *class_columns(names)])
+        writer.writerow([ID_COLUMN, LABEL_COLUMN, *([] if classifier.task == "regression" else class_columns(names))])
         for start in range(0, len(ids), _ROWS_AT_ONCE):
-            logits_BK = logits_NK[start : start + _ROWS_AT_ONCE]
-            labels = logits_BK.argmax(dim=1).tolist()
-            for id_, label, row_K in zip(ids[start:], labels, logits_BK.softmax(dim=1).tolist(), strict=False):
-                writer.writerow([id_, names[label], *(f"{probability:.7g}" for probability in row_K)])
+            logits_BK = logits_NK[start : start + _ROWS_AT_ONCE].numpy()
+            answers = rules.answers(logits_BK, classifier.thresholds).tolist()
+            for id_, answer, row_K in zip(ids[start:], answers, rules.outputs(logits_BK).tolist(), strict=False):
+                match classifier.task:
+                    case "single-label":
+                        label = names[answer]
+                    case "multi-label":
+                        label = separator.join(name for name, holds in zip(names, answer, strict=True) if holds)
+                    case "regression":
+                        writer.writerow([id_, np.float32(answer)])
+                        continue
+                writer.writerow([id_, label, *(f"{probability:.7g}" for probability in row_K)])
 
 
 def class_columns(names: Sequence[str]) -> list[str]:
@@ -261,6 +401,5 @@ def class_columns(names: Sequence[str]) -> list[str]:
     return columns
 
 
-def _scores(labels_N: NDArray[np.int64], logits_NK: torch.Tensor) -> dict[str, float | None]:
-    scores = rules_of("single-label").scores(labels_N, logits_NK.numpy())
-    return {name: value if value is None else round(value, 6) for name, value in scores.items()}
+def _scores(classifier: Classifier, targets_N: NDArray[Any], logits_NK: torch.Tensor) -> dict[str, float | None]:
+    return rounded(rules_of(classifier.task).scores(targets_N, logits_NK.numpy(), classifier.thresholds))
