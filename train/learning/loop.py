@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.stopping import Stopped, StopRequest, stop_on_signals
@@ -32,8 +33,8 @@ from train.learning.networks import Output
 from train.learning.optimizer import make_optimizer, optimizer_on, rate_at
 from train.learning.predict import autocast, predict
 from train.learning.progress import Progress, Trackers, progress
-from train.learning.task_rules import rules_of
-from train.options.settings import DevicePlacement, Optimization
+from train.learning.task_rules import Metric, rules_of
+from train.options.settings import ClassWeights, DevicePlacement, Optimization
 
 Loss = Callable[[Output, Batch], torch.Tensor]
 # Steps after which several processes agree on whether to stop or to write a checkpoint; a single process checks after every step.
@@ -50,7 +51,7 @@ class Training:
 
     Attributes:
         learnt: the rows of the data to train on.
-        validation: the rows whose score (the task's primary metric) decides which epoch is the best.
+        validation: the rows whose score (see ``deciding_metric``) decides which epoch is the best.
         loss: of the model's output and its batch, a scalar.
         placement: whether to compile, and which trackers.
         compute: the resolved device and precision.
@@ -98,6 +99,12 @@ def fit(training: Training) -> list[dict[str, Any]]:
     return learner.history
 
 
+def deciding_metric(task: Task, class_weights: ClassWeights) -> Metric:
+    """Return the metric by which the best epoch is chosen: the task's primary one, but with balanced classes not accuracy, which a model
+    that never answers a rare class can win; then macro-F1."""
+    return "macro_f1" if class_weights == "balanced" else rules_of(task).metrics[0]
+
+
 def validation_score(record: Mapping[str, Any]) -> float | None:
     """Return the validation score in an epoch's record, of whichever metric; None where it is undefined."""
     score: float | None = next(value for name, value in record.items() if name.startswith("validation_"))
@@ -142,6 +149,7 @@ class Learner:
         )
         self.learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(training.compute.device, enabled=training.compute.dtype == "float16")
+        self.metric = deciding_metric(training.data.task, optimization.class_weights)
         self.steps = optimization.epochs * -(-len(training.learnt) // optimization.batch_size)
         self.step = 0
         self.place = 0  # steps of the current epoch that are done
@@ -182,7 +190,7 @@ class Learner:
         record = {
             "epoch": epoch,
             "loss": self._mean_loss(epoch),
-            f"validation_{rules_of(training.data.task).metrics[0]}": self._validation_score(),
+            f"validation_{self.metric}": self._validation_score(),
             "padding": round(padding_share(training.data.lengths, batches), 4),
             "seconds": round(time.perf_counter() - start_s, 3),
         }
@@ -253,14 +261,14 @@ class Learner:
         return round(float(self.training.processes.sum(self.loss_sum.clone())) / len(self.training.learnt), 6)
 
     def _validation_score(self) -> float | None:
-        """Return the primary metric of the validation rows; of a multi-label task with the thresholds that are best for them."""
+        """Return ``metric`` of the validation rows; of a multi-label task with the thresholds that are best for them."""
         training, rules = self.training, rules_of(self.training.data.task)
         rows = training.validation
         logits_NK = predict(training.model, training.data, rows, training.compute, training.processes).logits.numpy()
         labels_N = training.data.labels.cpu()[torch.as_tensor(rows)].numpy()
         if not np.isfinite(logits_NK).all():
             raise self._not_finite("a prediction for the validation texts", f"after epoch {len(self.history)}")
-        score = rules.scores(labels_N, logits_NK, rules.thresholds(labels_N, logits_NK))[rules.metrics[0]]
+        score = rules.scores(labels_N, logits_NK, rules.thresholds(labels_N, logits_NK))[self.metric]
         return None if score is None else round(score, 6)
 
     def _save_or_stop(self, spent_s: float) -> None:

@@ -6,10 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from train.data.text_model import TextModel
 from train.learning.losses import Terms
 from train.learning.optimizer import OptimizerName, optimizer_on
+from train.learning.task_rules import rules_of
 from train.models.kinds import ModelKind
 from train.options.settings import DevicePlacement, Optimization, Placement
 
@@ -46,6 +50,17 @@ class ModelPlan:
     placement: Placement
     config: Mapping[str, Any] = field(default_factory=dict)
     terms: Terms | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.class_weights  # refused before there is a folder
+
+    @cached_property
+    def class_weights(self) -> NDArray[np.float32] | None:
+        """float32 [K], of the classes in the loss on the labels; None if all weigh the same. Raises InputError for a regression."""
+        if self.optimization.class_weights == "none":
+            return None
+        corpus = self.kind.corpus
+        return rules_of(corpus.task).balanced_weights(corpus.targets()[corpus.rows("train")], len(corpus.label_names))
 
     @cached_property
     def compute(self) -> Compute:

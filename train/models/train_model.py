@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from lugpi_core.command_line import say
@@ -217,7 +216,6 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
         flat, lengths = torch.cat([flat for flat, _ in ids]), np.concatenate([lengths for _, lengths in ids])
         texts = TokenIds(flat, lengths, pad=plan.text_model.pad_id, device=device)
     targets, unit = _targets(plan, model)
-    weights = _class_weights(plan)
     data = TrainingData(
         device=device,
         labels=targets.to(device),
@@ -225,7 +223,7 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
         images=_images(plan, model, device),
         teachers=tuple(replace(teacher, logits=unit.learnt(teacher.logits)).to(device) for teacher in kind.teachers),
         task=kind.corpus.task,
-        class_weights=None if weights is None else torch.from_numpy(weights).to(device),
+        class_weights=None if plan.class_weights is None else torch.from_numpy(plan.class_weights).to(device),
         unit=unit,
     )
     return model, data
@@ -242,13 +240,6 @@ def _targets(plan: ModelPlan, model: nn.Module) -> tuple[torch.Tensor, TargetUni
     unlabelled = UNLABELLED if corpus.task == "single-label" else torch.nan
     more = targets.new_full((0 if extra is None else len(extra.examples), *targets.shape[1:]), unlabelled)
     return torch.cat([targets, more]), unit
-
-
-def _class_weights(plan: ModelPlan) -> NDArray[np.float32] | None:
-    if plan.optimization.class_weights == "none":
-        return None
-    corpus = plan.kind.corpus
-    return rules_of(corpus.task).balanced_weights(corpus.targets()[corpus.rows("train")], len(corpus.label_names))
 
 
 def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> PrivilegedImages | None:

@@ -49,7 +49,7 @@ class Optimization:
     """Stop after that many epochs without a better validation score (default: never; the rate decays over all --epochs)."""
     class_weights: ClassWeights = "none"
     """balanced: rare classes weigh more in the loss on the labels, each as much in total as the others (multi-label: each class's positive
-    examples as much as its negative ones)."""
+    examples as much as its negative ones), and macro-F1 decides which epoch is the best."""
     seed: int = 0
     """Seed of the new weights, of the order of the batches and of dropout."""
     checkpoint_minutes: float = 5.0

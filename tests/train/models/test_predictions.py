@@ -1,5 +1,6 @@
 """Accuracy and macro-F1, compared with counts by hand, and predictions from file."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +100,65 @@ def test_a_table_lines_up_in_plain_text() -> None:
     lines = markdown_table(("model", "test"), [("a long name", "0.5"), ("b", "")]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1] == "| ----------- | ---- |"
+
+
+def several_corpus() -> Corpus:
+    targets = ((0,), (), (0, 1), (1,), (0,), (0, 1))
+    examples = tuple(
+        Example(id=str(n), text="t", prompt="p", label=-1, split=SPLITS[n % 3], target=target) for n, target in enumerate(targets)
+    )
+    return Corpus(name="c", label_names=("x", "y"), examples=examples, license="none", task="multi-label")
+
+
+def numbers_corpus() -> Corpus:
+    targets = (1.5, -2e-7, 3.3, 1e5, 0.0, 2.0)
+    examples = tuple(
+        Example(id=str(n), text="t", prompt="p", label=-1, split=SPLITS[n % 3], target=target) for n, target in enumerate(targets)
+    )
+    return Corpus(name="c", label_names=("number",), examples=examples, license="none", task="regression")
+
+
+def test_predictions_of_several_labels_come_back_with_their_thresholds(tmp_path: Path) -> None:
+    corpus, logits = several_corpus(), torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    write_predictions(tmp_path / "p.csv", corpus, logits)
+    assert (tmp_path / "p.csv").read_text().splitlines()[0] == "id,split,label_0,label_1,logit_0,logit_1"
+    (tmp_path / "metrics.json").write_text(json.dumps({"thresholds": [0.4, 0.6]}))
+    found = read_predictions(tmp_path / "p.csv")
+    scores = scores_by_split(corpus, logits, (0.4, 0.6))
+    for split, predicted in found.items():
+        rows = corpus.rows(split)
+        assert predicted.thresholds == (0.4, 0.6)
+        assert (predicted.labels == corpus.targets()[rows]).all()
+        assert (predicted.predicted == (logits.sigmoid()[rows] >= torch.tensor([0.4, 0.6])).numpy()).all()
+        assert predicted.hits.tolist() == (predicted.predicted == predicted.labels).all(axis=1).tolist()
+        assert predicted.scores == {metric: pytest.approx(by_split[split], abs=1e-6) for metric, by_split in scores.items()}
+
+
+def test_predictions_of_numbers_come_back(tmp_path: Path) -> None:
+    corpus, logits = numbers_corpus(), torch.arange(6.0)[:, None] * 1e4
+    write_predictions(tmp_path / "p.csv", corpus, logits)
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert lines[:3] == ["id,split,target,prediction", "0,train,1.5,0", "1,validation,-2e-07,10000"]
+    for split, predicted in read_predictions(tmp_path / "p.csv").items():
+        rows = corpus.rows(split)
+        assert (predicted.labels == corpus.targets()[rows]).all(), "every digit of a float32"
+        assert predicted.predicted.tolist() == logits[rows, 0].tolist()
+        by_split = scores_by_split(corpus, logits)
+        assert predicted.scores == {metric: pytest.approx(by_split[metric][split], rel=1e-6, abs=1e-6) for metric in by_split}
+
+
+@pytest.mark.parametrize("corpus", [several_corpus(), numbers_corpus()], ids=["several", "numbers"])
+@pytest.mark.parametrize("damage", ["half", "nan", "text", "no thresholds"])
+def test_damaged_predictions_of_other_tasks_are_reported(tmp_path: Path, corpus: Corpus, damage: str) -> None:
+    write_predictions(tmp_path / "p.csv", corpus, torch.zeros(6, len(corpus.label_names)))
+    thresholds = [0.5] if damage == "no thresholds" else [0.5, 0.5]
+    (tmp_path / "metrics.json").write_text(json.dumps({"thresholds": thresholds}))
+    cell = {"half": "0.5,0.5", "nan": "nan", "text": "many"}.get(damage)
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    if cell is not None:
+        lines[1] = ",".join([*lines[1].split(",")[:2], cell, *lines[1].split(",")[3:]])
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    if corpus.task == "regression" and damage == "no thresholds":
+        return  # it has none
+    with pytest.raises(InputError, match="damaged"):
+        read_predictions(tmp_path / "p.csv")

@@ -295,3 +295,135 @@ def test_the_flags_of_the_tools_import_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def with_config(model: Path, folder: Path, **config: Any) -> Path:
+    """A copy of the classifier whose configuration says something else."""
+    import shutil
+
+    shutil.copytree(model, folder)
+    written = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(written))
+    return folder
+
+
+def evaluated(folder: Path, path: Path, **options: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    figures = evaluate(EvaluateOptions(model=folder, input=path, device="cpu", **options))
+    return figures, rows_of(path.with_name(f"{path.stem}.predictions.csv"))
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.3, 0.7, 0.0]])
+def test_a_multi_label_classifier_of_others_names_several_classes(model: Path, tmp_path: Path, thresholds: list[float] | None) -> None:
+    from transformers import pipeline
+
+    more = {} if thresholds is None else {"thresholds": thresholds}
+    folder = with_config(model, tmp_path / "multi", problem_type="multi_label_classification", **more)
+    path = file_of(tmp_path, ".jsonl", {"text": TEXTS, "label": [["sky"], [], ["food", "sky"], ["animals"], []]})
+    figures, rows = evaluated(folder, path)
+    found = pipeline("text-classification", model=str(folder), device="cpu")(TEXTS, top_k=None, truncation=True)
+    for row, answers in zip(rows, found, strict=True):
+        scores = {answer["label"]: answer["score"] for answer in answers}
+        assert {name: float(row[name]) for name in NAMES} == pytest.approx(scores, abs=1e-6)
+        limits = dict(zip(NAMES, thresholds or [0.5] * 3, strict=True))
+        assert row["label"].split("|") == ([name for name in NAMES if scores[name] >= limits[name]] or [""])
+    assert set(figures) >= {"macro_f1", "micro_f1", "subset_accuracy", "labels"}
+    assert figures["task"] == "multi-label"
+    if thresholds is not None:
+        assert figures["labels"]["sky"] == 5, "a threshold of 0"
+
+
+@pytest.mark.parametrize("separator", [None, ";"])
+def test_labels_of_a_cell_are_separated(model: Path, tmp_path: Path, separator: str | None) -> None:
+    folder = with_config(model, tmp_path / "multi", problem_type="multi_label_classification")
+    cells = [(separator or "|").join(names) for names in (["sky"], [], ["food", "sky"], ["animals"], [])]
+    table, lists = (tmp_path / name for name in ("table", "lists"))
+    table.mkdir()
+    lists.mkdir()
+    figures, rows = evaluated(folder, file_of(table, ".csv", {"text": TEXTS, "label": cells}), label_separator=separator)
+    of_lists, _ = evaluated(folder, file_of(lists, ".jsonl", {"text": TEXTS, "label": [["sky"], [], ["food", "sky"], ["animals"], []]}))
+    for metric in ("macro_f1", "micro_f1", "subset_accuracy"):
+        assert figures[metric] == of_lists[metric]
+    # What evaluate writes, evaluate reads: all its own answers are right.
+    again, _ = evaluated(
+        folder, file_of(table, ".csv", {"text": TEXTS, "label": [row["label"] for row in rows]}), label_separator=separator
+    )
+    assert again["subset_accuracy"] == 1
+
+
+def test_a_class_with_the_separator_in_its_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = with_config(classifier_folder(tmp_path / "m", "a|b", "c"), tmp_path / "multi", problem_type="multi_label_classification")
+    path = file_of(tmp_path, ".txt", {"text": TEXTS})
+    assert "--label-separator" in refused(capsys, "--model", folder, "--input", path)
+    assert evaluated(folder, path, label_separator=";")[0]["texts"] == 5
+
+
+@pytest.mark.parametrize("problem_type", [None, "regression"])
+def test_a_single_output_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str], problem_type: str | None) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = with_config(classifier_folder(tmp_path / "m", "score"), tmp_path / "number", problem_type=problem_type)
+    path = file_of(tmp_path, ".csv", {"text": TEXTS, "label": ["1", "2.5", "-3e-1", " 4 ", "0"]})
+    figures, rows = evaluated(folder, path)
+    classifier, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        numbers = [classifier(**tokenizer(text, truncation=True, return_tensors="pt")).logits.item() for text in TEXTS]
+    assert list(rows[0]) == ["id", "label"]
+    assert [float(row["label"]) for row in rows] == pytest.approx(numbers, rel=1e-4)
+    right = [1, 2.5, -0.3, 4, 0]
+    assert figures["mse"] == pytest.approx(sum((a - b) ** 2 for a, b in zip(numbers, right, strict=True)) / 5, rel=1e-4)
+    assert set(figures) >= {"spearman", "pearson", "mse", "task"}
+    assert not {"labels", "accuracy"} & set(figures)
+    assert ("names no problem_type" in capsys.readouterr().err) == (problem_type is None)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"problem_type": "regression"}, "regression of 3 labels"),
+        ({"problem_type": "multi_label_classification", "thresholds": [0.5]}, "a list of 3 numbers"),
+        ({"problem_type": "multi_label_classification", "thresholds": "0.5"}, "a list of 3 numbers"),
+        ({"problem_type": "multi_label_classification", "thresholds": [0.5, None, 0.5]}, "a list of 3 numbers"),
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], told: str
+) -> None:
+    folder = with_config(model, tmp_path / "odd", **config)
+    assert told in refused(capsys, "--model", folder, "--input", file_of(tmp_path, ".txt", {"text": TEXTS}))
+
+
+@pytest.mark.parametrize(
+    ("config", "labels", "told"),
+    [
+        ({"problem_type": "multi_label_classification"}, [["sky"], ["sea"], [], [], []], "the first ['sea']"),
+        ({"problem_type": "regression", "id2label": {"0": "n"}}, ["1", "much", "2", "3", "4"], "the first 'much'"),
+    ],
+)
+def test_labels_of_another_task_are_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], labels: list[Any], told: str
+) -> None:
+    source = classifier_folder(tmp_path / "m", "n") if "id2label" in config else model
+    folder = with_config(source, tmp_path / "task", **config)
+    path = file_of(tmp_path, ".jsonl", {"text": TEXTS, "label": labels})
+    assert told in refused(capsys, "--model", folder, "--input", path)
+    assert not path.with_name("texts.predictions.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--text-pair-column", "text"], "two columns"),
+        (["--label-column", "b", "--text-pair-column", "b"], "two columns"),
+        (["--text-pair-column", "b"], "no column 'b'"),
+        (["--label-separator", ""], "an empty --label-separator"),
+    ],
+)
+def test_columns_and_separators_that_cannot_be_are_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    assert told in refused(capsys, "--model", model, "--input", file_of(tmp_path, ".csv", {"text": TEXTS}), *flags)
+
+
+def test_a_separator_without_effect_is_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated(model, file_of(tmp_path, ".txt", {"text": TEXTS}), label_separator=";")
+    assert "--label-separator has no effect on a single-label model" in capsys.readouterr().err
