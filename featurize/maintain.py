@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from featurize.encode.preprocessing import preprocessing_in_words
 from featurize.options import FeaturizeOptions, InfoOptions, VerifyOptions
 from featurize.run import featurize_command, plan_command
 from lugpi_core.command_line import say
@@ -92,6 +93,9 @@ class ColumnInfo:
             f"{name}: {self.rows_final:,} of {self.rows:,} rows of {shape} {self.dtype}, {self.bytes / 1e6:,.1f} MB",
             f"  {self.license}",
         ]
+        encoder = self.fingerprint.get("encoder")
+        if isinstance(encoder, Mapping) and isinstance(encoder.get("preprocessing"), Mapping):
+            lines.append(f"  images are read so: {preprocessing_in_words(encoder['preprocessing'])}")
         lines += [f"  FAILED: rows {row_ranges(map(int, self.flagged))}"] if self.flagged else []
         return lines + [f"  {field} = {value}" for field, value in flat(self.fingerprint)]
 

@@ -57,7 +57,7 @@ class Storage:
     """What of the generated images is kept, and in which form.
 
     Raises:
-        InputError: a value of another type, or ``shard_rows`` is below 1 or above 2^24.
+        InputError: a value of another type, ``shard_rows`` is below 1 or above 2^24, or ``encoder_size`` below 1.
     """
 
     latents: bool = True
@@ -66,10 +66,15 @@ class Storage:
     """How tokens are kept; int8, with a scale for each token, takes half the disk (what it costs: python -m benchmarks fidelity)."""
     shard_rows: int = 1024
     """Images in one shard file."""
+    encoder_size: int | None = None
+    """Side of the encoders' input in pixels, in place of what their image processors make; positions are interpolated to it, as the library
+    does (the column is named ENCODER-<size>px)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         _require_positive("--shard-rows", self.shard_rows)
+        if self.encoder_size is not None:
+            _require_positive("--encoder-size", self.encoder_size)
         if self.shard_rows > 1 << 24:
             raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
 

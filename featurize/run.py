@@ -393,6 +393,8 @@ def _announce(corpus: "Corpus", job: "Job") -> None:
     plan = job.plan
     several = f", {plan.images_per_text} of each prompt" if plan.images_per_text > 1 else ""
     say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)")
+    for name, encoder in job.encoders.items():
+        say(f"encoder {name}: {encoder.words()}")
     if notice := job.generator.settings.notice:
         say(f"note: {notice}")
 

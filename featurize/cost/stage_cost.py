@@ -60,8 +60,10 @@ def decode_flops(generator: Generator, *, decoder_folder: Path | None = None) ->
 
 
 def _count(build: Callable[[], Any], *inputs: Any, method: str = "__call__", **named: Any) -> float:
-    with torch.inference_mode(), torch.device("meta"):
-        module = build().eval()
+    with torch.inference_mode():
+        with torch.device("meta"):
+            module = build().eval()
+        # Not on that device by default: what a model keeps from a call, as BEiT does its index of positions, would be of no use later.
         with FlopCounterMode(display=False) as counter:
             getattr(module, method)(*inputs, **named)
     return float(counter.get_total_flops())
@@ -123,16 +125,18 @@ def _open_clip_tower(files: EncoderFiles) -> nn.Module:
     # The text tower is not run; the smallest possible one stands in for it.
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
     quick_gelu = files.quick_gelu or bool(config.get("quick_gelu"))
-    visual: nn.Module = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text, quick_gelu=quick_gelu).visual
+    vision = {**config["vision_cfg"], "image_size": files.preprocessing.size_px}
+    visual: nn.Module = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=quick_gelu).visual
     return visual
 
 
 def _transformers_tower(files: EncoderFiles) -> nn.Module:
     import transformers
 
-    if files.family in ("clip", "clip_vision_model"):
-        tower: nn.Module = transformers.CLIPVisionModel(transformers.CLIPVisionConfig.from_pretrained(files.folder))
-        return tower
-    config = transformers.AutoConfig.from_pretrained(files.folder)
-    tower = transformers.AutoModel.from_config(config)
+    is_clip = files.family in ("clip", "clip_vision_model")
+    config = (transformers.CLIPVisionConfig if is_clip else transformers.AutoConfig).from_pretrained(files.folder)
+    config.image_size = files.preprocessing.size_px  # interpolated positions are as many
+    if files.family == "vit_mae":
+        config.mask_ratio = 0.0
+    tower: nn.Module = (transformers.CLIPVisionModel if is_clip else transformers.AutoModel.from_config)(config)
     return tower

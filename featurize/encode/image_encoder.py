@@ -1,6 +1,6 @@
 """Images → tokens with a frozen encoder: class token first, then the patches, after the final LayerNorm, before any projection.
 
-Two families, one convention: the vision towers of open_clip, and the ViT, DINOv2 and CLIP models of transformers.
+Two families, one convention: the vision towers of open_clip, and the ViT, DeiT, BEiT, DINO, MAE and CLIP models of transformers.
 
 Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurize.encode.encoders import EncoderFiles
+from featurize.encode.encoders import ANY_SIZE, EncoderFiles
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import loading
@@ -24,9 +24,7 @@ class ImageEncoder:
     def __init__(self, files: EncoderFiles, compute: Compute) -> None:
         self.files = files
         self._device, self._dtype = torch.device(compute.device), compute.torch_dtype
-        self._tower = _load_tower(files).eval().requires_grad_(False).to(self._device, self._dtype)
-        self._mean = torch.tensor(files.preprocessing.mean, device=self._device).view(3, 1, 1)
-        self._std = torch.tensor(files.preprocessing.std, device=self._device).view(3, 1, 1)
+        self._tower = _load_tower(files, compute.torch_dtype).eval().requires_grad_(False).to(self._device, self._dtype)
 
     @torch.inference_mode()
     def encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
@@ -47,21 +45,13 @@ class ImageEncoder:
             self._tower.to(dtype)
 
     def pixels(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return the encoder's input, float32 [B, 3, S, S]: images resized on the device with antialiasing, clipped, normalised."""
-        preprocessing = self.files.preprocessing
-        resized = nn.functional.interpolate(
-            images_B3HW.float(),
-            size=(preprocessing.size_px, preprocessing.size_px),
-            mode=preprocessing.interpolation,
-            antialias=True,
-            align_corners=False,
-        )
-        return (resized.clamp(0, 1) - self._mean) / self._std
+        """Return the encoder's input, float32 [B, 3, S, S], of square images in [0, 1] on the device."""
+        return self.files.preprocessing.pixels(images_B3HW)
 
 
-def _load_tower(files: EncoderFiles) -> nn.Module:
+def _load_tower(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:
     with encoder_load_errors(files):
-        return _OpenClipTokens(open_clip_model(files).visual) if files.family == "open_clip" else _transformers_tower(files)
+        return _OpenClipTokens(open_clip_model(files).visual) if files.family == "open_clip" else _transformers_tower(files, dtype)
 
 
 def encoder_load_errors(files: EncoderFiles) -> AbstractContextManager[None]:
@@ -82,13 +72,28 @@ class _OpenClipTokens(nn.Module):
 
 
 class _TransformersTokens(nn.Module):
-    def __init__(self, model: nn.Module, norm: nn.Module) -> None:
+    def __init__(self, model: nn.Module, norm: nn.Module, how: dict[str, Any]) -> None:
         super().__init__()
         self.model = model
         self.norm = norm
+        self.how = how
 
     def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
-        tokens_BTD: torch.Tensor = self.norm(self.model(pixel_values=pixels_B3SS).last_hidden_state)
+        tokens_BTD: torch.Tensor = self.norm(self.model(pixel_values=pixels_B3SS, **self.how).last_hidden_state)
+        return tokens_BTD
+
+
+class _MaeTokens(nn.Module):
+    """The library hides a random three quarters of the patches and shuffles the rest; here all are read, in their order."""
+
+    def __init__(self, model: Any, patches: int, how: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.how, self.patches = model, how, patches
+        model.config.mask_ratio = 0.0
+
+    def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        order_BT = torch.arange(self.patches, device=pixels_B3SS.device, dtype=torch.float32).repeat(len(pixels_B3SS), 1)
+        tokens_BTD: torch.Tensor = self.model(pixel_values=pixels_B3SS, noise=order_BT, **self.how).last_hidden_state
         return tokens_BTD
 
 
@@ -99,15 +104,24 @@ def open_clip_model(files: EncoderFiles) -> Any:
         InputError: its vision tower is not a vision transformer.
     """
     import open_clip
+    from open_clip.model import resize_pos_embed
     from open_clip.transformer import VisionTransformer
 
-    if files.architecture is None:
-        model = open_clip.create_model(f"local-dir:{files.folder}", force_quick_gelu=files.quick_gelu, require_pretrained=True)
-    else:
-        model = open_clip.create_model(files.architecture, pretrained=str(files.folder), require_pretrained=True)
+    source = f"local-dir:{files.folder}" if files.architecture is None else files.architecture
+    weights = None if files.architecture is None else str(files.folder)
+    how: dict[str, Any] = {"precision": "fp32", "force_quick_gelu": files.quick_gelu}
+    model = open_clip.create_model(source, pretrained=weights, require_pretrained=True, **how)
     if not isinstance(model.visual, VisionTransformer):
         raise InputError(got=f"{files.name} ({type(model.visual).__name__})", expected="a vision transformer", do="choose a ViT")
-    return model
+    if not files.resizes_positions:
+        return model
+    # From float32: given a half-precision file, open_clip 3.3 interpolates in half precision, which torch cannot on the CPU.
+    state = model.state_dict()
+    how |= {"force_image_size": files.preprocessing.size_px, "load_weights": False, "pretrained_text": False}
+    resized = open_clip.create_model(source, **how)
+    resize_pos_embed(state, resized)
+    resized.load_state_dict(state)
+    return resized
 
 
 def open_clip_tokenizer(files: EncoderFiles) -> Any:
@@ -117,15 +131,28 @@ def open_clip_tokenizer(files: EncoderFiles) -> Any:
     return open_clip.get_tokenizer(f"local-dir:{files.folder}" if files.architecture is None else files.architecture)
 
 
-def _transformers_tower(files: EncoderFiles) -> nn.Module:
+def _transformers_tower(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:
     import transformers
 
-    if files.family in ("clip", "clip_vision_model"):
-        model = transformers.CLIPVisionModel.from_pretrained(files.folder, use_safetensors=True, local_files_only=True)
-        # transformers applies CLIP's final LayerNorm to the class token alone and leaves last_hidden_state without it.
-        return _TransformersTokens(model, _post_layernorm(model))
-    model = transformers.AutoModel.from_pretrained(files.folder, use_safetensors=True, local_files_only=True)
-    return _TransformersTokens(model, nn.Identity())
+    is_clip = files.family in ("clip", "clip_vision_model")
+    # Without a dtype transformers takes that of the configuration, or of the first tensor by name, for the whole model.
+    model, report = (transformers.CLIPVisionModel if is_clip else transformers.AutoModel).from_pretrained(
+        files.folder,
+        dtype=dtype,
+        variant=files.variant,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    # transformers only logs them and leaves them random. The pooler is never read, and many checkpoints lack it.
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
+        raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+    how = {"interpolate_pos_encoding": True} if files.resizes_positions and files.family not in ANY_SIZE else {}
+    if files.family == "vit_mae":
+        return _MaeTokens(model, files.tokens - 1, how)
+    # transformers applies CLIP's final LayerNorm to the class token alone and leaves last_hidden_state without it.
+    return _TransformersTokens(model, _post_layernorm(model) if is_clip else nn.Identity(), how)
 
 
 def _post_layernorm(clip: Any) -> nn.Module:

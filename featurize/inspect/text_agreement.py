@@ -5,6 +5,7 @@ Shapes: B texts or images, L text tokens, D width of the image tokens, E width o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
         raise InputError(
             got=f"an encoder of the family {family}", expected="open_clip, which has a text tower", do="add an encoder such as clip-vit-b32"
         )
-    files = _encoder_named(str(encoder.get("name")), tuple(map(str, (column.made_by or {}).get("encoders") or ())))
+    files = _encoder_named(str(encoder.get("name")), column.made_by or {})
     if not agree(encoder.get("weights"), files.weights_hash):
         raise InputError(
             got=f"{files.folder} with other weights than those of the column",
@@ -130,8 +131,9 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
     return files
 
 
-def _encoder_named(name: str, candidates: tuple[str, ...]) -> EncoderFiles:
-    """Return the candidate that gives the name to its column."""
+def _encoder_named(name: str, flags: Mapping[str, Any]) -> EncoderFiles:
+    """Return the encoder of the flags that gives the name to its column."""
+    candidates, size_px = tuple(map(str, flags.get("encoders") or ())), flags.get("encoder_size")
     missing = InputError(
         got=f"a column {name!r} that no featurize command wrote",
         expected="one whose encoder is recorded",
@@ -140,7 +142,7 @@ def _encoder_named(name: str, candidates: tuple[str, ...]) -> EncoderFiles:
     # A preset has its column's name; of others only the files tell.
     for candidate in sorted(expand_encoders(candidates), key=lambda candidate: candidate != name):
         try:
-            files = find_encoder(candidate)
+            files = find_encoder(candidate, size_px)
         except InputError as error:
             missing = error
             continue

@@ -158,8 +158,10 @@ def plan_job(
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
     plan = plan_images(corpus, seed=settings.seed, images_per_text=settings.images_per_text)
     preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
-    encoder_files = tuple(find_encoder(name) for name in expand_encoders(tuple(encoders)))
+    encoder_files = tuple(find_encoder(name, settings.encoder_size) for name in expand_encoders(tuple(encoders)))
     generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
+    for files in encoder_files:
+        _require_images_for(files, generator_files)
     decoder = find_decoder(settings.decoder, generator_files)
     column_settings = ColumnSettings(
         # Stored latents are used and completed even with --no-latents.
@@ -182,6 +184,17 @@ def plan_job(
         execution=part_of(settings, Execution),
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
+
+
+def _require_images_for(encoder: EncoderFiles, generator: Generator) -> None:
+    """Raise InputError if an encoder's processor does not resize, and the generator's images have another size than it needs."""
+    how = encoder.preprocessing
+    if not how.is_resized and (generator.size_px < how.size_px or (not how.is_cropped and generator.size_px != how.size_px)):
+        raise InputError(
+            got=f"images of {generator.size_px} px for {encoder.name}, whose {encoder.processor} does not resize them",
+            expected=f"images of {how.size_px} px",
+            do=f"generate them with --size-px {how.size_px}, or choose another encoder",
+        )
 
 
 def refuse_other_images(job: Job) -> None:

@@ -214,7 +214,7 @@ def test_a_bad_value_is_one_line_and_exit_status_two(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     dataset = [] if "--dataset" in flags else ["--dataset", table]
-    allowed = ("own: ", "note: ")  # said before the models are loaded
+    allowed = ("own: ", "note: ", "encoder ", "generator ")  # said before the models are loaded
     capsys.readouterr()
     assert main([str(one) for one in (*dataset, "--run-dir", tmp_path / "run", *DEMO, *flags)]) == 2
     captured = capsys.readouterr()

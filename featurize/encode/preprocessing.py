@@ -1,0 +1,237 @@
+"""How images become an encoder's pixels: what the image processor of a folder does, told in four steps and checked against the processor.
+
+The images that are generated are square, so that resizing the shortest edge, the longest edge or both to S pixels is the same, and padding
+to a square does nothing.
+
+Shapes: B images, H × W pixels, S the encoder's side.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.pretrained import loading, reason
+
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+Colours = tuple[float, float, float]
+_PIL: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+# transformers reads one of the two; the second is what a whole processor (CLIPProcessor.save_pretrained) writes.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+# ConvNeXt's processor crops below this side only (transformers 5.23, image_processing_convnext.py).
+_CROP_PCT_BELOW_PX = 384
+# Our float pixels may differ by so many of 255 levels from the processor's, which rounds to whole levels after resizing.
+_MOST_LEVELS = 2.0
+_LARGEST_PX = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How square images in [0, 1] become the encoder's pixels: antialiased resize, centre crop, scale, ``(x - mean) / std`` by channel.
+
+    Attributes:
+        size_px: S, the side of the encoder's input.
+        interpolation: of the resize.
+        crop_from_px: the side that the image is resized to before S × S is cropped from its centre; None = resized to S.
+        is_resized: False: the image must have the side already or, if it ``is_cropped``, at least that.
+        scale: what white is before normalisation, 1 for pixels in [0, 1].
+    """
+
+    size_px: int
+    mean: Colours
+    std: Colours
+    interpolation: Interpolation
+    crop_from_px: int | None = None
+    is_resized: bool = True
+    is_cropped: bool = False
+    scale: float = 1.0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the fields; those that came later only where they are not their defaults."""
+        later = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != later[name]}
+
+    def pixels(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's input, float32 [B, 3, S, S], of square images in [0, 1], computed on their device."""
+        images, size_px = images_B3HW.float(), self.size_px
+        if self.is_resized:
+            side = self.crop_from_px or size_px
+            images = _resized(images, side, self.interpolation).clamp(0, 1)
+        if images.shape[-1] != size_px:
+            first = (images.shape[-1] - size_px) // 2  # as transformers 5.23 does; torchvision's own crop rounds halves to even
+            images = images[..., first : first + size_px, first : first + size_px]
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images * self.scale - mean) / std if self.scale != 1 else (images - mean) / std
+
+    def words(self) -> str:
+        """Return the steps for a person: ``resize to 256 px (bicubic), crop 224 px, mean .48 .46 .41, std .27 .26 .28``."""
+        return preprocessing_in_words(self.fingerprint())
+
+
+def preprocessing_in_words(recorded: Mapping[str, Any]) -> str:
+    """Return the steps of a preprocessing, from the fields of its fingerprint."""
+    size_px, crop_from_px = recorded.get("size_px"), recorded.get("crop_from_px")
+    if not recorded.get("is_resized", True):
+        steps = ["no resize"] + [f"crop {size_px} px"] * bool(recorded.get("is_cropped"))
+    else:
+        steps = [f"resize to {crop_from_px or size_px} px ({recorded.get('interpolation')})"] + [f"crop {size_px} px"] * bool(crop_from_px)
+    if scale := recorded.get("scale"):
+        steps.append(f"white = {scale:g}")
+    if tuple(recorded.get("mean", ())) == (0, 0, 0) and tuple(recorded.get("std", ())) == (1, 1, 1):
+        return ", ".join([*steps, "not normalised"])
+    return ", ".join([*steps, *(f"{name} {' '.join(f'{value:.3g}' for value in recorded.get(name, ()))}" for name in ("mean", "std"))])
+
+
+def at_size(preprocessing: Preprocessing, size_px: int) -> Preprocessing:
+    """Return the preprocessing for another side; what is cropped keeps its share of the image."""
+    crop_from_px = preprocessing.crop_from_px
+    if crop_from_px is not None:
+        crop_from_px = round(crop_from_px * size_px / preprocessing.size_px)
+    return replace(preprocessing, size_px=size_px, crop_from_px=crop_from_px)
+
+
+def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
+    """Return what the image processor in a folder of transformers does, and its class's name.
+
+    The library itself reads the folder, so what a file leaves out is the default of the processor's class. Two test images go through the
+    processor and through ours; their pixels must agree within two of 255 levels.
+
+    Raises:
+        InputError: no processor that transformers can read, or one that does something else to a square image.
+    """
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        raise InputError(
+            got=f"{folder} without {' or '.join(_PROCESSOR_FILES)}",
+            expected="the image processor that the encoder was trained with",
+            do="copy that file from the model's repository, or save it there with AutoImageProcessor…save_pretrained()",
+        )
+    from transformers import AutoImageProcessor
+
+    with _processor_errors(folder):
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    name = type(processor).__name__
+    try:
+        preprocessing = _steps_of(processor.to_dict(), name)
+    except (_NotFollowed, KeyError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, _NotFollowed) else f"has settings that are not as they must be ({reason(error)})"
+        raise _not_followed(folder, name, why) from None
+    _check_against(processor, preprocessing, folder)
+    return preprocessing, name
+
+
+@contextmanager
+def _processor_errors(folder: Path) -> Iterator[None]:
+    """Turn what a processor raises inside the block into one InputError; some want packages that are not installed."""
+    what = f"the image processor of {folder}"
+    try:
+        with loading(what, expected="one that transformers reads", do="restore its files, or choose another encoder"):
+            yield
+    except (ImportError, IndexError, AttributeError) as error:
+        raise InputError(
+            got=f"{what} ({reason(error)})", expected="one that takes an image in colour", do="install what it asks for, or choose another"
+        ) from None
+
+
+class _NotFollowed(Exception):
+    """A step of a processor that we do not take."""
+
+
+def _not_followed(folder: Path, name: str, reason: str) -> InputError:
+    return InputError(
+        got=f"{folder}, whose {name} {reason}",
+        expected="resize, centre crop, rescale and normalise, to a square",
+        do="choose another encoder; the pixels it was trained on cannot be made here",
+    )
+
+
+def _steps_of(settings: Mapping[str, Any], name: str) -> Preprocessing:
+    """Return the steps of a processor from its settings.
+
+    Raises:
+        _NotFollowed: something that is not among them.
+    """
+    resample = settings.get("resample")
+    if settings.get("do_resize") and resample is not None and int(resample) not in _PIL:
+        raise _NotFollowed(f"resizes with PIL's filter {int(resample)}, which is none of nearest, bilinear, bicubic")
+    resize_px = _side(settings.get("size"), "size") if settings.get("do_resize") else None
+    crop_px = _side(settings.get("crop_size"), "crop_size") if settings.get("do_center_crop") else None
+    if settings.get("crop_pct") and name.startswith("ConvNext") and resize_px is not None and resize_px < _CROP_PCT_BELOW_PX:
+        resize_px, crop_px = int(resize_px / settings["crop_pct"]), resize_px
+    if crop_px and resize_px and crop_px > resize_px:
+        # The two backends of transformers 5.23 pad it differently.
+        raise _NotFollowed(f"crops {crop_px} px from an image that it resized to {resize_px} px")
+    size_px = crop_px or resize_px or _side(settings.get("size"), "size")
+    plain = not settings.get("do_normalize")
+    scale = 255 * float(settings["rescale_factor"]) if settings.get("do_rescale") else 255.0
+    return Preprocessing(
+        size_px=size_px,
+        mean=(0.0, 0.0, 0.0) if plain else colours(settings["image_mean"]),
+        std=(1.0, 1.0, 1.0) if plain else colours(settings["image_std"]),
+        interpolation="bilinear" if resample is None else _PIL.get(int(resample), "bilinear"),
+        crop_from_px=None if resize_px in (None, size_px) else resize_px,
+        is_resized=resize_px is not None,
+        is_cropped=resize_px is None and crop_px is not None,
+        scale=1.0 if abs(scale - 1) < 1e-6 else scale,
+    )
+
+
+def _side(size: Any, name: str) -> int:
+    """Return the side that a square image gets from a size of transformers, in any of its forms."""
+    sides = {key: value for key, value in size.items() if value is not None} if isinstance(size, Mapping) else {name: size}
+    if isinstance(size, (list, tuple)):
+        sides = dict(enumerate(size))
+    values = list(sides.values())
+    if not values or not all(isinstance(value, int) and value > 0 for value in values):
+        raise _NotFollowed(f"has the {name} {size}")
+    if {"shortest_edge", "longest_edge"} <= sides.keys() or {"max_height", "max_width"} <= sides.keys():
+        values = [min(values)]
+    if len(set(values)) > 1:
+        raise _NotFollowed(f"makes images of {' × '.join(map(str, values))} pixels, which are not square")
+    if values[0] > _LARGEST_PX:
+        raise _NotFollowed(f"makes images of {values[0]:,} pixels a side, more than {_LARGEST_PX:,}")
+    return int(values[0])
+
+
+def colours(values: Any) -> Colours:
+    """Return a number for each of three colours; a single number stands for all."""
+    first, second, third = (float(value) for value in (values if isinstance(values, (list, tuple)) else [values] * 3))
+    return first, second, third
+
+
+def _check_against(processor: Any, ours: Preprocessing, folder: Path) -> None:
+    """Raise InputError unless the processor makes the same pixels of test images, larger and smaller than what it resizes to."""
+    side = ours.crop_from_px or ours.size_px
+    for test_px in (2 * side, max(2, side // 2)) if ours.is_resized else (side + 32, side):
+        image_HW3 = _test_image(test_px)
+        with _processor_errors(folder):
+            theirs = processor(image_HW3, return_tensors="pt")["pixel_values"]
+        image_13HW = torch.from_numpy(image_HW3).permute(2, 0, 1).unsqueeze(0) / 255
+        if not ours.is_resized and tuple(theirs.shape) != (1, 3, ours.size_px, ours.size_px) and test_px != ours.size_px:
+            continue  # it takes the image's own side, which is checked where the generator is known
+        if tuple(theirs.shape) != (1, 3, ours.size_px, ours.size_px):
+            raise _not_followed(folder, type(processor).__name__, f"makes pixels of shape {list(theirs.shape)}")
+        level = ours.scale / 255 / min(ours.std)
+        if float((ours.pixels(image_13HW) - theirs).abs().max()) > _MOST_LEVELS * level:
+            raise _not_followed(folder, type(processor).__name__, "makes other pixels than its settings say")
+
+
+def _test_image(side_px: int) -> NDArray[np.uint8]:
+    """Return uint8 [side, side, 3]: smooth waves, of which any two resizes agree, but not two crops, scales or orders of the colours."""
+    at = np.linspace(0, 2 * np.pi, side_px, endpoint=False)
+    waves = [np.sin(across * at)[:, None] * np.cos(down * at)[None, :] for across, down in ((1, 2), (2, 1), (3, 2))]
+    image: NDArray[np.uint8] = (np.stack(waves, axis=-1) * 100 + np.array([110, 128, 150])).round().astype(np.uint8)
+    return image
+
+
+def _resized(images_B3HW: torch.Tensor, side_px: int, interpolation: Interpolation) -> torch.Tensor:
+    assert interpolation in get_args(Interpolation), interpolation
+    if interpolation == "nearest":
+        return nn.functional.interpolate(images_B3HW, size=(side_px, side_px), mode="nearest-exact")
+    return nn.functional.interpolate(images_B3HW, size=(side_px, side_px), mode=interpolation, antialias=True, align_corners=False)

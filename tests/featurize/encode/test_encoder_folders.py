@@ -1,0 +1,341 @@
+"""Encoder folders as people have them: each gives the tokens of its library's own processor and model, or is refused in one line.
+
+The library's processor rounds to whole grey levels after resizing; our pixels stay floats. So they differ by at most one level of 255, and
+not at all (2e-7) where nothing is resized.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import transformers as hf
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from featurize.cost.stage_cost import _encode_flops
+from featurize.encode.encoders import EncoderFiles, find_encoder
+from featurize.encode.image_encoder import ImageEncoder
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute, resolve_compute
+from lugpi_core.runtime.pretrained import embedded_model
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+MAE = {"decoder_num_attention_heads": 2, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1, "decoder_intermediate_size": 32}
+SIDE_PX = 64
+SQUARE = {"height": 32, "width": 32}
+LEVEL = 1.1 / 255  # at most 1.04 is seen, in two passes of a bicubic filter
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder: its model's type, its processor's settings, and what to expect of both."""
+
+    model: str
+    processor: str
+    tokens: int
+    settings: dict[str, Any] = field(default_factory=lambda: {"size": SQUARE})
+    config: dict[str, Any] = field(default_factory=lambda: {"image_size": 32, "patch_size": 8})
+    size_px: int | None = None
+    as_asked: dict[str, Any] = field(default_factory=dict)  # what the library's processor must be told for that size
+
+
+DINO = {"image_size": 518, "patch_size": 14}
+CROP_56 = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
+CASES = {
+    "vit": Case("ViT", "ViTImageProcessor", 17),
+    "vit of listed sizes": Case("ViT", "ViTImageProcessor", 17, config={"image_size": [32, 32], "patch_size": [8, 8]}),
+    "vit at another size": Case("ViT", "ViTImageProcessor", 65, size_px=64, as_asked={"size": {"height": 64, "width": 64}}),
+    "vit, not normalised": Case("ViT", "ViTImageProcessor", 17, {"size": SQUARE, "do_normalize": False}),
+    "vit, not rescaled": Case("ViT", "ViTImageProcessor", 17, {"size": SQUARE, "do_rescale": False}),
+    "vit, rescaled to 2": Case("ViT", "ViTImageProcessor", 17, {"size": SQUARE, "rescale_factor": 1 / 127.5}),
+    "vit, nearest": Case("ViT", "ViTImageProcessor", 17, {"size": SQUARE, "resample": 0}),
+    "vit, not resized": Case(
+        "ViT", "ViTImageProcessor", 65, {"size": {"height": 64, "width": 64}, "do_resize": False}, {"image_size": 64, "patch_size": 8}
+    ),
+    "vit with crop_pct": Case("ViT", "ConvNextImageProcessor", 17, {"size": {"shortest_edge": 32}}),
+    "deit": Case("DeiT", "DeiTImageProcessor", 18, {"size": {"height": 40, "width": 40}, "crop_size": SQUARE}),
+    "beit": Case("Beit", "BeitImageProcessor", 17, config={"image_size": 32, "patch_size": 8, "use_relative_position_bias": True}),
+    "data2vec": Case("Data2VecVision", "BeitImageProcessor", 17),
+    "msn": Case("ViTMSN", "ViTImageProcessor", 17),
+    "mae": Case("ViTMAE", "ViTImageProcessor", 17, config={"image_size": 32, "patch_size": 8, **MAE}),
+    "dinov2": Case("Dinov2", "BitImageProcessor", 17, CROP_56, DINO),
+    "dinov2, odd margins": Case("Dinov2", "BitImageProcessor", 17, {**CROP_56, "size": {"shortest_edge": 63}}, DINO),
+    "dinov2 at another size": Case(
+        "Dinov2", "BitImageProcessor", 37, CROP_56, DINO, 84, {"size": {"shortest_edge": 96}, "crop_size": {"height": 84, "width": 84}}
+    ),
+    "dinov2 with registers": Case("Dinov2WithRegisters", "BitImageProcessor", 21, CROP_56, DINO),
+    "dinov3": Case("DINOv3ViT", "DINOv3ViTImageProcessor", 21, config={"image_size": 224, "patch_size": 8, "num_register_tokens": 4}),
+    "clip": Case("CLIPVision", "CLIPImageProcessor", 17, {"size": {"shortest_edge": 32}, "crop_size": 32}),
+}
+
+
+@pytest.fixture(scope="module")
+def compute() -> Compute:
+    return resolve_compute("cpu", "float32", half="float16")
+
+
+def _image() -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(0).integers(0, 256, (SIDE_PX // 8, SIDE_PX // 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC))
+
+
+def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0) / 255
+
+
+def _folder(case: Case, parent: Path) -> Path:
+    config = getattr(hf, f"{case.model}Config")(**SMALL, **case.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(hf, f"{case.model}Model")(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(parent / "model")
+    getattr(hf, case.processor)(**case.settings).save_pretrained(parent / "model")
+    return parent / "model"
+
+
+def _of_the_library(folder: Path, case: Case, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pixels and tokens that the library's own processor and model give."""
+    processor = hf.AutoImageProcessor.from_pretrained(folder, backend=backend)
+    pixels = processor(Image.fromarray(_image()), return_tensors="pt", **case.as_asked)["pixel_values"].float()
+    # The library's MAE hides three quarters of the patches; its encoder is a ViT.
+    kind = {"ViTMAE": hf.ViTModel, "CLIPVision": hf.CLIPVisionModel}.get(case.model, hf.AutoModel)
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    how = {"interpolate_pos_encoding": True} if case.size_px and case.model == "ViT" else {}
+    with torch.inference_mode():
+        tokens = model(pixel_values=pixels, **how).last_hidden_state
+        tokens = model.post_layernorm(tokens) if case.model == "CLIPVision" else tokens
+    return pixels, tokens
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder_gives_what_its_library_gives(tmp_path: Path, compute: Compute, name: str) -> None:
+    case = CASES[name]
+    folder = _folder(case, tmp_path)
+    files = find_encoder(str(folder), case.size_px)
+    assert (files.tokens, files.processor) == (case.tokens, case.processor)
+    assert _encode_flops(files) > 0  # on the meta device, before the model is loaded, as a run does
+    encoder = ImageEncoder(files, compute)
+    pixels = encoder.pixels(_tensor(_image()))
+    for backend in ("torchvision", "pil"):
+        theirs, expected = _of_the_library(folder, case, backend)
+        step = LEVEL * files.preprocessing.scale / min(files.preprocessing.std)
+        assert (pixels - theirs).abs().max() <= step, backend
+        with torch.inference_mode():
+            on_their_pixels = encoder._tower(theirs)
+        assert on_their_pixels.shape == (1, case.tokens, 32)
+        assert (on_their_pixels - expected).abs().max() <= 1e-5, backend
+
+
+def test_counting_beit_on_the_meta_device_leaves_its_positions_whole(tmp_path: Path, compute: Compute) -> None:
+    # transformers 5.23 keeps BEiT's index of positions from the first call; one from the meta device is read as noise ever after.
+    folder = _folder(
+        Case(
+            "Beit",
+            "BeitImageProcessor",
+            37,
+            config={"image_size": 48, "patch_size": 8, "use_relative_position_bias": True},
+            settings={"size": {"height": 48, "width": 48}},
+        ),
+        tmp_path,
+    )
+    files = find_encoder(str(folder))
+    _encode_flops(files)
+    encoder = ImageEncoder(files, compute)
+    first = encoder.encode(_tensor(_image()))
+    assert torch.equal(first, encoder.encode(_tensor(_image())))
+    assert first.isfinite().all()
+
+
+def test_the_published_processor_of_dinov2_gives_257_tokens(tmp_path: Path) -> None:
+    hf.Dinov2Model(hf.Dinov2Config(**SMALL, **DINO)).save_pretrained(tmp_path)
+    hf.BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}).save_pretrained(tmp_path)
+    files = find_encoder(str(tmp_path))
+    assert (files.tokens, files.preprocessing.size_px, files.preprocessing.crop_from_px) == (257, 224, 256)
+    assert files.words().startswith("257 tokens of 32; BitImageProcessor: resize to 256 px (bicubic), crop 224 px, mean 0.481 0.458 0.408")
+    assert find_encoder(str(tmp_path), 518).tokens == 1370
+
+
+def test_a_whole_clip_saved_with_its_processor_is_read(tmp_path: Path) -> None:
+    vision = {**SMALL, "image_size": 32, "patch_size": 8}
+    text = {**SMALL, "vocab_size": 16}
+    hf.CLIPModel(hf.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)).save_pretrained(tmp_path)
+    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": SQUARE, "resample": 2}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor", "image_processor": processor}))
+    files = find_encoder(str(tmp_path))
+    assert (files.family, files.tokens, files.processor) == ("clip", 17, "CLIPImageProcessor")
+    assert (files.preprocessing.crop_from_px, files.preprocessing.interpolation) == (36, "bilinear")
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    return _folder(CASES["vit"], tmp_path)
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resample": 1}, "whose ViTImageProcessor resizes with PIL's filter 1"),
+        ({"size": {"height": 32, "width": 48}}, "makes images of 32 × 48 pixels, which are not square"),
+        ({"size": {"height": 9999, "width": 9999}}, "makes images of 9,999 pixels a side"),
+        ({"do_pad": True, "pad_size": {"height": 40, "width": 40}}, r"makes pixels of shape \[1, 3, 40, 40\]"),
+        ({"image_processor_type": "EfficientNetImageProcessor", "include_top": True}, "makes other pixels than its settings say"),
+        ({"image_processor_type": "MobileViTImageProcessor", "crop_size": SQUARE}, "makes other pixels than its settings say"),
+        ({"do_center_crop": True, "crop_size": {"height": 40, "width": 40}}, "crops 40 px from an image that it resized to 32 px"),
+        ({"image_processor_type": "Qwen2VLImageProcessor", "size": {"shortest_edge": 3136, "longest_edge": 12544}}, "got .*; expected"),
+        ({"image_processor_type": "NoSuchProcessor"}, r"got the image processor of .*Unrecognized image processor"),
+        ({"size": {"height": 48, "width": 48}}, "makes 48 px where its model reads 32 px; .*--encoder-size 32"),
+        ({"image_mean": [0.5, 0.5]}, "got .*; expected"),
+    ],
+)
+def test_a_processor_that_cannot_be_followed_is_one_line(vit: Path, settings: dict[str, Any], message: str) -> None:
+    _edit(vit / "preprocessor_config.json", **settings)
+    with pytest.raises(InputError, match=message) as error:
+        find_encoder(str(vit))
+    assert "\n" not in str(error.value)
+
+
+def test_no_processor_is_one_line(vit: Path) -> None:
+    (vit / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"without preprocessor_config.json or processor_config.json; expected the image processor"):
+        find_encoder(str(vit))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (hf.SiglipVisionConfig(**SMALL), r"\(siglip_vision_model\), which has no class token"),
+        (hf.IJepaConfig(**SMALL), r"\(ijepa\), which has no class token"),
+        (hf.SwinConfig(), "of type 'swin'"),
+        (hf.ConvNextConfig(), "of type 'convnext'"),
+        (hf.BertConfig(), "of type 'bert'"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_an_encoder_without_a_class_token_is_one_line(tmp_path: Path, config: Any, why: str) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=why):
+        find_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("size_px", [7, 4, 100])
+def test_a_size_that_is_no_number_of_patches_is_refused(vit: Path, size_px: int) -> None:
+    with pytest.raises(InputError, match=rf"got --encoder-size {size_px} for model; expected a multiple of its patches' 8 px; give"):
+        find_encoder(str(vit), size_px)
+
+
+def test_another_size_is_another_column_and_in_the_fingerprint(vit: Path) -> None:
+    own, other = find_encoder(str(vit)), find_encoder(str(vit), 64)
+    assert (own.name, other.name) == ("model", "model-64px")
+    assert own.fingerprint()["preprocessing"] != other.fingerprint()["preprocessing"]
+    assert find_encoder(str(vit), 32) == own
+
+
+def test_fingerprints_of_earlier_stores_are_still_those() -> None:
+    # As the version before image processors were followed recorded them.
+    assert find_encoder("vit-demo").fingerprint()["preprocessing"] == {
+        "size_px": 64,
+        "mean": (0.8, 0.75, 0.7),
+        "std": (0.3, 0.3, 0.35),
+        "interpolation": "bicubic",
+    }
+    assert find_encoder("clip-demo").fingerprint()["preprocessing"] == find_encoder("vit-demo").fingerprint()["preprocessing"]
+
+
+def test_positions_of_open_clip_are_interpolated_as_it_does(tmp_path: Path, compute: Compute) -> None:
+    folder = embedded_model("clip-demo")
+    encoder = ImageEncoder(find_encoder("clip-demo", 96), compute)
+    in_float32 = Path(shutil.copytree(folder, tmp_path / "float32"))
+    weights = {name: value.float() for name, value in load_file(folder / "open_clip_model.safetensors").items()}
+    save_file(weights, in_float32 / "open_clip_model.safetensors", metadata={"format": "pt"})
+    model = open_clip.create_model(f"local-dir:{in_float32}", force_image_size=96).eval()
+    with torch.inference_mode():
+        expected = model.visual(encoder.pixels(_tensor(_image())))
+        tokens = encoder._tower(encoder.pixels(_tensor(_image())))
+        assert tokens.shape == (1, 37, 128)
+        assert (tokens[:, 0] @ model.visual.proj - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("how", [{"resize_mode": mode} for mode in ("shortest", "longest", "squash")] + [{"mean": 0.5, "std": 0.5}])
+def test_pixels_of_open_clip_are_those_of_its_own_transform(tmp_path: Path, compute: Compute, how: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(embedded_model("clip-demo"), tmp_path / "clip"))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    _edit(folder / "open_clip_config.json", preprocess_cfg={**config["preprocess_cfg"], "fill_color": 7, **how})
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    large = Image.fromarray(_image()).resize((96, 96))
+    ours = ImageEncoder(find_encoder(str(folder)), compute).pixels(_tensor(np.asarray(large)))
+    assert (ours - transform(large).unsqueeze(0)).abs().max() <= LEVEL / min(find_encoder(str(folder)).preprocessing.std)
+
+
+def test_an_interpolation_that_open_clip_does_not_have_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(embedded_model("clip-demo"), tmp_path / "clip"))
+    _edit(folder / "open_clip_config.json", preprocess_cfg={"interpolation": "lanczos"})
+    with pytest.raises(InputError, match=r"resized with 'lanczos'"):
+        find_encoder(str(folder))
+
+
+def _tower_dtypes(files: EncoderFiles, dtype: Any) -> set[torch.dtype]:
+    return {parameter.dtype for parameter in ImageEncoder(files, resolve_compute("cpu", dtype, half="float16"))._tower.parameters()}
+
+
+def test_weights_of_mixed_dtypes_are_read_in_the_dtype_that_is_computed_in(vit: Path, compute: Compute) -> None:
+    # Without a dtype transformers would load all of the model in that of the first tensor by name: here float16, in which 1e5 is infinite.
+    config = json.loads((vit / "config.json").read_text())
+    config.pop("dtype")
+    (vit / "config.json").write_text(json.dumps(config))
+    weights = load_file(vit / "model.safetensors")
+    first, large = sorted(weights)[0], "layernorm.bias"
+    weights[first] = weights[first].half()
+    weights[large] = torch.full_like(weights[large], 1e5)
+    save_file(weights, vit / "model.safetensors", metadata={"format": "pt"})
+    files = find_encoder(str(vit))
+    assert _tower_dtypes(files, "float32") == {torch.float32}
+    with torch.inference_mode():
+        assert ImageEncoder(files, compute)._tower(torch.zeros(1, 3, 32, 32)).isfinite().all()
+
+
+def test_weights_that_are_missing_are_told_and_never_random(vit: Path, compute: Compute) -> None:
+    weights = load_file(vit / "model.safetensors")
+    missing = next(name for name in sorted(weights) if "layer" in name)
+    save_file({name: value for name, value in weights.items() if name != missing}, vit / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"which does not load \(no weights for layers.0.attention.k_proj.bias and 0 more\)"):
+        ImageEncoder(find_encoder(str(vit)), compute)
+
+
+def test_a_folder_with_half_precision_files_only_is_read(vit: Path, compute: Compute) -> None:
+    plain = ImageEncoder(find_encoder(str(vit)), compute).encode(_tensor(_image()))
+    save_file(
+        {name: value.half() for name, value in load_file(vit / "model.safetensors").items()},
+        vit / "model.fp16.safetensors",
+        metadata={"format": "pt"},
+    )
+    (vit / "model.safetensors").unlink()
+    files = find_encoder(str(vit))
+    assert files.variant == "fp16"
+    assert (ImageEncoder(files, compute).encode(_tensor(_image())) - plain).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "no/such.safetensors", "model.ckpt"])
+def test_a_single_file_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=rf"got --encoders {re.escape(name)}, (a single file|which is no file); expected a folder"):
+        find_encoder(name)
+
+
+def test_an_empty_name_is_not_the_working_folder() -> None:
+    with pytest.raises(InputError, match="got --encoders ''; expected a preset"):
+        find_encoder("")
