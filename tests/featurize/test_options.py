@@ -111,7 +111,7 @@ def test_the_decoder_is_part_of_a_columns_identity(run: Path, table: Path, capsy
     assert "decoder" not in found["latents"]
     assert found["clip-demo"]["decoder"] != found[TINY]["decoder"]
     folder = Path(shutil.copytree(embedded_model("tiny"), tmp_path / "tiny"))
-    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), "latent_magnitude": 4}))
     before = _state(run)
     assert main(["--dataset", str(table), "--run-dir", str(run), *DEMO, "--decoder", f"tiny={folder}"]) == 2
     assert "decoder.weights: found" in capsys.readouterr().err
