@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.options import BenchmarkOptions, DemoOptions, DriftOptions, GenerationOptions, RealOptions, TrainingOptions
+from benchmarks.options import BenchmarkOptions, DemoOptions, DriftOptions, GenerationOptions, ModelsOptions, RealOptions, TrainingOptions
 from lugpi_core.command_line import Command, run_one_of
 
 
@@ -16,13 +16,15 @@ def main(arguments: Sequence[str]) -> int:
         "memory": (_memory, BenchmarkOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
         "pictures": (_pictures, DriftOptions),
+        "models": (_models, ModelsOptions),
         "all": (_all, BenchmarkOptions),
         "demo": (_demo, DemoOptions),
         "real": (_real, RealOptions),
     }
     about = (
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
-        "drift by shortcuts of the generator; `demo` and `real` (hours) run the experiment of the tables."
+        "drift by shortcuts of the generator; `models` tries every architecture of transformers; `demo` and `real` (hours) run the "
+        "experiment of the tables."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -67,6 +69,12 @@ def _pictures(options: DriftOptions) -> dict[str, Any]:
         drawings=48 if options.smoke else options.drawings,
         record=options.record,
     )
+
+
+def _models(options: ModelsOptions) -> dict[str, Any]:
+    from benchmarks.models.matrix import measure
+
+    return measure(smoke=options.smoke, record=options.record, only=options.only, processes=options.processes, runs=options.runs)
 
 
 def _all(options: BenchmarkOptions) -> dict[str, Any]:

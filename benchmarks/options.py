@@ -47,6 +47,25 @@ class DriftOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelsOptions(BenchmarkOptions):
+    """Take a tiny model of every text architecture of transformers from baseline to ONNX, and compare it with the library's pipeline.
+
+    --smoke takes one of each kind. --record also writes docs/models.md.
+    """
+
+    only: tuple[str, ...] = ()
+    """Only these model types, such as bert or xlm-roberta."""
+    processes: int = 2
+    """How many architectures at once."""
+    runs: Path | None = None
+    """Where finished rows are kept, so that the same command continues (default: nowhere)."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise InputError(got=f"--processes {self.processes}", expected="at least 1", do="give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(BenchmarkOptions):
     """Run the experiment on the embedded corpus: all rows of Table 1 and the controls, and students of unlabelled texts, over seeds."""
 

@@ -72,7 +72,7 @@ HEAVY = ("torch", "transformers", "diffusers", "open_clip", "h5py", "numpy", "sk
 COMMANDS = {
     "featurize": ("", "verify", "info", "inspect"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),
-    "benchmarks": ("", "store", "featurize", "train", "memory", "fidelity", "pictures", "all", "demo", "real"),
+    "benchmarks": ("", "store", "featurize", "train", "memory", "fidelity", "pictures", "models", "all", "demo", "real"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Which architectures of transformers work as text models, each as its library means it."""
