@@ -57,7 +57,7 @@ class Dimension:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(StudentOptions):
-    """Search for a student's best settings by validation accuracy; the test split is not scored."""
+    """Search for a student's best settings by its validation score; the test split is not scored."""
 
     name: str | None = None
     """Name of the sweep's folder in <run>/sweep (default: student)."""

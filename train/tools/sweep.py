@@ -1,4 +1,4 @@
-"""A search for a student's settings: train one student after another, score each by validation accuracy, propose the next one from these.
+"""A search for a student's settings: train one student after another, score each on the validation split, propose the next one from these.
 
 ``<run>/sweep/<name>/`` contains ``space.json`` (what is searched, and everything else that decides a trial), ``study.journal`` (Optuna's
 journal, for its tools) and ``trial-007/`` for each trial, with its ``trial.json``.
@@ -37,9 +37,10 @@ from train.file_names import TRAINING
 from train.learning.checkpoint import load_checkpoint, remove_checkpoints
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
-from train.learning.loop import NotFinite, best_epoch, fit
+from train.learning.loop import NotFinite, best_epoch, deciding_metric, fit, validation_score
 from train.learning.losses import distillation
 from train.learning.progress import LOG, require_trackers
+from train.learning.task_rules import METRIC_NAMES
 from train.models.commands import placement_of
 from train.models.kinds import DistillationSource, student_kind
 from train.models.markdown import markdown_table
@@ -60,7 +61,7 @@ _WEIGHTS = ("hard", "alpha", "beta")
 def sweep(options: SweepOptions) -> dict[str, Any]:
     """Train until there are ``trials`` finished trials; print the best five and the command that trains and scores the best one.
 
-    A trial whose loss is not finite counts as finished and failed.
+    A trial whose loss is not finite, or whose score is undefined, counts as finished and failed.
 
     Raises:
         InputError: a teacher is missing, the space contains settings that cannot be trained, the folder is another sweep's or in use by
@@ -85,7 +86,7 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
         done = len(study.trials)
         for number in range(done, options.trials):
             study.add_trial(_optuna_trial(options, _finished_trial(options, number, study.trials, inputs)))
-        return _report(options, study, already_done=done >= options.trials)
+        return _report(options, study, _score_name(options, inputs), already_done=done >= options.trials)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,16 +232,23 @@ def _finished_trial(options: SweepOptions, number: int, before: Sequence[Any], i
     if not (folder / TRIAL).is_file():
         parameters = propose(options, number, before)
         say(f"trial {number} (of 0 to {options.trials - 1}): " + ", ".join(f"{name} {_short(value)}" for name, value in parameters.items()))
-        write_json(folder / TRIAL, {"trial": number, "parameters": parameters, **_train(_plan(options, number, parameters, inputs))})
+        trained = _train(_plan(options, number, parameters, inputs), _score_name(options, inputs))
+        write_json(folder / TRIAL, {"trial": number, "parameters": parameters, **trained})
     record: dict[str, Any] = read_json(folder / TRIAL)
     remove_checkpoints(folder)
     for name in (LOG, TRAINING):
         (folder / name).unlink(missing_ok=True)
-    say(f"trial {number}: " + (record["failed"] or f"validation accuracy {record['validation_accuracy']:.4f}"))
+    metric = deciding_metric(inputs.corpus.task, options.class_weights)
+    say(f"trial {number}: " + (record["failed"] or f"validation {METRIC_NAMES[metric]} {validation_score(record):.4f}"))
     return record
 
 
-def _train(plan: ModelPlan) -> dict[str, Any]:
+def _score_name(options: SweepOptions, inputs: _Inputs) -> str:
+    """Return what a trial's score is called in its records: ``validation_accuracy``, or as another metric."""
+    return f"validation_{deciding_metric(inputs.corpus.task, options.class_weights)}"
+
+
+def _train(plan: ModelPlan, score_name: str) -> dict[str, Any]:
     """Train one student, or resume its training; return its history and no model."""
     finished_metrics(plan.folder, plan.fingerprint())  # refuses a checkpoint of other settings
     load_checkpoint(plan.folder)  # a damaged one must end the sweep, not fail the trial
@@ -250,10 +258,11 @@ def _train(plan: ModelPlan) -> dict[str, Any]:
         history = fit(training_of_plan(plan, model, data, Processes()))
     except (NotFinite, torch.OutOfMemoryError) as error:
         reason = "too little memory on the device" if isinstance(error, torch.OutOfMemoryError) else str(error)
-        return {"failed": reason, "validation_accuracy": None, "history": [], "seconds": None}
+        return {"failed": reason, score_name: None, "history": [], "seconds": None}
+    score = history[best_epoch(history)][score_name]
     return {
-        "failed": None,
-        "validation_accuracy": history[best_epoch(history)]["validation_accuracy"],
+        "failed": None if score is not None else f"{score_name.replace('_', ' ')} is undefined: all answers or all labels are equal",
+        score_name: score,
         "best_epoch": best_epoch(history),
         "history": history,
         "seconds": round(sum(record["seconds"] for record in history), 3),
@@ -267,7 +276,7 @@ def _optuna_trial(options: SweepOptions, record: dict[str, Any]) -> Any:
     state = optuna.trial.TrialState.FAIL if record["failed"] else optuna.trial.TrialState.COMPLETE
     return optuna.trial.create_trial(
         state=state,
-        value=record["validation_accuracy"],
+        value=validation_score(record),
         params=record["parameters"],
         distributions=_distributions(options),
         user_attrs={"seconds": record["seconds"]},
@@ -288,7 +297,7 @@ def _distributions(options: SweepOptions) -> dict[str, Any]:
     return distributions
 
 
-def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[str, Any]:
+def _report(options: SweepOptions, study: Any, score_name: str, *, already_done: bool) -> dict[str, Any]:
     """Print the best trials and the command of the best; return the figures."""
     if already_done:
         say(f"already done: {options.folder}")
@@ -296,8 +305,8 @@ def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[st
     if not ranked:
         raise InputError(
             got=f"{options.folder}, all of whose {len(study.trials)} trials failed",
-            expected="finite losses",
-            do="search lower learning rates under another --name",
+            expected="finite losses and defined scores",
+            do="search lower learning rates, or on more varied validation labels, under another --name",
         )
     names = [dimension.name for dimension in options.space]
     rows = [
@@ -314,7 +323,7 @@ def _report(options: SweepOptions, study: Any, *, already_done: bool) -> dict[st
         "sweep": str(options.folder),
         "trials": len(study.trials),
         "failed": len(study.trials) - len(ranked),
-        "best": {"trial": best.number, "parameters": best.params, "validation_accuracy": best.value},
+        "best": {"trial": best.number, "parameters": best.params, score_name: best.value},
         "student_command": command,
         "already_done": already_done,
     }

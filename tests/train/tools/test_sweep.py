@@ -18,6 +18,7 @@ from lugpi_core.command_line import parse, run
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import Start
+from tests.support.topics import topic_texts
 from train.learning import loop
 from train.models.commands import student, teacher
 from train.options.distillation import StudentOptions
@@ -400,3 +401,38 @@ def test_missing_requirements_are_reported_first(make: Make, monkeypatch: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "optuna" else find(name, *more))
     with pytest.raises(InputError, match="no package optuna"):
         sweep(make())
+
+
+def table_of(folder: Path, task: str) -> Path:
+    """A user's corpus of another task: numbers, of which the validation ones may be equal, or several labels."""
+    path = folder / "own.csv"
+    with path.open("w") as file:
+        file.write("text,label,split\n")
+        for n, (text, topic) in enumerate(topic_texts(60)):
+            split = "train" if n < 36 else "validation" if n < 48 else "test"
+            number = "3" if task == "equal" and split == "validation" else str(len(topic))
+            file.write(f"{text},{topic + '|even' * (n % 2) if task == 'multi-label' else number},{split}\n")
+    return path
+
+
+@pytest.mark.parametrize(("task", "metric"), [("multi-label", "macro_f1"), ("regression", "spearman")])
+def test_other_tasks_are_searched_by_their_own_metric(tmp_path: Path, task: Any, metric: str) -> None:
+    own = {**flags(table_of(tmp_path, task), tmp_path / "run"), "task": task, "label_separator": "|" if task == "multi-label" else None}
+    teacher(TeacherOptions(privileged="none", name="teacher", **own))
+    options = SweepOptions(**own, over=("learning_rate=1e-4:1e-2",), trials=2)
+    figures = sweep(options)
+    scores = [record[f"validation_{metric}"] for record in records(options)]
+    assert figures["best"][f"validation_{metric}"] == max(scores)
+    assert [value for _, _, value in study_of(options)] == scores
+    assert f"--task {task}" in figures["student_command"]
+    assert sweep(options)["already_done"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_undefined_score_is_a_failed_trial(tmp_path: Path) -> None:
+    own = {**flags(table_of(tmp_path, "equal"), tmp_path / "run"), "task": "regression"}
+    teacher(TeacherOptions(privileged="none", name="teacher", **own))
+    options = SweepOptions(**own, over=("learning_rate=1e-4:1e-2",), trials=1)
+    with pytest.raises(InputError, match="more varied validation labels"):
+        sweep(options)
+    assert "validation spearman is undefined" in records(options)[0]["failed"]
