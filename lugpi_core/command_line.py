@@ -77,7 +77,10 @@ def run_one_of(commands: Mapping[str, tuple[Command, type]], arguments: Sequence
         lines = [f"usage: {prog} {{{','.join(commands)}}} [OPTIONS]\n\n{about}\n\ncommands:"]
         lines += [f"  {name:<{width}}  {(options.__doc__ or '').splitlines()[0]}" for name, (_, options) in commands.items()]
         lines.append(f"\n{prog} COMMAND --help shows the options of a command.")
-        return _while_read(lambda: print("\n".join(lines)) or (EXIT_OK if arguments else EXIT_BAD_INPUT))
+        status = _while_read(lambda: print("\n".join(lines)) or EXIT_OK)
+        if arguments:
+            return status
+        return _fail(InputError(got="no command", expected=f"one of {', '.join(commands)}", do=f"name one after {prog}"))
     name, *rest = arguments
     if name not in commands:
         return _fail(InputError(got=f"the command {name!r}", expected=f"one of {', '.join(commands)}", do=nearest(name, commands)))

@@ -305,7 +305,9 @@ def test_an_unknown_flag_names_the_whole_command(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
 def test_help_alone_lists_the_commands(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert _one_of(*arguments) == status
-    lines = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    assert captured.err == ("" if arguments else "error: got no command; expected one of count, weigh; name one after python -m things\n")
+    lines = captured.out.splitlines()
     assert lines[0] == "usage: python -m things {count,weigh} [OPTIONS]"
     assert "What things there are." in lines
     assert "  count  Count the things." in lines

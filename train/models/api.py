@@ -21,7 +21,7 @@ from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.learning.distributed import joined
 from train.learning.progress import require_trackers
-from train.models.arguments import column_of, require_trainable, teacher_folders
+from train.models.arguments import column_of, require_numbers, require_trainable, teacher_folders
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
 from train.models.plan import ModelPlan, compute_on
 from train.models.teachers import with_separator_of
@@ -68,6 +68,7 @@ def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[Train
         TypeError: an argument has another type.
         Stopped: a signal asked for it; a checkpoint is written.
     """
+    require_type("run_dir", run_dir, str, PathLike)
     return _train(corpus, lambda _: plan_model(baseline_kind(corpus), run_dir, **training), training)
 
 
@@ -98,6 +99,9 @@ def train_images(
         InputError, TypeError: as ``train_baseline``, and as ``open_image_tokens``.
         Stopped: a signal asked for it; a checkpoint is written.
     """
+
+    require_type("store", store, str, PathLike)
+    require_type("run_dir", run_dir, str, PathLike, NoneType)
 
     def plan(_: Compute) -> ModelPlan:
         kind = images_kind(corpus, open_image_tokens(Path(store), column_of(store, column), corpus))
@@ -140,6 +144,8 @@ def train_teacher(
         InputError, TypeError: as ``train_baseline``, and as ``open_image_tokens``.
         Stopped: a signal asked for it; a checkpoint is written.
     """
+    require_type("store", store, str, PathLike, NoneType)
+    require_type("run_dir", run_dir, str, PathLike, NoneType)
     require_choice("privileged", privileged, get_args(Privileged))
     require_choice("outputs_dtype", outputs_dtype, get_args(OutputsDtype))
     if store is not None:
@@ -188,7 +194,9 @@ def distill(
         Stopped: a signal asked for it; a checkpoint is written.
     """
     folders = teacher_folders(teachers)
+    require_type("distillation", distillation, DistillationSettings, str)
     loss = distillation if isinstance(distillation, DistillationSettings) else DistillationSettings(kd_preset=distillation)
+    shares = shares_of(require_numbers("teacher_weights", teacher_weights), len(folders))
     require_type("unlabelled", unlabelled, Corpus, str, Path, NoneType)
     require_type("student_layers", student_layers, int, NoneType)
 
@@ -199,7 +207,7 @@ def distill(
         source = DistillationSource(
             teachers=folders,
             loss=loss,
-            shares=shares_of(tuple(teacher_weights), len(folders)),
+            shares=shares,
             unlabelled=None if extra is None else with_separator_of(extra, corpus),
             layers=student_layers,
         )

@@ -1,7 +1,10 @@
 """Checks of what the Python API is called with, before anything is loaded: Python itself checks no annotation."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
+
+import numpy as np
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
@@ -43,6 +46,8 @@ def teacher_folders(teachers: Sequence[TrainedModel | str | Path]) -> list[Path]
     """
     if isinstance(teachers, str) or not isinstance(teachers, Sequence):
         raise TypeError(f"teachers: got {teachers!r}; expected a list of trained models or their folders")
+    for teacher in teachers:
+        require_type("teachers", teacher, TrainedModel, str, Path)
     folders = [teacher.folder if isinstance(teacher, TrainedModel) else Path(teacher) for teacher in teachers]
     places = [folder.resolve() for folder in folders]
     if len({place.parent for place in places}) != 1 or len(set(places)) < len(places):
@@ -52,6 +57,14 @@ def teacher_folders(teachers: Sequence[TrainedModel | str | Path]) -> list[Path]
             do="give the folder of each once",
         )
     return folders
+
+
+def require_numbers(argument: str, numbers: object) -> tuple[float, ...]:
+    """Return the numbers of a list, a tuple or an array. Raises TypeError for anything else."""
+    values = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+        raise TypeError(f"{argument}: got {numbers!r:.80}; expected a list of numbers")
+    return tuple(map(float, values))
 
 
 def column_of(store: object, column: str | None) -> str | None:
