@@ -59,7 +59,7 @@ def train_lengths(name: str, data_dir: Path, *, limit: int | None) -> NDArray[np
     corpus = load_corpus(name, CorpusSettings(data_dir=data_dir, limit=limit))
     text_model = find_text_model(str(_minilm(Path(found.origin).parent)), max_length=512)
     with tempfile.TemporaryDirectory() as run:
-        _, lengths_N = token_ids(text_model, corpus, Path(run))
+        lengths_N = token_ids(text_model, corpus, Path(run)).lengths_N
     lengths_of_train: NDArray[np.int64] = lengths_N[corpus.rows("train")]
     return lengths_of_train
 

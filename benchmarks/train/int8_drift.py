@@ -114,7 +114,7 @@ def _demo(folder: Path, *, smoke: bool) -> dict[str, Any]:
         tokens_NTD = torch.from_numpy(column.reader.gather(column.drawings[:, 0]))
         model = build_teacher(text_model, len(corpus.label_names), tokens_NTD.shape[-1])
         load_weights(trained.folder / WEIGHTS, model)
-        ids = TokenIds(*token_ids(text_model, corpus, folder), pad=text_model.pad_id, device=torch.device("cpu"))
+        ids = TokenIds.of(text_model, token_ids(text_model, corpus, folder), torch.device("cpu"))
         cases[f"demo, {encoder}, trained teacher"] = compare(tokens_NTD, _logits_of(model, ids)) | {"accuracy": dict(trained.accuracy)}
     return cases
 

@@ -38,7 +38,7 @@ def training_of(small_csv: Path, folder: Path, loss: Loss = cross_entropy, *, te
         data=TrainingData(
             device=CPU,
             labels=torch.tensor([example.label for example in corpus.examples]),
-            texts=TokenIds(*token_ids(found, corpus, folder), pad=found.pad_id, device=CPU),
+            texts=TokenIds.of(found, token_ids(found, corpus, folder), CPU),
         ),
         learnt=corpus.rows("train"),
         validation=corpus.rows("validation"),

@@ -1,7 +1,9 @@
 """The text model: its files and tokenizer, and its two forms: an encoder for the teacher, a classifier for baseline and student, the
 latter optionally with fewer layers."""
 
+import copy
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,41 @@ from torch import nn
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
+from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_model_folder
-from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, MODEL_FILES, embedded_model, loading, local_model_folder
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, MODEL_FILES, embedded_model, loading, local_model_folder, reason
+from train.data.outline import Outline, outline_of
+from train.data.tokenizers import EXPECTED, load_tokenizer, needing_packages
 
 LONGEST = 512
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+# A tokenizer that states no length has int(1e30).
+_NO_LENGTH = 1 << 40
+# Besides weights and configurations: card, fairseq's merges, tiktoken's and Marian's vocabularies.
+_PATTERNS = (*MODEL_FILES, "README.md", "*.codes", "*.tiktoken", "*.spm")
+PROBLEM_TYPES = {
+    "single-label": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+# What a classifier's configuration says of the task it was trained for, and where its own code is.
+_LEFT_BY_A_TASK = frozenset({"problem_type", "finetuning_task", "task_specific_params", "function_to_apply", "thresholds", "auto_map"})
+_TWO_CLASSES = Corpus(name="two classes", label_names=("0", "1"), examples=(), license="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextModel:
-    """The files of a text model, its configuration and its tokenizer; no weights are loaded."""
+    """The files of a text model, its configuration and its tokenizer; no weights are loaded.
+
+    Attributes:
+        name: as the user gave it.
+        folder: of its files.
+        weights_hash: of what determines its output.
+        config: without what an earlier task left in it.
+        tokenizer: with a pad token.
+        max_length: the most tokens of a text.
+        inputs: what the tokenizer returns and the classifier takes besides ``input_ids``.
+        reads_last_token: whether a text's class token is its last one, as a decoder's, and not its first.
+    """
 
     name: str
     folder: Path
@@ -27,6 +54,8 @@ class TextModel:
     config: Any
     tokenizer: Any
     max_length: int
+    inputs: tuple[str, ...] = ("attention_mask",)
+    reads_last_token: bool = False
 
     @property
     def shown_name(self) -> str:
@@ -52,66 +81,183 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
     """Return the text model that ``flag`` names.
 
     Raises:
-        InputError: not a folder, not on the hub, no safetensors weights, not a Hugging Face text model, or a length it cannot read.
+        InputError: not a folder, not on the hub, no safetensors weights, not a Hugging Face text model, a tokenizer that does not fit
+            it, or a length it cannot read.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    folder = embedded_model("text") if name == "demo" else local_model_folder(name, patterns=(*MODEL_FILES, "README.md"), flag=flag)
-    if not any((folder / file).is_file() for file in _VOCABULARIES):
-        # transformers would create a tokenizer without a vocabulary.
-        raise InputError(
-            got=f"{flag} {name} without {' or '.join(_VOCABULARIES)}",
-            expected="a Hugging Face text encoder with its tokenizer",
-            do="save the tokenizer next to the model with save_pretrained()",
-        )
-    with loading(
-        f"{flag} {name}",
-        expected="a Hugging Face text encoder with its tokenizer",
-        do="choose for instance distilbert-base-uncased",
-    ):
+    what = f"{flag} {name}"
+    if Path(name).is_file():
+        raise InputError(got=f"{what}, a file", expected="the folder that holds a model and its tokenizer", do="give its folder")
+    folder = embedded_model("text") if name == "demo" else local_model_folder(name, patterns=_PATTERNS, flag=flag)
+    if not (folder / "config.json").is_file():
+        raise InputError(got=f"{what} without config.json", expected=EXPECTED, do="choose for instance distilbert-base-uncased")
+    with loading(what, expected=EXPECTED, do="choose for instance distilbert-base-uncased"), needing_packages(what):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    longest = min(LONGEST, tokenizer.model_max_length, getattr(config, "max_position_embeddings", LONGEST))
-    if max_length is not None and not 1 < max_length <= longest:
-        raise InputError(got=f"--max-length {max_length}", expected=f"2 to {longest} for {name}", do="leave it out for the longest")
+    if "quantization_config" in vars(config):
+        raise InputError(
+            got=f"{what}, whose weights are quantized", expected="weights that can be trained", do="give the unquantized model"
+        )
+    weights_hash = hash_model_folder(folder)
+    tokenizer = load_tokenizer(what, folder, config)
+    outline = outline_of(what, config)
+    _require_embedded(what, tokenizer, outline)
+    if outline.is_causal:  # Padding on the right changes no token before it; on the left it moves learned positions.
+        tokenizer.padding_side = "right"
     return TextModel(
         name=name,
         folder=folder,
-        weights_hash=hash_model_folder(folder),
-        config=config,
+        weights_hash=weights_hash,
+        config=_mended(config, tokenizer, outline),
         tokenizer=tokenizer,
-        max_length=max_length or longest,
+        max_length=_length(name, max_length, tokenizer, outline),
+        inputs=_inputs(what, tokenizer, outline),
+        reads_last_token=outline.reads_last_token,
     )
 
 
+def _length(name: str, wanted: int | None, tokenizer: Any, outline: Outline) -> int:
+    """Return the most tokens of a text: ``wanted`` if the model reads as many, else 512 or fewer."""
+    limits = [limit for limit in (tokenizer.model_max_length, outline.positions) if limit is not None and 1 < limit < _NO_LENGTH]
+    if wanted is not None and not 1 < wanted <= min(limits, default=wanted):
+        expected = f"2 to {min(limits)} for {name}" if limits else "2 or more"
+        raise InputError(got=f"--max-length {wanted}", expected=expected, do="leave it out for the longest up to 512")
+    return wanted or min(LONGEST, *limits)
+
+
+def _require_embedded(what: str, tokenizer: Any, outline: Outline) -> None:
+    """Raise InputError if the tokenizer has tokens without a row in the embedding: the model would fail at the first text that has one."""
+    rows = outline.embedded_ids
+    if rows is not None and len(tokenizer) > rows:
+        raise InputError(
+            got=f"{what}, whose tokenizer has {len(tokenizer):,} tokens and whose embedding has {rows:,} rows",
+            expected="a row for each token",
+            do="call model.resize_token_embeddings(len(tokenizer)) and save both with save_pretrained()",
+        )
+
+
+def _inputs(what: str, tokenizer: Any, outline: Outline) -> tuple[str, ...]:
+    """Return what the tokenizer returns besides the ids and the classifier's forward takes."""
+    with loading(what, expected="a tokenizer of plain texts", do="choose a text model"), needing_packages(what):
+        returned = tokenizer("a text")
+        if "input_ids" not in returned or not all(isinstance(number, int) for number in returned["input_ids"]):
+            raise ValueError(f"its tokenizer returns {', '.join(returned)}")
+    return tuple(name for name in returned if name != "input_ids" and name in outline.arguments)
+
+
+def _mended(config: Any, tokenizer: Any, outline: Outline) -> Any:
+    """Return a copy of a configuration without what an earlier task left in it, and with the settings that batches of any lengths need."""
+    mended = copy.deepcopy(config)
+    for name in _LEFT_BY_A_TASK & vars(mended).keys():
+        delattr(mended, name)
+    text_config = mended.get_text_config()
+    if text_config.pad_token_id is None or outline.is_causal:  # decoders read the last token that is not this one
+        text_config.pad_token_id = tokenizer.pad_token_id
+    if vars(mended).get("attention_type") == "block_sparse":
+        # transformers 5.23 (BigBirdModel.forward) turns a model to full attention for ever at its first batch of short texts, so that the
+        # answer would depend on the texts before.
+        mended.attention_type = "original_full"
+    return mended
+
+
 def load_text_encoder(text_model: TextModel) -> nn.Module:
-    """Return the pretrained encoder without a head, in float32. A pooler, such as BERT's, is not used here and is frozen."""
+    """Return the pretrained encoder without a head, in float32; of an encoder-decoder its encoder. A pooler, such as BERT's, is not used
+    here and is frozen.
+
+    Raises:
+        InputError: weights are missing or damaged.
+    """
     from transformers import AutoModel
 
-    encoder = _load(AutoModel, text_model)
+    encoder, missing = _load(AutoModel, text_model, copy.deepcopy(text_model.config))
+    if missing or not _reads_as_classifier(text_model, encoder):
+        # Funnel's classifier has no decoder, Perceiver's has the layer that embeds the bytes: the encoder is the classifier's.
+        encoder = load_text_classifier(text_model, _TWO_CLASSES).base_model
+    elif text_model.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
     for name, part in encoder.named_children():
         if name == "pooler":
             part.requires_grad_(False)
-    return encoder
+    checked: nn.Module = encoder
+    return checked
 
 
 def load_text_classifier(text_model: TextModel, corpus: Corpus) -> nn.Module:
-    """Return the pretrained encoder with a new classification head for the corpus's labels, in float32."""
+    """Return the pretrained encoder with a new classification head for the corpus's task and labels, in float32.
+
+    The head is new, from torch's seed, also if the text model is a classifier already.
+
+    Raises:
+        InputError: weights other than the head's are missing, or damaged.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    names = dict(enumerate(corpus.label_names))
-    labels = {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
-    return _load(AutoModelForSequenceClassification, text_model, **labels)
+    config = copy.deepcopy(text_model.config)
+    config.id2label = dict(enumerate(corpus.label_names))
+    config.label2id = {name: number for number, name in enumerate(corpus.label_names)}
+    config.problem_type = PROBLEM_TYPES[corpus.task]
+    model, missing = _load(AutoModelForSequenceClassification, text_model, config, new_head=True)
+    if missing:
+        raise InputError(
+            got=f"--text-model {text_model.name} without the weights {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+            expected=f"all that {type(model).__name__} has besides its head",
+            do="give a model that was saved whole",
+        )
+    checked: nn.Module = model
+    return checked
 
 
-def _load(auto: Any, text_model: TextModel, **more: Any) -> nn.Module:
-    with loading(
-        f"--text-model {text_model.name}",
-        expected="a whole Hugging Face text encoder that can classify",
-        do="download it again, or choose for instance distilbert-base-uncased",
-    ):
-        model: nn.Module = auto.from_pretrained(text_model.folder, local_files_only=True, use_safetensors=True, dtype="float32", **more)
-    return model
+def _load(auto: Any, text_model: TextModel, config: Any, *, new_head: bool = False) -> tuple[Any, list[str]]:
+    """Return a pretrained model in float32, and the names of weights that it lacks besides those of its head and of a pooler."""
+    from safetensors import SafetensorError
+
+    what = f"--text-model {text_model.name}"
+    with ExitStack() as files, loading(what, expected=EXPECTED, do="save model and tokenizer with save_pretrained()"):
+        try:
+            model, info = auto.from_pretrained(
+                text_model.folder,
+                config=config,
+                state_dict=_without_head(text_model.folder, config, files) if new_head else None,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype="float32",
+                output_loading_info=True,
+            )
+        except SafetensorError as error:
+            raise InputError(
+                got=f"{what}, which does not load ({reason(error)})", expected="whole weights", do="download or copy it again"
+            ) from None
+    for parameter in model.parameters():
+        # transformers 5.23 leaves weights that it cut out of one tensor as views of it (NomicBERT), which safetensors does not write.
+        if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
+            parameter.data = parameter.data.clone()
+    base = f"{model.base_model_prefix}." if new_head else ""
+    return model, sorted(name for name in info["missing_keys"] if name.startswith(base) and "pooler" not in name)
+
+
+def _without_head(folder: Path, config: Any, files: ExitStack) -> dict[str, Any] | None:
+    """Return the weights of a classifier without its head, so that transformers makes a new one; None for a model that is no classifier."""
+    from safetensors import safe_open
+
+    names = ("model.safetensors",)
+    if not (folder / names[0]).is_file() and (index := folder / "model.safetensors.index.json").is_file():
+        names = tuple(dict.fromkeys(read_json(index)["weight_map"].values()))
+    opened = [files.enter_context(safe_open(folder / name, framework="pt")) for name in names if (folder / name).is_file()]
+    stored = {key: file for file in opened for key in sorted(file.keys())}
+    more = copy.deepcopy(config)
+    more.id2label = dict(enumerate("01" + "2" * (len(config.id2label) - 1)))
+    ours, theirs = (outline_of(str(folder), each).model for each in (config, more))
+    shapes = {name: weight.shape for name, weight in theirs.state_dict().items()}
+    if not any(name in stored and weight.shape != shapes[name] for name, weight in ours.state_dict().items()):
+        return None
+    head = {name for name in ours.state_dict() if not name.startswith(f"{ours.base_model_prefix}.")}
+    return {key: file.get_slice(key) for key, file in stored.items() if key not in head}
+
+
+def _reads_as_classifier(text_model: TextModel, encoder: Any) -> bool:
+    """Whether an encoder has every weight that the encoder inside the classifier has."""
+    inside = outline_of(f"--text-model {text_model.name}", text_model.config).model.base_model
+    return bool(inside.state_dict().keys() <= encoder.state_dict().keys())
 
 
 def keep_layers(model: Any, layers: int) -> None:

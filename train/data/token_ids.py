@@ -1,11 +1,15 @@
-"""The token ids of all texts, concatenated: computed once, kept on disk, and on the device during training.
+"""The token ids of all texts, concatenated, with whatever else the tokenizer returns for each token: computed once, kept on disk, and on
+the device during training.
 
 Shapes: N texts, B of them in a batch, L tokens of the longest in it, S tokens of all.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,29 +27,73 @@ _TEXTS_AT_ONCE = 4096
 _ABOUT = "about"
 
 
+class Tokens(NamedTuple):
+    """What a tokenizer returns for texts, special tokens included, without padding; on the CPU.
+
+    Attributes:
+        flat_S: int32, the ids of all texts, concatenated.
+        lengths_N: int64, the number of ids of each text.
+        others: what the model takes besides, int32 [S] each, such as ``token_type_ids``.
+    """
+
+    flat_S: torch.Tensor
+    lengths_N: NDArray[np.int64]
+    others: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+    def followed_by(self, more: "Tokens") -> "Tokens":
+        """Return these texts and, after them, others of the same tokenizer."""
+        others = {name: torch.cat([values, more.others[name]]) for name, values in self.others.items()}
+        return Tokens(torch.cat([self.flat_S, more.flat_S]), np.concatenate([self.lengths_N, more.lengths_N]), others)
+
+
 class TokenIds:
     """Token ids, special tokens included, without padding.
 
-    Holds 4 bytes per token on ``device``, and the lengths there and on the host, so that the length of a batch is known without
-    synchronizing.
+    Holds 4 bytes per token on ``device``, 4 more for each other input that is not zero throughout, and the lengths there and on the host,
+    so that the length of a batch is known without synchronizing.
 
     Args:
         flat_S: int32, the ids of all texts, concatenated.
         lengths_N: int64, the number of ids of each text.
+        others: what the model takes besides, int32 [S] each.
         pad: the id that fills up texts shorter than the longest of their batch.
+        padding: on which side, and with what else (default: on the right, masked).
         device: where the batches are created.
     """
 
-    def __init__(self, flat_S: torch.Tensor, lengths_N: NDArray[np.int64], *, pad: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        flat_S: torch.Tensor,
+        lengths_N: NDArray[np.int64],
+        others: Mapping[str, torch.Tensor] = MappingProxyType({}),
+        *,
+        pad: int,
+        padding: "Padding | None" = None,
+        device: torch.device,
+    ) -> None:
         self.lengths_N = lengths_N
-        self._pad = pad
+        self._pad, self._padding = pad, padding or Padding()
         self._flat_S = flat_S.to(device)
+        # Token types are zero throughout for single texts of most models: nothing is kept then.
+        self._others = {name: values_S.to(device) if bool(values_S.any()) else None for name, values_S in others.items()}
         self._on_device_N = torch.from_numpy(lengths_N).to(device)
         self._starts_N = torch.from_numpy(np.cumsum(lengths_N) - lengths_N).to(device)
         self._places_L = torch.arange(int(lengths_N.max(initial=0)), device=device)
 
+    @classmethod
+    def of(cls, text_model: TextModel, tokens: Tokens, device: torch.device) -> "TokenIds":
+        """Return the tokens of texts as batches are created from them, padded as the text model's tokenizer pads."""
+        tokenizer = text_model.tokenizer
+        padding = Padding(
+            left=tokenizer.padding_side == "left",
+            masked="attention_mask" in text_model.inputs,
+            others={"token_type_ids": int(tokenizer.pad_token_type_id)},
+        )
+        return cls(*tokens, pad=text_model.pad_id, padding=padding, device=device)
+
     def padded(self, rows: NDArray[np.int64], rows_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``input_ids`` and ``attention_mask``, int64 [B, L], padded on the right to the longest; no mask if none is padded.
+        """Return ``input_ids``, ``attention_mask`` and what else the model takes, int64 [B, L], padded to the longest; no mask if none is
+        padded.
 
         Args:
             rows: the texts.
@@ -55,70 +103,112 @@ class TokenIds:
         longest = int(lengths.max())
         places_L = self._places_L[:longest]
         if longest == int(lengths.min()):
-            return {"input_ids": self._flat_S[self._starts_N[rows_B, None] + places_L].long()}
-        mask_BL = places_L < self._on_device_N[rows_B, None]
-        where_BL = (self._starts_N[rows_B, None] + places_L).clamp_(max=len(self._flat_S) - 1)
+            where_BL = self._starts_N[rows_B, None] + places_L
+            ids_BL = self._flat_S[where_BL].long()
+            return {"input_ids": ids_BL} | {name: self._other(values_S, where_BL, ids_BL) for name, values_S in self._others.items()}
+        lengths_B1 = self._on_device_N[rows_B, None]
+        if self._padding.left:
+            places_L = places_L - (longest - lengths_B1)
+        mask_BL = (places_L >= 0) & (places_L < lengths_B1)
+        where_BL = (self._starts_N[rows_B, None] + places_L).clamp_(min=0, max=len(self._flat_S) - 1)
         ids_BL = self._flat_S[where_BL].long().masked_fill_(~mask_BL, self._pad)
-        return {"input_ids": ids_BL, "attention_mask": mask_BL.long()}
+        batch = {"input_ids": ids_BL} | ({"attention_mask": mask_BL.long()} if self._padding.masked else {})
+        for name, values_S in self._others.items():
+            batch[name] = self._other(values_S, where_BL, ids_BL).masked_fill_(~mask_BL, self._padding.others.get(name, 0))
+        return batch
+
+    def _other(self, values_S: torch.Tensor | None, where_BL: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(ids_BL) if values_S is None else values_S[where_BL].long()
 
 
-def token_ids(text_model: TextModel, corpus: Corpus, run: Path) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Return the token ids of a corpus's texts as ``TokenIds`` takes them: int32 [S], and int64 [N] lengths of ``max_length`` at most.
+@dataclass(frozen=True, kw_only=True)
+class Padding:
+    """How shorter texts of a batch are filled up.
+
+    Attributes:
+        left: before a text, and not after it.
+        masked: whether the model takes an ``attention_mask``.
+        others: what fills up each other input (0 if not named).
+    """
+
+    left: bool = False
+    masked: bool = True
+    others: Mapping[str, int] = field(default_factory=dict)
+
+
+def token_ids(text_model: TextModel, corpus: Corpus, run: Path) -> Tokens:
+    """Return the tokens of a corpus's texts, or pairs of texts, ``max_length`` at most of each.
 
     They are kept in ``run`` under a name that follows from texts, tokenizer and length; a damaged file is replaced.
     """
+    others = tuple(name for name in text_model.inputs if name != "attention_mask")
     fingerprint = {
         "corpus": corpus.fingerprint(),
         "separator": corpus.separator,
         "text_model": text_model.weights_hash,
         "max_length": text_model.max_length,
+        **({"inputs": list(others)} if others else {}),
     }
     path, earlier = (run / FOLDER / f"{digest(value)}.safetensors" for value in (fingerprint, earlier_form(fingerprint)))
-    ids = _read(path) or _read(earlier)
-    if ids is None:
-        texts = [example.text for example in corpus.examples]
-        separator = text_model.tokenizer.sep_token
-        if corpus.separator and separator and separator != corpus.separator:
-            texts = [text.replace(corpus.separator, separator) for text in texts]
-        ids = tokenize(text_model, texts)
+    tokens = _read(path, others) or _read(earlier, others)
+    if tokens is None:
+        tokens = tokenize(text_model, *texts_of(text_model, corpus))
         make_folder(path.parent)
-        _write(path, *ids)
-    return ids
+        _write(path, tokens)
+    return tokens
 
 
-def tokenize(text_model: TextModel, texts: Sequence[str]) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Return the token ids of the texts, concatenated, int32 [S], and their lengths, int64 [N], ``max_length`` at most."""
-    parts: list[NDArray[np.int32]] = []
+def texts_of(text_model: TextModel, corpus: Corpus) -> tuple[list[str], list[str] | None]:
+    """Return the texts of a corpus as the text model reads them, with its own separator around marked targets, and the second texts of
+    pairs."""
+    texts = [example.text for example in corpus.examples]
+    separator = text_model.tokenizer.sep_token
+    if corpus.separator and separator and separator != corpus.separator:
+        texts = [text.replace(corpus.separator, separator) for text in texts]
+    return texts, [example.pair or "" for example in corpus.examples] if corpus.has_pairs else None
+
+
+def tokenize(text_model: TextModel, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+    """Return the tokens of the texts, or of pairs of texts, ``max_length`` at most of each."""
+    names = ("input_ids", *(name for name in text_model.inputs if name != "attention_mask"))
+    parts: dict[str, list[NDArray[np.int32]]] = {name: [] for name in names}
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        some = list(texts[start : start + _TEXTS_AT_ONCE])
-        ids = text_model.tokenizer(some, truncation=True, max_length=text_model.max_length)["input_ids"]
-        parts += [np.asarray(of_text, np.int32) for of_text in ids]
-    return torch.from_numpy(np.concatenate(parts)), np.asarray([len(part) for part in parts], np.int64)
+        chunk = slice(start, start + _TEXTS_AT_ONCE)
+        given = [list(texts[chunk])] if pairs is None else [list(texts[chunk]), list(pairs[chunk])]
+        returned = text_model.tokenizer(*given, truncation=True, max_length=text_model.max_length)
+        for name in names:
+            parts[name] += [np.asarray(of_text, np.int32) for of_text in returned[name]]
+    lengths_N = np.asarray([len(part) for part in parts["input_ids"]], np.int64)
+    flat = {name: torch.from_numpy(np.concatenate(of_name)) for name, of_name in parts.items()}
+    return Tokens(flat.pop("input_ids"), lengths_N, flat)
 
 
-def _write(path: Path, flat_S: torch.Tensor, lengths_N: NDArray[np.int64]) -> None:
+def _write(path: Path, tokens: Tokens) -> None:
     from safetensors.torch import save_file
 
-    tensors = {"ids": flat_S, "lengths": torch.from_numpy(lengths_N)}
+    tensors = {"ids": tokens.flat_S, "lengths": torch.from_numpy(tokens.lengths_N), **tokens.others}
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={_ABOUT: json.dumps({"xxh3": _hash(flat_S, lengths_N)})})
+        save_file(tensors, partial, metadata={_ABOUT: json.dumps({"xxh3": _hash(tokens)})})
 
 
-def _read(path: Path) -> tuple[torch.Tensor, NDArray[np.int64]] | None:
+def _read(path: Path, others: Sequence[str]) -> Tokens | None:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            flat_S, lengths_N = file.get_tensor("ids"), file.get_tensor("lengths").numpy()
+            values = {name: file.get_tensor(name) for name in others}
+            tokens = Tokens(file.get_tensor("ids"), file.get_tensor("lengths").numpy(), values)
             about = json.loads((file.metadata() or {})[_ABOUT])
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    return (flat_S, lengths_N) if about.get("xxh3") == _hash(flat_S, lengths_N) else None
+    return tokens if about.get("xxh3") == _hash(tokens) else None
 
 
-def _hash(flat_S: torch.Tensor, lengths_N: NDArray[np.int64]) -> str:
-    hasher = xxhash.xxh3_128(flat_S.numpy().tobytes())
-    hasher.update(lengths_N.tobytes())
+def _hash(tokens: Tokens) -> str:
+    hasher = xxhash.xxh3_128(tokens.flat_S.numpy().tobytes())
+    hasher.update(tokens.lengths_N.tobytes())
+    for values_S in tokens.others.values():
+        hasher.update(values_S.numpy().tobytes())
     return hasher.hexdigest()

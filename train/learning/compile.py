@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.learning.classifier_head import tiny_texts
 from train.options.settings import CompileChoice
 
 # A fixed rule: compiling takes about a minute, 20,000 steps take many. The break-even was not measured.
@@ -18,14 +19,14 @@ COMPILED_FROM_STEPS = 20_000
 
 
 def masked(batch: Mapping[str, torch.Tensor], *, expanded: bool) -> dict[str, torch.Tensor]:
-    """Return the arguments of a Hugging Face encoder: ``input_ids`` and, if any text of the batch is padded, ``attention_mask``.
+    """Return the arguments of a Hugging Face encoder: everything in the batch but image tokens.
 
     With ``expanded`` the mask is bool [B, 1, 1, L]. transformers checks whether a [B, L] mask masks anything, which on CUDA synchronizes.
     """
-    if "attention_mask" not in batch:
-        return {"input_ids": batch["input_ids"]}
-    mask_BL = batch["attention_mask"]
-    return {"input_ids": batch["input_ids"], "attention_mask": mask_BL.bool()[:, None, None, :] if expanded else mask_BL}
+    inputs = {name: value for name, value in batch.items() if name != "image_tokens"}
+    if expanded and "attention_mask" in inputs:
+        inputs["attention_mask"] = inputs["attention_mask"].bool()[:, None, None, :]
+    return inputs
 
 
 def takes_expanded_mask(model: Any) -> bool:
@@ -33,15 +34,13 @@ def takes_expanded_mask(model: Any) -> bool:
 
     False for encoders with windowed attention: transformers derives the window from a [B, L] mask, which short texts do not reveal.
     """
-    config = model.config
+    config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     sees_windows = any(getattr(config, name, None) for name in ("sliding_window", "local_attention", "attention_window"))
     if config._attn_implementation != "sdpa" or sees_windows or kinds - {"full_attention"}:
         return False
-    ids_BL = torch.arange(12, device=next(model.parameters()).device).reshape(2, 6) % model.config.vocab_size
-    mask_BL = torch.ones_like(ids_BL)
-    mask_BL[1, 3:] = 0
-    batch = {"input_ids": ids_BL, "attention_mask": mask_BL}
+    batch = tiny_texts(model)
+    mask_BL = batch["attention_mask"]
     was_training = model.training
     model.eval()
     try:

@@ -3,6 +3,7 @@
 Shapes: B examples, L text tokens, T image tokens, D width of the text encoder, I width of the image tokens, K classes.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
+from train.learning.classifier_head import find_logits_layer, last_tokens, taken
 from train.learning.compile import masked, takes_expanded_mask
 
 HEADS = 8
@@ -25,9 +27,13 @@ class Output(NamedTuple):
 
 
 class TextClassifier(nn.Module):
-    """A Hugging Face sequence classifier that also returns embeddings: the input of its final Linear.
+    """A Hugging Face sequence classifier that also returns embeddings: the input of the layer that makes its logits.
 
-    They are taken before dropout (DistilBERT: after ``pre_classifier`` and ReLU).
+    They are taken before dropout (DistilBERT: after ``pre_classifier`` and ReLU). Of a decoder, whose layer scores every token, they are
+    those of the token whose scores are the logits: the last that is no padding.
+
+    Raises:
+        InputError: as ``find_logits_layer``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,50 +41,50 @@ class TextClassifier(nn.Module):
         self.model = model
         self._tap = _EmbeddingTap(model)
         self._expanded = takes_expanded_mask(model)
+        # As transformers' own pipeline: nothing is generated, so no keys and values are kept.
+        self._settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
-        """Return logits [B, K] and embeddings [B, D] for ``input_ids`` and, if any text is padded, ``attention_mask`` [B, L]."""
-        logits_BK = self.model(**masked(batch, expanded=self._expanded)).logits
-        return Output(logits_BK, self._tap.embeddings(logits_BK))
+        """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` if any text is padded, and what else the
+        tokenizer returns, [B, L]."""
+        logits_BK = self.model(**masked(batch, expanded=self._expanded), **self._settings).logits
+        return Output(logits_BK, self._tap.embeddings(batch["input_ids"]))
 
     @property
     def embedding_width(self) -> int:
         """D."""
-        return self._tap.width
+        return self._tap.layer.width
 
     @property
     def last_linear(self) -> nn.Linear:
         """The Linear whose output the logits are."""
-        return self._tap.head
+        return self._tap.layer.module
 
 
 class _EmbeddingTap:
-    """Hooks that keep the input of the classifier's last Linear, before the dropout in front of it if there is one."""
+    """Hooks that keep the input of the layer that makes the logits, before the dropout in front of it if there is one."""
 
     def __init__(self, model: Any) -> None:
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        if head.out_features != model.config.num_labels:
-            raise InputError(
-                got=f"{type(model).__name__}, which ends in {head}", expected="a Linear to the classes", do="choose an encoder"
-            )
-        self.head, self.width = head, head.in_features
+        self.layer = find_logits_layer(model)
+        self._pad = model.config.get_text_config().pad_token_id
         self._before_dropout: tuple[torch.Tensor, torch.Tensor] | None = None
         self._read: torch.Tensor | None = None
-        for module in _modules_outside_encoder(model):
-            if isinstance(module, nn.Dropout):
+        encoder = set() if model.base_model is model else set(model.base_model.modules())
+        for module in model.modules():
+            if isinstance(module, nn.Dropout) and module not in encoder:
                 module.register_forward_hook(self._keep_dropout)
-        head.register_forward_pre_hook(self._keep_read)
+        self.layer.module.register_forward_pre_hook(self._keep_read)
 
-    def embeddings(self, logits_BK: torch.Tensor) -> torch.Tensor:
-        assert self._read is not None, "the classifier did not call its last Linear"
-        embeddings, self._read, self._before_dropout = self._read, None, None
-        if embeddings.shape != (len(logits_BK), self.width):
-            raise InputError(
-                got=f"a classifier that scores every token {tuple(embeddings.shape)}",
-                expected="one embedding per text",
-                do="choose an encoder",
-            )
-        return embeddings
+    def embeddings(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        assert self._read is not None, "the classifier did not call the layer that makes its logits"
+        read, self._read, self._before_dropout = self._read, None, None
+        match self.layer.token:
+            case "first":
+                return read[:, 0]
+            case "last":
+                return at_tokens(read, last_tokens(ids_BL, self._pad))
+            case None:
+                return read
 
     def _keep_dropout(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         self._before_dropout = (inputs[0], output)
@@ -86,11 +92,6 @@ class _EmbeddingTap:
     def _keep_read(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         dropout = self._before_dropout  # input and output of the last one
         self._read = dropout[0] if dropout is not None and dropout[1] is inputs[0] else inputs[0]
-
-
-def _modules_outside_encoder(model: Any) -> list[nn.Module]:
-    encoder = set(model.get_submodule(model.base_model_prefix).modules())
-    return [module for module in model.modules() if module not in encoder]
 
 
 class Student(nn.Module):
@@ -145,39 +146,80 @@ class FusionHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(text_width, classes)
 
-    def forward(self, image_BTI: torch.Tensor | None, text_BLD: torch.Tensor | None, padding_BL: torch.Tensor | None = None) -> Output:
-        """Return logits and embeddings from the given modalities; ``padding_BL`` is True at padding.
+    def forward(
+        self,
+        image_BTI: torch.Tensor | None,
+        text_BLD: torch.Tensor | None,
+        padding_BL: torch.Tensor | None = None,
+        text_class_B: torch.Tensor | None = None,
+    ) -> Output:
+        """Return logits and embeddings from the given modalities.
 
         Tokens must have the dtype of the parameters: float16 ones of a ``TokenStore`` need ``.float()``.
+
+        Args:
+            image_BTI: image tokens, class token first.
+            text_BLD: text tokens.
+            padding_BL: bool, True at padding; None if there is none.
+            text_class_B: int64, the position of each text's class token; None = the first.
         """
         image_BTD = None if image_BTI is None else self.project(image_BTI)
         tokens = [part for part in (text_BLD, image_BTD) if part is not None]
         if padding_BL is not None and image_BTD is not None:
             padding_BL = torch.cat([padding_BL, padding_BL.new_zeros(image_BTD.shape[:2])], dim=1)
         fused = self.block(torch.cat(tokens, dim=1), src_key_padding_mask=padding_BL)
-        # The class token of each modality is the first of its tokens.
-        firsts = [0] if len(tokens) == 1 else [0, tokens[0].shape[1]]
-        embeddings_BD = torch.relu(self.embed(torch.cat([fused[:, first] for first in firsts], dim=1)))
+        classes = [fused[:, 0] if text_class_B is None or text_BLD is None else at_tokens(fused, text_class_B)]
+        if len(tokens) == 2:
+            classes.append(fused[:, tokens[0].shape[1]])
+        embeddings_BD = torch.relu(self.embed(torch.cat(classes, dim=1)))
         return Output(self.classify(self.dropout(embeddings_BD)), embeddings_BD)
 
 
-class Teacher(nn.Module):
-    """Text encoder and fusion head; reads text and, if the head does, image tokens."""
+def at_tokens(tokens_BLD: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
+    """Return one token of each text, [B, D], without synchronizing with the device."""
+    return tokens_BLD[torch.arange(len(tokens_BLD), device=tokens_BLD.device), positions_B]
 
-    def __init__(self, text_encoder: nn.Module, head: FusionHead) -> None:
+
+class Teacher(nn.Module):
+    """Text encoder and fusion head; reads text and, if the head does, image tokens.
+
+    Args:
+        text_encoder: a Hugging Face encoder or decoder without a head.
+        head: of the encoder's width.
+        reads_last_token: whether a text's class token is its last one (a decoder's first token sees no other) and not its first.
+    """
+
+    def __init__(self, text_encoder: nn.Module, head: FusionHead, *, reads_last_token: bool = False) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.head = head
+        self.reads_last_token = reads_last_token
         self._expanded = takes_expanded_mask(text_encoder)
+        self._settings = {"use_cache": False} if "use_cache" in inspect.signature(text_encoder.forward).parameters else {}
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
-        """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] where any is padded, and
-        ``image_tokens`` [B, T, I]."""
-        text_BLD = self.text_encoder(**masked(batch, expanded=self._expanded)).last_hidden_state
+        """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] where any is padded, what else the
+        tokenizer returns, and ``image_tokens`` [B, T, I]."""
+        mask_BL = batch.get("attention_mask")
+        inputs = taken(self.text_encoder, masked(batch, expanded=self._expanded))
+        if "global_attention_mask" in inspect.signature(self.text_encoder.forward).parameters:
+            inputs["global_attention_mask"] = _first_token_only(batch["input_ids"])
+        text_BLD = self.text_encoder(**inputs, **self._settings).last_hidden_state
         image_BTI = batch["image_tokens"].to(text_BLD.dtype) if "image_tokens" in batch else None
-        padding_BL = batch["attention_mask"] == 0 if "attention_mask" in batch else None
-        output: Output = self.head(image_BTI, text_BLD, padding_BL)
+        class_B = None
+        if self.reads_last_token:
+            length = batch["input_ids"].shape[1]
+            ones_BL = torch.ones_like(batch["input_ids"]) if mask_BL is None else mask_BL
+            class_B = (torch.arange(length, device=text_BLD.device) * ones_BL).argmax(dim=1)
+        output: Output = self.head(image_BTI, text_BLD, None if mask_BL is None else mask_BL == 0, class_B)
         return output
+
+
+def _first_token_only(ids_BL: torch.Tensor) -> torch.Tensor:
+    """Return the global attention with which Longformer's classifier reads a text: that of its first token."""
+    first_BL = torch.zeros_like(ids_BL)
+    first_BL[:, 0] = 1
+    return first_BL
 
 
 class ImageClassifier(nn.Module):
@@ -211,9 +253,15 @@ def text_width(config: Any, flag: str) -> int:
     Raises:
         InputError: the width is not a multiple of the 8 heads of the fusion block.
     """
-    width = int(config.hidden_size)
+    names = ("word_embed_proj_dim", "d_latents", "hidden_size")  # of OPT, of Perceiver, of all others
+    text_config = config.get_text_config()
+    width = next(int(value) for name in names if isinstance(value := getattr(text_config, name, None), int))
     if width % HEADS:
-        raise InputError(got=f"{flag} of width {width}", expected=f"a multiple of {HEADS} (heads of the fusion block)", do="choose another")
+        raise InputError(
+            got=f"{flag} of width {width}, for a model that reads images or a teacher",
+            expected=f"a multiple of {HEADS} (heads of the fusion block)",
+            do="choose another text model; baselines read this one",
+        )
     return width
 
 

@@ -1,27 +1,161 @@
 """A finished classifier as a plain Hugging Face folder: weights, tokenizer, label names and a model card. It needs no lugpi."""
 
-from collections.abc import Mapping, Sequence
+import copy
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 from lugpi_core.corpora.corpus import SPLITS, Corpus
-from lugpi_core.files import write_text
-from train.data.text_model import TextModel
+from lugpi_core.errors import InputError
+from lugpi_core.files import make_folder, write_text
+from lugpi_core.runtime.pretrained import loading
+from train.data.text_model import TextModel, load_text_classifier
+from train.data.token_ids import TokenIds, texts_of, tokenize
+from train.file_names import WEIGHTS
+from train.learning.checkpoint import load_weights, save_weights
+from train.learning.classifier_head import examining
+from train.learning.networks import Student, TextClassifier
 from train.learning.task_rules import METRIC_NAMES, in_words, rules_of
 from train.models.predictions import THRESHOLDS
 
+# Of logits, as a part of the largest (or of 1): other batches are added up in another order, on CUDA by other kernels.
+LARGEST_DIFFERENCE = {"cpu": 1e-4, "cuda": 1e-3}
+_CHECKED_TEXTS = 4
+REHEARSAL = ".rehearsal"
+
 
 def export_classifier(folder: Path, classifier: Any, text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]) -> None:
-    """Write what ``transformers.pipeline("text-classification", model=folder)`` loads, with a model card."""
-    classifier.eval()
-    classifier.config.problem_type = rules_of(corpus.task).problem_type
+    """Write what ``transformers.pipeline("text-classification", model=folder)`` loads, with a model card.
+
+    A multi-label classifier's ``config.json`` states as ``thresholds`` the probability from which on each class is an answer.
+    """
     if THRESHOLDS in metrics:
-        classifier.config.update({THRESHOLDS: metrics[THRESHOLDS]})
-    classifier.save_pretrained(folder)
-    # A pipeline truncates to this length; the model was trained with it.
-    text_model.tokenizer.model_max_length = text_model.max_length
-    text_model.tokenizer.save_pretrained(folder)
+        classifier.config.thresholds = list(metrics[THRESHOLDS])
+    save_classifier(folder, classifier, text_model)
     write_text(folder / "README.md", model_card(text_model, corpus, metrics))
+
+
+def save_classifier(folder: Path, classifier: Any, text_model: TextModel) -> None:
+    """Write a classifier's weights, configuration and tokenizer."""
+    classifier.eval()
+    classifier.save_pretrained(folder)
+    tokenizer = copy.deepcopy(text_model.tokenizer)
+    # A pipeline truncates to this length, and passes what the tokenizer returns; the model was trained with both.
+    tokenizer.model_max_length = text_model.max_length
+    tokenizer.model_input_names = ["input_ids", *text_model.inputs]
+    tokenizer.save_pretrained(folder)
+
+
+def checked_rows(corpus: Corpus) -> list[int]:
+    """Return the rows of a few texts of unequal length, the longest among them."""
+    by_length = sorted(range(len(corpus.examples)), key=lambda row: len(corpus.examples[row].text))
+    return sorted({by_length[n * (len(by_length) - 1) // (_CHECKED_TEXTS - 1)] for n in range(_CHECKED_TEXTS)})
+
+
+def require_same_answers(folder: Path, text_model: TextModel, corpus: Corpus, logits_RK: torch.Tensor, *, device: str) -> None:
+    """Raise InputError unless plain transformers computes the same from an exported folder as this training did.
+
+    Args:
+        folder: what ``export_classifier`` wrote.
+        text_model: that the classifier was trained from.
+        corpus: whose texts are read, one by one and in one batch.
+        logits_RK: what the model answered for the texts of ``checked_rows``, float32.
+        device: where they are read.
+    """
+    from transformers import pipeline
+
+    texts, pairs = texts_of(text_model, corpus)
+    rows = checked_rows(corpus)
+    given = [texts[row] if pairs is None else {"text": texts[row], "text_pair": pairs[row]} for row in rows]
+    what = f"--text-model {text_model.name}"
+    with loading(what, expected="a classifier that transformers reads back", do="choose for instance distilbert-base-uncased"):
+        classify = pipeline("text-classification", model=str(folder), device=device, dtype=torch.float32)
+        number_of = {str(name): number for number, name in classify.model.config.id2label.items()}
+        alone, together = (
+            torch.tensor([_scores(answers, number_of) for answers in classify(given, batch_size=size, **_PIPELINE)])
+            for size in (1, len(given))
+        )
+    largest = max(1.0, float(logits_RK.abs().max())) * LARGEST_DIFFERENCE.get(device, 1e-3)
+    if not (padding := float((alone - together).abs().max())) <= largest:
+        raise InputError(
+            got=f"{what}, whose logits differ by {padding:.2g} with the padding of a batch",
+            expected="the same for a text alone and in a batch",
+            do="choose a text model that masks its padding, for instance distilbert-base-uncased",
+        )
+    if not (difference := float((alone - logits_RK).abs().max())) <= largest:
+        raise InputError(
+            got=f"{what}, whose logits differ by {difference:.2g} between this training and transformers' pipeline",
+            expected="the same",
+            do="choose for instance distilbert-base-uncased",
+        )
+
+
+_PIPELINE: dict[str, Any] = {"top_k": None, "function_to_apply": "none", "truncation": True}
+
+
+def _scores(answers: list[dict[str, Any]], number_of: Mapping[str, int]) -> list[float]:
+    by_number = {number_of[answer["label"]]: float(answer["score"]) for answer in answers}
+    return [by_number[number] for number in range(len(by_number))]
+
+
+def rehearse(folder: Path, model: nn.Module, text_model: TextModel, corpus: Corpus) -> None:
+    """Save an untrained model into a folder that is removed again, read it back and compare: whatever can fail at the end of a training
+    fails before its first step.
+
+    Of a teacher, the classifier of its text model is exported too, so that a text model is refused for all kinds of models alike.
+
+    Args:
+        folder: of the model; the caller holds its lock.
+        model: a baseline, image classifier, teacher or student.
+        text_model: that it was built from.
+        corpus: whose texts are read.
+
+    Raises:
+        InputError: as ``require_same_answers``, or the model cannot be saved.
+    """
+    was_training = model.training
+    with torch.random.fork_rng(), _removed_again(folder / REHEARSAL) as scratch:
+        match model:
+            case TextClassifier():
+                _rehearse_export(scratch, model, text_model, corpus)
+            case Student():
+                _rehearse_export(scratch, model.classifier, text_model, corpus)
+            case _:
+                save_weights(scratch / WEIGHTS, model)
+                load_weights(scratch / WEIGHTS, model)
+                if "text_encoder" in dict(model.named_children()):
+                    classifier = TextClassifier(load_text_classifier(text_model, corpus))
+                    _rehearse_export(scratch / "classifier", classifier, text_model, corpus)
+    model.train(was_training)
+
+
+def _rehearse_export(folder: Path, classifier: TextClassifier, text_model: TextModel, corpus: Corpus) -> None:
+    device = next(classifier.parameters()).device
+    rows = np.arange(len(numbers := checked_rows(corpus)))
+    sample = replace(corpus, examples=tuple(corpus.examples[number] for number in numbers))
+    texts = TokenIds.of(text_model, tokenize(text_model, *texts_of(text_model, sample)), device)
+    classifier.eval()
+    with examining(classifier.model):
+        logits_RK = classifier(texts.padded(rows, torch.from_numpy(rows).to(device))).logits.float().cpu()
+        save_classifier(folder, classifier.model, text_model)
+    require_same_answers(folder, text_model, corpus, logits_RK, device=device.type)
+
+
+@contextmanager
+def _removed_again(folder: Path) -> Iterator[Path]:
+    shutil.rmtree(folder, ignore_errors=True)  # of a training that was killed in it
+    try:
+        yield make_folder(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # The privileged information of a teacher, as a model card describes it.
@@ -33,6 +167,11 @@ _TEACHERS = {
 }
 
 
+def escaped(text: str) -> str:
+    """Return a text as Markdown that shows it, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|~!&-])", r"\\\1", " ".join(text.split()))
+
+
 def _origin(teachers: Sequence[Mapping[str, Any]]) -> str:
     if not teachers:
         return "fine-tuned on text alone"
@@ -40,7 +179,7 @@ def _origin(teachers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _what(corpus: Corpus, origin: str) -> str:
-    names = f"{len(corpus.label_names)} classes ({', '.join(corpus.label_names)})"
+    names = f"{len(corpus.label_names)} classes ({', '.join(map(escaped, corpus.label_names))})"
     match corpus.task:
         case "single-label":
             return f"A text classifier for {names}, {origin}."
@@ -50,7 +189,7 @@ def _what(corpus: Corpus, origin: str) -> str:
                 f"`{THRESHOLDS}` of `config.json`; the thresholds were chosen on the validation split for F1."
             )
         case "regression":
-            return f"A text regression: its one output is the number {corpus.label_names[0]}, {origin}."
+            return f"A text regression: its one output is the number {escaped(corpus.label_names[0])}, {origin}."
 
 
 def _calls(corpus: Corpus) -> list[str]:
@@ -73,7 +212,7 @@ def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]
         "tags: [lugpi, knowledge-distillation, privileged-information]",
         "---",
         "",
-        f"# {corpus.name}: {metrics['command']}",
+        f"# {escaped(corpus.name)}: {metrics['command']}",
         "",
         _what(corpus, origin),
         "It reads pairs of texts only." if corpus.has_pairs else "It reads text only.",

@@ -88,6 +88,7 @@ class ModelPlan:
             "separator": self.kind.corpus.separator,
             "text_model": self.text_model.weights_hash,
             "dtype": self.compute.dtype,
+            **({"text_class_token": "last"} if self.kind.command == "teacher" and self.text_model.reads_last_token else {}),
             **self.kind.fingerprint,
         }
 

@@ -70,7 +70,7 @@ def build_teacher(text_model: TextModel, classes: int, image_width: int | None) 
     config = text_model.config
     width = text_width(config, "--text-model")
     head = FusionHead(text_width=width, image_width=image_width, classes=classes, dropout=text_dropout(config))
-    return Teacher(load_text_encoder(text_model), head)
+    return Teacher(load_text_encoder(text_model), head, reads_last_token=text_model.reads_last_token)
 
 
 def privileged_images(
@@ -146,7 +146,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
         )
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
-    texts = TokenIds(*token_ids(text_model, extra, run), pad=text_model.pad_id, device=device)
+    texts = TokenIds.of(text_model, token_ids(text_model, extra, run), device)
     rows = range(len(extra.examples))
     labels = torch.full((len(rows),), UNLABELLED, device=device)  # nothing is scored
     data = TrainingData(device=device, labels=labels, texts=texts, images=images)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from train.data.image_tokens import place_tokens, training_bytes
 from train.data.privileged import PrivilegedImages
 from train.data.target_unit import TargetUnit, unit_of
 from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
-from train.data.token_ids import TokenIds, token_ids
+from train.data.token_ids import TokenIds, Tokens, token_ids
 from train.data.training_data import TrainingData
 from train.file_names import PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import load_weights, save_weights
@@ -31,7 +31,7 @@ from train.learning.loop import Training, best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier, last_linear
 from train.learning.predict import predict
 from train.learning.task_rules import METRIC_NAMES, Metric, in_words, rules_of
-from train.models.hub_export import export_classifier
+from train.models.hub_export import checked_rows, export_classifier, rehearse, require_same_answers
 from train.models.model_folder import exclusive, finish, finished_metrics
 from train.models.plan import ModelPlan
 from train.models.predictions import THRESHOLDS, chosen_thresholds, scores_by_split, write_predictions
@@ -161,6 +161,8 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     with _enough_memory(plan):
         with times.stage("load"):
             model, data = load_model(plan, processes)
+            if processes.is_first:
+                rehearse(plan.folder, model, plan.text_model, kind.corpus)
         several = f", {processes.count} processes" if processes.count > 1 else ""
         say(
             f"{kind.command} of {kind.corpus.name} on {plan.compute}{several}, attention {_attention(model)}, {plan.optimizer}, "
@@ -178,6 +180,8 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         classifier = model.classifier if isinstance(model, Student) else model
         if isinstance(classifier, TextClassifier):
             export_classifier(plan.folder, classifier.model, plan.text_model, kind.corpus, metrics)
+            logits = output.logits[checked_rows(kind.corpus)]
+            require_same_answers(plan.folder, plan.text_model, kind.corpus, logits, device=plan.compute.device)
         else:
             save_weights(plan.folder / WEIGHTS, model)
         if kind.command == "teacher":
@@ -212,9 +216,8 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
     texts = None
     if kind.reads_text:
         with processes.first_before_others():
-            ids = [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in corpora]
-        flat, lengths = torch.cat([flat for flat, _ in ids]), np.concatenate([lengths for _, lengths in ids])
-        texts = TokenIds(flat, lengths, pad=plan.text_model.pad_id, device=device)
+            tokens = reduce(Tokens.followed_by, [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in corpora])
+        texts = TokenIds.of(plan.text_model, tokens, device)
     targets, unit = _targets(plan, model)
     data = TrainingData(
         device=device,

@@ -88,7 +88,7 @@ def check_batches(text_model: TextModel) -> list[dict[str, torch.Tensor]]:
     corpus = load_corpus("demo")
     real = [example.text for example in corpus.examples]
     texts = [real[0].split()[0], *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
-    ids = TokenIds(*tokenize(text_model, texts), pad=text_model.pad_id, device=torch.device("cpu"))
+    ids = TokenIds.of(text_model, tokenize(text_model, texts), torch.device("cpu"))
     return [_batch(ids.padded(rows, torch.from_numpy(rows))) for rows in (np.array(batch, np.int64) for batch in _BATCHES)]
 
 

@@ -39,7 +39,7 @@ def counting(max_length: int | None = None) -> tuple[TextModel, Counting]:
     return replace(text_model, tokenizer=tokenizer), tokenizer
 
 
-def each(ids: torch.Tensor, lengths: NDArray[np.int64]) -> list[list[int]]:
+def each(ids: torch.Tensor, lengths: NDArray[np.int64], _: Any = None) -> list[list[int]]:
     return [part.tolist() for part in torch.split(ids, lengths.tolist())]
 
 
@@ -49,7 +49,7 @@ def kept(run: Path) -> list[Path]:
 
 def test_token_ids_are_the_tokenizers(tmp_path: Path) -> None:
     text_model = find_text_model("demo", max_length=None)
-    ids, lengths = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
+    ids, lengths, _ = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
     assert (ids.dtype, lengths.dtype) == (torch.int32, np.int64)
     assert each(ids, lengths) == [text_model.tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in TEXTS]
 
@@ -57,7 +57,7 @@ def test_token_ids_are_the_tokenizers(tmp_path: Path) -> None:
 def test_many_texts_have_the_ids_of_single_ones(tmp_path: Path) -> None:
     text_model = find_text_model("demo", max_length=None)
     texts = [f"text number {n}" for n in range(4100)]
-    ids, lengths = token_ids(text_model, corpus_of(*texts), tmp_path)
+    ids, lengths, _ = token_ids(text_model, corpus_of(*texts), tmp_path)
     rows = [0, 4095, 4096, 4099]
     assert [each(ids, lengths)[row] for row in rows] == [text_model.tokenizer(texts[row])["input_ids"] for row in rows]
 
@@ -128,27 +128,27 @@ def test_texts_are_cut_to_the_models_length_or_the_flags(tmp_path: Path) -> None
 
 
 def test_a_text_of_a_megabyte_is_read(tmp_path: Path) -> None:
-    _, lengths = token_ids(find_text_model("demo", max_length=None), corpus_of("a gloss " * 131_072), tmp_path)
+    _, lengths, _ = token_ids(find_text_model("demo", max_length=None), corpus_of("a gloss " * 131_072), tmp_path)
     assert lengths.tolist() == [128]
 
 
 def test_strange_texts_are_read(tmp_path: Path) -> None:
     strange = corpus_of("שלום עולם", "<b>bold</b> & <br/>", "\x00\x07 bell", "🦔")
-    _, lengths = token_ids(find_text_model("demo", max_length=None), strange, tmp_path)
+    _, lengths, _ = token_ids(find_text_model("demo", max_length=None), strange, tmp_path)
     assert lengths.min() >= 2
 
 
 def test_the_target_marker_becomes_the_separator_token(tmp_path: Path) -> None:
     model = find_text_model("demo", max_length=None)
-    ids, _ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"), tmp_path)
+    ids, *_ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"), tmp_path)
     assert ids.tolist().count(model.tokenizer.sep_token_id) == 3
 
 
 def test_another_model_gets_its_own_separator(tmp_path: Path) -> None:
     model = find_text_model(str(roberta_folder(tmp_path / "roberta")), max_length=None)
-    marked, _ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"), tmp_path)
+    marked, *_ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat", separator="[SEP]"), tmp_path)
     assert marked.tolist() == [0, 4, 2, 5, 2, 6, 2]
-    unmarked, _ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat"), tmp_path)
+    unmarked, *_ = token_ids(model, corpus_of("the [SEP] cat [SEP] sat"), tmp_path)
     assert unmarked.tolist() != marked.tolist(), "a text that happens to say [SEP] is left as it is"
 
 

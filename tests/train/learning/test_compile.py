@@ -63,7 +63,7 @@ def padded_batch() -> dict[str, torch.Tensor]:
 def test_a_batch_without_padding_has_no_mask() -> None:
     ids = torch.ones(2, 3, dtype=torch.long)
     for expanded in (False, True):
-        assert set(masked({"input_ids": ids, "labels": ids}, expanded=expanded)) == {"input_ids"}
+        assert set(masked({"input_ids": ids, "image_tokens": ids}, expanded=expanded)) == {"input_ids"}
 
 
 def test_a_mask_is_expanded_if_the_model_accepts_it() -> None:

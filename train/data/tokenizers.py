@@ -1,0 +1,92 @@
+"""The tokenizer of a text model: loaded from its folder, with a pad token, or refused in one line."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.pretrained import loading, reason
+
+EXPECTED = "a Hugging Face text model with its tokenizer"
+# How transformers 5.23 says that a package is missing: `requires_backends`, and its tokenizers in their own words.
+_PACKAGE = re.compile(r"(?:need to install|requires the|pip install|please install|requires) `?(?:the )?([A-Za-z][\w.-]*)`?", re.IGNORECASE)
+
+
+@contextmanager
+def needing_packages(what: str) -> Iterator[None]:
+    """Turn an ImportError of a library inside the block into one InputError that names the package.
+
+    Raises:
+        InputError: the model or its tokenizer needs a package that is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        text = " ".join(str(error).split())
+        match = _PACKAGE.search(text)
+        package = error.name or (match[1] if match else None)
+        raise InputError(
+            got=f"{what}, which needs {f'the package {package}' if package else 'a package'} ({reason(ValueError(text))})",
+            expected="what its tokenizer or model needs, installed",
+            do=f"pip install {package.lower()}" if package else "install it",
+        ) from None
+
+
+def load_tokenizer(what: str, folder: Path, config: Any) -> Any:
+    """Return the tokenizer in ``folder``, with a pad token: its own, that of the configuration, or the token that ends a text, as is usual
+    for decoders.
+
+    Args:
+        what: flag and name, for errors.
+        folder: of the model.
+        config: of the model.
+
+    Raises:
+        InputError: the folder holds no vocabulary, the tokenizer needs a package, does not load, or has no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    with loading(what, expected=EXPECTED, do=_remedy(folder)), needing_packages(what):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    _require_vocabulary(what, folder, tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _pad_token(what, tokenizer, config)
+    return tokenizer
+
+
+def _remedy(folder: Path) -> str:
+    # transformers reads a tokenizer.model that is no sentence pieces as one of tiktoken, and asks for that package.
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        return "check its tokenizer.model, or save tokenizer.json next to it with save_pretrained()"
+    return "save model and tokenizer into one folder with save_pretrained()"
+
+
+def _require_vocabulary(what: str, folder: Path, tokenizer: Any) -> None:
+    """Raise InputError for a folder without the vocabulary that the tokenizer's class reads: transformers makes one up, of special tokens
+    alone. CANINE, ByT5 and the Perceiver read characters or bytes and have no file."""
+    names = tuple(dict.fromkeys(("tokenizer.json", *tokenizer.vocab_files_names.values())))
+    if not tokenizer.vocab_files_names:
+        return
+    is_there = any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
+    if not is_there or len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(
+            got=f"{what} without {' or '.join(names)}",
+            expected=EXPECTED,
+            do="save the tokenizer next to the model with save_pretrained()",
+        )
+
+
+def _pad_token(what: str, tokenizer: Any, config: Any) -> str:
+    number = config.get_text_config().pad_token_id
+    if isinstance(number, int) and 0 <= number < len(tokenizer):
+        return str(tokenizer.convert_ids_to_tokens(number))
+    for token in (tokenizer.eos_token, tokenizer.unk_token):
+        if token is not None:
+            return str(token)
+    raise InputError(
+        got=f"{what}, whose tokenizer has neither a pad token nor one that ends a text",
+        expected="a token that fills up the shorter texts of a batch",
+        do="set tokenizer.pad_token and save the tokenizer with save_pretrained()",
+    )

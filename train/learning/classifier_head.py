@@ -1,0 +1,141 @@
+"""Where a Hugging Face classifier makes its logits: found by what comes out of it, not by the order in which its layers are registered.
+
+Shapes: B texts, L tokens, D width of the embedding, K classes.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.pretrained import reason
+
+# Lengths of the two texts that a classifier is examined with.
+_LENGTHS = (12, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsLayer:
+    """The last layer of a classifier.
+
+    Attributes:
+        module: whose output is the logits.
+        token: which token's output they are, if the layer scores every token: the first, or the last that is no padding; None if it scores
+            one embedding per text.
+        width: D, the width of what it reads.
+    """
+
+    module: nn.Linear
+    token: Literal["first", "last"] | None
+    width: int
+
+
+def tiny_texts(model: Any) -> dict[str, torch.Tensor]:
+    """Return ``input_ids`` and ``attention_mask``, int64 [2, 12], of two texts of 12 and 8 tokens, padded on the right, each with the
+    model's token for the end of a text where it has one."""
+    config = model.config.get_text_config()
+    special = {getattr(config, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")}
+    words = [number for number in range(min(getattr(config, "vocab_size", None) or 128, 64)) if number not in special] or [0]
+    ids_BL = torch.tensor([[words[n % len(words)] for n in range(row, row + _LENGTHS[0])] for row in range(2)])
+    mask_BL = (torch.arange(_LENGTHS[0]) < torch.tensor(_LENGTHS)[:, None]).long()
+    if isinstance(config.eos_token_id, int) and config.eos_token_id < (getattr(config, "vocab_size", None) or 0):
+        ids_BL[torch.arange(2), torch.tensor(_LENGTHS) - 1] = config.eos_token_id
+    pad = config.pad_token_id
+    if isinstance(pad, int):
+        ids_BL = ids_BL.masked_fill(mask_BL == 0, pad)
+    device = next(model.parameters()).device
+    return {"input_ids": ids_BL.to(device), "attention_mask": mask_BL.to(device)}
+
+
+@contextmanager
+def examining(model: Any) -> Iterator[None]:
+    """Put a model into evaluation, without gradients, for the block, and turn what it raises into one InputError.
+
+    Raises:
+        InputError: the model does not read plain texts.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            got=f"a {type(model).__name__}, which does not read plain texts ({reason(error)})",
+            expected="a classifier of token ids",
+            do="choose for instance distilbert-base-uncased",
+        ) from None
+    finally:
+        model.train(was_training)
+
+
+def find_logits_layer(model: Any) -> LogitsLayer:
+    """Return the layer of a classifier that makes its logits: random numbers in place of its output come out as the logits.
+
+    Raises:
+        InputError: the model does not read plain texts, or no single layer makes its logits.
+    """
+    batch = taken(model, tiny_texts(model))
+    with examining(model):
+        called: list[nn.Linear] = []
+        candidates = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == model.config.num_labels]
+        handles = [part.register_forward_hook(lambda layer, _, __: called.append(layer)) for part in candidates]
+        try:
+            model(**batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for layer in reversed(called):
+            token = _token(model, layer, batch)
+            if token is not None:
+                return LogitsLayer(module=layer, token=None if token == "text" else token, width=layer.in_features)
+    raise InputError(
+        got=f"a {type(model).__name__}, none of whose layers makes the logits from one embedding per text",
+        expected="a layer from an embedding to the classes",
+        do="choose for instance distilbert-base-uncased",
+    )
+
+
+def _token(model: Any, module: nn.Module, batch: Mapping[str, torch.Tensor]) -> Literal["text", "first", "last"] | None:
+    """Return for which token of a text a layer's output is the logits; None if it is not."""
+    given: list[torch.Tensor] = []
+
+    def replace(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        given.append(torch.randn_like(output))
+        return given[-1]
+
+    handle = module.register_forward_hook(replace)
+    try:
+        logits_BK = model(**batch).logits
+    finally:
+        handle.remove()
+    random = given[-1]
+    if random.shape == logits_BK.shape:
+        return "text" if torch.equal(random, logits_BK) else None
+    if random.ndim != 3 or len(random) != len(logits_BK):
+        return None
+    if torch.equal(random[:, 0], logits_BK):
+        return "first"
+    last_B = last_tokens(batch["input_ids"], model.config.get_text_config().pad_token_id)
+    if random.shape[1] == batch["input_ids"].shape[1] and torch.equal(random[torch.arange(len(last_B)), last_B], logits_BK):
+        return "last"
+    return None
+
+
+def last_tokens(ids_BL: torch.Tensor, pad: int) -> torch.Tensor:
+    """Return the position of each text's last token that is not ``pad``, int64 [B]: where transformers' decoders classify
+    (transformers 5.23, ``GenericForSequenceClassification``)."""
+    return (torch.arange(ids_BL.shape[1], device=ids_BL.device) * (ids_BL != pad)).argmax(dim=-1)
+
+
+def taken(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return those inputs of a batch that the model's forward takes by name."""
+    names = inspect.signature(model.forward).parameters
+    return {name: value for name, value in batch.items() if name in names}
