@@ -9,7 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-WORDS = tuple("the a dog cat sun moon rain soup sea ship bird tree and in on of red blue small large runs sleeps sings falls".split())
+WORDS = (
+    *("the", "a", "dog", "cat", "sun", "moon", "rain", "soup", "sea", "ship", "bird", "tree", "and", "in", "on", "of"),
+    *("red", "blue", "small", "large", "runs", "sleeps", "sings", "falls"),
+)
 Kind = Literal["bert", "roberta", "decoder", "t5", "xlnet", "funnel", "bytes", "characters"]
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 _LLAMA = {**_SIZES, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256}
@@ -109,7 +112,8 @@ def tiny_text_model(folder: Path, family: str, *, change: Callable[[Any], None] 
     one = FAMILIES[family]
     tokenizer = _tokenizer(one.tokenizer)
     change(tokenizer)
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id")}
+    special = ("pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id")
+    ids = {name: getattr(tokenizer, name) for name in special}
     vocabulary = {} if one.tokenizer == "characters" else {"vocab_size": len(tokenizer)}
     config = getattr(transformers, one.config)(**{**vocabulary, **ids, **one.sizes, **sizes})
     torch.manual_seed(1)
