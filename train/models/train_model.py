@@ -7,7 +7,6 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
