@@ -341,7 +341,7 @@ def predicted_logits(
     padded to its longest."""
     device = torch.device(compute.device)
     model = classifier.model.to(device)
-    ids = TokenIds.of(classifier.text_model, tokenize(classifier.text_model, texts), device)
+    ids = TokenIds.of(classifier.text_model, tokenize(classifier.text_model, texts, pairs), device)
     order_N = np.argsort(-ids.lengths_N, kind="stable")
     parts: list[torch.Tensor] = []
     with torch.inference_mode(), autocast(compute), progress_bar(len(texts), unit="text", disable=not is_first_process()) as bar:
