@@ -15,7 +15,8 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
 from tests.support.small_tables import PAPER_LOSS
 from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
-from train.models.predictions import scores_by_split, write_predictions
+from train.learning.task_rules import rules_of
+from train.models.predictions import chosen_thresholds, scores_by_split, write_predictions
 
 BREAKOUT = "</script></style><img src=x onerror=alert(1)><!--"
 HOSTILE = (
@@ -98,3 +99,55 @@ def write_run(run: Path, corpus: Corpus, *, images: int | None = None, generator
 def flags(path: Path, run: Path) -> dict[str, Any]:
     """Options of the commands on the corpus."""
     return {"dataset": str(path), "split_column": "split", "run_dir": run}
+
+
+def write_task_run(run: Path, corpus: Corpus, *, seeds: int = 2) -> None:
+    """Write baseline, teacher, its text-only control and their students of a multi-label or regression corpus, each with other errors."""
+    loss = {"layers": None, "unlabelled": None, "shares": [1.0], "distillation": PAPER_LOSS}
+    for seed in range(seeds):
+        tail = f"-seed{seed}" if seed else ""
+        more: dict[str, dict[str, Any]] = {
+            "baseline": {"command": "baseline"},
+            "teacher-planted": {"command": "teacher", "privileged": "images", "image_tokens": "planted"},
+            "teacher-none": {"command": "teacher", "privileged": "none", "image_tokens": None},
+            "student-planted": {"command": "student", "teacher_names": [f"teacher-planted{tail}"], **loss},
+            "student-none": {"command": "student", "teacher_names": [f"teacher-none{tail}"], **loss},
+        }
+        for n, (name, training) in enumerate(more.items()):
+            noise = {"baseline": 8.0, "teacher-planted": 0.05, "student-planted": 0.3}.get(name, 0.8)
+            write_task_model(run, f"{name}{tail}", corpus, made_up_logits(corpus, noise, number=10 * seed + n), seed=seed, **training)
+
+
+def made_up_logits(corpus: Corpus, noise: float, *, number: int) -> torch.Tensor:
+    """Return right answers with noise, float32 [N, K]; ``number`` is the seed of the noise."""
+    targets = corpus.targets().astype(np.float64)
+    targets = 4 * targets - 2 if corpus.task == "multi-label" else targets[:, None]
+    return torch.from_numpy(targets + 2 * noise * np.random.default_rng(number).normal(size=targets.shape)).float()
+
+
+def write_task_model(run: Path, name: str, corpus: Corpus, logits: torch.Tensor, **training: Any) -> Path:
+    """Write a finished model of a multi-label or regression corpus with these logits of all examples; ``training`` is as for
+    ``write_model``."""
+    folder = run / name
+    folder.mkdir(parents=True)
+    seed, teacher_names = training.pop("seed", 0), training.pop("teacher_names", ())
+    thresholds, metric = chosen_thresholds(corpus, logits), rules_of(corpus.task).metrics[0]
+    write_predictions(folder / PREDICTIONS, corpus, logits)
+    (folder / WEIGHTS).write_bytes(name.encode())
+    (folder / TRAINING).write_text(json.dumps({"flags": {"seed": seed}, "corpus": corpus.fingerprint(), **training}))
+    metrics = {
+        "command": training["command"],
+        "task": corpus.task,
+        "metric": metric,
+        **scores_by_split(corpus, logits, thresholds),
+        **({} if thresholds is None else {"thresholds": list(thresholds)}),
+        "history": [{"seconds": 1.0, "loss": 2.0 / (n + 1), f"validation_{metric}": n / 4} for n in range(4)],
+        "peak_memory": {"host_bytes": 1},
+        "teachers": [{"name": teacher} for teacher in teacher_names],
+        "examples": corpus.counts(),
+        "config": {"kd_preset": "paper"},
+        "notice": None,
+        "seed": seed,
+    }
+    (folder / METRICS).write_text(json.dumps(metrics))
+    return folder

@@ -6,6 +6,7 @@ Shapes: N examples, K classes, M bins, T teachers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,10 @@ def reliability(logits_NK: Floats, labels_N: Classes, *, bins: int = BINS) -> Re
         labels_N: the right classes.
         bins: M.
     """
-    confidence_N, hits_N = probabilities(logits_NK).max(axis=1), answers(logits_NK) == labels_N
+    return _binned(probabilities(logits_NK).max(axis=1), answers(logits_NK) == labels_N, bins)
+
+
+def _binned(confidence_N: Floats, hits_N: NDArray[np.bool_], bins: int) -> Reliability:
     bin_N = np.digitize(confidence_N, np.arange(1, bins) / bins, right=True)
     counts_M = np.bincount(bin_N, minlength=bins)
     each_M = np.maximum(counts_M, 1)
@@ -115,6 +119,28 @@ def reliability(logits_NK: Floats, labels_N: Classes, *, bins: int = BINS) -> Re
         confidence=np.bincount(bin_N, weights=confidence_N, minlength=bins) / each_M,
         accuracy=np.bincount(bin_N, weights=hits_N, minlength=bins) / each_M,
     )
+
+
+def class_reliability(logits_NK: Floats, labels_NK: NDArray[Any], *, bins: int = BINS) -> Reliability:
+    """Return the reliability diagram of the classes' probabilities of a multi-label model, over all pairs of a text and a class: how often
+    a text has a class, by the probability of that."""
+    return _binned(_sigmoid(logits_NK).ravel(), labels_NK.ravel() > 0, bins)
+
+
+def classwise_ece(logits_NK: Floats, labels_NK: NDArray[Any], *, bins: int = BINS) -> float:
+    """Return the mean over the classes of each one's calibration error (classwise ECE: Kull et al. 2019, arXiv 1910.12656, Eq. 3), of a
+    multi-label model: 0 where of the texts with probability p of a class the share p has it."""
+    errors = [class_reliability(logits_NK[:, [k]], labels_NK[:, [k]], bins=bins).ece for k in range(logits_NK.shape[1])]
+    return float(np.mean(errors))
+
+
+def binary_cross_entropy(logits_NK: Floats, labels_NK: NDArray[Any]) -> float:
+    """Return the mean over texts and classes of ``-log σ(s)`` where the text has the class, else of ``-log(1 - σ(s))``, in nats."""
+    return float(np.logaddexp(0, np.where(labels_NK > 0, -logits_NK, logits_NK)).mean())
+
+
+def _sigmoid(logits_NK: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0, -logits_NK))
 
 
 def teachers_answers(logits_TNK: Sequence[Floats], shares_T: Sequence[float]) -> Classes:
@@ -126,23 +152,30 @@ def teachers_answers(logits_TNK: Sequence[Floats], shares_T: Sequence[float]) ->
     return answers(np.asarray(mixed_NK))
 
 
-def agreement(answers_N: Classes, others_N: Classes) -> float:
-    """Return the share of examples with the same answer, right or wrong (fidelity: Stanton et al. 2021, arXiv 2106.05945, §3)."""
-    return float((answers_N == others_N).mean())
+def agreement(answers_N: NDArray[Any], others_N: NDArray[Any]) -> float:
+    """Return the share of examples with the same answer, right or wrong (fidelity: Stanton et al. 2021, arXiv 2106.05945, §3). A class for
+    each, or a row of 0 and 1 for several classes, which must all be equal."""
+    return float(same(answers_N, others_N).mean())
 
 
-def churn(answers_N: Classes, before_N: Classes, labels_N: Classes) -> Churn:
-    """Return how answers differ from earlier ones.
+def same(answers_N: NDArray[Any], others_N: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether each answer, a class or a row of classes, is the other: bool [N]."""
+    equal = answers_N == others_N
+    return np.asarray(equal.all(axis=1) if equal.ndim == 2 else equal)
+
+
+def churn(answers_N: NDArray[Any], before_N: NDArray[Any], labels_N: NDArray[Any]) -> Churn:
+    """Return how answers differ from earlier ones. Each is a class, or a row of classes, which is right if all of them are.
 
     Args:
         answers_N: of the model.
         before_N: of the model it is compared with, on the same examples.
         labels_N: the right classes.
     """
-    changed_N = answers_N != before_N
+    changed_N = ~same(answers_N, before_N)
     return Churn(
         examples=len(labels_N),
         changed=int(changed_N.sum()),
-        repaired=int((changed_N & (answers_N == labels_N)).sum()),
-        broken=int((changed_N & (before_N == labels_N)).sum()),
+        repaired=int((changed_N & same(answers_N, labels_N)).sum()),
+        broken=int((changed_N & same(before_N, labels_N)).sum()),
     )

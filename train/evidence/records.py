@@ -6,11 +6,18 @@ from typing import Any, Literal
 
 from train.evidence.rows import BASELINE, Group
 from train.evidence.statistics import Comparison
+from train.learning.task_rules import Metric
 
 SIGNIFICANCE = 0.05  # a finding needs an adjusted p below this
 
+# Metrics whose values are no shares.
+PLAIN_NUMBERS = frozenset({"spearman", "pearson", "mse"})
+
+# In place of a metric that has no value, such as the correlation of answers that are all equal.
+UNDEFINED = "undefined"
+
 Outcome = Literal["better", "worse", "not shown"]
-Fidelity = Mapping[str, float | None]  # by the names in fidelity.FIGURES; None where a model has nothing to be compared with
+Fidelity = Mapping[str, float | None]  # by the names in fidelity.FIDELITY; None where a model has nothing to be compared with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +28,32 @@ class Spread:
     sd: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """One model's scores on one split."""
+class Scores(dict[Metric, float | None]):
+    """One model's scores on one split: every metric of the task, the primary one first; None where a metric is undefined."""
 
-    accuracy: float
-    macro_f1: float
+    @property
+    def accuracy(self) -> float | None:
+        """Of a single-label task."""
+        return self["accuracy"]
+
+    @property
+    def macro_f1(self) -> float | None:
+        """Of a single-label or multi-label task."""
+        return self["macro_f1"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreSpreads:
-    """A row's scores on one split, over its seeds."""
+class ScoreSpreads(dict[Metric, Spread | None]):
+    """A row's scores on one split, over its seeds: every metric of the task, the primary one first; None where no seed has a score."""
 
-    accuracy: Spread
-    macro_f1: Spread
+    @property
+    def accuracy(self) -> Spread | None:
+        """Of a single-label task."""
+        return self["accuracy"]
+
+    @property
+    def macro_f1(self) -> Spread | None:
+        """Of a single-label or multi-label task."""
+        return self["macro_f1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +89,7 @@ class RowResult:
         missing_seeds: requested seeds without a finished model.
         validation: scores on the validation split.
         test: scores on the test split.
-        fidelity: fidelity and calibration on the test split, by the names in ``fidelity.FIGURES``; None for a figure that no model has.
+        fidelity: fidelity and calibration on the test split, by the names in ``fidelity.FIDELITY``; None for a figure that no model has.
         paper: test accuracy that the paper reports for this row, or None.
         train_hours: mean training time of one model.
         peak_gb: most memory in use by any of the models, in GB (1e9 bytes).
@@ -96,7 +115,7 @@ class Finding:
     Attributes:
         row: its name.
         reference: name of the row it is compared with.
-        comparison: difference, intervals and McNemar's tests.
+        comparison: difference, intervals and tests.
         holm_p: p of the pooled test, adjusted for all comparisons of the report (Holm 1979).
     """
 
@@ -118,16 +137,17 @@ class Finding:
     def sentence(self) -> str:
         """The finding in words, without the row's name."""
         reference = "the baseline" if self.reference == BASELINE else f"its text-only control {self.reference}"
-        by = f"by {100 * abs(self.comparison.difference):.2f} points"
+        metric = self.comparison.metric
+        by = f"by {difference_text(abs(self.comparison.difference), metric).removeprefix('+')}{unit(metric)}"
         outcome = {
             "better": f"better than {reference} {by}",
             "worse": f"worse than {reference} {by}",
             "not shown": f"no significant difference from {reference}",
         }[self.outcome]
         p = p_text(self.holm_p)
-        low, high = map(points, self.comparison.interval)
+        low, high = (difference_text(end, metric) for end in self.comparison.interval)
         one_seed = ", one seed" if len(self.comparison.seeds) == 1 else ""
-        return f"{outcome} (p {p if p.startswith('<') else f'= {p}'}, 95 % CI {low} to {high} points{one_seed})"
+        return f"{outcome} (p {p if p.startswith('<') else f'= {p}'}, 95 % CI {low} to {high}{unit(metric)}{one_seed})"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON value."""
@@ -217,6 +237,11 @@ def p_text(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
 
 
-def points(share: float) -> str:
-    """Return a difference of accuracies in percentage points, with its sign."""
-    return f"{100 * share:+.2f}"
+def difference_text(difference: float, metric: Metric) -> str:
+    """Return a difference with its sign: of accuracies and F1 in percentage points, of correlations as it is."""
+    return f"{difference:+.4f}" if metric in PLAIN_NUMBERS else f"{100 * difference:+.2f}"
+
+
+def unit(metric: Metric) -> str:
+    """Return what follows the number of a difference."""
+    return "" if metric in PLAIN_NUMBERS else " points"

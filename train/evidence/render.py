@@ -3,12 +3,11 @@
 import re
 from collections.abc import Sequence
 
-from train.evidence.fidelity import FIGURES
-from train.evidence.records import Finding, ModelResult, ResultTable, RowResult, Spread, p_text, points
+from lugpi_core.corpora.options import Task
+from train.evidence.fidelity import FIDELITY, OF_ANY_SIZE
+from train.evidence.records import UNDEFINED, Finding, ModelResult, ResultTable, RowResult, Spread, difference_text, p_text
+from train.learning.task_rules import METRIC_NAMES, rules_of
 
-HEADER = ("row", "seeds", "validation", "test", "macro-F1", "paper", "- baseline", "p", "- text only", "p", "hours", "GB")
-OTHERS_HEADER = ("model", "seed", "validation", "test", "macro-F1", "hours", "GB")
-FIDELITY_HEADER = ("row", "ECE", "NLL", "agreement", "churn", "improved", "worsened")
 _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -22,27 +21,54 @@ _ESCAPES = {
 MINUS = re.compile(r"(?<![\w-])-(?=[\d ])")
 
 
-def row_cells(row: RowResult, table: ResultTable) -> tuple[str, ...]:
-    """Return the cells of a row in a table, under HEADER."""
+def header(task: Task) -> tuple[str, ...]:
+    """Return the header of the tables: the primary metric of both splits, and the others of the test split."""
+    paper = ("paper",) if task == "single-label" else ()
+    return ("row", "seeds", *_score_header(task), *paper, "- baseline", "p", "- text only", "p", "hours", "GB")
+
+
+def others_header(task: Task) -> tuple[str, ...]:
+    """Return the header of the table of models that belong to no row."""
+    return ("model", "seed", *_score_header(task), "hours", "GB")
+
+
+def fidelity_header(task: Task) -> tuple[str, ...]:
+    """Return the header of the table of fidelity and calibration."""
+    return ("row", *FIDELITY[task].headings)
+
+
+def _score_header(task: Task) -> tuple[str, ...]:
+    primary, *others = (METRIC_NAMES[metric] for metric in rules_of(task).metrics)
+    of = "" if task == "single-label" else f" {primary}"  # the captions name accuracy
+    return (f"validation{of}", f"test{of}", *others)
+
+
+def row_cells(row: RowResult, table: ResultTable, task: Task) -> tuple[str, ...]:
+    """Return the cells of a row in a table, under ``header``."""
     finished, missing = len(row.seeds), len(row.missing_seeds)
     seeds = f"{finished} of {finished + missing}" if missing else str(finished)
+    paper = (_number(row.paper, 3),) if task == "single-label" else ()
     if row.validation is None or row.test is None:
-        return (row.row, seeds, "missing", "missing", "missing", _number(row.paper, 3), "", "", "", "", "", "")
-    scores = (_with_sd(row.validation.accuracy), _with_sd(row.test.accuracy), _with_sd(row.test.macro_f1))
+        return (row.row, seeds, *(len(_score_header(task)) * ["missing"]), *paper, "", "", "", "", "", "")
+    primary, *others = rules_of(task).metrics
+    scores = [(row.validation, primary), (row.test, primary), *((row.test, metric) for metric in others)]
+    cells = [UNDEFINED if (spread := of_split[metric]) is None else _with_sd(spread, metric) for of_split, metric in scores]
     differences = [cell for control in (False, True) for cell in _finding_cells(table.finding(row.row, control=control))]
-    return (row.row, seeds, *scores, _number(row.paper, 3), *differences, _number(row.train_hours, 3), _number(row.peak_gb, 2))
+    return (row.row, seeds, *cells, *paper, *differences, _number(row.train_hours, 3), _number(row.peak_gb, 2))
 
 
-def fidelity_cells(row: RowResult) -> tuple[str, ...]:
-    """Return the cells of a row with models under FIDELITY_HEADER: empty where there is no figure."""
+def fidelity_cells(row: RowResult, task: Task) -> tuple[str, ...]:
+    """Return the cells of a row with models under ``fidelity_header``: empty where there is no figure."""
     fidelity = row.fidelity or {}
-    return (row.row, *(_with_sd(spread) if (spread := fidelity[figure]) else "" for figure in FIGURES))
+    return (row.row, *(_with_sd(spread, figure) if (spread := fidelity[figure]) else "" for figure in FIDELITY[task].figures))
 
 
 def model_cells(model: ModelResult) -> tuple[str, ...]:
-    """Return the cells of one model under OTHERS_HEADER."""
-    scores = (f"{score:.4f}" for score in (model.validation.accuracy, model.test.accuracy, model.test.macro_f1))
-    return (model.folder, str(model.seed), *scores, f"{model.train_s / 3600:.3f}", f"{model.peak_bytes / 1e9:.2f}")
+    """Return the cells of one model under ``others_header``."""
+    (primary, test), *others = model.test.items()
+    scores = [(primary, model.validation[primary]), (primary, test), *others]
+    cells = (UNDEFINED if score is None else _score(score, metric) for metric, score in scores)
+    return (model.folder, str(model.seed), *cells, f"{model.train_s / 3600:.3f}", f"{model.peak_bytes / 1e9:.2f}")
 
 
 def latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str]) -> str:
@@ -76,12 +102,18 @@ def _latex_line(cells: Sequence[str]) -> str:
 def _finding_cells(finding: Finding | None) -> tuple[str, str]:
     if finding is None:
         return "", ""
-    low, high = map(points, finding.comparison.interval)
-    return f"{points(finding.comparison.difference)} [{low}, {high}]", p_text(finding.holm_p)
+    comparison = finding.comparison
+    difference, low, high = (difference_text(value, comparison.metric) for value in (comparison.difference, *comparison.interval))
+    return f"{difference} [{low}, {high}]", p_text(finding.holm_p)
 
 
-def _with_sd(spread: Spread) -> str:
-    return f"{spread.mean:.4f}" + ("" if spread.sd is None else f" ± {spread.sd:.4f}")
+def _with_sd(spread: Spread, name: str) -> str:
+    return _score(spread.mean, name) + ("" if spread.sd is None else f" ± {_score(spread.sd, name)}")
+
+
+def _score(value: float, name: str) -> str:
+    """Return four decimals, or four digits of what depends on the unit of a regression's numbers."""
+    return f"{value:.4g}" if name in OF_ANY_SIZE else f"{value:.4f}"
 
 
 def _number(value: float | None, digits: int) -> str:

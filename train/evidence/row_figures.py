@@ -7,14 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lugpi_core.command_line import say
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_weights_file
-from train.evidence.records import Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Spread
+from train.evidence.records import UNDEFINED, Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Spread
+from train.evidence.resampling import MacroF1, Score, Spearman, compare_scores
 from train.evidence.rows import BASELINE, Row
 from train.evidence.statistics import Comparison, compare, holm
 from train.file_names import METRICS, PREDICTIONS, WEIGHTS
+from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.models.model_folder import metrics_of
 from train.models.predictions import Predicted, read_predictions
 
@@ -69,7 +73,7 @@ class ScoredModel:
 
     def result(self, fidelity: Fidelity) -> ModelResult:
         """Return its figures, with those of fidelity and calibration."""
-        validation, test = (Scores(accuracy=one.accuracy, macro_f1=one.macro_f1) for one in (self.predicted["validation"], self.test))
+        validation, test = (Scores(_scores_of(one)) for one in (self.predicted["validation"], self.test))
         return ModelResult(
             seed=self.metrics["seed"],
             folder=self.folder.name,
@@ -82,7 +86,7 @@ class ScoredModel:
 
 
 def scored(folder: Path) -> ScoredModel:
-    """Read a finished model's predictions; warn where its recorded accuracies differ from theirs.
+    """Read a finished model's predictions; warn where the recorded values of its primary metric differ from theirs.
 
     Raises:
         InputError: the predictions are missing or damaged.
@@ -98,9 +102,12 @@ def scored(folder: Path) -> ScoredModel:
             )
     predicted = {split: every_split[split] for split in SHOWN_SPLITS}
     for split, of_split in predicted.items():
-        if abs(of_split.accuracy - metrics["accuracy"][split]) > _ROUNDING:
-            recorded = f"its {METRICS} say {metrics['accuracy'][split]:.4f}"
-            say(f"warning: {folder / PREDICTIONS} gives {split} accuracy {of_split.accuracy:.4f}, {recorded}; the former is shown")
+        metric = rules_of(of_split.task).metrics[0]
+        recorded, recomputed = metrics[metric][split], of_split.scores[metric]
+        if recorded != recomputed and (recorded is None or recomputed is None or abs(recomputed - recorded) > _ROUNDING):
+            shown, said = (UNDEFINED if value is None else f"{value:.4f}" for value in (recomputed, recorded))
+            what = f"{split} {METRIC_NAMES[metric]} {shown}"
+            say(f"warning: {folder / PREDICTIONS} gives {what}, its {METRICS} say {said}; the former is shown")
     return ScoredModel(folder=folder, metrics=metrics, predicted=predicted)
 
 
@@ -134,9 +141,13 @@ def row_result(
 def _score_spreads(predicted: Sequence[Predicted]) -> ScoreSpreads | None:
     if not predicted:
         return None
-    return ScoreSpreads(
-        accuracy=_spread([of_model.accuracy for of_model in predicted]), macro_f1=_spread([of_model.macro_f1 for of_model in predicted])
-    )
+    scores = [_scores_of(of_model) for of_model in predicted]
+    values = {metric: [value for of_model in scores if (value := of_model[metric]) is not None] for metric in scores[0]}
+    return ScoreSpreads({metric: _spread(of_metric) if of_metric else None for metric, of_metric in values.items()})
+
+
+def _scores_of(predicted: Predicted) -> dict[Metric, float | None]:
+    return {metric: predicted.scores[metric] for metric in rules_of(predicted.task).metrics}
 
 
 def _fidelity_spreads(of_models: Sequence[Fidelity]) -> dict[str, Spread | None] | None:
@@ -170,13 +181,28 @@ def findings_of(rows: Sequence[Row], models: Mapping[str, Mapping[int, ScoredMod
 
 
 def _comparison(first: Mapping[int, ScoredModel], second: Mapping[int, ScoredModel], seeds: Sequence[int]) -> Comparison | None:
-    """Compare two rows; None without a seed that both have on the same test examples."""
+    """Compare two rows; None without a seed that both have on the same test examples, and with a primary metric that is defined."""
     paired = [seed for seed in seeds if seed in first and seed in second and first[seed].test.examples == second[seed].test.examples]
+    paired = [seed for seed in paired if _is_defined(first[seed].test) and _is_defined(second[seed].test)]
     # Differences are averaged over seeds by example, so all seeds need the same examples.
     paired = [seed for seed in paired if first[seed].test.examples == first[paired[0]].test.examples]
     if not paired:
         return None
-    return compare(paired, [first[seed].test.hits for seed in paired], [second[seed].test.hits for seed in paired])
+    firsts, seconds = ([of_row[seed].test for seed in paired] for of_row in (first, second))
+    if firsts[0].task == "single-label":
+        return compare(paired, [one.hits for one in firsts], [one.hits for one in seconds])
+    return compare_scores(paired, [_score(one) for one in firsts], [_score(one) for one in seconds])
+
+
+def _is_defined(predicted: Predicted) -> bool:
+    return next(iter(_scores_of(predicted).values())) is not None
+
+
+def _score(predicted: Predicted) -> Score:
+    """Return the primary metric of a multi-label or regression model."""
+    if predicted.task == "multi-label":
+        return MacroF1(predicted.labels > 0, predicted.predicted > 0)
+    return Spearman(predicted.labels.astype(np.float64), predicted.predicted)
 
 
 def paper_dataset(dataset: str, settings: CorpusSettings) -> str | None:

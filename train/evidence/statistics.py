@@ -1,4 +1,5 @@
-"""Two models, or two rows of models, compared: pure functions of which test examples each classified correctly.
+"""Two models, or two rows of models, compared: pure functions of which test examples each classified correctly. ``resampling`` compares
+scores that are no shares of examples.
 
 Shapes: N test examples, S seeds; ``hits`` are bool [N], a row's hits a sequence of S of them.
 """
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from train.learning.task_rules import Metric
 
 Hits = NDArray[np.bool_]
 RESAMPLES = 10_000
@@ -24,18 +27,26 @@ class Discordant:
     p: float
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """The two-sided p of a test by resampling."""
+
+    p: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One row against another over the seeds that both have.
 
     Attributes:
         seeds: those seeds.
-        difference: in accuracy, first less second, mean over the seeds; a share, not percent.
+        difference: in the metric, first less second, mean over the seeds; a share, not percent.
         low: lower end of its 95 % interval over draws of test examples, for these models; see ``bootstrap_interval``.
         high: upper end.
         over_seeds: ends of its 95 % interval over draws of seeds too; see ``interval_over_seeds``. None with one seed.
-        by_seed: McNemar's test of each seed.
-        pooled: McNemar's test of the counts of all seeds together; see ``pooled``.
+        by_seed: the test of each seed: McNemar's, or for another metric than accuracy that of ``resampling.compare_scores``.
+        pooled: McNemar's test of the counts of all seeds together; see ``pooled``. Of another metric, the test of all seeds.
+        metric: the primary metric of the task.
     """
 
     seeds: tuple[int, ...]
@@ -43,8 +54,9 @@ class Comparison:
     low: float
     high: float
     over_seeds: tuple[float, float] | None
-    by_seed: tuple[Discordant, ...]
-    pooled: Discordant
+    by_seed: tuple[Discordant | Resampled, ...]
+    pooled: Discordant | Resampled
+    metric: Metric = "accuracy"
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -56,7 +68,8 @@ class Comparison:
         by_seed = [{"seed": seed, **vars(one)} for seed, one in zip(self.seeds, self.by_seed, strict=True)]
         over_seeds = None if self.over_seeds is None else list(self.over_seeds)
         intervals = {"difference": self.difference, "interval": [self.low, self.high], "interval_over_seeds": over_seeds}
-        return {"seeds": list(self.seeds), **intervals, "pooled": vars(self.pooled), "by_seed": by_seed}
+        metric = {} if self.metric == "accuracy" else {"metric": self.metric}
+        return {**metric, "seeds": list(self.seeds), **intervals, "pooled": vars(self.pooled), "by_seed": by_seed}
 
 
 def compare(seeds: Sequence[int], first: Sequence[Hits], second: Sequence[Hits]) -> Comparison:
@@ -118,15 +131,17 @@ def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: in
     return float(low), float(high)
 
 
-def interval_over_seeds(gained_SN: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the ends of the 95 % interval of a paired difference in accuracy over draws of seeds and of test examples.
+def interval_over_seeds(gained_SN: NDArray[Any], *, largest: float = 1.0) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of a paired difference in accuracy, or another score, over draws of seeds and of test examples.
 
     Both are crossed random effects, like readers and cases in studies of X-ray reading (Dorfman, Berbaum & Metz 1992): the mean of the
     S · N differences has the variance (MS_N + MS_S - MS_SN) / (S · N), and its degrees of freedom are Satterthwaite's (1946). Where seeds
     differ no more than the examples explain, MS_S is set to MS_SN. Few seeds give a wide interval because their variance is poorly known.
 
     Args:
-        gained_SN: int64, 1 where only the first row's model was right, -1 where only the second's was, else 0; at least two seeds.
+        gained_SN: int64, 1 where only the first row's model was right, -1 where only the second's was, else 0; at least two seeds. Of
+            another score, differences of pseudo-values.
+        largest: no difference is larger.
     """
     from scipy.stats import t
 
@@ -142,7 +157,7 @@ def interval_over_seeds(gained_SN: NDArray[np.int64]) -> tuple[float, float]:
         return float(mean), float(mean)
     parts = square_examples**2 / freedom_N + square_seeds**2 / freedom_S + square_rest**2 / (freedom_S * freedom_N)
     half = float(t.ppf((1 + LEVEL) / 2, square**2 / parts)) * (square / (seeds * examples)) ** 0.5
-    return max(float(mean) - half, -1.0), min(float(mean) + half, 1.0)  # no difference of accuracies is larger
+    return max(float(mean) - half, -largest), min(float(mean) + half, largest)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

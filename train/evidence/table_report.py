@@ -5,16 +5,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.files import write_json, write_text
-from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures
+from train.evidence.fidelity import FIDELITY, fidelity_figures
 from train.evidence.found_models import FoundModels, differing_settings
-from train.evidence.records import FidelityTable, Finding, ModelResult, ResultTable, RowResult, Verdict, json_of
-from train.evidence.render import FIDELITY_HEADER, HEADER, OTHERS_HEADER, fidelity_cells, latex_table, model_cells, row_cells
+from train.evidence.records import PLAIN_NUMBERS, FidelityTable, Finding, ModelResult, ResultTable, RowResult, Verdict, json_of
+from train.evidence.render import fidelity_cells, fidelity_header, header, latex_table, model_cells, others_header, row_cells
+from train.evidence.resampling import SWAPS
 from train.evidence.row_figures import ScoredModel, findings_of, row_result
 from train.evidence.rows import BASELINE, Group, Row, model_name
 from train.evidence.schedule import Outcome
 from train.evidence.verdicts import LEGEND, verdicts
+from train.learning.task_rules import METRIC_NAMES, rules_of
 from train.models.markdown import markdown_table
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ class TableReport:
         failed: why models could not be trained, by their names.
         trained: names of the models that were trained for this report.
         notes: what a reader must know besides.
+        task: of the models.
     """
 
     dataset: str
@@ -85,6 +89,7 @@ class TableReport:
     failed: Mapping[str, str]
     trained: tuple[str, ...]
     notes: tuple[str, ...]
+    task: Task = "single-label"
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -107,13 +112,13 @@ class TableReport:
         missing = sum(len(row.missing_seeds) for row in self.rows.values())
         parts = [f"# {self.dataset}: {models}" + (f", {missing} missing" if missing else "")]
         for table in self.tables:
-            parts += [f"## {table.title}", markdown_table(HEADER, self.cells(table))]
+            parts += [f"## {table.title}", markdown_table(header(self.task), self.cells(table))]
             parts += ["\n".join(f"* {verdict}" for verdict in table.verdicts)] if table.verdicts else []
             parts += [table.caption] if table.caption not in parts else []  # one legend for all tables that share it
         if self.fidelity.rows:
-            parts += [f"## {self.fidelity.title}", markdown_table(FIDELITY_HEADER, self.fidelity_cells()), self.fidelity.caption]
+            parts += [f"## {self.fidelity.title}", markdown_table(fidelity_header(self.task), self.fidelity_cells()), self.fidelity.caption]
         if self.others:
-            parts += ["## Other models of the run", markdown_table(OTHERS_HEADER, [model_cells(model) for model in self.others])]
+            parts += ["## Other models of the run", markdown_table(others_header(self.task), [model_cells(model) for model in self.others])]
         parts += [f"note: {note}" for note in self.notes]
         return "\n\n".join(parts) + "\n"
 
@@ -122,17 +127,17 @@ class TableReport:
         parts = ["% \\usepackage{booktabs}"]
         for table in self.tables:
             caption = f"{self.dataset}. {table.title}. {table.caption}"
-            parts.append(latex_table(caption, HEADER, self.cells(table), (*map(str, table.verdicts), *self.notes)))
+            parts.append(latex_table(caption, header(self.task), self.cells(table), (*map(str, table.verdicts), *self.notes)))
         if self.fidelity.rows:
             caption = f"{self.dataset}. {self.fidelity.title}. {self.fidelity.caption}"
-            parts.append(latex_table(caption, FIDELITY_HEADER, self.fidelity_cells(), self.notes))
+            parts.append(latex_table(caption, fidelity_header(self.task), self.fidelity_cells(), self.notes))
         return "\n\n".join(parts) + "\n"
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return a line for every row of every table, in plain numbers: accuracies and differences as shares, None where there is none."""
         import pandas
 
-        return pandas.DataFrame([_frame_line(self.rows[name], table) for table in self.tables for name in table.rows])
+        return pandas.DataFrame([_frame_line(self.rows[name], table, self.task) for table in self.tables for name in table.rows])
 
     def to_csv(self) -> str:
         """Return ``to_frame`` as CSV, empty where there is no figure."""
@@ -143,6 +148,7 @@ class TableReport:
         return {
             "command": "tables",
             "dataset": self.dataset,
+            **({} if self.task == "single-label" else {"task": self.task}),
             "run": str(self.run),
             "seeds": list(self.seeds),
             "rows": {name: json_of(row) for name, row in self.rows.items()},
@@ -165,22 +171,22 @@ class TableReport:
         write_json(self.run / "tables.json", self.to_json())
 
     def cells(self, table: ResultTable) -> list[tuple[str, ...]]:
-        """Return the cells of a table's rows, under ``render.HEADER``."""
-        return [row_cells(self.rows[name], table) for name in table.rows]
+        """Return the cells of a table's rows, under ``render.header``."""
+        return [row_cells(self.rows[name], table, self.task) for name in table.rows]
 
     def fidelity_cells(self) -> list[tuple[str, ...]]:
-        """Return the cells of fidelity and calibration, under ``render.FIDELITY_HEADER``."""
-        return [fidelity_cells(self.rows[name]) for name in self.fidelity.rows]
+        """Return the cells of fidelity and calibration, under ``render.fidelity_header``."""
+        return [fidelity_cells(self.rows[name], self.task) for name in self.fidelity.rows]
 
 
-def _frame_line(row: RowResult, table: ResultTable) -> dict[str, Any]:
+def _frame_line(row: RowResult, table: ResultTable, task: Task) -> dict[str, Any]:
     line: dict[str, Any] = {"table": table.name, "row": row.row, "seeds": len(row.seeds), "missing": len(row.missing_seeds)}
     nothing = {"mean": None, "sd": None}
     for split, scores in (("validation", row.validation), ("test", row.test)):
-        for score in ("accuracy", "macro_f1"):
-            spread = asdict(getattr(scores, score)) if scores else nothing
-            line |= {f"{split}_{score}_{what}": value for what, value in spread.items()}
-    line |= {"paper_test_accuracy": row.paper}
+        for metric in rules_of(task).metrics:
+            spread = scores[metric] if scores else None
+            line |= {f"{split}_{metric}_{what}": value for what, value in (asdict(spread) if spread else nothing).items()}
+    line |= {"paper_test_accuracy": row.paper} if task == "single-label" else {}
     for side in ("baseline", "control"):
         finding = table.finding(row.row, control=side == "control")
         comparison = finding and finding.comparison
@@ -194,7 +200,7 @@ def _frame_line(row: RowResult, table: ResultTable) -> dict[str, Any]:
             f"p_{side}": comparison and comparison.pooled.p,
             f"holm_p_{side}": finding and finding.holm_p,
         }
-    for figure in FIGURES:
+    for figure in FIDELITY[task].figures:
         figures = (row.fidelity or {}).get(figure)
         line |= {f"test_{figure}_{what}": value for what, value in (asdict(figures) if figures else nothing).items()}
     return line | {"train_hours": row.train_hours, "peak_gb": row.peak_gb}
@@ -225,6 +231,7 @@ def table_report(
             expected="one at least",
             do="lower --learning-rate" if outcome.failed else "train them: leave --no-train out",
         )
+    task = _task([*others, *(model for name in models for model in models[name].values())], run)
     # A row may stand in several tables: its findings are the same in all.
     findings = findings_of(list(shown.values()), models, seeds)
     fidelity = {
@@ -236,14 +243,30 @@ def table_report(
         run=run,
         seeds=tuple(seeds),
         rows={name: row_result(row, models[name], seeds, plan.paper_dataset, fidelity) for name, row in shown.items()},
-        tables=tuple(_table(group, plan, findings) for group in plan.tables),
-        fidelity=FidelityTable(title=TITLE, caption=CAPTION, rows=tuple(name for name in shown if models[name])),
+        tables=tuple(_table(group, plan, findings, task) for group in plan.tables),
+        fidelity=FidelityTable(
+            title=FIDELITY[task].title, caption=FIDELITY[task].caption, rows=tuple(name for name in shown if models[name])
+        ),
         others=tuple(model.result(fidelity[model.folder]) for model in others),
         missing=tuple(model_name(name, seed) for name in shown for seed in seeds if seed not in models[name]),
         failed=outcome.failed,
         trained=tuple(outcome.trained),
         notes=tuple(_notes({name: list(by_seed.values()) for name, by_seed in models.items()}, findings, outcome)),
+        task=task,
     )
+
+
+def _task(models: Sequence[ScoredModel], run: Path) -> Task:
+    """Return the task of the models. Raises InputError if they have several, whose scores cannot stand in one table."""
+    folders = {model.test.task: model.folder.name for model in models}
+    if len(folders) > 1:
+        several = ", ".join(f"{task} ({folder})" for task, folder in sorted(folders.items()))
+        raise InputError(
+            got=f"models of several tasks in {run}: {several}",
+            expected="models of one task",
+            do="leave --no-train out, or move those of one task to a run of their own (--run-dir)",
+        )
+    return next(iter(folders))
 
 
 def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int], read: Callable[[Path], ScoredModel]) -> dict[int, ScoredModel]:
@@ -256,7 +279,7 @@ def _others(plan: TablePlan, found: FoundModels) -> list[Path]:
     return sorted({*found.others, *(folder for name, folder in found.folders.items() if name not in names)})
 
 
-def _table(group: Group, plan: TablePlan, findings: Sequence[Finding]) -> ResultTable:
+def _table(group: Group, plan: TablePlan, findings: Sequence[Finding], task: Task) -> ResultTable:
     names = tuple(row.name for row in plan.tables[group])
     return ResultTable(
         name=group,
@@ -264,24 +287,32 @@ def _table(group: Group, plan: TablePlan, findings: Sequence[Finding]) -> Result
         rows=names,
         findings=tuple(finding for finding in findings if finding.row in names),
         verdicts=verdicts(plan.tables[group], findings, list(plan.shown.values())),
-        caption=caption(len(plan.seeds), len(findings)),
+        caption=caption(len(plan.seeds), len(findings), task),
     )
 
 
-def caption(seeds: int, comparisons: int) -> str:
+def caption(seeds: int, comparisons: int, task: Task = "single-label") -> str:
     """Return what a reader must know about a table's figures."""
     over = "Mean ± sample standard deviation over seeds" if seeds > 1 else "One seed: how much results vary between seeds is unknown"
     cost = "Hours are the training time of one model, GB the most memory in use."
     if not comparisons:
         return f"{over}. {cost}"
+    metric = rules_of(task).metrics[0]
+    shown = "have a" if metric in PLAIN_NUMBERS else "are in points, with"
     interval = "95 % CI over draws of seeds and of test texts" if seeds > 1 else "95 % bootstrap CI over test texts"
-    counts = " of the counts of all seeds together, which share their test texts" if seeds > 1 else ""
     needed = "no 0 in this interval and in the bootstrap interval over test texts alone" if seeds > 1 else "no 0 in the interval"
     adjusted = f", Holm-Bonferroni adjusted for the {comparisons} comparisons of these tables" if comparisons > 1 else ""
     return (
-        f"{over}. Differences in test accuracy are in points, with {interval}; p is McNemar's exact test{counts}{adjusted}. Better and "
-        f"worse need both p below 0.05 and {needed}. {LEGEND} {cost}"
+        f"{over}. Differences in test {METRIC_NAMES[metric]} {shown} {interval}; p is "
+        f"{_test_in_words(task, seeds)}{adjusted}. Better and worse need both p below 0.05 and {needed}. {LEGEND} {cost}"
     )
+
+
+def _test_in_words(task: Task, seeds: int) -> str:
+    if task == "single-label":
+        return "McNemar's exact test" + (" of the counts of all seeds together, which share their test texts" if seeds > 1 else "")
+    together = ", those of all seeds together" if seeds > 1 else ""
+    return f"that of approximate randomization ({SWAPS:,} random swaps of both rows' answers to a text{together})"
 
 
 def _notes(models: Mapping[str, Sequence[ScoredModel]], findings: Sequence[Finding], outcome: Outcome) -> list[str]:
@@ -298,4 +329,7 @@ def _notes(models: Mapping[str, Sequence[ScoredModel]], findings: Sequence[Findi
     if fewer:
         why = "these differences are over the seeds that both rows have on the same test texts, the means over all of a row's seeds"
         notes.append(f"{why}: {', '.join(fewer)}")
+    undefined = [f"{model.folder.name}" for of_row in models.values() for model in of_row if None in model.result({}).test.values()]
+    if undefined:
+        notes.append(f"the correlation of answers that are all equal is undefined, so it is not compared: {', '.join(undefined)}")
     return notes + [f"{name} is missing: {reason}" for name, reason in outcome.failed.items()]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from train.evidence.records import Finding, Verdict
 from train.evidence.rows import BASELINE, Row
+from train.learning.task_rules import METRIC_NAMES
 
 LEGEND = (
     "A gain over the baseline alone is not evidence that images help: a teacher's larger head, or distillation alone, may explain it. "
@@ -89,7 +90,8 @@ def _with_control(row: Row, gains: bool, control: Finding, unrelated: UnrelatedI
     if control.outcome == "not shown":
         return f"Not evidence that images help: {_other_cause(row)} alone may explain the gain." if gains else ""
     if control.outcome == "worse":
-        return "The images reduce accuracy." if has_own_images else "Images that are unrelated to the text reduce accuracy."
+        metric = METRIC_NAMES[control.comparison.metric]
+        return f"The images reduce {metric}." if has_own_images else f"Images that are unrelated to the text reduce {metric}."
     if not has_own_images:
         return "The gain does not come from image content: these images are unrelated to the text."
     evidence = "Evidence from one seed that images help" if len(control.comparison.seeds) == 1 else "Evidence that images help"

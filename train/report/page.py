@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from markupsafe import Markup
 
-from train.evidence.records import Verdict, points
-from train.evidence.render import FIDELITY_HEADER, HEADER, OTHERS_HEADER, model_cells
+from train.evidence.records import Verdict, difference_text
+from train.evidence.render import fidelity_header, header, model_cells, others_header
 from train.evidence.rows import MORE
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
 from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, reliability_chart
@@ -44,7 +44,7 @@ def page(content: ReportContent) -> str:
             verdicts=_shown_verdicts(content),
             gains=_gains(content),
             result_tables=_result_tables(content),
-            fidelity_table=_table(content.tables.fidelity.title, FIDELITY_HEADER, content.tables.fidelity_cells()),
+            fidelity_table=_table(content.tables.fidelity.title, fidelity_header(content.tables.task), content.tables.fidelity_cells()),
             changes=_changes(content),
             reliability_charts=[
                 reliability_chart(model.reliability, f"Reliability diagram of the {model.role}") for model in content.models
@@ -85,7 +85,11 @@ def _gains(content: ReportContent) -> dict[str, str]:
     """Return each shown model's difference from the baseline in points, by its role."""
     baseline = content.model("baseline")
     others = [model for model in content.models if model is not baseline]
-    return {} if baseline is None else {model.role: points(float(model.hits.mean() - baseline.hits.mean())) for model in others}
+    return (
+        {}
+        if baseline is None
+        else {model.role: difference_text(float(model.hits.mean() - baseline.hits.mean()), "accuracy") for model in others}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +123,12 @@ def _result_tables(content: ReportContent) -> list[_Table]:
         names = {cells[0] for cells in rows}
         if not names <= seen:
             caption = "" if table.caption in [one.caption for one in tables] else table.caption
-            tables.append(_table(table.title, HEADER, rows, table.verdicts, caption))
+            tables.append(_table(table.title, header(content.tables.task), rows, table.verdicts, caption))
         seen |= names
     if content.tables.others:
-        tables.append(_table("Other models of the run", OTHERS_HEADER, [model_cells(model) for model in content.tables.others]))
+        tables.append(
+            _table("Other models of the run", others_header(content.tables.task), [model_cells(model) for model in content.tables.others])
+        )
     return tables
 
 

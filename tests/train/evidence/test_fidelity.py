@@ -14,11 +14,13 @@ import pytest
 
 from lugpi_core.fingerprint import hash_file
 from tests.support.small_tables import fake_model, fake_student, fake_teacher, scores
-from train.evidence.fidelity import CAPTION, FIGURES, TITLE, fidelity_figures, teachers_of
+from train.evidence.fidelity import FIDELITY, fidelity_figures, teachers_of
 from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.tables import tables
 from train.file_names import WEIGHTS
 from train.options.tables import TablesOptions
+
+TITLE = "Fidelity and calibration on the test split"
 
 
 @pytest.fixture
@@ -117,12 +119,16 @@ def test_tables_show_means_over_seeds(run: Path, capsys: pytest.CaptureFixture[s
     row = report["rows"]["student-clip-demo"]
     each = [model["fidelity"] for model in row["models"]]
     assert [one["agreement"] for one in each] == [pytest.approx(1 - 10 / 400), pytest.approx(1 - 50 / 400)]
-    for name in FIGURES:
+    for name in FIDELITY["single-label"].figures:
         values = [one[name] for one in each]
         assert row["fidelity"][name] == {"mean": pytest.approx(np.mean(values)), "sd": pytest.approx(np.std(values, ddof=1), abs=1e-12)}
     assert report["rows"]["baseline"]["fidelity"]["churn"] is None
     assert report["rows"]["images-clip-demo"]["fidelity"] is None, "no model is finished"
-    assert report["fidelity"] == {"title": TITLE, "caption": CAPTION, "rows": ["baseline", "teacher-clip-demo", "student-clip-demo"]}
+    assert report["fidelity"] == {
+        "title": TITLE,
+        "caption": FIDELITY["single-label"].caption,
+        "rows": ["baseline", "teacher-clip-demo", "student-clip-demo"],
+    }
 
 
 def test_all_four_files_have_the_fidelity_figures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +143,7 @@ def test_all_four_files_have_the_fidelity_figures(run: Path, capsys: pytest.Capt
     line = next(line for line in csv.DictReader(io.StringIO((run / "tables.csv").read_text())) if line["row"] == "student-clip-demo")
     assert float(line["test_churn_mean"]) == pytest.approx(20 / 400)
     assert float(line["test_improved_sd"]) == pytest.approx(0, abs=1e-12)
-    assert set(line) >= {f"test_{figure}_{what}" for figure in FIGURES for what in ("mean", "sd")}
+    assert set(line) >= {f"test_{figure}_{what}" for figure in FIDELITY["single-label"].figures for what in ("mean", "sd")}
 
 
 def test_each_folder_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from lugpi_core.errors import InputError
 from tests.support.small_tables import assert_recomputed, fake_model, fake_student, fake_teacher, right, scores
 from train.cli import main
-from train.evidence.render import HEADER, latex_escaped
+from train.evidence.render import header, latex_escaped
 from train.evidence.tables import tables
 from train.options.tables import TablesOptions
 
@@ -304,7 +304,7 @@ def test_latex_tables_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[
     tabular = re.findall(r"\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL)
     assert len(tabular) == 4, "three tables, and fidelity and calibration"
     for row in tabular[0].splitlines():
-        assert row == r"\midrule" or (row.endswith(r" \\") and row.count(" & ") == len(HEADER) - 1), row
+        assert row == r"\midrule" or (row.endswith(r" \\") and row.count(" & ") == len(header("single-label")) - 1), row
     assert r"images-my\_clip & 1 of 3 & 0.5000 & 0.2500" in tabular[0]
     assert [row.count(" & ") for row in tabular[3].splitlines()] == [6, 0, 6, 6], "a header, a rule, and two rows with models"
     assert r"$-$50.00 [$-$" in tabular[0]

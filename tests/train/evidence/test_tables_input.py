@@ -35,7 +35,7 @@ def error_of(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.json", "{}", "metrics.json without accuracy, command"),
+        ("metrics.json", "{}", "metrics.json without command, config"),
         ("metrics.json", "[]", "metrics.json without any name in it"),
         ("training.json", "{}", "training.json without command, flags"),
         ("training.json", "[1]", "training.json without any name in it"),
