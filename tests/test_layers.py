@@ -65,7 +65,7 @@ LIBRARY_DOORS = {
     "open_clip": {"featurize/cost/stage_cost.py", "featurize/encode/encoders.py", "featurize/encode/image_encoder.py"},
     "h5py": {f"lugpi_core/store/{name}.py" for name in ("foreign_files", "layout", "sealed_file", "virtual_view")},
     "tyro": {"lugpi_core/command_line.py"},
-    "datasets": {"lugpi_core/corpora/user_files.py"},
+    "datasets": {"lugpi_core/corpora/hub.py"},
     "bitsandbytes": {"train/learning/optimizer.py"},
 }
 HEAVY = ("torch", "transformers", "diffusers", "open_clip", "h5py", "numpy", "sklearn", "scipy", "pandas", "datasets", "jinja2")

@@ -162,8 +162,11 @@ def decoded(content: bytes, *, where: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        # 0x80 to 0x9f are control characters in latin-1, and quotation marks, dashes and the euro in what Windows calls by that name.
+        is_windows = any(0x80 <= byte <= 0x9F for byte in content)
+        likely = "Windows' latin-1: iconv -f windows-1252" if is_windows else "latin-1: iconv -f latin1"
         raise InputError(
             got=f"byte {error.start} (0x{content[error.start]:02x}) in line {line} of {where}",
             expected="UTF-8",
-            do="save the file as UTF-8 (for one in latin-1: iconv -f latin1 -t utf-8)",
+            do=f"save the file as UTF-8 (for one in {likely} -t utf-8)",
         ) from error

@@ -70,6 +70,13 @@ class Example:
         """Whether it has a class, a set of classes (which may be empty) or a number."""
         return self.label != UNLABELLED or self.target is not None
 
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Its class or classes; none if it is unlabelled, if none applies, or if it is labelled with a number."""
+        if isinstance(self.target, tuple):
+            return self.target
+        return () if self.label == UNLABELLED else (self.label,)
+
 
 class TextColumns(TypedDict, total=False):
     """More values for each text of ``Corpus.from_texts``: lists, tuples, arrays or pandas Series.
@@ -169,7 +176,7 @@ class Corpus:
             return np.array([np.nan if example.target is None else example.target for example in self.examples], np.float32)
         targets_NK = np.zeros((len(self.examples), len(self.label_names)), np.float32)
         for row, example in enumerate(self.examples):
-            targets_NK[row, slice(None) if example.target is None else list(_classes(example))] = np.nan if example.target is None else 1
+            targets_NK[row, list(example.classes) if example.is_labelled else slice(None)] = 1 if example.is_labelled else np.nan
         return targets_NK
 
     def rows(self, split: str) -> list[int]:
@@ -211,11 +218,6 @@ class Corpus:
             for example in self.examples:
                 digest.update(_framed("" if example.pair is None else f"={example.pair}"))
         return digest.hexdigest()
-
-
-def _classes(example: Example) -> tuple[int, ...]:
-    assert isinstance(example.target, tuple), example.id
-    return example.target
 
 
 def _framed(text: str) -> bytes:

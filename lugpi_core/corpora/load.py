@@ -10,6 +10,7 @@ from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings
 from lugpi_core.corpora.paper import load_20ng, load_cwi, load_imdb
 from lugpi_core.corpora.splits import limited, warn_of_lost_labels
 from lugpi_core.corpora.user_corpus import load_user_corpus
+from lugpi_core.corpora.user_files import SUFFIXES
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fields import require_type
 
@@ -20,8 +21,8 @@ USER_SETTINGS = frozenset({field.name for field in fields(CorpusSettings)} - {"d
 def load_corpus(dataset: str | Path, settings: CorpusSettings | None = None) -> Corpus:
     """Return a corpus, whole and in its own order, or ``settings.limit`` examples of it. Holds all texts in memory.
 
-    ``dataset`` is one of DATASETS, a path ending in .csv, .jsonl or .parquet, or ``hf:owner/name[/config][@revision]``. Settings that
-    have no effect on it are warned of.
+    ``dataset`` is one of DATASETS, a path ending in .csv, .tsv, .json, .jsonl or .parquet (.gz after the text ones), a folder that
+    ``datasets`` saved, or ``hf:owner/name[/config][@revision]``. Settings that have no effect on it are warned of.
 
     Raises:
         InputError: unknown name; archive or file missing, damaged or not the expected one; a row that cannot be used.
@@ -49,11 +50,11 @@ def _whole_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
             return load_cwi("WikiNews", settings)
         case "demo":
             return load_demo()
-    if dataset.startswith(HUB_PREFIX) or Path(dataset).suffix or "/" in dataset:
+    if dataset.startswith(HUB_PREFIX) or Path(dataset).suffix or "/" in dataset or Path(dataset).is_dir():
         return load_user_corpus(dataset, settings)
     raise InputError(
         got=f"--dataset {dataset}",
-        expected=f"{', '.join(DATASETS)}, a path ending in .csv, .jsonl or .parquet, or hf:owner/name",
+        expected=f"{', '.join(DATASETS)}, a path ending in {', '.join(SUFFIXES)}, a folder that datasets saved, or hf:owner/name",
         do=nearest(dataset, DATASETS),
     )
 
@@ -64,6 +65,8 @@ def _warn_of_idle_settings(dataset: str, settings: CorpusSettings, corpus: Corpu
         idle |= USER_SETTINGS
     if dataset == "demo" or dataset not in DATASETS:
         idle.add("data_dir")
+    if settings.task != "multi-label":
+        idle.add("label_separator")
     if dataset.startswith(HUB_PREFIX):
         idle |= {"split_column", "validation_file", "test_file"}
     if dataset.startswith("cwi-") or dataset == "demo":

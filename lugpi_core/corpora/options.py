@@ -52,6 +52,8 @@ class CorpusSettings:
     """Your own corpus: rows with equal values in this column (an author, a document) stay in one split where a split is cut."""
     dedupe: bool = False
     """Your own corpus: keep one row of each text (the same after folding white space) and none whose labels disagree."""
+    drop_unlabelled: bool = False
+    """Your own corpus: leave out rows without a label (missing, or the -1 of the hub)."""
     stratify: bool = True
     """Your own corpus: cut splits so that each has its share of every class, instead of purely at random."""
     test_split: Literal["test", "validation", "none"] = "test"
@@ -75,7 +77,8 @@ class DatasetName:
     """Which corpus."""
 
     dataset: str
-    """20ng, imdb, cwi-news, cwi-wikinews, demo, a path ending in .csv, .jsonl or .parquet, or hf:owner/name[/config][@revision]."""
+    """20ng, imdb, cwi-news, cwi-wikinews, demo, a path ending in .csv, .tsv, .json, .jsonl or .parquet, a folder that datasets saved, or
+    hf:owner/name[/config][@revision]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +108,19 @@ def hub_name(dataset: str) -> HubName:
     return HubName(**match.groupdict())
 
 
+def suffix_of(path: Path) -> str:
+    """Return what kind of file it is by its name, in small letters: ``.csv`` of ``a.csv`` and of ``a.csv.gz``."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without its suffix and ``.gz``."""
+    return Path(path.name[:-3] if path.name.lower().endswith(".gz") else path.name).stem
+
+
 def dataset_name(dataset: str) -> str:
-    """Return a dataset's short name: the name itself, a file's stem, or ``owner--name[--config]`` for the hub.
+    """Return a dataset's short name: the name itself, a file's stem, a folder's name, or ``owner--name[--config]`` for the hub.
 
     Raises:
         InputError: a malformed hub name.
@@ -114,7 +128,10 @@ def dataset_name(dataset: str) -> str:
     if dataset.startswith(HUB_PREFIX):
         hub = hub_name(dataset)
         return "--".join(part for part in (hub.owner, hub.name, hub.config) if part)
-    return Path(dataset).stem if Path(dataset).suffix else dataset
+    path = Path(dataset)
+    if path.is_dir():
+        return path.resolve().name if path.name in ("", "..") else path.name
+    return stem_of(path) if path.suffix else path.name
 
 
 def default_run_dir(dataset: str, limit: int | None = None) -> Path:
@@ -129,4 +146,4 @@ def default_run_dir(dataset: str, limit: int | None = None) -> Path:
 
 def store_folder(run: Path, unlabelled: Path | None) -> Path:
     """Return the folder of a run's token store: of its corpus, or of a file of unlabelled texts."""
-    return run / ("tokens" if unlabelled is None else f"tokens-{unlabelled.stem}")
+    return run / ("tokens" if unlabelled is None else f"tokens-{stem_of(unlabelled)}")

@@ -1,15 +1,22 @@
-"""Seeded cuts of a corpus into splits, always by cutting off the head of a random permutation of the rows."""
+"""Seeded cuts of a corpus into splits: the head of a random permutation of the rows is cut off, of all of them or of each class."""
 
+import heapq
+import math
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from lugpi_core.corpora.corpus import SPLITS, Corpus, Split
+from lugpi_core.corpora.corpus import SPLITS, UNLABELLED, Corpus, Example, Split
 from lugpi_core.errors import InputError
 
 VALIDATION_PERCENT = 10
+# Numbers are cut by tenths of their range of ranks, with at least this many in each.
+_TENTHS, _SMALLEST_TENTH = 10, 10
+# Strata of multi-label examples without a class, and of all those whose rarest class is theirs alone.
+_NO_CLASS, _SINGLE = -1, -2
 
 
 def share_down(count: int, percent: int) -> int:
@@ -40,6 +47,117 @@ def cut_from_train(splits: Sequence[Split], *, test: int = 0, validation: int = 
     for row, split in zip(train, seeded_splits(len(train), test=test, validation=validation, seed=seed), strict=True):
         cut[row] = split
     return cut
+
+
+def strata_of(examples: Sequence[Example], rows: Sequence[int]) -> list[int]:
+    """Return the part of the corpus, for each of some rows, of which every split is to have its share.
+
+    That is a single-label example's class; the rarest of a multi-label example's classes, where those with one row, and those without a
+    class, are one part each; of numbers, which tenth of them it belongs to, by rank.
+    """
+    chosen = [examples[row] for row in rows]
+    numbers = [example.target for example in chosen if isinstance(example.target, float)]
+    if numbers:
+        tenths = max(1, min(_TENTHS, len(numbers) // _SMALLEST_TENTH))
+        ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
+        return [int(rank) * tenths // len(numbers) for rank in ranks]
+    counts = Counter(number for example in chosen for number in example.classes)
+    rarest = [min(example.classes, key=lambda number: (counts[number], number), default=_NO_CLASS) for example in chosen]
+    if all(example.label != UNLABELLED for example in chosen):
+        return rarest
+    sizes = Counter(rarest)
+    return [_SINGLE if sizes[number] == 1 else number for number in rarest]
+
+
+def cut_in_strata(strata: Sequence[int], groups: Sequence[Hashable] | None, *, test: int, validation: int, seed: int) -> list[Split]:
+    """Return the split of each row, so that every split has its share of each stratum and, if there are groups, each group whole.
+
+    Without groups the sizes are exact, except that one row of each stratum is left for train: with many strata of a single row, test and
+    validation become smaller, in proportion. Within a stratum the head of a seeded permutation is test, the next part validation. With
+    groups, a group belongs to its rarest stratum, and sizes are as near as its groups allow; a split that was asked for has at least one
+    group as long as there is one.
+
+    Args:
+        strata: of each row.
+        groups: of each row; None if any row may go anywhere.
+        test: how many rows of test.
+        validation: how many rows of validation.
+        seed: of the permutation.
+
+    Raises:
+        InputError: too few rows without groups to leave one of each stratum in train.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for row in range(len(strata)):
+        members.setdefault(row if groups is None else groups[row], []).append(row)
+    units = list(members.values())
+    sizes = Counter(strata)
+    remaining: dict[int, list[list[int]]] = {stratum: [] for stratum in sorted(sizes)}
+    for place in np.random.default_rng(seed).permutation(len(units)):
+        rarest = min((strata[row] for row in units[place]), key=lambda stratum: (sizes[stratum], stratum))
+        remaining[rarest].append(units[place])
+    room = sum(max(len(of_stratum) - 1, 0) for of_stratum in remaining.values())
+    if groups is None and room < test + validation:
+        asked = (test > 0) + (validation > 0)
+        if room < asked:
+            raise InputError(
+                got=f"{len(strata):,} train examples of {len(sizes):,} classes, of which {room} could leave train without losing a class",
+                expected=f"{asked} or more, for the splits to be cut",
+                do="add examples, or give splits (--split-column, or --validation-file and --test-file)",
+            )
+        test = min(max(min(test, 1), room * test // (test + validation)), room - (validation > 0))
+        validation = room - test
+    splits: list[Split] = ["train"] * len(strata)
+    sizes_of_splits: tuple[tuple[Split, int], ...] = (("test", test), ("validation", validation))
+    for split, wanted in sizes_of_splits:
+        for unit in _taken(remaining, wanted):
+            for row in unit:
+                splits[row] = split
+    return splits
+
+
+def _taken(remaining: dict[int, list[list[int]]], wanted: int) -> list[list[int]]:
+    """Remove units of about ``wanted`` rows from the strata, in proportion to their rows, and return them; one of each stratum stays."""
+    rows = [sum(map(len, units)) for units in remaining.values()]
+    room = [count - len(units[-1]) if units else 0 for count, units in zip(rows, remaining.values(), strict=True)]
+    taken: list[list[int]] = []
+    missing = 0  # rows that the strata so far did not give
+    for units, quota in zip(remaining.values(), quotas(rows, room, min(wanted, sum(room))), strict=True):
+        missing += quota
+        kept: list[list[int]] = []
+        for place, unit in enumerate(units):
+            is_last = not kept and place == len(units) - 1
+            if 2 * missing > len(unit) and not is_last:  # nearer with it than without
+                taken.append(unit)
+                missing -= len(unit)
+            else:
+                kept.append(unit)
+        units[:] = kept
+    if wanted and not taken:
+        several = [units for units in remaining.values() if len(units) > 1] or [units for units in remaining.values() if units]
+        if sum(map(len, remaining.values())) > 1:
+            smallest = min((unit for units in several for unit in units), key=len)
+            next(units for units in several if smallest in units).remove(smallest)
+            taken.append(smallest)
+    return taken
+
+
+def quotas(counts: Sequence[int], room: Sequence[int], total: int) -> list[int]:
+    """Divide ``total`` seats among parts by the method of Huntington and Hill, no part getting more than its room.
+
+    The next seat goes to the part with the largest count / sqrt(s (s + 1)), where s is the number of its seats. So every part has one
+    before any has two, the largest first: a rare class is in the test split if there is a place for each class.
+    """
+    assert total <= sum(room), (room, total)
+    seats = [0] * len(counts)
+    queue = [(-math.inf, -count, part) for part, count in enumerate(counts) if room[part] > 0]
+    heapq.heapify(queue)
+    for _ in range(total):
+        _, negative_count, part = heapq.heappop(queue)
+        seats[part] += 1
+        if seats[part] < room[part]:
+            heapq.heappush(queue, (negative_count / math.sqrt(seats[part] * (seats[part] + 1)), negative_count, part))
+    return seats
 
 
 def shares(counts: Sequence[int], total: int) -> list[int]:
@@ -78,9 +196,9 @@ def warn_of_lost_labels(part: Corpus) -> None:
     Raises:
         InputError: a single class is left to train on.
     """
-    trained = {example.label for example in part.examples if example.split == "train"}
-    if len(trained) < 2:
+    trained = {number for example in part.examples if example.split == "train" for number in example.classes}
+    if len(trained) < 2 and part.task == "single-label":
         raise InputError(got=f"--limit {len(part.examples)}, which leaves one class to train on", expected="two or more", do="raise it")
-    unseen = sorted({part.label_names[example.label] for example in part.examples} - {part.label_names[label] for label in trained})
+    unseen = sorted(part.label_names[number] for number in {number for example in part.examples for number in example.classes} - trained)
     if unseen:
         warnings.warn(f"--limit leaves no train example of {', '.join(unseen)}, which validation or test examples have", stacklevel=3)

@@ -7,11 +7,14 @@ from lugpi_core.errors import InputError, number_of
 _NAMED_ROWS = 5
 
 
-def checked_texts(values: Sequence[object], *, what: str, where: str, names: Sequence[str] | None = None) -> list[str]:
+def checked_texts(
+    values: Sequence[object], *, what: str, where: str, names: Sequence[str] | None = None, numbers: Sequence[int] | None = None
+) -> list[str]:
     """Return ``values`` if all of them are texts that a tokenizer accepts. Any length, script and markup is allowed.
 
     Raises:
-        InputError: some are not text, empty, or contain a NUL or half a surrogate pair; names the first few, by ``names`` or by row from 0.
+        InputError: some are not text, empty, or contain a NUL or half a surrogate pair; names the first few, by ``names`` or by row from 0
+            (``numbers`` if rows have been left out).
     """
     bad: dict[str, list[int]] = {}
     texts: list[str] = []
@@ -23,7 +26,10 @@ def checked_texts(values: Sequence[object], *, what: str, where: str, names: Seq
             texts.append(value)
     if bad:
         fault, rows = next(iter(bad.items()))
-        where_in = listed(rows) if names is None else listed([names[row] for row in rows], of="examples")
+        if names is not None:
+            where_in = listed([names[row] for row in rows], of="examples")
+        else:
+            where_in = listed(rows if numbers is None else [numbers[row] for row in rows])
         raise InputError(got=f"{number_of(len(rows), fault)} in {what} of {where}: {where_in}", expected="text", do="fix or remove them")
     return texts
 

@@ -1,32 +1,68 @@
 """A user's texts and labels, in a file, on the hub or in memory, become a corpus; what is wrong with them is one line."""
 
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-import numpy as np
-
-from lugpi_core.corpora.corpus import SPLIT_WORDS, SPLITS, UNLABELLED, Corpus, Example, Split
-from lugpi_core.corpora.labels import Labels, read_labels
-from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, Task, dataset_name
-from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, share_down, share_up
+from lugpi_core.corpora.corpus import SPLIT_WORDS, UNLABELLED, Corpus, Example, Split
+from lugpi_core.corpora.duplicates import find_duplicates, rows_without_duplicates, warn_of_duplicates
+from lugpi_core.corpora.hub import folder_tables, hub_tables
+from lugpi_core.corpora.label_spelling import warn_of_doubtful_labels
+from lugpi_core.corpora.labels import is_unlabelled, label_cells, label_columns, read_labels
+from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, Task, dataset_name, stem_of, suffix_of
+from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.texts import checked_texts, has_half_a_pair, listed, text_fault
-from lugpi_core.corpora.user_files import Table, file_table, hub_tables, text_table
+from lugpi_core.corpora.user_files import file_table, text_table
+from lugpi_core.corpora.user_splits import check_classes, cut_missing_splits
 from lugpi_core.errors import InputError, nearest, number_of
 
 NO_LICENSE = "not stated"
-TEST_PERCENT = 20
 ID_COLUMN = "id"
+TEXT_SUFFIX = ".txt"
+_IN_MEMORY = "leave them out, or give related texts the same of groups= (they stay in one split)"
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """An array of NumPy or torch, or a column of pandas."""
+
+    @property
+    def ndim(self) -> int: ...
+
+    def tolist(self) -> list[object]: ...
+
+
+@runtime_checkable
+class _Frame(Protocol):
+    """A table of pandas."""
+
+    @property
+    def columns(self) -> object: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The rows of a table that are used, with their ids and the splits that are given."""
+
+    table: Table
+    ids: list[str]
+    splits: list[Split]
+
+    def kept(self, rows: Sequence[int]) -> "_Part":
+        return replace(self, table=self.table.kept(rows), ids=[self.ids[row] for row in rows], splits=[self.splits[row] for row in rows])
 
 
 def load_user_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
-    """Return the corpus in a CSV, JSONL or Parquet file, or in a Hugging Face dataset, in the order of its rows. Holds all in memory.
+    """Return the corpus in a file, a folder or a Hugging Face dataset, in the order of its rows. Holds all in memory.
 
-    Splits come from the given files, the hub's splits or ``split_column``. Whichever of validation and test is empty is cut from train with
-    the seed: 20 % test, 10 % of the rest validation. Ids are the ``id`` column if it is unique, otherwise ``train/12``: row 12, counted
-    from 0, of the train file or split. Texts and prompts are not changed; labels are stripped.
+    Splits come from the given files, the dataset's splits or ``split_column``. Whichever of validation and test is empty is cut from train
+    with the seed: 20 % test, 10 % of the rest validation, each with its share of every class. Ids are the ``id`` column if it is unique,
+    otherwise ``train/12``: row 12, counted from 0, of the train file or split; leaving out rows changes no id. Texts and prompts are not
+    changed; labels are stripped, and equal numbers are one label.
+
+    Warns of texts that recur, classes that a split lacks, and labels that may not be what they seem.
 
     Raises:
         InputError: anything in the data that would fail later or be learnt wrongly; names the file and the rows.
@@ -46,13 +82,17 @@ def corpus_from_texts(columns: Mapping[str, Iterable[object]], *, name: str, lab
     """
     if text_fault(name) or Path(name).name != name or name == "..":
         raise InputError(got=f"name={name!r}", expected="a plain folder name", do="give for instance topics")
-    values = {column: _values(given, what=f"{column}s") for column, given in columns.items()}
+    values = {
+        column: _values(given, what=f"{column}s", most_dimensions=2 if (column, task) == ("label", "multi-label") else 1)
+        for column, given in columns.items()
+    }
     table = Table(
         where=name,
         source="train",
         names=tuple(values),
         columns=values,
         classes=None if label_names is None else _class_names(label_names, where=name),
+        in_memory=True,
     )
     for column, cells in values.items():
         if len(cells) != len(values["text"]):
@@ -67,26 +107,22 @@ def corpus_from_texts(columns: Mapping[str, Iterable[object]], *, name: str, lab
         group_column="group" if "group" in values else None,
     )
     if "label" in values:
-        corpus = _corpus_of([table], name, settings)
-        if task == "single-label":
-            trained = {example.label for example in corpus.examples if example.split == "train"}
-            if untrained := [label for number, label in enumerate(corpus.label_names) if number not in trained]:
-                warnings.warn(f"{name} has no train example of {', '.join(untrained)}", stacklevel=3)
-        return corpus
+        return _corpus_of([table], name, settings)
     if label_names is not None or "split" in values:
         raise InputError(got="label names or splits without labels", expected="texts alone, or labels as well", do="pass labels")
     return _unlabelled_corpus(table, name, settings)
 
 
-def _values(given: Iterable[object], *, what: str) -> list[object]:
-    """Return the values of a list, an array or a pandas column, NumPy's scalars as Python's."""
-    if isinstance(given, str | bytes | Set | Mapping) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
+def _values(given: object, *, what: str, most_dimensions: int = 1) -> list[object]:
+    """Return the values of a list, an array, a tensor or a pandas column, as Python's own."""
+    values = given.tolist() if isinstance(given, _Array) and 1 <= given.ndim <= most_dimensions else given
+    if isinstance(values, str | bytes | Set | Mapping) or not isinstance(values, Iterable) or isinstance(values, _Array | _Frame):
         raise InputError(
             got=f"{what} of type {type(given).__name__}",
             expected=f"a list of {what}",
             do="pass a list, a tuple, an array or one column of a table",
         )
-    return [value.item() if isinstance(value, np.generic) else value for value in given]
+    return [value.tolist() if isinstance(value, _Array) else value for value in values]
 
 
 def _class_names(given: Iterable[object], *, where: str) -> tuple[str, ...]:
@@ -98,28 +134,108 @@ def _class_names(given: Iterable[object], *, where: str) -> tuple[str, ...]:
 
 
 def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> Corpus:
-    for table in tables:
-        columns = {
-            "text": settings.text_column,
-            "label": settings.label_column,
-            "text_pair": settings.text_pair_column,
-            "prompt": settings.prompt_column,
-            "split": settings.split_column,
-            "group": settings.group_column,
-        }
-        _check_columns(table, columns)
+    parts = _labelled(_scored(_parts(tables, settings), name, settings), name, settings)
+    tables = [part.table for part in parts]
     texts, pairs, prompts = _texts_of(tables, settings)
-    splits = _splits(tables, name, settings)
     labels = read_labels(tables, settings.label_column, task=settings.task, separator=settings.label_separator)
-    if settings.task == "single-label":
-        _check_labels(labels, splits, where=name)
-    rows = zip(_ids(tables), texts, prompts, labels.labels, splits, pairs, labels.targets, strict=True)
-    examples = tuple(
+    if settings.task != "regression" and not labels.are_known:
+        where, separator = tables[0].where, settings.label_separator
+        warn_of_doubtful_labels(labels.classes, rows=len(texts), where=where, task=settings.task, separator=separator)
+    ids = [id_ for part in parts for id_ in part.ids]
+    splits = [split for part in parts for split in part.splits]
+    rows = zip(ids, texts, prompts, labels.labels, splits, pairs, labels.targets, strict=True)
+    examples = [
         Example(id=id_, text=text, prompt=prompt, label=label, split=split, pair=pair, target=target)
         for id_, text, prompt, label, split, pair, target in rows
-    )
+    ]
+    groups = None if settings.group_column is None else _groups(tables, settings.group_column)
+    if settings.dedupe:
+        kept = rows_without_duplicates(examples)
+        _tell_of_deduping(examples, kept, name)
+        examples, groups = [examples[row] for row in kept], groups and [groups[row] for row in kept]
+    examples = cut_missing_splits(examples, groups, name, settings)
+    classes = labels.classes
+    check_classes(examples, classes, where=name, task=settings.task)
+    flags = "--dedupe keeps one of each, --group-column keeps related rows in one split"
+    warn_of_duplicates(find_duplicates(examples), name, do=_IN_MEMORY if tables[0].in_memory else flags)
     licence = next((table.license for table in tables if table.license), NO_LICENSE)
-    return Corpus(name=name, label_names=labels.classes, examples=examples, license=licence, task=settings.task)
+    return Corpus(name=name, label_names=classes, examples=tuple(examples), license=licence, task=settings.task)
+
+
+def _parts(tables: Sequence[Table], settings: CorpusSettings) -> list[_Part]:
+    """Return the tables with the ids and splits of their rows."""
+    for table in tables:
+        _check_columns(table, {"text": settings.text_column, "split": settings.split_column})
+    ids = iter(_ids(tables))
+    return [
+        _Part(table=table, ids=[next(ids) for _ in range(len(table))], splits=_given_splits(table, settings.split_column))
+        for table in tables
+    ]
+
+
+def _scored(parts: Sequence[_Part], name: str, settings: CorpusSettings) -> list[_Part]:
+    """Return the rows that ``--test-split`` leaves: without the test split, and with the validation split in its place if it says so."""
+    if settings.test_split == "test":
+        return list(parts)
+    if not any("test" in part.splits for part in parts) and settings.test_split == "none":
+        warnings.warn(f"--test-split none has no effect on {name}: it has no test split", stacklevel=5)
+    parts = [part.kept([row for row, split in enumerate(part.splits) if split != "test"]) for part in parts]
+    if settings.test_split == "validation":
+        if not any("validation" in part.splits for part in parts):
+            raise InputError(
+                got=f"--test-split validation, and no validation example in {name}",
+                expected="a validation split to score",
+                do="cut the test split from train (--test-split none)",
+            )
+        parts = [replace(part, splits=["test" if split == "validation" else split for split in part.splits]) for part in parts]
+    return [part for part in parts if part.splits]
+
+
+def _labelled(parts: Sequence[_Part], name: str, settings: CorpusSettings) -> list[_Part]:
+    """Check that every column is there, and return the rows that have a label if the others are to be left out."""
+    for part in parts:
+        _check_columns(
+            part.table,
+            {"text_pair": settings.text_pair_column, "prompt": settings.prompt_column, "group": settings.group_column},
+        )
+        for column in label_columns(settings.label_column, part.table.names, settings.task):
+            _check_columns(part.table, {"label": column})
+    if not settings.drop_unlabelled:
+        return list(parts)
+    known = next((part.table.classes for part in parts if part.table.classes is not None), None)
+    kept = []
+    for part in parts:
+        cells = label_cells(part.table, settings.label_column, settings.task)
+        classes = part.table.classes or known
+        kept.append(part.kept([row for row, cell in enumerate(cells) if not is_unlabelled(cell, classes, settings.task)]))
+    count, remaining = sum(len(part.splits) for part in parts), sum(len(part.splits) for part in kept)
+    if not remaining:
+        raise InputError(got=f"{name} without a single label", expected="labelled texts", do="check the label column")
+    if remaining < count:
+        warnings.warn(f"{name}: --drop-unlabelled leaves out {number_of(count - remaining, 'row{s}')} of {count:,}", stacklevel=4)
+    return [part for part in kept if part.splits]
+
+
+def _tell_of_deduping(examples: Sequence[Example], kept: Sequence[int], name: str) -> None:
+    found = find_duplicates(examples)
+    if len(kept) < len(examples):
+        lost = len(examples) - found.repeats - len(kept)
+        without = f", among them all rows of {number_of(lost, 'text{s}')} whose labels disagree" if lost else ""
+        count = number_of(len(examples) - len(kept), "row{s}")
+        warnings.warn(f"{name}: --dedupe leaves out {count} of {len(examples):,}{without}", stacklevel=4)
+
+
+def _groups(tables: Sequence[Table], column: str) -> list[Hashable]:
+    groups: list[Hashable] = []
+    for table in tables:
+        cells = table.columns[column]
+        names = [cell.strip() if isinstance(cell, str) else cell for cell in cells]
+        bad = [row for row, name in enumerate(names) if not isinstance(name, str | int | float) or str(name) in ("", "nan")]
+        if bad:
+            got = f"{number_of(len(bad), 'missing group{s}')} in {column} of {table.where}: {listed(table.numbers_of(bad))}"
+            raise InputError(got=got, expected="text or a number", do="give every row a group, those without relatives one of their own")
+        groups += [str(name) for name in names]
+    return groups
 
 
 def _texts_of(tables: Sequence[Table], settings: CorpusSettings) -> tuple[list[str], Sequence[str | None], list[str]]:
@@ -134,18 +250,31 @@ def _texts_of(tables: Sequence[Table], settings: CorpusSettings) -> tuple[list[s
 
 
 def load_unlabelled(path: Path, settings: CorpusSettings) -> Corpus:
-    """Return the unlabelled texts of a file, on which a student is distilled: a .txt file with one text per line, or a CSV, JSONL or
-    Parquet file with the corpus's text and prompt columns. Every example is a train example with the label -1. Holds all in memory.
+    """Return the unlabelled texts of a file, on which a student is distilled: a .txt file with one text per line, or a file or folder
+    with the corpus's text, pair and prompt columns. Every example is a train example with the label -1. Holds all in memory.
 
     Raises:
         InputError: the file is missing, malformed or empty, or a text is.
     """
-    if path.suffix.lower() == ".txt":
+    if suffix_of(path) == TEXT_SUFFIX:
+        if settings.text_pair_column is not None:
+            got = f"{path} with one text per line, for a corpus of pairs of texts"
+            raise InputError(got=got, expected="both texts of each pair", do="give a CSV or JSONL file with the columns of the corpus")
         table = text_table(path, settings.text_column)
     else:
         columns = (settings.text_column, settings.text_pair_column, settings.prompt_column, ID_COLUMN)
-        table = file_table(path, "train", tuple(dict.fromkeys(name for name in columns if name is not None)))
-    return _unlabelled_corpus(table, path.stem, settings)
+        table = _one_table(path, "train", tuple(dict.fromkeys(name for name in columns if name is not None)), settings.label_column)
+    return _unlabelled_corpus(table, stem_of(path), settings)
+
+
+def _one_table(path: Path, source: Split, wanted: Sequence[str], label_column: str) -> Table:
+    if not path.is_dir():
+        return file_table(path, source, wanted, label_column)
+    tables = folder_tables(path, wanted, label_column)
+    if len(tables) > 1:
+        got = f"{path} with the splits {', '.join(table.source for table in tables)}"
+        raise InputError(got=got, expected="a folder without splits", do="give the folder or file of one of them")
+    return replace(tables[0], source=source)
 
 
 def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Corpus:
@@ -158,9 +287,11 @@ def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Cor
 
 
 def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
+    label = settings.label_column
     named = (
         settings.text_column,
-        settings.label_column,
+        label,
+        *label_columns(label, (), settings.task),
         settings.text_pair_column,
         settings.prompt_column,
         settings.split_column,
@@ -169,17 +300,22 @@ def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
     )
     wanted = tuple(dict.fromkeys(name for name in named if name is not None))
     if dataset.startswith(HUB_PREFIX):
-        return hub_tables(dataset, wanted, settings.label_column)
-    if settings.split_column is not None and (settings.validation_file or settings.test_file):
+        return hub_tables(dataset, wanted, label)
+    files: tuple[tuple[Split, Path | None], ...] = (("validation", settings.validation_file), ("test", settings.test_file))
+    given = [(source, path) for source, path in files if path is not None]
+    if given and settings.split_column is not None:
         raise InputError(
             got="--split-column with --validation-file or --test-file", expected="one source of the splits", do="leave one of them out"
         )
-    files: tuple[tuple[Split, Path | None], ...] = (
-        ("train", Path(dataset)),
-        ("validation", settings.validation_file),
-        ("test", settings.test_file),
-    )
-    return [file_table(path, source, wanted) for source, path in files if path is not None]
+    path = Path(dataset)
+    tables = folder_tables(path, wanted, label) if path.is_dir() else [file_table(path, "train", wanted, label)]
+    if len(tables) > 1 and (given or settings.split_column is not None):
+        raise InputError(
+            got=f"{dataset} with the splits {', '.join(table.source for table in tables)}, and other splits",
+            expected="one source of the splits",
+            do="leave out --split-column, --validation-file and --test-file",
+        )
+    return tables + [_one_table(path, source, wanted, label) for source, path in given]
 
 
 def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
@@ -188,35 +324,20 @@ def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
         raise no_rows
     for role, name in columns.items():
         if name is not None and name not in table.names:
+            do = f"set {role}_column (--{role.replace('_', '-')}-column); {nearest(name, table.names)}"
+            if role == "label" and table.source == "test":
+                do += "; if it has no labels: --test-split validation, or none"
             raise InputError(
                 got=f"no column {name!r} in {table.where}, whose columns are {', '.join(table.names) or 'none'}",
-                expected=f"the column of every example's {role}",
-                do=f"set {role}_column (--{role.replace('_', '-')}-column); {nearest(name, table.names)}",
+                expected=f"the column of every example's {role.replace('text_pair', 'second text')}",
+                do=do,
             )
     if not len(table):
         raise no_rows
 
 
 def _texts(table: Table, column: str) -> list[str]:
-    return checked_texts(table.columns[column], what=column, where=table.where)
-
-
-def _splits(tables: Sequence[Table], dataset: str, settings: CorpusSettings) -> list[Split]:
-    given = [split for table in tables for split in _given_splits(table, settings.split_column)]
-    train = given.count("train")
-    test = 0 if "test" in given else share_up(train, TEST_PERCENT)
-    validation = 0 if "validation" in given else share_down(train - test, VALIDATION_PERCENT)
-    if not test and not validation and settings.split_seed and settings.limit is None:
-        warnings.warn(f"--split-seed {settings.split_seed} has no effect on {dataset}: all its splits are given", stacklevel=6)
-    splits = cut_from_train(given, test=test, validation=validation, seed=settings.split_seed)
-    for split in SPLITS:
-        if split not in splits:
-            raise InputError(
-                got=f"no {split} example in {dataset} ({len(splits):,} in all)",
-                expected="train, validation and test examples",
-                do="add examples (13 are enough for a random cut), or give splits (--split-column, or --validation-file and --test-file)",
-            )
-    return splits
+    return checked_texts(table.columns[column], what=column, where=table.where, numbers=table.numbers)
 
 
 def _given_splits(table: Table, column: str | None) -> list[Split]:
@@ -232,22 +353,6 @@ def _given_splits(table: Table, column: str | None) -> list[Split]:
             do="rename them",
         )
     return [SPLIT_WORDS[word] for word in words]
-
-
-def _check_labels(labels: Labels, splits: Sequence[Split], *, where: str) -> None:
-    names = [labels.classes[label] for label in labels.labels]
-    present = set(names)
-    if len(present) < 2:
-        raise InputError(got=f"only the label {', '.join(present)} in {where}", expected="two classes or more", do="check the labels")
-    trained = {name for name, split in zip(names, splits, strict=True) if split == "train"}
-    counted = Counter((name, split) for name, split in zip(names, splits, strict=True) if name not in trained)
-    if counted:
-        (name, split), count = counted.most_common()[0]
-        raise InputError(
-            got=f"label {name!r} on {number_of(count, split + ' example{s}')} of {where} and on no train example",
-            expected="every label among the train examples",
-            do="move or add examples of it, or choose another split_seed (--split-seed) if the cut is random",
-        )
 
 
 def _ids(tables: Sequence[Table]) -> list[str]:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import SPLITS, Corpus
+from lugpi_core.corpora.delimited import long_cells
 from lugpi_core.corpora.options import Task
-from lugpi_core.corpora.user_files import long_cells
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json, whole_file
 from lugpi_core.fingerprint import digest

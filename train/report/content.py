@@ -26,36 +26,22 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One model's training: a value per epoch. ``role`` is that of a shown model, None for a model in the background.
-
-    Attributes:
-        losses: mean training losses.
-        scores: the primary metric of the validation examples; None where it was undefined.
-    """
+    """One model's training: a value per epoch. ``role`` is that of a shown model, None for a model in the background."""
 
     name: str
     role: Role | None
     losses: tuple[float, ...]
-    scores: tuple[float | None, ...]
+    accuracies: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownAnswer:
-    """A shown model's answer to one example.
-
-    Attributes:
-        role: of the model.
-        answer: the class, the classes with their probabilities, or the number, in words.
-        confidence: the probability of a single class; else None.
-        is_right: None of a number.
-        note: the error of a number; else empty.
-    """
+    """A shown model's answer to one example: a class and its probability."""
 
     role: Role
-    answer: str
-    confidence: float | None
-    is_right: bool | None
-    note: str = ""
+    answer: int
+    confidence: float
+    is_right: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +51,8 @@ class ShownExample:
     Attributes:
         row: of the corpus.
         id: in the corpus.
-        classes: its class or classes; empty of a regression.
-        label: its class, classes or number, in words.
-        text: its beginning; of a pair, both texts.
+        label: its class.
+        text: its beginning.
         text_letters: length of the whole text.
         prompt: the beginning of the prompt, or None where that is the text.
         image: WebP bytes, or None.
@@ -78,8 +63,7 @@ class ShownExample:
 
     row: int
     id: str
-    classes: tuple[int, ...]
-    label: str
+    label: int
     text: str
     text_letters: int
     prompt: str | None

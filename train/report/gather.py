@@ -23,14 +23,11 @@ from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import ALL, Row, chosen_tables, rows_of
 from train.evidence.schedule import Outcome
 from train.evidence.table_report import TablePlan, TableReport, table_report
-from train.learning.task_rules import rules_of
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
 
 # The most that the page shows of an example, so that 200 of them stay below 10 MB.
 TEXT_LETTERS, PROMPT_LETTERS, IMAGE_BYTES = 3000, 300, 20_000
-# What stands between the texts of a pair, and for the classes of an example that has none of them.
-PAIR, NO_CLASS = " ⏎ ", "no class"
 # The generator whose images are emoji: no reader minds these.
 _HARMLESS_GENERATOR = "demo"
 
@@ -182,54 +179,33 @@ def _chosen(corpus: Corpus, selection: Selection, models: Sequence[ShownModel], 
 
 def _example(corpus: Corpus, row: int, n: int, models: Sequence[ShownModel], cases: Sequence[Case], marks: Marks) -> ShownExample:
     example = corpus.examples[row]
-    text = example.text if example.pair is None else f"{example.text} {example.pair}"  # as the generator reads a pair
-    shown = example.text if example.pair is None else f"{example.text}{PAIR}{example.pair}"
     flags = {"prompt cut": marks.prompt_cut, "failed image": marks.failed}
-    is_number = corpus.task == "regression"
-    classes = () if is_number else example.target if isinstance(example.target, tuple) else (example.label,)
     return ShownExample(
         row=row,
         id=example.id,
-        classes=classes,
-        label=f"{example.target:.6g}" if isinstance(example.target, float) else _names(corpus, classes),
-        text=shown[:TEXT_LETTERS],
-        text_letters=len(shown),
-        prompt=None if example.prompt == text else example.prompt[:PROMPT_LETTERS],
+        label=example.label,
+        text=example.text[:TEXT_LETTERS],
+        text_letters=len(example.text),
+        prompt=None if example.prompt == example.text else example.prompt[:PROMPT_LETTERS],
         image=marks.images.get(row),
         flags=tuple(name for name, has_flag in flags.items() if has_flag is not None and has_flag[row]),
         cases=tuple(case.key for case in cases if case.holds[n]),
-        answers=tuple(_answer(corpus, model, n) for model in models),
+        answers=tuple(
+            ShownAnswer(role=model.role, answer=int(model.answers[n]), confidence=float(model.confidence[n]), is_right=bool(model.hits[n]))
+            for model in models
+        ),
     )
-
-
-def _answer(corpus: Corpus, model: ShownModel, n: int) -> ShownAnswer:
-    match model.task:
-        case "single-label":
-            name = corpus.label_names[int(model.answers[n])]
-            return ShownAnswer(role=model.role, answer=name, confidence=float(model.confidence[n]), is_right=bool(model.hits[n]))
-        case "multi-label":
-            given = [f"{corpus.label_names[k]} {model.outputs[n, k]:.0%}" for k in np.flatnonzero(model.answers[n])]
-            return ShownAnswer(role=model.role, answer=", ".join(given) or NO_CLASS, confidence=None, is_right=bool(model.hits[n]))
-        case "regression":
-            number, error = float(model.answers[n]), float(model.answers[n] - model.labels[n])
-            return ShownAnswer(role=model.role, answer=f"{number:.6g}", confidence=None, is_right=None, note=f"error {error:+.3g}")
-
-
-def _names(corpus: Corpus, classes: Sequence[int]) -> str:
-    """Return the names of an example's classes; of none, that it has none."""
-    return ", ".join(corpus.label_names[k] for k in classes) or NO_CLASS
 
 
 def _curves(finished: Mapping[str, ScoredModel], models: Sequence[ShownModel]) -> tuple[Curve, ...]:
     """Return the training of every model; the shown models last, so that their curves are above the others."""
-    validation = f"validation_{rules_of(models[0].task if models else 'single-label').metrics[0]}"
     role_of = {name: model.role for model in models for name in model.name.split(" + ")}
     curves = [
         Curve(
             name=name,
             role=role_of.get(name),
             losses=tuple(record["loss"] for record in model.metrics["history"] if "loss" in record),
-            scores=tuple(record[validation] for record in model.metrics["history"] if validation in record),
+            accuracies=tuple(record["validation_accuracy"] for record in model.metrics["history"] if "validation_accuracy" in record),
         )
         for name, model in finished.items()
     ]

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from lugpi_core.command_line import is_first_process, say
 from lugpi_core.corpora.labels import label_name, read_labels
 from lugpi_core.corpora.options import Task
+from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.texts import checked_texts
 from lugpi_core.corpora.user_corpus import ID_COLUMN
-from lugpi_core.corpora.user_files import Table, file_table, text_table
+from lugpi_core.corpora.user_files import file_table, text_table
 from lugpi_core.errors import InputError, nearest, number_of
 from lugpi_core.files import read_json, whole_file
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute

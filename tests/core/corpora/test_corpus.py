@@ -242,7 +242,8 @@ def test_single_labels_are_the_targets_of_a_single_label_corpus() -> None:
 
 def test_several_labels_are_rows_of_0_and_1() -> None:
     labels = [["b", "a"], [], ["c"], ["b", "b"]]
-    corpus = Corpus.from_texts(TEXTS, labels, splits=FOUR_SPLITS, task="multi-label")
+    with pytest.warns(UserWarning, match="texts has no train example of c"):
+        corpus = Corpus.from_texts(TEXTS, labels, splits=FOUR_SPLITS, task="multi-label")
     assert (corpus.task, corpus.label_names) == ("multi-label", ("a", "b", "c"))
     assert [example.target for example in corpus.examples] == [(0, 1), (), (2,), (1,)]
     assert {(example.label, example.is_labelled) for example in corpus.examples} == {(UNLABELLED, True)}

@@ -74,7 +74,7 @@ def test_a_table_needs_the_text_column_and_no_label(tmp_path: Path, suffix: str)
         ("blank.txt", b"\n \n\t\n", "no rows"),
         ("latin.txt", b"caf\xe9\n", "UTF-8"),
         ("nul.txt", b"a\0b\n", "NUL character"),
-        ("other.tsv", b"text\na\n", ".csv, .jsonl, .parquet"),
+        ("other.xlsx", b"text\na\n", ".csv, .tsv, .json, .jsonl, .ndjson, .parquet"),
         ("header.csv", b"text\n", "no rows"),
         ("named.csv", b"body\na\n", "no column 'text'"),
         ("gap.csv", b"text,x\n ,1\n", "empty text"),

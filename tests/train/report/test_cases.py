@@ -19,7 +19,7 @@ def model_with(role: Role, answers: list[int]) -> ShownModel:
     return ShownModel(
         role=role,
         name=role,
-        outputs=shares,
+        probabilities=shares,
         answers=np.array(answers),
         labels=LABELS,
         reliability=reliability(logits, LABELS),

@@ -1,0 +1,87 @@
+"""Labels that are one although they are written differently, and those that may not be what they seem."""
+
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from lugpi_core.corpora.options import Task
+from lugpi_core.errors import number_of
+
+# What may stand between labels in one cell, the likeliest first.
+SEPARATORS = ("|", ";", ",", "/", "+", "&")
+# Without leading zeros: 007 is a code.
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*)(?:\.\d+)?", re.ASCII)
+_NAMED = 3
+# More classes than this, of less than two texts each, are hardly classes.
+_MANY_CLASSES = 50
+
+
+def is_plain_number(name: str) -> bool:
+    """Whether a label is a number, such as ``1``, ``-1`` or ``2.50``."""
+    return _PLAIN_NUMBER.fullmatch(name) is not None
+
+
+def equal_numbers(names: Iterable[str]) -> dict[str, str]:
+    """Return, for each label that is the same number as a label that is written differently, how all of them are written from now on."""
+    spellings: dict[Decimal, list[str]] = {}
+    for name in names:
+        if is_plain_number(name):
+            spellings.setdefault(Decimal(name), []).append(name)
+    several = {value: same for value, same in spellings.items() if len(same) > 1}
+    return {name: str(int(value)) if value == int(value) else f"{value.normalize():f}" for value, same in several.items() for name in same}
+
+
+def combined_labels(names: Sequence[str], separators: Sequence[str] = SEPARATORS) -> tuple[str, list[str]] | None:
+    """Return a separator, and the labels that consist of other labels with it between them; None if there are none.
+
+    Each part has to occur on its own or in another combination, so that ``TV/radio`` alone is a label.
+    """
+    for separator in separators:
+        parts = {name: {part.strip() for part in name.split(separator)} for name in names}
+        counts = Counter(part for of_name in parts.values() for part in of_name)
+        found = [name for name, of_name in parts.items() if separator in name and all(part and counts[part] > 1 for part in of_name)]
+        if found:
+            return separator, found
+    return None
+
+
+def warn_of_doubtful_labels(names: Sequence[str], *, rows: int, where: str, task: Task, separator: str | None) -> None:
+    """Warn of labels that look like several labels in one, like numbers to predict, or like one label in two spellings."""
+    for doubt in _doubts(names, rows, task, separator):
+        warnings.warn(f"{where}: {doubt}", stacklevel=5)
+
+
+def _doubts(names: Sequence[str], rows: int, task: Task, separator: str | None) -> list[str]:
+    doubts: list[str] = []
+    combined = combined_labels(names, [other for other in SEPARATORS if other != separator])
+    if combined:
+        flags = f"--task multi-label --label-separator '{combined[0]}'"
+        doubts.append(f"{_some(combined[1], 'label{s}')} read as classes of their own; if they are several labels: {flags}")
+    if task == "single-label":
+        if lists := [name for name in names if name.startswith("[") and name.endswith("]")]:
+            doubts.append(f"{_some(lists, 'label{s}')} read as classes of their own; if they are lists of labels: --task multi-label")
+        if all(map(is_plain_number, names)) and (fractions := [name for name in names if Decimal(name) != int(Decimal(name))]):
+            doubts.append(f"{_some(fractions, 'number{s}')} read as classes; if they are to be predicted as numbers: --task regression")
+        elif len(names) > _MANY_CLASSES and 2 * len(names) > rows:
+            advice = (
+                "for numbers to be predicted: --task regression" if all(map(is_plain_number, names)) else "is it the column of the labels?"
+            )
+            doubts.append(f"{len(names):,} classes in {rows:,} rows; {advice}")
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_folded(name), []).append(name)
+    doubts += [f"labels {', '.join(map(repr, same))} are different classes" for same in alike.values() if len(same) > 1]
+    signs = [name for name in names if not any(map(str.isalnum, name))]  # SNLI writes "-" for "no label"; "+" and "-" are two classes
+    doubts += [f"label {name!r} is read as a class; if it means no label, remove its rows" for name in signs if len(signs) == 1]
+    return doubts
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split()).lstrip("0")
+
+
+def _some(names: Sequence[str], noun: str) -> str:
+    return f"{number_of(len(names), noun)} such as {', '.join(map(repr, names[:_NAMED]))}"
