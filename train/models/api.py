@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypedDict, Unpack, get_args
 
-from lugpi_core.command_line import resolved_flags
+from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
@@ -228,6 +228,8 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
     if isinstance(text_model, str):
         text_model = find_text_model(text_model, max_length=None)
     optimization, placement = training.get("optimization", Optimization()), training.get("placement", Placement())
+    if optimization.class_weights != "none" and not kind.learns_labels:
+        say(f"warning: --class-weights {optimization.class_weights} has no effect on the loss with --hard 0")
     settings = {
         "dataset": kind.corpus.name,
         "run_dir": str(run_dir),

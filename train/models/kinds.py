@@ -34,6 +34,7 @@ class ModelKind:
         fingerprint: what decides the result in addition to optimization, corpus and text model.
         build: creates the model from the text model; new weights follow from torch's seed.
         loss: of the model's output and a batch.
+        learns_labels: whether the labels have a weight in the loss.
         reads_text: whether it reads the texts.
         image_tokens: the image tokens it reads, or None.
         privileged: whose images it reads.
@@ -51,6 +52,7 @@ class ModelKind:
     fingerprint: dict[str, Any]
     build: Callable[[TextModel], nn.Module]
     loss: Loss
+    learns_labels: bool = True
     reads_text: bool = True
     image_tokens: ImageTokens | None = None
     privileged: Privileged = "images"
@@ -193,6 +195,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         },
         build=build,
         loss=loss,
+        learns_labels=weights.hard > 0,
         extra=extra,
         teachers=cached,
         teacher_records=tuple(

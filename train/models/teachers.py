@@ -98,7 +98,18 @@ def privileged_images(
 
 
 def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
-    """Return unlabelled texts with the corpus's separator; texts that a student is scored on are warned of."""
+    """Return unlabelled texts with the corpus's separator; texts that a student is scored on are warned of.
+
+    Raises:
+        InputError: single texts for a corpus of pairs, or the other way round.
+    """
+    if unlabelled.has_pairs != corpus.has_pairs:
+        kinds = ("single texts", "pairs of texts")
+        raise InputError(
+            got=f"{kinds[unlabelled.has_pairs]} in {unlabelled.name} for {corpus.name}, a corpus of {kinds[corpus.has_pairs]}",
+            expected=kinds[corpus.has_pairs],
+            do="give a file with the second text in the corpus's column (--text-pair-column)" if corpus.has_pairs else "give single texts",
+        )
     held_out = {example.text for example in corpus.examples if example.split != "train"}
     if seen := sum(example.text in held_out for example in unlabelled.examples):
         say(f"warning: {seen:,} texts of {unlabelled.name} are validation or test texts, which the student will be scored on")

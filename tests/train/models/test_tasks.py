@@ -175,6 +175,12 @@ def test_two_teachers_unlabelled_texts_and_fewer_layers(chain: Chain, tmp_path: 
     assert all(np.isfinite(record["loss"]) for record in student.history)
 
 
+def test_unlabelled_texts_are_pairs_where_the_corpus_has_pairs(chain: Chain) -> None:
+    extra = Corpus.from_texts(["a", "b"], name="more", pairs=None if chain.corpus.has_pairs else ["c", "d"])
+    with pytest.raises(lugpi.InputError, match=r"a corpus of (pairs of|single) texts"):
+        lugpi.distill(chain.corpus, [chain.teacher], unlabelled=extra, **FAST)
+
+
 def test_a_teacher_of_another_task_is_refused_by_its_name(chain: Chain) -> None:
     other = regression_corpus() if chain.corpus.task == "multi-label" else multi_label_corpus()
     with pytest.raises(lugpi.InputError, match=f"a {chain.corpus.task} teacher, for {other.name}, a {other.task} corpus"):
@@ -248,7 +254,7 @@ def test_balanced_weights_find_more_of_a_rare_class(tmp_path: Path) -> None:
     assert found["balanced"] > found["none"]
 
 
-def test_balanced_weights_reach_every_kind_of_model_and_are_refused_for_numbers(tmp_path: Path) -> None:
+def test_balanced_weights_reach_every_kind_of_model_and_are_refused_for_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     optimization = lugpi.Optimization(epochs=1, class_weights="balanced")
     corpus = multi_label_corpus()
     store = plant_tokens(corpus, tmp_path)
@@ -262,6 +268,10 @@ def test_balanced_weights_reach_every_kind_of_model_and_are_refused_for_numbers(
     ]
     losses += [lugpi.distill(corpus, [teacher], **how, name=f"s{n}").history[0]["loss"] for n, how in enumerate((balanced, even))]
     assert len(set(losses)) == 6
+    assert "--class-weights" not in capsys.readouterr().err
+    soft = lugpi.DistillationSettings(hard=0.0)
+    lugpi.distill(corpus, [teacher], distillation=soft, name="soft", **balanced)
+    assert "--class-weights balanced has no effect on the loss with --hard 0" in capsys.readouterr().err
     with pytest.raises(lugpi.InputError, match="balanced for a regression"):
         lugpi.train_baseline(regression_corpus(), tmp_path / "numbers", **balanced)
     assert not (tmp_path / "numbers").exists()
