@@ -40,8 +40,10 @@ def _info(options: InfoOptions) -> dict[str, Any]:
 def _inspect(options: InspectOptions) -> dict[str, Any]:
     from featurize.inspect.command import inspect_store
     from featurize.run import memory_in_one_line
+    from lugpi_core.runtime.device import resolve_compute
     from lugpi_core.runtime.libraries import prepare_libraries
 
     prepare_libraries()
-    with memory_in_one_line("free memory, or use --device cpu"):
+    on_cuda = resolve_compute(options.device, "auto", half="float16").device == "cuda"
+    with memory_in_one_line("free memory, or use --device cpu" if on_cuda else "free memory"):
         return inspect_store(options)

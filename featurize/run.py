@@ -325,7 +325,8 @@ def _fill_missing(
         incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}
         models, sizes = load_models(job, incomplete, missing, state.times)
         job = dataclasses.replace(job, batch_size=sizes.generate)
-        state.batches = StageBatches(sizes.by_stage())
+        is_limited = job.execution.memory_gb is not None and job.compute.device == "cuda"
+        state.batches = StageBatches(sizes.by_stage(), is_limited=is_limited)
         _fill(job, writers, models, state, progress, missing)
     with state.times.host("publish"):
         for writer in writers.values():
@@ -395,6 +396,7 @@ def _announce(corpus: "Corpus", job: "Job") -> None:
     say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)")
     for name, encoder in job.encoders.items():
         say(f"encoder {name}: {encoder.words()}")
+    say(f"generator {job.generator.origin}: {job.generator.words()}")
     if notice := job.generator.settings.notice:
         say(f"note: {notice}")
 

@@ -158,10 +158,11 @@ class _ShardFiller:
                 self._thread.put_rows(file, rows.start, stored_form(block.values[name], block.flags[name], file.layout.dtype))
         self._state.failed += int(failed_B.sum())
         if self._state.failed > self._job.most_failed:
+            precision = "--dtype float32, " if self._job.compute.dtype != "float32" else ""
             raise InputError(
                 got=f"{self._state.failed} failed rows of {max(self._state.generated, self._state.decoded):,}",
                 expected=f"at most {self._job.most_failed} (--max-failed)",
-                do="look at python -m featurize info, and try --dtype float32, another --generator or --size-px; what is written is kept",
+                do=f"see python -m featurize info, and try {precision}another --generator, encoder or --size-px; what is written is kept",
             )
 
     def _commit(self, name: str, shard: int, file: ShardWriter) -> None:

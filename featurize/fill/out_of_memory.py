@@ -8,6 +8,13 @@ import torch
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 
+# What makes a single row of a stage smaller.
+_SMALLER: Mapping[str, str] = {
+    "prompt": "take a generator with a smaller text encoder",
+    "denoise": "take a smaller --size-px or generator",
+    "decode": "take a smaller --size-px, or --decoder tiny",
+    "encode": "take a smaller encoder or --encoder-size",
+}
 Result = TypeVar("Result")
 
 # CUDA's libraries and the allocator of the CPU report it with messages of their own.
@@ -26,13 +33,15 @@ class StageBatches:
 
     Args:
         rows: the sizes to begin with, by stage.
+        is_limited: whether ``--memory-gb`` keeps the run from memory that the device has.
 
     Attributes:
         halvings: every halving, in order: ``{"stage", "from", "to"}``.
     """
 
-    def __init__(self, rows: Mapping[str, int]) -> None:
+    def __init__(self, rows: Mapping[str, int], *, is_limited: bool = False) -> None:
         self.rows = dict(rows)
+        self._is_limited = is_limited
         self.halvings: list[dict[str, Any]] = []
 
     def run(self, stage: str, rows: int, compute: Callable[[slice], Result]) -> list[Result]:
@@ -63,10 +72,11 @@ class StageBatches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if failed_rows == 1:
+            limit = "raise --memory-gb, " if self._is_limited else ""
             raise InputError(
                 got=f"too little memory for one row at a time ({stage})",
                 expected="a device that one image fits on",
-                do="free its memory, raise --memory-gb, or take a smaller --size-px, generator or encoder; what is written is kept",
+                do=f"free its memory, {limit}or {_SMALLER.get(stage, _SMALLER['denoise'])}; what is written is kept",
             )
         self.rows[stage] = failed_rows // 2
         self.halvings.append({"stage": stage, "from": failed_rows, "to": failed_rows // 2})

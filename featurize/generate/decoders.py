@@ -182,13 +182,30 @@ def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
     """
     from diffusers import AutoencoderKL
 
-    folder = generator.folder / "vae"
-    # Only some parts of a pipeline may have half-precision files.
-    variant = generator.variant if generator.variant and list(folder.glob(f"*.{generator.variant}.safetensors")) else None
-    with generator_load_errors(generator):
-        vae = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
+    vae = load_part(generator, "vae", AutoencoderKL, dtype)
     keep_from_overflow(generator, vae)
     return vae.eval().requires_grad_(False)
+
+
+def load_part(generator: Generator, name: str, kind: Any, dtype: torch.dtype) -> Any:
+    """Return one model of a generator on the CPU, of the class ``kind`` of diffusers or transformers, in a dtype.
+
+    Raises:
+        InputError: its weights do not load, or some are missing, which both libraries only log and leave uninitialised.
+    """
+    folder = generator.folder / name
+    with loading(folder, expected=f"a whole {kind.__name__} with safetensors weights", do="restore its files from where it comes from"):
+        part, report = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            variant=generator.variants.get(name, generator.variant),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+    return part
 
 
 def keep_from_overflow(generator: Generator, vae: Any) -> None:

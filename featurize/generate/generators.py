@@ -7,11 +7,14 @@ preset.
 
 import dataclasses
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from featurize.generate.folder_settings import folder_settings
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
@@ -19,13 +22,23 @@ from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, read
 
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
+# The classes of a pipeline's models that we run.
+_CLASSES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
+_SINGLE_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_VARIANT = re.compile(r"[^.]+\.(\w+?)(?:-\d+-of-\d+)?\.safetensors")
 _RAIL = "CreativeML Open RAIL++-M"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorPreset:
     """The settings of one model. ``size_px`` None = the size it was trained for; scheduler ``own`` = the one in its folder; ``deepcache``
-    N = run the deep UNet blocks every N-th step (1 = every step)."""
+    N = run the deep UNet blocks every N-th step (1 = every step); ``undecided`` = what neither preset nor user
+    chose: the folder is asked."""
 
     sources: tuple[str, ...] = ()
     size_px: int | None = None
@@ -35,6 +48,7 @@ class GeneratorPreset:
     deepcache: int = 1
     license: str = "see the model's own card"
     notice: str | None = None
+    undecided: tuple[str, ...] = ()
 
 
 def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler = "ddim") -> GeneratorPreset:
@@ -70,7 +84,13 @@ PRESETS: Mapping[str, GeneratorPreset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A generator whose files are found: everything that decides an image, nothing loaded yet."""
+    """A generator whose files are found: everything that decides an image, nothing loaded yet.
+
+    Attributes:
+        variant: of the UNet's weight files, such as fp16; None = the plain ones.
+        variants: of each model's, by its folder.
+        settings_from: where steps and guidance come from, in words.
+    """
 
     name: str
     folder: Path
@@ -81,11 +101,23 @@ class Generator:
     size_px: int
     latent_shape: tuple[int, int, int]
     settings: GeneratorPreset = field(repr=False)
+    variants: Mapping[str, str | None] = field(default_factory=dict)
+    settings_from: str = ""
 
     @property
     def origin(self) -> str:
         """Name, and the hub's commit if the files came from there."""
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+    def words(self) -> str:
+        """Return how it generates, for a person."""
+        settings = self.settings
+        files = sorted({variant or "full-precision" for variant in self.variants.values()})
+        mixed = (
+            "; ".join(f"{name} {variant or 'full'}" for name, variant in self.variants.items()) if len(files) > 1 else f"{files[0]} files"
+        )
+        source = f" ({self.settings_from})" if self.settings_from else ""
+        return f"{settings.steps} steps, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}"
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the latents, except prompts, seeds and dtype. The hub's commit is left out: the same weights may come from a
@@ -112,15 +144,32 @@ def generator_settings(name_or_source: str, overrides: Mapping[str, Any]) -> Gen
     Raises:
         InputError: unknown name, or settings out of their range.
     """
-    name = name_or_source.partition("=")[0]
-    if name not in PRESETS and ("=" in name_or_source or not (Path(name).is_dir() or "/" in name)):
+    name, is_folder_given, folder_given = name_or_source.partition("=")
+    _refuse_single_file(name_or_source, folder_given or name)
+    if is_folder_given and name in PRESETS and not (folder_given and Path(folder_given).is_dir()):
+        raise InputError(got=f"--generator {name_or_source}, which names no folder", expected=f"{name}=FOLDER", do="check the path")
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise InputError(got=f"--generator {name_or_source}, which is no folder", expected="a diffusers folder", do="check the path")
+    if name not in PRESETS and ("=" in name_or_source or not ((name.strip() and Path(name).is_dir()) or "/" in name)):
         raise InputError(
-            got=f"--generator {name_or_source}",
+            got=f"--generator {name_or_source or repr(name_or_source)}",
             expected="a preset, PRESET=FOLDER, a diffusers folder or a hub id owner/name",
             do=nearest(name, PRESETS),
         )
     given = {key: value for key, value in overrides.items() if value is not None}
-    return _check_settings(dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given))
+    undecided = () if name in PRESETS else tuple(key for key in ("steps", "guidance") if key not in given)
+    return _check_settings(dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given, undecided=undecided))
+
+
+def _refuse_single_file(given: str, path: str) -> None:
+    if Path(path).is_file() or path.endswith(_SINGLE_FILES):
+        what = "a single-file checkpoint" if Path(path).is_file() else "which is no file"
+        raise InputError(
+            got=f"--generator {given}, {what}",
+            expected="a diffusers folder",
+            do="convert it once in Python: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
+            "StableDiffusionXLPipeline for XL",
+        )
 
 
 def find_generator(name_or_source: str, settings: GeneratorPreset, *, half: bool) -> Generator:
@@ -135,12 +184,14 @@ def find_generator(name_or_source: str, settings: GeneratorPreset, *, half: bool
         InputError: no source can be reached, or not a Stable Diffusion pipeline.
     """
     name, _, folder_given = name_or_source.partition("=")
-    folder, variant, revision = _first_available(name, _sources(name, folder_given), half=half)
+    folder, revision = _first_available(name, _sources(name, folder_given), half=half)
     try:
-        return _generator_in(name, folder, variant, revision, settings)
+        return _generator_in(name, folder, revision, settings, half=half)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            got=f"{folder}, whose configuration lacks something ({error!r})", expected="a whole diffusers folder", do="download it again"
+            got=f"{folder}, whose configuration lacks something ({error!r})",
+            expected="a whole diffusers folder",
+            do="restore its files from where it comes from",
         ) from None
 
 
@@ -166,12 +217,11 @@ def _check_settings(settings: GeneratorPreset) -> GeneratorPreset:
     return settings
 
 
-def _first_available(name: str, sources: tuple[str, ...], *, half: bool) -> tuple[Path, str | None, str | None]:
+def _first_available(name: str, sources: tuple[str, ...], *, half: bool) -> tuple[Path, str | None]:
     failures = []
     for source in sources:
         if Path(source).is_dir():
-            folder = Path(source)
-            return folder, _variant_in(folder, half=half), None
+            return Path(source), None
         try:
             return _download(source, half=half)
         except (OSError, ValueError) as error:
@@ -185,60 +235,97 @@ def _first_available(name: str, sources: tuple[str, ...], *, half: bool) -> tupl
     )
 
 
-def _variant_in(folder: Path, *, half: bool) -> str | None:
-    return "fp16" if half and list(folder.glob("unet/*.fp16.safetensors")) else None
-
-
-def _download(source: str, *, half: bool) -> tuple[Path, str | None, str | None]:
+def _download(source: str, *, half: bool) -> tuple[Path, str | None]:
     from diffusers import DiffusionPipeline
     from diffusers.utils.hub_utils import httpx  # the HTTP client of the installed hub library
 
     repository, _, revision = source.partition("@")
-    for variant in ("fp16", None) if half else (None,):
+    for variant in ("fp16", None) if half else (None, "fp16"):
         try:
             folder = DiffusionPipeline.download(repository, revision=revision or None, use_safetensors=True, variant=variant)
         except ValueError:
-            if variant is None:
+            if (variant is None) == half:
                 raise
-            continue  # the repository has no half-precision files
+            continue  # the repository has no files of that precision
         except httpx.HTTPError as error:
             raise OSError(reason(error)) from None  # a time-out, for example, is no OSError of the client
         # The hub's cache keeps each commit in a folder of its name.
-        return Path(folder), _variant_in(Path(folder), half=half), Path(folder).name
+        return Path(folder), Path(folder).name
     raise AssertionError("the loop returns or raises")
 
 
-def _generator_in(name: str, folder: Path, variant: str | None, revision: str | None, settings: GeneratorPreset) -> Generator:
+def _generator_in(name: str, folder: Path, revision: str | None, settings: GeneratorPreset, *, half: bool) -> Generator:
     index = folder / "model_index.json"
     parts = read_config(index) if index.is_file() else {"_class_name": "no pipeline"}
     pipeline_class = parts.get("_class_name", "")
     if pipeline_class not in SUPPORTED:
         raise InputError(got=f"{folder} ({pipeline_class})", expected=" or ".join(SUPPORTED), do="choose another generator")
+    for part, classes in _CLASSES.items():
+        found = (parts.get(part) or [None, None])[1]
+        if found not in (classes if part in ("unet", "vae") else (*classes, None)):
+            raise InputError(got=f"{folder} with the {part} {found}", expected=" or ".join(classes), do="choose another generator")
     unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    size_px = settings.size_px or unet["sample_size"] * factor
+    size_px = settings.size_px or _side(folder, unet["sample_size"]) * factor
     side = size_px // factor
+    variants = {part: _variant_of(folder / part, half=half) for part in _CLASSES if (parts.get(part) or [None])[0]}
+    settings, settings_from = _decided(settings, folder, name)
     return Generator(
-        name=name if name in PRESETS else Path(name.partition("@")[0]).name,
+        name=name if name in PRESETS else Path(name.partition("@")[0]).name or folder.resolve().name,
         folder=folder,
         revision=revision,
-        weights_hash=_weights_hash(folder, parts, variant),
-        variant=variant,
+        weights_hash=_weights_hash(folder, parts, variants),
+        variant=variants["unet"],
         pipeline_class=pipeline_class,
         size_px=size_px,
         latent_shape=(unet["in_channels"], side, side),
         settings=settings,
+        variants=variants,
+        settings_from=settings_from,
     )
 
 
-def _weights_hash(folder: Path, parts: Mapping[str, Any], variant: str | None) -> str:
+def _side(folder: Path, sample_size: Any) -> int:
+    sides = set(sample_size) if isinstance(sample_size, (list, tuple)) else {sample_size}
+    if len(sides) != 1 or not all(isinstance(side, int) for side in sides):
+        raise InputError(got=f"{folder} with the sample_size {sample_size}", expected="square images", do="give --size-px")
+    return int(sides.pop())
+
+
+def _decided(settings: GeneratorPreset, folder: Path, name: str) -> tuple[GeneratorPreset, str]:
+    """Return the settings with what the folder says where neither preset nor user chose, and where steps and guidance come from."""
+    if not settings.undecided:
+        return settings, ""
+    said = folder_settings(folder, (Path(name.partition("@")[0]).name,))
+    chosen = {key: getattr(said, key) for key in settings.undecided}
+    if unsaid := [key for key in said.unsaid if key in settings.undecided]:
+        values = " and ".join(f"{key} {chosen[key]:g}" for key in unsaid)
+        warnings.warn(
+            f"{folder} seems to be distilled to few steps ({', '.join(said.signs)}), but does not say how many: it runs with {values}, as "
+            f"ordinary models do; give {' and '.join(f'--{key}' for key in unsaid)} as its authors say",
+            stacklevel=4,
+        )
+    words = ", ".join(f"{key} {said.origin[key]}" for key in settings.undecided)
+    return dataclasses.replace(settings, **chosen, undecided=()), words
+
+
+def _variant_of(part: Path, *, half: bool) -> str | None:
+    """Return which of a model's weight files are loaded: plain ones unless half precision is preferred, and others if there are none."""
+    names = [path.name for path in part.glob("*.safetensors")]
+    found = {match[1] if (match := _VARIANT.fullmatch(name)) else None for name in names}
+    order = ("fp16", None) if half else (None, "fp16")
+    usable = [variant for variant in (*order, "fp32", "bf16") if variant in found]
+    return usable[0] if usable else None
+
+
+def _weights_hash(folder: Path, parts: Mapping[str, Any], variants: Mapping[str, str | None]) -> str:
     """Return one hash over the files that are loaded. The hub's cache may hold both precisions; only the one that is loaded counts.
 
     Raises:
         InputError: the UNet has no such ``.safetensors`` file (pickled weights are never read).
     """
     names = sorted(name for name, origin in parts.items() if isinstance(origin, list) and origin[0] and name not in _NEVER_LOADED)
-    files = [path for name in names for path in _loaded_files(folder / name, variant)]
+    files = [path for name in names for path in _loaded_files(folder / name, variants.get(name))]
     if not any(path.parent.name == "unet" and path.suffix == ".safetensors" for path in files):
         raise InputError(
             got=f"{folder} without a .safetensors file in unet/",
@@ -250,6 +337,6 @@ def _weights_hash(folder: Path, parts: Mapping[str, Any], variant: str | None) -
 
 def _loaded_files(part: Path, variant: str | None) -> list[Path]:
     weights = sorted(part.glob("*.safetensors"))
-    of_variant = [path for path in weights if variant and f".{variant}." in path.name]
-    without_variant = [path for path in weights if ".fp16." not in path.name]
+    of_variant = [path for path in weights if variant and (f".{variant}." in path.name or f".{variant}-" in path.name)]
+    without_variant = [path for path in weights if ".fp16." not in path.name and ".fp16-" not in path.name]
     return sorted([*(of_variant or without_variant), *part.glob("*.json"), *part.glob("*.txt")])

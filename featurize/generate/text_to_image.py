@@ -24,11 +24,13 @@ from featurize.generate.decoders import (
     dtype_of,
     generator_load_errors,
     in_unit_range,
-    keep_from_overflow,
     load_decoder,
+    load_part,
+    load_vae,
 )
 from featurize.generate.deepcache import DeepReuse
 from featurize.generate.generators import Generator
+from featurize.generate.schedulers import load_scheduler
 from featurize.options import AttentionChoice
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import read_config
@@ -296,27 +298,23 @@ def _first_words(prompt: str, count: int) -> str:
 
 def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None) -> Any:
     import diffusers
+    import transformers
 
     diffusers.utils.logging.disable_progress_bar()
-    pipeline_class = getattr(diffusers, generator.pipeline_class)
-    # The safety checker blackens decoded images; we take the latents, so it would never run.
-    parts = {"safety_checker": None, "feature_extractor": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
-    if decoder is not None:
-        parts["vae"] = load_decoder(decoder, dtype)
+    # First, because it is quick, and may not take the steps.
+    scheduler = load_scheduler(generator)
+    index = read_config(generator.folder / "model_index.json")
+    # The safety checker blackens decoded images; we take the latents, so it would never run. No image is a prompt.
+    parts: dict[str, Any] = dict.fromkeys(("image_encoder", "feature_extractor"))
+    parts |= {"safety_checker": None} if generator.pipeline_class == "StableDiffusionPipeline" else {}
+    kinds = {"unet": diffusers.UNet2DConditionModel, "text_encoder": transformers.CLIPTextModel}
+    kinds["text_encoder_2"] = transformers.CLIPTextModelWithProjection
+    for name, kind in kinds.items():
+        if index.get(name, [None])[0]:
+            parts[name] = load_part(generator, name, kind, dtype)
+    parts["vae"] = load_vae(generator, dtype) if decoder is None else load_decoder(decoder, dtype)
     with generator_load_errors(generator):
-        pipeline = pipeline_class.from_pretrained(
-            generator.folder, dtype=dtype, variant=generator.variant, use_safetensors=True, local_files_only=True, **parts
+        pipeline = getattr(diffusers, generator.pipeline_class).from_pretrained(
+            generator.folder, dtype=dtype, local_files_only=True, scheduler=scheduler, **parts
         )
-    assert pipeline.unet.dtype == dtype, pipeline.unet.dtype
-    pipeline.scheduler = _scheduler(pipeline.scheduler, generator.settings.scheduler)
-    if decoder is None:
-        keep_from_overflow(generator, pipeline.vae)
     return pipeline
-
-
-def _scheduler(own: Any, choice: str) -> Any:
-    import diffusers
-
-    classes = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
-    # DDIM clips to [-1, 1] by default, which latents exceed; the configurations of other schedulers may not set it.
-    return getattr(diffusers, classes[choice]).from_config(own.config, clip_sample=False) if choice in classes else own

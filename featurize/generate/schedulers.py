@@ -1,0 +1,85 @@
+"""The sampler of a generator: its folder's own or another, tried on its steps before a weight is loaded."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from featurize.generate.generators import Generator
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.pretrained import loading, read_config, reason
+
+_CLASSES = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
+_TRIED_SHAPE = (1, 4, 8, 8)
+
+
+def load_scheduler(generator: Generator) -> Any:
+    """Return the scheduler of diffusers that a generator samples with.
+
+    Raises:
+        InputError: its files do not load, diffusers has no such class, or it does not take the number of steps.
+    """
+    import diffusers
+
+    folder, choice, steps = generator.folder / "scheduler", generator.settings.scheduler, generator.settings.steps
+    config = read_config(folder / "scheduler_config.json")
+    own = config.get("_class_name")
+    if not isinstance(own, str) or own not in dir(diffusers):
+        raise InputError(got=f"{folder} of the class {own}", expected="a scheduler of the installed diffusers", do="use --scheduler ddim")
+    try:
+        with loading(folder, expected=f"a configuration of {own}", do="restore it, or use --scheduler ddim"):
+            scheduler = getattr(diffusers, own).from_pretrained(folder, local_files_only=True)
+            # DDIM clips to [-1, 1] by default, which latents exceed; the configurations of other schedulers may not set it.
+            if choice in _CLASSES:
+                scheduler = getattr(diffusers, _CLASSES[choice]).from_config(scheduler.config, clip_sample=False)
+    except ImportError as error:
+        raise InputError(
+            got=f"{own} ({' '.join(str(error).split())[:160]})",
+            expected="a scheduler that runs here",
+            do="install that, or use --scheduler ddim",
+        ) from None
+    try:
+        _try_steps(scheduler, steps)
+    except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError) as error:
+        raise _rejected(scheduler, steps, reason(error)) from None
+    return scheduler
+
+
+def step_arguments(scheduler: Any, noises: Sequence[torch.Generator]) -> dict[str, Any]:
+    """Return what a scheduler's step takes besides the prediction, as Stable Diffusion's pipeline of diffusers gives it."""
+    takes = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in (("eta", 0.0), ("generator", list(noises))) if name in takes}
+
+
+def _try_steps(scheduler: Any, steps: int) -> None:
+    """Run all steps on a small latent with a prediction of noise, as ``denoise`` does on images.
+
+    Raises:
+        ValueError: the result is not finite.
+    """
+    noise = torch.Generator("cpu").manual_seed(0)
+    predicted = torch.randn(_TRIED_SHAPE, generator=noise)
+    scheduler.set_timesteps(steps, device="cpu")
+    latents = torch.randn(_TRIED_SHAPE, generator=noise) * scheduler.init_noise_sigma
+    extra = step_arguments(scheduler, [noise])
+    for step in scheduler.timesteps:
+        scheduler.scale_model_input(latents, step)
+        latents = scheduler.step(predicted, step, latents, **extra, return_dict=False)[0]
+    if not latents.isfinite().all():
+        raise ValueError("its latents are not finite")
+
+
+def _rejected(scheduler: Any, steps: int, why: str) -> InputError:
+    name, most = type(scheduler).__name__, scheduler.config.get("original_inference_steps")
+    if most is not None and steps > most:
+        return InputError(
+            got=f"--steps {steps} for {name}, which has {most}",
+            expected=f"at most {most}",
+            do="give for instance --steps 4, or --scheduler ddim",
+        )
+    return InputError(
+        got=f"--steps {steps}, with which {name} does not run ({why})",
+        expected="a scheduler of Stable Diffusion and steps that it takes",
+        do="give another number of --steps, or another --scheduler such as ddim",
+    )
