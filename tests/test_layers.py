@@ -60,6 +60,7 @@ LIBRARY_DOORS = {
         "featurize/generate/acceleration.py",
         "featurize/generate/decoders.py",
         "featurize/generate/generators.py",
+        "featurize/generate/schedulers.py",
         "featurize/generate/text_to_image.py",
     },
     "open_clip": {"featurize/cost/stage_cost.py", "featurize/encode/encoders.py", "featurize/encode/image_encoder.py"},

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.pretrained import loading, reason
+from lugpi_core.runtime.pretrained import loading, read_config, reason
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Colours = tuple[float, float, float]
@@ -30,6 +30,7 @@ _CROP_PCT_BELOW_PX = 384
 # Our float pixels may differ by so many of 255 levels from the processor's, which rounds to whole levels after resizing.
 _MOST_LEVELS = 2.0
 _LARGEST_PX = 2048
+_DINOV3 = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2, "size": {"height": 224, "width": 224}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +113,18 @@ def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
             expected="the image processor that the encoder was trained with",
             do="copy that file from the model's repository, or save it there with AutoImageProcessor…save_pretrained()",
         )
-    from transformers import AutoImageProcessor
+    from transformers import AutoImageProcessor, ViTImageProcessor
 
     with _processor_errors(folder):
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    name = type(processor).__name__
+        settings = read_config(next(path for name in _PROCESSOR_FILES if (path := folder / name).is_file()))
+        settings = settings.get("image_processor", settings)
+        if str(settings.get("image_processor_type")).removesuffix("Fast") == "DINOv3ViTImageProcessor":
+            # transformers 5.23 has it on torchvision only; without a crop it does what ViT's does, with other defaults.
+            processor = ViTImageProcessor.from_dict({**_DINOV3, **settings})
+        else:
+            # The backend on PIL, so that nothing depends on whether torchvision is installed.
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
+    name = _name_of(processor)
     try:
         preprocessing = _steps_of(processor.to_dict(), name)
     except (_NotFollowed, KeyError, TypeError, ValueError) as error:
@@ -216,10 +224,14 @@ def _check_against(processor: Any, ours: Preprocessing, folder: Path) -> None:
         if not ours.is_resized and tuple(theirs.shape) != (1, 3, ours.size_px, ours.size_px) and test_px != ours.size_px:
             continue  # it takes the image's own side, which is checked where the generator is known
         if tuple(theirs.shape) != (1, 3, ours.size_px, ours.size_px):
-            raise _not_followed(folder, type(processor).__name__, f"makes pixels of shape {list(theirs.shape)}")
+            raise _not_followed(folder, _name_of(processor), f"makes pixels of shape {list(theirs.shape)}")
         level = ours.scale / 255 / min(ours.std)
         if float((ours.pixels(image_13HW) - theirs).abs().max()) > _MOST_LEVELS * level:
-            raise _not_followed(folder, type(processor).__name__, "makes other pixels than its settings say")
+            raise _not_followed(folder, _name_of(processor), "makes other pixels than its settings say")
+
+
+def _name_of(processor: Any) -> str:
+    return type(processor).__name__.removesuffix("Pil")
 
 
 def _test_image(side_px: int) -> NDArray[np.uint8]:

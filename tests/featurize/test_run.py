@@ -133,8 +133,8 @@ def _own_generator(tmp_path: Path, change: Callable[[Path], object]) -> str:
     return f"demo={folder}"
 
 
-def _add_space(path: Path) -> None:
-    path.write_text(path.read_text() + " ")
+def _add_field(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "another": 1}))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_another_setting_on_the_same_store_is_refused(
 ) -> None:
     before = _state(store)
     given = {
-        "GENERATOR": lambda: _own_generator(tmp_path, lambda folder: _add_space(folder / "unet" / "config.json")),
+        "GENERATOR": lambda: _own_generator(tmp_path, lambda folder: _add_field(folder / "unet" / "config.json")),
         "ENCODER": lambda: str(_encoder(tmp_path / "clip-demo")),
         "OTHER": lambda: str(_encoder(tmp_path / "another")),
     }
@@ -175,7 +175,7 @@ def test_another_setting_on_the_same_store_is_refused(
 
 def _encoder(folder: Path) -> Path:
     shutil.copytree(embedded_model("clip-demo"), folder)
-    _add_space(folder / "open_clip_config.json")
+    _add_field(folder / "open_clip_config.json")
     return folder
 
 
