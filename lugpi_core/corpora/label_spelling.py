@@ -11,7 +11,7 @@ from lugpi_core.corpora.options import Task
 from lugpi_core.errors import number_of
 
 # What may stand between labels in one cell, the likeliest first.
-SEPARATORS = ("|", ";", ",", "/", "+", "&")
+SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 # Without leading zeros: 007 is a code.
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*)(?:\.\d+)?", re.ASCII)
 _NAMED = 3
@@ -37,12 +37,14 @@ def equal_numbers(names: Iterable[str]) -> dict[str, str]:
 def combined_labels(names: Sequence[str], separators: Sequence[str] = SEPARATORS) -> tuple[str, list[str]] | None:
     """Return a separator, and the labels that consist of other labels with it between them; None if there are none.
 
-    Each part has to occur on its own or in another combination, so that ``TV/radio`` alone is a label.
+    Each part has to occur on its own or in another combination, so that ``TV/radio`` alone is a label; parts with a space between them
+    on their own.
     """
     for separator in separators:
         parts = {name: {part.strip() for part in name.split(separator)} for name in names}
         counts = Counter(part for of_name in parts.values() for part in of_name)
-        found = [name for name, of_name in parts.items() if separator in name and all(part and counts[part] > 1 for part in of_name)]
+        recurring = set(names) if separator == " " else {part for part, count in counts.items() if count > 1}
+        found = [name for name, of_name in parts.items() if separator in name and "" not in of_name and of_name <= recurring]
         if found:
             return separator, found
     return None
@@ -63,7 +65,8 @@ def _doubts(names: Sequence[str], rows: int, task: Task, separator: str | None) 
     if task == "single-label":
         if lists := [name for name in names if name.startswith("[") and name.endswith("]")]:
             doubts.append(f"{_some(lists, 'label{s}')} read as classes of their own; if they are lists of labels: --task multi-label")
-        if all(map(is_plain_number, names)) and (fractions := [name for name in names if Decimal(name) != int(Decimal(name))]):
+        points = [name.replace(",", ".") for name in names]  # decimal commas
+        if all(map(is_plain_number, points)) and (fractions := [name for name in names if not name.lstrip("+-").isdecimal()]):
             doubts.append(f"{_some(fractions, 'number{s}')} read as classes; if they are to be predicted as numbers: --task regression")
         elif len(names) > _MANY_CLASSES and 2 * len(names) > rows:
             advice = (

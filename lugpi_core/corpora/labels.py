@@ -144,7 +144,8 @@ def _advice(table: Table, bad: Sequence[object], cells: Sequence[object], task: 
             do = "numbers are a task of their own (--task regression); if these are classes, write them as text"
         case "multi-label" if texts and not table.in_memory:
             found = next((separator for separator in SEPARATORS if any(separator in str(cell) for cell in cells)), "|")
-            do = f"say what stands between labels (--label-separator '{found}')"
+            is_list = texts[0].strip().startswith("[")
+            do = "write lists as JSON does" if is_list else f"say what stands between labels (--label-separator '{found}')"
         case "regression" if any(_NUMBER.fullmatch(text.strip().replace(",", ".")) for text in texts):
             do = "write decimal points, not commas"
     return do
@@ -225,14 +226,14 @@ def _label_names(separator: str | None, width: int, cell: object, classes: Class
 def _list_in(cell: str) -> list[object] | None:
     """Return the list that a cell of text contains, in JSON's or Python's form, as CSV files of lists have it."""
     text = cell.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        return value if isinstance(value, list) else None
+        return list(value) if isinstance(value, list | tuple | set) else None
     return None
 
 

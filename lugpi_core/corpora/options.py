@@ -66,6 +66,9 @@ class CorpusSettings:
             raise InputError(got=f"--limit {self.limit}", expected=f"{SMALLEST_LIMIT} or more", do="give every split at least one example")
         if self.split_seed < 0:
             raise InputError(got=f"--split-seed {self.split_seed}", expected="0 or more", do="choose another seed")
+        if self.text_pair_column == self.text_column:
+            got = f"--text-column and --text-pair-column {self.text_column}"
+            raise InputError(got=got, expected="two columns", do="name the second text's own")
         if self.label_separator == "":
             raise InputError(
                 got="an empty --label-separator", expected="what stands between labels, such as '|'", do="leave it out for lists"

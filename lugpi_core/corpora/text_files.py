@@ -15,8 +15,13 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
-_SAMPLE_BYTES = 1024
+_GZIP = b"\x1f\x8b"
+_NO_DATA = (
+    (b"pk\x03\x04", "a ZIP archive", "unpack it; of a workbook, save the sheet as CSV (UTF-8)"),
+    (b"<!doctype html", "a web page", "download the file again, from its raw address"),
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the data (git lfs pull)"),
+)
+SAMPLE_BYTES = 1024
 
 
 def file_text(path: Path) -> str:
@@ -33,9 +38,15 @@ def file_text(path: Path) -> str:
         raise InputError(got=f"{path} ({error})", expected="a whole gzip file", do="get or pack it again") from error
     except OSError as error:
         raise InputError(got=f"{path} ({error.strerror or error})", expected="a readable file", do="check the path") from error
-    if content.startswith(_ZIP):
-        raise InputError(got=f"the ZIP archive {path}", expected="text", do="unpack it; of a workbook, save the sheet as CSV (UTF-8)")
+    check_content(content[:SAMPLE_BYTES], str(path))
     return _text(content, str(path))
+
+
+def check_content(beginning: bytes, where: str) -> None:
+    """Raise InputError if a file begins as something that takes the place of data: an archive, a web page, a pointer to the data."""
+    for mark, what, do in _NO_DATA:
+        if beginning.lstrip().lower().startswith(mark):
+            raise InputError(got=f"{what} in {where}", expected="the data themselves", do=do)
 
 
 def _text(content: bytes, where: str) -> str:
@@ -46,7 +57,7 @@ def _text(content: bytes, where: str) -> str:
             except UnicodeDecodeError as error:
                 got = f"byte {error.start} of {where}, which begins as {encoding.upper()} does"
                 raise InputError(got=got, expected=f"{encoding.upper()} to its end", do="save the file again, as UTF-8") from error
-    sample = content[:_SAMPLE_BYTES]
+    sample = content[:SAMPLE_BYTES]
     for first, encoding in ((1, "utf-16le"), (0, "utf-16be")):
         if sample and sample[first::2].count(0) > len(sample) // 4:
             got = f"{where}, whose every second byte is NUL as in {encoding.upper()}"

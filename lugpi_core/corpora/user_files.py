@@ -8,10 +8,11 @@ from lugpi_core.corpora.delimited import delimited_columns
 from lugpi_core.corpora.json_files import json_rows
 from lugpi_core.corpora.options import suffix_of
 from lugpi_core.corpora.tables import Table, class_names, columns_of, parquet_features
-from lugpi_core.corpora.text_files import file_text
+from lugpi_core.corpora.text_files import SAMPLE_BYTES, check_content, file_text
 from lugpi_core.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+_HUB_PARTS = 2  # owner/name
 _USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -46,7 +47,7 @@ def _advice(path: Path) -> str:
     if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
         return "save the sheet as CSV (UTF-8)"
     if not path.suffix and not path.exists():
-        return f"check the path; for the Hugging Face hub write hf:{path}"
+        return "check the path" + (f"; for the Hugging Face hub write hf:{path.as_posix()}" if len(path.parts) == _HUB_PARTS else "")
     return "unpack it" if path.suffix.lower() in (".zip", ".bz2", ".xz", ".zst", ".gz") else "convert it to one of these"
 
 
@@ -65,6 +66,8 @@ def _parquet_table(path: Path, source: Split, wanted: Sequence[str], label_colum
     import pyarrow.parquet
 
     try:
+        with path.open("rb") as file:
+            check_content(file.read(SAMPLE_BYTES), str(path))
         schema = pyarrow.parquet.read_schema(path)
         outer = dict.fromkeys(name for wish in wanted for name in schema.names if wish == name or wish.startswith(f"{name}."))
         rows = pyarrow.parquet.read_table(path, columns=list(outer)).to_pylist()

@@ -48,7 +48,8 @@ def cut_missing_splits(
             raise _no_example(split, name, len(splits), in_groups=groups is not None)
     if groups is not None:
         _warn_of_divided_groups(groups, splits, name)
-    return [replace(example, split=split) for example, split in zip(examples, splits, strict=True)]
+    rows = zip(examples, splits, strict=True)
+    return [example if example.split == split else replace(example, split=split) for example, split in rows]
 
 
 def _no_example(split: Split, name: str, rows: int, *, in_groups: bool) -> InputError:

@@ -101,8 +101,9 @@ MULTI: list[Any] = [("b", "a"), (), ("c",), ("a",)]
         (["['b', 'a']", "[]", "['c']", "['a']"], None),
         ([{"a": 1, "b": True, "c": 0}, {"a": 0, "b": 0, "c": 0}, {"a": 0, "b": 0, "c": 1.0}, {"a": "1", "b": "0", "c": "False"}], None),
         ([{"b", "a"}, set(), {"c"}, {"a"}], None),
+        (["('b', 'a')", "()", "('c',)", "{'a'}"], None),
     ],
-    ids=["lists", "bars", "commas", "JSON in text", "Python in text", "objects", "sets"],
+    ids=["lists", "bars", "commas", "JSON in text", "Python in text", "objects", "sets", "tuples in text"],
 )
 def test_several_labels_are_read_in_every_form(cells: list[Any], separator: str | None) -> None:
     labels = _labels(cells, "multi-label", separator)
@@ -135,6 +136,7 @@ def test_columns_of_0_and_1_are_labels() -> None:
     ("cells", "separator", "message"),
     [
         (["a|b", "a"], None, r"2 missing or unusable labels .* 0, 1; expected a list of labels for each text; .*--label-separator '\|'"),
+        (["[0 2]", "[1]"], None, "the first '.0 2.': .*; write lists as JSON does"),
         ([["a"], None], None, "1 missing .* the first None: .* 1; .*--drop-unlabelled"),
         ([["a"], 3], None, "the first 3"),
         ([["a"], ["b", None]], None, r"the first \['b', None\]"),
@@ -199,6 +201,8 @@ def test_numbers_in_several_spellings() -> None:
         (["Health, Beauty", "Health, Fitness"], None),
         (["C++", "C", "C#"], None),
         (["R&B", "rock"], None),
+        (["joy", "fear", "joy fear"], (" ", ["joy fear"])),
+        (["very good", "good", "very bad", "bad"], None),
     ],
 )
 def test_combinations_of_other_labels_are_found(names: list[str], found: tuple[str, list[str]] | None) -> None:
@@ -210,6 +214,7 @@ def test_combinations_of_other_labels_are_found(names: list[str], found: tuple[s
     [
         (["a", "b", "a|b"], r"t: 1 label such as 'a\|b' read as classes of their own; .*--task multi-label --label-separator '\|'"),
         (["['a']", "['a', 'b']"], "2 labels such as .* if they are lists of labels: --task multi-label"),
+        (["0,5", "1,5"], "2 numbers such as '0,5', '1,5' read as classes"),
         (["1", "1.5", "2"], "1 number such as '1.5' read as classes; .*--task regression"),
         ([f"{n}.5" for n in range(5)], "5 numbers such as '0.5', '1.5', '2.5' read as classes"),
         (["Spam", "spam", "ham"], "labels 'Spam', 'spam' are different classes"),

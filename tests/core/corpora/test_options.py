@@ -4,11 +4,12 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
 
-from lugpi_core.corpora.options import CorpusOptions, HubName, dataset_name, default_run_dir, hub_name
+from lugpi_core.corpora.options import CorpusOptions, CorpusSettings, HubName, dataset_name, default_run_dir, hub_name, store_folder
 from lugpi_core.errors import InputError
 
 
@@ -78,3 +79,44 @@ def test_importing_the_flags_loads_no_heavy_library() -> None:
     code = f"import sys, lugpi_core.corpora.options; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_packed_file_and_a_folder_have_short_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "saved.v2").mkdir(parents=True)
+    assert dataset_name("reviews.csv.gz") == dataset_name("a/reviews.tsv") == dataset_name("reviews.JSON.GZ") == "reviews"
+    assert dataset_name("data/saved.v2") == dataset_name("data/saved.v2/") == "saved.v2"
+    assert dataset_name(".") == tmp_path.name
+    assert store_folder(Path("runs/r"), Path("more.txt.gz")) == Path("runs/r/tokens-more")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"label_separator": ""}, "an empty --label-separator"),
+        ({"text_pair_column": "text"}, "--text-column and --text-pair-column text; expected two columns"),
+        ({"task": "multilabel"}, "task='multilabel'; expected one of single-label, multi-label, regression"),
+        ({"test_split": "dev"}, "test_split='dev'; expected one of test, validation, none"),
+        ({"dedupe": "yes"}, "dedupe='yes'; expected True or False"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CorpusSettings(**flags)
+
+
+def test_the_command_line_has_the_settings_of_tasks_and_splits() -> None:
+    line = ["--dataset", "x.csv", "--task", "multi-label", "--label-separator", "|", "--text-pair-column", "b", "--dedupe", "--no-stratify"]
+    options = tyro.cli(CorpusOptions, args=[*line, "--group-column", "g", "--test-split", "none", "--drop-unlabelled"])
+    expected = CorpusOptions(
+        dataset="x.csv",
+        task="multi-label",
+        label_separator="|",
+        text_pair_column="b",
+        dedupe=True,
+        stratify=False,
+        group_column="g",
+        test_split="none",
+        drop_unlabelled=True,
+    )
+    assert options == expected

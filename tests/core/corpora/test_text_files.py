@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.corpora.text_files import file_text
+from lugpi_core.corpora.user_files import file_table
 from lugpi_core.errors import InputError
 
 TEXT = "text,label\nKäse 例,x\nbread,y\n"
@@ -47,5 +48,19 @@ def test_another_encoding_is_refused_for_what_it_is(tmp_path: Path, content: byt
 def test_a_zip_archive_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "t.csv", "w") as archive:
         archive.writestr("t.csv", TEXT)
-    with pytest.raises(InputError, match=r"the ZIP archive .*t\.csv; expected text; unpack it"):
+    with pytest.raises(InputError, match=r"a ZIP archive in .*t\.csv; expected the data themselves; unpack it"):
         file_text(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<!DOCTYPE html>\n<html>", "a web page in .*from its raw address"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", r"a pointer of Git LFS in .*git lfs pull"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_what_stands_in_for_the_data_is_named(tmp_path: Path, content: str, message: str, suffix: str) -> None:
+    (tmp_path / f"t{suffix}").write_text(content)
+    with pytest.raises(InputError, match=message):
+        file_table(tmp_path / f"t{suffix}", "train", ("text",))
