@@ -170,6 +170,9 @@ def _field_name(flag: str) -> str:
 
 
 def _unknown_flag(options: type, flag: str, prog: str) -> InputError:
+    """Return the error for a word that is no flag of the options, nor a value of one."""
+    if not flag.startswith("-"):
+        return InputError(got=f"the word {flag!r}, which no flag takes", expected="flags with their values", do=f"see {prog} --help")
     kinds = get_type_hints(options)
     flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)]
     flags += [f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(options) if kinds[field.name] is bool]

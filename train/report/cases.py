@@ -5,18 +5,26 @@ Shapes: N test examples, K classes, V shown models.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evidence.calibration import Reliability, answers, probabilities, reliability
+from lugpi_core.corpora.options import Task
+from train.evidence.calibration import Reliability, class_reliability, probabilities, reliability, same
 from train.evidence.fidelity import Teachers
+from train.evidence.resampling import MacroF1
 from train.evidence.row_figures import ScoredModel
+from train.learning.task_rules import rules_of
 
 Role = Literal["baseline", "teacher", "student"]
 Bools = NDArray[np.bool_]
+
+
+# Of a regression, the share of the examples with the largest errors that makes a case of its own.
+WORST_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,36 +34,62 @@ class ShownModel:
     Attributes:
         role: baseline, teacher or student.
         name: of its folder; of several teachers, all of them.
-        probabilities: float64 [N, K]; of several teachers, their mean, weighted by their shares.
-        answers: int64 [N].
-        labels: int64 [N].
-        reliability: of its answers.
+        outputs: float64 [N, K], probabilities, or numbers; of several teachers, their mean, weighted by their shares.
+        answers: int64 [N], float32 [N, K] of 0 and 1, or float64 [N].
+        labels: in the same form.
+        reliability: of its answers, or of the classes' probabilities if there are several labels; None of a regression.
+        task: what the labels are.
     """
 
     role: Role
     name: str
-    probabilities: NDArray[np.float64]
-    answers: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    reliability: Reliability
+    outputs: NDArray[np.float64]
+    answers: NDArray[Any]
+    labels: NDArray[Any]
+    reliability: Reliability | None
+    task: Task = "single-label"
+
+    @cached_property
+    def hits(self) -> Bools:
+        """bool [N], whether each answer is right, all of its classes if there are several; of a regression, whether its error is not among
+        the largest tenth."""
+        if self.task == "regression":
+            return np.asarray(self.errors <= np.quantile(self.errors, 1 - WORST_SHARE))
+        return same(self.answers, self.labels)
 
     @property
-    def hits(self) -> Bools:
-        """bool [N], whether each answer is right."""
-        hits: Bools = self.answers == self.labels
-        return hits
+    def errors(self) -> NDArray[np.float64]:
+        """float64 [N], the distance of each number from its label."""
+        return np.asarray(np.abs(self.answers - self.labels))
+
+    @property
+    def score(self) -> float | None:
+        """The primary metric of its answers; None where it is undefined."""
+        match self.task:
+            case "single-label":
+                return float(self.hits.mean())
+            case "multi-label":
+                return MacroF1(self.labels > 0, self.answers > 0).value
+            case "regression":
+                return rules_of(self.task).scores(self.labels, self.answers[:, None])["spearman"]
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """float64 [N], the probability of each answer."""
-        return np.asarray(np.take_along_axis(self.probabilities, self.answers[:, None], axis=1)[:, 0])
+        """float64 [N], the probability of each answer of one class."""
+        return np.asarray(np.take_along_axis(self.outputs, self.answers[:, None], axis=1)[:, 0])
 
     @property
     def confusion(self) -> NDArray[np.int64]:
         """int64 [K, K], how many examples of a class (row) got an answer (column)."""
-        classes = self.probabilities.shape[1]
+        classes = self.outputs.shape[1]
         counts: NDArray[np.int64] = np.bincount(self.labels * classes + self.answers, minlength=classes**2).reshape(classes, classes)
         return counts
+
+    @property
+    def class_f1(self) -> NDArray[np.float64]:
+        """float64 [K], the F1 of each class if there are several labels."""
+        found_K, named_K = np.split(MacroF1(self.labels > 0, self.answers > 0).parts.sum(axis=0), 2)
+        return np.asarray(2 * found_K / np.maximum(named_K, 1))
 
 
 def shown_model(role: Role, model: ScoredModel) -> ShownModel:
@@ -64,10 +98,11 @@ def shown_model(role: Role, model: ScoredModel) -> ShownModel:
     return ShownModel(
         role=role,
         name=model.folder.name,
-        probabilities=probabilities(test.logits),
-        answers=answers(test.logits),
+        outputs=probabilities(test.logits) if test.task == "single-label" else rules_of(test.task).outputs(test.logits),
+        answers=test.predicted,
         labels=test.labels,
-        reliability=reliability(test.logits, test.labels),
+        reliability=_reliability(test.task, test.logits, test.labels),
+        task=test.task,
     )
 
 
@@ -76,16 +111,24 @@ def shown_teachers(teachers: Teachers) -> ShownModel:
     if len(teachers.models) == 1:
         return shown_model("teacher", teachers.models[0])
     test = teachers.models[0].test
-    parts = zip(teachers.shares, teachers.models, strict=True)
-    mixed_NK = np.asarray(sum(share * probabilities(teacher.test.logits) for share, teacher in parts))
+    outputs_NK = teachers.outputs
+    least = np.finfo(np.float64).tiny
+    logits_NK = np.log(np.maximum(outputs_NK, least)) - (np.log(np.maximum(1 - outputs_NK, least)) if test.task == "multi-label" else 0)
     return ShownModel(
         role="teacher",
         name=" + ".join(teacher.folder.name for teacher in teachers.models),
-        probabilities=mixed_NK,
+        outputs=outputs_NK,
         answers=teachers.answers,
         labels=test.labels,
-        reliability=reliability(np.log(np.maximum(mixed_NK, np.finfo(np.float64).tiny)), test.labels),
+        reliability=_reliability(test.task, logits_NK, test.labels),
+        task=test.task,
     )
+
+
+def _reliability(task: Task, logits_NK: NDArray[np.float64], labels: NDArray[Any]) -> Reliability | None:
+    if task == "regression":
+        return None
+    return reliability(logits_NK, labels) if task == "single-label" else class_reliability(logits_NK, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +147,20 @@ class Case:
 
 
 def cases_of(models: Sequence[ShownModel]) -> list[Case]:
-    """Return the cases of the shown models: one is wrong where another is right, their answers differ, all are right, all are wrong."""
+    """Return the cases of the shown models: one is wrong where another is right, their answers differ, all are right, all are wrong. Of a
+    regression: one is farther from the label than another, and the largest errors of each."""
+    if models and models[0].task == "regression":
+        return [
+            *(
+                Case(
+                    key=f"{first.role}-farther-{second.role}-nearer",
+                    label=f"{first.role} farther, {second.role} nearer",
+                    holds=np.asarray(first.errors > second.errors),
+                )
+                for first, second in permutations(models, 2)
+            ),
+            *(Case(key=f"{model.role}-worst", label=f"the largest errors of the {model.role}", holds=~model.hits) for model in models),
+        ]
     cases = [
         Case(
             key=f"{first.role}-wrong-{second.role}-right", label=f"{first.role} wrong, {second.role} right", holds=~first.hits & second.hits
@@ -115,9 +171,8 @@ def cases_of(models: Sequence[ShownModel]) -> list[Case]:
         return cases
     hits = np.array([model.hits for model in models])
     if len(models) > 1:
-        answers_VN = np.array([model.answers for model in models])
-        differ = np.asarray((answers_VN != answers_VN[0]).any(axis=0))
-        cases.append(Case(key="answers-differ", label="the answers differ", holds=differ))
+        differ = np.any([~same(model.answers, models[0].answers) for model in models[1:]], axis=0)
+        cases.append(Case(key="answers-differ", label="the answers differ", holds=np.asarray(differ)))
     every = "all" if len(models) > 1 else models[0].role
     cases.append(Case(key="all-right", label=f"{every} right", holds=np.asarray(hits.all(axis=0))))
     cases.append(Case(key="all-wrong", label=f"{every} wrong", holds=np.asarray(~hits.any(axis=0))))
@@ -150,7 +205,8 @@ def chosen_examples(pattern_N: NDArray[np.int64], has_image_N: Bools, count: int
 
 @dataclass(frozen=True, kw_only=True)
 class ClassChange:
-    """How a model's answers to one class's test examples differ from another's: how many became right, and how many wrong."""
+    """How a model's answers to one class's test examples differ from another's: how many became right, and how many wrong. With several
+    labels, its yes or no for the class to every test example."""
 
     label: int
     examples: int
@@ -159,12 +215,18 @@ class ClassChange:
 
 
 def changes_by_class(before: ShownModel, after: ShownModel) -> list[ClassChange]:
-    """Return the changes of every class that has test examples, the greatest gain first."""
-    classes, labels = after.probabilities.shape[1], after.labels
+    """Return the changes of every class that has test examples, the greatest gain first. Not of a regression."""
+    classes = after.outputs.shape[1]
+    if after.task == "multi-label":
+        concerned_NK = np.ones(after.labels.shape, bool)
+        was_right_NK, is_right_NK = (model.answers == model.labels for model in (before, after))
+    else:
+        concerned_NK = after.labels[:, None] == np.arange(classes)
+        was_right_NK, is_right_NK = (concerned_NK & model.hits[:, None] for model in (before, after))
     counted = {
-        "examples": np.bincount(labels, minlength=classes),
-        "repaired": np.bincount(labels[after.hits & ~before.hits], minlength=classes),
-        "broken": np.bincount(labels[before.hits & ~after.hits], minlength=classes),
+        "examples": concerned_NK.sum(axis=0),
+        "repaired": (is_right_NK & ~was_right_NK).sum(axis=0),
+        "broken": (was_right_NK & ~is_right_NK).sum(axis=0),
     }
     changes = [ClassChange(label=k, **{name: int(counts[k]) for name, counts in counted.items()}) for k in range(classes)]
     return sorted((change for change in changes if change.examples), key=lambda change: (change.broken - change.repaired, change.label))

@@ -6,7 +6,7 @@ Lengths are in units of each chart's viewBox, about a CSS pixel on a phone. Shap
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ _WIDTH = 340.0
 _LABEL_LETTERS = 18
 # Share of the largest value; curves whose values differ by less become a level line.
 _LEAST_SPAN = 0.01
+_MOST_POINTS = 1500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,9 @@ class Chart:
     shapes: Sequence[Rect | Line | Curve | Text]
 
 
-def reliability_chart(reliability: Reliability, title: str) -> Chart:
+def reliability_chart(reliability: Reliability, title: str, *, is_of_classes: bool = False) -> Chart:
     """Return a reliability diagram: accuracy over confidence with a bar per bin, the diagonal of perfect calibration, and below it how many
-    examples each bin has."""
+    examples each bin has. With ``is_of_classes``, of several labels: how often texts have a class over its probability."""
     left, top, side, strip = 34.0, 8.0, 296.0, 36.0
     step = side / len(reliability.counts)
     base, floor = top + side, top + side + 22 + strip
@@ -91,6 +92,8 @@ def reliability_chart(reliability: Reliability, title: str) -> Chart:
         confidence, accuracy = float(reliability.confidence[m]), float(reliability.accuracy[m])
         x, width = left + m * step + 1, step - 2
         words = f"{count:,} answers, {accuracy:.1%} of them right, at a mean confidence of {confidence:.1%}"
+        if is_of_classes:
+            words = f"{count:,} times a text and a class, {accuracy:.1%} of the texts have it, at a mean probability of {confidence:.1%}"
         share = strip * int(count) / int(reliability.counts.max())
         shapes += [
             Rect(kind="bar", x=x, width=width, y=base - side * accuracy, height=max(side * accuracy, 1.0)),
@@ -101,20 +104,39 @@ def reliability_chart(reliability: Reliability, title: str) -> Chart:
     shapes.append(Line(kind="diagonal", x1=left, y1=base, x2=left + side, y2=top))
     marks = ((0, "start"), (0.5, "middle"), (1, "end"))
     shapes += [Text(left + share * side, base + 14, f"{share:.0%}", anchor) for share, anchor in marks]
-    shapes.append(Text(left + side / 2, floor + 14, "confidence, and how many answers have it", "middle"))
+    below = "probability of a class, and how often it occurs" if is_of_classes else "confidence, and how many answers have it"
+    shapes.append(Text(left + side / 2, floor + 14, below, "middle"))
     return Chart(width=_WIDTH, height=floor + 20, title=title, shapes=shapes)
 
 
-def curves_chart(lines: Sequence[tuple[str | None, Sequence[float]]], title: str, *, is_share: bool) -> Chart:
+def numbers_chart(labels_N: NDArray[Any], answers_N: NDArray[Any], title: str) -> Chart:
+    """Return the numbers that a model answers over the labels, with the diagonal on which they are equal; of more than 1,500 examples,
+    evenly spaced ones by label."""
+    left, top, side = 44.0, 8.0, 286.0
+    shown = np.argsort(labels_N, kind="stable")[:: -(-len(labels_N) // _MOST_POINTS)]
+    marks = ticks(float(min(labels_N.min(), answers_N.min())), float(max(labels_N.max(), answers_N.max())))
+    low, span, base = marks[0], marks[-1] - marks[0], top + side
+    shapes = [*_grid(left, top, side, side, marks, lambda value: f"{value:.4g}")]
+    shapes.append(Line(kind="diagonal", x1=left, y1=base, x2=left + side, y2=top))
+    for label, answer in zip(labels_N[shown].tolist(), answers_N[shown].tolist(), strict=True):
+        x, y = left + side * (label - low) / span, base - side * (answer - low) / span
+        shapes.append(Rect(kind="bar", x=x - 2, y=y - 2, width=4.0, height=4.0, title=f"label {label:.6g}, answer {answer:.6g}"))
+    shapes += [Text(left, base + 14, f"{marks[0]:.4g}", "start"), Text(left + side, base + 14, f"{marks[-1]:.4g}", "end")]
+    shapes.append(Text(left + side / 2, base + 14, "label", "middle"))
+    return Chart(width=_WIDTH, height=base + 20, title=title, shapes=shapes)
+
+
+def curves_chart(lines: Sequence[tuple[str | None, Sequence[float | None]]], title: str, *, is_share: bool) -> Chart:
     """Return values by epoch as lines.
 
     Args:
-        lines: each with its role, which decides its colour, None for one in the background; and a value per epoch.
+        lines: each with its role, which decides its colour, None for one in the background; and a value per epoch, None where there is
+            none, but not everywhere.
         title: of the chart.
         is_share: whether values are written in percent.
     """
     left, top, width, height = 38.0, 8.0, 292.0, 190.0
-    values = [value for _, line in lines for value in line]
+    values = [value for _, line in lines for value in line if value is not None]
     most = max(values)
     marks = ticks(min(*values, most - _LEAST_SPAN * max(abs(most), 1e-6)), most)
     low, high = marks[0], marks[-1]
@@ -124,6 +146,7 @@ def curves_chart(lines: Sequence[tuple[str | None, Sequence[float]]], title: str
         points = tuple(
             (left + width * (n / (longest - 1) if longest > 1 else 0.5), top + height * (1 - (value - low) / (high - low)))
             for n, value in enumerate(line)
+            if value is not None
         )
         shapes.append(Curve(kind=role or "other", points=points, has_dots=role is not None or len(points) == 1))
     shapes += [Text(left, top + height + 16, "epoch 1", "start"), Text(left + width, top + height + 16, str(longest), "end")]

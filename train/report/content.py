@@ -6,6 +6,7 @@ from typing import Any
 
 from lugpi_core.corpora.corpus import Corpus
 from train.evidence.table_report import TableReport
+from train.learning.task_rules import Metric
 from train.report.cases import Case, Role, ShownModel
 
 
@@ -26,22 +27,36 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One model's training: a value per epoch. ``role`` is that of a shown model, None for a model in the background."""
+    """One model's training: a value per epoch. ``role`` is that of a shown model, None for a model in the background.
+
+    Attributes:
+        losses: mean training losses.
+        scores: of the validation examples, in the metric that decided which epoch was the best; None where it was undefined.
+    """
 
     name: str
     role: Role | None
     losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    scores: Mapping[Metric, tuple[float | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownAnswer:
-    """A shown model's answer to one example: a class and its probability."""
+    """A shown model's answer to one example.
+
+    Attributes:
+        role: of the model.
+        answer: the class, the classes with their probabilities, or the number, in words.
+        confidence: the probability of a single class; else None.
+        is_right: None of a number.
+        note: the error of a number; else empty.
+    """
 
     role: Role
-    answer: int
-    confidence: float
-    is_right: bool
+    answer: str
+    confidence: float | None
+    is_right: bool | None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +66,9 @@ class ShownExample:
     Attributes:
         row: of the corpus.
         id: in the corpus.
-        label: its class.
-        text: its beginning.
+        classes: its class or classes; empty of a regression.
+        label: its class, classes or number, in words.
+        text: its beginning; of a pair, both texts.
         text_letters: length of the whole text.
         prompt: the beginning of the prompt, or None where that is the text.
         image: WebP bytes, or None.
@@ -63,7 +79,8 @@ class ShownExample:
 
     row: int
     id: str
-    label: int
+    classes: tuple[int, ...]
+    label: str
     text: str
     text_letters: int
     prompt: str | None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,14 @@ from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import ALL, Row, chosen_tables, rows_of
 from train.evidence.schedule import Outcome
 from train.evidence.table_report import TablePlan, TableReport, table_report
+from train.learning.task_rules import Metric
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
 
 # The most that the page shows of an example, so that 200 of them stay below 10 MB.
 TEXT_LETTERS, PROMPT_LETTERS, IMAGE_BYTES = 3000, 300, 20_000
+# What stands between the texts of a pair, and for the classes of an example that has none of them.
+PAIR, NO_CLASS = " ⏎ ", "no class"
 # The generator whose images are emoji: no reader minds these.
 _HARMLESS_GENERATOR = "demo"
 
@@ -179,22 +182,42 @@ def _chosen(corpus: Corpus, selection: Selection, models: Sequence[ShownModel], 
 
 def _example(corpus: Corpus, row: int, n: int, models: Sequence[ShownModel], cases: Sequence[Case], marks: Marks) -> ShownExample:
     example = corpus.examples[row]
+    text = example.text if example.pair is None else f"{example.text} {example.pair}"  # as the generator reads a pair
+    shown = example.text if example.pair is None else f"{example.text}{PAIR}{example.pair}"
     flags = {"prompt cut": marks.prompt_cut, "failed image": marks.failed}
+    is_number = corpus.task == "regression"
+    classes = () if is_number else example.target if isinstance(example.target, tuple) else (example.label,)
     return ShownExample(
         row=row,
         id=example.id,
-        label=example.label,
-        text=example.text[:TEXT_LETTERS],
-        text_letters=len(example.text),
-        prompt=None if example.prompt == example.text else example.prompt[:PROMPT_LETTERS],
+        classes=classes,
+        label=f"{example.target:.6g}" if isinstance(example.target, float) else _names(corpus, classes),
+        text=shown[:TEXT_LETTERS],
+        text_letters=len(shown),
+        prompt=None if example.prompt == text else example.prompt[:PROMPT_LETTERS],
         image=marks.images.get(row),
         flags=tuple(name for name, has_flag in flags.items() if has_flag is not None and has_flag[row]),
         cases=tuple(case.key for case in cases if case.holds[n]),
-        answers=tuple(
-            ShownAnswer(role=model.role, answer=int(model.answers[n]), confidence=float(model.confidence[n]), is_right=bool(model.hits[n]))
-            for model in models
-        ),
+        answers=tuple(_answer(corpus, model, n) for model in models),
     )
+
+
+def _answer(corpus: Corpus, model: ShownModel, n: int) -> ShownAnswer:
+    match model.task:
+        case "single-label":
+            name = corpus.label_names[int(model.answers[n])]
+            return ShownAnswer(role=model.role, answer=name, confidence=float(model.confidence[n]), is_right=bool(model.hits[n]))
+        case "multi-label":
+            given = [f"{corpus.label_names[k]} {model.outputs[n, k]:.0%}" for k in np.flatnonzero(model.answers[n])]
+            return ShownAnswer(role=model.role, answer=", ".join(given) or NO_CLASS, confidence=None, is_right=bool(model.hits[n]))
+        case "regression":
+            number, error = float(model.answers[n]), float(model.answers[n] - model.labels[n])
+            return ShownAnswer(role=model.role, answer=f"{number:.6g}", confidence=None, is_right=None, note=f"error {error:+.3g}")
+
+
+def _names(corpus: Corpus, classes: Sequence[int]) -> str:
+    """Return the names of an example's classes; of none, that it has none."""
+    return ", ".join(corpus.label_names[k] for k in classes) or NO_CLASS
 
 
 def _curves(finished: Mapping[str, ScoredModel], models: Sequence[ShownModel]) -> tuple[Curve, ...]:
@@ -205,7 +228,11 @@ def _curves(finished: Mapping[str, ScoredModel], models: Sequence[ShownModel]) -
             name=name,
             role=role_of.get(name),
             losses=tuple(record["loss"] for record in model.metrics["history"] if "loss" in record),
-            accuracies=tuple(record["validation_accuracy"] for record in model.metrics["history"] if "validation_accuracy" in record),
+            scores={
+                metric: tuple(record[recorded] for record in model.metrics["history"])
+                for metric in get_args(Metric)
+                if (recorded := f"validation_{metric}") in model.metrics["history"][0]
+            },
         )
         for name, model in finished.items()
     ]

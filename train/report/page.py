@@ -8,21 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from markupsafe import Markup
 
-from train.evidence.records import Verdict, difference_text
+from train.evidence.records import UNDEFINED, Verdict, difference_text, unit
 from train.evidence.render import fidelity_header, header, model_cells, others_header
 from train.evidence.rows import MORE
+from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
-from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, reliability_chart
+from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, numbers_chart, reliability_chart
 from train.report.content import ReportContent, ShownExample
 from train.report.templates import jinja_environment
 
 # More classes do not fit into a matrix or a chart; the lists next to them name what matters most.
-MOST_IN_A_MATRIX, MOST_CHANGES, MOST_CONFUSIONS = 40, 24, 8
+MOST_IN_A_MATRIX, MOST_CHANGES, MOST_CONFUSIONS, MOST_CLASSES = 40, 24, 8, 100
 # Longer texts are folded, and cut at a blank near there.
 _OPEN_LETTERS = 220
 _ASSETS = Path(__file__).with_name("assets")
@@ -46,10 +47,18 @@ def page(content: ReportContent) -> str:
             result_tables=_result_tables(content),
             fidelity_table=_table(content.tables.fidelity.title, fidelity_header(content.tables.task), content.tables.fidelity_cells()),
             changes=_changes(content),
+            metric=METRIC_NAMES[rules_of(content.tables.task).metrics[0]],
+            scores={model.role: UNDEFINED if model.score is None else f"{model.score:.3f}" for model in content.models},
             reliability_charts=[
-                reliability_chart(model.reliability, f"Reliability diagram of the {model.role}") for model in content.models
+                reliability_chart(
+                    model.reliability, f"Reliability diagram of the {model.role}", is_of_classes=content.tables.task == "multi-label"
+                )
+                for model in content.models
+                if model.reliability is not None
             ],
             confusions=_confusions(content),
+            class_table=_class_table(content),
+            numbers=_numbers_charts(content),
             curves=_curve_charts(content),
             facts=_facts(content),
             filters=_filters(content),
@@ -82,14 +91,13 @@ def _shown_verdicts(content: ReportContent) -> list[Verdict]:
 
 
 def _gains(content: ReportContent) -> dict[str, str]:
-    """Return each shown model's difference from the baseline in points, by its role."""
+    """Return each shown model's difference from the baseline with its unit, by its role; none where a score is undefined."""
     baseline = content.model("baseline")
-    others = [model for model in content.models if model is not baseline]
-    return (
-        {}
-        if baseline is None
-        else {model.role: difference_text(float(model.hits.mean() - baseline.hits.mean()), "accuracy") for model in others}
-    )
+    metric = rules_of(content.tables.task).metrics[0]
+    if baseline is None or baseline.score is None:
+        return {}
+    scores = {model.role: model.score for model in content.models if model is not baseline}
+    return {role: difference_text(score - baseline.score, metric) + unit(metric) for role, score in scores.items() if score is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +155,7 @@ class _Changes:
 
 def _changes(content: ReportContent) -> _Changes | None:
     baseline, student = content.model("baseline"), content.model("student")
-    if baseline is None or student is None:
+    if baseline is None or student is None or content.tables.task == "regression":
         return None
     changes = changes_by_class(baseline, student)
     largest = sorted(changes, key=lambda change: -abs(change.repaired - change.broken))[:MOST_CHANGES]
@@ -172,6 +180,9 @@ class _Confusions:
 
 
 def _confusions(content: ReportContent) -> list[_Confusions]:
+    """Return the confusions of answers of a single class."""
+    if content.tables.task != "single-label":
+        return []
     names = content.corpus.label_names
     has_matrix = len(names) <= MOST_IN_A_MATRIX
     confusions = []
@@ -186,17 +197,38 @@ def _confusions(content: ReportContent) -> list[_Confusions]:
     return confusions
 
 
+def _class_table(content: ReportContent) -> _Table | None:
+    """Return how many test examples each class has, and the F1 of each shown model, the most frequent classes first; None unless there are
+    several labels."""
+    if content.tables.task != "multi-label" or not content.models:
+        return None
+    counts_K = content.models[0].labels.sum(axis=0).astype(int)
+    f1_of = [model.class_f1 for model in content.models]
+    names = content.corpus.label_names
+    rows = [
+        (names[k], f"{counts_K[k]:,}", *(f"{f1_K[k]:.3f}" for f1_K in f1_of)) for k in np.argsort(-counts_K, kind="stable")[:MOST_CLASSES]
+    ]
+    header = ("class", "test examples", *(model.role for model in content.models))
+    return _Table(title="F1 of each class on the test split", header=header, rows=rows)
+
+
+def _numbers_charts(content: ReportContent) -> list[Chart]:
+    """Return each shown model's answers over the labels, of a regression."""
+    if content.tables.task != "regression":
+        return []
+    return [numbers_chart(model.labels, model.answers, f"Answers of the {model.role} over the labels") for model in content.models]
+
+
 def _curve_charts(content: ReportContent) -> list[Chart]:
-    """Return the charts of validation accuracy and training loss, as far as they were recorded."""
-    wanted: tuple[tuple[Literal["accuracies", "losses"], str, bool], ...] = (
-        ("accuracies", "Validation accuracy by epoch", True),
-        ("losses", "Training loss by epoch", False),
-    )
+    """Return the charts of the validation score, one for each metric that decided, and of the training loss, as far as recorded."""
     charts = []
-    for values, title, is_share in wanted:
-        lines = [(curve.role, getattr(curve, values)) for curve in content.curves if getattr(curve, values)]
-        charts += [curves_chart(lines, title, is_share=is_share)] if lines else []
-    return charts
+    for metric in get_args(Metric):
+        lines = [(curve.role, curve.scores[metric]) for curve in content.curves if metric in curve.scores]
+        lines = [(role, line) for role, line in lines if any(score is not None for score in line)]
+        title = f"Validation {METRIC_NAMES[metric]} by epoch"
+        charts += [curves_chart(lines, title, is_share=metric == "accuracy")] if lines else []
+    losses = [(curve.role, curve.losses) for curve in content.curves if curve.losses]
+    return charts + ([curves_chart(losses, "Training loss by epoch", is_share=False)] if losses else [])
 
 
 def _facts(content: ReportContent) -> dict[str, Any]:
@@ -223,17 +255,21 @@ def _listed(record: Mapping[str, Any], *names: str) -> str:
 
 def _filter_data(content: ReportContent) -> list[dict[str, object]]:
     """Return what the filters need of each example, as a JSON value."""
-    names = content.corpus.label_names
+    has_one = content.tables.task == "single-label"
     return [
         {
             "row": example.row,
-            "label": example.label,
+            "label": example.classes[0] if has_one else list(example.classes),
             "cases": list(example.cases),
             "flags": list(example.flags),
-            "answers": {answer.role: [names[answer.answer], round(answer.confidence, 4)] for answer in example.answers},
+            "answers": {answer.role: [answer.answer, *_rounded(answer.confidence)] for answer in example.answers},
         }
         for example in content.examples
     ]
+
+
+def _rounded(confidence: float | None) -> list[float]:
+    return [] if confidence is None else [round(confidence, 4)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +288,7 @@ class _Filters:
 
 def _filters(content: ReportContent) -> _Filters:
     of_case = Counter(case for example in content.examples for case in example.cases)
-    of_class = Counter(example.label for example in content.examples)
+    of_class = Counter(label for example in content.examples for label in example.classes)
     return _Filters(
         cases=[(case, of_case[case.key], int(case.holds.sum())) for case in content.cases if of_case[case.key]],
         classes=[(label, content.corpus.label_names[label], of_class[label]) for label in sorted(of_class)],

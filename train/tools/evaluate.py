@@ -107,9 +107,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     logits_NK = predicted_logits(classifier, texts.texts, compute, batch_size=options.batch_size, pairs=texts.pairs)
     seconds = time.perf_counter() - start_s
     if not bool(logits_NK.isfinite().all()):
-        raise InputError(
-            got=f"logits of {options.model} that are not finite", expected="finite ones", do="use --dtype float32, or train it again"
-        )
+        do = "give another --model" if compute.dtype == "float32" else "use --dtype float32"
+        raise InputError(got=f"logits of {options.model} in {compute.dtype} that are not finite", expected="finite ones", do=do)
     write_answers(options.written, texts.ids, logits_NK, classifier, separator=options.separator)
     return {
         "command": "evaluate",

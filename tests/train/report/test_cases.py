@@ -19,7 +19,7 @@ def model_with(role: Role, answers: list[int]) -> ShownModel:
     return ShownModel(
         role=role,
         name=role,
-        probabilities=shares,
+        outputs=shares,
         answers=np.array(answers),
         labels=LABELS,
         reliability=reliability(logits, LABELS),

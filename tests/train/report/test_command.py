@@ -75,7 +75,8 @@ def test_answers_are_those_of_the_predictions(corpus_csv: Path, run: Path) -> No
     assert [one.row for one in shown.examples] == corpus.rows("test")
     wrong = {role: [] for role in ("baseline", "teacher", "student")}  # type: dict[str, list[int]]
     for n, one in enumerate(shown.examples):
-        assert one.label == corpus.examples[one.row].label
+        assert one.classes == (corpus.examples[one.row].label,)
+        assert one.label == corpus.label_names[corpus.examples[one.row].label]
         for answer in one.answers:
             assert answer.is_right is (answer.answer == one.label)
             # The highest logit is 1 + row % 4, the two others 0.

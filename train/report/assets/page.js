@@ -18,7 +18,7 @@
       const example = examples[Number(card.dataset.n)];
       const fits =
         (!byCase.value || example.cases.includes(byCase.value)) &&
-        (!byClass.value || example.label === Number(byClass.value)) &&
+        (!byClass.value || [example.label].flat().includes(Number(byClass.value))) &&
         flags.every((flag) => example.flags.includes(flag));
       card.hidden = !fits;
       shown += fits;
