@@ -288,13 +288,12 @@ def memory_in_one_line(do: str) -> Iterator[None]:
 
 
 def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
-    from lugpi_core.store.manifest import shard_name
     from lugpi_core.store.writer import ColumnWriter
 
     writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
     for writer in writers.values():
         for shard, fault in writer.taken_back.items():
-            say(f"{writer.folder / shard_name(shard)}: {fault}; its damaged rows are generated again")
+            say(f"{writer.folder / writer.spec.shard_name(shard)}: {fault}; its damaged rows are generated again")
     return writers
 
 

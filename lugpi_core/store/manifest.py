@@ -58,6 +58,11 @@ class ColumnSpec:
         """The hash of the fingerprint, 32 hex digits; it is stored in every shard and seeds the hashes of the rows."""
         return digest(self.fingerprint)
 
+    def shard_name(self, shard: int) -> str:
+        """Return the file name of a final shard. No column of other rows has the same, because HDF5 looks for the sources of a view in
+        other folders too, and takes any file of that name."""
+        return f"shard-{shard:05d}-{digest([self.digest, self.rows, self.shard_rows])[:8]}.h5"
+
     def layout(self, shard: int) -> ShardLayout:
         """Return the layout of one shard."""
         first = shard * self.shard_rows
@@ -71,9 +76,14 @@ class ColumnSpec:
         )
 
 
-def shard_name(shard: int) -> str:
-    """Return the file name of a committed shard."""
+def plain_shard_name(shard: int) -> str:
+    """Return what the names of a shard's unfinished files and of its lease begin with. Earlier versions named the final file so."""
     return f"shard-{shard:05d}.h5"
+
+
+def final_names(spec: ColumnSpec, shard: int) -> tuple[str, str]:
+    """Return the names that a final shard can have: the one it gets, and that of earlier versions and of some foreign programs."""
+    return spec.shard_name(shard), plain_shard_name(shard)
 
 
 def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
@@ -218,7 +228,8 @@ def _check_place(spec: ColumnSpec, shard: int, record: Record) -> None:
     # A manifest may come from anywhere: a record must name its own shard's file in this folder, and its datasets must lie inside that file.
     layout = spec.layout(shard)
     stated = {key: record[key] for key in ("file", "first_row", "rows")}
-    if shard not in range(spec.shards) or stated != {"file": shard_name(shard), "first_row": layout.first_row, "rows": layout.rows}:
+    place = {"first_row": layout.first_row, "rows": layout.rows}
+    if shard not in range(spec.shards) or stated not in [{"file": name, **place} for name in final_names(spec, shard)]:
         raise ValueError(f"shard {shard} is recorded as {stated}")
     if record["offsets"].keys() != layout.datasets.keys():
         raise ValueError(f"shard {shard} has the datasets {', '.join(record['offsets'])}")

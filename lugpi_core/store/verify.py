@@ -17,7 +17,7 @@ from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.foreign_files import structure_faults
 from lugpi_core.store.layout import FLAGS, LATENTS, TINY, ShardLayout
 from lugpi_core.store.lease import ShardBusy
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest, shard_name
+from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, final_names, load_manifest, plain_shard_name
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset, sha256_of
 from lugpi_core.store.virtual_view import VIEW, view_is_current
@@ -207,13 +207,12 @@ def _flagged(folder: Path, spec: ColumnSpec, record: Record) -> Finding:
 
 
 def _unfinished(folder: Path, spec: ColumnSpec, shard: int) -> Finding:
-    layout, final = spec.layout(shard), folder / shard_name(shard)
-    partial = final.with_name(f"{final.name}.partial")
-    files = (final, partial, partial.with_suffix(".suspect"))
+    layout, partial = spec.layout(shard), folder / f"{plain_shard_name(shard)}.partial"
+    files = (*(folder / name for name in final_names(spec, shard)), partial, partial.with_suffix(".suspect"))
     valid = np.logical_or.reduce([check_rows(path, layout) for path in files])
     detail = f"not final; {np.count_nonzero(valid)} of {layout.rows} rows are there"
-    rows = _numbered(layout, np.flatnonzero(~valid))
-    return Finding(place=f"{folder.name}/{final.name}", kind="missing", rows=rows, detail=detail, column=folder.name, shard=shard)
+    rows, place = _numbered(layout, np.flatnonzero(~valid)), f"{folder.name}/{spec.shard_name(shard)}"
+    return Finding(place=place, kind="missing", rows=rows, detail=detail, column=folder.name, shard=shard)
 
 
 def _numbered(layout: ShardLayout, rows: NDArray[np.int64]) -> tuple[int, ...]:

@@ -22,10 +22,11 @@ from lugpi_core.store.manifest import (
     Record,
     add_records,
     drop_record,
+    final_names,
     load_manifest,
     open_manifest,
+    plain_shard_name,
     refuse_other,
-    shard_name,
 )
 from lugpi_core.store.reader import refuse_damaged
 from lugpi_core.store.shard import ShardWriter, check_record, check_rows, create_shard, is_foreign, is_intact, make_final, sha256_of
@@ -35,8 +36,8 @@ _DIGEST = re.compile(rb"[0-9a-f]{32}")
 
 def missing_bytes(store: Path, spec: ColumnSpec) -> int:
     """Return how many bytes of disk a column still needs: whole files for the shards that do not exist in any form."""
-    present = {path.name.split(".")[0] for path in (store / spec.name).glob("shard-*.h5*")}
-    absent = [shard for shard in range(spec.shards) if shard_name(shard).split(".")[0] not in present]
+    present = {path.name.replace(".", "-").split("-")[1] for path in (store / spec.name).glob("shard-*.h5*")}
+    absent = [shard for shard in range(spec.shards) if f"{shard:05d}" not in present]
     full, last = (structure(spec.layout(shard)).file_bytes for shard in (0, spec.shards - 1))
     return len(absent) * full - (full - last if spec.shards - 1 in absent else 0)
 
@@ -94,7 +95,7 @@ class ColumnWriter:
         """
         record = self.records[shard]
         refuse_damaged(self.folder, record, content=True)
-        place = ShardPlace(self._final(shard), self.spec.layout(shard), record["offsets"], record["bytes"])
+        place = ShardPlace(self.folder / record["file"], self.spec.layout(shard), record["offsets"], record["bytes"])
         return np.array(ColumnMap([place]).view(self.spec.what, 0))
 
     def claim(self, shard: int) -> ShardWriter | None:
@@ -108,7 +109,7 @@ class ColumnWriter:
             self.refresh()
             if self.is_committed(shard):
                 return None
-            lease = take_lease(self.folder / f".{shard_name(shard)}.lease", lock)
+            lease = take_lease(self._lease(shard), lock)
         try:
             self._prepare(shard)
             return ShardWriter(self._partial(shard), self.spec.layout(shard), lease)
@@ -122,11 +123,11 @@ class ColumnWriter:
         Raises:
             InputError: a row was never written, or does not read back as it was written.
         """
-        record = writer.sync_and_check() | {"file": shard_name(shard), "versions": dict(versions())}
+        record = writer.sync_and_check() | {"file": self.spec.shard_name(shard), "versions": dict(versions())}
         with locked(self.folder):
             self.refresh()
             writer.confirm()
-            make_final(writer.path, self._final(shard))
+            make_final(writer.path, self.folder / record["file"])
             add_records(self.folder, self.spec, {shard: record})
         self.records[shard] = record
         writer.close()
@@ -137,7 +138,7 @@ class ColumnWriter:
         for shard, record in self.records.items():
             if "sha256" not in record:
                 with suppress(FileNotFoundError):  # another process has taken it back
-                    strong = sha256_of(self._final(shard))
+                    strong = sha256_of(self.folder / record["file"])
                     if check_record(self.folder, record, content=True) is None:  # never the hash of a damaged file
                         new[shard] = strong
         if not new:
@@ -166,8 +167,9 @@ class ColumnWriter:
 
     def _prepare(self, shard: int) -> None:
         """Create a ``.partial`` of full structure with every valid row of any file of this shard."""
-        layout, final, partial = self.spec.layout(shard), self._final(shard), self._partial(shard)
-        found = [path for path in (final, partial, partial.with_suffix(".suspect")) if path.is_file()]
+        layout, partial = self.spec.layout(shard), self._partial(shard)
+        finals = [self.folder / name for name in final_names(self.spec, shard)]
+        found = [path for path in (*finals, partial, partial.with_suffix(".suspect")) if path.is_file()]
         if found == [partial] and is_intact(partial, layout):
             return
         # A final file without a record was renamed but not recorded (killed in between), or its record was dropped. It is copied, not
@@ -184,14 +186,15 @@ class ColumnWriter:
     def _fault(self, shard: int, record: Record, check_content: bool) -> str | None:
         if fault := check_record(self.folder, record, content=check_content):
             return fault
-        foreign = record["offsets"] != structure(self.spec.layout(shard)).offsets  # written by another version of HDF5
+        layout = self.spec.layout(shard)
+        foreign = record["offsets"] != structure(layout).offsets  # written by another version of HDF5
         with suppress(FileNotFoundError):  # another process has taken it back
-            return None if foreign or is_intact(self._final(shard), self.spec.layout(shard)) else "its structure is not that of a shard"
+            return None if foreign or is_intact(self.folder / record["file"], layout) else "its structure is not that of a shard"
         return "missing"
 
     def _sweep_leases(self, lock: int) -> None:
         for shard in self.records:
-            path = self.folder / f".{shard_name(shard)}.lease"
+            path = self._lease(shard)
             if path.exists():
                 try:
                     take_lease(path, lock).drop()
@@ -222,8 +225,8 @@ class ColumnWriter:
                 )
         return spec
 
-    def _final(self, shard: int) -> Path:
-        return self.folder / shard_name(shard)
+    def _lease(self, shard: int) -> Path:
+        return self.folder / f".{plain_shard_name(shard)}.lease"
 
     def _partial(self, shard: int) -> Path:
-        return self.folder / f"{shard_name(shard)}.partial"
+        return self.folder / f"{plain_shard_name(shard)}.partial"

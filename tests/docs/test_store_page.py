@@ -17,6 +17,7 @@ from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.verify import check_column
 from lugpi_core.store.writer import ColumnWriter
 from tests.support.pages import code_of
+from tests.support.shards import shard_file
 
 ROWS, SHARD_ROWS, ROW_SHAPE = 40, 16, (5, 8)
 Read = Callable[[Path, str], Any]
@@ -62,7 +63,7 @@ def test_the_reader_dequantizes_int8_as_lugpi_does(page: dict[str, Any], tmp_pat
 
 
 def test_the_reader_detects_a_flipped_bit(page: dict[str, Any], store: Path) -> None:
-    shard = store / COLUMN / "shard-00001.h5"
+    shard = shard_file(store / COLUMN, 1)
     whole, places = shard.read_bytes(), np.random.default_rng(0)
     for place in places.integers(len(whole), size=50).tolist():
         damaged = bytearray(whole)
@@ -81,7 +82,7 @@ def _rewrite_manifest(page: dict[str, Any], store: Path, change: Callable[[dict[
 
 
 def test_the_reader_detects_a_row_changed_with_its_record(page: dict[str, Any], store: Path) -> None:
-    shard = store / COLUMN / "shard-00001.h5"
+    shard = shard_file(store / COLUMN, 1)
 
     def change(manifest: dict[str, Any]) -> None:
         record = manifest["shards"]["1"]

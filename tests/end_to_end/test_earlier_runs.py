@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 import featurize.cli
@@ -126,3 +128,31 @@ def test_the_student_loads_in_transformers() -> None:
 
     classify = pipeline("text-classification", model=str(RUN / "student"), device="cpu")
     assert classify("a dog at the sea")[0]["score"] > 1 / 3
+
+
+def test_a_damaged_shard_is_repaired_and_the_view_renewed(succeed: Succeed) -> None:
+    """The shards' names had no piece of the fingerprint, and the hashes of models were of files alone."""
+    shard, view = RUN / "tokens" / "vit-demo" / "shard-00001.h5", RUN / "tokens" / "tokens.h5"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-3000] + bytes(3000))
+    assert succeed("featurize", *CORPUS, *GENERATION)["rows"]["encoded"] > 0
+    (repaired,) = (RUN / "tokens" / "vit-demo").glob("shard-00001*")
+    assert repaired.name != shard.name
+    assert repaired.read_bytes() == whole
+    assert succeed("featurize", "verify", "--dataset", "topics.csv", "--deep")["complete"]
+    with h5py.File(view) as file:
+        assert np.isfinite(file["vit-demo/tokens"][:]).all()
+    repaired.unlink()
+    with h5py.File(view) as file:
+        assert np.isnan(file["vit-demo/tokens"][32:]).all()
+
+
+@pytest.mark.parametrize("name", ["shard-00001.h5.partial", "shard-00001.h5.suspect", "shard-00001.h5"])
+def test_a_store_whose_manifests_are_lost_keeps_its_rows(succeed: Succeed, name: str) -> None:
+    shard = RUN / "tokens" / "vit-demo" / "shard-00001.h5"
+    shard.rename(shard.with_name(name))
+    for path in (RUN / "tokens").glob("*/manifest.json"):
+        path.unlink()
+    figures = succeed("featurize", *CORPUS, *GENERATION)
+    assert set(figures["rows"].values()) == {0}
+    assert succeed("featurize", "verify", "--dataset", "topics.csv", "--deep")["complete"]

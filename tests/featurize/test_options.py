@@ -22,6 +22,7 @@ from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
 from lugpi_core.store.manifest import MANIFEST, load_manifest
 from lugpi_core.store.reader import ColumnReader
+from tests.support.shards import shard_file
 from tests.support.small_corpus import load_no_model, poison
 
 DEMO = ("--generator", "demo", "--encoders", "clip-demo", "--steps", "3", "--batch-size", "4", "--shard-rows", "8")
@@ -132,7 +133,7 @@ def _repaired(capsys: pytest.CaptureFixture[str], table: Path, run: Path, origin
 def test_a_damaged_row_is_repaired_with_its_columns_decoder(
     run: Path, original_run: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
-    path = run / "tokens" / column / "shard-00001.h5"
+    path = shard_file(run / "tokens" / column, 1)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -19,6 +19,7 @@ from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import Command, Start
 from tests.support.interruptible import INTERRUPTIBLE
+from tests.support.shards import shard_file
 from tests.support.small_corpus import load_no_model
 
 DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")
@@ -281,7 +282,7 @@ def test_a_damaged_final_shard_is_repaired_by_the_same_command(
     table: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = Path(shutil.copytree(store, tmp_path / "run"))
-    path = run_dir / "tokens" / "vit-demo" / "shard-00001.h5"
+    path = shard_file(run_dir / "tokens" / "vit-demo", 1)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -12,7 +12,7 @@ import pytest
 
 from lugpi_core.errors import InputError
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import MANIFEST, load_manifest, shard_name
+from lugpi_core.store.manifest import MANIFEST, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.sealed_file import read_sealed, sealed_bytes
 from lugpi_core.store.verify import check_store
@@ -58,7 +58,7 @@ class Damaged:
         if path.name == MANIFEST:
             return path, self.chance.randrange(path.stat().st_size)
         spec = {spec.name: spec for spec in SMALL.specs}[path.parent.name]
-        offset, data = self.chance.choice(structure(spec.layout(int(path.stem[-5:]))).frame)
+        offset, data = self.chance.choice(structure(spec.layout(int(path.name[6:11]))).frame)
         return path, offset + self.chance.randrange(len(data))
 
     def row_byte(self) -> tuple[Path, int]:
@@ -67,7 +67,7 @@ class Damaged:
         layout = spec.layout(shard)
         name = self.chance.choice(list(layout.datasets))
         offset = structure(layout).offsets[name] + self.chance.randrange(layout.bytes_of(name, layout.rows))
-        return self.store / spec.name / shard_name(shard), offset
+        return self.store / spec.name / spec.shard_name(shard), offset
 
     def state(self) -> dict[Path, tuple[int, int]]:
         """Return inode and modification time of each file: what changes when it is written or replaced."""
@@ -158,7 +158,7 @@ def test_verify_names_the_rows_that_a_flipped_bit_hit(damaged: Damaged, campaign
         row = damaged.chance.randrange(SMALL.rows)
         shard, local = divmod(row, SMALL.shard_rows)
         layout = spec.layout(shard)
-        path = damaged.store / spec.name / f"shard-{shard:05d}.h5"
+        path = damaged.store / spec.name / spec.shard_name(shard)
         offset = structure(layout).offsets[spec.what] + layout.bytes_of(spec.what, local)
         _flip(path, offset + damaged.chance.randrange(layout.bytes_of(spec.what)), damaged.chance.randrange(8))
         found = [(finding.place, finding.rows) for finding in check_store(damaged.store, deep=True) if finding.kind == "damaged"]

@@ -11,6 +11,7 @@ from lugpi_core.store.verify import Finding, check_store
 from tests.soak import processes
 from tests.soak.operations import READS, WRITES, Counter, Fault, operations_through
 from tests.soak.worker import MOST_IN_FLIGHT, Log, Small, check_complete, check_recorded, check_rows, fill_store, undisturbed
+from tests.support.shards import shard_file
 
 SMALL = Small(rows=10, shard_rows=6, block=3)
 KINDS = ("EIO", "ENOSPC", "short", "kill", "full")
@@ -101,7 +102,7 @@ def test_verify_with_a_failing_operation_never_misses_the_damage(
     tmp_path: Path, kind: str, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     store = _filled(tmp_path)
-    shard = store / "clip" / "shard-00000.h5"
+    shard = shard_file(store / "clip", 0)
     with shard.open("r+b") as file:
         file.seek(-40, os.SEEK_END)
         file.write(b"\xff" * 8)

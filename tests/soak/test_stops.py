@@ -27,6 +27,7 @@ from lugpi_core.store.writer import ColumnWriter
 from tests.soak import processes
 from tests.support.checkout import ROOT
 from tests.support.interruptible import INTERRUPTIBLE
+from tests.support.shards import shard_file
 
 ROWS, BATCH, SHARD = 24, 4, 8
 INTERRUPTED = "interrupted: what is written is kept; run the same command to continue"
@@ -301,7 +302,7 @@ def _encoding_watched(options: FeaturizeOptions, patch: pytest.MonkeyPatch, brea
 
 
 def _damage(run: Path, column: str) -> None:
-    path = run / "tokens" / column / "shard-00000.h5"
+    path = shard_file(run / "tokens" / column, 0)
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)

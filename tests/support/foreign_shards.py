@@ -17,7 +17,7 @@ import xxhash
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.column_map import ShardPlace
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, open_manifest, shard_name
+from lugpi_core.store.manifest import MANIFEST, ColumnSpec, open_manifest
 from lugpi_core.store.writer import ColumnWriter
 from tests.support.checkout import ROOT
 
@@ -47,7 +47,7 @@ def _genuine_record() -> dict[str, Any]:
 def write_matching_manifest(store: Path, offsets: dict[str, int] | None = None) -> None:
     """Write a manifest that matches the shard file, whatever it is: an attacker could write both."""
     folder = store / SPEC.name
-    path = folder / shard_name(0)
+    path = folder / SPEC.shard_name(0)
     content = path.read_bytes() if path.is_file() else b""
     record = {
         **_genuine_record(),
@@ -82,7 +82,7 @@ def place_of(path: Path, offsets: dict[str, int] | None = None) -> ShardPlace:
 def shard_of(store: Path) -> Path:
     """Return the path of a store's only shard, after creating its folder."""
     (store / SPEC.name).mkdir(parents=True, exist_ok=True)
-    return store / SPEC.name / shard_name(0)
+    return store / SPEC.name / SPEC.shard_name(0)
 
 
 def in_a_child(module: str, function: str, *arguments: str | int, timeout_s: float = 1200) -> list[dict[str, Any]]:

@@ -235,7 +235,7 @@ def test_a_pipe_in_place_of_a_shard_is_refused_without_blocking(tmp_path: Path) 
     path.unlink()
     os.mkfifo(path)
     answer, _ = in_a_child(__name__, "open_stores", str(tmp_path), timeout_s=20)
-    assert "shard-00000.h5" in answer["said"]
+    assert path.name in answer["said"]
 
 
 def _called(what: str) -> Callable[[dict[str, Any]], object]:

@@ -24,7 +24,6 @@ from lugpi_core.store.manifest import (
     load_manifest,
     open_manifest,
     refuse_difference,
-    shard_name,
 )
 
 FINGERPRINT = {
@@ -65,7 +64,7 @@ OTHER_VALUES: dict[str, Any] = {
 def _record(shard: int, spec: ColumnSpec = SPEC) -> dict[str, Any]:
     layout = spec.layout(shard)
     return {
-        "file": shard_name(shard),
+        "file": spec.shard_name(shard),
         "first_row": layout.first_row,
         "rows": layout.rows,
         "bytes": structure(layout).file_bytes,
@@ -85,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 def _opened(folder: Path, spec: ColumnSpec = SPEC, *, records: tuple[int, ...] = ()) -> Path:
     """Begin a column with one shard file, so that its settings are fixed."""
     open_manifest(folder, spec)
-    (folder / f"{shard_name(0)}.partial").touch()
+    (folder / "shard-00000.h5.partial").touch()
     for shard in records:
         _add(folder, shard, _record(shard, spec), spec)
     return folder
@@ -195,7 +194,7 @@ def test_a_column_of_another_shape_is_refused(folder: Path, change: dict[str, An
     assert named in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["shard-00000.h5", "shard-00001.h5.partial", "shard-00000.h5.suspect"])
+@pytest.mark.parametrize("name", [SPEC.shard_name(0), "shard-00001.h5.partial", "shard-00000.h5.suspect"])
 def test_only_a_column_with_a_shard_refuses_other_settings(folder: Path, name: str) -> None:
     open_manifest(folder, SPEC)
     (folder / ".shard-00000.h5.1234abcd-1-1234abcd.partial").touch()  # an unfinished creation is no shard

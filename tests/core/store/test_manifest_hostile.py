@@ -11,7 +11,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
 from lugpi_core.store.lease import locked
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, add_records, load_manifest, open_manifest, shard_name
+from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, add_records, load_manifest, open_manifest
 
 SPEC = ColumnSpec(
     name="clip",
@@ -28,7 +28,7 @@ Change = Callable[[dict[str, Any]], object]
 def _record(shard: int) -> Record:
     layout = SPEC.layout(shard)
     return {
-        "file": shard_name(shard),
+        "file": SPEC.shard_name(shard),
         "first_row": layout.first_row,
         "rows": layout.rows,
         "bytes": structure(layout).file_bytes,
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     """A column with one shard's record."""
     folder = tmp_path / "clip"
     open_manifest(folder, SPEC)
-    (folder / shard_name(0)).touch()
+    (folder / SPEC.shard_name(0)).touch()
     with locked(folder):
         add_records(folder, SPEC, {0: _record(0)})
     return folder
@@ -105,9 +105,9 @@ def test_a_damaged_manifest_of_a_column_with_shards_is_refused(folder: Path, con
 
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
 def test_a_damaged_manifest_without_shards_is_replaced(folder: Path, content: str) -> None:
-    (folder / shard_name(0)).unlink()
+    (folder / SPEC.shard_name(0)).unlink()
     (folder / MANIFEST).write_text(content)
-    assert open_manifest(folder, SPEC) == {}
+    assert open_manifest(folder, SPEC) == (SPEC, {})
     assert load_manifest(folder) == (SPEC, {})
 
 
@@ -136,7 +136,7 @@ def _shard_named(name: str) -> Change:
 
 
 def _shard_placed(shard: int, **place: int) -> Change:
-    return lambda value: value.update(shards={str(shard): {**_record(0), "file": shard_name(shard), **place}})
+    return lambda value: value.update(shards={str(shard): {**_record(0), "file": SPEC.shard_name(shard), **place}})
 
 
 def _of(what: str) -> Change:
@@ -162,7 +162,7 @@ CHANGES: dict[str, Change] = {
     **{f"row_shape is {shape!r}": _with(row_shape=shape) for shape in (3, [], "23", None)},
     **{f"{name} at {offset!r}": _at(**{name: offset}) for name in ("tokens", "row_hash", "flags") for offset in NOT_OFFSETS},
     **{f"record without {key}": _shard_without(key) for key in _record(0)},
-    **{f"file {file}": _shard_with(file=file) for file in ("../../etc/passwd", "/etc/passwd", shard_name(1), 0)},
+    **{f"file {file}": _shard_with(file=file) for file in ("../../etc/passwd", "/etc/passwd", SPEC.shard_name(1), 0)},
     **{f"shard {name}": _shard_named(name) for name in ("1", "-1", "3", "first")},
     **{f"flagged {flagged}": _shard_with(flagged=flagged) for flagged in ([], None, {"4": "x"}, {"-1": "x"}, {"one": "x"}, {"1": 2})},
     **{f"bytes {size!r}": _shard_with(bytes=size) for size in (0, -1, True, "1649", None)},

@@ -23,6 +23,7 @@ from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.reader import ColumnReader, columns_of, token_columns_of
 from lugpi_core.store.writer import ColumnWriter
 from tests.support.checkout import ROOT
+from tests.support.shards import shard_file
 
 
 def _spec(rows: int, shard_rows: int, name: str = "clip", row_shape: tuple[int, ...] = (2, 3), dtype: Dtype = "float16") -> ColumnSpec:
@@ -133,20 +134,20 @@ def test_a_committed_shard_is_read_as_a_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["tokens", "row_hash", "flags", "frame"])
 def test_a_damaged_committed_shard_is_not_read(tmp_path: Path, part: str) -> None:
     _filled(tmp_path, _spec(10, 4))
-    column, path = ColumnWriter(tmp_path, _spec(10, 4)), tmp_path / "clip" / "shard-00001.h5"
+    column, path = ColumnWriter(tmp_path, _spec(10, 4)), shard_file(tmp_path / "clip", 1)
     content = bytearray(path.read_bytes())
     content[column.records[1]["offsets"].get(part, len(content) - 1)] ^= 1
     path.write_bytes(content)
     advice = r"expected the shard as it was committed; run the same featurize command again: it regenerates the damaged rows"
-    with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
+    with pytest.raises(InputError, match=rf"shard-00001-\w+\.h5: its content differs from its hash; {advice}"):
         ColumnReader(tmp_path, "clip")
-    with pytest.raises(InputError, match=rf"shard-00001\.h5: its content differs from its hash; {advice}"):
+    with pytest.raises(InputError, match=rf"shard-00001-\w+\.h5: its content differs from its hash; {advice}"):
         column.read_committed(1)
 
 
 def test_without_content_checks_size_and_structure_are_checked(tmp_path: Path) -> None:
     _filled(tmp_path, _spec(10, 4, row_shape=(40, 50)))
-    path = tmp_path / "clip" / "shard-00001.h5"
+    path = shard_file(tmp_path / "clip", 1)
     whole = path.read_bytes()
     offset = load_manifest(tmp_path / "clip")[1][1]["offsets"]["tokens"]
 
@@ -157,10 +158,10 @@ def test_without_content_checks_size_and_structure_are_checked(tmp_path: Path) -
     assert len(ColumnReader(tmp_path, "clip", check_content=False)) == 10
     for content, fault in ((whole + b"x", r"\d+ bytes, \d+ expected"), (whole[:-1], r"\d+ bytes, \d+ expected"), (changed(0), "signature")):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"shard-00001\.h5: .*{fault}.*featurize command again"):
+        with pytest.raises(InputError, match=rf"shard-00001-\w+\.h5: .*{fault}.*featurize command again"):
             ColumnReader(tmp_path, "clip", check_content=False)
     path.unlink()
-    with pytest.raises(InputError, match=r"shard-00001\.h5: missing"):
+    with pytest.raises(InputError, match=r"shard-00001-\w+\.h5: missing"):
         ColumnReader(tmp_path, "clip", check_content=False)
 
 
@@ -303,7 +304,7 @@ def test_a_column_of_another_fingerprint_is_not_resumed_or_changed(tmp_path: Pat
 
 def test_a_shard_is_opened_with_h5py_alone(tmp_path: Path) -> None:
     values = _filled(tmp_path, _spec(10, 4), flagged=(6,))
-    with h5py.File(tmp_path / "clip" / "shard-00001.h5") as file:
+    with h5py.File(shard_file(tmp_path / "clip", 1)) as file:
         np.testing.assert_array_equal(file["tokens"][:], values[4:8])
         assert file["flags"][:].tolist() == [0, 0, 1, 0]
 
@@ -315,7 +316,7 @@ def test_a_shard_is_opened_by_the_datasets_library_without_lugpi(tmp_path: Path,
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     import datasets
 
-    shards = [str(tmp_path / "tokens" / "clip" / f"shard-0000{shard}.h5") for shard in range(3)]
+    shards = [str(shard_file(tmp_path / "tokens" / "clip", shard)) for shard in range(3)]
     loaded = datasets.load_dataset("hdf5", data_files=shards, split="train", cache_dir=str(tmp_path / "hf")).with_format("numpy")
     values, scales = _stored(spec)
     assert len(loaded) == 10

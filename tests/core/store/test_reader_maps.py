@@ -23,6 +23,7 @@ from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.writer import ColumnWriter
+from tests.support.shards import shard_file
 
 DTYPES: list[Dtype] = ["float16", "int8"]
 
@@ -104,7 +105,7 @@ def test_a_view_copies_nothing_and_cannot_be_written(tmp_path: Path, dtype: Dtyp
         view = _view(reader, shard)
         np.testing.assert_array_equal(view, _stored(_spec(10, 4, dtype=dtype))[0][rows])
         assert np.shares_memory(view, _view(reader, shard))
-        assert _mapped_at(view.ctypes.data) == str(tmp_path / "clip" / f"shard-0000{shard}.h5")
+        assert _mapped_at(view.ctypes.data) == str(shard_file(tmp_path / "clip", shard))
     with pytest.raises(ValueError, match="read-only"):
         view[0] = 1
     with pytest.raises(ValueError, match=r"writeable|WRITEABLE"):
@@ -142,7 +143,7 @@ def test_rows_of_any_size_and_offset_are_read(
 
 def _move(folder: Path, shard: int) -> None:
     """Shift a shard's bytes by 512, as in a file of another version of HDF5."""
-    path, value = folder / f"shard-{shard:05d}.h5", json.loads((folder / "manifest.json").read_text())
+    path, value = shard_file(folder, shard), json.loads((folder / "manifest.json").read_text())
     content = bytes(512) + path.read_bytes()
     path.write_bytes(content)
     del value["xxh3_128"]

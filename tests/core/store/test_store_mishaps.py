@@ -18,7 +18,7 @@ from lugpi_core.store.verify import check_store, take_back
 from lugpi_core.store.writer import ColumnWriter
 from tests.support.small_column import SPEC, claimed, filled, names_in, token_rows
 
-SHARD = "shard-00000.h5"
+SHARD = SPEC.shard_name(0)
 
 
 @contextmanager
@@ -81,8 +81,8 @@ def test_an_unrecorded_foreign_file_is_set_aside_not_deleted(tmp_path: Path) -> 
 def test_a_reader_refuses_a_shard_that_was_cut_after_the_check(tmp_path: Path) -> None:
     filled(tmp_path)
     reader = ColumnReader(tmp_path, "clip")
-    os.truncate(tmp_path / "clip" / "shard-00001.h5", 600)
-    with pytest.raises(InputError, match=r"shard-00001\.h5: 600 bytes, \d+ expected"):
+    os.truncate(tmp_path / "clip" / SPEC.shard_name(1), 600)
+    with pytest.raises(InputError, match=r"shard-00001-\w+\.h5: 600 bytes, \d+ expected"):
         reader.gather([5])
 
 
@@ -105,10 +105,10 @@ def test_an_unreadable_sector_costs_only_its_own_row(tmp_path: Path) -> None:
     filled(tmp_path)
     path = tmp_path / "clip" / SHARD
     with bad_sector(path, structure(SPEC.layout(0)).offsets["tokens"] + 12 + 5):
-        with pytest.raises(InputError, match=r"shard-00000\.h5: Input/output error"):
+        with pytest.raises(InputError, match=r"shard-00000-\w+\.h5: Input/output error"):
             ColumnReader(tmp_path, "clip")
         (finding,) = [finding for finding in check_store(tmp_path, deep=True) if finding.column]
-        assert (finding.place, finding.rows) == ("clip/shard-00000.h5", (1,))
+        assert (finding.place, finding.rows) == (f"clip/{SPEC.shard_name(0)}", (1,))
         column = ColumnWriter(tmp_path, SPEC)
         assert column.taken_back == {0: "Input/output error"}
         writer = claimed(column, 0)

@@ -18,7 +18,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.example_table import EXAMPLES, ExampleTable, write_example_table
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, shard_name
+from lugpi_core.store.manifest import MANIFEST, ColumnSpec
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.verify import Finding, check_store, row_ranges, take_back
 from lugpi_core.store.virtual_view import VIEW, write_view
@@ -35,6 +35,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 def _spec(name: str) -> ColumnSpec:
     return ColumnSpec(name=name, rows=10, shard_rows=4, fingerprint={"column": name}, **COLUMNS[name])
+
+
+def _place(name: str, shard: int) -> str:
+    return f"{name}/{_spec(name).shard_name(shard)}"
 
 
 def _fill(store: Path, name: str, flagged: tuple[int, ...] = ()) -> None:
@@ -103,23 +107,23 @@ def test_without_a_store_the_error_says_how_to_create_one(tmp_path: Path, deep: 
 @pytest.mark.parametrize("dataset", ["tokens", "scale", "row_hash", "flags"])
 def test_a_deep_check_names_exactly_the_row_of_a_flipped_bit(store: Path, dataset: str) -> None:
     layout = _spec("eight").layout(1)
-    _flip(store / "eight" / shard_name(1), structure(layout).offsets[dataset] + 3 * layout.bytes_of(dataset) - 1)
+    _flip(store / _place("eight", 1), structure(layout).offsets[dataset] + 3 * layout.bytes_of(dataset) - 1)
     assert check_store(store, deep=False) == []
     (finding,) = check_store(store, deep=True)
-    assert _told([finding]) == [("eight/shard-00001.h5", "damaged", (6,))]
+    assert _told([finding]) == [(_place("eight", 1), "damaged", (6,))]
     assert (finding.column, finding.shard) == ("eight", 1)
     assert "xxh3_128 and sha256" in finding.detail
-    assert str(finding).startswith("eight/shard-00001.h5: rows 6 damaged (")
+    assert str(finding).startswith(f"{_place('eight', 1)}: rows 6 damaged (")
 
 
 def test_a_shallow_check_finds_a_flipped_bit_outside_the_rows(store: Path) -> None:
-    _flip(store / "clip" / shard_name(2), 0)
+    _flip(store / _place("clip", 2), 0)
     for deep in (False, True):
-        assert _told(check_store(store, deep=deep)) == [("clip/shard-00002.h5", "damaged", ())]
+        assert _told(check_store(store, deep=deep)) == [(_place("clip", 2), "damaged", ())]
 
 
 def test_a_deep_check_finds_every_flipped_bit(store: Path) -> None:
-    layout, path = _spec("eight").layout(0), store / "eight" / shard_name(0)
+    layout, path = _spec("eight").layout(0), store / _place("eight", 0)
     content, offsets = path.read_bytes(), structure(layout).offsets
     owners: dict[int, int] = {}
     for name, offset in offsets.items():
@@ -128,22 +132,22 @@ def test_a_deep_check_finds_every_flipped_bit(store: Path) -> None:
     for place in sorted({*owners, *range(0, len(content), 401)}):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
         told = _told(check_store(store, deep=True))
-        assert told == [("eight/shard-00000.h5", "damaged", (owners[place],) if place in owners else ())], place
+        assert told == [(_place("eight", 0), "damaged", (owners[place],) if place in owners else ())], place
 
 
 def test_a_cut_shard_names_its_lost_rows(store: Path) -> None:
-    layout, path = _spec("clip").layout(0), store / "clip" / shard_name(0)
+    layout, path = _spec("clip").layout(0), store / _place("clip", 0)
     os.truncate(path, structure(layout).offsets["flags"] + 2)
     for deep in (False, True):
-        assert _told(check_store(store, deep=deep)) == [("clip/shard-00000.h5", "damaged", (2, 3))]
+        assert _told(check_store(store, deep=deep)) == [(_place("clip", 0), "damaged", (2, 3))]
     os.truncate(path, 10)
-    assert _told(check_store(store, deep=False)) == [("clip/shard-00000.h5", "damaged", (0, 1, 2, 3))]
+    assert _told(check_store(store, deep=False)) == [(_place("clip", 0), "damaged", (0, 1, 2, 3))]
 
 
 def test_a_removed_shard_is_missing_with_all_its_rows(store: Path) -> None:
-    (store / "latents" / shard_name(2)).unlink()
+    (store / _place("latents", 2)).unlink()
     for deep in (False, True):
-        assert _told(check_store(store, deep=deep)) == [("latents/shard-00002.h5", "missing", (8, 9))]
+        assert _told(check_store(store, deep=deep)) == [(_place("latents", 2), "missing", (8, 9))]
 
 
 def test_an_unfinished_shard_lacks_its_unwritten_rows(store: Path) -> None:
@@ -154,14 +158,14 @@ def test_an_unfinished_shard_lacks_its_unwritten_rows(store: Path) -> None:
     writer.forget([0, 2])
     writer.close()
     (finding,) = check_store(store, deep=False)
-    assert _told([finding]) == [("clip/shard-00001.h5", "missing", (4, 6))]
+    assert _told([finding]) == [(_place("clip", 1), "missing", (4, 6))]
     assert finding.detail == "not final; 2 of 4 rows are there"
 
 
 def test_a_final_shard_without_its_record_is_missing_no_row(store: Path) -> None:
     column = ColumnWriter(store, _spec("clip"))
     column.reopen(1, column.records[1])
-    assert _told(check_store(store, deep=False)) == [("clip/shard-00001.h5", "missing", ())]
+    assert _told(check_store(store, deep=False)) == [(_place("clip", 1), "missing", ())]
 
 
 def test_a_shallow_check_names_flagged_rows(store: Path) -> None:
@@ -170,8 +174,8 @@ def test_a_shallow_check_names_flagged_rows(store: Path) -> None:
     write_view(store)
     for deep in (False, True):
         findings = check_store(store, deep=deep)
-        assert _told(findings) == [("clip/shard-00000.h5", "flagged", (1,)), ("clip/shard-00001.h5", "flagged", (4, 6, 7))]
-        assert str(findings[1]) == "clip/shard-00001.h5: rows 4, 6-7 flagged (not finite)"
+        assert _told(findings) == [(_place("clip", 0), "flagged", (1,)), (_place("clip", 1), "flagged", (4, 6, 7))]
+        assert str(findings[1]) == f"{_place('clip', 1)}: rows 4, 6-7 flagged (not finite)"
 
 
 def _rewrite(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -193,21 +197,21 @@ def _changed_record(store: Path, **changes: Any) -> None:
 def test_a_deep_check_finds_flags_that_are_not_recorded(store: Path) -> None:
     _changed_record(store, flagged={"2": "not finite"})
     kinds = {(finding.place, finding.kind) for finding in check_store(store, deep=True)}
-    assert ("clip/shard-00001.h5", "damaged") in kinds
+    assert (_place("clip", 1), "damaged") in kinds
 
 
 @pytest.mark.parametrize("changes", [{"xxh3_128": "0" * 32}, {"sha256": "0" * 64}], ids=["xxh3_128", "sha256"])
 def test_each_of_the_two_hashes_of_a_file_counts(store: Path, changes: dict[str, str]) -> None:
     _changed_record(store, **changes)
     (finding,) = check_store(store, deep=True)
-    assert _told([finding]) == [("clip/shard-00001.h5", "damaged", ())]
+    assert _told([finding]) == [(_place("clip", 1), "damaged", ())]
     assert finding.detail == f"its content differs from its {next(iter(changes))}"
 
 
 def test_a_shard_without_sha256_is_checked_by_its_other_hash(store: Path) -> None:
     _rewrite(store, lambda value: value["shards"]["1"].pop("sha256"))
     assert check_store(store, deep=True) == []
-    _flip(store / "clip" / shard_name(1), structure(_spec("clip").layout(1)).offsets["tokens"])
+    _flip(store / _place("clip", 1), structure(_spec("clip").layout(1)).offsets["tokens"])
     (finding,) = check_store(store, deep=True)
     assert finding.detail == "its content differs from its xxh3_128"
 
@@ -251,21 +255,21 @@ def test_the_small_files_are_always_checked_whole(store: Path, name: str) -> Non
 
 
 def test_every_finding_is_reported_and_none_hides_another(store: Path) -> None:
-    _flip(store / "clip" / shard_name(0), structure(_spec("clip").layout(0)).offsets["tokens"])
-    (store / "eight" / shard_name(1)).unlink()
-    _flip(store / "latents" / shard_name(2), structure(_spec("latents").layout(2)).offsets["latents"])
+    _flip(store / _place("clip", 0), structure(_spec("clip").layout(0)).offsets["tokens"])
+    (store / _place("eight", 1)).unlink()
+    _flip(store / _place("latents", 2), structure(_spec("latents").layout(2)).offsets["latents"])
     _flip(store / EXAMPLES, 5000)
     assert _told(check_store(store, deep=True)) == [
-        ("clip/shard-00000.h5", "damaged", (0,)),
-        ("eight/shard-00001.h5", "missing", (4, 5, 6, 7)),
-        ("latents/shard-00002.h5", "damaged", (8,)),
+        (_place("clip", 0), "damaged", (0,)),
+        (_place("eight", 1), "missing", (4, 5, 6, 7)),
+        (_place("latents", 2), "damaged", (8,)),
         (EXAMPLES, "damaged", ()),
     ]
 
 
 def _laid_down_otherwise(store: Path, change: Callable[[h5py.File], object] = lambda file: None) -> None:
     """Write shard 1 of clip as another version of HDF5 would, with a matching record."""
-    path = store / "clip" / shard_name(1)
+    path = store / _place("clip", 1)
     with h5py.File(path, "r") as file:
         values, attributes = {name: file[name][:] for name in file}, dict(file.attrs)
     with h5py.File(path, "w") as file:
@@ -293,20 +297,20 @@ def test_a_shard_that_a_reader_refuses_is_a_finding(store: Path, deep: bool) -> 
     _laid_down_otherwise(store, lambda file: file.__setitem__("more", h5py.SoftLink("/tokens")))
     with pytest.raises(InputError):
         ColumnReader(store, "clip")
-    assert [(place, kind) for place, kind, _ in _told(check_store(store, deep=deep))] == [("clip/shard-00001.h5", "damaged")]
+    assert [(place, kind) for place, kind, _ in _told(check_store(store, deep=deep))] == [(_place("clip", 1), "damaged")]
 
 
 def test_a_shard_taken_back_keeps_its_valid_rows(store: Path) -> None:
     before = _state(store)
-    _flip(store / "clip" / shard_name(1), structure(_spec("clip").layout(1)).offsets["tokens"] + 14)
+    _flip(store / _place("clip", 1), structure(_spec("clip").layout(1)).offsets["tokens"] + 14)
     take_back(store, check_store(store, deep=True))
-    assert _told(check_store(store, deep=False)) == [("clip/shard-00001.h5", "missing", (5,))]
+    assert _told(check_store(store, deep=False)) == [(_place("clip", 1), "missing", (5,))]
     writer = ColumnWriter(store, _spec("clip")).claim(1)
     assert writer is not None
     assert writer.valid.tolist() == [True, False, True, True]
     writer.close()
     after = _state(store)
-    untouched = [name for name in before if name.endswith(".h5") and name != "clip/shard-00001.h5"]
+    untouched = [name for name in before if name.endswith(".h5") and name != _place("clip", 1)]
     assert {name: after[name] for name in untouched} == {name: before[name] for name in untouched}
 
 

@@ -1,36 +1,46 @@
 """tokens.h5: the whole store through one file, from any folder, with h5py alone."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.layout import Dtype
-from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.store.lease import locked
+from lugpi_core.store.manifest import ColumnSpec, add_records, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 from lugpi_core.store.writer import ColumnWriter
 from tests.support.clock import next_second
+from tests.support.shards import shard_file
 
 EXAMPLE = Example(id="ä", text="t", prompt="p", label=0, split="train")
 CORPUS = Corpus(name="c", label_names=("a",), examples=(EXAMPLE, EXAMPLE), license="none")
 
 
-def _fill(store: Path, name: str, row_shape: tuple[int, ...], *, dtype: Dtype = "float16", shards: int | None = None) -> None:
+def _fill(
+    store: Path, name: str, row_shape: tuple[int, ...], *, dtype: Dtype = "float16", shards: int | None = None, seed: int = 0
+) -> None:
     what = "latents" if name == "latents" else "tokens"
-    spec = ColumnSpec(name=name, what=what, rows=10, row_shape=row_shape, shard_rows=4, fingerprint={}, dtype=dtype)
+    spec = ColumnSpec(name=name, what=what, rows=10, row_shape=row_shape, shard_rows=4, fingerprint={"seed": seed}, dtype=dtype)
     column = ColumnWriter(store, spec)
     for shard in range(spec.shards if shards is None else shards):
         writer = column.claim(shard)
         if writer is None:
             continue
-        count, random = writer.layout.rows, np.random.default_rng(shard)
+        count, random = writer.layout.rows, np.random.default_rng(shard + 1000 * seed)
         flags = np.full(count, shard % 2, np.uint8)
         if dtype == "int8":
             values = random.integers(-127, 128, size=(count, *row_shape), dtype=np.int8)
@@ -123,9 +133,76 @@ def test_the_view_contains_the_example_table(store: Path) -> None:
 
 def test_the_view_copies_no_row(store: Path) -> None:
     assert (store / VIEW).stat().st_size < 40_000
-    (store / "clip" / "shard-00000.h5").unlink()
+    shard_file(store / "clip", 0).unlink()
     with h5py.File(store / VIEW, "r") as view:
-        assert not view["clip/tokens"][:4].any(), "its rows lived in the shard"
+        assert np.isnan(view["clip/tokens"][:4]).all(), "its rows lived in the shard"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """The store of another run, with columns of the same names and shapes but other rows."""
+    store = tmp_path / "other" / "tokens"
+    for name, row_shape in (("clip", (2, 3)), ("eight", (2, 3)), ("latents", (4, 2, 2))):
+        _fill(store, name, row_shape, dtype="int8" if name == "eight" else "float16", seed=1)
+    return store
+
+
+def _tokens_of(view: h5py.File, column: str) -> NDArray[np.floating[Any]]:
+    """Return the rows of a column as a reader of the format computes them."""
+    if column == "eight":
+        values: NDArray[np.floating[Any]] = view["eight/tokens"][:] * view["eight/scale"][:][..., None]
+        return values
+    return np.asarray(view[column]["latents" if column == "latents" else "tokens"])
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "other", "own"])
+def test_rows_of_a_missing_shard_read_as_nan_from_any_folder(
+    store: Path, other: Path, tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for column in ("clip", "eight", "latents"):
+        shard_file(store / column, 1).unlink()
+    monkeypatch.chdir({"elsewhere": tmp_path / "elsewhere", "other": other, "own": store}[folder])
+    with h5py.File(store / VIEW, "r") as view:
+        for column in ("clip", "eight", "latents"):
+            rows = _tokens_of(view, column)
+            assert np.isnan(rows[4:8]).all(), column
+            assert np.isfinite(rows[[0, 3, 8, 9]]).all(), column
+            assert view[column]["flags"][:].tolist() == [0, 0, 0, 0, 255, 255, 255, 255, 0, 0]
+
+
+def test_a_linked_view_reads_no_other_runs_shards(store: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = tmp_path / "latest.h5"
+    link.symlink_to(store / VIEW)
+    monkeypatch.chdir(other)
+    with h5py.File(link, "r") as view:
+        np.testing.assert_array_equal(view["clip/tokens"][:], ColumnReader(store, "clip").gather(range(10)))
+
+
+def test_a_prefix_for_views_finds_no_other_runs_shards(store: Path, other: Path) -> None:
+    shard_file(store / "clip", 1).unlink()
+    program = f"import h5py; print(h5py.File({str(store / VIEW)!r})['clip/tokens'][4:8].sum())"
+    environment = {**os.environ, "HDF5_VDS_PREFIX": str(other)}
+    printed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "nan"
+
+
+def test_shards_have_other_names_in_columns_of_other_rows() -> None:
+    spec = ColumnSpec(name="clip", what="tokens", rows=10, row_shape=(2, 3), shard_rows=4, fingerprint={"seed": 0})
+    others = [spec, replace(spec, fingerprint={"seed": 1}), replace(spec, rows=11), replace(spec, shard_rows=5)]
+    assert len({one.shard_name(0) for one in others}) == len(others)
+    assert replace(spec, name="vit", license="l").shard_name(0) == spec.shard_name(0)
+
+
+def test_a_shard_under_another_name_makes_the_view_stale(store: Path) -> None:
+    """As a shard of an earlier version does that is repaired."""
+    _, records = load_manifest(store / "clip")
+    shard_file(store / "clip", 1).rename(store / "clip" / "shard-00001.h5")
+    with locked(store / "clip"):
+        add_records(store / "clip", load_manifest(store / "clip")[0], {1: records[1] | {"file": "shard-00001.h5"}})
+    assert not view_is_current(store)
+    write_view(store)
+    _refuse_unlike(store)
 
 
 def test_a_view_that_cannot_be_written_leaves_the_old_one(store: Path) -> None:

@@ -16,7 +16,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
 from lugpi_core.store.lease import ShardBusy, locked
-from lugpi_core.store.manifest import ColumnSpec, add_records, drop_record, load_manifest, shard_name
+from lugpi_core.store.manifest import ColumnSpec, add_records, drop_record, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.writer import ColumnWriter, missing_bytes
 from tests.support.small_column import SPEC, claimed, commit_shard, filled, names_in, state_of, token_rows, write_all
@@ -29,7 +29,7 @@ def test_shards_are_claimed_written_and_made_final_one_by_one(tmp_path: Path) ->
     assert (writer.layout, writer.valid.tolist()) == (SPEC.layout(1), [False] * 3)
     assert names_in(tmp_path) == [".shard-00001.h5.lease", "manifest.json", "shard-00001.h5.partial"]
     column.commit(1, write_all(writer))
-    assert names_in(tmp_path) == ["manifest.json", "shard-00001.h5"]
+    assert names_in(tmp_path) == ["manifest.json", SPEC.shard_name(1)]
     assert [column.is_committed(shard) for shard in range(2)] == [False, True]
     commit_shard(column, 0)
     assert column.records == load_manifest(tmp_path / "clip")[1]
@@ -38,8 +38,8 @@ def test_shards_are_claimed_written_and_made_final_one_by_one(tmp_path: Path) ->
 
 def test_a_final_shards_record_has_file_hashes_and_versions(tmp_path: Path) -> None:
     record = filled(tmp_path).records[1]
-    assert (record["file"], record["first_row"], record["rows"]) == ("shard-00001.h5", 4, 3)
-    assert record["xxh3_128"] == xxhash.xxh3_128_hexdigest((tmp_path / "clip" / "shard-00001.h5").read_bytes())
+    assert (record["file"], record["first_row"], record["rows"]) == (SPEC.shard_name(1), 4, 3)
+    assert record["xxh3_128"] == xxhash.xxh3_128_hexdigest((tmp_path / "clip" / SPEC.shard_name(1)).read_bytes())
     assert record["fingerprint"] == digest(SPEC.fingerprint)
     assert record["offsets"] == structure(SPEC.layout(1)).offsets
     assert record["versions"].keys() >= {"lugpi", "torch"}
@@ -49,7 +49,7 @@ def test_the_sha256_of_every_final_shard_is_recorded_at_the_end(tmp_path: Path) 
     column = filled(tmp_path)
     assert not any("sha256" in record for record in column.records.values())
     column.add_sha256()
-    files = {shard: (tmp_path / "clip" / shard_name(shard)).read_bytes() for shard in range(2)}
+    files = {shard: (tmp_path / "clip" / SPEC.shard_name(shard)).read_bytes() for shard in range(2)}
     records = load_manifest(tmp_path / "clip")[1]
     assert {shard: record["sha256"] for shard, record in records.items()} == {
         shard: hashlib.sha256(content).hexdigest() for shard, content in files.items()
@@ -62,8 +62,8 @@ def test_the_sha256_of_every_final_shard_is_recorded_at_the_end(tmp_path: Path) 
 
 def test_a_sha256_is_not_recorded_of_a_shard_that_is_damaged_or_gone(tmp_path: Path) -> None:
     column = filled(tmp_path)
-    (tmp_path / "clip" / "shard-00000.h5").unlink()
-    with (tmp_path / "clip" / "shard-00001.h5").open("r+b") as file:
+    (tmp_path / "clip" / SPEC.shard_name(0)).unlink()
+    with (tmp_path / "clip" / SPEC.shard_name(1)).open("r+b") as file:
         file.write(b"x")
     with suppress(InputError):
         column.add_sha256()
@@ -115,9 +115,9 @@ def test_committed_rows_are_copied_after_their_hash_is_checked(tmp_path: Path) -
     np.testing.assert_array_equal(rows, token_rows()[:4])
     rows[:] = 0
     np.testing.assert_array_equal(column.read_committed(0), token_rows()[:4])
-    with (tmp_path / "clip" / "shard-00000.h5").open("r+b") as file:
+    with (tmp_path / "clip" / SPEC.shard_name(0)).open("r+b") as file:
         file.write(b"x")
-    with pytest.raises(InputError, match=r"shard-00000\.h5: its content differs from its hash"):
+    with pytest.raises(InputError, match=r"shard-00000-\w+\.h5: its content differs from its hash"):
         column.read_committed(0)
 
 
@@ -177,7 +177,7 @@ def test_a_shard_that_another_machine_took_over_is_not_made_final(tmp_path: Path
     with pytest.raises(ShardBusy):
         column.commit(0, writer)
     writer.close()
-    assert "shard-00000.h5" not in names_in(tmp_path)
+    assert SPEC.shard_name(0) not in names_in(tmp_path)
     assert load_manifest(tmp_path / "clip")[1] == {}
 
 
@@ -224,7 +224,7 @@ def test_missing_bytes_are_exactly_the_size_of_the_missing_files(tmp_path: Path)
     assert sum(path.stat().st_size for path in (tmp_path / "clip").glob("shard-*")) == sum(wanted)
     column.reopen(0, column.records[0])
     assert missing_bytes(tmp_path, SPEC) == 0, "its file is still there"
-    (tmp_path / "clip" / "shard-00001.h5").unlink()
+    (tmp_path / "clip" / SPEC.shard_name(1)).unlink()
     assert missing_bytes(tmp_path, SPEC) == wanted[1]
 
 
@@ -261,17 +261,17 @@ def test_an_unsynced_shard_is_written_again_to_another_file(tmp_path: Path, monk
         writer = claimed(column, 0)
         assert writer.valid.all()
         column.commit(0, writer)
-        final = tmp_path / "clip" / "shard-00000.h5"
+        final = tmp_path / "clip" / SPEC.shard_name(0)
         assert (final.stat().st_ino != number, final.read_bytes()) == (True, content)
-    assert names_in(tmp_path) == ["manifest.json", "shard-00000.h5"]
+    assert names_in(tmp_path) == ["manifest.json", SPEC.shard_name(0)]
 
 
 def test_rows_are_collected_from_every_file_of_a_shard(tmp_path: Path) -> None:
     column = filled(tmp_path)
     folder, state = tmp_path / "clip", state_of(tmp_path)
-    whole = (folder / "shard-00000.h5").read_bytes()
+    whole = (folder / SPEC.shard_name(0)).read_bytes()
     start, row_bytes = structure(SPEC.layout(0)).offsets["tokens"], 12
-    for name, lost in (("shard-00000.h5.suspect", 0), ("shard-00000.h5.partial", 1), ("shard-00000.h5", 2)):
+    for name, lost in (("shard-00000.h5.suspect", 0), ("shard-00000.h5.partial", 1), (SPEC.shard_name(0), 2)):
         content = bytearray(whole)
         content[start + row_bytes * lost] ^= 1
         (folder / name).write_bytes(content)
@@ -285,7 +285,7 @@ def test_rows_are_collected_from_every_file_of_a_shard(tmp_path: Path) -> None:
 
 def test_a_shard_written_by_another_version_of_hdf5_is_kept_as_it_is(tmp_path: Path) -> None:
     filled(tmp_path)
-    path, layout = tmp_path / "clip" / shard_name(0), SPEC.layout(0)
+    path, layout = tmp_path / "clip" / SPEC.shard_name(0), SPEC.layout(0)
     with h5py.File(path, "r") as file:
         content = {name: file[name][:] for name in layout.datasets}
     path.unlink()

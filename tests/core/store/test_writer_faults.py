@@ -103,7 +103,7 @@ def _flip(path: Path, offset: int) -> None:
 
 
 def test_an_undisturbed_run_leaves_only_shards_and_a_manifest(undisturbed: dict[str, bytes]) -> None:
-    assert sorted(undisturbed) == ["manifest.json", "shard-00000.h5", "shard-00001.h5"]
+    assert sorted(undisturbed) == ["manifest.json", SPEC.shard_name(0), SPEC.shard_name(1)]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_killed_processs_lease_on_a_final_shard_is_removed(tmp_path: Path) -> 
 
 def test_a_renamed_but_unrecorded_shard_is_recovered_without_writing(tmp_path: Path) -> None:
     _fill(tmp_path, "add_records", 1)
-    assert (tmp_path / "clip" / "shard-00000.h5").exists()
+    assert (tmp_path / "clip" / SPEC.shard_name(0)).exists()
     column = ColumnWriter(tmp_path, SPEC)
     assert not column.is_committed(0)
     writer = _claimed(column, 0)
@@ -189,7 +189,7 @@ def test_a_renamed_but_unrecorded_shard_is_recovered_without_writing(tmp_path: P
 
 
 def test_a_record_without_its_file_is_dropped(store: Path, undisturbed: dict[str, bytes]) -> None:
-    (store / "clip" / "shard-00000.h5").unlink()
+    (store / "clip" / SPEC.shard_name(0)).unlink()
     column = ColumnWriter(store, SPEC)
     assert column.taken_back == {0: "missing"}
     assert [column.is_committed(shard) for shard in range(2)] == [False, True]
@@ -199,7 +199,7 @@ def test_a_record_without_its_file_is_dropped(store: Path, undisturbed: dict[str
 
 
 def test_a_shard_of_another_size_is_regenerated_only_where_rows_are_bad(store: Path, undisturbed: dict[str, bytes]) -> None:
-    path = store / "clip" / "shard-00001.h5"
+    path = store / "clip" / SPEC.shard_name(1)
     path.write_bytes(path.read_bytes() + b"more")
     column = ColumnWriter(store, SPEC)
     assert column.taken_back == {1: f"{path.stat().st_size} bytes, {path.stat().st_size - 4} expected"}
@@ -210,18 +210,18 @@ def test_a_shard_of_another_size_is_regenerated_only_where_rows_are_bad(store: P
 
 
 def test_a_reader_refuses_missing_or_resized_files_without_reading_them(store: Path) -> None:
-    path = store / "clip" / "shard-00001.h5"
+    path = store / "clip" / SPEC.shard_name(1)
     content = path.read_bytes()
     os.truncate(path, len(content) - 1)
-    with pytest.raises(InputError, match=rf"shard-00001\.h5: {len(content) - 1} bytes, {len(content)} expected"):
+    with pytest.raises(InputError, match=rf"shard-00001-\w+\.h5: {len(content) - 1} bytes, {len(content)} expected"):
         ColumnReader(store, "clip", check_content=False)
     path.unlink()
-    with pytest.raises(InputError, match=r"shard-00001\.h5: missing; expected the shard as it was committed"):
+    with pytest.raises(InputError, match=r"shard-00001-\w+\.h5: missing; expected the shard as it was committed"):
         ColumnReader(store, "clip", check_content=False)
 
 
 def test_readers_and_writers_find_any_flipped_bit_of_a_final_shard(store: Path, undisturbed: dict[str, bytes]) -> None:
-    path = store / "clip" / "shard-00000.h5"
+    path = store / "clip" / SPEC.shard_name(0)
     for offset in np.linspace(0, path.stat().st_size - 1, 40, dtype=int):
         _flip(path, offset)
         with pytest.raises(InputError, match="its content differs from its hash"):
@@ -242,7 +242,7 @@ def _places() -> dict[str, int]:
 
 @pytest.mark.parametrize("place", list(_places()))
 def test_after_any_damage_only_bad_rows_are_regenerated(store: Path, undisturbed: dict[str, bytes], place: str) -> None:
-    _flip(store / "clip" / "shard-00000.h5", _places()[place])
+    _flip(store / "clip" / SPEC.shard_name(0), _places()[place])
     column = ColumnWriter(store, SPEC)
     assert column.taken_back == {0: "its content differs from its hash"}
     writer = _claimed(column, 0)
@@ -254,12 +254,12 @@ def test_after_any_damage_only_bad_rows_are_regenerated(store: Path, undisturbed
 
 @pytest.mark.parametrize("place", [place for place in _places() if place.startswith("frame")])
 def test_a_damaged_frame_is_found_without_reading_the_rows(store: Path, place: str) -> None:
-    _flip(store / "clip" / "shard-00000.h5", _places()[place])
+    _flip(store / "clip" / SPEC.shard_name(0), _places()[place])
     assert ColumnWriter(store, SPEC, check_content=False).taken_back == {0: "its structure is not that of a shard"}
 
 
 def test_valid_rows_are_kept_in_a_cut_shard(store: Path, undisturbed: dict[str, bytes]) -> None:
-    path = store / "clip" / "shard-00000.h5"
+    path = store / "clip" / SPEC.shard_name(0)
     size = structure(SPEC.layout(0)).offsets["flags"] + 2
     os.truncate(path, size)
     column = ColumnWriter(store, SPEC)
@@ -283,7 +283,7 @@ def test_valid_rows_are_kept_in_a_shard_with_a_damaged_frame(tmp_path: Path, und
 
 def test_a_removed_manifest_is_rebuilt_from_the_valid_rows(store: Path, undisturbed: dict[str, bytes]) -> None:
     (store / "clip" / "manifest.json").unlink()
-    _flip(store / "clip" / "shard-00001.h5", structure(SPEC.layout(1)).offsets["tokens"])
+    _flip(store / "clip" / SPEC.shard_name(1), structure(SPEC.layout(1)).offsets["tokens"])
     column = ColumnWriter(store, SPEC)
     assert (column.records, column.taken_back) == ({}, {})
     for shard, holding in ((0, [True] * 4), (1, [False, True, True])):
@@ -301,7 +301,7 @@ def test_two_shards_that_changed_places_are_found(tmp_path: Path) -> None:
         writer = _claimed(column, shard)
         writer.write(0, np.full((4, 2, 3), shard, np.float16), np.zeros(4, np.uint8))
         column.commit(shard, writer)
-    first, second = (tmp_path / "clip" / f"shard-0000{shard}.h5" for shard in range(2))
+    first, second = (tmp_path / "clip" / spec.shard_name(shard) for shard in range(2))
     first.rename(tmp_path / "away")
     second.rename(first)
     (tmp_path / "away").rename(second)

@@ -48,7 +48,7 @@ def test_of_two_settings_for_an_empty_column_one_is_refused(tmp_path: Path) -> N
         first.claim(0)
     commit_shard(second, 0)
     assert list(load_manifest(tmp_path / "clip")[1]) == [0]
-    assert names_in(tmp_path) == ["manifest.json", "shard-00000.h5"]
+    assert names_in(tmp_path) == ["manifest.json", OTHER.shard_name(0)]
 
 
 def _others(value: Any) -> Iterator[Any]:

@@ -16,9 +16,10 @@ from featurize.generate.text_to_image import TextToImage
 from featurize.run import featurize_command
 from lugpi_core.errors import InputError
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import load_manifest, shard_name
+from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import ShardWriter
+from tests.support.shards import shard_file
 from tests.support.small_corpus import DRAWINGS, options, poison, shard_bytes, small_table
 
 COLUMNS = ("latents", "clip-demo", "vit-demo")
@@ -245,9 +246,9 @@ def test_a_damaged_row_of_latents_is_generated_to_the_same_bytes(
     featurize_command(options(table, tmp_path))
     folder = tmp_path / "tokens" / "latents"
     layout = load_manifest(folder)[0].layout(0)
-    content = bytearray((folder / shard_name(0)).read_bytes())
+    content = bytearray(shard_file(folder, 0).read_bytes())
     content[structure(layout).offsets["latents"] + row * layout.bytes_of("latents")] ^= 1
-    (folder / shard_name(0)).write_bytes(content)
+    shard_file(folder, 0).write_bytes(content)
     figures = featurize_command(options(table, tmp_path))
     # All prompts of the shard, in the batches of the first time.
     assert figures["rows"] == {"prompts": 8, "drawn": 4, "decoded": 0, "encoded": 0, "redone": 0}

@@ -30,6 +30,7 @@ from lugpi_core.store.token_store import TokenStore
 from lugpi_core.thumbnails import read_thumbnails
 from tests.support.checkout import ROOT
 from tests.support.planted_store import Planted, plant, plant_column, plant_latents, plant_telling, telling_tokens
+from tests.support.shards import shard_file
 from tests.support.small_clip import CPU, class_tokens_like, clip_folder
 
 # Exit status, figures of the last line, and what was printed for a person.
@@ -308,12 +309,12 @@ def test_a_store_of_latents_alone_still_has_images(with_latents: Planted, run: R
 
 
 def test_a_column_that_cannot_be_read_is_reported_and_the_others_inspected(planted: Planted, run: Run) -> None:
-    (planted.run_dir / "tokens" / "silent" / "shard-00001.h5").unlink()
+    shard_file(planted.run_dir / "tokens" / "silent", 1).unlink()
     plant_column(planted, "of-others", np.ones((10, 2, 3)))
     plant_column(planted, "flat", np.ones((180, 3)))
     status, figures, printed = run(planted)
     assert status == 0
-    assert "shard-00001.h5" in figures["columns"]["silent"]["left_out"]
+    assert "shard-00001-" in figures["columns"]["silent"]["left_out"]
     assert "got 10 rows of 2 × 3; expected tokens [T, D] of 180 images" in figures["columns"]["of-others"]["left_out"]
     assert "got 180 rows of 3;" in figures["columns"]["flat"]["left_out"]
     assert "silent: left out: got " in printed

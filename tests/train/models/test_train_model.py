@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.checkout import Start
+from tests.support.shards import shard_file
 from train.cli import main
 from train.models.model_folder import model_lock
 
@@ -306,10 +307,11 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureF
 
 def test_a_store_with_missing_rows_is_refused(trained: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(trained / "tokens", tmp_path / "tokens")
-    (tmp_path / "tokens" / "clip-demo" / "shard-00001.h5").unlink()
+    shard = shard_file(tmp_path / "tokens" / "clip-demo", 1)
+    shard.unlink()
     capsys.readouterr()
     assert train_("teacher", small_csv, tmp_path, "--image-tokens", "clip-demo") == 2
-    assert "shard-00001.h5: missing" in refused(capsys)
+    assert f"{shard.name}: missing" in refused(capsys)
 
 
 def test_an_unwritable_run_folder_is_one_line(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
