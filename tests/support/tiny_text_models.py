@@ -32,11 +32,12 @@ _T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A tiny model: the class of its configuration, its tokenizer's kind and its sizes."""
+    """A tiny model: the class of its configuration, its tokenizer's kind, its sizes, and what is saved."""
 
     config: str
     tokenizer: Kind
     sizes: Mapping[str, Any]
+    saved: str = "AutoModel"
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -69,6 +70,7 @@ FAMILIES: Mapping[str, Family] = {
         config="FunnelConfig",
         tokenizer="funnel",
         sizes={"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "block_sizes": [1, 1], "num_decoder_layers": 1},
+        saved="FunnelModel",
     ),
     "bart": Family(config="BartConfig", tokenizer="roberta", sizes=_BART),
     "t5": Family(config="T5Config", tokenizer="t5", sizes=_T5),
@@ -100,6 +102,7 @@ FAMILIES: Mapping[str, Family] = {
             "num_cross_attention_heads": 4,
             "max_position_embeddings": 256,
         },
+        saved="PerceiverForMaskedLM",
     ),
     "canine": Family(config="CanineConfig", tokenizer="characters", sizes={**_SIZES, "max_position_embeddings": 512}),
 }
@@ -117,7 +120,8 @@ def tiny_text_model(folder: Path, family: str, *, change: Callable[[Any], None] 
     vocabulary = {} if one.tokenizer == "characters" else {"vocab_size": len(tokenizer)}
     config = getattr(transformers, one.config)(**{**vocabulary, **ids, **one.sizes, **sizes})
     torch.manual_seed(1)
-    AutoModel.from_config(config).save_pretrained(folder)
+    model = AutoModel.from_config(config) if one.saved == "AutoModel" else getattr(transformers, one.saved)(config)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -146,9 +150,10 @@ def _tokenizer(kind: Kind) -> Any:
             special |= {"pad_token": "<pad>"}
             template = "$A <sep> <cls>:2", "$A <sep> $B:1 <sep>:1 <cls>:2"
         case "decoder":
-            special, template = {"eos_token": "<|endoftext|>", "unk_token": "<unk>"}, ("$A", "$A $B")
+            return _byte_level()
     names = list(dict.fromkeys(special.values()))
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate([*names, *WORDS])}, unk_token=special["unk_token"]))
+    vocabulary = {word: n for n, word in enumerate([*names, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     single, pair = template
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -157,6 +162,15 @@ def _tokenizer(kind: Kind) -> Any:
     types = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if kind in ("bert", "funnel", "xlnet") else {}
     side = {"padding_side": "left"} if kind == "xlnet" else {}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **types, **side)
+
+
+def _byte_level() -> Any:
+    """A decoder's tokenizer: bytes, no token at either end, and none to pad with."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
 def reread(folder: Path) -> Any:

@@ -74,3 +74,18 @@ def padding_share(lengths_N: NDArray[np.int64], batches: Sequence[NDArray[np.int
     """Return the share of padding among the tokens that a model computes for the batches."""
     computed = sum(int(lengths_N[batch].max()) * len(batch) for batch in batches)
     return 1 - sum(int(lengths_N[batch].sum()) for batch in batches) / computed if computed else 0.0
+
+
+def prediction_batches(
+    rows: NDArray[np.int64], lengths_R: NDArray[np.int64], batch_size: int, *, equal_lengths: bool
+) -> list[NDArray[np.int64]]:
+    """Return rows that are ordered by length, cut into batches; with ``equal_lengths`` none of them needs padding.
+
+    Args:
+        rows: R of them.
+        lengths_R: of their texts.
+        batch_size: the most rows of a batch.
+        equal_lengths: whether a batch ends where the length changes.
+    """
+    ends = np.flatnonzero(np.diff(lengths_R)) + 1 if equal_lengths else np.empty(0, np.int64)
+    return [part[start : start + batch_size] for part in np.split(rows, ends) for start in range(0, len(part), batch_size)]

@@ -102,6 +102,8 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
     tokenizer = load_tokenizer(what, folder, config)
     outline = outline_of(what, config)
     _require_embedded(what, tokenizer, outline)
+    inputs = _inputs(what, tokenizer, outline)
+    tokenizer.model_input_names = ["input_ids", *inputs]  # so that a pipeline passes the same
     if outline.is_causal:  # Padding on the right changes no token before it; on the left it moves learned positions.
         tokenizer.padding_side = "right"
     return TextModel(
@@ -111,7 +113,7 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
         config=_mended(config, tokenizer, outline),
         tokenizer=tokenizer,
         max_length=_length(name, max_length, tokenizer, outline),
-        inputs=_inputs(what, tokenizer, outline),
+        inputs=inputs,
         reads_last_token=outline.reads_last_token,
     )
 
@@ -122,7 +124,7 @@ def _length(name: str, wanted: int | None, tokenizer: Any, outline: Outline) -> 
     if wanted is not None and not 1 < wanted <= min(limits, default=wanted):
         expected = f"2 to {min(limits)} for {name}" if limits else "2 or more"
         raise InputError(got=f"--max-length {wanted}", expected=expected, do="leave it out for the longest up to 512")
-    return wanted or min(LONGEST, *limits)
+    return wanted or min([LONGEST, *limits])
 
 
 def _require_embedded(what: str, tokenizer: Any, outline: Outline) -> None:
@@ -151,12 +153,15 @@ def _mended(config: Any, tokenizer: Any, outline: Outline) -> Any:
     for name in _LEFT_BY_A_TASK & vars(mended).keys():
         delattr(mended, name)
     text_config = mended.get_text_config()
-    if text_config.pad_token_id is None or outline.is_causal:  # decoders read the last token that is not this one
+    if getattr(text_config, "pad_token_id", None) is None or outline.is_causal:  # decoders read the last token that is not this one
         text_config.pad_token_id = tokenizer.pad_token_id
     if vars(mended).get("attention_type") == "block_sparse":
         # transformers 5.23 (BigBirdModel.forward) turns a model to full attention for ever at its first batch of short texts, so that the
         # answer would depend on the texts before.
         mended.attention_type = "original_full"
+    for name in ("use_mems_eval", "use_mems_train"):
+        if name in vars(mended):  # XLNet's states of earlier texts; transformers 5.23's pipeline fails at them in batches
+            setattr(mended, name, False)
     return mended
 
 
@@ -231,8 +236,8 @@ def _load(auto: Any, text_model: TextModel, config: Any, *, new_head: bool = Fal
         # transformers 5.23 leaves weights that it cut out of one tensor as views of it (NomicBERT), which safetensors does not write.
         if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
             parameter.data = parameter.data.clone()
-    base = f"{model.base_model_prefix}." if new_head else ""
-    return model, sorted(name for name in info["missing_keys"] if name.startswith(base) and "pooler" not in name)
+    head = _head_of(config) if new_head else frozenset()
+    return model, sorted(name for name in info["missing_keys"] if name not in head and "pooler" not in name)
 
 
 def _without_head(folder: Path, config: Any, files: ExitStack) -> dict[str, Any] | None:
@@ -244,14 +249,27 @@ def _without_head(folder: Path, config: Any, files: ExitStack) -> dict[str, Any]
         names = tuple(dict.fromkeys(read_json(index)["weight_map"].values()))
     opened = [files.enter_context(safe_open(folder / name, framework="pt")) for name in names if (folder / name).is_file()]
     stored = {key: file for file in opened for key in sorted(file.keys())}
-    more = copy.deepcopy(config)
-    more.id2label = dict(enumerate("01" + "2" * (len(config.id2label) - 1)))
-    ours, theirs = (outline_of(str(folder), each).model for each in (config, more))
-    shapes = {name: weight.shape for name, weight in theirs.state_dict().items()}
-    if not any(name in stored and weight.shape != shapes[name] for name, weight in ours.state_dict().items()):
+    if not _logits_weights(config) & stored.keys():
         return None
-    head = {name for name in ours.state_dict() if not name.startswith(f"{ours.base_model_prefix}.")}
+    head = _head_of(config)
     return {key: file.get_slice(key) for key, file in stored.items() if key not in head}
+
+
+def _logits_weights(config: Any) -> frozenset[str]:
+    """Return the names of the weights that make a classifier's logits: those whose shape depends on the number of classes."""
+    more = copy.deepcopy(config)
+    more.id2label = dict(enumerate("0" * (len(config.id2label) + 1)))
+    ours, theirs = ({name: weight.shape for name, weight in outline_of("", each).model.state_dict().items()} for each in (config, more))
+    return frozenset(name for name, shape in ours.items() if shape != theirs[name])
+
+
+def _head_of(config: Any) -> frozenset[str]:
+    """Return the names of the weights of a classifier's head: all outside its encoder, and those of the encoder's part that makes logits
+    (Perceiver's decoder)."""
+    model = outline_of("", config).model
+    base = f"{model.base_model_prefix}."
+    inside = {base + name.removeprefix(base).partition(".")[0] + "." for name in _logits_weights(config) if name.startswith(base)}
+    return frozenset(name for name in model.state_dict() if not name.startswith(base) or any(map(name.startswith, inside)))
 
 
 def _reads_as_classifier(text_model: TextModel, encoder: Any) -> bool:

@@ -17,6 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, whole_file
 from lugpi_core.fingerprint import digest, earlier_form
 from train.data.text_model import TextModel
@@ -73,6 +74,7 @@ class TokenIds:
     ) -> None:
         self.lengths_N = lengths_N
         self._pad, self._padding = pad, padding or Padding()
+        self.equal_lengths = self._padding.is_read
         self._flat_S = flat_S.to(device)
         # Token types are zero throughout for single texts of most models: nothing is kept then.
         self._others = {name: values_S.to(device) if bool(values_S.any()) else None for name, values_S in others.items()}
@@ -81,13 +83,14 @@ class TokenIds:
         self._places_L = torch.arange(int(lengths_N.max(initial=0)), device=device)
 
     @classmethod
-    def of(cls, text_model: TextModel, tokens: Tokens, device: torch.device) -> "TokenIds":
+    def of(cls, text_model: TextModel, tokens: Tokens, device: torch.device, *, padding_is_read: bool = False) -> "TokenIds":
         """Return the tokens of texts as batches are created from them, padded as the text model's tokenizer pads."""
         tokenizer = text_model.tokenizer
         padding = Padding(
             left=tokenizer.padding_side == "left",
             masked="attention_mask" in text_model.inputs,
             others={"token_type_ids": int(tokenizer.pad_token_type_id)},
+            is_read=padding_is_read,
         )
         return cls(*tokens, pad=text_model.pad_id, padding=padding, device=device)
 
@@ -129,11 +132,13 @@ class Padding:
         left: before a text, and not after it.
         masked: whether the model takes an ``attention_mask``.
         others: what fills up each other input (0 if not named).
+        is_read: whether it changes the model's answers, which are therefore computed from texts of equal length.
     """
 
     left: bool = False
     masked: bool = True
     others: Mapping[str, int] = field(default_factory=dict)
+    is_read: bool = False
 
 
 def token_ids(text_model: TextModel, corpus: Corpus, run: Path) -> Tokens:
@@ -179,6 +184,13 @@ def tokenize(text_model: TextModel, texts: Sequence[str], pairs: Sequence[str] |
         for name in names:
             parts[name] += [np.asarray(of_text, np.int32) for of_text in returned[name]]
     lengths_N = np.asarray([len(part) for part in parts["input_ids"]], np.int64)
+    if not lengths_N.all():
+        row = int(lengths_N.argmin())
+        raise InputError(
+            got=f"{int((lengths_N == 0).sum()):,} texts without any token of {text_model.shown_name}, first {texts[row][:40]!r}, row {row}",
+            expected="at least one token in every text",
+            do="remove these texts, or choose another text model",
+        )
     flat = {name: torch.from_numpy(np.concatenate(of_name)) for name, of_name in parts.items()}
     return Tokens(flat.pop("input_ids"), lengths_N, flat)
 

@@ -79,7 +79,7 @@ def _require_vocabulary(what: str, folder: Path, tokenizer: Any) -> None:
 
 
 def _pad_token(what: str, tokenizer: Any, config: Any) -> str:
-    number = config.get_text_config().pad_token_id
+    number = getattr(config.get_text_config(), "pad_token_id", None)
     if isinstance(number, int) and 0 <= number < len(tokenizer):
         return str(tokenizer.convert_ids_to_tokens(number))
     for token in (tokenizer.eos_token, tokenizer.unk_token):

@@ -15,8 +15,8 @@ from torch import nn
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import reason
 
-# Lengths of the two texts that a classifier is examined with.
-_LENGTHS = (12, 8)
+# Lengths of the two texts that a classifier is examined with: neither is a multiple of what CANINE, Funnel or Reformer cut texts into.
+_LENGTHS = (13, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,27 +25,27 @@ class LogitsLayer:
 
     Attributes:
         module: whose output is the logits.
-        token: which token's output they are, if the layer scores every token: the first, or the last that is no padding; None if it scores
-            one embedding per text.
+        token: which token's output they are, if the layer scores every token: the first, the last that is no padding, or the mean of all
+            (EuroBERT); None if it scores one embedding per text.
         width: D, the width of what it reads.
     """
 
     module: nn.Linear
-    token: Literal["first", "last"] | None
+    token: Literal["first", "last", "mean"] | None
     width: int
 
 
 def tiny_texts(model: Any) -> dict[str, torch.Tensor]:
-    """Return ``input_ids`` and ``attention_mask``, int64 [2, 12], of two texts of 12 and 8 tokens, padded on the right, each with the
+    """Return ``input_ids`` and ``attention_mask``, int64 [2, 13], of two texts of 13 and 7 tokens, padded on the right, each with the
     model's token for the end of a text where it has one."""
     config = model.config.get_text_config()
     special = {getattr(config, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")}
     words = [number for number in range(min(getattr(config, "vocab_size", None) or 128, 64)) if number not in special] or [0]
     ids_BL = torch.tensor([[words[n % len(words)] for n in range(row, row + _LENGTHS[0])] for row in range(2)])
     mask_BL = (torch.arange(_LENGTHS[0]) < torch.tensor(_LENGTHS)[:, None]).long()
-    if isinstance(config.eos_token_id, int) and config.eos_token_id < (getattr(config, "vocab_size", None) or 0):
-        ids_BL[torch.arange(2), torch.tensor(_LENGTHS) - 1] = config.eos_token_id
-    pad = config.pad_token_id
+    end, pad = (getattr(config, name, None) for name in ("eos_token_id", "pad_token_id"))
+    if isinstance(end, int) and end < (getattr(config, "vocab_size", None) or 0):
+        ids_BL[torch.arange(2), torch.tensor(_LENGTHS) - 1] = end
     if isinstance(pad, int):
         ids_BL = ids_BL.masked_fill(mask_BL == 0, pad)
     device = next(model.parameters()).device
@@ -103,7 +103,7 @@ def find_logits_layer(model: Any) -> LogitsLayer:
     )
 
 
-def _token(model: Any, module: nn.Module, batch: Mapping[str, torch.Tensor]) -> Literal["text", "first", "last"] | None:
+def _token(model: Any, module: nn.Module, batch: Mapping[str, torch.Tensor]) -> Literal["text", "first", "last", "mean"] | None:
     """Return for which token of a text a layer's output is the logits; None if it is not."""
     given: list[torch.Tensor] = []
 
@@ -123,10 +123,50 @@ def _token(model: Any, module: nn.Module, batch: Mapping[str, torch.Tensor]) -> 
         return None
     if torch.equal(random[:, 0], logits_BK):
         return "first"
-    last_B = last_tokens(batch["input_ids"], model.config.get_text_config().pad_token_id)
-    if random.shape[1] == batch["input_ids"].shape[1] and torch.equal(random[torch.arange(len(last_B)), last_B], logits_BK):
+    if random.shape[1] != batch["input_ids"].shape[1]:
+        return None
+    last_B = last_tokens(batch["input_ids"], getattr(model.config.get_text_config(), "pad_token_id", None) or 0)
+    if torch.equal(random[torch.arange(len(last_B)), last_B], logits_BK):
         return "last"
-    return None
+    return "mean" if torch.allclose(mean_tokens(random, batch.get("attention_mask")), logits_BK, atol=1e-5) else None
+
+
+def mean_tokens(tokens_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean over the tokens that are no padding, [B, D]."""
+    if mask_BL is None:
+        return tokens_BLD.mean(dim=1)
+    return (tokens_BLD * mask_BL[..., None]).sum(dim=1) / mask_BL.sum(dim=1, keepdim=True)
+
+
+def states_of(encoder: Any) -> Literal["tokens", "latents", "shortened"]:
+    """Return what the last hidden states of an encoder stand for: one for each token, a fixed number for any text (Perceiver), or fewer the
+    shorter the text (Funnel without its decoder).
+
+    Raises:
+        InputError: the encoder does not read plain texts, or has no such states.
+    """
+    batch = taken(encoder, tiny_texts(encoder))
+    with examining(encoder):
+        whole, part = (
+            encoder(**{name: values[:, :length] for name, values in batch.items()}).last_hidden_state.shape[1] for length in _LENGTHS
+        )
+    if (whole, part) == _LENGTHS:
+        return "tokens"
+    return "latents" if whole == part else "shortened"
+
+
+def reads_padding(model: Any) -> bool:
+    """Whether the output of a classifier or encoder for a text changes with the padding of a batch, tested on a text of 7 tokens.
+
+    So it does in transformers 5.23 where a model has no mask (FNet), or convolves, hashes or pools over neighbours of a text's last token
+    (ConvBERT, MobileBERT, CANINE).
+    """
+    batch = taken(model, tiny_texts(model))
+    length = _LENGTHS[1]
+    with examining(model):
+        padded, alone = model(**batch)[0][1], model(**{name: values[1:, :length] for name, values in batch.items()})[0][0]
+    difference = (padded[: len(alone)] - alone).abs().max() if padded.shape[1:] == alone.shape[1:] else torch.inf
+    return not bool(difference <= 1e-5 * max(1.0, float(alone.abs().max())))
 
 
 def last_tokens(ids_BL: torch.Tensor, pad: int) -> torch.Tensor:
@@ -136,6 +176,8 @@ def last_tokens(ids_BL: torch.Tensor, pad: int) -> torch.Tensor:
 
 
 def taken(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return those inputs of a batch that the model's forward takes by name."""
+    """Return those inputs of a batch that the model's forward takes by name; Perceiver's encoder calls the ids ``inputs``."""
     names = inspect.signature(model.forward).parameters
+    if "input_ids" not in names and "inputs" in names:
+        batch = {"inputs" if name == "input_ids" else name: value for name, value in batch.items()}
     return {name: value for name, value in batch.items() if name in names}

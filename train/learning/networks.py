@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
-from train.learning.classifier_head import find_logits_layer, last_tokens, taken
+from train.learning.classifier_head import find_logits_layer, last_tokens, mean_tokens, reads_padding, states_of, taken
 from train.learning.compile import masked, takes_expanded_mask
 
 HEADS = 8
@@ -41,6 +41,7 @@ class TextClassifier(nn.Module):
         self.model = model
         self._tap = _EmbeddingTap(model)
         self._expanded = takes_expanded_mask(model)
+        self.padding_is_read = reads_padding(model)
         # As transformers' own pipeline: nothing is generated, so no keys and values are kept.
         self._settings = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
@@ -48,7 +49,7 @@ class TextClassifier(nn.Module):
         """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` if any text is padded, and what else the
         tokenizer returns, [B, L]."""
         logits_BK = self.model(**masked(batch, expanded=self._expanded), **self._settings).logits
-        return Output(logits_BK, self._tap.embeddings(batch["input_ids"]))
+        return Output(logits_BK, self._tap.embeddings(batch))
 
     @property
     def embedding_width(self) -> int:
@@ -66,7 +67,7 @@ class _EmbeddingTap:
 
     def __init__(self, model: Any) -> None:
         self.layer = find_logits_layer(model)
-        self._pad = model.config.get_text_config().pad_token_id
+        self._pad = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
         self._before_dropout: tuple[torch.Tensor, torch.Tensor] | None = None
         self._read: torch.Tensor | None = None
         encoder = set() if model.base_model is model else set(model.base_model.modules())
@@ -75,14 +76,16 @@ class _EmbeddingTap:
                 module.register_forward_hook(self._keep_dropout)
         self.layer.module.register_forward_pre_hook(self._keep_read)
 
-    def embeddings(self, ids_BL: torch.Tensor) -> torch.Tensor:
+    def embeddings(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         assert self._read is not None, "the classifier did not call the layer that makes its logits"
         read, self._read, self._before_dropout = self._read, None, None
         match self.layer.token:
             case "first":
                 return read[:, 0]
             case "last":
-                return at_tokens(read, last_tokens(ids_BL, self._pad))
+                return at_tokens(read, last_tokens(batch["input_ids"], self._pad))
+            case "mean":
+                return mean_tokens(read, batch.get("attention_mask"))
             case None:
                 return read
 
@@ -194,7 +197,9 @@ class Teacher(nn.Module):
         self.text_encoder = text_encoder
         self.head = head
         self.reads_last_token = reads_last_token
+        self._states = states_of(text_encoder)
         self._expanded = takes_expanded_mask(text_encoder)
+        self.padding_is_read = reads_padding(text_encoder)
         self._settings = {"use_cache": False} if "use_cache" in inspect.signature(text_encoder.forward).parameters else {}
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
@@ -206,12 +211,16 @@ class Teacher(nn.Module):
             inputs["global_attention_mask"] = _first_token_only(batch["input_ids"])
         text_BLD = self.text_encoder(**inputs, **self._settings).last_hidden_state
         image_BTI = batch["image_tokens"].to(text_BLD.dtype) if "image_tokens" in batch else None
+        output: Output
+        if self._states != "tokens":  # no state belongs to padding
+            output = self.head(image_BTI, text_BLD if self._states == "latents" else text_BLD[:, :1])
+            return output
         class_B = None
         if self.reads_last_token:
             length = batch["input_ids"].shape[1]
             ones_BL = torch.ones_like(batch["input_ids"]) if mask_BL is None else mask_BL
             class_B = (torch.arange(length, device=text_BLD.device) * ones_BL).argmax(dim=1)
-        output: Output = self.head(image_BTI, text_BLD, None if mask_BL is None else mask_BL == 0, class_B)
+        output = self.head(image_BTI, text_BLD, None if mask_BL is None else mask_BL == 0, class_B)
         return output
 
 
@@ -245,6 +254,16 @@ def last_linear(model: nn.Module) -> nn.Linear:
         case Teacher() | ImageClassifier():
             return model.head.classify
     raise TypeError(f"{type(model).__name__} is none of the four networks")
+
+
+def padding_is_read(model: nn.Module) -> bool:
+    """Whether padding changes the answers of a model, so that they are computed from texts of equal length."""
+    match model:
+        case TextClassifier() | Teacher():
+            return model.padding_is_read
+        case Student():
+            return model.classifier.padding_is_read
+    return False
 
 
 def text_width(config: Any, flag: str) -> int:

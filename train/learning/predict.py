@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lugpi_core.runtime.device import Compute
+from train.data.batching import prediction_batches
 from train.data.training_data import TrainingData
 from train.learning.distributed import Processes
 from train.learning.networks import Output
@@ -35,7 +36,8 @@ def predict(
     ordered = data.by_length(rows)
     rows_here = ordered[processes.rank :: processes.count]
     computed = rows_here if len(rows_here) else ordered[:1]  # with fewer rows than processes, one row anyway: it gives the widths
-    batches = [computed[start : start + PREDICTION_BATCH] for start in range(0, len(computed), PREDICTION_BATCH)]
+    equal_lengths = data.texts is not None and data.texts.equal_lengths
+    batches = prediction_batches(computed, data.lengths[computed], PREDICTION_BATCH, equal_lengths=equal_lengths)
     outputs: list[Output] = []
     with torch.inference_mode():
         for batch in data.batches(batches):

@@ -157,7 +157,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
         )
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
-    texts = TokenIds.of(text_model, token_ids(text_model, extra, run), device)
+    texts = TokenIds.of(text_model, token_ids(text_model, extra, run), device, padding_is_read=model.padding_is_read)
     rows = range(len(extra.examples))
     labels = torch.full((len(rows),), UNLABELLED, device=device)  # nothing is scored
     data = TrainingData(device=device, labels=labels, texts=texts, images=images)

@@ -27,7 +27,7 @@ from train.learning.checkpoint import load_weights, save_weights
 from train.learning.compile import encoder_of
 from train.learning.distributed import Processes
 from train.learning.loop import Training, best_epoch, fit
-from train.learning.networks import Output, Student, TextClassifier, last_linear
+from train.learning.networks import Output, Student, TextClassifier, last_linear, padding_is_read
 from train.learning.predict import predict
 from train.learning.task_rules import METRIC_NAMES, Metric, in_words, rules_of
 from train.models.hub_export import checked_rows, export_classifier, rehearse, require_same_answers
@@ -180,7 +180,7 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         if isinstance(classifier, TextClassifier):
             export_classifier(plan.folder, classifier.model, plan.text_model, kind.corpus, metrics)
             logits = output.logits[checked_rows(kind.corpus)]
-            require_same_answers(plan.folder, plan.text_model, kind.corpus, logits, device=plan.compute.device)
+            require_same_answers(plan.folder, plan.text_model, kind.corpus, logits, alone=padding_is_read(model))
         else:
             save_weights(plan.folder / WEIGHTS, model)
         if kind.command == "teacher":
@@ -216,7 +216,7 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
     if kind.reads_text:
         with processes.first_before_others():
             tokens = reduce(Tokens.followed_by, [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in corpora])
-        texts = TokenIds.of(plan.text_model, tokens, device)
+        texts = TokenIds.of(plan.text_model, tokens, device, padding_is_read=padding_is_read(model))
     targets, unit = _targets(plan, model)
     data = TrainingData(
         device=device,
@@ -301,6 +301,7 @@ def _metrics(plan: ModelPlan, model: nn.Module, data: TrainingData, output: Outp
         "best_epoch": best_epoch(history),
         "history": history,
         "notice": kind.notice,
+        **({"padding_is_read": True} if padding_is_read(model) else {}),
         "licenses": list(dict.fromkeys(licenses)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "config": dict(plan.config),

@@ -28,9 +28,11 @@ from lugpi_core.files import read_json, whole_file
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.pretrained import loading
+from train.data.batching import prediction_batches
 from train.data.text_model import TextModel, find_text_model
 from train.data.token_ids import TokenIds, tokenize
 from train.file_names import METRICS
+from train.learning.classifier_head import reads_padding
 from train.learning.predict import autocast
 from train.learning.progress import progress_bar
 from train.learning.task_rules import rules_of, task_of
@@ -341,12 +343,12 @@ def predicted_logits(
     padded to its longest."""
     device = torch.device(compute.device)
     model = classifier.model.to(device)
-    ids = TokenIds.of(classifier.text_model, tokenize(classifier.text_model, texts, pairs), device)
+    tokens = tokenize(classifier.text_model, texts, pairs)
+    ids = TokenIds.of(classifier.text_model, tokens, device, padding_is_read=reads_padding(model))
     order_N = np.argsort(-ids.lengths_N, kind="stable")
     parts: list[torch.Tensor] = []
     with torch.inference_mode(), autocast(compute), progress_bar(len(texts), unit="text", disable=not is_first_process()) as bar:
-        for start in range(0, len(texts), batch_size):
-            rows = order_N[start : start + batch_size]
+        for rows in prediction_batches(order_N, ids.lengths_N[order_N], batch_size, equal_lengths=ids.equal_lengths):
             parts.append(model(**ids.padded(rows, torch.from_numpy(rows).to(device))).logits.float())
             bar.update(len(rows))
     sorted_NK = torch.cat(parts).cpu()

@@ -1,0 +1,103 @@
+"""The layer that makes a classifier's logits, and whether padding changes its answers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lugpi_core.errors import InputError
+from tests.support.small_text_models import corpus_of
+from tests.support.tiny_text_models import tiny_text_model
+from train.data.text_model import find_text_model, load_text_classifier, load_text_encoder
+from train.data.token_ids import TokenIds, tokenize
+from train.learning.classifier_head import find_logits_layer, reads_padding, states_of, tiny_texts
+from train.learning.networks import TextClassifier
+
+TEXTS = ("the dog runs in the sun", "a cat", "the moon and the rain and the red ship of the sea")
+
+
+def classifier_of(folder: Path, family: str, *, classes: int = 2, **sizes: Any) -> tuple[TextClassifier, dict[str, torch.Tensor]]:
+    """A classifier with a new head, and a padded batch of texts."""
+    text_model = find_text_model(str(tiny_text_model(folder, family, **sizes)), max_length=None)
+    corpus = corpus_of(*TEXTS)
+    names = tuple(map(str, range(classes)))
+    model = load_text_classifier(text_model, type(corpus)(name="c", label_names=names, examples=(), license=""))
+    ids = TokenIds.of(text_model, tokenize(text_model, TEXTS), torch.device("cpu"))
+    rows = torch.arange(len(TEXTS))
+    return TextClassifier(model).eval(), ids.padded(rows.numpy(), rows)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("xlm-roberta", "classifier.out_proj"),  # registered before the encoder in transformers 5.23
+        ("camembert", "classifier.out_proj"),
+        ("jina_embeddings_v3", "classifier.out_proj"),
+        ("bert", "classifier"),
+        ("eurobert", "classifier"),
+        ("bart", "classification_head.out_proj"),
+        ("t5", "classification_head.out_proj"),
+        ("gpt2", "score"),
+        ("qwen3", "score"),
+        ("xlnet", "logits_proj"),
+        ("perceiver", "perceiver.decoder.decoder.final_layer"),
+    ],
+)
+def test_the_embedding_makes_the_logits(tmp_path: Path, family: str, name: str) -> None:
+    classifier, batch = classifier_of(tmp_path, family)
+    assert classifier.last_linear is classifier.model.get_submodule(name)
+    output = classifier(batch)
+    assert output.embeddings.shape == (len(TEXTS), classifier.embedding_width)
+    torch.testing.assert_close(classifier.last_linear(output.embeddings), output.logits)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "gpt2"])
+def test_an_encoder_as_wide_as_there_are_classes_is_no_head(tmp_path: Path, family: str) -> None:
+    classifier, batch = classifier_of(tmp_path, family, classes=32)
+    name = {"bert": "classifier", "xlm-roberta": "classifier.out_proj", "gpt2": "score"}[family]
+    assert classifier.last_linear is classifier.model.get_submodule(name)
+    output = classifier(batch)
+    torch.testing.assert_close(classifier.last_linear(output.embeddings), output.logits)
+
+
+def test_a_model_without_such_a_layer_is_refused() -> None:
+    class Squared(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            output = self.inner(input_ids=input_ids, attention_mask=attention_mask)
+            output.logits = output.logits**2
+            return output
+
+    from tests.support.small_training import tiny_classifier
+
+    with pytest.raises(InputError, match="none of whose layers makes the logits"):
+        find_logits_layer(Squared(tiny_classifier("bert")))
+
+
+@pytest.mark.parametrize(("family", "reads"), [("bert", False), ("gpt2", False), ("bart", False), ("t5", False), ("canine", True)])
+def test_it_is_known_which_models_read_their_padding(tmp_path: Path, family: str, reads: bool) -> None:
+    classifier, _ = classifier_of(tmp_path, family)
+    assert reads_padding(classifier.model) is reads
+
+
+@pytest.mark.parametrize(
+    ("family", "states"), [("bert", "tokens"), ("funnel", "tokens"), ("longformer", "tokens"), ("perceiver", "latents")]
+)
+def test_what_an_encoders_states_stand_for(tmp_path: Path, family: str, states: str) -> None:
+    assert states_of(load_text_encoder(find_text_model(str(tiny_text_model(tmp_path, family)), max_length=None))) == states
+
+
+def test_examining_leaves_seed_and_mode_as_they_were(tmp_path: Path) -> None:
+    classifier, _ = classifier_of(tmp_path, "bert")
+    classifier.model.train()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    find_logits_layer(classifier.model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert classifier.model.training
+    assert set(tiny_texts(classifier.model)) == {"input_ids", "attention_mask"}
