@@ -331,5 +331,5 @@ def _notes(models: Mapping[str, Sequence[ScoredModel]], findings: Sequence[Findi
         notes.append(f"{why}: {', '.join(fewer)}")
     undefined = [f"{model.folder.name}" for of_row in models.values() for model in of_row if None in model.result({}).test.values()]
     if undefined:
-        notes.append(f"the correlation of answers that are all equal is undefined, so it is not compared: {', '.join(undefined)}")
+        notes.append(f"Spearman and Pearson are undefined where all answers, or all labels, are equal, so these models are not compared: {', '.join(undefined)}")
     return notes + [f"{name} is missing: {reason}" for name, reason in outcome.failed.items()]
