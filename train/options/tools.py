@@ -20,7 +20,7 @@ class EvaluateOptions:
     model: Path
     """Folder of the classifier, such as runs/20ng/student, or any Hugging Face sequence classifier's."""
     input: Path
-    """Texts: .txt with one text per line, .csv, .jsonl or .parquet."""
+    """Texts: .txt with one text per line, or a table: .csv, .tsv, .json, .jsonl or .parquet."""
     output: Path | None = None
     """CSV with id, label and the probability of each class (default: <input's name>.predictions.csv next to the input)."""
     text_column: str = "text"
