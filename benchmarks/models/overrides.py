@@ -11,8 +11,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "axk2": {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2, "gated_norm_rank": 4},
     "big_bird": {"block_size": 8, "num_random_blocks": 1},
     "bigbird_pegasus": {"block_size": 8, "num_random_blocks": 1},
-    # Their tokenizers read characters, 2,048 at most.
-    "canine": {"max_position_embeddings": 2048, "num_hash_buckets": 64, "num_hash_functions": 4},
+    # Its tokenizer reads characters, 2,048 at most; positions have as many rows as the hash.
+    "canine": {"max_position_embeddings": 2048, "num_hash_buckets": 2048, "num_hash_functions": 4},
     "cohere_compass_text": {"rope_parameters": _ROPE},
     "doge": {"num_experts": 16},
     # AutoModel.from_config of transformers 5.23 needs to be told which of its two encoders is meant.

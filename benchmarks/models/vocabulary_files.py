@@ -44,6 +44,8 @@ class VocabularyFiles:
 
 
 _FAIRSEQ = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
+# Its class adds those that a vocabulary lacks.
+_XLM_MORE = tuple(f"<special{number}>" for number in range(10))
 _XLM = {"bos": "<s>", "sep": "</s>", "pad": "<pad>", "cls": "</s>", "unk": "<unk>", "mask": "<special1>"}
 _BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
@@ -139,10 +141,10 @@ FILES: dict[str, Callable[[Sequence[str]], VocabularyFiles]] = {
     "BioGptTokenizer": _merged("BioGptTokenizer", _FAIRSEQ | {"sep": "</s>"}),
     "CTRLTokenizer": _control,
     "EsmTokenizer": _amino_acids,
-    "FlaubertTokenizer": _merged("FlaubertTokenizer", _XLM, ("<special0>",)),
+    "FlaubertTokenizer": _merged("FlaubertTokenizer", _XLM, _XLM_MORE),
     "PLBartTokenizer": _sentence_pieces,
     "RoCBertTokenizer": _chinese,
     "RoFormerTokenizer": _word_pieces("RoFormerTokenizer"),
     "TapasTokenizer": _word_pieces("TapasTokenizer"),
-    "XLMTokenizer": _merged("XLMTokenizer", _XLM, ("<special0>",)),
+    "XLMTokenizer": _merged("XLMTokenizer", _XLM, _XLM_MORE),
 }

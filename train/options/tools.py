@@ -84,11 +84,18 @@ class OnnxOptions:
     """Folder of the classifier, such as runs/20ng/student, or any Hugging Face sequence classifier's."""
     output: Path | None = None
     """The file (default: model.onnx in the model's folder)."""
+    int8: bool = False
+    """Also write an int8 file, a quarter of the size (model.int8.onnx), and compare both on the validation split."""
 
     @property
     def written(self) -> Path:
         """The file to write."""
         return self.output or self.model / "model.onnx"
+
+    @property
+    def written_int8(self) -> Path:
+        """The int8 file to write."""
+        return self.written.with_name(f"{self.written.stem}.int8{self.written.suffix}")
 
 
 @dataclass(frozen=True, kw_only=True)

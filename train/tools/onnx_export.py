@@ -5,6 +5,7 @@ Shapes: B texts in a batch, L tokens of the longest, K classes.
 
 import importlib.util
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.pretrained import reason
 from train.data.text_model import TextModel
 from train.data.token_ids import TokenIds, tokenize
+from train.learning.task_rules import rules_of
 from train.options.tools import OnnxOptions
 from train.tools.evaluate import Classifier, load_classifier
+from train.tools.onnx_figures import export_int8
+from train.tools.onnx_session import OUTPUT, OnnxSession, whole_batch
 
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "logits"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Of logits in float32: another library adds in another order.
 LARGEST_DIFFERENCE = 1e-4
@@ -38,12 +40,13 @@ _BATCHES = ((0,), (5,), (4, 4), (0, 5, 1), (2, 0, 3, 1, 4), (5, 0, 1, 2, 3, 4, 0
 
 
 def onnx(options: OnnxOptions) -> dict[str, Any]:
-    """Write the classifier with inputs ``input_ids`` and ``attention_mask``, int64 [B, L], and output ``logits``, float32 [B, K], with
-    dynamic B and L; the class names are in the file's metadata as ``id2label``. The file is checked before it is renamed into place.
+    """Write the classifier with every input that it reads, ``input_ids``, ``attention_mask``, … int64 [B, L], and output ``logits``,
+    float32 [B, K], with dynamic B and L; probabilities are left to the reader. The file's metadata are ``id2label``, ``problem_type``,
+    ``max_length`` and, of a multi-label classifier, ``thresholds``. The file is checked before it is renamed into place.
 
     Raises:
-        InputError: a package is missing, the folder is no finished classifier, the model cannot be exported or takes 2 GB, or onnxruntime's
-            logits differ by more than 1e-4; nothing is written then.
+        InputError: a package is missing, the folder is no finished classifier, the model cannot be exported or takes 2 GB, onnxruntime's
+            logits differ by more than 1e-4, or padding moves those of the int8 file too far; the file is not written then.
     """
     prepare_libraries()
     require_packages()
@@ -52,8 +55,9 @@ def onnx(options: OnnxOptions) -> dict[str, Any]:
     if weights_bytes > LARGEST_BYTES:
         got = f"{options.model} of {weights_bytes / 1e9:.1f} GB"
         raise InputError(got=got, expected="below 2 GB, the limit of an ONNX file", do="give another --model")
-    if options.written.is_dir():
-        raise InputError(got=f"--output {options.written}, a folder", expected="a file", do="give a name ending in .onnx")
+    for written in (options.written, *([options.written_int8] if options.int8 else [])):
+        if written.is_dir():
+            raise InputError(got=f"--output {written}, a folder", expected="a file", do="give a name ending in .onnx")
     batches = check_batches(classifier.text_model)
     with whole_file(options.written) as partial:
         opset = write_onnx(partial, classifier, batches[-1])
@@ -65,7 +69,7 @@ def onnx(options: OnnxOptions) -> dict[str, Any]:
                 do="nothing was written; try another version of onnxruntime",
             )
     say(f"done: {options.written}; logits differ by {difference:.2g} at most over {len(batches)} batches")
-    return {
+    figures = {
         "command": "onnx",
         "model": str(options.model),
         "path": str(options.written),
@@ -73,6 +77,9 @@ def onnx(options: OnnxOptions) -> dict[str, Any]:
         "opset": opset,
         "max_logit_difference": difference,
     }
+    if options.int8:
+        figures["int8"] = export_int8(options.model, classifier, options.written, options.written_int8)
+    return figures
 
 
 def require_packages() -> None:
@@ -83,29 +90,24 @@ def require_packages() -> None:
 
 
 def check_batches(text_model: TextModel) -> list[dict[str, torch.Tensor]]:
-    """Return batches of real texts of many lengths, up to the longest the model reads: ``input_ids`` and ``attention_mask``, int64
-    [B, L]."""
+    """Return batches of real texts of many lengths, up to the longest the model reads: every input of the model, int64 [B, L]."""
     corpus = load_corpus("demo")
     real = [example.text for example in corpus.examples]
     texts = [real[0].split()[0], *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
     ids = TokenIds.of(text_model, tokenize(text_model, texts), torch.device("cpu"))
-    return [_batch(ids.padded(rows, torch.from_numpy(rows))) for rows in (np.array(batch, np.int64) for batch in _BATCHES)]
-
-
-def _batch(padded: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    ids_BL = padded["input_ids"]
-    return {"input_ids": ids_BL, "attention_mask": padded.get("attention_mask", torch.ones_like(ids_BL))}
+    return [whole_batch(text_model, ids, np.array(batch, np.int64)) for batch in _BATCHES]
 
 
 class _Logits(nn.Module):
-    """A classifier whose inputs and outputs are plain tensors."""
+    """A classifier whose inputs and outputs are plain tensors, the inputs in the order of ``names``."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model = model
+        self.names = tuple(names)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits_BK: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
         return logits_BK
 
 
@@ -121,26 +123,45 @@ def write_onnx(path: Path, classifier: Classifier, example: dict[str, torch.Tens
         InputError: torch cannot export a model of this kind.
     """
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=classifier.text_model.max_length)}
+    kind = type(classifier.model).__name__
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
-                _Logits(classifier.model).eval(),
-                kwargs=example,
-                input_names=INPUTS,
+                _Logits(classifier.model, tuple(example)).eval(),
+                args=tuple(example.values()),
+                input_names=tuple(example),
                 output_names=(OUTPUT,),
-                dynamic_shapes=dict.fromkeys(INPUTS, free),
+                dynamic_shapes={"inputs": (free,) * len(example)},
                 dynamo=True,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        kind = type(classifier.model).__name__
-        got = f"a {kind}, which torch {torch.__version__} cannot export ({reason(error)})"
+        got = f"a {kind}, which torch {torch.__version__} cannot export ({_first_cause(error)})"
         raise InputError(got=got, expected="for instance a DistilBERT or a BERT", do="give another --model") from None
     if program is None:
         raise AssertionError("torch.onnx.export with dynamo=True returns a program")
-    program.model.metadata_props["id2label"] = json.dumps(dict(enumerate(classifier.label_names)), ensure_ascii=False)
+    program.model.metadata_props.update(_metadata(classifier))
     program.save(path, external_data=False)
     return int(program.model.opset_imports[""])
+
+
+def _metadata(classifier: Classifier) -> dict[str, str]:
+    """Return what turns logits into answers: names, the task, the thresholds."""
+    thresholds = {} if classifier.thresholds is None else {"thresholds": json.dumps(list(classifier.thresholds))}
+    return {
+        "id2label": json.dumps(dict(enumerate(classifier.label_names)), ensure_ascii=False),
+        "problem_type": rules_of(classifier.task).problem_type,
+        "max_length": str(classifier.text_model.max_length),
+        **thresholds,
+    }
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return the first sentence of what torch says, without colours."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return re.sub(r"\x1b\[[0-9;]*m", "", reason(cause))
 
 
 @contextmanager
@@ -153,16 +174,15 @@ def _quiet_exporter() -> Iterator[None]:
 
 def largest_difference(path: Path, classifier: Classifier, batches: Sequence[dict[str, torch.Tensor]]) -> float:
     """Return the largest difference between a logit of onnxruntime, which reads ``path``, and of the classifier, over all batches; NaN if
-    one of them is not finite."""
-    import onnxruntime
+    one of them is not finite.
 
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    Raises:
+        InputError: onnxruntime cannot compute the file for some batch.
+    """
+    session = OnnxSession(path)
     differences = []
     for batch in batches:
         with torch.inference_mode():
             ours_BK = classifier.model(**batch).logits
-        (theirs_BK,) = session.run([OUTPUT], {name: tensor.numpy() for name, tensor in batch.items()})
-        differences.append((torch.from_numpy(theirs_BK) - ours_BK).abs().max())
+        differences.append((session.logits(batch) - ours_BK).abs().max())
     return float(torch.stack(differences).max())
