@@ -18,7 +18,7 @@ from featurize.generate.folder_settings import folder_settings
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
-from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, read_config, reason
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, hub_advice, read_config, reason, require_hub_id
 
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
@@ -218,20 +218,20 @@ def _check_settings(settings: GeneratorPreset) -> GeneratorPreset:
 
 
 def _first_available(name: str, sources: tuple[str, ...], *, half: bool) -> tuple[Path, str | None]:
-    failures = []
+    failures, advice = [], ""
     for source in sources:
         if Path(source).is_dir():
             return Path(source), None
+        require_hub_id(source, flag="--generator")
         try:
             return _download(source, half=half)
         except (OSError, ValueError) as error:
             failures.append(f"{source}: {reason(error)}")
+            advice = hub_advice(source, error)
     raise InputError(
         got=f"no source of the generator {name} within reach ({'; '.join(failures)})",
         expected="one of its sources on the Hugging Face hub, or a local diffusers folder",
-        do=f"download it where there is a network and give --generator {name}=FOLDER"
-        if name in PRESETS
-        else "check the name, or give a local folder",
+        do=f"download it where there is a network and give --generator {name}=FOLDER" if name in PRESETS else advice,
     )
 
 

@@ -56,17 +56,11 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
             newest = max((path / "snapshots").iterdir(), key=lambda folder: folder.stat().st_mtime, default=path / "snapshots")
             raise InputError(got=f"{flag} {source}, a model in the hub's cache", expected="one of its snapshots", do=f"give {newest}")
         return path
+    require_hub_id(source, flag=flag)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionResolutionError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 
     name, _, at = source.partition("@")
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise _no_model(source, flag) from None
-    if path.is_file() or source.startswith("~"):
-        raise _no_model(source, flag)
     # httpx.HTTPError, or that of the fork of httpx that newer hub clients use.
     transport_error: type[BaseException] = HfHubHTTPError.__mro__[1]
     try:
@@ -77,12 +71,24 @@ def local_model_folder(source: str, *, revision: str | None = None, patterns: Se
         raise InputError(
             got=f"{flag} {source} ({reason(error)})",
             expected="a local folder or a model on the Hugging Face hub that can be reached",
-            do=_hub_advice(source, error),
+            do=hub_advice(source, error),
         ) from None
 
 
+def require_hub_id(source: str, *, flag: str) -> None:
+    """Raise InputError for what is no folder and cannot be a name on the hub: a file, a path, a web address, nothing."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    if Path(source).is_file() or source.startswith("~"):
+        raise _no_model(source, flag)
+    try:
+        validate_repo_id(source.partition("@")[0])
+    except HFValidationError:
+        raise _no_model(source, flag) from None
+
+
 def _no_model(source: str, flag: str) -> InputError:
-    """Return the error for what is neither a folder nor a possible name on the hub."""
     path, expected = Path(source), "a model's folder, or owner/name on the Hugging Face hub"
     if path.is_file():
         is_model = any((path.parent / name).is_file() for name in _INDEXES)
@@ -116,8 +122,8 @@ def _similar_folder(path: Path) -> Path | None:
     return similar if similar is not None and similar.is_dir() else None
 
 
-def _hub_advice(source: str, error: BaseException) -> str:
-    """Return what helps against the error of a download."""
+def hub_advice(source: str, error: BaseException) -> str:
+    """Return what helps against the error of a download of ``source``, for the last part of an InputError."""
     from huggingface_hub import constants, errors
 
     similar = _similar_folder(Path(source))

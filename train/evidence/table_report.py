@@ -329,7 +329,8 @@ def _notes(models: Mapping[str, Sequence[ScoredModel]], findings: Sequence[Findi
     if fewer:
         why = "these differences are over the seeds that both rows have on the same test texts, the means over all of a row's seeds"
         notes.append(f"{why}: {', '.join(fewer)}")
-    undefined = [f"{model.folder.name}" for of_row in models.values() for model in of_row if None in model.result({}).test.values()]
+    undefined = [model.folder.name for of_row in models.values() for model in of_row if None in model.result({}).test.values()]
     if undefined:
-        notes.append(f"Spearman and Pearson are undefined where all answers, or all labels, are equal, so these models are not compared: {', '.join(undefined)}")
+        why = "Spearman and Pearson are undefined where all answers, or all labels, are equal, so these models are not compared"
+        notes.append(f"{why}: {', '.join(undefined)}")
     return notes + [f"{name} is missing: {reason}" for name, reason in outcome.failed.items()]

@@ -232,8 +232,20 @@ def test_no_reachable_source_is_one_line_with_every_reason() -> None:
 
 
 def test_a_hub_id_out_of_reach_is_told_as_such() -> None:
-    with pytest.raises(InputError, match=r"generator owner/name@v1 within reach \(owner/name@v1: .*check the name, or give a local folder"):
+    with pytest.raises(InputError, match=r"generator owner/name@v1 within reach \(owner/name@v1: .*check the name, unset HF_HUB_OFFLINE"):
         _find("owner/name@v1")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("https://huggingface.co/owner/name", "a web address; expected .*; give owner/name"),
+        ("some/deep/folder", "which is no folder; expected .*; check the path"),
+    ],
+)
+def test_what_cannot_be_a_hub_id_is_not_looked_up(source: str, told: str) -> None:
+    with pytest.raises(InputError, match=f"got --generator {source}, {told}"):
+        _find(source)
 
 
 @pytest.mark.parametrize("failure", [OSError("gone"), ValueError("gone"), httpx.ConnectTimeout("gone"), httpx.ProxyError("gone")])

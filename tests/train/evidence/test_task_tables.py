@@ -136,7 +136,10 @@ def test_an_undefined_correlation_is_shown_as_such_and_not_compared(tmp_path: Pa
     write_task_model(tmp_path, "teacher-none", corpus, teacher, command="teacher", privileged="none", image_tokens=None)
     report = compare(corpus, tmp_path, rows=("baseline", "teacher-none"), seeds=1, train=False)
     assert report.findings == ()
-    assert "Spearman and Pearson are undefined where all answers, or all labels, are equal, so these models are not compared: baseline" in report.notes
+    assert (
+        "Spearman and Pearson are undefined where all answers, or all labels, are equal, so these models are not compared: baseline"
+        in report.notes
+    )
     cells = {row[0]: row[1:] for row in report.cells(report.tables[0])}
     assert cells["baseline"][1:4] == ("undefined", "undefined", "undefined")
     assert report.to_json()["rows"]["baseline"]["test"]["spearman"] is None
