@@ -128,3 +128,20 @@ def test_settings_and_images_of_a_wrong_type_are_type_errors(corpus: lugpi.Corpu
     for image in (True, False, "1"):
         with pytest.raises(TypeError, match=f"image: got {image!r}"):
             lugpi.TokenStore(store.path, image=image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"paper_dataset": "nope"}, lugpi.InputError, "paper_dataset='nope'; expected imdb"),
+        ({"distillation": {}}, TypeError, "distillation: got {}; expected DistillationSettings or str"),
+        ({"distillation": "hintn"}, lugpi.InputError, "hintn"),
+    ],
+)
+def test_odd_arguments_of_a_comparison_are_refused(
+    corpus: lugpi.Corpus, tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        lugpi.compare(corpus, tmp_path, rows=["baseline"], **arguments)
+    with pytest.raises(TypeError, match="run_dir: got 1"):
+        lugpi.compare(corpus, 1, rows=["baseline"], **arguments)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -12,13 +13,13 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
-from lugpi_core.fields import require_known_arguments, require_names
+from lugpi_core.fields import require_choice, require_known_arguments, require_names, require_type
 from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models
-from train.evidence.row_figures import scored
+from train.evidence.row_figures import PAPER_DATASETS, scored
 from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
 from train.evidence.schedule import Experiment, Outcome, add_finished, refuse_launchers, train_models
 from train.evidence.table_report import TablePlan, TableReport, table_report
@@ -112,6 +113,10 @@ def compare(
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     require_known_arguments(arguments, ComparisonArguments)
+    require_type("run_dir", run_dir, str, PathLike)
+    require_type("distillation", arguments.get("distillation", "paper"), DistillationSettings, str)
+    if (paper := arguments.get("paper_dataset")) is not None:
+        require_choice("paper_dataset", paper, PAPER_DATASETS)
     require_trainable(corpus, arguments)
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
@@ -120,7 +125,7 @@ def compare(
         columns=require_names("columns", arguments.get("columns", ())),
         seeds=_each_seed(seeds, optimization.seed),
         has_unlabelled=arguments.get("unlabelled") is not None,
-        paper_dataset=arguments.get("paper_dataset"),
+        paper_dataset=paper,
     )
     run, loss = Path(run_dir), arguments.get("distillation", "paper")
     if not train:
