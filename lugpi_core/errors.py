@@ -9,7 +9,7 @@ from collections.abc import Iterable
 EXIT_OK = 0
 EXIT_INCOMPLETE = 1
 EXIT_BAD_INPUT = 2
-EXIT_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM
+EXIT_SIGNAL = 128  # and the signal's number: 130 after Ctrl-C, 143 after SIGTERM, 138 and 140 after SIGUSR1 and SIGUSR2
 
 # Disk, quota and permission errors, which can occur at any time; any other OSError that reaches a command is a bug of ours.
 DISK_FAULTS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EMFILE}

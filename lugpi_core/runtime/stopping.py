@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: the work stops at the next safe point, and what is done is kept."""
+"""SIGTERM, Ctrl-C, SIGUSR1 and SIGUSR2: the work stops at the next safe point, and what is done is kept.
+
+A batch system sends SIGTERM, or what the job asked for (``sbatch --signal=USR1@120``), some time before it kills the job.
+"""
 
 import signal
 import threading
@@ -6,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,7 +44,7 @@ class StopRequest:
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGINT raise ``Stopped`` inside the block, so that files are closed and the run says how to continue.
+    """Let the signals ``STOPPING`` raise ``Stopped`` inside the block, so that files are closed and the run says how to continue.
 
     The block ends with ``Stopped`` even if a library has turned the interrupt into an error of its own, such as a file that does not load.
     A signal that the process ignores stays ignored.
@@ -52,7 +57,7 @@ def terminated_like_interrupted() -> Iterator[None]:
 
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
     try:
@@ -70,7 +75,7 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT inside the block into a request; the second one ends the process as usual.
+    """Turn the first of the signals ``STOPPING`` inside the block into a request; the second one ends the process as usual.
 
     An unhandled request raises ``Stopped`` when the block ends. Signals reach only the main thread: in other threads no request is ever
     made. A signal that the process ignores stays ignored, like SIGINT in the background jobs of a shell.
@@ -84,7 +89,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(earlier, handler)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, ask)
     try:

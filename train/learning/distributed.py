@@ -1,9 +1,12 @@
-"""Several processes that train one model, as ``torchrun`` and ``accelerate launch`` start them; both set rank and count in the environment.
+"""Several processes that train one model, as ``torchrun``, ``accelerate launch``, ``srun`` and ``mpirun`` start them (``launch.py``).
 
 Every process computes its share of each batch; gradients are averaged, so that all have the same weights after every step.
 """
 
 import os
+import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +17,15 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import EXIT_BAD_INPUT, InputError
+from lugpi_core.runtime.pretrained import reason
+from train.learning.launch import Launch, find_launch
+
+_PATIENCE_S = 300.0  # launchers start all processes within a minute or two
+_SAY_AFTER_S = 10.0
+_POLL_S = 0.2
+_ATTEMPT_S = 2.0  # signals are heeded between attempts
+# What gloo and NCCL say when a process at the other end is gone.
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +90,22 @@ def joined(device_type: str) -> Iterator[Processes]:
     Without a launcher, this process is the only one.
 
     Raises:
-        InputError: there are more processes on this machine than CUDA devices.
+        InputError: what the launcher says is incomplete; the others do not come within five minutes; one of them ends inside the block;
+            there are more processes on this machine than CUDA devices.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    launch = find_launch(os.environ)
+    if launch is None:
         yield Processes()
         return
     if torch.distributed.is_initialized():
-        yield Processes(rank=torch.distributed.get_rank(), count=count, device=device_type)
+        yield Processes(rank=torch.distributed.get_rank(), count=launch.count, device=device_type)
         return
+    os.environ.update(launch.variables())
     # While the others wait, the first process may download, hash a store, or compute teachers' outputs for a million texts.
     options: dict[str, Any] = {"backend": "gloo", "timeout": timedelta(days=1)}
     if device_type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        # srun --gpus-per-task shows each process its own device only.
+        local = 0 if launch.by == "SLURM" and torch.cuda.device_count() == 1 else launch.local_rank
         if local >= torch.cuda.device_count():
             raise InputError(
                 got=f"process {local} of this machine, which has {torch.cuda.device_count()} CUDA devices",
@@ -99,8 +114,72 @@ def joined(device_type: str) -> Iterator[Processes]:
             )
         torch.cuda.set_device(local)
         options |= {"backend": "nccl", "device_id": torch.device("cuda", local)}
-    torch.distributed.init_process_group(**options)
+    store = meet(launch)
+    torch.distributed.init_process_group(store=store, rank=launch.rank, world_size=launch.count, **options)
     try:
-        yield Processes(rank=torch.distributed.get_rank(), count=count, device=device_type)
+        yield Processes(rank=launch.rank, count=launch.count, device=device_type)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _GONE):
+            raise
+        raise InputError(
+            got=f"an end of another of the {launch.count} processes, seen by process {launch.rank}",
+            expected="all of them until the model is trained",
+            do="see its own output for the reason; the same command continues from the last checkpoint",
+        ) from None
     finally:
         torch.distributed.destroy_process_group()
+
+
+def meet(launch: Launch, *, patience_s: float = _PATIENCE_S) -> Any:
+    """Return a store of torch.distributed through which all processes of a launch have said that they are there.
+
+    Waits in short steps, so that signals are heeded; says after some seconds who is awaited.
+
+    Raises:
+        InputError: the port is taken, or somebody has not come in time.
+    """
+    where, ranks = f"{launch.address}:{launch.port}", [str(rank) for rank in range(launch.count)]
+    started = told = time.monotonic()
+    store: Any = None
+    while True:
+        absent, store = ["0"], store or _connect(launch)
+        if store is not None:
+            try:
+                store.set(f"here/{launch.rank}", "yes")
+                absent = [rank for rank in ranks if not store.check([f"here/{rank}"])]
+            except RuntimeError:  # process 0 has ended; another may be started in its place
+                store = None
+        if not absent:
+            return store
+        awaited = f"process{'es' * (len(absent) > 1)} {', '.join(absent)} of {launch.count} at {where}"
+        if time.monotonic() - started > patience_s:
+            raise InputError(
+                got=f"no sign of {awaited} for {patience_s / 60:.0f} minutes",
+                expected=f"{launch.count} processes, as {launch.by} says",
+                do="start all of them with one launcher, or unset WORLD_SIZE and its like to train alone",
+            )
+        if time.monotonic() - told > _SAY_AFTER_S:
+            told = time.monotonic() + patience_s
+            print(f"process {launch.rank} is waiting for {awaited}", file=sys.stderr, flush=True)
+        time.sleep(_POLL_S)
+
+
+def _connect(launch: Launch) -> Any:
+    """Return the store of the processes, or None if process 0 does not answer yet."""
+    stores: Any = torch.distributed  # whose stubs export neither store
+
+    # torchrun's agent has a store of its own; otherwise the first process has it.
+    serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        if not serves:  # TCPStore would log a C++ traceback at every attempt
+            socket.create_connection((launch.address, launch.port), timeout=_ATTEMPT_S).close()
+        store = stores.TCPStore(launch.address, launch.port, None, serves, timedelta(seconds=_ATTEMPT_S), wait_for_workers=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        if not serves:
+            return None
+        raise InputError(
+            got=f"{launch.address}:{launch.port}, on which process 0 cannot listen ({reason(error)})",
+            expected="an address of this machine and a free port",
+            do="set MASTER_ADDR and MASTER_PORT to others in all processes",
+        ) from None
+    return stores.PrefixStore(f"lugpi/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

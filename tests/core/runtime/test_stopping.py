@@ -14,7 +14,7 @@ import pytest
 from lugpi_core.runtime.stopping import Stopped, StopRequest, raise_wrapped_stop, stop_on_signals, terminated_like_interrupted
 from tests.support.checkout import ROOT
 
-BOTH = (signal.SIGTERM, signal.SIGINT)
+ALL = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class _Before(Exception):
@@ -28,14 +28,14 @@ def _as_before(number: int, _: Any) -> None:
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Install handlers of our own, because the suite may have been started with a signal ignored."""
-    before = {number: signal.signal(number, _as_before) for number in BOTH}
+    before = {number: signal.signal(number, _as_before) for number in ALL}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def _handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in BOTH]
+    return [signal.getsignal(number) for number in ALL]
 
 
 def test_without_a_signal_there_is_no_request() -> None:
@@ -57,7 +57,7 @@ def _block(*numbers: int, check: bool = False) -> StopRequest:
     return stop
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_the_first_signal_waits_for_a_check(number: int) -> None:
     with pytest.raises(Stopped, match=signal.Signals(number).name) as stopped:
         _block(number, check=True)
@@ -66,8 +66,8 @@ def test_the_first_signal_waits_for_a_check(number: int) -> None:
     assert not isinstance(stopped.value, Exception), "no handler of errors catches it"
 
 
-@pytest.mark.parametrize("first", BOTH)
-@pytest.mark.parametrize("second", BOTH)
+@pytest.mark.parametrize("first", ALL)
+@pytest.mark.parametrize("second", ALL)
 def test_the_second_signal_ends_the_process_as_usual(first: int, second: int) -> None:
     with pytest.raises(_Before, match=signal.Signals(second).name):
         _block(first, second)
@@ -87,7 +87,7 @@ def test_handlers_are_restored_however_the_block_ends(ending: type[BaseException
     expected = ending or (Stopped if asked else None)
     with nullcontext() if expected is None else pytest.raises(expected):
         block()
-    assert _handlers() == [_as_before, _as_before]
+    assert _handlers() == [_as_before] * len(ALL)
 
 
 def test_an_unhandled_request_is_raised_at_the_end_of_the_block() -> None:
@@ -96,7 +96,7 @@ def test_an_unhandled_request_is_raised_at_the_end_of_the_block() -> None:
     assert stopped.value.signal_number == signal.SIGTERM
 
 
-@pytest.mark.parametrize("ignored", BOTH)
+@pytest.mark.parametrize("ignored", ALL)
 def test_an_ignored_signal_stays_ignored(ignored: int) -> None:
     signal.signal(ignored, signal.SIG_IGN)
     with stop_on_signals() as stop:
@@ -123,7 +123,7 @@ def test_in_another_thread_no_request_is_made_and_no_handler_is_touched() -> Non
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [None, [_as_before, _as_before]]
+    assert found == [None, [_as_before] * len(ALL)]
 
 
 def test_sigterm_ends_a_block_as_an_interrupt_does() -> None:
@@ -131,7 +131,7 @@ def test_sigterm_ends_a_block_as_an_interrupt_does() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert isinstance(stopped.value, Stopped)
     assert stopped.value.signal_number == signal.SIGTERM
-    assert _handlers() == [_as_before, _as_before]
+    assert _handlers() == [_as_before] * len(ALL)
 
 
 def test_the_second_sigterm_ends_a_command_at_once() -> None:
@@ -140,7 +140,7 @@ def test_the_second_sigterm_ends_a_command_at_once() -> None:
             _block(signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGTERM)
-    assert _handlers() == [_as_before, _as_before]
+    assert _handlers() == [_as_before] * len(ALL)
 
 
 def test_nested_blocks_handle_signals_from_the_inside_out() -> None:
@@ -155,7 +155,7 @@ def test_nested_blocks_handle_signals_from_the_inside_out() -> None:
     with pytest.raises(_Before):
         block()
     assert asked == [(signal.SIGTERM, None), (signal.SIGTERM, signal.SIGINT)]
-    assert _handlers() == [_as_before, _as_before]
+    assert _handlers() == [_as_before] * len(ALL)
 
 
 # Signals itself twice and never checks for a request.
@@ -190,7 +190,7 @@ def test_an_interrupt_that_a_library_wrapped_is_still_one() -> None:
     raise_wrapped_stop(OSError("of its own"))
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_an_interrupt_that_a_library_swallowed_ends_the_command(number: signal.Signals) -> None:
     def load() -> None:
         with suppress(KeyboardInterrupt):
@@ -200,7 +200,7 @@ def test_an_interrupt_that_a_library_swallowed_ends_the_command(number: signal.S
     with pytest.raises(Stopped) as stopped, terminated_like_interrupted():
         load()
     assert stopped.value.signal_number == number
-    assert _handlers() == [_as_before, _as_before]
+    assert _handlers() == [_as_before] * len(ALL)
 
 
 def test_an_error_without_a_signal_stays_itself() -> None:

@@ -1,7 +1,11 @@
 """Several processes that train one model: the same result as one process, and one report."""
 
 import json
+import os
 import shutil
+import signal
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,13 @@ import numpy as np
 import pytest
 
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 from tests.support.checkout import Command
 from tests.support.small_training import without_dropout
 from train.cli import main
-from train.learning.distributed import Processes, joined
+from train.learning import distributed
+from train.learning.distributed import Processes, joined, meet
+from train.learning.launch import Launch
 
 # Every launcher finds itself a free port.
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train")
@@ -139,7 +146,59 @@ def test_bad_input_to_several_processes_is_reported_once(flags: tuple[str, ...],
 
 
 def test_more_processes_than_cuda_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "64")
-    monkeypatch.setenv("LOCAL_RANK", "63")
+    for name, value in {"WORLD_SIZE": "64", "RANK": "63", "LOCAL_RANK": "63", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="a device for each process"), joined("cuda"):
         pass
+
+
+def _launch(rank: int, port: int) -> Launch:
+    return Launch(by="a test", rank=rank, count=3, local_rank=rank, address="127.0.0.1", port=port)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(distributed, "_SAY_AFTER_S", 0.0)
+    port = _free_port()
+    with pytest.raises(InputError, match=rf"no sign of processes 1, 2 of 3 at 127\.0\.0\.1:{port}"):
+        meet(_launch(0, port), patience_s=0.5)
+    assert capsys.readouterr().err == f"process 0 is waiting for processes 1, 2 of 3 at 127.0.0.1:{port}\n"
+
+
+def test_without_process_0_the_others_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_ATTEMPT_S", 0.1)
+    with pytest.raises(InputError, match="no sign of process 0 of 3"):
+        meet(_launch(1, _free_port()), patience_s=0.3)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with pytest.raises(InputError, match="on which process 0 cannot listen"):
+            meet(_launch(0, int(listener.getsockname()[1])))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_the_waiting(number: signal.Signals) -> None:
+    asked = threading.Timer(0.5, lambda: os.kill(os.getpid(), number))
+    asked.start()
+    with terminated_like_interrupted(), pytest.raises(Stopped, match=number.name):
+        meet(_launch(0, _free_port()))
+
+
+def test_an_end_of_another_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in _launch(0, _free_port()).variables().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "meet", lambda launch: None)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda **options: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with pytest.raises(InputError, match="an end of another of the 3 processes"), joined("cpu"):
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
+    with pytest.raises(RuntimeError, match="another fault"), joined("cpu"):
+        raise RuntimeError("another fault")
