@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError
-from lugpi_core.fields import require_names, require_type
+from lugpi_core.fields import require_type
 
 if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
@@ -151,8 +151,9 @@ def featurize(
     from lugpi_core.store.token_store import TokenStore
 
     require_type("corpus", corpus, Corpus)
-    if not require_names("encoders", encoders):
-        raise InputError(got=f"encoders={encoders!r}", expected="at least one encoder", do="give for instance ['clip-vit-b32']")
+    encoders, generator = _names_of(encoders), str(generator) if isinstance(generator, Path) else generator
+    if not isinstance(generator, str):
+        raise InputError(got=f"generator={generator!r:.80}", expected="a name or a folder", do="give for instance 'fast'")
     prepare_libraries()
     settings = FeaturizeSettings() if settings is None else settings
     require_type("settings", settings, FeaturizeSettings)
@@ -161,6 +162,20 @@ def featurize(
     job = plan_job(corpus, store, generator=generator, encoders=encoders, settings=settings, made_by=flags)
     with _progress_bar() if progress is True else nullcontext(progress or None) as callback:
         return TokenStore(fill_store(corpus, job, callback).store_dir)
+
+
+def _names_of(encoders: object) -> tuple[str, ...]:
+    """Return the names of encoders; folders may be given as paths.
+
+    Raises:
+        InputError: no list of names and folders, or an empty one.
+    """
+    items = list(encoders) if isinstance(encoders, (list, tuple)) else encoders
+    if not isinstance(items, list) or not items or not all(isinstance(item, (str, Path)) and str(item).strip() for item in items):
+        raise InputError(
+            got=f"encoders={encoders!r:.80}", expected="a list of at least one name or folder", do="give for instance ['clip-vit-b32']"
+        )
+    return tuple(map(str, items))
 
 
 def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = frozenset()) -> dict[str, Any]:

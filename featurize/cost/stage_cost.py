@@ -17,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from featurize.encode.encoders import EncoderFiles
 from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError
-from lugpi_core.files import read_json
-from lugpi_core.runtime.pretrained import reason
+from lugpi_core.runtime.pretrained import read_config, reason
 
 PROMPT, DENOISE, DECODE = "prompt", "denoise", "decode"
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -50,7 +49,7 @@ def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decod
         raise InputError(
             got=f"{decoder_folder or generator.folder}, whose configurations define no model ({reason(error)})",
             expected="a whole diffusers folder",
-            do="download it again",
+            do="restore its configurations, as save_pretrained() writes them",
         ) from None
 
 
@@ -72,7 +71,7 @@ def _count(build: Callable[[], Any], *inputs: Any, method: str = "__call__", **n
 def _prompt_flops(generator: Generator) -> float:
     import transformers
 
-    index = read_json(generator.folder / "model_index.json")
+    index = read_config(generator.folder / "model_index.json")
     flops = 0.0
     for name in _TEXT_ENCODERS:
         if not index.get(name, [None])[0]:
@@ -87,9 +86,9 @@ def _prompt_flops(generator: Generator) -> float:
 def _denoise_flops(generator: Generator) -> float:
     from diffusers import UNet2DConditionModel
 
-    config = read_json(generator.folder / "unet" / "config.json")
+    config = read_config(generator.folder / "unet" / "config.json")
     text_encoder = next(name for name in _TEXT_ENCODERS if (generator.folder / name).is_dir())
-    prompt_tokens = read_json(generator.folder / text_encoder / "config.json").get("max_position_embeddings", 77)
+    prompt_tokens = read_config(generator.folder / text_encoder / "config.json").get("max_position_embeddings", 77)
     width = config["cross_attention_dim"]
     conditions: dict[str, Any] | None = None
     if config.get("addition_embed_type") == "text_time":
@@ -105,7 +104,7 @@ def _denoise_flops(generator: Generator) -> float:
 def _decode_flops(generator: Generator, decoder_folder: Path | None) -> float:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    config = read_json((decoder_folder or generator.folder / "vae") / "config.json")
+    config = read_config((decoder_folder or generator.folder / "vae") / "config.json")
     kind = AutoencoderTiny if decoder_folder else AutoencoderKL
     latents_BChw = torch.zeros(1, *generator.latent_shape, device="meta")
     return _count(partial(kind.from_config, config), latents_BChw, method="decode")
@@ -120,7 +119,7 @@ def _encode_flops(files: EncoderFiles) -> float:
 def _open_clip_tower(files: EncoderFiles) -> nn.Module:
     import open_clip
 
-    in_folder = read_json(files.folder / "open_clip_config.json")["model_cfg"] if files.architecture is None else None
+    in_folder = read_config(files.folder / "open_clip_config.json")["model_cfg"] if files.architecture is None else None
     config = in_folder or open_clip.get_model_config(files.architecture)
     # The text tower is not run; the smallest possible one stands in for it.
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}

@@ -56,7 +56,11 @@ def _load_tower(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:
 
 def encoder_load_errors(files: EncoderFiles) -> AbstractContextManager[None]:
     """Turn what the libraries raise while an encoder loads inside the block into one InputError."""
-    return loading(files.folder, expected="weights that fit their configuration", do="download them again")
+    return loading(
+        files.folder,
+        expected="weights that fit their configuration",
+        do="check that the folder is whole, as its library saves it, or choose another encoder",
+    )
 
 
 class _OpenClipTokens(nn.Module):

@@ -68,7 +68,9 @@ def find_decoder(choice: str, generator: Generator) -> DecoderFiles | None:
         return _decoder_in(*_tiny_decoder_for(generator), generator)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            got=f"--decoder {choice}, whose configuration lacks something ({error!r})", expected="a whole folder", do="download it again"
+            got=f"--decoder {choice}, whose configuration lacks something ({error!r})",
+            expected="a whole folder",
+            do="restore its files, or use --decoder full",
         ) from None
 
 
@@ -140,7 +142,9 @@ def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
     """
     from diffusers import AutoencoderTiny
 
-    with loading(files.folder, expected="a whole AutoencoderTiny folder with safetensors weights", do="download it again"):
+    with loading(
+        files.folder, expected="a whole AutoencoderTiny folder with safetensors weights", do="restore its files, or use --decoder full"
+    ):
         decoder, report = AutoencoderTiny.from_pretrained(
             files.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
@@ -240,4 +244,8 @@ def dtype_of(module: Any) -> torch.dtype:
 
 def generator_load_errors(generator: Generator) -> AbstractContextManager[None]:
     """Turn what diffusers raises while parts of a generator load inside the block into one InputError."""
-    return loading(generator.folder, expected=f"a whole {generator.pipeline_class} folder with safetensors weights", do="download it again")
+    return loading(
+        generator.folder,
+        expected=f"a whole {generator.pipeline_class} folder with safetensors weights",
+        do="restore its files from where it comes from",
+    )

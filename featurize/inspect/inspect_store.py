@@ -24,7 +24,7 @@ from featurize.inspect.records import LeftOut
 from featurize.inspect.sample import PooledTokens, Sample, pooled_tokens, prompts_cut, take_sample
 from featurize.inspect.text_agreement import MOST_TEXTS, Agreement, encoder_of, text_agreement
 from featurize.options import InspectSettings
-from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_type
 from lugpi_core.runtime.device import Compute, resolve_compute
@@ -69,8 +69,12 @@ class _Subject:
         """Why no question about classes can be answered, or None."""
         if not self.corpus.label_names:
             return "these texts have no labels"
+        if self.corpus.task != "single-label":
+            return f"the corpus is a {self.corpus.task} task, and these questions need one class for each text"
         if not len(self.sample.rows["validation"]):
             return "there is no validation example"
+        if not (self.sample.labels["validation"] != UNLABELLED).any():
+            return "no validation example has a label"
         return "the train examples are all of one class" if len(np.unique(self.sample.labels["train"])) < 2 else None
 
     def ask(self, stage: str, question: Callable[[], Answer | LeftOut]) -> Answer | LeftOut:
@@ -144,7 +148,22 @@ def inspect(
         times=subject.times.record(),
         peak_memory=peak_memory_bytes(),
         provenance=provenance(),
+        unfinished=_unfinished(folder),
     )
+
+
+def _unfinished(store: Path) -> dict[str, tuple[int, int]]:
+    """Return the columns that lack rows: how many each has, and of how many."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in columns_of(store):
+        try:
+            spec, records = load_manifest(store / name)
+        except InputError:
+            continue  # reported as a column that is left out
+        rows = sum(record["rows"] for record in records.values())
+        if rows < spec.rows:
+            found[name] = (rows, spec.rows)
+    return found
 
 
 def _inspect_column(subject: _Subject, name: str) -> ColumnInspection | LeftOut:
@@ -171,7 +190,7 @@ def _class_probes(subject: _Subject, pooled: PooledTokens) -> ClassProbes | Left
     labels: dict[str, NDArray[np.int64]] = {}
     images: dict[str, NDArray[np.int64]] = {}
     for split in ("train", "validation"):
-        good = pooled.good_M[subject.sample.places[split]]
+        good = pooled.good_M[subject.sample.places[split]] & (subject.sample.labels[split] != UNLABELLED)
         places = subject.sample.places[split][good]
         features[split], labels[split] = pooled.features_MF[places], subject.sample.labels[split][good]
         images[split] = subject.sample.drawings[places]
@@ -280,8 +299,10 @@ def _thumbnails(subject: _Subject, decoded: DecodedImages, most: int) -> Thumbna
 
 def _caption(corpus: Corpus, row: int) -> str:
     example = corpus.examples[row]
-    label = f"[{corpus.label_names[example.label]}]\n" if corpus.label_names else ""
-    return f"{label}{example.prompt}"
+    if not example.is_labelled:
+        return example.prompt
+    label = f"{example.target:g}" if isinstance(example.target, float) else ", ".join(corpus.label_names[n] for n in example.classes)
+    return f"[{label}]\n{example.prompt}"
 
 
 def _notice(store: Path) -> str | None:

@@ -1,7 +1,7 @@
 """What an inspection found: typed answers, as JSON and as a summary in plain English."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,7 @@ class Inspection(Record):
         times: seconds by stage.
         peak_memory: bytes by kind.
         provenance: versions, commit, platform, date.
+        unfinished: by name of a column that lacks rows, how many it has and of how many.
     """
 
     store: Path
@@ -136,6 +137,7 @@ class Inspection(Record):
     times: Mapping[str, float]
     peak_memory: Mapping[str, int]
     provenance: Mapping[str, Any]
+    unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -153,13 +155,18 @@ class Inspection(Record):
         return {name: column for name, column in self.columns.items() if isinstance(column, ColumnInspection)}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, with the verdict."""
-        return {**super().to_json(), "verdict": self.verdict.to_json()}
+        """Return the fields as JSON values, with the verdict; ``unfinished`` and ``complete`` only if a column lacks rows."""
+        record = {**super().to_json(), "verdict": self.verdict.to_json()}
+        unfinished = record.pop("unfinished")
+        return {**record, **({"complete": False, "unfinished": unfinished} if unfinished else {})}
 
     def summary(self) -> str:
         """Return the findings for a person, a line each: first the verdict, then the answers of each column, then those about images."""
         counts = ", ".join(f"{split.looked_at:,} of {split.of:,} {name}" for name, split in self.examples.items() if split.of)
         lines = [f"{self.store}: {counts} examples inspected{' (a random sample)' if self.capped else ''}", self.verdict.words]
+        if self.unfinished:
+            parts = ", ".join(f"{name} has {rows:,} of {of:,} images" for name, (rows, of) in self.unfinished.items())
+            lines.insert(1, f"UNFINISHED: {parts}; the same featurize command again generates the rest")
         for name, column in self.columns.items():
             if isinstance(column, LeftOut):
                 lines.append(f"{name}: left out: {column.left_out}")

@@ -195,7 +195,7 @@ def test_a_vision_tower_costs_what_the_formula_says(tmp_path: Path, sd2: Path, c
 def test_a_folder_that_lacks_a_configuration_is_refused(tmp_path: Path, broken: str) -> None:
     folder = _folder(tmp_path, "StableDiffusionPipeline", SD2_UNET, [CLIP_L])
     (folder / broken).unlink()
-    with pytest.raises(InputError, match=r"whose configurations define no model .*; expected a whole diffusers folder; download it again"):
+    with pytest.raises(InputError, match=r"whose configurations define no model .*; expected a whole diffusers folder; restore its config"):
         stage_flops(_generator(folder, 64), [])
 
 
