@@ -13,6 +13,9 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading
 from train.data.tokenizers import EXPECTED, needing_packages
 
+# The names of learned positions. CANINE's has a row for each hash bucket, whatever the configuration says.
+_POSITION_TABLES = frozenset({"position_embeddings", "char_position_embeddings", "positions_embed", "embed_positions", "wpe"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
@@ -78,7 +81,12 @@ class Outline:
             and isinstance(table := getattr(module, "weight", None), torch.Tensor)
             and len(table) == stated[0]
         ]
-        return stated[0] - max(unused, default=0)
+        rows = [
+            module.num_embeddings
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES and "vision" not in name
+        ]
+        return min([*rows, stated[0]]) - max(unused, default=0)
 
 
 def outline_of(what: str, config: Any) -> Outline:

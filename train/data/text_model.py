@@ -30,6 +30,8 @@ PROBLEM_TYPES = {
 }
 # What a classifier's configuration says of the task it was trained for, and where its own code is.
 _LEFT_BY_A_TASK = frozenset({"problem_type", "finetuning_task", "task_specific_params", "function_to_apply", "thresholds", "auto_map"})
+# Lists in a configuration that say something of each layer.
+_OF_EACH_LAYER = frozenset({"layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type"})
 _TWO_CLASSES = Corpus(name="two classes", label_names=("0", "1"), examples=(), license="")
 
 
@@ -219,10 +221,12 @@ def _load(auto: Any, text_model: TextModel, config: Any, *, new_head: bool = Fal
     what = f"--text-model {text_model.name}"
     with ExitStack() as files, loading(what, expected=EXPECTED, do="save model and tokenizer with save_pretrained()"):
         try:
-            model, info = auto.from_pretrained(
-                text_model.folder,
+            kept = _without_head(text_model.folder, config, files) if new_head else None
+            # Weights in memory are taken by the class itself, and without a folder.
+            model, info = (auto if kept is None else type(outline_of(what, config).model)).from_pretrained(
+                text_model.folder if kept is None else None,
                 config=config,
-                state_dict=_without_head(text_model.folder, config, files) if new_head else None,
+                state_dict=kept,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype="float32",
@@ -285,7 +289,8 @@ def keep_layers(model: Any, layers: int) -> None:
     Raises:
         InputError: the encoder has fewer, none would be left, or its layers are not a plain list.
     """
-    all_layers = model.config.num_hidden_layers
+    config = model.config.get_text_config()
+    all_layers = config.num_hidden_layers
     if not 1 <= layers <= all_layers:
         raise InputError(got=f"--student-layers {layers}", expected=f"1 to {all_layers}, as the text model has", do="leave it out for all")
     modules = model.base_model.named_modules()
@@ -298,9 +303,17 @@ def keep_layers(model: Any, layers: int) -> None:
         )
     name, part = lists[0]
     owner, _, attribute = name.rpartition(".")
-    kept = nn.ModuleList(part[n] for n in spaced(all_layers, layers))
+    numbers = spaced(all_layers, layers)
+    kept = nn.ModuleList(part[number] for number in numbers)
     setattr(model.base_model.get_submodule(owner), attribute, kept)
-    model.config.num_hidden_layers = layers
+    config.num_hidden_layers = layers
+    for name in _OF_EACH_LAYER & vars(config).keys():
+        if isinstance(values := getattr(config, name), list) and len(values) == all_layers:
+            setattr(config, name, [values[number] for number in numbers])
+    for number, layer in enumerate(kept):
+        for module in layer.modules():
+            if "layer_idx" in vars(module):
+                vars(module)["layer_idx"] = number
 
 
 def spaced(layers: int, kept: int) -> list[int]:

@@ -26,11 +26,11 @@ def needing_packages(what: str) -> Iterator[None]:
     except ImportError as error:
         text = " ".join(str(error).split())
         match = _PACKAGE.search(text)
-        package = error.name or (match[1] if match else None)
+        package = error.name or (match[1].lower() if match else None)
         raise InputError(
             got=f"{what}, which needs {f'the package {package}' if package else 'a package'} ({reason(ValueError(text))})",
             expected="what its tokenizer or model needs, installed",
-            do=f"pip install {package.lower()}" if package else "install it",
+            do=f"pip install {package}" if package else "install it",
         ) from None
 
 

@@ -20,6 +20,7 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.learning.distributed import joined
+from train.learning.networks import text_width
 from train.learning.progress import require_trackers
 from train.models.arguments import column_of, require_numbers, require_trainable, teacher_folders
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
@@ -227,6 +228,8 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
     text_model = training.get("text_model", TEXT_MODEL)
     if isinstance(text_model, str):
         text_model = find_text_model(text_model, max_length=None)
+    if kind.command == "teacher" or kind.image_tokens is not None:
+        text_width(text_model.config, "--text-model")  # before anything is trained
     optimization, placement = training.get("optimization", Optimization()), training.get("placement", Placement())
     if optimization.class_weights != "none" and not kind.learns_labels:
         say(f"warning: --class-weights {optimization.class_weights} has no effect on the loss with --hard 0")

@@ -17,6 +17,7 @@ from transformers import (
 from lugpi_core.errors import InputError
 from tests.support.small_text_models import corpus_of
 from tests.support.small_training import deep_folder
+from tests.support.tiny_text_models import tiny_text_model
 from train.data.text_model import find_text_model, keep_layers, load_text_classifier, load_text_encoder, spaced
 
 
@@ -140,3 +141,87 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(InputError, match="safetensors"):
         find_text_model(str(tmp_path), max_length=None)
+
+
+@pytest.mark.parametrize(
+    ("family", "longest"),
+    [
+        ("bert", 512),
+        ("roberta", 64),  # of 66 positions two are not used
+        ("camembert", 64),
+        ("longformer", 64),
+        ("modernbert", 1024),
+        ("big_bird", 1024),
+        ("nomic_bert", 1024),
+        ("bart", 64),
+        ("opt", 64),
+        ("gpt2", 64),
+        ("qwen3", 256),
+    ],
+)
+def test_the_longest_text_is_what_the_model_reads(tmp_path: Path, family: str, longest: int) -> None:
+    folder = str(tiny_text_model(tmp_path, family))
+    assert find_text_model(folder, max_length=longest).max_length == longest
+    assert find_text_model(folder, max_length=None).max_length == min(512, longest)
+    with pytest.raises(InputError, match=f"expected 2 to {longest} "):
+        find_text_model(folder, max_length=longest + 1)
+
+
+@pytest.mark.parametrize("family", ["xlnet", "t5", "funnel", "bloom"])
+def test_a_model_without_a_limit_reads_any_length(tmp_path: Path, family: str) -> None:
+    folder = str(tiny_text_model(tmp_path, family))
+    assert find_text_model(folder, max_length=100_000).max_length == 100_000
+    assert find_text_model(folder, max_length=None).max_length == 512
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_head_of_a_classifier_is_new_and_follows_the_seed(tmp_path: Path, classes: int) -> None:
+    base = find_text_model(str(tiny_text_model(tmp_path / "base", "roberta")), max_length=None)
+    corpus = corpus_of("a", "b")
+    other = type(corpus)(name="c", label_names=tuple(map(str, range(classes))), examples=(), license="")
+    load_text_classifier(base, other).save_pretrained(tmp_path / "classifier")  # type: ignore[operator]
+    base.tokenizer.save_pretrained(tmp_path / "classifier")
+    found = find_text_model(str(tmp_path / "classifier"), max_length=None)
+    heads = []
+    for model, seed in ((found, 0), (found, 1), (base, 0)):
+        torch.manual_seed(seed)
+        classifier = load_text_classifier(model, corpus)
+        heads.append({name: value for name, value in classifier.state_dict().items() if name.startswith("classifier.")})
+        encoder = load_text_encoder(base).state_dict()
+        inside = {name.removeprefix("roberta."): value for name, value in classifier.state_dict().items() if name.startswith("roberta.")}
+        assert all(torch.equal(value, encoder[name]) for name, value in inside.items())
+    first, second, headless = heads
+    assert not any(torch.equal(first[name], second[name]) for name in first if name.endswith("weight"))
+    assert all(torch.equal(first[name], headless[name]) for name in first), "as for a model without a head"
+
+
+def test_a_model_without_its_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import T5EncoderModel
+
+    folder = tiny_text_model(tmp_path, "t5")
+    T5EncoderModel.from_pretrained(folder, dtype="float32").save_pretrained(folder)
+    with pytest.raises(InputError, match=r"without the weights transformer\.decoder"):
+        load_text_classifier(find_text_model(str(folder), max_length=None), corpus_of("a", "b"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_checkpoints_are_read_in_float32(tmp_path: Path, dtype: str) -> None:
+    folder = tiny_text_model(tmp_path, "bert")
+    tokenizer = find_text_model(str(folder), max_length=None).tokenizer
+    AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    found = find_text_model(str(tmp_path / "half"), max_length=None)
+    for model in (load_text_encoder(found), load_text_classifier(found, corpus_of("a", "b"))):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma3_text", "modernbert", "bloom"])
+def test_fewer_layers_are_the_same_model_when_read_back(tmp_path: Path, family: str) -> None:
+    sizes = {"n_layer": 4} if family in ("gpt2", "bloom") else {"num_hidden_layers": 4}
+    found = find_text_model(str(tiny_text_model(tmp_path / "model", family, **sizes)), max_length=None)
+    model: Any = load_text_classifier(found, corpus_of("a", "b")).eval()
+    keep_layers(model, 2)
+    model.save_pretrained(tmp_path / "kept")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept", dtype="float32").eval()
+    ids = torch.arange(6, 22)[None] % 29
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)
