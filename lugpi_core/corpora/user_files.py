@@ -1,5 +1,7 @@
 """Tables from a user's files: CSV and TSV, JSON, Parquet; plain text."""
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from lugpi_core.corpora.text_files import SAMPLE_BYTES, check_content, file_text
 from lugpi_core.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+_PART = re.compile(r"-\d{5}-of-(\d{5})\b")  # as datasets and Spark name the files that make up a table
 _HUB_PARTS = 2  # owner/name
 _USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -33,6 +36,9 @@ def file_table(path: Path, source: Split, wanted: Sequence[str], label_column: s
     suffix = suffix_of(path)
     if suffix not in SUFFIXES or (suffix == ".parquet" and path.suffix.lower() == ".gz"):
         raise InputError(got=str(path), expected=f"a file ending in {', '.join(SUFFIXES)}", do=_advice(path))
+    part = _PART.search(path.name)
+    if part is not None and int(part[1]) > 1:
+        warnings.warn(f"{path} is one of {int(part[1])} parts of a table; its folder has all of them", stacklevel=5)
     if suffix == ".parquet":
         return _parquet_table(path, source, wanted, label_column)
     text = file_text(path)

@@ -113,3 +113,9 @@ def test_a_missing_file_is_an_error(tmp_path: Path, name: str) -> None:
 def test_an_unknown_extension_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"a file ending in \.csv, \.tsv, \.json, \.jsonl, \.ndjson, \.parquet"):
         _table(tmp_path / name, "text,label\na,b\n")
+
+
+def test_a_part_of_a_table_is_told_to_be_one(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"train-00001-of-00004\.csv is one of 4 parts of a table; its folder has all of them"):
+        _table(tmp_path / "train-00001-of-00004.csv", "text,label\na,b\n")
+    assert len(_table(tmp_path / "train-00000-of-00001.csv", "text,label\na,b\n")) == 1
