@@ -161,7 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
         names = sorted(path.name for path in self.column.iterdir() if path.name.startswith((MANIFEST, "shard-")))
         assume(names)
         path = self.column / data.draw(st.sampled_from(names))
-        shard = None if path.name == MANIFEST else int(path.name.split(".")[0][-5:])
+        shard = None if path.name == MANIFEST else int(path.name[6:11])
         offset = int(place * path.stat().st_size)
         if in_rows and shard is not None:  # most bytes of such a small file are structure
             layout = SPEC.layout(shard)

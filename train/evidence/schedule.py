@@ -207,7 +207,7 @@ def _reset_peak_memory(compute: Compute) -> None:
 
 def refuse_launchers() -> None:
     """Raise InputError under a launcher such as torchrun, whose processes would train every model together."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError(
             got="tables in several processes of one launcher",
             expected="a command for each",

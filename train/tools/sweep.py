@@ -151,7 +151,7 @@ def _cut_torn_line(path: Path) -> None:
 def _require_possible(options: SweepOptions) -> None:
     if importlib.util.find_spec("optuna") is None:
         raise InputError(got="no package optuna", expected="it, for python -m train sweep", do="pip install 'lugpi[sweep]'")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError(got="a sweep in several processes", expected="one", do="run it without torchrun")
     require_trackers(options.track)
 
