@@ -125,7 +125,7 @@ def write_onnx(path: Path, classifier: Classifier, example: dict[str, torch.Tens
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=classifier.text_model.max_length)}
     kind = type(classifier.model).__name__
     try:
-        with _quiet_exporter():
+        with _quiet_exporter(), _batched_experts(classifier.model):
             program = torch.onnx.export(
                 _Logits(classifier.model, tuple(example)).eval(),
                 args=tuple(example.values()),
@@ -170,6 +170,17 @@ def _quiet_exporter() -> Iterator[None]:
         # torch's exporter uses a class that torch has deprecated.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         yield
+
+
+@contextmanager
+def _batched_experts(model: Any) -> Iterator[None]:
+    """For the time of an export, multiply by a mixture's experts in a way that has an ONNX form, and gives the same."""
+    chosen = model.get_experts_implementation()
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(chosen)
 
 
 def largest_difference(path: Path, classifier: Classifier, batches: Sequence[dict[str, torch.Tensor]]) -> float:
