@@ -34,5 +34,6 @@ with torch.inference_mode():
     model(short)
     after = model(long).logits
 print("same text, before and after a short one:", [round(float(x), 4) for x in before[0]], [round(float(x), 4) for x in after[0]], model.config.attention_type, model.bert.attention_type)
+assert not torch.allclose(before, after, atol=1e-6) and model.bert.attention_type == "original_full"
 PY
 "$work/venv/bin/python" "$work/run.py"
