@@ -155,8 +155,9 @@ def _command(name: str, *arguments: object) -> dict[str, Any]:
 
 
 def _questions(texts: Sequence[str]) -> list[str]:
-    """Return texts of unequal length: one word, sentences, several of them, and one longer than any of the models reads."""
-    return [texts[0].split()[0], *texts[:5], " ".join(texts[5:8]), " ".join(texts), *texts[8:11]]
+    """Return texts of unequal length: one word (CANINE reads no text of one letter), sentences, several of them, and one longer than any of
+    the models reads."""
+    return [max(texts[0].split(), key=len), *texts[:5], " ".join(texts[5:8]), " ".join(texts), *texts[8:11]]
 
 
 def _write_texts(path: Path, texts: Sequence[str]) -> None:

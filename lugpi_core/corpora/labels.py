@@ -19,6 +19,7 @@ from lugpi_core.errors import InputError, number_of
 
 Classes = tuple[str, ...]
 Value = TypeVar("Value")
+_Reader = Callable[[object, Classes | None], str | None]
 
 HIDDEN = -1  # what the hub writes for "not labelled"
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -64,25 +65,31 @@ def label_cells(table: Table, column: str, task: Task) -> list[object]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*(table.columns[name] for name in columns), strict=True)]
 
 
-def read_labels(tables: Sequence[Table], column: str, *, task: Task, separator: str | None) -> Labels:
+def read_labels(tables: Sequence[Table], column: str, *, task: Task, separator: str | None, model_classes: Classes | None = None) -> Labels:
     """Return the labels of all rows of the tables, one table after the other.
 
     Labels that are equal numbers are one label. Classes are those that a table knows, or else all labels, sorted, by number if all of
     them are whole numbers. Multi-label cells are lists, text with a separator, objects or several columns of 0 and 1, or lists of 0 and 1
     that are all of one length.
 
+    Args:
+        model_classes: those of a model, which the labels name as ``class_of_model`` says unless a table knows its own.
+
     Raises:
         InputError: a label is missing, or is none of the task's; names the rows.
     """
     # The classes of one file are those of the others: a CSV file with numbers may accompany a Parquet file that names them.
     known = next((table.classes for table in tables if table.classes is not None), None)
+    read_name: _Reader = label_name
+    if known is None and model_classes is not None:
+        known, read_name = model_classes, class_of_model
     are_known = known is not None
     if task == "regression":
         numbers = [value for table in tables for value in _read(table, column, task, None, _number)]
         return Labels(classes=(column,), labels=[UNLABELLED] * len(numbers), targets=list(numbers), are_known=True)
     sets: list[tuple[str, ...]]
     if task == "single-label":
-        sets = [(name,) for table in tables for name in _read(table, column, task, known, label_name)]
+        sets = [(name,) for table in tables for name in _read(table, column, task, known, read_name)]
     else:
         if len(columns := label_columns(column, tables[0].names, task)) > 1:
             known = columns if known is None else known
@@ -90,7 +97,7 @@ def read_labels(tables: Sequence[Table], column: str, *, task: Task, separator: 
         if width and known is None:
             known = tuple(map(str, range(width)))
         width = width if known is not None and len(known) == width else 0
-        read = partial(_label_names, separator, width)
+        read = partial(_label_names, separator, width, read_name)
         sets = [names for table in tables for names in _read(table, column, task, known, read)]
     if known is None:
         merged = equal_numbers({name for names in sets for name in names})
@@ -170,7 +177,8 @@ def is_unlabelled(cell: object, classes: Classes | None, task: Task) -> bool:
 def label_name(value: object, classes: Classes | None = None) -> str | None:
     """Return the class name of a label as a file has it, or None if it is missing or no class.
 
-    With known classes, a number is a place among them, and text is one of their names, an equal number, or a place.
+    With known classes, which are those of the file's own numbers, a number is a place among them, and text is one of their names, an equal
+    number, or a place.
     """
     match value:
         case bool() if classes is None:
@@ -187,10 +195,21 @@ def label_name(value: object, classes: Classes | None = None) -> str | None:
     return None
 
 
+def class_of_model(value: object, classes: Classes | None) -> str | None:
+    """Return which of a model's classes a label of another file names, or None: as text does, also where it is stored as a number."""
+    name = label_name(value)
+    return name if name is None or classes is None else known_class(name, classes)
+
+
 def known_class(name: str, classes: Classes) -> str | None:
-    """Return which of some classes a text names: itself, the same number (``1.0`` for ``1``), or the place of a class without a number."""
-    if name in classes or not is_plain_number(name):
-        return name if name in classes else None
+    """Return which of some classes a text names: itself, the same number (``1.0`` for ``1``), the same truth (``true`` for ``True``), or
+    the place of a class without a number."""
+    if name in classes:
+        return name
+    if name.lower() in ("true", "false"):
+        return next((known for known in classes if known.lower() == name.lower()), None)
+    if not is_plain_number(name):
+        return None
     numbers = {Decimal(known): known for known in classes if is_plain_number(known)}
     value = Decimal(name)
     if numbers or value != int(value):
@@ -206,7 +225,7 @@ def _common_width(cells: Sequence[object]) -> int:
     return max(widths) if all(value in (0, 1) for cell in cells if isinstance(cell, list | tuple) for value in cell) else 0
 
 
-def _label_names(separator: str | None, width: int, cell: object, classes: Classes | None) -> tuple[str, ...] | None:
+def _label_names(separator: str | None, width: int, read_name: _Reader, cell: object, classes: Classes | None) -> tuple[str, ...] | None:
     if isinstance(cell, str):
         parts = _list_in(cell)
         if parts is None and separator is not None and cell.strip().lower() != "nan":
@@ -219,7 +238,7 @@ def _label_names(separator: str | None, width: int, cell: object, classes: Class
         cell = None if None in answers else [name for name, is_so in zip(cell, answers, strict=True) if is_so]
     if not isinstance(cell, list | tuple | set | frozenset):
         return None
-    names = [label_name(part, classes) for part in cell]
+    names = [read_name(part, classes) for part in cell]
     return None if None in names else tuple(name for name in names if name is not None)
 
 

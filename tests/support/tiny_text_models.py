@@ -104,7 +104,9 @@ FAMILIES: Mapping[str, Family] = {
         },
         saved="PerceiverForMaskedLM",
     ),
-    "canine": Family(config="CanineConfig", tokenizer="characters", sizes={**_SIZES, "max_position_embeddings": 512}),
+    "canine": Family(
+        config="CanineConfig", tokenizer="characters", sizes={**_SIZES, "max_position_embeddings": 512, "num_hash_buckets": 512}
+    ),
 }
 
 

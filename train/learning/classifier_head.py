@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lugpi_core.errors import InputError
+from lugpi_core.corpora.texts import listed
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.runtime.pretrained import reason
+from train.data.token_ids import TokenIds
 
 # Lengths of the two texts that a classifier is examined with: neither is a multiple of what CANINE, Funnel or Reformer cut texts into.
 _LENGTHS = (13, 7)
@@ -36,7 +38,7 @@ class LogitsLayer:
 
 
 def tiny_texts(model: Any) -> dict[str, torch.Tensor]:
-    """Return ``input_ids`` and ``attention_mask``, int64 [2, 13], of two texts of 13 and 7 tokens, padded on the right, each with the
+    """Return ``input_ids`` and ``attention_mask``, int64 [2, L], of two texts of 13 and 7 tokens, padded on the right, each with the
     model's token for the end of a text where it has one."""
     config = model.config.get_text_config()
     special = {getattr(config, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")}
@@ -158,15 +160,50 @@ def states_of(encoder: Any) -> Literal["tokens", "latents", "shortened"]:
 def reads_padding(model: Any) -> bool:
     """Whether the output of a classifier or encoder for a text changes with the padding of a batch, tested on a text of 7 tokens.
 
-    So it does in transformers 5.23 where a model has no mask (FNet), or convolves, hashes or pools over neighbours of a text's last token
-    (ConvBERT, MobileBERT, CANINE).
+    So it does in transformers 5.23 where a model has no mask (FNet), convolves, hashes or pools over neighbours of a text's last token
+    (ConvBERT, MobileBERT, CANINE). So it does in any model that attends to the ``index_topk`` best tokens only (A.X K2): which of equally
+    good ones are among them depends on the length of the batch.
     """
+    if isinstance(getattr(model.config.get_text_config(), "index_topk", None), int):
+        return True  # not tested: a text may have no equally good ones
     batch = taken(model, tiny_texts(model))
     length = _LENGTHS[1]
     with examining(model):
         padded, alone = model(**batch)[0][1], model(**{name: values[1:, :length] for name, values in batch.items()})[0][0]
     difference = (padded[: len(alone)] - alone).abs().max() if padded.shape[1:] == alone.shape[1:] else torch.inf
     return not bool(difference <= 1e-5 * max(1.0, float(alone.abs().max())))
+
+
+def require_readable(model: nn.Module, texts: TokenIds) -> None:
+    """Raise InputError if some texts have fewer tokens than a model reads, padded or not: transformers 5.23 fails at them where a model
+    pools over several tokens (CANINE, Funnel).
+
+    Args:
+        model: with a Hugging Face model inside, or one itself.
+        texts: all that it is to read.
+    """
+    from transformers import PreTrainedModel
+
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    batch = taken(inner, tiny_texts(inner))
+    fewest = int(texts.lengths_N.min(initial=_LENGTHS[0]))
+    while fewest < _LENGTHS[0] and not _reads(inner, {name: values[:1, -fewest:] for name, values in batch.items()}):
+        fewest += 1
+    if rows := [row for row, length in enumerate(texts.lengths_N.tolist()) if length < fewest]:
+        raise InputError(
+            got=f"{number_of(len(rows), 'text{s}')} of fewer than {fewest} tokens, special ones included: {listed(rows)}",
+            expected=f"at least {fewest}, as {type(inner).__name__} reads them",
+            do="remove these texts, or choose another text model",
+        )
+
+
+def _reads(model: Any, batch: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        with examining(model):
+            model(**batch)
+    except InputError:
+        return False
+    return True
 
 
 def last_tokens(ids_BL: torch.Tensor, pad: int) -> torch.Tensor:

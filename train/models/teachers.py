@@ -20,6 +20,7 @@ from train.data.token_ids import TokenIds, token_ids
 from train.data.training_data import TrainingData
 from train.file_names import WEIGHTS
 from train.learning.checkpoint import load_weights
+from train.learning.classifier_head import require_readable
 from train.learning.distributed import Processes
 from train.learning.networks import FusionHead, Output, Teacher, text_dropout, text_width
 from train.learning.predict import predict
@@ -158,6 +159,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
     texts = TokenIds.of(text_model, token_ids(text_model, extra, run), device, padding_is_read=model.padding_is_read)
+    require_readable(model, texts)
     rows = range(len(extra.examples))
     labels = torch.full((len(rows),), UNLABELLED, device=device)  # nothing is scored
     data = TrainingData(device=device, labels=labels, texts=texts, images=images)

@@ -24,6 +24,7 @@ from train.data.token_ids import TokenIds, Tokens, token_ids
 from train.data.training_data import TrainingData
 from train.file_names import PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import load_weights, save_weights
+from train.learning.classifier_head import require_readable
 from train.learning.compile import encoder_of
 from train.learning.distributed import Processes
 from train.learning.loop import Training, best_epoch, fit
@@ -217,6 +218,7 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
         with processes.first_before_others():
             tokens = reduce(Tokens.followed_by, [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in corpora])
         texts = TokenIds.of(plan.text_model, tokens, device, padding_is_read=padding_is_read(model))
+        require_readable(model, texts)
     targets, unit = _targets(plan, model)
     data = TrainingData(
         device=device,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import is_first_process, say
-from lugpi_core.corpora.labels import label_name, read_labels
+from lugpi_core.corpora.labels import class_of_model, label_name, read_labels
 from lugpi_core.corpora.options import Task
 from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.texts import checked_texts
@@ -32,7 +32,7 @@ from train.data.batching import prediction_batches
 from train.data.text_model import TextModel, find_text_model
 from train.data.token_ids import TokenIds, tokenize
 from train.file_names import METRICS
-from train.learning.classifier_head import reads_padding
+from train.learning.classifier_head import reads_padding, require_readable
 from train.learning.predict import autocast
 from train.learning.progress import progress_bar
 from train.learning.task_rules import rules_of, task_of
@@ -261,7 +261,7 @@ def read_texts(options: EvaluateOptions) -> Texts:
     if options.input.suffix.lower() == TEXT_SUFFIX:
         table = text_table(options.input, options.text_column)
     else:
-        table = file_table(options.input, "train", tuple(dict.fromkeys(column for column in wanted if column)))
+        table = file_table(options.input, "train", tuple(dict.fromkeys(column for column in wanted if column)), label_column)
     if not table.names or (not len(table) and options.text_column in table.names):
         raise InputError(got=f"no texts in {table.where}", expected="at least one", do="check --input")
     _require_column(table, options.text_column, "--text-column")
@@ -303,27 +303,33 @@ def targets_of(texts: Texts, classifier: Classifier, *, separator: str) -> NDArr
     assert column is not None, table.where
     where = f"{column} of {table.where}"
     if classifier.task == "single-label":
-        return label_numbers(table.columns[column], classifier.label_names, where=where)
+        return label_numbers(table.columns[column], classifier.label_names, where=where, file_classes=table.classes)
     if classifier.task == "regression":
         return np.array(read_labels([table], column, task="regression", separator=None).targets, np.float64)
     # An empty cell of a CSV names no class.
     cells: list[object] = [[] if isinstance(cell, str) and not cell.strip() else cell for cell in table.columns[column]]
-    read = replace(table, columns={**table.columns, column: cells}, classes=classifier.label_names)
+    read = replace(table, columns={**table.columns, column: cells})
+    labels = read_labels([read], column, task="multi-label", separator=separator, model_classes=classifier.label_names)
+    number_K = label_numbers(labels.classes, classifier.label_names, where=f"the class names of {where}")
     targets_NK = np.zeros((len(table), len(classifier.label_names)), np.float32)
-    for row, classes in enumerate(read_labels([read], column, task="multi-label", separator=separator).targets):
+    for row, classes in enumerate(labels.targets):
         assert isinstance(classes, tuple), classes
-        targets_NK[row, list(classes)] = 1
+        targets_NK[row, number_K[list(classes)]] = 1
     return targets_NK
 
 
-def label_numbers(values: Sequence[object], names: Sequence[str], *, where: str) -> NDArray[np.int64]:
-    """Return the class numbers of labels as they are in a file, int64 [N].
+def label_numbers(
+    values: Sequence[object], names: Sequence[str], *, where: str, file_classes: tuple[str, ...] | None = None
+) -> NDArray[np.int64]:
+    """Return the class numbers of labels as they are in a file, int64 [N]; ``file_classes`` are those whose places its numbers are.
 
     Raises:
         InputError: some are not classes of the model; names the first.
     """
-    number_of = {name: number for number, name in enumerate(names)}
-    numbers = [number_of.get(label_name(value) or "") for value in values]
+    stripped = tuple(name.strip() for name in names)
+    number_of = {name: number for number, name in enumerate(stripped)}
+    own = values if file_classes is None else [label_name(value, file_classes) for value in values]
+    numbers = [number_of.get(class_of_model(value, stripped) or "") for value in own]
     unknown = [row for row, number in enumerate(numbers) if number is None]
     if unknown:
         rows = ", ".join(map(str, unknown[:_NAMED_ROWS])) + (" …" if len(unknown) > _NAMED_ROWS else "")
@@ -345,6 +351,7 @@ def predicted_logits(
     model = classifier.model.to(device)
     tokens = tokenize(classifier.text_model, texts, pairs)
     ids = TokenIds.of(classifier.text_model, tokens, device, padding_is_read=reads_padding(model))
+    require_readable(model, ids)
     order_N = np.argsort(-ids.lengths_N, kind="stable")
     parts: list[torch.Tensor] = []
     with torch.inference_mode(), autocast(compute), progress_bar(len(texts), unit="text", disable=not is_first_process()) as bar:

@@ -76,6 +76,11 @@ def test_text_names_a_known_number_and_a_number_its_place(value: object, name: s
     assert label_name(value, ("1", "2")) == name
 
 
+def test_a_number_names_the_class_of_a_model_before_its_place() -> None:
+    labels = read_labels([_table([[1, 3], ["2.0"], []])], "label", task="multi-label", separator=None, model_classes=("1", "2", "3"))
+    assert labels.targets == [(0, 2), (1,), ()]
+
+
 def test_a_file_without_class_names_has_those_of_the_other() -> None:
     labels = read_labels([_table(["1", "0"]), _table([1, 0], ("no", "yes"), source="test")], "label", task="single-label", separator=None)
     assert (labels.classes, labels.labels) == (("no", "yes"), [1, 0, 1, 0])

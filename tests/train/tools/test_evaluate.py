@@ -183,6 +183,7 @@ def test_batches_have_texts_of_similar_length_and_the_given_size(model: Path) ->
     classifier.model.register_forward_pre_hook(lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True)
     texts = [" ".join("d" * (1 + n % 10)) for n in range(100)]
     predicted_logits(classifier, texts, resolve_compute("cpu", "auto", half="bfloat16"), batch_size=10)
+    shapes = shapes[-10:]  # before them, the model is examined
     assert [rows for rows, _ in shapes] == [10] * 10
     assert [length for _, length in shapes] == [length + 2 for length in range(10, 0, -1)]  # two special tokens; no padding at all
 
@@ -198,6 +199,24 @@ def test_labels_are_read_as_numbers_and_as_words() -> None:
     assert label_numbers([1, 0.0, " 2 "], ["0", "1", "2"], where="y").tolist() == [1, 0, 2]
     with pytest.raises(InputError, match=r"2 labels in y .* first 1\.5: rows, counted from 0, 1, 2"):
         label_numbers(["0", 1.5, None], ["0", "1"], where="y")
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "numbers"),
+    [
+        (["1.0", " 2 ", 2.0], ("1", "2"), [0, 1, 1]),
+        ([1, 2], ("2", "1"), [1, 0]),
+        ([True, "true", "FALSE", 0], ("False", "True"), [1, 1, 0, 0]),
+        ([" a ", "b"], ("a", " b "), [0, 1]),
+        ([0, "1", 1.0], ("no", "yes"), [0, 1, 1]),
+    ],
+)
+def test_labels_are_read_as_those_of_a_corpus(values: list[object], names: tuple[str, ...], numbers: list[int]) -> None:
+    assert label_numbers(values, names, where="y").tolist() == numbers
+
+
+def test_numbers_of_a_file_with_class_names_are_places_among_them() -> None:
+    assert label_numbers([0, 1, "no"], ("no", "yes"), where="y", file_classes=("yes", "no")).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
