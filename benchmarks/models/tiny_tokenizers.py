@@ -27,6 +27,7 @@ _BETWEEN_TWO |= {"xlm-roberta-xl"}
 _BEFORE_ONE = {"t5gemma2", "umt5"}
 # Decoders whose published tokenizers have no padding token.
 _WITHOUT_PADDING = {"arcee", "bloom", "falcon", "gpt_bigcode", "helium", "llama", "minimax", "mistral", "mixtral", "stablelm"}
+_UNMAPPED_WITHOUT_SENTENCEPIECE = {"gpt-sw3": "GPTSw3Tokenizer", "plbart": "PLBartTokenizer"}
 _WITHOUT_VOCABULARY = {"CanineTokenizer": "characters", "PerceiverTokenizer": "bytes"}
 # A class that does not cut texts into words would learn whole sentences.
 _LONGEST_PIECE = 6
@@ -58,7 +59,7 @@ def build_tokenizer(model_type: str, sentences: Sequence[str]) -> TinyTokenizer:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
     name = TOKENIZER_MAPPING_NAMES.get(model_type)
-    name = "PLBartTokenizer" if model_type == "plbart" else name  # unmapped without sentencepiece
+    name = _UNMAPPED_WITHOUT_SENTENCEPIECE.get(model_type, name)
     if name in FILES:
         return _of_files(name, FILES[name](sentences))
     if name is None or name == "TokenizersBackend":

@@ -111,29 +111,43 @@ def _amino_acids(_: Sequence[str]) -> VocabularyFiles:
     )
 
 
-def _sentence_pieces(sentences: Sequence[str]) -> VocabularyFiles:
-    """PLBART's ids are those of the SentencePiece model plus 1, after ``<s>`` and ``<pad>``; languages and the mask follow."""
+def _sentence_pieces(sentences: Sequence[str], control: Sequence[str]) -> tuple[list[str], bytes]:
+    """Return the pieces of a SentencePiece model, ``control`` first, and its file. Among them is ``<unk>``."""
     from transformers.utils.sentencepiece_model_pb2_new import ModelProto
 
     trained = Tokenizer(models.Unigram())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    control = ("<unk>", "<s>", "</s>")
     trained.train_from_iterator(
         sentences, trainers.UnigramTrainer(vocab_size=400, special_tokens=list(control), unk_token="<unk>", show_progress=False)
     )
     proto, kinds = ModelProto(), ModelProto.SentencePiece
-    types = {"<unk>": kinds.UNKNOWN, "<s>": kinds.CONTROL, "</s>": kinds.CONTROL}
+    types = dict.fromkeys(control, kinds.CONTROL) | {"<unk>": kinds.UNKNOWN}
     for piece, score in json.loads(trained.to_str())["model"]["vocab"]:
         proto.pieces.add(piece=piece, score=score, type=types.get(piece, kinds.NORMAL))
-    pieces = [one.piece for one in proto.pieces]
+    proto.trainer_spec.unk_id = control.index("<unk>")
+    return [one.piece for one in proto.pieces], proto.SerializeToString()
+
+
+def _programs(sentences: Sequence[str]) -> VocabularyFiles:
+    """PLBART's ids are those of the SentencePiece model plus 1, after ``<s>`` and ``<pad>``; languages and the mask follow."""
+    pieces, model = _sentence_pieces(sentences, ("<unk>", "<s>", "</s>"))
     ids = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {piece: number + 1 for number, piece in enumerate(pieces) if number >= 3}
     ids |= {token: len(pieces) + 1 + n for n, token in enumerate(("__java__", "__python__", "__en_XX__", "<mask>"))}
     return VocabularyFiles(
         tokenizer_class="PLBartTokenizer",
         algorithm="Unigram",
-        files={"sentencepiece.bpe.model": proto.SerializeToString()},
+        files={"sentencepiece.bpe.model": model},
         ids=ids,
         special=_FAIRSEQ | {"sep": "</s>", "cls": "<s>", "mask": "<mask>"},
+    )
+
+
+def _swedish(sentences: Sequence[str]) -> VocabularyFiles:
+    """GPT-SW3's ids are those of the SentencePiece model."""
+    special = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "<|endoftext|>"}
+    pieces, model = _sentence_pieces(sentences, tuple(special.values()))
+    return VocabularyFiles(
+        tokenizer_class="GPTSw3Tokenizer", algorithm="Unigram", files={"spiece.model": model}, ids=_numbered(pieces), special=special
     )
 
 
@@ -142,7 +156,8 @@ FILES: dict[str, Callable[[Sequence[str]], VocabularyFiles]] = {
     "CTRLTokenizer": _control,
     "EsmTokenizer": _amino_acids,
     "FlaubertTokenizer": _merged("FlaubertTokenizer", _XLM, _XLM_MORE),
-    "PLBartTokenizer": _sentence_pieces,
+    "GPTSw3Tokenizer": _swedish,
+    "PLBartTokenizer": _programs,
     "RoCBertTokenizer": _chinese,
     "RoFormerTokenizer": _word_pieces("RoFormerTokenizer"),
     "TapasTokenizer": _word_pieces("TapasTokenizer"),
