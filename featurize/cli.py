@@ -32,7 +32,7 @@ def _verify(options: VerifyOptions) -> dict[str, Any]:
 
 
 def _info(options: InfoOptions) -> dict[str, Any]:
-    from featurize.maintain import info
+    from featurize.inspect.info import info
 
     return info(options)
 

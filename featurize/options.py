@@ -129,8 +129,8 @@ class ModelNames:
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
-    """Generate images for a file of unlabelled texts (.txt with a text a line, .csv, .jsonl, .parquet) instead of the corpus, for train
-    student --unlabelled; the store is tokens-<name of the file>/ in the run."""
+    """Generate images for unlabelled texts instead of the corpus, for train student --unlabelled: a file (.txt with a text a line; .csv,
+    .tsv, .json, .jsonl, .parquet; .gz too) or a folder of datasets.save_to_disk. The store is tokens-<its name>/ in the run."""
     generator: str = "fast"
     """fast (SD v2-base, 512 px, 20 steps), paper (SD v2, 768 px, 50 steps), sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo, demo, a preset's
     weights from a folder as NAME=FOLDER, any Stable Diffusion folder of diffusers, or a hub id owner/name[@revision]."""
@@ -165,7 +165,7 @@ class StoreOptions:
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
-    """The file of texts without labels whose store is meant, in place of the corpus's."""
+    """The file or folder of unlabelled texts whose store is meant, in place of the corpus's."""
 
     @property
     def store(self) -> Path:
@@ -233,7 +233,7 @@ class InspectOptions(InspectSettings, CorpusOptions):
     run_dir: Path | None = None
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
-    """Inspect the images of this file of unlabelled texts instead of the corpus's; questions about classes are left out."""
+    """Inspect the images of these unlabelled texts, a file or a folder, instead of the corpus's; questions about classes are left out."""
 
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)

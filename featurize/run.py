@@ -145,7 +145,6 @@ def featurize(
         InputError: a setting, a prompt, a model's files or the store is not as it must be; too little memory or disk; too many failed rows.
         Stopped: a KeyboardInterrupt; the run was asked to stop.
     """
-    from featurize.plan.job import plan_job
     from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.runtime.libraries import prepare_libraries
     from lugpi_core.store.token_store import TokenStore
@@ -158,10 +157,16 @@ def featurize(
     settings = FeaturizeSettings() if settings is None else settings
     require_type("settings", settings, FeaturizeSettings)
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
-    store = _store_folder(corpus, Path(run_dir))
-    job = plan_job(corpus, store, generator=generator, encoders=encoders, settings=settings, made_by=flags)
+    job = plan_in_memory(corpus, _store_folder(corpus, Path(run_dir)), settings=settings, flags=flags)
     with _progress_bar() if progress is True else nullcontext(progress or None) as callback:
         return TokenStore(fill_store(corpus, job, callback).store_dir)
+
+
+def plan_in_memory(corpus: "Corpus", store: Path, *, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job":
+    """Return everything that is known before a model is loaded; ``flags``, those that a store records, name the models."""
+    from featurize.plan.job import plan_job
+
+    return plan_job(corpus, store, generator=flags["generator"], encoders=flags["encoders"], settings=settings, made_by=flags)
 
 
 def _names_of(encoders: object) -> tuple[str, ...]:
@@ -185,8 +190,6 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
         options: the flags.
         retry: images that failed before, and are generated again in float32.
     """
-    import dataclasses
-
     from lugpi_core.runtime.libraries import prepare_libraries
     from lugpi_core.runtime.meters import provenance
 
@@ -195,7 +198,7 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
     if options.dry_run:
         return _dry_run(corpus, job)
     with _progress_bar() as progress:
-        result = fill_store(corpus, dataclasses.replace(job, retry=retry), progress)
+        result = fill_store(corpus, job, progress, retry=retry)
     _announce_result(result)
     return result.record() | {"config": resolved_flags(options), "provenance": provenance()}
 
@@ -224,28 +227,66 @@ def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job]":
     return corpus, job
 
 
-def fill_store(corpus: "Corpus", job: "Job", progress: ProgressCallback | None = None) -> FeaturizeResult:
-    """Generate, encode and write what a store lacks.
+def fill_store(
+    corpus: "Corpus", job: "Job", progress: ProgressCallback | None = None, *, retry: frozenset[int] = frozenset()
+) -> FeaturizeResult:
+    """Generate, encode and write what a store lacks. The images ``retry`` failed before, and are generated again in float32.
 
     Raises:
         InputError: the store has images of other settings; too little memory or disk; too many failed rows.
         Stopped: the run was asked to stop; what is written is kept.
     """
+    import dataclasses
+
     from featurize.plan.job import refuse_other_images, require_room
+    from lugpi_core.files import is_writable
 
     refuse_other_images(job)
+    if not is_writable(job.store):
+        _refuse_unfinished(corpus, job)
+        _announce(corpus, job)
+        return _result(corpus, job, _nothing_done(job), None)
     require_room(job)
     writers = _open_columns(job)
     _announce(corpus, job)
     with memory_in_one_line(_LESS_MEMORY):
-        state, models = _fill_missing(job, corpus, writers, progress)
-    return _result(corpus, job, writers, state, models)
+        state, models = _fill_missing(dataclasses.replace(job, retry=retry), corpus, writers, progress)
+    return _result(corpus, job, state, models)
+
+
+def _refuse_unfinished(corpus: "Corpus", job: "Job") -> None:
+    """Raise InputError unless a store that cannot be written to lacks nothing."""
+    from featurize.plan.job import table_is_stale
+    from lugpi_core.store.reader import ColumnReader
+    from lugpi_core.store.virtual_view import view_is_current
+
+    try:
+        is_done = view_is_current(job.store) and not table_is_stale(job.store, corpus, job.plan)
+        for spec in job.columns:
+            ColumnReader(job.store, spec.name)
+    except InputError:
+        is_done = False
+    if not is_done:
+        raise InputError(
+            got=f"{job.store} (no permission to write), which lacks something",
+            expected="a finished store, or a folder that can be written",
+            do="see python -m featurize verify for what it lacks; give yourself permission, or choose another --run-dir",
+        )
+
+
+def _nothing_done(job: "Job") -> "RunState":
+    from featurize.fill.block import RunState
+    from featurize.fill.out_of_memory import StageBatches
+    from lugpi_core.runtime.meters import StageTimes
+
+    return RunState(times=StageTimes(job.compute.device), batches=StageBatches({}))
 
 
 def _store_folder(corpus: "Corpus", run_dir: Path) -> Path:
     from lugpi_core.files import make_folder
 
-    return make_folder(run_dir / ("tokens" if corpus.label_names else f"tokens-{corpus.name}"))
+    folder = run_dir / ("tokens" if corpus.label_names else f"tokens-{corpus.name}")
+    return folder if folder.is_dir() else make_folder(folder)  # one that exists need not be writable if nothing is missing
 
 
 def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
@@ -318,16 +359,14 @@ def _fill_missing(
     """Compute what is missing; return what was done and the models, None if there was nothing to generate or encode."""
     import dataclasses
 
-    from featurize.fill.block import RunState
     from featurize.fill.fill_store import write_examples
     from featurize.fill.out_of_memory import StageBatches
     from featurize.plan.job import table_is_stale
     from lugpi_core.files import sweep
-    from lugpi_core.runtime.meters import StageTimes
     from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 
     sweep(job.store)
-    state, models = RunState(times=StageTimes(job.compute.device), batches=StageBatches({})), None
+    state, models = _nothing_done(job), None
     missing = _missing_images(writers)
     if missing or table_is_stale(job.store, corpus, job.plan):
         # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
@@ -424,19 +463,18 @@ def _announce_result(result: FeaturizeResult) -> None:
     )
 
 
-def _result(
-    corpus: "Corpus", job: "Job", writers: "dict[str, ColumnWriter]", state: "RunState", models: "Models | None"
-) -> FeaturizeResult:
+def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | None") -> FeaturizeResult:
     from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table
+    from lugpi_core.store.manifest import load_manifest
 
     columns = {
-        name: ColumnResult(
-            shape=(writer.spec.rows, *writer.spec.row_shape),
-            size_bytes=sum(record["bytes"] for record in writer.records.values()),
-            failed_rows=sum(len(record["flagged"]) for record in writer.records.values()),
+        spec.name: ColumnResult(
+            shape=(spec.rows, *spec.row_shape),
+            size_bytes=sum(record["bytes"] for record in records.values()),
+            failed_rows=sum(len(record["flagged"]) for record in records.values()),
         )
-        for name, writer in writers.items()
+        for spec, records in (load_manifest(job.store / column.name) for column in job.columns)
     }
     return FeaturizeResult(
         store_dir=job.store,

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featurize.inspect.inspect_store import inspect as inspect
     from featurize.inspect.inspection import Inspection as Inspection
+    from featurize.maintain import Verification as Verification
+    from featurize.maintain import repair_store as repair_store
+    from featurize.maintain import verify_store as verify_store
     from featurize.options import FeaturizeSettings as FeaturizeSettings
     from featurize.options import InspectSettings as InspectSettings
     from featurize.run import featurize as featurize
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "featurize.inspect.inspect_store": ("inspect",),
     "featurize.inspect.inspection": ("Inspection",),
+    "featurize.maintain": ("Verification", "repair_store", "verify_store"),
     "featurize.options": ("FeaturizeSettings", "InspectSettings"),
     "featurize.run": ("featurize",),
     "lugpi_core": ("__version__",),
@@ -88,6 +92,7 @@ __all__ = [
     "TokenStore",
     "TrainedModel",
     "TrainingArguments",
+    "Verification",
     "compare",
     "distill",
     "distillation",
@@ -96,9 +101,11 @@ __all__ = [
     "find_text_model",
     "inspect",
     "load_corpus",
+    "repair_store",
     "train_baseline",
     "train_images",
     "train_teacher",
+    "verify_store",
 ]
 
 

@@ -186,9 +186,14 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(got=f"{folder} ({error.strerror})", expected="a folder that can be written", do="choose another folder") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not is_writable(folder):
         raise InputError(got=f"{folder} (no permission)", expected="a folder that can be written", do="choose another folder")
     return folder
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder: there is permission, and the file system is not read-only."""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _partial_name(path: Path) -> Path:

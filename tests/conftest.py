@@ -18,7 +18,8 @@ settings.register_profile("suite", derandomize=True, deadline=None, suppress_hea
 settings.load_profile("suite")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# One thread per process: with more, two processes on two cores wait for each other.
+# One thread per process, ours and torch's (before it is imported): with more, two processes on two cores wait for each other, and two
+# threads for models this small longer than they compute.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Before collection: some test modules import transformers or open_clip themselves.
 prepare_libraries()

@@ -1,1 +1,1 @@
-"""Whether the cached tokens predict the class."""
+"""What is in a store, and whether its tokens predict the class."""

@@ -21,8 +21,8 @@ USER_SETTINGS = frozenset({field.name for field in fields(CorpusSettings)} - {"d
 def load_corpus(dataset: str | Path, settings: CorpusSettings | None = None) -> Corpus:
     """Return a corpus, whole and in its own order, or ``settings.limit`` examples of it. Holds all texts in memory.
 
-    ``dataset`` is one of DATASETS, a path ending in .csv, .tsv, .json, .jsonl or .parquet (.gz after the text ones), a folder that
-    ``datasets`` saved, or ``hf:owner/name[/config][@revision]``. Settings that have no effect on it are warned of.
+    ``dataset`` is one of DATASETS, a file (.csv, .tsv, .json, .jsonl, .parquet; .gz too), a folder of ``datasets.save_to_disk``, or
+    ``hf:owner/name[/config][@revision]``. Settings that have no effect on it are warned of.
 
     Raises:
         InputError: unknown name; archive or file missing, damaged or not the expected one; a row that cannot be used.

@@ -80,8 +80,8 @@ class DatasetName:
     """Which corpus."""
 
     dataset: str
-    """20ng, imdb, cwi-news, cwi-wikinews, demo, a path ending in .csv, .tsv, .json, .jsonl or .parquet, a folder that datasets saved, or
-    hf:owner/name[/config][@revision]."""
+    """20ng, imdb, cwi-news, cwi-wikinews, demo, a file (.csv, .tsv, .json, .jsonl, .parquet; .gz too), a folder of datasets.save_to_disk,
+    or hf:owner/name[/config][@revision]."""
 
 
 @dataclass(frozen=True, kw_only=True)

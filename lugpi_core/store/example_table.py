@@ -16,6 +16,7 @@ from lugpi_core.store.sealed_file import read_sealed, write_sealed
 
 EXAMPLES = "examples.h5"
 _AGAIN = "run featurize again"
+_UNLABELLED_ROW = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
 
     ``split`` is 0 for train, 1 for validation, 2 for test. ``id`` is UTF-8 of fixed length; characters that UTF-8 cannot
     encode are escaped. ``drawing`` is the first image; if there are several, ``drawings`` [N, K] contains all of them. Only a corpus
-    of another task than single-label has a ``target``: uint8 [N, C] of 0 and 1 for multi-label, float32 [N] for regression.
+    of another task than single-label has a ``target``: for multi-label uint8 [N, C] of 0 and 1, or of 255 in the row of an unlabelled
+    text; for regression float32 [N], NaN = unlabelled.
     """
     split_numbers = {split: number for number, split in enumerate(SPLITS)}
 
@@ -55,7 +57,8 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
             file["drawings"] = table.drawings.astype("<i8")
         file["label"] = np.array([example.label for example in corpus.examples], "<i8")
         if corpus.task != "single-label":
-            file["target"] = corpus.targets().astype("u1" if corpus.task == "multi-label" else "<f4")
+            targets = corpus.targets()
+            file["target"] = targets if corpus.task == "regression" else np.nan_to_num(targets, nan=_UNLABELLED_ROW).astype("u1")
         file["split"] = np.array([split_numbers[example.split] for example in corpus.examples], "u1")
         file["id"] = np.array([example.id.encode(errors="backslashreplace") for example in corpus.examples], "S")
         file["prompt_cut"] = table.prompt_cut.astype("u1")
@@ -85,7 +88,7 @@ class StoredExamples:
         corpus_name: the corpus's name.
         label_names: class k is ``label_names[k]``.
         labels: int64 [N], -1 = unlabelled, or not single-label.
-        targets: ``Corpus.targets()``: the labels, or float32 [N, C] for multi-label, float32 [N] for regression.
+        targets: ``Corpus.targets()``: the labels, or float32 [N, C] for multi-label, float32 [N] for regression; NaN = unlabelled.
         splits: [N] of "train", "validation" and "test".
         ids: [N].
     """
@@ -114,17 +117,25 @@ def read_stored_examples(store: Path) -> StoredExamples:
     if label_names.dtype.kind != "S" or label_names.ndim != 1 or arrays["split"].max(initial=0) >= len(SPLITS):
         raise InputError(got=f"{store / EXAMPLES} with other splits or class names", expected="the table as lugpi wrote it", do=_AGAIN)
     labels = arrays["label"].astype(np.int64)
-    if (target := arrays.get("target")) is not None and target.shape not in ((count,), (count, len(label_names))):
+    target = arrays.get("target")
+    if target is not None and (target.dtype.kind not in "uf" or target.shape not in ((count,), (count, len(label_names)))):
         raise InputError(got=f"{store / EXAMPLES} with a target for other examples", expected="the table as lugpi wrote it", do=_AGAIN)
     return StoredExamples(
         table=table,
         corpus_name=str(about.get("corpus")),
         label_names=tuple(name.decode(errors="replace") for name in label_names.tolist()),
         labels=labels,
-        targets=labels if target is None else target.astype(np.float32),
+        targets=labels if target is None else _targets(target),
         splits=np.array(SPLITS)[arrays["split"]],
         ids=np.array([name.decode(errors="replace") for name in arrays["id"].tolist()], np.str_),
     )
+
+
+def _targets(stored: NDArray[Any]) -> NDArray[np.float32]:
+    targets = stored.astype(np.float32)
+    if stored.dtype.kind == "u":
+        targets[stored == _UNLABELLED_ROW] = np.nan
+    return targets
 
 
 def _read(store: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
-from featurize.maintain import store_info, verify_store
+from featurize.inspect.info import store_info
+from featurize.maintain import repair_store, verify_store
 from featurize.options import FeaturizeSettings
 from featurize.run import featurize
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, load_manifest
@@ -27,15 +29,6 @@ from lugpi_core.store.writer import ColumnWriter
 from tests.support.shards import shard_file
 
 ROWS, COLUMNS = 13, ("clip-demo", "latents", "vit-demo")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """With models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -392,18 +385,24 @@ def test_from_python_a_store_is_verified_and_described(run: Path) -> None:
     assert content.summary().count("cannot be read: got ") == 2
 
 
-def test_a_damaged_store_from_python_is_repaired_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_of_a_corpus_in_memory_is_repaired_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = Corpus.from_texts([f"text number {n}" for n in range(14)], ["a", "b"] * 7, name="in-memory")
-    settings = FeaturizeSettings(steps=1, shard_rows=4)
-    featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings)
-    shard = shard_file(tmp_path / "tokens" / "vit-demo", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        _fail_in(patch, "vit-demo", 2)
+        settings = FeaturizeSettings(steps=1, shard_rows=4, batch_size=4)
+        featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings)
+    store = tmp_path / "tokens"
+    assert verify_store(store, deep=True).counts() == "3 flagged"
+    shard = shard_file(store / "vit-demo", 3)
     intact = shard.read_bytes()
     shard.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     assert main(["verify", "--dataset", "in-memory", "--run-dir", str(tmp_path), "--repair"]) == 2
     printed = capsys.readouterr().err
     assert "wrote for a corpus in memory, in-memory; expected" in printed
-    assert f"vit-demo/{shard.name}: " in printed
-    shard.unlink()
-    featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings)
+    assert "call lugpi.repair_store(store, corpus)" in printed
+    other = Corpus.from_texts([f"text number {n}" for n in range(14)], ["a", "c"] * 7, name="in-memory")
+    with pytest.raises(InputError, match="with other examples, labels or splits"):
+        repair_store(store, other)
+    assert repair_store(str(store), corpus).complete
     assert shard.read_bytes() == intact
-    assert verify_store(tmp_path / "tokens", deep=True).complete
+    assert repair_store(store, corpus).complete

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +26,6 @@ from tests.support.small_corpus import load_no_model, poison
 
 DEMO = ("--generator", "demo", "--encoders", "clip-demo", "--steps", "3", "--batch-size", "4", "--shard-rows", "8")
 ROWS, TINY = 13, "clip-demo-tiny"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """With models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "own.csv"
-    path.write_text("text,label\n" + "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(ROWS)))
-    return path
 
 
 @pytest.fixture(scope="module")

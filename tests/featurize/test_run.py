@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,28 +19,11 @@ from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import Command, Start
 from tests.support.interruptible import INTERRUPTIBLE
+from tests.support.read_only import make_read_only
 from tests.support.shards import shard_file
 from tests.support.small_corpus import load_no_model
 
 DEMO = ("--generator", "demo", "--encoders", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Here and in the commands' own processes: with models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "own.csv"
-    path.write_text("text,label\n" + "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(13)))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -341,3 +324,27 @@ def test_a_limit_or_a_seed_that_makes_no_corpus_is_refused(
     assert main(["--dataset", "demo", "--generator", "demo", "--encoders", "demo", "--run-dir", str(tmp_path / "run"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_store_that_cannot_be_written_to_is_done(
+    table: Path, store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _state(store)
+    capsys.readouterr()
+    make_read_only(monkeypatch, store)
+    assert main(["--dataset", str(table), "--run-dir", str(store), *DEMO]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["already_done"]
+    assert f"already done: {store / 'tokens'}" in printed.err
+    assert _state(store) == before
+
+
+@pytest.mark.parametrize("missing", ["clip-demo/shard-00000-*.h5", "examples.h5", "tokens.h5"])
+def test_a_store_that_lacks_something_and_cannot_be_written_to_is_one_line(
+    table: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    run = Path(shutil.copytree(store, tmp_path / "run"))
+    next((run / "tokens").glob(missing)).unlink()
+    make_read_only(monkeypatch, run)
+    assert main(["--dataset", str(table), "--run-dir", str(run), *DEMO]) == 2
+    assert f"error: got {run / 'tokens'} (no permission to write), which lacks something; " in capsys.readouterr().err

@@ -168,14 +168,6 @@ def _faulty_run(capsys: pytest.CaptureFixture[str], table: Path, run: Path, faul
     return figures
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_every_fault_is_detected_and_no_other_row_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,15 +32,6 @@ from tests.support.shards import shard_file
 ROWS, BATCH, SHARD = 24, 4, 8
 INTERRUPTED = "interrupted: what is written is kept; run the same command to continue"
 DEMO = ("--generator", "demo", "--encoders", "demo", "--batch-size", str(BATCH), "--shard-rows", str(SHARD))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A fork does not copy other threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

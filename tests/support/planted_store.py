@@ -1,7 +1,8 @@
 """Run folders with planted tokens, latents, failed rows and cut prompts, for the tests of ``featurize inspect``."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from lugpi_core.store.writer import ColumnWriter
 
 SPLITS = ("train", "validation", "test")
 SHARD_ROWS = 64
+
+
+# Inspects a planted store; returns the exit status, the figures of the last line, and what was printed for a person.
+Run = Callable[..., tuple[int, dict[str, Any], str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +156,9 @@ def plant_telling(folder: Path) -> Planted:
     plant_column(planted, "telling", tokens, flagged=(5, 100))
     plant_column(planted, "silent", telling_tokens(planted.labels, strength=0.0, seed=1))
     return planted
+
+
+def without_tokens(planted: Planted) -> None:
+    """Remove the columns of ``plant_telling``; only latents are left."""
+    for name in ("telling", "silent"):
+        shutil.rmtree(planted.run_dir / "tokens" / name)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder, read_json, sweep, write_json
+from lugpi_core.files import is_writable, make_folder, read_json, sweep, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
 from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
 from train.learning.checkpoint import has_checkpoint, remove_checkpoints
@@ -39,9 +39,11 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
     Raises:
         InputError: the folder contains a model trained with other settings; the fields that differ are named.
     """
-    sweep(make_folder(folder))
     started = folder / TRAINING
     whole = is_whole(folder)
+    is_fixed = whole and not is_writable(folder)
+    if not is_fixed:
+        sweep(make_folder(folder))
     if whole and not started.is_file():
         raise InputError(got=f"{folder}, a finished model without {TRAINING}", expected=f"what decided it in {TRAINING}", do=remedy)
     if started.is_file() and (whole or has_checkpoint(folder)):
@@ -53,9 +55,9 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
             )
     else:
         write_json(started, fingerprint)
-    if whole:
+    if whole and not is_fixed:
         remove_checkpoints(folder)  # of a training that was killed just before it removed them
-    else:
+    if not whole:
         # Old metrics would mark the folder as finished as soon as new weights and predictions are in it.
         (folder / METRICS).unlink(missing_ok=True)
     return _record(folder / METRICS, set()) if whole else None
@@ -162,11 +164,14 @@ def folder_lock(path: Path, *, folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def exclusive(run: Path, model: str) -> Iterator[None]:
-    """Hold a model's lock for the block.
+    """Hold a model's lock for the block. A finished model in a run that cannot be written to needs none: nobody trains it.
 
     Raises:
         InputError: another process holds it.
     """
+    if is_whole(run / model) and not is_writable(run):
+        yield
+        return
     with model_lock(run, model) as is_ours:
         if not is_ours:
             raise InputError(

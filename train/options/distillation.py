@@ -18,8 +18,8 @@ class StudentOptions(DistillationSettings, ModelOptions):
     teacher_weights: tuple[float, ...] = ()
     """Each teacher's share of the soft terms (default: equal shares)."""
     unlabelled: Path | None = None
-    """Unlabelled texts (.txt, .csv, .jsonl, .parquet) that featurize --unlabelled generated images for: the student is distilled on them
-    too."""
+    """Unlabelled texts that featurize --unlabelled generated images for: a file (.txt with a text a line; .csv, .tsv, .json, .jsonl,
+    .parquet; .gz too) or a folder of datasets.save_to_disk. The student is distilled on them too."""
     student_layers: int | None = None
     """Keep only that many layers of the text model, evenly spaced (default: all)."""
 

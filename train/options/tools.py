@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-from lugpi_core.corpora.options import CorpusOptions, default_run_dir
+from lugpi_core.corpora.options import CorpusOptions, default_run_dir, suffix_of
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 from train.options.training import require_model_name
@@ -20,7 +20,7 @@ class EvaluateOptions:
     model: Path
     """Folder of the classifier, such as runs/20ng/student, or any Hugging Face sequence classifier's."""
     input: Path
-    """Texts: .txt with one text per line, or a table: .csv, .tsv, .json, .jsonl or .parquet."""
+    """Texts: a file (.txt with a text a line; .csv, .tsv, .json, .jsonl, .parquet; .gz too)."""
     output: Path | None = None
     """CSV with id, label and the probability of each class (default: <input's name>.predictions.csv next to the input)."""
     text_column: str = "text"
@@ -48,11 +48,11 @@ class EvaluateOptions:
             raise InputError(got=f"--max-length {self.max_length}", expected="at least 2", do="leave it out for the longest")
         others = {"--label-column": self.label_column, "--text-pair-column": self.text_pair_column}
         for flag, column in others.items():
-            if column is not None and self.input.suffix.lower() == TEXT_SUFFIX:
+            if column is not None and suffix_of(self.input) == TEXT_SUFFIX:
                 raise InputError(
                     got=f"{flag} {column} for {self.input}",
                     expected="a file with columns",
-                    do="give a .csv, .jsonl or .parquet, or leave it out",
+                    do="give a .csv, .tsv, .json, .jsonl or .parquet, or leave it out",
                 )
             if column == self.text_column:
                 raise InputError(got=f"{flag} and --text-column both {column}", expected="two columns", do="name the column of each")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.command_line import is_first_process, say
 from lugpi_core.corpora.labels import class_of_model, label_name, read_labels
-from lugpi_core.corpora.options import Task
+from lugpi_core.corpora.options import Task, suffix_of
 from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.texts import checked_texts
 from lugpi_core.corpora.user_corpus import ID_COLUMN
@@ -258,7 +258,7 @@ def read_texts(options: EvaluateOptions) -> Texts:
     """
     label_column, pair_column = options.label_column or LABEL_COLUMN, options.text_pair_column
     wanted = (options.text_column, pair_column, label_column, ID_COLUMN)
-    if options.input.suffix.lower() == TEXT_SUFFIX:
+    if suffix_of(options.input) == TEXT_SUFFIX:
         table = text_table(options.input, options.text_column)
     else:
         table = file_table(options.input, "train", tuple(dict.fromkeys(column for column in wanted if column)), label_column)

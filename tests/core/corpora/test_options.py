@@ -70,7 +70,7 @@ def test_every_flag_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tyro.cli(CorpusOptions, args=["--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for words in ("demo, a path ending in .csv", "original archives", "by the date of the posts", "from every split in proportion"):
+    for words in ("demo, a file (.csv, .tsv", "original archives", "by the date of the posts", "from every split in proportion"):
         assert words in shown
 
 

@@ -308,6 +308,15 @@ def test_the_targets_of_other_tasks_are_stored(tmp_path: Path, task: Any, labels
     assert read_sealed(tmp_path / EXAMPLES)[1]["target"].dtype == {"multi-label": np.uint8, "regression": np.float32}[task]
 
 
+def test_an_unlabelled_text_of_a_multi_label_corpus_stays_unlabelled(tmp_path: Path) -> None:
+    corpus = Corpus.from_texts([f"text {n}" for n in range(N)], [["bad"], [], ["good", "bad"]] * 4, splits=SPLITS, task="multi-label")
+    corpus = dataclasses.replace(corpus, examples=(dataclasses.replace(corpus.examples[0], target=None), *corpus.examples[1:]))
+    _fill(tmp_path, "clip", 11)
+    _examples(tmp_path, FIRST[:, None], corpus)
+    np.testing.assert_array_equal(TokenStore(tmp_path).targets, corpus.targets())
+    assert np.isnan(TokenStore(tmp_path).targets[0]).all()
+
+
 def test_a_single_label_store_has_no_target(filled: tuple[Path, dict[str, NDArray[Any]]], store: TokenStore) -> None:
     assert "target" not in read_sealed(filled[0] / EXAMPLES)[1]
     assert "target" not in store[0]

@@ -19,13 +19,6 @@ from lugpi_core.store.manifest import drop_record
 ROWS = 13
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "own.csv"
-    path.write_text("text,label\n" + "".join(f"text number {n},{'ab'[n % 2]}\n" for n in range(ROWS)))
-    return path
-
-
 def _options(table: Path, run_dir: Path, **flags: Any) -> FeaturizeOptions:
     fast: dict[str, Any] = {"generator": "demo", "encoders": ("demo",), "steps": 2, "batch_size": 4, "shard_rows": 8}
     return FeaturizeOptions(dataset=str(table), run_dir=run_dir, **{**fast, **flags})

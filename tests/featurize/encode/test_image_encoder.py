@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,8 @@ B32 = {"image_size": 224, "patch_size": 32, "width": 768, "layers": 12}
 
 
 @pytest.fixture(scope="module")
-def compute() -> Iterator[Compute]:
-    """The CPU, on one thread: with models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield resolve_compute("cpu", "float32", half="float16")
-    torch.set_num_threads(threads)
+def compute() -> Compute:
+    return resolve_compute("cpu", "float32", half="float16")
 
 
 @pytest.fixture

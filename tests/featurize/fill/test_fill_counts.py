@@ -25,15 +25,6 @@ COLUMNS = ("latents", "clip-demo", "vit-demo")
 COUNTED = ("CLIPTextModel", "UNet2DConditionModel", "Decoder", "_OpenClipTokens", "_TransformersTokens")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """With models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_table(tmp_path_factory.mktemp("data"))

@@ -3,7 +3,7 @@
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,6 @@ from tests.support.shards import shard_file
 from tests.support.small_corpus import DRAWINGS, options, poison, shard_bytes, small_table
 
 COLUMNS = ("latents", "clip-demo", "vit-demo")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """With models this small two threads wait for each other longer than they compute; and a fork leaves a second thread behind."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A corpus through featurize: what is generated, what is kept, what an encoder added later finds. Faults: test_fill_faults.py."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ from tests.support.small_corpus import DRAWINGS, ROWS, load_no_model, options, s
 
 ALWAYS = {f"{name}_s" for name in ("load", "prompt", "denoise", "decode", "encode", "copy", "write", "commit", "fill_wall", "publish")}
 NOW_AND_THEN = {f"{name}_s" for name in ("compile", "redo", "stall", "finish", "wait")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """With models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The UNet's attention kernels: the ones that are asked for, and in the record what the UNet really has."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +19,8 @@ OWN, THEIRS = attention_processor.AttnProcessor2_0, attention_processor.XFormers
 
 
 @pytest.fixture(scope="module")
-def compute() -> Iterator[Compute]:
-    """The CPU, on one thread: with models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield resolve_compute("cpu", "float32", half="float16")
-    torch.set_num_threads(threads)
+def compute() -> Compute:
+    return resolve_compute("cpu", "float32", half="float16")
 
 
 @pytest.fixture(scope="module")

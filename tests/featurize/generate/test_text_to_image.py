@@ -43,12 +43,8 @@ STRANGE = [
 
 
 @pytest.fixture(scope="module")
-def compute() -> Iterator[Compute]:
-    """The CPU, on one thread: with models this small two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield resolve_compute("cpu", "float32", half="float16")
-    torch.set_num_threads(threads)
+def compute() -> Compute:
+    return resolve_compute("cpu", "float32", half="float16")
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_without_latents_there_are_no_images(tmp_path: Path) -> None:
         ({"generator": "demo"}, "other", "other weights than those that generated the latents"),
         (None, "other", "other weights than those that generated the latents"),
         ({"generator": "fast"}, None, "no source of the generator fast within reach"),
-        ({"generator": "demo=/nowhere"}, None, "no source of the generator demo within reach"),
+        ({"generator": "demo=/nowhere"}, None, "demo=/nowhere, which names no folder"),
         ({"generator": "nonsense"}, None, "--generator nonsense"),
     ],
     ids=str,

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.errors import InputError
+from tests.support.read_only import make_read_only
 from train.file_names import METRICS, PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import CHECKPOINTS, save_checkpoint
-from train.models.model_folder import finish, finished_metrics, require_finished
+from train.models.model_folder import exclusive, finish, finished_metrics, require_finished
 
 FINGERPRINT = {"command": "baseline", "flags": {"epochs": 3, "seed": 0}, "corpus": "abc"}
 
@@ -86,3 +87,14 @@ def test_finishing_removes_the_checkpoints(tmp_path: Path) -> None:
 def test_a_missing_model_is_named_with_its_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no finished teacher.*run python -m train teacher first"):
         require_finished(tmp_path, what="teacher", command="python -m train teacher")
+
+
+def test_a_finished_model_that_cannot_be_written_to_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_whole(tmp_path / "baseline")
+    make_read_only(monkeypatch, tmp_path)
+    with exclusive(tmp_path, "baseline"):
+        assert finished_metrics(tmp_path / "baseline", FINGERPRINT) == {"accuracy": 0.5}
+    with pytest.raises(InputError, match="other settings"):
+        finished_metrics(tmp_path / "baseline", {**FINGERPRINT, "corpus": "other"})
+    with pytest.raises(InputError, match=r"expected a folder that can be written"), exclusive(tmp_path, "other"):
+        pass

@@ -1,0 +1,154 @@
+"""``python -m featurize info``: what is in a store."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featurize.encode.preprocessing import preprocessing_in_words
+from featurize.options import InfoOptions
+from lugpi_core.command_line import say
+from lugpi_core.errors import InputError
+from lugpi_core.fingerprint import flat
+from lugpi_core.store.example_table import EXAMPLES
+from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.reader import columns_of
+from lugpi_core.store.sealed_file import read_sealed
+from lugpi_core.store.verify import row_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnInfo:
+    """One column of a store.
+
+    Attributes:
+        rows, rows_final: rows that the column will have, and rows that are committed.
+        row_shape, dtype: of one row.
+        shards: files.
+        bytes: of all committed shards.
+        flagged: rows that failed, with the reason.
+        fingerprint: everything that decides the content.
+        license: of the images and tokens.
+        notice: what a reader must know about them, or None.
+        made_by: the flags of the featurize command that began the column, or None.
+    """
+
+    rows: int
+    rows_final: int
+    row_shape: tuple[int, ...]
+    dtype: str
+    shards: int
+    bytes: int
+    flagged: Mapping[str, str]
+    fingerprint: Mapping[str, Any]
+    license: str
+    notice: str | None
+    made_by: Mapping[str, Any] | None
+
+    def summary_lines(self, name: str) -> list[str]:
+        """Return shape, licence, failed rows and every field of the fingerprint, a line each."""
+        shape = " × ".join(map(str, self.row_shape))
+        lines = [
+            f"{name}: {self.rows_final:,} of {self.rows:,} rows of {shape} {self.dtype}, {self.bytes / 1e6:,.1f} MB",
+            f"  {self.license}",
+        ]
+        encoder = self.fingerprint.get("encoder")
+        if isinstance(encoder, Mapping) and isinstance(encoder.get("preprocessing"), Mapping):
+            lines.append(f"  images are read so: {preprocessing_in_words(encoder['preprocessing'])}")
+        lines += [f"  FAILED: rows {row_ranges(map(int, self.flagged))}"] if self.flagged else []
+        return lines + [f"  {field} = {value}" for field, value in flat(self.fingerprint)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleInfo:
+    """The table of examples: the corpus's name, its examples, and how many of their prompts were cut."""
+
+    corpus: str | None
+    examples: int
+    prompts_cut: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """What is in a store.
+
+    Attributes:
+        store: the store's folder.
+        examples: the table of examples; None if there is none yet or it cannot be read.
+        columns: by name.
+        unreadable: by name, why a column cannot be read; ``examples.h5`` stands for the table of examples.
+    """
+
+    store: Path
+    examples: ExampleInfo | None
+    columns: Mapping[str, ColumnInfo]
+    unreadable: Mapping[str, str]
+
+    def summary(self) -> str:
+        """Return what is in the store for a person."""
+        table = self.examples
+        counts = (
+            f"{table.corpus} corpus, {table.examples} examples, {table.prompts_cut} prompts cut" if table else "no table of examples yet"
+        )
+        lines = [line for name, column in self.columns.items() for line in column.summary_lines(name)]
+        return "\n".join([f"{self.store}: {counts}", *lines, *(f"cannot be read: {fault}" for fault in self.unreadable.values())])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content as a JSON value."""
+        unreadable = {name: fault for name, fault in self.unreadable.items() if name != EXAMPLES}
+        return {
+            "store": str(self.store),
+            "complete": not unreadable,
+            "examples": asdict(self.examples) if self.examples else {},
+            "columns": {name: {**asdict(column), "row_shape": list(column.row_shape)} for name, column in self.columns.items()},
+            "not_shown": unreadable,
+        }
+
+
+def info(options: InfoOptions) -> dict[str, Any]:
+    """Report what is in a store."""
+    content = store_info(options.store)
+    say(content.summary())
+    return {"command": "info", **content.to_json()}
+
+
+def store_info(store: Path) -> StoreInfo:
+    """Return what is in a store.
+
+    Raises:
+        InputError: there is no store.
+    """
+    names = columns_of(store)
+    if not names:
+        raise InputError(got=f"no token store in {store}", expected="one that featurize wrote", do="run python -m featurize first")
+    columns, unreadable, examples = {}, {}, None
+    for name in names:
+        try:
+            columns[name] = _column_info(store / name)
+        except InputError as error:
+            unreadable[name] = str(error)
+    if (store / EXAMPLES).is_file():
+        try:
+            about, arrays = read_sealed(store / EXAMPLES)
+            cut = int(arrays["prompt_cut"].sum())
+            examples = ExampleInfo(corpus=about.get("corpus"), examples=len(arrays["drawing"]), prompts_cut=cut)
+        except InputError as error:
+            unreadable[EXAMPLES] = str(error)
+    return StoreInfo(store=store, examples=examples, columns=columns, unreadable=unreadable)
+
+
+def _column_info(folder: Path) -> ColumnInfo:
+    spec, records = load_manifest(folder)
+    return ColumnInfo(
+        rows=spec.rows,
+        rows_final=sum(record["rows"] for record in records.values()),
+        row_shape=tuple(spec.row_shape),
+        dtype=spec.dtype,
+        shards=spec.shards,
+        bytes=sum(record["bytes"] for record in records.values()),
+        flagged={str(int(row) + record["first_row"]): why for record in records.values() for row, why in record["flagged"].items()},
+        fingerprint=dict(spec.fingerprint),
+        license=spec.license,
+        notice=spec.notice,
+        made_by=spec.made_by,
+    )
