@@ -30,6 +30,8 @@ PROBLEM_TYPES = {
 }
 # What a classifier's configuration says of the task it was trained for, and where its own code is.
 _LEFT_BY_A_TASK = frozenset({"problem_type", "finetuning_task", "task_specific_params", "function_to_apply", "thresholds", "auto_map"})
+# What else a model returns, and in which parts it computes: its answers stay the same.
+_OF_OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "chunk_size_feed_forward": 0}
 # Lists in a configuration that say something of each layer.
 _OF_EACH_LAYER = frozenset({"layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type"})
 _TWO_CLASSES = Corpus(name="two classes", label_names=("0", "1"), examples=(), license="")
@@ -79,8 +81,9 @@ class TextModel:
         return match[1] if match else "see its own card"
 
 
-def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-model") -> TextModel:
-    """Return the text model that ``flag`` names.
+def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-model", is_trained: bool = False) -> TextModel:
+    """Return the text model that ``flag`` names. A text has ``max_length`` tokens at most: None is the longest up to 512, or, of a
+    classifier that ``is_trained`` already, the length that its tokenizer states.
 
     Raises:
         InputError: not a folder, not on the hub, no safetensors weights, not a Hugging Face text model, a tokenizer that does not fit
@@ -92,8 +95,7 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
     if Path(name).is_file():
         raise InputError(got=f"{what}, a file", expected="the folder that holds a model and its tokenizer", do="give its folder")
     folder = embedded_model("text") if name == "demo" else local_model_folder(name, patterns=_PATTERNS, flag=flag)
-    if not (folder / "config.json").is_file():
-        raise InputError(got=f"{what} without config.json", expected=EXPECTED, do="choose for instance distilbert-base-uncased")
+    _require_whole(what, folder)
     with loading(what, expected=EXPECTED, do="choose for instance distilbert-base-uncased"), needing_packages(what):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if "quantization_config" in vars(config):
@@ -106,7 +108,8 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
     _require_embedded(what, tokenizer, outline)
     inputs = _inputs(what, tokenizer, outline)
     tokenizer.model_input_names = ["input_ids", *inputs]  # so that a pipeline passes the same
-    if outline.is_causal:  # Padding on the right changes no token before it; on the left it moves learned positions.
+    if outline.is_causal or not outline.reads_last_token:
+        # Padding on the right moves no learned position, and none of a text's first token; a text alone has none at all.
         tokenizer.padding_side = "right"
     return TextModel(
         name=name,
@@ -114,19 +117,35 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
         weights_hash=weights_hash,
         config=_mended(config, tokenizer, outline),
         tokenizer=tokenizer,
-        max_length=_length(name, max_length, tokenizer, outline),
+        max_length=_length(name, max_length, tokenizer, outline, longest=_NO_LENGTH if is_trained else LONGEST),
         inputs=inputs,
         reads_last_token=outline.reads_last_token,
     )
 
 
-def _length(name: str, wanted: int | None, tokenizer: Any, outline: Outline) -> int:
-    """Return the most tokens of a text: ``wanted`` if the model reads as many, else 512 or fewer."""
+def _require_whole(what: str, folder: Path) -> None:
+    """Raise InputError for a folder without a model's configuration, or with an adapter: transformers leaves it out without PEFT."""
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise InputError(
+            got=f"{what} with an adapter{f' of {base}' if base else ''} (adapter_config.json)",
+            expected="a model whose weights are whole",
+            do="merge it with PEFT's merge_and_unload() and save model and tokenizer in a folder of their own",
+        )
+    if (folder / "config.json").is_file():
+        return
+    inside = sorted(path.parent for path in folder.glob("*/config.json") if any(path.parent.glob("*.safetensors")))
+    do = f"give {inside[0]}" if inside else "choose for instance distilbert-base-uncased"
+    raise InputError(got=f"{what} without config.json", expected=EXPECTED, do=do)
+
+
+def _length(name: str, wanted: int | None, tokenizer: Any, outline: Outline, *, longest: int) -> int:
+    """Return the most tokens of a text: ``wanted`` if the model reads as many, else ``longest`` or fewer."""
     limits = [limit for limit in (tokenizer.model_max_length, outline.positions) if limit is not None and 1 < limit < _NO_LENGTH]
     if wanted is not None and not 1 < wanted <= min(limits, default=wanted):
         expected = f"2 to {min(limits)} for {name}" if limits else "2 or more"
         raise InputError(got=f"--max-length {wanted}", expected=expected, do="leave it out for the longest up to 512")
-    return wanted or min([LONGEST, *limits])
+    return wanted or min([longest, *limits] if limits else [LONGEST])
 
 
 def _require_embedded(what: str, tokenizer: Any, outline: Outline) -> None:
@@ -143,7 +162,7 @@ def _require_embedded(what: str, tokenizer: Any, outline: Outline) -> None:
 def _inputs(what: str, tokenizer: Any, outline: Outline) -> tuple[str, ...]:
     """Return what the tokenizer returns besides the ids and the classifier's forward takes."""
     with loading(what, expected="a tokenizer of plain texts", do="choose a text model"), needing_packages(what):
-        returned = tokenizer("a text")
+        returned = tokenizer("a text", return_attention_mask=True)  # batches need it, whatever a tokenizer returns by itself
         if "input_ids" not in returned or not all(isinstance(number, int) for number in returned["input_ids"]):
             raise ValueError(f"its tokenizer returns {', '.join(returned)}")
     return tuple(name for name in returned if name != "input_ids" and name in outline.arguments)
@@ -154,6 +173,9 @@ def _mended(config: Any, tokenizer: Any, outline: Outline) -> Any:
     mended = copy.deepcopy(config)
     for name in _LEFT_BY_A_TASK & vars(mended).keys():
         delattr(mended, name)
+    for name, value in _OF_OUTPUTS.items():
+        if getattr(mended, name, value) != value:
+            setattr(mended, name, value)
     text_config = mended.get_text_config()
     if getattr(text_config, "pad_token_id", None) is None or outline.is_causal:  # decoders read the last token that is not this one
         text_config.pad_token_id = tokenizer.pad_token_id
@@ -234,9 +256,13 @@ def _load(auto: Any, text_model: TextModel, config: Any, *, new_head: bool = Fal
             )
         except SafetensorError as error:
             raise InputError(
-                got=f"{what}, which does not load ({reason(error)})", expected="whole weights", do="download or copy it again"
+                got=f"{what}, which does not load ({reason(error)})", expected="whole weights", do="copy them again, or save them again"
             ) from None
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InputError(
+                got=f"{what}, whose weights {name} have values that are not finite", expected="numbers", do="give another checkpoint of it"
+            )
         # transformers 5.23 leaves weights that it cut out of one tensor as views of it (NomicBERT), which safetensors does not write.
         if parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size():
             parameter.data = parameter.data.clone()

@@ -51,6 +51,7 @@ def load_tokenizer(what: str, folder: Path, config: Any) -> Any:
     with loading(what, expected=EXPECTED, do=_remedy(folder)), needing_packages(what):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     _require_vocabulary(what, folder, tokenizer)
+    tokenizer.model_max_length = _whole_number(what, tokenizer.model_max_length)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _pad_token(what, tokenizer, config)
     return tokenizer
@@ -76,6 +77,16 @@ def _require_vocabulary(what: str, folder: Path, tokenizer: Any) -> None:
             expected=EXPECTED,
             do="save the tokenizer next to the model with save_pretrained()",
         )
+
+
+def _whole_number(what: str, length: object) -> int:
+    """Return the length that a tokenizer states; transformers 5.23 takes 64.0 or "64" as it is, and fails at the first text."""
+    try:
+        return int(float(str(length)))
+    except (ValueError, OverflowError):
+        raise InputError(
+            got=f"{what}, whose tokenizer_config.json has model_max_length {length!r:.40}", expected="a whole number", do="correct it"
+        ) from None
 
 
 def _pad_token(what: str, tokenizer: Any, config: Any) -> str:

@@ -41,17 +41,23 @@ def tiny_texts(model: Any) -> dict[str, torch.Tensor]:
     """Return ``input_ids`` and ``attention_mask``, int64 [2, L], of two texts of 13 and 7 tokens, padded on the right, each with the
     model's token for the end of a text where it has one."""
     config = model.config.get_text_config()
-    special = {getattr(config, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")}
+    names = ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id")
+    special = {number for name in names for number in _numbers(getattr(config, name, None))}
     words = [number for number in range(min(getattr(config, "vocab_size", None) or 128, 64)) if number not in special] or [0]
     ids_BL = torch.tensor([[words[n % len(words)] for n in range(row, row + _LENGTHS[0])] for row in range(2)])
     mask_BL = (torch.arange(_LENGTHS[0]) < torch.tensor(_LENGTHS)[:, None]).long()
-    end, pad = (getattr(config, name, None) for name in ("eos_token_id", "pad_token_id"))
-    if isinstance(end, int) and end < (getattr(config, "vocab_size", None) or 0):
+    end, pad = next(iter(_numbers(getattr(config, "eos_token_id", None))), None), getattr(config, "pad_token_id", None)
+    if end is not None and end < (getattr(config, "vocab_size", None) or 0):
         ids_BL[torch.arange(2), torch.tensor(_LENGTHS) - 1] = end
     if isinstance(pad, int):
         ids_BL = ids_BL.masked_fill(mask_BL == 0, pad)
     device = next(model.parameters()).device
     return {"input_ids": ids_BL.to(device), "attention_mask": mask_BL.to(device)}
+
+
+def _numbers(ids: int | list[int] | None) -> list[int]:
+    """Return the ids of a special token; of several that end a text, Llama 3 Instruct and Gemma have a list."""
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
 @contextmanager
@@ -97,6 +103,7 @@ def find_logits_layer(model: Any) -> LogitsLayer:
         for layer in reversed(called):
             token = _token(model, layer, batch)
             if token is not None:
+                _require_all_read(model, layer, token, batch)
                 return LogitsLayer(module=layer, token=None if token == "text" else token, width=layer.in_features)
     raise InputError(
         got=f"a {type(model).__name__}, none of whose layers makes the logits from one embedding per text",
@@ -131,6 +138,28 @@ def _token(model: Any, module: nn.Module, batch: Mapping[str, torch.Tensor]) -> 
     if torch.equal(random[torch.arange(len(last_B)), last_B], logits_BK):
         return "last"
     return "mean" if torch.allclose(mean_tokens(random, batch.get("attention_mask")), logits_BK, atol=1e-5) else None
+
+
+def _require_all_read(model: Any, layer: nn.Module, token: str, batch: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError if what the logits are made from stays the same whatever a text says after its first token: a causal model that is
+    read at its first one."""
+    given: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    name = "input_ids" if "input_ids" in batch else "inputs"
+    ids_BL = batch[name]
+    try:
+        for ids in (ids_BL, torch.cat([ids_BL[:, :1], ids_BL[:, 1:-1].roll(1, dims=1), ids_BL[:, -1:]], dim=1)):
+            model(**{**batch, name: ids})
+    finally:
+        handle.remove()
+    before, after = (each[:, 0] if token == "first" else each for each in given[:: max(1, len(given) // 2)])
+    if torch.equal(before, after):
+        is_decoder = model.config.get_text_config().to_dict().get("is_decoder")
+        raise InputError(
+            got=f"a {type(model).__name__} that answers by a text's first token, which sees no other",
+            expected="a classifier that reads the whole text",
+            do="set is_decoder to false in its config.json" if is_decoder else "choose for instance distilbert-base-uncased",
+        )
 
 
 def mean_tokens(tokens_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:

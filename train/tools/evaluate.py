@@ -157,7 +157,7 @@ def load_classifier(folder: Path, *, max_length: int | None = None) -> Classifie
         InputError: the folder is missing, a teacher's, unfinished or damaged, or holds no sequence classifier.
     """
     _require_classifier(folder)
-    text_model = find_text_model(str(folder.resolve()), max_length=max_length, flag="--model")
+    text_model = find_text_model(str(folder.resolve()), max_length=max_length, flag="--model", is_trained=True)
     if not any(name.endswith("ForSequenceClassification") for name in text_model.config.architectures or ()):
         # transformers would give it a new head, with random weights.
         architectures = ", ".join(text_model.config.architectures or ()) or "no architecture"
@@ -242,7 +242,14 @@ def _load(folder: Path) -> Any:
 
     with loading(folder, expected="a whole classifier", do="train it again"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype="float32", output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype="float32",
+            output_loading_info=True,
+            output_attentions=False,
+            output_hidden_states=False,
+            return_dict=True,
         )
     if missing := sorted(info["missing_keys"]):
         got = f"{folder} without the weights {', '.join(missing[:3])}"

@@ -5,6 +5,7 @@ Shapes: B texts in a batch, L tokens of the longest, K classes.
 
 import importlib.util
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -166,10 +167,17 @@ def _first_cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
+    # It tells at every export that there is no torchvision, whose layers no text model has.
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # torch's exporter uses a class that torch has deprecated.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-        yield
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextmanager

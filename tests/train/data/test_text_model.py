@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
 )
 
 from lugpi_core.errors import InputError
+from lugpi_core.files import read_json, write_json
 from tests.support.small_text_models import corpus_of
 from tests.support.small_training import deep_folder
 from tests.support.tiny_text_models import tiny_text_model
@@ -225,3 +227,71 @@ def test_fewer_layers_are_the_same_model_when_read_back(tmp_path: Path, family: 
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept", dtype="float32").eval()
     ids = torch.arange(6, 22)[None] % 29
     torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)
+
+
+def rewritten(folder: Path, name: str, **values: Any) -> str:
+    """A folder after a change of one of its JSON files."""
+    write_json(folder / name, read_json(folder / name) | values)
+    return str(folder)
+
+
+def test_a_trained_classifier_reads_as_long_a_text_as_its_tokenizer_states(tmp_path: Path) -> None:
+    folder = rewritten(tiny_text_model(tmp_path, "modernbert"), "tokenizer_config.json", model_max_length=700)
+    lengths = [find_text_model(folder, max_length=None, is_trained=is_trained).max_length for is_trained in (False, True)]
+    assert lengths == [512, 700]
+
+
+def test_a_trained_classifier_that_states_no_length_reads_512_tokens(tmp_path: Path) -> None:
+    assert find_text_model(str(tiny_text_model(tmp_path, "t5")), max_length=None, is_trained=True).max_length == 512
+
+
+@pytest.mark.parametrize("stated", [64.0, "64"])
+def test_a_length_that_is_written_as_no_whole_number_is_one(tmp_path: Path, stated: object) -> None:
+    found = find_text_model(rewritten(tiny_text_model(tmp_path, "bert"), "tokenizer_config.json", model_max_length=stated), max_length=None)
+    assert (found.max_length, found.tokenizer.model_max_length) == (64, 64)
+
+
+def test_a_length_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model_max_length 'long'"):
+        find_text_model(rewritten(tiny_text_model(tmp_path, "bert"), "tokenizer_config.json", model_max_length="long"), max_length=None)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}, {"chunk_size_feed_forward": 5}],
+)
+def test_what_else_a_model_returns_is_left_out(tmp_path: Path, setting: dict[str, Any]) -> None:
+    folder = rewritten(tiny_text_model(tmp_path / "model", "bert"), "config.json", **setting)
+    classifier: Any = load_text_classifier(find_text_model(folder, max_length=None), corpus_of("a", "b"))
+    assert classifier(input_ids=torch.ones(1, 7, dtype=torch.long)).keys() == {"logits"}
+    classifier.save_pretrained(tmp_path / "saved")
+
+
+def test_an_adapter_next_to_a_model_is_refused(tmp_path: Path) -> None:
+    folder = tiny_text_model(tmp_path, "bert")
+    write_json(folder / "adapter_config.json", {"base_model_name_or_path": "bert-base-uncased"})
+    with pytest.raises(InputError, match=r"an adapter of bert-base-uncased .* merge_and_unload"):
+        find_text_model(str(folder), max_length=None)
+
+
+def test_the_folder_of_a_model_inside_is_named(tmp_path: Path) -> None:
+    tiny_text_model(tmp_path / "0_Transformer", "bert")
+    with pytest.raises(InputError, match=r"without config\.json; .*; give .*0_Transformer"):
+        find_text_model(str(tmp_path), max_length=None)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    folder = tiny_text_model(tmp_path, "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][3, 3] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"word_embeddings\.weight have values that are not finite"):
+        load_text_classifier(find_text_model(str(folder), max_length=None), corpus_of("a", "b"))
+
+
+@pytest.mark.parametrize("setting", [{"padding_side": "left"}, {"model_input_names": ["input_ids"]}])
+def test_batches_are_padded_as_a_text_alone_is_read(tmp_path: Path, setting: dict[str, Any]) -> None:
+    found = find_text_model(rewritten(tiny_text_model(tmp_path, "bert"), "tokenizer_config.json", **setting), max_length=None)
+    assert found.tokenizer.padding_side == "right"
+    assert "attention_mask" in found.inputs
+    assert "attention_mask" in found.tokenizer("a dog")

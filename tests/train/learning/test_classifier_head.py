@@ -30,14 +30,14 @@ def classifier_of(folder: Path, family: str, *, classes: int = 2, **sizes: Any) 
     return TextClassifier(model).eval(), ids.padded(rows.numpy(), rows)
 
 
-def classifier_without_tokenizer(family: str) -> Any:
+def classifier_without_tokenizer(family: str, **more: Any) -> Any:
     import transformers
 
     one = FAMILIES[family]
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | (
         {} if one.tokenizer in ("bytes", "characters") else {"vocab_size": 64}
     )
-    config = getattr(transformers, one.config)(**ids, **one.sizes)
+    config = getattr(transformers, one.config)(**ids | one.sizes | more)
     torch.manual_seed(0)
     return transformers.AutoModelForSequenceClassification.from_config(config).eval()
 
@@ -90,6 +90,18 @@ def test_a_model_without_such_a_layer_is_refused() -> None:
 
     with pytest.raises(InputError, match="none of whose layers makes the logits"):
         find_logits_layer(Squared(tiny_classifier("bert")))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_causal_model_that_is_read_at_its_first_token_is_refused(family: str) -> None:
+    with pytest.raises(InputError, match=r"which sees no other; .* set is_decoder to false"):
+        find_logits_layer(classifier_without_tokenizer(family, is_decoder=True))
+
+
+def test_several_tokens_may_end_a_text() -> None:
+    model = classifier_without_tokenizer("llama", eos_token_id=[2, 3])
+    assert tiny_texts(model)["input_ids"][:, -1].tolist() == [2, 0]
+    assert find_logits_layer(model).token == "last"
 
 
 @pytest.mark.parametrize(("family", "reads"), [("bert", False), ("gpt2", False), ("bart", False), ("t5", False), ("canine", True)])
