@@ -68,7 +68,7 @@ class Storage:
     """Images in one shard file."""
     encoder_size: int | None = None
     """Side of the encoders' input in pixels, in place of what their image processors make; positions are interpolated to it, as the library
-    does (the column is named ENCODER-<size>px)."""
+    does (the column is named ENCODER-<size>px, unless it is the encoder's own size)."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -31,13 +31,15 @@ class Progress:
     """How far a run is, after each block of images.
 
     Attributes:
-        done, total: images.
+        done, total: images of the shards that were unfinished when the run began.
+        kept: those of ``done`` that an earlier run computed.
         failed: rows of this run that are flagged, in any column.
         seconds: by stage, so far.
     """
 
     done: int
     total: int
+    kept: int
     failed: int
     seconds: Mapping[str, float]
 
@@ -403,8 +405,8 @@ def _fill(
     with stop_on_signals() as state.stop, state.times.host("fill_wall"):
         for _ in fill(job, writers, models, state):
             if progress is not None:
-                done = max(state.generated, state.decoded)
-                progress(Progress(done=done, total=missing, failed=state.failed, seconds=state.times.seconds))
+                done = state.kept + max(state.generated, state.decoded)
+                progress(Progress(done=done, total=missing, kept=state.kept, failed=state.failed, seconds=state.times.seconds))
 
 
 def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
@@ -426,7 +428,7 @@ def _progress_bar() -> Iterator[ProgressCallback]:
         if bar is None:
             # In a log file a line every ten seconds is enough.
             interval_s = 0.1 if sys.stderr.isatty() else 10
-            bar = tqdm(total=progress.total, unit="image", desc="featurize", mininterval=interval_s)
+            bar = tqdm(total=progress.total, initial=progress.kept, unit="image", desc="featurize", mininterval=interval_s)
         seconds = {name: spent for name, spent in progress.seconds.items() if name not in ("load", "compile", "fill_wall")}
         total_s = sum(seconds.values()) or 1.0
         shares = " ".join(f"{name} {spent / total_s:.0%}" for name, spent in seconds.items() if spent / total_s >= 0.005)

@@ -32,6 +32,7 @@ class RunState:
     """What a run has done so far (exact counts), its seconds by stage, its batch sizes, and whether it was asked to stop.
 
     Attributes:
+        kept: images of unfinished shards that an earlier run computed.
         prompts: encoded by the text encoder.
         generated, decoded, encoded: rows; an image that two encoders read counts twice.
         redone: rows that failed and were computed once more in float32; not counted in the others.
@@ -41,6 +42,7 @@ class RunState:
 
     times: StageTimes
     batches: StageBatches
+    kept: int = 0
     prompts: int = 0
     generated: int = 0
     decoded: int = 0

@@ -133,6 +133,8 @@ class _ShardFiller:
                 rows = slice(first, min(first + size, layout.rows))
                 if any(not file.valid[rows].all() for file in files.values()):
                     tasks.append((rows, self._task(files, stored, layout.first_row, rows)))
+                else:
+                    self._state.kept += rows.stop - rows.start
             window = self._prompt_window(range(layout.first_row + begin, layout.first_row + end), [task for _, task in tasks])
             for rows, task in tasks:
                 self._state.stop.check()

@@ -66,11 +66,11 @@ class ColumnInspection(Record):
             sentences.append(f"{self.flagged:,} images failed; python -m featurize verify --repair generates them again")
         return [f"{name}: {sentence}" for sentence in sentences]
 
-    def summary_lines(self, name: str) -> list[str]:
-        """Return a headline and a line for each answer."""
+    def summary_lines(self, name: str, *, no_classes: str | None) -> list[str]:
+        """Return a headline and a line for each answer, but none for what the whole inspection leaves out."""
         lines = [f"{name}: {self.drawings:,} images, {self.flagged:,} failed"]
         if isinstance(self.classes, LeftOut):
-            lines.append(f"class prediction left out: {self.classes.left_out}")
+            lines += [f"class prediction left out: {self.classes.left_out}"] * (self.classes.left_out != no_classes)
         else:
             lines += [self.classes.sentence("probe"), self.classes.sentence("knn"), *_about_examples(self.classes)]
         for question, answer in (("agreement with the texts", self.agreement), ("near-duplicates", self.near_copies)):
@@ -171,16 +171,17 @@ class Inspection(Record):
             if isinstance(column, LeftOut):
                 lines.append(f"{name}: left out: {column.left_out}")
             else:
-                lines += column.summary_lines(name)
+                lines += column.summary_lines(name, no_classes=self.no_classes)
         if isinstance(self.class_similarity, LeftOut):
-            lines.append(f"similarity of classes left out: {self.class_similarity.left_out}")
+            left_out = self.class_similarity.left_out
+            lines += [f"similarity of classes left out: {left_out}"] * (left_out != self.no_classes)
         else:
             pairs = "; ".join(f"{left} / {right} {value:.3f}" for left, right, value in self.class_similarity.most_alike[:3])
             lines += [self.class_similarity.sentence(), f"  most alike: {pairs}"]
         thumbnails = self.thumbnails
         lines.append(f"thumbnails left out: {thumbnails.left_out}" if isinstance(thumbnails, LeftOut) else thumbnails.sentence())
         lines += [self.prompts_cut.sentence()] if self.prompts_cut.count else []
-        return "\n".join([*lines, *([self.notice] if self.notice else [])])
+        return "\n".join([*lines, *([f"note: {self.notice}"] if self.notice else [])])
 
     def _reasons(self, *, best: str) -> list[str]:
         reasons = [reason for name, column in self.read_columns.items() for reason in column.reasons(name, is_best=name == best)]

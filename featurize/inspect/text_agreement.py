@@ -51,7 +51,10 @@ class Agreement(Record):
 
     def sentence(self) -> str:
         """Return the answer in one sentence."""
-        agree = "the images agree with their texts" if self.is_significant else "no significant agreement of the images with their texts"
+        agree = "the images agree with their texts"
+        if not self.is_significant:
+            asked = f"fewer than {_FEW_TEXTS} texts" if self.texts < _FEW_TEXTS else f"less than {_ERRORS} standard errors above chance"
+            agree = f"no significant agreement of the images with their texts ({asked})"
         error = 1.96 * self.standard_error
         interval = interval_text((max(0.0, self.own_is_nearer - error), min(1.0, self.own_is_nearer + error)))
         return (

@@ -171,7 +171,10 @@ def _connect(launch: Launch) -> Any:
     # torchrun's agent has a store of its own; otherwise the first process has it.
     serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        if not serves:  # TCPStore would log a C++ traceback at every attempt
+        # TCPStore would log a C++ traceback at every attempt, and for a name that no address belongs to.
+        if serves:
+            socket.getaddrinfo(launch.address, launch.port)
+        else:
             socket.create_connection((launch.address, launch.port), timeout=_ATTEMPT_S).close()
         store = stores.TCPStore(launch.address, launch.port, None, serves, timedelta(seconds=_ATTEMPT_S), wait_for_workers=False)
     except (OSError, RuntimeError, ValueError) as error:

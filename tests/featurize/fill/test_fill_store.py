@@ -12,7 +12,9 @@ import torch
 from featurize.encode.encoders import find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage
-from featurize.run import featurize_command, plan_command
+from featurize.options import FeaturizeSettings
+from featurize.run import Progress, featurize, featurize_command, plan_command
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.store.quantize import dequantize, quantize
 from lugpi_core.store.reader import ColumnReader
@@ -182,3 +184,17 @@ def test_two_columns_of_one_name_are_refused(table: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="got two columns named latents; expected one name a column; rename the encoder's folder"):
         featurize_command(options(table, tmp_path / "run", encoders=(str(tmp_path / "a" / "latents"),)))
     assert not list((tmp_path / "run" / "tokens").iterdir())
+
+
+def test_progress_counts_what_an_earlier_run_computed(tmp_path: Path) -> None:
+    corpus = Corpus.from_texts([f"text {n}" for n in range(14)], ["a", "b"] * 7)
+    settings = FeaturizeSettings(steps=1, guidance=1.0, batch_size=4, shard_rows=8)
+    seen: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings, progress=stop)
+    featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings, progress=seen.append)
+    assert [(progress.kept, progress.done, progress.total) for progress in seen] == [(4, 8, 14), (4, 12, 14), (4, 14, 14)]

@@ -207,8 +207,11 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"agreement": agreement(20, 0.87, 0.01)},
         r"the images agree with their texts: .* in \.870 of comparisons \(95 % CI \.850 to \.890; chance \.500\)",
     ),
-    "no agreement": ({"agreement": agreement(20, 0.53, 0.02)}, "no significant agreement of the images with their texts"),
-    "two texts": ({"agreement": agreement(2, 1.0, 0.0)}, "no significant agreement of the images with their texts"),
+    "no agreement": (
+        {"agreement": agreement(20, 0.53, 0.02)},
+        r"no significant agreement .* \(less than 3 standard errors above chance\): a text",
+    ),
+    "two texts": ({"agreement": agreement(2, 1.0, 0.0)}, r"no significant agreement .* \(fewer than 20 texts\): a text"),
     "near-duplicates in a sample": (
         {"near_copies": COPIES},
         r"at least 3\.1 % of the images are near-duplicates \(cosine 0\.98 or more\) .*; .*train image: at least 3 of 4,000 test images",
@@ -245,6 +248,10 @@ def test_a_finding_about_images_is_a_reason_and_in_the_summary(changes: dict[str
     found = inspection(**changes)
     assert sentence in "\n".join(found.verdict.reasons)
     assert sentence in found.summary()
+
+
+def test_the_notice_is_a_note() -> None:
+    assert inspection(notice="random weights").summary().splitlines()[-1] == "note: random weights"
 
 
 def test_without_findings_there_is_no_reason() -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,9 @@ def test_an_end_of_another_process_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
     with pytest.raises(RuntimeError, match="another fault"), joined("cpu"):
         raise RuntimeError("another fault")
+
+
+def test_an_address_that_nobody_has_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"^got no such host:\d+, on which process 0 cannot listen"):
+        meet(replace(_launch(0, _free_port()), address="no such host"))
+    assert capfd.readouterr().err == ""
