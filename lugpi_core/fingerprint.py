@@ -145,11 +145,14 @@ def agree(found: Any, wanted: Any) -> bool:
 
 
 def differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:
-    """Return ``field: found …, wanted …`` for each field that differs, sorted by field name; empty if they agree."""
+    """Return ``field: found …, wanted …`` for each field that differs, sorted by field name; empty if they agree. A field of ``flags`` is
+    written as the flag that a user types: ``--patience: none then, 3 now``."""
     flat_found, flat_wanted = dict(flat(found)), dict(flat(wanted))
     names = sorted(flat_found.keys() | flat_wanted.keys())
     return [
-        f"{name}: found {_as_json(flat_found, name)}, wanted {_as_json(flat_wanted, name)}"
+        _as_typed(name, flat_found, flat_wanted)
+        if name.startswith("flags.")
+        else f"{name}: found {_as_json(flat_found, name)}, wanted {_as_json(flat_wanted, name)}"
         for name in names
         if not (name in flat_found and name in flat_wanted and agree(flat_found[name], flat_wanted[name]))
     ]
@@ -166,6 +169,14 @@ def flat(fingerprint: Fingerprint, prefix: str = "") -> Iterable[tuple[str, Any]
 
 def _as_json(flat: Mapping[str, Any], name: str) -> str:
     return json.dumps(flat[name], sort_keys=True) if name in flat else "nothing"
+
+
+def _as_typed(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    then, now = (
+        "none" if name in one and one[name] is None else one[name] if isinstance(one.get(name), str) else _as_json(one, name)
+        for one in (found, wanted)
+    )
+    return f"--{name.removeprefix('flags.').replace('_', '-')}: {then} then, {now} now"
 
 
 def _hash_configuration(path: Path) -> str | None:

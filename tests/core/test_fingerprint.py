@@ -54,6 +54,17 @@ def test_tuples_count_as_lists() -> None:
     assert differences({"size": (512, 512)}, {"size": [512, 512]}) == []
 
 
+def test_a_flag_that_differs_is_written_as_it_is_typed() -> None:
+    then = {"flags": {"patience": None, "class_weights": "none", "learning_rate": 1e-3, "epochs": 2}}
+    now = {"flags": {"patience": 3, "class_weights": "balanced", "learning_rate": None, "epochs": 2, "seed": 1}}
+    assert differences(then, now) == [
+        "--class-weights: none then, balanced now",
+        "--learning-rate: 0.001 then, none now",
+        "--patience: none then, 3 now",
+        "--seed: nothing then, 1 now",
+    ]
+
+
 def test_differences_name_added_removed_and_changed_nested_fields_in_order() -> None:
     found = {"steps": 50, "generator": {"id": "sd2", "revision": "abc"}, "gone": True}
     wanted = {"steps": 20, "generator": {"id": "sd2", "revision": "abd", "hash": None}}

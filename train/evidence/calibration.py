@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.learning.task_rules import rules_of
+
 BINS = 15
 
 Floats = NDArray[np.float64]
-Classes = NDArray[np.int64]
+Integers = NDArray[np.int64]
+_SINGLE, _MULTI = rules_of("single-label"), rules_of("multi-label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Reliability:
         accuracy: float64 [M], share of them that was classified correctly; 0 for an empty bin.
     """
 
-    counts: Classes
+    counts: Integers
     confidence: Floats
     accuracy: Floats
 
@@ -76,30 +79,14 @@ class Churn:
         return self.broken / self.changed if self.changed else None
 
 
-def answers(scores_NK: Floats) -> Classes:
-    """Return the class of the highest score, int64 [N], the first where several are equal."""
-    best_N: Classes = scores_NK.argmax(axis=1)
-    return best_N
-
-
-def probabilities(logits_NK: Floats) -> Floats:
-    """Return softmax, float64 [N, K]."""
-    return np.exp(log_probabilities(logits_NK))
-
-
-def log_probabilities(logits_NK: Floats) -> Floats:
-    """Return log-softmax, float64 [N, K]; finite for all finite float32 logits."""
-    shifted_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
-    logs_NK: Floats = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
-    return logs_NK
-
-
-def nll(logits_NK: Floats, labels_N: Classes) -> float:
+def nll(logits_NK: Floats, labels_N: Integers) -> float:
     """Return the mean negative log-likelihood of the labels, in nats."""
-    return float(-log_probabilities(logits_NK)[np.arange(len(labels_N)), labels_N].mean())
+    from scipy.special import log_softmax
+
+    return float(-log_softmax(logits_NK, axis=1)[np.arange(len(labels_N)), labels_N].mean())
 
 
-def reliability(logits_NK: Floats, labels_N: Classes, *, bins: int = BINS) -> Reliability:
+def reliability(logits_NK: Floats, labels_N: Integers, *, bins: int = BINS) -> Reliability:
     """Return the reliability diagram of the answers (the class of the highest logit), in bins of equal width.
 
     Args:
@@ -107,7 +94,9 @@ def reliability(logits_NK: Floats, labels_N: Classes, *, bins: int = BINS) -> Re
         labels_N: the right classes.
         bins: M.
     """
-    return _binned(probabilities(logits_NK).max(axis=1), answers(logits_NK) == labels_N, bins)
+    from scipy.special import log_softmax  # not softmax, whose last digit may differ: recorded errors stay what they are
+
+    return _binned(np.exp(log_softmax(logits_NK, axis=1).max(axis=1)), _SINGLE.answers(logits_NK) == labels_N, bins)
 
 
 def _binned(confidence_N: Floats, hits_N: NDArray[np.bool_], bins: int) -> Reliability:
@@ -124,7 +113,7 @@ def _binned(confidence_N: Floats, hits_N: NDArray[np.bool_], bins: int) -> Relia
 def class_reliability(logits_NK: Floats, labels_NK: NDArray[Any], *, bins: int = BINS) -> Reliability:
     """Return the reliability diagram of the classes' probabilities of a multi-label model, over all pairs of a text and a class: how often
     a text has a class, by the probability of that."""
-    return _binned(_sigmoid(logits_NK).ravel(), labels_NK.ravel() > 0, bins)
+    return _binned(_MULTI.outputs(logits_NK).ravel(), labels_NK.ravel() > 0, bins)
 
 
 def classwise_ece(logits_NK: Floats, labels_NK: NDArray[Any], *, bins: int = BINS) -> float:
@@ -139,17 +128,13 @@ def binary_cross_entropy(logits_NK: Floats, labels_NK: NDArray[Any]) -> float:
     return float(np.logaddexp(0, np.where(labels_NK > 0, -logits_NK, logits_NK)).mean())
 
 
-def _sigmoid(logits_NK: Floats) -> Floats:
-    return np.exp(-np.logaddexp(0, -logits_NK))
-
-
-def teachers_answers(logits_TNK: Sequence[Floats], shares_T: Sequence[float]) -> Classes:
+def teachers_answers(logits_TNK: Sequence[Floats], shares_T: Sequence[float]) -> Integers:
     """Return the joint answers of a student's teachers, int64 [N]: the most likely class by their probabilities, weighted by their shares
     in its loss; for one teacher, its own answer."""
     if len(logits_TNK) == 1:
-        return answers(logits_TNK[0])  # not by the softmax, whose rounding could make two classes equal
-    mixed_NK = sum(share * probabilities(logits_NK) for share, logits_NK in zip(shares_T, logits_TNK, strict=True))
-    return answers(np.asarray(mixed_NK))
+        return _SINGLE.answers(logits_TNK[0])  # not by the softmax, whose rounding could make two classes equal
+    mixed_NK = sum(share * _SINGLE.outputs(logits_NK) for share, logits_NK in zip(shares_T, logits_TNK, strict=True))
+    return _SINGLE.answers(np.asarray(mixed_NK))
 
 
 def agreement(answers_N: NDArray[Any], others_N: NDArray[Any]) -> float:

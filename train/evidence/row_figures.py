@@ -16,7 +16,7 @@ from lugpi_core.fingerprint import hash_weights_file
 from train.evidence.records import UNDEFINED, Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Spread
 from train.evidence.resampling import MacroF1, Score, Spearman, compare_scores
 from train.evidence.rows import BASELINE, Row
-from train.evidence.statistics import Comparison, compare, holm
+from train.evidence.statistics import Comparison, compare_hits, holm
 from train.file_names import METRICS, PREDICTIONS, WEIGHTS
 from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.models.model_folder import metrics_of
@@ -190,7 +190,7 @@ def _comparison(first: Mapping[int, ScoredModel], second: Mapping[int, ScoredMod
         return None
     firsts, seconds = ([of_row[seed].test for seed in paired] for of_row in (first, second))
     if firsts[0].task == "single-label":
-        return compare(paired, [one.hits for one in firsts], [one.hits for one in seconds])
+        return compare_hits(paired, [one.hits for one in firsts], [one.hits for one in seconds])
     return compare_scores(paired, [_score(one) for one in firsts], [_score(one) for one in seconds])
 
 

@@ -72,7 +72,7 @@ class Comparison:
         return {**metric, "seeds": list(self.seeds), **intervals, "pooled": vars(self.pooled), "by_seed": by_seed}
 
 
-def compare(seeds: Sequence[int], first: Sequence[Hits], second: Sequence[Hits]) -> Comparison:
+def compare_hits(seeds: Sequence[int], first: Sequence[Hits], second: Sequence[Hits]) -> Comparison:
     """Compare two rows on the same examples, seed by seed and together.
 
     Args:

@@ -19,7 +19,7 @@ from lugpi_core.errors import InputError
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "subset_accuracy", "spearman", "pearson", "mse"]
 Floats = NDArray[np.float64]
 # By metric; None where it is undefined.
-Scores = dict[str, float | None]
+ByMetric = dict[str, float | None]
 
 # How a metric is written in tables and model cards. Higher is better, except for the mean squared error.
 METRIC_NAMES: Mapping[str, str] = {
@@ -31,7 +31,6 @@ METRIC_NAMES: Mapping[str, str] = {
     "pearson": "Pearson",
     "mse": "MSE",
 }
-LOWER_IS_BETTER = frozenset({"mse"})
 # The threshold of a class without positive validation examples, and of a classifier that states none.
 EVEN = 0.5
 
@@ -72,9 +71,7 @@ class TaskRules(Protocol):
     def answers(self, logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None) -> NDArray[Any]:
         """Return the answers, in the form of the targets."""
 
-    def scores(
-        self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None
-    ) -> dict[str, float | None]:
+    def scores(self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None) -> ByMetric:
         """Return every metric for labelled examples, at least one; None where it is undefined."""
 
 
@@ -118,9 +115,7 @@ class SingleLabel:
         """The class of the highest logit, int64 [N], the first where several are equal."""
         return np.asarray(logits_NK.argmax(axis=1), np.int64)
 
-    def scores(
-        self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None
-    ) -> dict[str, float | None]:
+    def scores(self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None) -> ByMetric:
         """Accuracy, and the mean F1 of the classes that are labels or answers; a class that is never both has 0."""
         from sklearn.metrics import f1_score
 
@@ -175,9 +170,7 @@ class MultiLabel:
         reached_NK = self.outputs(logits_NK) >= (EVEN if thresholds is None else np.asarray(thresholds))
         return reached_NK.astype(np.float32)
 
-    def scores(
-        self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None
-    ) -> dict[str, float | None]:
+    def scores(self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None) -> ByMetric:
         """scikit-learn's F1, macro- and micro-averaged, and the share of examples whose classes are all right. F1 is 0 for a class without
         true positives, also for one that is neither a label nor an answer of these examples."""
         right_NK, answers_NK = targets_N > 0, self.answers(logits_NK, thresholds) > 0
@@ -225,9 +218,7 @@ class Regression:
         numbers_N: Floats = logits_NK[:, 0].astype(np.float64)
         return numbers_N
 
-    def scores(
-        self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None
-    ) -> dict[str, float | None]:
+    def scores(self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None) -> ByMetric:
         """Spearman's and Pearson's correlation, undefined where the targets or the answers are all equal, and the mean squared error."""
         from scipy.stats import rankdata
 

@@ -21,7 +21,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import read_json, whole_file
 from lugpi_core.fingerprint import digest
 from train.file_names import METRICS
-from train.learning.task_rules import Scores, rules_of
+from train.learning.task_rules import ByMetric, rules_of
 
 THRESHOLDS = "thresholds"
 
@@ -46,7 +46,7 @@ def scores_by_split(
     return scores
 
 
-def rounded(scores: Scores) -> Scores:
+def rounded(scores: ByMetric) -> ByMetric:
     """Return scores with six decimals; the squared error, which is small for small numbers, with seven digits."""
     digits = {metric: value if value is None else float(f"{value:.7g}") for metric, value in scores.items() if metric == "mse"}
     return {metric: value if value is None else round(value, 6) for metric, value in scores.items()} | digits
@@ -112,7 +112,7 @@ class Predicted:
         return np.asarray(equal.all(axis=1) if equal.ndim == 2 else equal)
 
     @cached_property
-    def scores(self) -> Scores:
+    def scores(self) -> ByMetric:
         """Every metric of the task; None where it is undefined."""
         return rules_of(self.task).scores(self.labels, self.logits, self.thresholds)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.options import Task
-from train.evidence.calibration import Reliability, class_reliability, probabilities, reliability, same
+from train.evidence.calibration import Reliability, class_reliability, reliability, same
 from train.evidence.fidelity import Teachers
 from train.evidence.resampling import MacroF1
 from train.evidence.row_figures import ScoredModel
@@ -98,7 +98,7 @@ def shown_model(role: Role, model: ScoredModel) -> ShownModel:
     return ShownModel(
         role=role,
         name=model.folder.name,
-        outputs=probabilities(test.logits) if test.task == "single-label" else rules_of(test.task).outputs(test.logits),
+        outputs=rules_of(test.task).outputs(test.logits),
         answers=test.predicted,
         labels=test.labels,
         reliability=_reliability(test.task, test.logits, test.labels),

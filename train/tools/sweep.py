@@ -313,7 +313,7 @@ def _report(options: SweepOptions, study: Any, score_name: str, *, already_done:
         [str(trial.number), *(_short(trial.params[name]) for name in names), f"{trial.value:.4f}", f"{trial.user_attrs['seconds']:.0f}"]
         for trial in ranked[:SHOWN]
     ]
-    print(markdown_table(("trial", *names, "validation", "train s"), rows))
+    print(markdown_table(("trial", *names, f"validation {METRIC_NAMES[score_name.removeprefix('validation_')]}", "train s"), rows))
     best = ranked[0]
     command = best_command(options.student(best.params), f"{options.sweep_name}-best")
     print(f"\ntrain the best one and score it on the test split, once:\n{command}")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from train.evidence.statistics import Hits, bootstrap_interval, compare, holm, interval_over_seeds, mcnemar
+from train.evidence.statistics import Hits, bootstrap_interval, compare_hits, holm, interval_over_seeds, mcnemar
 
 Pairs = list[tuple[bool, bool]]
 
@@ -41,7 +41,7 @@ def test_mcnemars_p_is_the_two_sided_binomial(pairs: Pairs) -> None:
 def test_the_pooled_test_is_that_of_the_summed_counts(seeds: list[Pairs]) -> None:
     first = [np.array([one for one, _ in pairs]) for pairs in seeds]
     second = [np.array([other for _, other in pairs]) for pairs in seeds]
-    found = compare(range(len(seeds)), first, second)
+    found = compare_hits(range(len(seeds)), first, second)
     counts = [(sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)) for pairs in seeds]
     assert [(one.only_first, one.only_second) for one in found.by_seed] == counts
     assert [one.p for one in found.by_seed] == pytest.approx([binomial_p(b, c) for b, c in counts], rel=1e-9)
@@ -53,7 +53,7 @@ def test_the_pooled_test_is_that_of_the_summed_counts(seeds: list[Pairs]) -> Non
 
 def test_the_bootstrap_equals_that_of_resampled_examples() -> None:
     first, second = rows_of_hits(1, 0.80, 0.75)
-    found = compare((0, 1, 2), first, second)
+    found = compare_hits((0, 1, 2), first, second)
     differences_N = (np.stack(first).astype(float) - np.stack(second).astype(float)).mean(axis=0)
     reference = scipy.stats.bootstrap((differences_N,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5))
     low, high = reference.confidence_interval
@@ -64,7 +64,7 @@ def test_the_bootstrap_equals_that_of_resampled_examples() -> None:
 
 def test_the_interval_narrows_as_the_normal_one_does() -> None:
     first, second = rows_of_hits(2, 0.80, 0.75, seeds=1, count=20_000)
-    found = compare((0,), first, second)
+    found = compare_hits((0,), first, second)
     differences_N = first[0].astype(float) - second[0].astype(float)
     half = 1.96 * differences_N.std() / math.sqrt(len(differences_N))
     assert [found.low, found.high] == pytest.approx([found.difference - half, found.difference + half], abs=0.05 * half)
@@ -73,7 +73,7 @@ def test_the_interval_narrows_as_the_normal_one_does() -> None:
 def test_copies_of_a_model_do_not_narrow_the_interval() -> None:
     # Three copies of a pair of models are no more evidence than the pair: the interval reflects this, the pooled p does not.
     (first, *_), (second, *_) = rows_of_hits(3, 0.80, 0.76)
-    alone, copied = compare((0,), [first], [second]), compare((0, 1, 2), [first] * 3, [second] * 3)
+    alone, copied = compare_hits((0,), [first], [second]), compare_hits((0, 1, 2), [first] * 3, [second] * 3)
     assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
     assert copied.pooled.p < alone.pooled.p
 
@@ -131,8 +131,8 @@ def test_equal_seeds_give_an_interval_of_no_width_and_one_seed_none() -> None:
     assert interval_over_seeds(np.ones((3, 5), np.int64)) == (1.0, 1.0)
     assert interval_over_seeds(np.array([[1], [1]])) == (1.0, 1.0)
     first, second = rows_of_hits(1, 0.8, 0.7, seeds=2)
-    assert compare((0,), first[:1], second[:1]).over_seeds is None
-    two = compare((0, 1), first, second)
+    assert compare_hits((0,), first[:1], second[:1]).over_seeds is None
+    two = compare_hits((0, 1), first, second)
     assert two.over_seeds == two.interval
     assert two.over_seeds is not None
     assert two.over_seeds[0] <= two.low <= two.high <= two.over_seeds[1]
@@ -147,7 +147,7 @@ def test_the_bootstrap_depends_on_its_seed_alone() -> None:
 
 def test_equal_models_give_an_interval_of_no_width() -> None:
     hits = np.array([True, False, True])
-    found = compare((0,), [hits], [hits])
+    found = compare_hits((0,), [hits], [hits])
     assert (found.difference, found.low, found.high, found.pooled.p) == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -172,7 +172,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(ps: list[float]) -> N
 
 def test_a_comparison_is_recorded_as_json() -> None:
     first, second = rows_of_hits(4, 0.8, 0.7, seeds=2, count=40)
-    record = compare((3, 4), first, second).record()
+    record = compare_hits((3, 4), first, second).record()
     assert record["seeds"] == [3, 4]
     assert [one["seed"] for one in record["by_seed"]] == [3, 4]
     assert record["pooled"]["only_first"] == sum(one["only_first"] for one in record["by_seed"])

@@ -202,7 +202,7 @@ def test_more_seeds_keep_the_finished_models(make: Make, finished: Copy, fitted:
 
 def test_a_folder_with_other_settings_is_refused(make: Make, finished: Copy) -> None:
     finished("baseline")
-    with pytest.raises(InputError, match=r"flags.epochs: found 1, wanted 2.*rename that folder"):
+    with pytest.raises(InputError, match=r"--epochs: 1 then, 2 now.*rename that folder"):
         tables(make(rows=("baseline",), epochs=2))
     (make().run / "baseline").rename(make().run / "shorter")
     report = tables(make(rows=("baseline",), epochs=2))

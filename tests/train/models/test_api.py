@@ -61,7 +61,7 @@ def test_a_finished_model_is_confirmed(corpus: Corpus, teacher: TrainedModel, st
 
 
 def test_other_settings_are_refused(corpus: Corpus, teacher: TrainedModel, student: TrainedModel) -> None:
-    with pytest.raises(InputError, match=r"flags.epochs: found 1, wanted 2"):
+    with pytest.raises(InputError, match=r"--epochs: 1 then, 2 now"):
         distill(corpus, [teacher], **{**COMMON, "optimization": replace(OPTIMIZATION, epochs=2)})
     with pytest.raises(InputError, match=r"distillation\.beta.*give another name \(--name\)"):
         distill(corpus, [teacher], distillation=DistillationSettings(beta=0.0), **COMMON)

@@ -281,7 +281,7 @@ def test_tables_finds_the_models(trained: Path, small_csv: Path, capsys: pytest.
         ("baseline", ("--split-seed", "-1", "--name", "n"), "--split-seed -1"),
         ("student", ("--alpha", "nan", "--name", "n"), "--alpha nan"),
         ("teacher", ("--image-tokens", "latents", "--name", "n"), "--image-tokens latents"),
-        ("baseline", ("--seed", "1"), "flags.seed: found 0, wanted 1"),
+        ("baseline", ("--seed", "1"), "--seed: 0 then, 1 now"),
         ("baseline", ("--name", "../x"), "plain folder name"),
         ("baseline", ("--name", "tokens"), "plain folder name"),
         ("baseline", ("--max-length", "4000", "--name", "n"), "2 to 128"),

@@ -20,6 +20,7 @@ from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import Start
 from tests.support.topics import topic_texts
 from train.learning import loop
+from train.learning.task_rules import METRIC_NAMES
 from train.models.commands import student, teacher
 from train.options.distillation import StudentOptions
 from train.options.sweep import Dimension, SweepOptions, dimension_of
@@ -320,8 +321,8 @@ def test_more_trials_continue_the_sweep(straight: tuple[SweepOptions, dict[str, 
         ({"over": (*OVER[:1], "temperature=1:9", *OVER[2:])}, "over.temperature.high: found 10.0, wanted 9.0"),
         ({"over": OVER[:3]}, "over.kd_preset.choices"),
         ({"sampler_seed": 1}, "sampler_seed: found 0, wanted 1"),
-        ({"alpha": 2.0}, "flags.alpha: found null, wanted 2.0"),
-        ({"epochs": 3}, "flags.epochs: found 2, wanted 3"),
+        ({"alpha": 2.0}, "--alpha: none then, 2.0 now"),
+        ({"epochs": 3}, "--epochs: 2 then, 3 now"),
     ],
 )
 def test_another_sweep_in_the_same_folder_is_refused(
@@ -416,11 +417,12 @@ def table_of(folder: Path, task: str) -> Path:
 
 
 @pytest.mark.parametrize(("task", "metric"), [("multi-label", "macro_f1"), ("regression", "spearman")])
-def test_other_tasks_are_searched_by_their_own_metric(tmp_path: Path, task: Any, metric: str) -> None:
+def test_other_tasks_are_searched_by_their_own_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str], task: Any, metric: str) -> None:
     own = {**flags(table_of(tmp_path, task), tmp_path / "run"), "task": task, "label_separator": "|" if task == "multi-label" else None}
     teacher(TeacherOptions(privileged="none", name="teacher", **own))
     options = SweepOptions(**own, over=("learning_rate=1e-4:1e-2",), trials=2)
     figures = sweep(options)
+    assert f"| validation {METRIC_NAMES[metric]} |" in capsys.readouterr().out
     scores = [record[f"validation_{metric}"] for record in records(options)]
     assert figures["best"][f"validation_{metric}"] == max(scores)
     assert [value for _, _, value in study_of(options)] == scores
