@@ -59,7 +59,7 @@ def delimited_columns(text: str, *, where: str, usual: str, wanted: Sequence[str
             warnings.warn(f"{where} has {DELIMITERS[delimiter]} between its cells, and is read so", stacklevel=5)
     file = _unquoted(text) if delimiter == "\t" else None
     try:
-        quoted = _quoted(text, delimiter, where)
+        quoted = _quoted_after_spaces(text, delimiter, where) or _quoted(text, delimiter, where)
     except InputError:
         if file is None:
             raise
@@ -83,16 +83,36 @@ def _delimiter(text: str, usual: str, wanted: Sequence[str]) -> str:
     return max((usual, *DELIMITERS), key=score)  # the first of equals
 
 
+def _line_end(text: str) -> str:
+    return "\n" if "\n" in text else "\r"  # alone it ends lines on old Macs
+
+
 def _header(text: str, delimiter: str) -> list[str]:
     with long_cells():
         try:
-            return next(csv.reader(io.StringIO(text[: text.find("\n")] if "\n" in text else text), delimiter=delimiter), [])
+            return next(csv.reader([text.partition(_line_end(text))[0]], delimiter=delimiter, skipinitialspace=delimiter != "\t"), [])
         except csv.Error:
             return []
 
 
-def _quoted(text: str, delimiter: str, where: str) -> Delimited:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+def _quoted_after_spaces(text: str, delimiter: str, where: str) -> Delimited | None:
+    """Return the rows of a file that has a space between delimiters and quotation marks, as ``a, "b, c"``; None if it has none."""
+    if delimiter == "\t" or f'{delimiter} "' not in text:
+        return None
+    try:
+        skipping = _quoted(text, delimiter, where, skips_spaces=True)
+    except InputError:
+        return None
+    try:
+        rows = _quoted(text, delimiter, where).rows
+    except InputError:
+        return skipping
+    has_marks = any(len(cell) > 2 and cell[0] == " " and cell.strip()[::-1][:1] == '"' == cell.lstrip()[0] for row in rows for cell in row)
+    return skipping if has_marks else None
+
+
+def _quoted(text: str, delimiter: str, where: str, *, skips_spaces: bool = False) -> Delimited:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=skips_spaces)
     rows: list[list[str]] = []
     try:
         with long_cells():
@@ -116,7 +136,7 @@ def _quoted(text: str, delimiter: str, where: str) -> Delimited:
 
 def _unquoted(text: str) -> Delimited | None:
     """Return the rows of a tab-separated file whose quotation marks are letters like others; None if its lines are not of equal length."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = [line.removesuffix("\r") for line in text.split(_line_end(text))]
     names, *rows = [line.split("\t") for line in lines if line.strip()] or [[]]
     if any(len(row) != len(names) for row in rows):
         return None
@@ -127,7 +147,7 @@ def _place(name: str, names: Sequence[str], where: str) -> int | None:
     """Return which column a name means: that name, or else that name with spaces around it."""
     for candidates in (list(names), [given.strip() for given in names]):
         if candidates.count(name) > 1:
-            raise InputError(got=f"a column name twice in {where} ({', '.join(names)})", expected="each once", do="rename one")
+            raise InputError(got=f"the column name {name} twice in {where}", expected="each once", do="rename one")
         if name in candidates:
             return candidates.index(name)
     return None

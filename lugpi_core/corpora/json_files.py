@@ -4,9 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lugpi_core.corpora.corpus import SPLIT_WORDS
 from lugpi_core.errors import InputError
 
 _FORMS = 'an object per line, an array of objects, or {"data": array of objects}'
+
+_NAMED_KEYS = 10
 
 
 def json_rows(text: str, *, where: str, wanted: Sequence[str]) -> list[Mapping[str, Any]]:
@@ -45,7 +48,10 @@ def _lines(text: str, where: str) -> list[Mapping[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             got = f"malformed JSON ({error}) in line {number} of {where}"
-            raise InputError(got=got, expected="one JSON object per line", do="fix that line") from error
+            do = "fix that line" if line.strip().endswith("}") else "write each object whole on a line of its own, with nothing after it"
+            if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+                do = "begin a new line after each object, and leave commas between objects out"
+            raise InputError(got=got, expected="one JSON object per line", do=do) from error
         if not isinstance(row, dict):
             got = f"a {type(row).__name__} in line {number} of {where}"
             raise InputError(got=got, expected="one JSON object per line", do="fix that line")
@@ -69,12 +75,29 @@ def _rows_of(whole: dict[str, Any], where: str, wanted: Sequence[str]) -> list[M
         case {"data": [*items]}:
             return _objects(items, where)
     values = list(whole.values())
+    has_tables = len(values) > 1 and all(isinstance(value, list) and all(isinstance(item, dict) for item in value) for value in values)
+    if has_tables or (len(values) > 1 and SPLIT_WORDS.keys() >= whole.keys()):
+        do = "write each of them into a file of its own (--dataset, --validation-file, --test-file)"
+        raise InputError(got=f"{len(values)} tables ({_named(whole)}) in {where}", expected=_FORMS, do=do)
+    if values and all(isinstance(value, list) for value in values):
+        lengths = [len(value) for value in values]
+        if len(set(lengths)) > 1 and set(wanted) & whole.keys():
+            got = f"columns of {min(lengths):,} to {max(lengths):,} values ({_named(whole)}) in {where}"
+            raise InputError(got=got, expected="as many values in every column", do="write one object per line")
     rows: list[Mapping[str, Any]] = [whole]  # a file of one line
     if len(values) == 1 and isinstance(values[0], list) and all(isinstance(item, dict) for item in values[0]):
         rows = list(values[0])
     elif values and all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
         rows = [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
     elif values and all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
-        is_by_column = not set(wanted).isdisjoint(whole)
+        # Keys are names or numbers of rows.
+        is_by_column = any(name in whole or name.partition(".")[0] in whole for name in wanted) or (
+            all(map(str.isdecimal, values[0])) and not all(map(str.isdecimal, whole))
+        )
         rows = [{name: value[row] for name, value in whole.items()} for row in values[0]] if is_by_column else values
     return rows
+
+
+def _named(whole: Mapping[str, Any]) -> str:
+    names = list(whole)
+    return ", ".join(names[:_NAMED_KEYS]) + " …" * (len(names) > _NAMED_KEYS)

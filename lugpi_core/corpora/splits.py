@@ -69,7 +69,9 @@ def strata_of(examples: Sequence[Example], rows: Sequence[int]) -> list[int]:
     return [_SINGLE if sizes[number] == 1 else number for number in rarest]
 
 
-def cut_in_strata(strata: Sequence[int], groups: Sequence[Hashable] | None, *, test: int, validation: int, seed: int) -> list[Split]:
+def cut_in_strata(
+    strata: Sequence[int], groups: Sequence[Hashable] | None, *, test: int, validation: int, seed: int, otherwise: str
+) -> list[Split]:
     """Return the split of each row, so that every split has its share of each stratum and, if there are groups, each group whole.
 
     Without groups the sizes are exact, except that one row of each stratum is left for train: with many strata of a single row, test and
@@ -83,6 +85,7 @@ def cut_in_strata(strata: Sequence[int], groups: Sequence[Hashable] | None, *, t
         test: how many rows of test.
         validation: how many rows of validation.
         seed: of the permutation.
+        otherwise: what else helps, for the error.
 
     Raises:
         InputError: too few rows without groups to leave one of each stratum in train.
@@ -103,14 +106,19 @@ def cut_in_strata(strata: Sequence[int], groups: Sequence[Hashable] | None, *, t
             raise InputError(
                 got=f"{len(strata):,} train examples of {len(sizes):,} classes, of which {room} could leave train without losing a class",
                 expected=f"{asked} or more, for the splits to be cut",
-                do="add examples, or give splits (--split-column, or --validation-file and --test-file)",
+                do=f"add examples, or {otherwise}",
             )
         test = min(max(min(test, 1), room * test // (test + validation)), room - (validation > 0))
         validation = room - test
     splits: list[Split] = ["train"] * len(strata)
     sizes_of_splits: tuple[tuple[Split, int], ...] = (("test", test), ("validation", validation))
     for split, wanted in sizes_of_splits:
-        for unit in _taken(remaining, wanted):
+        units_of_split = _taken(remaining, wanted)
+        if split == "test" and validation and len(units_of_split) > 1 and sum(map(len, remaining.values())) < 2:
+            smallest = min(units_of_split, key=len)  # so that validation has one as well
+            units_of_split.remove(smallest)
+            next(iter(remaining.values())).append(smallest)
+        for unit in units_of_split:
             for row in unit:
                 splits[row] = split
     return splits

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from lugpi_core.corpora.advice import advice_for
 from lugpi_core.corpora.corpus import SPLIT_WORDS, UNLABELLED, Corpus, Example, Split
 from lugpi_core.corpora.duplicates import find_duplicates, rows_without_duplicates, warn_of_duplicates
 from lugpi_core.corpora.hub import folder_tables, hub_tables
-from lugpi_core.corpora.label_spelling import warn_of_doubtful_labels
-from lugpi_core.corpora.labels import is_unlabelled, label_cells, label_columns, read_labels
+from lugpi_core.corpora.label_spelling import MANY_CLASSES, are_numbers, counts_from_0, is_plain_number, warn_of_doubtful_labels
+from lugpi_core.corpora.labels import check_precision, is_unlabelled, label_cells, label_columns, label_name, read_labels
 from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, Task, dataset_name, stem_of, suffix_of
 from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.texts import checked_texts, has_half_a_pair, listed, text_fault
@@ -21,7 +22,8 @@ from lugpi_core.errors import InputError, nearest, number_of
 NO_LICENSE = "not stated"
 ID_COLUMN = "id"
 TEXT_SUFFIX = ".txt"
-_IN_MEMORY = "leave them out, or give related texts the same of groups= (they stay in one split)"
+_NAMED_COLUMNS = 10
+_LONG_NAME = 40  # letters; longer ones with spaces are hardly names of columns
 
 
 @runtime_checkable
@@ -138,9 +140,11 @@ def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> 
     tables = [part.table for part in parts]
     texts, pairs, prompts = _texts_of(tables, settings)
     labels = read_labels(tables, settings.label_column, task=settings.task, separator=settings.label_separator)
+    advice = advice_for(in_memory=tables[0].in_memory)
     if settings.task != "regression" and not labels.are_known:
         where, separator = tables[0].where, settings.label_separator
-        warn_of_doubtful_labels(labels.classes, rows=len(texts), where=where, task=settings.task, separator=separator)
+        warn_of_doubtful_labels(labels.classes, rows=len(texts), where=where, task=settings.task, separator=separator, advice=advice)
+    check_precision([target for target in labels.targets if isinstance(target, float)], " and ".join(table.where for table in tables))
     ids = [id_ for part in parts for id_ in part.ids]
     splits = [split for part in parts for split in part.splits]
     rows = zip(ids, texts, prompts, labels.labels, splits, pairs, labels.targets, strict=True)
@@ -153,11 +157,13 @@ def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> 
         kept = rows_without_duplicates(examples)
         _tell_of_deduping(examples, kept, name)
         examples, groups = [examples[row] for row in kept], groups and [groups[row] for row in kept]
-    examples = cut_missing_splits(examples, groups, name, settings)
     classes = labels.classes
-    check_classes(examples, classes, where=name, task=settings.task)
-    flags = "--dedupe keeps one of each, --group-column keeps related rows in one split"
-    warn_of_duplicates(find_duplicates(examples), name, do=_IN_MEMORY if tables[0].in_memory else flags)
+    if settings.task == "single-label" and not labels.are_known and len(classes) > MANY_CLASSES and are_numbers(classes):
+        to_predict = f"predict numbers ({advice.regression}), or "
+        advice = replace(advice, splits=to_predict + advice.splits, other_cut=to_predict + advice.other_cut)
+    examples = cut_missing_splits(examples, groups, name, settings, advice)
+    check_classes(examples, classes, where=name, task=settings.task, advice=advice)
+    warn_of_duplicates(find_duplicates(examples), name, do=advice.unrelated)
     licence = next((table.license for table in tables if table.license), NO_LICENSE)
     return Corpus(name=name, label_names=classes, examples=tuple(examples), license=licence, task=settings.task)
 
@@ -203,16 +209,21 @@ def _labelled(parts: Sequence[_Part], name: str, settings: CorpusSettings) -> li
     if not settings.drop_unlabelled:
         return list(parts)
     known = next((part.table.classes for part in parts if part.table.classes is not None), None)
-    kept = []
-    for part in parts:
-        cells = label_cells(part.table, settings.label_column, settings.task)
+    kept, lost = [], []
+    cells = [label_cells(part.table, settings.label_column, settings.task) for part in parts]
+    names = {label_name(cell) for of_part in cells for cell in of_part if not is_unlabelled(cell, known, settings.task)}
+    hides = known is None and counts_from_0(name for name in names if name is not None)
+    for part, of_part in zip(parts, cells, strict=True):
         classes = part.table.classes or known
-        kept.append(part.kept([row for row, cell in enumerate(cells) if not is_unlabelled(cell, classes, settings.task)]))
+        is_lost = [is_unlabelled(cell, classes, settings.task, hides_minus_1=hides) for cell in of_part]
+        kept.append(part.kept([row for row, without in enumerate(is_lost) if not without]))
+        lost += [f"{cell!r:.40}" for cell, without in zip(of_part, is_lost, strict=True) if without]
     count, remaining = sum(len(part.splits) for part in parts), sum(len(part.splits) for part in kept)
     if not remaining:
         raise InputError(got=f"{name} without a single label", expected="labelled texts", do="check the label column")
     if remaining < count:
-        warnings.warn(f"{name}: --drop-unlabelled leaves out {number_of(count - remaining, 'row{s}')} of {count:,}", stacklevel=4)
+        labels = listed(list(dict.fromkeys(lost)), of="with the label")
+        warnings.warn(f"{name}: --drop-unlabelled leaves out {number_of(len(lost), 'row{s}')} of {count:,} {labels}", stacklevel=4)
     return [part for part in kept if part.splits]
 
 
@@ -324,16 +335,30 @@ def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
         raise no_rows
     for role, name in columns.items():
         if name is not None and name not in table.names:
-            do = f"set {role}_column (--{role.replace('_', '-')}-column); {nearest(name, table.names)}"
+            choice = nearest(name, table.names)
+            choice = choice if choice.startswith("did") or len(table.names) <= _NAMED_COLUMNS else "choose one of them"
+            do = f"set {role}_column (--{role.replace('_', '-')}-column); {choice}"
+            if table.source != "train":
+                do = "give the columns of all files the names that those of the train rows have"
             if role == "label" and table.source == "test":
                 do += "; if it has no labels: --test-split validation, or none"
+            if _looks_like_a_row(table):
+                do = "the file seems to have no header line: write one above its rows, such as text,label"
+            shown = ", ".join(name[:_LONG_NAME] for name in table.names[:_NAMED_COLUMNS]) + " …" * (len(table.names) > _NAMED_COLUMNS)
             raise InputError(
-                got=f"no column {name!r} in {table.where}, whose columns are {', '.join(table.names) or 'none'}",
+                got=f"no column {name!r} in {table.where}, whose columns are {shown}",
                 expected=f"the column of every example's {role.replace('text_pair', 'second text')}",
                 do=do,
             )
     if not len(table):
         raise no_rows
+
+
+def _looks_like_a_row(table: Table) -> bool:
+    """Whether the names of a CSV file's columns are more likely its first row: a number or a long text is among them."""
+    if suffix_of(Path(table.where)) not in (".csv", ".tsv") or table.names == tuple(map(str, range(len(table.names)))):
+        return False
+    return any(is_plain_number(name.strip()) or (len(name) > _LONG_NAME and " " in name) for name in table.names)
 
 
 def _texts(table: Table, column: str) -> list[str]:

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
+from lugpi_core.corpora.advice import Advice
 from lugpi_core.corpora.corpus import SPLITS, Example, Split
+from lugpi_core.corpora.label_spelling import may_mean_none
 from lugpi_core.corpora.options import CorpusSettings, Task
 from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, cut_in_strata, share_down, share_up, strata_of
 from lugpi_core.errors import InputError, number_of
@@ -16,7 +18,7 @@ _NAMED_CLASSES = 5
 
 
 def cut_missing_splits(
-    examples: Sequence[Example], groups: Sequence[Hashable] | None, name: str, settings: CorpusSettings
+    examples: Sequence[Example], groups: Sequence[Hashable] | None, name: str, settings: CorpusSettings, advice: Advice
 ) -> list[Example]:
     """Return the examples with a validation and a test split: whichever is empty is cut from train.
 
@@ -31,35 +33,35 @@ def cut_missing_splits(
     test = 0 if "test" in given else share_up(len(train), TEST_PERCENT)
     validation = 0 if "validation" in given else share_down(len(train) - test, VALIDATION_PERCENT)
     if not validation and "validation" not in given:
-        raise _no_example("validation", name, len(given), in_groups=groups is not None)
+        raise _no_example("validation", name, len(given), advice, in_groups=groups is not None)
     splits = list(given)
     if not test and not validation:
         _warn_of_idle_settings(name, settings)
     elif settings.stratify or groups is not None:
         strata = strata_of(examples, train) if settings.stratify else [0] * len(train)
         of_train = None if groups is None else [groups[row] for row in train]
-        cut = cut_in_strata(strata, of_train, test=test, validation=validation, seed=settings.split_seed)
+        cut = cut_in_strata(strata, of_train, test=test, validation=validation, seed=settings.split_seed, otherwise=advice.splits)
         for row, split in zip(train, cut, strict=True):
             splits[row] = split
     else:
         splits = cut_from_train(given, test=test, validation=validation, seed=settings.split_seed)
     for split in SPLITS:
         if split not in splits:
-            raise _no_example(split, name, len(splits), in_groups=groups is not None)
+            raise _no_example(split, name, len(splits), advice, in_groups=groups is not None)
     if groups is not None:
         _warn_of_divided_groups(groups, splits, name)
     rows = zip(examples, splits, strict=True)
     return [example if example.split == split else replace(example, split=split) for example, split in rows]
 
 
-def _no_example(split: Split, name: str, rows: int, *, in_groups: bool) -> InputError:
+def _no_example(split: Split, name: str, rows: int, advice: Advice, *, in_groups: bool) -> InputError:
     more = (
         "groups (every split needs one)" if in_groups and rows >= _FEWEST_ROWS else f"examples ({_FEWEST_ROWS} are enough for a random cut)"
     )
     return InputError(
         got=f"no {split} example in {name} ({rows:,} in all)",
         expected="train, validation and test examples",
-        do=f"add {more}, or give splits (--split-column, or --validation-file and --test-file)",
+        do=f"add {more}, or {advice.splits}",
     )
 
 
@@ -80,7 +82,7 @@ def _warn_of_divided_groups(groups: Sequence[Hashable], splits: Sequence[Split],
         warnings.warn(f"{name}: {count} are in more than one of the given splits, {divided[0]!r} the first", stacklevel=5)
 
 
-def check_classes(examples: Sequence[Example], classes: Sequence[str], *, where: str, task: Task) -> None:
+def check_classes(examples: Sequence[Example], classes: Sequence[str], *, where: str, task: Task, advice: Advice) -> None:
     """Warn of classes that a split lacks.
 
     Raises:
@@ -100,10 +102,13 @@ def check_classes(examples: Sequence[Example], classes: Sequence[str], *, where:
     untrained = {key: count for key, count in counts.items() if not counts[key[0], "train"]}
     if untrained and task == "single-label":
         (number, split), count = max(untrained.items(), key=lambda item: item[1])
+        do = f"move or add examples of it, or {advice.other_cut}"
+        if may_mean_none(classes[number]):
+            do = f"if it means no label, {advice.hidden if split == 'test' else advice.unlabelled}; else {do}"
         raise InputError(
             got=f"label {classes[number]!r} on {number_of(count, split + ' example{s}')} of {where} and on no train example",
             expected="every label among the train examples",
-            do="move or add examples of it, or choose another split_seed (--split-seed) if the cut is random",
+            do=do,
         )
     for split in SPLITS:
         # A class that no row has is said once.

@@ -66,9 +66,29 @@ def test_what_spreadsheets_leave_around_the_cells_is_skipped(tmp_path: Path, con
     assert _columns(tmp_path / "t.csv", content) == {"text": ["a", "b"], "label": ["x", "y"]}
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('text, label\n"a, b", "x"\n"c", "y"\n', ["a, b", "c"]),
+        ('label, text\n"x", "a, b"\ny, "c"\n', ["a, b", "c"]),
+        ('label,text\nx,a\ny, "b" and "c"\n', ["a", ' "b" and "c"']),
+        ('label,text\nx,"say ""a, ""b"\ny,c\n', ['say "a, "b', "c"]),
+    ],
+)
+def test_a_space_may_stand_before_quotation_marks(tmp_path: Path, content: str, text: list[str]) -> None:
+    assert _columns(tmp_path / "t.csv", content) == {"text": text, "label": ["x", "y"]}
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv"])
+def test_lines_may_end_as_on_old_macs(tmp_path: Path, name: str) -> None:
+    delimiter = "\t" if name == "t.tsv" else ","
+    content = "".join(f"{delimiter.join(cells)}\r" for cells in (("text", "label"), ("a", "x"), ("b", "y")))
+    assert _columns(tmp_path / name, content) == {"text": ["a", "b"], "label": ["x", "y"]}
+
+
 def test_a_name_without_spaces_goes_before_one_with(tmp_path: Path) -> None:
     assert _columns(tmp_path / "t.csv", "text, text,label\na,b,x\n")["text"] == ["a"]
-    with pytest.raises(InputError, match="a column name twice"):
+    with pytest.raises(InputError, match="the column name text twice"):
         _columns(tmp_path / "t.csv", " text, text,label\na,b,x\n")
 
 

@@ -53,6 +53,12 @@ def test_a_single_line_is_a_row_whatever_it_contains(tmp_path: Path) -> None:
         ("3", r"a int in line 1 of .*t\.json"),
         ('"text"', "a str in line 1 of"),
         ("[" * 100_000, r"malformed JSON .* in .*t\.json"),
+        ('{"text": "a"},\n{"text": "b"},\n', "Extra data.* begin a new line after each object, and leave commas between objects out"),
+        ('{"text": "a"}{"text": "b"}', "Extra data.* begin a new line after each object"),
+        ('{\n"text": "a"\n}\n{\n"text": "b"\n}', "in line 1 .* write each object whole on a line of its own"),
+        ('{"text": ["a", "b"], "label": ["x"]}', r"columns of 1 to 2 values \(text, label\) in"),
+        ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', r"2 tables \(train, test\) in .*--test-file"),
+        ('{"train": {"text": ["a"]}, "test": {"text": ["b"]}}', r"2 tables \(train, test\) in .*--test-file"),
         ("{'text': 'a'}\n", r"malformed JSON .*double quotes.* in line 1"),
     ],
 )
@@ -60,3 +66,10 @@ def test_another_form_is_named(tmp_path: Path, content: str, message: str) -> No
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(InputError, match=message):
         file_table(tmp_path / "t.json", "train", WANTED)
+
+
+def test_what_pandas_writes_has_its_columns_whatever_their_names(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"body": {"0": "a", "1": "b"}, "class": {"0": "x", "1": "y"}}')
+    assert file_table(tmp_path / "t.json", "train", WANTED).names == ("body", "class")
+    (tmp_path / "t.json").write_text('{"0": {"body": "a"}, "1": {"body": "b"}}')
+    assert file_table(tmp_path / "t.json", "train", WANTED).names == ("body",)

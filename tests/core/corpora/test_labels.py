@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lugpi_core.corpora.advice import FLAGS
 from lugpi_core.corpora.label_spelling import combined_labels, equal_numbers, warn_of_doubtful_labels
 from lugpi_core.corpora.labels import Labels, label_name, read_labels
 from lugpi_core.corpora.options import Task
@@ -173,7 +174,7 @@ def test_what_is_no_number_is_refused_with_its_row(cell: object) -> None:
     [
         (["3,5"], "regression", "write decimal points"),
         ([0.5], "single-label", "--task regression"),
-        ([["a"]], "single-label", "--task multi-label"),
+        ([["a"], ["a", "b"]], "single-label", "--task multi-label"),
         ([""], "single-label", "--drop-unlabelled"),
     ],
 )
@@ -225,6 +226,14 @@ def test_combinations_of_other_labels_are_found(names: list[str], found: tuple[s
         (["Spam", "spam", "ham"], "labels 'Spam', 'spam' are different classes"),
         (["7", "007"], "labels '7', '007' are different"),
         (["café", "cafe\u0301"], "are different classes"),
+        (["a", "a\u200b"], "are different classes"),
+        (["\u2764", "\u2764\ufe0f"], "are different classes"),
+        (["1", "1e0"], "labels '1', '1e0' are different"),
+        (["1", "True"], "labels '1', 'True' are different"),
+        (["not_ok", "not ok"], "are different classes"),
+        (["{a,b}", "{a}"], "if they are lists of labels: --task multi-label"),
+        (["-1", "0", "1"], r"label '-1' is read as a class; .*--drop-unlabelled\), or all of a hidden test split"),
+        (["NONE", "a"], "label 'NONE' is read as a class; if it means no label: remove its rows"),
         (["-", "entailment"], "label '-' is read as a class; if it means no label"),
         ([f"c{n}" for n in range(80)], "80 classes in 100 rows; is it the column of the labels"),
         ([str(n) for n in range(80)], "80 classes in 100 rows; .*--task regression"),
@@ -232,20 +241,30 @@ def test_combinations_of_other_labels_are_found(names: list[str], found: tuple[s
 )
 def test_doubtful_labels_are_told(names: list[str], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
-        warn_of_doubtful_labels(names, rows=100, where="t", task="single-label", separator=None)
+        warn_of_doubtful_labels(names, rows=100, where="t", task="single-label", separator=None, advice=FLAGS)
 
 
 @pytest.mark.parametrize(
-    "names", [["0", "1", "2"], ["+", "-"], ["True", "False"], ["comp.graphics", "alt.atheism"], ["-1", "1"], ["NA", "null"]]
+    "names",
+    [
+        ["0", "1", "2"],
+        ["+", "-"],
+        ["True", "False"],
+        ["comp.graphics", "alt.atheism"],
+        ["-1", "1"],
+        ["-1", "0"],
+        ["-1", "0", "2"],
+        ["low-key", "low"],
+    ],
 )
 def test_plain_labels_are_not_doubted(names: list[str]) -> None:
-    warn_of_doubtful_labels(names, rows=100, where="t", task="single-label", separator=None)
+    warn_of_doubtful_labels(names, rows=100, where="t", task="single-label", separator=None, advice=FLAGS)
 
 
 def test_another_separator_than_the_given_one_is_told() -> None:
-    warn_of_doubtful_labels(["a", "b"], rows=9, where="t", task="multi-label", separator="|")
+    warn_of_doubtful_labels(["a", "b"], rows=9, where="t", task="multi-label", separator="|", advice=FLAGS)
     with pytest.warns(UserWarning, match="--label-separator ';'"):
-        warn_of_doubtful_labels(["a;b", "b;c", "a", "c"], rows=9, where="t", task="multi-label", separator="|")
+        warn_of_doubtful_labels(["a;b", "b;c", "a", "c"], rows=9, where="t", task="multi-label", separator="|", advice=FLAGS)
 
 
 def test_json_of_labels_keeps_its_kinds() -> None:

@@ -102,7 +102,7 @@ def test_a_limit_without_train_examples_of_a_label_warns() -> None:
 
 
 def _cut(strata: list[int], *, test: int, validation: int, groups: list[int] | None = None, seed: int = 0) -> list[Split]:
-    return cut_in_strata(strata, groups, test=test, validation=validation, seed=seed)
+    return cut_in_strata(strata, groups, test=test, validation=validation, seed=seed, otherwise="give splits")
 
 
 @given(st.lists(st.integers(0, 4), min_size=14, max_size=200), st.integers(0, 9))

@@ -99,7 +99,7 @@ def test_a_split_column_accepts_the_usual_words(tmp_path: Path) -> None:
         (".csv", [10, 9], ("9", "10")),
         (".csv", [" b", "a "], ("a", "b")),
         (".csv", ["10", "9a"], ("10", "9a")),
-        (".csv", ["NA", "null"], ("NA", "null")),
+        (".csv", ["no", "yes"], ("no", "yes")),
     ],
 )
 def test_labels_of_every_kind_become_names_in_order(tmp_path: Path, suffix: str, values: list[object], names: tuple[str, ...]) -> None:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.user_files import file_table
 from lugpi_core.errors import InputError
@@ -59,7 +61,7 @@ def test_a_long_cell_is_read_and_the_csv_limit_is_restored(tmp_path: Path) -> No
         ('text,label\n"a\nb",c,d\n', r"3 cells in the row that ends at line 3"),
         ('text,label\n"a,b\n', r"malformed CSV .* at line 2"),
         ('text,label\n"a"b,c\n', r"malformed CSV .* at line 2"),
-        ("text,label,text\na,b,c\n", r"a column name twice in .*text, label, text"),
+        ("text,label,text\na,b,c\n", r"the column name text twice in "),
         ("text,label\nk,é\n".encode("latin-1"), r"byte 13 \(0xe9\) in line 2 of .*expected UTF-8; .*iconv"),
     ],
 )
@@ -119,3 +121,27 @@ def test_a_part_of_a_table_is_told_to_be_one(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"train-00001-of-00004\.csv is one of 4 parts of a table; its folder has all of them"):
         _table(tmp_path / "train-00001-of-00004.csv", "text,label\na,b\n")
     assert len(_table(tmp_path / "train-00000-of-00001.csv", "text,label\na,b\n")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1,a,b\n0,c,d\n", "the file seems to have no header line: write one above its rows, such as text,label"),
+        ("A review of a film that is longer than a name,pos\nb,neg\n", "the file seems to have no header line"),
+        ("0,1\na,b\n", "whose columns are 0, 1; .* choose one of 0, 1"),
+        (",".join(f"c{n}" for n in range(99)) + "\n" + ",".join("x" * 99) + "\n", "c8, c9 …; .*; choose one of them$"),
+    ],
+)
+def test_a_missing_column_is_told_in_true_words(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_corpus(tmp_path / "t.csv")
+
+
+def test_the_columns_of_all_files_have_the_same_names(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\na,b\n")
+    (tmp_path / "x.csv").write_text("body,label\na,b\n")
+    with pytest.raises(
+        InputError, match=r"in .*x\.csv, whose .*; give the columns of all files the names that those of the train rows have"
+    ):
+        load_corpus(tmp_path / "t.csv", CorpusSettings(test_file=tmp_path / "x.csv"))

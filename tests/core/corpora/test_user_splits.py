@@ -75,6 +75,19 @@ def test_rows_of_a_group_stay_in_one_split_of_a_random_cut(tmp_path: Path) -> No
     assert all(len({example.split for example in corpus.examples[start : start + 4]}) == 1 for start in range(0, N, 4))
 
 
+@pytest.mark.parametrize("stratify", [True, False])
+def test_a_giant_group_leaves_one_for_validation(tmp_path: Path, *, stratify: bool) -> None:
+    authors = ["giant"] * 90 + ["small"] * 5 + ["other"] * 5
+    corpus = _load(tmp_path, {**GOOD, "label": ["a", "b"] * 50, "author": authors}, group_column="author", stratify=stratify)
+    assert corpus.counts() == {"train": 90, "validation": 5, "test": 5}
+
+
+@pytest.mark.parametrize(("labels", "stratify"), [(range(N), True), ([*range(72), *range(28)], False)])
+def test_many_numbers_as_classes_are_refused_with_the_task_that_fits(tmp_path: Path, labels: list[int], *, stratify: bool) -> None:
+    with pytest.warns(UserWarning, match="classes in 100 rows"), pytest.raises(InputError, match="--task regression"):
+        _load(tmp_path, {**GOOD, "label": list(labels)}, stratify=stratify)
+
+
 def test_groups_in_memory_stay_in_one_split() -> None:
     corpus = Corpus.from_texts(GOOD["text"], GOOD["label"], groups=[n // 4 for n in range(N)])
     assert all(len({example.split for example in corpus.examples[start : start + 4]}) == 1 for start in range(0, N, 4))
