@@ -158,6 +158,8 @@ def _read(
     if bad:
         shown = ", ".join((classes or ())[:_NAMED_CLASSES]) + " …" * (len(classes or ()) > _NAMED_CLASSES)
         expected = f"one of the classes {shown}, or its number from 0" if classes and task == "single-label" else _FORMS[task]
+        if classes and task == "multi-label":
+            expected = f"some of the classes {shown}"
         if any(isinstance(cells[row], dict) for row in bad) and task == "multi-label":
             expected = "0 or 1, or true or false, for each class"
         raise InputError(
@@ -184,12 +186,22 @@ def _advice(table: Table, column: str, bad: Sequence[object], cells: Sequence[ob
         return "write 0 or 1 in each of these columns"
     do = _advice_on_objects(bad, task, "pass the label itself" if table.in_memory else f"--label-column {column}.")
     if do is None and task == "multi-label" and texts:
-        found = next((separator for separator in SEPARATORS if any(separator in str(cell) for cell in cells)), "|")
-        do = "pass a list for each text" if table.in_memory else f"say what stands between labels (--label-separator '{found}')"
+        found = _separator_in(cells, texts, classes)
+        do = None if found is None else f"say what stands between labels (--label-separator '{found}')"
+        do = "pass a list for each text" if table.in_memory else do
         do = 'write lists as JSON does: ["joy", "anger"]' if any(map(is_in_brackets, texts)) else do
     if do is None and task == "single-label":
         do = _advice_on_kinds(bad, advice)
     return do or "label or remove these rows"
+
+
+def _separator_in(cells: Sequence[object], texts: Sequence[str], classes: Classes | None) -> str | None:
+    """Return what may stand between labels: of known classes, only what is between them in each of the unusable texts."""
+    for separator in SEPARATORS:
+        parts = [part.strip() for text in texts for part in text.split(separator)]
+        if any(separator in str(cell) for cell in cells) and (not classes or all(known_class(part, classes) for part in parts)):
+            return separator
+    return None if classes else "|"
 
 
 def _advice_on_kinds(bad: Sequence[object], advice: Advice) -> str | None:

@@ -180,7 +180,8 @@ def distill(
         teachers: trained teachers, or their folders.
         distillation: the loss: "paper", "hinton" or "lopez-paz", or ``DistillationSettings``.
         teacher_weights: of each teacher in the soft terms; empty = equal ones.
-        unlabelled: texts to distil on as well, or a file of them. Their images are in the store ``tokens-<name>`` of the run.
+        unlabelled: texts to distil on as well, or a file of them in a column ``text``; of pairs, or with other columns, a
+            ``Corpus.from_texts(…)`` with the name of the file. Their images are in the store ``tokens-<name>`` of the run.
         student_layers: keep only that many layers of the text model, 1 or more, evenly spaced; None = all.
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).

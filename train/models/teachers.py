@@ -109,7 +109,9 @@ def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
         raise InputError(
             got=f"{kinds[unlabelled.has_pairs]} in {unlabelled.name} for {corpus.name}, a corpus of {kinds[corpus.has_pairs]}",
             expected=kinds[corpus.has_pairs],
-            do="give a file with the second text in the corpus's column (--text-pair-column)" if corpus.has_pairs else "give single texts",
+            do="give a file with the second text in the corpus's column (--text-pair-column), in Python Corpus.from_texts(…, pairs=…)"
+            if corpus.has_pairs
+            else "give single texts",
         )
     held_out = {example.text for example in corpus.examples if example.split != "train"}
     if seen := sum(example.text in held_out for example in unlabelled.examples):

@@ -28,7 +28,8 @@ class TrainOptions(DevicePlacement, Optimization, CorpusOptions):
     run_dir: Path | None = None
     """Folder of the run (default: runs/<dataset>)."""
     text_model: str = TEXT_MODEL
-    """Any encoder on the Hugging Face hub, a folder, or demo. Baseline, teacher and student must use the same one."""
+    """Any encoder or decoder that transformers classifies texts with: its name on the Hugging Face hub, a folder, or demo. Baseline,
+    teacher and student of one comparison have the same one."""
     max_length: int | None = None
     """Cut texts to that many tokens (default: what the text model reads, 512 at most)."""
 
@@ -70,7 +71,10 @@ class TokensOptions(Placement, ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesOptions(TokensOptions):
-    """Classify from the image tokens alone: the image-only rows of the paper's Table 1."""
+    """Classify from the image tokens alone: the image-only rows of the paper's Table 1.
+
+    No text is read. Of --text-model only the width is taken, that of the fusion block, so that the teacher's is the same.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

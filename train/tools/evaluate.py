@@ -35,11 +35,12 @@ from train.file_names import METRICS
 from train.learning.classifier_head import reads_padding, require_readable
 from train.learning.predict import autocast
 from train.learning.progress import progress_bar
-from train.learning.task_rules import rules_of, task_of
+from train.learning.task_rules import METRIC_NAMES, in_words, rules_of, task_of
 from train.models.predictions import THRESHOLDS, rounded
 from train.options.tools import TEXT_SUFFIX, EvaluateOptions
 
 LABEL_COLUMN = "label"
+_NO_LABELS = "none"
 _ROWS_AT_ONCE = 4096
 _NAMED_ROWS = 5
 
@@ -112,6 +113,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         do = "give another --model" if compute.dtype == "float32" else "use --dtype float32"
         raise InputError(got=f"logits of {options.model} in {compute.dtype} that are not finite", expected="finite ones", do=do)
     write_answers(options.written, texts.ids, logits_NK, classifier, separator=options.separator)
+    scores = {} if targets is None else _scores(classifier, targets, logits_NK)
+    say("; ".join([f"done: {options.written}", *(f"{METRIC_NAMES[name]} {in_words(name, value)}" for name, value in scores.items())]))
     return {
         "command": "evaluate",
         "model": str(options.model),
@@ -122,7 +125,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         **({} if classifier.task == "regression" else {"labels": _counts(classifier, logits_NK)}),
         "seconds": round(seconds, 3),
         "texts_per_s": round(len(texts.texts) / max(seconds, 1e-9), 2),
-        **({} if targets is None else _scores(classifier, targets, logits_NK)),
+        **scores,
         "compute": compute.record(),
     }
 
@@ -263,7 +266,8 @@ def read_texts(options: EvaluateOptions) -> Texts:
     Raises:
         InputError: the file is missing, malformed or empty, or a column or a text is missing.
     """
-    label_column, pair_column = options.label_column or LABEL_COLUMN, options.text_pair_column
+    named, pair_column = options.label_column, options.text_pair_column
+    label_column = named or LABEL_COLUMN
     wanted = (options.text_column, pair_column, label_column, ID_COLUMN)
     if suffix_of(options.input) == TEXT_SUFFIX:
         table = text_table(options.input, options.text_column)
@@ -272,7 +276,9 @@ def read_texts(options: EvaluateOptions) -> Texts:
     if not table.names or (not len(table) and options.text_column in table.names):
         raise InputError(got=f"no texts in {table.where}", expected="at least one", do="check --input")
     _require_column(table, options.text_column, "--text-column")
-    for column, flag in ((options.label_column, "--label-column"), (pair_column, "--text-pair-column")):
+    if named == _NO_LABELS and _NO_LABELS not in table.names:
+        named, label_column = None, ""
+    for column, flag in ((named, "--label-column"), (pair_column, "--text-pair-column")):
         if column is not None:
             _require_column(table, column, flag)
     texts = checked_texts(table.columns[options.text_column], what=options.text_column, where=table.where)
@@ -344,7 +350,7 @@ def label_numbers(
         raise InputError(
             got=f"{len(unknown):,} labels in {where} that are no class of the model, first {first!r}: rows, counted from 0, {rows}",
             expected=f"one of {', '.join(names)}",
-            do="fix them, or name another --label-column",
+            do="fix them, or name another --label-column; --label-column none if the file has no labels",
         )
     return np.array(numbers, np.int64)
 

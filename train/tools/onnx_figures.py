@@ -4,6 +4,7 @@ Shapes: N texts, K classes.
 """
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.files import read_json, whole_file
-from train.data.token_ids import TokenIds, token_ids
+from train.data.text_model import TextModel
+from train.data.token_ids import TokenIds, Tokens, texts_of, token_ids, tokenize
 from train.file_names import METRICS
-from train.learning.task_rules import rules_of
+from train.learning.task_rules import METRIC_NAMES, rules_of
 from train.models.model_folder import training_of
 from train.models.predictions import rounded
 from train.tools.evaluate import Classifier
@@ -31,6 +33,8 @@ LARGEST_PADDING = 1e-2
 _BATCH = 32
 # Texts that are read alone and in a batch.
 _MOST_ALONE = 256
+# Parts into which the texts are cut for those that are read beside one as long as the model reads.
+_BESIDE_LONGEST = 7
 _MOST_DEMO = 200
 
 
@@ -40,7 +44,7 @@ def export_int8(folder: Path, classifier: Classifier, float32: Path, written: Pa
     Returns:
         path, bytes; ``texts`` they were compared on; ``agreement``, the share of texts with equal answers (of a regression: Spearman's
         correlation of the numbers); the task's scores of both; and ``padding``: the largest change of a logit between a text alone and in
-        a padded batch, of both.
+        a padded batch, of both, also beside a text as long as the model reads.
 
     Raises:
         InputError: padding moves a logit of the int8 file by more than 0.01, and more than twice as far as in float32; it is not written.
@@ -48,15 +52,24 @@ def export_int8(folder: Path, classifier: Classifier, float32: Path, written: Pa
     corpus, split = _texts_of(folder, classifier)
     rows = np.array(corpus.rows(split)[: None if split == "validation" else _MOST_DEMO], np.int64)
     with tempfile.TemporaryDirectory() as temporary:
-        ids = TokenIds.of(classifier.text_model, token_ids(classifier.text_model, corpus, Path(temporary)), torch.device("cpu"))
+        tokens = token_ids(classifier.text_model, corpus, Path(temporary)).followed_by(_longest(classifier.text_model, corpus))
+    ids = TokenIds.of(classifier.text_model, tokens, torch.device("cpu"))
     with whole_file(written) as partial:
         write_int8(float32, partial, classes=len(classifier.label_names))
         sessions = {"float32": OnnxSession(float32), "int8": OnnxSession(partial)}
         batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
         alone = [rows[n : n + 1] for n in range(min(len(rows), _MOST_ALONE))]
         logits = {name: session.logits_of(classifier.text_model, ids, batches) for name, session in sessions.items()}
+        some = [rows[n] for n in sorted({n * (len(rows) - 1) // _BESIDE_LONGEST for n in range(_BESIDE_LONGEST + 1)})]
         padding = {
-            name: _largest(session.logits_of(classifier.text_model, ids, alone) - logits[name][: len(alone)])
+            name: _largest(
+                torch.cat(
+                    [
+                        session.logits_of(classifier.text_model, ids, alone) - logits[name][: len(alone)],
+                        _moved_by_longest(session, classifier.text_model, ids, some),
+                    ]
+                )
+            )
             for name, session in sessions.items()
         }
         if padding["int8"] > max(LARGEST_PADDING, 2 * padding["float32"]):
@@ -83,12 +96,29 @@ def export_int8(folder: Path, classifier: Classifier, float32: Path, written: Pa
         scores = {name: rounded(rules.scores(targets, values.numpy(), classifier.thresholds)) for name, values in logits.items()}
         figures["scores"] = scores
         metric = rules.metrics[0]
-        say(f"validation {metric}: float32 {scores['float32'][metric]}, int8 {scores['int8'][metric]}")
-    say(
-        f"done: {written}; answers agree with float32 for {figures['agreement']:.4f} of {len(rows):,} texts; padding moves a logit by "
-        f"{padding['int8']:.2g} at most (float32 {padding['float32']:.2g})"
-    )
+        say(f"validation {METRIC_NAMES[metric]}: float32 {scores['float32'][metric]}, int8 {scores['int8'][metric]}")
+    if classifier.task == "regression":
+        agree = f"its numbers and float32's have Spearman {figures['agreement']:.4f} on {number_of(len(rows), 'text{s}')}"
+    else:
+        share = "all" if figures["agreement"] == 1 else f"{figures['agreement']:.2%}"
+        agree = f"answers agree with float32 for {share} of {number_of(len(rows), 'text{s}')}"
+    say(f"done: {written}; {agree}; padding moves a logit by {padding['int8']:.2g} at most (float32 {padding['float32']:.2g})")
     return figures
+
+
+def _longest(text_model: TextModel, corpus: Corpus) -> Tokens:
+    """Return the tokens of one text as long as the model reads, made of the corpus's."""
+    texts, pairs = texts_of(text_model, corpus)
+    letters = 16 * text_model.max_length
+    return tokenize(text_model, [" ".join(texts)[:letters]], None if pairs is None else [" ".join(pairs)[:letters]])
+
+
+def _moved_by_longest(session: OnnxSession, text_model: TextModel, ids: TokenIds, rows: Sequence[int]) -> torch.Tensor:
+    """Return how far each text's logits move beside the last text of all, which is the longest: float32 [R, K]."""
+    last = len(ids.lengths_N) - 1
+    alone_RK = session.logits_of(text_model, ids, [np.array([row], np.int64) for row in rows])
+    beside_RK = session.logits_of(text_model, ids, [np.array([row, last], np.int64) for row in rows])[::2]
+    return beside_RK - alone_RK
 
 
 def _largest(differences_NK: torch.Tensor) -> float:

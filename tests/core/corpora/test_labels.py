@@ -77,6 +77,12 @@ def test_text_names_a_known_number_and_a_number_its_place(value: object, name: s
     assert label_name(value, ("1", "2")) == name
 
 
+@pytest.mark.parametrize(("cell", "do"), [("a;c", "--label-separator ';'"), ("a|x", "label or remove"), ("a;x", "label or remove")])
+def test_a_class_that_a_model_lacks_is_no_matter_of_the_separator(cell: str, do: str) -> None:
+    with pytest.raises(InputError, match=f"expected some of the classes a, b, c; .*{do}"):
+        read_labels([_table(["a|b", cell])], "label", task="multi-label", separator="|", model_classes=("a", "b", "c"))
+
+
 def test_a_number_names_the_class_of_a_model_before_its_place() -> None:
     labels = read_labels([_table([[1, 3], ["2.0"], []])], "label", task="multi-label", separator=None, model_classes=("1", "2", "3"))
     assert labels.targets == [(0, 2), (1,), ()]

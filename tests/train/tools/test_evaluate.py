@@ -446,3 +446,12 @@ def test_columns_and_separators_that_cannot_be_are_told(
 def test_a_separator_without_effect_is_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluated(model, file_of(tmp_path, ".txt", {"text": TEXTS}), label_separator=";")
     assert "--label-separator has no effect on a single-label model" in capsys.readouterr().err
+
+
+def test_a_column_called_label_may_be_something_else(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = tmp_path / "given.csv"
+    given.write_text("text,label\na dog,maybe\n")
+    with pytest.raises(InputError, match="--label-column none if the file has no labels"):
+        evaluate(EvaluateOptions(model=model, input=given, device="cpu"))
+    assert "accuracy" not in evaluate(EvaluateOptions(model=model, input=given, device="cpu", label_column="none"))
+    assert f"done: {given.with_name('given.predictions.csv')}" in capsys.readouterr().err

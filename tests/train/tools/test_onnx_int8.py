@@ -123,6 +123,24 @@ def test_without_its_corpus_texts_of_the_demo_are_compared_and_that_is_told(
     assert "note: compared on texts of the demo" in capsys.readouterr().err
 
 
+def test_padding_is_also_that_beside_the_longest_text(
+    exported: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exported[0]
+    classifier = load_classifier(folder)
+    whole = OnnxSession.logits_of
+
+    def logits_of(self: Any, text_model: Any, ids: Any, batches: Any) -> Any:
+        logits = whole(self, text_model, ids, batches)
+        longest = max(int(ids.lengths_N[rows].max()) for rows in batches)
+        return logits + 0.5 * (longest == classifier.text_model.max_length)
+
+    monkeypatch.setattr(OnnxSession, "logits_of", logits_of)
+    figures = export_int8(folder, classifier, folder / "model.onnx", tmp_path / "int8.onnx")
+    assert figures["padding"] == pytest.approx({"float32": 0.5, "int8": 0.5}, abs=1e-3)
+    assert "warning: padding moves a logit of this model by 0.5" in capsys.readouterr().err
+
+
 def test_an_int8_file_that_padding_moves_is_not_written(
     exported: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
