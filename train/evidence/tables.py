@@ -1,8 +1,9 @@
 """``python -m train tables``: from its flags to ``compare``, and what it prints and writes."""
 
+from dataclasses import fields
 from typing import Any
 
-from lugpi_core.command_line import resolved_flags
+from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusOptions, CorpusSettings, dataset_name
 from lugpi_core.corpora.user_corpus import load_unlabelled
@@ -14,6 +15,9 @@ from train.evidence.row_figures import paper_dataset
 from train.evidence.table_report import TableReport
 from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.tables import TablesOptions
+
+# What --no-train reads: which models of the run are shown.
+_READ_OF_FINISHED = frozenset({"dataset", "run_dir", "rows", "columns", "seeds", "seed", "unlabelled", "train", "limit"})
 
 
 def tables(options: TablesOptions) -> dict[str, Any]:
@@ -28,6 +32,11 @@ def tables(options: TablesOptions) -> dict[str, Any]:
     print(report.to_markdown())  # first: it can be read even where the files cannot be written
     report.write()
     return report.to_json()
+
+
+def _given(options: TablesOptions) -> set[str]:
+    """Return the names of the settings that are not the default."""
+    return {field.name for field in fields(options) if getattr(options, field.name) != field.default}
 
 
 def _compared(options: TablesOptions) -> TableReport:
@@ -49,6 +58,8 @@ def _compared(options: TablesOptions) -> TableReport:
 
 
 def _finished(options: TablesOptions) -> TableReport:
+    if ignored := [f"--{name.replace('_', '-')}" for name in sorted(_given(options) - _READ_OF_FINISHED)]:
+        say(f"note: --no-train shows what the run holds, whatever it was trained with; not compared: {', '.join(ignored)}")
     request = TableRequest(
         rows=options.rows,
         columns=options.columns,

@@ -157,3 +157,11 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "--no-train" in done.stdout
+
+
+def test_settings_that_no_train_does_not_compare_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tables", "--dataset", "topics.csv", "--run-dir", str(tmp_path), "--no-train", "--seeds", "1"]
+    assert main([*words, "--text-model", "demo", "--epochs", "3"]) == 2
+    assert "whatever it was trained with; not compared: --epochs, --text-model\n" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "not compared" not in capsys.readouterr().err
