@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lugpi_core.corpora.options import Task
 from train.evidence.fidelity import FIDELITY, OF_ANY_SIZE
 from train.evidence.records import UNDEFINED, Finding, ModelResult, ResultTable, RowResult, Spread, difference_text, p_text
-from train.learning.task_rules import METRIC_NAMES, rules_of
+from train.learning.task_rules import METRIC_NAMES, plain_number, rules_of
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -113,7 +113,7 @@ def _with_sd(spread: Spread, name: str) -> str:
 
 def _score(value: float, name: str) -> str:
     """Return four decimals, or four digits of what depends on the unit of a regression's numbers."""
-    return f"{value:.4g}" if name in OF_ANY_SIZE else f"{value:.4f}"
+    return plain_number(value) if name in OF_ANY_SIZE else f"{value:.4f}"
 
 
 def _number(value: float | None, digits: int) -> str:

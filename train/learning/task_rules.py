@@ -4,6 +4,7 @@ Shapes: B examples in a batch, N examples, K logits of each (one per class; 1 in
 int64 [N] with UNLABELLED, float [N, K] of 0 and 1, or float [N]; the latter two have NaN where an example is unlabelled.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -234,7 +235,16 @@ def in_words(metric: str, value: float | None) -> str:
     """Return a score with four decimals, or four digits of a squared error, whose size depends on the numbers."""
     if value is None:
         return "undefined"
-    return f"{value:.4g}" if metric == "mse" else f"{value:.4f}"
+    return plain_number(value) if metric == "mse" else f"{value:.4f}"
+
+
+def plain_number(value: float, digits: int = 4) -> str:
+    """Return a number of any size with at least so many significant digits, without zeros at its end: whole below 1e7, as people write
+    it (``20549``, not ``2.055e+04``); with an exponent from there on, and below 1e-4."""
+    if not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits}g}"
+    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:.{decimals}f}".rstrip("0").rstrip(".") if decimals else f"{value:.0f}"
 
 
 def best_threshold(positive_N: NDArray[np.bool_], scores_N: Floats) -> float:

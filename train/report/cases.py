@@ -34,6 +34,7 @@ class ShownModel:
     Attributes:
         role: baseline, teacher or student.
         name: of its folder; of several teachers, all of them.
+        seed: its own; of several teachers, that of the first.
         outputs: float64 [N, K], probabilities, or numbers; of several teachers, their mean, weighted by their shares.
         answers: int64 [N], float32 [N, K] of 0 and 1, or float64 [N].
         labels: in the same form.
@@ -48,6 +49,7 @@ class ShownModel:
     labels: NDArray[Any]
     reliability: Reliability | None
     task: Task = "single-label"
+    seed: int = 0
 
     @cached_property
     def hits(self) -> Bools:
@@ -103,6 +105,7 @@ def shown_model(role: Role, model: ScoredModel) -> ShownModel:
         labels=test.labels,
         reliability=_reliability(test.task, test.logits, test.labels),
         task=test.task,
+        seed=model.metrics["seed"],
     )
 
 
@@ -122,6 +125,7 @@ def shown_teachers(teachers: Teachers) -> ShownModel:
         labels=test.labels,
         reliability=_reliability(test.task, logits_NK, test.labels),
         task=test.task,
+        seed=teachers.models[0].metrics["seed"],
     )
 
 

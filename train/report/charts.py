@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.evidence.calibration import Reliability
+from train.learning.task_rules import plain_number
 from train.report.cases import ClassChange
 
 _WIDTH = 340.0
@@ -112,16 +113,26 @@ def reliability_chart(reliability: Reliability, title: str, *, is_of_classes: bo
 def numbers_chart(labels_N: NDArray[Any], answers_N: NDArray[Any], title: str) -> Chart:
     """Return the numbers that a model answers over the labels, with the diagonal on which they are equal; of more than 1,500 examples,
     evenly spaced ones by label."""
-    left, top, side = 44.0, 8.0, 286.0
     shown = np.argsort(labels_N, kind="stable")[:: -(-len(labels_N) // _MOST_POINTS)]
     marks = ticks(float(min(labels_N.min(), answers_N.min())), float(max(labels_N.max(), answers_N.max())))
+    left, top = 14 + _room(marks), 8.0
+    side = _WIDTH - 10 - left
     low, span, base = marks[0], marks[-1] - marks[0], top + side
-    shapes = [*_grid(left, top, side, side, marks, lambda value: f"{value:.4g}")]
+    shapes = [*_grid(left, top, side, side, marks, _mark), Text(10.0, top + side / 2, "answer", "middle", is_upright=True)]
     shapes.append(Line(kind="diagonal", x1=left, y1=base, x2=left + side, y2=top))
     for label, answer in zip(labels_N[shown].tolist(), answers_N[shown].tolist(), strict=True):
         x, y = left + side * (label - low) / span, base - side * (answer - low) / span
-        shapes.append(Rect(kind="bar", x=x - 2, y=y - 2, width=4.0, height=4.0, title=f"label {label:.6g}, answer {answer:.6g}"))
-    shapes += [Text(left, base + 14, f"{marks[0]:.4g}", "start"), Text(left + side, base + 14, f"{marks[-1]:.4g}", "end")]
+        shapes.append(
+            Rect(
+                kind="bar",
+                x=x - 2,
+                y=y - 2,
+                width=4.0,
+                height=4.0,
+                title=f"label {plain_number(label, 6)}, answer {plain_number(answer, 6)}",
+            )
+        )
+    shapes += [Text(left, base + 14, _mark(marks[0]), "start"), Text(left + side, base + 14, _mark(marks[-1]), "end")]
     shapes.append(Text(left + side / 2, base + 14, "label", "middle"))
     return Chart(width=_WIDTH, height=base + 20, title=title, shapes=shapes)
 
@@ -135,13 +146,14 @@ def curves_chart(lines: Sequence[tuple[str | None, Sequence[float | None]]], tit
         title: of the chart.
         is_share: whether values are written in percent.
     """
-    left, top, width, height = 38.0, 8.0, 292.0, 190.0
     values = [value for _, line in lines for value in line if value is not None]
     most = max(values)
     marks = ticks(min(*values, most - _LEAST_SPAN * max(abs(most), 1e-6)), most)
+    left, top, height = 38.0 if is_share else _room(marks), 8.0, 190.0
+    width = _WIDTH - 10 - left
     low, high = marks[0], marks[-1]
     longest = max(len(line) for _, line in lines)
-    shapes = [*_grid(left, top, width, height, marks, lambda value: f"{value:.4g}" if not is_share else f"{100 * value:.4g}%")]
+    shapes = [*_grid(left, top, width, height, marks, _mark if not is_share else lambda value: f"{100 * value:.4g}%")]
     for role, line in lines:
         points = tuple(
             (left + width * (n / (longest - 1) if longest > 1 else 0.5), top + height * (1 - (value - low) / (high - low)))
@@ -210,6 +222,15 @@ def ticks(low: float, high: float, *, steps: int = 4) -> list[float]:
 def shortened(name: str) -> str:
     """Return a class's name cut to the room that a chart has for it."""
     return name if len(name) <= _LABEL_LETTERS else f"{name[: _LABEL_LETTERS - 1]}…"
+
+
+def _mark(value: float) -> str:
+    return plain_number(value, 6)
+
+
+def _room(marks: Sequence[float]) -> float:
+    """Return the width of the labels of an axis's marks."""
+    return max(38.0, 10 + 6.2 * max(len(_mark(mark)) for mark in marks))
 
 
 def _margin(names: Sequence[str]) -> float:

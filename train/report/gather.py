@@ -23,7 +23,7 @@ from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import ALL, Row, chosen_tables, rows_of
 from train.evidence.schedule import Outcome
 from train.evidence.table_report import TablePlan, TableReport, table_report
-from train.learning.task_rules import Metric
+from train.learning.task_rules import Metric, plain_number
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
 
@@ -191,7 +191,7 @@ def _example(corpus: Corpus, row: int, n: int, models: Sequence[ShownModel], cas
         row=row,
         id=example.id,
         classes=classes,
-        label=f"{example.target:.6g}" if isinstance(example.target, float) else _names(corpus, classes),
+        label=plain_number(example.target, 6) if isinstance(example.target, float) else _names(corpus, classes),
         text=shown[:TEXT_LETTERS],
         text_letters=len(shown),
         prompt=None if example.prompt == text else example.prompt[:PROMPT_LETTERS],
@@ -212,7 +212,13 @@ def _answer(corpus: Corpus, model: ShownModel, n: int) -> ShownAnswer:
             return ShownAnswer(role=model.role, answer=", ".join(given) or NO_CLASS, confidence=None, is_right=bool(model.hits[n]))
         case "regression":
             number, error = float(model.answers[n]), float(model.answers[n] - model.labels[n])
-            return ShownAnswer(role=model.role, answer=f"{number:.6g}", confidence=None, is_right=None, note=f"error {error:+.3g}")
+            return ShownAnswer(
+                role=model.role,
+                answer=plain_number(number, 6),
+                confidence=None,
+                is_right=None,
+                note=f"error {'+' * (error > 0)}{plain_number(error)}",
+            )
 
 
 def _names(corpus: Corpus, classes: Sequence[int]) -> str:

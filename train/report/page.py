@@ -13,9 +13,9 @@ from typing import Any, get_args
 import numpy as np
 from markupsafe import Markup
 
-from train.evidence.records import UNDEFINED, Verdict, difference_text, unit
+from train.evidence.records import UNDEFINED, RowResult, Verdict, difference_text, unit
 from train.evidence.render import fidelity_header, header, model_cells, others_header
-from train.evidence.rows import MORE
+from train.evidence.rows import BASELINE, MORE
 from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
 from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, numbers_chart, reliability_chart
@@ -43,12 +43,13 @@ def page(content: ReportContent) -> str:
             policy=policy(style, script),
             data={"tables": content.tables.to_json(), "examples": _filter_data(content)},
             verdicts=_shown_verdicts(content),
-            gains=_gains(content),
+            tiles=[_tile(content, model) for model in content.models],
+            left_out=", ".join(_left_out(content)),
             result_tables=_result_tables(content),
             fidelity_table=_table(content.tables.fidelity.title, fidelity_header(content.tables.task), content.tables.fidelity_cells()),
             changes=_changes(content),
             metric=METRIC_NAMES[rules_of(content.tables.task).metrics[0]],
-            scores={model.role: UNDEFINED if model.score is None else f"{model.score:.3f}" for model in content.models},
+            scores={model.role: UNDEFINED if model.score is None else f"{model.score:.4f}" for model in content.models},
             reliability_charts=[
                 reliability_chart(
                     model.reliability, f"Reliability diagram of the {model.role}", is_of_classes=content.tables.task == "multi-label"
@@ -84,20 +85,50 @@ def _shown_verdicts(content: ReportContent) -> list[Verdict]:
     """Return the verdict on the shown student's row, or else on the teacher's, and on the same student distilled on more texts."""
     verdicts = content.tables.verdicts
     for model in reversed(content.models):
-        for name, row in content.tables.rows.items():
-            if name in verdicts and model.name in [one.folder for one in row.models]:
-                return [verdicts[shown] for shown in (name, name + MORE) if shown in verdicts]
+        if (row := _row_of(content, model)) is not None and row.row in verdicts:
+            return [verdicts[shown] for shown in (row.row, row.row + MORE) if shown in verdicts]
     return []
 
 
-def _gains(content: ReportContent) -> dict[str, str]:
-    """Return each shown model's difference from the baseline with its unit, by its role; none where a score is undefined."""
-    baseline = content.model("baseline")
-    metric = rules_of(content.tables.task).metrics[0]
-    if baseline is None or baseline.score is None:
-        return {}
-    scores = {model.role: model.score for model in content.models if model is not baseline}
-    return {role: difference_text(score - baseline.score, metric) + unit(metric) for role, score in scores.items() if score is not None}
+def _row_of(content: ReportContent, model: ShownModel) -> RowResult | None:
+    """Return the row of the tables that has a shown model; None for one of no row, and for several teachers together."""
+    return next((row for row in content.tables.rows.values() if model.name in [one.folder for one in row.models]), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    """A shown model's primary metric: of its row over the seeds, as in the tables; of a model of no row, its own.
+
+    Attributes:
+        model: which one.
+        figure: the score.
+        over: how many seeds it is of; empty where the run has one.
+        gain: the difference from the baseline, in words; empty where there is none.
+    """
+
+    model: ShownModel
+    figure: str
+    over: str
+    gain: str
+
+
+def _tile(content: ReportContent, model: ShownModel) -> _Tile:
+    tables, row, baseline = content.tables, _row_of(content, model), content.model("baseline")
+    metric = rules_of(tables.task).metrics[0]
+    spread = row.test[metric] if row is not None and row.test is not None else None
+    score = model.score if row is None else None if spread is None else spread.mean
+    figure = UNDEFINED if score is None else f"{score:.1%}" if tables.task == "single-label" else f"{score:.4f}"
+    over = gain = ""
+    if len(tables.seeds) > 1:
+        over = f", mean of {len(row.seeds)} seeds" if row is not None and len(row.seeds) > 1 else f", seed {model.seed} alone"
+    finding = next((one for one in tables.findings if row is not None and (one.row, one.reference) == (row.row, BASELINE)), None)
+    if finding is not None:
+        difference = difference_text(finding.comparison.difference, metric) + unit(metric)
+        gain = f"{difference} compared with the baseline" + ", not significant" * (finding.outcome == "not shown")
+    elif row is None and baseline is not None and baseline.score is not None and model.score is not None:
+        difference = difference_text(model.score - baseline.score, metric) + unit(metric)
+        gain = f"{difference} compared with the baseline" + f" of seed {baseline.seed}" * (len(tables.seeds) > 1)
+    return _Tile(model=model, figure=figure, over=over, gain=gain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +147,15 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], ver
     return _Table(
         title=title,
         header=[header[n] for n in kept],
-        rows=[[cells[n] for n in kept] for cells in rows],
+        rows=[[cells[n].replace(" [", "\n[") for n in kept] for cells in rows],
         verdicts=verdicts,
         caption=caption,
     )
+
+
+def _left_out(content: ReportContent) -> list[str]:
+    """Return the names of the scores that the page's tables have no room for: all but the primary one and another."""
+    return [METRIC_NAMES[metric] for metric in rules_of(content.tables.task).metrics[2:]]
 
 
 def _result_tables(content: ReportContent) -> list[_Table]:
@@ -131,7 +167,11 @@ def _result_tables(content: ReportContent) -> list[_Table]:
         names = {cells[0] for cells in rows}
         if not names <= seen:
             caption = "" if table.caption in [one.caption for one in tables] else table.caption
-            tables.append(_table(table.title, header(content.tables.task), rows, table.verdicts, caption))
+            heads = header(content.tables.task)
+            kept = [n for n, head in enumerate(heads) if head not in _left_out(content)]
+            # An interval stands below its difference: so all columns fit on a page of 1,200 px.
+            lines = [[cells[n].replace(" [", "\n[") for n in kept] for cells in rows]
+            tables.append(_table(table.title, [heads[n] for n in kept], lines, table.verdicts, caption))
         seen |= names
     if content.tables.others:
         tables.append(
@@ -208,7 +248,8 @@ def _class_table(content: ReportContent) -> _Table | None:
     rows = [
         (names[k], f"{counts_K[k]:,}", *(f"{f1_K[k]:.3f}" for f1_K in f1_of)) for k in np.argsort(-counts_K, kind="stable")[:MOST_CLASSES]
     ]
-    header = ("class", "test examples", *(model.role for model in content.models))
+    has_seeds = len(content.tables.seeds) > 1
+    header = ("class", "test examples", *(model.role + f", seed {model.seed}" * has_seeds for model in content.models))
     return _Table(title="F1 of each class on the test split", header=header, rows=rows)
 
 

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from train.evidence.render import MINUS
+from train.learning.task_rules import plain_number
 
 # Characters that HTML forbids: control characters, and halves of surrogate pairs, which UTF-8 cannot encode.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -23,7 +24,7 @@ def jinja_environment() -> Environment:
     )
     # The filter tojson writes <, > and & as numbers, so that no text can end the page's data block.
     found.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "allow_nan": False, "separators": (",", ":")}
-    found.filters |= {"number": number, "minus": minus, "percent": percent}
+    found.filters |= {"number": number, "minus": minus, "percent": percent, "plain": plain_number}
     return found
 
 

@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
-from train.learning.task_rules import best_threshold, rules_of, task_of
+from train.learning.task_rules import best_threshold, plain_number, rules_of, task_of
 
 TASKS: tuple[Task, ...] = ("single-label", "multi-label", "regression")
 Array = NDArray[np.float64]
@@ -222,3 +222,24 @@ def test_the_outputs_are_those_of_a_pipeline() -> None:
 def test_a_task_is_known_by_its_hugging_face_name(task: Task) -> None:
     assert task_of(rules_of(task).problem_type) == task
     assert task_of("token_classification") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "written"),
+    [
+        (20549.3, 6, "20549.3"),
+        (20549.3, 4, "20549"),
+        (-10544.3, 4, "-10544"),
+        (170.4, 4, "170.4"),
+        (0.5, 4, "0.5"),
+        (10005.0, 6, "10005"),
+        (9_999_999, 4, "9999999"),
+        (1e7, 4, "1e+07"),
+        (0.00012345, 4, "0.0001234"),
+        (0.00001, 4, "1e-05"),
+        (0.0, 4, "0"),
+        (9999.96, 4, "10000"),
+    ],
+)
+def test_numbers_are_written_without_exponents_unless_very_large_or_small(value: float, digits: int, written: str) -> None:
+    assert plain_number(value, digits) == written

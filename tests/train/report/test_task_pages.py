@@ -17,15 +17,21 @@ from tests.support.small_report import write_task_run
 from tests.support.small_tasks import multi_label_corpus, regression_corpus
 from train.cli import main
 from train.evidence.calibration import class_reliability
+from train.learning.task_rules import METRIC_NAMES
 from train.report.cases import Role, ShownModel, cases_of, changes_by_class
 from train.report.charts import Rect, numbers_chart
 
 TASKS = ("multi-label", "regression")
+# In the room that the page has in a window of 1,200 px.
+NO_TABLE_IS_CUT = """(() => {
+  const main = document.querySelector("main"); main.style.width = "1168px";
+  return [...document.querySelectorAll(".scroll")].every(one => one.scrollWidth <= one.clientWidth)
+})()"""
 
 
 def written(folder: Path, task: str) -> tuple[Path, Corpus]:
     """Write a corpus of the task, models of it and their page; return the page and the corpus."""
-    made = multi_label_corpus() if task == "multi-label" else regression_corpus()
+    made = multi_label_corpus() if task == "multi-label" else regression_corpus(scale=1e4)
     path = folder / "corpus.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -88,6 +94,31 @@ def test_the_page_speaks_of_its_task(pages: dict[str, tuple[Path, Corpus]], task
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_the_cards_have_the_means_and_differences_of_the_table(pages: dict[str, tuple[Path, Corpus]], task: str) -> None:
+    text = pages[task][0].read_text(encoding="utf-8")
+    [content] = re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)
+    tables, words = json.loads(content)["tables"], words_of(pages[task][0])
+    metric = {"multi-label": "macro_f1", "regression": "spearman"}[task]
+    means = [tables["rows"][row]["test"][metric]["mean"] for row in ("baseline", "teacher-planted", "student-planted")]
+    assert re.findall(r'<dd class="figure">(.*?)</dd>', text) == [f"{mean:.4f}" for mean in means]
+    difference = next(one for one in tables["tables"][0]["comparisons"] if one["row"] == "student-planted")["difference"]
+    shown = f"{difference:+.4f}" if task == "regression" else f"{100 * difference:+.2f} points"
+    assert f"test {METRIC_NAMES[metric]} of student-planted , mean of 2 seeds {shown} compared with the baseline, not significant" in words
+    assert "student (student-planted, seed 0)" in words.replace("student </span>", "student"), "figures of one model name its seed"
+
+
+def test_what_an_ece_is_of_is_said(pages: dict[str, tuple[Path, Corpus]]) -> None:
+    words = words_of(pages["multi-label"][0])
+    assert "ECE of the table is the mean over the classes and over the seeds; that under a diagram is of all classes together" in words
+
+
+def test_numbers_are_written_as_in_the_data(pages: dict[str, tuple[Path, Corpus]]) -> None:
+    words = words_of(pages["regression"][0])
+    assert not re.search(r"\de\+", words)
+    assert " 50000 " in words, "an axis"
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_the_pages_data_are_those_of_the_corpus(pages: dict[str, tuple[Path, Corpus]], task: str) -> None:
     page, corpus = pages[task]
     [content] = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
@@ -112,7 +143,9 @@ def test_an_example_with_several_classes_is_found_by_each(pages: dict[str, tuple
             )
             shown = browser.evaluate("[...document.querySelectorAll('.card')].filter(card => !card.hidden).length")
             assert shown == corpus.targets()[tests, k].sum()
+        assert browser.evaluate(NO_TABLE_IS_CUT)
         browser.open(pages["regression"][0])
+        assert browser.evaluate(NO_TABLE_IS_CUT)
         assert browser.evaluate("document.getElementById('by-class').offsetParent === null")
         assert browser.complaints == []
     finally:
@@ -179,7 +212,7 @@ def test_cases_of_numbers_are_which_model_is_nearer_and_the_largest_errors() -> 
 def test_numbers_stand_at_their_place_and_at_most_some_are_drawn() -> None:
     chart = numbers_chart(np.array([0.0, 10.0]), np.array([0.0, 5.0]), "x")
     first, second = (shape for shape in chart.shapes if isinstance(shape, Rect))
-    assert (second.x - first.x, first.y - second.y) == (pytest.approx(286), pytest.approx(143))
+    assert (second.x - first.x, first.y - second.y) == (pytest.approx(278), pytest.approx(139))
     many = numbers_chart(np.arange(10_000.0), np.arange(10_000.0), "x")
     assert 1000 < sum(isinstance(shape, Rect) for shape in many.shapes) <= 1500
     assert numbers_chart(np.zeros(3), np.zeros(3), "equal").shapes
