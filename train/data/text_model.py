@@ -251,6 +251,7 @@ def _load(auto: Any, text_model: TextModel, config: Any, *, new_head: bool = Fal
                 state_dict=kept,
                 local_files_only=True,
                 use_safetensors=True,
+                variant=_variant(text_model.folder) if kept is None else None,
                 dtype="float32",
                 output_loading_info=True,
             )
@@ -274,7 +275,8 @@ def _without_head(folder: Path, config: Any, files: ExitStack) -> dict[str, Any]
     """Return the weights of a classifier without its head, so that transformers makes a new one; None for a model that is no classifier."""
     from safetensors import safe_open
 
-    names = ("model.safetensors",)
+    variant = _variant(folder)
+    names = ("model.safetensors" if variant is None else f"model.{variant}.safetensors",)
     if not (folder / names[0]).is_file() and (index := folder / "model.safetensors.index.json").is_file():
         names = tuple(dict.fromkeys(read_json(index)["weight_map"].values()))
     opened = [files.enter_context(safe_open(folder / name, framework="pt")) for name in names if (folder / name).is_file()]
@@ -283,6 +285,12 @@ def _without_head(folder: Path, config: Any, files: ExitStack) -> dict[str, Any]
         return None
     head = _head_of(config)
     return {key: file.get_slice(key) for key, file in stored.items() if key not in head}
+
+
+def _variant(folder: Path) -> str | None:
+    """Return which weights a folder has: fp16 of ``model.fp16.safetensors`` alone, or None for the plain ones."""
+    variants = [path.name.split(".")[1] for path in sorted(folder.glob("model.*.safetensors"))]
+    return None if (folder / "model.safetensors").is_file() or len(variants) != 1 else variants[0]
 
 
 def _logits_weights(config: Any) -> frozenset[str]:

@@ -295,3 +295,15 @@ def test_batches_are_padded_as_a_text_alone_is_read(tmp_path: Path, setting: dic
     assert found.tokenizer.padding_side == "right"
     assert "attention_mask" in found.inputs
     assert "attention_mask" in found.tokenizer("a dog")
+
+
+@pytest.mark.parametrize("is_classifier", [False, True])
+def test_weights_of_one_variant_are_read(tmp_path: Path, is_classifier: bool) -> None:
+    folder = tiny_text_model(tmp_path, "bert")
+    if is_classifier:
+        AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)
+    plain: Any = load_text_encoder(find_text_model(str(folder), max_length=None))
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    found = find_text_model(str(folder), max_length=None)
+    for model in (load_text_encoder(found), load_text_classifier(found, corpus_of("a", "b")).base_model):
+        assert torch.equal(model.embeddings.word_embeddings.weight, plain.embeddings.word_embeddings.weight)
