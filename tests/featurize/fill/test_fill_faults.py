@@ -252,7 +252,8 @@ def test_a_run_with_too_many_failed_rows_ends_and_keeps_its_rows(
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, "vae", float("nan"))
         with pytest.raises(
-            InputError, match=r"got 2 failed rows .*; expected at most 1 \(--max-failed\); look at .*; what is written is kept"
+            InputError,
+            match=r"got 2 failed rows .*; expected at most 1 \(--max-failed\); see python -m featurize info.*; what is written is kept",
         ):
             featurize_command(options(table, tmp_path, max_failed=1))
     figures = featurize_command(options(table, tmp_path, max_failed=1))
