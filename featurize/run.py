@@ -259,20 +259,23 @@ def fill_store(
 def _refuse_unfinished(corpus: "Corpus", job: "Job") -> None:
     """Raise InputError unless a store that cannot be written to lacks nothing."""
     from featurize.plan.job import table_is_stale
+    from lugpi_core.store.example_table import EXAMPLES
     from lugpi_core.store.reader import ColumnReader
-    from lugpi_core.store.virtual_view import view_is_current
+    from lugpi_core.store.virtual_view import VIEW, view_is_current
 
-    try:
-        is_done = view_is_current(job.store) and not table_is_stale(job.store, corpus, job.plan)
-        for spec in job.columns:
+    lacking = [EXAMPLES] if table_is_stale(job.store, corpus, job.plan) else []
+    for spec in job.columns:
+        try:
             ColumnReader(job.store, spec.name)
-    except InputError:
-        is_done = False
-    if not is_done:
+        except InputError:
+            lacking.append(spec.name)
+    if not lacking and not view_is_current(job.store):
+        lacking = [VIEW]
+    if lacking:
         raise InputError(
-            got=f"{job.store} (no permission to write), which lacks something",
+            got=f"{job.store} (no permission to write), which has no complete {', '.join(lacking)}",
             expected="a finished store, or a folder that can be written",
-            do="see python -m featurize verify for what it lacks; give yourself permission, or choose another --run-dir",
+            do="give yourself permission, or choose another --run-dir",
         )
 
 

@@ -347,4 +347,5 @@ def test_a_store_that_lacks_something_and_cannot_be_written_to_is_one_line(
     next((run / "tokens").glob(missing)).unlink()
     make_read_only(monkeypatch, run)
     assert main(["--dataset", str(table), "--run-dir", str(run), *DEMO]) == 2
-    assert f"error: got {run / 'tokens'} (no permission to write), which lacks something; " in capsys.readouterr().err
+    lacking = missing.partition("/")[0]
+    assert f"error: got {run / 'tokens'} (no permission to write), which has no complete {lacking}; " in capsys.readouterr().err
