@@ -10,6 +10,7 @@ from lugpi_core.errors import InputError
 YES_AND_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _BITS = re.compile("[01]+")
+_NAME_OF_LIST = re.compile(r"^(?:array|frozenset|set|tuple|list)(?=\()")
 _NAMED_WIDTHS = 5
 
 
@@ -21,6 +22,11 @@ def is_in_brackets(text: str) -> bool:
         if not depth:
             return place == len(text) - 1
     return False
+
+
+def looks_like_list(text: str) -> bool:
+    """Whether a text is in brackets, maybe after the name of a kind of list, as ``frozenset({'a'})``."""
+    return is_in_brackets(_NAME_OF_LIST.sub("", text))
 
 
 def list_in(text: str) -> list[object] | dict[object, object] | None:
@@ -55,7 +61,7 @@ def cell_value(cell: object, separator: str | None) -> object:
     if isinstance(cell, str):
         text = cell.strip()
         value = list_in(text)
-        is_other_list = is_in_brackets(text) and ("," in text or (separator or ",") in text)
+        is_other_list = looks_like_list(text) and ("," in text or (separator or ",") in text)
         if value is None and separator is not None and text.lower() != "nan" and not is_other_list:
             value = [part for part in text.split(separator) if part.strip()] if separator else list(text)
     match value:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lugpi_core.corpora.advice import Advice, advice_for
 from lugpi_core.corpora.corpus import UNLABELLED
-from lugpi_core.corpora.label_forms import answers, cell_value, has_rows_of_bits, is_hidden_vector, is_in_brackets, vector_width
+from lugpi_core.corpora.label_forms import answers, cell_value, has_rows_of_bits, is_hidden_vector, looks_like_list, vector_width
 from lugpi_core.corpora.label_spelling import MISSING_WORDS, SEPARATORS, equal_numbers, is_plain_number
 from lugpi_core.corpora.options import Task
 from lugpi_core.corpora.tables import Table
@@ -189,7 +189,7 @@ def _advice(table: Table, column: str, bad: Sequence[object], cells: Sequence[ob
         found = _separator_in(cells, texts, classes)
         do = None if found is None else f"say what stands between labels (--label-separator '{found}')"
         do = "pass a list for each text" if table.in_memory else do
-        do = 'write lists as JSON does: ["joy", "anger"]' if any(map(is_in_brackets, texts)) else do
+        do = 'write lists as JSON does: ["joy", "anger"]' if any(map(looks_like_list, texts)) else do
     if do is None and task == "single-label":
         do = _advice_on_kinds(bad, advice)
     return do or "label or remove these rows"

@@ -76,7 +76,9 @@ def test_lists_and_objects_in_text_are_read(tmp_path: Path, cells: list[Any], se
     assert _several(tmp_path, cells, separator) == (("joy", "my fear"), [(0, 1), (0,), ()])
 
 
-@pytest.mark.parametrize("cell", ["{joy,anger}", "[joy, anger]", "(joy, anger)", "['joy' 'anger', 'x']", '["joy" "anger", "x"]'])
+@pytest.mark.parametrize(
+    "cell", ["{joy,anger}", "[joy, anger]", "(joy, anger)", "frozenset({'joy', 'anger'})", "['joy' 'anger', 'x']", '["joy" "anger", "x"]']
+)
 @pytest.mark.parametrize("separator", [None, ","])
 def test_other_text_in_brackets_is_refused(tmp_path: Path, cell: str, separator: str | None) -> None:
     with pytest.raises(InputError, match=r'write lists as JSON does: \["joy", "anger"\]'):
