@@ -147,7 +147,7 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], ver
     return _Table(
         title=title,
         header=[header[n] for n in kept],
-        rows=[[cells[n].replace(" [", "\n[") for n in kept] for cells in rows],
+        rows=[[cells[n] for n in kept] for cells in rows],
         verdicts=verdicts,
         caption=caption,
     )
