@@ -45,7 +45,7 @@ def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decod
             DECODE: _decode_flops(generator, decoder_folder),
             **{f"encode {files.name}": _encode_flops(files) for files in encoders},
         }
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(
             got=f"{decoder_folder or generator.folder}, whose configurations define no model ({reason(error)})",
             expected="a whole diffusers folder",

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featurize.encode.preprocessing import Preprocessing, at_size, colours, read_preprocessing
+from featurize.encode.preprocessing import Preprocessing, at_size, colours, deviations, read_preprocessing
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_folder, hash_weights_file
-from lugpi_core.runtime.pretrained import embedded_model, loading, local_model_folder, read_config
+from lugpi_core.runtime.pretrained import embedded_model, loading, local_model_folder, read_config, require_whole_weights
 
 PRESETS: Mapping[str, str] = {
     "clip-vit-b32": "open_clip:ViT-B-32/openai",
@@ -219,6 +219,11 @@ def _from_folder(name: str, folder: Path, size_px: int | None, *, quick_gelu: bo
     with encoder_config_errors(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     vision: Any = config.vision_config if family == "clip" else config
+    require_whole_weights(f"--encoders {folder}", folder, vars(config))
+    if vision.num_channels != 3:
+        raise InputError(
+            got=f"{folder} for images of {vision.num_channels} channels", expected="3, for colour", do="choose another encoder"
+        )
     preprocessing, processor = read_preprocessing(folder)
     trained_px, patch_px = (_square(folder, name, getattr(vision, name)) for name in ("image_size", "patch_size"))
     first = _FIRST_TOKENS[family] + (vision.num_register_tokens if family in ("dinov2_with_registers", "dinov3_vit") else 0)
@@ -292,7 +297,7 @@ def _open_clip_files(source: _OpenClipFolder, model: Mapping[str, Any], preproce
         preprocessing=Preprocessing(
             size_px=trained_px,
             mean=colours(preprocess.get("mean") or clip_mean),
-            std=colours(preprocess.get("std") or clip_std),
+            std=deviations(preprocess.get("std") or clip_std, source.files),
             interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
         ),
         tokens=(trained_px // patch_px) ** 2 + 1,

@@ -26,9 +26,16 @@ class ImageEncoder:
         self._device, self._dtype = torch.device(compute.device), compute.torch_dtype
         self._tower = _load_tower(files, compute.torch_dtype).eval().requires_grad_(False).to(self._device, self._dtype)
 
-    @torch.inference_mode()
     def encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the tokens of square images in [0, 1]: float16 [B, T, D] on the device."""
+        return self._encode(images_B3HW)
+
+    def try_out(self, side_px: int) -> None:
+        """Encode one black image of that side. Errors are those of the model's library."""
+        self._encode(torch.zeros((1, 3, side_px, side_px), device=self._device))
+
+    @torch.inference_mode()
+    def _encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         tokens_BTD: torch.Tensor = self._tower(self.pixels(images_B3HW).to(self._dtype))
         assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
         return tokens_BTD.to(torch.float16)
@@ -83,7 +90,7 @@ class _TransformersTokens(nn.Module):
         self.how = how
 
     def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
-        tokens_BTD: torch.Tensor = self.norm(self.model(pixel_values=pixels_B3SS, **self.how).last_hidden_state)
+        tokens_BTD: torch.Tensor = self.norm(self.model(pixel_values=pixels_B3SS, return_dict=True, **self.how).last_hidden_state)
         return tokens_BTD
 
 
@@ -97,7 +104,7 @@ class _MaeTokens(nn.Module):
 
     def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         order_BT = torch.arange(self.patches, device=pixels_B3SS.device, dtype=torch.float32).repeat(len(pixels_B3SS), 1)
-        tokens_BTD: torch.Tensor = self.model(pixel_values=pixels_B3SS, noise=order_BT, **self.how).last_hidden_state
+        tokens_BTD: torch.Tensor = self.model(pixel_values=pixels_B3SS, noise=order_BT, return_dict=True, **self.how).last_hidden_state
         return tokens_BTD
 
 

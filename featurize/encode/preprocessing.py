@@ -126,7 +126,9 @@ def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
     name = _name_of(processor)
     try:
-        preprocessing = _steps_of(processor.to_dict(), name)
+        preprocessing = _steps_of(processor.to_dict(), name, folder)
+    except InputError:
+        raise
     except (_NotFollowed, KeyError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, _NotFollowed) else f"has settings that are not as they must be ({reason(error)})"
         raise _not_followed(folder, name, why) from None
@@ -159,7 +161,7 @@ def _not_followed(folder: Path, name: str, reason: str) -> InputError:
     )
 
 
-def _steps_of(settings: Mapping[str, Any], name: str) -> Preprocessing:
+def _steps_of(settings: Mapping[str, Any], name: str, folder: Path) -> Preprocessing:
     """Return the steps of a processor from its settings.
 
     Raises:
@@ -181,7 +183,7 @@ def _steps_of(settings: Mapping[str, Any], name: str) -> Preprocessing:
     return Preprocessing(
         size_px=size_px,
         mean=(0.0, 0.0, 0.0) if plain else colours(settings["image_mean"]),
-        std=(1.0, 1.0, 1.0) if plain else colours(settings["image_std"]),
+        std=(1.0, 1.0, 1.0) if plain else deviations(settings["image_std"], folder),
         interpolation="bilinear" if resample is None else _PIL.get(int(resample), "bilinear"),
         crop_from_px=None if resize_px in (None, size_px) else resize_px,
         is_resized=resize_px is not None,
@@ -211,6 +213,22 @@ def colours(values: Any) -> Colours:
     """Return a number for each of three colours; a single number stands for all."""
     first, second, third = (float(value) for value in (values if isinstance(values, (list, tuple)) else [values] * 3))
     return first, second, third
+
+
+def deviations(values: Any, folder: Path) -> Colours:
+    """Return the numbers by which the colours are divided.
+
+    Raises:
+        InputError: one of them is not positive.
+    """
+    std = colours(values)
+    if not all(0 < value < np.inf for value in std):
+        raise InputError(
+            got=f"{folder}, whose images are divided by the standard deviations {', '.join(f'{value:g}' for value in std)}",
+            expected="positive numbers",
+            do="restore image_std (std for open_clip) in its configuration",
+        )
+    return std
 
 
 def _check_against(processor: Any, ours: Preprocessing, folder: Path) -> None:

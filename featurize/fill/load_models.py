@@ -1,6 +1,6 @@
 """From a job to loaded models, compiled if that was asked for or pays."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from featurize.cost.batch_size import BatchSizes, choose_batch_sizes, limit_memory
 from featurize.encode.image_encoder import ImageEncoder
@@ -31,6 +31,7 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
     with times.stage("load"):
         text_to_image = TextToImage(job.generator, job.compute, attention=job.execution.attention, decoder=job.decoder)
         encoders = {name: ImageEncoder(files, job.compute) for name, files in job.encoders.items() if name in columns}
+        _try_models(job, text_to_image, encoders)
     sizes = choose_batch_sizes(job)
     with times.stage("compile"):
         _compile(job, text_to_image, sizes, images)
@@ -38,6 +39,30 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
     compiled = "" if part == "off" else f", compiled ({part})"
     say(f"generating on {job.compute}, attention {text_to_image.attention}{compiled}, {sizes.generate} at a time")
     return Models(text_to_image=text_to_image, encoders=encoders), sizes
+
+
+def _try_models(job: Job, text_to_image: TextToImage, encoders: Mapping[str, ImageEncoder]) -> None:
+    """Run every model once on something small, so that models that do not fit one another are told before the first image.
+
+    Raises:
+        InputError: one of them does not run; it is named.
+    """
+    folder = job.generator.folder
+    part = folder
+    try:
+        for name in text_to_image.try_parts():
+            part = job.decoder.folder if name == "vae" and job.decoder is not None else folder / name
+        for encoder in encoders.values():
+            part = encoder.files.folder
+            encoder.try_out(job.generator.size_px)
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(
+            got=f"{part}, which does not run ({reason(error)})",
+            expected="a model that fits the others of its folder, and needs no other input than text or image",
+            do="restore its files from where it comes from, or choose another model",
+        ) from None
 
 
 def _compile(job: Job, text_to_image: TextToImage, sizes: BatchSizes, images: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from featurize.generate.folder_check import check_folder
 from featurize.generate.folder_settings import folder_settings
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
@@ -264,6 +265,7 @@ def _generator_in(name: str, folder: Path, revision: str | None, settings: Gener
         found = (parts.get(part) or [None, None])[1]
         if found not in (classes if part in ("unet", "vae") else (*classes, None)):
             raise InputError(got=f"{folder} with the {part} {found}", expected=" or ".join(classes), do="choose another generator")
+    check_folder(folder, parts)
     unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     size_px = settings.size_px or _side(folder, unet["sample_size"]) * factor

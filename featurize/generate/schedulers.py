@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading, read_config, reason
 
 _CLASSES = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
+# Fields of a scheduler that say what the UNet gives, with their usual values. Learned variances are further channels, which no UNet of
+# Stable Diffusion has.
+_OUTPUTS = {
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
 _TRIED_SHAPE = (1, 4, 8, 8)
 
 
@@ -42,7 +49,7 @@ def load_scheduler(generator: Generator) -> Any:
     try:
         _try_steps(scheduler, steps)
     except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError) as error:
-        raise _rejected(scheduler, steps, reason(error)) from None
+        raise _rejected(scheduler, folder, steps, reason(error)) from None
     return scheduler
 
 
@@ -70,7 +77,7 @@ def _try_steps(scheduler: Any, steps: int) -> None:
         raise ValueError("its latents are not finite")
 
 
-def _rejected(scheduler: Any, steps: int, why: str) -> InputError:
+def _rejected(scheduler: Any, folder: Path, steps: int, why: str) -> InputError:
     name, most = type(scheduler).__name__, scheduler.config.get("original_inference_steps")
     if most is not None and steps > most:
         return InputError(
@@ -78,6 +85,14 @@ def _rejected(scheduler: Any, steps: int, why: str) -> InputError:
             expected=f"at most {most}",
             do="give for instance --steps 4, or --scheduler ddim",
         )
+    for field, usual in _OUTPUTS.items():
+        value = scheduler.config.get(field)
+        if value is not None and (value not in usual or field in why.lower().replace(" ", "_")):
+            return InputError(
+                got=f"{folder / 'scheduler_config.json'} with the {field} {value!r}, with which {name} does not run ({why})",
+                expected=f"what the UNet gives, such as {usual[0]}",
+                do=f"correct {field} in that file",
+            )
     return InputError(
         got=f"--steps {steps}, with which {name} does not run ({why})",
         expected="a scheduler of Stable Diffusion and steps that it takes",

@@ -29,8 +29,10 @@ from featurize.generate.decoders import (
     load_vae,
 )
 from featurize.generate.deepcache import DeepReuse
+from featurize.generate.folder_check import text_models
 from featurize.generate.generators import Generator
 from featurize.generate.schedulers import load_scheduler
+from featurize.generate.tokenizers import load_tokenizer
 from featurize.options import AttentionChoice
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import read_config
@@ -107,17 +109,25 @@ class TextToImage:
             "memory_format": memory_format(self._device.type),
         }
 
-    @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Return the embeddings of prompts, on the device. Call it inside ``text_encoder_on_device``."""
+        return self._encode(prompts)
+
+    @torch.inference_mode()
+    def _encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         hidden, pooled = [], []
         for tokenizer, encoder in _text_encoders(self._pipeline):
             longest = tokenizer.model_max_length
-            texts = [_first_words(prompt, longest) for prompt in prompts]
+            texts = _written_out([_first_words(prompt, longest) for prompt in prompts], tokenizer)
             encoded = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
             uses_mask = encoder.config.to_dict().get("use_attention_mask")
             mask = torch.tensor(encoded["attention_mask"], device=self._device) if uses_mask else None
-            output = encoder(torch.tensor(encoded["input_ids"], device=self._device), attention_mask=mask, output_hidden_states=self._is_xl)
+            output = encoder(
+                torch.tensor(encoded["input_ids"], device=self._device),
+                attention_mask=mask,
+                output_hidden_states=self._is_xl,
+                return_dict=True,
+            )
             # XL takes the last but one layer of both encoders, and pools that with a projection (Podell et al. 2023, §2.1).
             hidden.append(output.hidden_states[-2] if self._is_xl else output[0])
             pooled += [output[0]] if self._is_xl and output[0].ndim == 2 else []
@@ -170,9 +180,12 @@ class TextToImage:
                 latents_BChw = scheduler.step(predicted, on_host, latents_BChw, **extra, return_dict=False)[0]
         return latents_BChw
 
-    @torch.inference_mode()
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
+        return self._decode(latents_BChw)
+
+    @torch.inference_mode()
+    def _decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         vae = self._pipeline.vae
         input_BChw = decoder_input(vae, latents_BChw.to(self._device, dtype_of(vae)))
         with self.compilation.for_rows("decode", len(latents_BChw)):
@@ -208,14 +221,31 @@ class TextToImage:
         Returns:
             The decoded images, [decoded, 3, H, W].
         """
-        latents_BChw = torch.zeros((images, *self.generator.latent_shape), device=self._device, dtype=dtype_of(self._pipeline.unet))
+        latents_BChw = self._step_on_zeros(prompt, images, self.generator.latent_shape)
+        return self.decode(latents_BChw[:decoded])
+
+    def try_parts(self) -> Iterator[str]:
+        """Run each model once, on the empty prompt and zeros of at most 8 × 8 latent cells; yield its name before. Errors are those of
+        diffusers and transformers."""
+        channels, *sides = self.generator.latent_shape
+        yield "text_encoder"
+        with self.text_encoder_on_device():
+            prompt = self._encode([""])
+        yield "unet"
+        latents_1Chw = self._step_on_zeros(prompt, 1, (channels, *(min(side, 8) for side in sides)))
+        yield "vae"
+        self._decode(latents_1Chw)
+
+    @torch.inference_mode()
+    def _step_on_zeros(self, prompt: PromptEmbeddings, images: int, shape: tuple[int, ...]) -> torch.Tensor:
+        latents_BChw = torch.zeros((images, *shape), device=self._device, dtype=dtype_of(self._pipeline.unet))
         scheduler = self._pipeline.scheduler
         scheduler.set_timesteps(self.generator.settings.steps, device="cpu")  # some schedulers change the dtype of their steps here
         with self.compilation.for_rows("denoise", images * (1 + self.guided)):
             conditions = self._conditions(prompt.rows([0] * images), images)
             step = torch.ones((), device=self._device, dtype=scheduler.timesteps.dtype)
             self._pipeline.unet(torch.cat([latents_BChw] * (1 + self.guided)), step, **conditions, return_dict=False)
-        return self.decode(latents_BChw[:decoded])
+        return latents_BChw
 
     @contextmanager
     def _deepcache(self) -> Iterator[None]:
@@ -269,15 +299,23 @@ def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.
     Raises:
         InputError: the tokenizer does not load.
     """
-    from transformers import CLIPTokenizer
-
-    with generator_load_errors(generator):
-        tokenizer = CLIPTokenizer.from_pretrained(generator.folder / "tokenizer", local_files_only=True)
+    tokenizer = load_tokenizer(generator, *text_models(read_config(generator.folder / "model_index.json"))[0])
     cut = np.zeros(len(prompts), dtype=bool)
     for start in range(0, len(prompts), 1024):
-        ids = tokenizer(list(prompts[start : start + 1024]), truncation=False, verbose=False)["input_ids"]
+        ids = tokenizer(_written_out(prompts[start : start + 1024], tokenizer), truncation=False, verbose=False)["input_ids"]
         cut[start : start + 1024] = [len(prompt_ids) > tokenizer.model_max_length for prompt_ids in ids]
     return cut
+
+
+def _written_out(prompts: Sequence[str], tokenizer: Any) -> list[str]:
+    """Return prompts with every learned word of several vectors written out, ``<cat>`` as ``<cat> <cat>_1 <cat>_2``, as diffusers does."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    added = tokenizer.added_tokens_encoder
+    if not any(f"{token}_1" in added for token in added):
+        return list(prompts)
+    written: list[str] = TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), tokenizer)
+    return written
 
 
 def _text_encoders(pipeline: Any) -> list[tuple[Any, Any]]:
@@ -312,6 +350,7 @@ def _load(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None
     for name, kind in kinds.items():
         if index.get(name, [None])[0]:
             parts[name] = load_part(generator, name, kind, dtype)
+    parts |= {tokenizer: load_tokenizer(generator, tokenizer, encoder) for tokenizer, encoder in text_models(index)}
     parts["vae"] = load_vae(generator, dtype) if decoder is None else load_decoder(decoder, dtype)
     with generator_load_errors(generator):
         pipeline = getattr(diffusers, generator.pipeline_class).from_pretrained(

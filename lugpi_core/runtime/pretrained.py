@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,34 @@ def read_config(path: Path) -> dict[str, Any]:
             do="get this file again from where the model comes from",
         )
     return value
+
+
+def require_whole_weights(what: str, folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError for weights that do not stand in the folder as they are meant: quantized ones, or those of a base model whose
+    adapter lies beside them, which the libraries leave out without a word unless peft is installed."""
+    if config.get("quantization_config") is not None:
+        raise InputError(got=f"{what}, whose weights are quantized", expected="plain weights", do="give the unquantized model")
+    if found := sorted(path.name for path in (*folder.glob("adapter_config.json"), *folder.glob("adapter_model.*"))):
+        raise InputError(
+            got=f"{what} with an adapter beside its weights ({found[0]})",
+            expected="one whole model",
+            do="merge it with peft's merge_and_unload(), and save that with save_pretrained(); without the adapter, remove its files",
+        )
+
+
+def require_vocabulary(what: str, folder: Path, tokenizer: Any, *, expected: str) -> None:
+    """Raise InputError for a folder without the vocabulary that the tokenizer's class reads: transformers makes one up, of special tokens
+    alone. CANINE, ByT5 and the Perceiver read characters or bytes and have no file."""
+    names = tuple(dict.fromkeys(("tokenizer.json", *tokenizer.vocab_files_names.values())))
+    if not tokenizer.vocab_files_names:
+        return
+    is_there = any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
+    if not is_there or len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(
+            got=f"{what} without {' or '.join(names)}",
+            expected=expected,
+            do="save the whole tokenizer there with save_pretrained()",
+        )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.pretrained import loading, reason
+from lugpi_core.runtime.pretrained import loading, reason, require_vocabulary
 
 EXPECTED = "a Hugging Face text model with its tokenizer"
 # How transformers 5.23 says that a package is missing: `requires_backends`, and its tokenizers in their own words.
@@ -50,7 +50,7 @@ def load_tokenizer(what: str, folder: Path, config: Any) -> Any:
 
     with loading(what, expected=EXPECTED, do=_remedy(folder)), needing_packages(what):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    _require_vocabulary(what, folder, tokenizer)
+    require_vocabulary(what, folder, tokenizer, expected=EXPECTED)
     tokenizer.model_max_length = _whole_number(what, tokenizer.model_max_length)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _pad_token(what, tokenizer, config)
@@ -62,21 +62,6 @@ def _remedy(folder: Path) -> str:
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         return "check its tokenizer.model, or save tokenizer.json next to it with save_pretrained()"
     return "save model and tokenizer into one folder with save_pretrained()"
-
-
-def _require_vocabulary(what: str, folder: Path, tokenizer: Any) -> None:
-    """Raise InputError for a folder without the vocabulary that the tokenizer's class reads: transformers makes one up, of special tokens
-    alone. CANINE, ByT5 and the Perceiver read characters or bytes and have no file."""
-    names = tuple(dict.fromkeys(("tokenizer.json", *tokenizer.vocab_files_names.values())))
-    if not tokenizer.vocab_files_names:
-        return
-    is_there = any((folder / name).is_file() for name in names) or any(folder.glob("*.model"))
-    if not is_there or len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise InputError(
-            got=f"{what} without {' or '.join(names)}",
-            expected=EXPECTED,
-            do="save the tokenizer next to the model with save_pretrained()",
-        )
 
 
 def _whole_number(what: str, length: object) -> int:

@@ -351,3 +351,27 @@ def test_a_single_file_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_empty_name_is_not_the_working_folder() -> None:
     with pytest.raises(InputError, match="got --encoders ''; expected a preset"):
         find_encoder("")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "whose weights are quantized"),
+        ("config.json", {"num_channels": 1}, "for images of 1 channels; expected 3"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "divided by the standard deviations 0, 0, 0; expected positive numbers"),
+        ("adapter_config.json", {"peft_type": "LORA"}, r"with an adapter beside its weights \(adapter_config.json\); .*merge it"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused_in_one_line(vit: Path, file: str, changes: dict[str, Any], message: str) -> None:
+    if not (vit / file).exists():
+        (vit / file).write_text("{}")
+    _edit(vit / file, **changes)
+    with pytest.raises(InputError, match=message) as error:
+        find_encoder(str(vit))
+    assert str(error.value).count("expected") == 1
+
+
+def test_what_a_configuration_says_about_the_models_return_value_does_not_matter(vit: Path, compute: Compute) -> None:
+    before = ImageEncoder(find_encoder(str(vit)), compute).encode(_tensor(_image()))
+    _edit(vit / "config.json", return_dict=False, output_hidden_states=True)
+    assert torch.equal(ImageEncoder(find_encoder(str(vit)), compute).encode(_tensor(_image())), before)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from featurize import cli
+from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill import load_models as loading
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
@@ -85,3 +86,23 @@ def test_memory_that_is_lacking_while_models_load_is_one_line(table: Path, tmp_p
 def test_attention_that_is_asked_for_is_handed_on(table: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got --attention xformers on cpu"):
         featurize_command(_options(table, tmp_path, attention="xformers"))
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "part"),
+    [
+        (TextToImage, "_encode", "text_encoder"),
+        (TextToImage, "_step_on_zeros", "unet"),
+        (TextToImage, "_decode", "vae"),
+        (ImageEncoder, "_encode", "clip-demo"),
+    ],
+)
+def test_a_model_that_does_not_run_is_named_before_the_first_image(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, part: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("class_labels should be provided")
+
+    monkeypatch.setattr(owner, method, fail)
+    with pytest.raises(InputError, match=rf"got .*/{part}, which does not run \(class_labels should be provided\)"):
+        loading.load_models(_job(_options(table, tmp_path)), {"clip-demo"}, 12, StageTimes())

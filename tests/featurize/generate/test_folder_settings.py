@@ -136,6 +136,8 @@ def test_zero_terminal_snr_needs_trailing_steps_and_is_no_sign(folder: Path) -> 
         ("FlowMatchEulerDiscreteScheduler", {}, 4, "with which FlowMatchEulerDiscreteScheduler does not run"),
         ("DDIMScheduler", {}, 1001, "with which DDIMScheduler does not run .*cannot be larger than"),
         ("DPMSolverSDEScheduler", {}, 4, "got DPMSolverSDEScheduler .*torchsde.*; expected a scheduler that runs here; install that"),
+        ("DDIMScheduler", {"prediction_type": "flow"}, 4, "with the prediction_type 'flow', .*correct prediction_type in that file"),
+        ("DDPMScheduler", {"variance_type": "learned_range"}, 4, "with the variance_type 'learned_range', .*such as fixed_small; correct"),
         ("NoScheduler", {}, 4, "of the class NoScheduler; expected a scheduler of the installed diffusers; use --scheduler ddim"),
     ],
 )

@@ -304,7 +304,7 @@ def test_a_cached_hub_model_is_found_offline_with_its_commit(folder: Path, empty
 
 
 def test_latents_have_the_unets_channels_and_the_decoders_factor(folder: Path) -> None:
-    _edit_json(folder / "vae" / "config.json", block_out_channels=[16, 32])
-    _edit_json(folder / "unet" / "config.json", in_channels=16)
+    _edit_json(folder / "vae" / "config.json", block_out_channels=[16, 32], latent_channels=16)
+    _edit_json(folder / "unet" / "config.json", in_channels=16, out_channels=16)
     assert _find(f"demo={folder}").latent_shape == (16, 32, 32)
     assert _find(str(folder)).size_px == 16
