@@ -5,6 +5,7 @@ roofline. All weights of real architectures are random, because the cost of a mo
 """
 
 import gc
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -172,7 +173,7 @@ def one_image(folder: Path, peak_flops: float, sizes: GeneratorSizes, encoder: s
     """
     generator, tower = sd2_folder(folder / "sd2", sizes, torch.float32), encoder_folder(folder / encoder, encoder, torch.float32)
     models = {"generator": str(generator), "encoders": (str(tower),), "steps": 2, "guidance": 7.5, "scheduler": "ddim"}
-    flags = models | {"dataset": str(_one_text(folder)), "split_column": "split", "batch_size": 1}
+    flags = models | {"dataset": str(_one_prompt(folder)), "split_column": "split", "prompt_column": "prompt", "batch_size": 1}
     job = image_job(flags)
     ours_s: list[float] = []
     loaded: list[BareForwards] = []
@@ -192,11 +193,12 @@ def one_image(folder: Path, peak_flops: float, sizes: GeneratorSizes, encoder: s
     return _rates(seconds, dict.fromkeys(ways, 1), roof(peak_flops, job))
 
 
-def _one_text(folder: Path) -> Path:
-    """Write a corpus that needs one image: each split has an example, and all have the same text."""
+def _one_prompt(folder: Path) -> Path:
+    """Write a corpus that needs one image: each split has an example of each class, and all have the same prompt."""
     path = folder / "one.csv"
-    lines = [f"a cat on a mat,{label},{split}" for split in ("train", "validation", "test") for label in ("animals", "furniture")]
-    path.write_text("\n".join(["text,label,split", *lines]) + "\n")
+    labelled = itertools.product(("train", "validation", "test"), ("animals", "furniture"))
+    lines = [f"text {row},a cat on a mat,{label},{split}" for row, (split, label) in enumerate(labelled)]
+    path.write_text("\n".join(["text,prompt,label,split", *lines]) + "\n")
     return path
 
 

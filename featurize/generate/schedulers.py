@@ -36,7 +36,7 @@ def load_scheduler(generator: Generator) -> Any:
         raise InputError(got=f"{folder} of the class {own}", expected="a scheduler of the installed diffusers", do="use --scheduler ddim")
     try:
         with loading(folder, expected=f"a configuration of {own}", do="restore it, or use --scheduler ddim"):
-            scheduler = getattr(diffusers, own).from_pretrained(folder, local_files_only=True)
+            scheduler = getattr(diffusers, own).from_config(config)
             # DDIM clips to [-1, 1] by default, which latents exceed; the configurations of other schedulers may not set it.
             if choice in _CLASSES:
                 scheduler = getattr(diffusers, _CLASSES[choice]).from_config(scheduler.config, clip_sample=False)
