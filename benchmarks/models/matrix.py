@@ -25,8 +25,8 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.files import make_folder, read_json, write_json
 from lugpi_core.runtime.libraries import prepare_libraries
 
-# One of each kind: encoder, encoder with a head of its own, decoder with and without padding token, encoder-decoder.
-SHORT = ("bert", "xlm-roberta", "qwen2", "gpt2", "t5")
+# One of each kind: encoder, encoder with a head of its own, decoder with and without padding token, encoder-decoder, characters.
+SHORT = ("bert", "xlm-roberta", "qwen2", "gpt2", "t5", "canine")
 PACKAGES = ("transformers", "tokenizers", "torch", "onnxruntime", "sentencepiece", "sacremoses", "rjieba")
 # A tiny model takes seconds, on a busy machine minutes; one that hangs is a fault.
 LONGEST_S = 1200

@@ -94,7 +94,8 @@ def check_batches(text_model: TextModel) -> list[dict[str, torch.Tensor]]:
     """Return batches of real texts of many lengths, up to the longest the model reads: every input of the model, int64 [B, L]."""
     corpus = load_corpus("demo")
     real = [example.text for example in corpus.examples]
-    texts = [real[0].split()[0], *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
+    # The shortest has two words: CANINE reads no fewer than four tokens.
+    texts = [" ".join(real[0].split()[:2]), *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
     ids = TokenIds.of(text_model, tokenize(text_model, texts), torch.device("cpu"))
     return [whole_batch(text_model, ids, np.array(batch, np.int64)) for batch in _BATCHES]
 
