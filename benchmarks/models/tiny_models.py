@@ -27,7 +27,7 @@ def write_tiny_model(model_type: str, sentences: Sequence[str], folder: Path) ->
     The configuration says what a classifier of emotions left there, ``multi_label_classification``: it must not reach a student.
     """
     from safetensors.torch import save_file
-    from transformers import CONFIG_MAPPING, AutoModel
+    from transformers import CONFIG_MAPPING, AutoModel, PerceiverForMaskedLM
 
     folder.mkdir(parents=True)
     tokenizer = build_tokenizer(model_type, sentences)
@@ -40,7 +40,8 @@ def write_tiny_model(model_type: str, sentences: Sequence[str], folder: Path) ->
         save_file({"embeddings": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
         return tokenizer
     torch.manual_seed(0)
-    model = AutoModel.from_config(config)
+    # The Perceiver's bare model has no embedding of the text; what people download is the one for masked words.
+    model = PerceiverForMaskedLM(config) if model_type == "perceiver" else AutoModel.from_config(config)
     _spread_weights(model)
     model.save_pretrained(folder)
     return tokenizer
