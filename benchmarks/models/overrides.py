@@ -25,7 +25,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lilt": {"hidden_size": 48, "channel_shrink_ratio": 2, "max_2d_position_embeddings": 32},
     "longformer": {"attention_window": 8},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 8},
-    "markuplm": {"max_xpath_tag_unit_embeddings": 8, "max_xpath_subs_unit_embeddings": 16, "xpath_unit_hidden_size": 4, "max_depth": 4},
+    "markuplm": {"max_xpath_tag_unit_embeddings": 8, "max_xpath_subs_unit_embeddings": 16, "xpath_unit_hidden_size": 4, "max_depth": 4}
+    | {"tag_pad_id": 7, "subs_pad_id": 15},
     "mistral4": {"head_dim": 16},
     "mobilebert": {"intra_bottleneck_size": 16, "num_feedforward_networks": 2},
     "mvp": {"prompt_length": 4},
@@ -43,7 +44,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     **{name: {"decoder_start_token_id": 0} for name in ("mt5", "t5", "umt5")},
     # Published without one, and then refused by the library.
     "xmod": {"default_language": "en_XX"},
+    # Its loop over tokens is written out in an ONNX graph, which takes minutes for 64.
     "zamba": {
+        "max_position_embeddings": 16,
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
         "num_hidden_layers": 3,
         "attention_hidden_size": 64,
