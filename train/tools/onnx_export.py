@@ -94,8 +94,10 @@ def check_batches(text_model: TextModel) -> list[dict[str, torch.Tensor]]:
     """Return batches of real texts of many lengths, up to the longest the model reads: every input of the model, int64 [B, L]."""
     corpus = load_corpus("demo")
     real = [example.text for example in corpus.examples]
-    # The shortest has two words: CANINE reads no fewer than four tokens.
-    texts = [" ".join(real[0].split()[:2]), *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
+    # CANINE, whose tokens are characters, reads no fewer than four.
+    words = [word for text in real[:5] for word in text.split() if len(word) > 1]
+    shortest = min(words, key=lambda word: len(text_model.tokenizer(word)["input_ids"]))
+    texts = [shortest, *real[1:5], " ".join(real)[: 16 * text_model.max_length]]
     ids = TokenIds.of(text_model, tokenize(text_model, texts), torch.device("cpu"))
     return [whole_batch(text_model, ids, np.array(batch, np.int64)) for batch in _BATCHES]
 
