@@ -1,4 +1,4 @@
-"""Generators of many families, tiny, with random weights, as diffusers saves them: folders that ``DiffusionPipeline.from_pretrained`` loads.
+"""Generators of many families, tiny, with random weights, as diffusers saves them, for ``DiffusionPipeline.from_pretrained``.
 
 Nothing is at its neutral value: norms, biases and gates that begin as ones or zeros are random too, so that an exchanged or forgotten part
 changes the latents. Sides of 64 pixels are 8 × 8 latent cells (2 × 2 behind a decoder of 32).
@@ -11,7 +11,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
 from tests.support.tiny_tokenizers import clip_tokenizer, gemma_tokenizer, qwen_tokenizer, t5_tokenizer
@@ -61,7 +60,7 @@ def _leave_neutral_values(part: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in part.parameters():
             if parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
-                parameter += 0.2 * torch.randn_like(parameter)
+                parameter.add_(0.2 * torch.randn_like(parameter))
         for module in part.modules():
             if isinstance(module, torch.nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
                 module.running_mean.normal_()
