@@ -167,7 +167,8 @@ def test_options_end_at_the_doors() -> None:
 @pytest.mark.parametrize("library", LIBRARY_DOORS)
 def test_a_heavy_library_enters_at_its_doors(library: str) -> None:
     inside = {source.name for source in SOURCES if source.package in FLOORS and library in {one.package for one in source.imports}}
-    assert inside == LIBRARY_DOORS[library]
+    # Every family of generators may ask its library.
+    assert {name for name in inside if not name.startswith("featurize/generate/families/")} == LIBRARY_DOORS[library]
 
 
 @each_source
