@@ -450,7 +450,7 @@ def _announce(corpus: "Corpus", job: "Job") -> None:
     if not corpus.label_names:
         counts = f"{len(corpus.examples):,} unlabelled texts"
     plan = job.plan
-    several = f", {plan.images_per_text} of each prompt" if plan.images_per_text > 1 else ""
+    several = f", {plan.images_per_prompt} of each prompt" if plan.images_per_prompt > 1 else ""
     say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)")
     for name, encoder in job.encoders.items():
         say(f"encoder {name}: {encoder.words()}")

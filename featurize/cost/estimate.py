@@ -94,7 +94,7 @@ def missing_rows(job: Job) -> dict[str, int]:
         if shard not in final.get(LATENTS, ()) and any(shard not in shards for shards in final.values())
     )
     return {
-        PROMPT: generated // job.plan.images_per_text,
+        PROMPT: generated // job.plan.images_per_prompt,
         DENOISE: generated * _forwards_per_image(job),
         DECODE: lacking(tokens),
         **{f"encode {job.encoders[name].name}": lacking([name]) for name in tokens},

@@ -66,8 +66,10 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunS
 
 def write_examples(job: Job, corpus: Corpus) -> None:
     """Write the table of examples: the images of each, and whether its prompt is longer than the generator reads."""
-    cut = prompts_are_cut(job.generator, job.plan.prompts)[job.plan.prompt_of_example]
-    table = ExampleTable(drawings=job.plan.images_of_example, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint())
+    cut_NQ = prompts_are_cut(job.generator, job.plan.prompts)[job.plan.prompts_of_example]
+    table = ExampleTable(
+        drawings=job.plan.images_of_example, prompt_cut=np.asarray(cut_NQ.any(axis=1)), corpus_fingerprint=corpus.fingerprint()
+    )
     write_example_table(job.store, corpus, table)
 
 
@@ -123,9 +125,9 @@ class _ShardFiller:
 
     def fill_shard(self, shard: int, files: dict[str, ShardWriter]) -> Iterator[None]:
         """Compute what a claimed shard lacks, in every column; yield after each block."""
-        layout, size, images_per_text = next(iter(files.values())).layout, self._job.batch_size, self._job.plan.images_per_text
+        layout, size, images_per_prompt = next(iter(files.values())).layout, self._job.batch_size, self._job.plan.images_per_prompt
         stored = self._stored_latents(shard)
-        window_rows = size * images_per_text * max(1, WINDOW_ROWS // (size * images_per_text))
+        window_rows = size * images_per_prompt * max(1, WINDOW_ROWS // (size * images_per_prompt))
         for begin in range(0, layout.rows, window_rows):
             end = min(begin + window_rows, layout.rows)
             tasks = []

@@ -1,8 +1,9 @@
-"""Which images to generate: K for each distinct prompt, each with the seed that makes it the same image every time.
+"""Which images to generate: the same number for each distinct prompt, each with the seed that makes it the same image every time.
 
-Shapes: N examples, P distinct prompts, K images a prompt, M = P·K images.
+Shapes: N examples with Q prompts and K images each, P distinct prompts, M = P·K/Q images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,37 +17,43 @@ from lugpi_core.fingerprint import digest
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePlan:
-    """The M images that N examples need; image m is image m mod K of prompt m div K.
+    """The M images that N examples need; image m is image m mod (K/Q) of prompt m div (K/Q).
 
     Attributes:
         prompts: the P distinct prompts, in the order of their first example.
-        seeds: int64 [M], the seed of each image's noise. It depends on the prompt and the image's place among the K only, not on batch,
-            order or corpus.
-        prompt_of_example: int64 [N].
-        images_per_text: K.
+        seeds: int64 [M], the seed of each image's noise. It depends on the prompt and the image's place among those of the prompt only,
+            not on batch, order or corpus.
+        prompts_of_example: int64 [N, Q]: one prompt, or the passages of a text; those of a text with fewer than Q recur.
+        images_per_prompt: K/Q.
     """
 
     prompts: tuple[str, ...]
     seeds: NDArray[np.int64]
-    prompt_of_example: NDArray[np.int64]
-    images_per_text: int = 1
+    prompts_of_example: NDArray[np.int64]
+    images_per_prompt: int = 1
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     @property
+    def images_per_text(self) -> int:
+        """K."""
+        return int(self.prompts_of_example.shape[1]) * self.images_per_prompt
+
+    @property
     def images_of_example(self) -> NDArray[np.int64]:
         """The images of each example, int64 [N, K]."""
-        return self.prompt_of_example[:, None] * self.images_per_text + np.arange(self.images_per_text)
+        images_NQR = self.prompts_of_example[:, :, None] * self.images_per_prompt + np.arange(self.images_per_prompt)
+        return images_NQR.reshape(len(images_NQR), -1)
 
     @property
     def saved(self) -> int:
         """How many more images there would be if examples with the same prompt did not share theirs."""
-        return len(self.prompt_of_example) * self.images_per_text - len(self)
+        return len(self.prompts_of_example) * self.images_per_text - len(self)
 
     def prompt_of(self, image: int) -> int:
         """Return the number of an image's prompt."""
-        return image // self.images_per_text
+        return image // self.images_per_prompt
 
     def fingerprint(self) -> str:
         """Return the hash of all prompts with their seeds, in order."""
@@ -54,28 +61,48 @@ class ImagePlan:
 
 
 def plan_images(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> ImagePlan:
-    """Return the plan for a corpus: examples with the same prompt share their images.
+    """Return the plan for the whole prompts of a corpus.
 
     Raises:
         InputError: an example has an empty prompt.
     """
+    require_prompts(corpus)
+    return plan_prompts([(example.prompt,) for example in corpus.examples], seed=seed, images_per_prompt=images_per_text)
+
+
+def plan_prompts(prompts: Sequence[Sequence[str]], *, seed: int, prompts_per_text: int = 1, images_per_prompt: int = 1) -> ImagePlan:
+    """Return the plan for the prompts of each example: equal prompts share their images.
+
+    Args:
+        prompts: of each example, 1 to ``prompts_per_text`` of them. Fewer recur in turn: a, b, c become a, b, c, a.
+        seed: of the run.
+        prompts_per_text: Q.
+        images_per_prompt: K/Q.
+    """
     number: dict[str, int] = {}
+    prompts_of_example = np.empty((len(prompts), prompts_per_text), np.int64)
+    for row, its in enumerate(prompts):
+        numbers = [number.setdefault(prompt, len(number)) for prompt in its]
+        prompts_of_example[row] = np.resize(numbers, prompts_per_text)
+    seeds = [image_seed(prompt, seed, image) for prompt in number for image in range(images_per_prompt)]
+    return ImagePlan(
+        prompts=tuple(number),
+        seeds=np.array(seeds, np.int64),
+        prompts_of_example=prompts_of_example,
+        images_per_prompt=images_per_prompt,
+    )
+
+
+def require_prompts(corpus: Corpus) -> None:
+    """Raise InputError if an example has an empty prompt."""
     for example in corpus.examples:
         if not example.prompt.strip():
             raise InputError(
                 got=f"an empty prompt in example {example.id}", expected="some words for the generator", do="remove or fill that row"
             )
-        number.setdefault(example.prompt, len(number))
-    seeds = [image_seed(prompt, seed, image) for prompt in number for image in range(images_per_text)]
-    return ImagePlan(
-        prompts=tuple(number),
-        seeds=np.array(seeds, np.int64),
-        prompt_of_example=np.array([number[example.prompt] for example in corpus.examples], np.int64),
-        images_per_text=images_per_text,
-    )
 
 
 def image_seed(prompt: str, seed: int, image: int = 0) -> int:
-    """Return the seed of the noise of one of a prompt's images, 0 ≤ seed < 2^63. The first of K images is that of K = 1."""
+    """Return the seed of the noise of one of a prompt's images, 0 ≤ seed < 2^63. The first of several is that of a single one."""
     which = str(seed) if image == 0 else f"{seed}.{image}"
     return xxhash.xxh3_64_intdigest(f"{which}\0{prompt}".encode("utf-8", "surrogatepass")) >> 1

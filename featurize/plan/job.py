@@ -98,8 +98,8 @@ def column_specs(
             expected=f"at most {MOST_SHARDS:,} shards",
             do="give more rows a shard",
         )
-    # The K images of a prompt are in one shard, so that the prompt is encoded only once, by one process.
-    shard_rows = -(-settings.shard_rows // plan.images_per_text) * plan.images_per_text
+    # The images of a prompt are in one shard, so that the prompt is encoded only once, by one process.
+    shard_rows = -(-settings.shard_rows // plan.images_per_prompt) * plan.images_per_prompt
     common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": settings.made_by}
     drawn_by = f"drawn by {generator.origin}: {generator.settings.license}"
     latent = ColumnSpec(

@@ -225,7 +225,7 @@ class _LoggedColumn(ColumnWriter):
 def fill_store(store: Path, small: Small, log: Log) -> None:
     """Fill both columns as featurize does: claim, write blocks, commit, refresh, wait for the shards of other processes."""
     rows = np.arange(small.rows)
-    plan = ImagePlan(prompts=tuple(map(str, rows.tolist())), seeds=rows, prompt_of_example=rows)
+    plan = ImagePlan(prompts=tuple(map(str, rows.tolist())), seeds=rows, prompts_of_example=rows[:, None])
     models = Models(text_to_image=cast(Any, _Generator(log)), encoders={"clip": cast(Any, _Encoder(log))})
     job = Job(
         store=store,

@@ -121,8 +121,8 @@ class _Bench:
         self.plan = ImagePlan(
             prompts=prompts,
             seeds=np.arange(images),
-            prompt_of_example=np.arange(len(prompts)),
-            images_per_text=images_per_text,
+            prompts_of_example=np.arange(len(prompts))[:, None],
+            images_per_prompt=images_per_text,
         )
         self.state = RunState(times=StageTimes(), batches=StageBatches({"prompt": 99, "denoise": 99, "decode": 99, "encode": 99}))
         self.runner = BlockRunner(self.plan, models, self.state)

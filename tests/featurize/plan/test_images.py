@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.plan.images import ImagePlan, image_seed, plan_images
+from featurize.plan.images import ImagePlan, image_seed, plan_images, plan_prompts
 from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
 
@@ -26,8 +26,8 @@ def _plan(prompts: list[str], seed: int = 0) -> ImagePlan:
 def test_examples_with_the_same_prompt_share_an_image() -> None:
     plan = _plan(["sea", "dune", "sea", "sea ", "dune"])
     assert plan.prompts == ("sea", "dune", "sea ")
-    assert plan.prompt_of_example.tolist() == [0, 1, 0, 2, 1]
-    assert plan.prompt_of_example.dtype == plan.seeds.dtype == np.int64
+    assert plan.prompts_of_example.tolist() == [[0], [1], [0], [2], [1]]
+    assert plan.prompts_of_example.dtype == plan.seeds.dtype == np.int64
     assert len(plan) == len(plan.seeds) == 3
     assert plan.saved == 2
 
@@ -35,7 +35,7 @@ def test_examples_with_the_same_prompt_share_an_image() -> None:
 @given(PROMPTS)
 def test_every_example_finds_its_own_prompt(prompts: list[str]) -> None:
     plan = _plan(prompts)
-    assert [plan.prompts[prompt] for prompt in plan.prompt_of_example] == prompts
+    assert [plan.prompts[prompt] for prompt in plan.prompts_of_example[:, 0]] == prompts
     assert len(set(plan.prompts)) == len(plan.prompts)
 
 
@@ -66,7 +66,7 @@ def test_the_fingerprint_changes_with_prompts_their_order_and_the_seed() -> None
 
 def test_the_fingerprint_changes_with_a_single_seed() -> None:
     base = _plan(["sea", "dune"])
-    other = ImagePlan(prompts=base.prompts, seeds=base.seeds + np.array([0, 1]), prompt_of_example=base.prompt_of_example)
+    other = ImagePlan(prompts=base.prompts, seeds=base.seeds + np.array([0, 1]), prompts_of_example=base.prompts_of_example)
     assert other.fingerprint() != base.fingerprint()
 
 
@@ -86,3 +86,11 @@ def test_images_of_a_text_are_neighbours_and_the_first_is_the_single_one() -> No
     assert len(set(three.seeds.tolist())) == 6
     assert [three.prompt_of(image) for image in range(6)] == [0, 0, 0, 1, 1, 1]
     assert three.fingerprint() != single.fingerprint()
+
+
+def test_passages_of_a_text_have_an_image_each_and_those_of_a_short_text_recur() -> None:
+    plan = plan_prompts([("a", "b", "c"), ("d",), ("b", "e")], seed=0, prompts_per_text=3)
+    assert plan.prompts == ("a", "b", "c", "d", "e")
+    assert plan.images_of_example.tolist() == [[0, 1, 2], [3, 3, 3], [1, 4, 1]]
+    assert plan.seeds.tolist() == [image_seed(prompt, 0) for prompt in plan.prompts]
+    assert (len(plan), plan.images_per_text, plan.saved) == (5, 3, 4)
