@@ -4,6 +4,7 @@ Nothing is at its neutral value: norms, biases and gates that begin as ones or z
 changes the latents. Sides of 64 pixels are 8 × 8 latent cells (2 × 2 behind a decoder of 32).
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,43 @@ import torch
 import transformers
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
-from tests.support.tiny_tokenizers import clip_tokenizer, gemma_tokenizer, qwen_tokenizer, t5_tokenizer
+from tests.support.tiny_parts import (
+    GEMMA,
+    bert,
+    clip,
+    deep_compression_vae,
+    flow,
+    flux2_vae,
+    flux_vae,
+    gemma2,
+    glm,
+    mistral3,
+    qwen3,
+    qwen25_vl,
+    qwen_vae,
+    t5,
+    umt5,
+    vae,
+)
+from tests.support.tiny_tokenizers import (
+    bert_tokenizer,
+    clip_tokenizer,
+    gemma_tokenizer,
+    glm_tokenizer,
+    mistral_tokenizer,
+    qwen_tokenizer,
+    t5_tokenizer,
+)
 
-_GEMMA: Mapping[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "sliding_window": 8,
-    "query_pre_attn_scalar": 8,
-}
-_QWEN: Mapping[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 2048,
+_NOISE: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_UNET: Mapping[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (32, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "attention_head_dim": 8,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 
 
@@ -53,12 +72,35 @@ def tiny_pipeline(family: str, folder: Path, **changes: Any) -> Path:
     if family == "prx":  # as its authors save it: the encoder's configuration inside that of the whole model
         module = pipeline.text_encoder.config.to_dict()
         transformers.T5GemmaConfig(encoder=module, decoder=module).save_pretrained(folder / "text_encoder")
+    if family in PROCESSORS:
+        index = json.loads((folder / "model_index.json").read_text())
+        index["tokenizer"] = ["transformers", PROCESSORS[family]]
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def library_pipeline(folder: Path, **how: Any) -> Any:
+    """Return diffusers' own pipeline of a folder of ``tiny_pipeline``, without a progress bar.
+
+    A part that is absent must be said to be None (diffusers 0.42.1 refuses its own folders else), and a processor needs torchvision: the
+    tokenizer in it, which is all that these pipelines use of it, stands in.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {name: None for name, origin in index.items() if isinstance(origin, list) and origin[0] is None}
+    processors = {name: None for name, origin in index.items() if isinstance(origin, list) and str(origin[1]).endswith("Processor")}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **{**absent, **processors, **how})
+    for name in processors:
+        if name not in absent:
+            pipeline.register_modules(**{name: transformers.AutoTokenizer.from_pretrained(folder / name)})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _leave_neutral_values(part: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in part.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(1.5)
             if parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
                 parameter.add_(0.2 * torch.randn_like(parameter))
         for module in part.modules():
@@ -67,71 +109,15 @@ def _leave_neutral_values(part: torch.nn.Module) -> None:
                 module.running_var.uniform_(0.5, 2)
 
 
-def _vae(channels: int, **how: Any) -> Any:
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    widths = {"block_out_channels": (8, 8, 8, 16), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 64}
-    return diffusers.AutoencoderKL(latent_channels=channels, **kinds, **widths, **how)
-
-
-def _flux_vae() -> Any:
-    """FLUX.1's, which many families decode with: shifted, without convolutions beside the latents."""
-    return _vae(16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
-
-
-def _deep_compression_vae() -> Any:
-    """DC-AE: 32 pixels a latent cell."""
-    sides = {"encoder_block_out_channels": (8,) * 6, "decoder_block_out_channels": (8,) * 6, "attention_head_dim": 4}
-    layers = {"encoder_layers_per_block": (1,) * 6, "decoder_layers_per_block": (1,) * 6}
-    scales = {"encoder_qkv_multiscales": ((),) * 5 + ((5,),), "decoder_qkv_multiscales": ((),) * 5 + ((5,),)}
-    kinds = {
-        "encoder_block_types": ("ResBlock",) * 5 + ("EfficientViTBlock",),
-        "decoder_block_types": ("ResBlock",) * 5 + ("EfficientViTBlock",),
-    }
-    return diffusers.AutoencoderDC(latent_channels=8, scaling_factor=0.41407, **sides, **layers, **scales, **kinds)
-
-
-def _clip(tokenizer: Any, *, projected: bool = False) -> Any:
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        projection_dim=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return transformers.CLIPTextModelWithProjection(config) if projected else transformers.CLIPTextModel(config)
-
-
-def _t5(tokenizer: Any, width: int = 16) -> Any:
-    sizes = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes))
-
-
-def _gemma2(tokenizer: Any) -> Any:
-    return transformers.Gemma2Model(transformers.Gemma2Config(vocab_size=len(tokenizer), **_GEMMA))
-
-
-def _qwen3(tokenizer: Any, layers: int, kind: str) -> Any:
-    config = transformers.Qwen3Config(vocab_size=len(tokenizer), num_hidden_layers=layers, tie_word_embeddings=True, **_QWEN)
-    return getattr(transformers, kind)(config)
-
-
-def _flow(shift: float = 1.0, **how: Any) -> Any:
-    return diffusers.FlowMatchEulerDiscreteScheduler(shift=shift, **how)
-
-
 def _prx(**changes: Any) -> Any:
     tokenizer = gemma_tokenizer(64)
-    module = {"vocab_size": len(tokenizer), **_GEMMA}
+    module = {"vocab_size": len(tokenizer), **GEMMA}
     whole = transformers.T5GemmaConfig(encoder=module, decoder=module)
     encoder = T5GemmaEncoder(whole.encoder)
     sizes = {"in_channels": 16, "context_in_dim": 16, "hidden_size": 32, "num_heads": 2, "depth": 2, "axes_dim": [8, 8]}
     transformer = diffusers.PRXTransformer2DModel(**{**sizes, **changes})
     return diffusers.PRXPipeline(
-        transformer=transformer, scheduler=_flow(3.0), text_encoder=encoder, tokenizer=tokenizer, vae=_flux_vae(), default_sample_size=64
+        transformer=transformer, scheduler=flow(3.0), text_encoder=encoder, tokenizer=tokenizer, vae=flux_vae(), default_sample_size=64
     )
 
 
@@ -155,8 +141,8 @@ def _sana(**changes: Any) -> Any:
     tokenizer = gemma_tokenizer()
     return diffusers.SanaPipeline(
         tokenizer=tokenizer,
-        text_encoder=_gemma2(tokenizer),
-        vae=_deep_compression_vae(),
+        text_encoder=gemma2(tokenizer),
+        vae=deep_compression_vae(),
         transformer=_sana_transformer(changes),
         scheduler=diffusers.DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
@@ -168,8 +154,8 @@ def _sana_sprint(**changes: Any) -> Any:
     tokenizer = gemma_tokenizer()
     return diffusers.SanaSprintPipeline(
         tokenizer=tokenizer,
-        text_encoder=_gemma2(tokenizer),
-        vae=_deep_compression_vae(),
+        text_encoder=gemma2(tokenizer),
+        vae=deep_compression_vae(),
         transformer=_sana_transformer({"guidance_embeds": True, "qk_norm": "rms_norm_across_heads", "timestep_scale": 1000.0, **changes}),
         scheduler=diffusers.SCMScheduler(),
     )
@@ -180,9 +166,9 @@ def _z_image(**changes: Any) -> Any:
     sizes = {"in_channels": 16, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 16}
     sizes |= {"axes_dims": [4, 6, 6], "axes_lens": [1024, 64, 64]}
     return diffusers.ZImagePipeline(
-        scheduler=_flow(3.0),
-        vae=_flux_vae(),
-        text_encoder=_qwen3(tokenizer, 3, "Qwen3Model"),
+        scheduler=flow(3.0),
+        vae=flux_vae(),
+        text_encoder=qwen3(tokenizer, 3, "Qwen3Model"),
         tokenizer=tokenizer,
         transformer=diffusers.ZImageTransformer2DModel(**{**sizes, **changes}),
     )
@@ -203,8 +189,8 @@ def _pixart(kind: str, changes: Mapping[str, Any]) -> Any:
     }
     pipeline = {
         "tokenizer": tokenizer,
-        "text_encoder": _t5(tokenizer),
-        "vae": _vae(4, scaling_factor=0.13025),
+        "text_encoder": t5(tokenizer),
+        "vae": vae(4, scaling_factor=0.13025),
         "transformer": diffusers.PixArtTransformer2DModel(**{**sizes, **changes}),
         "scheduler": diffusers.DPMSolverMultistepScheduler(),
     }
@@ -220,7 +206,7 @@ def _pixart_sigma(**changes: Any) -> Any:
 
 
 def _stable_diffusion_3(*, with_t5: bool = True, **changes: Any) -> Any:
-    clip, t5 = clip_tokenizer(), t5_tokenizer(77)
+    clip_words, t5_words = clip_tokenizer(), t5_tokenizer(77)
     sizes = {
         "sample_size": 8,
         "num_layers": 2,
@@ -233,14 +219,14 @@ def _stable_diffusion_3(*, with_t5: bool = True, **changes: Any) -> Any:
     }
     return diffusers.StableDiffusion3Pipeline(
         transformer=diffusers.SD3Transformer2DModel(**{**sizes, **changes}),
-        scheduler=_flow(3.0),
-        vae=_vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip(clip, projected=True),
-        tokenizer=clip,
-        text_encoder_2=_clip(clip, projected=True),
+        scheduler=flow(3.0),
+        vae=vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(clip_words, projected=True),
+        tokenizer=clip_words,
+        text_encoder_2=clip(clip_words, projected=True),
         tokenizer_2=clip_tokenizer(),
-        text_encoder_3=_t5(t5, 48) if with_t5 else None,
-        tokenizer_3=t5 if with_t5 else None,
+        text_encoder_3=t5(t5_words, 48) if with_t5 else None,
+        tokenizer_3=t5_words if with_t5 else None,
     )
 
 
@@ -248,6 +234,262 @@ def _stable_diffusion_3_without_t5(**changes: Any) -> Any:
     return _stable_diffusion_3(with_t5=False, **changes)
 
 
+def _stable_diffusion(**changes: Any) -> Any:
+    tokenizer = clip_tokenizer()
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(4, scaling_factor=0.18215),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(**{**_UNET, "cross_attention_dim": 16, **changes}),
+        scheduler=diffusers.PNDMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _stable_diffusion_xl(**changes: Any) -> Any:
+    tokenizer = clip_tokenizer()
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 16}
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae(4, scaling_factor=0.13025),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=clip(tokenizer, projected=True),
+        tokenizer_2=clip_tokenizer(),
+        unet=diffusers.UNet2DConditionModel(**{**_UNET, "cross_attention_dim": 32, **added, **changes}),
+        scheduler=diffusers.EulerDiscreteScheduler(**_NOISE, steps_offset=1),
+    )
+
+
+def _latent_consistency(**changes: Any) -> Any:
+    tokenizer = clip_tokenizer()
+    return diffusers.LatentConsistencyModelPipeline(
+        vae=vae(4, scaling_factor=0.18215),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(**{**_UNET, "cross_attention_dim": 16, "time_cond_proj_dim": 32, **changes}),
+        scheduler=diffusers.LCMScheduler(**_NOISE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _flux(*, guidance_embeds: bool, **changes: Any) -> Any:
+    clip_words, t5_words = clip_tokenizer(), t5_tokenizer()
+    sizes = {
+        "in_channels": 64,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 16,
+        "axes_dims_rope": (2, 2, 4),
+        "guidance_embeds": guidance_embeds,
+    }
+    return diffusers.FluxPipeline(
+        scheduler=flow(3.0, use_dynamic_shifting=True) if guidance_embeds else flow(1.0),
+        vae=flux_vae(),
+        text_encoder=clip(clip_words),
+        tokenizer=clip_words,
+        text_encoder_2=t5(t5_words),
+        tokenizer_2=t5_words,
+        transformer=diffusers.FluxTransformer2DModel(**{**sizes, **changes}),
+    )
+
+
+def _flux_schnell(**changes: Any) -> Any:
+    return _flux(guidance_embeds=False, **changes)
+
+
+def _flux_dev(**changes: Any) -> Any:
+    return _flux(guidance_embeds=True, **changes)
+
+
+def _flux2_transformer(**changes: Any) -> Any:
+    sizes = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "axes_dims_rope": (2, 2, 2, 2),
+        "timestep_guidance_channels": 16,
+    }
+    return diffusers.Flux2Transformer2DModel(**{**sizes, **changes})
+
+
+def _flux2_klein(*, is_distilled: bool = True, **changes: Any) -> Any:
+    tokenizer = qwen_tokenizer()
+    return diffusers.Flux2KleinPipeline(
+        scheduler=flow(3.0, use_dynamic_shifting=True),
+        vae=flux2_vae(),
+        text_encoder=qwen3(tokenizer, 29, "Qwen3ForCausalLM"),
+        tokenizer=tokenizer,
+        transformer=_flux2_transformer(**{"guidance_embeds": False, **changes}),
+        is_distilled=is_distilled,
+    )
+
+
+def _flux2_klein_base(**changes: Any) -> Any:
+    return _flux2_klein(is_distilled=False, **changes)
+
+
+def _flux2(**changes: Any) -> Any:
+    tokenizer = mistral_tokenizer()
+    return diffusers.Flux2Pipeline(
+        scheduler=flow(3.0, use_dynamic_shifting=True),
+        vae=flux2_vae(),
+        text_encoder=mistral3(tokenizer, 31),
+        tokenizer=tokenizer,
+        transformer=_flux2_transformer(**changes),
+    )
+
+
+def _qwen_image(**changes: Any) -> Any:
+    tokenizer = qwen_tokenizer()
+    sizes = {
+        "in_channels": 32,
+        "out_channels": 8,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    return diffusers.QwenImagePipeline(
+        scheduler=flow(1.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02),
+        vae=qwen_vae(),
+        text_encoder=qwen25_vl(tokenizer),
+        tokenizer=tokenizer,
+        transformer=diffusers.QwenImageTransformer2DModel(**{**sizes, **changes}),
+    )
+
+
+def _lumina2(**changes: Any) -> Any:
+    tokenizer = gemma_tokenizer()
+    sizes = {
+        "sample_size": 8,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 2,
+        "num_kv_heads": 1,
+        "multiple_of": 8,
+        "axes_dim_rope": (2, 2, 4),
+        "cap_feat_dim": 16,
+    }
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(**{**sizes, **changes}),
+        scheduler=flow(6.0),
+        vae=flux_vae(),
+        text_encoder=gemma2(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def _aura_flow(**changes: Any) -> Any:
+    tokenizer = t5_tokenizer()
+    sizes = {
+        "sample_size": 8,
+        "num_mmdit_layers": 1,
+        "num_single_dit_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "caption_projection_dim": 16,
+        "pos_embed_max_size": 64,
+    }
+    return diffusers.AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=umt5(tokenizer),
+        vae=vae(4, scaling_factor=0.13025),
+        transformer=diffusers.AuraFlowTransformer2DModel(**{**sizes, **changes}),
+        scheduler=flow(1.73),
+    )
+
+
+def _hunyuan_dit(**changes: Any) -> Any:
+    words, t5_words = bert_tokenizer(), t5_tokenizer(256)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "patch_size": 2,
+        "sample_size": 8,
+        "hidden_size": 16,
+        "num_layers": 4,
+        "cross_attention_dim": 16,
+        "cross_attention_dim_t5": 16,
+        "pooled_projection_dim": 16,
+    }
+    return diffusers.HunyuanDiTPipeline(
+        vae=vae(4, scaling_factor=0.13025),
+        text_encoder=bert(words),
+        tokenizer=words,
+        transformer=diffusers.HunyuanDiT2DModel(**{**sizes, **changes}),
+        scheduler=diffusers.DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", steps_offset=1, beta_end=0.018),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=t5(t5_words),
+        tokenizer_2=t5_words,
+    )
+
+
+def _kandinsky5(**changes: Any) -> Any:
+    words, clip_words = qwen_tokenizer(), clip_tokenizer()
+    sizes = {
+        "in_visual_dim": 16,
+        "out_visual_dim": 16,
+        "in_text_dim": 16,
+        "in_text_dim2": 16,
+        "time_dim": 16,
+        "model_dim": 16,
+        "ff_dim": 32,
+        "num_text_blocks": 1,
+        "num_visual_blocks": 2,
+        "axes_dims": (2, 2, 4),
+    }
+    return diffusers.Kandinsky5T2IPipeline(
+        transformer=diffusers.Kandinsky5Transformer3DModel(**{**sizes, **changes}),
+        vae=flux_vae(),
+        text_encoder=qwen25_vl(words),
+        tokenizer=words,
+        text_encoder_2=clip(clip_words),
+        tokenizer_2=clip_words,
+        scheduler=flow(5.0),
+    )
+
+
+def _cogview4(**changes: Any) -> Any:
+    tokenizer = glm_tokenizer()
+    sizes = {
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "text_embed_dim": 16,
+        "time_embed_dim": 16,
+        "condition_dim": 8,
+        "sample_size": 8,
+        "rope_axes_dim": (16, 16),
+    }
+    return diffusers.CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=glm(tokenizer),
+        vae=vae(16, scaling_factor=1.0, shift_factor=0.0),
+        transformer=diffusers.CogView4Transformer2DModel(**{**sizes, **changes}),
+        scheduler=flow(1.0, use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear"),
+    )
+
+
+# What stands in model_index.json for a tokenizer that is part of a processor, which needs torchvision.
+PROCESSORS: Mapping[str, str] = {"flux2": "PixtralProcessor", "kandinsky5": "Qwen2_5_VLProcessor"}
 PIPELINES: Mapping[str, Callable[..., Any]] = {
     "prx": _prx,
     "sana": _sana,
@@ -257,4 +499,18 @@ PIPELINES: Mapping[str, Callable[..., Any]] = {
     "pixart-sigma": _pixart_sigma,
     "sd3": _stable_diffusion_3,
     "sd3-without-t5": _stable_diffusion_3_without_t5,
+    "stable-diffusion": _stable_diffusion,
+    "sdxl": _stable_diffusion_xl,
+    "lcm": _latent_consistency,
+    "flux-schnell": _flux_schnell,
+    "flux-dev": _flux_dev,
+    "flux2-klein": _flux2_klein,
+    "flux2-klein-base": _flux2_klein_base,
+    "flux2": _flux2,
+    "qwen-image": _qwen_image,
+    "lumina2": _lumina2,
+    "auraflow": _aura_flow,
+    "hunyuan-dit": _hunyuan_dit,
+    "kandinsky5": _kandinsky5,
+    "cogview4": _cogview4,
 }

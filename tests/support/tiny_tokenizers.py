@@ -4,7 +4,7 @@ import string
 from typing import Any
 
 import transformers
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("t", "h"), ("th", "e"), ("a", "n"), ("an", "d"), ("c", "a"), ("i", "n"), ("o", "n"), ("e", "r")]
@@ -60,3 +60,46 @@ def qwen_tokenizer() -> Any:
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
+
+
+def mistral_tokenizer() -> Any:
+    """Mistral's: bytes, a start token, padded on the left, the chat template that FLUX.2 is given with."""
+    special = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[IMG]",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+        "<pad>",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+    ]
+    vocabulary = {name: number for number, name in enumerate([*special, *LETTERS, *(first + second for first, second in MERGES)])}
+    backend = Tokenizer(models.BPE(vocabulary, MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "additional_special_tokens": special[3:]}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", chat_template=MISTRAL_CHAT, **names)
+
+
+def bert_tokenizer(model_max_length: int = 77) -> Any:
+    """BERT's: letters and their continuations."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.printable[:94], *(f"##{letter}" for letter in string.printable[:62])]
+    return transformers.BertTokenizer(vocab={name: number for number, name in enumerate(names)}, model_max_length=model_max_length)
+
+
+def glm_tokenizer() -> Any:
+    """GLM's: bytes, two start tokens, padded on the left."""
+    special = ["<|endoftext|>", "[gMASK]", "<sop>"]
+    vocabulary = {name: number for number, name in enumerate([*LETTERS, *(first + second for first, second in MERGES), *special])}
+    backend = Tokenizer(models.BPE(vocabulary, MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    starts = [(name, vocabulary[name]) for name in special[1:]]
+    backend.post_processor = processors.TemplateProcessing(single="[gMASK] <sop> $A", pair="[gMASK] <sop> $A $B", special_tokens=starts)
+    names = {"eos_token": special[0], "pad_token": special[0], "additional_special_tokens": special[1:]}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **names)
