@@ -61,6 +61,7 @@ LIBRARY_DOORS = {
         "featurize/generate/acceleration.py",
         "featurize/generate/decoders.py",
         "featurize/generate/generators.py",
+        "featurize/generate/sampler_settings.py",
         "featurize/generate/schedulers.py",
         "featurize/generate/text_to_image.py",
     },

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from featurize.generate.folder_check import check_folder
 from featurize.generate.folder_settings import folder_settings
+from featurize.generate.sampler_settings import recorded_settings
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
@@ -91,6 +92,8 @@ class Generator:
         variant: of the UNet's weight files, such as fp16; None = the plain ones.
         variants: of each model's, by its folder.
         settings_from: where steps and guidance come from, in words.
+        is_distilled: whether the folder shows signs of a model of few steps.
+        sampler: settings of the sampler that are others than diffusers would take.
     """
 
     name: str
@@ -104,6 +107,8 @@ class Generator:
     settings: GeneratorPreset = field(repr=False)
     variants: Mapping[str, str | None] = field(default_factory=dict)
     settings_from: str = ""
+    is_distilled: bool = False
+    sampler: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -118,7 +123,8 @@ class Generator:
             "; ".join(f"{name} {variant or 'full'}" for name, variant in self.variants.items()) if len(files) > 1 else f"{files[0]} files"
         )
         source = f" ({self.settings_from})" if self.settings_from else ""
-        return f"{settings.steps} steps, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}"
+        spacing = f"{self.sampler['timestep_spacing']} " if "timestep_spacing" in self.sampler else ""
+        return f"{settings.steps} {spacing}steps, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}"
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the latents, except prompts, seeds and dtype. The hub's commit is left out: the same weights may come from a
@@ -132,6 +138,7 @@ class Generator:
             "guidance": self.settings.guidance,
             "scheduler": self.settings.scheduler,
             "deepcache": self.settings.deepcache,
+            **({"sampler": dict(self.sampler)} if self.sampler else {}),
         }
 
 
@@ -272,6 +279,8 @@ def _generator_in(name: str, folder: Path, revision: str | None, settings: Gener
     side = size_px // factor
     variants = {part: _variant_of(folder / part, half=half) for part in _CLASSES if (parts.get(part) or [None])[0]}
     settings, settings_from = _decided(settings, folder, name)
+    is_distilled = name not in PRESETS and bool(folder_settings(folder, (Path(name.partition("@")[0]).name,)).signs)
+    scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     return Generator(
         name=name if name in PRESETS else Path(name.partition("@")[0]).name or folder.resolve().name,
         folder=folder,
@@ -284,6 +293,8 @@ def _generator_in(name: str, folder: Path, revision: str | None, settings: Gener
         settings=settings,
         variants=variants,
         settings_from=settings_from,
+        is_distilled=is_distilled,
+        sampler=recorded_settings(scheduler, settings.scheduler, steps=settings.steps, is_distilled=is_distilled),
     )
 
 

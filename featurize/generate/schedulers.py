@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from featurize.generate.generators import Generator
+from featurize.generate.sampler_settings import CLASSES, begins_late, swapped_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading, read_config, reason
 
-_CLASSES = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
 # Fields of a scheduler that say what the UNet gives, with their usual values. Learned variances are further channels, which no UNet of
 # Stable Diffusion has.
 _OUTPUTS = {
@@ -37,9 +37,9 @@ def load_scheduler(generator: Generator) -> Any:
     try:
         with loading(folder, expected=f"a configuration of {own}", do="restore it, or use --scheduler ddim"):
             scheduler = getattr(diffusers, own).from_config(config)
-            # DDIM clips to [-1, 1] by default, which latents exceed; the configurations of other schedulers may not set it.
-            if choice in _CLASSES:
-                scheduler = getattr(diffusers, _CLASSES[choice]).from_config(scheduler.config, clip_sample=False)
+            if choice in CLASSES:
+                settings = swapped_settings(config, choice, steps=steps, is_distilled=generator.is_distilled)
+                scheduler = getattr(diffusers, CLASSES[choice]).from_config(settings)
     except ImportError as error:
         raise InputError(
             got=f"{own} ({' '.join(str(error).split())[:160]})",
@@ -50,6 +50,13 @@ def load_scheduler(generator: Generator) -> Any:
         _try_steps(scheduler, steps)
     except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError) as error:
         raise _rejected(scheduler, folder, steps, reason(error)) from None
+    if steps == 1 and begins_late(scheduler.timesteps, scheduler.config):
+        raise InputError(
+            got=f"--steps 1 for {own}, whose {scheduler.config.get('timestep_spacing')} steps begin at timestep "
+            f"{float(scheduler.timesteps.max()):g} of {scheduler.config['num_train_timesteps']}",
+            expected="a first step at which the model is given noise",
+            do="use --scheduler euler, which takes trailing steps then, or more --steps",
+        )
     return scheduler
 
 
