@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.foreign_files import refuse_structure
-from lugpi_core.store.layout import LATENTS, SCALE
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import MANIFEST, Record, is_empty, load_manifest
 from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.shard import check_record
@@ -148,6 +148,11 @@ def columns_of(store: Path) -> list[str]:
 def token_columns_of(store: Path) -> list[str]:
     """Return the names of the columns of tokens, sorted."""
     return [name for name in columns_of(store) if name != LATENTS]
+
+
+def image_columns_of(store: Path) -> list[str]:
+    """Return the names of the columns of image tokens, sorted: all tokens but those of the generator's text encoder."""
+    return [name for name in token_columns_of(store) if name != PROMPT_TEXT]
 
 
 def _refuse_missing(folder: Path, rows: int, shards: int, records: dict[int, Record]) -> None:

@@ -19,9 +19,9 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.host_memory import host_available_bytes
 from lugpi_core.store.example_table import read_example_table
-from lugpi_core.store.layout import LATENTS, SCALE
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.quantize import dequantize
-from lugpi_core.store.reader import ColumnReader, Rows, token_columns_of
+from lugpi_core.store.reader import ColumnReader, Rows, columns_of, image_columns_of
 from train.options.settings import TokensOn
 
 # For the CUDA context, cuBLAS and fragmentation, which the estimate does not include.
@@ -77,13 +77,38 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
     Raises:
         InputError: no store, another corpus's store, no such column, several to choose from, missing rows, a damaged shard.
     """
-    table = read_example_table(store, corpus)
-    columns = token_columns_of(store)
+    columns = image_columns_of(store)
+    if column == PROMPT_TEXT:
+        raise InputError(
+            got=f"--image-tokens {PROMPT_TEXT}, which are of no image",
+            expected=f"tokens of images: {', '.join(columns) or 'none are there'}",
+            do="train on the generator's text vectors with train teacher --privileged text",
+        )
     if column is None and len(columns) > 1:
         raise InputError(got=f"a store with {', '.join(columns)}", expected="one of them", do="name it with --image-tokens")
     if column == LATENTS:
         raise InputError(got="--image-tokens latents", expected=f"tokens: {', '.join(columns)}", do="choose one of them")
-    reader = ColumnReader(store, column or "".join(columns))
+    return _open_tokens(store, column or "".join(columns), corpus)
+
+
+def open_text_vectors(store: Path, corpus: Corpus) -> ImageTokens:
+    """Open the vectors of the generator's text encoder, which a control reads in place of image tokens.
+
+    Raises:
+        InputError: no store, another corpus's store, no such column, missing rows, a damaged shard.
+    """
+    if columns_of(store) and PROMPT_TEXT not in columns_of(store):
+        raise InputError(
+            got=f"{store} without the generator's text vectors",
+            expected=f"the column {PROMPT_TEXT}",
+            do=f"run python -m featurize with its flags and --encoders {PROMPT_TEXT}, which generates no image",
+        )
+    return _open_tokens(store, PROMPT_TEXT, corpus)
+
+
+def _open_tokens(store: Path, column: str, corpus: Corpus) -> ImageTokens:
+    table = read_example_table(store, corpus)
+    reader = ColumnReader(store, column)
     last = int(table.drawings.max())
     if len(reader.spec.row_shape) != 2 or last >= len(reader):
         raise InputError(

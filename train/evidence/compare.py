@@ -18,7 +18,7 @@ from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
-from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models
+from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models, has_text_vectors
 from train.evidence.row_figures import PAPER_DATASETS, scored
 from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
 from train.evidence.schedule import Experiment, Outcome, add_finished, refuse_launchers, train_models
@@ -178,7 +178,8 @@ def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> T
     dataset, finished = corpus if isinstance(corpus, str) else corpus.name, folders_of_corpus(run, corpus)
     columns = columns_of_rows(run, request.columns, finished)
     found = found_models(finished, columns)
-    rows = rows_of(columns, has_more=request.has_unlabelled or found.has_unlabelled)
+    has_vectors = has_text_vectors(run, finished)
+    rows = rows_of(columns, has_more=request.has_unlabelled or found.has_unlabelled, has_vectors=has_vectors)
     plan = TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
     return table_report(run, dataset, plan, found, Outcome(), cache(scored))
 
@@ -192,7 +193,8 @@ def _plan(run: Path, request: TableRequest, loss: DistillationSettings) -> Table
             expected="those that featurize writes",
             do="run python -m featurize first, or train the rows without images: --rows baseline teacher-none student-none",
         )
-    rows = rows_of(columns, ablations=ablations_of(loss_weights(loss)), has_more=request.has_unlabelled)
+    ablations = ablations_of(loss_weights(loss))
+    rows = rows_of(columns, ablations=ablations, has_more=request.has_unlabelled, has_vectors=has_text_vectors(run))
     return TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
 
 

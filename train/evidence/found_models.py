@@ -10,7 +10,8 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import agree, flat, hash_weights_file
-from lugpi_core.store.reader import token_columns_of
+from lugpi_core.store.layout import PROMPT_TEXT
+from lugpi_core.store.reader import columns_of, image_columns_of
 from train.evidence.rows import ALL, BASELINE, MORE, clip_first, model_name, student_name
 from train.file_names import WEIGHTS
 from train.learning.losses import KD_PRESETS, Terms
@@ -98,14 +99,19 @@ def columns_of_rows(run: Path, requested: Sequence[str] = (), finished: Sequence
         InputError: a requested column does not exist.
     """
     store = run / "tokens"
-    available = set(token_columns_of(store))
-    available |= {column for folder in finished if (column := training_of(folder).get("image_tokens")) is not None}
+    available = set(image_columns_of(store))
+    available |= {column for folder in finished if (column := training_of(folder).get("image_tokens")) not in (None, PROMPT_TEXT)}
     for column in requested:
         if column not in available:
             expected = f"one of {', '.join(clip_first(available))}" if available else "tokens that featurize wrote"
             do = nearest(column, available) if available else "run python -m featurize first"
             raise InputError(got=f"--columns {column}, which {store} does not have", expected=expected, do=do)
     return tuple(requested) or clip_first(available)
+
+
+def has_text_vectors(run: Path, finished: Sequence[Path] = ()) -> bool:
+    """Whether models that read the generator's text vectors have rows: the run's store has these, or a finished teacher read them."""
+    return PROMPT_TEXT in columns_of(run / "tokens") or any(training_of(folder).get("privileged") == "text" for folder in finished)
 
 
 def differing_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:

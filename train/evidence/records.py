@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-from train.evidence.rows import BASELINE, Group
+from train.evidence.rows import BASELINE, VECTORS, Group
 from train.evidence.statistics import Comparison
 from train.learning.task_rules import Metric
 
@@ -137,6 +138,8 @@ class Finding:
     def sentence(self) -> str:
         """The finding in words, without the row's name."""
         reference = "the baseline" if self.reference == BASELINE else f"its text-only control {self.reference}"
+        if self.reference in VECTORS.values():
+            reference = f"{self.reference}, which reads the generator's text vectors in place of images"
         metric = self.comparison.metric
         by = f"by {difference_text(abs(self.comparison.difference), metric).removeprefix('+')}{unit(metric)}"
         outcome = {
@@ -161,7 +164,7 @@ class Verdict:
 
     Attributes:
         row: its name.
-        findings: one or two: against the baseline, against the text-only control.
+        findings: one to three: against the baseline, against the text-only control, against the generator's text vectors.
         conclusion: what follows from them in a sentence, or empty.
     """
 
@@ -170,8 +173,11 @@ class Verdict:
     conclusion: str
 
     def __str__(self) -> str:
-        joint = ", but " if len({finding.outcome == "better" for finding in self.findings}) > 1 else ", and "
-        return f"{self.row}: {joint.join(finding.sentence for finding in self.findings)}. {self.conclusion}".rstrip()
+        words = self.findings[0].sentence
+        for before, finding in pairwise(self.findings):
+            is_like_before = (before.outcome == "better") is (finding.outcome == "better")
+            words += (", and " if is_like_before else ", but ") + finding.sentence
+        return f"{self.row}: {words}. {self.conclusion}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +202,8 @@ class ResultTable:
 
     def finding(self, row: str, *, control: bool) -> Finding | None:
         """Return the comparison of a row with its text-only control, or with the baseline; None where there is none."""
-        return next((one for one in self.findings if one.row == row and (one.reference != BASELINE) is control), None)
+        found = [one for one in self.findings if one.row == row and one.reference not in VECTORS.values()]
+        return next((one for one in found if (one.reference != BASELINE) is control), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON value."""

@@ -162,15 +162,16 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def findings_of(rows: Sequence[Row], models: Mapping[str, Mapping[int, ScoredModel]], seeds: Sequence[int]) -> list[Finding]:
-    """Return every comparison of a report: each row with the baseline and with its text-only control, over the seeds that both have, the
-    p of all adjusted together by Holm's method.
+    """Return every comparison of a report: each row with the baseline, with its text-only control and, a row of images, with the row of the
+    generator's text vectors if there is one; over the seeds that both have, the p of all adjusted together by Holm's method.
 
     Args:
         rows: of all tables, each once.
         models: finished models by the names of their rows, and by seed; the references need not be rows of a table.
         seeds: the requested ones.
     """
-    pairs = [(row.name, reference) for row in rows for reference in (BASELINE, row.control) if reference not in (None, row.name)]
+    references = [(row.name, reference) for row in rows for reference in (BASELINE, row.control, row.vectors)]
+    pairs = [(row, reference) for row, reference in references if reference not in (None, row)]
     compared = [(row, str(reference), _comparison(models.get(row, {}), models.get(str(reference), {}), seeds)) for row, reference in pairs]
     there = [(row, reference, comparison) for row, reference, comparison in compared if comparison is not None]
     adjusted = holm([comparison.pooled.p for _, _, comparison in there])

@@ -1,10 +1,11 @@
 """The rows of the paper's tables and of the controls it lacks: which models they are, what each needs, how each is trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lugpi_core.errors import InputError, nearest
+from lugpi_core.store.layout import PROMPT_TEXT
 from train.learning.losses import Terms
 from train.options.settings import Privileged
 
@@ -12,6 +13,8 @@ Group = Literal["table1", "table2", "controls", "unlabelled"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ALL = "all"
 BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
+# Of models that read the generator's text vectors in place of image tokens, by command.
+VECTORS: Mapping[str, str] = {"teacher": "teacher-text", "student": "student-text"}
 MORE = "-more"  # ends the names of rows that are distilled on unlabelled texts too
 
 
@@ -24,7 +27,7 @@ class Row:
         command: which of the four kinds it is.
         groups: the tables that it is in; the first is its own.
         column: the image tokens that it reads, or None.
-        privileged: which images it sees; of a student, which its teachers see.
+        privileged: which images it sees, or the generator's text vectors; of a student, what its teachers see.
         teachers: the rows whose models of the same seed it is distilled from.
         terms: a student's soft terms.
         more: whether a student is distilled on unlabelled texts too.
@@ -47,6 +50,14 @@ class Row:
             return None
         control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + MORE * self.more}.get(self.command)
         return None if control == self.name else control
+
+    @property
+    def vectors(self) -> str | None:
+        """The row that reads the generator's text vectors where this one reads images, and differs in nothing else: a gain that it has too
+        is not the images'. None for a row of other images, or of other texts."""
+        if self.privileged != "images" or self.more or self.control is None:
+            return None
+        return VECTORS[self.command]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +93,16 @@ def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(columns, key=lambda column: ("clip" not in column, column)))
 
 
-def rows_of(columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2"), has_more: bool = False) -> tuple[Row, ...]:
+def rows_of(
+    columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2"), has_more: bool = False, has_vectors: bool = False
+) -> tuple[Row, ...]:
     """Return every row, in the tables' order.
 
     Args:
         columns: the image tokens that get rows; shuffled and blank images are made from the first.
         ablations: which parts of the loss get students of their own; none where the loss has no such parts.
         has_more: whether there are unlabelled texts that students can be distilled on too.
+        has_vectors: whether there are vectors of the generator's text encoder.
 
     Raises:
         InputError: two columns would give rows of one name.
@@ -98,17 +112,17 @@ def rows_of(columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2")
     rows += [_teacher(column, column, "images", "table1") for column in columns]
     rows += [_student_row(column, (column,), "images", ("table1", "table2")) for column in columns]
     rows += [_student_row(column, (column,), "images", ("table2",), terms) for column in columns for terms in ablations]
-    controls: tuple[Privileged, ...] = ("none", "shuffled", "blank") if columns else ("none",)
-    for privileged in controls:
-        rows.append(_teacher(privileged, None if privileged == "none" else columns[0], privileged, "controls"))
+    of_images: dict[Privileged, str] = dict.fromkeys(("shuffled", "blank"), columns[0]) if columns else {}
+    read: dict[Privileged, str | None] = {"none": None, **({"text": PROMPT_TEXT} if has_vectors else {}), **of_images}
+    for privileged, column in read.items():
+        rows.append(_teacher(privileged, column, privileged, "controls"))
         rows.append(_student_row(privileged, (privileged,), privileged, ("controls",)))
     if len(columns) > 1:
         rows.append(_student_row(ALL, tuple(columns), "images", ("controls",)))
     if has_more:
-        of_images = [_student_row(column, (column,), "images", ("unlabelled",)) for column in columns]
-        rows += [
-            replace(row, name=row.name + MORE, more=True) for row in (*of_images, _student_row("none", ("none",), "none", ("unlabelled",)))
-        ]
+        of_more = [_student_row(column, (column,), "images", ("unlabelled",)) for column in columns]
+        of_more.append(_student_row("none", ("none",), "none", ("unlabelled",)))
+        rows += [replace(row, name=row.name + MORE, more=True) for row in of_more]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
@@ -141,6 +155,8 @@ def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, 
     for name in requested:
         if name not in known:
             do = "name the texts with --unlabelled" if name == "unlabelled" or name.endswith(MORE) else nearest(name, known)
+            if name in VECTORS.values():
+                do = f"run python -m featurize with its flags and --encoders {PROMPT_TEXT}, which generates no image"
             raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=do)
         for group in groups:
             if name in (ALL, group):

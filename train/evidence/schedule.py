@@ -19,7 +19,8 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.runtime.device import Compute
-from train.data.image_tokens import ImageTokens, open_image_tokens
+from lugpi_core.store.layout import PROMPT_TEXT
+from train.data.image_tokens import ImageTokens, open_image_tokens, open_text_vectors
 from train.data.text_model import TextModel
 from train.evidence.rows import PlannedModel, Row
 from train.learning.compile import forget_last_model
@@ -62,9 +63,12 @@ class Experiment:
     _opened: dict[str, ImageTokens] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tokens(self, column: str) -> ImageTokens:
-        """Return a column of the run's store; its shards are checked once. Raises InputError as ``open_image_tokens`` does."""
+        """Return a column of the run's store, or its text vectors; the shards are checked once. Raises InputError as ``open_image_tokens``
+        and ``open_text_vectors``."""
         if column not in self._opened:
-            self._opened[column] = open_image_tokens(self.run / "tokens", column, self.corpus)
+            store = self.run / "tokens"
+            is_text = column == PROMPT_TEXT
+            self._opened[column] = open_text_vectors(store, self.corpus) if is_text else open_image_tokens(store, column, self.corpus)
         return self._opened[column]
 
 

@@ -29,6 +29,10 @@ TITLES: Mapping[Group, str] = {
     "controls": "Controls: teachers that see no images, those of other texts or blank ones, and students of each",
     "unlabelled": "More texts: students that were distilled on unlabelled texts too",
 }
+_CONTROLS_WITH_VECTORS = (
+    "Controls: teachers that see no images, the generator's text vectors in place of images (text), those of other texts or blank ones, "
+    "and students of each"
+)
 _FILES = ("md", "tex", "csv", "json")
 
 
@@ -56,7 +60,13 @@ class TablePlan:
     @property
     def references(self) -> set[str]:
         """Names of the rows that those of the tables are compared with."""
-        return {BASELINE, *(row.control for row in self.shown.values() if row.control is not None)}
+        found = {name for row in self.shown.values() for name in (row.control, row.vectors if self.has_vectors else None)}
+        return {BASELINE, *(name for name in found if name is not None)}
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there are rows of models that read the generator's text vectors."""
+        return any(row.privileged == "text" for row in self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,12 +291,13 @@ def _others(plan: TablePlan, found: FoundModels) -> list[Path]:
 
 def _table(group: Group, plan: TablePlan, findings: Sequence[Finding], task: Task) -> ResultTable:
     names = tuple(row.name for row in plan.tables[group])
+    has_vectors = any(row.privileged == "text" for row in plan.tables[group])
     return ResultTable(
         name=group,
-        title=TITLES[group],
+        title=_CONTROLS_WITH_VECTORS if group == "controls" and has_vectors else TITLES[group],
         rows=names,
         findings=tuple(finding for finding in findings if finding.row in names),
-        verdicts=verdicts(plan.tables[group], findings, list(plan.shown.values())),
+        verdicts=verdicts(plan.tables[group], findings, list(plan.shown.values()), has_vectors=plan.has_vectors),
         caption=caption(len(plan.seeds), len(findings), task),
     )
 

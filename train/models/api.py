@@ -25,7 +25,7 @@ from train.learning.progress import require_trackers
 from train.models.arguments import column_of, require_numbers, require_trainable, teacher_folders
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
 from train.models.plan import ModelPlan, compute_on
-from train.models.teachers import with_separator_of
+from train.models.teachers import open_privileged, with_separator_of
 from train.models.train_model import TrainedModel, train_model
 from train.options.distillation import shares_of
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, OutputsDtype, Placement, Preset, Privileged
@@ -129,16 +129,16 @@ def train_teacher(
             ``run_dir``.
         column: which of its tokens to read; None = the only ones there, or opened. Of several images per text each epoch reads one at
             random, predictions read the first.
-        privileged: what it reads in addition to the text: the example's own images, or, as controls, those of other examples, blank
-            ones, or none.
+        privileged: what it reads in addition to the text: the example's own images, or, as controls, the vectors of the generator's text
+            encoder ("text": the store's column ``prompt-text``), images of other examples, blank ones, or none.
         outputs_dtype: how its embeddings are stored for the student.
         run_dir: the run (default: the folder of the store).
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).
         optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
-        name: of the model's folder in the run (default: teacher, and of controls teacher-shuffled, teacher-blank, teacher-none). Teachers
-            with different settings need different names.
+        name: of the model's folder in the run (default: teacher, and of controls teacher-text, teacher-shuffled, …). Teachers with
+            different settings need different names.
         config: every setting, for ``metrics.json`` (default: those given).
 
     Raises:
@@ -157,7 +157,10 @@ def train_teacher(
     training.setdefault("name", "teacher" if privileged == "images" else f"teacher-{privileged}")
 
     def plan(_: Compute) -> ModelPlan:
-        tokens = None if store is None or privileged == "none" else open_image_tokens(Path(store), column_of(store, column), corpus)
+        tokens = None
+        if store is not None and privileged != "none":
+            chosen = column if privileged == "text" else column_of(store, column)
+            tokens = open_privileged(Path(store), chosen, privileged, corpus)
         return plan_model(teacher_kind(corpus, tokens, privileged, outputs_dtype=outputs_dtype), run, **training)
 
     return _train(corpus, plan, training)

@@ -163,6 +163,7 @@ def _removed_again(folder: Path) -> Iterator[Path]:
 # The privileged information of a teacher, as a model card describes it.
 _TEACHERS = {
     "images": "a teacher that also read generated images (LUGPI, arXiv 2309.15238)",
+    "text": "a control: a teacher that also read the vectors of an image generator's text encoder, and no image",
     "shuffled": "a control: a teacher that read the generated images of other texts",
     "blank": "a control: a teacher that read blank images",
     "none": "a control: a teacher that read text alone",

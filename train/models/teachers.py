@@ -12,7 +12,8 @@ from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import agree, differences, flat
 from lugpi_core.runtime.device import Compute
-from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens
+from lugpi_core.store.layout import PROMPT_TEXT
+from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens, open_text_vectors
 from train.data.privileged import BlankTokens, PrivilegedImages, of_others
 from train.data.teacher_outputs import TeacherOutputs, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 from train.data.text_model import TextModel, find_text_model, load_text_encoder
@@ -81,7 +82,7 @@ def privileged_images(
 
     Args:
         tokens: the examples' own image tokens.
-        privileged: whether these, other examples', blank ones or none are read.
+        privileged: whether these, other examples', blank ones or none are read; text vectors are read as images are.
         place: where the tokens are read from.
         seed: decides whose images a shuffled control reads, and which of K images an epoch reads.
         device: where the model is trained.
@@ -94,8 +95,25 @@ def privileged_images(
             return PrivilegedImages(source=blank, drawings=tokens.drawings, seed=seed)
         case "shuffled":
             return PrivilegedImages(source=place(tokens), drawings=of_others(tokens.drawings, seed), seed=seed)
-        case "images":
+        case "images" | "text":
             return PrivilegedImages(source=place(tokens), drawings=tokens.drawings, seed=seed)
+
+
+def open_privileged(store: Path, column: str | None, privileged: Privileged, corpus: Corpus) -> ImageTokens:
+    """Open what a teacher reads in addition to the text: a column of image tokens, or the generator's text vectors.
+
+    Raises:
+        InputError: as ``open_image_tokens`` and ``open_text_vectors``; or another column is named for the text vectors.
+    """
+    if privileged != "text":
+        return open_image_tokens(store, column, corpus)
+    if column not in (None, PROMPT_TEXT):
+        raise InputError(
+            got=f"--image-tokens {column} with --privileged text",
+            expected=f"the generator's text vectors, {PROMPT_TEXT}",
+            do="leave --image-tokens out",
+        )
+    return open_text_vectors(store, corpus)
 
 
 def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
@@ -148,7 +166,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
         )
     images, width = None, None
     if fingerprint["privileged"] != "none":
-        tokens = open_image_tokens(run / f"tokens-{extra.name}", fingerprint["image_tokens"], extra)
+        tokens = open_privileged(run / f"tokens-{extra.name}", fingerprint["image_tokens"], fingerprint["privileged"], extra)
         _require_same_tokens(teacher, tokens)
         width = tokens.width
         images = privileged_images(
@@ -168,8 +186,8 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
     return predict(model, data, rows, compute, Processes(), precise=True)
 
 
-# What differs between two stores of one generator and encoder: their images, and which of these failed.
-_OF_ONE_STORE = ("generation.drawings", "failed_rows")
+# What differs between two stores of one generator and encoder: their images, prompts or pictures, and which of these failed.
+_OF_ONE_STORE = ("generation.drawings", "prompts", "pictures", "failed_rows")
 
 
 def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens) -> None:

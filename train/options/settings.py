@@ -14,7 +14,7 @@ EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
 OptimizerChoice = Literal["auto", "adamw8bit", "adamw"]
 OutputsDtype = Literal["float32", "float16"]
 Preset = Literal["paper", "hinton", "lopez-paz"]
-Privileged = Literal["images", "shuffled", "blank", "none"]
+Privileged = Literal["images", "text", "shuffled", "blank", "none"]
 TokensOn = Literal["auto", "device", "pinned", "disk"]
 Tracker = Literal["tensorboard", "wandb"]
 

@@ -82,6 +82,7 @@ class TeacherOptions(TokensOptions):
     """Train the multimodal teacher on text and image tokens, and write its outputs for the student."""
 
     privileged: Privileged = "images"
-    """What it reads in addition to the text: the example's own images, or, as controls, those of other examples, blank ones, or none."""
+    """What it reads in addition to the text: the example's own images, or, as controls, the vectors of the generator's text encoder
+    (featurize --encoders prompt-text), images of other examples, blank ones, or none."""
     outputs_dtype: OutputsDtype = "float32"
     """How its embeddings are stored for the student; float16 takes half the disk."""

@@ -213,3 +213,22 @@ def test_the_papers_figures_are_shown_for_its_own_corpora_alone() -> None:
     assert paper_dataset("20ng", whole) == "20ng"
     assert {paper_dataset(name, whole) for name in ("demo", "20ng.csv")} == {None}
     assert {paper_dataset("20ng", replace(whole, **more)) for more in ({"limit": 100}, {"split_by": "date"})} == {None}
+
+
+def test_the_generators_text_vectors_have_rows_among_the_controls() -> None:
+    rows = rows_of(COLUMNS, has_vectors=True)
+    by_name = {row.name: row for row in rows}
+    controls = [row.name for row in chosen_tables(("controls",), rows)["controls"]]
+    assert controls == [*CONTROLS[:3], "teacher-text", "student-text", *CONTROLS[3:]]
+    assert (by_name["teacher-text"].column, by_name["teacher-text"].control) == ("prompt-text", "teacher-none")
+    assert by_name["student-text"].teachers == ("teacher-text",)
+    assert {row.name: row.vectors for row in rows if row.vectors is not None} == {
+        **{f"teacher-{column}": "teacher-text" for column in COLUMNS},
+        **{f"student-{column}": "student-text" for column in COLUMNS},
+    }
+    assert [row for row in rows if "text" not in row.name] == list(ROWS)
+
+
+def test_rows_of_absent_text_vectors_name_what_computes_them() -> None:
+    with pytest.raises(InputError, match="--encoders prompt-text, which generates no image"):
+        shown("student-text")

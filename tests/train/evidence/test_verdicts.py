@@ -214,3 +214,59 @@ def test_the_legend_states_what_a_gain_does_not_show() -> None:
 def test_a_small_p_keeps_its_size() -> None:
     assert [p_text(p) for p in (1.0, 0.0312, 0.00123, 3.21e-7, 0.0)] == ["1", "0.031", "0.0012", "3e-07", "< 1e-300"]
     assert "(p < 1e-300, 95 % CI" in one_seed("teacher-none", "baseline", p=0.0).sentence
+
+
+VECTOR_ROWS = {row.name: row for row in rows_of(("clip-demo",), has_vectors=True)}
+
+
+def with_vectors(control: Outcome, vectors: Outcome, text_row: Outcome) -> str:
+    row, unrelated = VECTOR_ROWS["teacher-clip-demo"], [VECTOR_ROWS[f"teacher-{kind}"] for kind in ("text", "shuffled", "blank")]
+    findings = [finding("teacher-clip-demo", "teacher-none", control), finding("teacher-clip-demo", "teacher-text", vectors)]
+    findings += [finding("teacher-text", "teacher-none", text_row)]
+    findings += [finding(f"teacher-{kind}", "teacher-none", "not shown") for kind in ("shuffled", "blank")]
+    (found,) = verdicts([row], findings, [row, *unrelated], has_vectors=True)
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "text_row", "conclusion"),
+    [
+        (
+            "not shown",
+            "better",
+            "Not evidence that images help: teacher-text gained too, from the generator's text encoder, without any image.",
+        ),
+        ("worse", "better", "Not evidence that images help: teacher-text gained too"),
+        ("better", "better", "Evidence that images help, and more than the generator's text vectors do."),
+        ("not shown", "not shown", "Evidence that images help, but not significantly more than the generator's text vectors do."),
+    ],
+)
+def test_a_gain_of_the_text_vectors_is_not_the_images(vectors: Outcome, text_row: Outcome, conclusion: str) -> None:
+    assert conclusion in with_vectors("better", vectors, text_row)
+
+
+def test_three_findings_stand_in_one_sentence() -> None:
+    assert with_vectors("better", "not shown", "better").startswith(
+        "teacher-clip-demo: better than its text-only control teacher-none by 3.00 points (p = 0.01, 95 % CI +2.00 to +4.00 points), but "
+        "no significant difference from teacher-text, which reads the generator's text vectors in place of images (p = 0.3"
+    )
+
+
+def test_without_its_row_the_text_vectors_may_still_explain_a_gain() -> None:
+    row = VECTOR_ROWS["student-clip-demo"]
+    against = finding(row.name, "student-none", "better")
+    found = verdicts([row], [against], [row], has_vectors=True)
+    assert "unless shuffled and blank images or the generator's text vectors, which are not compared here, help as much" in str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("control", "conclusion"),
+    [
+        ("better", "The gain comes from the generator's text encoder: this row sees no image."),
+        ("worse", "The text vectors reduce accuracy."),
+        ("not shown", "Not evidence that text vectors help: the larger head alone may explain the gain."),
+    ],
+)
+def test_the_row_of_text_vectors_claims_nothing_for_images(control: Outcome, conclusion: str) -> None:
+    row = VECTOR_ROWS["teacher-text"]
+    assert str(verdict(row, finding(row.name, "baseline", "better"), finding(row.name, "teacher-none", control))).endswith(conclusion)
