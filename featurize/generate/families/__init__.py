@@ -10,7 +10,13 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import read_config
 
 # The class of a pipeline, as model_index.json calls it → the module and the class of its family.
-FAMILIES: Mapping[str, tuple[str, str]] = {}
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "FluxPipeline": ("flux", "Flux"),
+    "Flux2KleinPipeline": ("flux2", "Flux2Klein"),
+    "Flux2Pipeline": ("flux2", "Flux2"),
+    "QwenImagePipeline": ("qwen", "QwenImage"),
+    "Lumina2Pipeline": ("lumina2", "Lumina2"),
+}
 
 
 def family_of(folder: Path, index: Mapping[str, Any]) -> Family:
