@@ -299,12 +299,26 @@ def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.
     Raises:
         InputError: the tokenizer does not load.
     """
-    tokenizer = load_tokenizer(generator, *text_models(read_config(generator.folder / "model_index.json"))[0])
+    tokens_of, tokens_read = token_counter(generator)
     cut = np.zeros(len(prompts), dtype=bool)
     for start in range(0, len(prompts), 1024):
-        ids = tokenizer(_written_out(prompts[start : start + 1024], tokenizer), truncation=False, verbose=False)["input_ids"]
-        cut[start : start + 1024] = [len(prompt_ids) > tokenizer.model_max_length for prompt_ids in ids]
+        cut[start : start + 1024] = [tokens > tokens_read for tokens in tokens_of(prompts[start : start + 1024])]
     return cut
+
+
+def token_counter(generator: Generator) -> tuple[Callable[[Sequence[str]], list[int]], int]:
+    """Return a function that counts the tokens of prompts as if nothing were cut, and how many the text encoder reads.
+
+    Raises:
+        InputError: the tokenizer does not load.
+    """
+    tokenizer = load_tokenizer(generator, *text_models(read_config(generator.folder / "model_index.json"))[0])
+
+    def tokens_of(prompts: Sequence[str]) -> list[int]:
+        ids = tokenizer(_written_out(prompts, tokenizer), truncation=False, verbose=False)["input_ids"]
+        return [len(prompt_ids) for prompt_ids in ids]
+
+    return tokens_of, int(tokenizer.model_max_length)
 
 
 def _written_out(prompts: Sequence[str], tokenizer: Any) -> list[str]:
