@@ -14,6 +14,7 @@ from lugpi_core.fields import check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
 Scheduler = Literal["own", "ddim", "dpm++", "euler"]
+PromptStrategy = Literal["whole", "chunks", "keywords"]
 AttentionChoice = Literal["auto", "xformers", "sdpa"]
 CompileChoice = Literal["auto", "on", "off"]
 # 500 of at most 12 kB each stay well below 10 MB.
@@ -22,11 +23,11 @@ MOST_THUMBNAILS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What is generated: with the prompts and the generator's weights, these settings decide every image.
+    """What is generated: with the texts and the generator's weights, these settings decide every image.
 
     Raises:
-        InputError: a value of another type, ``images_per_text`` is below 1, or ``seed`` is no seed. A generator checks the range of the
-            others, for which it has defaults.
+        InputError: a value of another type, ``images_per_text`` is below 1, passages of which there is one, or ``seed`` is no seed. A
+            generator checks the range of the others, for which it has defaults.
     """
 
     steps: int | None = None
@@ -42,13 +43,23 @@ class Generation:
     decoder: str = "full"
     """full (the generator's own), tiny (TAESD, 18 times less work, other tokens; their column is named ENCODER-tiny), or tiny=FOLDER."""
     images_per_text: int = 1
-    """K images of every text, each from its own noise."""
+    """K images of every text, each from its own noise, or each of its own passage (--prompts chunks)."""
+    prompts: PromptStrategy = "whole"
+    """What the generator reads of a text, or of its --prompt-column: whole (what is too long is cut); chunks (K passages of near-equal
+    length, cut between sentences or words, an image each); keywords (the words of the largest TF-IDF, fitted on the train split alone, as
+    many as the generator reads)."""
     seed: int = 0
     """Seed of the images; together with the prompt it decides each image."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         _require_positive("--images-per-text", self.images_per_text)
+        if self.prompts == "chunks" and self.images_per_text == 1:
+            raise InputError(
+                got="--prompts chunks with one passage, the whole text",
+                expected="two passages or more",
+                do="give their number, for instance --images-per-text 4",
+            )
         require_seed(self.seed)
 
 

@@ -451,6 +451,8 @@ def _announce(corpus: "Corpus", job: "Job") -> None:
         counts = f"{len(corpus.examples):,} unlabelled texts"
     plan = job.plan
     several = f", {plan.images_per_prompt} of each prompt" if plan.images_per_prompt > 1 else ""
+    if (passages := plan.images_per_text // plan.images_per_prompt) > 1:
+        several = f", one of each passage, at most {passages} of a text"
     say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)")
     for name, encoder in job.encoders.items():
         say(f"encoder {name}: {encoder.words()}")

@@ -12,7 +12,8 @@ from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encode
 from featurize.generate.decoders import DecoderFiles, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import Execution, FeaturizeSettings
-from featurize.plan.images import ImagePlan, plan_images
+from featurize.plan.images import ImagePlan, require_prompts
+from featurize.plan.prompts import plan_of
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
@@ -156,13 +157,14 @@ def plan_job(
         InputError: a setting, a prompt or a model's files are not as they must be.
     """
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
-    plan = plan_images(corpus, seed=settings.seed, images_per_text=settings.images_per_text)
+    require_prompts(corpus)
     preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
     encoder_files = tuple(find_encoder(name, settings.encoder_size) for name in expand_encoders(tuple(encoders)))
     generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
     for files in encoder_files:
         _require_images_for(files, generator_files)
     decoder = find_decoder(settings.decoder, generator_files)
+    plan = plan_of(corpus, generator_files, settings)
     column_settings = ColumnSettings(
         # Stored latents are used and completed even with --no-latents.
         latents=settings.latents or LATENTS in columns_of(store),

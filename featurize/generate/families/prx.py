@@ -1,0 +1,77 @@
+"""PRX (Photoroom): flow matching in the latents of FLUX.1's or a deep-compression autoencoder, prompts read by T5Gemma.
+
+Source: diffusers 0.42.1, ``pipelines/prx/pipeline_prx.py``. Images have the side that is asked for; the library by default draws the one of
+its usual sizes whose proportions are nearest, and scales that, which is the same at the model's native size.
+
+Shapes: P prompts, L text tokens, D their width, B images, C latent channels, h × w latent cells.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Step, Usual
+from featurize.generate.families.image_transformer import ImageTransformer, doubled
+from featurize.generate.families.text import padded_ids, token_counts
+
+_TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
+
+
+class Prx(ImageTransformer):
+    """PRXPipeline, distilled (guidance scale 1) or not."""
+
+    pipelines: ClassVar = ("PRXPipeline",)
+    part_classes: ClassVar = {
+        "transformer": ("PRXTransformer2DModel",),
+        "vae": ("AutoencoderKL", "AutoencoderDC"),
+        _ENCODER: ("T5GemmaEncoder",),
+    }
+    text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
+
+    @property
+    def native_px(self) -> int:
+        return int(self.index.get("default_sample_size") or 512)
+
+    @property
+    def tokens_read(self) -> int:
+        return int(self.configs[_TOKENIZER].get("model_max_length", 256))
+
+    @property
+    def usual(self) -> Usual:
+        return Usual(steps=28, guidance=4.0)
+
+    def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+        width = int(self.transformer["context_in_dim"])
+        return {"tokens": ((self.tokens_read, width), torch.float32), "mask": ((self.tokens_read,), torch.bool)}
+
+    def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
+        return token_counts(tokenizers[_TOKENIZER], _cleaned(prompts))
+
+    def encode(self, parts: Parts, prompts: Sequence[str]) -> PromptEmbeddings:
+        ids_PL, mask_PL = padded_ids(parts.tokenizers[_TOKENIZER], _cleaned(prompts), self.tokens_read)
+        mask_PL = mask_PL.bool().to(parts.device)
+        output = parts.text_encoders[_ENCODER](input_ids=ids_PL.to(parts.device), attention_mask=mask_PL)
+        return PromptEmbeddings({"tokens": output.last_hidden_state, "mask": mask_PL})
+
+    def conditions(
+        self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
+    ) -> Mapping[str, Any]:
+        rows = doubled(embeddings, negative)
+        return {"encoder_hidden_states": rows["tokens"], "attention_mask": rows["mask"]}
+
+    def predict(self, parts: Parts, latents: torch.Tensor, step: Step, conditions: Mapping[str, Any], copies: int) -> torch.Tensor:
+        rows = torch.cat([latents] * copies)
+        # One time for all rows, as in the library; with guidance it gives two, for one prompt alone.
+        times = 1 if copies == 1 else len(rows)
+        time = (step.on_device.float() / parts.scheduler.config.num_train_timesteps).view(1).repeat(times)
+        predicted: torch.Tensor = parts.denoiser(rows, time, **conditions, return_dict=False)[0]
+        return predicted
+
+
+def _cleaned(prompts: Sequence[str]) -> list[str]:
+    """Return prompts as PRX reads them: in lower case, without addresses, numbers of articles and the like."""
+    from diffusers.pipelines.prx.pipeline_prx import TextPreprocessor
+
+    cleaner = TextPreprocessor()
+    return [str(cleaner.clean_text(prompt)) for prompt in prompts]

@@ -1,0 +1,52 @@
+"""Prompts to token ids: padded, counted, and cut before a template."""
+
+import pytest
+import torch
+
+from featurize.generate.families.text import cut_to_fit, padded_ids, rows_of_length, token_counts
+from tests.support.tiny_tokenizers import qwen_tokenizer, t5_tokenizer
+
+TEXTS = ["a cat", "", "the " * 40]
+
+
+def _chat(prompt: str) -> str:
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_texts_are_padded_and_cut_to_one_length() -> None:
+    ids_PL, mask_PL = padded_ids(t5_tokenizer(), TEXTS, 12)
+    assert ids_PL.shape == mask_PL.shape == (3, 12)
+    assert mask_PL.sum(dim=1).tolist() == [6, 1, 12]
+    assert (ids_PL[mask_PL == 0] == 0).all()
+
+
+def test_tokens_are_counted_beyond_what_is_read() -> None:
+    tokenizer = t5_tokenizer(8)
+    counts = token_counts(tokenizer, TEXTS)
+    assert counts == [len(tokenizer(text, verbose=False)["input_ids"]) for text in TEXTS]
+    assert counts[2] > 8
+
+
+def test_a_prompt_is_cut_only_as_far_as_its_template_needs() -> None:
+    tokenizer = qwen_tokenizer()
+    prompt = "the snow and the sea, é 🐈 " * 20
+    whole = len(tokenizer(_chat(prompt))["input_ids"])
+    for length in (40, 41, whole - 1, whole):
+        cut = cut_to_fit(tokenizer, prompt, _chat, length)
+        assert prompt.startswith(cut)
+        assert len(tokenizer(_chat(cut))["input_ids"]) <= length
+        longer = prompt[: len(cut) + 1]
+        assert longer == cut or len(tokenizer(_chat(longer))["input_ids"]) > length
+    assert cut_to_fit(tokenizer, prompt, _chat, whole) == prompt
+
+
+def test_a_template_that_fills_everything_leaves_no_prompt() -> None:
+    assert cut_to_fit(qwen_tokenizer(), "a cat", _chat, 5) == ""
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 3, 2], [5], []])
+def test_rows_are_grouped_by_length(lengths: list[int]) -> None:
+    groups = rows_of_length(lengths)
+    assert list(groups) == sorted(set(lengths))
+    assert sorted(torch.tensor([row for rows in groups.values() for row in rows]).tolist()) == list(range(len(lengths)))
+    assert all(lengths[row] == length for length, rows in groups.items() for row in rows)

@@ -1,0 +1,60 @@
+"""What fits of a prompt, with a tokenizer whose rules are plain."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurize.plan.prompt_reader import PromptReader
+
+WORDS = st.lists(st.sampled_from(["a", "bb", "cccc", "dddddddd", "!"]), min_size=1, max_size=60)
+
+
+def reader(tokens_read: int) -> PromptReader:
+    """A token for every two letters of a word, and two special ones."""
+
+    def tokens_of(prompts: Sequence[str]) -> list[int]:
+        return [2 + sum((len(word) + 1) // 2 for word in prompt.split()) for prompt in prompts]
+
+    return PromptReader(tokens_read=tokens_read, tokens_of=tokens_of)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 40))
+def test_the_part_that_is_read_fits_and_one_word_more_does_not(prompts: list[list[str]], tokens_read: int) -> None:
+    reads = reader(tokens_read)
+    texts = [" ".join(words) for words in prompts]
+    parts, cut = reads.parts_read(texts)
+    for text, part, is_cut in zip(texts, parts, cut, strict=True):
+        assert is_cut == (reads.tokens_of([text])[0] > tokens_read)
+        assert text.startswith(part)
+        if not is_cut:
+            assert part == text
+            continue
+        assert reads.tokens_of([part])[0] <= max(tokens_read, 2)
+        rest = text[len(part) :].split()
+        following = next((place for place, word in enumerate(rest) if word != "!"), len(rest))
+        assert reads.tokens_of([part + " " + " ".join(rest[: following + 1])])[0] > tokens_read
+
+
+def test_few_tries_find_the_end_of_a_long_prompt() -> None:
+    calls: list[int] = []
+    plain = reader(77)
+
+    def tokens_of(prompts: Sequence[str]) -> Sequence[int]:
+        calls.append(len(prompts))
+        return plain.tokens_of(prompts)
+
+    counted = PromptReader(tokens_read=77, tokens_of=tokens_of)
+    parts, cut = counted.parts_read([f"{'a bb cccc ' * 2000}{number}" for number in range(9)])
+    assert cut.all()
+    assert {len(part.split()) for part in parts} == {56}  # 18 times 1 + 1 + 2 tokens, a and bb
+    assert len(calls) <= 9
+
+
+@pytest.mark.parametrize("tokens_read", [1, 2])
+def test_a_template_as_long_as_what_is_read_leaves_no_word(tokens_read: int) -> None:
+    parts, cut = reader(tokens_read).parts_read(["a b", "c"])
+    assert parts == ["", ""]
+    assert np.all(cut)
