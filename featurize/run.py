@@ -413,7 +413,7 @@ def _fill(
 
 
 def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
-    from featurize.fill.fill_store import open_shards
+    from featurize.fill.shards import open_shards
 
     spec = next(iter(writers.values())).spec
     return sum(spec.layout(shard).rows for shard in open_shards(writers))

@@ -30,15 +30,20 @@ class ImageEncoder:
         """Return the tokens of square images in [0, 1]: float16 [B, T, D] on the device."""
         return self._encode(images_B3HW)
 
+    @torch.inference_mode()
+    def encode_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of the encoder's own input, float32: float16 [B, T, D] on the device."""
+        tokens_BTD: torch.Tensor = self._tower(pixels_B3SS.to(self._device, self._dtype))
+        assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
+        return tokens_BTD.to(torch.float16)
+
     def try_out(self, side_px: int) -> None:
         """Encode one black image of that side. Errors are those of the model's library."""
         self._encode(torch.zeros((1, 3, side_px, side_px), device=self._device))
 
     @torch.inference_mode()
     def _encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
-        tokens_BTD: torch.Tensor = self._tower(self.pixels(images_B3HW).to(self._dtype))
-        assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
-        return tokens_BTD.to(torch.float16)
+        return self.encode_pixels(self.pixels(images_B3HW))
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:

@@ -107,6 +107,25 @@ def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
     Raises:
         InputError: no processor that transformers can read, or one that does something else to a square image.
     """
+    processor = image_processor(folder)
+    name = _name_of(processor)
+    try:
+        preprocessing = _steps_of(processor.to_dict(), name, folder)
+    except InputError:
+        raise
+    except (_NotFollowed, KeyError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, _NotFollowed) else f"has settings that are not as they must be ({reason(error)})"
+        raise _not_followed(folder, name, why) from None
+    _check_against(processor, preprocessing, folder)
+    return preprocessing, name
+
+
+def image_processor(folder: Path) -> Any:
+    """Return the image processor in a folder of transformers, on PIL.
+
+    Raises:
+        InputError: there is none that transformers can read.
+    """
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         raise InputError(
             got=f"{folder} without {' or '.join(_PROCESSOR_FILES)}",
@@ -120,20 +139,9 @@ def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
         settings = settings.get("image_processor", settings)
         if str(settings.get("image_processor_type")).removesuffix("Fast") == "DINOv3ViTImageProcessor":
             # transformers 5.23 has it on torchvision only; without a crop it does what ViT's does, with other defaults.
-            processor = ViTImageProcessor.from_dict({**_DINOV3, **settings})
-        else:
-            # The backend on PIL, so that nothing depends on whether torchvision is installed.
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
-    name = _name_of(processor)
-    try:
-        preprocessing = _steps_of(processor.to_dict(), name, folder)
-    except InputError:
-        raise
-    except (_NotFollowed, KeyError, TypeError, ValueError) as error:
-        why = str(error) if isinstance(error, _NotFollowed) else f"has settings that are not as they must be ({reason(error)})"
-        raise _not_followed(folder, name, why) from None
-    _check_against(processor, preprocessing, folder)
-    return preprocessing, name
+            return ViTImageProcessor.from_dict({**_DINOV3, **settings})
+        # The backend on PIL, so that nothing depends on whether torchvision is installed.
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
 
 
 @contextmanager

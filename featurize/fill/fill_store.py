@@ -4,30 +4,25 @@ Pixels exist on the device only, for one block. A block is a fixed range of rows
 batches, and therefore the same bytes, as one that was never interrupted. A thread writes and commits while the next block is generated.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from featurize.fill.block import BlockRunner, BlockTask, Models, PromptWindow, RunState
-from featurize.fill.writer_thread import WriterThread, stored_form
+from featurize.fill.shards import ShardFiller
+from featurize.fill.writer_thread import stored_form
 from featurize.generate.text_to_image import prompts_are_cut
 from featurize.plan.job import Job
-from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.layout import LATENTS
-from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
 
-POLL_S = 0.2
 # Images whose prompts' embeddings are held at once: 162 MB for Stable Diffusion 2.
 WINDOW_ROWS = 1024
 
@@ -35,33 +30,12 @@ WINDOW_ROWS = 1024
 def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunState) -> Iterator[None]:
     """Fill every shard that is not final, counting in ``state``; yield after each block.
 
-    Other processes may fill the same store: shards being written by another process are skipped and checked again at the end, in case that
-    process died.
-
     Raises:
         InputError: more rows failed than may.
         Stopped: the run was asked to stop; every computed block is written.
     """
-    filler, waited_for = _ShardFiller(job, writers, models, state), ""
-    with filler:
-        while shards := open_shards(writers):
-            busy: ShardBusy | None = None
-            for shard in shards:
-                try:
-                    files = filler.claim(shard)
-                except ShardBusy as error:
-                    busy = error
-                    continue
-                if files:
-                    yield from filler.fill_shard(shard, files)
-            filler.finish_writing()
-            if busy and open_shards(writers) == shards:
-                if busy.owner != waited_for:
-                    say(f"waiting for {busy.owner}, which is writing what is missing")
-                    waited_for = busy.owner
-                with state.times.host("wait"):
-                    time.sleep(POLL_S)
-                state.stop.check()
+    with _ImageFiller(job, writers, models, state) as filler:
+        yield from filler.fill()
 
 
 def write_examples(job: Job, corpus: Corpus) -> None:
@@ -73,55 +47,13 @@ def write_examples(job: Job, corpus: Corpus) -> None:
     write_example_table(job.store, corpus, table)
 
 
-def open_shards(writers: dict[str, ColumnWriter]) -> list[int]:
-    """Return the shards that are not final in every column."""
-    shards = next(iter(writers.values())).spec.shards
-    return [shard for shard in range(shards) if not all(writer.is_committed(shard) for writer in writers.values())]
-
-
-class _ShardFiller:
-    """Fills the shards of one store. Holds the claimed shards, one window of prompts and the blocks that wait to be written."""
+class _ImageFiller(ShardFiller):
+    """Fills latents and tokens. Holds one window of prompts too."""
 
     def __init__(self, job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunState) -> None:
-        self._job, self._writers, self._models, self._state = job, writers, models, state
+        super().__init__(writers, state)
+        self._job, self._models = job, models
         self._runner = BlockRunner(job.plan, models, state)
-        self._thread = WriterThread(state.times)
-        self._claimed: list[ShardWriter] = []
-
-    def __enter__(self) -> "_ShardFiller":
-        return self
-
-    def __exit__(self, *stopped_by: Any) -> None:
-        try:
-            self._thread.__exit__(*stopped_by)
-        finally:
-            for file in self._claimed:
-                file.close()
-
-    def finish_writing(self) -> None:
-        """Wait until every computed row is written, then read what other processes have written."""
-        self._thread.drain()
-        for writer in self._writers.values():
-            writer.refresh()
-
-    def claim(self, shard: int) -> dict[str, ShardWriter]:
-        """Return the shard of each column in which it is not final yet.
-
-        Raises:
-            ShardBusy: another process is writing one of them; none is claimed then.
-        """
-        claimed: dict[str, ShardWriter] = {}
-        try:
-            for name, writer in self._writers.items():
-                file = writer.claim(shard)
-                if file is not None:
-                    claimed[name] = file
-        except BaseException:
-            for file in claimed.values():
-                file.close()
-            raise
-        self._claimed += claimed.values()
-        return claimed
 
     def fill_shard(self, shard: int, files: dict[str, ShardWriter]) -> Iterator[None]:
         """Compute what a claimed shard lacks, in every column; yield after each block."""
@@ -142,8 +74,7 @@ class _ShardFiller:
                 self._state.stop.check()
                 self._run_block(files, rows, task, window)
                 yield
-        for name, file in files.items():
-            self._thread.put(partial(self._commit, name, shard, file))
+        self.commit(shard, files)
 
     def _prompt_window(self, images: range, tasks: list[BlockTask]) -> PromptWindow | None:
         """Encode the prompts of a window, or return None if all its latents are stored."""
@@ -168,11 +99,6 @@ class _ShardFiller:
                 expected=f"at most {self._job.most_failed} (--max-failed)",
                 do=f"see python -m featurize info, and try {precision}another --generator, encoder or --size-px; what is written is kept",
             )
-
-    def _commit(self, name: str, shard: int, file: ShardWriter) -> None:
-        with self._state.times.host("commit"):
-            self._writers[name].commit(shard, file)
-        self._claimed.remove(file)
 
     def _task(self, files: dict[str, ShardWriter], stored: "_Latents | None", first_row: int, rows: slice) -> BlockTask:
         encoders = [name for name, file in files.items() if name != LATENTS and not file.valid[rows].all()]

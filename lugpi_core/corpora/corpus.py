@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.options import Task
+from lugpi_core.corpora.pictures import PictureCell
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fields import require_known_arguments
 
@@ -54,6 +55,8 @@ class Example:
         label: the class of a single-label example; UNLABELLED if it has none, and for every example of the other tasks.
         split: train, validation or test.
         pair: the second text, or None. The text encoder reads both, with its own separator between them.
+        pictures: a user's own pictures of the text, which featurize encodes; or None. Trainings read their tokens only, so they are not
+            part of the corpus's fingerprint.
         target: the classes of a multi-label example, ascending, () if none applies; the number of a regression example; otherwise None.
     """
 
@@ -64,6 +67,7 @@ class Example:
     split: Split
     pair: str | None = None
     target: tuple[int, ...] | float | None = None
+    pictures: PictureCell | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_labelled(self) -> bool:
@@ -85,11 +89,14 @@ class TextColumns(TypedDict, total=False):
         prompts: what the generator reads. By default the texts themselves; of pairs, both texts with a space between them.
         pairs: the second texts, for tasks on pairs of texts.
         groups: texts of one group (an author, a document) stay in one split where a split is cut.
+        images: pictures of your own, which ``featurize`` encodes in place of generating any: for each text a path, the bytes of a file, a
+            picture of PIL, a list of these, or None. Paths are relative to the working folder.
     """
 
     prompts: Iterable[str] | None
     pairs: Iterable[str] | None
     groups: Iterable[str | int] | None
+    images: Iterable[Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +147,7 @@ class Corpus:
             task: what the labels are.
             label_names: the classes in their order; one without a train example is warned of. If None they are sorted, by number if all
                 of them are whole numbers.
-            columns: ``prompts``, ``pairs`` and ``groups``: see ``TextColumns``.
+            columns: ``prompts``, ``pairs``, ``groups`` and ``images``: see ``TextColumns``.
 
         Raises:
             InputError: something without an order or with several columns in place of a list, lists of different lengths, an empty text, a
@@ -155,9 +162,15 @@ class Corpus:
             "prompt": columns.get("prompts"),
             "split": splits,
             "group": columns.get("groups"),
+            "image": columns.get("images"),
         }
         given = {"text": texts} | {column: values for column, values in others.items() if values is not None}
         return corpus_from_texts(given, name=name, label_names=label_names, task=task)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether its texts have pictures of the user's own."""
+        return any(example.pictures is not None for example in self.examples)
 
     @property
     def has_pairs(self) -> bool:

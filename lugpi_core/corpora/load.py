@@ -39,6 +39,12 @@ def load_corpus(dataset: str | Path, settings: CorpusSettings | None = None) -> 
 
 
 def _whole_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
+    if dataset in DATASETS and settings.images_from is not None:
+        raise InputError(
+            got=f"--images-from {settings.images_from} for {dataset}, which has no pictures",
+            expected="your own corpus, with a column of pictures",
+            do="write its texts and the paths of their pictures into a CSV file, or leave --images-from out",
+        )
     match dataset:
         case "imdb":
             return load_imdb(settings)

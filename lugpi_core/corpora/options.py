@@ -36,6 +36,9 @@ class CorpusSettings:
     """Your own corpus: the column with the label."""
     prompt_column: str | None = None
     """Your own corpus: the column with the image prompt (default: the text itself)."""
+    images_from: str | None = None
+    """Your own corpus: the column with your own pictures beside the texts: paths relative to the file, or images of the library datasets,
+    one or several of each text. featurize encodes them and generates none."""
     split_column: str | None = None
     """Your own corpus: the column that says train, validation or test."""
     validation_file: Path | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from lugpi_core.corpora.corpus import Split
 
-_MISSING = object()
+MISSING = object()  # what a row lacks a key for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ def columns_of(rows: Sequence[Mapping[str, object]], wanted: Iterable[str]) -> t
             columns[name] = [row.get(name) for row in rows]
         elif "." in name:
             cells = [value_at(row, name) for row in rows]
-            if any(cell is not _MISSING for cell in cells):
-                columns[name] = [None if cell is _MISSING else cell for cell in cells]
+            if any(cell is not MISSING for cell in cells):
+                columns[name] = [None if cell is MISSING else cell for cell in cells]
     nested = [inner for name in names for inner in _names_inside(name, next((row[name] for row in rows if row.get(name)), None))]
     return tuple(dict.fromkeys([*names, *nested, *columns])), columns
 
@@ -72,9 +72,9 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     parts = path.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         outer = row.get(".".join(parts[:cut]))
-        if isinstance(outer, Mapping) and (value := value_at(outer, ".".join(parts[cut:]))) is not _MISSING:
+        if isinstance(outer, Mapping) and (value := value_at(outer, ".".join(parts[cut:]))) is not MISSING:
             return value
-    return _MISSING
+    return MISSING
 
 
 def _names_inside(name: str, value: object) -> list[str]:

@@ -13,6 +13,8 @@ from lugpi_core.corpora.hub import folder_tables, hub_tables
 from lugpi_core.corpora.label_spelling import MANY_CLASSES, are_numbers, counts_from_0, is_plain_number, warn_of_doubtful_labels
 from lugpi_core.corpora.labels import check_precision, is_unlabelled, label_cells, label_columns, label_name, read_labels
 from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, Task, dataset_name, stem_of, suffix_of
+from lugpi_core.corpora.picture_columns import with_pictures
+from lugpi_core.corpora.pictures import PictureCell
 from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.texts import checked_texts, has_half_a_pair, listed, text_fault
 from lugpi_core.corpora.user_files import file_table, text_table
@@ -21,6 +23,7 @@ from lugpi_core.errors import InputError, nearest, number_of
 
 NO_LICENSE = "not stated"
 ID_COLUMN = "id"
+_IMAGES = "images"
 TEXT_SUFFIX = ".txt"
 _NAMED_COLUMNS = 10
 _LONG_NAME = 40  # letters; longer ones with spaces are hardly names of columns
@@ -107,6 +110,7 @@ def corpus_from_texts(columns: Mapping[str, Iterable[object]], *, name: str, lab
         prompt_column="prompt" if "prompt" in values else None,
         split_column="split" if "split" in values else None,
         group_column="group" if "group" in values else None,
+        images_from="image" if "image" in values else None,
     )
     if "label" in values:
         return _corpus_of([table], name, settings)
@@ -136,6 +140,7 @@ def _class_names(given: Iterable[object], *, where: str) -> tuple[str, ...]:
 
 
 def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> Corpus:
+    tables = [with_pictures(table, settings.images_from) for table in tables]
     parts = _labelled(_scored(_parts(tables, settings), name, settings), name, settings)
     tables = [part.table for part in parts]
     texts, pairs, prompts = _texts_of(tables, settings)
@@ -147,10 +152,10 @@ def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> 
     check_precision([target for target in labels.targets if isinstance(target, float)], " and ".join(table.where for table in tables))
     ids = [id_ for part in parts for id_ in part.ids]
     splits = [split for part in parts for split in part.splits]
-    rows = zip(ids, texts, prompts, labels.labels, splits, pairs, labels.targets, strict=True)
+    rows = zip(ids, texts, prompts, labels.labels, splits, pairs, labels.targets, _pictures(tables, settings), strict=True)
     examples = [
-        Example(id=id_, text=text, prompt=prompt, label=label, split=split, pair=pair, target=target)
-        for id_, text, prompt, label, split, pair, target in rows
+        Example(id=id_, text=text, prompt=prompt, label=label, split=split, pair=pair, target=target, pictures=pictures)
+        for id_, text, prompt, label, split, pair, target, pictures in rows
     ]
     groups = None if settings.group_column is None else _groups(tables, settings.group_column)
     if settings.dedupe:
@@ -202,7 +207,12 @@ def _labelled(parts: Sequence[_Part], name: str, settings: CorpusSettings) -> li
     for part in parts:
         _check_columns(
             part.table,
-            {"text_pair": settings.text_pair_column, "prompt": settings.prompt_column, "group": settings.group_column},
+            {
+                "text_pair": settings.text_pair_column,
+                "prompt": settings.prompt_column,
+                "group": settings.group_column,
+                _IMAGES: settings.images_from,
+            },
         )
         for column in label_columns(settings.label_column, part.table.names, settings.task):
             _check_columns(part.table, {"label": column})
@@ -260,6 +270,13 @@ def _texts_of(tables: Sequence[Table], settings: CorpusSettings) -> tuple[list[s
     return texts, [None] * len(texts) if pairs is None else pairs, prompts
 
 
+def _pictures(tables: Sequence[Table], settings: CorpusSettings) -> list[PictureCell | None]:
+    """Return every row's pictures; None without such a column."""
+    if settings.images_from is None:
+        return [None] * sum(map(len, tables))
+    return [cell for table in tables for cell in table.columns[settings.images_from] if isinstance(cell, PictureCell)]
+
+
 def load_unlabelled(path: Path, settings: CorpusSettings) -> Corpus:
     """Return the unlabelled texts of a file, on which a student is distilled: a .txt file with one text per line, or a file or folder
     with the corpus's text, pair and prompt columns. Every example is a train example with the label -1. Holds all in memory.
@@ -271,17 +288,21 @@ def load_unlabelled(path: Path, settings: CorpusSettings) -> Corpus:
         if settings.text_pair_column is not None:
             got = f"{path} with one text per line, for a corpus of pairs of texts"
             raise InputError(got=got, expected="both texts of each pair", do="give a CSV or JSONL file with the columns of the corpus")
+        if settings.images_from is not None:
+            got = f"{path} with one text per line, and --images-from {settings.images_from}"
+            raise InputError(got=got, expected="texts and their pictures", do="give a CSV or JSONL file with the columns of the corpus")
         table = text_table(path, settings.text_column)
     else:
-        columns = (settings.text_column, settings.text_pair_column, settings.prompt_column, ID_COLUMN)
-        table = _one_table(path, "train", tuple(dict.fromkeys(name for name in columns if name is not None)), settings.label_column)
+        columns = (settings.text_column, settings.text_pair_column, settings.prompt_column, settings.images_from, ID_COLUMN)
+        wanted = tuple(dict.fromkeys(name for name in columns if name is not None))
+        table = _one_table(path, "train", wanted, settings.label_column, settings.images_from)
     return _unlabelled_corpus(table, stem_of(path), settings)
 
 
-def _one_table(path: Path, source: Split, wanted: Sequence[str], label_column: str) -> Table:
+def _one_table(path: Path, source: Split, wanted: Sequence[str], label_column: str, pictures: str | None) -> Table:
     if not path.is_dir():
-        return file_table(path, source, wanted, label_column)
-    tables = folder_tables(path, wanted, label_column)
+        return file_table(path, source, wanted, label_column, pictures)
+    tables = folder_tables(path, wanted, label_column, pictures)
     if len(tables) > 1:
         got = f"{path} with the splits {', '.join(table.source for table in tables)}"
         raise InputError(got=got, expected="a folder without splits", do="give the folder or file of one of them")
@@ -289,10 +310,13 @@ def _one_table(path: Path, source: Split, wanted: Sequence[str], label_column: s
 
 
 def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Corpus:
-    _check_columns(table, {"text": settings.text_column, "text_pair": settings.text_pair_column, "prompt": settings.prompt_column})
-    rows = zip(_ids([table]), *_texts_of([table], settings), strict=True)
+    table = with_pictures(table, settings.images_from)
+    read = {"text": settings.text_column, "text_pair": settings.text_pair_column, "prompt": settings.prompt_column}
+    _check_columns(table, {**read, _IMAGES: settings.images_from})
+    rows = zip(_ids([table]), *_texts_of([table], settings), _pictures([table], settings), strict=True)
     examples = tuple(
-        Example(id=id_, text=text, prompt=prompt, label=UNLABELLED, split="train", pair=pair) for id_, text, pair, prompt in rows
+        Example(id=id_, text=text, prompt=prompt, label=UNLABELLED, split="train", pair=pair, pictures=pictures)
+        for id_, text, pair, prompt, pictures in rows
     )
     return Corpus(name=name, label_names=(), examples=examples, license=table.license or NO_LICENSE)
 
@@ -307,11 +331,13 @@ def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
         settings.prompt_column,
         settings.split_column,
         settings.group_column,
+        settings.images_from,
         ID_COLUMN,
     )
     wanted = tuple(dict.fromkeys(name for name in named if name is not None))
+    pictures = settings.images_from
     if dataset.startswith(HUB_PREFIX):
-        return hub_tables(dataset, wanted, label)
+        return hub_tables(dataset, wanted, label, pictures)
     files: tuple[tuple[Split, Path | None], ...] = (("validation", settings.validation_file), ("test", settings.test_file))
     given = [(source, path) for source, path in files if path is not None]
     if given and settings.split_column is not None:
@@ -319,14 +345,14 @@ def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:
             got="--split-column with --validation-file or --test-file", expected="one source of the splits", do="leave one of them out"
         )
     path = Path(dataset)
-    tables = folder_tables(path, wanted, label) if path.is_dir() else [file_table(path, "train", wanted, label)]
+    tables = folder_tables(path, wanted, label, pictures) if path.is_dir() else [file_table(path, "train", wanted, label, pictures)]
     if len(tables) > 1 and (given or settings.split_column is not None):
         raise InputError(
             got=f"{dataset} with the splits {', '.join(table.source for table in tables)}, and other splits",
             expected="one source of the splits",
             do="leave out --split-column, --validation-file and --test-file",
         )
-    return tables + [_one_table(path, source, wanted, label) for source, path in given]
+    return tables + [_one_table(path, source, wanted, label, pictures) for source, path in given]
 
 
 def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
@@ -338,6 +364,8 @@ def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
             choice = nearest(name, table.names)
             choice = choice if choice.startswith("did") or len(table.names) <= _NAMED_COLUMNS else "choose one of them"
             do = f"set {role}_column (--{role.replace('_', '-')}-column); {choice}"
+            if role == _IMAGES:
+                do = f"set images_from (--images-from); {choice}"
             if table.source != "train":
                 do = "give the columns of all files the names that those of the train rows have"
             if role == "label" and table.source == "test":
@@ -347,7 +375,7 @@ def _check_columns(table: Table, columns: Mapping[str, str | None]) -> None:
             shown = ", ".join(name[:_LONG_NAME] for name in table.names[:_NAMED_COLUMNS]) + " …" * (len(table.names) > _NAMED_COLUMNS)
             raise InputError(
                 got=f"no column {name!r} in {table.where}, whose columns are {shown}",
-                expected=f"the column of every example's {role.replace('text_pair', 'second text')}",
+                expected=f"the column of every example's {role.replace('text_pair', 'second text').replace(_IMAGES, 'own pictures')}",
                 do=do,
             )
     if not len(table):

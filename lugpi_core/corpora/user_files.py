@@ -9,6 +9,8 @@ from lugpi_core.corpora.corpus import Split
 from lugpi_core.corpora.delimited import delimited_columns
 from lugpi_core.corpora.json_files import json_rows
 from lugpi_core.corpora.options import suffix_of
+from lugpi_core.corpora.picture_columns import ParquetCells
+from lugpi_core.corpora.pictures import PictureCell
 from lugpi_core.corpora.tables import Table, class_names, columns_of, parquet_features
 from lugpi_core.corpora.text_files import SAMPLE_BYTES, check_content, file_text
 from lugpi_core.errors import InputError
@@ -19,7 +21,7 @@ _HUB_PARTS = 2  # owner/name
 _USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def file_table(path: Path, source: Split, wanted: Sequence[str], label_column: str | None = None) -> Table:
+def file_table(path: Path, source: Split, wanted: Sequence[str], label_column: str | None = None, pictures: str | None = None) -> Table:
     """Read some columns of a CSV, TSV, JSON, JSONL or Parquet file, gzipped or not. Holds it whole in memory, of Parquet these columns.
 
     A column ``a.b`` is the key ``b`` in the objects of column ``a``, unless a column has that name itself.
@@ -29,6 +31,7 @@ def file_table(path: Path, source: Split, wanted: Sequence[str], label_column: s
         source: which split the file is given as.
         wanted: names of columns; those that the file lacks are not in the table.
         label_column: the column whose class names are to be known, if ``datasets`` wrote them into a Parquet file.
+        pictures: a wanted column that is not held in memory, if it is a Parquet file's: its cells are read one by one.
 
     Raises:
         InputError: the file is missing, unreadable or of another kind, or a line of it is malformed.
@@ -40,7 +43,7 @@ def file_table(path: Path, source: Split, wanted: Sequence[str], label_column: s
     if part is not None and int(part[1]) > 1:
         warnings.warn(f"{path} is one of {int(part[1])} parts of a table; its folder has all of them", stacklevel=5)
     if suffix == ".parquet":
-        return _parquet_table(path, source, wanted, label_column)
+        return _parquet_table(path, source, wanted, label_column, pictures)
     text = file_text(path)
     if suffix in _USUAL_DELIMITERS:
         names, columns = delimited_columns(text, where=str(path), usual=_USUAL_DELIMITERS[suffix], wanted=wanted)
@@ -67,7 +70,7 @@ def text_table(path: Path, column: str) -> Table:
     return Table(where=str(path), source="train", names=(column,), columns={column: lines})
 
 
-def _parquet_table(path: Path, source: Split, wanted: Sequence[str], label_column: str | None) -> Table:
+def _parquet_table(path: Path, source: Split, wanted: Sequence[str], label_column: str | None, pictures: str | None) -> Table:
     import pyarrow
     import pyarrow.parquet
 
@@ -75,17 +78,21 @@ def _parquet_table(path: Path, source: Split, wanted: Sequence[str], label_colum
         with path.open("rb") as file:
             check_content(file.read(SAMPLE_BYTES), str(path))
         schema = pyarrow.parquet.read_schema(path)
-        outer = dict.fromkeys(name for wish in wanted for name in schema.names if wish == name or wish.startswith(f"{name}."))
+        in_memory = [wish for wish in wanted if wish != pictures]
+        outer = dict.fromkeys(name for wish in in_memory for name in schema.names if wish == name or wish.startswith(f"{name}."))
         rows = pyarrow.parquet.read_table(path, columns=list(outer)).to_pylist()
     except pyarrow.ArrowException as error:
         raise InputError(got=f"{path} ({error})", expected="a complete Parquet file", do="write it again") from error
     except OSError as error:
         raise InputError(got=f"{path} ({error.strerror or error})", expected="a readable file", do="check the path") from error
-    names, columns = columns_of(rows, wanted)
+    names, columns = columns_of(rows, in_memory)
+    if pictures is not None and pictures.partition(".")[0] in schema.names:
+        cells = ParquetCells(path, pictures)
+        columns[pictures] = [PictureCell(cells, row) for row in range(len(rows))]
     return Table(
         where=str(path),
         source=source,
-        names=tuple(dict.fromkeys([*schema.names, *names])),
+        names=tuple(dict.fromkeys([*schema.names, *names, *columns])),
         columns=columns,
         classes=None if label_column is None else class_names(parquet_features(schema.metadata), label_column),
     )

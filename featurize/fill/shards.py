@@ -1,0 +1,111 @@
+"""Claim, fill and commit the shards of a store's columns, next to other processes that do the same."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from featurize.fill.block import RunState
+from featurize.fill.writer_thread import WriterThread
+from lugpi_core.command_line import say
+from lugpi_core.store.lease import ShardBusy
+from lugpi_core.store.shard import ShardWriter
+from lugpi_core.store.writer import ColumnWriter
+
+POLL_S = 0.2
+
+
+def open_shards(writers: Mapping[str, ColumnWriter]) -> list[int]:
+    """Return the shards that are not final in every column."""
+    shards = next(iter(writers.values())).spec.shards
+    return [shard for shard in range(shards) if not all(writer.is_committed(shard) for writer in writers.values())]
+
+
+class ShardFiller(ABC):
+    """Fills the shards of some columns. Holds the claimed shards and the rows that wait to be written.
+
+    Args:
+        writers: of the columns, by name.
+        state: counts what is done.
+    """
+
+    def __init__(self, writers: Mapping[str, ColumnWriter], state: RunState) -> None:
+        self._writers, self._state = writers, state
+        self._thread = WriterThread(state.times)
+        self._claimed: list[ShardWriter] = []
+
+    def __enter__(self) -> "ShardFiller":
+        return self
+
+    def __exit__(self, *stopped_by: Any) -> None:
+        try:
+            self._thread.__exit__(*stopped_by)
+        finally:
+            for file in self._claimed:
+                file.close()
+
+    @abstractmethod
+    def fill_shard(self, shard: int, files: dict[str, ShardWriter]) -> Iterator[None]:
+        """Compute what a claimed shard lacks, in every column; yield after each block."""
+
+    def fill(self) -> Iterator[None]:
+        """Fill every shard that is not final; yield after each block.
+
+        Other processes may fill the same store: shards being written by another process are skipped and checked again at the end, in case
+        that process died.
+        """
+        waited_for = ""
+        while shards := open_shards(self._writers):
+            busy: ShardBusy | None = None
+            for shard in shards:
+                try:
+                    files = self.claim(shard)
+                except ShardBusy as error:
+                    busy = error
+                    continue
+                if files:
+                    yield from self.fill_shard(shard, files)
+            self.finish_writing()
+            if busy and open_shards(self._writers) == shards:
+                if busy.owner != waited_for:
+                    say(f"waiting for {busy.owner}, which is writing what is missing")
+                    waited_for = busy.owner
+                with self._state.times.host("wait"):
+                    time.sleep(POLL_S)
+                self._state.stop.check()
+
+    def claim(self, shard: int) -> dict[str, ShardWriter]:
+        """Return the shard of each column in which it is not final yet.
+
+        Raises:
+            ShardBusy: another process is writing one of them; none is claimed then.
+        """
+        claimed: dict[str, ShardWriter] = {}
+        try:
+            for name, writer in self._writers.items():
+                file = writer.claim(shard)
+                if file is not None:
+                    claimed[name] = file
+        except BaseException:
+            for file in claimed.values():
+                file.close()
+            raise
+        self._claimed += claimed.values()
+        return claimed
+
+    def finish_writing(self) -> None:
+        """Wait until every computed row is written, then read what other processes have written."""
+        self._thread.drain()
+        for writer in self._writers.values():
+            writer.refresh()
+
+    def commit(self, shard: int, files: Mapping[str, ShardWriter]) -> None:
+        """Queue the commit of a shard whose rows are all queued."""
+        for name, file in files.items():
+            self._thread.put(partial(self._commit, name, shard, file))
+
+    def _commit(self, name: str, shard: int, file: ShardWriter) -> None:
+        with self._state.times.host("commit"):
+            self._writers[name].commit(shard, file)
+        self._claimed.remove(file)
