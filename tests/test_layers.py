@@ -63,7 +63,6 @@ LIBRARY_DOORS = {
         "featurize/generate/generators.py",
         "featurize/generate/sampler_settings.py",
         "featurize/generate/schedulers.py",
-        "featurize/generate/text_to_image.py",
     },
     "open_clip": {"featurize/cost/stage_cost.py", "featurize/encode/encoders.py", "featurize/encode/image_encoder.py"},
     "h5py": {f"lugpi_core/store/{name}.py" for name in ("foreign_files", "layout", "sealed_file", "virtual_view")},

@@ -9,7 +9,7 @@ import torch
 from featurize.cost.batch_size import BatchSizes
 from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.generate.text_to_image import TextToImage, unet_is_guided
+from featurize.generate.text_to_image import TextToImage, denoiser_rows
 from featurize.plan.job import Job, missing_disk_bytes
 from lugpi_core.runtime.meters import peak_memory_bytes
 from lugpi_core.store.layout import LATENTS
@@ -24,7 +24,7 @@ _FLOP = {"GFLOP": 1e9, "TFLOP": 1e12, "PFLOP": 1e15, "EFLOP": 1e18}
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """A block that was run: one step of the UNet, decoding and encoding.
+    """A block that was run: one step of the denoiser, decoding and encoding.
 
     Attributes:
         images: generated at once.
@@ -108,7 +108,7 @@ def row_flops(job: Job) -> dict[str, float]:
 
 
 def warm_up(text_to_image: TextToImage, encoders: Mapping[str, ImageEncoder], job: Job, sizes: BatchSizes) -> WarmUp:
-    """Run one block on zeros: one step of the UNet, decoding and encoding.
+    """Run one block on zeros: one step of the denoiser, decoding and encoding.
 
     Raises:
         RuntimeError, MemoryError: the block does not fit into the memory.
@@ -171,7 +171,7 @@ def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing
 
 
 def _forwards_per_image(job: Job) -> int:
-    return job.generator.settings.steps * (1 + unet_is_guided(job.generator))
+    return denoiser_rows(job.generator)
 
 
 def _final_shards(job: Job, column: str) -> set[int]:

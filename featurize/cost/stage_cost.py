@@ -15,23 +15,24 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.encode.encoders import EncoderFiles
+from featurize.generate.decoders import model_class
+from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
+from featurize.generate.schedulers import own_scheduler
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import read_config, reason
 
 PROMPT, DENOISE, DECODE = "prompt", "denoise", "decode"
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-_SDXL_TIME_IDS = 6  # original size, crop and target size, two numbers each
 
 
 def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decoder_folder: Path | None = None) -> dict[str, float]:
-    """Return the FLOPs of one row in each stage: ``prompt`` (one prompt through the text encoders), ``denoise`` (one forward of the UNet;
-    guidance doubles the rows), ``decode`` (one image) and ``encode <name>`` (one image) for each encoder.
+    """Return the FLOPs of one row in each stage: ``prompt`` (one prompt through the text encoders), ``denoise`` (one row of the
+    denoiser; guidance doubles the rows), ``decode`` (one image) and ``encode <name>`` (one image) for each encoder.
 
     A multiply-add of matrix products, convolutions and attention is 2 FLOPs; element-wise operations are not counted.
 
     Args:
-        generator: a Stable Diffusion 1, 2 or XL folder.
+        generator: the generator's folder and settings.
         encoders: the image encoders of the run.
         decoder_folder: an AutoencoderTiny of diffusers that decodes instead of the generator's own VAE.
 
@@ -58,62 +59,67 @@ def decode_flops(generator: Generator, *, decoder_folder: Path | None = None) ->
     return stage_flops(generator, (), decoder_folder=decoder_folder)[DECODE]
 
 
-def _count(build: Callable[[], Any], *inputs: Any, method: str = "__call__", **named: Any) -> float:
+def _count(build: Callable[[], Any], call: Callable[[Any], Any]) -> float:
     with torch.inference_mode():
         with torch.device("meta"):
             module = build().eval()
         # Not on that device by default: what a model keeps from a call, as BEiT does its index of positions, would be of no use later.
         with FlopCounterMode(display=False) as counter:
-            getattr(module, method)(*inputs, **named)
+            call(module)
     return float(counter.get_total_flops())
 
 
-def _prompt_flops(generator: Generator) -> float:
-    import transformers
+def _call_on(*inputs: Any) -> Callable[[Any], Any]:
+    return lambda module: module(*inputs)
 
-    index = read_config(generator.folder / "model_index.json")
-    flops = 0.0
-    for name in _TEXT_ENCODERS:
-        if not index.get(name, [None])[0]:
-            continue
-        kind = getattr(transformers, index[name][1])
-        config = kind.config_class.from_pretrained(generator.folder / name)
-        ids_BT = torch.zeros(1, config.max_position_embeddings, dtype=torch.long, device="meta")
-        flops += _count(partial(kind, config), ids_BT)
+
+def _prompt_flops(generator: Generator) -> float:
+    family, flops = generator.family, 0.0
+    for _, name in family.text_parts:
+        kind = model_class(family, name)
+        config = kind.config_class.from_pretrained(family.folder / name)
+        ids_BT = torch.zeros(1, family.text_length(name), dtype=torch.long, device="meta")
+        flops += _count(partial(kind, config), _call_on(ids_BT))
     return flops
 
 
 def _denoise_flops(generator: Generator) -> float:
-    from diffusers import UNet2DConditionModel
+    family, settings = generator.family, generator.settings
+    embeddings = PromptEmbeddings(
+        {
+            name: torch.full((1,), family.tokens_read) if name == LENGTHS else torch.zeros((1, *shape), dtype=dtype, device="meta")
+            for name, (shape, dtype) in family.embedding_shapes().items()
+        }
+    )
+    sampling = Sampling(images=1, size_px=generator.size_px, steps=settings.steps, guidance=settings.guidance)
+    scheduler = own_scheduler(family)
+    family.set_timesteps(scheduler, sampling)
+    time = family.times(scheduler)[0]
+    step = Step(number=0, last=0, on_host=time, on_device=time.to("meta"))
+    latents = family.first_latents(scheduler, torch.zeros(1, *generator.latent_shape, device="meta"), torch.float32)
 
-    config = read_config(generator.folder / "unet" / "config.json")
-    text_encoder = next(name for name in _TEXT_ENCODERS if (generator.folder / name).is_dir())
-    prompt_tokens = read_config(generator.folder / text_encoder / "config.json").get("max_position_embeddings", 77)
-    width = config["cross_attention_dim"]
-    conditions: dict[str, Any] | None = None
-    if config.get("addition_embed_type") == "text_time":
-        # Stable Diffusion XL adds the pooled prompt and the image's sizes to the time step.
-        pooled = config["projection_class_embeddings_input_dim"] - _SDXL_TIME_IDS * config["addition_time_embed_dim"]
-        conditions = {"text_embeds": torch.zeros(1, pooled, device="meta"), "time_ids": torch.zeros(1, _SDXL_TIME_IDS, device="meta")}
-    prompt_BTD = torch.zeros(1, prompt_tokens, max(width) if isinstance(width, list) else width, device="meta")
-    latents_BChw = torch.zeros(1, *generator.latent_shape, device="meta")
-    step = torch.zeros((), dtype=torch.long, device="meta")
-    return _count(partial(UNet2DConditionModel.from_config, config), latents_BChw, step, prompt_BTD, added_cond_kwargs=conditions)
+    def predict(denoiser: Any) -> None:
+        parts = Parts(denoiser=denoiser, vae=None, scheduler=scheduler, tokenizers={}, text_encoders={}, device=torch.device("meta"))
+        family.predict(parts, latents, step, family.conditions(parts, embeddings, None, sampling), 1)
+
+    kind = model_class(family, family.denoiser)
+    return _count(partial(kind.from_config, family.configs[family.denoiser]), predict)
 
 
 def _decode_flops(generator: Generator, decoder_folder: Path | None) -> float:
-    from diffusers import AutoencoderKL, AutoencoderTiny
+    from diffusers import AutoencoderTiny
 
-    config = read_config((decoder_folder or generator.folder / "vae") / "config.json")
-    kind = AutoencoderTiny if decoder_folder else AutoencoderKL
+    family = generator.family
+    config = read_config(decoder_folder / "config.json") if decoder_folder else family.configs["vae"]
+    kind = AutoencoderTiny if decoder_folder else model_class(family, "vae")
     latents_BChw = torch.zeros(1, *generator.latent_shape, device="meta")
-    return _count(partial(kind.from_config, config), latents_BChw, method="decode")
+    return _count(partial(kind.from_config, config), lambda vae: family.decode(vae, latents_BChw))
 
 
 def _encode_flops(files: EncoderFiles) -> float:
     pixels_B3SS = torch.zeros(1, 3, files.preprocessing.size_px, files.preprocessing.size_px, device="meta")
     tower = _open_clip_tower if files.family == "open_clip" else _transformers_tower
-    return _count(partial(tower, files), pixels_B3SS)
+    return _count(partial(tower, files), _call_on(pixels_B3SS))
 
 
 def _open_clip_tower(files: EncoderFiles) -> nn.Module:

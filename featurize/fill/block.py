@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill.out_of_memory import StageBatches, is_out_of_memory
-from featurize.generate.text_to_image import PromptEmbeddings, TextToImage
+from featurize.generate.families.family import PromptEmbeddings
+from featurize.generate.text_to_image import TextToImage
 from featurize.plan.images import ImagePlan
 from featurize.plan.job import TEXT_BATCH
 from lugpi_core.command_line import say

@@ -26,22 +26,30 @@ def memory_format(device_type: str) -> str:
     return "channels_last" if device_type == "cuda" else "contiguous_format"
 
 
-def set_attention(unet: Any, choice: AttentionChoice, device: torch.device) -> str:
-    """Choose the attention kernels; return the class of the UNet's processors, looked up afterwards, for the record.
+def set_attention(denoiser: Any, choice: AttentionChoice, device: torch.device) -> str:
+    """Choose the attention kernels; return the class of the denoiser's processors, looked up afterwards, for the record.
 
     Args:
-        unet: on the device.
+        denoiser: on the device.
         choice: ``auto`` and ``sdpa`` are PyTorch's own fused kernels.
         device: where it computes.
 
     Raises:
         InputError: xformers is asked for and does not run here.
     """
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention import AttentionMixin
+
+    is_unet = isinstance(denoiser, UNet2DConditionModel)
+    if choice == "xformers" and not is_unet:
+        raise InputError(
+            got=f"--attention xformers for a {type(denoiser).__name__}", expected="a generator with a UNet", do="use --attention sdpa"
+        )
     if choice == "xformers":
-        _switch_to_xformers(unet, device)
-    processors = {type(processor).__name__ for processor in unet.attn_processors.values()}
-    assert len(processors) == 1, processors
-    return processors.pop()
+        _switch_to_xformers(denoiser, device)
+    if not (is_unet or isinstance(denoiser, AttentionMixin)):
+        return "sdpa"
+    return " ".join(sorted({type(processor).__name__ for processor in denoiser.attn_processors.values()}))
 
 
 def _switch_to_xformers(unet: Any, device: torch.device) -> None:

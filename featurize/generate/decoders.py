@@ -7,14 +7,15 @@ tanh, so an infinite latent gives a finite image: check the latents, not the ima
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from featurize.generate.acceleration import memory_format
+from featurize.generate.families.family import Family
 from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
@@ -22,7 +23,11 @@ from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder, read_config
 
 _FULL, _TINY = "full", "tiny"
-_SOURCES: Mapping[str, str] = {"StableDiffusionPipeline": "madebyollin/taesd", "StableDiffusionXLPipeline": "madebyollin/taesdxl"}
+_SOURCES: Mapping[str, str] = {
+    "StableDiffusionPipeline": "madebyollin/taesd",
+    "StableDiffusionXLPipeline": "madebyollin/taesdxl",
+    "LatentConsistencyModelPipeline": "madebyollin/taesd",
+}
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 
@@ -90,7 +95,13 @@ def _tiny_decoder_for(generator: Generator) -> tuple[str, Path, str | None, str]
     # Another folder may have the name too (demo=FOLDER); its latents do not fit this decoder.
     if generator.name == "demo" and generator.folder == embedded_model("generator"):
         return "taesd-demo", embedded_model("tiny"), None, EMBEDDED_LICENSE
-    source = _SOURCES[generator.pipeline_class]
+    source = _SOURCES.get(generator.pipeline_class)
+    if source is None:
+        raise InputError(
+            got=f"--decoder tiny for {generator.name} ({generator.pipeline_class})",
+            expected=f"a generator with a tiny decoder ({', '.join(_SOURCES)})",
+            do="use --decoder full, or tiny=FOLDER with an AutoencoderTiny for its latents",
+        )
     folder = local_model_folder(source, patterns=(_CONFIG, _WEIGHTS), flag="--decoder tiny, which is")
     revision = None if Path(source).is_dir() else folder.name  # the hub's cache keeps each commit in a folder of its name
     return source.partition("/")[2], folder, revision, "MIT"
@@ -169,13 +180,12 @@ class LatentDecoder:
     def __init__(self, generator: Generator, compute: Compute, *, decoder: DecoderFiles | None = None) -> None:
         self._device = torch.device(compute.device)
         vae = load_vae(generator, compute.torch_dtype) if decoder is None else load_decoder(decoder, compute.torch_dtype)
-        self._vae = vae.to(self._device, memory_format=getattr(torch, memory_format(compute.device)))
+        self._family, self._vae = generator.family, on_device(vae, self._device)
 
     @torch.inference_mode()
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
-        input_BChw = decoder_input(self._vae, latents_BChw.to(self._device, dtype_of(self._vae)))
-        return in_unit_range(self._vae.decode(input_BChw, return_dict=False)[0])
+        return in_unit_range(self._family.decode(self._vae, latents_BChw.to(self._device, dtype_of(self._vae))))
 
 
 def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
@@ -184,24 +194,26 @@ def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
     Raises:
         InputError: its weights do not load.
     """
-    from diffusers import AutoencoderKL
-
-    vae = load_part(generator, "vae", AutoencoderKL, dtype)
-    keep_from_overflow(generator, vae)
-    return vae.eval().requires_grad_(False)
+    return load_part(generator, "vae", dtype).eval().requires_grad_(False)
 
 
-def load_part(generator: Generator, name: str, kind: Any, dtype: torch.dtype) -> Any:
-    """Return one model of a generator on the CPU, of the class ``kind`` of diffusers or transformers, in a dtype.
+def load_part(generator: Generator, name: str, dtype: torch.dtype) -> Any:
+    """Return one model of a generator on the CPU, of the class that its family runs, in the dtype that its family keeps it in.
+
+    Args:
+        generator: the files.
+        name: of the model's folder.
+        dtype: that was asked for.
 
     Raises:
         InputError: its weights do not load, or some are missing, which both libraries only log and leave uninitialised.
     """
-    folder = generator.folder / name
+    family, folder = generator.family, generator.folder / name
+    kind = model_class(family, name)
     with loading(folder, expected=f"a whole {kind.__name__} with safetensors weights", do="restore its files from where it comes from"):
         part, report = kind.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=family.dtypes(dtype).get(name, dtype),
             variant=generator.variants.get(name, generator.variant),
             use_safetensors=True,
             local_files_only=True,
@@ -212,21 +224,27 @@ def load_part(generator: Generator, name: str, kind: Any, dtype: torch.dtype) ->
     return part
 
 
-def keep_from_overflow(generator: Generator, vae: Any) -> None:
-    """Convert SDXL's own decoder to float32, because it overflows in half precision."""
-    # ``force_upcast`` is True by default in every decoder, but only SDXL's pipeline respects it.
-    if generator.pipeline_class == "StableDiffusionXLPipeline" and vae.config.get("force_upcast") and dtype_of(vae) == torch.float16:
-        vae.to(torch.float32)
+def model_class(family: Family, name: str) -> Any:
+    """Return the class of diffusers or transformers that a model of a family is loaded as.
+
+    Raises:
+        InputError: the installed library has no such class.
+    """
+    library, kind = family.library_of(name), family.load_class(name)
+    try:
+        return getattr(import_module(library), kind)
+    except (ImportError, AttributeError):
+        raise InputError(
+            got=f"{family.folder / name} of the class {library}.{kind}",
+            expected=f"a model of the installed {library}",
+            do=f"install a version of {library} that has it, or choose another generator",
+        ) from None
 
 
-def decoder_input(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
-    """Return latents [B, C, h, w] scaled as the decoder reads them."""
-    factor: float = vae.config.scaling_factor
-    if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
-        return latents_BChw / factor
-    # Some SDXL decoders normalise latents by channel.
-    mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(latents_BChw) for name in ("latents_mean", "latents_std"))
-    return latents_BChw * std_C / factor + mean_C
+def on_device(model: Any, device: torch.device) -> Any:
+    """Return a denoiser or decoder on a device, the weights of its convolutions in the layout that is fast there."""
+    has_3d = any(weight.ndim == 5 for weight in model.parameters())
+    return model.to(device) if has_3d else model.to(device, memory_format=getattr(torch, memory_format(device.type)))
 
 
 def in_unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
@@ -240,12 +258,3 @@ def dtype_of(module: Any) -> torch.dtype:
     """Return the dtype of a module's weights. (Its ``dtype`` property searches all of its modules, which takes milliseconds.)"""
     dtype: torch.dtype = next(module.parameters()).dtype
     return dtype
-
-
-def generator_load_errors(generator: Generator) -> AbstractContextManager[None]:
-    """Turn what diffusers raises while parts of a generator load inside the block into one InputError."""
-    return loading(
-        generator.folder,
-        expected=f"a whole {generator.pipeline_class} folder with safetensors weights",
-        do="restore its files from where it comes from",
-    )

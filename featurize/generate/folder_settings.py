@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featurize.generate.families.family import Usual
 from lugpi_core.runtime.pretrained import read_config
 
-_STEPS, _GUIDANCE = 50, 7.5  # the defaults of diffusers' StableDiffusionPipeline
 # Luo et al. 2023, arXiv 2310.04378, and diffusers 0.42: LatentConsistencyModelPipeline has 4 steps at 8.5; an LCM-LoRA takes no guidance
 # (1) or little.
 # Zheng et al. 2024, arXiv 2402.19159, §5: TCD with 4 steps and no guidance.
@@ -46,19 +46,20 @@ class FolderSettings:
     unsaid: tuple[str, ...]
 
 
-def folder_settings(folder: Path, names: tuple[str, ...]) -> FolderSettings:
-    """Return what a Stable Diffusion folder says about steps and guidance. Only a model that seems to be distilled is asked.
+def folder_settings(folder: Path, names: tuple[str, ...], usual: Usual) -> FolderSettings:
+    """Return what a folder says about steps and guidance. Only a model that seems to be distilled is asked.
 
     A card counts where all of its code agrees on one number; the scheduler comes next.
 
     Args:
         folder: of diffusers.
         names: under which the model is known, such as its hub id.
+        usual: the defaults of its pipeline.
     """
     scheduler = _config(folder / "scheduler" / "scheduler_config.json")
     takes_guidance = _config(folder / "unet" / "config.json").get("time_cond_proj_dim") is not None
     signs = _signs(scheduler, takes_guidance, (*names, *_recorded_names(folder)))
-    values: dict[str, float] = {"steps": _STEPS, "guidance": _GUIDANCE}
+    values: dict[str, float] = {"steps": usual.steps, "guidance": usual.guidance}
     origin = dict.fromkeys(values, "default")
     if signs:
         for name, value in _of_scheduler(str(scheduler.get("_class_name")), takes_guidance).items():

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from featurize.generate.families import family_of
+from featurize.generate.families.family import Family
 from featurize.generate.folder_check import check_folder
 from featurize.generate.folder_settings import folder_settings
 from featurize.generate.sampler_settings import recorded_settings
@@ -22,15 +24,7 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, hub_advice, read_config, reason, require_hub_id
 
-SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
-# The classes of a pipeline's models that we run.
-_CLASSES: Mapping[str, tuple[str, ...]] = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-}
 _SINGLE_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _VARIANT = re.compile(r"[^.]+\.(\w+?)(?:-\d+-of-\d+)?\.safetensors")
 _RAIL = "CreativeML Open RAIL++-M"
@@ -89,11 +83,12 @@ class Generator:
     """A generator whose files are found: everything that decides an image, nothing loaded yet.
 
     Attributes:
-        variant: of the UNet's weight files, such as fp16; None = the plain ones.
+        variant: of the denoiser's weight files, such as fp16; None = the plain ones.
         variants: of each model's, by its folder.
         settings_from: where steps and guidance come from, in words.
         is_distilled: whether the folder shows signs of a model of few steps.
         sampler: settings of the sampler that are others than diffusers would take.
+        found_family: what ``find_generator`` read; None = ``family`` reads the folder.
     """
 
     name: str
@@ -109,6 +104,12 @@ class Generator:
     settings_from: str = ""
     is_distilled: bool = False
     sampler: Mapping[str, Any] = field(default_factory=dict)
+    found_family: Family | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def family(self) -> Family:
+        """What kind of pipeline it is, by its configurations."""
+        return self.found_family or family_of(self.folder, read_config(self.folder / "model_index.json"))
 
     @property
     def origin(self) -> str:
@@ -189,7 +190,7 @@ def find_generator(name_or_source: str, settings: GeneratorPreset, *, half: bool
         half: prefer half-precision files if the source has them.
 
     Raises:
-        InputError: no source can be reached, or not a Stable Diffusion pipeline.
+        InputError: no source can be reached, or no pipeline that runs here.
     """
     name, _, folder_given = name_or_source.partition("=")
     folder, revision = _first_available(name, _sources(name, folder_given), half=half)
@@ -265,51 +266,53 @@ def _download(source: str, *, half: bool) -> tuple[Path, str | None]:
 def _generator_in(name: str, folder: Path, revision: str | None, settings: GeneratorPreset, *, half: bool) -> Generator:
     index = folder / "model_index.json"
     parts = read_config(index) if index.is_file() else {"_class_name": "no pipeline"}
-    pipeline_class = parts.get("_class_name", "")
-    if pipeline_class not in SUPPORTED:
-        raise InputError(got=f"{folder} ({pipeline_class})", expected=" or ".join(SUPPORTED), do="choose another generator")
-    for part, classes in _CLASSES.items():
-        found = (parts.get(part) or [None, None])[1]
-        if found not in (classes if part in ("unet", "vae") else (*classes, None)):
-            raise InputError(got=f"{folder} with the {part} {found}", expected=" or ".join(classes), do="choose another generator")
-    check_folder(folder, parts)
-    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    size_px = settings.size_px or _side(folder, unet["sample_size"]) * factor
-    side = size_px // factor
-    variants = {part: _variant_of(folder / part, half=half) for part in _CLASSES if (parts.get(part) or [None])[0]}
-    settings, settings_from = _decided(settings, folder, name)
-    is_distilled = name not in PRESETS and bool(folder_settings(folder, (Path(name.partition("@")[0]).name,)).signs)
+    family = family_of(folder, parts)
+    check_folder(family)
+    size_px = _size_px(family, settings)
+    variants = {part: _variant_of(folder / part, half=half) for part in family.part_classes if (parts.get(part) or [None])[0]}
+    settings, settings_from = _decided(settings, family, name)
+    is_distilled = name not in PRESETS and bool(folder_settings(folder, (Path(name.partition("@")[0]).name,), family.usual).signs)
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     return Generator(
         name=name if name in PRESETS else Path(name.partition("@")[0]).name or folder.resolve().name,
         folder=folder,
         revision=revision,
-        weights_hash=_weights_hash(folder, parts, variants),
-        variant=variants["unet"],
-        pipeline_class=pipeline_class,
+        weights_hash=_weights_hash(family, variants),
+        variant=variants[family.denoiser],
+        pipeline_class=str(parts["_class_name"]),
         size_px=size_px,
-        latent_shape=(unet["in_channels"], side, side),
+        latent_shape=family.latent_shape(size_px),
         settings=settings,
         variants=variants,
         settings_from=settings_from,
         is_distilled=is_distilled,
         sampler=recorded_settings(scheduler, settings.scheduler, steps=settings.steps, is_distilled=is_distilled),
+        found_family=family,
     )
 
 
-def _side(folder: Path, sample_size: Any) -> int:
-    sides = set(sample_size) if isinstance(sample_size, (list, tuple)) else {sample_size}
-    if len(sides) != 1 or not all(isinstance(side, int) for side in sides):
-        raise InputError(got=f"{folder} with the sample_size {sample_size}", expected="square images", do="give --size-px")
-    return int(sides.pop())
+def _size_px(family: Family, settings: GeneratorPreset) -> int:
+    size_px = settings.size_px or family.native_px
+    if size_px % family.multiple_px:
+        near = max(1, round(size_px / family.multiple_px)) * family.multiple_px
+        raise InputError(
+            got=f"--size-px {size_px} for {family.folder}", expected=f"a multiple of {family.multiple_px}", do=f"give for instance {near}"
+        )
+    if settings.deepcache > 1 and family.denoiser != "unet":
+        raise InputError(
+            got=f"--deepcache {settings.deepcache} for {family.folder}, which has no UNet",
+            expected="a generator with a UNet, whose deep blocks can be skipped",
+            do="leave out --deepcache",
+        )
+    return size_px
 
 
-def _decided(settings: GeneratorPreset, folder: Path, name: str) -> tuple[GeneratorPreset, str]:
+def _decided(settings: GeneratorPreset, family: Family, name: str) -> tuple[GeneratorPreset, str]:
     """Return the settings with what the folder says where neither preset nor user chose, and where steps and guidance come from."""
     if not settings.undecided:
         return settings, ""
-    said = folder_settings(folder, (Path(name.partition("@")[0]).name,))
+    folder = family.folder
+    said = folder_settings(folder, (Path(name.partition("@")[0]).name,), family.usual)
     chosen = {key: getattr(said, key) for key in settings.undecided}
     if unsaid := [key for key in said.unsaid if key in settings.undecided]:
         values = " and ".join(f"{key} {chosen[key]:g}" for key in unsaid)
@@ -331,17 +334,18 @@ def _variant_of(part: Path, *, half: bool) -> str | None:
     return usable[0] if usable else None
 
 
-def _weights_hash(folder: Path, parts: Mapping[str, Any], variants: Mapping[str, str | None]) -> str:
+def _weights_hash(family: Family, variants: Mapping[str, str | None]) -> str:
     """Return one hash over the files that are loaded. The hub's cache may hold both precisions; only the one that is loaded counts.
 
     Raises:
-        InputError: the UNet has no such ``.safetensors`` file (pickled weights are never read).
+        InputError: the denoiser has no such ``.safetensors`` file (pickled weights are never read).
     """
-    names = sorted(name for name, origin in parts.items() if isinstance(origin, list) and origin[0] and name not in _NEVER_LOADED)
+    folder, denoiser = family.folder, family.denoiser
+    names = sorted(name for name, origin in family.index.items() if isinstance(origin, list) and origin[0] and name not in _NEVER_LOADED)
     files = [path for name in names for path in _loaded_files(folder / name, variants.get(name))]
-    if not any(path.parent.name == "unet" and path.suffix == ".safetensors" for path in files):
+    if not any(path.parent.name == denoiser and path.suffix == ".safetensors" for path in files):
         raise InputError(
-            got=f"{folder} without a .safetensors file in unet/",
+            got=f"{folder} without a .safetensors file in {denoiser}/",
             expected="weights as safetensors (pickled weights are not read)",
             do="save the pipeline again with save_pretrained()",
         )
@@ -352,4 +356,6 @@ def _loaded_files(part: Path, variant: str | None) -> list[Path]:
     weights = sorted(part.glob("*.safetensors"))
     of_variant = [path for path in weights if variant and (f".{variant}." in path.name or f".{variant}-" in path.name)]
     without_variant = [path for path in weights if ".fp16." not in path.name and ".fp16-" not in path.name]
-    return sorted([*(of_variant or without_variant), *part.glob("*.json"), *part.glob("*.txt")])
+    # Of newer tokenizers: chat templates and vocabularies of sentencepiece.
+    others = [path for pattern in ("*.json", "*.txt", "*.jinja", "*.model") for path in part.glob(pattern)]
+    return sorted([*(of_variant or without_variant), *others])

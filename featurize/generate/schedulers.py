@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from featurize.generate.families.family import Family, Sampling, Step
 from featurize.generate.generators import Generator
 from featurize.generate.sampler_settings import CLASSES, begins_late, swapped_settings
 from lugpi_core.errors import InputError
@@ -18,7 +19,15 @@ _OUTPUTS = {
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
-_TRIED_SHAPE = (1, 4, 8, 8)
+_TRIED_MULTIPLES = 8
+
+
+def own_scheduler(family: Family) -> Any:
+    """Return the scheduler in a generator's folder as it is there, or DDIM if there is none; it is not tried out."""
+    import diffusers
+
+    config = family.configs.get("scheduler", {"_class_name": "DDIMScheduler"})
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def load_scheduler(generator: Generator) -> Any:
@@ -40,6 +49,8 @@ def load_scheduler(generator: Generator) -> Any:
             if choice in CLASSES:
                 settings = swapped_settings(config, choice, steps=steps, is_distilled=generator.is_distilled)
                 scheduler = getattr(diffusers, CLASSES[choice]).from_config(settings)
+            fields = generator.family.scheduler_fields()
+            scheduler.register_to_config(**{name: value for name, value in fields.items() if name in scheduler.config})
     except ImportError as error:
         raise InputError(
             got=f"{own} ({' '.join(str(error).split())[:160]})",
@@ -47,7 +58,7 @@ def load_scheduler(generator: Generator) -> Any:
             do="install that, or use --scheduler ddim",
         ) from None
     try:
-        _try_steps(scheduler, steps)
+        _try_steps(scheduler, generator)
     except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError) as error:
         raise _rejected(scheduler, folder, steps, reason(error)) from None
     if steps == 1 and begins_late(scheduler.timesteps, scheduler.config):
@@ -66,20 +77,25 @@ def step_arguments(scheduler: Any, noises: Sequence[torch.Generator]) -> dict[st
     return {name: value for name, value in (("eta", 0.0), ("generator", list(noises))) if name in takes}
 
 
-def _try_steps(scheduler: Any, steps: int) -> None:
+def _try_steps(scheduler: Any, generator: Generator) -> None:
     """Run all steps on a small latent with a prediction of noise, as ``denoise`` does on images.
 
     Raises:
         ValueError: the result is not finite.
     """
+    family, settings = generator.family, generator.settings
+    sampling = Sampling(images=1, size_px=family.multiple_px * _TRIED_MULTIPLES, steps=settings.steps, guidance=settings.guidance)
     noise = torch.Generator("cpu").manual_seed(0)
-    predicted = torch.randn(_TRIED_SHAPE, generator=noise)
-    scheduler.set_timesteps(steps, device="cpu")
-    latents = torch.randn(_TRIED_SHAPE, generator=noise) * scheduler.init_noise_sigma
+    noise_1Chw = torch.randn((1, *family.latent_shape(sampling.size_px)), generator=noise)
+    family.set_timesteps(scheduler, sampling)
+    latents = family.first_latents(scheduler, noise_1Chw, torch.float32)
+    predicted = torch.randn(latents.shape, generator=noise)
     extra = step_arguments(scheduler, [noise])
-    for step in scheduler.timesteps:
-        scheduler.scale_model_input(latents, step)
-        latents = scheduler.step(predicted, step, latents, **extra, return_dict=False)[0]
+    times = family.times(scheduler)
+    for number, time in enumerate(times):
+        step = Step(number=number, last=len(times) - 1, on_host=time, on_device=time)
+        family.scaled(scheduler, latents, step)
+        latents = family.step(scheduler, predicted, step, latents, extra)
     if not latents.isfinite().all():
         raise ValueError("its latents are not finite")
 

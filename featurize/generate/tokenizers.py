@@ -4,11 +4,16 @@ from typing import Any
 
 from featurize.generate.generators import Generator
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.pretrained import loading, read_config, require_vocabulary
+from lugpi_core.runtime.pretrained import loading, require_vocabulary
+
+
+def load_tokenizers(generator: Generator) -> dict[str, Any]:
+    """Return all tokenizers of a generator by their folders; errors are those of ``load_tokenizer``."""
+    return {name: load_tokenizer(generator, name, encoder) for name, encoder in generator.family.text_parts}
 
 
 def load_tokenizer(generator: Generator, name: str, encoder: str) -> Any:
-    """Return a tokenizer whose ``model_max_length`` is the most tokens that its text encoder reads.
+    """Return a tokenizer whose ``model_max_length`` is the most tokens that its text encoder is given.
 
     Args:
         generator: whose folder is read.
@@ -20,12 +25,13 @@ def load_tokenizer(generator: Generator, name: str, encoder: str) -> Any:
     """
     import transformers
 
-    folder, config = generator.folder / name, read_config(generator.folder / encoder / "config.json")
+    family, folder = generator.family, generator.folder / name
+    config = family.configs[encoder]
     with loading(folder, expected="a whole tokenizer", do="restore its files from where it comes from"):
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        most = float(str(tokenizer.model_max_length))  # transformers 5.23 takes "64" as it is
+        kind = getattr(transformers, family.load_class(name), transformers.AutoTokenizer)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
     require_vocabulary(str(folder), folder, tokenizer, expected="the generator's tokenizer")
-    embedded = config.get("vocab_size", len(tokenizer))
+    embedded = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or len(tokenizer)
     if (largest := max(tokenizer.get_vocab().values())) >= embedded:
         raise InputError(
             got=f"{folder} with the token {tokenizer.convert_ids_to_tokens(largest)!r} of number {largest:,}, of which {encoder} embeds "
@@ -33,6 +39,5 @@ def load_tokenizer(generator: Generator, name: str, encoder: str) -> Any:
             expected="an embedding for every token",
             do=f"save the tokenizer and the {encoder} of one pipeline, resized with resize_token_embeddings(len(tokenizer))",
         )
-    # Unlimited in some folders; the text encoder has a position for so many and fails at more.
-    tokenizer.model_max_length = int(min(most, config.get("max_position_embeddings", 77)))
+    tokenizer.model_max_length = family.text_length(encoder)  # unlimited in some folders
     return tokenizer

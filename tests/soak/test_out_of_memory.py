@@ -203,7 +203,7 @@ def test_models_that_do_not_fit_in_float32_get_their_bits_back(part: str | None)
     options = FeaturizeOptions(dataset="demo", encoders=("vit-demo",), **SMALL)
     generator = planning.find_generator("demo", planning.generator_settings("demo", {"size_px": options.size_px}), half=True)
     drawer, encoder = TextToImage(generator, HALF), ImageEncoder(find_encoder("vit-demo"), HALF)
-    parts = {name: getattr(drawer._pipeline, name) for name in ("unet", "vae", "text_encoder")} | {"tower": encoder._tower}
+    parts = {"unet": drawer.parts.denoiser, "vae": drawer.parts.vae, **drawer.parts.text_encoders, "tower": encoder._tower}
     before = {name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in parts.items()}
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         if part is not None:

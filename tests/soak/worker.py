@@ -24,7 +24,7 @@ from featurize.fill import writer_thread as output
 from featurize.fill.block import Models, RunState
 from featurize.fill.fill_store import fill
 from featurize.fill.out_of_memory import StageBatches
-from featurize.generate.text_to_image import PromptEmbeddings
+from featurize.generate.families.family import PromptEmbeddings
 from featurize.plan.images import ImagePlan
 from featurize.plan.job import Job
 from lugpi_core.runtime.meters import StageTimes
@@ -172,11 +172,11 @@ class _Generator:
         self._again = False
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        return PromptEmbeddings(tokens_PLD=torch.tensor([[[float(prompt)] * 2] for prompt in prompts]))
+        return PromptEmbeddings({"tokens": torch.tensor([[[float(prompt)] * 2] for prompt in prompts])})
 
     def denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, before_step: Callable[[], None]) -> torch.Tensor:
         before_step()
-        assert embeddings.tokens_PLD[:, 0, 0].tolist() == list(seeds), "each image has the prompt of its row"
+        assert embeddings["tokens"][:, 0, 0].tolist() == list(seeds), "each image has the prompt of its row"
         self._log.begin(AGAIN if self._again else "draw", min(seeds))
         return latents_of(seeds)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from featurize.generate.families import configs_in, family_of
+from featurize.generate.families import family_of
 from featurize.generate.families.family import Family, Parts, PromptEmbeddings, Sampling, Step
 from tests.support.tiny_pipelines import library_pipeline
 
@@ -118,5 +118,5 @@ def _cut_encoder(encoder: Any, family: Family, name: str) -> Any:
 def changed_family(kind: type[Family], folder: Path, part: str, changes: Mapping[str, Any]) -> Family:
     """Return the family of a folder of which one configuration is changed."""
     index = json.loads((folder / "model_index.json").read_text())
-    configs = configs_in(folder, index)
+    configs = family_of(folder, index).configs
     return kind(folder, index, {**configs, part: {**configs[part], **changes}})

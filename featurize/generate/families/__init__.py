@@ -27,29 +27,32 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "SanaSprintPipeline": ("sana", "SanaSprint"),
     "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3"),
     "ZImagePipeline": ("z_image", "ZImage"),
+    "StableDiffusionPipeline": ("unet", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("unet", "StableDiffusionXL"),
+    "LatentConsistencyModelPipeline": ("unet", "LatentConsistency"),
 }
 
 
 def family_of(folder: Path, index: Mapping[str, Any]) -> Family:
-    """Return the family of a folder of diffusers, from its configurations alone.
+    """Return the family of a folder of diffusers, from its configurations alone. Those that are missing are missed where they are needed.
 
     Args:
         folder: of diffusers.
         index: its ``model_index.json``.
 
     Raises:
-        InputError: no family has such pipelines, or this folder's configurations do not run.
+        InputError: no family has such pipelines, or a configuration cannot be read.
     """
-    kind = str(index.get("_class_name"))
+    kind = str(index.get("_class_name") or "")
     if kind not in FAMILIES:
-        raise InputError(got=f"{folder} ({kind})", expected=" or ".join(FAMILIES), do="choose another generator")
+        raise InputError(got=f"{folder} ({kind})", expected=f"one of {', '.join(FAMILIES)}", do="choose another generator")
     module, name = FAMILIES[kind]
     family: type[Family] = getattr(import_module(f"featurize.generate.families.{module}"), name)
-    return family(folder, index, configs_in(folder, index))
-
-
-def configs_in(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the configurations of a folder, by part: of models, tokenizers and the scheduler."""
-    files = ("config.json", "tokenizer_config.json", "scheduler_config.json")
-    found = {part: [folder / part / name for name in files if (folder / part / name).is_file()] for part in index}
-    return {part: read_config(paths[0]) for part, paths in found.items() if paths}
+    tokenizers = [tokenizer for tokenizer, _ in family.text_pairs]
+    files = {
+        **dict.fromkeys(family.part_classes, "config.json"),
+        **dict.fromkeys(tokenizers, "tokenizer_config.json"),
+        "scheduler": "scheduler_config.json",
+    }
+    paths = {part: folder / part / file for part, file in files.items()}
+    return family(folder, index, {part: read_config(path) for part, path in paths.items() if path.is_file()})

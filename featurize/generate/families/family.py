@@ -149,8 +149,6 @@ class Family(ABC):
         index: its ``model_index.json``.
         configs: by folder of every model, tokenizer and scheduler that exists, its configuration.
 
-    Raises:
-        InputError: the configurations do not fit one another, or ask for something that does not run here.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -163,6 +161,14 @@ class Family(ABC):
         self.folder, self.index, self.configs = folder, index, configs
 
     # ---- from configurations alone ----
+
+    def check(self) -> None:
+        """Check what the configurations say, with all of them there.
+
+        Raises:
+            InputError: they do not fit one another, or ask for something that does not run here.
+        """
+        return None
 
     @property
     def text_parts(self) -> tuple[tuple[str, str], ...]:
@@ -207,7 +213,13 @@ class Family(ABC):
 
     def load_class(self, part: str) -> str:
         """Return the class that a part is loaded as; another one than the folder's leaves out what nobody reads (a language-model head)."""
-        return str(self.index[part][1])
+        named = (self.index.get(part) or [None, None])[1]
+        return str(named or self.part_classes[part][0])
+
+    def library_of(self, part: str) -> str:
+        """Return the library of a part's class."""
+        named = (self.index.get(part) or [None, None])[0]
+        return str(named or ("diffusers" if part in (self.denoiser, "vae") else "transformers"))
 
     def layers_read(self, encoder: str) -> int | None:
         """Return how many layers of a text encoder are run, whose output is read without the final norm; None = all of it."""
@@ -239,6 +251,10 @@ class Family(ABC):
         """Return what the unguided half reads, as the embeddings of one prompt."""
         return self.encode(parts, [""])
 
+    def scheduler_fields(self) -> Mapping[str, Any]:
+        """Return the settings that the library's pipeline gives to any scheduler that has them when it is built."""
+        return {}
+
     def set_timesteps(self, scheduler: Any, sampling: Sampling) -> None:
         """Give a scheduler its times, on the CPU, as the library's pipeline does."""
         scheduler.set_timesteps(sampling.steps, device="cpu")
@@ -257,6 +273,10 @@ class Family(ABC):
             dtype: of the denoiser.
         """
         return noise_BChw.to(dtype)
+
+    def scaled(self, scheduler: Any, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        """Return latents as the denoiser reads them at a step; schedulers of Stable Diffusion scale them."""
+        return latents
 
     @abstractmethod
     def conditions(

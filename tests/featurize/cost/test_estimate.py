@@ -73,7 +73,7 @@ def test_a_block_runs_each_model_with_the_rows_it_counts(table: Path, tmp_path: 
     text_to_image = TextToImage(job.generator, job.compute)
     encoders = {name: ImageEncoder(files, job.compute) for name, files in job.encoders.items()}
     rows: dict[str, set[int]] = {"unet": set(), "vit": set()}
-    text_to_image._pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows["unet"].add(len(inputs[0])))
+    text_to_image.parts.denoiser.register_forward_pre_hook(lambda _, inputs: rows["unet"].add(len(inputs[0])))
     encoders["vit-demo"]._tower.register_forward_pre_hook(lambda _, inputs: rows["vit"].add(len(inputs[0])))
     block = warm_up(text_to_image, encoders, job, BatchSizes(generate=4, decode=2, encode=4))
     assert rows == {"unet": {8}, "vit": {2}}

@@ -14,7 +14,7 @@ import torch
 
 from featurize.fill.block import Block, BlockRunner, BlockTask, Models, PromptWindow, RunState
 from featurize.fill.out_of_memory import StageBatches
-from featurize.generate.text_to_image import PromptEmbeddings
+from featurize.generate.families.family import PromptEmbeddings
 from featurize.plan.images import ImagePlan
 from featurize.plan.job import TEXT_BATCH
 from lugpi_core.runtime.meters import StageTimes
@@ -76,14 +76,14 @@ class _Generator(_Double):
         assert self.on_device
         numbers = [int(prompt) for prompt in prompts]
         self.calls.append((f"prompt {self.dtype}", numbers))
-        return PromptEmbeddings(tokens_PLD=torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1))
+        return PromptEmbeddings({"tokens": torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1)})
 
     def denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], *, before_step: Callable[[], None]) -> torch.Tensor:
         before_step()
         assert not self.on_device
         numbers = torch.tensor(seeds, dtype=torch.float32).reshape(-1, 1, 1, 1)
-        assert len(embeddings.tokens_PLD) == len(seeds)
-        latents = torch.sin(numbers + torch.arange(1, 5).reshape(1, 2, 2)) + embeddings.tokens_PLD[:, :, :, None] / 100
+        assert len(embeddings["tokens"]) == len(seeds)
+        latents = torch.sin(numbers + torch.arange(1, 5).reshape(1, 2, 2)) + embeddings["tokens"][:, :, :, None] / 100
         return self.answer("latents", list(seeds), latents)
 
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
@@ -316,7 +316,7 @@ def test_each_prompt_of_a_window_is_encoded_once_in_fixed_groups(images_per_text
     assert bench.asked("prompt float16") == [list(range(3, 35)), list(range(35, 67)), list(range(67, 83))]
     assert bench.state.prompts == 80
     some = [3 * images_per_text, 40 * images_per_text - 1, 40 * images_per_text, 82 * images_per_text]
-    assert window.embeddings_of(some).tokens_PLD.flatten().tolist() == [3, 39, 40, 82]
+    assert window.embeddings_of(some)["tokens"].flatten().tolist() == [3, 39, 40, 82]
     assert not bench.generator.on_device
 
 
@@ -326,7 +326,7 @@ def test_a_partly_stored_window_encodes_only_the_groups_it_needs(needed: Sequenc
     window = bench.window(range(3, 83), needed)
     whole = [list(range(3, 35)), list(range(35, 67)), list(range(67, 83))]
     assert bench.asked("prompt float16") == [group for group in whole if set(group) & set(needed)]
-    assert window.embeddings_of(list(needed)).tokens_PLD.flatten().tolist() == list(needed)
+    assert window.embeddings_of(list(needed))["tokens"].flatten().tolist() == list(needed)
 
 
 def test_a_stop_ends_the_run_between_two_groups_of_prompts() -> None:

@@ -1,5 +1,6 @@
 """What is compiled, when, and that it computes the same. The tests of attention kernels are in a file of their own."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -208,16 +209,16 @@ def test_what_is_run_beforehand_has_the_types_of_what_is_drawn(monkeypatch: pyte
     """Steps of another type would be compiled again, in the middle of the first batch. DPM-Solver++ has float steps at first."""
     generator = find_generator("demo", generator_settings("demo", {"steps": 2, "size_px": 32}), half=False)
     model = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
-    pipeline = model._pipeline
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    scheduler = DPMSolverMultistepScheduler.from_config(model.parts.scheduler.config)
+    model.parts = dataclasses.replace(model.parts, scheduler=scheduler)
     types: list[tuple[torch.dtype, ...]] = []
-    forward = pipeline.unet.forward
+    forward = model.parts.denoiser.forward
 
     def noted(read: torch.Tensor, step: torch.Tensor, **more: Any) -> Any:
         types.append((read.dtype, step.dtype))
         return forward(read, step, **more)
 
-    monkeypatch.setattr(pipeline.unet, "forward", noted)
+    monkeypatch.setattr(model.parts.denoiser, "forward", noted)
     with model.text_encoder_on_device():
         prompts = model.encode_prompts(["a cat", "snow"])
     model.warm_up(prompts.rows([0]), 2, 2)

@@ -30,7 +30,7 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def loaded(generator: Generator, compute: Compute) -> Any:
-    return TextToImage(generator, compute, attention="sdpa")._pipeline.unet
+    return TextToImage(generator, compute, attention="sdpa").parts.denoiser
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_xformers_on_the_cpu_is_refused(generator: Generator, compute: Compute) 
 @pytest.mark.parametrize("choice", ["auto", "sdpa"])
 def test_the_recorded_attention_is_what_the_unet_has(generator: Generator, compute: Compute, choice: AttentionChoice) -> None:
     model = TextToImage(generator, compute, attention=choice)
-    processors = model._pipeline.unet.attn_processors
+    processors = model.parts.denoiser.attn_processors
     assert len(processors) == 2
     assert all(type(one) is OWN for one in processors.values())
     assert model.attention == "AttnProcessor2_0"

@@ -162,9 +162,9 @@ def test_a_folder_alone_has_its_training_size_and_own_scheduler(folder: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"got .*sd \(no pipeline\); expected StableDiffusionPipeline or StableDiffusionXLPipeline; choose another generator"),
+        (None, r"got .*sd \(no pipeline\); expected one of StableDiffusionPipeline, StableDiffusionXLPipeline.*; choose another generator"),
         ('{"_class_name": "FluxPipeline"}', r"\(FluxPipeline\)"),
-        ("{}", r"sd \(\); expected StableDiffusionPipeline"),
+        ("{}", r"sd \(\); expected one of StableDiffusionPipeline"),
         ("{", r"model_index.json, which is not JSON"),
     ],
 )

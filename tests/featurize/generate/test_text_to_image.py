@@ -13,9 +13,12 @@ import diffusers
 import pytest
 import torch
 import transformers
+from diffusers.image_processor import VaeImageProcessor
 
-from featurize.generate import text_to_image
+from featurize.generate.families.family import PromptEmbeddings
+from featurize.generate.families.unet import first_words
 from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.parts import load_parts
 from featurize.generate.text_to_image import TextToImage, prompts_are_cut
 from featurize.plan.images import image_seed
 from lugpi_core.errors import InputError
@@ -117,11 +120,11 @@ def test_draw_is_what_the_pipeline_gives_for_the_same_noise(demo: TextToImage) -
 
 
 def test_decode_is_the_pipelines_own_decoding_and_postprocessing(demo: TextToImage) -> None:
-    pipeline = demo._pipeline
+    vae = demo.parts.vae
     latents = _generate(demo, PROMPTS[:3], SEEDS[:3])
     with torch.inference_mode():
-        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-    expected = pipeline.image_processor.postprocess(decoded, output_type="pt")
+        decoded = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    expected = VaeImageProcessor().postprocess(decoded, output_type="pt")
     images = demo.decode(latents)
     assert images.dtype == torch.float32
     assert (images - expected).abs().max() <= 1e-6
@@ -136,7 +139,7 @@ def test_an_overflowing_decoder_gives_nan_not_black_or_white(demo: TextToImage, 
         images[1, 2, 3, 4] = value
         return (images,)
 
-    monkeypatch.setattr(demo._pipeline.vae, "decode", overflowing)
+    monkeypatch.setattr(demo.parts.vae, "decode", overflowing)
     images = demo.decode(torch.zeros(3, 8, 8, 8))
     assert images[1, 2, 3, 4].isnan()
     assert images.isnan().sum() == 1
@@ -152,7 +155,7 @@ def test_latents_that_are_not_finite_give_images_that_are_not(demo: TextToImage)
 
 
 def test_a_prompt_of_40_tokens_is_whole_and_one_of_41_is_cut(demo: TextToImage) -> None:
-    tokenizer = demo._pipeline.tokenizer
+    tokenizer = demo.parts.tokenizers["tokenizer"]
     whole, cut = "the " * 38, "the " * 39
     assert [len(tokenizer(prompt)["input_ids"]) for prompt in (whole, cut)] == [40, 41]
     assert tokenizer.model_max_length == 40
@@ -176,15 +179,15 @@ def test_any_text_is_drawn(demo: TextToImage) -> None:
     "prompt", ["a", "  a  b\n", "a\x1cb " * 90, " \u2003x\u00a0y\u3000z " * 40, "word " * 500, "!? " * 100, "\x85a" * 99]
 )
 def test_the_words_kept_have_the_tokens_the_encoder_reads(demo: TextToImage, prompt: str) -> None:
-    tokenizer = demo._pipeline.tokenizer
-    kept = text_to_image._first_words(prompt, 40)
+    tokenizer = demo.parts.tokenizers["tokenizer"]
+    kept = first_words(prompt, 40)
     assert prompt.startswith(kept)
     assert tokenizer(kept, truncation=True)["input_ids"] == tokenizer(prompt, truncation=True)["input_ids"]
 
 
 def test_the_tokenizer_is_spared_what_it_would_cut_off(demo: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    kind = type(demo._pipeline.tokenizer)
+    kind = type(demo.parts.tokenizers["tokenizer"])
     whole = kind.__call__
 
     def watched(self: Any, prompts: list[str], **how: Any) -> Any:
@@ -199,7 +202,7 @@ def test_the_tokenizer_is_spared_what_it_would_cut_off(demo: TextToImage, monkey
 @contextmanager
 def _unet_rows(model: TextToImage) -> Iterator[list[int]]:
     rows: list[int] = []
-    handle = model._pipeline.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    handle = model.parts.denoiser.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     yield rows
     handle.remove()
 
@@ -234,27 +237,25 @@ def test_an_exception_before_a_step_ends_the_generation(demo: TextToImage) -> No
 @pytest.mark.parametrize(("guidance", "empty"), [(3.0, 1), (1.0, 0)])
 def test_the_empty_prompt_is_encoded_once(compute: Compute, guidance: float, empty: int) -> None:
     model, read = _loaded("demo", compute, guidance=guidance), []
-    model._pipeline.text_encoder.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    model.parts.text_encoders["text_encoder"].register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     for prompts in (["a", "b", "c"], ["d"]):
         with model.text_encoder_on_device():
-            assert model.encode_prompts(prompts).tokens_PLD.shape == (len(prompts), 40, 160)
+            assert model.encode_prompts(prompts)["tokens"].shape == (len(prompts), 40, 160)
     assert sum(read) == 4 + empty
 
 
 def test_embeddings_are_joined_and_chosen_by_row() -> None:
-    parts = [text_to_image.PromptEmbeddings(tokens_PLD=torch.rand(n, 3, 2), pooled_PE=torch.rand(n, 5)) for n in (1, 2)]
-    joined = text_to_image.PromptEmbeddings.joined(parts)
+    parts = [PromptEmbeddings({"tokens": torch.rand(n, 3, 2), "pooled": torch.rand(n, 5)}) for n in (1, 2)]
+    joined = PromptEmbeddings.joined(parts)
     chosen = joined.rows([2, 0, 2])
-    assert chosen.pooled_PE is not None
-    assert joined.pooled_PE is not None
-    assert torch.equal(chosen.tokens_PLD, torch.stack([parts[1].tokens_PLD[1], parts[0].tokens_PLD[0], parts[1].tokens_PLD[1]]))
-    assert torch.equal(chosen.pooled_PE, joined.pooled_PE[[2, 0, 2]])
-    assert text_to_image.PromptEmbeddings.joined([text_to_image.PromptEmbeddings(tokens_PLD=torch.rand(1, 3, 2))]).pooled_PE is None
+    assert torch.equal(chosen["tokens"], torch.stack([parts[1]["tokens"][1], parts[0]["tokens"][0], parts[1]["tokens"][1]]))
+    assert torch.equal(chosen["pooled"], joined["pooled"][[2, 0, 2]])
+    assert (len(joined), len(chosen), "mask" in joined) == (3, 3, False)
 
 
 def test_a_half_precision_generator_in_float32_equals_a_float32_one(compute: Compute) -> None:
     half = TextToImage(_generator(), dataclasses.replace(compute, dtype="bfloat16"))
-    parts = [half._pipeline.unet, half._pipeline.vae, half._pipeline.text_encoder]
+    parts = [half.parts.denoiser, half.parts.vae, half.parts.text_encoders["text_encoder"]]
     weights = [[one.clone() for one in part.state_dict().values()] for part in parts]
     before = _generate(half, PROMPTS[:2], SEEDS[:2])
     assert before.dtype == torch.bfloat16
@@ -293,7 +294,7 @@ def test_the_scheduler_is_the_one_that_is_asked_for(tmp_path: Path, compute: Com
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
     model = _loaded(f"demo={folder}", compute, scheduler=scheduler, steps=2)
-    found = model._pipeline.scheduler
+    found = model.parts.scheduler
     assert type(found) is expected
     assert {name: found.config[name] for name in own if name != "skip_prk_steps" or scheduler == "own"}.items() <= own.items()
     assert not found.config.get("clip_sample")
@@ -370,18 +371,19 @@ def test_stable_diffusion_xl_runs_through_the_same_code(sdxl: Path, compute: Com
     assert model.generator.pipeline_class == "StableDiffusionXLPipeline"
     latents = _generate(model, ["a cat", CUT], [3, 4])
     assert (latents - _pipeline_says(model, ["a cat", CUT], [3, 4])).abs().max() <= 1e-5
-    pipeline = model._pipeline
+    vae = model.parts.vae
     with torch.inference_mode():
-        mean, std = (torch.tensor(pipeline.vae.config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
-        decoded = pipeline.vae.decode(latents * std / pipeline.vae.config.scaling_factor + mean, return_dict=False)[0]
-    assert (model.decode(latents) - pipeline.image_processor.postprocess(decoded, output_type="pt")).abs().max() <= 1e-6
+        mean, std = (torch.tensor(vae.config[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
+        decoded = vae.decode(latents * std / vae.config.scaling_factor + mean, return_dict=False)[0]
+    assert (model.decode(latents) - VaeImageProcessor().postprocess(decoded, output_type="pt")).abs().max() <= 1e-6
     assert prompts_are_cut(model.generator, ["a cat", CUT]).tolist() == [False, True]
 
 
 def test_only_stable_diffusion_xls_decoder_stays_in_float32(sdxl: Path) -> None:
     folders = {"sdxl": sdxl, "sd": embedded_model("generator")}
-    loaded = {name: text_to_image._load(_generator(str(folder)), torch.float16, None) for name, folder in folders.items()}
-    assert {name: (one.unet.dtype, one.vae.dtype) for name, one in loaded.items()} == {
+    cpu = torch.device("cpu")
+    loaded = {name: load_parts(_generator(str(folder)), torch.float16, None, cpu) for name, folder in folders.items()}
+    assert {name: (one.denoiser.dtype, one.vae.dtype) for name, one in loaded.items()} == {
         "sdxl": (torch.float16, torch.float32),
         "sd": (torch.float16, torch.float16),
     }

@@ -1,0 +1,33 @@
+"""From a generator's files to its loaded parts."""
+
+import torch
+
+from featurize.generate.decoders import DecoderFiles, load_decoder, load_part, load_vae
+from featurize.generate.families.family import Parts
+from featurize.generate.generators import Generator
+from featurize.generate.schedulers import load_scheduler
+from featurize.generate.tokenizers import load_tokenizers
+
+
+def load_parts(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles | None, device: torch.device) -> Parts:
+    """Return the parts of a generator, on the CPU, in eval mode, without gradients.
+
+    Args:
+        generator: the files.
+        dtype: that was asked for; some families keep parts in another.
+        decoder: replaces the generator's own.
+        device: where they will compute.
+
+    Raises:
+        InputError: a part does not load, or weights are missing.
+    """
+    family = generator.family
+    # First, because it is quick, and may not take the steps.
+    scheduler = load_scheduler(generator)
+    tokenizers = load_tokenizers(generator)
+    text_encoders = {encoder: load_part(generator, encoder, dtype) for _, encoder in family.text_parts}
+    denoiser = load_part(generator, family.denoiser, dtype)
+    vae = load_vae(generator, dtype) if decoder is None else load_decoder(decoder, dtype)
+    for part in (denoiser, *text_encoders.values()):
+        part.eval().requires_grad_(False)
+    return Parts(denoiser=denoiser, vae=vae, scheduler=scheduler, tokenizers=tokenizers, text_encoders=text_encoders, device=device)
