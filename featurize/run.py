@@ -3,13 +3,13 @@
 Both plan first (which images, with which models, into which columns: ``plan``), then fill the store (``fill``) if anything is missing.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurize.fill.results import FeaturizeResult, Progress, ProgressCallback, column_results, progress_bar
 from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError
@@ -24,98 +24,6 @@ if TYPE_CHECKING:
     from lugpi_core.store.writer import ColumnWriter
 
 _LESS_MEMORY = "see --dry-run for what is needed; free memory, or take a smaller --size-px, generator or encoder; what is written is kept"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run is, after each block of images.
-
-    Attributes:
-        done, total: images of the shards that were unfinished when the run began.
-        kept: those of ``done`` that an earlier run computed.
-        failed: rows of this run that are flagged, in any column.
-        seconds: by stage, so far.
-    """
-
-    done: int
-    total: int
-    kept: int
-    failed: int
-    seconds: Mapping[str, float]
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnResult:
-    """One column of a store: its shape (rows first), its size on disk, and how many of its rows failed."""
-
-    shape: tuple[int, ...]
-    size_bytes: int
-    failed_rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturizeResult:
-    """A store that was filled, and what this run did for it.
-
-    Attributes:
-        store_dir: the store's folder.
-        already_done: whether nothing was missing.
-        examples: by split.
-        images: distinct images of the store.
-        images_saved: how many more there would be if examples with the same prompt did not share theirs.
-        prompts_cut_share: share of the prompts that are longer than the generator reads.
-        columns: by name.
-        rows: computed by this run, by stage.
-        batches: batch size by stage, and every halving after an out-of-memory.
-        seconds: by stage.
-        peak_memory: bytes on the host and, with CUDA, on the device.
-        compute: device, dtype, attention kernels and what was compiled.
-        notice: what to know about the generator, or None.
-    """
-
-    store_dir: Path
-    already_done: bool
-    examples: dict[str, int]
-    images: int
-    images_saved: int
-    prompts_cut_share: float
-    columns: dict[str, ColumnResult]
-    rows: dict[str, int]
-    batches: dict[str, Any]
-    seconds: dict[str, float]
-    peak_memory: dict[str, int]
-    compute: dict[str, Any]
-    notice: str | None
-
-    @property
-    def complete(self) -> bool:
-        """Whether no row failed."""
-        return not any(column.failed_rows for column in self.columns.values())
-
-    def record(self) -> dict[str, Any]:
-        """Return the figures as a JSON value, under the names of the command's last line."""
-        return {
-            "command": "featurize",
-            "complete": self.complete,
-            "already_done": self.already_done,
-            "store": str(self.store_dir),
-            "examples": self.examples,
-            "drawings": self.images,
-            "drawings_spared": self.images_saved,
-            "prompts_cut_share": round(self.prompts_cut_share, 4),
-            "columns": {name: list(column.shape) for name, column in self.columns.items()},
-            "bytes": {name: column.size_bytes for name, column in self.columns.items()},
-            "failed_rows": {name: column.failed_rows for name, column in self.columns.items()},
-            "rows": self.rows,
-            "batches": self.batches,
-            "times": self.seconds,
-            "peak_memory": self.peak_memory,
-            "notice": self.notice,
-            "compute": self.compute,
-        }
 
 
 def featurize(
@@ -160,7 +68,7 @@ def featurize(
     require_type("settings", settings, FeaturizeSettings)
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
     job = plan_in_memory(corpus, _store_folder(corpus, Path(run_dir)), settings=settings, flags=flags)
-    with _progress_bar() if progress is True else nullcontext(progress or None) as callback:
+    with progress_bar() if progress is True else nullcontext(progress or None) as callback:
         return TokenStore(fill_store(corpus, job, callback).store_dir)
 
 
@@ -199,7 +107,7 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
     corpus, job = plan_command(options)
     if options.dry_run:
         return _dry_run(corpus, job)
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         result = fill_store(corpus, job, progress, retry=retry)
     _announce_result(result)
     return result.record() | {"config": resolved_flags(options), "provenance": provenance()}
@@ -419,32 +327,6 @@ def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
     return sum(spec.layout(shard).rows for shard in open_shards(writers))
 
 
-@contextmanager
-def _progress_bar() -> Iterator[ProgressCallback]:
-    """A progress bar on stderr, which appears with the first block; it shows what failed and where the time goes."""
-    from tqdm import tqdm
-
-    bar: Any = None
-
-    def show(progress: Progress) -> None:
-        nonlocal bar
-        if bar is None:
-            # In a log file a line every ten seconds is enough.
-            interval_s = 0.1 if sys.stderr.isatty() else 10
-            bar = tqdm(total=progress.total, initial=progress.kept, unit="image", desc="featurize", mininterval=interval_s)
-        seconds = {name: spent for name, spent in progress.seconds.items() if name not in ("load", "compile", "fill_wall")}
-        total_s = sum(seconds.values()) or 1.0
-        shares = " ".join(f"{name} {spent / total_s:.0%}" for name, spent in seconds.items() if spent / total_s >= 0.005)
-        bar.set_postfix_str(f"flagged {progress.failed}, {shares}", refresh=False)
-        bar.update(progress.done - bar.n)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
-
-
 def _announce(corpus: "Corpus", job: "Job") -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in corpus.counts().items())
     if not corpus.label_names:
@@ -473,16 +355,7 @@ def _announce_result(result: FeaturizeResult) -> None:
 def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | None") -> FeaturizeResult:
     from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table
-    from lugpi_core.store.manifest import load_manifest
 
-    columns = {
-        spec.name: ColumnResult(
-            shape=(spec.rows, *spec.row_shape),
-            size_bytes=sum(record["bytes"] for record in records.values()),
-            failed_rows=sum(len(record["flagged"]) for record in records.values()),
-        )
-        for spec, records in (load_manifest(job.store / column.name) for column in job.columns)
-    }
     return FeaturizeResult(
         store_dir=job.store,
         already_done=models is None,
@@ -490,7 +363,7 @@ def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | N
         images=len(job.plan),
         images_saved=job.plan.saved,
         prompts_cut_share=float(read_example_table(job.store, corpus).prompt_cut.mean()),
-        columns=columns,
+        columns=column_results(job.store, job.columns),
         rows=state.rows(),
         batches={"rows": state.batches.rows, "halvings": state.batches.halvings},
         seconds=state.times.record(),
