@@ -1,6 +1,5 @@
 """A tiny pipeline twice: diffusers' own, and our loop over the same parts. Their latents are compared for the same noise."""
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,9 @@ class Twins:
         self.folder, self.pipeline, self._stored, self._how = folder, library_pipeline(folder), stored, how
         index = json.loads((folder / "model_index.json").read_text())
         self.family: Family = family_of(folder, index)
-        encoders = {name: _cut_encoder(getattr(self.pipeline, name), self.family, name) for _, name in self.family.text_parts}
+        # Loaded again, not copied: a copy's weights may lie at other addresses, where a product of one row is summed in another order.
+        again = library_pipeline(folder)
+        encoders = {name: _cut_encoder(getattr(again, name), self.family, name) for _, name in self.family.text_parts}
         self.parts = Parts(
             denoiser=getattr(self.pipeline, self.family.denoiser),
             vae=self.pipeline.vae,
@@ -106,7 +107,7 @@ class Twins:
 
 def _cut_encoder(encoder: Any, family: Family, name: str) -> Any:
     """Return a text encoder as far as the family reads it."""
-    read = copy.deepcopy(encoder)
+    read = encoder
     if family.load_class(name) != type(encoder).__name__:
         read = read.model
     if (layers := family.layers_read(name)) is not None:

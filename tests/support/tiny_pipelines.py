@@ -14,20 +14,18 @@ import torch
 import transformers
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
+from tests.support.tiny_packed_pipelines import PACKED
 from tests.support.tiny_parts import (
     GEMMA,
     bert,
     clip,
     deep_compression_vae,
     flow,
-    flux2_vae,
     flux_vae,
     gemma2,
     glm,
-    mistral3,
     qwen3,
     qwen25_vl,
-    qwen_vae,
     t5,
     umt5,
     vae,
@@ -37,7 +35,6 @@ from tests.support.tiny_tokenizers import (
     clip_tokenizer,
     gemma_tokenizer,
     glm_tokenizer,
-    mistral_tokenizer,
     qwen_tokenizer,
     t5_tokenizer,
 )
@@ -278,121 +275,6 @@ def _latent_consistency(**changes: Any) -> Any:
     )
 
 
-def _flux(*, guidance_embeds: bool, **changes: Any) -> Any:
-    clip_words, t5_words = clip_tokenizer(), t5_tokenizer()
-    sizes = {
-        "in_channels": 64,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 16,
-        "pooled_projection_dim": 16,
-        "axes_dims_rope": (2, 2, 4),
-        "guidance_embeds": guidance_embeds,
-    }
-    return diffusers.FluxPipeline(
-        scheduler=flow(3.0, use_dynamic_shifting=True) if guidance_embeds else flow(1.0),
-        vae=flux_vae(),
-        text_encoder=clip(clip_words),
-        tokenizer=clip_words,
-        text_encoder_2=t5(t5_words),
-        tokenizer_2=t5_words,
-        transformer=diffusers.FluxTransformer2DModel(**{**sizes, **changes}),
-    )
-
-
-def _flux_schnell(**changes: Any) -> Any:
-    return _flux(guidance_embeds=False, **changes)
-
-
-def _flux_dev(**changes: Any) -> Any:
-    return _flux(guidance_embeds=True, **changes)
-
-
-def _flux2_transformer(**changes: Any) -> Any:
-    sizes = {
-        "in_channels": 16,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 48,
-        "axes_dims_rope": (2, 2, 2, 2),
-        "timestep_guidance_channels": 16,
-    }
-    return diffusers.Flux2Transformer2DModel(**{**sizes, **changes})
-
-
-def _flux2_klein(*, is_distilled: bool = True, **changes: Any) -> Any:
-    tokenizer = qwen_tokenizer()
-    return diffusers.Flux2KleinPipeline(
-        scheduler=flow(3.0, use_dynamic_shifting=True),
-        vae=flux2_vae(),
-        text_encoder=qwen3(tokenizer, 29, "Qwen3ForCausalLM"),
-        tokenizer=tokenizer,
-        transformer=_flux2_transformer(**{"guidance_embeds": False, **changes}),
-        is_distilled=is_distilled,
-    )
-
-
-def _flux2_klein_base(**changes: Any) -> Any:
-    return _flux2_klein(is_distilled=False, **changes)
-
-
-def _flux2(**changes: Any) -> Any:
-    tokenizer = mistral_tokenizer()
-    return diffusers.Flux2Pipeline(
-        scheduler=flow(3.0, use_dynamic_shifting=True),
-        vae=flux2_vae(),
-        text_encoder=mistral3(tokenizer, 31),
-        tokenizer=tokenizer,
-        transformer=_flux2_transformer(**changes),
-    )
-
-
-def _qwen_image(**changes: Any) -> Any:
-    tokenizer = qwen_tokenizer()
-    sizes = {
-        "in_channels": 32,
-        "out_channels": 8,
-        "num_layers": 2,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 16,
-        "axes_dims_rope": (2, 2, 4),
-    }
-    return diffusers.QwenImagePipeline(
-        scheduler=flow(1.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02),
-        vae=qwen_vae(),
-        text_encoder=qwen25_vl(tokenizer),
-        tokenizer=tokenizer,
-        transformer=diffusers.QwenImageTransformer2DModel(**{**sizes, **changes}),
-    )
-
-
-def _lumina2(**changes: Any) -> Any:
-    tokenizer = gemma_tokenizer()
-    sizes = {
-        "sample_size": 8,
-        "hidden_size": 16,
-        "num_layers": 2,
-        "num_refiner_layers": 1,
-        "num_attention_heads": 2,
-        "num_kv_heads": 1,
-        "multiple_of": 8,
-        "axes_dim_rope": (2, 2, 4),
-        "cap_feat_dim": 16,
-    }
-    return diffusers.Lumina2Pipeline(
-        transformer=diffusers.Lumina2Transformer2DModel(**{**sizes, **changes}),
-        scheduler=flow(6.0),
-        vae=flux_vae(),
-        text_encoder=gemma2(tokenizer),
-        tokenizer=tokenizer,
-    )
-
-
 def _aura_flow(**changes: Any) -> Any:
     tokenizer = t5_tokenizer()
     sizes = {
@@ -502,13 +384,7 @@ PIPELINES: Mapping[str, Callable[..., Any]] = {
     "stable-diffusion": _stable_diffusion,
     "sdxl": _stable_diffusion_xl,
     "lcm": _latent_consistency,
-    "flux-schnell": _flux_schnell,
-    "flux-dev": _flux_dev,
-    "flux2-klein": _flux2_klein,
-    "flux2-klein-base": _flux2_klein_base,
-    "flux2": _flux2,
-    "qwen-image": _qwen_image,
-    "lumina2": _lumina2,
+    **PACKED,
     "auraflow": _aura_flow,
     "hunyuan-dit": _hunyuan_dit,
     "kandinsky5": _kandinsky5,

@@ -119,7 +119,8 @@ class Lumina2(Family):
 
     def set_timesteps(self, scheduler: Any, sampling: Sampling) -> None:
         """Give equal steps from 1 to 1/steps."""
-        set_flow_times(scheduler, sampling.steps, shift_by_tokens(int(self.transformer["in_channels"]), scheduler.config))
+        mu = shift_by_tokens(int(self.transformer["in_channels"]), scheduler.config)
+        set_flow_times(scheduler, sampling.steps, mu, asks_sampler=False)
 
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling

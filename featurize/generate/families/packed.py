@@ -5,6 +5,7 @@ With guidance, diffusers calls these transformers twice a step, once for each ha
 Shapes: B images, C latent channels, h × w latent cells, T = h/2 · w/2 image tokens of 4·C numbers.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,9 +25,13 @@ class PackedTransformer(Family):
 
     Attributes:
         latent_channels_field: of the decoder's configuration.
+        asks_sampler: whether a sampler with flow sigmas of its own makes the times itself.
+        text_width_field: of the only text encoder's configuration, where its tokens are read as they are.
     """
 
     latent_channels_field: ClassVar[str] = "latent_channels"
+    asks_sampler: ClassVar[bool] = True
+    text_width_field: ClassVar[str | None] = None
 
     def __init__(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(folder, index, configs)
@@ -45,6 +50,8 @@ class PackedTransformer(Family):
                 expected=f"a transformer of {4 * decoded}, 2 × 2 latent cells of {decoded}",
                 do="choose a text-to-image model; models that fill in, edit or follow an image read more channels",
             )
+        if self.text_width_field is not None:
+            _check_text_width(self, self.text_width_field)
 
     @property
     def cell_px(self) -> int:
@@ -73,7 +80,7 @@ class PackedTransformer(Family):
     def set_timesteps(self, scheduler: Any, sampling: Sampling) -> None:
         """Give equal steps from 1 to 1/steps, which the sampler shifts by the number of image tokens."""
         mu = shift_by_tokens((sampling.size_px // self.multiple_px) ** 2, scheduler.config)
-        set_flow_times(scheduler, sampling.steps, mu)
+        set_flow_times(scheduler, sampling.steps, mu, asks_sampler=self.asks_sampler)
 
     def first_latents(self, scheduler: Any, noise_BChw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return the noise as a sequence [B, T, 4·C]."""
@@ -89,11 +96,29 @@ class PackedTransformer(Family):
         return unpacked(latents, size_px // self.multiple_px)
 
 
-def set_flow_times(scheduler: Any, steps: int, mu: float) -> None:
-    """Give a scheduler equal steps of noise, from 1 to 1/steps, and the shift ``mu``; one with flow sigmas of its own makes them itself.
+def _check_text_width(family: PackedTransformer, field: str) -> None:
+    ((_, encoder),) = family.text_parts
+    read, given = family.transformer["joint_attention_dim"], family.configs[encoder].get(field)
+    if read != given:
+        raise InputError(
+            got=f"{family.folder}, whose transformer reads text of width {read}, and whose text encoder gives {given}",
+            expected="one width",
+            do=f"restore transformer/ and {encoder}/ from one model",
+        )
+
+
+def set_flow_times(scheduler: Any, steps: int, mu: float, *, asks_sampler: bool = True) -> None:
+    """Give a scheduler equal steps of noise, from 1 to 1/steps, and the shift ``mu``.
+
+    Args:
+        scheduler: of diffusers.
+        steps: their number.
+        mu: for samplers with dynamic shifting.
+        asks_sampler: whether one with flow sigmas of its own makes the times itself.
 
     Raises:
-        InputError: one step, of a sampler that stretches its times to a last one, which are not numbers then.
+        InputError: a sampler that does not take such times; or one step, of a sampler that stretches its times to a last one, which are
+            not numbers then.
     """
     if steps == 1 and scheduler.config.get("shift_terminal"):
         raise InputError(
@@ -101,10 +126,17 @@ def set_flow_times(scheduler: Any, steps: int, mu: float) -> None:
             expected="at least 2 steps, between which it can stretch its times",
             do="give --steps 2 or more",
         )
-    if scheduler.config.get("use_flow_sigmas"):
-        scheduler.set_timesteps(steps, device="cpu", mu=mu)
-    else:
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device="cpu", mu=mu)
+    own = asks_sampler and scheduler.config.get("use_flow_sigmas")
+    times: dict[str, Any] = {"num_inference_steps": steps} if own else {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+    if scheduler.config.get("use_dynamic_shifting"):
+        times["mu"] = mu
+    if missing := sorted(set(times) - set(inspect.signature(scheduler.set_timesteps).parameters)):
+        raise InputError(
+            got=f"the sampler {type(scheduler).__name__}, which takes no {' and no '.join(missing)}",
+            expected="one that takes the times of flow matching",
+            do="leave --scheduler at the generator's own, or restore scheduler/",
+        )
+    scheduler.set_timesteps(**times, device="cpu")
     scheduler.set_begin_index(0)
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings, Sampling, Usual
-from featurize.generate.families.packed import HALVES, PackedTransformer, set_flow_times, shift_by_tokens
+from featurize.generate.families.packed import HALVES, PackedTransformer
 from featurize.generate.families.text import cut_to_fit, token_counts
 from lugpi_core.errors import InputError
 
@@ -38,6 +38,7 @@ class QwenImage(PackedTransformer):
     }
     text_pairs = ((_TOKENIZER, _ENCODER),)
     latent_channels_field = "z_dim"
+    asks_sampler = False
 
     def check(self) -> None:
         """Check besides that the transformer does not take the guidance scale: diffusers 0.42.1 has the setting, and fails at its first
@@ -93,10 +94,6 @@ class QwenImage(PackedTransformer):
             tokens_LD[mask_L][_UNSEEN:] for tokens_LD, mask_L in zip(output.last_hidden_state, mask_PL.bool().to(parts.device), strict=True)
         ]
         return PromptEmbeddings({TOKENS: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), LENGTHS: mask_PL.sum(dim=1) - _UNSEEN})
-
-    def set_timesteps(self, scheduler: Any, sampling: Sampling) -> None:
-        """Give equal steps, which the sampler shifts by the number of image tokens."""
-        set_flow_times(scheduler, sampling.steps, shift_by_tokens((sampling.size_px // self.multiple_px) ** 2, scheduler.config))
 
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
