@@ -68,6 +68,10 @@ class HunyuanDiT(ImageTransformer):
         latents: torch.Tensor = noise_BChw.to(dtype) * scheduler.init_noise_sigma
         return latents
 
+    def scaled(self, scheduler: Any, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        scaled: torch.Tensor = scheduler.scale_model_input(latents, step.on_host)
+        return scaled
+
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
     ) -> Mapping[str, Any]:
@@ -92,7 +96,7 @@ class HunyuanDiT(ImageTransformer):
         }
 
     def predict(self, parts: Parts, latents: torch.Tensor, step: Step, conditions: Mapping[str, Any], copies: int) -> torch.Tensor:
-        rows = parts.scheduler.scale_model_input(torch.cat([latents] * copies), step.on_host)
+        rows = self.scaled(parts.scheduler, torch.cat([latents] * copies), step)
         time = step.on_device.to(rows.dtype).expand(len(rows))
         predicted: torch.Tensor = parts.denoiser(rows, time, **conditions, return_dict=False)[0]
         return predicted.chunk(2, dim=1)[0]  # the other half is the learned variance

@@ -50,6 +50,10 @@ class PixArtSigma(ImageTransformer):
         latents: torch.Tensor = noise_BChw.to(dtype) * scheduler.init_noise_sigma
         return latents
 
+    def scaled(self, scheduler: Any, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        scaled: torch.Tensor = scheduler.scale_model_input(latents, step.on_host)
+        return scaled
+
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
     ) -> Mapping[str, Any]:
@@ -62,7 +66,7 @@ class PixArtSigma(ImageTransformer):
         return {"resolution": None, "aspect_ratio": None}
 
     def predict(self, parts: Parts, latents: torch.Tensor, step: Step, conditions: Mapping[str, Any], copies: int) -> torch.Tensor:
-        rows = parts.scheduler.scale_model_input(torch.cat([latents] * copies), step.on_host)
+        rows = self.scaled(parts.scheduler, torch.cat([latents] * copies), step)
         time = step.on_device[None].expand(len(rows))
         predicted: torch.Tensor = parts.denoiser(rows, timestep=time, **conditions, return_dict=False)[0]
         return predicted
