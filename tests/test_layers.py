@@ -64,13 +64,14 @@ LIBRARY_DOORS = {
         "featurize/generate/sampler_settings.py",
         "featurize/generate/schedulers.py",
     },
-    "open_clip": {"featurize/cost/stage_cost.py", "featurize/encode/encoders.py", "featurize/encode/image_encoder.py"},
+    "open_clip": {"featurize/encode/open_clip_models.py"},
+    "timm": {"featurize/encode/timm_models.py"},
     "h5py": {f"lugpi_core/store/{name}.py" for name in ("foreign_files", "layout", "sealed_file", "virtual_view")},
     "tyro": {"lugpi_core/command_line.py"},
     "datasets": {"lugpi_core/corpora/hub.py"},
     "bitsandbytes": {"train/learning/optimizer.py"},
 }
-HEAVY = ("torch", "transformers", "diffusers", "open_clip", "h5py", "numpy", "sklearn", "scipy", "pandas", "datasets", "jinja2")
+HEAVY = ("torch", "transformers", "diffusers", "open_clip", "timm", "h5py", "numpy", "sklearn", "scipy", "pandas", "datasets", "jinja2")
 COMMANDS = {
     "featurize": ("", "verify", "info", "inspect"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),

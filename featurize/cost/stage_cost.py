@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.encode.encoders import EncoderFiles
+from featurize.encode.image_encoder import skeleton
 from featurize.generate.decoders import model_class
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
@@ -118,30 +118,4 @@ def _decode_flops(generator: Generator, decoder_folder: Path | None) -> float:
 
 def _encode_flops(files: EncoderFiles) -> float:
     pixels_B3SS = torch.zeros(1, 3, files.preprocessing.size_px, files.preprocessing.size_px, device="meta")
-    tower = _open_clip_tower if files.family == "open_clip" else _transformers_tower
-    return _count(partial(tower, files), _call_on(pixels_B3SS))
-
-
-def _open_clip_tower(files: EncoderFiles) -> nn.Module:
-    import open_clip
-
-    in_folder = read_config(files.folder / "open_clip_config.json")["model_cfg"] if files.architecture is None else None
-    config = in_folder or open_clip.get_model_config(files.architecture)
-    # The text tower is not run; the smallest possible one stands in for it.
-    text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
-    quick_gelu = files.quick_gelu or bool(config.get("quick_gelu"))
-    vision = {**config["vision_cfg"], "image_size": files.preprocessing.size_px}
-    visual: nn.Module = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=quick_gelu).visual
-    return visual
-
-
-def _transformers_tower(files: EncoderFiles) -> nn.Module:
-    import transformers
-
-    is_clip = files.family in ("clip", "clip_vision_model")
-    config = (transformers.CLIPVisionConfig if is_clip else transformers.AutoConfig).from_pretrained(files.folder)
-    config.image_size = files.preprocessing.size_px  # interpolated positions are as many
-    if files.family == "vit_mae":
-        config.mask_ratio = 0.0
-    tower: nn.Module = (transformers.CLIPVisionModel if is_clip else transformers.AutoModel.from_config)(config)
-    return tower
+    return _count(partial(skeleton, files), _call_on(pixels_B3SS))

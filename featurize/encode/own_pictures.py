@@ -23,7 +23,6 @@ from featurize.encode.encoders import EncoderFiles
 from featurize.encode.preprocessing import image_processor
 from lugpi_core.corpora.pictures import PictureFault
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.pretrained import read_config
 
 # Formats of files that are opened. Others of PIL call programs (EPS), contain files (HDF5) or are no pictures of the web.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -195,8 +194,7 @@ def _like_torchvision(picture: Image.Image, files: EncoderFiles) -> torch.Tensor
         picture = picture.convert("RGB")  # as timm's datasets do; open_clip converts last
     resize_px, size_px = how.crop_from_px or how.size_px, how.size_px
     width, height = picture.size
-    mode, fill = _fit_of(files)
-    match mode:
+    match files.fit:
         case "squash":
             sides = (resize_px, resize_px)
         case "shortest":
@@ -208,27 +206,20 @@ def _like_torchvision(picture: Image.Image, files: EncoderFiles) -> torch.Tensor
             sides = (round(width / ratio), round(height / ratio))
     if picture.size != sides:
         picture = picture.resize(sides, _FILTERS[how.interpolation])
-    picture = _centre(picture, size_px, fill if mode in _PADDED else 0)
+    picture = _centre(picture, size_px, files.fill if files.fit in _PADDED else 0)
     pixels_HW3 = np.asarray(picture.convert("RGB"))
     mean_311, std_311 = (torch.tensor(values).view(3, 1, 1) for values in (how.mean, how.std))
     return (torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).contiguous().float().div(255) - mean_311) / std_311
 
 
-def _fit_of(files: EncoderFiles) -> tuple[str, int]:
-    """Return how open_clip fits a picture that is not square into a square, and the colour of the border."""
-    config = read_config(files.folder / "open_clip_config.json") if files.folder.is_dir() else {}
-    preprocess = config.get("preprocess_cfg", {})
-    return preprocess.get("resize_mode") or "shortest", preprocess.get("fill_color") or 0
-
-
-def _centre(picture: Image.Image, size_px: int, fill: int) -> Image.Image:
+def _centre(picture: Image.Image, size_px: int, fill: int | tuple[int, int, int]) -> Image.Image:
     """Return the centre of a picture, S × S; what is smaller is padded first."""
     width, height = picture.size
     lacks_x, lacks_y = max(0, size_px - width), max(0, size_px - height)
     if lacks_x or lacks_y:
         border = (lacks_x // 2, lacks_y // 2, (lacks_x + 1) // 2, (lacks_y + 1) // 2)
         bands = len(picture.getbands())
-        picture = ImageOps.expand(picture, border, fill=fill if bands == 1 else (fill,) * bands)
+        picture = ImageOps.expand(picture, border, fill=fill if bands == 1 or isinstance(fill, tuple) else (fill,) * bands)
         width, height = picture.size
     left, top = round((width - size_px) / 2), round((height - size_px) / 2)
     return picture.crop((left, top, left + size_px, top + size_px))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,16 @@ _CROP_PCT_BELOW_PX = 384
 # Our float pixels may differ by so many of 255 levels from the processor's, which rounds to whole levels after resizing.
 _MOST_LEVELS = 2.0
 _LARGEST_PX = 2048
-_DINOV3 = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2, "size": {"height": 224, "width": 224}}
+# Processors that transformers 5.23 has on torchvision only. They do what ViT's does, with other defaults.
+_LIKE_VIT: Mapping[str, Mapping[str, Any]] = {
+    "DINOv3ViTImageProcessor": {
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+    },
+    "Tipsv2ImageProcessor": {"resample": 2, "size": {"height": 448, "width": 448}, "do_normalize": False},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,8 @@ class Preprocessing:
         crop_from_px: the side that the image is resized to before S × S is cropped from its centre; None = resized to S.
         is_resized: False: the image must have the side already or, if it ``is_cropped``, at least that.
         scale: what white is before normalisation, 1 for pixels in [0, 1].
+        is_bgr: whether blue comes first.
+        rounds_margin: the margin of the crop is rounded, halves to even, as torchvision does for timm; else it is cut off.
     """
 
     size_px: int
@@ -53,6 +64,8 @@ class Preprocessing:
     is_resized: bool = True
     is_cropped: bool = False
     scale: float = 1.0
+    is_bgr: bool = False
+    rounds_margin: bool = False
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the fields; those that came later only where they are not their defaults."""
@@ -66,8 +79,11 @@ class Preprocessing:
             side = self.crop_from_px or size_px
             images = _resized(images, side, self.interpolation).clamp(0, 1)
         if images.shape[-1] != size_px:
-            first = (images.shape[-1] - size_px) // 2  # as transformers 5.23 does; torchvision's own crop rounds halves to even
+            margin = (images.shape[-1] - size_px) / 2
+            first = round(margin) if self.rounds_margin else int(margin)  # transformers 5.23 cuts it off
             images = images[..., first : first + size_px, first : first + size_px]
+        if self.is_bgr:
+            images = images.flip(1)
         mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self.mean, self.std))
         return (images * self.scale - mean) / std if self.scale != 1 else (images - mean) / std
 
@@ -85,6 +101,8 @@ def preprocessing_in_words(recorded: Mapping[str, Any]) -> str:
         steps = [f"resize to {crop_from_px or size_px} px ({recorded.get('interpolation')})"] + [f"crop {size_px} px"] * bool(crop_from_px)
     if scale := recorded.get("scale"):
         steps.append(f"white = {scale:g}")
+    if recorded.get("is_bgr"):
+        steps.append("blue first")
     if tuple(recorded.get("mean", ())) == (0, 0, 0) and tuple(recorded.get("std", ())) == (1, 1, 1):
         return ", ".join([*steps, "not normalised"])
     return ", ".join([*steps, *(f"{name} {' '.join(f'{value:.3g}' for value in recorded.get(name, ()))}" for name in ("mean", "std"))])
@@ -96,6 +114,68 @@ def at_size(preprocessing: Preprocessing, size_px: int) -> Preprocessing:
     if crop_from_px is not None:
         crop_from_px = round(crop_from_px * size_px / preprocessing.size_px)
     return replace(preprocessing, size_px=size_px, crop_from_px=crop_from_px)
+
+
+def timm_preprocessing(cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
+    """Return what timm's transform for evaluation does (timm 1.0, data/config.py and transforms_factory.py): resize to ``size / crop_pct``,
+    centre crop. Its crop modes ``squash``, ``border`` and ``center`` are one thing for a square image.
+
+    Args:
+        cfg: the model's ``pretrained_cfg``.
+        folder: the model's, for errors.
+
+    Raises:
+        InputError: images that are not square, in other channels, or another interpolation.
+    """
+    channels, height, width = cfg.get("input_size") or (3, 224, 224)
+    if channels != 3 or height != width:
+        raise InputError(
+            got=f"{folder} for images of {channels} × {height} × {width}", expected="square images in colour", do="choose another encoder"
+        )
+    interpolation = cfg.get("interpolation") or "bicubic"
+    if interpolation not in get_args(Interpolation):
+        raise InputError(
+            got=f"{folder}, whose images are resized with {interpolation!r}",
+            expected=f"one of {', '.join(get_args(Interpolation))}",
+            do="choose another encoder",
+        )
+    resize_px = int(height / (cfg.get("crop_pct") or 0.875))
+    return Preprocessing(
+        size_px=height,
+        mean=colours(cfg.get("mean") or (0.485, 0.456, 0.406)),
+        std=deviations(cfg.get("std") or (0.229, 0.224, 0.225), folder),
+        interpolation=cast(Interpolation, interpolation),
+        crop_from_px=None if resize_px == height else resize_px,
+        rounds_margin=(resize_px - height) % 4 == 3,
+    )
+
+
+def open_clip_preprocessing(cfg: Mapping[str, Any], size_px: int, folder: Path) -> Preprocessing:
+    """Return what open_clip's transform does (open_clip 3.3, transform.py). It resizes the shortest edge, the longest or both
+    (``resize_mode``), which is one thing for a square image.
+
+    Args:
+        cfg: a folder's ``preprocess_cfg`` or the settings of a tag.
+        size_px: side of the tower's input.
+        folder: the model's, for errors.
+
+    Raises:
+        InputError: an interpolation that open_clip does not have.
+    """
+    clip_mean, clip_std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    interpolation = cfg.get("interpolation") or "bicubic"
+    if interpolation not in ("bicubic", "bilinear", "random"):
+        raise InputError(
+            got=f"{folder}, whose images are resized with {interpolation!r}",
+            expected="bicubic or bilinear, which open_clip has",
+            do="restore interpolation in its configuration",
+        )
+    return Preprocessing(
+        size_px=size_px,
+        mean=colours(cfg.get("mean") or clip_mean),
+        std=deviations(cfg.get("std") or clip_std, folder),
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+    )
 
 
 def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
@@ -137,9 +217,9 @@ def image_processor(folder: Path) -> Any:
     with _processor_errors(folder):
         settings = read_config(next(path for name in _PROCESSOR_FILES if (path := folder / name).is_file()))
         settings = settings.get("image_processor", settings)
-        if str(settings.get("image_processor_type")).removesuffix("Fast") == "DINOv3ViTImageProcessor":
-            # transformers 5.23 has it on torchvision only; without a crop it does what ViT's does, with other defaults.
-            return ViTImageProcessor.from_dict({**_DINOV3, **settings})
+        like_vit = _LIKE_VIT.get(str(settings.get("image_processor_type")).removesuffix("Fast"))
+        if like_vit is not None:
+            return ViTImageProcessor.from_dict({**like_vit, **settings})
         # The backend on PIL, so that nothing depends on whether torchvision is installed.
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
 
@@ -182,22 +262,41 @@ def _steps_of(settings: Mapping[str, Any], name: str, folder: Path) -> Preproces
     crop_px = _side(settings.get("crop_size"), "crop_size") if settings.get("do_center_crop") else None
     if settings.get("crop_pct") and name.startswith("ConvNext") and resize_px is not None and resize_px < _CROP_PCT_BELOW_PX:
         resize_px, crop_px = int(resize_px / settings["crop_pct"]), resize_px
+    if settings.get("crop_pct") and name.startswith("PoolFormer") and resize_px is not None:
+        resize_px = int(resize_px / settings["crop_pct"])
+    if name.startswith("Levit") and resize_px is not None and (settings.get("size") or {}).get("shortest_edge"):
+        resize_px = int(256 / 224 * resize_px)
     if crop_px and resize_px and crop_px > resize_px:
         # The two backends of transformers 5.23 pad it differently.
         raise _NotFollowed(f"crops {crop_px} px from an image that it resized to {resize_px} px")
     size_px = crop_px or resize_px or _side(settings.get("size"), "size")
-    plain = not settings.get("do_normalize")
     scale = 255 * float(settings["rescale_factor"]) if settings.get("do_rescale") else 255.0
+    mean, std = _normalisation(settings, name, folder)
     return Preprocessing(
         size_px=size_px,
-        mean=(0.0, 0.0, 0.0) if plain else colours(settings["image_mean"]),
-        std=(1.0, 1.0, 1.0) if plain else deviations(settings["image_std"], folder),
+        mean=mean,
+        std=std,
         interpolation="bilinear" if resample is None else _PIL.get(int(resample), "bilinear"),
         crop_from_px=None if resize_px in (None, size_px) else resize_px,
         is_resized=resize_px is not None,
         is_cropped=resize_px is None and crop_px is not None,
         scale=1.0 if abs(scale - 1) < 1e-6 else scale,
+        is_bgr=bool(settings.get("do_flip_channel_order")),
     )
+
+
+def _normalisation(settings: Mapping[str, Any], name: str, folder: Path) -> tuple[Colours, Colours]:
+    """Return mean and deviation of a processor; EfficientNet's may move the pixels by one and divide twice by the deviations."""
+    plain = not settings.get("do_normalize")
+    mean = (0.0, 0.0, 0.0) if plain else colours(settings["image_mean"])
+    std = (1.0, 1.0, 1.0) if plain else deviations(settings["image_std"], folder)
+    if name.startswith("EfficientNet"):
+        if settings.get("rescale_offset") and settings.get("do_rescale"):
+            mean = colours([value + 1 for value in mean])
+        if settings.get("include_top"):
+            once = deviations(settings["image_std"], folder)
+            std = colours([first * second for first, second in zip(std, once, strict=True)])
+    return mean, std
 
 
 def _side(size: Any, name: str) -> int:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
-from featurize.encode.image_encoder import encoder_load_errors, open_clip_model, open_clip_tokenizer
+from featurize.encode.image_encoder import encoder_load_errors
+from featurize.encode.open_clip_models import open_clip_model, open_clip_tokenizer, projection_of_first_token
 from featurize.inspect.records import Record, decimal, interval_text
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import agree
@@ -79,19 +80,21 @@ class JointSpace:
             raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="choose one such as clip-vit-b32")
         with encoder_load_errors(files):
             model, self._tokenizer = open_clip_model(files), open_clip_tokenizer(files)
-        if model.visual.pool_type != "tok" or model.visual.proj is None:
+        project = projection_of_first_token(files, model)
+        if project is None:
             raise InputError(
-                got=f"{files.name}, whose image embedding is not its class token",
-                expected="a CLIP that projects its class token",
-                do="choose one such as clip-vit-b32",
+                got=f"{files.name}, whose image embedding is not made of its first token alone",
+                expected="a CLIP that projects its class token, or a SigLIP",
+                do="choose one such as clip-vit-b32 or siglip2-b16",
             )
+        self._project = project
         self._name, self._device = files.name, torch.device(compute.device)
         self._model = model.eval().requires_grad_(False).float().to(self._device)
 
     @torch.inference_mode()
     def images(self, class_tokens_BD: torch.Tensor) -> torch.Tensor:
         """Return images as unit vectors, float32 [B, E], from their cached class tokens (after the final LayerNorm)."""
-        projected_BE: torch.Tensor = class_tokens_BD.to(self._device, torch.float32) @ self._model.visual.proj
+        projected_BE: torch.Tensor = self._project(class_tokens_BD.to(self._device, torch.float32))
         return nn.functional.normalize(projected_BE, dim=-1)
 
     @torch.inference_mode()

@@ -44,7 +44,8 @@ from benchmarks.featurize.random_models import (
     tiny_decoder_folder,
 )
 from benchmarks.featurize.roofline import flops_per_image, measured_peak_flops, roof, row_flops_of
-from featurize.encode.encoders import EncoderFiles, Preprocessing
+from featurize.encode.encoders import EncoderFiles
+from featurize.encode.preprocessing import Preprocessing
 from featurize.generate.generators import Generator, GeneratorPreset
 from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command

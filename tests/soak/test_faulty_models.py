@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from featurize.cli import main
-from featurize.encode.image_encoder import ImageEncoder, _TransformersTokens
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.encode.transformers_models import _TransformersTokens
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.store.reader import ColumnReader
 

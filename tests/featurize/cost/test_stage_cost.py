@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.cost.stage_cost import decode_flops, stage_flops
-from featurize.encode.encoders import EncoderFiles, Preprocessing, find_encoder
+from featurize.encode.encoders import EncoderFiles, find_encoder
+from featurize.encode.preprocessing import Preprocessing
 from featurize.generate.generators import Generator, GeneratorPreset, find_generator, generator_settings
 from lugpi_core.errors import InputError
 

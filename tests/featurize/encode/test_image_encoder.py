@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 import transformers
 from huggingface_hub import constants
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from featurize.encode.encoder_files import LICENSES
 from featurize.encode.encoders import DEMO_ENCODERS, PRESETS, EncoderFiles, expand_encoders, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.errors import InputError
@@ -257,13 +259,17 @@ def test_demo_means_both_embedded_encoders_each_once() -> None:
     assert expand_encoders(("vit-demo", "demo", "clip-vit-b32", "vit-demo")) == ("vit-demo", "clip-demo", "clip-vit-b32")
 
 
-def test_every_preset_names_open_clip_weights_or_a_hub_model() -> None:
+def test_every_preset_names_weights_that_its_library_has() -> None:
     for source in PRESETS.values():
-        if source.startswith("open_clip:"):
-            architecture, _, tag = source.removeprefix("open_clip:").partition("/")
-            assert open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"]
-            assert open_clip.get_pretrained_cfg(architecture, tag)["quick_gelu"]
-    assert PRESETS["vit-b16"] == "google/vit-base-patch16-224-in21k"
+        library, _, model = source.partition(":")
+        if library == "open_clip":
+            pretrained = open_clip.get_pretrained_cfg(*model.split("/"))
+            assert pretrained["hf_hub"]
+            assert pretrained.get("quick_gelu", False) == model.endswith("openai")
+        if library == "timm":
+            assert timm.models.get_pretrained_cfg(model, allow_unregistered=False).hf_hub_id
+    assert {PRESETS["vit-b16"], PRESETS["dinov2-b14-reg"]} == {"google/vit-base-patch16-224-in21k", "facebook/dinov2-with-registers-base"}
+    assert set(PRESETS) == set(LICENSES)
 
 
 @pytest.mark.parametrize(
@@ -308,10 +314,7 @@ def test_an_open_clip_model_in_the_hubs_cache_is_found_offline(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (
-            {"model_type": "resnet"},
-            "of type 'resnet'; expected a vision transformer with a class token: vit, .*dinov2, .* or an open_clip folder",
-        ),
+        ({"model_type": "bert"}, "of type 'bert'; expected an image encoder of open_clip, timm or transformers"),
         ({}, "'nothing'"),
     ],
 )
@@ -321,36 +324,9 @@ def test_a_folder_of_an_unsupported_type_is_refused(vit_folder: Path, config: di
         find_encoder(str(vit_folder))
 
 
-@pytest.mark.parametrize(
-    ("vision", "what"),
-    [
-        ({"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, "a ResNet"),
-        ({"timm_model_name": "resnet50"}, "a timm model"),
-        ({**SMALL, "attentional_pool": True}, "attentional pooling"),
-    ],
-)
-def test_towers_without_plain_tokens_are_refused(clip_folder: Path, vision: dict[str, Any], what: str) -> None:
-    (clip_folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": TEXT}}))
-    with pytest.raises(InputError, match=rf"got the vision tower of clip \({what}\); expected a vision transformer with a class token"):
-        find_encoder(str(clip_folder))
-
-
-def test_weights_of_an_open_clip_architecture_may_lie_in_a_file(tmp_path: Path, compute: Compute) -> None:
-    weights = tmp_path / "mine.safetensors"
-    model = open_clip.create_model("ViT-B-32")
-    save_file(model.state_dict(), weights)
-    files = find_encoder(f"open_clip:ViT-B-32/{weights}")
-    assert (files.name, files.tokens, files.width, files.license) == ("open_clip-ViT-B-32-mine", 50, 768, "see the model's own card")
-    assert (files.preprocessing.mean, files.preprocessing.std, files.preprocessing.interpolation) == (CLIP_MEAN, CLIP_STD, "bicubic")
-    encoder = ImageEncoder(files, compute)
-    with torch.inference_mode():
-        pooled = model.eval().visual(encoder.pixels(_images(224, 1)))
-        assert (_tokens(encoder, _images(224, 1))[:, 0] @ model.visual.proj - pooled).abs().max() <= 1e-4
-
-
 def test_weights_that_do_not_fit_are_one_line(clip_folder: Path, vit_folder: Path, compute: Compute) -> None:
     weights = clip_folder / "open_clip_model.safetensors"
-    wrong = find_encoder(f"open_clip:ViT-B-32/{weights}")
+    wrong = find_encoder(f"open_clip:ViT-B-32/{weights}@openai")
     (vit_folder / "model.safetensors").write_bytes(b"no weights")
     for files in (wrong, find_encoder(str(vit_folder))):
         with pytest.raises(InputError, match=rf"got {re.escape(str(files.folder))}, which does not load \(.+\); expected weights that fit"):
