@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
     from featurize.fill.block import Models, RunState
     from featurize.plan.job import Job
+    from featurize.plan.own_images import OwnJob
     from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.store.token_store import TokenStore
     from lugpi_core.store.writer import ColumnWriter
@@ -72,11 +73,19 @@ def featurize(
         return TokenStore(fill_store(corpus, job, callback).store_dir)
 
 
-def plan_in_memory(corpus: "Corpus", store: Path, *, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job":
+def plan_in_memory(corpus: "Corpus", store: Path, *, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job | OwnJob":
     """Return everything that is known before a model is loaded; ``flags``, those that a store records, name the models."""
-    from featurize.plan.job import plan_job
+    return _plan(corpus, store, generator=flags.get("generator", "fast"), settings=settings, flags=flags)
 
-    return plan_job(corpus, store, generator=flags["generator"], encoders=flags["encoders"], settings=settings, made_by=flags)
+
+def _plan(corpus: "Corpus", store: Path, *, generator: str, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job | OwnJob":
+    """Return the job of generating images, or of encoding those that the corpus has."""
+    from featurize.plan.job import plan_job
+    from featurize.plan.own_images import plan_own_job
+
+    if corpus.has_pictures:
+        return plan_own_job(corpus, store, encoders=flags["encoders"], settings=settings, made_by=flags)
+    return plan_job(corpus, store, generator=generator, encoders=flags["encoders"], settings=settings, made_by=flags)
 
 
 def _names_of(encoders: object) -> tuple[str, ...]:
@@ -113,32 +122,24 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
     return result.record() | {"config": resolved_flags(options), "provenance": provenance()}
 
 
-def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job]":
+def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job | OwnJob]":
     """Return the corpus of a command and everything that is known before a model is loaded; nothing in the store is touched.
 
     Raises:
         InputError: a flag, the corpus, a model's files or the store's folder is not as it must be.
     """
-    from featurize.plan.job import plan_job
     from lugpi_core.corpora.load import load_corpus
     from lugpi_core.corpora.options import default_run_dir
     from lugpi_core.corpora.user_corpus import load_unlabelled
 
     corpus = load_corpus(options.dataset, options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
     store = _store_folder(corpus, options.run_dir or default_run_dir(options.dataset, options.limit))
-    job = plan_job(
-        corpus,
-        store,
-        generator=options.generator,
-        encoders=options.encoders,
-        settings=options,
-        made_by=_repeatable_flags(options),
-    )
-    return corpus, job
+    flags = {**_repeatable_flags(options), "encoders": list(options.encoders)}
+    return corpus, _plan(corpus, store, generator=options.generator, settings=options, flags=flags)
 
 
 def fill_store(
-    corpus: "Corpus", job: "Job", progress: ProgressCallback | None = None, *, retry: frozenset[int] = frozenset()
+    corpus: "Corpus", job: "Job | OwnJob", progress: ProgressCallback | None = None, *, retry: frozenset[int] = frozenset()
 ) -> FeaturizeResult:
     """Generate, encode and write what a store lacks. The images ``retry`` failed before, and are generated again in float32.
 
@@ -148,23 +149,28 @@ def fill_store(
     """
     import dataclasses
 
-    from featurize.plan.job import refuse_other_images, require_room
+    from featurize.fill.own_images import fill_own, own_result
+    from featurize.plan.job import Job, refuse_other_images, require_room
     from lugpi_core.files import is_writable
 
     refuse_other_images(job)
     if not is_writable(job.store):
         _refuse_unfinished(corpus, job)
         _announce(corpus, job)
-        return _result(corpus, job, _nothing_done(job), None)
+        done = _nothing_done(job)
+        return _result(corpus, job, done, None) if isinstance(job, Job) else own_result(corpus, job, done, already_done=True)
     require_room(job)
     writers = _open_columns(job)
     _announce(corpus, job)
+    if not isinstance(job, Job):
+        with memory_in_one_line(_LESS_MEMORY):
+            return fill_own(corpus, job, writers, progress)
     with memory_in_one_line(_LESS_MEMORY):
         state, models = _fill_missing(dataclasses.replace(job, retry=retry), corpus, writers, progress)
     return _result(corpus, job, state, models)
 
 
-def _refuse_unfinished(corpus: "Corpus", job: "Job") -> None:
+def _refuse_unfinished(corpus: "Corpus", job: "Job | OwnJob") -> None:
     """Raise InputError unless a store that cannot be written to lacks nothing."""
     from featurize.plan.job import table_is_stale
     from lugpi_core.store.example_table import EXAMPLES
@@ -187,7 +193,7 @@ def _refuse_unfinished(corpus: "Corpus", job: "Job") -> None:
         )
 
 
-def _nothing_done(job: "Job") -> "RunState":
+def _nothing_done(job: "Job | OwnJob") -> "RunState":
     from featurize.fill.block import RunState
     from featurize.fill.out_of_memory import StageBatches
     from lugpi_core.runtime.meters import StageTimes
@@ -209,12 +215,13 @@ def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
     return {**flags, **{name: str(Path(flags[name]).resolve()) for name in (*paths, "unlabelled") if flags[name] is not None}}
 
 
-def _dry_run(corpus: "Corpus", job: "Job") -> dict[str, Any]:
-    from featurize.plan.job import refuse_other_images
+def _dry_run(corpus: "Corpus", job: "Job | OwnJob") -> dict[str, Any]:
+    from featurize.cost.estimate import estimate_own
+    from featurize.plan.job import Job, refuse_other_images
 
     refuse_other_images(job)
     _announce(corpus, job)
-    estimate = _estimate(job)
+    estimate = _estimate(job) if isinstance(job, Job) else estimate_own(job)
     say(str(estimate))
     return {"command": "featurize", "dry_run": True, "store": str(job.store), **asdict(estimate)}
 
@@ -256,7 +263,7 @@ def memory_in_one_line(do: str) -> Iterator[None]:
         ) from None
 
 
-def _open_columns(job: "Job") -> "dict[str, ColumnWriter]":
+def _open_columns(job: "Job | OwnJob") -> "dict[str, ColumnWriter]":
     from lugpi_core.store.writer import ColumnWriter
 
     writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
@@ -327,10 +334,17 @@ def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
     return sum(spec.layout(shard).rows for shard in open_shards(writers))
 
 
-def _announce(corpus: "Corpus", job: "Job") -> None:
+def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
+    from featurize.plan.job import Job
+
     counts = ", ".join(f"{count:,} {split}" for split, count in corpus.counts().items())
     if not corpus.label_names:
         counts = f"{len(corpus.examples):,} unlabelled texts"
+    if not isinstance(job, Job):
+        say(f"{corpus.name}: {counts}; {'; '.join(job.plan.words())}")
+        for name, encoder in job.encoders.items():
+            say(f"encoder {name}: {encoder.words()}")
+        return
     plan = job.plan
     several = f", {plan.images_per_prompt} of each prompt" if plan.images_per_prompt > 1 else ""
     if (passages := plan.images_per_text // plan.images_per_prompt) > 1:
@@ -346,10 +360,8 @@ def _announce(corpus: "Corpus", job: "Job") -> None:
 def _announce_result(result: FeaturizeResult) -> None:
     outcome = "already done" if result.already_done else "done"
     failed = {name: column.failed_rows for name, column in result.columns.items()}
-    say(
-        f"{outcome}: {result.store_dir}; {result.prompts_cut_share:.1%} of the prompts were cut to what the generator reads"
-        + ("" if result.complete else f"; FAILED rows: {failed}")
-    )
+    cut = f"; {result.prompts_cut_share:.1%} of the prompts were cut to what the generator reads" * result.is_generated
+    say(f"{outcome}: {result.store_dir}{cut}" + ("" if result.complete else f"; FAILED rows: {failed}"))
 
 
 def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | None") -> FeaturizeResult:

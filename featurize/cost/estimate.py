@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from featurize.cost.batch_size import BatchSizes
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
+from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, encode_flops, stage_flops
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage, denoiser_rows
-from featurize.plan.job import Job, missing_disk_bytes
+from featurize.plan.job import Job, StoreJob, missing_disk_bytes
+from featurize.plan.own_images import OwnJob
 from lugpi_core.runtime.meters import peak_memory_bytes
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import MANIFEST, load_manifest
@@ -170,11 +171,27 @@ def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing
     )
 
 
+def estimate_own(job: OwnJob) -> Estimate:
+    """Return what encoding a user's own pictures will take; nothing is run."""
+    rows = [job.columns[0].layout(shard).rows for shard in range(job.columns[0].shards)]
+    final = {spec.name: _final_shards(job, spec.name) for spec in job.columns}
+    missing = {name: sum(count for shard, count in enumerate(rows) if shard not in shards) for name, shards in final.items()}
+    return Estimate(
+        images=max(missing.values()),
+        prompts=0,
+        flops=sum(encode_flops(job.encoders[name]) * count for name, count in missing.items() if count),
+        hours=None if any(missing.values()) else 0.0,
+        disk_bytes=missing_disk_bytes(job),
+        peak_bytes=None,
+        basis="reading pictures is not measured" if any(missing.values()) else "nothing is missing",
+    )
+
+
 def _forwards_per_image(job: Job) -> int:
     return denoiser_rows(job.generator)
 
 
-def _final_shards(job: Job, column: str) -> set[int]:
+def _final_shards(job: StoreJob, column: str) -> set[int]:
     folder = job.store / column
     return set(load_manifest(folder)[1]) if (folder / MANIFEST).is_file() else set()
 

@@ -44,7 +44,7 @@ def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decod
             PROMPT: _prompt_flops(generator),
             DENOISE: _denoise_flops(generator),
             DECODE: _decode_flops(generator, decoder_folder),
-            **{f"encode {files.name}": _encode_flops(files) for files in encoders},
+            **{f"encode {files.name}": encode_flops(files) for files in encoders},
         }
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(
@@ -116,6 +116,7 @@ def _decode_flops(generator: Generator, decoder_folder: Path | None) -> float:
     return _count(partial(kind.from_config, config), lambda vae: family.decode(vae, latents_BChw))
 
 
-def _encode_flops(files: EncoderFiles) -> float:
+def encode_flops(files: EncoderFiles) -> float:
+    """Return the FLOPs of encoding one image."""
     pixels_B3SS = torch.zeros(1, 3, files.preprocessing.size_px, files.preprocessing.size_px, device="meta")
     return _count(partial(skeleton, files), _call_on(pixels_B3SS))

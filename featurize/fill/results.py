@@ -59,6 +59,7 @@ class FeaturizeResult:
         peak_memory: bytes on the host and, with CUDA, on the device.
         compute: device, dtype, attention kernels and what was compiled.
         notice: what to know about the generator, or None.
+        is_generated: False: the images are the user's own.
     """
 
     store_dir: Path
@@ -74,6 +75,7 @@ class FeaturizeResult:
     peak_memory: dict[str, int]
     compute: dict[str, Any]
     notice: str | None
+    is_generated: bool = True
 
     @property
     def complete(self) -> bool:

@@ -4,9 +4,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.generate.decoders import DecoderFiles, find_decoder
@@ -29,6 +30,32 @@ OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache")
 TEXT_BATCH = 32
 # So few failures are accepted in any run, however small.
 FEWEST_FAILED = 16
+# Fields of a column's fingerprint that decide which image each of its rows is.
+NUMBERING = ("generation", "prompts")
+
+
+class StoreJob(Protocol):
+    """What every job has in common, whether its images are generated or a user's own."""
+
+    @property
+    def store(self) -> Path:
+        """The store's folder."""
+
+    @property
+    def columns(self) -> tuple[ColumnSpec, ...]:
+        """Those that the job fills."""
+
+    @property
+    def numbering(self) -> Mapping[str, Any]:
+        """What decides which image each row of the store is: fields of the fingerprint that all of its columns agree in."""
+
+
+class ImageRows(Protocol):
+    """Which rows of the store each example has."""
+
+    @property
+    def images_of_example(self) -> NDArray[np.int64]:
+        """int64 [N, K]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +69,7 @@ class Job:
         most_failed: rows that may fail before the run is given up.
         execution: how to compute.
         retry: images that failed before and are generated in float32 from the prompt on.
+        numbering: of the rows.
     """
 
     store: Path
@@ -55,6 +83,7 @@ class Job:
     execution: Execution = field(default_factory=Execution)
     most_failed: int = 1 << 62
     retry: frozenset[int] = frozenset()
+    numbering: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +213,7 @@ def plan_job(
         columns=column_specs(plan, generator_files, encoder_files, generation, column_settings),
         decoder=decoder,
         execution=part_of(settings, Execution),
+        numbering={"generation": generation},
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
 
@@ -199,27 +229,28 @@ def _require_images_for(encoder: EncoderFiles, generator: Generator) -> None:
         )
 
 
-def refuse_other_images(job: Job) -> None:
+def refuse_other_images(job: StoreJob) -> None:
     """Refuse a store of other images before anything in it is touched: the rows of all its columns are numbered by one table.
 
     Raises:
         InputError: a column of the store has another fingerprint.
     """
     fingerprints = {spec.name: spec.fingerprint for spec in job.columns}
-    generation = job.columns[0].fingerprint["generation"]
     for name in columns_of(job.store):
         spec, _ = load_manifest(job.store / name)
-        if "generation" not in spec.fingerprint or is_empty(job.store / name):
+        stated = [key for key in NUMBERING if key in spec.fingerprint]
+        if not stated or is_empty(job.store / name):
             continue  # a foreign column, whose rows we do not check; or an empty one
-        refuse_difference(job.store / name, spec.fingerprint, fingerprints.get(name, {**spec.fingerprint, "generation": generation}))
+        wanted = {**spec.fingerprint, **{key: job.numbering.get(key, {}) for key in stated}}
+        refuse_difference(job.store / name, spec.fingerprint, fingerprints.get(name, wanted))
 
 
-def missing_disk_bytes(job: Job) -> int:
+def missing_disk_bytes(job: StoreJob) -> int:
     """Return the disk space that the missing shards take."""
     return sum(missing_bytes(job.store, spec) for spec in job.columns)
 
 
-def require_room(job: Job) -> None:
+def require_room(job: StoreJob) -> None:
     """Raise InputError unless the disk has room for all that is missing."""
     missing, free = missing_disk_bytes(job), shutil.disk_usage(job.store).free
     if missing > free:
@@ -230,7 +261,7 @@ def require_room(job: Job) -> None:
         )
 
 
-def table_is_stale(store: Path, corpus: Corpus, plan: ImagePlan) -> bool:
+def table_is_stale(store: Path, corpus: Corpus, plan: ImageRows) -> bool:
     """Whether ``examples.h5`` is missing or does not match the corpus and the plan."""
     try:
         return not np.array_equal(read_example_table(store, corpus).drawings, plan.images_of_example)
