@@ -245,6 +245,9 @@ class InspectOptions(InspectSettings, CorpusOptions):
     """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
     """Inspect the images of these unlabelled texts, a file or a folder, instead of the corpus's; questions about classes are left out."""
+    stores: tuple[Path, ...] = ()
+    """Compare the images of several runs of this corpus, such as those of several generators: their folders. Prints one table and writes
+    comparison.json and comparison.png, the same texts in rows and runs in columns, to --run-dir."""
 
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)

@@ -359,3 +359,9 @@ def _loaded_files(part: Path, variant: str | None) -> list[Path]:
     # Of newer tokenizers: chat templates and vocabularies of sentencepiece.
     others = [path for pattern in ("*.json", "*.txt", "*.jinja", "*.model") for path in part.glob(pattern)]
     return sorted([*(of_variant or without_variant), *others])
+
+
+def weight_bytes(generator: Generator) -> int:
+    """Return the size of the weight files that are loaded."""
+    files = (path for part, variant in generator.variants.items() for path in _loaded_files(generator.folder / part, variant))
+    return sum(path.stat().st_size for path in files if path.suffix == ".safetensors")

@@ -71,8 +71,8 @@ class DecodedImages:
         return np.concatenate(places), torch.cat(images)
 
 
-def generator_of(latents: ColumnSpec) -> Generator:
-    """Return the generator of a column of latents, its files found.
+def generator_of(column: ColumnSpec) -> Generator:
+    """Return the generator of a column, its files found.
 
     Its settings are those of the generator's record in the manifest. Where its files are is not part of the record: they are looked for
     where the command that wrote the column found them, or by the record's name.
@@ -80,18 +80,18 @@ def generator_of(latents: ColumnSpec) -> Generator:
     Raises:
         InputError: the manifest has no record of a generator, or its files are not within reach or have changed.
     """
-    generation = latents.fingerprint.get("generation")
+    generation = column.fingerprint.get("generation")
     record = generation.get("generator") if isinstance(generation, Mapping) else None
     if not isinstance(generation, Mapping) or not isinstance(record, Mapping) or not {"name", "weights"} <= record.keys():
         raise InputError(
-            got="latents without a record of their generator",
-            expected="latents that featurize wrote",
+            got=f"{column.name} without a record of their generator",
+            expected="images that a generator made with featurize",
             do="run python -m featurize with latents in another --run-dir",
         )
-    source = str((latents.made_by or {}).get("generator") or record["name"])
+    source = str((column.made_by or {}).get("generator") or record["name"])
     settings = generator_settings(source, {name: record.get(name) for name in _RECORDED_SETTINGS})
     generator = find_generator(source, settings, half=generation.get("dtype") != "float32")
-    if not agree(record["weights"], generator.weights_hash) or generator.latent_shape != latents.row_shape:
+    if not agree(record["weights"], generator.weights_hash) or (column.name == LATENTS and generator.latent_shape != column.row_shape):
         raise InputError(
             got=f"{generator.folder} with other weights than those that generated the latents",
             expected=f"weights {record['weights']}",

@@ -42,11 +42,9 @@ def write_drawings_png(captions: Sequence[str], images_BSS3: NDArray[np.uint8], 
     return path
 
 
-def caption_lines(caption: str) -> list[str]:
-    """Return a caption as at most four lines of at most 24 letters; ``…`` marks what was cut."""
+def caption_lines(caption: str, letters: int = _MAX_LETTERS, most: int = _MAX_LINES) -> list[str]:
+    """Return a caption as at most ``most`` lines of at most so many letters; ``…`` marks what was cut."""
     # A text may be a megabyte: wrap only what can be shown.
-    beginning = caption[: 2 * _MAX_LINES * _MAX_LETTERS]
-    lines = [line for part in beginning.split("\n") for line in textwrap.wrap(part, _MAX_LETTERS) or [""]]
-    if len(lines) <= _MAX_LINES:
-        return lines
-    return [*lines[: _MAX_LINES - 1], lines[_MAX_LINES - 1][: _MAX_LETTERS - 3] + "…"]
+    beginning = caption[: 2 * most * letters]
+    lines = [line for part in beginning.split("\n") for line in textwrap.wrap(part, letters) or [""]]
+    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][: letters - 3] + "…"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featurize.inspect.class_similarity import ClassSimilarity
+from featurize.inspect.diversity import Diversity
 from featurize.inspect.near_copies import NearCopies
 from featurize.inspect.probes import ClassProbes
 from featurize.inspect.records import LeftOut, Record
@@ -29,6 +30,7 @@ class ColumnInspection(Record):
         classes: do the tokens predict the class?
         near_copies: are images nearly the same although their prompts differ?
         agreement: do the images agree with their texts?
+        diversity: how different are the images of one text? None if there is one of each.
     """
 
     drawings: int
@@ -37,6 +39,7 @@ class ColumnInspection(Record):
     classes: ClassProbes | LeftOut
     near_copies: NearCopies | LeftOut
     agreement: Agreement | LeftOut
+    diversity: Diversity | LeftOut | None = None
 
     @property
     def flagged_share(self) -> float:
@@ -49,9 +52,12 @@ class ColumnInspection(Record):
         return None if isinstance(self.classes, LeftOut) else column_verdict(self.classes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, with the share of failed images and the verdict."""
+        """Return the fields as JSON values, with the share of failed images and the verdict; ``diversity`` only where it was asked for."""
         verdict = {} if self.verdict is None else {"verdict": self.verdict.to_json()}
-        return {**super().to_json(), "flagged_share": self.flagged_share, **verdict}
+        answers = super().to_json()
+        if self.diversity is None:
+            del answers["diversity"]
+        return {**answers, "flagged_share": self.flagged_share, **verdict}
 
     def reasons(self, name: str, *, is_best: bool) -> list[str]:
         """Return the sentences about the column that bear on the verdict, apart from the best column's own verdict."""
@@ -62,6 +68,8 @@ class ColumnInspection(Record):
             sentences.append(self.agreement.sentence())
         if not isinstance(self.near_copies, LeftOut) and self.near_copies.share > 0:
             sentences.append(self.near_copies.sentence())
+        if isinstance(self.diversity, Diversity) and self.diversity.is_little:
+            sentences.append(self.diversity.sentence())
         if self.flagged:
             sentences.append(f"{self.flagged:,} images failed; python -m featurize verify --repair generates them again")
         return [f"{name}: {sentence}" for sentence in sentences]
@@ -73,7 +81,14 @@ class ColumnInspection(Record):
             lines += [f"class prediction left out: {self.classes.left_out}"] * (self.classes.left_out != no_classes)
         else:
             lines += [self.classes.sentence("probe"), self.classes.sentence("knn"), *_about_examples(self.classes)]
-        for question, answer in (("agreement with the texts", self.agreement), ("near-duplicates", self.near_copies)):
+        questions = (
+            ("agreement with the texts", self.agreement),
+            ("near-duplicates", self.near_copies),
+            ("diversity of the images of a text", self.diversity),
+        )
+        for question, answer in questions:
+            if answer is None:
+                continue
             lines.append(f"{question} left out: {answer.left_out}" if isinstance(answer, LeftOut) else answer.sentence())
         return [lines[0], *(f"  {line}" for line in lines[1:])]
 

@@ -4,8 +4,8 @@ Shapes: N train examples, V validation examples, F features, K classes, S scored
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class LabelledFeatures:
         picture_V: int64, which image each example has; several may share one.
         is_new_V: bool, whether no train example of the corpus shares the image.
         classes: K.
+        row_V: int64, the examples' rows in the corpus; their places here if None.
     """
 
     train_NF: NDArray[np.float32]
@@ -44,6 +45,7 @@ class LabelledFeatures:
     picture_V: NDArray[np.int64]
     is_new_V: NDArray[np.bool_]
     classes: int
+    row_V: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class ProbeScore(Record):
         shuffles: how many of these fits.
         p: of the permutation test, see ``p_value``.
         interval: the accuracy's 95 % confidence interval, see ``accuracy_interval``; not in the JSON record.
+        hits: by row of the scored examples, whether the prediction is right; not in the JSON record.
     """
 
     accuracy: float
@@ -91,10 +94,11 @@ class ProbeScore(Record):
     shuffles: int
     p: float
     interval: tuple[float, float]
+    hits: Mapping[int, bool] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without the interval."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "interval"}
+        """Return the fields as JSON values, without interval and hits."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("interval", "hits")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +176,7 @@ def _score(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_]
     labels_S, image_S = data.validation_V[scored_V], data.picture_V[scored_V]
     predicted_V = predict(data.train_N)
     accuracy = float((predicted_V[scored_V] == labels_S).mean())
+    rows_S = (np.arange(len(scored_V)) if data.row_V is None else data.row_V)[scored_V]
     shuffled = [float((predict(rng.permutation(data.train_N))[scored_V] == labels_S).mean()) for _ in range(shuffles)]
     return ProbeScore(
         accuracy=accuracy,
@@ -181,6 +186,7 @@ def _score(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_]
         shuffles=shuffles,
         p=p_value(predicted_V[scored_V], labels_S, image_S, rng),
         interval=accuracy_interval(accuracy, images=len(np.unique(image_S))),
+        hits=dict(zip(rows_S.tolist(), (predicted_V[scored_V] == labels_S).tolist(), strict=True)),
     )
 
 
@@ -195,6 +201,23 @@ def p_value(predicted_S: NDArray[np.int64], labels_S: NDArray[np.int64], picture
     predicted_D, hits = predicted_S[first_D], int((predicted_S == labels_S).sum())
     as_many = sum(int((rng.permutation(predicted_D)[image_of_S] == labels_S).sum()) >= hits for _ in range(PERMUTATIONS))
     return (1 + as_many) / (1 + PERMUTATIONS)
+
+
+def paired_p_value(gains_S: NDArray[np.int64], picture_S: NDArray[np.int64], seed: int) -> float:
+    """Return the two-sided p-value of "two classifiers are right equally often": the share of 1,000 arrangements, the observed one among
+    them, whose difference is at least as large, if for each image it is random which classifier is which (a sign-flip test; with an image
+    for each example it is McNemar's).
+
+    Args:
+        gains_S: for each scored example, whether the first classifier is right less whether the second is.
+        picture_S: int64, which image each example has; the examples of an image are flipped together.
+        seed: of the flips.
+    """
+    _, image_of_S = np.unique(picture_S, return_inverse=True)
+    gains_D = np.bincount(image_of_S, weights=gains_S)
+    signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), size=(PERMUTATIONS, len(gains_D)))
+    as_large = int((np.abs(signs @ gains_D) >= abs(gains_D.sum())).sum())
+    return (1 + as_large) / (1 + PERMUTATIONS)
 
 
 def accuracy_interval(accuracy: float, *, images: int) -> tuple[float, float]:

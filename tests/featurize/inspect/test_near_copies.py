@@ -93,3 +93,8 @@ def test_no_tensor_is_larger_than_a_chunk_of_rows() -> None:
     with _Largest() as largest:
         nearest_cosines(rows, torch.ones(IMAGES, dtype=torch.bool))
     assert largest.elements == 512 * IMAGES
+
+
+def test_images_that_are_all_the_same_are_near_duplicates() -> None:
+    found = near_copies(torch.full((8, 6), 0.7), np.arange(8) < 4, np.arange(8) >= 4, 0.98)
+    assert (found.share, found.test_copies_of_train) == (1.0, 4)

@@ -17,6 +17,7 @@ from featurize.inspect.probes import (
     ProbeExamples,
     accuracy_interval,
     p_value,
+    paired_p_value,
     predict_linear,
     probe_classes,
     standardised,
@@ -206,3 +207,18 @@ def test_similarities_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) ->
     again = Neighbours(data.train_NF, data.validation_VF, CLASSES).predict(data.train_N)
     assert largest == 16 * 500
     assert np.array_equal(whole, again)
+
+
+def test_the_paired_test_is_mcnemars_with_an_image_for_each_example() -> None:
+    from scipy.stats import binomtest
+
+    gains = np.array([1] * 14 + [-1] * 5 + [0] * 40)
+    exact = binomtest(14, 19).pvalue
+    assert paired_p_value(gains, np.arange(len(gains)), 0) == pytest.approx(exact, abs=0.02)
+    assert paired_p_value(np.zeros(9, np.int64), np.arange(9), 0) == 1.0
+
+
+def test_examples_that_share_an_image_are_flipped_together() -> None:
+    gains = np.ones(20, np.int64)
+    assert paired_p_value(gains, np.arange(20), 0) == 0.001
+    assert paired_p_value(gains, np.zeros(20, np.int64), 0) == 1.0, "one image tells nothing"

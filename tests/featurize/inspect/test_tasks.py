@@ -32,7 +32,7 @@ def test_a_corpus_of_another_task_is_drawn_and_inspected(tmp_path: Path, monkeyp
     corpus = _corpus(task)
     store = featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=SETTINGS, progress=False)
     captions: list[str] = []
-    monkeypatch.setattr("featurize.inspect.inspect_store._caption", lambda *_: captions.append("") or "")
+    monkeypatch.setattr("featurize.inspect.inspect_store.caption_of", lambda *_: captions.append("") or "")
     found = inspect(store, corpus, settings=InspectSettings(device="cpu", thumbnails=2))
     record = json.loads(json.dumps(found.to_json(), allow_nan=False))
     reason = f"the corpus is a {task} task, and these questions need one class for each text"
@@ -42,9 +42,9 @@ def test_a_corpus_of_another_task_is_drawn_and_inspected(tmp_path: Path, monkeyp
     assert record["columns"]["vit-demo"]["near_copies"].get("left_out") is None
     assert len(captions) == 2
     monkeypatch.undo()
-    from featurize.inspect.inspect_store import _caption
+    from featurize.inspect.inspect_store import caption_of
 
-    assert _caption(corpus, 1).startswith(f"{caption}\n")
+    assert caption_of(corpus, 1).startswith(f"{caption}\n")
 
 
 def test_an_unfinished_store_says_how_many_of_how_many(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""What is inspected, and the questions about one column of its tokens.
+
+Shapes: M distinct images of the sample, F features, N texts with K images each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featurize.inspect.diversity import Diversity, diversity_of
+from featurize.inspect.inspection import ColumnInspection
+from featurize.inspect.near_copies import NearCopies, near_copies
+from featurize.inspect.probes import ClassProbes, LabelledFeatures, probe_classes
+from featurize.inspect.records import LeftOut
+from featurize.inspect.sample import PooledTokens, Sample, pooled_tokens, take_sample
+from featurize.inspect.text_agreement import MOST_TEXTS, Agreement, encoder_of, text_agreement
+from featurize.options import InspectSettings
+from lugpi_core.corpora.corpus import UNLABELLED, Corpus
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.meters import StageTimes
+from lugpi_core.store.example_table import ExampleTable, read_example_table
+from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.reader import ColumnReader, columns_of
+
+# At most this many texts, and images, whose K images are compared with one another.
+MOST_DIVERSE_TEXTS, _MOST_DIVERSE_IMAGES = 500, 4000
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A store that is inspected, and with what."""
+
+    store: Path
+    corpus: Corpus
+    table: ExampleTable
+    sample: Sample
+    settings: InspectSettings
+    compute: Compute
+    times: StageTimes
+
+    @property
+    def drawings_in_all(self) -> int:
+        """The rows of a column of this corpus."""
+        return int(self.table.drawings.max()) + 1
+
+    @property
+    def no_classes(self) -> str | None:
+        """Why no question about classes can be answered, or None."""
+        if not self.corpus.label_names:
+            return "these texts have no labels"
+        if self.corpus.task != "single-label":
+            return f"the corpus is a {self.corpus.task} task, and these questions need one class for each text"
+        if not len(self.sample.rows["validation"]):
+            return "there is no validation example"
+        if not (self.sample.labels["validation"] != UNLABELLED).any():
+            return "no validation example has a label"
+        return "the train examples are all of one class" if len(np.unique(self.sample.labels["train"])) < 2 else None
+
+    def ask(self, stage: str, question: Callable[[], Answer | LeftOut]) -> Answer | LeftOut:
+        """Return the answer, timed as ``stage``; left out if it raises InputError."""
+        try:
+            with self.times.stage(stage):
+                return question()
+        except InputError as error:
+            return LeftOut(left_out=str(error))
+
+
+def open_subject(store: Path, corpus: Corpus, *, settings: InspectSettings, compute: Compute, times: StageTimes | None = None) -> Subject:
+    """Return a store with the sample of its corpus that is inspected.
+
+    Args:
+        store: its folder.
+        corpus: that the store was generated for.
+        settings: of the inspection.
+        compute: the device.
+        times: to which those of the inspection are added; new ones if None.
+
+    Raises:
+        InputError: no store, or the store of another corpus.
+    """
+    if not columns_of(store):
+        raise InputError(got=f"no token store in {store}", expected="one that featurize wrote", do="run python -m featurize first")
+    table = read_example_table(store, corpus)
+    return Subject(
+        store=store,
+        corpus=corpus,
+        table=table,
+        sample=take_sample(corpus, table, settings.seed),
+        settings=settings,
+        compute=compute,
+        times=times or StageTimes(compute.device),
+    )
+
+
+def unfinished(store: Path) -> dict[str, tuple[int, int]]:
+    """Return the columns that lack rows: how many each has, and of how many."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in columns_of(store):
+        try:
+            spec, records = load_manifest(store / name)
+        except InputError:
+            continue  # reported as a column that is left out
+        rows = sum(record["rows"] for record in records.values())
+        if rows < spec.rows:
+            found[name] = (rows, spec.rows)
+    return found
+
+
+def notice_of(store: Path) -> str | None:
+    """Return what a reader must know about the store's images, from the first column that has a notice."""
+    for name in columns_of(store):
+        try:
+            if notice := load_manifest(store / name)[0].notice:
+                return notice
+        except InputError:
+            continue  # reported as a column that is left out
+    return None
+
+
+def inspect_column(subject: Subject, name: str) -> ColumnInspection | LeftOut:
+    """Return the answers about one column of tokens; left out if it cannot be read."""
+    try:
+        reader = ColumnReader(subject.store, name, check_content=False)
+        with subject.times.stage("read"):
+            pooled = pooled_tokens(reader, subject.sample.drawings, subject.drawings_in_all)
+    except InputError as error:
+        return LeftOut(left_out=str(error))
+    return ColumnInspection(
+        drawings=len(reader),
+        flagged=len(reader.flagged),
+        features=pooled.features_MF.shape[1],
+        classes=subject.ask("probe", lambda: _class_probes(subject, pooled)),
+        near_copies=subject.ask("near_copies", lambda: _near_copies(subject, pooled)),
+        agreement=subject.ask("text_agreement", lambda: _agreement(subject, pooled, reader)),
+        diversity=None if subject.table.drawings.shape[1] == 1 else subject.ask("diversity", lambda: _diversity(subject, reader)),
+    )
+
+
+def _class_probes(subject: Subject, pooled: PooledTokens) -> ClassProbes | LeftOut:
+    if reason := subject.no_classes:
+        return LeftOut(left_out=reason)
+    features: dict[str, NDArray[np.float32]] = {}
+    labels: dict[str, NDArray[np.int64]] = {}
+    images: dict[str, NDArray[np.int64]] = {}
+    rows: dict[str, NDArray[np.int64]] = {}
+    for split in ("train", "validation"):
+        good = pooled.good_M[subject.sample.places[split]] & (subject.sample.labels[split] != UNLABELLED)
+        places = subject.sample.places[split][good]
+        features[split], labels[split] = pooled.features_MF[places], subject.sample.labels[split][good]
+        images[split], rows[split] = subject.sample.drawings[places], subject.sample.rows[split][good]
+    if len(np.unique(labels["train"])) < 2 or not len(labels["validation"]):
+        return LeftOut(left_out="too many images failed")
+    train_images = subject.table.drawing[subject.corpus.rows("train")]
+    data = LabelledFeatures(
+        train_NF=features["train"],
+        train_N=labels["train"],
+        validation_VF=features["validation"],
+        validation_V=labels["validation"],
+        picture_V=images["validation"],
+        is_new_V=~np.isin(images["validation"], train_images),
+        classes=len(subject.corpus.label_names),
+        row_V=rows["validation"],
+    )
+    return probe_classes(data, subject.settings.seed)
+
+
+def _near_copies(subject: Subject, pooled: PooledTokens) -> NearCopies | LeftOut:
+    if pooled.good_M.sum() < 2:
+        return LeftOut(left_out="fewer than two images are usable")
+    images = subject.sample.drawings[pooled.good_M]
+    is_of = {split: np.isin(images, subject.table.drawing[subject.corpus.rows(split)]) for split in ("train", "test")}
+    features_MF = torch.from_numpy(pooled.features_MF[pooled.good_M]).to(subject.compute.device)
+    # In a sample, the image that another is a near-duplicate of may be missing.
+    return near_copies(features_MF, is_of["train"], is_of["test"], subject.settings.near_copy, lower_bound=subject.sample.is_capped)
+
+
+def _agreement(subject: Subject, pooled: PooledTokens, reader: ColumnReader) -> Agreement | LeftOut:
+    files = encoder_of(reader.spec)
+    good = np.flatnonzero(pooled.good_M)
+    if len(good) < 2:
+        return LeftOut(left_out="fewer than two images are usable")
+    chosen = np.sort(np.random.default_rng(subject.settings.seed).permutation(good)[: MOST_TEXTS[subject.compute.device]])
+    prompt_of = {int(drawing): example.prompt for drawing, example in zip(subject.table.drawing, subject.corpus.examples, strict=True)}
+    prompts = [prompt_of[drawing] for drawing in subject.sample.drawings[chosen].tolist()]
+    return text_agreement(files, subject.compute, torch.from_numpy(pooled.features_MF[chosen, : pooled.width]), prompts)
+
+
+def _diversity(subject: Subject, reader: ColumnReader) -> Diversity | LeftOut:
+    drawings_NK = np.unique(subject.table.drawings[np.concatenate(list(subject.sample.rows.values()))], axis=0)
+    most = max(2, min(MOST_DIVERSE_TEXTS, _MOST_DIVERSE_IMAGES // drawings_NK.shape[1]))
+    chosen_NK = drawings_NK[np.random.default_rng(subject.settings.seed).permutation(len(drawings_NK))[:most]]
+    # A text of fewer passages than K has some images twice.
+    text_M = np.repeat(np.arange(len(chosen_NK)), chosen_NK.shape[1])
+    _, first = np.unique(np.stack([text_M, chosen_NK.reshape(-1)]), axis=1, return_index=True)
+    drawings, text_M = chosen_NK.reshape(-1)[first], text_M[first]
+    pooled = pooled_tokens(reader, drawings, subject.drawings_in_all)
+    return diversity_of(pooled.features_MF[pooled.good_M], text_M[pooled.good_M], subject.settings.near_copy)

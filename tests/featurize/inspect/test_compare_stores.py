@@ -1,0 +1,237 @@
+"""``inspect --stores``: one table and one sheet for several stores, and which stores do not compare."""
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featurize.cli import main
+from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.inspect.columns import Subject
+from featurize.inspect.compare_stores import compare_stores
+from featurize.inspect.comparison import Comparison, Work, table_lines
+from featurize.inspect.diversity import Diversity
+from featurize.inspect.records import LeftOut
+from featurize.options import InspectSettings
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.pretrained import embedded_model
+from tests.support.planted_store import Planted, plant, plant_column, plant_latents, telling_tokens
+
+CPU = InspectSettings(device="cpu")
+
+
+def compare(*planted: Planted, settings: InspectSettings = CPU) -> Comparison:
+    """Compare planted stores of one corpus; the sheet is written to the folder of the first."""
+    stores = [each.run_dir / "tokens" for each in planted]
+    return compare_stores(stores, planted[0].corpus, settings=settings, run_dir=planted[0].run_dir.parent)
+
+
+def planted_with(folder: Path, strength: float, *, encoder: Mapping[str, Any] | None = None, **about: Any) -> Planted:
+    """Return a store whose column ``seen`` predicts the class as ``strength`` says."""
+    planted = plant(folder, **about)
+    fingerprint = None if encoder is None else {"generation": {"seed": 0}, "encoder": encoder, "decoder": "the generator's"}
+    plant_column(planted, "seen", telling_tokens(planted.labels, strength=strength), fingerprint=fingerprint)
+    return planted
+
+
+# ---- stores of the embedded generator ----
+
+
+@pytest.fixture(scope="module")
+def runs(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs that differ in the seed, and one with two images of each text, in half the steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, *flags in (
+        ("zero", "--encoders", "demo", "--steps", "2"),
+        ("one", "--encoders", "clip-demo", "--steps", "2", "--seed", "1"),
+        ("pairs", "--encoders", "clip-demo", "--steps", "1", "--images-per-text", "2"),
+    ):
+        common = ("--dataset", str(table), "--generator", "demo", "--device", "cpu", "--run-dir", str(folder / name))
+        assert main([*common, *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(runs: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """The figures, the printed text and the folder of a comparison of all three by the command."""
+    out, line, printed = tmp_path_factory.mktemp("out"), io.StringIO(), io.StringIO()
+    stores = [str(runs / name) for name in ("zero", "one", "pairs")]
+    with contextlib.redirect_stdout(line), contextlib.redirect_stderr(printed):
+        assert main(["inspect", "--dataset", str(table), "--device", "cpu", "--run-dir", str(out), "--stores", *stores]) == 0
+    return json.loads(line.getvalue()), printed.getvalue(), out
+
+
+def test_the_command_prints_one_table_and_writes_its_figures_and_a_sheet(compared: tuple[dict[str, Any], str, Path], runs: Path) -> None:
+    figures, printed, out = compared
+    assert json.loads((out / "comparison.json").read_text()) == figures
+    assert [store["label"] for store in figures["stores"]] == ["zero", "one", "pairs"]
+    lines = {line[: line.index("  ", 2)].strip(): line.split() for line in printed.splitlines() if "  " in line[2:]}
+    assert lines["seed"] == ["seed", "0", "1", "0"]
+    assert lines["images of a text"][-3:] == ["1", "1", "2"]
+    assert lines["images"] == ["images", "13", "13", "26"]
+    assert "no such column" in next(line for line in printed.splitlines() if line.startswith("vit-demo "))
+    assert "zero: drawn by demo: Apache-2.0" in printed
+    with Image.open(out / "comparison.png") as sheet:
+        assert sheet.width == 220 + 3 * 134
+        assert sheet.height == 46 + figures["sheet"]["texts"] * 134
+    assert figures["sheet"]["stores"] == ["zero", "one", "pairs"]
+    assert not list(runs.rglob("thumbnails")), "the runs stay as they are"
+
+
+def test_the_work_of_an_image_is_that_of_all_its_steps(compared: tuple[dict[str, Any], str, Path]) -> None:
+    works = [Work(**store["work"]) for store in compared[0]["stores"]]
+    flops = stage_flops(find_generator("demo", generator_settings("demo", {}), half=False), ())
+    for work, steps, images_of_prompt in zip(works, (2, 2, 1), (1, 1, 2), strict=True):
+        assert work.denoise_tflop == pytest.approx(2 * steps * flops[DENOISE] / 1e12), "with guidance an image takes two rows a step"
+        assert work.prompt_tflop == pytest.approx(flops[PROMPT] / images_of_prompt / 1e12)
+        assert work.decode_tflop == pytest.approx(flops[DECODE] / 1e12)
+    weights = sum(path.stat().st_size for path in embedded_model("generator").rglob("*.safetensors"))
+    assert {store["generator_bytes"] for store in compared[0]["stores"]} == {weights}
+
+
+def test_stores_that_differ_in_the_seed_alone_tell_how_the_generator_answers_to_it(
+    compared: tuple[dict[str, Any], str, Path],
+) -> None:
+    figures, printed, _ = compared
+    (pair,) = figures["between_seeds"]
+    assert (pair["stores"], pair["seeds"], pair["column"]) == (["zero", "one"], [0, 1], "clip-demo")
+    assert pair["diversity"]["texts"] == 13
+    assert pair["diversity"]["share"] > 0.1
+    of_text = figures["stores"][2]["columns"]["clip-demo"]["diversity"]
+    assert (of_text["texts"], of_text["images"]) == (13, 26)
+    assert "diversity" not in figures["stores"][0]["columns"]["clip-demo"]
+    assert "zero and one, clip-demo: the images of one text with seeds 0 and 1 differ by " in printed
+    assert "of several images of a text, the first is compared" in printed
+
+
+def test_the_sheet_shows_what_the_latents_decode_to(runs: Path, table: Path, tmp_path: Path) -> None:
+    """Without latents a store has no column on the sheet; the others stay."""
+    copy = Path(shutil.copytree(runs / "one", tmp_path / "copy"))
+    shutil.rmtree(copy / "tokens" / "latents")
+    stores = [runs / "zero" / "tokens", copy / "tokens"]
+    found = compare_stores(stores, load_corpus(table), settings=InspectSettings(device="cpu", thumbnails=2), run_dir=tmp_path)
+    assert not isinstance(found.sheet, LeftOut)
+    assert (found.sheet.stores, found.sheet.texts) == (("zero",), 2)
+    assert "without latents" in found.sheet.left_out["copy"]
+    with Image.open(tmp_path / "comparison.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    assert pixels[46:174, 220:348].std() > 5
+    assert f"  without copy: got {copy / 'tokens'} without latents" in found.summary()
+    assert not isinstance(found.stores[1].work, LeftOut), "tokens say which generator too"
+
+
+# ---- what the table says ----
+
+
+def test_the_better_probe_is_told_with_a_paired_test(tmp_path: Path) -> None:
+    counts = (90, 90, 6)
+    knows, guesses = (planted_with(tmp_path / name, strength, counts=counts) for name, strength in (("a", 1.5), ("b", 0.0)))
+    found = compare(knows, guesses)
+    (difference,) = found.probe_differences
+    labels = (str(knows.run_dir / "tokens"), str(guesses.run_dir / "tokens"))
+    assert difference.stores == labels, "both runs are named run"
+    assert difference.examples == 90
+    assert difference.difference > 0.3
+    assert difference.p == 0.001
+    assert f"seen: linear probe of {labels[0]} less that of {labels[1]}: +" in found.summary()
+    again = compare(guesses, knows)
+    assert again.probe_differences[0].stores == labels
+    assert [line.split()[-2:] for line in found.summary().splitlines() if line.startswith("  predicts the class")] == [["yes", "no"]]
+
+
+def test_equal_stores_do_not_differ(tmp_path: Path) -> None:
+    found = compare(*(planted_with(tmp_path / name, 0.5) for name in "ab"))
+    assert (found.probe_differences[0].difference, found.probe_differences[0].p) == (0.0, 1.0)
+    assert "no significant difference" in found.summary()
+
+
+def test_columns_of_different_encoders_are_told(tmp_path: Path) -> None:
+    one, same, other = (
+        planted_with(tmp_path / name, 0.5, encoder={"name": "seen", "weights": weights, "layer": -1})
+        for name, weights in (("a", "0" * 32), ("b", "0" * 32), ("c", "1" * 32))
+    )
+    assert not [note for note in compare(one, same).notes if "encoders" in note]
+    (note,) = [note for note in compare(one, same, other).notes if "encoders" in note]
+    assert note.startswith(f"seen: the tokens of {one.run_dir / 'tokens'} and {other.run_dir / 'tokens'} are of different encoders")
+    assert "encoder.weights" in note
+
+
+def test_images_that_do_not_answer_to_the_seed_are_told(tmp_path: Path) -> None:
+    one, other = (plant(tmp_path / name, images_per_text=3) for name in "ab")
+    rng = np.random.default_rng(0)
+    of_prompt = rng.normal(size=(len(one.labels) // 3, 5, 16))
+    plant_column(one, "seen", np.repeat(of_prompt, 3, axis=0) + 0.05 * rng.normal(size=(len(one.labels), 5, 16)))
+    plant_column(other, "seen", rng.normal(size=(len(one.labels), 5, 16)))
+    found = compare(one, other)
+    alike, free = (store.column("seen") for store in found.stores)
+    assert alike is not None
+    assert free is not None
+    assert isinstance(alike.diversity, Diversity)
+    assert isinstance(free.diversity, Diversity)
+    assert alike.diversity.is_little
+    assert free.diversity.share == pytest.approx(1, abs=0.05)
+    (note,) = [note for note in found.notes if "hardly answers" in note]
+    assert note.startswith(f"{one.run_dir / 'tokens'}: seen: the generator hardly answers to the seed: ")
+    assert "(hardly)" in found.summary()
+
+
+def test_what_cannot_be_asked_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subject, "no_classes", property(lambda _: "these texts have no labels"))
+    one, other = (planted_with(tmp_path / name, 0.5) for name in "ab")
+    shutil.rmtree(other.run_dir / "tokens" / "seen")
+    plant_latents(other, by_class=False)
+    found = compare(one, other)
+    assert "class prediction left out: these texts have no labels" in found.notes
+    assert "linear probe" not in found.summary()
+    assert isinstance(found.stores[0].work, LeftOut)
+    assert any("work of an image unknown: got seen without a record of their generator" in note for note in found.notes)
+    assert found.stores[1].generator == "demo"
+    assert not isinstance(found.sheet, LeftOut)
+    assert found.sheet.stores == (str(other.run_dir / "tokens"),)
+
+
+def test_long_cells_take_several_lines() -> None:
+    lines = table_lines([("settings", ["a " * 20, "b"]), ("seed", ["0", "1"])], ["left", "right"])
+    assert lines == [
+        "          left                           right",
+        f"settings  {'a ' * 14}a  b",
+        f"          {'a ' * 4}a",
+        "seed      0                              1",
+    ]
+
+
+# ---- stores that do not compare ----
+
+
+def test_stores_that_do_not_compare_are_one_line(tmp_path: Path) -> None:
+    one, other = planted_with(tmp_path / "a", 0.5), planted_with(tmp_path / "b", 0.5, counts=(90, 60, 33))
+    tokens = one.run_dir / "tokens"
+    for stores, why in (
+        ([tokens], "got 1 store to compare; expected two or more"),
+        ([tokens, tmp_path / "a" / ".." / "a" / "run" / "tokens"], "tokens twice; expected different stores"),
+        ([tokens, tmp_path / "nothing"], f"got no token store in {tmp_path / 'nothing'}"),
+        ([tokens, other.run_dir / "tokens"], f"got {other.run_dir / 'tokens'}, a store of 'own' with other examples, labels or splits"),
+    ):
+        with pytest.raises(InputError) as error:
+            compare_stores(stores, one.corpus, settings=CPU, run_dir=tmp_path)
+        assert why in str(error.value)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "comparison.png").exists()
+
+
+def test_a_run_without_a_store_is_one_line_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = planted_with(tmp_path / "a", 0.5)
+    assert main(["inspect", *one.flags, "--stores", str(one.run_dir), str(tmp_path / "none")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert line == (
+        f"error: got no token store in {tmp_path / 'none' / 'tokens'}; expected one that featurize wrote; run python -m featurize first"
+    )
