@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.encode.encoders import EncoderFiles
 from featurize.encode.image_encoder import skeleton
-from featurize.generate.decoders import model_class
+from featurize.generate.decoders import model_class, text_config
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
 from featurize.generate.schedulers import own_scheduler
@@ -62,11 +63,26 @@ def decode_flops(generator: Generator, *, decoder_folder: Path | None = None) ->
 def _count(build: Callable[[], Any], call: Callable[[Any], Any]) -> float:
     with torch.inference_mode():
         with torch.device("meta"):
-            module = build().eval()
+            module = build().eval().requires_grad_(False)
         # Not on that device by default: what a model keeps from a call, as BEiT does its index of positions, would be of no use later.
         with FlopCounterMode(display=False) as counter:
             call(module)
     return float(counter.get_total_flops())
+
+
+class _WholePrompts(TorchFunctionMode):
+    """Answers what a model asks of a mask without numbers: how many tokens each prompt has, and whether there is no padding."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.Tensor.tolist and args[0].is_meta:
+            return [self._tokens] * args[0].numel()
+        if func is torch.Tensor.__bool__ and args[0].is_meta:
+            return True
+        return func(*args, **(kwargs or {}))
 
 
 def _call_on(*inputs: Any) -> Callable[[Any], Any]:
@@ -76,19 +92,20 @@ def _call_on(*inputs: Any) -> Callable[[Any], Any]:
 def _prompt_flops(generator: Generator) -> float:
     family, flops = generator.family, 0.0
     for _, name in family.text_parts:
-        kind = model_class(family, name)
-        config = kind.config_class.from_pretrained(family.folder / name)
         ids_BT = torch.zeros(1, family.text_length(name), dtype=torch.long, device="meta")
-        flops += _count(partial(kind, config), _call_on(ids_BT))
+        with _WholePrompts(family.text_length(name)):
+            flops += _count(partial(model_class(family, name), text_config(family, name)), _call_on(ids_BT))
     return flops
 
 
 def _denoise_flops(generator: Generator) -> float:
     family, settings = generator.family, generator.settings
+    shapes = family.embedding_shapes()
+    tokens = next(shape[0] for shape, _ in shapes.values() if len(shape) == 2)
     embeddings = PromptEmbeddings(
         {
-            name: torch.full((1,), family.tokens_read) if name == LENGTHS else torch.zeros((1, *shape), dtype=dtype, device="meta")
-            for name, (shape, dtype) in family.embedding_shapes().items()
+            name: torch.full((1,), tokens) if name == LENGTHS else torch.zeros((1, *shape), dtype=dtype, device="meta")
+            for name, (shape, dtype) in shapes.items()
         }
     )
     sampling = Sampling(images=1, size_px=generator.size_px, steps=settings.steps, guidance=settings.guidance)
@@ -100,7 +117,8 @@ def _denoise_flops(generator: Generator) -> float:
 
     def predict(denoiser: Any) -> None:
         parts = Parts(denoiser=denoiser, vae=None, scheduler=scheduler, tokenizers={}, text_encoders={}, device=torch.device("meta"))
-        family.predict(parts, latents, step, family.conditions(parts, embeddings, None, sampling), 1)
+        with _WholePrompts(tokens):
+            family.predict(parts, latents, step, family.conditions(parts, embeddings, None, sampling), 1)
 
     kind = model_class(family, family.denoiser)
     return _count(partial(kind.from_config, family.configs[family.denoiser]), predict)

@@ -210,6 +210,8 @@ def load_part(generator: Generator, name: str, dtype: torch.dtype) -> Any:
     """
     family, folder = generator.family, generator.folder / name
     kind = model_class(family, name)
+    layers = family.layers_read(name) if name in (encoder for _, encoder in family.text_pairs) else None
+    stack = {} if layers is None else {"config": text_config(family, name)}
     with loading(folder, expected=f"a whole {kind.__name__} with safetensors weights", do="restore its files from where it comes from"):
         part, report = kind.from_pretrained(
             folder,
@@ -218,10 +220,27 @@ def load_part(generator: Generator, name: str, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **stack,
         )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+    if layers is not None:
+        part.set_submodule(family.final_norm(name), torch.nn.Identity())
     return part
+
+
+def text_config(family: Family, encoder: str) -> Any:
+    """Return the configuration of a text encoder of transformers, with as many layers as are read."""
+    kind, whole = model_class(family, encoder).config_class, family.configs[encoder].get("encoder")
+    # T5Gemma's encoder is saved with the configuration of encoder and decoder.
+    config = kind.from_dict(whole) if isinstance(whole, dict) else kind.from_pretrained(family.folder / encoder)
+    layers = family.layers_read(encoder)
+    if layers is not None:
+        stack = config.get_text_config()
+        stack.num_hidden_layers = layers
+        if kinds := stack.to_dict().get("layer_types"):
+            stack.layer_types = kinds[:layers]
+    return config
 
 
 def model_class(family: Family, name: str) -> Any:

@@ -28,7 +28,9 @@ def load_tokenizer(generator: Generator, name: str, encoder: str) -> Any:
     family, folder = generator.family, generator.folder / name
     config = family.configs[encoder]
     with loading(folder, expected="a whole tokenizer", do="restore its files from where it comes from"):
-        kind = getattr(transformers, family.load_class(name), transformers.AutoTokenizer)
+        # Of a processor of text and images, which needs more libraries, the tokenizer alone.
+        named = str((family.index.get(name) or [None, None])[1])
+        kind = getattr(transformers, named, transformers.AutoTokenizer) if "Tokenizer" in named else transformers.AutoTokenizer
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     require_vocabulary(str(folder), folder, tokenizer, expected="the generator's tokenizer")
     embedded = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or len(tokenizer)

@@ -225,6 +225,10 @@ class Family(ABC):
         """Return how many layers of a text encoder are run, whose output is read without the final norm; None = all of it."""
         return None
 
+    def final_norm(self, encoder: str) -> str:
+        """Return where a text encoder has the norm behind its last layer, which is left out where ``layers_read`` says how many run."""
+        return "language_model.norm" if "text_config" in self.configs[encoder] else "norm"
+
     def text_length(self, encoder: str) -> int:
         """Return how many tokens a text encoder is given at most."""
         return self.tokens_read

@@ -41,6 +41,10 @@ class Prx(ImageTransformer):
     def usual(self) -> Usual:
         return Usual(steps=28, guidance=4.0)
 
+    def library_of(self, part: str) -> str:
+        """Return diffusers for the text encoder, whose class reads the encoder's part of the whole model's configuration."""
+        return "diffusers.pipelines.prx" if part == _ENCODER else super().library_of(part)
+
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         width = int(self.transformer["context_in_dim"])
         return {"tokens": ((self.tokens_read, width), torch.float32), "mask": ((self.tokens_read,), torch.bool)}
