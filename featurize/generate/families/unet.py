@@ -180,8 +180,17 @@ class StableDiffusionXL(StableDiffusion):
         """Return tokens [P, L, D], the last but one layer of both encoders side by side, and pooled [P, E], the second's projection
         (Podell et al. 2023, §2.1)."""
         outputs = [self.run_encoder(parts, *pair, prompts, hidden_states=True) for pair in self.text_parts]
-        tokens_PLD = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        # The first encoder, if there are two, ends with that layer.
+        tokens_PLD = torch.cat([*(output.hidden_states[-1] for output in outputs[:-1]), outputs[-1].hidden_states[-2]], dim=-1)
         return PromptEmbeddings({TOKENS: tokens_PLD, POOLED: outputs[-1].text_embeds})
+
+    def layers_read(self, encoder: str) -> int | None:
+        """Return all but the last of the first text encoder; the second's projection needs all."""
+        return int(self.configs[encoder].get("num_hidden_layers", 12)) - 1 if encoder == "text_encoder" else None
+
+    def final_norm(self, encoder: str) -> str:
+        """Return CLIP's."""
+        return "final_layer_norm"
 
     def negative(self, parts: Parts) -> PromptEmbeddings:
         """Return zeros, or the empty prompt where the pipeline's settings say so."""
