@@ -218,12 +218,19 @@ def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
 def _dry_run(corpus: "Corpus", job: "Job | OwnJob") -> dict[str, Any]:
     from featurize.cost.estimate import estimate_own
     from featurize.plan.job import Job, refuse_other_images
+    from featurize.plan.prompt_figures import prompt_figures
+    from featurize.plan.prompt_reader import prompt_reader
 
     refuse_other_images(job)
     _announce(corpus, job)
     estimate = _estimate(job) if isinstance(job, Job) else estimate_own(job)
     say(str(estimate))
-    return {"command": "featurize", "dry_run": True, "store": str(job.store), **asdict(estimate)}
+    record = {"command": "featurize", "dry_run": True, "store": str(job.store), **asdict(estimate)}
+    if not isinstance(job, Job):
+        return record
+    figures, _ = prompt_figures(corpus, job.plan, job.prompts, prompt_reader(job.generator))
+    say("\n".join(figures.sentences()))
+    return record | {"prompt_figures": figures.to_json()}
 
 
 def _estimate(job: "Job") -> "Estimate":
@@ -362,19 +369,23 @@ def _announce_result(result: FeaturizeResult) -> None:
     failed = {name: column.failed_rows for name, column in result.columns.items()}
     cut = f"; {result.prompts_cut_share:.1%} of the prompts were cut to what the generator reads" * result.is_generated
     say(f"{outcome}: {result.store_dir}{cut}" + ("" if result.complete else f"; FAILED rows: {failed}"))
+    for sentence in [] if result.prompt_figures is None else result.prompt_figures.sentences():
+        say(sentence)
 
 
 def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | None") -> FeaturizeResult:
     from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table
 
+    table = read_example_table(job.store, corpus)
     return FeaturizeResult(
         store_dir=job.store,
         already_done=models is None,
         examples=corpus.counts(),
         images=len(job.plan),
         images_saved=job.plan.saved,
-        prompts_cut_share=float(read_example_table(job.store, corpus).prompt_cut.mean()),
+        prompts_cut_share=float(table.prompt_cut.mean()),
+        prompt_figures=table.prompt_figures,
         columns=column_results(job.store, job.columns),
         rows=state.rows(),
         batches={"rows": state.batches.rows, "halvings": state.batches.halvings},

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from featurize.fill.block import BlockRunner, BlockTask, Models, PromptWindow, RunState
 from featurize.fill.shards import ShardFiller
 from featurize.fill.writer_thread import stored_form
-from featurize.generate.text_to_image import prompts_are_cut
 from featurize.plan.job import Job
+from featurize.plan.prompt_figures import prompt_figures
+from featurize.plan.prompt_reader import prompt_reader
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable, write_example_table
@@ -39,10 +40,13 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunS
 
 
 def write_examples(job: Job, corpus: Corpus) -> None:
-    """Write the table of examples: the images of each, and whether its prompt is longer than the generator reads."""
-    cut_NQ = prompts_are_cut(job.generator, job.plan.prompts)[job.plan.prompts_of_example]
+    """Write the table of examples: the images of each, whether its prompt is longer than the generator reads, and what of all is read."""
+    figures, cut_N = prompt_figures(corpus, job.plan, job.prompts, prompt_reader(job.generator))
     table = ExampleTable(
-        drawings=job.plan.images_of_example, prompt_cut=np.asarray(cut_NQ.any(axis=1)), corpus_fingerprint=corpus.fingerprint()
+        drawings=job.plan.images_of_example,
+        prompt_cut=cut_N,
+        corpus_fingerprint=corpus.fingerprint(),
+        prompt_figures=figures,
     )
     write_example_table(job.store, corpus, table)
 

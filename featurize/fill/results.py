@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lugpi_core.store.manifest import ColumnSpec
+    from lugpi_core.store.prompt_figures import PromptFigures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class FeaturizeResult:
         compute: device, dtype, attention kernels and what was compiled.
         notice: what to know about the generator, or None.
         is_generated: False: the images are the user's own.
+        prompt_figures: what of the texts the generator reads; None if an earlier version wrote the store, or it has own images.
     """
 
     store_dir: Path
@@ -76,6 +78,7 @@ class FeaturizeResult:
     compute: dict[str, Any]
     notice: str | None
     is_generated: bool = True
+    prompt_figures: "PromptFigures | None" = None
 
     @property
     def complete(self) -> bool:
@@ -93,6 +96,7 @@ class FeaturizeResult:
             "drawings": self.images,
             "drawings_spared": self.images_saved,
             "prompts_cut_share": round(self.prompts_cut_share, 4),
+            **({} if self.prompt_figures is None else {"prompt_figures": self.prompt_figures.to_json()}),
             "columns": {name: list(column.shape) for name, column in self.columns.items()},
             "bytes": {name: column.size_bytes for name, column in self.columns.items()},
             "failed_rows": {name: column.failed_rows for name, column in self.columns.items()},

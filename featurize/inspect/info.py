@@ -12,6 +12,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import flat
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.prompt_figures import PromptFigures, figures_in
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.verify import row_ranges
@@ -61,11 +62,13 @@ class ColumnInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleInfo:
-    """The table of examples: the corpus's name, its examples, and how many of their prompts were cut."""
+    """The table of examples: the corpus's name, its examples, how many of their prompts were cut, and what of the texts is read at all
+    (None in a table of an earlier version)."""
 
     corpus: str | None
     examples: int
     prompts_cut: int
+    prompt_figures: PromptFigures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,8 @@ class StoreInfo:
         counts = (
             f"{table.corpus} corpus, {table.examples} examples, {table.prompts_cut} prompts cut" if table else "no table of examples yet"
         )
-        lines = [line for name, column in self.columns.items() for line in column.summary_lines(name)]
+        lines = table.prompt_figures.sentences() if table and table.prompt_figures else []
+        lines += [line for name, column in self.columns.items() for line in column.summary_lines(name)]
         return "\n".join([f"{self.store}: {counts}", *lines, *(f"cannot be read: {fault}" for fault in self.unreadable.values())])
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +103,7 @@ class StoreInfo:
         return {
             "store": str(self.store),
             "complete": not unreadable,
-            "examples": asdict(self.examples) if self.examples else {},
+            "examples": {name: value for name, value in asdict(self.examples).items() if value is not None} if self.examples else {},
             "columns": {name: {**asdict(column), "row_shape": list(column.row_shape)} for name, column in self.columns.items()},
             "not_shown": unreadable,
         }
@@ -131,7 +135,8 @@ def store_info(store: Path) -> StoreInfo:
         try:
             about, arrays = read_sealed(store / EXAMPLES)
             cut = int(arrays["prompt_cut"].sum())
-            examples = ExampleInfo(corpus=about.get("corpus"), examples=len(arrays["drawing"]), prompts_cut=cut)
+            figures = figures_in(about.get("prompt_figures"))
+            examples = ExampleInfo(corpus=about.get("corpus"), examples=len(arrays["drawing"]), prompts_cut=cut, prompt_figures=figures)
         except InputError as error:
             unreadable[EXAMPLES] = str(error)
     return StoreInfo(store=store, examples=examples, columns=columns, unreadable=unreadable)

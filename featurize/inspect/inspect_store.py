@@ -90,6 +90,7 @@ def inspect(
         class_similarity=similarity,
         thumbnails=thumbnails,
         prompts_cut=prompts_cut(subject.table, corpus),
+        prompt_figures=subject.table.prompt_figures,
         notice=notice_of(subject.store),
         compute=subject.compute.record(),
         times=subject.times.record(),

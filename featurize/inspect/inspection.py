@@ -14,6 +14,7 @@ from featurize.inspect.records import LeftOut, Record
 from featurize.inspect.sample import InspectedExamples, PromptsCut
 from featurize.inspect.text_agreement import Agreement
 from featurize.inspect.verdict import UNKNOWN, ColumnVerdict, Verdict, best_column, column_verdict
+from lugpi_core.store.prompt_figures import PromptFigures
 
 # With fewer validation examples, a small effect would be missed.
 _FEW = 200
@@ -130,6 +131,7 @@ class Inspection(Record):
         class_similarity: are images of one class more alike than images of two?
         thumbnails: small images that were written, or why none.
         prompts_cut: prompts that were longer than the generator reads.
+        prompt_figures: the words that no prompt has, and the prompts that name their class; None if an earlier version wrote the store.
         notice: what a reader must know about the generator, or None.
         compute: device, its name, dtype and threads.
         times: seconds by stage.
@@ -153,6 +155,7 @@ class Inspection(Record):
     peak_memory: Mapping[str, int]
     provenance: Mapping[str, Any]
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    prompt_figures: PromptFigures | None = None
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -170,9 +173,12 @@ class Inspection(Record):
         return {name: column for name, column in self.columns.items() if isinstance(column, ColumnInspection)}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, with the verdict; ``unfinished`` and ``complete`` only if a column lacks rows."""
+        """Return the fields as JSON values, with the verdict; ``unfinished`` and ``complete`` only if a column lacks rows,
+        ``prompt_figures`` only if they are known."""
         record = {**super().to_json(), "verdict": self.verdict.to_json()}
         unfinished = record.pop("unfinished")
+        figures = record.pop("prompt_figures")
+        record |= {} if figures is None else {"prompt_figures": figures.to_json()}
         return {**record, **({"complete": False, "unfinished": unfinished} if unfinished else {})}
 
     def summary(self) -> str:
@@ -196,6 +202,7 @@ class Inspection(Record):
         thumbnails = self.thumbnails
         lines.append(f"thumbnails left out: {thumbnails.left_out}" if isinstance(thumbnails, LeftOut) else thumbnails.sentence())
         lines += [self.prompts_cut.sentence()] if self.prompts_cut.count else []
+        lines += self.prompt_figures.sentences() if self.prompt_figures else []
         return "\n".join([*lines, *([f"note: {self.notice}"] if self.notice else [])])
 
     def _reasons(self, *, best: str) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.generate.decoders import DecoderFiles, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
-from featurize.options import Execution, FeaturizeSettings
+from featurize.options import Execution, FeaturizeSettings, PromptStrategy
 from featurize.plan.images import ImagePlan, require_prompts
 from featurize.plan.prompts import plan_of
 from lugpi_core.corpora.corpus import Corpus
@@ -65,6 +65,7 @@ class Job:
     Attributes:
         encoders: by the name of their column.
         batch_size: rows of a block.
+        prompts: what of a text the generator reads.
         decoder: replaces the generator's own, or None.
         most_failed: rows that may fail before the run is given up.
         execution: how to compute.
@@ -79,6 +80,7 @@ class Job:
     compute: Compute
     columns: tuple[ColumnSpec, ...]
     batch_size: int = 16
+    prompts: PromptStrategy = "whole"
     decoder: DecoderFiles | None = None
     execution: Execution = field(default_factory=Execution)
     most_failed: int = 1 << 62
@@ -211,6 +213,7 @@ def plan_job(
         encoders={column_settings.column_name(files): files for files in encoder_files},
         compute=compute,
         columns=column_specs(plan, generator_files, encoder_files, generation, column_settings),
+        prompts=settings.prompts,
         decoder=decoder,
         execution=part_of(settings, Execution),
         numbering={"generation": generation},

@@ -44,6 +44,11 @@ def terms_of(text: str) -> list[Term]:
     return [Term(name=name, begin=begin, end=end, count=counts[name]) for name, (begin, end) in places.items()]
 
 
+def term_names(text: str) -> set[str]:
+    """Return the names of the terms of a text."""
+    return {folded(text[begin:end]) for begin, end in _term_spans(text)}
+
+
 def _term_spans(text: str) -> Iterable[tuple[int, int]]:
     spans = word_spans(text)
     is_alone = [is_unspaced(text[begin]) for begin, _ in spans]
@@ -64,7 +69,7 @@ def document_frequencies(texts: Iterable[str]) -> tuple[Mapping[str, int], int]:
     counts: Counter[str] = Counter()
     number = 0
     for text in texts:
-        counts.update({folded(text[begin:end]) for begin, end in _term_spans(text)})
+        counts.update(term_names(text))
         number += 1
     return counts, number
 

@@ -1,7 +1,9 @@
 """How much of a prompt a generator reads: the numbers of tokens, and the words that fit. Loads tokenizers only."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,20 +34,27 @@ class PromptReader:
             highest: the words of each prompt.
             build: of a prompt's number and a number of words.
         """
-        tokens = self._counts([build(row, most) for row, most in enumerate(highest)])
-        fits = list(highest)
+        # A word has at least one token: where as many as are read and one more have too many, the others need not be built.
+        few = [min(most, self.tokens_read + 1) for most in highest]
+        tokens = self._counts([build(row, words) for row, words in enumerate(few)])
+        for row in np.flatnonzero((tokens <= self.tokens_read) & (np.array(few) < highest)).tolist():
+            few[row], tokens[row] = highest[row], self._counts([build(row, highest[row])])[0]
         rows = np.flatnonzero(tokens > self.tokens_read).tolist()
-        found = self._search([highest[row] for row in rows], tokens[rows], lambda place, words: build(rows[place], words))
+        found = self._search([few[row] for row in rows], tokens[rows], lambda place, words: build(rows[place], words))
         for row, words in zip(rows, found, strict=True):
-            fits[row] = words
-        return fits
+            few[row] = words
+        return few
 
     def parts_read(self, prompts: Sequence[str]) -> tuple[list[str], NDArray[np.bool_]]:
         """Return what is read of each prompt, up to the end of its last whole word, and bool [P], whether that is less than all of it."""
-        tokens = self._counts(prompts)
-        read, cut = list(prompts), tokens > self.tokens_read
+        read = [_first_words(prompt, self.tokens_read + 1) for prompt in prompts]
+        tokens = self._counts(read)
+        for row in np.flatnonzero(tokens <= self.tokens_read).tolist():
+            if len(read[row]) < len(prompts[row]):
+                read[row], tokens[row] = prompts[row], self._counts([prompts[row]])[0]
+        cut = tokens > self.tokens_read
         rows = np.flatnonzero(cut).tolist()
-        ends = [[0, *(end for _, end in word_spans(prompts[row]))] for row in rows]
+        ends = [[0, *(end for _, end in word_spans(read[row]))] for row in rows]
 
         def build(place: int, words: int) -> str:
             return prompts[rows[place]][: ends[place][words]]
@@ -78,6 +87,13 @@ class PromptReader:
     def _counts(self, prompts: Sequence[str]) -> NDArray[np.int64]:
         parts = [self.tokens_of(prompts[start : start + _AT_ONCE]) for start in range(0, len(prompts), _AT_ONCE)]
         return np.array([count for part in parts for count in part], np.int64)
+
+
+def _first_words(prompt: str, count: int) -> str:
+    """Return the prompt up to the end of its ``count``-th run of letters without a space, which has a token or more; so a prompt of a
+    megabyte need not be tokenized."""
+    ends = [run.end() for run in islice(re.finditer(r"\S+", prompt), count + 1)]
+    return prompt if len(ends) <= count else prompt[: ends[count - 1]]
 
 
 def prompt_reader(generator: Generator) -> PromptReader:

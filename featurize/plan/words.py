@@ -25,9 +25,9 @@ _TOLERANCE = 0.25
 @cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return the patterns of a word, and of a word that a passage may begin with, with what opens it."""
-    # Of the Basic Multilingual Plane: `\w` has no vowel signs, which are parts of words in the scripts of India.
+    # Of the Basic Multilingual Plane: `\w` has no vowel signs, which are parts of words in the scripts of India. It has the underscore.
     marks = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
-    spaced = rf"(?:(?![{_UNSPACED}])\w[{marks}\u200c\u200d]*)+"
+    spaced = rf"(?:(?![{_UNSPACED}_])\w[{marks}\u200c\u200d]*)+"
     alone = rf"[{_UNSPACED}](?<=\w)[{marks}]*"
     word = rf"{spaced}(?:['’]{spaced})*|{alone}"
     opening = r"(?:(?![\w\s])[^、，。！？；：」』）》〉】…])*"

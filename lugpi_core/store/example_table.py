@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import SPLITS, Corpus
 from lugpi_core.errors import InputError
+from lugpi_core.store.prompt_figures import PromptFigures, figures_in
 from lugpi_core.store.sealed_file import read_sealed, write_sealed
 
 EXAMPLES = "examples.h5"
@@ -27,11 +28,13 @@ class ExampleTable:
         drawings: int64 [N, K], the rows of the example's images in every column.
         prompt_cut: bool [N], True where the prompt was longer than the generator's text encoder reads.
         corpus_fingerprint: ``Corpus.fingerprint()`` of the table's corpus.
+        prompt_figures: what of the texts the generator reads; None in a table of an earlier version.
     """
 
     drawings: NDArray[np.int64]
     prompt_cut: NDArray[np.bool_]
     corpus_fingerprint: str
+    prompt_figures: PromptFigures | None = None
 
     @property
     def drawing(self) -> NDArray[np.int64]:
@@ -64,7 +67,10 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
         file["prompt_cut"] = table.prompt_cut.astype("u1")
         file["label_name"] = np.array([name.encode(errors="backslashreplace") for name in corpus.label_names], "S")
 
-    write_sealed(store / EXAMPLES, {"corpus": corpus.name, "corpus_fingerprint": table.corpus_fingerprint}, build)
+    about: dict[str, Any] = {"corpus": corpus.name, "corpus_fingerprint": table.corpus_fingerprint}
+    if table.prompt_figures is not None:
+        about["prompt_figures"] = table.prompt_figures.to_json()
+    write_sealed(store / EXAMPLES, about, build)
 
 
 def read_example_table(store: Path, corpus: Corpus) -> ExampleTable:
@@ -154,7 +160,12 @@ def _table(store: Path, about: dict[str, Any], arrays: dict[str, NDArray[Any]], 
     if drawings.shape[1] < 1 or int(drawings.min(initial=0)) < 0:
         raise InputError(got=f"{store / EXAMPLES} with drawing {drawings.min(initial=0)}", expected="rows counted from 0", do=_AGAIN)
     fingerprint = str(about.get("corpus_fingerprint"))
-    return ExampleTable(drawings=drawings, prompt_cut=arrays["prompt_cut"].astype(bool), corpus_fingerprint=fingerprint)
+    return ExampleTable(
+        drawings=drawings,
+        prompt_cut=arrays["prompt_cut"].astype(bool),
+        corpus_fingerprint=fingerprint,
+        prompt_figures=figures_in(about.get("prompt_figures")),
+    )
 
 
 def _require(store: Path, arrays: dict[str, NDArray[Any]], name: str, *, kinds: str, count: int, dimensions: int) -> None:

@@ -12,6 +12,7 @@ TEXTS = st.text(alphabet="ab. !?\n,'(é猫で。「ไ่", max_size=60)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("_must_ not_spam", ["must", "not", "spam"]),
         ("Don't STOP at state-of-the-art!", ["don't", "stop", "at", "state", "of", "the", "art"]),
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),  # vowel signs are no letters to Python's \w
         ("猫がGPT", ["猫", "が", "gpt"]),

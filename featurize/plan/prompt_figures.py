@@ -1,0 +1,87 @@
+"""Counts what a generator reads of a corpus's texts: prompts that are cut, words that are lost, and labels that are given away."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize.plan.images import ImagePlan
+from featurize.plan.keywords import term_names
+from featurize.plan.prompt_reader import PromptReader
+from featurize.plan.words import words_of
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.store.prompt_figures import ClassWords, PromptFigures
+
+
+def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: PromptReader) -> tuple[PromptFigures, NDArray[np.bool_]]:
+    """Return the figures of a corpus and its prompts, and bool [N], whether a prompt of each text is cut. Holds what is read of all.
+
+    Args:
+        corpus: whose texts are compared with their prompts, the second texts of pairs included.
+        plan: with the prompts.
+        strategy: that they were made by.
+        reader: the generator's tokenizers.
+    """
+    read, cut_P = reader.parts_read(plan.prompts)
+    lost = words = 0
+    names = _ClassNames(corpus)
+    for example, prompts in zip(corpus.examples, plan.prompts_of_example, strict=True):
+        parts = [read[prompt] for prompt in np.unique(prompts).tolist()]
+        in_prompts = {word for part in parts for word in words_of(part)}
+        text = example.text if corpus.separator is None else example.text.replace(corpus.separator, " ")
+        in_text = {*words_of(text), *words_of(example.pair or "")}
+        words, lost = words + len(in_text), lost + len(in_text - in_prompts)
+        if example.is_labelled:
+            names.count(example.classes, in_prompts.union(*map(term_names, parts)))
+    figures = PromptFigures(
+        strategy=strategy,
+        tokens_read=reader.tokens_read,
+        prompts=len(plan.prompts),
+        prompts_cut=int(cut_P.sum()),
+        words=words,
+        words_lost=lost,
+        class_words=names.figures(),
+    )
+    return figures, np.asarray(cut_P[plan.prompts_of_example].any(axis=1))
+
+
+class _ClassNames:
+    """Counts the prompts that have words of class names."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        names = corpus.label_names if corpus.task != "regression" else ()
+        self._words = {number: words for number, name in enumerate(names) if (words := _words_of_name(name))}
+        self._classes: dict[str, set[int]] = {}
+        for number, words in self._words.items():
+            for word in words:
+                self._classes.setdefault(word, set()).add(number)
+        self._texts = self._texts_with_own = 0
+        self._own, self._own_found, self._other_found = 0, 0, 0
+
+    def count(self, classes: Sequence[int], words: set[str]) -> None:
+        """Count a text with these classes, whose prompts have these words."""
+        found = {number for word in self._classes.keys() & words for number in self._classes[word]}
+        own = self._words.keys() & set(classes)
+        self._texts += 1
+        self._texts_with_own += bool(own & found)
+        self._own += len(own)
+        self._own_found += len(own & found)
+        self._other_found += len(found - own)
+
+    def figures(self) -> ClassWords | None:
+        """Return what was counted; None if fewer than two classes have words, or no text has one of them."""
+        other = self._texts * len(self._words) - self._own
+        if len(self._words) < 2 or not self._own or not other:
+            return None
+        return ClassWords(
+            texts=self._texts,
+            texts_with_own=self._texts_with_own,
+            share_own=round(self._own_found / self._own, 6),
+            share_other=round(self._other_found / other, 6),
+        )
+
+
+def _words_of_name(name: str) -> set[str]:
+    """Return the words of a class's name, ``talk.politics_guns`` and ``TalkPolitics`` taken apart; without numbers."""
+    return term_names(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))

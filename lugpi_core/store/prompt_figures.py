@@ -1,0 +1,99 @@
+"""What of a corpus's texts a generator reads: the prompts that are cut, the words that are lost, the prompts that name their class."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# From this share of texts on, and twice that of other classes' names, prompts are said to name their classes.
+_FEW, _TIMES = 0.01, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassWords:
+    """How many prompts name the class of their text. A class is named by a whole word of its name, in any letter case.
+
+    Attributes:
+        texts: with a label.
+        texts_with_own: those of which a prompt, as far as it is read, has a word of the name of their class, or of one of their classes.
+        share_own: of all pairs of a text and its class.
+        share_other: the same of the pairs of a text and another class.
+    """
+
+    texts: int
+    texts_with_own: int
+    share_own: float
+    share_other: float
+
+    def sentence(self) -> str:
+        """Return the answer in one sentence."""
+        own = f"{100 * self.share_own:.1f} % of the texts ({self.texts_with_own:,} of {self.texts:,})"
+        other = f"{100 * self.share_other:.1f} %"
+        shares = f"a word of its own class's name is in a prompt of {own}, of another class's on average in one of {other}"
+        names_them = self.share_own >= _FEW and self.share_own >= _TIMES * self.share_other
+        return f"{shares}: what the images tell of a class may be its name" if names_them else shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFigures:
+    """What of the texts the generator reads.
+
+    Attributes:
+        strategy: ``--prompts``.
+        tokens_read: most tokens of a prompt.
+        prompts, prompts_cut: distinct prompts, and those that are longer than that.
+        words: the different words of each text, summed over the texts.
+        words_lost: those of them that no prompt of the text has in the part that is read.
+        class_words: None if the texts have no classes, or these have no words.
+    """
+
+    strategy: str
+    tokens_read: int
+    prompts: int
+    prompts_cut: int
+    words: int
+    words_lost: int
+    class_words: ClassWords | None
+
+    def sentences(self) -> list[str]:
+        """Return the answers, a sentence each."""
+        lost = self.words_lost / self.words if self.words else 0.0
+        cut = f"{self.prompts_cut:,} of {self.prompts:,} are cut to {self.tokens_read} tokens"
+        words = (
+            f"{100 * lost:.1f} % of the words of the texts are in no prompt as the generator reads it (--prompts {self.strategy}; {cut})"
+        )
+        return [words, *([] if self.class_words is None else [self.class_words.sentence()])]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON value."""
+        return asdict(self)
+
+
+def figures_in(record: object) -> PromptFigures | None:
+    """Return the figures that ``to_json`` wrote into a store; None if there are none."""
+    match record:
+        case {
+            "strategy": str(strategy),
+            "tokens_read": int(tokens_read),
+            "prompts": int(prompts),
+            "prompts_cut": int(prompts_cut),
+            "words": int(words),
+            "words_lost": int(words_lost),
+            "class_words": about_classes,
+        }:
+            return PromptFigures(
+                strategy=strategy,
+                tokens_read=tokens_read,
+                prompts=prompts,
+                prompts_cut=prompts_cut,
+                words=words,
+                words_lost=words_lost,
+                class_words=_class_words_in(about_classes),
+            )
+    return None
+
+
+def _class_words_in(record: Mapping[str, Any] | None) -> ClassWords | None:
+    match record:
+        case {"texts": int(texts), "texts_with_own": int(own), "share_own": float(share_own), "share_other": float(share_other)}:
+            return ClassWords(texts=texts, texts_with_own=own, share_own=share_own, share_other=share_other)
+    return None
