@@ -24,7 +24,7 @@ from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
 
-# Images whose prompts' embeddings are held at once: 162 MB for Stable Diffusion 2.
+# Images whose prompts' embeddings are held at once: 162 MB for Stable Diffusion 2. Fewer where they are large (``Job.most_prompts``).
 WINDOW_ROWS = 1024
 
 
@@ -63,7 +63,8 @@ class _ImageFiller(ShardFiller):
         """Compute what a claimed shard lacks, in every column; yield after each block."""
         layout, size, images_per_prompt = next(iter(files.values())).layout, self._job.batch_size, self._job.plan.images_per_prompt
         stored = self._stored_latents(shard)
-        window_rows = size * images_per_prompt * max(1, WINDOW_ROWS // (size * images_per_prompt))
+        most_rows = min(WINDOW_ROWS, self._job.most_prompts * images_per_prompt)
+        window_rows = size * images_per_prompt * max(1, most_rows // (size * images_per_prompt))
         for begin in range(0, layout.rows, window_rows):
             end = min(begin + window_rows, layout.rows)
             tasks = []

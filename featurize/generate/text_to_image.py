@@ -84,6 +84,14 @@ class TextToImage:
     def _encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         return self.family.encode(self.parts, prompts)
 
+    def encoding_order(self, prompts: Sequence[str]) -> list[int]:
+        """Return the numbers of prompts in the order in which they are encoded: by their length, where that spares padding."""
+        numbers = list(range(len(prompts)))
+        if not self.family.sorts_prompts:
+            return numbers
+        tokens = self.family.tokens_of(self.parts.tokenizers, prompts)
+        return sorted(numbers, key=lambda number: tokens[number])
+
     @contextmanager
     def text_encoder_on_device(self) -> Iterator[None]:
         """Keep the text encoder on the device inside the block; afterwards its memory there is free again."""
@@ -104,7 +112,7 @@ class TextToImage:
         """Return the latents [B, C, h, w] of B prompts, as they are stored, in the dtype in which the family carries them.
 
         Args:
-            embeddings: of the B prompts.
+            embeddings: of the B prompts; they may be in the host's memory.
             seeds: of each image; its noise comes from the CPU in float32, so it is the same in any batch and on any device.
             before_step: called before every step; an exception in it ends the generation.
         """
@@ -115,7 +123,7 @@ class TextToImage:
         noises = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=noise) for noise in noises])
         latents = family.first_latents(scheduler, noise_BChw.to(self._device), dtype)
-        prompted, extra = embeddings.to(self._device, dtype), step_arguments(scheduler, noises)
+        extra = step_arguments(scheduler, noises)
         conditions: dict[int, Mapping[str, Any]] = {}
         times = family.times(scheduler)
         with self.compilation.for_rows("denoise", len(seeds) * (1 + self.guided)), self._deepcache():
@@ -124,7 +132,7 @@ class TextToImage:
                 step = Step(number=number, last=len(times) - 1, on_host=on_host, on_device=on_device_)
                 copies = family.copies(sampling.guidance, number, len(times))
                 if copies not in conditions:
-                    conditions[copies] = self._conditions(prompted, copies, sampling)
+                    conditions[copies] = self._conditions(embeddings, copies, sampling)
                 predicted = family.predict(parts, latents, step, conditions[copies], copies)
                 if self.compilation.graphs:
                     predicted = predicted.clone()  # the next run of the graph overwrites it, and some schedulers need it later
@@ -200,8 +208,8 @@ class TextToImage:
         time, copies = torch.ones_like(family.times(parts.scheduler)[0]), 1 + self.guided
         step = Step(number=0, last=0, on_host=family.times(parts.scheduler)[0], on_device=time.to(self._device))
         with self.compilation.for_rows("denoise", sampling.images * copies):
-            prompted = prompt.to(self._device, dtype).rows([0] * sampling.images)
-            family.predict(parts, latents, step, self._conditions(prompted, copies, sampling), copies)
+            conditions = self._conditions(prompt.rows([0] * sampling.images), copies, sampling)
+            family.predict(parts, latents, step, conditions, copies)
         return family.stored(latents, sampling.size_px)
 
     def _sampling(self, images: int) -> Sampling:
@@ -219,13 +227,14 @@ class TextToImage:
         finally:
             self._reuse.stop()
 
-    def _conditions(self, prompted: PromptEmbeddings, copies: int, sampling: Sampling) -> Mapping[str, Any]:
-        """Return the denoiser's inputs other than latents and step, for rows with or without the unguided half."""
-        negative = None
+    def _conditions(self, embeddings: PromptEmbeddings, copies: int, sampling: Sampling) -> Mapping[str, Any]:
+        """Return the denoiser's inputs other than latents and step, for rows with or without the unguided half. The embeddings are on the
+        device in these inputs only."""
+        dtype, negative = dtype_of(self.parts.denoiser), None
         if copies == 2:
             assert self._negative is not None, "no prompt was encoded yet"
-            negative = self._negative.to(self._device, dtype_of(self.parts.denoiser)).rows([0] * sampling.images)
-        return self.family.conditions(self.parts, prompted, negative, sampling)
+            negative = self._negative.to(self._device, dtype).repeated(sampling.images)
+        return self.family.conditions(self.parts, embeddings.to(self._device, dtype), negative, sampling)
 
 
 def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.bool_]:

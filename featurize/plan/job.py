@@ -28,6 +28,8 @@ from lugpi_core.store.writer import missing_bytes
 OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache")
 # Prompts that are encoded together; a fixed number, counted from the start of a window, so that a resumed run encodes the same batches.
 TEXT_BATCH = 32
+# Of the prompts whose embeddings are held at once, in float32.
+MOST_EMBEDDING_BYTES = 4 * 10**9
 # So few failures are accepted in any run, however small.
 FEWEST_FAILED = 16
 # Fields of a column's fingerprint that decide which image each of its rows is.
@@ -68,6 +70,7 @@ class Job:
         prompts: what of a text the generator reads.
         decoder: replaces the generator's own, or None.
         most_failed: rows that may fail before the run is given up.
+        most_prompts: whose embeddings are held in the host's memory at once.
         execution: how to compute.
         retry: images that failed before and are generated in float32 from the prompt on.
         numbering: of the rows.
@@ -84,6 +87,7 @@ class Job:
     decoder: DecoderFiles | None = None
     execution: Execution = field(default_factory=Execution)
     most_failed: int = 1 << 62
+    most_prompts: int = 1 << 62
     retry: frozenset[int] = frozenset()
     numbering: Mapping[str, Any] = field(default_factory=dict)
 
@@ -217,6 +221,7 @@ def plan_job(
         decoder=decoder,
         execution=part_of(settings, Execution),
         numbering={"generation": generation},
+        most_prompts=max(1, MOST_EMBEDDING_BYTES // generator_files.family.embedding_bytes),
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
 

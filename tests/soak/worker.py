@@ -171,6 +171,9 @@ class _Generator:
         yield
         self._again = False
 
+    def encoding_order(self, prompts: Sequence[str]) -> list[int]:
+        return list(range(len(prompts)))
+
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
         return PromptEmbeddings({"tokens": torch.tensor([[[float(prompt)] * 2] for prompt in prompts])})
 

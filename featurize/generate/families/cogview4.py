@@ -27,6 +27,7 @@ class CogView4(ImageTransformer):
     pipelines: ClassVar = ("CogView4Pipeline",)
     part_classes: ClassVar = {"transformer": ("CogView4Transformer2DModel",), "vae": ("AutoencoderKL",), _ENCODER: ("GlmModel",)}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
+    sorts_prompts: ClassVar = True
 
     @property
     def tokens_read(self) -> int:

@@ -6,6 +6,7 @@ denoising steps is in ``text_to_image``, and is the same for every family.
 Shapes: P prompts, L text tokens, B images, C latent channels, h × w latent cells, H × W pixels.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,28 @@ class PromptEmbeddings:
         }
         return PromptEmbeddings(moved)
 
+    def repeated(self, count: int) -> "PromptEmbeddings":
+        """Return the embeddings of one prompt for ``count`` rows, which share its memory."""
+        return PromptEmbeddings({name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
+
+    def on_host(self) -> "PromptEmbeddings":
+        """Return the embeddings in the host's memory; those that come from a CUDA device in pinned memory, from which copies are fast."""
+        return PromptEmbeddings({name: _on_host(tensor) for name, tensor in self.tensors.items()})
+
+    @staticmethod
+    def gathered(parts: "Sequence[PromptEmbeddings]", places: Sequence[tuple[int, int]]) -> "PromptEmbeddings":
+        """Return the embeddings of some prompts, each given by the number of its part and of its row there."""
+        rows = [parts[part].tensors for part, _ in places]
+        gathered = {}
+        for name in rows[0]:
+            tensors = [row[name][number] for row, (_, number) in zip(rows, places, strict=True)]
+            longest = max(tensors, key=lambda tensor: tensor.shape[0] if tensor.ndim else 0)
+            together = torch.zeros((len(tensors), *longest.shape), dtype=longest.dtype, pin_memory=longest.is_pinned())
+            for place, tensor in zip(together, tensors, strict=True):
+                place[: tensor.shape[0]].copy_(tensor) if tensor.ndim else place.copy_(tensor)
+            gathered[name] = together
+        return PromptEmbeddings(gathered)
+
     @staticmethod
     def joined(parts: "Sequence[PromptEmbeddings]") -> "PromptEmbeddings":
         """Return the embeddings of all parts, in order; shorter ones are padded with zeros in their second dimension."""
@@ -70,6 +93,12 @@ class PromptEmbeddings:
                 tensors = [_padded(tensor, longest) for tensor in tensors]
             joined[name] = torch.cat(tensors)
         return PromptEmbeddings(joined)
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor)
 
 
 def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:
@@ -143,6 +172,8 @@ class Family(ABC):
         part_classes: by folder of a model, its classes in ``model_index.json`` that run here; None among them: it may be missing.
         text_pairs: folders of a tokenizer and of the text encoder that reads it.
         half: what ``--dtype auto`` takes on CUDA.
+        sorts_prompts: whether prompts of like length are encoded together: those that are padded to the longest of a batch, where padding
+            takes no part.
 
     Args:
         folder: of diffusers.
@@ -156,6 +187,7 @@ class Family(ABC):
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]]
     text_pairs: ClassVar[tuple[tuple[str, str], ...]]
     half: ClassVar[Literal["float16", "bfloat16"]] = "bfloat16"
+    sorts_prompts: ClassVar[bool] = False
 
     def __init__(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
         self.folder, self.index, self.configs = folder, index, configs
@@ -237,6 +269,11 @@ class Family(ABC):
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         """Return shape and dtype of one prompt's embeddings at most, by name, without the dimension of prompts; those that take the text
         encoder's dtype say float32."""
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Size of one prompt's embeddings at most, in float32."""
+        return sum(math.prod(shape) * 4 for shape, _ in self.embedding_shapes().values())
 
     # ---- tokenizers only ----
 

@@ -33,6 +33,7 @@ class Kandinsky5(ImageTransformer):
         _CLIP[1]: ("CLIPTextModel",),
     }
     text_pairs: ClassVar = (_QWEN, _CLIP)
+    sorts_prompts: ClassVar = True
 
     @property
     def channels(self) -> int:

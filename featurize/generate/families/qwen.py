@@ -37,6 +37,7 @@ class QwenImage(PackedTransformer):
         _ENCODER: ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"),
     }
     text_pairs = ((_TOKENIZER, _ENCODER),)
+    sorts_prompts = True
     latent_channels_field = "z_dim"
     asks_sampler = False
 

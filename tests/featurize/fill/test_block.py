@@ -72,6 +72,9 @@ class _Generator(_Double):
         finally:
             self.on_device = False
 
+    def encoding_order(self, prompts: Sequence[str]) -> list[int]:
+        return list(range(len(prompts)))
+
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
         assert self.on_device
         numbers = [int(prompt) for prompt in prompts]
