@@ -68,7 +68,8 @@ class Storage:
     """What of the generated images is kept, and in which form.
 
     Raises:
-        InputError: a value of another type, ``shard_rows`` is below 1 or above 2^24, or ``encoder_size`` below 1.
+        InputError: a value of another type, ``shard_rows`` is below 1 or above 2^24, or ``encoder_size`` or ``encoder_layer``
+            below 1.
     """
 
     latents: bool = True
@@ -80,12 +81,17 @@ class Storage:
     encoder_size: int | None = None
     """Side of the encoders' input in pixels, in place of what their image processors make; positions are interpolated to it, as the library
     does (the column is named ENCODER-<size>px, unless it is the encoder's own size)."""
+    encoder_layer: int | None = None
+    """Take the tokens after this block of the encoders, counted from 1, with the encoder's own final norm, in place of those after the last
+    (the column is named ENCODER-layer<n>)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         _require_positive("--shard-rows", self.shard_rows)
         if self.encoder_size is not None:
             _require_positive("--encoder-size", self.encoder_size)
+        if self.encoder_layer is not None:
+            _require_positive("--encoder-layer", self.encoder_layer)
         if self.shard_rows > 1 << 24:
             raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
 
@@ -146,8 +152,9 @@ class ModelNames:
     """fast (SD v2-base, 512 px, 20 steps), paper (SD v2, 768 px, 50 steps), sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo, demo, a preset's
     weights from a folder as NAME=FOLDER, any Stable Diffusion folder of diffusers, or a hub id owner/name[@revision]."""
     encoders: tuple[str, ...] = ("clip-vit-b32",)
-    """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, demo, open_clip:<model>/<pretrained>, a folder or a hub id. On
-    an existing store of the same generation a new encoder decodes the stored latents and generates nothing."""
+    """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, siglip2-b16, dinov2-b14-reg, dinov3-b16, pe-core-b16, demo,
+    open_clip:<model>/<pretrained>, open_clip:<model>/<file>.safetensors[@<pretrained>], timm:<model>[/<tag>], a folder or a hub id. On an
+    existing store of the same generation a new encoder decodes the stored latents and generates nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

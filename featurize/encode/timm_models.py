@@ -65,9 +65,9 @@ def find_timm_name(name: str, model_and_tag: str, choice: Choice) -> EncoderFile
             expected="a folder with timm's config.json beside them, which says how images are read",
             do="save it with timm.models.save_for_hf(), and give the folder",
         )
-    cfg = get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture, allow_unregistered=False)
+    tags = [known.partition(".")[2] for known in list_pretrained(f"{architecture}.*")]
+    cfg = get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture) if not tag or tag in tags else None
     if cfg is None or not cfg.hf_hub_id:
-        tags = [known.partition(".")[2] for known in list_pretrained(f"{architecture}.*")]
         raise InputError(
             got=f"the timm weights {tag!r} of {architecture}",
             expected="weights that are on the hub",
@@ -218,7 +218,9 @@ def timm_geometry(trunk: Any) -> Geometry:
     """Return what a model says about the sizes of images."""
     cfg = trunk.pretrained_cfg
     parts = parts_of(trunk)
-    is_plain = parts.is_sequence and "blocks" in dict(trunk.named_children())
+    children = dict(trunk.named_children()).keys()
+    # CaiT and XCiT add their class token in further blocks, after those of the patches.
+    is_plain = parts.is_sequence and "blocks" in children and not children & {"blocks_token_only", "cls_attn_blocks"}
     return Geometry(
         trained_px=int(cfg["input_size"][-1]) if cfg.get("fixed_input_size") else None,
         patch_px=int(trunk.feature_info[-1]["reduction"]) if is_plain else None,

@@ -1,4 +1,4 @@
-"""Which examples are inspected, and their pooled tokens: the class token, followed by the mean of the patch tokens.
+"""Which examples are inspected, and their pooled tokens: the first token, which stands for the image, and the mean of the patch tokens.
 
 Shapes: N examples, M distinct images of the sample, T tokens, D width, F features (2 · D, or D if there are no patch tokens).
 """
@@ -104,9 +104,9 @@ class PooledTokens:
     """A column's tokens, pooled for each image.
 
     Attributes:
-        features_MF: float32, the class token, followed by the mean of the patch tokens.
+        features_MF: float32, the first token, followed by the mean of the patch tokens.
         good_M: bool, whether the image's tokens are usable: not flagged, and finite.
-        width: D; ``features_MF[:, :width]`` is the class token.
+        width: D; ``features_MF[:, :width]`` is the first token.
     """
 
     features_MF: NDArray[np.float32]
@@ -133,13 +133,15 @@ def pooled_tokens(reader: ColumnReader, drawings: NDArray[np.int64], drawings_in
             do="run featurize for this corpus",
         )
     tokens, width = shape
-    features_MF = np.zeros((len(drawings), width * min(2, tokens)), np.float32)
+    encoder = reader.spec.fingerprint.get("encoder")
+    prefix = int(encoder.get("prefix", 1)) if isinstance(encoder, Mapping) else 1  # registers and the like are no patches
+    features_MF = np.zeros((len(drawings), width * (1 + (tokens > prefix))), np.float32)
     size = max(1, _CHUNK_BYTES // (tokens * width * 2))
     chunks = [slice(start, start + size) for start in range(0, len(drawings), size)]
     for chunk, tokens_BTD in zip(chunks, reader.batches([drawings[chunk] for chunk in chunks]), strict=True):
         features_MF[chunk, :width] = tokens_BTD[:, 0]
-        if tokens > 1:
-            features_MF[chunk, width:] = tokens_BTD[:, 1:].mean(axis=1, dtype=np.float32)
+        if tokens > prefix:
+            features_MF[chunk, width:] = tokens_BTD[:, prefix:].mean(axis=1, dtype=np.float32)
     good_M = np.isfinite(features_MF).all(axis=1) & ~np.isin(drawings, list(reader.flagged))
     return PooledTokens(features_MF=features_MF, good_M=good_M, width=width)
 

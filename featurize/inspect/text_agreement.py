@@ -139,7 +139,7 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
 
 def _encoder_named(name: str, flags: Mapping[str, Any]) -> EncoderFiles:
     """Return the encoder of the flags that gives the name to its column."""
-    candidates, size_px = tuple(map(str, flags.get("encoders") or ())), flags.get("encoder_size")
+    candidates = tuple(map(str, flags.get("encoders") or ()))
     missing = InputError(
         got=f"a column {name!r} that no featurize command wrote",
         expected="one whose encoder is recorded",
@@ -148,7 +148,7 @@ def _encoder_named(name: str, flags: Mapping[str, Any]) -> EncoderFiles:
     # A preset has its column's name; of others only the files tell.
     for candidate in sorted(expand_encoders(candidates), key=lambda candidate: candidate != name):
         try:
-            files = find_encoder(candidate, size_px)
+            files = find_encoder(candidate, flags.get("encoder_size"), flags.get("encoder_layer"))
         except InputError as error:
             missing = error
             continue

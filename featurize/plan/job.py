@@ -194,7 +194,7 @@ def plan_job(
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
     require_prompts(corpus)
     preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
-    encoder_files = tuple(find_encoder(name, settings.encoder_size) for name in expand_encoders(tuple(encoders)))
+    encoder_files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in expand_encoders(tuple(encoders)))
     generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
     for files in encoder_files:
         _require_images_for(files, generator_files)

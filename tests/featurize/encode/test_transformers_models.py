@@ -18,6 +18,7 @@ from featurize.cost.stage_cost import _encode_flops
 from featurize.encode.encoders import find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.encode.transformers_models import KINDS
+from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 
 LEVEL = 1.1 / 255
@@ -230,3 +231,67 @@ def test_a_folder_gives_what_the_library_gives(tmp_path: Path, name: str) -> Non
 
 def test_every_kind_is_tried() -> None:
     assert {name for name, kind in KINDS.items() if not {name, kind.whole} & CASES.keys()} == ELSEWHERE
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "kind", "norm"),
+    [
+        ("siglip_vision_model", "SiglipVision", "post_layernorm"),
+        ("metaclip_2_vision_model", "MetaClip2Vision", "post_layernorm"),
+        ("ijepa", "IJepa", "layernorm"),
+        ("aimv2_vision_model", "Aimv2Vision", "rms_norm"),
+        ("sapiens2", "Sapiens2", "norm"),
+    ],
+)
+def test_a_layer_is_the_librarys_hidden_state_with_the_final_norm(tmp_path: Path, name: str, kind: str, norm: str, layer: int) -> None:
+    case = CASES[name]
+    assert case.model == kind
+    model = _saved(case, tmp_path / "model")
+    whole, files = find_encoder(str(tmp_path / "model")), find_encoder(str(tmp_path / "model"), layer=layer)
+    if layer == BLOCKS["num_hidden_layers"]:
+        assert files == whole
+        return
+    assert (files.name, files.tokens) == (f"model-layer{layer}", whole.tokens)
+    assert files.fingerprint() != whole.fingerprint()
+    assert _encode_flops(files) < _encode_flops(whole)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        state = model.get_submodule(norm)(model(pixel_values=pixels, output_hidden_states=True).hidden_states[layer])
+        found = ImageEncoder(files, CPU)._tower(pixels)
+    added = found.shape[1] - state.shape[1]
+    assert (found[:, added:] - state).abs().max() <= 1e-5
+    if added:
+        assert files.first_token == MEAN
+        assert (found[:, 0] - state.mean(dim=1)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "message"), [("ijepa", 4, "expected 1 to 3, its blocks"), ("swin", 1, "stages have different widths")]
+)
+def test_a_layer_that_is_not_there_is_one_line(tmp_path: Path, name: str, layer: int, message: str) -> None:
+    _saved(CASES[name], tmp_path / "model")
+    with pytest.raises(InputError, match=message):
+        find_encoder(str(tmp_path / "model"), layer=layer)
+
+
+def test_positions_are_interpolated_as_the_library_does_or_refused(tmp_path: Path) -> None:
+    model = _saved(CASES["siglip_vision_model"], tmp_path / "siglip")
+    files = find_encoder(str(tmp_path / "siglip"), 64)
+    assert (files.name, files.tokens) == ("siglip-64px", 65)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(pixel_values=pixels, interpolate_pos_encoding=True)
+        found = ImageEncoder(files, CPU)._tower(pixels)
+    assert (found[:, 1:] - expected.last_hidden_state).abs().max() <= 1e-5
+    assert (found[:, 0] - expected.pooler_output).abs().max() <= 1e-5
+    _saved(CASES["aimv2 without its pool"], tmp_path / "aimv2")
+    with pytest.raises(InputError, match="whose library cannot resize its positions; expected its own 32 px"):
+        find_encoder(str(tmp_path / "aimv2"), 64)
+
+
+def test_the_manifest_says_what_the_first_token_is(tmp_path: Path) -> None:
+    for name, recorded in (("sapiens2", {"prefix": 9}), ("ijepa", {"first_token": MEAN}), ("git_vision_model", {})):
+        _saved(CASES[name], tmp_path / name)
+        fingerprint = find_encoder(str(tmp_path / name)).fingerprint()
+        assert {key: fingerprint[key] for key in ("prefix", "first_token") if key in fingerprint} == recorded
