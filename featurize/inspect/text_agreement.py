@@ -125,7 +125,9 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
     if not isinstance(encoder, Mapping) or encoder.get("family") != "open_clip":
         family = encoder.get("family", "unknown") if isinstance(encoder, Mapping) else "unknown"
         raise InputError(
-            got=f"an encoder of the family {family}", expected="open_clip, which has a text tower", do="add an encoder such as clip-vit-b32"
+            got=f"an encoder of the family {family}",
+            expected="open_clip, whose text towers are read here",
+            do="add an encoder such as clip-vit-b32",
         )
     files = _encoder_named(str(encoder.get("name")), column.made_by or {})
     if not agree(encoder.get("weights"), files.weights_hash):

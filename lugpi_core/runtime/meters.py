@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-_RECORDED = ("lugpi", "torch", "transformers", "diffusers", "open_clip_torch", "h5py", "numpy", "bitsandbytes", "xformers")
+_RECORDED = ("lugpi", "torch", "transformers", "diffusers", "open_clip_torch", "timm", "h5py", "numpy", "bitsandbytes", "xformers")
 
 
 class StageTimes:
