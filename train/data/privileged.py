@@ -49,6 +49,38 @@ class PrivilegedImages:
         return self._of_epoch[1]
 
 
+class MeanImages(PrivilegedImages):
+    """The mean of the image tokens of each example. Each distinct image counts once, and one that failed not at all; where all of them
+    failed, the mean is blank, as the images are.
+
+    Args:
+        source: where they are read.
+        drawings: int64 [N, K], the rows of each example's images in the source.
+        failed: rows of the source that failed.
+    """
+
+    def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], failed: Sequence[int]) -> None:
+        super().__init__(source=source, drawings=drawings, seed=0)
+        counts_NK = ~np.isin(drawings, np.array(failed, np.int64))
+        for place in range(1, drawings.shape[1]):
+            counts_NK[:, place] &= ~(drawings[:, :place] == drawings[:, place : place + 1]).any(axis=1)
+        self._weights_NK = torch.from_numpy(counts_NK / np.maximum(counts_NK.sum(axis=1, keepdims=True), 1)).float()
+
+    def gather(self, rows: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
+        """Return float16 [B, T, I] on the training device; the mean is computed in float32. Holds the K images of each row meanwhile."""
+        tokens_MTI = self.source.gather(self.drawings[rows].reshape(-1))
+        weights_BK = self._weights_NK[torch.from_numpy(rows)]
+        if tokens_MTI.device.type == "cuda":
+            weights_BK = weights_BK.pin_memory().to(tokens_MTI.device, non_blocking=True)
+        tokens_BKTI = tokens_MTI.reshape(*weights_BK.shape, *tokens_MTI.shape[1:])
+        return torch.einsum("bk,bkti->bti", weights_BK, tokens_BKTI.float()).half()
+
+    def ahead(self, batches: Sequence[NDArray[np.int64]], epoch: int | None) -> Iterator[NDArray[np.int64]]:
+        """Yield the batches in order, prefetching the tokens of the following ones if that helps."""
+        for rows, _ in zip(batches, self.source.ahead([self.drawings[rows].reshape(-1) for rows in batches]), strict=True):
+            yield rows
+
+
 def one_of_each(drawings_NK: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
     """Return one image of every example, int64 [N], chosen at random from seed and epoch alone."""
     examples, several = drawings_NK.shape

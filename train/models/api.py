@@ -87,7 +87,7 @@ def train_images(
         corpus: whose images the store holds.
         store: its folder, or a ``TokenStore`` of whole columns (``image`` 0 or None).
         column: which of its tokens to read; None = the only ones there, or opened. Of several images per text each epoch reads one at
-            random, predictions read the first.
+            random and predictions the first, or all read their mean (``Optimization.several_images``).
         run_dir: the run (default: the folder of the store).
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).
@@ -128,7 +128,7 @@ def train_teacher(
         store: its folder, or a ``TokenStore`` of whole columns (``image`` 0 or None); may be None with ``privileged="none"`` and a
             ``run_dir``.
         column: which of its tokens to read; None = the only ones there, or opened. Of several images per text each epoch reads one at
-            random, predictions read the first.
+            random and predictions the first, or all read their mean (``Optimization.several_images``).
         privileged: what it reads in addition to the text: the example's own images, or, as controls, the vectors of the generator's text
             encoder ("text": the store's column ``prompt-text``), images of other examples, blank ones, or none.
         outputs_dtype: how its embeddings are stored for the student.
@@ -268,4 +268,7 @@ def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: Train
     with joined(compute.device) as processes:
         with processes.first_before_others():
             planned = plan(compute)
+        if planned.optimization.several_images == "mean" and not planned.reads_mean:
+            why = "it reads no images" if planned.kind.image_tokens is None else "each text has one image"
+            say(f"warning: --several-images mean has no effect on {planned.folder.name}: {why}")
         return train_model(planned, processes)

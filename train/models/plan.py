@@ -78,6 +78,12 @@ class ModelPlan:
         class_weights = self.optimization.class_weights
         return {} if class_weights == "none" else {"class_weights": class_weights}
 
+    @property
+    def reads_mean(self) -> bool:
+        """Whether it reads the mean of several images."""
+        tokens = self.kind.image_tokens
+        return tokens is not None and tokens.drawings.shape[1] > 1 and self.optimization.several_images == "mean"
+
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the model."""
         return {
@@ -89,6 +95,7 @@ class ModelPlan:
             "text_model": self.text_model.weights_hash,
             "dtype": self.compute.dtype,
             **({"text_class_token": "last"} if self.kind.command == "teacher" and self.text_model.reads_last_token else {}),
+            **({"several_images": "mean"} if self.reads_mean else {}),
             **self.kind.fingerprint,
         }
 

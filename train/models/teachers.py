@@ -14,7 +14,7 @@ from lugpi_core.fingerprint import agree, differences, flat
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.layout import PROMPT_TEXT
 from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens, open_text_vectors
-from train.data.privileged import BlankTokens, PrivilegedImages, of_others
+from train.data.privileged import BlankTokens, MeanImages, PrivilegedImages, of_others
 from train.data.teacher_outputs import TeacherOutputs, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 from train.data.text_model import TextModel, find_text_model, load_text_encoder
 from train.data.token_ids import TokenIds, token_ids
@@ -76,7 +76,13 @@ def build_teacher(text_model: TextModel, classes: int, image_width: int | None) 
 
 
 def privileged_images(
-    tokens: ImageTokens, privileged: Privileged, place: Callable[[ImageTokens], TokenSource], *, seed: int, device: torch.device
+    tokens: ImageTokens,
+    privileged: Privileged,
+    place: Callable[[ImageTokens], TokenSource],
+    *,
+    seed: int,
+    device: torch.device,
+    reads_mean: bool = False,
 ) -> PrivilegedImages | None:
     """Return the image tokens that a model reads for each example.
 
@@ -86,17 +92,15 @@ def privileged_images(
         place: where the tokens are read from.
         seed: decides whose images a shuffled control reads, and which of K images an epoch reads.
         device: where the model is trained.
+        reads_mean: the mean of K images instead of one of them.
     """
-    match privileged:
-        case "none":
-            return None
-        case "blank":
-            blank = BlankTokens(tokens.reader.spec.row_shape, device)
-            return PrivilegedImages(source=blank, drawings=tokens.drawings, seed=seed)
-        case "shuffled":
-            return PrivilegedImages(source=place(tokens), drawings=of_others(tokens.drawings, seed), seed=seed)
-        case "images" | "text":
-            return PrivilegedImages(source=place(tokens), drawings=tokens.drawings, seed=seed)
+    if privileged == "none":
+        return None
+    source = BlankTokens(tokens.reader.spec.row_shape, device) if privileged == "blank" else place(tokens)
+    drawings = of_others(tokens.drawings, seed) if privileged == "shuffled" else tokens.drawings
+    if reads_mean:
+        return MeanImages(source=source, drawings=drawings, failed=list(tokens.reader.flagged))
+    return PrivilegedImages(source=source, drawings=drawings, seed=seed)
 
 
 def open_privileged(store: Path, column: str | None, privileged: Privileged, corpus: Corpus) -> ImageTokens:
@@ -175,6 +179,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
             lambda opened: DiskTokens(opened, device),
             seed=fingerprint["flags"]["seed"],
             device=device,
+            reads_mean=fingerprint.get("several_images") == "mean",
         )
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)

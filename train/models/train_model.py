@@ -258,7 +258,7 @@ def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> Privileg
         state_bytes=2 if plan.optimizer == "adamw8bit" else 8,
     )
     place = partial(place_tokens, choice=plan.placement.tokens_on, device=device, training_bytes=needed_bytes)
-    return privileged_images(tokens, plan.kind.privileged, place, seed=plan.optimization.seed, device=device)
+    return privileged_images(tokens, plan.kind.privileged, place, seed=plan.optimization.seed, device=device, reads_mean=plan.reads_mean)
 
 
 def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:

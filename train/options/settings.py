@@ -15,6 +15,7 @@ OptimizerChoice = Literal["auto", "adamw8bit", "adamw"]
 OutputsDtype = Literal["float32", "float16"]
 Preset = Literal["paper", "hinton", "lopez-paz"]
 Privileged = Literal["images", "text", "shuffled", "blank", "none"]
+SeveralImages = Literal["drawn", "mean"]
 TokensOn = Literal["auto", "device", "pinned", "disk"]
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -50,6 +51,9 @@ class Optimization:
     class_weights: ClassWeights = "none"
     """balanced: rare classes weigh more in the loss on the labels, each as much in total as the others (multi-label: each class's positive
     examples as much as its negative ones), and macro-F1 decides which epoch is the best."""
+    several_images: SeveralImages = "drawn"
+    """What a model that reads images sees of a text with several: drawn = in each epoch one at random, for its predictions the first;
+    mean = always the mean of their tokens, each distinct image counting once and failed ones not at all."""
     seed: int = 0
     """Seed of the new weights, of the order of the batches and of dropout."""
     checkpoint_minutes: float = 5.0

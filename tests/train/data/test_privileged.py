@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.support.planted_store import plant, plant_column, telling_tokens
 from train.cli import main
-from train.data.privileged import BlankTokens, PrivilegedImages, of_others, one_of_each
+from train.data.privileged import BlankTokens, MeanImages, PrivilegedImages, of_others, one_of_each
+from train.models.api import train_images
+from train.options.settings import Optimization, Placement
 
 CPU = torch.device("cpu")
 CONTROLS = ("shuffled", "blank", "none")
@@ -109,6 +112,54 @@ def test_prefetched_images_are_those_that_are_read() -> None:
     batches = [np.array([1, 2]), np.array([30])]
     assert [rows.tolist() for rows in images.ahead(batches, 4)] == [[1, 2], [30]]
     assert requested == [one_of_each(own, 7, 4)[rows].tolist() for rows in batches]
+
+
+def test_the_mean_counts_each_distinct_image_once_and_no_failed_one() -> None:
+    own = np.array([[0, 1, 2, 3], [4, 5, 4, 5], [6, 6, 6, 6], [8, 9, 10, 8], [11, 12, 11, 12]])
+    images = MeanImages(source=Numbered(), drawings=own, failed=[9, 11, 12])
+    mean = images.gather(np.array([4, 0, 1, 2, 3, 0]), None)
+    assert (tuple(mean.shape), mean.dtype) == ((6, 2, 3), torch.float16)
+    assert mean[:, 0, 0].tolist() == [0.0, 1.5, 4.5, 6.0, 9.0, 1.5]
+    assert torch.equal(mean, images.gather(np.array([4, 0, 1, 2, 3, 0]), 5)), "the same in every epoch"
+
+
+def test_all_images_of_a_mean_are_prefetched() -> None:
+    requested: list[list[int]] = []
+
+    class Asked(Numbered):
+        def ahead(self, batches: Any) -> Any:
+            requested.extend(rows.tolist() for rows in batches)
+            yield from batches
+
+    images = MeanImages(source=Asked(), drawings=drawings(50, 2), failed=[])
+    assert [rows.tolist() for rows in images.ahead([np.array([3, 1])], 4)] == [[3, 1]]
+    assert requested == [[6, 7, 2, 3]]
+
+
+@pytest.mark.parametrize("images_per_text", [1, 2])
+def test_a_model_that_reads_the_mean_is_another_where_there_are_several(
+    tmp_path: Path, images_per_text: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = plant(tmp_path, images_per_text=images_per_text)
+    plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0))
+    losses, records = {}, {}
+    for several in ("drawn", "mean"):
+        model = train_images(
+            planted.corpus,
+            planted.run_dir / "tokens",
+            name=several,
+            text_model="demo",
+            optimization=Optimization(epochs=1, several_images=several),  # type: ignore[arg-type]
+            placement=Placement(device="cpu"),
+        )
+        losses[several], records[several] = model.history[0]["loss"], json.loads((model.folder / "training.json").read_text())
+    assert "several_images" not in records["drawn"], "older models are recognized"
+    told = "warning: --several-images mean has no effect on mean: each text has one image" in capsys.readouterr().err
+    if images_per_text == 1:
+        assert (records["mean"], losses["mean"], told) == (records["drawn"], losses["drawn"], True)
+    else:
+        assert (records["mean"], told) == ({**records["drawn"], "several_images": "mean"}, False)
+        assert losses["mean"] != losses["drawn"]
 
 
 def test_blank_tokens_have_the_shape_of_the_real_ones() -> None:
