@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.options import BenchmarkOptions, DemoOptions, DriftOptions, GenerationOptions, ModelsOptions, RealOptions, TrainingOptions
+from benchmarks.options import (
+    BenchmarkOptions,
+    DemoOptions,
+    DriftOptions,
+    FamiliesOptions,
+    GenerationOptions,
+    ModelsOptions,
+    RealOptions,
+    TrainingOptions,
+)
 from lugpi_core.command_line import Command, run_one_of
 
 
@@ -12,6 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     commands: dict[str, tuple[Command, type]] = {
         "store": (_store, BenchmarkOptions),
         "featurize": (_featurize, GenerationOptions),
+        "families": (_families, FamiliesOptions),
         "train": (_train, TrainingOptions),
         "memory": (_memory, BenchmarkOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
@@ -23,8 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     }
     about = (
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
-        "drift by shortcuts of the generator; `models` tries every architecture of transformers; `demo` and `real` (hours) run the "
-        "experiment of the tables."
+        "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `models` tries every architecture of "
+        "transformers; `demo` and `real` (hours) run the experiment of the tables."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -39,6 +49,12 @@ def _featurize(options: GenerationOptions) -> dict[str, Any]:
     from benchmarks.featurize.featurize_speed import measure
 
     return measure(smoke=options.smoke, record=options.record, cases=options.cases)
+
+
+def _families(options: FamiliesOptions) -> dict[str, Any]:
+    from benchmarks.generators.family_speed import measure
+
+    return measure(smoke=options.smoke, record=options.record, families=options.families)
 
 
 def _train(options: TrainingOptions) -> dict[str, Any]:

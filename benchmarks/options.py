@@ -25,6 +25,14 @@ class GenerationOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FamiliesOptions(BenchmarkOptions):
+    """Measure our loop against diffusers' own pipelines, family by family, and featurize against its bare forwards with PRX."""
+
+    families: tuple[str, ...] = ()
+    """Only these tiny families, such as flux2-klein, and no model of real size."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions(BenchmarkOptions):
     """Measure training against plain Hugging Face, and cached teachers and tokens against live ones."""
 

@@ -75,7 +75,7 @@ HEAVY = ("torch", "transformers", "diffusers", "open_clip", "timm", "h5py", "num
 COMMANDS = {
     "featurize": ("", "verify", "info", "inspect"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),
-    "benchmarks": ("", "store", "featurize", "train", "memory", "fidelity", "pictures", "models", "all", "demo", "real"),
+    "benchmarks": ("", "store", "featurize", "families", "train", "memory", "fidelity", "pictures", "models", "all", "demo", "real"),
 }
 
 

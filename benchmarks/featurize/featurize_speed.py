@@ -173,7 +173,7 @@ def one_image(folder: Path, peak_flops: float, sizes: GeneratorSizes, encoder: s
     """
     generator, tower = sd2_folder(folder / "sd2", sizes, torch.float32), encoder_folder(folder / encoder, encoder, torch.float32)
     models = {"generator": str(generator), "encoders": (str(tower),), "steps": 2, "guidance": 7.5, "scheduler": "ddim"}
-    flags = models | {"dataset": str(_one_prompt(folder)), "split_column": "split", "prompt_column": "prompt", "batch_size": 1}
+    flags = models | {"dataset": str(one_prompt(folder)), "split_column": "split", "prompt_column": "prompt", "batch_size": 1}
     job = image_job(flags)
     ours_s: list[float] = []
     loaded: list[BareForwards] = []
@@ -193,7 +193,7 @@ def one_image(folder: Path, peak_flops: float, sizes: GeneratorSizes, encoder: s
     return _rates(seconds, dict.fromkeys(ways, 1), roof(peak_flops, job))
 
 
-def _one_prompt(folder: Path) -> Path:
+def one_prompt(folder: Path) -> Path:
     """Write a corpus that needs one image: each split has an example of each class, and all have the same prompt."""
     path = folder / "one.csv"
     labelled = itertools.product(("train", "validation", "test"), ("animals", "furniture"))

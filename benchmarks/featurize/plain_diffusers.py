@@ -86,7 +86,7 @@ class PlainPipeline:
     def __init__(self, job: ImageJob) -> None:
         self._job = job
         self._pipeline = _load_pipeline(job)
-        self._encoders = [(_load_tower(files, job), _transform(files)) for files in job.encoders]
+        self._encoders = [(load_tower(files, job.device, job.dtype), _transform(files)) for files in job.encoders]
 
     def run(self, folder: Path, *, batch: int, prompts_a_call: int, count: int) -> list[Path]:
         """Generate the first ``count`` images as PNG files in ``folder``, then read and encode them in batches.
@@ -136,7 +136,7 @@ class BareForwards:
         self._job, self._batch = job, batch
         pipeline = _load_pipeline(job)
         self.text_encoder, self.unet, self.vae = pipeline.text_encoder, pipeline.unet, pipeline.vae
-        self.towers = [_load_tower(files, job) for files in job.encoders]
+        self.towers = [load_tower(files, job.device, job.dtype) for files in job.encoders]
         tokenizer = pipeline.tokenizer
         texts = [*job.prompts, *([""] if job.guided else [])]
         self._ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"].to(job.device)
@@ -209,7 +209,8 @@ def _load_pipeline(job: ImageJob) -> Any:
     return pipeline.to(job.device)
 
 
-def _load_tower(files: EncoderFiles, job: ImageJob) -> nn.Module:
+def load_tower(files: EncoderFiles, device: str, dtype: torch.dtype) -> nn.Module:
+    """Return an image encoder whose output are its tokens."""
     if files.family == "open_clip":
         import open_clip
 
@@ -219,7 +220,7 @@ def _load_tower(files: EncoderFiles, job: ImageJob) -> nn.Module:
         import transformers
 
         tower = _LastHiddenState(transformers.AutoModel.from_pretrained(files.folder, use_safetensors=True, local_files_only=True))
-    return tower.eval().requires_grad_(False).to(job.device, job.dtype)
+    return tower.eval().requires_grad_(False).to(device, dtype)
 
 
 def _transform(files: EncoderFiles) -> Callable[[Any], torch.Tensor]:

@@ -67,7 +67,7 @@ def meta_unet(sizes: GeneratorSizes) -> nn.Module:
     """Return the UNet on the meta device."""
     from diffusers import UNet2DConditionModel
 
-    return _on_meta(
+    return on_meta(
         lambda: UNet2DConditionModel(
             sample_size=sizes.px // 8,
             block_out_channels=sizes.unet_channels,
@@ -83,7 +83,7 @@ def meta_vae(sizes: GeneratorSizes) -> nn.Module:
     """Return the VAE, encoder and decoder, on the meta device."""
     from diffusers import AutoencoderKL
 
-    return _on_meta(
+    return on_meta(
         lambda: AutoencoderKL(
             sample_size=sizes.px,
             block_out_channels=sizes.vae_channels,
@@ -110,21 +110,21 @@ def meta_text_encoder(sizes: TextSizes) -> nn.Module:
         hidden_act="gelu",
         max_position_embeddings=_CONTEXT,
     )
-    return _on_meta(lambda: CLIPTextModel(config))
+    return on_meta(lambda: CLIPTextModel(config))
 
 
 def meta_tiny_decoder() -> nn.Module:
     """Return TAESD on the meta device: diffusers' own defaults."""
     from diffusers import AutoencoderTiny
 
-    return _on_meta(AutoencoderTiny)
+    return on_meta(AutoencoderTiny)
 
 
 def meta_clip(architecture: str) -> nn.Module:
     """Return the open_clip model of that name on the meta device, with its ``visual`` in full size."""
     import open_clip
 
-    return _on_meta(lambda: open_clip.CLIP(**_clip_config(architecture)))
+    return on_meta(lambda: open_clip.CLIP(**_clip_config(architecture)))
 
 
 def sd2_folder(folder: Path, sizes: GeneratorSizes, dtype: torch.dtype) -> Path:
@@ -157,10 +157,10 @@ def sd2_folder(folder: Path, sizes: GeneratorSizes, dtype: torch.dtype) -> Path:
         scheduler.save_pretrained(partial / "scheduler")
         tokenizer = CLIPTokenizer.from_pretrained(embedded_model("generator") / "tokenizer", model_max_length=_CONTEXT)
         tokenizer.save_pretrained(partial / "tokenizer")
-        _write_diffusers(partial / "unet", meta_unet(sizes), dtype)
-        _write_diffusers(partial / "vae", meta_vae(sizes), dtype)
+        write_diffusers(partial / "unet", meta_unet(sizes), dtype)
+        write_diffusers(partial / "vae", meta_vae(sizes), dtype)
         text_encoder: Any = meta_text_encoder(sizes.text)
-        _write_weights(partial / "text_encoder" / "model.safetensors", text_encoder, dtype)
+        write_weights(partial / "text_encoder" / "model.safetensors", text_encoder, dtype)
         text_encoder.config.architectures = ["CLIPTextModel"]
         # Token ids of the embedded tokenizer, which stands in for the real one: texts have the same length.
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -172,7 +172,7 @@ def sd2_folder(folder: Path, sizes: GeneratorSizes, dtype: torch.dtype) -> Path:
 def tiny_decoder_folder(folder: Path, dtype: torch.dtype) -> Path:
     """Write TAESD's architecture with random weights, as diffusers loads it, and return the folder."""
     with whole_folder(folder) as partial:
-        _write_diffusers(partial, meta_tiny_decoder(), dtype)
+        write_diffusers(partial, meta_tiny_decoder(), dtype)
     return folder
 
 
@@ -184,7 +184,7 @@ def encoder_folder(folder: Path, architecture: str, dtype: torch.dtype) -> Path:
     preprocess = {"mean": _OPENAI_MEAN, "std": _OPENAI_STD, "interpolation": "bicubic"}
     config = {"model_cfg": _clip_config(architecture), "preprocess_cfg": preprocess}
     with whole_folder(folder) as partial:
-        _write_weights(partial / "open_clip_model.safetensors", meta_clip(architecture), dtype)
+        write_weights(partial / "open_clip_model.safetensors", meta_clip(architecture), dtype)
         (partial / "open_clip_config.json").write_text(json.dumps(config))
     return folder
 
@@ -198,18 +198,21 @@ def _clip_config(architecture: str) -> dict[str, Any]:
     return {**config, "text_cfg": small_text, "quick_gelu": True}  # OpenAI's weights have it
 
 
-def _on_meta(build: Callable[[], Any]) -> nn.Module:
+def on_meta(build: Callable[[], Any]) -> nn.Module:
+    """Return a module on the meta device, where it takes no memory."""
     with torch.device("meta"):
         module: nn.Module = build()
     return module
 
 
-def _write_diffusers(folder: Path, model: Any, dtype: torch.dtype) -> None:
-    _write_weights(folder / "diffusion_pytorch_model.safetensors", model, dtype)
+def write_diffusers(folder: Path, model: Any, dtype: torch.dtype) -> None:
+    """Write a model of diffusers, built on the meta device, with random weights."""
+    write_weights(folder / "diffusion_pytorch_model.safetensors", model, dtype)
     model.save_config(folder)
 
 
-def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
+def write_weights(path: Path, model: nn.Module, dtype: torch.dtype) -> None:
+    """Write random weights of a module that was built on the meta device."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)

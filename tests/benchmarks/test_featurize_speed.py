@@ -199,7 +199,7 @@ def _real_drawings(folder: Path, sizes: GeneratorSizes, *, tiny: bool = False) -
 
 
 def test_the_roofs_of_the_real_models_follow_from_the_counted_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random_models, "_write_weights", lambda path, *_: path.parent.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(random_models, "write_weights", lambda path, *_: path.parent.mkdir(parents=True, exist_ok=True))
     work = [
         row_flops_of(_real_drawings(tmp_path, sizes, tiny=tiny)) for sizes, tiny in ((SD2_512, False), (SD2_768, False), (SD2_512, True))
     ]

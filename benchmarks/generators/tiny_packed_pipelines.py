@@ -5,8 +5,8 @@ from typing import Any
 
 import diffusers
 
-from tests.support.tiny_parts import clip, flow, flux2_vae, flux_vae, gemma2, mistral3, qwen3, qwen25_vl, qwen_vae, t5
-from tests.support.tiny_tokenizers import clip_tokenizer, gemma_tokenizer, mistral_tokenizer, qwen_tokenizer, t5_tokenizer
+from benchmarks.generators.tiny_parts import clip, flow, flux2_vae, flux_vae, gemma2, mistral3, qwen3, qwen25_vl, qwen_vae, t5
+from benchmarks.generators.tiny_tokenizers import clip_tokenizer, gemma_tokenizer, mistral_tokenizer, qwen_tokenizer, t5_tokenizer
 
 _FLUX: Mapping[str, Any] = {
     "in_channels": 64,
