@@ -274,6 +274,9 @@ def in_unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
 
 
 def dtype_of(module: Any) -> torch.dtype:
-    """Return the dtype of a module's weights. (Its ``dtype`` property searches all of its modules, which takes milliseconds.)"""
-    dtype: torch.dtype = next(module.parameters()).dtype
+    """Return the dtype that a module computes in. (Its ``dtype`` property searches all of its modules, which takes milliseconds.)"""
+    # Some classes keep parts in float32, such as the first of Kandinsky 5's.
+    kept = getattr(type(module), "_keep_in_fp32_modules", None) or ()
+    dtypes = (weight.dtype for name, weight in module.named_parameters() if not any(part in name for part in kept))
+    dtype: torch.dtype = next(dtypes)
     return dtype

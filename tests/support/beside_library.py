@@ -1,9 +1,10 @@
 """A generator's folder, run by lugpi and by diffusers' own pipeline from the same noise."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -49,6 +50,7 @@ class BesideLibrary:
         as_stored: gives the library's latents the shape in which ours are stored.
         from_noise: gives noise [B, C, h, w] the form of the library's ``latents``; without it the library draws it itself, with a generator
             for each image.
+        dtype: of all models. The library must load them in it: its ``to`` converts buffers too, such as positions, and gives other images.
     """
 
     def __init__(
@@ -59,16 +61,17 @@ class BesideLibrary:
         size_px: int = 64,
         as_stored: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents,
         from_noise: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        self.folder, self.size_px = folder, size_px
-        self.pipeline = library_pipeline(folder)
+        self.folder, self.size_px, self._dtype = folder, size_px, dtype
+        self.pipeline = library_pipeline(folder, dtype=getattr(torch, dtype))
         self._call, self._as_stored, self._from_noise = call or {}, as_stored, from_noise
 
     def loaded(self, steps: int, guidance: float) -> TextToImage:
-        """Return our models, in float32 on the CPU."""
+        """Return our models, on the CPU."""
         overrides = {"steps": steps, "guidance": guidance, "size_px": self.size_px}
         generator = find_generator(str(self.folder), generator_settings(str(self.folder), overrides), half=False)
-        return TextToImage(generator, resolve_compute("cpu", "float32", half="float16"), attention="auto")
+        return TextToImage(generator, resolve_compute("cpu", self._dtype, half="bfloat16"), attention="auto")
 
     def ours(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Drawn:
         """Return what we generate in one batch."""
@@ -96,4 +99,7 @@ class BesideLibrary:
         if self._from_noise is None:
             return {"generator": noises}
         shape = self.loaded(steps, guidance).generator.latent_shape
-        return {"latents": self._from_noise(torch.stack([torch.randn(shape, generator=noise) for noise in noises]))}
+        latents = self._from_noise(torch.stack([torch.randn(shape, generator=noise) for noise in noises]))
+        # The rest of their noise is the sampler's.
+        takes = inspect.signature(type(self.pipeline).__call__).parameters
+        return {"latents": latents, "generator": noises} if "generator" in takes else {"latents": latents}

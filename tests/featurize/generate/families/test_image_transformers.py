@@ -14,10 +14,11 @@ import torch
 
 from tests.support.beside_library import LONG, PROMPTS, SHORT, BesideLibrary
 
-# The library's own pipelines, of PRX and where NumPy 2 meets schedulers.
+# The libraries: PRX's pipeline, schedulers where they meet NumPy 2, and Kandinsky 5's norms in half precision.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning"),
 ]
 # Images of the side that is asked for; the libraries' usual sides are larger.
 _EXACT: Mapping[str, Any] = {"use_resolution_binning": False}
@@ -34,6 +35,7 @@ class Case:
         how: of ``BesideLibrary``.
         has_template: a prompt that is too long is cut otherwise than by the library.
         is_alone: the library's batches depend on the neighbours, or do not run: it is asked for one prompt at a time.
+        carries_float32: latents are float32 between the steps, in any dtype of the models.
     """
 
     scales: tuple[float, ...]
@@ -41,6 +43,7 @@ class Case:
     how: Mapping[str, Any] = field(default_factory=dict)
     has_template: bool = False
     is_alone: bool = False
+    carries_float32: bool = False
 
 
 def _channels_last(noise_BChw: torch.Tensor) -> torch.Tensor:
@@ -53,14 +56,19 @@ def _channels_first(latents: torch.Tensor) -> torch.Tensor:
 
 CASES: Mapping[str, Case] = {
     "prx": Case(scales=(1.0, 5.0), how={"call": _EXACT}, is_alone=True),
-    "sana": Case(scales=(1.0, 4.5), how={"call": _EXACT, "size_px": 128}),
-    "sana-sprint": Case(scales=(4.5,), how={"call": _EXACT, "size_px": 128}),
+    "sana": Case(scales=(1.0, 4.5), how={"call": _EXACT}, carries_float32=True),
+    "sana-sprint": Case(scales=(4.5,), how={"call": _EXACT}, carries_float32=True),
+    "z-image": Case(scales=(0.0, 0.5), has_template=True, carries_float32=True),
     "pixart-sigma": Case(scales=(1.0, 4.5), how={"call": _PLAIN}),
     "pixart-alpha": Case(scales=(1.0, 4.5), how={"call": _PLAIN}),
     "sd3": Case(scales=(1.0, 7.0)),
     "sd3-without-t5": Case(scales=(1.0, 7.0)),
     "auraflow": Case(scales=(1.0, 3.5)),
     "hunyuan-dit": Case(scales=(1.0, 5.0), how={"call": _EXACT}),
+    "cogview4": Case(scales=(1.0, 5.0), is_alone=True, carries_float32=True),
+    "kandinsky5": Case(
+        scales=(1.0, 3.5), how={"from_noise": _channels_last, "as_stored": _channels_first}, has_template=True, is_alone=True
+    ),
 }
 
 
@@ -96,6 +104,19 @@ def test_a_batch_of_prompts_equals_the_librarys(beside: Callable[[str], BesideLi
     seeds, scale = range(len(prompts)), case.scales[-1]
     theirs = one.library_alone(prompts, case.steps, scale) if case.is_alone else one.library(prompts, seeds, case.steps, scale)
     assert one.ours(prompts, seeds, case.steps, scale).is_close(theirs)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_half_precision_is_bitwise_that_of_the_library(tiny: Callable[[str], Path], family: str) -> None:
+    case = CASES[family]
+    form = case.how.get("from_noise", lambda noise: noise)
+    carried = torch.float32 if case.carries_float32 else torch.bfloat16
+    one = BesideLibrary(tiny(family), **{**case.how, "from_noise": lambda noise: form(noise.to(carried)), "dtype": "bfloat16"})
+    if family == "kandinsky5":
+        one.pipeline.resolutions = [(64, 64)]
+    ours, theirs = one.ours([SHORT], [7], case.steps, case.scales[-1]), one.library([SHORT], [7], case.steps, case.scales[-1])
+    assert torch.equal(ours.latents, theirs.latents)
+    assert (ours.images - theirs.images).abs().max() <= 1 / 256  # the library scales them to [0, 1] in half precision
 
 
 @pytest.mark.parametrize("family", CASES)
