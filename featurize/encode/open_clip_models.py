@@ -6,7 +6,7 @@ Shapes: B images, S the encoder's side, T tokens, D width, E width of the joint 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from featurize.encode.encoder_files import (
+    CLASS_TOKEN,
     MAP,
     MEAN,
     Choice,
@@ -35,6 +36,7 @@ PREFIX = "open_clip:"
 CONFIG = "open_clip_config.json"
 OWN = "own"  # in place of a tag: the settings that open_clip itself gives a file of weights
 _DEFAULTS = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}  # open_clip's own
+_RESNET_STRIDE = 32
 # The text tower is not run; the smallest possible one stands in for it.
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 
@@ -188,7 +190,7 @@ def _found(source: _Source, model: Mapping[str, Any], preprocess: Mapping[str, A
             geometry = replace(geometry, blocks=None)
     else:
         files = replace(files, first_token=MEAN, output=MAP)
-        geometry = Geometry(trained_px=trained_px, patch_px=32, positions="fixed", blocks=None)
+        geometry = Geometry(trained_px=trained_px, patch_px=_RESNET_STRIDE, positions="fixed", blocks=None)
     return with_tokens(as_chosen(files, choice, geometry), open_clip_skeleton)
 
 
@@ -306,10 +308,30 @@ def open_clip_tokenizer(files: EncoderFiles) -> Any:
     return open_clip.get_tokenizer(f"local-dir:{files.folder}" if files.architecture is None else files.architecture)
 
 
-def projection_of_first_token(files: EncoderFiles, model: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return the function from first tokens [B, D] to image embeddings [B, E], not normalised; None where these are made of other tokens.
+def vocabulary_of(model: Any) -> int:
+    """Return the number of tokens that an open_clip model's text tower knows; CoCa has it in the tower alone."""
+    from open_clip.coca_model import CoCa
 
-    Whether they are is tried out with one image of noise: the embedding of its first token must be the model's own embedding.
+    return int(model.text.vocab_size if isinstance(model, CoCa) else model.vocab_size)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How a model makes an image's embedding of its tokens.
+
+    Attributes:
+        project: from first tokens [B, D], or from all tokens [B, T, D], to embeddings [B, E], not normalised.
+        reads_all: which of the two.
+    """
+
+    project: Callable[[torch.Tensor], torch.Tensor]
+    reads_all: bool = False
+
+
+def projection_of(files: EncoderFiles, model: Any) -> Projection | None:
+    """Return how an open_clip model makes an image's embedding of the tokens that are stored; None where they do not suffice.
+
+    Whether they do is tried out with one image of noise, except with open_clip's own vision transformers.
 
     Args:
         files: of the model.
@@ -319,26 +341,28 @@ def projection_of_first_token(files: EncoderFiles, model: Any) -> Callable[[torc
     from open_clip.timm_model import TimmModel
 
     visual = model.visual
-    if files.layer is not None or isinstance(visual, ModifiedResNet):
+    if files.layer is not None:
         return None
+    if isinstance(visual, ModifiedResNet):
+        side = files.preprocessing.size_px // _RESNET_STRIDE
+        return Projection(
+            lambda tokens: visual.attnpool(tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, side, side)), reads_all=True
+        )
     if isinstance(visual, TimmModel):
         classifier = visual.trunk.get_classifier()
-
-        def project(tokens_BD: torch.Tensor) -> torch.Tensor:
-            projected_BE: torch.Tensor = visual.head(classifier(tokens_BD))
-            return projected_BE
-
-        custom_pool = "pool" in dict(visual.head.named_children())
-        return None if custom_pool or not _gives_own_embedding(files, visual, project) else project
-    if visual.pool_type != "tok" or visual.proj is None:
-        return None
-    return lambda tokens_BD: tokens_BD @ visual.proj
+        ways = [Projection(lambda tokens: visual.head(classifier(tokens)))]
+        if files.first_token == CLASS_TOKEN:
+            ways.append(Projection(lambda tokens: visual.head(visual.trunk.forward_head(tokens)), reads_all=True))
+        has_own_pool = "pool" in dict(visual.head.named_children())
+        return None if has_own_pool else next((way for way in ways if _gives_own_embedding(files, visual, way)), None)
+    return Projection(lambda tokens: tokens @ visual.proj) if visual.pool_type == "tok" and visual.proj is not None else None
 
 
 @torch.inference_mode()
-def _gives_own_embedding(files: EncoderFiles, visual: Any, project: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+def _gives_own_embedding(files: EncoderFiles, visual: Any, way: Projection) -> bool:
     side_px = files.preprocessing.size_px
     noise_13SS = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
-    first_1D = _tower(files, visual.eval())(noise_13SS)[:, 0]
+    tokens_1TD = _tower(files, visual.eval())(noise_13SS)
     expected_1E = visual(noise_13SS)
-    return bool(torch.allclose(project(first_1D), expected_1E, rtol=1e-3, atol=1e-4 * float(expected_1E.abs().max())))
+    found_1E = way.project(tokens_1TD if way.reads_all else tokens_1TD[:, 0])
+    return bool(torch.allclose(found_1E, expected_1E, rtol=1e-3, atol=1e-4 * float(expected_1E.abs().max())))

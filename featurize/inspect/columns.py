@@ -190,7 +190,12 @@ def _agreement(subject: Subject, pooled: PooledTokens, reader: ColumnReader) -> 
     chosen = np.sort(np.random.default_rng(subject.settings.seed).permutation(good)[: MOST_TEXTS[subject.compute.device]])
     prompt_of = {int(drawing): example.prompt for drawing, example in zip(subject.table.drawing, subject.corpus.examples, strict=True)}
     prompts = [prompt_of[drawing] for drawing in subject.sample.drawings[chosen].tolist()]
-    return text_agreement(files, subject.compute, torch.from_numpy(pooled.features_MF[chosen, : pooled.width]), prompts)
+
+    def all_tokens(part: slice) -> torch.Tensor:
+        return torch.from_numpy(reader.gather(subject.sample.drawings[chosen[part]]))
+
+    first_nD = torch.from_numpy(pooled.features_MF[chosen, : pooled.width])
+    return text_agreement(files, subject.compute, first_nD, prompts, all_tokens)
 
 
 def _diversity(subject: Subject, reader: ColumnReader) -> Diversity | LeftOut:

@@ -3,7 +3,7 @@
 Shapes: B texts or images, L text tokens, D width of the image tokens, E width of the joint space, n pairs of a text and its image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.encode.image_encoder import encoder_load_errors
-from featurize.encode.open_clip_models import open_clip_model, open_clip_tokenizer, projection_of_first_token
+from featurize.encode.open_clip_models import open_clip_model, open_clip_tokenizer, projection_of, vocabulary_of
 from featurize.inspect.records import Record, decimal, interval_text
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import agree
@@ -23,6 +23,7 @@ from lugpi_core.store.manifest import ColumnSpec
 # At most this many texts: the text tower of CLIP B/32 takes 6 GFLOP per text.
 MOST_TEXTS: Mapping[str, int] = {"cpu": 256, "cuda": 2048}
 _TEXTS_AT_ONCE = 32
+AllTokens = Callable[[slice], torch.Tensor]
 # Standard errors above .5 from which on the agreement is significant, and the texts that a standard error needs.
 _ERRORS, _FEW_TEXTS = 3, 20
 
@@ -80,21 +81,26 @@ class JointSpace:
             raise InputError(got=f"{files.name} ({files.family})", expected="an open_clip model", do="choose one such as clip-vit-b32")
         with encoder_load_errors(files):
             model, self._tokenizer = open_clip_model(files), open_clip_tokenizer(files)
-        project = projection_of_first_token(files, model)
-        if project is None:
+            projection = projection_of(files, model.eval())
+        if projection is None:
             raise InputError(
-                got=f"{files.name}, whose image embedding is not made of its first token alone",
+                got=f"{files.name}, whose image embedding is not made of the tokens that are stored",
                 expected="a CLIP that projects its class token, or a SigLIP",
                 do="choose one such as clip-vit-b32 or siglip2-b16",
             )
-        self._project = project
+        self._projection = projection
         self._name, self._device = files.name, torch.device(compute.device)
         self._model = model.eval().requires_grad_(False).float().to(self._device)
 
+    @property
+    def reads_all_tokens(self) -> bool:
+        """Whether an image's embedding is made of all its tokens (PE-Core, ResNets) and not of the first."""
+        return self._projection.reads_all
+
     @torch.inference_mode()
-    def images(self, class_tokens_BD: torch.Tensor) -> torch.Tensor:
-        """Return images as unit vectors, float32 [B, E], from their cached class tokens (after the final LayerNorm)."""
-        projected_BE: torch.Tensor = self._project(class_tokens_BD.to(self._device, torch.float32))
+    def images(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return images as unit vectors, float32 [B, E], from their cached tokens: the first [B, D], or all [B, T, D] if it reads them."""
+        projected_BE = self._projection.project(tokens.to(self._device, torch.float32))
         return nn.functional.normalize(projected_BE, dim=-1)
 
     @torch.inference_mode()
@@ -105,9 +111,10 @@ class JointSpace:
             InputError: the tokenizer is another model's.
         """
         ids_BL = self._tokenizer(list(prompts))
-        if int(ids_BL.max()) >= self._model.vocab_size:
+        known = vocabulary_of(self._model)
+        if int(ids_BL.max()) >= known:
             raise InputError(
-                got=f"{self._name} with a vocabulary of {self._model.vocab_size} and no tokenizer of its own",
+                got=f"{self._name} with a vocabulary of {known} and no tokenizer of its own",
                 expected="the tokenizer that its text tower was trained with",
                 do="put its tokenizer next to the weights",
             )
@@ -159,7 +166,9 @@ def _encoder_named(name: str, flags: Mapping[str, Any]) -> EncoderFiles:
     raise missing
 
 
-def text_agreement(files: EncoderFiles, compute: Compute, class_tokens_nD: torch.Tensor, prompts: Sequence[str]) -> Agreement:
+def text_agreement(
+    files: EncoderFiles, compute: Compute, class_tokens_nD: torch.Tensor, prompts: Sequence[str], all_tokens: AllTokens | None = None
+) -> Agreement:
     """Return how much nearer texts are to their own image than to others.
 
     Memory: the model, and similarities [n, n]: 17 MB for 2,048 texts.
@@ -169,13 +178,19 @@ def text_agreement(files: EncoderFiles, compute: Compute, class_tokens_nD: torch
         compute: the device.
         class_tokens_nD: as cached; at least two.
         prompts: of the same images, all distinct.
+        all_tokens: returns all tokens [b, T, D] of some of these images, for encoders whose embedding is made of them.
 
     Raises:
         InputError: as for ``JointSpace``.
     """
     space = JointSpace(files, compute)
-    images_nE = space.images(class_tokens_nD)
-    texts_nE = torch.cat([space.embed_texts(prompts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(prompts), _TEXTS_AT_ONCE)])
+    parts = [slice(start, min(start + _TEXTS_AT_ONCE, len(prompts))) for start in range(0, len(prompts), _TEXTS_AT_ONCE)]
+    if space.reads_all_tokens:
+        assert all_tokens is not None, files.name
+        images_nE = torch.cat([space.images(all_tokens(part)) for part in parts])
+    else:
+        images_nE = space.images(class_tokens_nD)
+    texts_nE = torch.cat([space.embed_texts(prompts[part]) for part in parts])
     return agreement_of((texts_nE @ images_nE.T).double().cpu())
 
 

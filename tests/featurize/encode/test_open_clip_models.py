@@ -14,7 +14,7 @@ from torch import nn
 
 from featurize.encode.encoders import find_encoder
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.encode.open_clip_models import open_clip_model, open_clip_skeleton, projection_of_first_token
+from featurize.encode.open_clip_models import open_clip_model, open_clip_skeleton, projection_of
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 
@@ -23,21 +23,21 @@ TEXT = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers"
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TIMM = {"timm_model_pretrained": False, "image_size": 160}
 MEAN, POOLED = "mean of the patches", "attention-pooled"
-# A vision tower, its tokens, the first of them, and whether the image's embedding is made of that one alone.
-TOWERS: dict[str, tuple[dict[str, Any], int, str, bool]] = {
-    "ResNet": ({"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, 5, MEAN, False),
+# A vision tower, its tokens, the first of them, and which of them make the image's embedding.
+TOWERS: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
+    "ResNet": ({"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, 5, MEAN, "all"),
     "CoCa": (
         {**VIT, "attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 2, "output_tokens": True},
         6,
         "class token",
-        True,
+        "first",
     ),
-    "CLIPA": ({**VIT, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}, 17, "class token", False),
-    "SigLIP": ({**TIMM, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}, 102, POOLED, True),
-    "EVA": ({**TIMM, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None}, 101, "class token", True),
-    "ConvNeXt": ({**TIMM, "timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "mlp"}, 26, MEAN, True),
-    "MobileCLIP": ({**TIMM, "timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": None}, 26, MEAN, True),
-    "mean of all": ({**TIMM, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"}, 101, "class token", False),
+    "CLIPA": ({**VIT, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}, 17, "class token", None),
+    "SigLIP": ({**TIMM, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}, 102, POOLED, "first"),
+    "EVA": ({**TIMM, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None}, 101, "class token", "first"),
+    "ConvNeXt": ({**TIMM, "timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "mlp"}, 26, MEAN, "first"),
+    "MobileCLIP": ({**TIMM, "timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": None}, 26, MEAN, "first"),
+    "mean of all": ({**TIMM, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"}, 101, "class token", "all"),
 }
 
 
@@ -90,19 +90,21 @@ def test_a_tower_gives_the_tokens_that_its_library_makes(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_first_tokens_are_projected_only_where_the_embedding_is_made_of_them(tmp_path: Path, name: str) -> None:
-    vision, _, _, is_made_of_it = TOWERS[name]
+def test_stored_tokens_are_projected_where_the_embedding_is_made_of_them(tmp_path: Path, name: str) -> None:
+    vision, _, _, reads = TOWERS[name]
     _saved(tmp_path / "clip", vision)
     files = find_encoder(str(tmp_path / "clip"))
     model = open_clip_model(files).eval()
-    project = projection_of_first_token(files, model)
-    assert (project is not None) == is_made_of_it
-    if project is not None:
+    projection = projection_of(files, model)
+    assert (projection and ("all" if projection.reads_all else "first")) == reads
+    if projection is not None:
         pixels = torch.randn(2, 3, files.preprocessing.size_px, files.preprocessing.size_px)
         with torch.inference_mode():
             own = model.encode_image(pixels)
             own = own[0] if isinstance(own, tuple) else own
-            assert (project(ImageEncoder(files, CPU)._tower(pixels)[:, 0]) - own).abs().max() <= 1e-4 * float(own.abs().max())
+            tokens = ImageEncoder(files, CPU)._tower(pixels)
+            found = projection.project(tokens if projection.reads_all else tokens[:, 0])
+        assert (found - own).abs().max() <= 1e-4 * float(own.abs().max())
 
 
 @pytest.mark.parametrize("vision", [VIT, TOWERS["SigLIP"][0], TOWERS["EVA"][0]], ids=["ViT", "SigLIP", "EVA"])
@@ -122,7 +124,7 @@ def test_a_layer_is_the_intermediate_with_the_final_norm(tmp_path: Path, vision:
         assert (found[:, 0] - layers["image_intermediates"][0].mean(1)).abs().max() <= 1e-5
         found = found[:, 1:]
     assert (found - states).abs().max() <= 1e-5
-    assert projection_of_first_token(files, open_clip_model(files).eval()) is None
+    assert projection_of(files, open_clip_model(files).eval()) is None
 
 
 def test_a_timm_tower_at_another_size_is_what_open_clip_makes(tmp_path: Path) -> None:
