@@ -4,16 +4,16 @@ Commands take a dataclass of flags, which inherits from the settings; below the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lugpi_core.corpora.options import CorpusOptions, default_run_dir, store_folder
 from lugpi_core.errors import InputError
-from lugpi_core.fields import check_fields
+from lugpi_core.fields import REPEATABLE, check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
-Scheduler = Literal["own", "ddim", "dpm++", "euler"]
+Scheduler = Literal["own", "ddim", "dpm++", "euler", "lcm"]
 PromptStrategy = Literal["whole", "chunks", "keywords"]
 AttentionChoice = Literal["auto", "xformers", "sdpa"]
 CompileChoice = Literal["auto", "on", "off"]
@@ -35,11 +35,18 @@ class Generation:
     guidance: float | None = None
     """Classifier-free guidance scale; 1 or less turns guidance off (default: the generator's)."""
     scheduler: Scheduler | None = None
-    """Sampler; own = the one in the generator's folder (default: the generator's)."""
+    """Sampler; own = the one in the generator's folder (default: the generator's). lcm is for LoRAs of latent consistency models."""
     size_px: int | None = None
     """Side of the images in pixels (default: the generator's)."""
     deepcache: int | None = None
     """N = run the deep UNet blocks at every N-th step only (DeepCache); faster, but other images (default: the generator's, 1)."""
+    lora: tuple[str, ...] = field(default=(), metadata={REPEATABLE: True})
+    """LoRA files, FILE.safetensors or FILE.safetensors:SCALE, fused into the generator's weights in this order. May be repeated."""
+    unet: Path | None = None
+    """A .safetensors file with the weights of the UNet or transformer alone, in place of those of --generator, such as SDXL-Lightning's."""
+    generator_config: str | None = None
+    """For a --generator that is one .safetensors file: a diffusers folder or hub id of the same model, whose configurations, tokenizers and
+    scheduler are read (default: what diffusers knows for such files, from the hub)."""
     decoder: str = "full"
     """full (the generator's own), tiny (TAESD, 18 times less work, other tokens; their column is named ENCODER-tiny), or tiny=FOLDER."""
     images_per_text: int = 1
@@ -149,8 +156,10 @@ class ModelNames:
     """Generate images for unlabelled texts instead of the corpus, for train student --unlabelled: a file (.txt with a text a line; .csv,
     .tsv, .json, .jsonl, .parquet; .gz too) or a folder of datasets.save_to_disk. The store is tokens-<its name>/ in the run."""
     generator: str = "fast"
-    """fast (SD v2-base, 512 px, 20 steps), paper (SD v2, 768 px, 50 steps), sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo, demo, a preset's
-    weights from a folder as NAME=FOLDER, any Stable Diffusion folder of diffusers, or a hub id owner/name[@revision]."""
+    """A preset (fast = SD v2-base, 512 px, 20 steps; paper = SD v2, 768 px, 50 steps; sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo,
+    flux2-klein, flux2-klein-base, prx, prx-base, sdxl-lightning, sana-sprint, z-image-turbo, pixart-sigma, demo: docs/generators.md), a
+    preset's weights from a folder or file as NAME=FOLDER, any text-to-image folder of diffusers, a checkpoint FILE.safetensors, or a hub id
+    owner/name[@revision]."""
     encoders: tuple[str, ...] = ("clip-vit-b32",)
     """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, siglip2-b16, dinov2-b14-reg, dinov3-b16, pe-core-b16, demo,
     open_clip:<model>/<pretrained>, open_clip:<model>/<file>.safetensors[@<pretrained>], timm:<model>[/<tag>], a folder or a hub id. On an

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest, one_line
+from lugpi_core.fields import REPEATABLE
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
 # A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1.
@@ -96,6 +97,9 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     """
     import tyro
 
+    for field in dataclasses.fields(options):
+        if field.metadata.get(REPEATABLE):
+            arguments = _together(arguments, f"--{field.name.replace('_', '-')}")
     try:
         # tyro prints its errors as boxes; _flag_error finds the fault from the dataclass and the arguments instead.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -110,6 +114,23 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     if unknown:
         raise _unknown_flag(options, unknown[0], prog)
     return parsed
+
+
+def _together(arguments: Sequence[str], flag: str) -> list[str]:
+    """Return the arguments with all values of a flag behind its first place: argparse would forget all but the last."""
+    values: list[str] = []
+    others: list[str] = []
+    first: int | None = None
+    current = others
+    for argument in arguments:
+        if argument == flag or argument.startswith(f"{flag}="):
+            first = len(others) if first is None else first
+            current = values
+            current += argument.split("=", 1)[1:]
+        else:
+            current = others if argument.startswith("--") else current
+            current.append(argument)
+    return others if first is None else [*others[:first], flag, *values, *others[first:]]
 
 
 def resolved_flags(options: Any) -> dict[str, Any]:

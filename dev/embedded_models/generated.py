@@ -17,7 +17,7 @@ from dev.embedded_models.augmentation import SIDE_PX, Augmentation, augment
 from dev.embedded_models.training import Loss, require_same_settings
 from dev.embedded_models.vision import GroupClassifier, ImageTower, normalise
 from dev.embedded_models.words import contrastive
-from featurize.generate.generators import PRESETS
+from featurize.generate.presets import PRESETS
 from lugpi_core.command_line import say
 from lugpi_core.files import whole_file
 

@@ -19,7 +19,8 @@ from dev.embedded_models.sources import Synset
 from dev.embedded_models.world import World
 from featurize.encode.encoders import DEMO_ENCODERS, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.generate.generators import PRESETS, find_generator
+from featurize.generate.generators import find_generator
+from featurize.generate.presets import PRESETS
 from featurize.generate.text_to_image import TextToImage
 from featurize.inspect.probes import predict_linear, standardised
 from featurize.inspect.text_agreement import JointSpace

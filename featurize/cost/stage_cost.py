@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.encode.encoders import EncoderFiles
 from featurize.encode.image_encoder import skeleton
-from featurize.generate.decoders import model_class, text_config
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
+from featurize.generate.load_part import model_class, text_config
 from featurize.generate.schedulers import own_scheduler
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import read_config, reason

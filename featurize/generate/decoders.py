@@ -8,15 +8,14 @@ tanh, so an infinite latent gives a finite image: check the latents, not the ima
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from featurize.generate.acceleration import memory_format
-from featurize.generate.families.family import Family
 from featurize.generate.generators import Generator
+from featurize.generate.load_part import load_part
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.device import Compute
@@ -195,69 +194,6 @@ def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
         InputError: its weights do not load.
     """
     return load_part(generator, "vae", dtype).eval().requires_grad_(False)
-
-
-def load_part(generator: Generator, name: str, dtype: torch.dtype) -> Any:
-    """Return one model of a generator on the CPU, of the class that its family runs, in the dtype that its family keeps it in.
-
-    Args:
-        generator: the files.
-        name: of the model's folder.
-        dtype: that was asked for.
-
-    Raises:
-        InputError: its weights do not load, or some are missing, which both libraries only log and leave uninitialised.
-    """
-    family, folder = generator.family, generator.folder / name
-    kind = model_class(family, name)
-    layers = family.layers_read(name) if name in (encoder for _, encoder in family.text_pairs) else None
-    stack = {} if layers is None else {"config": text_config(family, name)}
-    with loading(folder, expected=f"a whole {kind.__name__} with safetensors weights", do="restore its files from where it comes from"):
-        part, report = kind.from_pretrained(
-            folder,
-            dtype=family.dtypes(dtype).get(name, dtype),
-            variant=generator.variants.get(name, generator.variant),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **stack,
-        )
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
-    if layers is not None:
-        part.set_submodule(family.final_norm(name), torch.nn.Identity())
-    return part
-
-
-def text_config(family: Family, encoder: str) -> Any:
-    """Return the configuration of a text encoder of transformers, with as many layers as are read."""
-    kind, whole = model_class(family, encoder).config_class, family.configs[encoder].get("encoder")
-    # T5Gemma's encoder is saved with the configuration of encoder and decoder.
-    config = kind.from_dict(whole) if isinstance(whole, dict) else kind.from_pretrained(family.folder / encoder)
-    layers = family.layers_read(encoder)
-    if layers is not None:
-        stack = config.get_text_config()
-        stack.num_hidden_layers = layers
-        if kinds := stack.to_dict().get("layer_types"):
-            stack.layer_types = kinds[:layers]
-    return config
-
-
-def model_class(family: Family, name: str) -> Any:
-    """Return the class of diffusers or transformers that a model of a family is loaded as.
-
-    Raises:
-        InputError: the installed library has no such class.
-    """
-    library, kind = family.library_of(name), family.load_class(name)
-    try:
-        return getattr(import_module(library), kind)
-    except (ImportError, AttributeError):
-        raise InputError(
-            got=f"{family.folder / name} of the class {library}.{kind}",
-            expected=f"a model of the installed {library}",
-            do=f"install a version of {library} that has it, or choose another generator",
-        ) from None
 
 
 def on_device(model: Any, device: torch.device) -> Any:

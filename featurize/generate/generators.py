@@ -1,8 +1,6 @@
-"""Generators by name: where their weights are found, and with which settings they generate.
+"""Generators by name: which files they consist of, and with which settings they generate.
 
-A preset is a name with an ordered list of sources, because repositories move: Stability AI took Stable Diffusion 2 and SD-Turbo off the hub
-in November 2025; sd2-community mirrors the former. ``--generator NAME=FOLDER`` takes the weights from a folder and the settings from the
-preset.
+``--generator NAME=FOLDER`` takes the weights from a folder or a file and the settings from the preset.
 """
 
 import dataclasses
@@ -18,64 +16,19 @@ from featurize.generate.families import family_of
 from featurize.generate.families.family import Family
 from featurize.generate.folder_check import check_folder
 from featurize.generate.folder_settings import folder_settings
+from featurize.generate.generator_files import GeneratorFiles, find_files
+from featurize.generate.lora import LoraFile, find_loras
+from featurize.generate.presets import PRESETS, GeneratorPreset
 from featurize.generate.sampler_settings import recorded_settings
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
-from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, hub_advice, read_config, reason, require_hub_id
+from lugpi_core.runtime.pretrained import read_config
 
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
-_SINGLE_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_CHECKPOINT = ".safetensors"
+_NO_CHECKPOINTS = (".ckpt", ".bin", ".pt", ".pth", ".gguf", ".sft")
 _VARIANT = re.compile(r"[^.]+\.(\w+?)(?:-\d+-of-\d+)?\.safetensors")
-_RAIL = "CreativeML Open RAIL++-M"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorPreset:
-    """The settings of one model. ``size_px`` None = the size it was trained for; scheduler ``own`` = the one in its folder; ``deepcache``
-    N = run the deep UNet blocks every N-th step (1 = every step); ``undecided`` = what neither preset nor user
-    chose: the folder is asked."""
-
-    sources: tuple[str, ...] = ()
-    size_px: int | None = None
-    steps: int = 50
-    guidance: float = 7.5
-    scheduler: Scheduler = "own"
-    deepcache: int = 1
-    license: str = "see the model's own card"
-    notice: str | None = None
-    undecided: tuple[str, ...] = ()
-
-
-def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler = "ddim") -> GeneratorPreset:
-    sources = (f"sd2-community/{repository}", f"stabilityai/{repository}")
-    return GeneratorPreset(sources=sources, size_px=size_px, steps=steps, scheduler=scheduler, license=_RAIL)
-
-
-PRESETS: Mapping[str, GeneratorPreset] = {
-    "paper": _sd2("stable-diffusion-2", 768),
-    "fast": _sd2("stable-diffusion-2-base", 512, steps=20, scheduler="dpm++"),
-    "sd2": _sd2("stable-diffusion-2", 768),
-    "sd2-base": _sd2("stable-diffusion-2-base", 512),
-    "sd2-1": _sd2("stable-diffusion-2-1", 768),
-    "sd2-1-base": _sd2("stable-diffusion-2-1-base", 512),
-    "sd-turbo": GeneratorPreset(
-        sources=("stabilityai/sd-turbo",),
-        size_px=512,
-        steps=1,
-        guidance=0.0,
-        license="Stability AI Community License (not an open licence)",
-        notice="SD-Turbo's weights are under the Stability AI Community License, which limits commercial use; check that yours is allowed",
-    ),
-    "demo": GeneratorPreset(
-        size_px=64,
-        steps=4,
-        guidance=3.0,
-        scheduler="ddim",
-        license=EMBEDDED_LICENSE,
-        notice="the embedded generator draws emoji: results with it do not predict results with Stable Diffusion",
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +41,10 @@ class Generator:
         settings_from: where steps and guidance come from, in words.
         is_distilled: whether the folder shows signs of a model of few steps.
         sampler: settings of the sampler that are others than diffusers would take.
+        license: as the model's card states it, or else the preset.
+        single_file: a checkpoint that has the weights; ``folder`` has its configurations.
+        denoiser_path: the denoiser's own file or folder, where it is not that of ``folder``.
+        loras: to be fused.
         found_family: what ``find_generator`` read; None = ``family`` reads the folder.
     """
 
@@ -104,6 +61,10 @@ class Generator:
     settings_from: str = ""
     is_distilled: bool = False
     sampler: Mapping[str, Any] = field(default_factory=dict)
+    license: str = ""
+    single_file: Path | None = None
+    denoiser_path: Path | None = None
+    loras: tuple[LoraFile, ...] = ()
     found_family: Family | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -140,6 +101,7 @@ class Generator:
             "scheduler": self.settings.scheduler,
             "deepcache": self.settings.deepcache,
             **({"sampler": dict(self.sampler)} if self.sampler else {}),
+            **({"loras": [lora.fingerprint() for lora in self.loras]} if self.loras else {}),
         }
 
 
@@ -147,38 +109,51 @@ def generator_settings(name_or_source: str, overrides: Mapping[str, Any]) -> Gen
     """Return the settings of a generator without looking for its files, so that a wrong name is reported before anything is downloaded.
 
     Args:
-        name_or_source: a preset, ``preset=FOLDER``, a diffusers folder or a hub id (``owner/name`` or ``owner/name@revision``).
-        overrides: ``steps``, ``guidance``, ``scheduler``, ``size_px``, ``deepcache`` given by the user; None = the preset's.
+        name_or_source: a preset, ``preset=FOLDER``, a diffusers folder, a ``.safetensors`` file or a hub id (``owner/name`` or
+            ``owner/name@revision``).
+        overrides: fields of the preset that the user gave, such as ``steps``; None = the preset's.
 
     Raises:
         InputError: unknown name, or settings out of their range.
     """
-    name, is_folder_given, folder_given = name_or_source.partition("=")
-    _refuse_single_file(name_or_source, folder_given or name)
-    if is_folder_given and name in PRESETS and not (folder_given and Path(folder_given).is_dir()):
+    name, is_source_given, source_given = name_or_source.partition("=")
+    source = source_given if is_source_given else name
+    is_file = _is_checkpoint(source, given=f"--generator {name_or_source}")
+    if is_source_given and name in PRESETS and not (source and (is_file or Path(source).is_dir())):
         raise InputError(got=f"--generator {name_or_source}, which names no folder", expected=f"{name}=FOLDER", do="check the path")
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
         raise InputError(got=f"--generator {name_or_source}, which is no folder", expected="a diffusers folder", do="check the path")
-    if name not in PRESETS and ("=" in name_or_source or not ((name.strip() and Path(name).is_dir()) or "/" in name)):
+    is_known = is_file or (name.strip() and Path(name).is_dir()) or "/" in name
+    if name not in PRESETS and ("=" in name_or_source or not is_known):
         raise InputError(
             got=f"--generator {name_or_source or repr(name_or_source)}",
-            expected="a preset, PRESET=FOLDER, a diffusers folder or a hub id owner/name",
+            expected="a preset, PRESET=FOLDER, a diffusers folder, a .safetensors file or a hub id owner/name",
             do=nearest(name, PRESETS),
         )
-    given = {key: value for key, value in overrides.items() if value is not None}
-    undecided = () if name in PRESETS else tuple(key for key in ("steps", "guidance") if key not in given)
-    return _check_settings(dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given, undecided=undecided))
-
-
-def _refuse_single_file(given: str, path: str) -> None:
-    if Path(path).is_file() or path.endswith(_SINGLE_FILES):
-        what = "a single-file checkpoint" if Path(path).is_file() else "which is no file"
+    given: dict[str, Any] = {key: Path(value) if key == "unet" else value for key, value in overrides.items() if value is not None}
+    undecided = () if name in PRESETS else tuple(key for key in ("steps", "guidance", "scheduler") if key not in given)
+    settings = dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given, undecided=undecided)
+    if settings.generator_config is not None and not is_file:
         raise InputError(
-            got=f"--generator {given}, {what}",
-            expected="a diffusers folder",
-            do="convert it once in Python: diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
-            "StableDiffusionXLPipeline for XL",
+            got=f"--generator-config {settings.generator_config} for {name_or_source}, which is no .safetensors file",
+            expected="a file, which has no configuration of its own",
+            do="leave out --generator-config",
         )
+    return _check_settings(settings)
+
+
+def _is_checkpoint(path: str, *, given: str) -> bool:
+    """Whether a path is a safetensors file; raises InputError for files of other kinds and for files that are not there."""
+    is_there = Path(path).is_file()
+    if path.endswith(_NO_CHECKPOINTS) or (is_there and not path.endswith(_CHECKPOINT)):
+        raise InputError(
+            got=f"{given}, {'a file' if is_there else 'which is no file'} that is not {_CHECKPOINT}",
+            expected=f"weights as {_CHECKPOINT} (pickled and quantized ones are not read)",
+            do=f"get the model as {_CHECKPOINT}, or as a diffusers folder",
+        )
+    if path.endswith(_CHECKPOINT) and not is_there:
+        raise InputError(got=f"{given}, which is no file", expected=f"a {_CHECKPOINT} file", do="check the path")
+    return is_there
 
 
 def find_generator(name_or_source: str, settings: GeneratorPreset, *, half: bool) -> Generator:
@@ -192,24 +167,17 @@ def find_generator(name_or_source: str, settings: GeneratorPreset, *, half: bool
     Raises:
         InputError: no source can be reached, or no pipeline that runs here.
     """
-    name, _, folder_given = name_or_source.partition("=")
-    folder, revision = _first_available(name, _sources(name, folder_given), half=half)
+    name, _, source_given = name_or_source.partition("=")
+    loras = find_loras(settings.lora)
+    files = find_files(name, source_given, settings, half=half)
     try:
-        return _generator_in(name, folder, revision, settings, half=half)
+        return _generator_in(name, files, settings, loras, half=half)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            got=f"{folder}, whose configuration lacks something ({error!r})",
+            got=f"{files.folder}, whose configuration lacks something ({error!r})",
             expected="a whole diffusers folder",
             do="restore its files from where it comes from",
         ) from None
-
-
-def _sources(name: str, folder_given: str) -> tuple[str, ...]:
-    if folder_given:
-        return (folder_given,)
-    if name == "demo":
-        return (str(embedded_model("generator")),)
-    return PRESETS[name].sources if name in PRESETS else (name,)
 
 
 def _check_settings(settings: GeneratorPreset) -> GeneratorPreset:
@@ -223,61 +191,27 @@ def _check_settings(settings: GeneratorPreset) -> GeneratorPreset:
         raise InputError(got=f"--deepcache {settings.deepcache}", expected="at least 1", do="give for instance 3, or 1 for none")
     if settings.size_px is not None and (settings.size_px < 8 or settings.size_px % 8):
         raise InputError(got=f"--size-px {settings.size_px}", expected="a positive multiple of 8", do="give for instance 512")
+    if settings.unet is not None and not _is_checkpoint(str(settings.unet), given=f"--unet {settings.unet}"):
+        raise InputError(got=f"--unet {settings.unet}", expected=f"a {_CHECKPOINT} file", do="check the path")
     return settings
 
 
-def _first_available(name: str, sources: tuple[str, ...], *, half: bool) -> tuple[Path, str | None]:
-    failures, advice = [], ""
-    for source in sources:
-        if Path(source).is_dir():
-            return Path(source), None
-        require_hub_id(source, flag="--generator")
-        try:
-            return _download(source, half=half)
-        except (OSError, ValueError) as error:
-            failures.append(f"{source}: {reason(error)}")
-            advice = hub_advice(source, error)
-    raise InputError(
-        got=f"no source of the generator {name} within reach ({'; '.join(failures)})",
-        expected="one of its sources on the Hugging Face hub, or a local diffusers folder",
-        do=f"download it where there is a network and give --generator {name}=FOLDER" if name in PRESETS else advice,
-    )
-
-
-def _download(source: str, *, half: bool) -> tuple[Path, str | None]:
-    from diffusers import DiffusionPipeline
-    from diffusers.utils.hub_utils import httpx  # the HTTP client of the installed hub library
-
-    repository, _, revision = source.partition("@")
-    for variant in ("fp16", None) if half else (None, "fp16"):
-        try:
-            folder = DiffusionPipeline.download(repository, revision=revision or None, use_safetensors=True, variant=variant)
-        except ValueError:
-            if (variant is None) == half:
-                raise
-            continue  # the repository has no files of that precision
-        except httpx.HTTPError as error:
-            raise OSError(reason(error)) from None  # a time-out, for example, is no OSError of the client
-        # The hub's cache keeps each commit in a folder of its name.
-        return Path(folder), Path(folder).name
-    raise AssertionError("the loop returns or raises")
-
-
-def _generator_in(name: str, folder: Path, revision: str | None, settings: GeneratorPreset, *, half: bool) -> Generator:
-    index = folder / "model_index.json"
+def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, loras: tuple[LoraFile, ...], *, half: bool) -> Generator:
+    folder, index = files.folder, files.folder / "model_index.json"
     parts = read_config(index) if index.is_file() else {"_class_name": "no pipeline"}
-    family = family_of(folder, parts)
+    family = family_of(folder, parts, files.replaced)
     check_folder(family)
     size_px = _size_px(family, settings)
-    variants = {part: _variant_of(folder / part, half=half) for part in family.part_classes if (parts.get(part) or [None])[0]}
-    settings, settings_from = _decided(settings, family, name)
-    is_distilled = name not in PRESETS and bool(folder_settings(folder, (Path(name.partition("@")[0]).name,), family.usual).signs)
+    folders = {part: files.replaced.get(part, folder / part) for part in family.part_classes if (parts.get(part) or [None])[0]}
+    variants = {part: _variant_of(path, half=half) for part, path in folders.items()}
+    names = (Path(name.partition("@")[0]).name, *files.names, *(lora.path.stem for lora in loras))
+    settings, settings_from, is_distilled = _decided(settings, family, name, names)
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     return Generator(
-        name=name if name in PRESETS else Path(name.partition("@")[0]).name or folder.resolve().name,
+        name=name if name in PRESETS else Path(name.partition("@")[0]).name.removesuffix(_CHECKPOINT) or folder.resolve().name,
         folder=folder,
-        revision=revision,
-        weights_hash=_weights_hash(family, variants),
+        revision=files.revision,
+        weights_hash=_weights_hash(family, files, variants),
         variant=variants[family.denoiser],
         pipeline_class=str(parts["_class_name"]),
         size_px=size_px,
@@ -287,6 +221,10 @@ def _generator_in(name: str, folder: Path, revision: str | None, settings: Gener
         settings_from=settings_from,
         is_distilled=is_distilled,
         sampler=recorded_settings(scheduler, settings.scheduler, steps=settings.steps, is_distilled=is_distilled),
+        license=files.license or settings.license,
+        single_file=files.single_file,
+        denoiser_path=files.denoiser,
+        loras=loras,
         found_family=family,
     )
 
@@ -307,12 +245,13 @@ def _size_px(family: Family, settings: GeneratorPreset) -> int:
     return size_px
 
 
-def _decided(settings: GeneratorPreset, family: Family, name: str) -> tuple[GeneratorPreset, str]:
-    """Return the settings with what the folder says where neither preset nor user chose, and where steps and guidance come from."""
-    if not settings.undecided:
-        return settings, ""
+def _decided(settings: GeneratorPreset, family: Family, name: str, names: tuple[str, ...]) -> tuple[GeneratorPreset, str, bool]:
+    """Return the settings with what the folder says where neither preset nor user chose, where they come from, and whether the model is
+    distilled to few steps."""
+    if name in PRESETS:
+        return settings, "", settings.is_distilled
     folder = family.folder
-    said = folder_settings(folder, (Path(name.partition("@")[0]).name,), family.usual)
+    said = folder_settings(folder, names, family.usual)
     chosen = {key: getattr(said, key) for key in settings.undecided}
     if unsaid := [key for key in said.unsaid if key in settings.undecided]:
         values = " and ".join(f"{key} {chosen[key]:g}" for key in unsaid)
@@ -321,8 +260,8 @@ def _decided(settings: GeneratorPreset, family: Family, name: str) -> tuple[Gene
             f"ordinary models do; give {' and '.join(f'--{key}' for key in unsaid)} as its authors say",
             stacklevel=4,
         )
-    words = ", ".join(f"{key} {said.origin[key]}" for key in settings.undecided)
-    return dataclasses.replace(settings, **chosen, undecided=()), words
+    words = ", ".join(f"{key} {said.origin[key]}" for key in settings.undecided if key != "scheduler" or said.scheduler != "own")
+    return dataclasses.replace(settings, **chosen, undecided=()), words, bool(said.signs)
 
 
 def _variant_of(part: Path, *, half: bool) -> str | None:
@@ -334,7 +273,7 @@ def _variant_of(part: Path, *, half: bool) -> str | None:
     return usable[0] if usable else None
 
 
-def _weights_hash(family: Family, variants: Mapping[str, str | None]) -> str:
+def _weights_hash(family: Family, files: GeneratorFiles, variants: Mapping[str, str | None]) -> str:
     """Return one hash over the files that are loaded. The hub's cache may hold both precisions; only the one that is loaded counts.
 
     Raises:
@@ -342,14 +281,23 @@ def _weights_hash(family: Family, variants: Mapping[str, str | None]) -> str:
     """
     folder, denoiser = family.folder, family.denoiser
     names = sorted(name for name, origin in family.index.items() if isinstance(origin, list) and origin[0] and name not in _NEVER_LOADED)
-    files = [path for name in names for path in _loaded_files(folder / name, variants.get(name))]
-    if not any(path.parent.name == denoiser and path.suffix == ".safetensors" for path in files):
+    loaded: dict[str, Path] = {}
+    for name in names:
+        part = files.replaced.get(name, folder / name)
+        file = files.file_of(name, denoiser)
+        found = _loaded_files(part, variants.get(name))
+        loaded |= {f"{name}/{path.name}": path for path in found if file is None or path.suffix != _CHECKPOINT}
+        if file is not None:
+            loaded[f"{'checkpoint' if file == files.single_file else name}/file{_CHECKPOINT}"] = file
+    if files.file_of(denoiser, denoiser) is None and not any(
+        name.startswith(f"{denoiser}/") and name.endswith(_CHECKPOINT) for name in loaded
+    ):
         raise InputError(
-            got=f"{folder} without a .safetensors file in {denoiser}/",
-            expected="weights as safetensors (pickled weights are not read)",
-            do="save the pipeline again with save_pretrained()",
+            got=f"{folder} without a {_CHECKPOINT} file in {denoiser}/",
+            expected=f"weights as {_CHECKPOINT} (pickled weights are not read)",
+            do="get the model as safetensors, or load it once in Python and write it to a new folder with save_pretrained()",
         )
-    return hash_model_files({path.relative_to(folder).as_posix(): path for path in files})
+    return hash_model_files(loaded)
 
 
 def _loaded_files(part: Path, variant: str | None) -> list[Path]:

@@ -2,9 +2,10 @@
 
 import torch
 
-from featurize.generate.decoders import DecoderFiles, load_decoder, load_part, load_vae
+from featurize.generate.decoders import DecoderFiles, load_decoder, load_vae
 from featurize.generate.families.family import Parts
 from featurize.generate.generators import Generator
+from featurize.generate.load_part import load_part
 from featurize.generate.schedulers import load_scheduler
 from featurize.generate.tokenizers import load_tokenizers
 

@@ -18,7 +18,12 @@ from lugpi_core.errors import InputError
 
 Spacing = Literal["leading", "linspace", "trailing"]
 
-CLASSES: Mapping[str, str] = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
+CLASSES: Mapping[str, str] = {
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
+}
 # Schedulers whose timesteps are ``leading`` by default; those of the others are ``linspace``.
 _LEADING = frozenset(
     {
@@ -53,7 +58,7 @@ def swapped_settings(config: Mapping[str, Any], choice: Scheduler, *, steps: int
 
     Args:
         config: the folder's ``scheduler_config.json``.
-        choice: ``ddim``, ``dpm++`` or ``euler``.
+        choice: ``ddim``, ``dpm++``, ``euler`` or ``lcm``.
         steps: of denoising.
         is_distilled: whether the model was distilled to few steps, which are trailing ones.
 
@@ -105,7 +110,7 @@ def require_swappable(config: Mapping[str, Any], choice: Scheduler) -> None:
 
 def begins_late(timesteps: Any, config: Mapping[str, Any]) -> bool:
     """Whether the first of a scheduler's timesteps is one of an image half finished, though it begins with noise."""
-    return bool(timesteps.max() < _FIRST_STEP_FROM * config["num_train_timesteps"])
+    return "timestep_spacing" in config and bool(timesteps.max() < _FIRST_STEP_FROM * config["num_train_timesteps"])
 
 
 def _spacing(config: Mapping[str, Any], choice: Scheduler, steps: int, is_distilled: bool) -> Spacing:
@@ -124,7 +129,9 @@ def _default_spacing(kind: str) -> Spacing:
 
 
 def _first_timestep(choice: Scheduler, spacing: Spacing, steps: int, trained: int) -> int:
-    """Return the first timestep of a sampler but for its offset. dpm++ places one step more than it takes."""
+    """Return the first timestep of a sampler but for its offset. dpm++ places one step more than it takes, LCM has steps of its own."""
+    if choice == "lcm":
+        return trained - 1
     places = steps + (choice == "dpm++")
     if spacing == "leading":
         return (places - 1) * (trained // places)

@@ -24,6 +24,7 @@ from lugpi_core.store.reader import ColumnReader, columns_of
 DECODE_TFLOP: Mapping[str, float] = {"cpu": 10.0, "cuda": 1000.0}
 _BATCH_PIXELS, _MAX_BATCH = 1 << 20, 32
 _RECORDED_SETTINGS = ("steps", "guidance", "scheduler", "size_px", "deepcache")
+_FILE_FLAGS = ("unet", "generator_config")
 
 
 class DecodedImages:
@@ -88,8 +89,10 @@ def generator_of(column: ColumnSpec) -> Generator:
             expected="images that a generator made with featurize",
             do="run python -m featurize with latents in another --run-dir",
         )
-    source = str((column.made_by or {}).get("generator") or record["name"])
-    settings = generator_settings(source, {name: record.get(name) for name in _RECORDED_SETTINGS})
+    flags = column.made_by or {}
+    source = str(flags.get("generator") or record["name"])
+    recorded = {name: record.get(name) for name in _RECORDED_SETTINGS}
+    settings = generator_settings(source, recorded | {name: flags.get(name) for name in _FILE_FLAGS})
     generator = find_generator(source, settings, half=generation.get("dtype") != "float32")
     if not agree(record["weights"], generator.weights_hash) or (column.name == LATENTS and generator.latent_shape != column.row_shape):
         raise InputError(

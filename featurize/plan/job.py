@@ -25,7 +25,7 @@ from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_ma
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.writer import missing_bytes
 
-OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache")
+OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache", "lora", "unet", "generator_config")
 # Prompts that are encoded together; a fixed number, counted from the start of a window, so that a resumed run encodes the same batches.
 TEXT_BATCH = 32
 # Of the prompts whose embeddings are held at once, in float32.
@@ -137,7 +137,7 @@ def column_specs(
     # The images of a prompt are in one shard, so that the prompt is encoded only once, by one process.
     shard_rows = -(-settings.shard_rows // plan.images_per_prompt) * plan.images_per_prompt
     common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": settings.made_by}
-    drawn_by = f"drawn by {generator.origin}: {generator.settings.license}"
+    drawn_by = f"drawn by {generator.origin}: {generator.license}"
     latent = ColumnSpec(
         name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
     )

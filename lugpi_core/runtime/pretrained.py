@@ -128,6 +128,7 @@ def hub_advice(source: str, error: BaseException) -> str:
 
     similar = _similar_folder(Path(source))
     check_name = "check the name" + (f" (did you mean the folder {similar}?)" if similar else "")
+    error = hub_cause(error)
     match error:
         case errors.GatedRepoError():
             return "ask for access on its page at huggingface.co, and log in with: hf auth login"
@@ -135,8 +136,22 @@ def hub_advice(source: str, error: BaseException) -> str:
             return f"{check_name}; for a private model, log in with: hf auth login"
         case errors.RevisionNotFoundError() | errors.RevisionResolutionError():
             return "check the revision, after the @"
+        case errors.DisabledRepoError():
+            return "choose another model: the hub has switched this one off"
+        case errors.HfHubHTTPError(response=response) if response is not None and response.status_code in (401, 403):
+            return "log in with an account that may read it: hf auth login"
     unlock = "unset HF_HUB_OFFLINE, " if constants.is_offline_mode() and "HF_HUB_OFFLINE" in os.environ else ""
     return f"{check_name}, {unlock}or download the model on a machine with network access and give its folder"
+
+
+def hub_cause(error: BaseException) -> BaseException:
+    """Return what the hub answered, which its client and diffusers wrap in errors that speak of the network; else the error itself."""
+    from huggingface_hub import errors
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, errors.HfHubHTTPError):
+        cause = cause.__cause__ or cause.__context__
+    return error if cause is None else cause
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
+from tests.support.tiny_pipelines import tiny_pipeline
 
 EPSILON = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}  # the embedded generator predicts v
 UNET, TEXT = "unet/diffusion_pytorch_model", "text_encoder/model"
@@ -116,6 +117,35 @@ def test_a_model_of_few_steps_that_does_not_say_how_many_is_told(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _taken(_find(folder, steps=2, guidance=0.0)) == (2, 0.0, "")
+
+
+def test_the_number_of_steps_in_a_name_is_taken(folder: Path) -> None:
+    named = folder.rename(folder.with_name("sdxl_lightning_4step"))
+    assert _taken(_find(named)) == (4, 0.0, "steps of its name, guidance of its name")
+
+
+def test_lightning_without_trailing_steps_of_its_own_is_sampled_by_euler_with_trailing_ones(folder: Path) -> None:
+    _scheduler(folder, "EulerDiscreteScheduler", timestep_spacing="leading", **EPSILON)
+    found = _find(folder.rename(folder.with_name("realvis-lightning-8steps")))
+    assert (found.settings.steps, found.settings.scheduler, found.sampler) == (8, "euler", {"timestep_spacing": "trailing"})
+    assert found.settings_from.endswith("scheduler of its name")
+    assert _find(found.folder, scheduler="own").settings.scheduler == "own"
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "guidance"),
+    [("flux2-klein", 4, 1.0), ("flux2-klein-base", 50, 4.0), ("sana-sprint", 2, 4.5), ("sana", 20, 4.5), ("sd3", 28, 7.0)],
+)
+def test_folders_of_other_families_have_the_defaults_of_their_pipeline_or_of_their_distillation(
+    tmp_path: Path, family: str, steps: int, guidance: float
+) -> None:
+    found = _find(tiny_pipeline(family, tmp_path / "model"))
+    assert _taken(found)[:2] == (steps, guidance)
+    assert found.is_distilled == (family in ("flux2-klein", "sana-sprint"))
+
+
+def test_schnell_takes_four_steps_without_guidance(tmp_path: Path) -> None:
+    assert _taken(_find(tiny_pipeline("flux-schnell", tmp_path / "my-flux.1-schnell")))[:2] == (4, 0.0)
 
 
 @pytest.mark.parametrize("name", ["hyperrealistic", "flashlight", "photo-50-steps", "stepped", "sd21steps9"])
@@ -225,13 +255,6 @@ def test_weights_that_are_missing_are_told_and_never_random(folder: Path, comput
     save_file({name: value for name, value in weights.items() if name != missing}, folder / f"{part}.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=rf"{model}, which does not load \(no weights for .* and 0 more\)"):
         TextToImage(_find(folder, steps=2), compute)
-
-
-@pytest.mark.parametrize("name", ["{}/model.safetensors", "{}/no/such.ckpt", "fast={}/model.safetensors", "nobody/model.safetensors"])
-def test_a_single_file_is_no_hub_id(tmp_path: Path, name: str) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"(a single-file checkpoint|which is no file); expected a diffusers folder; convert it once"):
-        generator_settings(name.format(tmp_path), {})
 
 
 @pytest.mark.parametrize("name", ["fast=nowhere", "fast=", "/no/such/folder", "./no", "~/sd", "", "=x", " "])

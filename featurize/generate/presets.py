@@ -1,0 +1,200 @@
+"""Generators by name, with their settings: what they are for, where their weights are, how they sample.
+
+Repositories move, so a preset has an ordered list of sources: Stability AI took Stable Diffusion 2 and SD-Turbo off the hub in November
+2025; sd2-community mirrors the former. What is written here about licences, tokens and work is for choosing one; what a run records is read
+from the files (docs/generators.md).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurize.options import Scheduler
+from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE
+
+_RAIL = "CreativeML Open RAIL++-M"
+_STABILITY = "Stability AI Community License (not an open licence)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorPreset:
+    """The settings of one model.
+
+    Attributes:
+        sources: hub ids, tried in order.
+        denoiser: hub id of another repository whose ``transformer/`` or ``unet/`` replaces that of ``sources``, or of a file in it
+            (``owner/name/file.safetensors``).
+        size_px: side of the images; None = the size it was trained for.
+        native_px: sides that it was trained for.
+        scheduler: ``own`` = the one in its folder.
+        is_distilled: to few steps: its timesteps are trailing, and its images hardly differ from seed to seed.
+        deepcache: N = run the deep UNet blocks every N-th step; 1 = every step.
+        license: as the model's card stated it when the preset was written.
+        notice: what a user must be told.
+        tokens_read: most tokens of a prompt.
+        evaluations: of the denoiser for one image, each of two rows where ``is_guided``.
+        tflop: work of one image at these settings, text encoder and decoder included, counted on the meta device.
+        undecided: what neither preset nor user chose: the folder is asked.
+        lora, unet, generator_config: files of the user's, as ``--lora``, ``--unet`` and ``--generator-config`` name them.
+    """
+
+    sources: tuple[str, ...] = ()
+    denoiser: str | None = None
+    size_px: int | None = None
+    native_px: tuple[int, ...] = ()
+    steps: int = 50
+    guidance: float = 7.5
+    scheduler: Scheduler = "own"
+    is_distilled: bool = False
+    deepcache: int = 1
+    license: str = "see the model's own card"
+    notice: str | None = None
+    tokens_read: int = 77
+    evaluations: int = 50
+    tflop: float | None = None
+    undecided: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+    unet: Path | None = None
+    generator_config: str | None = None
+
+
+def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler = "ddim", tflop: float) -> GeneratorPreset:
+    sources = (f"sd2-community/{repository}", f"stabilityai/{repository}")
+    return GeneratorPreset(
+        sources=sources,
+        size_px=size_px,
+        native_px=(size_px,),
+        steps=steps,
+        scheduler=scheduler,
+        license=_RAIL,
+        evaluations=steps,
+        tflop=tflop,
+    )
+
+
+PRESETS: Mapping[str, GeneratorPreset] = {
+    "paper": _sd2("stable-diffusion-2", 768, tflop=221),
+    "fast": _sd2("stable-diffusion-2-base", 512, steps=20, scheduler="dpm++", tflop=34.7),
+    "sd2": _sd2("stable-diffusion-2", 768, tflop=221),
+    "sd2-base": _sd2("stable-diffusion-2-base", 512, tflop=82.9),
+    "sd2-1": _sd2("stable-diffusion-2-1", 768, tflop=221),
+    "sd2-1-base": _sd2("stable-diffusion-2-1-base", 512, tflop=82.9),
+    "sd-turbo": GeneratorPreset(
+        sources=("stabilityai/sd-turbo",),
+        size_px=512,
+        native_px=(512,),
+        steps=1,
+        guidance=0.0,
+        is_distilled=True,
+        license=_STABILITY,
+        notice="SD-Turbo's weights are under the Stability AI Community License, which limits commercial use; check that yours is allowed",
+        evaluations=1,
+        tflop=3.3,
+    ),
+    "flux2-klein": GeneratorPreset(
+        sources=("black-forest-labs/FLUX.2-klein-4B",),
+        size_px=512,
+        native_px=(512, 1024),
+        steps=4,
+        guidance=1.0,
+        is_distilled=True,
+        license="Apache-2.0",
+        tokens_read=512,
+        evaluations=4,
+        tflop=47,
+    ),
+    "flux2-klein-base": GeneratorPreset(
+        sources=("black-forest-labs/FLUX.2-klein-base-4B",),
+        size_px=512,
+        native_px=(512, 1024),
+        steps=50,
+        guidance=4.0,
+        license="Apache-2.0",
+        tokens_read=512,
+        evaluations=50,
+        tflop=1026,
+    ),
+    "prx": GeneratorPreset(
+        sources=("Photoroom/prx-512-t2i-sft-distilled",),
+        size_px=512,
+        native_px=(512,),
+        steps=8,
+        guidance=1.0,
+        is_distilled=True,
+        license="Apache-2.0; its text encoder T5Gemma: Gemma Terms of Use",
+        tokens_read=256,
+        evaluations=8,
+        tflop=17.4,
+    ),
+    "prx-base": GeneratorPreset(
+        sources=("Photoroom/prx-512-t2i-sft",),
+        size_px=512,
+        native_px=(512,),
+        steps=28,
+        guidance=5.0,
+        license="Apache-2.0; its text encoder T5Gemma: Gemma Terms of Use",
+        tokens_read=256,
+        evaluations=28,
+        tflop=100,
+    ),
+    "sdxl-lightning": GeneratorPreset(
+        sources=("stabilityai/stable-diffusion-xl-base-1.0",),
+        denoiser="ByteDance/SDXL-Lightning/sdxl_lightning_4step_unet.safetensors",
+        size_px=1024,
+        native_px=(1024,),
+        steps=4,
+        guidance=0.0,
+        scheduler="euler",
+        is_distilled=True,
+        license=_RAIL,
+        evaluations=4,
+        tflop=37.5,
+    ),
+    "sana-sprint": GeneratorPreset(
+        sources=("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",),
+        size_px=1024,
+        native_px=(1024,),
+        steps=2,
+        guidance=4.5,
+        is_distilled=True,
+        license="its cards disagree (NSCL v2-custom, Apache-2.0); its text encoder Gemma 2: Gemma Terms of Use",
+        notice="the cards of Sana-Sprint state different licences; read the one that comes with the weights before you use the images",
+        tokens_read=300,
+        evaluations=2,
+        tflop=15.5,
+    ),
+    "z-image-turbo": GeneratorPreset(
+        sources=("Tongyi-MAI/Z-Image-Turbo",),
+        size_px=512,
+        native_px=(512, 1024),
+        steps=8,
+        guidance=0.0,
+        is_distilled=True,
+        license="Apache-2.0",
+        tokens_read=512,
+        evaluations=8,
+        tflop=155,
+    ),
+    "pixart-sigma": GeneratorPreset(
+        sources=("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",),
+        denoiser="PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
+        size_px=512,
+        native_px=(512,),
+        steps=20,
+        guidance=4.5,
+        license="CreativeML Open RAIL++-M (the weights)",
+        tokens_read=300,
+        evaluations=20,
+        tflop=57,
+    ),
+    "demo": GeneratorPreset(
+        size_px=64,
+        native_px=(64,),
+        steps=4,
+        guidance=3.0,
+        scheduler="ddim",
+        license=EMBEDDED_LICENSE,
+        notice="the embedded generator draws emoji: results with it do not predict results with Stable Diffusion",
+        evaluations=4,
+    ),
+}
