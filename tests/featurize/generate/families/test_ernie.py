@@ -35,4 +35,4 @@ def test_settings_are_the_librarys(twins: Twins) -> None:
 
 def test_parts_that_do_not_fit_are_refused(twins: Twins) -> None:
     with pytest.raises(InputError, match="patches and text of widths"):
-        changed_family(ErnieImage, twins.folder, "transformer", {"in_channels": 32}).check()
+        changed_family(ErnieImage, twins.family, "transformer", {"in_channels": 32}).check()

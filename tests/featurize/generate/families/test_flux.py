@@ -65,4 +65,4 @@ def test_settings_are_the_librarys(dev: Twins, schnell: Twins) -> None:
 )
 def test_parts_that_do_not_fit_are_refused(dev: Twins, part: str, field: str, value: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        changed_family(Flux, dev.folder, part, {field: value}).check()
+        changed_family(Flux, dev.family, part, {field: value}).check()

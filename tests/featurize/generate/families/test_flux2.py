@@ -92,10 +92,10 @@ def test_settings_are_the_librarys(klein: Twins, base: Twins, large: Twins) -> N
 )
 def test_parts_that_do_not_fit_are_refused(klein: Twins, part: str, changes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        changed_family(Flux2Klein, klein.folder, part, changes).check()
+        changed_family(Flux2Klein, klein.family, part, changes).check()
 
 
 def test_layers_are_counted_in_the_language_model_of_a_model_that_sees(large: Twins) -> None:
-    changed_family(Flux2, large.folder, "text_encoder", {}).check()
+    changed_family(Flux2, large.family, "text_encoder", {}).check()
     with pytest.raises(InputError, match="at least 30 layers"):
-        changed_family(Flux2, large.folder, "text_encoder", {"text_config": {"hidden_size": 16, "num_hidden_layers": 29}}).check()
+        changed_family(Flux2, large.family, "text_encoder", {"text_config": {"hidden_size": 16, "num_hidden_layers": 29}}).check()

@@ -1,5 +1,8 @@
 """The latents of Lumina-Image 2 beside those of diffusers' Lumina2Pipeline."""
 
+from pathlib import Path
+
+import diffusers
 import pytest
 
 from featurize.generate.families import lumina2
@@ -22,13 +25,10 @@ def test_latents_are_the_librarys(twins: Twins, prompt: str, scale: float, kind:
     twins.check_single(prompt, scale)
 
 
-def test_the_shift_of_a_sampler_with_dynamic_shifting_is_the_librarys(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    monkeypatch.setattr(twins.pipeline, "scheduler", dynamic)
-    monkeypatch.setattr(twins, "parts", type(twins.parts)(**{**vars(twins.parts), "scheduler": dynamic}))
-    twins.check_single(PROMPTS[0], 4.0)
+def test_the_shift_of_a_sampler_with_dynamic_shifting_is_the_librarys(tmp_path: Path) -> None:
+    folder = tiny_pipeline("lumina2", tmp_path / "folder")
+    diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    Twins(folder, guidance_scale=4.0).check_single(PROMPTS[0], 4.0)
 
 
 def test_a_batch_has_the_latents_of_each_prompt(twins: Twins) -> None:
@@ -51,4 +51,4 @@ def test_settings_are_the_librarys(twins: Twins) -> None:
 
 def test_parts_that_do_not_fit_are_refused(twins: Twins) -> None:
     with pytest.raises(InputError, match="latents and text of widths"):
-        changed_family(Lumina2, twins.folder, "transformer", {"cap_feat_dim": 32}).check()
+        changed_family(Lumina2, twins.family, "transformer", {"cap_feat_dim": 32}).check()

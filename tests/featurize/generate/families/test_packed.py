@@ -81,7 +81,7 @@ def test_settings_are_the_librarys(twins: dict[str, Twins], family: str) -> None
 
 def test_a_text_encoder_of_another_width_is_refused(twins: dict[str, Twins]) -> None:
     with pytest.raises(InputError, match="reads text of width 32, and whose text encoder gives 16"):
-        changed_family(Chroma, twins["chroma"].folder, "transformer", {"joint_attention_dim": 32}).check()
+        changed_family(Chroma, twins["chroma"].family, "transformer", {"joint_attention_dim": 32}).check()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -61,7 +61,7 @@ def test_the_template_is_the_librarys(plain: Twins) -> None:
 )
 def test_what_does_not_run_is_refused(plain: Twins, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        changed_family(QwenImage, plain.folder, "transformer", changes).check()
+        changed_family(QwenImage, plain.family, "transformer", changes).check()
 
 
 def test_one_step_which_the_sampler_cannot_stretch_is_refused(plain: Twins) -> None:
