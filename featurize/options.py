@@ -163,7 +163,8 @@ class ModelNames:
     encoders: tuple[str, ...] = ("clip-vit-b32",)
     """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, siglip2-b16, dinov2-b14-reg, dinov3-b16, pe-core-b16, demo,
     open_clip:<model>/<pretrained>, open_clip:<model>/<file>.safetensors[@<pretrained>], timm:<model>[/<tag>], a folder or a hub id. On an
-    existing store of the same generation a new encoder decodes the stored latents and generates nothing."""
+    existing store of the same generation a new encoder decodes the stored latents and generates nothing.
+    prompt-text: the generator's own text encoder, for train teacher --privileged text; alone it generates no image."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 Both plan first (which images, with which models, into which columns: ``plan``), then fill the store (``fill``) if anything is missing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -178,7 +178,7 @@ def _refuse_unfinished(corpus: "Corpus", job: "Job | OwnJob") -> None:
     from lugpi_core.store.virtual_view import VIEW, view_is_current
 
     lacking = [EXAMPLES] if table_is_stale(job.store, corpus, job.plan) else []
-    for spec in job.columns:
+    for spec in job.every_column:
         try:
             ColumnReader(job.store, spec.name)
         except InputError:
@@ -243,6 +243,8 @@ def _estimate(job: "Job") -> "Estimate":
 
     if not any(missing_rows(job).values()):
         return estimate_run(job, None)
+    if not job.columns:
+        return estimate_run(job, None, unknown_because="only prompts are encoded, which is not measured")
     job = dataclasses.replace(job, execution=dataclasses.replace(job.execution, compile="off"))
     try:
         with memory_in_one_line("free memory"):
@@ -273,7 +275,7 @@ def memory_in_one_line(do: str) -> Iterator[None]:
 def _open_columns(job: "Job | OwnJob") -> "dict[str, ColumnWriter]":
     from lugpi_core.store.writer import ColumnWriter
 
-    writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.columns}
+    writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.every_column}
     for writer in writers.values():
         for shard, fault in writer.taken_back.items():
             say(f"{writer.folder / writer.spec.shard_name(shard)}: {fault}; its damaged rows are generated again")
@@ -290,24 +292,30 @@ def _fill_missing(
     from featurize.fill.out_of_memory import StageBatches
     from featurize.plan.job import table_is_stale
     from lugpi_core.files import sweep
+    from lugpi_core.store.layout import PROMPT_TEXT
     from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 
     sweep(job.store)
     state, models = _nothing_done(job), None
-    missing = _missing_images(writers)
-    if missing or table_is_stale(job.store, corpus, job.plan):
+    images = {name: writer for name, writer in writers.items() if name != PROMPT_TEXT}
+    missing, texts = _missing_rows(images), _missing_rows({name: writers[name] for name in writers.keys() - images.keys()})
+    if missing or texts or table_is_stale(job.store, corpus, job.plan):
         # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
         (job.store / VIEW).unlink(missing_ok=True)
         write_examples(job, corpus)
+    if texts:
+        from featurize.fill.text_column import fill_text_column
+
+        fill_text_column(job, writers[PROMPT_TEXT], state, progress, total=missing + texts)
     if missing:
         from featurize.fill.load_models import load_models
 
-        incomplete = {name for name, writer in writers.items() if len(writer.records) < writer.spec.shards}
+        incomplete = {name for name, writer in images.items() if len(writer.records) < writer.spec.shards}
         models, sizes = load_models(job, incomplete, missing, state.times)
         job = dataclasses.replace(job, batch_size=sizes.generate)
         is_limited = job.execution.memory_gb is not None and job.compute.device == "cuda"
         state.batches = StageBatches(sizes.by_stage(), is_limited=is_limited)
-        _fill(job, writers, models, state, progress, missing)
+        _fill(job, images, models, state, progress, missing + texts)
     with state.times.host("publish"):
         for writer in writers.values():
             writer.add_sha256()
@@ -330,13 +338,15 @@ def _fill(
     with stop_on_signals() as state.stop, state.times.host("fill_wall"):
         for _ in fill(job, writers, models, state):
             if progress is not None:
-                done = state.kept + max(state.generated, state.decoded)
+                done = state.texts + state.kept + max(state.generated, state.decoded)
                 progress(Progress(done=done, total=missing, kept=state.kept, failed=state.failed, seconds=state.times.seconds))
 
 
-def _missing_images(writers: "dict[str, ColumnWriter]") -> int:
+def _missing_rows(writers: "Mapping[str, ColumnWriter]") -> int:
     from featurize.fill.shards import open_shards
 
+    if not writers:
+        return 0
     spec = next(iter(writers.values())).spec
     return sum(spec.layout(shard).rows for shard in open_shards(writers))
 
@@ -356,7 +366,10 @@ def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
     several = f", {plan.images_per_prompt} of each prompt" if plan.images_per_prompt > 1 else ""
     if (passages := plan.images_per_text // plan.images_per_prompt) > 1:
         several = f", one of each passage, at most {passages} of a text"
-    say(f"{corpus.name}: {counts}; {len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)")
+    images = f"{len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)"
+    say(f"{corpus.name}: {counts}; {images if job.columns else f'{len(plan.prompts):,} prompts, whose images are not generated'}")
+    if job.text_column is not None:
+        say(f"{job.text_column.name}: {' × '.join(map(str, job.text_column.row_shape))} vectors of each prompt by the text encoder")
     for name, encoder in job.encoders.items():
         say(f"encoder {name}: {encoder.words()}")
     say(f"generator {job.generator.origin}: {job.generator.words()}")
@@ -380,13 +393,13 @@ def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | N
     table = read_example_table(job.store, corpus)
     return FeaturizeResult(
         store_dir=job.store,
-        already_done=models is None,
+        already_done=models is None and not state.texts,
         examples=corpus.counts(),
         images=len(job.plan),
         images_saved=job.plan.saved,
         prompts_cut_share=float(table.prompt_cut.mean()),
         prompt_figures=table.prompt_figures,
-        columns=column_results(job.store, job.columns),
+        columns=column_results(job.store, job.every_column),
         rows=state.rows(),
         batches={"rows": state.batches.rows, "halvings": state.batches.halvings},
         seconds=state.times.record(),

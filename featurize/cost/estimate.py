@@ -83,7 +83,8 @@ def missing_rows(job: Job) -> dict[str, int]:
     By whole shards: one that is not final counts in full.
     """
     final = {spec.name: _final_shards(job, spec.name) for spec in job.columns}
-    rows = [job.columns[0].layout(shard).rows for shard in range(job.columns[0].shards)]
+    first = job.every_column[0]
+    rows = [first.layout(shard).rows for shard in range(first.shards)]
 
     def lacking(columns: Iterable[str]) -> int:
         return sum(count for shard, count in enumerate(rows) if any(shard not in final[name] for name in columns))
@@ -94,8 +95,12 @@ def missing_rows(job: Job) -> dict[str, int]:
         for shard, count in enumerate(rows)
         if shard not in final.get(LATENTS, ()) and any(shard not in shards for shards in final.values())
     )
+    texts = 0
+    if job.text_column is not None:
+        done = _final_shards(job, job.text_column.name)
+        texts = sum(count for shard, count in enumerate(rows) if shard not in done)
     return {
-        PROMPT: generated // job.plan.images_per_prompt,
+        PROMPT: (generated + texts) // job.plan.images_per_prompt,
         DENOISE: generated * _forwards_per_image(job),
         DECODE: lacking(tokens),
         **{f"encode {job.encoders[name].name}": lacking([name]) for name in tokens},

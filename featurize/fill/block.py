@@ -35,6 +35,7 @@ class RunState:
     Attributes:
         kept: images of unfinished shards that an earlier run computed.
         prompts: encoded by the text encoder.
+        texts: rows of the column of text vectors that are there.
         generated, decoded, encoded: rows; an image that two encoders read counts twice.
         redone: rows that failed and were computed once more in float32; not counted in the others.
         failed: rows of this run that are flagged, in any column.
@@ -45,6 +46,7 @@ class RunState:
     batches: StageBatches
     kept: int = 0
     prompts: int = 0
+    texts: int = 0
     generated: int = 0
     decoded: int = 0
     encoded: int = 0

@@ -1,5 +1,7 @@
 """From a generator's files to its loaded parts."""
 
+from typing import Any
+
 import torch
 
 from featurize.generate.decoders import DecoderFiles, load_decoder, load_vae
@@ -26,9 +28,25 @@ def load_parts(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles |
     # First, because it is quick, and may not take the steps.
     scheduler = load_scheduler(generator)
     tokenizers = load_tokenizers(generator)
-    text_encoders = {encoder: load_part(generator, encoder, dtype) for _, encoder in family.text_parts}
+    text_encoders = _text_encoders(generator, dtype)
     denoiser = load_part(generator, family.denoiser, dtype)
     vae = load_vae(generator, dtype) if decoder is None else load_decoder(decoder, dtype)
-    for part in (denoiser, *text_encoders.values()):
-        part.eval().requires_grad_(False)
+    denoiser.eval().requires_grad_(False)
     return Parts(denoiser=denoiser, vae=vae, scheduler=scheduler, tokenizers=tokenizers, text_encoders=text_encoders, device=device)
+
+
+def load_text_parts(generator: Generator, dtype: torch.dtype, device: torch.device) -> Parts:
+    """Return the tokenizers and text encoders of a generator alone, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        InputError: a part does not load, or weights are missing.
+    """
+    tokenizers, text_encoders = load_tokenizers(generator), _text_encoders(generator, dtype)
+    return Parts(denoiser=None, vae=None, scheduler=None, tokenizers=tokenizers, text_encoders=text_encoders, device=device)
+
+
+def _text_encoders(generator: Generator, dtype: torch.dtype) -> dict[str, Any]:
+    encoders = {encoder: load_part(generator, encoder, dtype) for _, encoder in generator.family.text_parts}
+    for encoder in encoders.values():
+        encoder.eval().requires_grad_(False)
+    return encoders

@@ -26,7 +26,7 @@ from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import peak_memory_bytes, provenance
 from lugpi_core.runtime.pretrained import only_local_files
-from lugpi_core.store.reader import token_columns_of
+from lugpi_core.store.reader import image_columns_of
 from lugpi_core.thumbnails import FOLDER, MOST_SIDE_PX, ThumbnailSource, write_thumbnails
 
 MOST_CLASS_IMAGES = 280
@@ -78,7 +78,7 @@ def inspect(
         compute=resolve_compute(settings.device, "auto", half="float16"),
     )
     with only_local_files():
-        columns = {name: inspect_column(subject, name) for name in token_columns_of(subject.store)}
+        columns = {name: inspect_column(subject, name) for name in image_columns_of(subject.store)}
         similarity, thumbnails = _inspect_images(subject, subject.store.parent if run_dir is None else Path(run_dir))
     return Inspection(
         store=subject.store,

@@ -14,13 +14,14 @@ from featurize.generate.decoders import DecoderFiles, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import Execution, FeaturizeSettings, PromptStrategy
 from featurize.plan.images import ImagePlan, require_prompts
+from featurize.plan.prompt_text import prompts_fingerprint, text_column
 from featurize.plan.prompts import plan_of
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import read_example_table
-from lugpi_core.store.layout import LATENTS, TINY, Dtype
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, TINY, Dtype
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest, refuse_difference
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.writer import missing_bytes
@@ -44,7 +45,7 @@ class StoreJob(Protocol):
         """The store's folder."""
 
     @property
-    def columns(self) -> tuple[ColumnSpec, ...]:
+    def every_column(self) -> tuple[ColumnSpec, ...]:
         """Those that the job fills."""
 
     @property
@@ -74,6 +75,8 @@ class Job:
         execution: how to compute.
         retry: images that failed before and are generated in float32 from the prompt on.
         numbering: of the rows.
+        columns: of the images; there may be none.
+        text_column: of the generator's own text vectors, or None.
     """
 
     store: Path
@@ -90,6 +93,12 @@ class Job:
     most_prompts: int = 1 << 62
     retry: frozenset[int] = frozenset()
     numbering: Mapping[str, Any] = field(default_factory=dict)
+    text_column: ColumnSpec | None = None
+
+    @property
+    def every_column(self) -> tuple[ColumnSpec, ...]:
+        """Those that the job fills."""
+        return self.columns if self.text_column is None else (*self.columns, self.text_column)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +143,7 @@ def column_specs(
             expected=f"at most {MOST_SHARDS:,} shards",
             do="give more rows a shard",
         )
-    # The images of a prompt are in one shard, so that the prompt is encoded only once, by one process.
-    shard_rows = -(-settings.shard_rows // plan.images_per_prompt) * plan.images_per_prompt
+    shard_rows = _shard_rows(plan, settings.shard_rows)
     common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": settings.made_by}
     drawn_by = f"drawn by {generator.origin}: {generator.license}"
     latent = ColumnSpec(
@@ -163,10 +171,15 @@ def column_specs(
         for files in encoders
     ]
     specs = ((latent,) if settings.latents else ()) + tuple(tokens)
-    names = [LATENTS, *(spec.name for spec in tokens)]
+    names = [LATENTS, PROMPT_TEXT, *(spec.name for spec in tokens)]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InputError(got=f"two columns named {', '.join(repeated)}", expected="one name a column", do="rename the encoder's folder")
     return specs
+
+
+def _shard_rows(plan: ImagePlan, asked: int) -> int:
+    """Return the rows of a shard: the images of a prompt are in one, so that the prompt is encoded only once, by one process."""
+    return -(-asked // plan.images_per_prompt) * plan.images_per_prompt
 
 
 def plan_job(
@@ -184,7 +197,8 @@ def plan_job(
         corpus: whose prompts are read.
         store: the store's folder, which exists.
         generator: a preset, ``PRESET=FOLDER``, a folder or a hub id.
-        encoders: presets, ``open_clip:<model>/<pretrained>``, folders or hub ids.
+        encoders: presets, ``open_clip:<model>/<pretrained>``, folders or hub ids; ``prompt-text`` is the generator's own text encoder, and
+            with it alone no image is generated.
         settings: everything else.
         made_by: the run's flags, for the manifests of new columns.
 
@@ -194,7 +208,8 @@ def plan_job(
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
     require_prompts(corpus)
     preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
-    encoder_files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in expand_encoders(tuple(encoders)))
+    sources = [name for name in expand_encoders(tuple(encoders)) if name != PROMPT_TEXT]
+    encoder_files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in sources)
     generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
     for files in encoder_files:
         _require_images_for(files, generator_files)
@@ -210,17 +225,23 @@ def plan_job(
     )
     # Everything that decides an image, and nothing else: batch size and device do not.
     generation = {"drawings": plan.fingerprint(), "seed": settings.seed, "dtype": compute.dtype, "generator": generator_files.fingerprint()}
+    columns, text = column_specs(plan, generator_files, encoder_files, generation, column_settings), None
+    if PROMPT_TEXT in encoders:
+        shared: dict[str, Any] = {"rows": len(plan), "shard_rows": _shard_rows(plan, settings.shard_rows)}
+        shared |= {"notice": generator_files.settings.notice, "made_by": made_by}
+        text = text_column(plan, generator_files, dtype=compute.dtype, token_dtype=settings.token_dtype, common=shared)
     return Job(
         store=store,
         plan=plan,
         generator=generator_files,
         encoders={column_settings.column_name(files): files for files in encoder_files},
         compute=compute,
-        columns=column_specs(plan, generator_files, encoder_files, generation, column_settings),
+        columns=columns if encoder_files else (),
         prompts=settings.prompts,
         decoder=decoder,
         execution=part_of(settings, Execution),
-        numbering={"generation": generation},
+        numbering={"generation": generation, "prompts": prompts_fingerprint(plan)},
+        text_column=text,
         most_prompts=max(1, MOST_EMBEDDING_BYTES // generator_files.family.embedding_bytes),
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
@@ -243,7 +264,7 @@ def refuse_other_images(job: StoreJob) -> None:
     Raises:
         InputError: a column of the store has another fingerprint.
     """
-    fingerprints = {spec.name: spec.fingerprint for spec in job.columns}
+    fingerprints = {spec.name: spec.fingerprint for spec in job.every_column}
     for name in columns_of(job.store):
         spec, _ = load_manifest(job.store / name)
         stated = [key for key in NUMBERING if key in spec.fingerprint]
@@ -255,7 +276,7 @@ def refuse_other_images(job: StoreJob) -> None:
 
 def missing_disk_bytes(job: StoreJob) -> int:
     """Return the disk space that the missing shards take."""
-    return sum(missing_bytes(job.store, spec) for spec in job.columns)
+    return sum(missing_bytes(job.store, spec) for spec in job.every_column)
 
 
 def require_room(job: StoreJob) -> None:

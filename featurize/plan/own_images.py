@@ -176,6 +176,11 @@ class OwnJob:
     most_failed: int
     execution: Execution
 
+    @property
+    def every_column(self) -> tuple[ColumnSpec, ...]:
+        """Those that the job fills."""
+        return self.columns
+
 
 def plan_own_job(
     corpus: Corpus, store: Path, *, encoders: Sequence[str], settings: FeaturizeSettings, made_by: Mapping[str, Any]
@@ -194,7 +199,7 @@ def plan_own_job(
     """
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
     _refuse_generating(encoders, settings, made_by)
-    files = tuple(find_encoder(name, settings.encoder_size) for name in expand_encoders(tuple(encoders)))
+    files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in expand_encoders(tuple(encoders)))
     if repeated := [name for name, count in Counter(one.name for one in files).items() if count > 1]:
         raise InputError(got=f"two columns named {repeated[0]}", expected="one name a column", do="rename the encoder's folder")
     plan = own_images(corpus)
@@ -258,6 +263,6 @@ def _column(files: EncoderFiles, numbering: Mapping[str, Any], common: Mapping[s
         name=files.name,
         what="tokens",
         row_shape=(files.tokens, files.width),
-        fingerprint={**numbering, "encoder": {**files.fingerprint(), **stored}},
+        fingerprint={**numbering, "encoder": {**files.fingerprint(), **stored, **({} if files.fit == "shortest" else {"fit": files.fit})}},
         dtype=stored["stored_as"],
     )

@@ -1,0 +1,145 @@
+"""The column of the generator's own text vectors: from prompts alone, equal to what its text encoder gives, resumed and refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from featurize.fill import text_column
+from featurize.fill.text_column import text_vectors
+from featurize.generate.families.family import LENGTHS, PromptEmbeddings
+from featurize.generate.text_to_image import TextToImage
+from featurize.maintain import verify_store
+from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import Compute
+from lugpi_core.store.reader import ColumnReader, columns_of
+
+
+def options(table: Path, run: Path, *encoders: str, **more: Any) -> FeaturizeOptions:
+    return FeaturizeOptions(
+        dataset=str(table), generator="demo", encoders=encoders or ("prompt-text",), run_dir=run, device="cpu", stratify=False, **more
+    )
+
+
+def vectors(run: Path) -> np.ndarray:
+    reader = ColumnReader(run / "tokens", "prompt-text")
+    return reader.gather(np.arange(len(reader)))
+
+
+def test_only_the_text_encoder_is_loaded_and_no_image_is_drawn(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the whole generator was loaded")
+
+    monkeypatch.setattr(TextToImage, "__init__", refuse)
+    figures = featurize_command(options(table, tmp_path))
+    assert columns_of(tmp_path / "tokens") == ["prompt-text"]
+    assert figures["rows"] == {"prompts": 13, "drawn": 0, "decoded": 0, "encoded": 0, "redone": 0}
+    assert figures["columns"] == {"prompt-text": [13, 40, 160]}
+    assert not figures["already_done"]
+    assert featurize_command(options(table, tmp_path))["already_done"]
+
+
+def test_the_column_is_added_to_a_store_of_images_without_drawing(table: Path, tmp_path: Path) -> None:
+    featurize_command(options(table, tmp_path, "vit-demo"))
+    before = {path: path.read_bytes() for path in (tmp_path / "tokens").glob("[lv]*/*.h5")}
+    figures = featurize_command(options(table, tmp_path, "vit-demo", "prompt-text"))
+    assert (figures["rows"]["prompts"], figures["rows"]["drawn"], figures["rows"]["encoded"]) == (13, 0, 0)
+    assert {path: path.read_bytes() for path in before} == before
+    assert verify_store(tmp_path / "tokens", deep=True).complete
+
+
+def test_rows_follow_the_images_of_a_text(table: Path, tmp_path: Path) -> None:
+    featurize_command(options(table, tmp_path / "one"))
+    figures = featurize_command(options(table, tmp_path / "three", images_per_text=3, shard_rows=7))
+    assert figures["columns"] == {"prompt-text": [39, 40, 160]}
+    assert figures["rows"]["prompts"] == 13
+    assert np.array_equal(vectors(tmp_path / "three"), np.repeat(vectors(tmp_path / "one"), 3, axis=0))
+
+
+def test_settings_of_the_denoiser_leave_the_column_as_it_is(table: Path, tmp_path: Path) -> None:
+    featurize_command(options(table, tmp_path))
+    assert featurize_command(options(table, tmp_path, steps=2))["already_done"]
+
+
+def test_other_prompts_are_refused(table: Path, tmp_path: Path) -> None:
+    featurize_command(options(table, tmp_path))
+    other = tmp_path / "own.csv"
+    other.write_text(table.read_text().replace("text number 3", "another text"))
+    for encoders in (("prompt-text",), ("vit-demo",)):
+        with pytest.raises(InputError, match="prompts: found"):
+            featurize_command(options(other, tmp_path, *encoders))
+
+
+def test_a_stopped_run_resumes_to_the_same_bytes(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    featurize_command(options(table, tmp_path / "whole", shard_rows=4))
+    monkeypatch.setattr(text_column, "TEXT_BATCH", 2)
+    encode, calls = text_column.text_vectors, 0
+
+    def stop_at_third(*given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(*given)
+
+    monkeypatch.setattr(text_column, "text_vectors", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        featurize_command(options(table, tmp_path / "stopped", shard_rows=4))
+    figures = featurize_command(options(table, tmp_path / "stopped", shard_rows=4))
+    assert figures["rows"]["prompts"] == 9, "four of 13 were written"
+    assert np.array_equal(vectors(tmp_path / "stopped"), vectors(tmp_path / "whole"))
+
+
+def test_vectors_that_are_no_numbers_are_flagged(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = text_column.text_vectors
+
+    def broken(embeddings: PromptEmbeddings, tokens: str, rows: int) -> torch.Tensor:
+        found = encode(embeddings, tokens, rows)
+        if len(found) != 1:
+            found[2] = torch.nan  # in the batch; alone, in float32, it is well
+            found[5] = torch.inf
+        return found
+
+    monkeypatch.setattr(text_column, "text_vectors", broken)
+    assert featurize_command(options(table, tmp_path / "well"))["rows"]["redone"] == 2
+    assert not ColumnReader(tmp_path / "well" / "tokens", "prompt-text").flagged
+    monkeypatch.setattr(text_column, "text_vectors", lambda *given: encode(*given) * torch.nan)
+    featurize_command(options(table, tmp_path / "ill"))
+    assert len(ColumnReader(tmp_path / "ill" / "tokens", "prompt-text").flagged) == 13
+
+
+def test_the_first_vector_is_the_mean_of_what_the_generator_reads(table: Path, tmp_path: Path) -> None:
+    featurize_command(options(table, tmp_path))
+    from featurize.generate.generators import find_generator, generator_settings
+
+    generator = find_generator("demo", generator_settings("demo", {}), half=False)
+    whole = TextToImage(generator, Compute(device="cpu", device_name="CPU", dtype="float32", threads=1))
+    with whole.text_encoder_on_device():
+        tokens_LD = whole.encode_prompts(["text number 4"])["tokens"][0]
+    normed_LD = tokens_LD / tokens_LD.square().mean(dim=1, keepdim=True).sqrt()
+    assert torch.allclose(torch.from_numpy(vectors(tmp_path)[4, 0]).float(), normed_LD.mean(dim=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("named", ["mask", LENGTHS])
+def test_padding_that_the_generator_does_not_read_is_left_out(named: str) -> None:
+    tokens_PLD = torch.randn(2, 10, 4, generator=torch.Generator().manual_seed(0))
+    lengths_P = torch.tensor([10, 3])
+    mask_PL = torch.arange(10) < lengths_P[:, None]
+    given = PromptEmbeddings({"tokens": tokens_PLD, named: mask_PL if named == "mask" else lengths_P})
+    found_PTD = text_vectors(given, "tokens", 6)
+    assert found_PTD.shape == (2, 6, 4)
+    alone = PromptEmbeddings({"tokens": tokens_PLD[1:, :3]})
+    assert torch.equal(found_PTD[1:], text_vectors(alone, "tokens", 6))
+    normed_3D = tokens_PLD[1, :3] / tokens_PLD[1, :3].square().mean(dim=1, keepdim=True).sqrt()
+    assert torch.allclose(found_PTD[1, 1].float(), normed_3D[0], atol=1e-3), "of a short prompt each token is there"
+    assert torch.allclose(found_PTD[1, -1].float(), normed_3D[-1], atol=1e-3)
+
+
+def test_large_values_do_not_overflow_the_store() -> None:
+    tokens_PLD = torch.full((1, 4, 8), 1e6)
+    tokens_PLD[0, :, 0] = 3e8
+    assert text_vectors(PromptEmbeddings({"tokens": tokens_PLD}), "tokens", 3).isfinite().all()
