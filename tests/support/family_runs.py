@@ -1,15 +1,16 @@
 """A tiny pipeline twice: diffusers' own, and our loop over the same parts. Their latents are compared for the same noise."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from featurize.generate.families.family import Family, Parts, PromptEmbeddings
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
-from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.runtime.device import Compute, resolve_compute
 from tests.support.tiny_pipelines import library_pipeline
 
 SIZE_PX, STEPS = 64, 3
@@ -78,6 +79,20 @@ class Twins:
         assert ours.shape[1:] == self.family.latent_shape(SIZE_PX)
         assert torch.equal(ours, self.library([prompt], [1], guidance))
         assert torch.equal(self.images(ours), self.library([prompt], [1], guidance, "pt"))
+
+    def check_half(self, dtype: Literal["bfloat16", "float16"], guidance: float) -> None:
+        """Assert that one prompt has the library's latents in half precision too, to the bit. Noise is drawn in float32 and rounded, so the
+        library is given ours."""
+        models = TextToImage(self.models(guidance).generator, Compute(device="cpu", device_name="CPU", dtype=dtype, threads=1))
+        with models.text_encoder_on_device():
+            embeddings = models.encode_prompts(PROMPTS[:1])
+        half: torch.dtype = getattr(torch, dtype)
+        noise = torch.randn(self.family.latent_shape(SIZE_PX), generator=torch.Generator("cpu").manual_seed(1))[None]
+        first = self.family.first_latents(models.parts.scheduler, noise, half)
+        again = copy.copy(self)
+        again.pipeline = library_pipeline(self.folder, dtype=half)
+        again._how = {**self._how, "latents": first}
+        assert torch.equal(models.denoise(embeddings, [1]), again.library(PROMPTS[:1], [1], guidance))
 
     def check_batch(self, guidance: float) -> None:
         """Assert that a batch of different prompts has the latents of each prompt alone, to rounding."""

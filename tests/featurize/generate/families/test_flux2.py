@@ -99,3 +99,9 @@ def test_layers_are_counted_in_the_language_model_of_a_model_that_sees(large: Tw
     changed_family(Flux2, large.family, "text_encoder", {}).check()
     with pytest.raises(InputError, match="at least 30 layers"):
         changed_family(Flux2, large.family, "text_encoder", {"text_config": {"hidden_size": 16, "num_hidden_layers": 29}}).check()
+
+
+def test_packing_is_undone(large: Twins) -> None:
+    noise = torch.randn(1, 16, 4, 4)
+    first = large.family.first_latents(large.parts.scheduler, noise, torch.float32)
+    assert torch.equal(large.family.stored(first, 64), noise)

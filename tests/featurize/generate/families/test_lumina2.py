@@ -52,3 +52,7 @@ def test_settings_are_the_librarys(twins: Twins) -> None:
 def test_parts_that_do_not_fit_are_refused(twins: Twins) -> None:
     with pytest.raises(InputError, match="latents and text of widths"):
         changed_family(Lumina2, twins.family, "transformer", {"cap_feat_dim": 32}).check()
+
+
+def test_half_precision_gives_the_librarys_latents_too(twins: Twins) -> None:
+    twins.check_half("bfloat16", 4.0)

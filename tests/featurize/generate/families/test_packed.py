@@ -101,3 +101,8 @@ def test_the_shift_is_linear_in_the_number_of_tokens() -> None:
     assert shift_by_tokens(256, {}) == 0.5
     assert shift_by_tokens(4096, {}) == pytest.approx(1.15)
     assert shift_by_tokens(8192, {"max_image_seq_len": 8192, "max_shift": 0.9}) == pytest.approx(0.9)
+
+
+@each_family
+def test_half_precision_gives_the_librarys_latents_too(twins: dict[str, Twins], family: str) -> None:
+    twins[family].check_half("bfloat16", 4.0)

@@ -73,3 +73,7 @@ def test_the_library_fails_with_a_transformer_that_takes_the_scale(tmp_path: Pat
     pipeline = library_pipeline(tiny_pipeline("qwen-image", tmp_path / "distilled", guidance_embeds=True))
     with pytest.raises(TypeError, match="takes from 3 to 4 positional arguments"):
         pipeline("a", guidance_scale=4.0, height=64, width=64, num_inference_steps=2)
+
+
+def test_half_precision_gives_the_librarys_latents_too(plain: Twins) -> None:
+    plain.check_half("bfloat16", 4.0)
