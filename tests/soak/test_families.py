@@ -29,6 +29,11 @@ from lugpi_core.store.reader import ColumnReader
 from tests.support.small_corpus import shard_bytes
 from tests.support.tiny_pipelines import PIPELINES, tiny_pipeline
 
+# The pipelines of diffusers, from which the folders are saved, and schedulers where they meet NumPy 2.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 # Prompts of their own lengths, in the suite's family: its rows are padded, and so are the windows of their embeddings.
 SUITE = "z-image"
 # Rows of the denoiser for an image in two steps, with the guidance that the library's pipeline takes where none is given.

@@ -14,8 +14,11 @@ import torch
 from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Step, Usual
 from featurize.generate.families.image_transformer import ImageTransformer, doubled
 from featurize.generate.families.text import padded_ids, token_counts
+from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
+# As many positions as T5Gemma has.
+_MOST_TOKENS = 8192
 
 
 class Prx(ImageTransformer):
@@ -33,9 +36,24 @@ class Prx(ImageTransformer):
     def native_px(self) -> int:
         return int(self.index.get("default_sample_size") or 512)
 
+    def check(self) -> None:
+        """Check the channels of latents, and that the tokenizer says how many tokens are read.
+
+        Raises:
+            InputError: they do not fit, or it does not say it.
+        """
+        super().check()
+        length = self.configs[_TOKENIZER].get("model_max_length")
+        if not isinstance(length, int) or not 2 <= length <= _MOST_TOKENS:
+            raise InputError(
+                got=f"{self.folder / _TOKENIZER / 'tokenizer_config.json'} with the model_max_length {length}",
+                expected="how many tokens of a prompt PRX reads",
+                do="set it to the one that the model was trained with (256 for PRX's own)",
+            )
+
     @property
     def tokens_read(self) -> int:
-        return int(self.configs[_TOKENIZER].get("model_max_length", 256))
+        return int(self.configs[_TOKENIZER]["model_max_length"])
 
     @property
     def usual(self) -> Usual:

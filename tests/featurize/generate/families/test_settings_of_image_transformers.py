@@ -1,0 +1,120 @@
+"""What the configurations of image transformers change: decoders, shifts, sizes, samplers, numbers of steps."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from featurize.generate.families import family_of
+from lugpi_core.errors import InputError
+from tests.support.beside_library import SHORT, BesideLibrary
+from tests.support.tiny_pipelines import tiny_pipeline
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+_EXACT: Mapping[str, Any] = {"use_resolution_binning": False}
+_PLAIN: Mapping[str, Any] = {**_EXACT, "clean_caption": False}
+
+
+def _changed(folder: Path, copy: Path, file: str, **fields: Any) -> Path:
+    """Return a copy of a folder with some fields of a configuration changed."""
+    shutil.copytree(folder, copy)
+    path = copy / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return copy
+
+
+def _with_sampler(folder: Path, copy: Path, scheduler: Any) -> Path:
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "scheduler")
+    scheduler.save_pretrained(copy / "scheduler")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", type(scheduler).__name__]}))
+    return copy
+
+
+def _is_bitwise(one: BesideLibrary, steps: int, guidance: float) -> bool:
+    return one.ours([SHORT], [3], steps, guidance).is_bitwise(one.library([SHORT], [3], steps, guidance))
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_sana_sprint_takes_other_numbers_of_steps_without_an_intermediate_angle(tiny: Callable[[str], Path], steps: int) -> None:
+    one = BesideLibrary(tiny("sana-sprint"), call={**_EXACT, "intermediate_timesteps": None})
+    assert _is_bitwise(one, steps, 4.5)
+
+
+def test_sana_sprint_reads_the_guidance_scale(tiny: Callable[[str], Path]) -> None:
+    one = BesideLibrary(tiny("sana-sprint"), call=_EXACT)
+    assert not torch.equal(one.ours([SHORT], [3], 2, 4.5).latents, one.ours([SHORT], [3], 2, 1.0).latents)
+    assert _is_bitwise(one, 2, 1.0)
+
+
+def test_prx_runs_with_a_deep_compression_decoder(tmp_path: Path) -> None:
+    folder = tiny_pipeline("prx", tmp_path / "prx", in_channels=8)
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(tiny_pipeline("sana", tmp_path / "sana") / "vae", folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderDC"]}))
+    assert _is_bitwise(BesideLibrary(folder, call=_EXACT), 2, 5.0)
+
+
+@pytest.mark.parametrize("length", [None, 10**30])
+def test_a_tokenizer_of_prx_that_knows_no_end_is_refused(tiny: Callable[[str], Path], tmp_path: Path, length: int | None) -> None:
+    folder = _changed(tiny("prx"), tmp_path / "prx", "tokenizer/tokenizer_config.json", model_max_length=length)
+    with pytest.raises(InputError, match="model_max_length"):
+        family_of(folder, json.loads((folder / "model_index.json").read_text())).check()
+
+
+def test_pixart_alpha_of_1024_pixels_reads_the_size(tmp_path: Path) -> None:
+    folder = tiny_pipeline(
+        "pixart-alpha", tmp_path / "alpha", sample_size=128, use_additional_conditions=True, attention_head_dim=12, cross_attention_dim=24
+    )
+    assert _is_bitwise(BesideLibrary(folder, call=_PLAIN), 2, 4.5)
+
+
+def test_one_step_of_pixart_alpha_gives_the_denoised_latents(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    sampler = diffusers.DDPMScheduler(timestep_spacing="trailing")
+    one = BesideLibrary(_with_sampler(tiny("pixart-alpha"), tmp_path / "dmd", sampler), call=_PLAIN)
+    assert _is_bitwise(one, 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spacing"),
+    [
+        ("EulerDiscreteScheduler", "trailing"),
+        ("EulerAncestralDiscreteScheduler", "trailing"),
+        ("DDPMScheduler", "trailing"),
+        ("UniPCMultistepScheduler", "linspace"),
+        ("HeunDiscreteScheduler", "linspace"),
+    ],
+)
+def test_pixart_samples_with_the_folders_own_sampler(tiny: Callable[[str], Path], tmp_path: Path, kind: str, spacing: str) -> None:
+    sampler = getattr(diffusers, kind)(timestep_spacing=spacing)
+    one = BesideLibrary(_with_sampler(tiny("pixart-sigma"), tmp_path / "own", sampler), call=_PLAIN)
+    assert _is_bitwise(one, 3, 4.5)
+
+
+@pytest.mark.parametrize("family", ["sd3", "z-image"])
+def test_the_shift_follows_the_size_where_the_sampler_says_so(tiny: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+    sampler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64)
+    one = BesideLibrary(_with_sampler(tiny(family), tmp_path / "own", sampler))
+    assert _is_bitwise(one, 3, 5.0)
+
+
+def test_sana_samples_with_euler_steps_of_flow_matching(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    one = BesideLibrary(_with_sampler(tiny("sana"), tmp_path / "own", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)), call=_EXACT)
+    assert _is_bitwise(one, 2, 4.5)
+
+
+@pytest.mark.parametrize("family", ["prx", "sd3", "kandinsky5", "cogview4"])
+def test_a_decoder_of_other_channels_is_refused(tiny: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+    folder = _changed(tiny(family), tmp_path / family, "vae/config.json", latent_channels=5)
+    with pytest.raises(InputError, match="vae decodes 5"):
+        family_of(folder, json.loads((folder / "model_index.json").read_text())).check()
