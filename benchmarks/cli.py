@@ -10,6 +10,7 @@ from benchmarks.options import (
     FamiliesOptions,
     GenerationOptions,
     ModelsOptions,
+    PromptsOptions,
     RealOptions,
     TrainingOptions,
 )
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         "memory": (_memory, BenchmarkOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
         "pictures": (_pictures, DriftOptions),
+        "prompts": (_prompts, PromptsOptions),
         "models": (_models, ModelsOptions),
         "all": (_all, BenchmarkOptions),
         "demo": (_demo, DemoOptions),
@@ -33,8 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     }
     about = (
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
-        "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `models` tries every architecture of "
-        "transformers; `demo` and `real` (hours) run the experiment of the tables."
+        "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `prompts` counts the words that are not "
+        "read; `models` tries every architecture of transformers; `demo` and `real` (hours) run the experiment of the tables."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -85,6 +87,12 @@ def _pictures(options: DriftOptions) -> dict[str, Any]:
         drawings=48 if options.smoke else options.drawings,
         record=options.record,
     )
+
+
+def _prompts(options: PromptsOptions) -> dict[str, Any]:
+    from benchmarks.featurize.prompt_words import measure
+
+    return measure(smoke=options.smoke, record=options.record, data_dir=options.data_dir, limit=options.limit)
 
 
 def _models(options: ModelsOptions) -> dict[str, Any]:

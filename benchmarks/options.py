@@ -55,6 +55,16 @@ class DriftOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptsOptions(BenchmarkOptions):
+    """Count the words that a generator of 77, 256 or 512 tokens does not read of the paper's corpora, by each strategy of --prompts."""
+
+    data_dir: Path = Path("data")
+    """Folder with the corpora's archives."""
+    limit: int = 2000
+    """Texts of each corpus, sampled from every split in proportion."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsOptions(BenchmarkOptions):
     """Take a tiny model of every text architecture of transformers from baseline to ONNX, and compare it with the library's pipeline.
 

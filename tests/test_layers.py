@@ -77,7 +77,21 @@ HEAVY = ("torch", "transformers", "diffusers", "open_clip", "timm", "h5py", "num
 COMMANDS = {
     "featurize": ("", "verify", "info", "inspect"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),
-    "benchmarks": ("", "store", "featurize", "families", "train", "memory", "fidelity", "pictures", "models", "all", "demo", "real"),
+    "benchmarks": (
+        "",
+        "store",
+        "featurize",
+        "families",
+        "train",
+        "memory",
+        "fidelity",
+        "pictures",
+        "prompts",
+        "models",
+        "all",
+        "demo",
+        "real",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from featurize.generate.decoders import DecoderFiles, find_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import Execution, FeaturizeSettings, PromptStrategy
 from featurize.plan.images import ImagePlan, require_prompts
+from featurize.plan.prompt_reader import prompt_reader
 from featurize.plan.prompt_text import prompts_fingerprint, text_column
 from featurize.plan.prompts import plan_of
 from lugpi_core.corpora.corpus import Corpus
@@ -214,7 +216,7 @@ def plan_job(
     for files in encoder_files:
         _require_images_for(files, generator_files)
     decoder = find_decoder(settings.decoder, generator_files)
-    plan = plan_of(corpus, generator_files, settings)
+    plan = plan_of(corpus, settings, partial(prompt_reader, generator_files))
     column_settings = ColumnSettings(
         # Stored latents are used and completed even with --no-latents.
         latents=settings.latents or LATENTS in columns_of(store),

@@ -1,19 +1,25 @@
 """``--prompts``: what the generator reads of each text, the whole of it, its passages, or its keywords; and the plan of their images."""
 
-from featurize.generate.generators import Generator
+from collections.abc import Callable
+
 from featurize.options import Generation
 from featurize.plan.images import ImagePlan, plan_images, plan_prompts, require_prompts
 from featurize.plan.keywords import keyword_prompts
-from featurize.plan.prompt_reader import prompt_reader
+from featurize.plan.prompt_reader import PromptReader
 from featurize.plan.words import passages_of
 from lugpi_core.corpora.corpus import Corpus
 
 
-def plan_of(corpus: Corpus, generator: Generator, settings: Generation) -> ImagePlan:
-    """Return the images that a corpus needs. For keywords, the generator's tokenizers are loaded.
+def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptReader]) -> ImagePlan:
+    """Return the images that a corpus needs.
+
+    Args:
+        corpus: whose prompts are read.
+        settings: seed, images per text and strategy.
+        reader: returns what reads the prompts; called for keywords only.
 
     Raises:
-        InputError: an example has an empty prompt, or a tokenizer does not load.
+        InputError: an example has an empty prompt, or as ``reader`` does.
     """
     seed, images_per_text = settings.seed, settings.images_per_text
     match settings.prompts:
@@ -26,5 +32,5 @@ def plan_of(corpus: Corpus, generator: Generator, settings: Generation) -> Image
         case "keywords":
             require_prompts(corpus)
             train = (example.prompt for example in corpus.examples if example.split == "train")
-            prompts = keyword_prompts([example.prompt for example in corpus.examples], train, prompt_reader(generator))
+            prompts = keyword_prompts([example.prompt for example in corpus.examples], train, reader())
             return plan_prompts([(prompt,) for prompt in prompts], seed=seed, images_per_prompt=images_per_text)

@@ -1,6 +1,7 @@
 """``--prompts``: which prompts and images each strategy plans, and a store of each."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import FeaturizeSettings
-from featurize.plan.images import plan_images
+from featurize.plan.images import ImagePlan, plan_images
 from featurize.plan.prompt_reader import prompt_reader
 from featurize.plan.prompts import plan_of
 from featurize.run import featurize, featurize_command
@@ -37,18 +38,22 @@ def corpus_of(*prompts: str, splits: str = "") -> Corpus:
     return replace(corpus, examples=tuple(examples))
 
 
+def planned(corpus: Corpus, generator: Generator, chosen: FeaturizeSettings) -> ImagePlan:
+    return plan_of(corpus, chosen, partial(prompt_reader, generator))
+
+
 def settings(**given: Any) -> FeaturizeSettings:
     return FeaturizeSettings(**given)
 
 
 def test_whole_is_the_plan_of_ever(generator: Generator) -> None:
     corpus = corpus_of(LONG, "sea", LONG)
-    plan = plan_of(corpus, generator, settings(images_per_text=2, seed=3))
+    plan = planned(corpus, generator, settings(images_per_text=2, seed=3))
     assert plan.fingerprint() == plan_images(corpus, seed=3, images_per_text=2).fingerprint()
 
 
 def test_chunks_give_each_passage_an_image_and_draw_none_twice(generator: Generator) -> None:
-    plan = plan_of(corpus_of(LONG, "two words", LONG, "sea"), generator, settings(prompts="chunks", images_per_text=4))
+    plan = planned(corpus_of(LONG, "two words", LONG, "sea"), generator, settings(prompts="chunks", images_per_text=4))
     assert plan.prompts[:4] == ("One white whale swims.", "Two whales dive deep.", "Three whales sing.", "Four whales sleep.")
     assert plan.prompts[4:] == ("two", "words", "sea")
     assert plan.images_of_example.tolist() == [[0, 1, 2, 3], [4, 5, 4, 5], [0, 1, 2, 3], [6, 6, 6, 6]]
@@ -56,7 +61,7 @@ def test_chunks_give_each_passage_an_image_and_draw_none_twice(generator: Genera
 
 
 def test_keywords_fit_into_what_the_generator_reads(generator: Generator) -> None:
-    plan = plan_of(corpus_of(ENDLESS, "the sea"), generator, settings(prompts="keywords", images_per_text=2))
+    plan = planned(corpus_of(ENDLESS, "the sea"), generator, settings(prompts="keywords", images_per_text=2))
     reader = prompt_reader(generator)
     assert reader.tokens_of([ENDLESS])[0] > reader.tokens_read >= reader.tokens_of([plan.prompts[0]])[0] >= reader.tokens_read - 6
     assert set(plan.prompts[0].split()) < set(ENDLESS.split())
@@ -67,7 +72,7 @@ def test_keywords_fit_into_what_the_generator_reads(generator: Generator) -> Non
 def test_texts_of_other_splits_do_not_leak_into_keywords(generator: Generator) -> None:
     def train_prompts(held_out: str) -> list[str]:
         corpus = corpus_of(ENDLESS, ENDLESS[:300], held_out, held_out, splits="rrvt")
-        plan = plan_of(corpus, generator, settings(prompts="keywords"))
+        plan = planned(corpus, generator, settings(prompts="keywords"))
         return [plan.prompts[prompt] for prompt in plan.prompts_of_example[:2, 0]]
 
     assert train_prompts(ENDLESS[300:]) == train_prompts("sea")
@@ -78,7 +83,7 @@ def test_an_empty_prompt_is_refused_with_its_example(generator: Generator, strat
     corpus = corpus_of(LONG, "sea")
     corpus = replace(corpus, examples=(corpus.examples[0], replace(corpus.examples[1], prompt=" ")))
     with pytest.raises(InputError, match="got an empty prompt in example row/1; expected some words for the generator"):
-        plan_of(corpus, generator, settings(prompts=strategy, images_per_text=2))
+        planned(corpus, generator, settings(prompts=strategy, images_per_text=2))
 
 
 def test_chunks_need_several_images_a_text() -> None:
@@ -122,7 +127,7 @@ def unlabelled() -> Corpus:
 @pytest.mark.parametrize("strategy", ["chunks", "keywords"])
 def test_every_task_has_prompts_of_every_strategy(generator: Generator, corpus: Any, strategy: Any) -> None:
     texts = corpus()
-    plan = plan_of(texts, generator, settings(prompts=strategy, images_per_text=2))
+    plan = planned(texts, generator, settings(prompts=strategy, images_per_text=2))
     assert plan.images_of_example.shape == (len(texts.examples), 2)
     assert np.unique(plan.images_of_example).tolist() == list(range(len(plan)))
 
