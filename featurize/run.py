@@ -375,6 +375,10 @@ def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
     say(f"generator {job.generator.origin}: {job.generator.words()}")
     if notice := job.generator.settings.notice:
         say(f"note: {notice}")
+    if job.generator.is_distilled and plan.images_per_prompt > 1:
+        say(
+            "note: models distilled to few steps hardly answer to the seed; python -m featurize inspect counts near-copies among the images"
+        )
 
 
 def _announce_result(result: FeaturizeResult) -> None:

@@ -16,6 +16,7 @@ from lugpi_core.runtime.pretrained import hub_advice, hub_cause, reason, require
 _INDEX, _CARD = "model_index.json", "README.md"
 _FRONT_MATTER = re.compile(r"\s*---\s*\n(.*?)\n---", re.S)
 _LICENSE = re.compile(r"^(license(?:_name|_link)?):[ \t]*(\S[^\n]*)$", re.M)
+_NO_WEIGHTS = "choose a repository with weights as .safetensors (pickled weights are not read)"
 _LARGEST_FRONT_BYTES = 1 << 16
 
 
@@ -58,12 +59,14 @@ def find_pipeline(
         try:
             with _as_os_error():
                 return _download_pipeline(source, half=half, check=check, with_denoiser=with_denoiser)
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in DISK_FAULTS:
                 raise
             failures.append((source, hub_cause(error)))
     elsewhere = f"download it where there is a network and give --generator {name}=FOLDER"
-    advice = [hub_advice(source, error) for source, error in failures]
+    advice = [_NO_WEIGHTS if "safetensors" in str(error) else hub_advice(source, error) for source, error in failures]
     gated = [text for text in advice if "hf auth login" in text and "check the name" not in text]
     raise InputError(
         got=f"no source of the generator {name} within reach ({'; '.join(f'{source}: {_answer(error)}' for source, error in failures)})",

@@ -86,7 +86,8 @@ class Generator:
         )
         source = f" ({self.settings_from})" if self.settings_from else ""
         spacing = f"{self.sampler['timestep_spacing']} " if "timestep_spacing" in self.sampler else ""
-        return f"{settings.steps} {spacing}steps, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}"
+        fused = "".join(f", {lora.path.name} × {lora.scale:g}" for lora in self.loras)
+        return f"{settings.steps} {spacing}steps, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}{fused}"
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the latents, except prompts, seeds and dtype. The hub's commit is left out: the same weights may come from a

@@ -1,0 +1,30 @@
+"""What a model's card says of its licence."""
+
+from pathlib import Path
+
+import pytest
+
+from featurize.generate.downloads import card_license
+
+
+@pytest.mark.parametrize(
+    ("front", "license"),
+    [
+        ("license: apache-2.0", "apache-2.0"),
+        ('license: "mit"\ntags:\n- x', "mit"),
+        ("license: other\nlicense_name: flux-1-dev\nlicense_link: LICENSE.md", "flux-1-dev"),
+        ("license: other\nlicense_link: https://x/LICENSE", "other, https://x/LICENSE"),
+        ("license: other", None),
+        ("tags:\n- x", None),
+    ],
+)
+def test_the_front_matter_of_a_card(tmp_path: Path, front: str, license: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\nlicense: not this one\n")
+    assert card_license(tmp_path) == license
+
+
+@pytest.mark.parametrize("card", ["", "license: mit\n", "---\nlicense: mit\n"])
+def test_a_card_without_front_matter_states_no_licence(tmp_path: Path, card: str) -> None:
+    assert card_license(tmp_path) is None
+    (tmp_path / "README.md").write_text(card)
+    assert card_license(tmp_path) is None
