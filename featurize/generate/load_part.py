@@ -19,6 +19,8 @@ from featurize.generate.single_file import has_part, load_from_file
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading
 
+# As PRXPipeline saves its text encoder; diffusers 0.42.1 reads such a folder as one of 2 billion parameters, whatever its size.
+_T5GEMMA_ALONE = "t5_gemma_module"
 _OF_A_LAYER = re.compile(r"\.(layers?|block|blocks|h)\.\d+\.(?!.*(position_ids|inv_freq))")
 # As peft names the layers of a model that was saved with a LoRA inside.
 _OF_AN_ADAPTER = re.compile(r"\.base_layer\.|\.lora_[AB]\.|\.lora_magnitude_vector\.")
@@ -82,9 +84,15 @@ def model_class(family: Family, name: str) -> Any:
 
 def text_config(family: Family, encoder: str) -> Any:
     """Return the configuration of a text encoder of transformers, with as many layers as are read."""
-    kind, whole = model_class(family, encoder).config_class, family.configs[encoder].get("encoder")
-    # T5Gemma's encoder is saved with the configuration of encoder and decoder.
-    config = kind.from_dict(whole) if isinstance(whole, dict) else kind.from_pretrained(family.folder / encoder)
+    kind, saved = model_class(family, encoder).config_class, family.configs[encoder]
+    if saved.get("model_type") == _T5GEMMA_ALONE:
+        import transformers
+
+        config = transformers.T5GemmaModuleConfig.from_dict(saved)
+    elif isinstance(saved.get("encoder"), dict):  # T5Gemma's encoder comes with the configuration of encoder and decoder
+        config = kind.from_dict(saved["encoder"])
+    else:
+        config = kind.from_pretrained(family.folder / encoder)
     layers = family.layers_read(encoder)
     if layers is not None:
         stack = config.get_text_config()
@@ -109,7 +117,8 @@ def _load_folder(generator: Generator, name: str, kind: Any, dtype: torch.dtype)
     folder = generator.folder / name if replaced is None else replaced
     is_encoder = any(name == encoder for _, encoder in family.text_pairs)
     layers = family.layers_read(name) if is_encoder else None
-    stack = {} if layers is None else {"config": text_config(family, name)}
+    is_own = is_encoder and family.configs[name].get("model_type") == _T5GEMMA_ALONE
+    stack = {"config": text_config(family, name)} if layers is not None or is_own else {}
     with loading(folder, expected=f"a whole {kind.__name__} with safetensors weights", do="restore its files from where it comes from"):
         part, report = kind.from_pretrained(
             folder,

@@ -65,6 +65,13 @@ def test_prx_runs_with_a_deep_compression_decoder(tmp_path: Path) -> None:
     assert _is_bitwise(BesideLibrary(folder, call=_EXACT), 2, 5.0)
 
 
+def test_a_folder_that_prxs_pipeline_saved_again_gives_the_same_images(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    one = BesideLibrary(tiny("prx"), call=_EXACT)
+    one.pipeline.save_pretrained(tmp_path / "again")
+    one.folder = tmp_path / "again"
+    assert _is_bitwise(one, 2, 5.0)
+
+
 @pytest.mark.parametrize("length", [None, 10**30])
 def test_a_tokenizer_of_prx_that_knows_no_end_is_refused(tiny: Callable[[str], Path], tmp_path: Path, length: int | None) -> None:
     folder = _changed(tiny("prx"), tmp_path / "prx", "tokenizer/tokenizer_config.json", model_max_length=length)
