@@ -28,12 +28,12 @@ from lugpi_core.errors import InputError
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # PIL itself warns above: 268 MB of pixels.
 MOST_PIXELS = 89_478_485
+_TOO_MANY = f"more than {MOST_PIXELS:,} pixels"
 _ANIMATED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 _DEEP_MODES = ("I", "F")  # I;16 too; PIL cuts their values at 255
 _ORIENTATION = 0x0112
 # What PIL raises at damaged files.
 _DAMAGED = (
-    Image.DecompressionBombError,
     OSError,
     SyntaxError,
     ValueError,
@@ -102,7 +102,7 @@ def _opened(data: bytes) -> Image.Image:
     Image.init()
     image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     if image.width * image.height > MOST_PIXELS:
-        raise PictureFault(f"{image.width} × {image.height} pixels, more than {MOST_PIXELS:,}")
+        raise PictureFault(_TOO_MANY)
     return image
 
 
@@ -113,6 +113,8 @@ def _picture_faults() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
+        except Image.DecompressionBombError:
+            raise PictureFault(_TOO_MANY) from None
         except UnidentifiedImageError:
             raise PictureFault("no picture of a known format") from None
         except _DAMAGED as error:
