@@ -1,13 +1,16 @@
 """What fits of a prompt, with a tokenizer whose rules are plain."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.plan.prompt_reader import PromptReader
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.plan.prompt_reader import PromptReader, prompt_reader
+from tests.support.tiny_pipelines import tiny_pipeline
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "cccc", "dddddddd", "!"]), min_size=1, max_size=60)
 
@@ -58,3 +61,17 @@ def test_a_template_as_long_as_what_is_read_leaves_no_word(tokens_read: int) -> 
     parts, cut = reader(tokens_read).parts_read(["a b", "c"])
     assert parts == ["", ""]
     assert np.all(cut)
+
+
+# A plain tokenizer, one with a chat template, a template that stands before the prompt, and two text encoders of different lengths.
+@pytest.mark.parametrize("family", ["stable-diffusion", "z-image", "qwen-image", "sd3"])
+def test_prompts_are_counted_by_the_tokenizers_of_every_family(family: str, tmp_path: Path) -> None:
+    folder = str(tiny_pipeline(family, tmp_path / family))
+    reads = prompt_reader(find_generator(folder, generator_settings(folder, {}), half=False))
+    endless = "the snow and the sea, a cat " * 200
+    parts, cut = reads.parts_read([endless, "a cat"])
+    assert cut.tolist() == [True, False]
+    assert parts[1] == "a cat"
+    tokens = reads.tokens_of(["", parts[0], endless])
+    assert tokens[0] < tokens[1] <= reads.tokens_read < tokens[2]
+    assert reads.tokens_read - tokens[1] <= 4, "as many words as fit"
