@@ -21,6 +21,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading
 
 LAYER = "after the final LayerNorm, before projection"
+LAST = "last tokens, after the final norm where there is one"
 MAP_WITH_NORM, MAP = "last feature map, after the final LayerNorm", "last feature map"
 CLASS_TOKEN, ATTENTION_POOLED, MEAN = "class token", "attention-pooled", "mean of the patches"
 LICENSES = {

@@ -15,7 +15,7 @@ from torch import nn
 from featurize.encode.encoder_files import (
     ATTENTION_POOLED,
     CLASS_TOKEN,
-    LAYER,
+    LAST,
     MAP,
     MAP_WITH_NORM,
     MEAN,
@@ -210,7 +210,7 @@ def with_contract(files: EncoderFiles, trunk: Any) -> EncoderFiles:
         )
     parts = parts_of(trunk)
     first = CLASS_TOKEN if parts.has_class else ATTENTION_POOLED if parts.is_pooled else MEAN
-    output = LAYER if parts.is_sequence else MAP_WITH_NORM if parts.norm else MAP
+    output = LAST if parts.is_sequence else MAP_WITH_NORM if parts.norm else MAP
     return replace(files, first_token=first, prefix=parts.prefix + (not parts.has_class), output=output)
 
 

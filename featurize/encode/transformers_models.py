@@ -15,6 +15,7 @@ from torch import nn
 from featurize.encode.encoder_files import (
     ATTENTION_POOLED,
     CLASS_TOKEN,
+    LAST,
     LAYER,
     MAP,
     MAP_WITH_NORM,
@@ -48,6 +49,7 @@ class Kind:
         first: what the first token is.
         positions: as in ``Geometry``.
         is_map: its last hidden state is a feature map.
+        is_normed: whether its tokens are those after a final norm.
         is_pyramid: its stages have different widths, so that there is no block to choose.
     """
 
@@ -60,12 +62,15 @@ class Kind:
     first: str = CLASS_TOKEN
     positions: str = "asked"
     is_map: bool = False
+    is_normed: bool = True
     is_pyramid: bool = False
 
     @property
     def output(self) -> str:
         """Return which of the model's outputs the tokens are."""
-        return (MAP_WITH_NORM if self.norm else MAP) if self.is_map else LAYER
+        if self.is_map:
+            return MAP_WITH_NORM if self.norm else MAP
+        return LAYER if self.is_normed else LAST
 
 
 _INSIDE = {r"^vision_model\.": ""}
@@ -90,8 +95,9 @@ KINDS: Mapping[str, Kind] = {
     "vit": Kind(model="ViTModel"),
     "vit_msn": Kind(model="ViTMSNModel"),
     "vit_mae": Kind(model="ViTMAEModel"),
-    "beit": Kind(model="BeitModel"),
-    "data2vec-vision": Kind(model="Data2VecVisionModel"),
+    # With mean pooling, which is their default, these two norm the mean alone, and their class token is read as it is.
+    "beit": Kind(model="BeitModel", is_normed=False),
+    "data2vec-vision": Kind(model="Data2VecVisionModel", is_normed=False),
     "deit": Kind(model="DeiTModel", prefix=2),  # the class token and the distillation token
     "dinov2": Kind(model="Dinov2Model", positions="itself"),
     "dinov2_with_registers": Kind(model="Dinov2WithRegistersModel", more="num_register_tokens", positions="itself"),
@@ -100,7 +106,7 @@ KINDS: Mapping[str, Kind] = {
     "dinov3_convnext": Kind(model="DINOv3ConvNextModel", first=MEAN, positions="computed", is_pyramid=True),
     "ijepa": Kind(model="IJepaModel", prefix=0, first=MEAN),
     "pixio": Kind(model="PixioModel", prefix=0, more="n_cls_tokens", positions="itself"),
-    "radio": Kind(model="RadioModel", prefix=0, more="num_summary_tokens", positions="computed"),
+    "radio": Kind(model="RadioModel", prefix=0, more="num_summary_tokens", positions="computed", is_normed=False),
     "sapiens2": Kind(model="Sapiens2Model", more="num_register_tokens", positions="computed"),
     "clip_vision_model": _clip("CLIP", "clip"),
     "metaclip_2_vision_model": _clip("MetaClip2", "metaclip_2"),
@@ -115,7 +121,7 @@ KINDS: Mapping[str, Kind] = {
     "blip_2_vision_model": Kind(model="Blip2VisionModel", whole="blip-2", names=_INSIDE),
     "instructblip_vision_model": Kind(model="InstructBlipVisionModel", whole="instructblip", names=_INSIDE),
     "flava_image_model": Kind(model="FlavaImageModel", whole="flava", names={r"^(flava\.)?image_model\.": ""}),
-    "internvl_vision": Kind(model="InternVLVisionModel", positions="itself"),
+    "internvl_vision": Kind(model="InternVLVisionModel", positions="itself", is_normed=False),
     "janus_vision_model": Kind(model="JanusVisionModel", prefix=0, first=MEAN),
     "tipsv2_vision_model": Kind(model="Tipsv2VisionModel", whole="tipsv2", more="num_register_tokens", positions="itself"),
     "siglip_vision_model": Kind(model="SiglipVisionModel", whole="siglip", prefix=0, first=ATTENTION_POOLED),
@@ -125,10 +131,10 @@ KINDS: Mapping[str, Kind] = {
     "convnextv2": _map("ConvNextV2Model", "layernorm"),
     "swin": _pyramid("SwinModel"),
     "swinv2": _pyramid("Swinv2Model"),
-    "donut-swin": _pyramid("DonutSwinModel"),
+    "donut-swin": replace(_pyramid("DonutSwinModel"), is_normed=False),
     "hiera": _pyramid("HieraModel", "pooler.layernorm"),
     "focalnet": replace(_pyramid("FocalNetModel"), positions="computed"),
-    "levit": replace(_pyramid("LevitModel"), positions="fixed"),
+    "levit": replace(_pyramid("LevitModel"), positions="fixed", is_normed=False),
     "pvt": Kind(model="PvtModel", is_pyramid=True, positions="itself"),
     "cvt": Kind(model="CvtModel", is_map=True, is_pyramid=True, positions="computed"),
     **{

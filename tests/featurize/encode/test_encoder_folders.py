@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.utils import is_torchvision_available
 
-from featurize.cost.stage_cost import _encode_flops
+from featurize.cost.stage_cost import encode_flops
 from featurize.encode.encoders import EncoderFiles, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.errors import InputError
@@ -131,7 +131,7 @@ def test_a_folder_gives_what_its_library_gives(tmp_path: Path, compute: Compute,
     files = find_encoder(str(folder), case.size_px)
     assert files.tokens == case.tokens
     assert files.processor == ("ViTImageProcessor" if case.model == "DINOv3ViT" else case.processor)
-    assert _encode_flops(files) > 0  # on the meta device, before the model is loaded, as a run does
+    assert encode_flops(files) > 0  # on the meta device, before the model is loaded, as a run does
     encoder = ImageEncoder(files, compute)
     pixels = encoder.pixels(_tensor(_image()))
     for backend in ("torchvision", "pil") if is_torchvision_available() else ("pil",):
@@ -157,7 +157,7 @@ def test_counting_beit_on_the_meta_device_leaves_its_positions_whole(tmp_path: P
         tmp_path,
     )
     files = find_encoder(str(folder))
-    _encode_flops(files)
+    encode_flops(files)
     encoder = ImageEncoder(files, compute)
     first = encoder.encode(_tensor(_image()))
     assert torch.equal(first, encoder.encode(_tensor(_image())))

@@ -14,7 +14,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from featurize.cost.stage_cost import _encode_flops
+from featurize.cost.stage_cost import encode_flops
 from featurize.encode.encoders import find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.encode.transformers_models import KINDS
@@ -219,7 +219,7 @@ def test_a_folder_gives_what_the_library_gives(tmp_path: Path, name: str) -> Non
     files = find_encoder(str(tmp_path / "model"))
     expected_first = MEAN if case.model == "DINOv3ConvNext" else case.first
     assert (files.tokens, files.first_token, files.prefix) == (case.tokens, expected_first, case.prefix)
-    assert _encode_flops(files) > 0
+    assert encode_flops(files) > 0
     encoder = ImageEncoder(files, CPU)
     theirs = hf.AutoImageProcessor.from_pretrained(files.folder, backend="pil")(_image(), return_tensors="pt")["pixel_values"].float()
     step = LEVEL * files.preprocessing.scale / min(files.preprocessing.std)
@@ -254,7 +254,7 @@ def test_a_layer_is_the_librarys_hidden_state_with_the_final_norm(tmp_path: Path
         return
     assert (files.name, files.tokens) == (f"model-layer{layer}", whole.tokens)
     assert files.fingerprint() != whole.fingerprint()
-    assert _encode_flops(files) < _encode_flops(whole)
+    assert encode_flops(files) < encode_flops(whole)
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         state = model.get_submodule(norm)(model(pixel_values=pixels, output_hidden_states=True).hidden_states[layer])

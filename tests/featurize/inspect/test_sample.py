@@ -1,6 +1,7 @@
 """Which examples are inspected, and how their tokens are pooled."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,15 @@ def test_tokens_are_pooled_by_the_formula_in_chunks(planted: Planted, monkeypatc
     np.testing.assert_allclose(pooled.features_MF, np.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1), atol=1e-3)
     assert pooled.good_M.tolist() == [True, False, True, True]
     assert pooled.width == 16
+
+
+def test_registers_are_no_patches(planted: Planted) -> None:
+    reader = ColumnReader(planted.run_dir / "tokens", "telling")
+    encoder = {"prefix": 3}
+    reader.spec = replace(reader.spec, fingerprint={**reader.spec.fingerprint, "encoder": encoder})
+    tokens = reader.gather(np.array([0, 90])).astype(np.float64)
+    expected = np.concatenate([tokens[:, 0], tokens[:, 3:].mean(axis=1)], axis=1)
+    np.testing.assert_allclose(pooled_tokens(reader, np.array([0, 90]), 180).features_MF, expected, atol=1e-3)
 
 
 def test_a_column_of_class_tokens_alone_has_no_patches(tmp_path: Path) -> None:

@@ -82,6 +82,14 @@ def test_the_encoder_is_found_even_if_another_of_the_run_is_gone(files: EncoderF
     assert encoder_of(column(files, made_by)) == files
 
 
+def test_tokens_of_another_block_are_found_again_and_not_projected(files: EncoderFiles) -> None:
+    other = find_encoder(str(files.folder), layer=1)
+    found = encoder_of(column(other, {"encoders": [str(files.folder)], "encoder_layer": 1}))
+    assert found == other != files
+    with pytest.raises(InputError, match="layer1, whose image embedding is not made of the tokens that are stored"):
+        JointSpace(found, CPU)
+
+
 @pytest.mark.parametrize(
     ("made_by", "changes", "message"),
     [
