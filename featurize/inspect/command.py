@@ -1,10 +1,12 @@
 """``python -m featurize inspect``: the flags, the printed summary and inspection.json."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from featurize.inspect.compare_stores import compare_stores
 from featurize.inspect.inspect_store import inspect
+from featurize.inspect.own_pictures import images_from
 from featurize.options import InspectOptions, InspectSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
@@ -24,6 +26,8 @@ def inspect_store(options: InspectOptions) -> dict[str, Any]:
         InputError: as for ``load_corpus``, ``inspect`` and ``compare_stores``.
     """
     corpus_settings = part_of(options, CorpusSettings)
+    if corpus_settings.images_from is None and not options.stores:
+        corpus_settings = replace(corpus_settings, images_from=images_from(options.store))
     of_file = "" if options.unlabelled is None else f"-{options.unlabelled.stem}"
     corpus = (
         load_corpus(options.dataset, corpus_settings)

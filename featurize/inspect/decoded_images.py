@@ -52,6 +52,16 @@ class DecodedImages:
         self.flops = decode_flops(self.generator, decoder_folder=None if files is None else files.folder)
         self._decoder = LatentDecoder(self.generator, compute, decoder=files)
 
+    @property
+    def name(self) -> str:
+        """The generator's name."""
+        return self.generator.name
+
+    @property
+    def notice(self) -> str | None:
+        """What a reader must know of the generator, or None."""
+        return self.generator.settings.notice
+
     def decode(self, drawings: NDArray[np.int64], side_px: int) -> tuple[NDArray[np.int64], torch.Tensor]:
         """Return the positions in ``drawings`` that have an image, and these images: float32 [n, 3, S, S] in [0, 1] on the CPU, S at most
         ``side_px``. Images that failed or are not finite are left out."""

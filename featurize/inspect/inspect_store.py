@@ -16,6 +16,7 @@ from featurize.inspect.columns import Subject, inspect_column, notice_of, open_s
 from featurize.inspect.decoded_images import DECODE_TFLOP, DecodedImages, to_bytes, to_grey
 from featurize.inspect.drawings_png import DRAWINGS_PNG, write_drawings_png
 from featurize.inspect.inspection import Inspection, Thumbnails
+from featurize.inspect.own_pictures import OwnPictures, is_own
 from featurize.inspect.records import LeftOut
 from featurize.inspect.sample import prompts_cut
 from featurize.options import InspectSettings
@@ -104,7 +105,11 @@ def _inspect_images(subject: Subject, run_dir: Path) -> tuple[ClassSimilarity | 
     """Return the similarity of the classes and the thumbnails; both decode latents, and share the work allowed for it."""
     try:
         with subject.times.stage("find_generator"):
-            decoded = DecodedImages(subject.store, subject.settings.decoder, subject.compute)
+            decoded: DecodedImages | OwnPictures = (
+                OwnPictures(subject.corpus, subject.table)
+                if is_own(subject.store)
+                else DecodedImages(subject.store, subject.settings.decoder, subject.compute)
+            )
     except InputError as error:
         return LeftOut(left_out=str(error)), LeftOut(left_out=str(error))
     budget_tflop = subject.settings.decode_tflop or DECODE_TFLOP[subject.compute.device]
@@ -123,7 +128,7 @@ def _inspect_images(subject: Subject, run_dir: Path) -> tuple[ClassSimilarity | 
     )
 
 
-def _class_similarity(subject: Subject, decoded: DecodedImages, most: int) -> ClassSimilarity | LeftOut:
+def _class_similarity(subject: Subject, decoded: DecodedImages | OwnPictures, most: int) -> ClassSimilarity | LeftOut:
     if reason := subject.no_classes:
         return LeftOut(left_out=reason)
     # Each image once: examples that share one would make their classes look alike.
@@ -142,7 +147,7 @@ def _class_similarity(subject: Subject, decoded: DecodedImages, most: int) -> Cl
     return class_similarity(grey_nSS, label_n[paired_n], subject.corpus.label_names, subject.settings.seed)
 
 
-def _thumbnails(subject: Subject, decoded: DecodedImages, most: int, run_dir: Path) -> Thumbnails | LeftOut:
+def _thumbnails(subject: Subject, decoded: DecodedImages | OwnPictures, most: int, run_dir: Path) -> Thumbnails | LeftOut:
     rows = subject.sample.rows["test"]
     if subject.settings.thumbnails == 0:
         return LeftOut(left_out="--thumbnails 0")
@@ -152,8 +157,7 @@ def _thumbnails(subject: Subject, decoded: DecodedImages, most: int, run_dir: Pa
         return LeftOut(left_out="one image is more work than may be done (--decode-tflop)")
     chosen = np.sort(np.random.default_rng(subject.settings.seed).permutation(rows)[:most])
     places, small_n3SS = decoded.decode(subject.table.drawing[chosen], MOST_SIDE_PX)
-    generator = decoded.generator
-    source = ThumbnailSource(corpus=subject.corpus.fingerprint(), generator=generator.name, notice=generator.settings.notice)
+    source = ThumbnailSource(corpus=subject.corpus.fingerprint(), generator=decoded.name, notice=decoded.notice)
     images_nSS3 = to_bytes(small_n3SS)
     image_of_row = dict(zip(chosen[places].tolist(), images_nSS3, strict=True))
     captions = [caption_of(subject.corpus, row) for row in list(image_of_row)[:_MOST_IN_GRID]]

@@ -23,10 +23,9 @@ from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import part_of
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.device import Compute, resolve_compute
-from lugpi_core.store.layout import PROMPT_TEXT
+from lugpi_core.store.layout import OWN_IMAGES, PROMPT_TEXT
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec
 
-OWN = "own images"  # stands in manifests where the generator would
 NO_PICTURE = "no picture"
 _OF_GENERATING = tuple(item.name for item in fields(Generation))
 _NAMED = 3
@@ -218,7 +217,7 @@ def plan_own_job(
             expected=f"at most {most_failed:,} (--max-failed)",
             do="check the paths, which are relative to the corpus file; or allow so many with --max-failed: they count as blank",
         )
-    numbering = {"generation": {"generator": OWN, "pictures": plan.fingerprint()}}
+    numbering = {"generation": {"generator": OWN_IMAGES, "pictures": plan.fingerprint()}}
     common = {
         "rows": len(plan),
         "shard_rows": settings.shard_rows,

@@ -23,6 +23,7 @@ import numpy as np
 Dtype = Literal["float16", "int8"]
 ROW_DTYPES: Mapping[str, "np.dtype[Any]"] = {"float16": np.dtype("<f2"), "int8": np.dtype("i1")}
 LATENTS = "latents"  # the column of latents; every other column is tokens
+OWN_IMAGES = "own images"  # stands for the generator where a user's own pictures were encoded
 PROMPT_TEXT = "prompt-text"  # the column of the generator's own text vectors: tokens, but of no image
 TINY = "-tiny"  # ends the name of a column whose images the tiny decoder decoded
 SCALE, ROW_HASH, FLAGS = "scale", "row_hash", "flags"

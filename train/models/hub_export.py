@@ -184,7 +184,15 @@ def escaped(text: str) -> str:
 def _origin(teachers: Sequence[Mapping[str, Any]]) -> str:
     if not teachers:
         return "fine-tuned on text alone"
-    return "distilled from " + " and ".join(dict.fromkeys(_TEACHERS[teacher["privileged"]] for teacher in teachers))
+    return "distilled from " + " and ".join(dict.fromkeys(map(_teacher_in_words, teachers)))
+
+
+def _teacher_in_words(teacher: Mapping[str, Any]) -> str:
+    words = _TEACHERS[teacher["privileged"]]
+    if teacher.get("own_images"):
+        words = words.replace("generated images (LUGPI, arXiv 2309.15238)", "the pictures that belong to the texts")
+        words = words.replace("generated images of other texts", "pictures of other texts")
+    return words
 
 
 def _what(corpus: Corpus, origin: str) -> str:

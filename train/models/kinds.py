@@ -1,6 +1,6 @@
 """The four kinds of model: how a baseline, an image classifier, a teacher and a student differ in network, loss and inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import Task
 from lugpi_core.runtime.device import Compute
+from lugpi_core.store.layout import OWN_IMAGES
 from train.data.image_tokens import ImageTokens
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.text_model import TextModel, keep_layers, load_text_classifier
@@ -20,7 +21,7 @@ from train.learning.loop import Loss
 from train.learning.losses import Distillation, TeacherTarget, distillation, distillation_loss
 from train.learning.networks import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
 from train.learning.task_rules import rules_of
-from train.models.teachers import build_teacher, find_teacher, outputs_for, require_task
+from train.models.teachers import FoundTeacher, build_teacher, find_teacher, outputs_for, require_task
 from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
@@ -199,7 +200,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         extra=extra,
         teachers=cached,
         teacher_records=tuple(
-            {"name": teacher.folder.name, "privileged": teacher.fingerprint["privileged"], "share": round(share, 6)}
+            {"name": teacher.folder.name, "privileged": teacher.fingerprint["privileged"], "share": round(share, 6), **_own(teacher)}
             for teacher, share in zip(teachers, source.shares, strict=True)
         ),
         licenses=tuple(dict.fromkeys(line for teacher in teachers for line in teacher.metrics["licenses"])),
@@ -212,6 +213,12 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             "unlabelled": None if extra is None else extra.name,
         },
     )
+
+
+def _own(teacher: FoundTeacher) -> dict[str, Any]:
+    """Return what is recorded of a teacher whose images are a user's own; nothing of others."""
+    generation = teacher.fingerprint["tokens"].get("generation", {})
+    return {"own_images": True} if isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES else {}
 
 
 def loss_weights(settings: DistillationSettings, task: Task = "single-label") -> Distillation:

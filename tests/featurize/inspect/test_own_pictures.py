@@ -1,0 +1,50 @@
+"""inspect of a store of own pictures: thumbnails are these pictures, found again by the column that featurize recorded."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featurize.cli import main
+from featurize.inspect.inspect_store import inspect
+from featurize.inspect.records import LeftOut
+from featurize.options import InspectSettings
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
+from tests.support.own_pictures import file_of, picture, write_corpus
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    files = {f"{n}.png": file_of(picture(60, 40, seed=n)) for n in range(16)}
+    cells = [*list(files)[:15], '["missing.png", "0.png"]']
+    table = write_corpus(folder, cells, extra=files)
+    flags = ("--dataset", str(table), "--split-column", "split", "--device", "cpu", "--run-dir", str(folder / "run"))
+    assert main([*flags, "--images-from", "image", "--encoders", "vit-demo"]) == 1, "one picture is missing"
+    return folder
+
+
+def test_thumbnails_are_the_pictures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--dataset", str(run / "own.csv"), "--split-column", "split", "--device", "cpu", "--run-dir", str(run / "run"))
+    assert main(["inspect", *flags]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["columns"]["vit-demo"]["flagged"] == 1
+    corpus = load_corpus(run / "own.csv", CorpusSettings(split_column="split"))
+    found = read_thumbnails(run / "run" / FOLDER, corpus.fingerprint())
+    assert sorted(found) == [3, 7, 11], "the first picture of the fourth test text is missing"
+    assert thumbnail_generator(run / "run" / FOLDER) == "own images"
+    shown = np.asarray(Image.open(io.BytesIO(found[3])).convert("RGB")).astype(float)
+    centre = picture(60, 40, seed=3).crop((10, 0, 50, 40)).resize(shown.shape[:2], Image.Resampling.BICUBIC)
+    assert np.abs(shown - np.asarray(centre)).mean() < 8, "up to WebP's loss"
+
+
+def test_a_corpus_without_its_pictures_is_told(run: Path) -> None:
+    corpus = load_corpus(run / "own.csv", CorpusSettings(split_column="split"))
+    inspection = inspect(run / "run" / "tokens", corpus, settings=InspectSettings(device="cpu"), run_dir=run / "other")
+    assert isinstance(inspection.thumbnails, LeftOut)
+    assert "--images-from" in inspection.thumbnails.left_out
