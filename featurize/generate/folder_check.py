@@ -18,9 +18,15 @@ def check_folder(family: Family) -> None:
         raise InputError(
             got=f"{folder} without {' and '.join(f'{name}/' for name in missing)}",
             expected="a whole diffusers folder",
-            do="get what is missing from where it comes from, or save the pipeline again with save_pretrained()",
+            do="get what is missing from where it comes from",
         )
     for name in models:
+        if (folder / name / "adapter_config.json").is_file() and not (folder / name / "config.json").is_file():
+            raise InputError(
+                got=f"{folder / name}, of which only a LoRA was saved",
+                expected="a whole model",
+                do="save the pipeline in Python after fuse_lora() and unload_lora_weights(), or give the LoRA apart with --lora",
+            )
         require_whole_weights(str(folder / name), folder / name, read_config(folder / name / "config.json"))
     family.check()
 

@@ -121,7 +121,7 @@ class TextToImage:
         # Kept on the CPU, because the scheduler looks them up at each step: on the device, each step would wait for it.
         family.set_timesteps(scheduler, sampling)
         noises = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-        noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=noise) for noise in noises])
+        noise_BChw = torch.stack([torch.randn(self.generator.latent_shape, generator=noise, dtype=torch.float32) for noise in noises])
         latents = family.first_latents(scheduler, noise_BChw.to(self._device), dtype)
         extra = step_arguments(scheduler, noises)
         conditions: dict[int, Mapping[str, Any]] = {}

@@ -15,9 +15,12 @@ import torch
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.sampler_settings import _LEADING, _default_spacing, _first_timestep, recorded_settings, swapped_settings
 from featurize.generate.schedulers import load_scheduler
+from featurize.generate.text_to_image import TextToImage
 from featurize.options import Scheduler
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
+from tests.support.tiny_pipelines import tiny_pipeline
 
 # torch 2.13's tensors, which diffusers' schedulers hand to NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -188,3 +191,24 @@ def test_first_timesteps_are_those_of_the_library(steps: int, spacing: Any) -> N
         scheduler = kind(timestep_spacing=spacing)
         scheduler.set_timesteps(steps)
         assert _first_timestep(choice, spacing, steps, 1000) == scheduler.timesteps.max()
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion", "z-image"])
+def test_noise_is_float32_on_the_cpu_whatever_torch_takes_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    # Of one seed float64 noise is other noise, and that of half precision is rounded.
+    folder = tiny_pipeline(family, tmp_path / "model")
+    generator = find_generator(str(folder), generator_settings(str(folder), {"steps": 2, "guidance": 1.0}), half=False)
+    model = TextToImage(generator, resolve_compute("cpu", "bfloat16", half="bfloat16"))
+    with model.text_encoder_on_device():
+        embeddings = model.encode_prompts(["a cat"])
+    drawn: list[torch.Tensor] = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda tensors, *rest, **how: drawn.extend(tensors) or stack(tensors, *rest, **how))
+    torch.set_default_dtype(torch.float64)
+    try:
+        model.denoise(embeddings, [3])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected = torch.randn(generator.latent_shape, generator=torch.Generator("cpu").manual_seed(3))
+    assert drawn[0].dtype == torch.float32
+    assert torch.equal(drawn[0], expected)
