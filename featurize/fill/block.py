@@ -3,7 +3,7 @@
 Shapes: B images of the block, P prompts, C × h × w latents, H × W pixels, T tokens, D their width.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,10 +62,19 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The loaded models of a job."""
+    """The loaded models of a job.
+
+    Attributes:
+        free_bytes: returns the device memory that may still be taken; None = not known.
+    """
 
     text_to_image: TextToImage
     encoders: dict[str, ImageEncoder] = field(default_factory=dict)
+    free_bytes: Callable[[], int] | None = None
+
+    def fit_in_float32(self, *, generates: bool) -> bool:
+        """Whether the parts of the generator fit in float32, one at a time; true where the free memory is not known."""
+        return self.free_bytes is None or self.text_to_image.float32_bytes(generates=generates) <= self.free_bytes()
 
     @contextmanager
     def in_float32(self, names: Iterable[str]) -> Iterator[None]:
@@ -160,6 +169,7 @@ class BlockRunner:
 
     def __init__(self, plan: ImagePlan, models: Models, state: RunState) -> None:
         self._plan, self._models, self._state = plan, models, state
+        self._has_said = False
 
     @torch.inference_mode()
     def run(self, task: BlockTask, window: PromptWindow | None) -> Block:
@@ -217,6 +227,10 @@ class BlockRunner:
 
     def _redo(self, task: BlockTask, block: Block, rows: Sequence[int]) -> None:
         """Compute rows once more in float32, each alone, so that no row depends on which others have failed."""
+        generates = task.latents_BChw is None and any(block.failed[LATENTS][row] or task.images[row] in task.retry for row in rows)
+        if not self._models.fit_in_float32(generates=generates):
+            self._say_no_memory(len(rows))
+            return
         try:
             with self._state.times.kernels("redo"), self._models.in_float32(task.encoders):
                 for row in rows:
@@ -225,7 +239,13 @@ class BlockRunner:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            say(f"no memory for float32: {len(rows)} failed rows stay as they are")
+            self._say_no_memory(len(rows))
+
+    def _say_no_memory(self, rows: int) -> None:
+        """Say it once; how many rows failed is said at the end of every run."""
+        if not self._has_said:
+            say(f"no memory for float32: {rows} failed rows stay as they are")
+        self._has_said = True
 
     def _redo_row(self, task: BlockTask, block: Block, row: int) -> None:
         text_to_image, image = self._models.text_to_image, task.images[row]

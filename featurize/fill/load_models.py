@@ -1,8 +1,9 @@
 """From a job to loaded models, compiled if that was asked for or pays."""
 
 from collections.abc import Container, Mapping
+from functools import partial
 
-from featurize.cost.batch_size import BatchSizes, choose_batch_sizes, limit_memory
+from featurize.cost.batch_size import BatchSizes, choose_batch_sizes, free_memory_bytes, limit_memory
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill.block import Models
 from featurize.fill.out_of_memory import is_out_of_memory
@@ -30,7 +31,9 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
     limit_memory(job.execution, job.compute.device)
     with times.stage("load"):
         text_to_image = TextToImage(job.generator, job.compute, attention=job.execution.attention, decoder=job.decoder)
-        encoders = {name: ImageEncoder(files, job.compute) for name, files in job.encoders.items() if name in columns}
+        encoders = {
+            name: ImageEncoder(files, job.encoder_compute or job.compute) for name, files in job.encoders.items() if name in columns
+        }
         _try_models(job, text_to_image, encoders)
     sizes = choose_batch_sizes(job)
     with times.stage("compile"):
@@ -38,7 +41,8 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
     part = text_to_image.compilation.part
     compiled = "" if part == "off" else f", compiled ({part})"
     say(f"generating on {job.compute}, attention {text_to_image.attention}{compiled}, {sizes.generate} at a time")
-    return Models(text_to_image=text_to_image, encoders=encoders), sizes
+    free_bytes = partial(free_memory_bytes, job.execution, job.compute.device)
+    return Models(text_to_image=text_to_image, encoders=encoders, free_bytes=free_bytes), sizes
 
 
 def _try_models(job: Job, text_to_image: TextToImage, encoders: Mapping[str, ImageEncoder]) -> None:
@@ -66,17 +70,18 @@ def _try_models(job: Job, text_to_image: TextToImage, encoders: Mapping[str, Ima
 
 
 def _compile(job: Job, text_to_image: TextToImage, sizes: BatchSizes, images: int) -> None:
-    branching = job.generator.settings.deepcache > 1
+    # Of a transformer, whose blocks are alike, one is compiled for all.
+    branching = job.generator.settings.deepcache > 1 or job.generator.family.denoiser == "transformer"
     part = choose_compilation(job.execution.compile, job.compute.device, images, branching=branching)
     if part == "off":
         return
     rows = sizes.generate * (1 + text_to_image.guided)
-    text_to_image.compilation.switch_on(part, rows=rows, latent_shape=job.generator.latent_shape)
     try:
+        text_to_image.compilation.switch_on(part, rows=rows, latent_shape=job.generator.latent_shape)
         with text_to_image.text_encoder_on_device():
             prompt = text_to_image.encode_prompts([""])
         text_to_image.warm_up(prompt, sizes.generate, sizes.decode)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             return  # as in the run itself, which halves the batch
         if job.execution.compile == "on":

@@ -72,14 +72,15 @@ def _switch_to_xformers(unet: Any, device: torch.device) -> None:
 
 
 def choose_compilation(choice: CompileChoice, device_type: str, images: int, *, branching: bool) -> CompiledPart:
-    """Return what to compile of the UNet and the decoder.
+    """Return what to compile of the denoiser and the decoder.
 
     Args:
         choice: the user's; ``on`` compiles the repeated blocks alone below ``COMPILE_FROM_IMAGES`` images, which takes some seconds;
             ``auto`` compiles nothing there, and nothing on the CPU, so that a resumed run computes the same bytes as a straight one.
         device_type: ``cuda`` or ``cpu``.
         images: to be generated.
-        branching: whether the UNet's forward differs from step to step (DeepCache); then only its blocks can be compiled.
+        branching: whether the forward of a UNet differs from step to step (DeepCache), or the denoiser is a transformer; then its repeated
+            blocks alone are compiled.
     """
     if choice == "off" or (choice == "auto" and (device_type == "cpu" or images < COMPILE_FROM_IMAGES)):
         return "off"
@@ -87,16 +88,16 @@ def choose_compilation(choice: CompileChoice, device_type: str, images: int, *, 
 
 
 class Compilation:
-    """The compiled state of a UNet and a decoder.
+    """The compiled state of a denoiser and a decoder.
 
     A new number of rows would be compiled again, which takes minutes. So only the first size of a stage is compiled; another size runs
     uncompiled the first time it occurs.
     """
 
-    def __init__(self, unet: Any, vae: Any) -> None:
+    def __init__(self, denoiser: Any, vae: Any) -> None:
         self.part: CompiledPart = "off"
         self.graphs = False
-        self._unet, self._vae = unet, vae
+        self._denoiser, self._vae = denoiser, vae
         self._seen: dict[str, Counter[int]] = {}
         self._paused = False
 
@@ -104,22 +105,22 @@ class Compilation:
         """Compile at the next forward; small forwards become CUDA graphs.
 
         Args:
-            part: ``regional`` = the repeated transformer blocks of the UNet; ``whole`` = UNet and decoder.
-            rows: of a UNet forward.
+            part: ``regional`` = the repeated transformer blocks of the denoiser; ``whole`` = denoiser and decoder.
+            rows: of a forward of the denoiser.
             latent_shape: (C, h, w).
         """
         self.part, self._seen = part, {}
         if part == "regional":
-            self._unet.compile_repeated_blocks()
+            self._denoiser.compile_repeated_blocks()
         elif part == "whole":
-            self.graphs = self._unet.device.type == "cuda" and rows * latent_shape[1] * latent_shape[2] <= _CELLS_OF_A_GRAPH
-            self._unet.compile(mode="reduce-overhead" if self.graphs else None)
+            self.graphs = self._denoiser.device.type == "cuda" and rows * latent_shape[1] * latent_shape[2] <= _CELLS_OF_A_GRAPH
+            self._denoiser.compile(mode="reduce-overhead" if self.graphs else None)
             self._vae.decoder.compile()
 
     def switch_off(self) -> None:
         """Run uncompiled from now on."""
         self.part, self.graphs = "off", False
-        for module in (*self._unet.modules(), *self._vae.modules()):
+        for module in (*self._denoiser.modules(), *self._vae.modules()):
             module._compiled_call_impl = None
 
     @contextmanager

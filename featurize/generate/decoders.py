@@ -178,7 +178,9 @@ class LatentDecoder:
 
     def __init__(self, generator: Generator, compute: Compute, *, decoder: DecoderFiles | None = None) -> None:
         self._device = torch.device(compute.device)
-        vae = load_vae(generator, compute.torch_dtype) if decoder is None else load_decoder(decoder, compute.torch_dtype)
+        # Half precision is that of the generator's family, whose decoder may overflow in another.
+        dtype = getattr(torch, generator.family.half) if compute.dtype == "float16" else compute.torch_dtype
+        vae = load_vae(generator, dtype) if decoder is None else load_decoder(decoder, dtype)
         self._family, self._vae = generator.family, on_device(vae, self._device)
 
     @torch.inference_mode()

@@ -63,6 +63,7 @@ class TextToImage:
             on_device(part, self._device)
         self.guided = self.family.guidance_kind(generator.settings.guidance) == "cfg"
         self._negative: PromptEmbeddings | None = None
+        self._heals = False
         self.attention = set_attention(parts.denoiser, attention, self._device)
         self._reuse = DeepReuse(parts.denoiser, generator.settings.deepcache) if generator.settings.deepcache > 1 else None
         self.compilation = Compilation(parts.denoiser, parts.vae)
@@ -96,13 +97,14 @@ class TextToImage:
     def text_encoder_on_device(self) -> Iterator[None]:
         """Keep the text encoder on the device inside the block; afterwards its memory there is free again."""
         encoders = self.parts.text_encoders.values()
-        for encoder in encoders:
-            encoder.to(self._device)
         try:
-            if self.guided and self._negative is None:
-                with torch.inference_mode():
-                    self._negative = self.family.negative(self.parts)
-            yield
+            for encoder in encoders:
+                encoder.to(self._device)
+            with self._as_converted(*encoders):
+                if self.guided and self._negative is None:
+                    with torch.inference_mode():
+                        self._negative = self.family.negative(self.parts)
+                yield
         finally:
             for encoder in encoders:
                 encoder.to("cpu")
@@ -116,6 +118,10 @@ class TextToImage:
             seeds: of each image; its noise comes from the CPU in float32, so it is the same in any batch and on any device.
             before_step: called before every step; an exception in it ends the generation.
         """
+        with self._as_converted(self.parts.denoiser):
+            return self._denoise(embeddings, seeds, before_step)
+
+    def _denoise(self, embeddings: PromptEmbeddings, seeds: Sequence[int], before_step: Callable[[], None]) -> torch.Tensor:
         family, parts, sampling = self.family, self.parts, self._sampling(len(seeds))
         scheduler, dtype = parts.scheduler, dtype_of(parts.denoiser)
         # Kept on the CPU, because the scheduler looks them up at each step: on the device, each step would wait for it.
@@ -148,26 +154,38 @@ class TextToImage:
     @torch.inference_mode()
     def _decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         vae = self.parts.vae
-        with self.compilation.for_rows("decode", len(latents_BChw)):
+        with self._as_converted(vae), self.compilation.for_rows("decode", len(latents_BChw)):
             images_B3HW = self.family.decode(vae, latents_BChw.to(self._device, dtype_of(vae)))
         return in_unit_range(images_B3HW)
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Compute in float32 inside the block, which does not overflow where half precision does."""
-        parts = [self.parts.denoiser, self.parts.vae, *self.parts.text_encoders.values()]
-        dtypes, negative = [dtype_of(part) for part in parts], self._negative
+        """Compute in float32 inside the block, which does not overflow where half precision does. Only the part that runs is converted, so
+        that the others take no more memory."""
+        if self._dtype == torch.float32:
+            yield
+            return
+        self._negative, negative = None, self._negative  # encoded again, because the text encoder may have overflowed
+        self._heals = True
         try:
-            for part in parts:
-                part.float()
-            if self._dtype != torch.float32:
-                self._negative = None  # encoded again, because the text encoder may have overflowed
             with self.compilation.paused():
                 yield
         finally:
-            for part, dtype in zip(parts, dtypes, strict=True):
-                part.to(dtype)  # every half-precision number is a float32, so the weights are unchanged
-            self._negative = negative
+            self._heals, self._negative = False, negative
+
+    def float32_bytes(self, *, generates: bool) -> int:
+        """Return how many bytes more a part takes on the device, at most, while it is converted for ``in_float32``.
+
+        Args:
+            generates: whether prompts are encoded and latents generated, or latents only decoded.
+        """
+        if self._dtype == torch.float32:
+            return 0
+        parts = (self.parts.denoiser, self.parts.vae) if generates else (self.parts.vae,)
+        grows: list[int] = [sum(weight.numel() * 4 - weight.nbytes for weight in part.parameters()) for part in parts]
+        encoders = self.parts.text_encoders.values() if generates else ()
+        grows.append(sum(weight.numel() * 4 for encoder in encoders for weight in encoder.parameters()))
+        return max(grows)
 
     @torch.inference_mode()
     def warm_up(self, prompt: PromptEmbeddings, images: int, decoded: int) -> torch.Tensor:
@@ -217,6 +235,23 @@ class TextToImage:
         return Sampling(images=images, size_px=self.generator.size_px, steps=settings.steps, guidance=settings.guidance)
 
     @contextmanager
+    def _as_converted(self, *models: Any) -> Iterator[None]:
+        """Convert models to float32 inside the block if this is ``in_float32``; every number in half precision is one of float32, so the
+        weights are the same afterwards."""
+        if not self._heals:
+            yield
+            return
+        dtypes = [{name: tensor.dtype for name, tensor in _tensors_of(model)} for model in models]
+        try:
+            for model in models:
+                model.float()
+            yield
+        finally:
+            for model, before in zip(models, dtypes, strict=True):
+                for name, tensor in _tensors_of(model):
+                    tensor.data = tensor.data.to(before[name])
+
+    @contextmanager
     def _deepcache(self) -> Iterator[None]:
         if self._reuse is None:
             yield
@@ -235,6 +270,11 @@ class TextToImage:
             assert self._negative is not None, "no prompt was encoded yet"
             negative = self._negative.to(self._device, dtype).repeated(sampling.images)
         return self.family.conditions(self.parts, embeddings.to(self._device, dtype), negative, sampling)
+
+
+def _tensors_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.bool_]:

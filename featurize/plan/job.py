@@ -73,6 +73,7 @@ class Job:
         prompts: what of a text the generator reads.
         decoder: replaces the generator's own, or None.
         most_failed: rows that may fail before the run is given up.
+        encoder_compute: of the image encoders, if another than ``compute``: with ``--dtype auto`` on CUDA they stay in float16.
         most_prompts: whose embeddings are held in the host's memory at once.
         execution: how to compute.
         retry: images that failed before and are generated in float32 from the prompt on.
@@ -92,6 +93,7 @@ class Job:
     decoder: DecoderFiles | None = None
     execution: Execution = field(default_factory=Execution)
     most_failed: int = 1 << 62
+    encoder_compute: Compute | None = None
     most_prompts: int = 1 << 62
     retry: frozenset[int] = frozenset()
     numbering: Mapping[str, Any] = field(default_factory=dict)
@@ -113,6 +115,7 @@ class ColumnSettings:
         token_dtype: of the token columns.
         made_by: the run's flags, for the manifests of new columns.
         decoder: replaces the generator's own; then it is part of the columns' names.
+        encoder_dtype: of the image encoders, if another than the generator's.
     """
 
     latents: bool
@@ -120,6 +123,7 @@ class ColumnSettings:
     token_dtype: Dtype = "float16"
     made_by: dict[str, Any] | None = None
     decoder: DecoderFiles | None = None
+    encoder_dtype: str | None = None
 
     def column_name(self, encoder: EncoderFiles) -> str:
         """Return the name of an encoder's column."""
@@ -164,7 +168,11 @@ def column_specs(
             fingerprint={
                 "generation": generation,
                 "decoder": decoder,
-                "encoder": {**files.fingerprint(), "dtype": generation["dtype"], "stored_as": settings.token_dtype},
+                "encoder": {
+                    **files.fingerprint(),
+                    "dtype": settings.encoder_dtype or generation["dtype"],
+                    "stored_as": settings.token_dtype,
+                },
             },
             dtype=settings.token_dtype,
             license=f"images {images_by}; tokens by {files.name}: {files.license}",
@@ -207,12 +215,13 @@ def plan_job(
     Raises:
         InputError: a setting, a prompt or a model's files are not as they must be.
     """
-    compute = resolve_compute(settings.device, settings.dtype, half="float16")
+    encoder_compute = resolve_compute(settings.device, settings.dtype, half="float16")
     require_prompts(corpus)
     preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
     sources = [name for name in expand_encoders(tuple(encoders)) if name != PROMPT_TEXT]
     encoder_files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in sources)
-    generator_files = find_generator(generator, preset, half=compute.dtype != "float32")
+    generator_files = find_generator(generator, preset, half=encoder_compute.dtype != "float32")
+    compute = resolve_compute(settings.device, settings.dtype, half=generator_files.family.half)
     for files in encoder_files:
         _require_images_for(files, generator_files)
     decoder = find_decoder(settings.decoder, generator_files)
@@ -224,9 +233,12 @@ def plan_job(
         token_dtype=settings.token_dtype,
         made_by=made_by,
         decoder=decoder,
+        encoder_dtype=encoder_compute.dtype,
     )
     # Everything that decides an image, and nothing else: batch size and device do not.
     generation = {"drawings": plan.fingerprint(), "seed": settings.seed, "dtype": compute.dtype, "generator": generator_files.fingerprint()}
+    if dtypes := _other_dtypes(generator_files, compute):
+        generation["dtypes"] = dtypes
     columns, text = column_specs(plan, generator_files, encoder_files, generation, column_settings), None
     if PROMPT_TEXT in encoders:
         shared: dict[str, Any] = {"rows": len(plan), "shard_rows": _shard_rows(plan, settings.shard_rows)}
@@ -238,6 +250,7 @@ def plan_job(
         generator=generator_files,
         encoders={column_settings.column_name(files): files for files in encoder_files},
         compute=compute,
+        encoder_compute=encoder_compute,
         columns=columns if encoder_files else (),
         prompts=settings.prompts,
         decoder=decoder,
@@ -247,6 +260,14 @@ def plan_job(
         most_prompts=max(1, MOST_EMBEDDING_BYTES // generator_files.family.embedding_bytes),
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
+
+
+def _other_dtypes(generator: Generator, compute: Compute) -> dict[str, str]:
+    """Return the dtypes of the parts that decide a latent and are kept in another than ``compute`` says."""
+    dtypes = generator.family.dtypes(compute.torch_dtype)
+    return {
+        part: str(dtype).removeprefix("torch.") for part, dtype in sorted(dtypes.items()) if part != "vae" and dtype != compute.torch_dtype
+    }
 
 
 def _require_images_for(encoder: EncoderFiles, generator: Generator) -> None:

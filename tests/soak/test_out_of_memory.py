@@ -210,8 +210,17 @@ def test_models_that_do_not_fit_in_float32_get_their_bits_back(part: str | None)
             patch.setattr(parts[part], "float", lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
             stack.enter_context(pytest.raises(torch.OutOfMemoryError))
         with drawer.in_float32(), encoder.in_float32():
+            with drawer.text_encoder_on_device():
+                embeddings = drawer.encode_prompts(["a cat"])
+            latents = drawer.denoise(embeddings, [1])
+            images = drawer.decode(latents)
             assert part is None
-            assert {value.dtype for module in parts.values() for value in module.parameters()} == {torch.float32}
+            assert {values.dtype for values in (embeddings["tokens"], latents, images)} == {torch.float32}
+            # Only the part that runs is in float32.
+            assert {name: next(module.parameters()).dtype for name, module in parts.items()} == {
+                **dict.fromkeys(parts, torch.bfloat16),
+                "tower": torch.float32,
+            }
     for name, module in parts.items():
         found = module.state_dict()
         assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in before[name].items())

@@ -339,3 +339,27 @@ def test_a_stop_ends_the_run_between_two_groups_of_prompts() -> None:
         bench.window(range(90))
     assert bench.asked("prompt float16") == [list(range(TEXT_BATCH))]
     assert not bench.generator.on_device
+
+
+@pytest.mark.parametrize(("stored", "needed"), [(False, 100), (True, 30)])
+def test_parts_that_do_not_fit_in_float32_are_not_tried_and_it_is_said_once(
+    bench: _Bench, well: Block, capsys: pytest.CaptureFixture[str], stored: bool, needed: int
+) -> None:
+    asked: list[bool] = []
+
+    def float32_bytes(*, generates: bool) -> int:
+        asked.append(generates)
+        return 100 if generates else 30
+
+    models = Models(text_to_image=cast(Any, bench.generator), encoders=bench.runner._models.encoders, free_bytes=lambda: needed - 1)
+    bench.runner = BlockRunner(bench.plan, models, bench.state)
+    cast(Any, bench.generator).float32_bytes = float32_bytes
+    bench.make_sick("images", "nan", [1, 3])
+    bench.heal([1, 3])
+    task = {"latents_BChw": well.values["latents"], "latent_flags_B": well.flags["latents"]} if stored else {"retry": [1]}
+    for _ in range(2):
+        block = bench.run(**task)
+        assert block.flags["clip"].tolist() == [0, FLAG_NOT_FINITE, 0, FLAG_NOT_FINITE, 0]
+    assert asked == [not stored] * 2
+    assert [call for call, _ in bench.generator.calls if call.endswith("float32")] == []
+    assert capsys.readouterr().err.count("no memory for float32") == 1

@@ -388,3 +388,33 @@ def test_only_stable_diffusion_xls_decoder_stays_in_float32(sdxl: Path) -> None:
         "sd": (torch.float16, torch.float16),
     }
     assert all(one.vae.config.force_upcast for one in loaded.values())
+
+
+def test_healing_takes_the_memory_of_the_largest_part_and_no_more(compute: Compute) -> None:
+    half, full = TextToImage(_generator(), dataclasses.replace(compute, dtype="bfloat16")), TextToImage(_generator(), compute)
+    weights = {
+        name: sum(weight.numel() for weight in part.parameters())
+        for name, part in (("unet", half.parts.denoiser), ("vae", half.parts.vae), ("text", half.parts.text_encoders["text_encoder"]))
+    }
+    # The text encoder is not on the device before; of the others there are two bytes a weight already.
+    assert half.float32_bytes(generates=True) == max(2 * weights["unet"], 2 * weights["vae"], 4 * weights["text"])
+    assert half.float32_bytes(generates=False) == 2 * weights["vae"]
+    assert full.float32_bytes(generates=True) == 0
+
+
+def test_in_float32_one_part_at_a_time_is_converted(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = TextToImage(_generator(steps=1), dataclasses.replace(compute, dtype="bfloat16"))
+    parts = {"unet": half.parts.denoiser, "vae": half.parts.vae, "text": half.parts.text_encoders["text_encoder"]}
+    seen: list[dict[str, torch.dtype]] = []
+
+    def note(*_: Any) -> None:
+        seen.append({name: next(part.parameters()).dtype for name, part in parts.items()})
+
+    handles = [parts[name].register_forward_pre_hook(note) for name in ("unet", "text")]
+    handles.append(parts["vae"].decoder.register_forward_pre_hook(note))
+    with half.in_float32():
+        half.decode(_generate(half, ["a"], [1]))
+    for handle in handles:
+        handle.remove()
+    converted = [[name for name, dtype in dtypes.items() if dtype == torch.float32] for dtypes in seen]
+    assert converted == [["text"], ["text"], ["unet"], ["vae"]]  # the empty prompt and the prompt
