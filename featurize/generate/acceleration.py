@@ -111,7 +111,7 @@ class Compilation:
         """
         self.part, self._seen = part, {}
         if part == "regional":
-            self._denoiser.compile_repeated_blocks()
+            _compile_repeated_blocks(self._denoiser)
         elif part == "whole":
             self.graphs = self._denoiser.device.type == "cuda" and rows * latent_shape[1] * latent_shape[2] <= _CELLS_OF_A_GRAPH
             self._denoiser.compile(mode="reduce-overhead" if self.graphs else None)
@@ -147,3 +147,14 @@ class Compilation:
         seen[rows] += 1
         with torch.compiler.set_stance("default" if usual else "force_eager"):
             yield
+
+
+def _compile_repeated_blocks(denoiser: Any) -> None:
+    """Compile the blocks that diffusers names; of a model where it names none (Sana, PixArt, PRX and others in 0.42.1), its lists."""
+    if denoiser._repeated_blocks:
+        denoiser.compile_repeated_blocks()
+        return
+    for blocks in denoiser.children():
+        if isinstance(blocks, torch.nn.ModuleList):
+            for block in blocks:
+                block.compile()

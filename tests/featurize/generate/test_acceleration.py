@@ -53,6 +53,8 @@ class _Inner(nn.Module):
 class _Part(nn.Module):
     """A module with one part in it, that tells how it was asked to compile."""
 
+    _repeated_blocks = ("_Inner",)
+
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()
         self.decoder = _Inner()
@@ -202,6 +204,32 @@ def test_the_demo_generates_the_same_compiled_and_redoes_uncompiled(counting: _C
     model.compilation.switch_off()
     assert torch.equal(model.denoise(two, [1, 2]), plain)
     assert counting.ran == ran
+
+
+class _Stack(nn.Module):
+    """A model of blocks that diffusers does not name, as Sana, PRX and PixArt in 0.42.1."""
+
+    _repeated_blocks = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blocks = _Inner(), nn.ModuleList([_Inner(), _Inner()])
+        self.device = torch.device("cpu")
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            values = block(values)
+        return values
+
+
+def test_of_a_transformer_the_blocks_in_its_lists_are_compiled(counting: _Counting) -> None:
+    stack = _Stack()
+    compilation = Compilation(stack, _Part())
+    compilation.switch_on("regional", rows=2, latent_shape=(4, 8, 8))
+    _forward(compilation, stack, 2)
+    assert counting.ran == 2
+    assert stack._compiled_call_impl is None
+    assert stack.first._compiled_call_impl is None
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
