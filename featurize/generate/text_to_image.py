@@ -162,11 +162,9 @@ class TextToImage:
     def in_float32(self) -> Iterator[None]:
         """Compute in float32 inside the block, which does not overflow where half precision does. Only the part that runs is converted, so
         that the others take no more memory."""
-        if self._dtype == torch.float32:
-            yield
-            return
-        self._negative, negative = None, self._negative  # encoded again, because the text encoder may have overflowed
-        self._heals = True
+        negative, self._heals = self._negative, self._dtype != torch.float32
+        if self._heals:
+            self._negative = None  # encoded again, because the text encoder may have overflowed
         try:
             with self.compilation.paused():
                 yield
