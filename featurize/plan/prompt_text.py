@@ -54,14 +54,16 @@ def text_column(plan: ImagePlan, generator: Generator, *, dtype: str, token_dtyp
             "text_encoder": {
                 "name": generator.name,
                 "pipeline": generator.pipeline_class,
-                "weights": _text_parts_hash(generator),
+                # Of a checkpoint of one file the parts have no hash of their own; LoRAs may change text encoders too.
+                "weights": _text_parts_hash(generator) if generator.single_file is None else generator.weights_hash,
+                **({"loras": [lora.fingerprint() for lora in generator.loras]} if generator.loras else {}),
                 "pooling": POOLING,
                 "dtype": dtype,
                 "stored_as": token_dtype,
             },
         },
         dtype=token_dtype,
-        license=f"vectors by the text encoder of {generator.origin}: {generator.settings.license}",
+        license=f"vectors by the text encoder of {generator.origin}: {generator.license or generator.settings.license}",
     )
 
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from featurize.options import FeaturizeOptions
+from featurize.run import featurize_command
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from train.cli import main
 from train.data.text_model import find_text_model
+from train.evidence.compare import compare
 from train.models.api import distill, train_baseline, train_images, train_teacher
 from train.models.train_model import TrainedModel
 from train.options.settings import DistillationSettings, Optimization, Placement
@@ -98,3 +101,26 @@ def test_teachers_of_two_runs_are_refused(corpus: Corpus) -> None:
         distill(corpus, ["runs/a/teacher", "runs/b/teacher"], **COMMON)
     with pytest.raises(InputError, match="no teacher"):
         distill(corpus, [], **COMMON)
+
+
+def test_a_control_reads_the_generators_text_vectors(corpus: Corpus, small_csv: Path, run: Path) -> None:
+    common: dict[str, Any] = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "device": "cpu"}
+    with pytest.raises(InputError, match="--encoders prompt-text, which generates no image"):
+        train_teacher(corpus, run / "tokens", privileged="text", **COMMON)
+    featurize_command(FeaturizeOptions(**common, encoders=("prompt-text",), run_dir=run, shard_rows=32))
+    teacher = train_teacher(corpus, run / "tokens", privileged="text", **COMMON)
+    assert teacher.folder == run / "teacher-text"
+    assert teacher.metrics["config"]["image_tokens"] == "prompt-text"
+    student = distill(corpus, [teacher], name="student-text", **COMMON)
+    assert "the vectors of an image generator's text encoder, and no image" in (student.folder / "README.md").read_text()
+    report = compare(corpus, run, train=False, rows=["controls"], seeds=1)
+    assert {"teacher-text", "student-text"} <= set(report.rows)
+    assert report.rows["teacher-text"].seeds == report.rows["student-text"].seeds == (0,)
+    for refused in (
+        lambda: train_images(corpus, run / "tokens", column="prompt-text", **COMMON),
+        lambda: train_teacher(corpus, run / "tokens", column="prompt-text", name="odd", **COMMON),
+    ):
+        with pytest.raises(InputError, match="which are of no image"):
+            refused()
+    with pytest.raises(InputError, match="leave --image-tokens out"):
+        train_teacher(corpus, run / "tokens", column="clip-demo", privileged="text", name="odd", **COMMON)
