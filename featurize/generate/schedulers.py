@@ -59,6 +59,8 @@ def load_scheduler(generator: Generator) -> Any:
         ) from None
     try:
         _try_steps(scheduler, generator)
+    except InputError:  # a family says what helps
+        raise
     except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError) as error:
         raise _rejected(scheduler, folder, steps, reason(error)) from None
     if steps == 1 and begins_late(scheduler.timesteps, scheduler.config):

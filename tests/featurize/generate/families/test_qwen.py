@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from featurize.generate.families import qwen
-from featurize.generate.families.family import Sampling
 from featurize.generate.families.packed import unpacked
 from featurize.generate.families.qwen import QwenImage
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.generate.schedulers import load_scheduler
 from lugpi_core.errors import InputError
 from tests.support.family_runs import LONG, PROMPTS, Twins, changed_family
 from tests.support.tiny_pipelines import library_pipeline, tiny_pipeline
@@ -65,8 +66,9 @@ def test_what_does_not_run_is_refused(plain: Twins, changes: dict[str, Any], mes
 
 
 def test_one_step_which_the_sampler_cannot_stretch_is_refused(plain: Twins) -> None:
-    with pytest.raises(InputError, match=r"1 step of a sampler whose last time is 0\.02"):
-        plain.family.set_timesteps(plain.parts.scheduler, Sampling(images=1, size_px=64, steps=1, guidance=1.0))
+    generator = find_generator(str(plain.folder), generator_settings(str(plain.folder), {"steps": 1}), half=False)
+    with pytest.raises(InputError, match=r"^got 1 step of a sampler whose last time is 0\.02"):
+        load_scheduler(generator)
 
 
 def test_the_library_fails_with_a_transformer_that_takes_the_scale(tmp_path: Path) -> None:
