@@ -153,7 +153,7 @@ def _at_layer(files: EncoderFiles, layer: int | None, blocks: int | None) -> Enc
         return files
     if blocks is None:
         raise InputError(
-            got=f"--encoder-layer {layer} for {files.name}, whose stages have different widths",
+            got=f"--encoder-layer {layer} for {files.name}, whose tokens are not those of one of several equal blocks",
             expected="an encoder of equal blocks",
             do="leave --encoder-layer out, or choose a vision transformer",
         )

@@ -217,7 +217,7 @@ def test_a_size_or_layer_that_the_model_does_not_have_is_one_line(tmp_path: Path
     for folder, choice, message in (
         ("vit", {"size_px": 100}, "a multiple of its patches' 16 px"),
         ("vit", {"layer": 7}, "expected 1 to 6"),
-        ("net", {"layer": 1}, "whose stages have different widths"),
+        ("net", {"layer": 1}, "whose tokens are not those of one of several equal blocks"),
     ):
         with pytest.raises(InputError, match=message):
             find_encoder(str(tmp_path / folder), **choice)  # type: ignore[arg-type]
