@@ -31,13 +31,15 @@ from tests.support.tiny_pipelines import PIPELINES, tiny_pipeline
 
 # The pipelines of diffusers, from which the folders are saved, and schedulers where they meet NumPy 2.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.* is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 # Prompts of their own lengths, in the suite's family: its rows are padded, and so are the windows of their embeddings.
 SUITE = "z-image"
 # Rows of the denoiser for an image in two steps, with the guidance that the library's pipeline takes where none is given.
-ROWS: Mapping[str, int] = {**dict.fromkeys(PIPELINES, 4), **dict.fromkeys(("sana-sprint", "lcm", "flux-schnell", "flux-dev"), 2)}
+_UNGUIDED = ("sana-sprint", "lcm", "flux-schnell", "flux-dev", "flux2-klein", "flux2")
+# The sampler of Stable Diffusion 1, PNDM, evaluates one time twice.
+ROWS: Mapping[str, int] = {**dict.fromkeys(PIPELINES, 4), **dict.fromkeys(_UNGUIDED, 2), "stable-diffusion": 6}
 STEPS, IMAGES, SHARD, BATCH = 2, 13, 8, 4
 COLUMNS = ("latents", "vit-demo")
 TEXTS = [f"{'snow ' * (n % 5)}on number {n}" for n in range(IMAGES)]
@@ -54,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipeline(family, tmp_path_factory.mktemp("family") / family)
+    return tiny_pipeline(family, tmp_path_factory.mktemp("family") / "generator")  # a name that says nothing
 
 
 @pytest.fixture(scope="module")
