@@ -32,6 +32,10 @@ class AuraFlow(ImageTransformer):
     def usual(self) -> Usual:
         return Usual(steps=50, guidance=3.5)
 
+    def dtypes(self, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
+        """Return float32 for a decoder that overflows in float16, as its configuration says."""
+        return {"vae": torch.float32} if dtype == torch.float16 and self.vae.get("force_upcast", True) else {}
+
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         return {"tokens": ((self.tokens_read, int(self.transformer["joint_attention_dim"])), torch.float32)}
 

@@ -125,3 +125,13 @@ def test_a_decoder_of_other_channels_is_refused(tiny: Callable[[str], Path], tmp
     folder = _changed(tiny(family), tmp_path / family, "vae/config.json", latent_channels=5)
     with pytest.raises(InputError, match="vae decodes 5"):
         family_of(folder, json.loads((folder / "model_index.json").read_text())).check()
+
+
+@pytest.mark.parametrize(("stated", "kept"), [(True, {"vae": torch.float32}), (False, {})])
+def test_aura_flows_decoder_stays_out_of_float16_where_it_says_so(
+    tiny: Callable[[str], Path], tmp_path: Path, stated: bool, kept: Mapping[str, torch.dtype]
+) -> None:
+    folder = _changed(tiny("auraflow"), tmp_path / "aura", "vae/config.json", force_upcast=stated)
+    family = family_of(folder, json.loads((folder / "model_index.json").read_text()))
+    assert family.dtypes(torch.float16) == kept
+    assert not family.dtypes(torch.bfloat16)
