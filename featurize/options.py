@@ -157,9 +157,9 @@ class ModelNames:
     .tsv, .json, .jsonl, .parquet; .gz too) or a folder of datasets.save_to_disk. The store is tokens-<its name>/ in the run."""
     generator: str = "fast"
     """A preset (fast = SD v2-base, 512 px, 20 steps; paper = SD v2, 768 px, 50 steps; sd2, sd2-base, sd2-1, sd2-1-base, sd-turbo,
-    flux2-klein, flux2-klein-base, prx, prx-base, sdxl-lightning, sana-sprint, z-image-turbo, pixart-sigma, demo: docs/generators.md), a
-    preset's weights from a folder or file as NAME=FOLDER, any text-to-image folder of diffusers, a checkpoint FILE.safetensors, or a hub id
-    owner/name[@revision]."""
+    flux2-klein, flux2-klein-base, prx, prx-base, sdxl-lightning, sana-sprint, z-image-turbo, pixart-sigma, demo, demo-flow:
+    docs/generators.md), a preset's weights from a folder or file as NAME=FOLDER, any text-to-image folder of diffusers, a checkpoint
+    FILE.safetensors, or a hub id owner/name[@revision]."""
     encoders: tuple[str, ...] = ("clip-vit-b32",)
     """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, siglip2-b16, dinov2-b14-reg, dinov3-b16, pe-core-b16, demo,
     open_clip:<model>/<pretrained>, open_clip:<model>/<file>.safetensors[@<pretrained>], timm:<model>[/<tag>], a folder or a hub id. On an

@@ -1,6 +1,7 @@
 """Writes the trained models as folders for diffusers, open_clip and transformers: safetensors in half precision."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def assemble(recipe: Recipe, folder: Path) -> Path:
     prepare_libraries()
     with whole_folder(folder) as partial:
         _write_generator(recipe, partial / "generator")
+        write_flow(recipe, partial / "generator-flow")
         recipe.tiny().half().to(memory_format=torch.contiguous_format).save_pretrained(partial / "tiny")
         _write_clip(recipe, partial / "clip-demo")
         _write_vit(recipe, partial / "vit-demo")
@@ -29,7 +31,23 @@ def assemble(recipe: Recipe, folder: Path) -> Path:
 
 def _write_generator(recipe: Recipe, folder: Path) -> None:
     pipeline = recipe.pipeline()
-    for part in (pipeline.vae, pipeline.unet):
+    _write_pipeline(pipeline, (pipeline.vae, pipeline.unet), folder)
+
+
+def write_flow(recipe: Recipe, folder: Path) -> None:
+    """Write the second generator."""
+    from transformers import T5GemmaConfig
+
+    pipeline = recipe.flow_pipeline()
+    _write_pipeline(pipeline, (pipeline.vae, pipeline.transformer, pipeline.text_encoder), folder)
+    # As the authors of PRX save it, inside the configuration of a whole T5Gemma: diffusers 0.42.1 reads no other form, its own included
+    # (pipelines/prx/__init__.py takes the default sizes then).
+    encoder = pipeline.text_encoder.config.to_dict()
+    T5GemmaConfig(encoder=encoder, decoder=encoder, dtype="float16").save_pretrained(folder / "text_encoder")
+
+
+def _write_pipeline(pipeline: Any, parts: Sequence[Any], folder: Path) -> None:
+    for part in parts:
         part.to(memory_format=torch.contiguous_format)  # required by safetensors
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dev.embedded_models.assembly import write_flow
 from dev.embedded_models.measures import (
     Clip,
     ImageGenerator,
@@ -18,9 +19,10 @@ from dev.embedded_models.measures import (
     sample_captions,
 )
 from dev.embedded_models.recipe import Recipe
+from featurize.generate.presets import EMBEDDED_GENERATORS
 from featurize.inspect.decoded_images import to_bytes
 from featurize.inspect.drawings_png import DRAWINGS_PNG, write_drawings_png
-from lugpi_core.files import read_json, write_json, write_text
+from lugpi_core.files import read_json, whole_folder, write_json, write_text
 
 RECORD, CARD = "record.json", "README.md"
 _ABOUT = {
@@ -34,24 +36,53 @@ _ABOUT = {
     "vit": ("vit-demo", "the group of augmented images"),
     "clip-drawn": ("clip-demo (vision tower)", "`clip`, then generated images against their captions, and the same as before"),
     "vit-drawn": ("vit-demo", "`vit`, then the group nearest to the caption of a generated image, and the same as before"),
+    "flow-sight": ("generator-flow/text_encoder", "token embeddings of `sight`, then the same from captions, by bidirectional attention"),
+    "flow": ("generator-flow/transformer", "velocity between latents and noise, from captions"),
     "text": ("text", "masked words of glosses"),
 }
+_SHEETS = {"demo": DRAWINGS_PNG, "demo-flow": "drawings-flow.png"}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+FLOW = "demo-flow"
+
+
 def measure(recipe: Recipe, folder: Path, *, most: int | None = None) -> dict[str, Any]:
-    """Return how good the assembled models are, on at most ``most`` texts of each kind, and write ``drawings.png``."""
-    world, clip, generator = recipe.world, Clip(folder), ImageGenerator(folder)
+    """Return how good the assembled models are, on at most ``most`` texts of each kind, and write the images of both generators."""
+    found = {"retrieval": retrieval(recipe.world, Clip(folder)), **measure_generator(recipe, folder, "demo", most=most)}
+    return {**found, FLOW: measure_generator(recipe, folder, FLOW, most=most)}
+
+
+def measure_generator(recipe: Recipe, folder: Path, preset: str, *, most: int | None = None) -> dict[str, Any]:
+    """Return how good a generator is, on at most ``most`` texts of each kind, and write a PNG of its images."""
+    world, clip, generator = recipe.world, Clip(folder), ImageGenerator(folder, preset)
     fitted, dev = demo_glosses("train")[:most], list(world.held.dev.values())[:most]
     captions = sample_captions(world, 64, seed=1)
-    write_drawings_png(captions, to_bytes(generator.images(captions)), folder / DRAWINGS_PNG)
+    write_drawings_png(captions, to_bytes(generator.images(captions)), folder / _SHEETS[preset])
     return {
-        "retrieval": retrieval(world, clip),
         "drawn_names": name_recognition(world, clip, generator, count=min(256, most or 256)),
         "clip_score": clip_scores(world, clip, generator, count=min(256, most or 256)),
         "probe_dev": probes(fitted, dev, clip, generator, folder),
         "probe_test": probes(fitted, demo_glosses("test")[:most], clip, generator, folder),
     }
+
+
+def add_flow(recipe: Recipe, folder: Path, *, most: int | None = None) -> None:
+    """Put the second generator into ``folder``, measure it on at most ``most`` texts of each kind, and write the card. What is there of the
+    other models stays."""
+    with whole_folder(folder / EMBEDDED_GENERATORS[FLOW]) as partial:
+        write_flow(recipe, partial)
+    record = read_json(folder / RECORD)
+    record["trained"] |= {name: read_json(recipe.folder / f"{name}.json") for name in ("flow-sight", "flow")}
+    record["trained"] = {name: record["trained"][name] for name in _ABOUT}
+    record["measured"][FLOW] = measure_generator(recipe, folder, FLOW, most=most)
+    record["bytes"] = _sizes(folder)
+    write_json(folder / RECORD, record)
+    write_text(folder / CARD, card(record))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))}
 
 
 def write_card(recipe: Recipe, folder: Path, *, most: int | None = None) -> None:
@@ -63,7 +94,7 @@ def write_card(recipe: Recipe, folder: Path, *, most: int | None = None) -> None
     record = {
         "trained": {name: read_json(recipe.folder / f"{name}.json") for name in _ABOUT},
         "measured": measure(recipe, folder, most=most),
-        "bytes": {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))},
+        "bytes": _sizes(folder),
         "sources": {"pictures": len(recipe.world.emoji), "synsets": len(recipe.world.synsets), "held_out": len(recipe.world.held.ids)},
         "machine": {"threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__},
     }
@@ -86,6 +117,10 @@ def card(record: dict[str, Any]) -> str:
         f"| {trained[name]['loss'][0]:.3g} → {trained[name]['loss'][-1]:.3g} `{sparkline(trained[name]['loss'])}` |"
         for name, (where, how) in _ABOUT.items()
     ]
+    both = [
+        f"| {question} | {first} | {second} |"
+        for question, first, second in both_generators(record["measured"], record["sources"]["pictures"])
+    ]
     sources, machine, megabytes = record["sources"], record["machine"], sum(record["bytes"].values()) / 1e6
     return f"""---
 license: apache-2.0
@@ -96,9 +131,10 @@ tags: [text-to-image, clip, vit, distilbert, emoji]
 # The embedded models
 
 Small models with the architectures of the real ones: a Stable Diffusion pipeline that generates emoji-like images of 64 px for English
-words (`generator/`), a tiny decoder for its latents (`tiny/`), a CLIP (`clip-demo/`, open_clip) and a ViT (`vit-demo/`) that encode images,
-and a DistilBERT (`text/`). They are what `--generator demo`, `--encoders demo` and `--text-model demo` mean. {megabytes:.1f} MB in half
-precision.
+words (`generator/`), a tiny decoder for its latents (`tiny/`), a transformer of the PRX family that does the same by flow matching
+(`generator-flow/`, with the same autoencoder), a CLIP (`clip-demo/`, open_clip) and a ViT (`vit-demo/`) that encode images, and a
+DistilBERT (`text/`). They are what `--generator demo`, `--generator demo-flow`, `--encoders demo` and `--text-model demo` mean.
+{megabytes:.1f} MB in half precision.
 
 They are for demonstrations and tests. They were trained on {sources["pictures"]:,} emoji; an image of anything else mixes those of similar
 meaning. The images are soft, because they have 64 px and four denoising steps; how often one retrieves its emoji is reported below.
@@ -131,13 +167,20 @@ On {machine["threads"]} CPU thread(s), torch {machine["torch"]}; minutes of wall
 |---|---|
 {chr(10).join(f"| {question} | {figure} |" for question, figure in card_figures(record["measured"], sources["pictures"]))}
 
-`drawings.png` has images for 64 captions: the upper half names of emoji, the lower half unseen glosses.
+The second generator, measured in the same way:
+
+| question | `demo` | `demo-flow` |
+|---|---|---|
+{chr(10).join(both)}
+
+`drawings.png` has images of `demo` for 64 captions: the upper half names of emoji, the lower half unseen glosses. `drawings-flow.png` has
+those of `demo-flow` for the same captions.
 """
 
 
 def card_figures(found: dict[str, Any], total: int) -> list[tuple[str, str]]:
     """Return the questions of the card with their figures."""
-    retrieved, scores, unseen = found["retrieval"], found["clip_score"], found["probe_test"]
+    retrieved, unseen = found["retrieval"], found["probe_test"]
     return [
         ("image retrieved by its name: first / among five", f"{retrieved['name_first']:.1%} / {retrieved['name_among_five']:.1%}"),
         ("an image with the keyword among the first five", f"{retrieved['keyword_among_five']:.1%}"),
@@ -145,6 +188,16 @@ def card_figures(found: dict[str, Any], total: int) -> list[tuple[str, str]]:
             "an image of the right topic retrieved first by an unseen gloss (by chance)",
             f"{retrieved['unseen_gloss_topic']:.1%} ({retrieved['unseen_gloss_topic_by_chance']:.1%})",
         ),
+        *generator_figures(found, total)[:3],
+        ("linear probe, topics of unseen glosses (test; chance 8.3 %): text tower", f"{unseen['text']:.1%}"),
+        ("the same from generated images: CLIP tokens / ViT tokens", generator_figures(found, total)[3][1]),
+    ]
+
+
+def generator_figures(found: dict[str, Any], total: int) -> list[tuple[str, str]]:
+    """Return the questions about one generator with their figures."""
+    scores, unseen = found["clip_score"], found["probe_test"]
+    return [
         (
             f"an emoji retrieved by the image generated for its name, among {total:,}: first / among five",
             f"{found['drawn_names']['first']:.1%} / {found['drawn_names']['among_five']:.1%}",
@@ -154,6 +207,14 @@ def card_figures(found: dict[str, Any], total: int) -> list[tuple[str, str]]:
             "CLIP score of images generated for unseen glosses / shuffled",
             f"{scores['unseen_glosses']:.1f} / {scores['unseen_glosses_shuffled']:.1f}",
         ),
-        ("linear probe, topics of unseen glosses (test; chance 8.3 %): text tower", f"{unseen['text']:.1%}"),
-        ("the same from generated images: CLIP tokens / ViT tokens", f"{unseen['clip-demo']:.1%} / {unseen['vit-demo']:.1%}"),
+        (
+            "linear probe from generated images, topics of unseen glosses (test; chance 8.3 %): CLIP tokens / ViT tokens",
+            f"{unseen['clip-demo']:.1%} / {unseen['vit-demo']:.1%}",
+        ),
     ]
+
+
+def both_generators(found: dict[str, Any], total: int) -> list[tuple[str, str, str]]:
+    """Return the questions about the generators with the figures of both."""
+    figures = zip(generator_figures(found, total), generator_figures(found[FLOW], total), strict=True)
+    return [(question, first, second) for (question, first), (_, second) in figures]

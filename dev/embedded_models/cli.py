@@ -1,6 +1,5 @@
 """``python -m dev.embedded_models``: the parts of the recipe, one after the other. Heavy imports are inside the functions."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +34,7 @@ def train_models(options: EmojiOptions) -> dict[str, Any]:
         f"{len(world.emoji):,} images, {len(world.synsets):,} synsets ({len(world.held.ids):,} held out), "
         f"{sum(map(len, world.own)):,} captions of images and {len(world.near):,} from WordNet"
     )
-    steps = {name: dataclasses.replace(step, steps=max(1, step.steps // options.shorten)) for name, step in STEPS.items()}
+    steps = {name: step.shortened(options.shorten) for name, step in STEPS.items()}
     drawings = max(1, DRAWINGS // options.shorten)
     recipe = Recipe(world, options.work_dir, seed=options.seed, steps=steps, drawings=drawings)
     seconds: dict[str, float] = {}
@@ -47,6 +46,14 @@ def train_models(options: EmojiOptions) -> dict[str, Any]:
             from dev.embedded_models.card import write_card
 
             write_card(recipe, options.out, most=None if options.shorten == 1 else 64)
+        elif part == "restore":
+            from dev.embedded_models.restore import restore
+
+            restore(options.out, options.work_dir)
+        elif part == "add-flow":
+            from dev.embedded_models.card import add_flow
+
+            add_flow(recipe, options.out, most=None if options.shorten == 1 else 64)
         else:
             getattr(recipe, part.replace("-", "_"))()
         seconds[part] = round(time.perf_counter() - started, 1)

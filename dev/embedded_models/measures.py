@@ -20,7 +20,7 @@ from dev.embedded_models.world import World
 from featurize.encode.encoders import DEMO_ENCODERS, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.generators import find_generator
-from featurize.generate.presets import PRESETS
+from featurize.generate.presets import EMBEDDED_GENERATORS, PRESETS
 from featurize.generate.text_to_image import TextToImage
 from featurize.inspect.probes import predict_linear, standardised
 from featurize.inspect.text_agreement import JointSpace
@@ -33,12 +33,12 @@ _BATCH = 64
 
 
 class ImageGenerator:
-    """The assembled generator, run as ``python -m featurize --generator demo`` runs it."""
+    """An assembled generator, run as ``python -m featurize --generator demo`` runs it, or ``demo-flow``."""
 
-    def __init__(self, folder: Path, **overrides: Any) -> None:
+    def __init__(self, folder: Path, preset: str = "demo", **overrides: Any) -> None:
         self._compute = resolve_compute("cpu", "auto", half="float16")
-        settings = replace(PRESETS["demo"], **overrides)
-        self._model = TextToImage(find_generator(f"demo={folder / 'generator'}", settings, half=False), self._compute)
+        settings = replace(PRESETS[preset], **overrides)
+        self._model = TextToImage(find_generator(f"{preset}={folder / EMBEDDED_GENERATORS[preset]}", settings, half=False), self._compute)
 
     def images(self, texts: Sequence[str]) -> torch.Tensor:
         """Return images [B, 3, 64, 64] in [0, 1]."""

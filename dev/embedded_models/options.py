@@ -20,11 +20,15 @@ Part = Literal[
     "drawings",
     "clip-drawn",
     "vit-drawn",
+    "flow-sight",
+    "flow",
     "text",
     "assemble",
     "card",
+    "restore",
+    "add-flow",
 ]
-PARTS: tuple[Part, ...] = get_args(Part)
+PARTS: tuple[Part, ...] = tuple(part for part in get_args(Part) if part not in ("restore", "add-flow"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,9 @@ class EmojiOptions:
     only: tuple[Part, ...] = PARTS
     """Which parts, in this order: bag and words (the text tower), autoencoder, tiny (its small decoder), sight (the tower learns what words
     look like), unet, clip, vit, drawings (images generated for captions from WordNet), clip-drawn and vit-drawn (trained on these too),
-    text (a DistilBERT), assemble (into --out), card (measure, and write README.md and drawings.png)."""
+    flow-sight and flow (the second generator's text encoder and transformer), text (a DistilBERT), assemble (into --out), card (measure,
+    and write README.md and drawings.png). Not by default: restore (what flow needs, from the models in --out), add-flow (put the second
+    generator into --out, measure it, and write the card)."""
     work_dir: Path = Path("runs/emoji")
     """Folder for checkpoints and records."""
     out: Path = EMBEDDED_FOLDER

@@ -3,14 +3,14 @@ drawings; clip and vit, then drawings, → clip-drawn and vit-drawn."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dev.embedded_models import drawing, generated, vision
+from dev.embedded_models import drawing, flow, generated, vision
 from dev.embedded_models.masked_words import MaskedWords, masked_model
 from dev.embedded_models.sight import OWN_SHARE, SightLoss, SightTower, nearest_images, pairs
 from dev.embedded_models.training import Loss, Schedule, fit
@@ -26,7 +26,7 @@ from dev.embedded_models.words import (
     word_piece_tokenizer,
 )
 from dev.embedded_models.world import World
-from lugpi_core.files import make_folder, whole_folder
+from lugpi_core.files import make_folder, whole_file, whole_folder
 
 _VIEWS = 6
 DRAWINGS = 16_000
@@ -34,13 +34,19 @@ DRAWINGS = 16_000
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """How long a model is trained, with which batch and learning rate."""
+    """How long a model is trained, with which batch and learning rate; see ``Schedule``."""
 
     steps: int
     batch: int
     learning_rate: float
     averaged: float = 0.0
     weight_decay: float = 0.05
+    until: int | None = None
+
+    def shortened(self, factor: int) -> "Step":
+        """Return a step with ``factor`` times fewer steps, at least one."""
+        until = None if self.until is None else max(1, self.until // factor)
+        return replace(self, steps=max(1, self.steps // factor), until=until)
 
 
 # Each takes minutes on two CPU cores; the card says how many.
@@ -55,6 +61,8 @@ STEPS: Mapping[str, Step] = {
     "vit": Step(steps=2500, batch=64, learning_rate=7e-4),
     "clip-drawn": Step(steps=1500, batch=128, learning_rate=6e-4),
     "vit-drawn": Step(steps=1000, batch=64, learning_rate=3e-4),
+    "flow-sight": Step(steps=1000, batch=256, learning_rate=2e-3, weight_decay=0.01),
+    "flow": Step(steps=5500, until=3614, batch=64, learning_rate=1.5e-3, averaged=0.999, weight_decay=0.01),
     "text": Step(steps=4000, batch=128, learning_rate=1e-3),
 }
 
@@ -85,7 +93,8 @@ class Recipe:
 
         def make() -> Tower:
             tower = Tower(self.tokenizer())
-            tower.initialise_from(self.bag())
+            if not (self.folder / "words.json").is_file():  # restored ones come without their bag
+                tower.initialise_from(self.bag())
             return tower
 
         tower: Tower = self._fit_once("words", make, self._contrastive_on_pairs("words"))
@@ -212,6 +221,35 @@ class Recipe:
         classifier: vision.GroupClassifier = self._fit_once("vit-drawn", self.vit, loss)
         return classifier
 
+    def flow_sight(self) -> flow.FlowTower:
+        """Return the second generator's text encoder, which predicts what words look like."""
+        batch = self._steps["flow-sight"].batch
+
+        def loss(tower: flow.FlowTower) -> Loss:
+            captions, own, nearest = self._caption_pairs()
+            ids = token_ids(self.tokenizer(), captions, longest=flow.LONGEST)
+            pair, latents_NF = pairs(own, nearest, own_share=OWN_SHARE), self._still_latents().flatten(1)
+            return flow.FlowSightLoss(tower, ids, self.tokenizer().pad_token_id, latents_NF, pair, batch)
+
+        tower: flow.FlowTower = self._fit_once("flow-sight", lambda: flow.FlowTower(self.sight().model, self.tokenizer()), loss)
+        return tower
+
+    def flow(self) -> Any:
+        """Return the second generator's transformer."""
+
+        def loss(transformer: Any) -> Loss:
+            captions, own, nearest = self._caption_pairs()
+            states = flow.CaptionStates(self.flow_sight(), self.tokenizer(), [*captions, ""])
+            pair = pairs(own, nearest, own_share=OWN_SHARE)
+            return flow.FlowLoss(transformer, self._still_latents(), states, len(captions), pair, self._steps["flow"].batch)
+
+        return self._fit_once("flow", flow.transformer, loss)
+
+    def flow_pipeline(self) -> Any:
+        """Return the second generator as a diffusers pipeline."""
+        vae, _, _ = self.latents()
+        return flow.pipeline(vae=vae, text_encoder=self.flow_sight().model, tokenizer=self.tokenizer(), transformer=self.flow())
+
     def text(self) -> Any:
         """Return the DistilBERT with its masked-language head."""
         tokenizer, batch = self.text_tokenizer(), self._steps["text"].batch
@@ -247,9 +285,15 @@ class Recipe:
         return drawing.still_latents(vae, self.pictures)
 
     def _caption_pairs(self) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
-        """Return ``_captions``, with each caption from WordNet paired with the nearest of its images, by their own captions."""
+        """Return ``_captions``, with each caption from WordNet paired with the nearest of its images, by their own captions. The pairs are
+        kept in a file: to find them takes minutes."""
         captions, own, near = self._captions()
-        return captions, own, nearest_images(own, near, embed_texts(self.words(), self.tokenizer(), captions))
+        path = self.folder / "nearest.pt"
+        if not path.is_file():
+            found = nearest_images(own, near, embed_texts(self.words(), self.tokenizer(), captions))
+            with whole_file(path) as partial:
+                torch.save(torch.tensor(found), partial)
+        return captions, own, [(caption, picture) for caption, picture in torch.load(path, weights_only=True).tolist()]
 
     def _fit_once(self, name: str, make: Callable[[], Any], loss: Callable[[Any], Loss]) -> Any:
         step, seed = self._steps[name], random.Random(f"{self._seed}:{name}").randrange(1 << 16)
@@ -257,7 +301,12 @@ class Recipe:
             torch.manual_seed(seed)
             model = make().to(memory_format=torch.channels_last)  # faster convolutions
             schedule = Schedule(
-                steps=step.steps, learning_rate=step.learning_rate, averaged=step.averaged, weight_decay=step.weight_decay, seed=seed
+                steps=step.steps,
+                learning_rate=step.learning_rate,
+                averaged=step.averaged,
+                weight_decay=step.weight_decay,
+                seed=seed,
+                until=step.until,
             )
             self.records[name] = fit(name, model, lambda: loss(model), schedule, self.folder)
         return model.eval()

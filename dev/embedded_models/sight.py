@@ -45,23 +45,33 @@ class SightLoss:
         self._model, self._captions, self._padding, self._pair = model, captions, padding, pair
         self._latents = latents_NF - latents_NF.mean(dim=0)
         self._variance = self._latents.var()
+        self._lengths = [len(caption) for caption in captions]
 
     def of(self, batch: int) -> Callable[[torch.Generator], torch.Tensor]:
         """Return the loss function of batches of this size."""
 
         def loss(chance: torch.Generator) -> torch.Tensor:
-            captions, pictures = self._rows(batch, random.Random(chance.initial_seed()))
-            targets = self._latents[pictures]
-            errors = [nn.functional.mse_loss(predicted, targets) for predicted in self._model(pad(captions, self._padding))]
+            chosen = pairs_of_one_length(self._pair, self._lengths, batch, random.Random(chance.initial_seed()))
+            targets = self._latents[[picture for _, picture in chosen]]
+            ids_BL = pad([self._captions[caption] for caption, _ in chosen], self._padding)
+            errors = [nn.functional.mse_loss(predicted, targets) for predicted in self._model(ids_BL)]
             return torch.stack(errors).mean() / self._variance
 
         return loss
 
-    def _rows(self, batch: int, chance: random.Random) -> tuple[list[torch.Tensor], list[int]]:
-        pool = sorted((self._pair(chance) for _ in range(_POOL * batch)), key=lambda pair: (len(self._captions[pair[0]]), pair))
-        start = chance.randrange(len(pool) - batch + 1)
-        chosen = pool[start : start + batch]
-        return [self._captions[caption] for caption, _ in chosen], [picture for _, picture in chosen]
+
+def pairs_of_one_length(pair: SamplePair, lengths: Sequence[int], batch: int, chance: random.Random) -> list[tuple[int, int]]:
+    """Return a batch of captions and images whose captions are of similar length, so that little of it is padding.
+
+    Args:
+        pair: samples the numbers of a caption and of its image.
+        lengths: of the captions, in tokens.
+        batch: how many.
+        chance: of the batch.
+    """
+    pool = sorted((pair(chance) for _ in range(_POOL * batch)), key=lambda one: (lengths[one[0]], one))
+    start = chance.randrange(len(pool) - batch + 1)
+    return pool[start : start + batch]
 
 
 def nearest_images(own: Sequence[Sequence[int]], near: Sequence[Sequence[int]], joint_TE: torch.Tensor) -> list[tuple[int, int]]:

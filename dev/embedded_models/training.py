@@ -27,13 +27,23 @@ Loss = Callable[[torch.Generator], torch.Tensor]
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """AdamW with warm-up and cosine decay to zero. ``averaged`` is the decay of a moving average of the weights, which is then kept instead
-    of the weights (Karras et al. 2022, arXiv 2206.00364, table 1); 0 = no average."""
+    of the weights (Karras et al. 2022, arXiv 2206.00364, table 1); 0 = no average. ``until`` ends the training before the rate is zero."""
 
     steps: int
     learning_rate: float
     weight_decay: float = 0.05
     averaged: float = 0.0
     seed: int = 0
+    until: int | None = None
+
+    @property
+    def last(self) -> int:
+        """How many steps are trained."""
+        return self.steps if self.until is None else self.until
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the weights, for checkpoints and records."""
+        return {name: value for name, value in vars(self).items() if name != "until" or value is not None}
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -63,19 +73,19 @@ def fit(name: str, model: nn.Module, make_loss: Callable[[], Loss], schedule: Sc
     weights, record = make_folder(folder) / f"{name}.pt", folder / f"{name}.json"
     if record.is_file():
         done: dict[str, Any] = read_json(record)
-        require_same_settings(done["schedule"], vars(schedule), weights)
+        require_same_settings(done["schedule"], schedule.settings(), weights)
         model.load_state_dict(torch.load(weights, weights_only=True)["model"])
         return done
     run = _Run(model, schedule)
     if weights.is_file():
         state = torch.load(weights, weights_only=True)
-        require_same_settings(state["schedule"], vars(schedule), weights)
+        require_same_settings(state["schedule"], schedule.settings(), weights)
         run.load(state)
     loss, saved_at = make_loss(), time.monotonic()
-    while run.step < schedule.steps:
+    while run.step < schedule.last:
         run.train_step(loss)
         if run.step % _LOG_EVERY == 0:
-            say(f"{name}: step {run.step:,} of {schedule.steps:,}, loss {run.smoothed:.4f}, {run.seconds:,.0f} s")
+            say(f"{name}: step {run.step:,} of {schedule.last:,}, loss {run.smoothed:.4f}, {run.seconds:,.0f} s")
         if time.monotonic() - saved_at > _SAVE_EVERY_S:
             run.save(weights)
             saved_at = time.monotonic()
@@ -141,7 +151,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
-            "schedule": vars(self.schedule),
+            "schedule": self.schedule.settings(),
             "rest": json.dumps([self.step, self.seconds, self.smoothed, self.curve]),
         }
         with whole_file(path) as partial:
@@ -156,4 +166,4 @@ class _Run:
     def record(self) -> dict[str, Any]:
         parameters = sum(parameter.numel() for parameter in self.parameters)
         figures = {"steps": self.step, "seconds": round(self.seconds, 1), "parameters": parameters, "loss": self.curve}
-        return {**figures, "schedule": vars(self.schedule)}
+        return {**figures, "schedule": self.schedule.settings()}

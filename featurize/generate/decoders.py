@@ -16,6 +16,7 @@ import torch
 from featurize.generate.acceleration import memory_format
 from featurize.generate.generators import Generator
 from featurize.generate.load_part import load_part
+from featurize.generate.presets import EMBEDDED_GENERATORS
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.device import Compute
@@ -92,7 +93,7 @@ def check_decoder_name(choice: str) -> None:
 def _tiny_decoder_for(generator: Generator) -> tuple[str, Path, str | None, str]:
     """Return name, folder, revision and licence of the tiny decoder for a generator's latents."""
     # Another folder may have the name too (demo=FOLDER); its latents do not fit this decoder.
-    if generator.name == "demo" and generator.folder == embedded_model("generator"):
+    if generator.name in EMBEDDED_GENERATORS and generator.folder == embedded_model(EMBEDDED_GENERATORS[generator.name]):
         return "taesd-demo", embedded_model("tiny"), None, EMBEDDED_LICENSE
     source = _SOURCES.get(generator.pipeline_class)
     if source is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featurize.generate.downloads import Downloaded, card_license, find_denoiser, find_pipeline
 from featurize.generate.families import denoiser_of
-from featurize.generate.presets import PRESETS, GeneratorPreset
+from featurize.generate.presets import EMBEDDED_GENERATORS, PRESETS, GeneratorPreset
 from featurize.generate.single_file import configuration_of, content_of, has_part
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import embedded_model, read_config
@@ -77,8 +77,8 @@ def find_files(name: str, source_given: str, settings: GeneratorPreset, *, half:
 
 
 def _sources(name: str) -> tuple[str, ...]:
-    if name == "demo":
-        return (str(embedded_model("generator")),)
+    if name in EMBEDDED_GENERATORS:
+        return (str(embedded_model(EMBEDDED_GENERATORS[name])),)
     return PRESETS[name].sources if name in PRESETS else (name,)
 
 

@@ -311,6 +311,12 @@ def _loaded_files(part: Path, variant: str | None) -> list[Path]:
 
 
 def weight_bytes(generator: Generator) -> int:
-    """Return the size of the weight files that are loaded."""
-    files = (path for part, variant in generator.variants.items() for path in _loaded_files(generator.folder / part, variant))
-    return sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+    """Return the size of the weight files that are loaded, without LoRAs."""
+    files = GeneratorFiles(folder=generator.folder, single_file=generator.single_file, denoiser=generator.denoiser_path)
+    denoiser, sizes = generator.family.denoiser, dict[Path, int]()
+    for part, variant in generator.variants.items():
+        other = generator.denoiser_path if part == denoiser else None
+        file, folder = files.file_of(part, denoiser), other or generator.folder / part
+        paths = [file] if file is not None else [path for path in _loaded_files(folder, variant) if path.suffix == _CHECKPOINT]
+        sizes |= {path: path.stat().st_size for path in paths}
+    return sum(sizes.values())

@@ -72,6 +72,8 @@ def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler
     )
 
 
+# The folder of each embedded generator, by the name of its preset.
+EMBEDDED_GENERATORS: Mapping[str, str] = {"demo": "generator", "demo-flow": "generator-flow"}
 PRESETS: Mapping[str, GeneratorPreset] = {
     "paper": _sd2("stable-diffusion-2", 768, tflop=221),
     "fast": _sd2("stable-diffusion-2-base", 512, steps=20, scheduler="dpm++", tflop=34.7),
@@ -195,6 +197,19 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         scheduler="ddim",
         license=EMBEDDED_LICENSE,
         notice="the embedded generator draws emoji: results with it do not predict results with Stable Diffusion",
+        tokens_read=40,
         evaluations=4,
+        tflop=0.00166,
+    ),
+    "demo-flow": GeneratorPreset(
+        size_px=64,
+        native_px=(64,),
+        steps=4,
+        guidance=3.0,
+        license=EMBEDDED_LICENSE,
+        notice="the embedded generator draws emoji: results with it do not predict results with PRX",
+        tokens_read=64,
+        evaluations=4,
+        tflop=0.000959,
     ),
 }

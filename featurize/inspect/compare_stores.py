@@ -37,12 +37,12 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.runtime.pretrained import only_local_files
 from lugpi_core.store.example_table import read_stored_examples
+from lugpi_core.store.layout import OWN_IMAGES
 from lugpi_core.store.manifest import ColumnSpec, load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of, image_columns_of
 
 SHEET_TEXTS = 12
 _SHEET_SIDE_PX = 128
-_OWN_IMAGES = "own images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +160,20 @@ def _entry(label: str, subject: Subject) -> _Entry:
             specs[name] = load_manifest(store / name)[0]
         except InputError:
             continue  # reported as a column that is left out
+    return _Entry(label=label, subject=subject, specs=specs, generator=_generator(specs))
+
+
+def _generator(specs: Mapping[str, ColumnSpec]) -> Generator | LeftOut:
+    if not specs:
+        return LeftOut(left_out="no column can be read")
+    spec = next(iter(specs.values()))
+    generation = spec.fingerprint.get("generation")
+    if isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES:
+        return LeftOut(left_out="the pictures are the user's own")
     try:
-        generator: Generator | LeftOut = generator_of(next(iter(specs.values())))
-    except (InputError, StopIteration) as error:
-        generator = LeftOut(left_out=str(error) or "no column can be read")
-    return _Entry(label=label, subject=subject, specs=specs, generator=generator)
+        return generator_of(spec)
+    except InputError as error:
+        return LeftOut(left_out=str(error))
 
 
 def _labels(stores: Sequence[Path]) -> list[str]:
@@ -180,7 +189,7 @@ def _compared(entry: _Entry) -> ComparedStore:
     return ComparedStore(
         label=entry.label,
         store=store,
-        generator=str(about.get("name", entry.generation.get("generator", _OWN_IMAGES))),
+        generator=str(about.get("name", entry.generation.get("generator", "unknown"))),
         settings=_settings_in_words(entry, about),
         seed=entry.seed,
         images=max((spec.rows for spec in entry.specs.values()), default=0),
@@ -265,7 +274,8 @@ def _between_seeds(left: _Entry, right: _Entry) -> list[BetweenSeeds]:
 
 def _differ_in_seed_only(left: _Entry, right: _Entry) -> bool:
     kept = [{key: value for key, value in entry.generation.items() if key not in ("seed", "drawings")} for entry in (left, right)]
-    return bool(kept[0]) and not differences(kept[0], kept[1])
+    prompts = [entry.flags.get("prompts", "whole") for entry in (left, right)]
+    return bool(kept[0]) and not differences(kept[0], kept[1]) and prompts[0] == prompts[1]
 
 
 def _encoder_differences(spec: ColumnSpec, other: ColumnSpec | None) -> list[str]:
@@ -318,6 +328,8 @@ def _picture_sheet(entries: Sequence[_Entry], run_dir: Path) -> PictureSheet | L
 
 def _images_of(entry: _Entry, rows: NDArray[np.int64], budget_tflop: float) -> dict[int, NDArray[np.uint8]]:
     """Return the first image of each example row, uint8 [S, S, 3], as far as the work allows."""
+    if entry.generation.get("generator") == OWN_IMAGES:
+        raise InputError(got="own pictures", expected="latents", do="look at the pictures themselves")
     decoded = DecodedImages(entry.subject.store, entry.subject.settings.decoder, entry.subject.compute)
     affordable = int(budget_tflop * 1e12 / decoded.flops)
     if affordable < len(rows):

@@ -25,8 +25,8 @@ _INDEXES = ("config.json", "model_index.json", "open_clip_config.json")
 def embedded_model(name: str) -> Path:
     """Return the folder of one of the small models that are shipped with the package (trained by ``python -m dev.embedded_models``).
 
-    ``name`` is ``generator`` (Stable Diffusion), ``tiny`` (a TAESD for its latents), ``clip-demo`` (open_clip), ``vit-demo`` (ViT) or
-    ``text`` (DistilBERT).
+    ``name`` is ``generator`` (Stable Diffusion), ``generator-flow`` (PRX), ``tiny`` (a TAESD for the latents of both), ``clip-demo``
+    (open_clip), ``vit-demo`` (ViT) or ``text`` (DistilBERT).
 
     Raises:
         InputError: the package was installed without it.

@@ -30,9 +30,27 @@ def clip() -> Clip:
     return Clip(EMBEDDED_FOLDER)
 
 
+def test_the_weights_of_all_models_take_at_most_30_megabytes() -> None:
+    record = json.loads((EMBEDDED_FOLDER / "record.json").read_text())
+    sizes = {path.relative_to(EMBEDDED_FOLDER).as_posix(): path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*.safetensors")}
+    assert sizes == record["bytes"]
+    assert sum(sizes.values()) <= 30e6
+
+
 @pytest.fixture(scope="module")
 def generator() -> ImageGenerator:
     return ImageGenerator(EMBEDDED_FOLDER)
+
+
+@pytest.fixture(scope="module")
+def flow() -> ImageGenerator:
+    return ImageGenerator(EMBEDDED_FOLDER, "demo-flow")
+
+
+def test_the_second_generators_images_are_nearest_to_their_own_name(clip: Clip, flow: ImageGenerator) -> None:
+    names = ["red apple", "cat face", "floppy disk", "red heart", "rose", "airplane", "crescent moon", "snowman", "bicycle", "hamburger"]
+    cosine = clip.texts(names) @ clip.images(flow.images(names)).T
+    assert float((cosine.diag()[:, None] > cosine).float().mean()) > 0.7, "of nine others in ten; by chance .45"
 
 
 def test_an_image_of_a_red_apple_is_nearest_to_the_apple(generator: ImageGenerator) -> None:

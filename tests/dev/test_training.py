@@ -3,28 +3,33 @@
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dev.embedded_models import training, vision
+from dev.embedded_models import card, flow, training, vision
 from dev.embedded_models.assembly import assemble
 from dev.embedded_models.augmentation import CENTRED, STRONG, augment
 from dev.embedded_models.card import sparkline, write_card
 from dev.embedded_models.drawing import caption_rows, mean_caption_rows, permute_colours
 from dev.embedded_models.measures import Clip
 from dev.embedded_models.recipe import STEPS, Recipe, Step
+from dev.embedded_models.restore import restore
 from dev.embedded_models.sight import SightLoss, SightTower, nearest_images, pairs
 from dev.embedded_models.training import Loss, Schedule, fit
 from dev.embedded_models.words import CONTEXT, Tower, clip_tokenizer, contrastive, embed_texts, pad, token_ids, word_piece_tokenizer
 from lugpi_core.errors import InputError
 from tests.support.small_world import small_world
 
+pytestmark = pytest.mark.filterwarnings("ignore:.LoraLoaderMixin. is deprecated")  # of every PRXPipeline
 SCHEDULE = Schedule(steps=40, learning_rate=0.1, averaged=0.9, seed=5)
 
 
@@ -92,6 +97,19 @@ def test_a_model_of_another_schedule_is_refused(tmp_path: Path) -> None:
     for name in ("begun", "done"):
         with pytest.raises(InputError, match="written with other settings: seed: found 5, wanted 6"):
             fit(name, model, loss, replace(SCHEDULE, seed=6), tmp_path)
+
+
+def test_a_training_may_end_before_its_rate_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loss = line()
+    record = fit("line", model, loss, replace(SCHEDULE, until=11), tmp_path)
+    assert (record["steps"], record["schedule"]["until"]) == (11, 11)
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+    other, loss = line()
+    with pytest.raises(KeyboardInterrupt):
+        fit("whole", other, _stopping(loss, after=11), SCHEDULE, tmp_path)
+    average = torch.load(tmp_path / "whole.pt", weights_only=True)["average"]
+    assert all(torch.equal(mean, value) for mean, value in zip(average, model.parameters(), strict=True))
+    assert Step(steps=100, until=60, batch=1, learning_rate=1.0).shortened(50) == Step(steps=2, until=1, batch=1, learning_rate=1.0)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
@@ -283,7 +301,85 @@ def test_the_card_reports_what_was_measured(recipe: Recipe, models: Path) -> Non
     record = json.loads((models / "record.json").read_text())
     assert set(record["trained"]) == set(STEPS)
     assert record["measured"]["probe_test"]["text"] > 0
-    card = (models / "README.md").read_text()
-    assert f"| {record['measured']['retrieval']['name_first']:.1%} / " in card.replace("first / among five ", "")
+    page = (models / "README.md").read_text()
+    assert f"| {record['measured']['retrieval']['name_first']:.1%} / " in page.replace("first / among five ", "")
     assert (models / "drawings.png").read_bytes().startswith(b"\x89PNG")
     assert sparkline([3, 2, 1, 1], width=4) == "█▅▁▁"
+
+
+def test_the_second_generator_loads_with_its_library_and_has_the_same_autoencoder(models: Path) -> None:
+    import diffusers
+
+    pipeline = diffusers.PRXPipeline.from_pretrained(models / "generator-flow", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline("a hedgehog", num_inference_steps=4, guidance_scale=2.0, use_resolution_binning=False, output_type="np").images
+    assert images.shape == (1, 64, 64, 3)
+    assert pipeline.scheduler.sigmas.tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=1e-6), "even steps, none at nothing"
+    vae = [(models / name / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() for name in ("generator", "generator-flow")]
+    assert vae[0] == vae[1]
+    assert pipeline.tokenizer.model_max_length == flow.LONGEST > CONTEXT
+
+
+def test_states_of_captions_are_those_of_the_encoder_alone(recipe: Recipe) -> None:
+    tower, tokenizer = recipe.flow_sight(), recipe.tokenizer()
+    texts = ["a fruit", "", "the animal number 2 of them"]
+    states_BLD, is_token_BL = flow.CaptionStates(tower, tokenizer, texts).of(torch.tensor([2, 0, 1]))
+    for row, text in enumerate((texts[2], texts[0], texts[1])):
+        ids_L = token_ids(tokenizer, [text])[0]
+        with torch.no_grad():
+            alone_1LD = tower.states(ids_L[None], torch.ones(1, len(ids_L), dtype=torch.bool))
+        assert int(is_token_BL[row].sum()) == len(ids_L)
+        assert torch.allclose(states_BLD[row, : len(ids_L)], alone_1LD[0], atol=2e-3)  # half precision
+
+
+def test_the_transformer_learns_the_velocity_between_image_and_noise() -> None:
+    """A model that knows its only image has no loss: noise less image is what is left of the noised latent, over its noise level."""
+    clean = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    class Knows(nn.Module):
+        def forward(self, hidden_states: Any, timestep: Any, encoder_hidden_states: Any, attention_mask: Any) -> Any:
+            seen.append((timestep, attention_mask.sum(dim=1)))
+            return SimpleNamespace(sample=(hidden_states - clean) / timestep[:, None, None, None])
+
+    class States:
+        lengths = torch.tensor([5, 2])
+
+        def of(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(len(numbers), 5, 4), torch.arange(5)[None] < self.lengths[numbers][:, None]
+
+    seen: list[Any] = []
+    loss = flow.FlowLoss(Knows(), clean, cast(Any, States()), 1, lambda _: (0, 0), 64)
+    values = [float(loss(torch.Generator().manual_seed(step))) for step in range(20)]
+    assert max(values) < 1e-6
+    levels, tokens = (torch.cat([step[place] for step in seen]) for place in (0, 1))
+    assert 0.45 < float(levels.mean()) < 0.55
+    assert 0.05 < float((tokens == 2).float().mean()) < 0.15, "a tenth has the empty caption"
+
+
+def test_parts_that_were_shipped_are_restored_so_that_the_second_generator_can_be_trained_alone(
+    recipe: Recipe, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {
+        "drawn_names": {"first": 0.5, "among_five": 0.7},
+        "clip_score": dict.fromkeys(("names", "names_shuffled", "unseen_glosses", "unseen_glosses_shuffled"), 9.0),
+        "probe_test": {"text": 0.6, "clip-demo": 0.3, "vit-demo": 0.2},
+    }
+    monkeypatch.setattr(card, "measure_generator", lambda *_, **__: dict(measured))
+    shipped = Path(shutil.copytree(models, tmp_path / "shipped"))
+    write_card(recipe, shipped, most=24)
+    restore(shipped, tmp_path / "work")
+    again = Recipe(recipe.world, tmp_path / "work", steps=recipe._steps, drawings=6)
+    texts = ["a fruit", "the animal number 2 of them"]
+    found, wanted = (embed_texts(each.words(), each.tokenizer(), texts) for each in (again, recipe))
+    assert torch.allclose(found, wanted, atol=2e-3)  # half precision
+    embeddings = [each.sight().model.get_input_embeddings().weight for each in (again, recipe)]
+    assert torch.equal(embeddings[0], embeddings[1].half().float())
+    others = [path for path in shipped.rglob("*.safetensors") if "generator-flow" not in path.parts]
+    before = [path.read_bytes() for path in others]
+    measured["drawn_names"] = {"first": 0.123, "among_five": 0.7}
+    card.add_flow(again, shipped, most=24)
+    assert [path.read_bytes() for path in others] == before
+    assert not (tmp_path / "work" / "bag.pt").exists(), "nothing else was trained"
+    record = json.loads((shipped / "record.json").read_text())
+    assert record["trained"]["flow"]["steps"] == 2
+    assert "| 50.0% / 70.0% | 12.3% / 70.0% |" in (shipped / "README.md").read_text()

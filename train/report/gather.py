@@ -32,7 +32,7 @@ TEXT_LETTERS, PROMPT_LETTERS, IMAGE_BYTES = 3000, 300, 20_000
 # What stands between the texts of a pair, and for the classes of an example that has none of them.
 PAIR, NO_CLASS = " ⏎ ", "no class"
 # The generator whose images are emoji: no reader minds these.
-_HARMLESS_GENERATOR = "demo"
+_HARMLESS_GENERATORS = ("demo", "demo-flow")
 
 Read = Callable[[Path], ScoredModel]
 Models = Mapping[str, Mapping[int, ScoredModel]]  # by row and seed
@@ -157,7 +157,7 @@ def _marks(run: Path, corpus: Corpus) -> Marks:
     try:
         thumbnails = read_thumbnails(run / FOLDER, corpus.fingerprint())
         images = {row: data for row, data in thumbnails.items() if len(data) <= IMAGE_BYTES}
-        is_blurred = bool(images) and thumbnail_generator(run / FOLDER) != _HARMLESS_GENERATOR
+        is_blurred = bool(images) and thumbnail_generator(run / FOLDER) not in _HARMLESS_GENERATORS
     except InputError as error:
         notes.append(f"no images: {error}")
     try:
