@@ -12,7 +12,7 @@ from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage, denoiser_rows
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
-from tests.support.family_runs import LONG, PROMPTS, SIZE_PX, STEPS, changed_family, generators
+from tests.support.family_runs import LONG, PROMPTS, SIZE_PX, STEPS, changed_family
 from tests.support.tiny_pipelines import library_pipeline
 
 CPU = Compute(device="cpu", device_name="CPU", dtype="float32", threads=1)
@@ -34,7 +34,8 @@ def _latents(model: TextToImage, prompts: list[str], seeds: list[int]) -> torch.
 
 def _librarys(folder: Path, prompts: list[str], seeds: list[int], guidance: float, output: str = "latent") -> torch.Tensor:
     how = {"height": SIZE_PX, "width": SIZE_PX, "num_inference_steps": STEPS, "output_type": output}
-    drawn: torch.Tensor = library_pipeline(folder)(prompt=prompts, generator=generators(seeds), guidance_scale=guidance, **how)[0]
+    noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    drawn: torch.Tensor = library_pipeline(folder)(prompt=prompts, generator=noise, guidance_scale=guidance, **how)[0]
     return drawn
 
 
