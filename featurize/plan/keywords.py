@@ -11,51 +11,88 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from featurize.plan.prompt_reader import PromptReader
-from featurize.plan.words import folded, is_unspaced, word_spans
+from featurize.plan.words import folded, has_unspaced, is_unspaced, word_spans, words_in
 
 # Texts whose terms are held at once.
 _AT_ONCE = 1024
+# Words whose names are remembered.
+_MOST_NAMES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
-    """A term of a text.
+class Terms:
+    """The distinct terms of a text, in the order in which they first occur.
 
     Attributes:
-        name: in the form in which terms are compared.
-        begin, end: where it first occurs.
-        count: how often it occurs.
+        counts: how often each occurs, by its name: the form in which terms are compared.
+        pieces: each as it stands where it first occurs.
+        spans: where that is, of texts in scripts without spaces, where terms overlap; None elsewhere.
     """
 
-    name: str
-    begin: int
-    end: int
-    count: int
+    counts: Mapping[str, int]
+    pieces: Sequence[str]
+    spans: Sequence[tuple[int, int]] | None
+
+    def join(self, numbers: Iterable[int]) -> str:
+        """Return some terms as they stand in the text, in its order, with a space between those that do not touch."""
+        chosen = sorted(numbers)
+        if self.spans is None:
+            return " ".join([self.pieces[number] for number in chosen])
+        joined, last = "", -1
+        for number in chosen:
+            (begin, end), piece = self.spans[number], self.pieces[number]
+            joined += (piece if begin > last else piece[last - begin :]) if not joined or begin <= last else f" {piece}"
+            last = max(last, end)
+        return joined
 
 
-def terms_of(text: str) -> list[Term]:
-    """Return the distinct terms of a text, in the order in which they first occur."""
+class _Names(dict[str, str]):
+    """The form in which each word is compared, remembered; empty for a word without a letter, which is no term."""
+
+    def __missing__(self, word: str) -> str:
+        if len(self) > _MOST_NAMES:
+            self.clear()
+        self[word] = name = folded(word) if any(map(str.isalpha, word)) else ""
+        return name
+
+
+def terms_of(text: str, names: Mapping[str, str] | None = None) -> Terms:
+    """Return the distinct terms of a text.
+
+    Args:
+        text: in any script.
+        names: of words, as far as they are remembered from other texts.
+    """
+    names = _Names() if names is None else names
+    if has_unspaced(text):
+        return _overlapping_terms(text, names)
+    words = words_in(text)
+    found = [names[word] for word in words]
+    counts = Counter(found)
+    first = dict(zip(reversed(found), reversed(words), strict=True))
+    counts.pop("", None)
+    return Terms(counts=counts, pieces=[first[name] for name in counts], spans=None)
+
+
+def _overlapping_terms(text: str, names: Mapping[str, str]) -> Terms:
     places: dict[str, tuple[int, int]] = {}
     counts: Counter[str] = Counter()
     for begin, end in _term_spans(text):
-        name = folded(text[begin:end])
-        places.setdefault(name, (begin, end))
-        counts[name] += 1
-    return [Term(name=name, begin=begin, end=end, count=counts[name]) for name, (begin, end) in places.items()]
-
-
-def term_names(text: str) -> set[str]:
-    """Return the names of the terms of a text."""
-    return {folded(text[begin:end]) for begin, end in _term_spans(text)}
+        piece = text[begin:end]
+        if name := folded(piece) if is_unspaced(piece) else names[piece]:
+            places.setdefault(name, (begin, end))
+            counts[name] += 1
+    spans = [places[name] for name in counts]
+    return Terms(counts=counts, pieces=[text[begin:end] for begin, end in spans], spans=spans)
 
 
 def _term_spans(text: str) -> Iterable[tuple[int, int]]:
+    """Return where words are, and pairs of neighbouring characters of scripts without spaces, or one that stands alone."""
     spans = word_spans(text)
     is_alone = [is_unspaced(text[begin]) for begin, _ in spans]
     for number, (begin, end) in enumerate(spans):
         if not is_alone[number]:
-            if text[begin].isalpha() or any(map(str.isalpha, text[begin:end])):
-                yield begin, end
+            yield begin, end
             continue
         follows = number > 0 and is_alone[number - 1] and spans[number - 1][1] == begin
         if number + 1 < len(spans) and is_alone[number + 1] and spans[number + 1][0] == end:
@@ -64,23 +101,50 @@ def _term_spans(text: str) -> Iterable[tuple[int, int]]:
             yield begin, end
 
 
-def document_frequencies(texts: Iterable[str]) -> tuple[Mapping[str, int], int]:
-    """Return in how many texts each term occurs, and the number of texts."""
+def term_names(text: str, names: Mapping[str, str] | None = None) -> set[str]:
+    """Return the names of the terms of a text; ``names`` as for ``terms_of``."""
+    names = _Names() if names is None else names
+    if has_unspaced(text):
+        return set(_overlapping_terms(text, names).counts)
+    return {names[word] for word in set(words_in(text))} - {""}
+
+
+def document_frequencies(texts: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[Mapping[str, int], int]:
+    """Return in how many texts each term occurs, and the number of texts; ``names`` as for ``terms_of``."""
+    names = _Names() if names is None else names
     counts: Counter[str] = Counter()
     number = 0
     for text in texts:
-        counts.update(term_names(text))
+        counts.update(term_names(text, names))
         number += 1
     return counts, number
 
 
-def ranked(terms: Sequence[Term], frequencies: Mapping[str, int], texts: int) -> list[Term]:
-    """Return terms by their weight, the largest first; of equal ones the earlier first."""
+class Weights:
+    """The weight of each term: its frequency in a text, and that of texts with it.
 
-    def weight(term: Term) -> float:
-        return (1 + math.log(term.count)) * (1 + math.log((1 + texts) / (1 + frequencies.get(term.name, 1))))
+    Args:
+        frequencies: in how many texts each term occurs.
+        texts: number of texts.
+    """
 
-    return sorted(terms, key=lambda term: (-weight(term), term.begin))
+    def __init__(self, frequencies: Mapping[str, int], texts: int) -> None:
+        self._idf = {name: _idf(frequency, texts) for name, frequency in frequencies.items()}
+        self._idf_of_new = _idf(1, texts)
+
+    def ranked(self, terms: Terms) -> list[int]:
+        """Return the numbers of a text's terms by their weight, the largest first; of equal ones the earlier first."""
+        idf, new, tf = self._idf.get, self._idf_of_new, _tf
+        lightness = [-tf(count) * idf(name, new) for name, count in terms.counts.items()]
+        return sorted(range(len(lightness)), key=lightness.__getitem__)
+
+
+def _idf(frequency: int, texts: int) -> float:
+    return 1 + math.log((1 + texts) / (1 + frequency))
+
+
+def _tf(count: int) -> float:
+    return 1 + math.log(count) if count > 1 else 1.0
 
 
 def keyword_prompts(texts: Sequence[str], train: Iterable[str], reader: PromptReader) -> list[str]:
@@ -93,28 +157,20 @@ def keyword_prompts(texts: Sequence[str], train: Iterable[str], reader: PromptRe
         train: the texts that are counted.
         reader: the generator's tokenizers.
     """
-    frequencies, number = document_frequencies(train)
+    names = _Names()
+    weights = Weights(*document_frequencies(train, names))
     prompts: list[str] = []
     for start in range(0, len(texts), _AT_ONCE):
         part = texts[start : start + _AT_ONCE]
-        prompts += _keywords_of(part, [ranked(terms_of(text), frequencies, number) for text in part], reader)
+        terms = [terms_of(text, names) for text in part]
+        prompts += _keywords_of(part, terms, [weights.ranked(its) for its in terms], reader)
     return prompts
 
 
-def _keywords_of(texts: Sequence[str], by_weight: Sequence[Sequence[Term]], reader: PromptReader) -> list[str]:
-    def build(row: int, terms: int) -> str:
-        return joined_terms(texts[row], by_weight[row][:terms]) if by_weight[row] else texts[row]
+def _keywords_of(texts: Sequence[str], terms: Sequence[Terms], by_weight: Sequence[Sequence[int]], reader: PromptReader) -> list[str]:
+    def build(row: int, count: int) -> str:
+        return terms[row].join(by_weight[row][:count]) if by_weight[row] else texts[row]
 
-    most = reader.most_that_fit([len(terms) for terms in by_weight], build)
-    return [build(row, max(1, terms)) for row, terms in enumerate(most)]
-
-
-def joined_terms(text: str, terms: Sequence[Term]) -> str:
-    """Return some terms as they stand in the text, in its order, with a space between those that do not touch."""
-    pieces: list[tuple[int, int]] = []
-    for term in sorted(terms, key=lambda term: (term.begin, term.end)):
-        if pieces and term.begin <= pieces[-1][1]:  # only where there are no spaces
-            pieces[-1] = (pieces[-1][0], max(pieces[-1][1], term.end))
-        else:
-            pieces.append((term.begin, term.end))
-    return " ".join(text[begin:end] for begin, end in pieces)
+    pieces = [[its.pieces[number] for number in ranks] for its, ranks in zip(terms, by_weight, strict=True)]
+    most = reader.most_that_fit(pieces, build)
+    return [build(row, max(1, count)) for row, count in enumerate(most)]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -13,6 +13,21 @@ from featurize.generate.text_to_image import token_counter
 from featurize.plan.words import word_spans
 
 _AT_ONCE = 1024
+# A word that stands before others while their tokens are counted, because in many vocabularies a space is part of the word that follows.
+_FILLER = "a"
+_SPARE = 8
+# Pieces whose tokens are remembered.
+_MOST_PIECES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bounds:
+    """Of each prompt, a number of words that fits and a larger one that does not, with their tokens; int64 [P]."""
+
+    low: NDArray[np.int64]
+    tokens_low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    tokens_high: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,24 +41,64 @@ class PromptReader:
 
     tokens_read: int
     tokens_of: Callable[[Sequence[str]], Sequence[int]]
+    _alone: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def most_that_fit(self, highest: Sequence[int], build: Callable[[int, int], str]) -> list[int]:
-        """Return how many words of each prompt fit, 0 to ``highest``: at most ``tokens_read`` tokens, and one word more has too many.
+    def most_that_fit(self, pieces: Sequence[Sequence[str]], build: Callable[[int, int], str]) -> list[int]:
+        """Return how many pieces of each prompt fit: at most ``tokens_read`` tokens, and one piece more has too many.
+
+        The tokens of each distinct piece are counted once. A prompt as long as the sum says is counted as a whole, unless all of its pieces
+        have an eighth fewer than are read; if the sum was wrong, its length is searched for.
 
         Args:
-            highest: the words of each prompt.
-            build: of a prompt's number and a number of words.
+            pieces: of each prompt.
+            build: returns a prompt, by its number, of so many of its first pieces.
         """
-        # A word has at least one token: where as many as are read and one more have too many, the others need not be built.
-        few = [min(most, self.tokens_read + 1) for most in highest]
-        tokens = self._counts([build(row, words) for row, words in enumerate(few)])
-        for row in np.flatnonzero((tokens <= self.tokens_read) & (np.array(few) < highest)).tolist():
-            few[row], tokens[row] = highest[row], self._counts([build(row, highest[row])])[0]
-        rows = np.flatnonzero(tokens > self.tokens_read).tolist()
-        found = self._search([few[row] for row in rows], tokens[rows], lambda place, words: build(rows[place], words))
-        for row, words in zip(rows, found, strict=True):
-            few[row] = words
-        return few
+        # A piece has at least one token: where as many as are read and one more have too many, the others need not be counted.
+        few = [its[: self.tokens_read + 1] for its in pieces]
+        sums = self._sums(few)
+        most = [int(np.searchsorted(its, self.tokens_read, side="right")) - 1 for its in sums]
+        likely = self.tokens_read - self.tokens_read // _SPARE
+        rows = [row for row, its in enumerate(sums) if len(few[row]) < len(pieces[row]) or its[-1] > likely]
+        tokens = self._counts([build(row, max(0, most[row])) for row in rows])
+        wrong = [place for place, row in enumerate(rows) if most[row] < 0 or tokens[place] != sums[row][most[row]]]
+        rows, tokens = [rows[place] for place in wrong], tokens[wrong]
+        for row, found in zip(rows, self._search_from(rows, tokens, [max(0, most[row]) for row in rows], pieces, build), strict=True):
+            most[row] = found
+        return most
+
+    def _search_from(
+        self,
+        rows: Sequence[int],
+        tokens: NDArray[np.int64],
+        guesses: Sequence[int],
+        pieces: Sequence[Sequence[str]],
+        build: Callable[[int, int], str],
+    ) -> list[int]:
+        """Return how many pieces of some prompts fit, of which a guessed number has so many tokens."""
+        ends = [min(len(pieces[row]), self.tokens_read + 1) for row in rows]
+        all_tokens = self._counts([build(row, end) for row, end in zip(rows, ends, strict=True)])
+        low, high = np.zeros(len(rows), np.int64), np.array(ends, np.int64)
+        tokens_low, tokens_high = np.full(len(rows), self._counts([""])[0]), all_tokens.copy()
+        guess, fits = np.array(guesses, np.int64), tokens <= self.tokens_read
+        low[fits], tokens_low[fits] = guess[fits], tokens[fits]
+        high[~fits], tokens_high[~fits] = guess[~fits], tokens[~fits]
+        is_whole = all_tokens <= self.tokens_read
+        low[is_whole] = [len(pieces[row]) for row, whole in zip(rows, is_whole, strict=True) if whole]
+        open_rows = np.flatnonzero(~is_whole)
+        bounds = _Bounds(low=low[open_rows], tokens_low=tokens_low[open_rows], high=high[open_rows], tokens_high=tokens_high[open_rows])
+        low[open_rows] = self._search(bounds, lambda place, count: build(rows[open_rows[place]], count))
+        return [int(count) for count in low]
+
+    def _sums(self, pieces: Sequence[Sequence[str]]) -> list[NDArray[np.int64]]:
+        """Return, of each prompt, the tokens of its first 0, 1, 2 … pieces, if each has as many as between others."""
+        distinct = {piece for its in pieces for piece in its} - self._alone.keys()
+        if len(self._alone) + len(distinct) > _MOST_PIECES:
+            self._alone.clear()
+            distinct = {piece for its in pieces for piece in its}
+        one, two = self._counts([_FILLER, f"{_FILLER} {_FILLER}"]).tolist()
+        tokens = self._counts([f"{_FILLER} {piece}" for piece in distinct]) - one
+        self._alone.update(zip(distinct, tokens.tolist(), strict=True))
+        return [np.cumsum([2 * one - two, *(self._alone[piece] for piece in its)]) for its in pieces]
 
     def parts_read(self, prompts: Sequence[str]) -> tuple[list[str], NDArray[np.bool_]]:
         """Return what is read of each prompt, up to the end of its last whole word, and bool [P], whether that is less than all of it."""
@@ -59,18 +114,20 @@ class PromptReader:
         def build(place: int, words: int) -> str:
             return prompts[rows[place]][: ends[place][words]]
 
-        for place, words in enumerate(self._search([len(its) for its in ends], tokens[rows], build)):
+        high = np.array([len(its) for its in ends], np.int64)
+        none = np.zeros(len(rows), np.int64)
+        bounds = _Bounds(low=none, tokens_low=none + self._counts([""])[0], high=high, tokens_high=tokens[rows])
+        for place, words in enumerate(self._search(bounds, build)):
             read[rows[place]] = build(place, words)
         return read, cut
 
-    def _search(self, too_many: Sequence[int], tokens: NDArray[np.int64], build: Callable[[int, int], str]) -> list[int]:
-        """Return the largest number of words of each prompt that fits, below ``too_many``, which has ``tokens`` and does not.
+    def _search(self, bounds: "_Bounds", build: Callable[[int, int], str]) -> list[int]:
+        """Return the largest number of words of each prompt that fits.
 
         The tokens are taken to grow with the words. Between a number that fits and one that does not, the next to be tried is interpolated,
         every third time the middle.
         """
-        low, high = np.zeros(len(too_many), np.int64), np.array(too_many, np.int64)
-        tokens_low, tokens_high = np.full(len(low), self._counts([""])[0]), tokens.copy()
+        low, tokens_low, high, tokens_high = (array.copy() for array in (bounds.low, bounds.tokens_low, bounds.high, bounds.tokens_high))
         attempt = 0
         while len(rows := np.flatnonzero(high - low > 1)):
             attempt += 1

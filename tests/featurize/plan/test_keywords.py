@@ -1,12 +1,11 @@
 """Keywords: the TF-IDF of scikit-learn, fitted on train alone; as many as fit."""
 
-import re
 from collections.abc import Sequence
 
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from featurize.plan.keywords import document_frequencies, joined_terms, keyword_prompts, ranked, terms_of
+from featurize.plan.keywords import Weights, document_frequencies, keyword_prompts, terms_of
 from featurize.plan.prompt_reader import PromptReader
 from featurize.plan.words import words_of
 
@@ -31,9 +30,9 @@ def keywords(texts: Sequence[str], most: int, train: Sequence[str] = TRAIN) -> l
 def test_terms_are_ranked_as_by_scikit_learn() -> None:
     vectorizer = TfidfVectorizer(analyzer=words_of, sublinear_tf=True)
     weights = vectorizer.fit_transform(TRAIN).toarray()
-    frequencies, texts = document_frequencies(TRAIN)
+    ours = Weights(*document_frequencies(TRAIN))
     for row, text in enumerate(TRAIN):
-        names = [term.name for term in ranked(terms_of(text), frequencies, texts)]
+        names = [list(terms_of(text).counts)[number] for number in ours.ranked(terms_of(text))]
         theirs = [weights[row, vectorizer.vocabulary_[name]] for name in names]
         assert theirs == pytest.approx(sorted(theirs, reverse=True))
 
@@ -66,10 +65,10 @@ def test_a_single_word_that_is_too_long_is_still_a_prompt() -> None:
 def test_pairs_of_characters_are_the_terms_of_a_script_without_spaces() -> None:
     train = ["机器学习很有用", *["天气很好"] * 9]
     assert keyword_prompts(["天气很好,机器学习也很好", "天气GPT很好"], train, reader(4)) == ["机器学习", "天气GPT"]
-    assert [term.name for term in terms_of("学习很难 好 a1")] == ["学习", "习很", "很难", "好", "a1"]
+    assert list(terms_of("学习很难 好 a1").counts) == ["学习", "习很", "很难", "好", "a1"]
 
 
 def test_terms_are_joined_as_they_stand() -> None:
     text = "don't wait: 学习很难"
-    assert joined_terms(text, terms_of(text)[::-1]) == "don't wait 学习很难"
-    assert not re.search(r"\s\s", joined_terms(text, terms_of(text)))
+    assert terms_of(text).join([4, 3, 2, 1, 0]) == "don't wait 学习很难"
+    assert terms_of(text).join([0, 2]) == "don't 学习"

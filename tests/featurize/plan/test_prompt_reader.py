@@ -75,3 +75,30 @@ def test_prompts_are_counted_by_the_tokenizers_of_every_family(family: str, tmp_
     tokens = reads.tokens_of(["", parts[0], endless])
     assert tokens[0] < tokens[1] <= reads.tokens_read < tokens[2]
     assert reads.tokens_read - tokens[1] <= 4, "as many words as fit"
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 40), st.sampled_from(["split", "joined"]))
+def test_so_many_pieces_fit_and_one_more_does_not(pieces: list[list[str]], tokens_read: int, kind: str) -> None:
+    def joined(prompts: Sequence[str]) -> list[int]:
+        """A token for every three letters, wherever words end: no sum of words is right."""
+        return [2 + (len(prompt) + 2) // 3 for prompt in prompts]
+
+    reads = PromptReader(tokens_read=tokens_read, tokens_of=joined) if kind == "joined" else reader(tokens_read)
+    for its, count in zip(pieces, reads.most_that_fit(pieces, lambda row, count: " ".join(pieces[row][:count])), strict=True):
+        assert count == 0 or reads.tokens_of([" ".join(its[:count])])[0] <= tokens_read
+        assert count == len(its) or reads.tokens_of([" ".join(its[: count + 1])])[0] > tokens_read
+
+
+def test_keywords_are_chosen_with_one_count_of_a_prompt_and_of_a_word() -> None:
+    counted: list[str] = []
+    plain = reader(77)
+
+    def tokens_of(prompts: Sequence[str]) -> Sequence[int]:
+        counted.extend(prompts)
+        return plain.tokens_of(prompts)
+
+    pieces = [[f"word{(number + row) % 150}" for number in range(150)] for row in range(40)]
+    reads = PromptReader(tokens_read=77, tokens_of=tokens_of)
+    assert set(reads.most_that_fit(pieces, lambda row, count: " ".join(pieces[row][:count]))) <= set(range(20, 40))
+    distinct = {word for its in pieces for word in its[:78]}
+    assert len(counted) == len(pieces) + len(distinct) + 3  # "a", "a a" and "", to tell a word's tokens from the others

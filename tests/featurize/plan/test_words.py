@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.plan.words import passages_of, words_of
+from featurize.plan.words import passages_of, words_in, words_of
 
 TEXTS = st.text(alphabet="ab. !?\n,'(é猫で。「ไ่", max_size=60)
 
@@ -61,3 +61,8 @@ def test_passages_are_of_near_equal_length(count: int, words: int) -> None:
     passages = passages_of(" ".join(["word"] * words), count)
     assert len(passages) == count
     assert max(map(len, passages)) - min(map(len, passages)) <= 2 * len("word ")
+
+
+@given(st.text(st.sampled_from("aZ09 '_-.\n") | st.characters(max_codepoint=127), max_size=40))
+def test_words_of_ascii_are_those_of_any_text(text: str) -> None:
+    assert [*words_in(text), "é"] == words_in(f"{text} é")
