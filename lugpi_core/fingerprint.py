@@ -81,7 +81,7 @@ def hash_model_folder(folder: Path) -> str:
         raise InputError(
             got=f"{folder} without a .safetensors file",
             expected="weights as safetensors (pickled weights are not read)",
-            do="save the model again with save_pretrained()",
+            do="get the model as safetensors, or load it once in Python and write it to a new folder with save_pretrained()",
         )
     deciding = {path.name: path for path in files if path.name in _DECIDING or path.name.endswith((_WEIGHTS, _INDEX, ".model"))}
     since = {path.name: path for path in files if path.name in _DECIDING_SINCE or path.suffix == ".tiktoken"}

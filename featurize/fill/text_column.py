@@ -12,7 +12,7 @@ from torch import nn
 from featurize.fill.block import RunState
 from featurize.fill.out_of_memory import StageBatches
 from featurize.fill.results import Progress, ProgressCallback
-from featurize.fill.shards import ShardFiller
+from featurize.fill.shards import ShardFiller, open_shards
 from featurize.fill.writer_thread import stored_form
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings
 from featurize.generate.parts import load_text_parts
@@ -21,6 +21,7 @@ from featurize.plan.prompt_text import mask_name, tokens_name
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import stop_on_signals
+from lugpi_core.store.layout import PROMPT_TEXT
 from lugpi_core.store.shard import FLAG_NOT_FINITE, ShardWriter
 from lugpi_core.store.writer import ColumnWriter
 
@@ -44,7 +45,7 @@ def fill_text_column(job: Job, writer: ColumnWriter, state: RunState, progress: 
         parts = load_text_parts(job.generator, job.compute.torch_dtype, device)
         for encoder in parts.text_encoders.values():
             encoder.to(device)
-    say(f"encoding {len(job.plan.prompts):,} prompts with the generator's text encoder on {job.compute}")
+    say(f"encoding prompts of {len(open_shards({PROMPT_TEXT: writer})):,} shards with the generator's text encoder on {job.compute}")
     state.batches = StageBatches({"prompt": TEXT_BATCH})
     with stop_on_signals() as state.stop, state.times.host("fill_wall"), _TextFiller(job, writer, parts, state) as filler:
         for _ in filler.fill():

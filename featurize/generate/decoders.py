@@ -118,7 +118,7 @@ def _decoder_in(name: str, folder: Path, revision: str | None, license: str, gen
         raise InputError(
             got=f"{folder} without {_WEIGHTS}",
             expected="weights as safetensors (pickled weights are not read)",
-            do="save the decoder again with save_pretrained()",
+            do=f"get the decoder with {_WEIGHTS}, or use --decoder full",
         )
     # A copy of the hub's repository may contain other files; only these two are loaded.
     weights_hash = hash_model_files({part: folder / part for part in (_CONFIG, _WEIGHTS)})

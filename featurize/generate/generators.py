@@ -133,7 +133,7 @@ def generator_settings(name_or_source: str, overrides: Mapping[str, Any]) -> Gen
         )
     given: dict[str, Any] = {key: Path(value) if key == "unet" else value for key, value in overrides.items() if value is not None}
     undecided = () if name in PRESETS else tuple(key for key in ("steps", "guidance", "scheduler") if key not in given)
-    settings = dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given, undecided=undecided)
+    settings = dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given, undecided=undecided, given=tuple(given))
     if settings.generator_config is not None and not is_file:
         raise InputError(
             got=f"--generator-config {settings.generator_config} for {name_or_source}, which is no .safetensors file",
@@ -199,7 +199,13 @@ def _check_settings(settings: GeneratorPreset) -> GeneratorPreset:
 
 def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, loras: tuple[LoraFile, ...], *, half: bool) -> Generator:
     folder, index = files.folder, files.folder / "model_index.json"
-    parts = read_config(index) if index.is_file() else {"_class_name": "no pipeline"}
+    if not index.is_file():
+        raise InputError(
+            got=f"{folder} without model_index.json",
+            expected="a pipeline's folder, as diffusers saves it",
+            do="check the path" if not (folder / "config.json").is_file() else "give the folder of the whole pipeline",
+        )
+    parts = read_config(index)
     family = family_of(folder, parts, files.replaced)
     check_folder(family)
     size_px = _size_px(family, settings)
@@ -207,6 +213,7 @@ def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, l
     variants = {part: _variant_of(path, half=half) for part, path in folders.items()}
     names = (Path(name.partition("@")[0]).name, *files.names, *(lora.path.stem for lora in loras))
     settings, settings_from, is_distilled = _decided(settings, family, name, names)
+    _warn_of_idle_guidance(family, settings)
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     return Generator(
         name=name if name in PRESETS else Path(name.partition("@")[0]).name.removesuffix(_CHECKPOINT) or folder.resolve().name,
@@ -244,6 +251,14 @@ def _size_px(family: Family, settings: GeneratorPreset) -> int:
             do="leave out --deepcache",
         )
     return size_px
+
+
+def _warn_of_idle_guidance(family: Family, settings: GeneratorPreset) -> None:
+    if "guidance" in settings.given and settings.guidance > 1 and family.guidance_kind(settings.guidance) == "none":
+        warnings.warn(
+            f"--guidance {settings.guidance:g} has no effect: {family.folder} takes no guidance, as its model was distilled without it",
+            stacklevel=4,
+        )
 
 
 def _decided(settings: GeneratorPreset, family: Family, name: str, names: tuple[str, ...]) -> tuple[GeneratorPreset, str, bool]:

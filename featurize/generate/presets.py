@@ -35,6 +35,7 @@ class GeneratorPreset:
         evaluations: of the denoiser for one image, each of two rows where ``is_guided``.
         tflop: work of one image at these settings, text encoder and decoder included, counted on the meta device.
         undecided: what neither preset nor user chose: the folder is asked.
+        given: what the user chose.
         lora, unet, generator_config: files of the user's, as ``--lora``, ``--unet`` and ``--generator-config`` name them.
     """
 
@@ -53,6 +54,7 @@ class GeneratorPreset:
     evaluations: int = 50
     tflop: float | None = None
     undecided: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     lora: tuple[str, ...] = ()
     unet: Path | None = None
     generator_config: str | None = None

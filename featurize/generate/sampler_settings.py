@@ -108,6 +108,15 @@ def require_swappable(config: Mapping[str, Any], choice: Scheduler) -> None:
         )
 
 
+def is_swappable(config: Mapping[str, Any]) -> bool:
+    """Whether the samplers of ``--scheduler`` can replace a folder's own."""
+    try:
+        require_swappable(config, "ddim")
+    except InputError:
+        return False
+    return True
+
+
 def begins_late(timesteps: Any, config: Mapping[str, Any]) -> bool:
     """Whether the first of a scheduler's timesteps is one of an image half finished, though it begins with noise."""
     return "timestep_spacing" in config and bool(timesteps.max() < _FIRST_STEP_FROM * config["num_train_timesteps"])

@@ -2,21 +2,20 @@
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from featurize.generate.families.family import Family, Sampling, Step
 from featurize.generate.generators import Generator
-from featurize.generate.sampler_settings import CLASSES, begins_late, swapped_settings
+from featurize.generate.sampler_settings import CLASSES, begins_late, is_swappable, swapped_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading, read_config, reason
 
-# Fields of a scheduler that say what the UNet gives, with their usual values. Learned variances are further channels, which no UNet of
-# Stable Diffusion has.
+# Fields of a scheduler that say what the denoiser gives, with their usual values. Learned variances are further channels, which no denoiser
+# of these families has where its scheduler reads them.
 _OUTPUTS = {
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction", "trigflow"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
 _TRIED_MULTIPLES = 8
@@ -42,9 +41,13 @@ def load_scheduler(generator: Generator) -> Any:
     config = read_config(folder / "scheduler_config.json")
     own = config.get("_class_name")
     if not isinstance(own, str) or own not in dir(diffusers):
-        raise InputError(got=f"{folder} of the class {own}", expected="a scheduler of the installed diffusers", do="use --scheduler ddim")
+        raise InputError(
+            got=f"{folder} of the class {own}",
+            expected="a scheduler of the installed diffusers",
+            do="restore it from where it comes from, or install a version of diffusers that has it",
+        )
     try:
-        with loading(folder, expected=f"a configuration of {own}", do="restore it, or use --scheduler ddim"):
+        with loading(folder, expected=f"a configuration of {own}", do="restore it from where it comes from"):
             scheduler = getattr(diffusers, own).from_config(config)
             if choice in CLASSES:
                 settings = swapped_settings(config, choice, steps=steps, is_distilled=generator.is_distilled)
@@ -55,20 +58,20 @@ def load_scheduler(generator: Generator) -> Any:
         raise InputError(
             got=f"{own} ({' '.join(str(error).split())[:160]})",
             expected="a scheduler that runs here",
-            do="install that, or use --scheduler ddim",
+            do="install that",
         ) from None
     try:
         _try_steps(scheduler, generator)
     except InputError:  # a family says what helps
         raise
     except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError) as error:
-        raise _rejected(scheduler, folder, steps, reason(error)) from None
+        raise _rejected(scheduler, generator, reason(error)) from None
     if steps == 1 and begins_late(scheduler.timesteps, scheduler.config):
         raise InputError(
             got=f"--steps 1 for {own}, whose {scheduler.config.get('timestep_spacing')} steps begin at timestep "
             f"{float(scheduler.timesteps.max()):g} of {scheduler.config['num_train_timesteps']}",
             expected="a first step at which the model is given noise",
-            do="use --scheduler euler, which takes trailing steps then, or more --steps",
+            do=f"{'use --scheduler euler, which takes trailing steps then, or' if is_swappable(config) else 'give'} more --steps",
         )
     return scheduler
 
@@ -102,7 +105,8 @@ def _try_steps(scheduler: Any, generator: Generator) -> None:
         raise ValueError("its latents are not finite")
 
 
-def _rejected(scheduler: Any, folder: Path, steps: int, why: str) -> InputError:
+def _rejected(scheduler: Any, generator: Generator, why: str) -> InputError:
+    steps, file = generator.settings.steps, generator.folder / "scheduler" / "scheduler_config.json"
     name, most = type(scheduler).__name__, scheduler.config.get("original_inference_steps")
     if most is not None and steps > most:
         return InputError(
@@ -114,12 +118,13 @@ def _rejected(scheduler: Any, folder: Path, steps: int, why: str) -> InputError:
         value = scheduler.config.get(field)
         if value is not None and (value not in usual or field in why.lower().replace(" ", "_")):
             return InputError(
-                got=f"{folder / 'scheduler_config.json'} with the {field} {value!r}, with which {name} does not run ({why})",
-                expected=f"what the UNet gives, such as {usual[0]}",
+                got=f"{file} with the {field} {value!r}, with which {name} does not run ({why})",
+                expected=f"what the {generator.family.denoiser} gives, such as {usual[0]}",
                 do=f"correct {field} in that file",
             )
+    own = "another --scheduler such as ddim" if is_swappable(read_config(file)) else "restore scheduler/ from where the model comes from"
     return InputError(
         got=f"--steps {steps}, with which {name} does not run ({why})",
-        expected="a scheduler of Stable Diffusion and steps that it takes",
-        do="give another number of --steps, or another --scheduler such as ddim",
+        expected="a scheduler and steps that it takes",
+        do=f"give another number of --steps, or {own}",
     )

@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from featurize.generate.acceleration import Compilation, memory_format, set_attention
 from featurize.generate.decoders import DecoderFiles, dtype_of, in_unit_range, on_device
@@ -273,20 +271,6 @@ class TextToImage:
 def _tensors_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def prompts_are_cut(generator: Generator, prompts: Sequence[str]) -> NDArray[np.bool_]:
-    """Return bool [P]: whether each prompt has more tokens than the generator reads (77 for CLIP, start and end included). Loads only the
-    tokenizers.
-
-    Raises:
-        InputError: a tokenizer does not load.
-    """
-    tokens_of, tokens_read = token_counter(generator)
-    cut = np.zeros(len(prompts), dtype=bool)
-    for start in range(0, len(prompts), 1024):
-        cut[start : start + 1024] = [tokens > tokens_read for tokens in tokens_of(prompts[start : start + 1024])]
-    return cut
 
 
 def token_counter(generator: Generator) -> tuple[Callable[[Sequence[str]], list[int]], int]:

@@ -151,6 +151,7 @@ def column_specs(
         )
     shard_rows = _shard_rows(plan, settings.shard_rows)
     common: dict[str, Any] = {"rows": len(plan), "shard_rows": shard_rows, "notice": notice, "made_by": settings.made_by}
+    common["notes"] = generator.family.notes
     drawn_by = f"drawn by {generator.origin}: {generator.license}"
     latent = ColumnSpec(
         name=LATENTS, what="latents", row_shape=generator.latent_shape, fingerprint={"generation": generation}, license=drawn_by, **common
@@ -242,7 +243,7 @@ def plan_job(
     columns, text = column_specs(plan, generator_files, encoder_files, generation, column_settings), None
     if PROMPT_TEXT in encoders:
         shared: dict[str, Any] = {"rows": len(plan), "shard_rows": _shard_rows(plan, settings.shard_rows)}
-        shared |= {"notice": generator_files.settings.notice, "made_by": made_by}
+        shared |= {"notice": generator_files.settings.notice, "made_by": made_by, "notes": generator_files.family.notes}
         text = text_column(plan, generator_files, dtype=compute.dtype, token_dtype=settings.token_dtype, common=shared)
     return Job(
         store=store,

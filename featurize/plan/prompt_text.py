@@ -63,7 +63,7 @@ def text_column(plan: ImagePlan, generator: Generator, *, dtype: str, token_dtyp
             },
         },
         dtype=token_dtype,
-        license=f"vectors by the text encoder of {generator.origin}: {generator.license or generator.settings.license}",
+        license=f"vectors by the text encoder of {generator.origin}: {generator.license}",
     )
 
 

@@ -35,6 +35,7 @@ class ColumnSpec:
         license: the licences of the models that computed the column, in one line.
         notice: what a reader must know about the content, in one sentence, or None.
         made_by: the flags of the command that began the column, so that ``verify --repair`` can repeat it; affects no byte.
+        notes: what the library does besides that nobody asked for, by name, such as an instruction before every prompt.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ColumnSpec:
     license: str = ""
     notice: str | None = None
     made_by: Mapping[str, Any] | None = field(default=None, repr=False)
+    notes: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def shards(self) -> int:
@@ -102,7 +104,7 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
         if value.pop("xxh3_128") != digest(value):
             raise ValueError("it differs from its own hash")
         stated = {key: value[key] for key in _SPEC}
-        spec = ColumnSpec(**stated, row_shape=tuple(value["row_shape"]))
+        spec = ColumnSpec(**stated, row_shape=tuple(value["row_shape"]), notes=value.get("notes", {}))
         _check_spec(spec)
         if spec.name != folder.name:
             raise ValueError(f"it belongs to a column {spec.name!r}")
@@ -196,7 +198,8 @@ _SPEC = ("name", "what", "rows", "shard_rows", "fingerprint", "dtype", "license"
 
 def _write(folder: Path, spec: ColumnSpec, records: Mapping[int, Record]) -> None:
     shards = {str(shard): records[shard] for shard in sorted(records)}
-    value = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(spec), "row_shape": list(spec.row_shape), "shards": shards}
+    described = {key: given for key, given in asdict(spec).items() if key != "notes" or given}
+    value = {"format": FORMAT, "version": FORMAT_VERSION, **described, "row_shape": list(spec.row_shape), "shards": shards}
     write_json(folder / MANIFEST, {**value, "xxh3_128": digest(value)})
 
 

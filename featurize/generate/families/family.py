@@ -231,6 +231,11 @@ class Family(ABC):
     def usual(self) -> Usual:
         """The library's own steps and guidance."""
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What the library's pipeline adds to every prompt, by name: for the record of a store."""
+        return {}
+
     def guidance_kind(self, scale: float) -> Guidance:
         """Return how a guidance scale acts in this generator."""
         return "cfg" if scale > 1 else "none"

@@ -161,6 +161,11 @@ class Flux2(Flux2Klein):
     layers = (10, 20, 30)
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """The system's turn of the chat."""
+        return {"system_message": _SYSTEM}
+
+    @property
     def usual(self) -> Usual:
         """Those of Flux2Pipeline."""
         return Usual(steps=50, guidance=4.0)

@@ -14,6 +14,7 @@ import torch
 from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Step, Usual
 from featurize.generate.families.image_transformer import ImageTransformer, doubled, first_half_of_channels
 from featurize.generate.families.text import padded_ids, token_counts
+from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
 
@@ -22,8 +23,27 @@ class PixArtSigma(ImageTransformer):
     """PixArtSigmaPipeline: 300 tokens."""
 
     pipelines: ClassVar = ("PixArtSigmaPipeline",)
-    part_classes: ClassVar = {"transformer": ("PixArtTransformer2DModel",), "vae": ("AutoencoderKL",), _ENCODER: ("T5EncoderModel",)}
+    part_classes: ClassVar = {
+        # Folders from before PixArt had a class of its own say Transformer2DModel; diffusers reads them as this class, too.
+        "transformer": ("PixArtTransformer2DModel", "Transformer2DModel"),
+        "vae": ("AutoencoderKL",),
+        _ENCODER: ("T5EncoderModel",),
+    }
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
+
+    def check(self) -> None:
+        """Check besides that a transformer that says Transformer2DModel is one of PixArt.
+
+        Raises:
+            InputError: it is another.
+        """
+        super().check()
+        if (norm := self.transformer.get("norm_type", "ada_norm_single")) != "ada_norm_single":
+            raise InputError(
+                got=f"{self.folder / 'transformer' / 'config.json'} with the norm_type {norm!r}",
+                expected="ada_norm_single, as all of PixArt's",
+                do="choose another generator",
+            )
 
     @property
     def tokens_read(self) -> int:
@@ -32,6 +52,9 @@ class PixArtSigma(ImageTransformer):
     @property
     def usual(self) -> Usual:
         return Usual(steps=20, guidance=4.5)
+
+    def load_class(self, part: str) -> str:
+        return "PixArtTransformer2DModel" if part == "transformer" else super().load_class(part)
 
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         width = int(self.configs[_ENCODER]["d_model"])

@@ -51,6 +51,10 @@ class Sana(ImageTransformer):
         width = int(self.transformer["caption_channels"])
         return {"tokens": ((self.tokens_read, width), torch.float32), "mask": ((self.tokens_read,), torch.int64)}
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        return {"complex_human_instruction": self.instruction}
+
     @cached_property
     def instruction(self) -> str:
         """What stands before every prompt."""

@@ -146,6 +146,15 @@ def test_the_manifest_describes_the_column_in_plain_json(folder: Path) -> None:
     assert value.pop("xxh3_128") == digest(value)
 
 
+def test_notes_are_kept_and_change_no_manifest_without_them(folder: Path) -> None:
+    noted = replace(SPEC, notes={"instruction": "describe"})
+    open_manifest(folder, noted)
+    assert load_manifest(folder) == (noted, {})
+    assert "notes" in json.loads((folder / MANIFEST).read_text())
+    open_manifest(folder, SPEC)  # a column without rows is begun again
+    assert "notes" not in json.loads((folder / MANIFEST).read_text())
+
+
 def test_records_are_added_replaced_and_dropped(folder: Path) -> None:
     _opened(folder, records=(1, 0))
     longer = {**_record(1), "bytes": 5000}

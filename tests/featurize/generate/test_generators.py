@@ -171,7 +171,7 @@ def test_a_folder_alone_has_its_training_size_and_own_scheduler(folder: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"got .*sd \(no pipeline\); expected one of StableDiffusionPipeline, StableDiffusionXLPipeline.*; choose another generator"),
+        (None, r"got .*sd without model_index\.json; expected a pipeline's folder, as diffusers saves it; check the path"),
         ('{"_class_name": "AmusedPipeline"}', r"\(AmusedPipeline\)"),
         ("{}", r"sd \(\); expected one of StableDiffusionPipeline"),
         ("{", r"model_index.json, which is not JSON"),

@@ -1,5 +1,7 @@
 """The latents of FLUX.2 and FLUX.2 klein beside those of diffusers' pipelines."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import Flux2Pipeline
@@ -7,7 +9,10 @@ from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
 from featurize.generate.families import flux2
 from featurize.generate.families.flux2 import Flux2, Flux2Klein
+from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
 from tests.support.family_runs import LONG, PROMPTS, Twins, changed_family
 from tests.support.tiny_pipelines import tiny_pipeline
 
@@ -40,10 +45,29 @@ def _check_klein(twins: Twins, prompt: str, scale: float) -> None:
     assert torch.equal(twins.images(ours), twins.library([prompt], [1], scale, "pt"))
 
 
+@pytest.mark.filterwarnings("ignore:--guidance 4 has no effect:UserWarning")
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_distilled_klein_gives_the_librarys_latents_and_takes_no_guidance(klein: Twins, prompt: str) -> None:
     assert klein.family.guidance_kind(4.0) == "none"
     _check_klein(klein, prompt, 4.0)
+
+
+def test_a_scale_that_does_nothing_is_told(klein: Twins, base: Twins) -> None:
+    def find(folder: Path, **given: float) -> Generator:
+        return find_generator(str(folder), generator_settings(str(folder), given), half=False)
+
+    with pytest.warns(UserWarning, match=r"^--guidance 3 has no effect: .*distilled takes no guidance"):
+        find(klein.folder, guidance=3.0)
+    find(klein.folder), find(klein.folder, guidance=1.0), find(base.folder, guidance=3.0)
+
+
+def test_what_only_a_unet_has_is_refused(klein: Twins) -> None:
+    name = str(klein.folder)
+    with pytest.raises(InputError, match=r"got --deepcache 3 for .*, which has no UNet; .*; leave out --deepcache"):
+        find_generator(name, generator_settings(name, {"deepcache": 3}), half=False)
+    compute = resolve_compute("cpu", "float32", half="bfloat16")
+    with pytest.raises(InputError, match="got --attention xformers for a Flux2Transformer2DModel; expected a generator with a UNet"):
+        TextToImage(klein.models().generator, compute, attention="xformers")
 
 
 @pytest.mark.parametrize(("scale", "kind"), [(1.0, "none"), (4.0, "cfg")])

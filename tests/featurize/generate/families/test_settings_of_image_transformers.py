@@ -11,6 +11,10 @@ import pytest
 import torch
 
 from featurize.generate.families import family_of
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.options import FeaturizeSettings
+from featurize.plan.job import plan_job
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from tests.support.beside_library import SHORT, BesideLibrary
 from tests.support.tiny_pipelines import tiny_pipeline
@@ -44,7 +48,7 @@ def _is_bitwise(one: BesideLibrary, steps: int, guidance: float) -> bool:
     return one.ours([SHORT], [3], steps, guidance).is_bitwise(one.library([SHORT], [3], steps, guidance))
 
 
-@pytest.mark.parametrize("steps", [3, 4])
+@pytest.mark.parametrize("steps", [1, 3, 4])
 def test_sana_sprint_takes_other_numbers_of_steps_without_an_intermediate_angle(tiny: Callable[[str], Path], steps: int) -> None:
     one = BesideLibrary(tiny("sana-sprint"), call={**_EXACT, "intermediate_timesteps": None})
     assert _is_bitwise(one, steps, 4.5)
@@ -54,6 +58,22 @@ def test_sana_sprint_reads_the_guidance_scale(tiny: Callable[[str], Path]) -> No
     one = BesideLibrary(tiny("sana-sprint"), call=_EXACT)
     assert not torch.equal(one.ours([SHORT], [3], 2, 4.5).latents, one.ours([SHORT], [3], 2, 1.0).latents)
     assert _is_bitwise(one, 2, 1.0)
+
+
+@pytest.mark.parametrize("name", ["sana-sprint", "Sana_Sprint_1.6B_1024px_diffusers"])
+def test_a_folder_that_is_called_sprint_has_the_steps_of_its_pipeline(tiny: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(tiny("sana-sprint"), tmp_path / name))
+    settings = find_generator(str(folder), generator_settings(str(folder), {}), half=False).settings  # a warning would be an error
+    assert (settings.steps, settings.guidance) == (2, 4.5)
+
+
+def test_the_instruction_of_sana_is_in_the_manifests(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = str(tiny("sana"))
+    corpus = Corpus.from_texts([f"text {number}" for number in range(16)], [0, 1] * 8)
+    settings = FeaturizeSettings(steps=1, size_px=64)
+    job = plan_job(corpus, tmp_path, generator=folder, encoders=("vit-demo", "prompt-text"), settings=settings, made_by={})
+    for column in job.every_column:
+        assert column.notes["complex_human_instruction"].startswith("Given a user prompt, generate an 'Enhanced prompt'")
 
 
 def test_prx_runs_with_a_deep_compression_decoder(tmp_path: Path) -> None:
@@ -76,6 +96,23 @@ def test_a_folder_that_prxs_pipeline_saved_again_gives_the_same_images(tiny: Cal
 def test_a_tokenizer_of_prx_that_knows_no_end_is_refused(tiny: Callable[[str], Path], tmp_path: Path, length: int | None) -> None:
     folder = _changed(tiny("prx"), tmp_path / "prx", "tokenizer/tokenizer_config.json", model_max_length=length)
     with pytest.raises(InputError, match="model_max_length"):
+        family_of(folder, json.loads((folder / "model_index.json").read_text())).check()
+
+
+@pytest.mark.parametrize("family", ["pixart-sigma", "pixart-alpha"])
+def test_pixarts_published_folders_name_the_class_of_before(tiny: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+    # PixArt-XL-2-1024-MS and PixArt-Sigma-XL-2-1024-MS say Transformer2DModel; diffusers 0.42.1 loads PixArtTransformer2DModel for it
+    # (LegacyModelMixin.from_pretrained, by norm_type).
+    older = {"caption_channels": 16, "double_self_attention": False, "num_vector_embeds": None, "only_cross_attention": False}
+    folder = _changed(tiny(family), tmp_path / "old", "transformer/config.json", _class_name="Transformer2DModel", **older)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "transformer": ["diffusers", "Transformer2DModel"]}))
+    assert _is_bitwise(BesideLibrary(folder, call=_PLAIN), 2, 4.5)
+
+
+def test_a_transformer_of_before_that_is_not_pixarts_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = _changed(tiny("pixart-sigma"), tmp_path / "dit", "transformer/config.json", norm_type="ada_norm_zero")
+    with pytest.raises(InputError, match=r"with the norm_type 'ada_norm_zero'; expected ada_norm_single"):
         family_of(folder, json.loads((folder / "model_index.json").read_text())).check()
 
 
