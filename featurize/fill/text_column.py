@@ -16,6 +16,7 @@ from featurize.fill.shards import ShardFiller, open_shards
 from featurize.fill.writer_thread import stored_form
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings
 from featurize.generate.parts import load_text_parts
+from featurize.generate.schedulers import load_scheduler
 from featurize.plan.job import TEXT_BATCH, Job
 from featurize.plan.prompt_text import mask_name, tokens_name
 from lugpi_core.command_line import say
@@ -41,6 +42,8 @@ def fill_text_column(job: Job, writer: ColumnWriter, state: RunState, progress: 
         Stopped: the run was asked to stop; what is written is kept.
     """
     device = torch.device(job.compute.device)
+    if job.columns:
+        load_scheduler(job.generator)  # images come next: what does not sample is refused before the prompts are encoded
     with state.times.stage("load"):
         parts = load_text_parts(job.generator, job.compute.torch_dtype, device)
         for encoder in parts.text_encoders.values():

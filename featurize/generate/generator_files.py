@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurize.generate.downloads import Downloaded, card_license, find_denoiser, find_pipeline
-from featurize.generate.families import denoiser_of
+from featurize.generate.families import denoiser_of, family_of
 from featurize.generate.presets import EMBEDDED_GENERATORS, PRESETS, GeneratorPreset
 from featurize.generate.single_file import configuration_of, content_of, has_part
 from lugpi_core.errors import InputError
@@ -73,7 +73,9 @@ def find_files(name: str, source_given: str, settings: GeneratorPreset, *, half:
     if settings.unet is not None:
         _require_denoiser(settings.unet)
         return _with_denoiser(found, Downloaded(path=settings.unet, revision=None, license=card_license(settings.unet.parent)))
-    return found if other is None else _with_denoiser(found, _other_denoiser(found.folder, other))
+    if other is None or (source_given and _has_denoiser(found.folder, settings.size_px, other)):
+        return found
+    return _with_denoiser(found, _other_denoiser(found.folder, other))
 
 
 def _sources(name: str) -> tuple[str, ...]:
@@ -102,6 +104,14 @@ def _checkpoint(path: Path, settings: GeneratorPreset) -> GeneratorFiles:
 def _require_denoiser(path: Path) -> None:
     if content_of(path) == "lora":
         raise InputError(got=f"--unet {path}, a LoRA", expected="a denoiser's weights", do=f"give --lora {path}")
+
+
+def _has_denoiser(folder: Path, size_px: int | None, other: str) -> bool:
+    """Whether a user's folder has weights of the size for which the preset takes the denoiser of another repository."""
+    if other.count("/") > 1:  # one file, which is a denoiser of another kind
+        return False
+    family = family_of(folder, read_config(folder / "model_index.json"))
+    return any((folder / family.denoiser).glob("*.safetensors")) and family.native_px == size_px
 
 
 def _other_denoiser(folder: Path, source: str) -> Downloaded:

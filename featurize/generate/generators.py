@@ -206,6 +206,12 @@ def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, l
             do="check the path" if not (folder / "config.json").is_file() else "give the folder of the whole pipeline",
         )
     parts = read_config(index)
+    if settings.pipeline is not None and (kind := parts.get("_class_name")) != settings.pipeline:
+        raise InputError(
+            got=f"--generator {name}={folder}, which is a {kind}",
+            expected=f"a {settings.pipeline}, which the preset's settings are for",
+            do=f"give --generator {folder} alone, with --steps and --guidance as its authors say",
+        )
     family = family_of(folder, parts, files.replaced)
     check_folder(family)
     size_px = _size_px(family, settings)
@@ -229,12 +235,19 @@ def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, l
         settings_from=settings_from,
         is_distilled=is_distilled,
         sampler=recorded_settings(scheduler, settings.scheduler, steps=settings.steps, is_distilled=is_distilled),
-        license=files.license or settings.license,
+        license=_license(files, settings),
         single_file=files.single_file,
         denoiser_path=files.denoiser,
         loras=loras,
         found_family=family,
     )
+
+
+def _license(files: GeneratorFiles, settings: GeneratorPreset) -> str:
+    """Return what the cards state, or else the preset, and the licence of a text encoder of which the cards say nothing."""
+    if files.license is None:
+        return settings.license
+    return files.license if settings.text_license is None else f"{files.license}; {settings.text_license}"
 
 
 def _size_px(family: Family, settings: GeneratorPreset) -> int:

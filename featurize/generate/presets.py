@@ -12,7 +12,10 @@ from pathlib import Path
 from featurize.options import Scheduler
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE
 
+_SD = "StableDiffusionPipeline"
 _RAIL = "CreativeML Open RAIL++-M"
+_T5GEMMA = "its text encoder T5Gemma: Gemma Terms of Use"
+_GEMMA2 = "its text encoder Gemma 2: Gemma Terms of Use"
 _STABILITY = "Stability AI Community License (not an open licence)"
 
 
@@ -22,6 +25,7 @@ class GeneratorPreset:
 
     Attributes:
         sources: hub ids, tried in order.
+        pipeline: class of diffusers that the settings are for.
         denoiser: hub id of another repository whose ``transformer/`` or ``unet/`` replaces that of ``sources``, or of a file in it
             (``owner/name/file.safetensors``).
         size_px: side of the images; None = the size it was trained for.
@@ -30,6 +34,7 @@ class GeneratorPreset:
         is_distilled: to few steps: its timesteps are trailing, and its images hardly differ from seed to seed.
         deepcache: N = run the deep UNet blocks every N-th step; 1 = every step.
         license: as the model's card stated it when the preset was written.
+        text_license: of the text encoder, where it is another and the card does not say so.
         notice: what a user must be told.
         tokens_read: most tokens of a prompt.
         evaluations: of the denoiser for one image, each of two rows where ``is_guided``.
@@ -40,6 +45,7 @@ class GeneratorPreset:
     """
 
     sources: tuple[str, ...] = ()
+    pipeline: str | None = None
     denoiser: str | None = None
     size_px: int | None = None
     native_px: tuple[int, ...] = ()
@@ -49,6 +55,7 @@ class GeneratorPreset:
     is_distilled: bool = False
     deepcache: int = 1
     license: str = "see the model's own card"
+    text_license: str | None = None
     notice: str | None = None
     tokens_read: int = 77
     evaluations: int = 50
@@ -64,6 +71,7 @@ def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler
     sources = (f"sd2-community/{repository}", f"stabilityai/{repository}")
     return GeneratorPreset(
         sources=sources,
+        pipeline=_SD,
         size_px=size_px,
         native_px=(size_px,),
         steps=steps,
@@ -84,6 +92,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
     "sd2-1": _sd2("stable-diffusion-2-1", 768, tflop=221),
     "sd2-1-base": _sd2("stable-diffusion-2-1-base", 512, tflop=82.9),
     "sd-turbo": GeneratorPreset(
+        pipeline=_SD,
         sources=("stabilityai/sd-turbo",),
         size_px=512,
         native_px=(512,),
@@ -96,6 +105,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         tflop=3.3,
     ),
     "flux2-klein": GeneratorPreset(
+        pipeline="Flux2KleinPipeline",
         sources=("black-forest-labs/FLUX.2-klein-4B",),
         size_px=512,
         native_px=(512, 1024),
@@ -108,6 +118,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         tflop=47,
     ),
     "flux2-klein-base": GeneratorPreset(
+        pipeline="Flux2KleinPipeline",
         sources=("black-forest-labs/FLUX.2-klein-base-4B",),
         size_px=512,
         native_px=(512, 1024),
@@ -119,29 +130,34 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         tflop=1026,
     ),
     "prx": GeneratorPreset(
+        pipeline="PRXPipeline",
         sources=("Photoroom/prx-512-t2i-sft-distilled",),
         size_px=512,
         native_px=(512,),
         steps=8,
         guidance=1.0,
         is_distilled=True,
-        license="Apache-2.0; its text encoder T5Gemma: Gemma Terms of Use",
+        license=f"Apache-2.0; {_T5GEMMA}",
+        text_license=_T5GEMMA,
         tokens_read=256,
         evaluations=8,
         tflop=17.4,
     ),
     "prx-base": GeneratorPreset(
+        pipeline="PRXPipeline",
         sources=("Photoroom/prx-512-t2i-sft",),
         size_px=512,
         native_px=(512,),
         steps=28,
         guidance=5.0,
-        license="Apache-2.0; its text encoder T5Gemma: Gemma Terms of Use",
+        license=f"Apache-2.0; {_T5GEMMA}",
+        text_license=_T5GEMMA,
         tokens_read=256,
         evaluations=28,
         tflop=100,
     ),
     "sdxl-lightning": GeneratorPreset(
+        pipeline="StableDiffusionXLPipeline",
         sources=("stabilityai/stable-diffusion-xl-base-1.0",),
         denoiser="ByteDance/SDXL-Lightning/sdxl_lightning_4step_unet.safetensors",
         size_px=1024,
@@ -155,19 +171,22 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         tflop=37.5,
     ),
     "sana-sprint": GeneratorPreset(
+        pipeline="SanaSprintPipeline",
         sources=("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",),
         size_px=1024,
         native_px=(1024,),
         steps=2,
         guidance=4.5,
         is_distilled=True,
-        license="its cards disagree (NSCL v2-custom, Apache-2.0); its text encoder Gemma 2: Gemma Terms of Use",
+        license=f"its cards disagree (NSCL v2-custom, Apache-2.0); {_GEMMA2}",
+        text_license=_GEMMA2,
         notice="the cards of Sana-Sprint state different licences; read the one that comes with the weights before you use the images",
         tokens_read=300,
         evaluations=2,
         tflop=15.5,
     ),
     "z-image-turbo": GeneratorPreset(
+        pipeline="ZImagePipeline",
         sources=("Tongyi-MAI/Z-Image-Turbo",),
         size_px=512,
         native_px=(512, 1024),
@@ -180,6 +199,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         tflop=155,
     ),
     "pixart-sigma": GeneratorPreset(
+        pipeline="PixArtSigmaPipeline",
         sources=("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",),
         denoiser="PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
         size_px=512,
@@ -192,6 +212,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         tflop=57,
     ),
     "demo": GeneratorPreset(
+        pipeline=_SD,
         size_px=64,
         native_px=(64,),
         steps=4,
@@ -204,6 +225,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         tflop=0.00166,
     ),
     "demo-flow": GeneratorPreset(
+        pipeline="PRXPipeline",
         size_px=64,
         native_px=(64,),
         steps=4,

@@ -112,7 +112,7 @@ def _rejected(scheduler: Any, generator: Generator, why: str) -> InputError:
         return InputError(
             got=f"--steps {steps} for {name}, which has {most}",
             expected=f"at most {most}",
-            do="give for instance --steps 4, or --scheduler ddim",
+            do=f"give for instance --steps {min(4, most)}, or --scheduler ddim",
         )
     for field, usual in _OUTPUTS.items():
         value = scheduler.config.get(field)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featurize.generate.families.family import Family
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, nearest
 from lugpi_core.runtime.pretrained import read_config
 
 # The class of a pipeline, as model_index.json calls it → the module and the class of its family.
@@ -64,10 +64,15 @@ def denoiser_of(folder: Path, index: Mapping[str, Any]) -> str:
     return _family_class(folder, index).denoiser
 
 
+def _advice(kind: str) -> str:
+    close = nearest(kind, FAMILIES)
+    return close if close.startswith("did you mean") else "choose another generator"
+
+
 def _family_class(folder: Path, index: Mapping[str, Any]) -> type[Family]:
     kind = str(index.get("_class_name") or "")
     if kind not in FAMILIES:
-        raise InputError(got=f"{folder} ({kind})", expected=f"one of {', '.join(FAMILIES)}", do="choose another generator")
+        raise InputError(got=f"{folder} ({kind})", expected=f"one of {', '.join(FAMILIES)}", do=_advice(kind))
     module, name = FAMILIES[kind]
     family: type[Family] = getattr(import_module(f"featurize.generate.families.{module}"), name)
     return family

@@ -52,6 +52,14 @@ def test_the_column_is_added_to_a_store_of_images_without_drawing(table: Path, t
     assert verify_store(tmp_path / "tokens", deep=True).complete
 
 
+def test_a_sampler_that_does_not_run_is_told_before_the_prompts_are_encoded(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_column, "load_text_parts", lambda *_: pytest.fail("the text encoder was loaded"))
+    with pytest.raises(InputError, match="got --steps 2000, with which DDIMScheduler does not run"):
+        featurize_command(options(table, tmp_path, "vit-demo", "prompt-text", steps=2000))
+
+
 def test_rows_follow_the_images_of_a_text(table: Path, tmp_path: Path) -> None:
     featurize_command(options(table, tmp_path / "one"))
     figures = featurize_command(options(table, tmp_path / "three", images_per_text=3, shard_rows=7))

@@ -184,6 +184,17 @@ def test_a_folder_without_a_stable_diffusion_pipeline_is_refused(folder: Path, c
         _find(str(folder))
 
 
+def test_a_presets_settings_are_not_given_to_another_kind_of_pipeline(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"got --generator prx=.*sd, which is a StableDiffusionPipeline; expected a PRXPipeline.*sd alone"):
+        _find(f"prx={folder}")
+
+
+def test_a_pipeline_of_a_similar_name_is_named(folder: Path) -> None:
+    (folder / "model_index.json").write_text('{"_class_name": "ZImgPipeline"}')
+    with pytest.raises(InputError, match="; did you mean 'ZImagePipeline'"):
+        _find(str(folder))
+
+
 def test_weights_that_are_not_safetensors_are_refused(folder: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from featurize.generate.families import FAMILIES
 from featurize.generate.presets import PRESETS
 
 
@@ -26,6 +27,7 @@ def test_a_preset_has_the_settings_of_its_card(name: str, size_px: int, steps: i
     assert preset.evaluations == steps
     assert preset.tflop is not None
     assert preset.license != "see the model's own card"
+    assert preset.pipeline in FAMILIES
 
 
 def test_distilled_models_say_so() -> None:

@@ -116,6 +116,23 @@ def test_a_transformer_of_before_that_is_not_pixarts_is_refused(tiny: Callable[[
         family_of(folder, json.loads((folder / "model_index.json").read_text())).check()
 
 
+def test_a_presets_folder_that_is_whole_needs_no_denoiser_of_another_repository(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = str(_changed(tiny("pixart-sigma"), tmp_path / "whole", "transformer/config.json", sample_size=64))
+    found = find_generator(f"pixart-sigma={folder}", generator_settings(f"pixart-sigma={folder}", {}), half=False)
+    assert (found.size_px, found.denoiser_path) == (512, None)
+    other = tiny("pixart-sigma")  # of another size
+    with pytest.raises(InputError, match="no PixArt-alpha/PixArt-Sigma-XL-2-512-MS within reach"):
+        find_generator(f"pixart-sigma={other}", generator_settings(f"pixart-sigma={other}", {}), half=False)
+
+
+def test_the_licence_of_a_text_encoder_is_kept_beside_that_of_the_card(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("prx"), tmp_path / "prx"))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    name = f"prx={folder}"
+    found = find_generator(name, generator_settings(name, {"size_px": 64}), half=False)
+    assert found.license == "apache-2.0 (its card); its text encoder T5Gemma: Gemma Terms of Use"
+
+
 def test_pixart_alpha_of_1024_pixels_reads_the_size(tmp_path: Path) -> None:
     folder = tiny_pipeline(
         "pixart-alpha", tmp_path / "alpha", sample_size=128, use_additional_conditions=True, attention_head_dim=12, cross_attention_dim=24
