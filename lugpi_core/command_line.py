@@ -204,7 +204,9 @@ def _is_accepted(name: str, kind: Any, words: Sequence[str]) -> bool:
     """Whether tyro accepts these words for a dataclass with this flag alone."""
     import tyro
 
-    only_flag = dataclasses.make_dataclass("only_flag", [(name.removeprefix("no_") if kind is bool else name, kind)])
+    # tyro wants a value for a bool that has no default.
+    field = (name.removeprefix("no_"), bool, dataclasses.field(default=False)) if kind is bool else (name, kind)
+    only_flag = dataclasses.make_dataclass("only_flag", [field])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             tyro.cli(only_flag, args=list(words))

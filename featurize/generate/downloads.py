@@ -104,9 +104,15 @@ def find_denoiser(source: str, *, part: str) -> Downloaded:
         raise InputError(
             got=f"no {source} within reach ({_answer(cause)})",
             expected="the denoiser on the Hugging Face hub",
-            do=f"{hub_advice(repository, error)}, with --unet FILE",
+            do=_denoiser_advice(repository, error),
         ) from None
     return Downloaded(path=path, revision=snapshot.name, license=_license_on_the_hub(repository, snapshot))
+
+
+def _denoiser_advice(repository: str, error: BaseException) -> str:
+    """Return what helps where the preset, not the user, has named the repository."""
+    advice = hub_advice(repository, error)
+    return "download it where there is a network and give it with --unet FILE" if "check the name" in advice else advice
 
 
 def card_license(folder: Path) -> str | None:

@@ -130,6 +130,8 @@ def test_invalid_flags_are_one_line_and_exit_two(arguments: list[str], error: st
         (["--seeds", "1", "b"], "--seeds 1 b", "one value or several, each a whole number"),
         (["--data-dir"], "--data-dir", "a path"),
         (["--ratio", "half"], "--ratio half", "a number"),
+        (["--no-latents", "--kind", "odd"], "--kind odd", "one of plain, fancy"),
+        (["--latents", "--steps", "many"], "--steps many", "a whole number"),
         (["--latents", "maybe"], "the word 'maybe', which no flag takes", "flags with their values"),
         (["--no-latents", "maybe"], "the word 'maybe', which no flag takes", "flags with their values"),
     ],

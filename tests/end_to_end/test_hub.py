@@ -115,7 +115,7 @@ def test_what_the_hub_answers_is_one_line(answers: tuple[dict[str, Any], list[st
 
 
 def test_a_pipeline_that_does_not_run_here_is_told_before_its_weights_are_downloaded(answers: tuple[dict[str, Any], list[str]]) -> None:
-    assert "(MusicFromTheFuturePipeline); expected one of " in answers[0]["owner/music"]["error"]
+    assert "with the pipeline MusicFromTheFuturePipeline; expected " in answers[0]["owner/music"]["error"]
     assert not [path for path in answers[1] if path.startswith("owner/music/") and path.endswith(".safetensors")]
 
 

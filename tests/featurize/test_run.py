@@ -218,7 +218,8 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp
     done = command("featurize", "--dataset", "demo", "--run-dir", tmp_path, "--generator", "papre")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: got --generator papre; expected a preset, PRESET=FOLDER, a diffusers folder or a hub id owner/name; did you mean 'paper'?\n"
+        "error: got --generator papre; expected a preset, PRESET=FOLDER, a diffusers folder, a .safetensors file or a hub id owner/name; "
+        "did you mean 'paper'?\n"
     )
 
 

@@ -1,12 +1,13 @@
 """Families of text-to-image pipelines: one file each, and one line here."""
 
+import difflib
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from featurize.generate.families.family import Family
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import read_config
 
 # The class of a pipeline, as model_index.json calls it → the module and the class of its family.
@@ -35,6 +36,8 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3"),
     "ZImagePipeline": ("z_image", "ZImage"),
 }
+# From this similarity on, of at most 1, a name is a misspelling of another.
+_LIKE = 0.8
 
 
 def family_of(folder: Path, index: Mapping[str, Any], replaced: Mapping[str, Path] | None = None) -> Family:
@@ -65,14 +68,21 @@ def denoiser_of(folder: Path, index: Mapping[str, Any]) -> str:
 
 
 def _advice(kind: str) -> str:
-    close = nearest(kind, FAMILIES)
-    return close if close.startswith("did you mean") else "choose another generator"
+    """Return what helps against a class that does not run here: a name that is like one that does, if it is no class of diffusers."""
+    import diffusers
+
+    close = [] if kind in dir(diffusers) else difflib.get_close_matches(kind, FAMILIES, n=1, cutoff=_LIKE)
+    return f"did you mean {close[0]!r}? Correct model_index.json" if close else "choose another generator"
 
 
 def _family_class(folder: Path, index: Mapping[str, Any]) -> type[Family]:
     kind = str(index.get("_class_name") or "")
     if kind not in FAMILIES:
-        raise InputError(got=f"{folder} ({kind})", expected=f"one of {', '.join(FAMILIES)}", do=_advice(kind))
+        raise InputError(
+            got=f"{folder} with the pipeline {kind}" if kind else f"{folder / 'model_index.json'} without _class_name",
+            expected="a text-to-image pipeline that runs here (they are listed under Families in docs/generators.md)",
+            do=_advice(kind),
+        )
     module, name = FAMILIES[kind]
     family: type[Family] = getattr(import_module(f"featurize.generate.families.{module}"), name)
     return family

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from featurize.generate.downloads import card_license
+from featurize.generate.downloads import card_license, find_denoiser
+from lugpi_core.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,10 @@ def test_a_card_without_front_matter_states_no_licence(tmp_path: Path, card: str
     assert card_license(tmp_path) is None
     (tmp_path / "README.md").write_text(card)
     assert card_license(tmp_path) is None
+
+
+def test_a_denoiser_out_of_reach_is_no_name_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"; download it where there is a network and give it with --unet FILE$"):
+        find_denoiser("owner/sigma", part="transformer")

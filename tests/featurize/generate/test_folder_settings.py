@@ -274,7 +274,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name: str) -> N
 )  # fmt: skip
 def test_pipelines_of_other_architectures_are_one_line(folder: Path, kind: str) -> None:
     _edit(folder / "model_index.json", _class_name=kind)
-    with pytest.raises(InputError, match=rf"\({kind}\); expected one of StableDiffusionPipeline, "):
+    with pytest.raises(InputError, match=rf"with the pipeline {kind}; expected a text-to-image pipeline that runs here "):
         _find(folder)
 
 

@@ -172,8 +172,10 @@ def test_a_folder_alone_has_its_training_size_and_own_scheduler(folder: Path) ->
     ("content", "message"),
     [
         (None, r"got .*sd without model_index\.json; expected a pipeline's folder, as diffusers saves it; check the path"),
-        ('{"_class_name": "AmusedPipeline"}', r"\(AmusedPipeline\)"),
-        ("{}", r"sd \(\); expected one of StableDiffusionPipeline"),
+        ('{"_class_name": "AmusedPipeline"}', r"sd with the pipeline AmusedPipeline; .*; choose another generator"),
+        ('{"_class_name": "ZImgPipeline"}', r"with the pipeline ZImgPipeline; .*; did you mean 'ZImagePipeline'"),
+        ('{"_class_name": "StableDiffusionImg2ImgPipeline"}', r"; choose another generator"),
+        ("{}", r"model_index.json without _class_name; expected a text-to-image pipeline"),
         ("{", r"model_index.json, which is not JSON"),
     ],
 )
