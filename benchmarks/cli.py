@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.options import (
     BenchmarkOptions,
+    CardOptions,
     DemoOptions,
     DriftOptions,
     FamiliesOptions,
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         "families": (_families, FamiliesOptions),
         "train": (_train, TrainingOptions),
         "memory": (_memory, BenchmarkOptions),
+        "card": (_card, CardOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
         "pictures": (_pictures, DriftOptions),
         "prompts": (_prompts, PromptsOptions),
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     }
     about = (
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
-        "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `prompts` counts the words that are not "
+        "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `card` counts what the "
+        "presets take on a GPU of 24 GB; `prompts` counts the words that are not "
         "read; `models` tries every architecture of transformers; `demo` and `real` (hours) run the experiment of the tables."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
@@ -69,6 +72,12 @@ def _memory(options: BenchmarkOptions) -> dict[str, Any]:
     from benchmarks.train.training_memory import measure
 
     return measure(smoke=options.smoke, record=options.record)
+
+
+def _card(options: CardOptions) -> dict[str, Any]:
+    from benchmarks.generators.card_memory import measure
+
+    return measure(smoke=options.smoke, record=options.record, presets=options.presets)
 
 
 def _fidelity(options: BenchmarkOptions) -> dict[str, Any]:

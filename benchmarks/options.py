@@ -33,6 +33,14 @@ class FamiliesOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CardOptions(BenchmarkOptions):
+    """Count what the presets take on a GPU of 24 GB at the batch sizes that are chosen there, and their work. Nothing is run."""
+
+    presets: tuple[str, ...] = ()
+    """Only these presets, such as flux2-klein."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions(BenchmarkOptions):
     """Measure training against plain Hugging Face, and cached teachers and tokens against live ones."""
 

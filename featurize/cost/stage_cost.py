@@ -5,7 +5,8 @@ A stage is a module of diffusers, transformers or open_clip, built from its conf
 Shapes: B rows, h × w latent cells, S the encoder's side, T tokens, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.encode.encoders import EncoderFiles
 from featurize.encode.image_encoder import skeleton
-from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings, Sampling, Step
+from featurize.generate.decoders import dtype_of
+from featurize.generate.families.family import LENGTHS, Family, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
 from featurize.generate.load_part import model_class, text_config
 from featurize.generate.schedulers import own_scheduler
@@ -70,7 +72,7 @@ def _count(build: Callable[[], Any], call: Callable[[Any], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-class _WholePrompts(TorchFunctionMode):
+class WholePrompts(TorchFunctionMode):
     """Answers what a model asks of a mask without numbers: how many tokens each prompt has, and whether there is no padding."""
 
     def __init__(self, tokens: int) -> None:
@@ -80,9 +82,22 @@ class _WholePrompts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is torch.Tensor.tolist and args[0].is_meta:
             return [self._tokens] * args[0].numel()
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], torch.Tensor) and args[1].is_meta and args[1].dtype == torch.bool:
+            return args[0]
         if func is torch.Tensor.__bool__ and args[0].is_meta:
             return True
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Let models switch autocast off on the meta device too, which has none: torch raises an error (ERNIE-Image's transformer does so)."""
+    name, own = "autocast", torch.autocast
+    setattr(torch, name, lambda device_type, **how: nullcontext() if device_type == "meta" else own(device_type, **how))
+    try:
+        yield
+    finally:
+        setattr(torch, name, own)
 
 
 def _call_on(*inputs: Any) -> Callable[[Any], Any]:
@@ -93,45 +108,69 @@ def _prompt_flops(generator: Generator) -> float:
     family, flops = generator.family, 0.0
     for _, name in family.text_parts:
         ids_BT = torch.zeros(1, family.text_length(name), dtype=torch.long, device="meta")
-        with _WholePrompts(family.text_length(name)):
+        with WholePrompts(family.text_length(name)):
             flops += _count(partial(model_class(family, name), text_config(family, name)), _call_on(ids_BT))
     return flops
 
 
 def _denoise_flops(generator: Generator) -> float:
-    family, settings = generator.family, generator.settings
-    shapes = family.embedding_shapes()
-    tokens = next(shape[0] for shape, _ in shapes.values() if len(shape) == 2)
-    embeddings = PromptEmbeddings(
-        {
-            name: torch.full((1,), tokens) if name == LENGTHS else torch.zeros((1, *shape), dtype=dtype, device="meta")
-            for name, (shape, dtype) in shapes.items()
-        }
-    )
-    sampling = Sampling(images=1, size_px=generator.size_px, steps=settings.steps, guidance=settings.guidance)
+    return _count(partial(denoiser_of, generator.family), lambda denoiser: first_prediction(generator, denoiser, images=1, copies=1))
+
+
+def first_prediction(generator: Generator, denoiser: Any, *, images: int, copies: int) -> torch.Tensor:
+    """Return the denoiser's prediction in the first step, on the meta device, for prompts as long as it reads.
+
+    Args:
+        generator: the folder and settings.
+        denoiser: on the meta device, in its dtype.
+        images: generated at once.
+        copies: rows of the denoiser for each: 2 with classifier-free guidance.
+    """
+    family, settings, dtype = generator.family, generator.settings, dtype_of(denoiser)
+    sampling = Sampling(images=images, size_px=generator.size_px, steps=settings.steps, guidance=settings.guidance)
     scheduler = own_scheduler(family)
     family.set_timesteps(scheduler, sampling)
     time = family.times(scheduler)[0]
     step = Step(number=0, last=0, on_host=time, on_device=time.to("meta"))
-    latents = family.first_latents(scheduler, torch.zeros(1, *generator.latent_shape, device="meta"), torch.float32)
+    latents = family.first_latents(scheduler, torch.zeros(images, *generator.latent_shape, device="meta"), dtype)
+    parts = Parts(denoiser=denoiser, vae=None, scheduler=scheduler, tokenizers={}, text_encoders={}, device=torch.device("meta"))
+    embeddings, tokens = _longest_prompts(family, images, dtype)
+    negative = embeddings if copies == 2 else None
+    with WholePrompts(tokens), _without_autocast():
+        predicted: torch.Tensor = family.predict(parts, latents, step, family.conditions(parts, embeddings, negative, sampling), copies)
+    return predicted
 
-    def predict(denoiser: Any) -> None:
-        parts = Parts(denoiser=denoiser, vae=None, scheduler=scheduler, tokenizers={}, text_encoders={}, device=torch.device("meta"))
-        with _WholePrompts(tokens):
-            family.predict(parts, latents, step, family.conditions(parts, embeddings, None, sampling), 1)
 
-    kind = model_class(family, family.denoiser)
-    return _count(partial(kind.from_config, family.configs[family.denoiser]), predict)
+def _longest_prompts(family: Family, prompts: int, dtype: torch.dtype) -> tuple[PromptEmbeddings, int]:
+    shapes = family.embedding_shapes()
+    tokens = next(shape[0] for shape, _ in shapes.values() if len(shape) == 2)
+    tensors = {
+        name: torch.full((prompts,), tokens)
+        if name == LENGTHS
+        else torch.zeros((prompts, *shape), dtype=dtype if own.is_floating_point else own, device="meta")
+        for name, (shape, own) in shapes.items()
+    }
+    return PromptEmbeddings(tensors), tokens
+
+
+def denoiser_of(family: Family) -> Any:
+    """Return the denoiser on the meta device, in float32."""
+    with torch.device("meta"):
+        return model_class(family, family.denoiser).from_config(family.configs[family.denoiser]).eval().requires_grad_(False)
+
+
+def decoder_of(family: Family, decoder_folder: Path | None) -> Any:
+    """Return the generator's own decoder, or the AutoencoderTiny in a folder, on the meta device, in float32."""
+    from diffusers import AutoencoderTiny
+
+    config = read_config(decoder_folder / "config.json") if decoder_folder else family.configs["vae"]
+    with torch.device("meta"):
+        return (AutoencoderTiny if decoder_folder else model_class(family, "vae")).from_config(config).eval().requires_grad_(False)
 
 
 def _decode_flops(generator: Generator, decoder_folder: Path | None) -> float:
-    from diffusers import AutoencoderTiny
-
-    family = generator.family
-    config = read_config(decoder_folder / "config.json") if decoder_folder else family.configs["vae"]
-    kind = AutoencoderTiny if decoder_folder else model_class(family, "vae")
     latents_BChw = torch.zeros(1, *generator.latent_shape, device="meta")
-    return _count(partial(kind.from_config, config), lambda vae: family.decode(vae, latents_BChw))
+    return _count(partial(decoder_of, generator.family, decoder_folder), lambda vae: generator.family.decode(vae, latents_BChw))
 
 
 def encode_flops(files: EncoderFiles) -> float:

@@ -48,5 +48,10 @@ def load_text_parts(generator: Generator, dtype: torch.dtype, device: torch.devi
 def _text_encoders(generator: Generator, dtype: torch.dtype) -> dict[str, Any]:
     encoders = {encoder: load_part(generator, encoder, dtype) for _, encoder in generator.family.text_parts}
     for encoder in encoders.values():
-        encoder.eval().requires_grad_(False)
+        without_cache(encoder.eval().requires_grad_(False))
     return encoders
+
+
+def without_cache(encoder: Any) -> None:
+    """Let a text encoder keep no keys and values for a next token, which nobody asks for: 73 MB a prompt in Qwen 3 of 4 billion."""
+    encoder.config.get_text_config().use_cache = False

@@ -115,7 +115,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         license="Apache-2.0",
         tokens_read=512,
         evaluations=4,
-        tflop=47,
+        tflop=46.1,
     ),
     "flux2-klein-base": GeneratorPreset(
         pipeline="Flux2KleinPipeline",
@@ -127,7 +127,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         license="Apache-2.0",
         tokens_read=512,
         evaluations=50,
-        tflop=1026,
+        tflop=1023,
     ),
     "prx": GeneratorPreset(
         pipeline="PRXPipeline",
@@ -154,7 +154,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         text_license=_T5GEMMA,
         tokens_read=256,
         evaluations=28,
-        tflop=100,
+        tflop=100.6,
     ),
     "sdxl-lightning": GeneratorPreset(
         pipeline="StableDiffusionXLPipeline",
@@ -168,7 +168,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         is_distilled=True,
         license=_RAIL,
         evaluations=4,
-        tflop=37.5,
+        tflop=37.6,
     ),
     "sana-sprint": GeneratorPreset(
         pipeline="SanaSprintPipeline",
@@ -209,7 +209,7 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         license="CreativeML Open RAIL++-M (the weights)",
         tokens_read=300,
         evaluations=20,
-        tflop=57,
+        tflop=56.9,
     ),
     "demo": GeneratorPreset(
         pipeline=_SD,

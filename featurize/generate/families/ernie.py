@@ -19,6 +19,9 @@ from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
 TOKENS = "tokens"
+# Its tokenizer may set no limit: the work of a prompt is counted for the first number of tokens, and the memory for its embeddings for the
+# second, which documents seldom exceed.
+_COUNTED_TOKENS, _LONG_TOKENS = 512, 2048
 
 
 class ErnieImage(Family):
@@ -31,6 +34,7 @@ class ErnieImage(Family):
         _ENCODER: ("Mistral3Model", "Ministral3Model"),
     }
     text_pairs = ((_TOKENIZER, _ENCODER),)
+    sorts_prompts = True
 
     def __init__(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(folder, index, configs)
@@ -83,9 +87,18 @@ class ErnieImage(Family):
         return int(self.text["num_hidden_layers"]) - 1
 
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return tokens [L, D] and their number. Prompts are seldom as long as the text encoder reads: 512 tokens are counted."""
-        tokens = min(self.tokens_read, 512), int(self.transformer["text_in_dim"])
+        """Return tokens [L, D] and their number, for prompts of at most 512 tokens."""
+        tokens = min(self.tokens_read, _COUNTED_TOKENS), int(self.transformer["text_in_dim"])
         return {TOKENS: (tokens, torch.float32), LENGTHS: ((), torch.int64)}
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Size of a long prompt's embeddings in float32."""
+        return min(self.tokens_read, _LONG_TOKENS) * int(self.transformer["text_in_dim"]) * 4
+
+    def text_length(self, encoder: str) -> int:
+        """Return as many tokens as are counted."""
+        return min(self.tokens_read, _COUNTED_TOKENS)
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return the tokens of each prompt."""
