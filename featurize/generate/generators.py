@@ -257,6 +257,12 @@ def _size_px(family: Family, settings: GeneratorPreset) -> int:
         raise InputError(
             got=f"--size-px {size_px} for {family.folder}", expected=f"a multiple of {family.multiple_px}", do=f"give for instance {near}"
         )
+    if family.most_px is not None and size_px > family.most_px:
+        raise InputError(
+            got=f"--size-px {size_px} for {family.folder}, whose {family.denoiser} has positions for {family.most_px} px",
+            expected="no more than that",
+            do=f"give for instance {min(family.native_px, family.most_px)}",
+        )
     if settings.deepcache > 1 and family.denoiser != "unet":
         raise InputError(
             got=f"--deepcache {settings.deepcache} for {family.folder}, which has no UNet",

@@ -5,6 +5,7 @@ Source: diffusers 0.42.1, ``pipelines/aura_flow/pipeline_aura_flow.py``. The vec
 Shapes: P prompts, L text tokens, D their width, B images, C latent channels, h × w latent cells.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,6 +24,11 @@ class AuraFlow(ImageTransformer):
     pipelines: ClassVar = ("AuraFlowPipeline",)
     part_classes: ClassVar = {"transformer": ("AuraFlowTransformer2DModel",), "vae": ("AutoencoderKL",), _ENCODER: ("UMT5EncoderModel",)}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
+
+    @property
+    def most_px(self) -> int:
+        # A larger image would take positions from the grid's other end, without an error (AuraFlowPatchEmbed).
+        return math.isqrt(int(self.transformer.get("pos_embed_max_size", 1024))) * self.multiple_px
 
     @property
     def tokens_read(self) -> int:

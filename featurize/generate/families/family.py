@@ -217,6 +217,11 @@ class Family(ABC):
     def multiple_px(self) -> int:
         """Sides of images are multiples of it."""
 
+    @property
+    def most_px(self) -> int | None:
+        """The largest side for which the denoiser has positions; None = any."""
+        return None
+
     @abstractmethod
     def latent_shape(self, size_px: int) -> tuple[int, int, int]:
         """Return (C, h, w) of a latent as it is stored, never as a packed sequence. Noise is drawn in this shape."""

@@ -20,6 +20,7 @@ from featurize.generate.families.text import cut_to_fit, padded_ids, rows_of_len
 _QWEN, _CLIP = ("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")
 _CLIP_TOKENS = 77
 _PROMPT_TOKENS = 512
+_MOST_POSITIONS = 128  # rows or columns of patches: Kandinsky5RoPE3D's own
 
 
 class Kandinsky5(ImageTransformer):
@@ -54,6 +55,10 @@ class Kandinsky5(ImageTransformer):
 
         pipeline = Kandinsky5T2IPipeline(*[None] * 7)
         return pipeline.prompt_template, pipeline.prompt_template_encode_start_idx
+
+    @property
+    def most_px(self) -> int:
+        return _MOST_POSITIONS * self.multiple_px
 
     @property
     def tokens_read(self) -> int:

@@ -79,6 +79,11 @@ class Lumina2(Family):
         return int(self.transformer["in_channels"]), side, side
 
     @property
+    def most_px(self) -> int:
+        """Patches in a row for which the transformer has positions, in pixels."""
+        return int(min(self.transformer.get("axes_lens", (300, 512, 512))[1:])) * self.multiple_px
+
+    @property
     def tokens_read(self) -> int:
         """The instruction's included."""
         return 256

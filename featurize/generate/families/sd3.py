@@ -40,6 +40,10 @@ class StableDiffusion3(ImageTransformer):
         return min(int(self.configs["tokenizer"].get("model_max_length", 77)), 77)
 
     @property
+    def most_px(self) -> int:
+        return int(self.transformer.get("pos_embed_max_size", 96)) * self.multiple_px
+
+    @property
     def tokens_read(self) -> int:
         return _T5_TOKENS if _T5 in self.text_parts else self._clip_tokens
 

@@ -41,6 +41,10 @@ class ZImage(ImageTransformer):
         return 2 * self.cell_px
 
     @property
+    def most_px(self) -> int:
+        return int(min(self.transformer.get("axes_lens", (1024, 512, 512))[1:])) * self.multiple_px
+
+    @property
     def tokens_read(self) -> int:
         return 512
 

@@ -174,6 +174,14 @@ def test_sana_samples_with_euler_steps_of_flow_matching(tiny: Callable[[str], Pa
     assert _is_bitwise(one, 2, 4.5)
 
 
+@pytest.mark.parametrize(("family", "most_px"), [("sd3", 384), ("auraflow", 128), ("kandinsky5", 2048), ("z-image", 1024)])
+def test_a_side_that_has_no_positions_is_refused(tiny: Callable[[str], Path], family: str, most_px: int) -> None:
+    name = str(tiny(family))
+    assert find_generator(name, generator_settings(name, {"size_px": most_px}), half=False).size_px == most_px
+    with pytest.raises(InputError, match=rf"got --size-px {most_px + 64} for .*, whose transformer has positions for {most_px} px;"):
+        find_generator(name, generator_settings(name, {"size_px": most_px + 64}), half=False)
+
+
 @pytest.mark.parametrize("family", ["prx", "sd3", "kandinsky5", "cogview4"])
 def test_a_decoder_of_other_channels_is_refused(tiny: Callable[[str], Path], tmp_path: Path, family: str) -> None:
     folder = _changed(tiny(family), tmp_path / family, "vae/config.json", latent_channels=5)
