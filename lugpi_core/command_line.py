@@ -61,7 +61,9 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
             raise
         return _fail(_disk_fault(error))
     except KeyboardInterrupt as stop:
-        print("interrupted: what is written is kept; run the same command to continue", file=sys.stderr)
+        is_dry = dataclasses.asdict(parsed).get("dry_run", False)
+        kept = "a dry run writes nothing" if is_dry else "what is written is kept; run the same command to continue"
+        print(f"interrupted: {kept}", file=sys.stderr)
         return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
     if is_first_process():
         print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)

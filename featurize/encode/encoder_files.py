@@ -7,7 +7,7 @@ Shapes: B images, S the encoder's side, T tokens, D width.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,19 @@ LAYER = "after the final LayerNorm, before projection"
 LAST = "last tokens, after the final norm where there is one"
 MAP_WITH_NORM, MAP = "last feature map, after the final LayerNorm", "last feature map"
 CLASS_TOKEN, ATTENTION_POOLED, MEAN = "class token", "attention-pooled", "mean of the patches"
+# Encoders by a short name: the model that each stands for.
+PRESETS: Mapping[str, str] = {
+    "clip-vit-b32": "open_clip:ViT-B-32/openai",
+    "clip-vit-b16": "open_clip:ViT-B-16/openai",
+    "clip-vit-l14": "open_clip:ViT-L-14/openai",
+    "vit-b16": "google/vit-base-patch16-224-in21k",
+    "siglip2-b16": "open_clip:ViT-B-16-SigLIP2/webli",
+    "dinov2-b14-reg": "facebook/dinov2-with-registers-base",
+    "dinov3-b16": "timm:vit_base_patch16_dinov3.lvd1689m",
+    "pe-core-b16": "open_clip:PE-Core-B-16/meta",
+    "clip-demo": "embedded",
+    "vit-demo": "embedded",
+}
 LICENSES = {
     "clip-vit-b32": "MIT",
     "clip-vit-b16": "MIT",
@@ -37,6 +50,11 @@ LICENSES = {
     "pe-core-b16": "Apache-2.0",
 }
 _ADDED = re.compile(r"(-layer\d+)?(-\d+px)?$")  # what --encoder-layer and --encoder-size add to a column's name
+
+
+def flag_of(name: str) -> str:
+    """Return the flag that an encoder was given with, for the error that names its place on the hub; a preset is named before it."""
+    return f"--encoders {name}, which is" if name in PRESETS else "--encoders"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,15 @@
 """Encoders by name: presets, models of open_clip and timm, folders and hub ids. No weights are loaded."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from featurize.encode import open_clip_models, timm_models
-from featurize.encode.encoder_files import LAYER, LICENSES, Choice, EncoderFiles
+from featurize.encode.encoder_files import LAYER, LICENSES, PRESETS, Choice, EncoderFiles, flag_of
 from featurize.encode.open_clip_models import find_open_clip, find_open_clip_name
 from featurize.encode.timm_models import find_timm, find_timm_name, is_timm_folder
 from featurize.encode.transformers_models import find_transformers
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.runtime.pretrained import embedded_model, local_model_folder
 
-PRESETS: Mapping[str, str] = {
-    "clip-vit-b32": "open_clip:ViT-B-32/openai",
-    "clip-vit-b16": "open_clip:ViT-B-16/openai",
-    "clip-vit-l14": "open_clip:ViT-L-14/openai",
-    "vit-b16": "google/vit-base-patch16-224-in21k",
-    "siglip2-b16": "open_clip:ViT-B-16-SigLIP2/webli",
-    "dinov2-b14-reg": "facebook/dinov2-with-registers-base",
-    "dinov3-b16": "timm:vit_base_patch16_dinov3.lvd1689m",
-    "pe-core-b16": "open_clip:PE-Core-B-16/meta",
-    "clip-demo": "embedded",
-    "vit-demo": "embedded",
-}
 DEMO_ENCODERS = ("clip-demo", "vit-demo")
 WEIGHT_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 __all__ = ["DEMO_ENCODERS", "LAYER", "LICENSES", "PRESETS", "EncoderFiles", "expand_encoders", "find_encoder"]
@@ -78,7 +65,7 @@ def _find(name_or_source: str, choice: Choice) -> EncoderFiles:
             do=nearest(name_or_source, [*PRESETS, "demo"]),
         )
     name = name_or_source if name_or_source in PRESETS else _column_name(name_or_source)
-    return _from_folder(name, local_model_folder(source, flag="--encoders"), choice)
+    return _from_folder(name, local_model_folder(source, flag=flag_of(name)), choice)
 
 
 def _from_folder(name: str, folder: Path, choice: Choice) -> EncoderFiles:

@@ -23,6 +23,7 @@ from featurize.encode.encoder_files import (
     Geometry,
     as_chosen,
     encoder_config_errors,
+    flag_of,
     square,
     with_tokens,
 )
@@ -77,7 +78,7 @@ def find_open_clip_name(name: str, architecture_and_weights: str, choice: Choice
         raise InputError(
             got=f"open_clip:{architecture}/{weights}", expected="weights that exist as safetensors", do="choose other weights of that model"
         )
-    folder = local_model_folder(hub, patterns=("open_clip*.json", "open_clip*.safetensors"), flag="--encoders")
+    folder = local_model_folder(hub, patterns=("open_clip*.json", "open_clip*.safetensors"), flag=flag_of(name))
     return find_open_clip(name, folder, choice, quick_gelu=bool(pretrained.get("quick_gelu")))
 
 

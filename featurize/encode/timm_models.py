@@ -25,6 +25,7 @@ from featurize.encode.encoder_files import (
     Geometry,
     as_chosen,
     encoder_config_errors,
+    flag_of,
     with_tokens,
 )
 from featurize.encode.preprocessing import timm_preprocessing
@@ -74,7 +75,7 @@ def find_timm_name(name: str, model_and_tag: str, choice: Choice) -> EncoderFile
             do=nearest(tag, tags) if tags else "choose another model",
         )
     hub_id = cfg.hf_hub_id if not cfg.hf_hub_id.endswith("/") else f"{cfg.hf_hub_id}{architecture}.{cfg.tag}"
-    folder = local_model_folder(hub_id, patterns=("config.json", "model.safetensors"), flag="--encoders")
+    folder = local_model_folder(hub_id, patterns=("config.json", "model.safetensors"), flag=flag_of(name))
     return find_timm(name, folder, choice)
 
 

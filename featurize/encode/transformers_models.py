@@ -178,7 +178,9 @@ def find_transformers(name: str, folder: Path, choice: Choice) -> EncoderFiles:
     """
     family = family_in(folder)
     if _TOWER_OF.get(family, family) not in KINDS:
-        why = f" ({family}), {_WHY_NOT[family]}" if family in _WHY_NOT else f" of type {family!r}"
+        why = f" ({family}), {_WHY_NOT[family]}" if family in _WHY_NOT else f" of type {family!r}" if family else " without a model_type"
+        if not (folder / "config.json").is_file():
+            why = " without config.json"
         raise InputError(
             got=f"{folder}{why}",
             expected="an image encoder of open_clip, timm or transformers (docs/method.md has the types)",
@@ -210,9 +212,9 @@ def find_transformers(name: str, folder: Path, choice: Choice) -> EncoderFiles:
 
 
 def family_in(folder: Path) -> str:
-    """Return the model type of a folder's configuration, or ``nothing``."""
+    """Return the model type of a folder's configuration; empty = there is none."""
     config_file = folder / "config.json"
-    return str(read_config(config_file).get("model_type", "nothing")) if config_file.is_file() else "nothing"
+    return str(read_config(config_file).get("model_type", "")) if config_file.is_file() else ""
 
 
 def _kind(family: str) -> Kind:

@@ -21,7 +21,7 @@ from featurize.generate.lora import LoraFile, find_loras
 from featurize.generate.presets import PRESETS, GeneratorPreset
 from featurize.generate.sampler_settings import recorded_settings
 from featurize.options import Scheduler
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.errors import InputError, nearest, number_of
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.pretrained import read_config
 
@@ -87,7 +87,9 @@ class Generator:
         source = f" ({self.settings_from})" if self.settings_from else ""
         spacing = f"{self.sampler['timestep_spacing']} " if "timestep_spacing" in self.sampler else ""
         fused = "".join(f", {lora.path.name} × {lora.scale:g}" for lora in self.loras)
-        return f"{settings.steps} {spacing}steps, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}{fused}"
+        return (
+            f"{number_of(settings.steps, spacing + 'step{s}')}, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}{fused}"
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the latents, except prompts, seeds and dtype. The hub's commit is left out: the same weights may come from a

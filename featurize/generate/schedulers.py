@@ -19,6 +19,9 @@ _OUTPUTS = {
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
 _TRIED_MULTIPLES = 8
+# What the loop gives to a sampler's step by place.
+_STEP_TAKES = ("model_output", "timestep", "sample")
+_GIVEN_IN_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def own_scheduler(family: Family) -> Any:
@@ -122,6 +125,13 @@ def _rejected(scheduler: Any, generator: Generator, why: str) -> InputError:
                 expected=f"what the {generator.family.denoiser} gives, such as {usual[0]}",
                 do=f"correct {field} in that file",
             )
+    wanted = [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty and p.kind in _GIVEN_IN_PLACE]
+    if len(wanted) > len(_STEP_TAKES):
+        return InputError(
+            got=f"{file} with the sampler {name}, whose step takes {', '.join(wanted)}",
+            expected=f"a sampler of images, whose step takes {', '.join(_STEP_TAKES)}",
+            do="restore scheduler/ from where the model comes from",
+        )
     own = "another --scheduler such as ddim" if is_swappable(read_config(file)) else "restore scheduler/ from where the model comes from"
     return InputError(
         got=f"--steps {steps}, with which {name} does not run ({why})",

@@ -56,7 +56,8 @@ class ClassSimilarity(Record):
         """Return the answer in one sentence."""
         more_alike = "more alike than" if self.p <= SIGNIFICANT else "not significantly more alike than"
         compared = f"structural similarity {decimal(self.within)} and {decimal(self.between)}, p = {decimal(self.p)}"
-        return f"images of one class are {more_alike} images of two: {compared}"
+        threshold = "" if self.p <= SIGNIFICANT else f" (significant up to {decimal(SIGNIFICANT)})"
+        return f"images of one class are {more_alike} images of two: {compared}{threshold}"
 
 
 def ssim(left_BHW: torch.Tensor, right_BHW: torch.Tensor) -> torch.Tensor:

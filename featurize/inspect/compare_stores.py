@@ -29,7 +29,7 @@ from featurize.inspect.records import LeftOut
 from featurize.inspect.sample import pooled_tokens, prompts_cut
 from featurize.options import InspectSettings
 from lugpi_core.corpora.corpus import SPLITS, Corpus
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import require_type
 from lugpi_core.fingerprint import differences
 from lugpi_core.runtime.device import Compute, resolve_compute
@@ -209,7 +209,7 @@ def _compared(entry: _Entry) -> ComparedStore:
 def _settings_in_words(entry: _Entry, about: Mapping[str, Any]) -> str:
     if not about:
         return "-"
-    words = [f"{about.get('steps')} steps", f"guidance {about.get('guidance'):g}", f"{about.get('size_px')} px"]
+    words = [number_of(about["steps"], "step{s}"), f"guidance {about.get('guidance'):g}", f"{about.get('size_px')} px"]
     words += [f"scheduler {about['scheduler']}"] if about.get("scheduler", "own") != "own" else []
     words += [f"DeepCache {about['deepcache']}"] if about.get("deepcache", 1) != 1 else []
     words += [f"prompts {entry.flags['prompts']}"] if entry.flags.get("prompts", "whole") != "whole" else []

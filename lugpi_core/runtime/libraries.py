@@ -27,6 +27,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its client logs every time that it asks again
     for logger in map(logging.getLogger, _CHATTY_LOGGERS):
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.ERROR)

@@ -240,6 +240,8 @@ def only_local_files() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, shortened to 160 characters: enough for a one-line report."""
-    text = one_line(str(error).split("\n")[0]) or type(error).__name__
+    """Return the first line of an error's message, shortened to 160 characters: enough for a one-line report. The hub's client begins with
+    "Got: " where it names the error behind it.
+    """
+    text = one_line(str(error).split("\n")[0].removeprefix("Got: ")) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "…"

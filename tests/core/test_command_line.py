@@ -211,6 +211,12 @@ def test_an_input_error_in_the_command_is_one_line_and_exit_two(capsys: pytest.C
     assert (captured.out, captured.err) == ("", "error: got a file; expected b; c\n")
 
 
+def test_an_interrupted_dry_run_has_kept_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    dry = dataclasses.make_dataclass("Dry", [("dry_run", bool, False)])
+    assert run(_raising(KeyboardInterrupt()), dry, ["--dry-run"], prog="p") == 130
+    assert capsys.readouterr().err == "interrupted: a dry run writes nothing\n"
+
+
 def test_an_interrupted_command_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--dataset", "x", command=_raising(KeyboardInterrupt())) == 130
     captured = capsys.readouterr()

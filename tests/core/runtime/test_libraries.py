@@ -22,6 +22,7 @@ SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
 }
 LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx")
 

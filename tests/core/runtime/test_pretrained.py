@@ -223,6 +223,7 @@ def test_a_download_that_breaks_off_is_one_line_too(monkeypatch: pytest.MonkeyPa
         ("  a \t b ", "a b"),
         ("", "OSError"),
         ("\nsecond", "OSError"),
+        ("Got: ConnectError: unknown host\nsecond", "ConnectError: unknown host"),
         ("\x1b[31mred\x1b[0m", "red"),
         ("x" * 160, "x" * 160),
         ("x" * 161, "x" * 157 + "…"),

@@ -293,7 +293,8 @@ def test_a_model_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError) as error:
         find_encoder(name)
-    assert re.match(r"got --encoders \S+ \(.+\); expected a local folder or a model .*give its folder$", str(error.value))
+    preset = f"{name}, which is " if name in ("clip-vit-b32", "vit-b16") else ""
+    assert re.match(rf"got --encoders {preset}\S+ \(.+\); expected a local folder or a model .*give its folder$", str(error.value))
     assert "\n" not in str(error.value)
 
 
@@ -315,11 +316,13 @@ def test_an_open_clip_model_in_the_hubs_cache_is_found_offline(
     ("config", "message"),
     [
         ({"model_type": "bert"}, "of type 'bert'; expected an image encoder of open_clip, timm or transformers"),
-        ({}, "'nothing'"),
+        ({}, "vit without a model_type; expected an image encoder"),
+        (None, "vit without config.json; expected an image encoder"),
     ],
 )
-def test_a_folder_of_an_unsupported_type_is_refused(vit_folder: Path, config: dict[str, str], message: str) -> None:
-    (vit_folder / "config.json").write_text(json.dumps(config))
+def test_a_folder_of_an_unsupported_type_is_refused(vit_folder: Path, config: dict[str, str] | None, message: str) -> None:
+    config_file = vit_folder / "config.json"
+    config_file.unlink() if config is None else config_file.write_text(json.dumps(config))
     with pytest.raises(InputError, match=message):
         find_encoder(str(vit_folder))
 

@@ -162,6 +162,10 @@ def test_a_presets_weights_may_come_from_a_folder(folder: Path) -> None:
     assert moved.fingerprint() == demo.fingerprint()
 
 
+def test_one_step_is_no_steps(folder: Path) -> None:
+    assert _find(str(folder), steps=1).words().startswith("1 step, guidance ")
+
+
 def test_a_folder_alone_has_its_training_size_and_own_scheduler(folder: Path) -> None:
     found = _find(str(folder))
     assert (found.name, found.size_px, found.settings.scheduler, found.settings.steps) == ("sd", 64, "own", 50)

@@ -169,6 +169,14 @@ def test_a_model_of_other_noise_keeps_its_own_sampler(own: dict[str, Any]) -> No
         swapped_settings(own, "euler", steps=4)
 
 
+def test_a_sampler_of_video_is_no_fault_of_the_steps(folder: Path) -> None:
+    _of(folder, {"_class_name": "CogVideoXDPMScheduler"})
+    with pytest.raises(
+        InputError, match=r"sampler CogVideoXDPMScheduler, whose step takes .*old_pred_original_sample.*; restore scheduler/"
+    ):
+        load_scheduler(_find(folder, "own", 4))
+
+
 def test_the_defaults_are_those_of_the_installed_library() -> None:
     spaced = {
         name: inspect.signature(getattr(diffusers, name).__init__).parameters["timestep_spacing"].default
