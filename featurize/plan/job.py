@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +16,17 @@ from featurize.generate.generators import Generator, find_generator, generator_s
 from featurize.options import Execution, FeaturizeSettings, PromptStrategy
 from featurize.plan.images import ImagePlan, require_prompts
 from featurize.plan.prompt_reader import prompt_reader
-from featurize.plan.prompt_text import prompts_fingerprint, text_column
+from featurize.plan.prompt_text import TEXT_ENCODER, prompts_fingerprint, text_column, text_encoder
 from featurize.plan.prompts import plan_of
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
+from lugpi_core.fingerprint import Fingerprint, differences
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, TINY, Dtype
-from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest, refuse_difference
+from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.writer import missing_bytes
 
@@ -37,6 +39,10 @@ MOST_EMBEDDING_BYTES = 4 * 10**9
 FEWEST_FAILED = 16
 # Fields of a column's fingerprint that decide which image each of its rows is.
 NUMBERING = ("generation", "prompts")
+# Fields of a fingerprint that are hashes of prompts: what a user can compare are the flags.
+_OF_PROMPTS = ("generation.drawings: ", "prompts: ")
+# Flags that decide the prompts, beside those of the corpus.
+_FLAGS_OF_PROMPTS = ("dataset", "unlabelled", "prompts", "images_per_text", "seed", "generator")
 
 
 class StoreJob(Protocol):
@@ -245,6 +251,9 @@ def plan_job(
         shared: dict[str, Any] = {"rows": len(plan), "shard_rows": _shard_rows(plan, settings.shard_rows)}
         shared |= {"notice": generator_files.settings.notice, "made_by": made_by, "notes": generator_files.family.notes}
         text = text_column(plan, generator_files, dtype=compute.dtype, token_dtype=settings.token_dtype, common=shared)
+    numbering = {"generation": generation, "prompts": prompts_fingerprint(plan)}
+    if PROMPT_TEXT in columns_of(store):
+        numbering[TEXT_ENCODER] = text_encoder(generator_files)
     return Job(
         store=store,
         plan=plan,
@@ -256,7 +265,7 @@ def plan_job(
         prompts=settings.prompts,
         decoder=decoder,
         execution=part_of(settings, Execution),
-        numbering={"generation": generation, "prompts": prompts_fingerprint(plan)},
+        numbering=numbering,
         text_column=text,
         most_prompts=max(1, MOST_EMBEDDING_BYTES // generator_files.family.embedding_bytes),
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
@@ -288,14 +297,45 @@ def refuse_other_images(job: StoreJob) -> None:
     Raises:
         InputError: a column of the store has another fingerprint.
     """
-    fingerprints = {spec.name: spec.fingerprint for spec in job.every_column}
+    ours = {spec.name: spec for spec in job.every_column}
     for name in columns_of(job.store):
         spec, _ = load_manifest(job.store / name)
         stated = [key for key in NUMBERING if key in spec.fingerprint]
         if not stated or is_empty(job.store / name):
             continue  # a foreign column, whose rows we do not check; or an empty one
-        wanted = {**spec.fingerprint, **{key: job.numbering.get(key, {}) for key in stated}}
-        refuse_difference(job.store / name, spec.fingerprint, fingerprints.get(name, wanted))
+        wanted: Fingerprint = {**spec.fingerprint, **{key: job.numbering.get(key, {}) for key in stated}}
+        if TEXT_ENCODER in spec.fingerprint and TEXT_ENCODER in job.numbering:
+            wanted = {**wanted, TEXT_ENCODER: {**spec.fingerprint[TEXT_ENCODER], **job.numbering[TEXT_ENCODER]}}
+        wanted = ours[name].fingerprint if name in ours else wanted
+        if unlike := differences(spec.fingerprint, wanted):
+            raise InputError(
+                got=f"a store in {job.store / name} that was made with other settings: {'; '.join(_in_flags(unlike, spec, job))}",
+                expected="the same settings as the store's",
+                do="repeat those settings, or give another --run-dir for a new store",
+            )
+
+
+def _in_flags(unlike: Sequence[str], found: ColumnSpec, job: StoreJob) -> list[str]:
+    """Return differences, with the flags that differ in place of hashes of prompts."""
+    others = [one for one in unlike if not one.startswith(_OF_PROMPTS)]
+    if len(others) == len(unlike):
+        return others
+    names = {*_FLAGS_OF_PROMPTS, *(item.name for item in fields(CorpusSettings))} - {"data_dir"}
+    wanted = job.every_column[0].made_by or {}
+    flags: list[dict[str, Any]] = [{}, {}]
+    for name in names & wanted.keys():  # flags that were added since the store was made had their default
+        flags[0][name], flags[1][name] = (found.made_by or {}).get(name, _default(name, wanted[name])), wanted[name]
+    typed = differences({"flags": flags[0]}, {"flags": flags[1]})
+    if found.made_by is None or not typed:
+        typed = ["other prompts, though no flag differs: the texts are others"]
+    return typed + [
+        one for one in others if not (one.startswith("generation.seed: ") and any(flag.startswith("--seed:") for flag in typed))
+    ]
+
+
+def _default(name: str, otherwise: Any) -> Any:
+    settings = {item.name: item.default for item in (*fields(FeaturizeSettings), *fields(CorpusSettings))}
+    return settings.get(name, otherwise)
 
 
 def missing_disk_bytes(job: StoreJob) -> int:

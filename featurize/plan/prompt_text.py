@@ -17,6 +17,8 @@ from lugpi_core.store.manifest import ColumnSpec
 # The mean of a prompt's tokens, and the means of 63 groups of them.
 MOST_ROWS = 64
 POOLING = "tokens divided by their root mean square; the mean of all, then of equal consecutive groups"
+# The field of the column's fingerprint.
+TEXT_ENCODER = "text_encoder"
 _TOKENS = "tokens"
 
 
@@ -51,12 +53,9 @@ def text_column(plan: ImagePlan, generator: Generator, *, dtype: str, token_dtyp
         row_shape=(min(MOST_ROWS, length), width),
         fingerprint={
             "prompts": prompts_fingerprint(plan),
-            "text_encoder": {
+            TEXT_ENCODER: {
                 "name": generator.name,
-                "pipeline": generator.pipeline_class,
-                # Of a checkpoint of one file the parts have no hash of their own; LoRAs may change text encoders too.
-                "weights": _text_parts_hash(generator) if generator.single_file is None else generator.weights_hash,
-                **({"loras": [lora.fingerprint() for lora in generator.loras]} if generator.loras else {}),
+                **text_encoder(generator),
                 "pooling": POOLING,
                 "dtype": dtype,
                 "stored_as": token_dtype,
@@ -65,6 +64,16 @@ def text_column(plan: ImagePlan, generator: Generator, *, dtype: str, token_dtyp
         dtype=token_dtype,
         license=f"vectors by the text encoder of {generator.origin}: {generator.license}",
     )
+
+
+def text_encoder(generator: Generator) -> dict[str, Any]:
+    """Return what tells one generator's text encoders from another's: of one store, images and text vectors are by the same generator."""
+    return {
+        "pipeline": generator.pipeline_class,
+        # Of a checkpoint of one file the parts have no hash of their own; LoRAs may change text encoders too.
+        "weights": _text_parts_hash(generator) if generator.single_file is None else generator.weights_hash,
+        **({"loras": [lora.fingerprint() for lora in generator.loras]} if generator.loras else {}),
+    }
 
 
 def prompts_fingerprint(plan: ImagePlan) -> str:

@@ -84,6 +84,12 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
             expected=f"tokens of images: {', '.join(columns) or 'none are there'}",
             do="train on the generator's text vectors with train teacher --privileged text",
         )
+    if not columns and PROMPT_TEXT in columns_of(store):
+        raise InputError(
+            got=f"{store} with the generator's text vectors ({PROMPT_TEXT}) alone",
+            expected="tokens of images",
+            do="run python -m featurize with its flags and an encoder such as clip-vit-b32, or train teacher --privileged text or none",
+        )
     if column is None and len(columns) > 1:
         raise InputError(got=f"a store with {', '.join(columns)}", expected="one of them", do="name it with --image-tokens")
     if column == LATENTS:

@@ -102,6 +102,12 @@ def columns_of_rows(run: Path, requested: Sequence[str] = (), finished: Sequence
     available = set(image_columns_of(store))
     available |= {column for folder in finished if (column := training_of(folder).get("image_tokens")) not in (None, PROMPT_TEXT)}
     for column in requested:
+        if column == PROMPT_TEXT:
+            raise InputError(
+                got=f"--columns {PROMPT_TEXT}, which are of no image",
+                expected="tokens of images" + (f": {', '.join(clip_first(available))}" if available else ""),
+                do="leave it out: the text vectors have rows of their own, teacher-text and student-text, where the store has them",
+            )
         if column not in available:
             expected = f"one of {', '.join(clip_first(available))}" if available else "tokens that featurize wrote"
             do = nearest(column, available) if available else "run python -m featurize first"

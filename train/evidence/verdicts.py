@@ -10,7 +10,7 @@ from train.learning.task_rules import METRIC_NAMES
 LEGEND = (
     "A gain over the baseline alone is not evidence that images help: a teacher's larger head, or distillation alone, may explain it. "
     "A gain over the text-only control, which is the same model without images, is evidence, unless rows with shuffled or blank images, "
-    "which are unrelated to the text, gain as well."
+    "which are unrelated to the text, or with the generator's own text vectors gain as well."
 )
 _UNRELATED = ("shuffled", "blank")
 

@@ -1,5 +1,6 @@
 """The column of the generator's own text vectors: from prompts alone, equal to what its text encoder gives, resumed and refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from featurize.fill import text_column
 from featurize.fill.text_column import text_vectors
 from featurize.generate.families.family import LENGTHS, PromptEmbeddings
+from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from featurize.maintain import verify_store
 from featurize.options import FeaturizeOptions
@@ -73,12 +75,22 @@ def test_settings_of_the_denoiser_leave_the_column_as_it_is(table: Path, tmp_pat
     assert featurize_command(options(table, tmp_path, steps=2))["already_done"]
 
 
+@pytest.mark.parametrize("first", ["prompt-text", "vit-demo"])
+def test_vectors_and_images_of_one_store_are_by_one_generator(table: Path, tmp_path: Path, first: str) -> None:
+    second = {"prompt-text": "vit-demo", "vit-demo": "prompt-text"}[first]
+    featurize_command(options(table, tmp_path, first, steps=1))
+    other = replace(options(table, tmp_path, second, steps=1), generator="demo-flow")
+    with pytest.raises(InputError, match=r"was made with other settings: .*weights: found"):
+        featurize_command(other)
+    assert featurize_command(options(table, tmp_path, second, steps=1))["columns"].keys() >= {second}
+
+
 def test_other_prompts_are_refused(table: Path, tmp_path: Path) -> None:
     featurize_command(options(table, tmp_path))
     other = tmp_path / "own.csv"
     other.write_text(table.read_text().replace("text number 3", "another text"))
     for encoders in (("prompt-text",), ("vit-demo",)):
-        with pytest.raises(InputError, match="prompts: found"):
+        with pytest.raises(InputError, match=r"other settings: --dataset: .*own.csv now; expected"):
             featurize_command(options(other, tmp_path, *encoders))
 
 
@@ -122,7 +134,6 @@ def test_vectors_that_are_no_numbers_are_flagged(table: Path, tmp_path: Path, mo
 
 def test_the_first_vector_is_the_mean_of_what_the_generator_reads(table: Path, tmp_path: Path) -> None:
     featurize_command(options(table, tmp_path))
-    from featurize.generate.generators import find_generator, generator_settings
 
     generator = find_generator("demo", generator_settings("demo", {}), half=False)
     whole = TextToImage(generator, Compute(device="cpu", device_name="CPU", dtype="float32", threads=1))

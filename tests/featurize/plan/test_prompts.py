@@ -115,8 +115,17 @@ def test_a_store_of_chunks_has_an_image_for_every_passage_and_is_found_again(chu
 @pytest.mark.parametrize("strategy", ["whole", "keywords"])
 def test_a_store_of_other_prompts_is_refused(chunked: tuple[Path, Path, dict[str, Any]], strategy: Any) -> None:
     table, run, _ = chunked
-    with pytest.raises(InputError, match=r"was made with other settings: generation\.drawings"):
+    with pytest.raises(InputError, match=rf"was made with other settings: --prompts: chunks then, {strategy} now; expected"):
         featurize_command(options(table, run, prompts=strategy, images_per_text=3, steps=1))
+
+
+def test_a_store_of_other_texts_is_refused_though_no_flag_differs(chunked: tuple[Path, Path, dict[str, Any]]) -> None:
+    table, run, _ = chunked
+    before = table.read_bytes()
+    table.write_bytes(before.replace(b"two words", b"two terms"))
+    with pytest.raises(InputError, match="other prompts, though no flag differs: the texts are others"):
+        featurize_command(options(table, run, prompts="chunks", images_per_text=3, steps=1))
+    table.write_bytes(before)
 
 
 def unlabelled() -> Corpus:

@@ -174,3 +174,10 @@ def test_without_a_store_featurize_is_named(tmp_path: Path, small_csv: Path) -> 
 def test_the_store_of_another_corpus_is_refused(small_run: Path, small_csv: Path) -> None:
     with pytest.raises(InputError, match="other examples, labels or splits"):
         open_image_tokens(small_run / "tokens", "clip-demo", corpus_of(small_csv, limit=30))
+
+
+def test_a_store_of_text_vectors_alone_is_no_store_of_images(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "columns_of", lambda store: ["prompt-text"])
+    monkeypatch.setattr(module, "image_columns_of", lambda store: [])
+    with pytest.raises(InputError, match=r"text vectors \(prompt-text\) alone; expected tokens of images; .*--privileged text or none"):
+        open_image_tokens(tmp_path, None, corpus_of(small_csv))
