@@ -16,7 +16,6 @@ from featurize.fill.shards import ShardFiller, open_shards
 from featurize.fill.writer_thread import stored_form
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings
 from featurize.generate.parts import load_text_parts
-from featurize.generate.text_to_image import denoiser_rows
 from featurize.generate.schedulers import load_scheduler
 from featurize.plan.job import TEXT_BATCH, Job
 from featurize.plan.prompt_text import mask_name, tokens_name

@@ -24,6 +24,7 @@ def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: Promp
         reader: the generator's tokenizers.
     """
     read, cut_P = reader.parts_read(plan.prompts)
+    read = reader.cleaned(read)
     lost = words = 0
     names = _ClassNames(corpus)
     for example, prompts in zip(corpus.examples, plan.prompts_of_example, strict=True):

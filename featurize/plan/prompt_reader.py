@@ -37,10 +37,12 @@ class PromptReader:
     Attributes:
         tokens_read: most tokens of a prompt that are read, those of a template and special ones included.
         tokens_of: returns the tokens of each prompt if nothing were cut.
+        cleaned: returns what is left of prompts before they are tokenized.
     """
 
     tokens_read: int
     tokens_of: Callable[[Sequence[str]], Sequence[int]]
+    cleaned: Callable[[Sequence[str]], list[str]] = list
     _alone: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def most_that_fit(self, pieces: Sequence[Sequence[str]], build: Callable[[int, int], str]) -> list[int]:
@@ -160,4 +162,4 @@ def prompt_reader(generator: Generator) -> PromptReader:
         InputError: a tokenizer does not load.
     """
     tokens_of, tokens_read = token_counter(generator)
-    return PromptReader(tokens_read=tokens_read, tokens_of=tokens_of)
+    return PromptReader(tokens_read=tokens_read, tokens_of=tokens_of, cleaned=generator.family.cleaned)

@@ -292,6 +292,10 @@ class Family(ABC):
         """Return the tokens of each prompt if nothing were cut, those of the template and special ones included. A prompt is cut where it
         has more than ``tokens_read``."""
 
+    def cleaned(self, prompts: Sequence[str]) -> list[str]:
+        """Return what the library's pipeline leaves of prompts before they are tokenized: for most, all of them."""
+        return list(prompts)
+
     # ---- loaded parts ----
 
     @abstractmethod

@@ -70,6 +70,10 @@ class Prx(ImageTransformer):
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         return token_counts(tokenizers[_TOKENIZER], _cleaned(prompts))
 
+    def cleaned(self, prompts: Sequence[str]) -> list[str]:
+        """Return prompts in lower case without addresses, numbers of articles, Chinese characters and the like."""
+        return _cleaned(prompts)
+
     def encode(self, parts: Parts, prompts: Sequence[str]) -> PromptEmbeddings:
         ids_PL, mask_PL = padded_ids(parts.tokenizers[_TOKENIZER], _cleaned(prompts), self.tokens_read)
         mask_PL = mask_PL.bool().to(parts.device)

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurize.generate.generators import find_generator, generator_settings
+from featurize.plan.images import plan_images
+from featurize.plan.prompt_figures import prompt_figures
 from featurize.plan.prompt_reader import PromptReader, prompt_reader
+from lugpi_core.corpora.corpus import Corpus
 from tests.support.tiny_pipelines import tiny_pipeline
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "cccc", "dddddddd", "!"]), min_size=1, max_size=60)
@@ -61,6 +64,15 @@ def test_a_template_as_long_as_what_is_read_leaves_no_word(tokens_read: int) -> 
     parts, cut = reader(tokens_read).parts_read(["a b", "c"])
     assert parts == ["", ""]
     assert np.all(cut)
+
+
+@pytest.mark.filterwarnings("ignore:.*LoraLoaderMixin:FutureWarning")  # where diffusers imports the pipeline first
+def test_words_that_a_pipeline_deletes_are_not_read(tmp_path: Path) -> None:
+    folder = str(tiny_pipeline("prx", tmp_path / "prx"))
+    reads = prompt_reader(find_generator(folder, generator_settings(folder, {}), half=False))
+    corpus = Corpus.from_texts(["a dog 猫 www.example.com/page"], name="own")
+    figures, _ = prompt_figures(corpus, plan_images(corpus, seed=0), "whole", reads)
+    assert (figures.words, figures.words_lost) == (7, 5)
 
 
 # A plain tokenizer, one with a chat template, a template that stands before the prompt, and two text encoders of different lengths.
