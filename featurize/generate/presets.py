@@ -37,7 +37,6 @@ class GeneratorPreset:
         text_license: of the text encoder, where it is another and the card does not say so.
         notice: what a user must be told.
         tokens_read: most tokens of a prompt.
-        evaluations: of the denoiser for one image, each of two rows where ``is_guided``.
         tflop: work of one image at these settings, text encoder and decoder included, counted on the meta device.
         undecided: what neither preset nor user chose: the folder is asked.
         given: what the user chose.
@@ -58,7 +57,6 @@ class GeneratorPreset:
     text_license: str | None = None
     notice: str | None = None
     tokens_read: int = 77
-    evaluations: int = 50
     tflop: float | None = None
     undecided: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
@@ -77,7 +75,6 @@ def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler
         steps=steps,
         scheduler=scheduler,
         license=_RAIL,
-        evaluations=steps,
         tflop=tflop,
     )
 
@@ -101,7 +98,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         is_distilled=True,
         license=_STABILITY,
         notice="SD-Turbo's weights are under the Stability AI Community License, which limits commercial use; check that yours is allowed",
-        evaluations=1,
         tflop=3.3,
     ),
     "flux2-klein": GeneratorPreset(
@@ -114,7 +110,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         is_distilled=True,
         license="Apache-2.0",
         tokens_read=512,
-        evaluations=4,
         tflop=46.1,
     ),
     "flux2-klein-base": GeneratorPreset(
@@ -126,7 +121,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         guidance=4.0,
         license="Apache-2.0",
         tokens_read=512,
-        evaluations=50,
         tflop=1023,
     ),
     "prx": GeneratorPreset(
@@ -140,7 +134,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         license=f"Apache-2.0; {_T5GEMMA}",
         text_license=_T5GEMMA,
         tokens_read=256,
-        evaluations=8,
         tflop=17.4,
     ),
     "prx-base": GeneratorPreset(
@@ -153,7 +146,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         license=f"Apache-2.0; {_T5GEMMA}",
         text_license=_T5GEMMA,
         tokens_read=256,
-        evaluations=28,
         tflop=100.6,
     ),
     "sdxl-lightning": GeneratorPreset(
@@ -167,7 +159,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         scheduler="euler",
         is_distilled=True,
         license=_RAIL,
-        evaluations=4,
         tflop=37.6,
     ),
     "sana-sprint": GeneratorPreset(
@@ -182,7 +173,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         text_license=_GEMMA2,
         notice="the cards of Sana-Sprint state different licences; read the one that comes with the weights before you use the images",
         tokens_read=300,
-        evaluations=2,
         tflop=15.5,
     ),
     "z-image-turbo": GeneratorPreset(
@@ -195,7 +185,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         is_distilled=True,
         license="Apache-2.0",
         tokens_read=512,
-        evaluations=8,
         tflop=155,
     ),
     "pixart-sigma": GeneratorPreset(
@@ -208,7 +197,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         guidance=4.5,
         license="CreativeML Open RAIL++-M (the weights)",
         tokens_read=300,
-        evaluations=20,
         tflop=56.9,
     ),
     "demo": GeneratorPreset(
@@ -221,7 +209,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         license=EMBEDDED_LICENSE,
         notice="the embedded generator draws emoji: results with it do not predict results with Stable Diffusion",
         tokens_read=40,
-        evaluations=4,
         tflop=0.00166,
     ),
     "demo-flow": GeneratorPreset(
@@ -233,7 +220,6 @@ PRESETS: Mapping[str, GeneratorPreset] = {
         license=EMBEDDED_LICENSE,
         notice="the embedded generator draws emoji: results with it do not predict results with PRX",
         tokens_read=64,
-        evaluations=4,
         tflop=0.000959,
     ),
 }

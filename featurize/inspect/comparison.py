@@ -123,7 +123,7 @@ class ProbeDifference(Record):
         """Return the answer in one sentence."""
         significant = "" if self.p <= _SIGNIFICANT else ", no significant difference"
         return (
-            f"{self.column}: linear probe of {self.stores[0]} less that of {self.stores[1]}: {100 * self.difference:+.1f} points "
+            f"{self.column}: linear probe of {self.stores[0]} minus that of {self.stores[1]}: {100 * self.difference:+.1f} points "
             f"(p = {decimal(self.p)} on {self.examples:,} examples{significant})"
         )
 

@@ -55,7 +55,7 @@ class ColumnInfo:
         ]
         encoder = self.fingerprint.get("encoder")
         if isinstance(encoder, Mapping) and isinstance(encoder.get("preprocessing"), Mapping):
-            lines.append(f"  images are read so: {preprocessing_in_words(encoder['preprocessing'])}")
+            lines.append(f"  preprocessing: {preprocessing_in_words(encoder['preprocessing'])}")
         lines += [f"  FAILED: rows {row_ranges(map(int, self.flagged))}"] if self.flagged else []
         return lines + [f"  {field} = {value}" for field, value in flat(self.fingerprint)]
 

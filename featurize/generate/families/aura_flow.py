@@ -24,6 +24,7 @@ class AuraFlow(ImageTransformer):
     pipelines: ClassVar = ("AuraFlowPipeline",)
     part_classes: ClassVar = {"transformer": ("AuraFlowTransformer2DModel",), "vae": ("AutoencoderKL",), _ENCODER: ("UMT5EncoderModel",)}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
+    shifts_latents: ClassVar = False
 
     @property
     def most_px(self) -> int:
@@ -67,7 +68,3 @@ class AuraFlow(ImageTransformer):
         time = (step.on_device / 1000).to(latents.dtype).expand(len(rows))
         predicted: torch.Tensor = parts.denoiser(rows, timestep=time, **conditions, return_dict=False)[0]
         return predicted
-
-    def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = stored_BChw / vae.config.scaling_factor
-        return scaled

@@ -28,6 +28,7 @@ class CogView4(ImageTransformer):
     part_classes: ClassVar = {"transformer": ("CogView4Transformer2DModel",), "vae": ("AutoencoderKL",), _ENCODER: ("GlmModel",)}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
     sorts_prompts: ClassVar = True
+    shifts_latents: ClassVar = False
 
     @property
     def tokens_read(self) -> int:
@@ -95,7 +96,3 @@ class CogView4(ImageTransformer):
                 )[0]
             predicted.append(rows_BChw)
         return torch.cat(predicted)
-
-    def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = stored_BChw / vae.config.scaling_factor
-        return scaled

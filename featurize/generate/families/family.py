@@ -174,6 +174,7 @@ class Family(ABC):
         half: what ``--dtype auto`` takes on CUDA.
         sorts_prompts: whether prompts of like length are encoded together: those that are padded to the longest of a batch, where padding
             takes no part.
+        shifts_latents: whether the library's pipeline adds the decoder's ``shift_factor``, where its configuration has one.
 
     Args:
         folder: of diffusers.
@@ -188,6 +189,7 @@ class Family(ABC):
     text_pairs: ClassVar[tuple[tuple[str, str], ...]]
     half: ClassVar[Literal["float16", "bfloat16"]] = "bfloat16"
     sorts_prompts: ClassVar[bool] = False
+    shifts_latents: ClassVar[bool] = True
 
     def __init__(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
         self.folder, self.index, self.configs = folder, index, configs
@@ -366,7 +368,7 @@ class Family(ABC):
 
     def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
         """Return stored latents, in the dtype of the decoder, scaled as it reads them."""
-        scale, shift = float(vae.config.scaling_factor), vae.config.get("shift_factor")
+        scale, shift = float(vae.config.scaling_factor), vae.config.get("shift_factor") if self.shifts_latents else None
         return stored_BChw / scale + shift if shift else stored_BChw / scale
 
     def decode(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ class HunyuanDiT(ImageTransformer):
         _T5[1]: ("T5EncoderModel",),
     }
     text_pairs: ClassVar = (_BERT, _T5)
+    shifts_latents: ClassVar = False
 
     @property
     def tokens_read(self) -> int:
@@ -100,7 +101,3 @@ class HunyuanDiT(ImageTransformer):
         time = step.on_device.to(rows.dtype).expand(len(rows))
         predicted: torch.Tensor = parts.denoiser(rows, time, **conditions, return_dict=False)[0]
         return predicted.chunk(2, dim=1)[0]  # the other half is the learned variance
-
-    def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = stored_BChw / vae.config.scaling_factor
-        return scaled

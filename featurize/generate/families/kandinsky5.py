@@ -35,6 +35,7 @@ class Kandinsky5(ImageTransformer):
     }
     text_pairs: ClassVar = (_QWEN, _CLIP)
     sorts_prompts: ClassVar = True
+    shifts_latents: ClassVar = False
 
     @property
     def channels(self) -> int:
@@ -130,10 +131,6 @@ class Kandinsky5(ImageTransformer):
                 ).sample
             predicted.append(rows_B1hwC)
         return torch.cat(predicted)
-
-    def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = stored_BChw / vae.config.scaling_factor
-        return scaled
 
 
 def _cleaned(prompts: Sequence[str]) -> list[str]:

@@ -30,6 +30,7 @@ class PixArtSigma(ImageTransformer):
         _ENCODER: ("T5EncoderModel",),
     }
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
+    shifts_latents: ClassVar = False
 
     def check(self) -> None:
         """Check besides that a transformer that says Transformer2DModel is one of PixArt.
@@ -96,10 +97,6 @@ class PixArtSigma(ImageTransformer):
 
     def step(self, scheduler: Any, predicted: torch.Tensor, step: Step, latents: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
         return super().step(scheduler, first_half_of_channels(predicted, self.channels), step, latents, extra)
-
-    def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = stored_BChw / vae.config.scaling_factor
-        return scaled
 
 
 class PixArtAlpha(PixArtSigma):

@@ -142,7 +142,7 @@ def test_the_better_probe_is_told_with_a_paired_test(tmp_path: Path) -> None:
     assert difference.examples == 90
     assert difference.difference > 0.3
     assert difference.p == 0.001
-    assert f"seen: linear probe of {labels[0]} less that of {labels[1]}: +" in found.summary()
+    assert f"seen: linear probe of {labels[0]} minus that of {labels[1]}: +" in found.summary()
     again = compare(guesses, knows)
     assert again.probe_differences[0].stores == labels
     assert [line.split()[-2:] for line in found.summary().splitlines() if line.startswith("  predicts the class")] == [["yes", "no"]]
