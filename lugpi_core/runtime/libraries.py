@@ -10,7 +10,17 @@ from typing import Any
 
 from lugpi_core.runtime.torchvision_stand_in import let_open_clip_import_without_torchvision
 
-_CHATTY_LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx")
+_CHATTY_LOGGERS = (
+    "diffusers",
+    "transformers",
+    "xformers",
+    "bitsandbytes",
+    "accelerate",
+    "open_clip",
+    "datasets",
+    "httpx",
+    "huggingface_hub.utils._http",
+)
 _TORCHVISION_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

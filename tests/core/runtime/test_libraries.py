@@ -24,7 +24,17 @@ SETTINGS = {
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
 }
-LOGGERS = ("diffusers", "transformers", "xformers", "bitsandbytes", "accelerate", "open_clip", "datasets", "httpx")
+LOGGERS = (
+    "diffusers",
+    "transformers",
+    "xformers",
+    "bitsandbytes",
+    "accelerate",
+    "open_clip",
+    "datasets",
+    "httpx",
+    "huggingface_hub.utils._http",
+)
 
 
 @pytest.fixture
