@@ -1,5 +1,6 @@
 """The sampler of a generator: its folder's own or another, tried on its steps before a weight is loaded."""
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ _TRIED_MULTIPLES = 8
 # What the loop gives to a sampler's step by place.
 _STEP_TAKES = ("model_output", "timestep", "sample")
 _GIVEN_IN_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+# What the schedulers of diffusers raise for steps and settings that they do not take.
+_FAILURES = (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError)
 
 
 def own_scheduler(family: Family) -> Any:
@@ -67,7 +70,7 @@ def load_scheduler(generator: Generator) -> Any:
         _try_steps(scheduler, generator)
     except InputError:  # a family says what helps
         raise
-    except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ImportError, NotImplementedError, ZeroDivisionError) as error:
+    except _FAILURES as error:
         raise _rejected(scheduler, generator, reason(error)) from None
     if steps == 1 and begins_late(scheduler.timesteps, scheduler.config):
         raise InputError(
@@ -132,9 +135,24 @@ def _rejected(scheduler: Any, generator: Generator, why: str) -> InputError:
             expected=f"a sampler of images, whose step takes {', '.join(_STEP_TAKES)}",
             do="restore scheduler/ from where the model comes from",
         )
-    own = "another --scheduler such as ddim" if is_swappable(read_config(file)) else "restore scheduler/ from where the model comes from"
+    other = "another --scheduler such as ddim" if is_swappable(read_config(file)) else None
+    if not _runs(scheduler, generator, steps=20 if steps != 20 else 10):
+        return InputError(
+            got=f"{file.parent}, whose {name} does not run with this model ({why})",
+            expected=f"a scheduler that samples as {generator.pipeline_class} does",
+            do=f"give {other}" if other else "restore scheduler/ from where the model comes from",
+        )
     return InputError(
         got=f"--steps {steps}, with which {name} does not run ({why})",
-        expected="a scheduler and steps that it takes",
-        do=f"give another number of --steps, or {own}",
+        expected="steps that it takes",
+        do=f"give another number of --steps{f', or {other}' if other else ''}",
     )
+
+
+def _runs(scheduler: Any, generator: Generator, *, steps: int) -> bool:
+    settings = dataclasses.replace(generator.settings, steps=steps)
+    try:
+        _try_steps(scheduler, dataclasses.replace(generator, settings=settings))
+    except (InputError, *_FAILURES):
+        return False
+    return True

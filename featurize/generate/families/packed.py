@@ -130,11 +130,12 @@ def set_flow_times(scheduler: Any, steps: int, mu: float, *, asks_sampler: bool 
     times: dict[str, Any] = {"num_inference_steps": steps} if own else {"sigmas": np.linspace(1.0, 1 / steps, steps)}
     if scheduler.config.get("use_dynamic_shifting"):
         times["mu"] = mu
-    if missing := sorted(set(times) - set(inspect.signature(scheduler.set_timesteps).parameters)):
+    # The library's pipelines give mu to every sampler. One that takes none may be of other noise, and would run.
+    if missing := sorted({*times, "mu"} - set(inspect.signature(scheduler.set_timesteps).parameters)):
         raise InputError(
             got=f"the sampler {type(scheduler).__name__}, which takes no {' and no '.join(missing)}",
             expected="one that takes the times of flow matching",
-            do="leave --scheduler at the generator's own, or restore scheduler/",
+            do="restore scheduler/ from where the model comes from, and leave out --scheduler",
         )
     scheduler.set_timesteps(**times, device="cpu")
     scheduler.set_begin_index(0)

@@ -163,13 +163,13 @@ def test_zero_terminal_snr_needs_trailing_steps_and_is_no_sign(folder: Path) -> 
     [
         ("LCMScheduler", {}, 60, "got --steps 60 for LCMScheduler, which has 50; expected at most 50; give for instance --steps 4"),
         ("LCMScheduler", {"original_inference_steps": 8}, 9, "got --steps 9 for LCMScheduler, which has 8; expected at most 8"),
-        ("FlowMatchEulerDiscreteScheduler", {}, 4, "with which FlowMatchEulerDiscreteScheduler does not run"),
-        ("FlowMatchEulerDiscreteScheduler", {}, 4, "; expected a scheduler .*give another number of --steps, or restore"),
+        ("FlowMatchEulerDiscreteScheduler", {}, 4, "whose FlowMatchEulerDiscreteScheduler does not run with this model"),
+        ("FlowMatchEulerDiscreteScheduler", {}, 4, "; expected a scheduler .* as StableDiffusionPipeline does; restore scheduler/"),
         ("DDIMScheduler", {}, 1001, "with which DDIMScheduler does not run .*cannot be larger than.* or another --scheduler such as ddim$"),
         ("DPMSolverSDEScheduler", {}, 4, "got DPMSolverSDEScheduler .*torchsde.*; expected a scheduler that runs here; install that$"),
         ("DDIMScheduler", {"prediction_type": "flow"}, 4, "with the prediction_type 'flow', .*correct prediction_type in that file"),
         ("DDPMScheduler", {"variance_type": "learned_range"}, 4, "with the variance_type 'learned_range', .*such as fixed_small; correct"),
-        ("SCMScheduler", {}, 4, r"got --steps 4, with which SCMScheduler does not run \(.*\); .*, or restore scheduler/"),
+        ("SCMScheduler", {}, 4, r"whose SCMScheduler does not run with this model \(.*\); .*; restore scheduler/"),
         ("NoScheduler", {}, 4, "of the class NoScheduler; expected a scheduler of the installed diffusers; restore it"),
     ],
 )

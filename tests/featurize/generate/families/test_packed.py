@@ -86,10 +86,12 @@ def test_a_text_encoder_of_another_width_is_refused(twins: dict[str, Twins]) -> 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_sampler_that_takes_no_times_of_flow_matching_is_refused() -> None:
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-    with pytest.raises(InputError, match="the sampler DDIMScheduler, which takes no sigmas"):
+    with pytest.raises(InputError, match="the sampler DDIMScheduler, which takes no mu and no sigmas"):
         set_flow_times(DDIMScheduler(), 4, 0.5)
+    with pytest.raises(InputError, match=r"the sampler EulerDiscreteScheduler, which takes no mu; .* restore scheduler/"):
+        set_flow_times(EulerDiscreteScheduler(), 4, 0.5)  # its noise is that of Stable Diffusion; the library raises TypeError
     flow = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     set_flow_times(flow, 4, 0.5)
     assert len(flow.timesteps) == 4
