@@ -18,9 +18,9 @@ TEXTS = ["first text", "zweiter Text: Käse"]
     ("name", "content"),
     [
         ("more.txt", "\r\n\n".join(TEXTS).encode("utf-16")),
-        ("more.txt.gz", gzip.compress("\n".join(TEXTS).encode())),
+        ("more.txt.gz", gzip.compress("\n".join(TEXTS).encode(), mtime=0)),
         ("more.tsv", "\n".join(["text", *TEXTS]).encode()),
-        ("more.csv.gz", gzip.compress("\n".join(["text,x", *(f"{text},1" for text in TEXTS)]).encode())),
+        ("more.csv.gz", gzip.compress("\n".join(["text,x", *(f"{text},1" for text in TEXTS)]).encode(), mtime=0)),
         ("more.json", json.dumps([{"text": text} for text in TEXTS]).encode()),
         ("more.ndjson", "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()),
     ],
