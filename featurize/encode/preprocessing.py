@@ -27,6 +27,8 @@ _PIL: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # ConvNeXt's processor crops below this side only (transformers 5.23, image_processing_convnext.py).
 _CROP_PCT_BELOW_PX = 384
+# Sides of test images of noise, as generators make them.
+_NOISE_PX = (512, 768, 1024)
 # Our float pixels may differ by so many of 255 levels from the processor's, which rounds to whole levels after resizing.
 _MOST_LEVELS = 2.0
 _LARGEST_PX = 2048
@@ -339,10 +341,12 @@ def deviations(values: Any, folder: Path) -> Colours:
 
 
 def _check_against(processor: Any, ours: Preprocessing, folder: Path) -> None:
-    """Raise InputError unless the processor makes the same pixels of test images, larger and smaller than what it resizes to."""
+    """Raise InputError unless the processor makes the same pixels of test images, larger and smaller than what it resizes to: of waves,
+    whose crops, scales and orders of the colours differ, and, where it resizes, of noise, whose resizes differ."""
     side = ours.crop_from_px or ours.size_px
-    for test_px in (2 * side, max(2, side // 2)) if ours.is_resized else (side + 32, side):
-        image_HW3 = _test_image(test_px)
+    waves = [_test_image(px) for px in ((2 * side, max(2, side // 2)) if ours.is_resized else (side + 32, side))]
+    for image_HW3 in [*waves, *(_noise(px) for px in _NOISE_PX if ours.is_resized)]:
+        test_px = len(image_HW3)
         with _processor_errors(folder):
             theirs = processor(image_HW3, return_tensors="pt")["pixel_values"]
         image_13HW = torch.from_numpy(image_HW3).permute(2, 0, 1).unsqueeze(0) / 255
@@ -367,8 +371,22 @@ def _test_image(side_px: int) -> NDArray[np.uint8]:
     return image
 
 
+def _noise(side_px: int) -> NDArray[np.uint8]:
+    """Return uint8 [side, side, 3]: noise, always the same, so far from black and white that no filter overshoots them."""
+    return np.random.default_rng(0).integers(64, 192, (side_px, side_px, 3), dtype=np.uint8)
+
+
 def _resized(images_B3HW: torch.Tensor, side_px: int, interpolation: Interpolation) -> torch.Tensor:
     assert interpolation in get_args(Interpolation), interpolation
     if interpolation == "nearest":
-        return nn.functional.interpolate(images_B3HW, size=(side_px, side_px), mode="nearest-exact")
+        # torch's nearest-exact takes the other neighbour where the centre of a pixel falls between two, as at 512 to 224 px.
+        rows, columns = (_nearest_in_pil(length, side_px).to(images_B3HW.device) for length in images_B3HW.shape[-2:])
+        return images_B3HW[..., rows[:, None], columns]
     return nn.functional.interpolate(images_B3HW, size=(side_px, side_px), mode=interpolation, antialias=True, align_corners=False)
+
+
+def _nearest_in_pil(length_px: int, side_px: int) -> torch.Tensor:
+    """Return the pixel [side] that PIL's nearest filter takes for each new one: it adds up its steps in float64 (Pillow, Geometry.c)."""
+    steps = np.full(side_px, length_px / side_px)
+    steps[0] /= 2
+    return torch.from_numpy(np.cumsum(steps).astype(np.int64))

@@ -43,7 +43,7 @@ _WITHOUT_PATCHES = {
     "EfficientViMDistilled": "returns feature maps of several stages",
 }
 _FITS = {"squash": "squash", "border": "border"}  # timm takes any other crop mode for its default, center
-_CLASS_TOKEN_UNDECLARED = ("CoaT",)  # its class token is part of the sequence, though num_prefix_tokens is not set
+_CLASS_TOKENS = {"cls_token", "embeds.cls_token", "cls_tokens", "cls_token1"}  # names of its parameter; the last is CoaT's
 
 
 def find_timm_name(name: str, model_and_tag: str, choice: Choice) -> EncoderFiles:
@@ -220,8 +220,9 @@ def timm_geometry(trunk: Any) -> Geometry:
     cfg = trunk.pretrained_cfg
     parts = parts_of(trunk)
     children = dict(trunk.named_children()).keys()
-    # CaiT and XCiT add their class token in further blocks, after those of the patches.
-    is_plain = parts.is_sequence and "blocks" in children and not children & {"blocks_token_only", "cls_attn_blocks"}
+    # CaiT and XCiT add their class token in further blocks, after those of the patches, and ConViT before its last ones.
+    joins_late = bool(children & {"blocks_token_only", "cls_attn_blocks"}) or "local_up_to_layer" in vars(trunk)
+    is_plain = parts.is_sequence and "blocks" in children and not joins_late
     return Geometry(
         trained_px=int(cfg["input_size"][-1]) if cfg.get("fixed_input_size") else None,
         patch_px=int(trunk.feature_info[-1]["reduction"]) if is_plain else None,
@@ -252,10 +253,12 @@ class Parts:
 def parts_of(trunk: Any) -> Parts:
     """Return how a model's features are made up."""
     attributes, modules = vars(trunk), dict(trunk.named_modules())
-    undeclared = type(trunk).__name__ in _CLASS_TOKEN_UNDECLARED
+    has_class = not _CLASS_TOKENS.isdisjoint(name for name, _ in trunk.named_parameters())
+    # CoaT and VOLO have a class token in their sequence, but no num_prefix_tokens.
+    undeclared = has_class and "num_prefix_tokens" not in attributes
     prefix = 1 if undeclared else attributes.get("num_prefix_tokens") or 0
-    parameters = {name for name, _ in trunk.named_parameters()}
-    has_class = undeclared or bool(parameters & {"cls_token", "embeds.cls_token", "cls_tokens"})
+    if "local_up_to_layer" in attributes and trunk.local_up_to_layer >= len(trunk.blocks):
+        prefix = 0  # a ConViT so shallow that its class token never joins
     pool = modules.get("attn_pool")
     norm = next((name for name in ("fc_norm", "head.norm") if name in modules and not isinstance(modules[name], nn.Identity)), None)
     return Parts(

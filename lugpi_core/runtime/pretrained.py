@@ -215,14 +215,16 @@ def loading(what: object, *, expected: str, do: str) -> Iterator[None]:
     Raises:
         InputError: a file is missing, damaged, or does not fit its configuration.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
     except InputError:
         raise
-    # open_clip asserts that shapes fit; diffusers raises KeyError and TypeError at incomplete configurations.
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError) as error:
+    # open_clip asserts that shapes fit; diffusers raises KeyError and TypeError at incomplete configurations; transformers' configurations
+    # refuse values of another type by an error of the hub's client that is none of these.
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise_wrapped_stop(error)
         raise InputError(got=f"{what}, which does not load ({reason(error)})", expected=expected, do=do) from None
 
@@ -240,8 +242,9 @@ def only_local_files() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, shortened to 160 characters: enough for a one-line report. The hub's client begins with
-    "Got: " where it names the error behind it.
+    """Return the first line of an error's message, and the next where the first ends in a colon, shortened to 160 characters: enough for a
+    one-line report. The hub's client begins with "Got: " where it names the error behind it.
     """
-    text = one_line(str(error).split("\n")[0].removeprefix("Got: ")) or type(error).__name__
+    first, *rest = str(error).split("\n")
+    text = one_line(" ".join([first.removeprefix("Got: "), *rest[: first.rstrip().endswith(":")]])) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "…"

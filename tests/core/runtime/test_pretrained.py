@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from lugpi_core.errors import InputError
@@ -223,6 +223,7 @@ def test_a_download_that_breaks_off_is_one_line_too(monkeypatch: pytest.MonkeyPa
         ("  a \t b ", "a b"),
         ("", "OSError"),
         ("\nsecond", "OSError"),
+        ("Validation error for field 'a':\n    TypeError: no int\nthird", "Validation error for field 'a': TypeError: no int"),
         ("Got: ConnectError: unknown host\nsecond", "ConnectError: unknown host"),
         ("\x1b[31mred\x1b[0m", "red"),
         ("x" * 160, "x" * 160),
@@ -233,7 +234,9 @@ def test_the_reason_is_one_short_line(message: str, shown: str) -> None:
     assert reason(OSError(message)) == shown
 
 
-@pytest.mark.parametrize("error", [OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError])
+@pytest.mark.parametrize(
+    "error", [OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError, StrictDataclassError]
+)
 def test_what_libraries_raise_while_loading_becomes_one_line(error: type[Exception]) -> None:
     with pytest.raises(InputError) as caught, loading("a/folder", expected="weights", do="get them again"):
         raise error("shape\nmismatch")

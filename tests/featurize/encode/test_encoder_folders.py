@@ -24,6 +24,7 @@ from transformers.utils import is_torchvision_available
 from featurize.cost.stage_cost import encode_flops
 from featurize.encode.encoders import EncoderFiles, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
+from featurize.encode.preprocessing import Preprocessing
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
@@ -212,6 +213,40 @@ def test_a_processor_that_cannot_be_followed_is_one_line(vit: Path, settings: di
     _edit(vit / "preprocessor_config.json", **settings)
     with pytest.raises(InputError, match=message) as error:
         find_encoder(str(vit))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("made_px", "read_px"), [(512, 224), (1024, 224), (256, 224), (768, 384), (96, 224), (100, 33)])
+def test_nearest_takes_the_pixels_that_pil_takes(made_px: int, read_px: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (made_px, made_px, 3), dtype=np.uint8)
+    expected = _tensor(np.asarray(Image.fromarray(image).resize((read_px, read_px), Image.Resampling.NEAREST)))
+    plain = Preprocessing(size_px=read_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest")
+    assert torch.equal(plain.pixels(_tensor(image)), expected)
+
+
+def test_the_processor_of_owlv2_which_blurs_instead_of_resizing_as_pil_does_is_refused(tmp_path: Path) -> None:
+    # transformers 5.23 (image_processing_pil_owlv2.py): a Gaussian filter and a zoom. Smooth images do not tell it from a resize.
+    vision = hf.Owlv2VisionConfig(**SMALL, image_size=480, patch_size=240)
+    hf.Owlv2VisionModel(vision).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "Owlv2ImageProcessor", "size": {"height": 480, "width": 480}})
+    )
+    with pytest.raises(InputError, match="whose Owlv2ImageProcessor makes other pixels than its settings say"):
+        find_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"image_size": "32"}, "Validation error for field 'image_size': TypeError: Field 'image_size'"),
+        ({"num_attention_heads": 3}, "Class validation error for validator 'validate_architecture': ValueError: "),
+    ],
+)
+def test_a_value_that_a_strict_configuration_refuses_is_one_line(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    folder = _folder(CASES["clip"], tmp_path)
+    _edit(folder / "config.json", **changes)
+    with pytest.raises(InputError, match=re.escape(f"which does not load ({why}")) as error:
+        find_encoder(str(folder))
     assert "\n" not in str(error.value)
 
 

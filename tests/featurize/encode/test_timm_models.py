@@ -12,9 +12,11 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
+from timm.models.volo import VOLO
 
 from featurize.encode.encoders import find_encoder
 from featurize.encode.image_encoder import ImageEncoder
+from featurize.encode.timm_models import TimmTokens, parts_of
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 
@@ -39,6 +41,7 @@ MODELS: dict[str, tuple[dict[str, Any], int, str, int, str]] = {
     "swin_tiny_patch4_window7_224": ({"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}, 50, MEAN, 1, NORM),
     "test_resnet": ({}, 26, MEAN, 1, NORM),
     "test_efficientnet": ({}, 26, MEAN, 1, NORM),
+    "convit_tiny": ({**SMALL, "local_up_to_layer": 1}, 197, "class token", 1, NORM),
     "levit_128s": ({}, 17, MEAN, 1, NORM),
     "hiera_tiny_224": ({"embed_dim": 24, "stages": (1, 1, 1, 1), "q_pool": 3}, 50, MEAN, 1, MAP_NORM),
 }
@@ -79,6 +82,7 @@ def test_a_folder_gives_the_features_of_timm(tmp_path: Path, name: str) -> None:
         pooled = model.forward_head(features, pre_logits=True)
         if first == "class token":
             assert torch.equal(found, states)
+            assert torch.equal(found[:, 0], pooled) or prefix > 1 or model.global_pool != "token"
             return
         rest = found[:, 1:]
         if norm:
@@ -211,13 +215,34 @@ def test_a_folder_that_cannot_be_read_rightly_is_one_line(tmp_path: Path, change
     assert "\n" not in str(error.value)
 
 
+def test_the_class_token_of_volo_is_found_though_it_declares_none() -> None:
+    # timm 1.0.31, volo.py: no num_prefix_tokens. The published sizes are too large for a test.
+    wide = {"embed_dims": (24, 48, 48, 48), "num_heads": (2, 2, 2, 2)}
+    trunk = VOLO(layers=(1, 1, 1, 1), num_classes=0, img_size=64, post_layers=("ca",), **wide).eval()
+    parts = parts_of(trunk)
+    assert (parts.has_class, parts.prefix, parts.is_sequence) == (True, 1, True)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        found, states = TimmTokens(trunk, "class token")(pixels), trunk.forward_features(pixels)
+        assert torch.equal(found, states)
+        assert torch.equal(found[:, 0], trunk.forward_head(states, pre_logits=True))
+
+
+def test_a_convit_so_shallow_that_its_class_token_never_joins_has_none(tmp_path: Path) -> None:
+    _saved(tmp_path / "model", "convit_tiny", **SMALL)
+    files = find_encoder(str(tmp_path / "model"))
+    assert (files.tokens, files.first_token, files.prefix) == (197, MEAN, 1)
+
+
 def test_a_size_or_layer_that_the_model_does_not_have_is_one_line(tmp_path: Path) -> None:
     _saved(tmp_path / "vit", "test_vit")
     _saved(tmp_path / "net", "test_convnext")
+    _saved(tmp_path / "late", "convit_tiny", **SMALL, local_up_to_layer=1)
     for folder, choice, message in (
         ("vit", {"size_px": 100}, "a multiple of its patches' 16 px"),
         ("vit", {"layer": 7}, "expected 1 to 6"),
         ("net", {"layer": 1}, "whose tokens are not those of one of several equal blocks"),
+        ("late", {"layer": 1}, "whose tokens are not those of one of several equal blocks"),
     ):
         with pytest.raises(InputError, match=message):
             find_encoder(str(tmp_path / folder), **choice)  # type: ignore[arg-type]
