@@ -176,9 +176,7 @@ def _at_layer(files: EncoderFiles, layer: int | None, blocks: int | None) -> Enc
             do="leave --encoder-layer out, or choose a vision transformer",
         )
     if not 1 <= layer <= blocks:
-        raise InputError(
-            got=f"--encoder-layer {layer} for {files.name}", expected=f"1 to {blocks}, its blocks", do=f"give {blocks} or less"
-        )
+        raise InputError(got=f"--encoder-layer {layer} for {files.name}", expected=f"1 to {blocks}, its blocks", do="give one of these")
     # What pools the last block's tokens was not trained for those of another.
     first = MEAN if files.first_token == ATTENTION_POOLED else files.first_token
     return replace(files, name=f"{files.name}-layer{layer}", layer=layer, first_token=first)

@@ -260,7 +260,7 @@ def parts_of(trunk: Any) -> Parts:
     if "local_up_to_layer" in attributes and trunk.local_up_to_layer >= len(trunk.blocks):
         prefix = 0  # a ConViT so shallow that its class token never joins
     pool = modules.get("attn_pool")
-    norm = next((name for name in ("fc_norm", "head.norm") if name in modules and not isinstance(modules[name], nn.Identity)), None)
+    norm = next((name for name in ("fc_norm", "head.norm") if _is_norm_of(modules.get(name), trunk.num_features)), None)
     return Parts(
         has_class=has_class and prefix > 0,
         prefix=prefix,
@@ -268,6 +268,14 @@ def parts_of(trunk: Any) -> Parts:
         is_sequence=undeclared or isinstance(attributes.get("num_prefix_tokens"), int),
         norm=norm,
     )
+
+
+def _is_norm_of(norm: nn.Module | None, width: int) -> bool:
+    """Whether a part norms features of a width; that of InceptionNeXt's head norms the hidden layer of its classifier."""
+    if norm is None or isinstance(norm, nn.Identity):
+        return False
+    weight = norm._parameters.get("weight")
+    return weight is None or len(weight) == width
 
 
 class TimmTokens(nn.Module):

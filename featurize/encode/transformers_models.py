@@ -112,7 +112,7 @@ KINDS: Mapping[str, Kind] = {
     "metaclip_2_vision_model": _clip("MetaClip2", "metaclip_2"),
     "altclip_vision_model": replace(_clip("AltCLIP", "altclip"), names=_IN_ALTCLIP),
     "chinese_clip_vision_model": _clip("ChineseCLIP", "chinese_clip"),
-    "clipseg_vision_model": _clip("CLIPSeg", "clipseg"),
+    "clipseg_vision_model": replace(_clip("CLIPSeg", "clipseg"), names={r"^clip\.vision_model\.": ""}),  # as a segmenter has them
     "mlcd_vision_model": replace(_clip("MLCD", "mlcd"), positions="computed"),
     "owlvit_vision_model": replace(_clip("OwlViT", "owlvit"), norm="vision_model.post_layernorm"),
     "owlv2_vision_model": replace(_clip("Owlv2", "owlv2"), norm="vision_model.post_layernorm"),
@@ -235,6 +235,7 @@ def _config(folder: Path, family: str) -> Any:
     config: Any = getattr(transformers, _kind(family).model).config_class.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
+    config.return_dict = True  # else DINOv2's own layers get tuples, which they do not read
     return config
 
 
@@ -264,7 +265,7 @@ def load_transformers(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:
     """Return the tower with its weights.
 
     Raises:
-        ValueError: weights are missing. Others are those of the library.
+        ValueError: weights are missing or of another shape. Others are those of the library.
     """
     import transformers
 
@@ -278,11 +279,16 @@ def load_transformers(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told below; the library's own error does not name them
         key_mapping=dict(_kind(files.family).names) if files.family in _TOWER_OF else None,
     )
     # transformers only logs them and leaves them random. The pooler is never read, and many checkpoints lack it.
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.") or _kind(files.family).norm):
         raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+    if mismatched := sorted(report["mismatched_keys"]):
+        weight, *shapes = mismatched[0]
+        in_file, as_configured = (" × ".join(map(str, shape)) for shape in shapes)
+        raise ValueError(f"{weight} is {in_file} in its file and {as_configured} by config.json, and {len(mismatched) - 1} more")
     return _tower(files, model)
 
 

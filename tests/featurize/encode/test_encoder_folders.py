@@ -362,6 +362,38 @@ def test_weights_that_are_missing_are_told_and_never_random(vit: Path, compute: 
         ImageEncoder(find_encoder(str(vit)), compute)
 
 
+@pytest.mark.parametrize("name", ["dinov2", "vit"])
+def test_weights_of_another_shape_than_configured_are_named(tmp_path: Path, compute: Compute, name: str) -> None:
+    folder = _folder(CASES[name], tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    last = max(weight for weight in weights if weight.startswith("layernorm"))
+    save_file({**weights, last: torch.zeros(48)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"\({last} is 48 in its file and 32 by config.json, and 0 more\)"):
+        ImageEncoder(find_encoder(str(folder)), compute)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit", "clip"])
+def test_a_configuration_that_asks_for_tuples_is_read_as_any_other(tmp_path: Path, compute: Compute, name: str) -> None:
+    folder = _folder(CASES[name], tmp_path)
+    expected = ImageEncoder(find_encoder(str(folder)), compute).encode(_tensor(_image()))
+    _edit(folder / "config.json", return_dict=False)
+    assert torch.equal(ImageEncoder(find_encoder(str(folder)), compute).encode(_tensor(_image())), expected)
+
+
+def test_the_clip_inside_a_segmenter_is_read(tmp_path: Path, compute: Compute) -> None:
+    # The one form in which CLIPSeg is published.
+    vision, text = {**SMALL, "image_size": 32, "patch_size": 8}, {**SMALL, "vocab_size": 16}
+    config = hf.CLIPSegConfig(vision_config=vision, text_config=text, projection_dim=8, extract_layers=[0, 1])
+    model = hf.CLIPSegForImageSegmentation(config).eval()
+    hf.ViTImageProcessor(size=SQUARE).save_pretrained(tmp_path)
+    tower, pixels = model.clip.vision_model, torch.randn(1, 3, 32, 32)
+    for saved in (model, model.clip):
+        saved.save_pretrained(tmp_path)
+        with torch.inference_mode():
+            expected = tower.post_layernorm(tower(pixel_values=pixels).last_hidden_state)
+            assert torch.equal(ImageEncoder(find_encoder(str(tmp_path)), compute)._tower(pixels), expected)
+
+
 def test_a_folder_with_half_precision_files_only_is_read(vit: Path, compute: Compute) -> None:
     plain = ImageEncoder(find_encoder(str(vit)), compute).encode(_tensor(_image()))
     save_file(

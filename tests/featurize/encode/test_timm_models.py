@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
+from timm.models.inception_next import MetaNeXt
 from timm.models.volo import VOLO
 
 from featurize.encode.encoders import find_encoder
@@ -226,6 +227,16 @@ def test_the_class_token_of_volo_is_found_though_it_declares_none() -> None:
         found, states = TimmTokens(trunk, "class token")(pixels), trunk.forward_features(pixels)
         assert torch.equal(found, states)
         assert torch.equal(found[:, 0], trunk.forward_head(states, pre_logits=True))
+
+
+def test_the_norm_of_a_classifiers_hidden_layer_is_not_that_of_the_map() -> None:
+    # timm 1.0.31, inception_next.py: MlpClassifierHead.norm is as wide as the classifier's hidden layer.
+    trunk = MetaNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=0).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        found, features = TimmTokens(trunk, MEAN)(pixels), trunk.forward_features(pixels).flatten(2).transpose(1, 2)
+    assert torch.equal(found[:, 1:], features)
+    assert (found[:, 0] - features.mean(1)).abs().max() <= 1e-6
 
 
 def test_a_convit_so_shallow_that_its_class_token_never_joins_has_none(tmp_path: Path) -> None:

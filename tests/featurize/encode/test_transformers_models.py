@@ -268,7 +268,11 @@ def test_a_layer_is_the_librarys_hidden_state_with_the_final_norm(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "layer", "message"),
-    [("ijepa", 4, "expected 1 to 3, its blocks"), ("swin", 1, "tokens are not those of one of several equal blocks")],
+    [
+        ("ijepa", 4, "expected 1 to 3, its blocks; give one of these"),
+        ("ijepa", 0, "expected 1 to 3, its blocks; give one of these"),
+        ("swin", 1, "tokens are not those of one of several equal blocks"),
+    ],
 )
 def test_a_layer_that_is_not_there_is_one_line(tmp_path: Path, name: str, layer: int, message: str) -> None:
     _saved(CASES[name], tmp_path / "model")
