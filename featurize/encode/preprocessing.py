@@ -72,7 +72,9 @@ class Preprocessing:
     def fingerprint(self) -> dict[str, Any]:
         """Return the fields; those that came later only where they are not their defaults."""
         later = {field.name: field.default for field in fields(self)}
-        return {name: value for name, value in asdict(self).items() if value != later[name]}
+        # Earlier versions took other pixels: torch's nearest-exact.
+        pixels = {"pixels": "as PIL"} if self.interpolation == "nearest" and self.is_resized else {}
+        return {name: value for name, value in asdict(self).items() if value != later[name]} | pixels
 
     def pixels(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the encoder's input, float32 [B, 3, S, S], of square images in [0, 1], computed on their device."""

@@ -222,6 +222,7 @@ def test_nearest_takes_the_pixels_that_pil_takes(made_px: int, read_px: int) -> 
     expected = _tensor(np.asarray(Image.fromarray(image).resize((read_px, read_px), Image.Resampling.NEAREST)))
     plain = Preprocessing(size_px=read_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest")
     assert torch.equal(plain.pixels(_tensor(image)), expected)
+    assert plain.fingerprint()["pixels"] == "as PIL"  # stores of earlier versions have other pixels
 
 
 def test_the_processor_of_owlv2_which_blurs_instead_of_resizing_as_pil_does_is_refused(tmp_path: Path) -> None:
