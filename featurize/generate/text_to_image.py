@@ -199,8 +199,8 @@ class TextToImage:
         return self.decode(latents_BChw[:decoded])
 
     def try_parts(self) -> Iterator[str]:
-        """Run each model once, on the empty prompt and zeros of at most 8 × 8 latent cells; yield its folder's name before. Errors are
-        those of diffusers and transformers."""
+        """Run each model once, on the empty prompt and zeros of at most 8 × 8 latent cells; yield its folder's name before. The denoiser's
+        prediction goes through a step of the sampler. Errors are those of diffusers and transformers."""
         yield self.family.text_parts[0][1]
         with self.text_encoder_on_device():
             prompt = self._encode([""])
@@ -223,7 +223,11 @@ class TextToImage:
         step = Step(number=0, last=0, on_host=family.times(parts.scheduler)[0], on_device=time.to(self._device))
         with self.compilation.for_rows("denoise", sampling.images * copies):
             conditions = self._conditions(prompt.rows([0] * sampling.images), copies, sampling)
-            family.predict(parts, latents, step, conditions, copies)
+            predicted = family.predict(parts, latents, step, conditions, copies)
+        if copies == 2:
+            predicted = family.guide(predicted, sampling.guidance)
+        noises = [torch.Generator("cpu").manual_seed(0) for _ in range(sampling.images)]
+        latents = family.step(parts.scheduler, predicted, step, latents, step_arguments(parts.scheduler, noises))
         return family.stored(latents, sampling.size_px)
 
     def _sampling(self, images: int) -> Sampling:

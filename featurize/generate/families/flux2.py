@@ -15,7 +15,7 @@ import torch
 
 from featurize.generate.families.family import Guidance, Parts, PromptEmbeddings, Sampling, Usual
 from featurize.generate.families.packed import HALVES, PackedTransformer, set_flow_times
-from featurize.generate.families.text import cut_to_fit, padded_ids, token_counts
+from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, token_counts
 from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
@@ -94,7 +94,7 @@ class Flux2Klein(PackedTransformer):
     def in_template(self, tokenizer: Any, prompt: str) -> str:
         """Return a prompt as the user's turn of a chat, with the beginning of an answer without thoughts."""
         turn = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+        return in_chat(tokenizer, turn, add_generation_prompt=True, enable_thinking=False)
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return the tokens of each prompt in its template."""
@@ -182,7 +182,7 @@ class Flux2(Flux2Klein):
         """Return a prompt as the user's turn of a chat, without ``[IMG]``, which the library removes too."""
         texts = {"system": _SYSTEM, "user": prompt.replace("[IMG]", "")}
         turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts.items()]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
+        return in_chat(tokenizer, turns, add_generation_prompt=False)
 
     def scale_input(self, parts: Parts, sampling: Sampling) -> torch.Tensor | None:
         """Return the scale of every image; a transformer that does not take it ignores it."""

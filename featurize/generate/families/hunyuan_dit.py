@@ -20,7 +20,7 @@ _LENGTHS: Mapping[tuple[str, str], int] = {_BERT: 77, _T5: 256}
 # Names of the tokens and masks that each text encoder gives.
 _NAMES: Mapping[tuple[str, str], tuple[str, str]] = {_BERT: ("tokens", "mask"), _T5: ("tokens_t5", "mask_t5")}
 _SAID_PX = 1024
-_POSITIONS = 32
+_POSITIONS_PX = 512
 
 
 class HunyuanDiT(ImageTransformer):
@@ -80,10 +80,11 @@ class HunyuanDiT(ImageTransformer):
 
         rows = doubled(embeddings, negative)
         tokens, count, side = rows["tokens"], len(rows), sampling.size_px
-        cells = sampling.size_px // 8 // parts.denoiser.config.patch_size
+        patch = parts.denoiser.config.patch_size
+        cells, most = sampling.size_px // 8 // patch, _POSITIONS_PX // 8 // patch
         width = parts.denoiser.inner_dim // parts.denoiser.num_heads
         # Positions of any number of cells lie between 0 and those of 512 pixels.
-        ends = ((0, 0), (_POSITIONS, _POSITIONS))
+        ends = ((0, 0), (most, most))
         rotations = get_2d_rotary_pos_embed(width, ends, (cells, cells), device=parts.device, output_type="pt")
         sizes = torch.tensor([[_SAID_PX, _SAID_PX, side, side, 0, 0]], dtype=tokens.dtype, device=parts.device)
         return {

@@ -14,7 +14,7 @@ import torch
 
 from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Usual
 from featurize.generate.families.packed import HALVES, PackedTransformer, grid_positions
-from featurize.generate.families.text import cut_to_fit, padded_ids, token_counts
+from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, token_counts
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
 TOKENS = "tokens"
@@ -78,4 +78,4 @@ class OvisImage(PackedTransformer):
 
 def _in_template(tokenizer: Any, prompt: str) -> str:
     turn = [{"role": "user", "content": _INSTRUCTION + prompt}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+    return in_chat(tokenizer, turn, add_generation_prompt=True, enable_thinking=False)

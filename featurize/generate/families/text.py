@@ -3,10 +3,13 @@
 Shapes: P prompts, L tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.pretrained import reason
 
 _AT_ONCE = 1024
 
@@ -24,6 +27,27 @@ def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
         ids = tokenizer(list(texts[start : start + _AT_ONCE]), truncation=False, verbose=False)["input_ids"]
         counts += [len(prompt_ids) for prompt_ids in ids]
     return counts
+
+
+def in_chat(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **settings: bool) -> str:
+    """Return the turns of a chat as text, by the tokenizer's template; ``settings`` are those of ``apply_chat_template``.
+
+    Raises:
+        InputError: there is no template, or it raises an error of its own.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **settings))
+    # A template is a program: besides its library's errors, those of Python pass through.
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        is_there = tokenizer.chat_template is not None
+        fault = f", whose chat template does not run ({reason(error)})" if is_there else " without a chat template"
+        raise InputError(
+            got=f"{tokenizer.name_or_path}{fault}",
+            expected="the template in which this pipeline's text encoder reads prompts",
+            do="restore chat_template.jinja and tokenizer_config.json there from where the model comes from",
+        ) from None
 
 
 def cut_to_fit(tokenizer: Any, prompt: str, render: Callable[[str], str], length: int) -> str:

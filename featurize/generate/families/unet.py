@@ -140,12 +140,9 @@ class StableDiffusion(Family):
         return predicted
 
     def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
-        """Return latents scaled as the decoder reads them; some of XL normalise them by channel."""
+        """Return latents scaled as the decoder reads them. The pipeline leaves out shifts and means that a decoder states."""
         factor: float = vae.config.scaling_factor
-        if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
-            return stored_BChw / factor
-        mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(stored_BChw) for name in ("latents_mean", "latents_std"))
-        return stored_BChw * std_C / factor + mean_C
+        return stored_BChw / factor
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -208,6 +205,14 @@ class StableDiffusionXL(StableDiffusion):
         sizes = torch.tensor([side, side, 0, 0, side, side]).to(pooled_PE)
         added = {"text_embeds": pooled_PE, "time_ids": sizes.repeat(len(pooled_PE), 1)}
         return {**super().conditions(parts, embeddings, negative, sampling), "added_cond_kwargs": added}
+
+    def decoder_input(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
+        """Return latents scaled as the decoder reads them; some are normalised by channel."""
+        if not (vae.config.get("latents_mean") and vae.config.get("latents_std")):
+            return super().decoder_input(vae, stored_BChw)
+        mean_C, std_C = (torch.tensor(vae.config[name]).view(-1, 1, 1).to(stored_BChw) for name in ("latents_mean", "latents_std"))
+        scaled: torch.Tensor = stored_BChw * std_C / vae.config.scaling_factor + mean_C
+        return scaled
 
 
 class LatentConsistency(StableDiffusion):

@@ -16,7 +16,7 @@ import torch
 from featurize.generate.families.family import LENGTHS, Guidance, Parts, PromptEmbeddings, Sampling, Step, Usual
 from featurize.generate.families.image_transformer import ImageTransformer, doubled
 from featurize.generate.families.packed import shift_by_tokens
-from featurize.generate.families.text import cut_to_fit, padded_ids, token_counts
+from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, token_counts
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
 
@@ -112,4 +112,4 @@ class ZImage(ImageTransformer):
 
 def _in_template(tokenizer: Any, prompt: str) -> str:
     message = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True))
+    return in_chat(tokenizer, message, add_generation_prompt=True, enable_thinking=True)

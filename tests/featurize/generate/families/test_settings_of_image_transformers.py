@@ -162,6 +162,21 @@ def test_pixart_samples_with_the_folders_own_sampler(tiny: Callable[[str], Path]
     assert _is_bitwise(one, 3, 4.5)
 
 
+@pytest.mark.parametrize("patch", [1, 4])
+def test_positions_of_hunyuan_dit_follow_the_size_of_its_patches(tmp_path: Path, patch: int) -> None:
+    one = BesideLibrary(tiny_pipeline("hunyuan-dit", tmp_path / "hunyuan", patch_size=patch), call=_EXACT)
+    assert _is_bitwise(one, 2, 4.0)
+
+
+@pytest.mark.parametrize(("family", "change"), [("hunyuan-dit", {"learn_sigma": False}), ("flux-dev", {"patch_size": 2})])
+def test_a_prediction_of_other_channels_fails_before_the_first_image(tmp_path: Path, family: str, change: Mapping[str, Any]) -> None:
+    models = BesideLibrary(tiny_pipeline(family, tmp_path / family, **change)).loaded(2, 1.0)
+    tried = models.try_parts()
+    assert [next(tried), next(tried)] == ["text_encoder", "transformer"]
+    with pytest.raises(RuntimeError, match="The size of tensor a"):
+        next(tried)
+
+
 @pytest.mark.parametrize("family", ["sd3", "z-image"])
 def test_the_shift_follows_the_size_where_the_sampler_says_so(tiny: Callable[[str], Path], tmp_path: Path, family: str) -> None:
     sampler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64)

@@ -1,9 +1,16 @@
 """Prompts to token ids: padded, counted, and cut before a template."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from featurize.generate.families.text import cut_to_fit, padded_ids, rows_of_length, token_counts
+from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, rows_of_length, token_counts
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.generate.text_to_image import token_counter
+from lugpi_core.errors import InputError
 from tests.support.tiny_tokenizers import qwen_tokenizer, t5_tokenizer
 
 TEXTS = ["a cat", "", "the " * 40]
@@ -42,6 +49,34 @@ def test_a_prompt_is_cut_only_as_far_as_its_template_needs() -> None:
 
 def test_a_template_that_fills_everything_leaves_no_prompt() -> None:
     assert cut_to_fit(qwen_tokenizer(), "a cat", _chat, 5) == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        (None, " without a chat template; "),
+        ("{{ raise_exception('no') }}", r", whose chat template does not run \(no\); "),
+        ("{% if %}", r", whose chat template does not run \(Expected an expression"),
+        ("{{ messages[3].content + 'a' }}", r", whose chat template does not run \(list object has no element 3\); "),
+        ("{{ 1 + messages[0].content }}", r", whose chat template does not run \(unsupported operand"),
+    ],
+)
+def test_a_template_that_is_missing_or_raises_is_one_line(template: str | None, fault: str) -> None:
+    tokenizer: Any = qwen_tokenizer()
+    tokenizer.chat_template, tokenizer.name_or_path = template, "folder/tokenizer"
+    with pytest.raises(InputError, match=rf"got folder/tokenizer{fault}.*; restore chat_template\.jinja and tokenizer_config\.json there"):
+        in_chat(tokenizer, [{"role": "user", "content": "a cat"}], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("family", ["ovis", "z-image", "flux2-klein", "flux2"])
+def test_a_folder_without_a_chat_template_is_told_while_prompts_are_counted(tiny: Callable[[str], Path], family: str) -> None:
+    generator = find_generator(str(tiny(family)), generator_settings(str(tiny(family)), {"size_px": 64}), half=False)
+    (pair,) = generator.family.text_parts
+    tokens_of, _ = token_counter(generator)
+    (tokenizer,) = tokens_of.args[0].values()  # type: ignore[attr-defined]
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match=rf"got .*/{pair[0]} without a chat template; "):
+        tokens_of(["a cat"])
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 3, 2], [5], []])

@@ -1,5 +1,7 @@
 """Stable Diffusion 1, XL and latent consistency models through the loader and the loop of a run, beside diffusers' own pipelines."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,18 @@ def _librarys(folder: Path, prompts: list[str], seeds: list[int], guidance: floa
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     drawn: torch.Tensor = library_pipeline(folder)(prompt=prompts, generator=noise, guidance_scale=guidance, **how)[0]
     return drawn
+
+
+@pytest.mark.parametrize(("name", "is_read"), [("stable-diffusion", False), ("lcm", False), ("sdxl", True)])
+def test_only_the_pipeline_of_xl_reads_means_of_a_decoder(tiny: Tiny, tmp_path: Path, name: str, is_read: bool) -> None:
+    folder = Path(shutil.copytree(tiny(name), tmp_path / name))
+    config = folder / "vae" / "config.json"
+    means = {"latents_mean": [0.5, -1.0, 0.2, 1.5], "latents_std": [1.5, 0.5, 2.0, 3.0]}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **means}))
+    plain, model = _ours(tiny(name), guidance=1.5), _ours(folder, guidance=1.5)
+    ours = _latents(model, [PROMPTS[0]], [1])
+    assert torch.equal(model.decode(ours), _librarys(folder, [PROMPTS[0]], [1], 1.5, "pt"))
+    assert torch.equal(model.decode(ours), plain.decode(ours)) != is_read
 
 
 # PNDM evaluates its second step twice.
@@ -78,6 +92,6 @@ def test_the_first_text_encoder_of_xl_stops_before_the_layer_that_nobody_reads(t
 
 
 def test_a_latent_consistency_model_without_guidance_as_input_is_refused(tiny: Tiny) -> None:
-    family = changed_family(LatentConsistency, tiny("lcm"), "unet", {"time_cond_proj_dim": None})
+    family = changed_family(LatentConsistency, _ours(tiny("lcm")).family, "unet", {"time_cond_proj_dim": None})
     with pytest.raises(InputError, match=r"whose unet has no time_cond_proj_dim; .*; change _class_name in model_index.json"):
         family.check()
