@@ -9,7 +9,6 @@ Shapes: P prompts, B images, C latent channels, h × w latent cells, H × W pixe
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from featurize.generate.families.family import PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
 from featurize.generate.parts import load_parts
 from featurize.generate.schedulers import load_scheduler, step_arguments
-from featurize.generate.tokenizers import load_tokenizers
 from featurize.options import AttentionChoice
 from lugpi_core.runtime.device import Compute
 
@@ -275,16 +273,6 @@ class TextToImage:
 def _tensors_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def token_counter(generator: Generator) -> tuple[Callable[[Sequence[str]], list[int]], int]:
-    """Return a function that counts the tokens of prompts as if nothing were cut, and how many the generator reads.
-
-    Raises:
-        InputError: a tokenizer does not load.
-    """
-    family, tokenizers = generator.family, load_tokenizers(generator)
-    return partial(family.tokens_of, tokenizers), family.tokens_read
 
 
 def denoiser_rows(generator: Generator) -> int:

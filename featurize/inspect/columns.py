@@ -3,15 +3,16 @@
 Shapes: M distinct images of the sample, F features, N texts with K images each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featurize.inspect.decoded_images import generator_of
 from featurize.inspect.diversity import Diversity, diversity_of
 from featurize.inspect.inspection import ColumnInspection
 from featurize.inspect.near_copies import NearCopies, near_copies
@@ -20,12 +21,15 @@ from featurize.inspect.records import LeftOut
 from featurize.inspect.sample import PooledTokens, Sample, pooled_tokens, take_sample
 from featurize.inspect.text_agreement import MOST_TEXTS, Agreement, encoder_of, text_agreement
 from featurize.options import InspectSettings
+from featurize.plan.keywords import keyword_prompts
+from featurize.plan.prompt_reader import prompt_reader
+from featurize.plan.words import passages_of
 from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.example_table import ExampleTable, read_example_table
-from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.manifest import ColumnSpec, load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of
 
 # At most this many texts, and images, whose K images are compared with one another.
@@ -63,6 +67,11 @@ class Subject:
         if not (self.sample.labels["validation"] != UNLABELLED).any():
             return "no validation example has a label"
         return "the train examples are all of one class" if len(np.unique(self.sample.labels["train"])) < 2 else None
+
+    def strategy(self, flags: Mapping[str, Any] | None) -> str:
+        """Return ``--prompts`` of the store, of which a column has these flags."""
+        figures = self.table.prompt_figures
+        return str((flags or {}).get("prompts", "whole")) if figures is None else figures.strategy
 
     def ask(self, stage: str, question: Callable[[], Answer | LeftOut]) -> Answer | LeftOut:
         """Return the answer, timed as ``stage``; left out if it raises InputError."""
@@ -188,14 +197,31 @@ def _agreement(subject: Subject, pooled: PooledTokens, reader: ColumnReader) -> 
     if len(good) < 2:
         return LeftOut(left_out="fewer than two images are usable")
     chosen = np.sort(np.random.default_rng(subject.settings.seed).permutation(good)[: MOST_TEXTS[subject.compute.device]])
-    prompt_of = {int(drawing): example.prompt for drawing, example in zip(subject.table.drawing, subject.corpus.examples, strict=True)}
-    prompts = [prompt_of[drawing] for drawing in subject.sample.drawings[chosen].tolist()]
+    prompts = _first_prompts(subject, subject.sample.drawings[chosen], reader.spec)
 
     def all_tokens(part: slice) -> torch.Tensor:
         return torch.from_numpy(reader.gather(subject.sample.drawings[chosen[part]]))
 
     first_nD = torch.from_numpy(pooled.features_MF[chosen, : pooled.width])
     return text_agreement(files, subject.compute, first_nD, prompts, all_tokens)
+
+
+def _first_prompts(subject: Subject, drawings: NDArray[np.int64], column: ColumnSpec) -> list[str]:
+    """Return the prompts of some first images: the texts, their first passages, or their keywords.
+
+    Raises:
+        InputError: the tokenizers that chose the keywords are not within reach.
+    """
+    examples = subject.corpus.examples
+    text_of = {int(drawing): example.prompt for drawing, example in zip(subject.table.drawing, examples, strict=True)}
+    texts = [text_of[drawing] for drawing in drawings.tolist()]
+    match subject.strategy(column.made_by):
+        case "chunks":
+            return [passages_of(text, subject.table.drawings.shape[1])[0] for text in texts]
+        case "keywords":
+            train = (example.prompt for example in examples if example.split == "train")
+            return keyword_prompts(texts, train, prompt_reader(generator_of(column)))
+    return texts
 
 
 def _diversity(subject: Subject, reader: ColumnReader) -> Diversity | LeftOut:

@@ -19,7 +19,7 @@ from featurize.generate.generators import Generator, weight_bytes
 from featurize.generate.text_to_image import denoiser_rows
 from featurize.inspect.columns import MOST_DIVERSE_TEXTS, Subject, inspect_column, notice_of, open_subject, unfinished
 from featurize.inspect.comparison import BetweenSeeds, ComparedStore, Comparison, PictureSheet, ProbeDifference, Work
-from featurize.inspect.decoded_images import DECODE_TFLOP, DecodedImages, generator_of, to_bytes
+from featurize.inspect.decoded_images import DECODE_TFLOP, DecodedImages, generator_of, only_text_vectors, to_bytes
 from featurize.inspect.diversity import Diversity, diversity_of
 from featurize.inspect.inspect_store import caption_of
 from featurize.inspect.inspection import ColumnInspection
@@ -37,12 +37,13 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.runtime.pretrained import only_local_files
 from lugpi_core.store.example_table import read_stored_examples
-from lugpi_core.store.layout import OWN_IMAGES
+from lugpi_core.store.layout import LATENTS, OWN_IMAGES, PROMPT_TEXT
 from lugpi_core.store.manifest import ColumnSpec, load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of, image_columns_of
 
 SHEET_TEXTS = 12
 _SHEET_SIDE_PX = 128
+_ONLY_TEXT_VECTORS = "no images, only text vectors of its generator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class _Entry:
     Attributes:
         label: its name in the table.
         subject: what is inspected.
-        specs: of its columns that can be read, latents too.
+        specs: of its columns that can be read, latents first and text vectors last.
         generator: its files, or why they are not there.
     """
 
@@ -71,6 +72,11 @@ class _Entry:
     def flags(self) -> Mapping[str, Any]:
         """The flags of the command that began the store; empty if they are not known."""
         return next((spec.made_by for spec in self.specs.values() if spec.made_by), {})
+
+    @property
+    def prompts(self) -> str:
+        """Its strategy, ``--prompts``."""
+        return self.subject.strategy(self.flags)
 
     @property
     def seed(self) -> int | None:
@@ -155,12 +161,13 @@ def _checked(store: Path, corpus: Corpus) -> Path:
 def _entry(label: str, subject: Subject) -> _Entry:
     store = subject.store
     specs: dict[str, ColumnSpec] = {}
-    for name in sorted(columns_of(store), key=lambda name: (name in image_columns_of(store), name)):  # latents first
+    for name in sorted(columns_of(store), key=lambda name: (name != LATENTS, name == PROMPT_TEXT, name)):
         try:
             specs[name] = load_manifest(store / name)[0]
         except InputError:
             continue  # reported as a column that is left out
-    return _Entry(label=label, subject=subject, specs=specs, generator=_generator(specs))
+    generator = LeftOut(left_out=_ONLY_TEXT_VECTORS) if only_text_vectors(store) else _generator(specs)
+    return _Entry(label=label, subject=subject, specs=specs, generator=generator)
 
 
 def _generator(specs: Mapping[str, ColumnSpec]) -> Generator | LeftOut:
@@ -184,16 +191,17 @@ def _labels(stores: Sequence[Path]) -> list[str]:
 
 def _compared(entry: _Entry) -> ComparedStore:
     subject, store = entry.subject, entry.subject.store
+    has_images = not only_text_vectors(store)
     record = entry.generation.get("generator")
     about: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
     return ComparedStore(
         label=entry.label,
         store=store,
-        generator=str(about.get("name", entry.generation.get("generator", "unknown"))),
+        generator=str(about.get("name", entry.generation.get("generator", "unknown" if has_images else _ONLY_TEXT_VECTORS))),
         settings=_settings_in_words(entry, about),
         seed=entry.seed,
-        images=max((spec.rows for spec in entry.specs.values()), default=0),
-        images_per_text=subject.table.drawings.shape[1],
+        images=max((spec.rows for name, spec in entry.specs.items() if name != PROMPT_TEXT), default=0),
+        images_per_text=subject.table.drawings.shape[1] if has_images else 0,
         side_px=about.get("size_px"),
         license=next((spec.license for spec in entry.specs.values()), ""),
         generator_bytes=entry.generator if isinstance(entry.generator, LeftOut) else weight_bytes(entry.generator),
@@ -212,7 +220,7 @@ def _settings_in_words(entry: _Entry, about: Mapping[str, Any]) -> str:
     words = [number_of(about["steps"], "step{s}"), f"guidance {about.get('guidance'):g}", f"{about.get('size_px')} px"]
     words += [f"scheduler {about['scheduler']}"] if about.get("scheduler", "own") != "own" else []
     words += [f"DeepCache {about['deepcache']}"] if about.get("deepcache", 1) != 1 else []
-    words += [f"prompts {entry.flags['prompts']}"] if entry.flags.get("prompts", "whole") != "whole" else []
+    words += [f"prompts {entry.prompts}"] if entry.prompts != "whole" else []
     return ", ".join([*words, str(entry.generation.get("dtype", ""))])
 
 
@@ -225,7 +233,7 @@ def _work(entry: _Entry) -> Work | LeftOut:
         flops = stage_flops(generator, (), decoder_folder=None if decoder is None else decoder.folder)
     except InputError as error:
         return LeftOut(left_out=str(error))
-    images_of_prompt = 1 if entry.flags.get("prompts") == "chunks" else entry.subject.table.drawings.shape[1]
+    images_of_prompt = 1 if entry.prompts == "chunks" else entry.subject.table.drawings.shape[1]
     return Work(
         denoise_tflop=flops[DENOISE] * denoiser_rows(generator) / 1e12,
         prompt_tflop=flops[PROMPT] / images_of_prompt / 1e12,
@@ -274,8 +282,9 @@ def _between_seeds(left: _Entry, right: _Entry) -> list[BetweenSeeds]:
 
 def _differ_in_seed_only(left: _Entry, right: _Entry) -> bool:
     kept = [{key: value for key, value in entry.generation.items() if key not in ("seed", "drawings")} for entry in (left, right)]
-    prompts = [entry.flags.get("prompts", "whole") for entry in (left, right)]
-    return bool(kept[0]) and not differences(kept[0], kept[1]) and prompts[0] == prompts[1]
+    # Stores with other prompts, or other numbers of them, have images of other texts.
+    have_same_prompts = left.prompts == right.prompts and np.array_equal(left.subject.table.drawings, right.subject.table.drawings)
+    return bool(kept[0]) and not differences(kept[0], kept[1]) and have_same_prompts
 
 
 def _encoder_differences(spec: ColumnSpec, other: ColumnSpec | None) -> list[str]:
@@ -355,10 +364,12 @@ def _notes(entries: Sequence[_Entry], compared: Sequence[ComparedStore]) -> list
             if isinstance(column := store.columns.get(name), LeftOut)
         ]
     notes += [f"class prediction left out: {reason}"] if (reason := entries[0].subject.no_classes) else []
-    if len({store.images_per_text for store in compared}) > 1 or compared[0].images_per_text > 1:
+    if any(store.images_per_text > 1 for store in compared):
         notes.append("of several images of a text, the first is compared")
     for store in compared:
-        if isinstance(store.work, LeftOut):
+        if not store.has_images:
+            notes.append(f"{store.label}: {_ONLY_TEXT_VECTORS}")
+        elif isinstance(store.work, LeftOut):
             notes.append(f"{store.label}: work of an image unknown: {store.work.left_out}")
         notes += [
             f"{store.label}: {name}: {column.diversity.sentence()}"

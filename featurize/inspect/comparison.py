@@ -44,13 +44,13 @@ class ComparedStore(Record):
         settings: how it generates, in words.
         seed: of the images; None if the store does not say.
         images: in the store.
-        images_per_text: K.
+        images_per_text: K; 0 if the store has text vectors and no images.
         side_px: of an image; None if the store does not say.
         license: as the store states it.
         generator_bytes: of the generator's weights.
         store_bytes: of the store's columns.
         work: of one image.
-        prompts_cut: prompts that were longer than the generator reads.
+        prompts_cut: texts of which a prompt was longer than the generator reads.
         columns: the answers about each column of tokens.
         notice: what a reader must know about the generator, or None.
         unfinished: by name of a column that lacks rows, how many it has and of how many.
@@ -72,6 +72,11 @@ class ComparedStore(Record):
     columns: Mapping[str, ColumnInspection | LeftOut]
     notice: str | None
     unfinished: Mapping[str, tuple[int, int]]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the store has more than text vectors of its generator."""
+        return self.images_per_text > 0
 
     def column(self, name: str) -> ColumnInspection | None:
         """Return the answers about a column, or None if it is not there or could not be read."""
@@ -214,15 +219,19 @@ def _megabytes(size: int | LeftOut) -> str:
     return "unknown" if isinstance(size, LeftOut) else f"{size / 1e6:,.1f} MB"
 
 
+def _of_images(store: ComparedStore, words: str) -> str:
+    return words if store.has_images else "-"
+
+
 _ABOUT_STORES: tuple[tuple[str, Callable[[ComparedStore], str]], ...] = (
     ("generator", lambda store: store.generator),
     ("settings", lambda store: store.settings),
-    ("seed", lambda store: "unknown" if store.seed is None else str(store.seed)),
+    ("seed", lambda store: _of_images(store, "unknown" if store.seed is None else str(store.seed))),
     ("images", lambda store: f"{store.images:,}"),
     ("images of a text", lambda store: str(store.images_per_text)),
-    ("prompts cut", lambda store: percent(store.prompts_cut.share)),
-    ("TFLOP an image", lambda store: "unknown" if isinstance(store.work, LeftOut) else f"{store.work.tflop:.3g}"),
-    ("weights", lambda store: _megabytes(store.generator_bytes)),
+    ("texts with a cut prompt", lambda store: percent(store.prompts_cut.share)),
+    ("TFLOP an image", lambda store: _of_images(store, "unknown" if isinstance(store.work, LeftOut) else f"{store.work.tflop:.3g}")),
+    ("weights", lambda store: _of_images(store, _megabytes(store.generator_bytes))),
     ("store", lambda store: _megabytes(store.store_bytes)),
 )
 

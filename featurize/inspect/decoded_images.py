@@ -16,7 +16,7 @@ from featurize.generate.generators import Generator, find_generator, generator_s
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import agree
 from lugpi_core.runtime.device import Compute
-from lugpi_core.store.layout import LATENTS
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT
 from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.reader import ColumnReader, columns_of
 
@@ -44,6 +44,12 @@ class DecodedImages:
     """
 
     def __init__(self, store: Path, decoder: str, compute: Compute) -> None:
+        if only_text_vectors(store):
+            raise InputError(
+                got=f"{store} with text vectors of the generator and no images",
+                expected="images",
+                do="run featurize with an image encoder among --encoders to generate them",
+            )
         if LATENTS not in columns_of(store):
             raise InputError(got=f"{store} without latents", expected="latents to decode", do="run featurize without --no-latents")
         self._latents = ColumnReader(store, LATENTS, check_content=False)
@@ -80,6 +86,11 @@ class DecodedImages:
             images.append(small_B3SS.clamp(0, 1).cpu()[finite_B])
             places.append(batch_places[finite_B.numpy()])
         return np.concatenate(places), torch.cat(images)
+
+
+def only_text_vectors(store: Path) -> bool:
+    """Whether a store has no images, but vectors of the generator's text encoder."""
+    return columns_of(store) == [PROMPT_TEXT]
 
 
 def generator_of(column: ColumnSpec) -> Generator:

@@ -91,7 +91,9 @@ class StoreInfo:
         """Return what is in the store for a person."""
         table = self.examples
         counts = (
-            f"{table.corpus} corpus, {table.examples} examples, {table.prompts_cut} prompts cut" if table else "no table of examples yet"
+            f"{table.corpus} corpus, {table.examples} examples, {table.prompts_cut} with a cut prompt"
+            if table
+            else "no table of examples yet"
         )
         lines = table.prompt_figures.sentences() if table and table.prompt_figures else []
         lines += [line for name, column in self.columns.items() for line in column.summary_lines(name)]

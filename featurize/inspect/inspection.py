@@ -130,7 +130,7 @@ class Inspection(Record):
         columns: by name, the answers about each column of tokens; left out if it cannot be read.
         class_similarity: are images of one class more alike than images of two?
         thumbnails: small images that were written, or why none.
-        prompts_cut: prompts that were longer than the generator reads.
+        prompts_cut: texts of which a prompt was longer than the generator reads.
         prompt_figures: the words that no prompt has, and the prompts that name their class; None if an earlier version wrote the store.
         notice: what a reader must know about the generator, or None.
         compute: device, its name, dtype and threads.
@@ -162,7 +162,8 @@ class Inspection(Record):
         """Whether the images predict the class, by the best column."""
         verdicts = {name: column.verdict for name, column in self.read_columns.items() if column.verdict is not None}
         if not verdicts:
-            words = f"{UNKNOWN}: {self.no_classes or 'no column of tokens could be read'}"
+            reason = self.no_classes or ("no column of tokens could be read" if self.columns else "the store has no tokens of images")
+            words = f"{UNKNOWN}: {reason}"
             return Verdict(level="unknown", words=words, reasons=tuple(self._reasons(best="")))
         best = best_column(verdicts)
         return Verdict(level=verdicts[best].level, words=f"{best}: {verdicts[best].words}", reasons=tuple(self._reasons(best=best)))

@@ -24,7 +24,7 @@ def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: Promp
         reader: the generator's tokenizers.
     """
     read, cut_P = reader.parts_read(plan.prompts)
-    read = reader.cleaned(read)
+    read = reader.without_unknown(reader.cleaned(read))
     lost = words = 0
     names = _ClassNames(corpus)
     for example, prompts in zip(corpus.examples, plan.prompts_of_example, strict=True):
@@ -84,5 +84,5 @@ class _ClassNames:
 
 
 def _words_of_name(name: str) -> set[str]:
-    """Return the words of a class's name, ``talk.politics_guns`` and ``TalkPolitics`` taken apart; without numbers."""
-    return term_names(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    """Return the words of a class's name, and those of ``talk.politics_guns`` and ``TalkPolitics`` taken apart; without numbers."""
+    return term_names(name) | term_names(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))

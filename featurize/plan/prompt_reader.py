@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurize.generate.generators import Generator
-from featurize.generate.text_to_image import token_counter
-from featurize.plan.words import word_spans
+from featurize.generate.tokenizers import load_tokenizers
+from featurize.plan.words import word_spans, words_in
 
 _AT_ONCE = 1024
 # A word that stands before others while their tokens are counted, because in many vocabularies a space is part of the word that follows.
@@ -38,11 +41,13 @@ class PromptReader:
         tokens_read: most tokens of a prompt that are read, those of a template and special ones included.
         tokens_of: returns the tokens of each prompt if nothing were cut.
         cleaned: returns what is left of prompts before they are tokenized.
+        knows: returns of each word whether a tokenizer has tokens for all of it.
     """
 
     tokens_read: int
     tokens_of: Callable[[Sequence[str]], Sequence[int]]
     cleaned: Callable[[Sequence[str]], list[str]] = list
+    knows: Callable[[Sequence[str]], Sequence[bool]] | None = None
     _alone: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def most_that_fit(self, pieces: Sequence[Sequence[str]], build: Callable[[int, int], str]) -> list[int]:
@@ -123,6 +128,15 @@ class PromptReader:
             read[rows[place]] = build(place, words)
         return read, cut
 
+    def without_unknown(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts without the words that every tokenizer maps, in part or whole, to its unknown token."""
+        if self.knows is None:
+            return list(prompts)
+        words = sorted({word for prompt in prompts for word in words_in(prompt)})
+        parts = [words[start : start + _AT_ONCE] for start in range(0, len(words), _AT_ONCE)]
+        unknown = {word for part in parts for word, known in zip(part, self.knows(part), strict=True) if not known}
+        return [_without(prompt, unknown) for prompt in prompts] if unknown else list(prompts)
+
     def _search(self, bounds: "_Bounds", build: Callable[[int, int], str]) -> list[int]:
         """Return the largest number of words of each prompt that fits.
 
@@ -155,11 +169,36 @@ def _first_words(prompt: str, count: int) -> str:
     return prompt if len(ends) <= count else prompt[: ends[count - 1]]
 
 
+def _without(prompt: str, words: AbstractSet[str]) -> str:
+    kept, last = [], 0
+    for begin, end in word_spans(prompt):
+        if prompt[begin:end] in words:
+            kept.append(prompt[last:begin])
+            last = end
+    return " ".join([*kept, prompt[last:]])
+
+
+def words_known(tokenizers: Sequence[Any], words: Sequence[str]) -> list[bool]:
+    """Return of each word whether one of the tokenizers reads it without its unknown token."""
+    known = np.zeros(len(words), np.bool_)
+    for tokenizer in tokenizers:
+        rows = np.flatnonzero(~known)
+        if len(rows):
+            ids = tokenizer([words[row] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+            known[rows] = [tokenizer.unk_token_id not in its for its in ids]
+    return [bool(one) for one in known]
+
+
 def prompt_reader(generator: Generator) -> PromptReader:
     """Return what reads a generator's prompts; its tokenizers are loaded.
 
     Raises:
         InputError: a tokenizer does not load.
     """
-    tokens_of, tokens_read = token_counter(generator)
-    return PromptReader(tokens_read=tokens_read, tokens_of=tokens_of, cleaned=generator.family.cleaned)
+    family, tokenizers = generator.family, load_tokenizers(generator)
+    return PromptReader(
+        tokens_read=family.tokens_read,
+        tokens_of=partial(family.tokens_of, tokenizers),
+        cleaned=family.cleaned,
+        knows=partial(words_known, list(tokenizers.values())),
+    )

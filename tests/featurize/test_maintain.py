@@ -344,7 +344,7 @@ def test_info_reports_what_is_in_a_store(run: Path, command: Command) -> None:
     assert status == 0
     assert figures["examples"].items() >= {"corpus": "own", "examples": ROWS, "prompts_cut": 1}.items()
     assert figures["examples"]["prompt_figures"]["prompts_cut"] == 1
-    assert f"{run / 'tokens'}: own corpus, 13 examples, 1 prompts cut" in printed
+    assert f"{run / 'tokens'}: own corpus, 13 examples, 1 with a cut prompt" in printed
     assert sorted(figures["columns"]) == [*COLUMNS[:2], "mine", "vit-demo"]
     column = figures["columns"]["vit-demo"]
     assert (column["rows"], column["rows_final"], column["row_shape"], column["dtype"]) == (ROWS, ROWS, [17, 128], "float16")

@@ -19,8 +19,9 @@ from featurize.generate.families.family import PromptEmbeddings
 from featurize.generate.families.unet import first_words
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.parts import load_parts
-from featurize.generate.text_to_image import TextToImage, token_counter
+from featurize.generate.text_to_image import TextToImage
 from featurize.plan.images import image_seed
+from featurize.plan.prompt_reader import prompt_reader
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
@@ -155,8 +156,8 @@ def test_latents_that_are_not_finite_give_images_that_are_not(demo: TextToImage)
 
 
 def _are_cut(generator: Generator, prompts: Sequence[str]) -> list[bool]:
-    tokens_of, tokens_read = token_counter(generator)
-    return [tokens > tokens_read for tokens in tokens_of(prompts)]
+    reads = prompt_reader(generator)
+    return [tokens > reads.tokens_read for tokens in reads.tokens_of(prompts)]
 
 
 def test_a_prompt_of_40_tokens_is_whole_and_one_of_41_is_cut(demo: TextToImage) -> None:

@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from featurize.generate.generators import Generator, find_generator, generator_settings
-from featurize.generate.text_to_image import TextToImage, token_counter
+from featurize.generate.text_to_image import TextToImage
 from featurize.generate.tokenizers import load_tokenizer
+from featurize.plan.prompt_reader import prompt_reader
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
@@ -47,7 +48,7 @@ def test_a_tokenizer_without_a_vocabulary_is_refused(folder: Path) -> None:
         if path.name != "tokenizer_config.json":
             path.unlink()
     with pytest.raises(InputError, match=r"sd/tokenizer without tokenizer\.json or vocab\.json or merges\.txt"):
-        token_counter(_generator(folder))
+        prompt_reader(_generator(folder))
 
 
 def test_tokens_that_the_text_encoder_does_not_embed_are_refused(folder: Path) -> None:
@@ -72,5 +73,5 @@ def test_a_learned_word_of_several_vectors_is_read_as_diffusers_reads_it(folder:
         expected, _ = theirs.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)
         assert torch.allclose(ours.encode_prompts(prompts)["tokens"], expected, atol=1e-5)
     # 38 words and two marks fill the 40 positions, if no word stands for several vectors.
-    tokens_of, tokens_read = token_counter(generator)
-    assert [tokens > tokens_read for tokens in tokens_of(["a " * 38, "a " * 37 + "<cat>"])] == [False, True]
+    reads = prompt_reader(generator)
+    assert [tokens > reads.tokens_read for tokens in reads.tokens_of(["a " * 38, "a " * 37 + "<cat>"])] == [False, True]

@@ -10,14 +10,19 @@ import pytest
 
 from featurize.cli import main
 from featurize.encode.encoders import find_encoder
+from featurize.generate.generators import find_generator, generator_settings
 from featurize.inspect import sample
 from featurize.inspect.inspect_store import inspect
 from featurize.inspect.inspection import Inspection
 from featurize.inspect.sample import take_sample
 from featurize.inspect.text_agreement import JointSpace
 from featurize.options import FeaturizeOptions, InspectSettings
+from featurize.plan.keywords import keyword_prompts
+from featurize.plan.prompt_reader import prompt_reader
+from featurize.plan.words import passages_of
 from featurize.run import featurize_command
 from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.layout import PROMPT_TEXT
 from tests.support.planted_store import Planted, Run, plant, plant_column, telling_tokens, without_tokens
 from tests.support.shards import shard_file
 from tests.support.small_clip import CPU, class_tokens_like, clip_folder
@@ -54,7 +59,7 @@ def test_near_duplicates_cut_prompts_and_failures_are_counted(found: Inspection,
         "share_by_split": {"train": 3 / 90, "validation": 1 / 60, "test": 0.0},
     }
     assert "near-duplicates of a train image: 3 of 30 test images" in found.summary()
-    assert "2.2 % of the prompts were cut" in found.summary()
+    assert "of 2.2 % of the texts a prompt was cut" in found.summary()
     strict = inspect(original.run_dir / "tokens", original.corpus, settings=InspectSettings(device="cpu", near_copy=0.1))
     assert strict.to_json()["columns"]["silent"]["near_copies"]["share"] > 0.9
 
@@ -128,6 +133,58 @@ def test_texts_and_images_are_compared_with_the_text_tower(tmp_path: Path, run: 
     assert "  the images agree with their texts: a text is nearer to its own image than to another in " in printed
     assert "no featurize command wrote" in figures["columns"]["gone"]["agreement"]["left_out"]
     assert "  agreement with the texts left out: got a column 'gone'" in printed
+
+
+@pytest.mark.parametrize("strategy", ["chunks", "keywords"])
+def test_an_image_is_compared_with_its_own_prompt(strategy: str, tmp_path: Path, run: Run) -> None:
+    files = find_encoder(str(clip_folder(tmp_path / "small-clip")))
+    letters = "abcdefghijklmnopqrst"
+    texts = [f"the {first}{second} sees 7 and 7 and 7, then the {second}{first} runs" for first in letters for second in letters][:180]
+    planted = plant(tmp_path / "corpus", prompts=texts, images_per_text=2)
+    generator = find_generator("demo", generator_settings("demo", {}), half=False)
+    prompts = (
+        [passages_of(text, 2)[0] for text in texts]
+        if strategy == "chunks"
+        else keyword_prompts(texts, texts[:90], prompt_reader(generator))
+    )
+    assert set(prompts).isdisjoint(texts)
+    space = JointSpace(files, CPU)
+    class_tokens = np.repeat(class_tokens_like(space, space.embed_texts(prompts)).numpy(), 2, axis=0)
+    class_tokens[1::2] = np.random.default_rng(0).normal(size=class_tokens[1::2].shape)
+    plant_column(
+        planted,
+        "small-clip",
+        np.stack([class_tokens, class_tokens], axis=1),
+        fingerprint={"encoder": files.fingerprint(), "generation": {"dtype": "float32", "generator": generator.fingerprint()}},
+        made_by={"generator": "demo", "encoders": [str(files.folder)], "prompts": strategy},
+    )
+    agreement = run(planted)[1]["columns"]["small-clip"]["agreement"]
+    assert agreement["texts"] == 180
+    assert agreement["matching"] > 0.999
+
+
+def test_keywords_whose_generator_is_out_of_reach_are_not_compared(tmp_path: Path, run: Run) -> None:
+    files = find_encoder(str(clip_folder(tmp_path / "small-clip")))
+    planted = plant(tmp_path / "corpus")
+    tokens = telling_tokens(planted.labels, strength=0.0)
+    made_by = {"encoders": [str(files.folder)], "prompts": "keywords"}
+    plant_column(planted, "small-clip", tokens, fingerprint={"encoder": files.fingerprint()}, made_by=made_by)
+    agreement = run(planted)[1]["columns"]["small-clip"]["agreement"]
+    assert agreement["left_out"].startswith("got small-clip without a record of their generator")
+
+
+def test_a_store_of_text_vectors_alone_is_told_as_what_it_is(tmp_path: Path, run: Run) -> None:
+    planted = plant(tmp_path)
+    plant_column(planted, PROMPT_TEXT, telling_tokens(planted.labels, strength=1.5), fingerprint={"text_encoder": {"name": "demo"}})
+    status, figures, printed = run(planted)
+    assert (status, figures["columns"]) == (0, {})
+    assert figures["verdict"]["words"] == "cannot tell whether the images predict the class: the store has no tokens of images"
+    reason = (
+        f"got {planted.run_dir / 'tokens'} with text vectors of the generator and no images; expected images; "
+        "run featurize with an image encoder among --encoders to generate them"
+    )
+    assert figures["thumbnails"]["left_out"] == figures["class_similarity"]["left_out"] == reason
+    assert "--no-latents" not in printed
 
 
 def test_a_large_corpus_is_sampled_by_class(with_latents: Planted, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

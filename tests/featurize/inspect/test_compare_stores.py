@@ -24,6 +24,7 @@ from featurize.options import InspectSettings
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import embedded_model
+from lugpi_core.store.layout import PROMPT_TEXT
 from tests.support.planted_store import Planted, plant, plant_column, plant_latents, telling_tokens
 
 CPU = InspectSettings(device="cpu")
@@ -197,6 +198,45 @@ def test_what_cannot_be_asked_is_told_once(tmp_path: Path, monkeypatch: pytest.M
     assert found.stores[1].generator == "demo"
     assert not isinstance(found.sheet, LeftOut)
     assert found.sheet.stores == (str(other.run_dir / "tokens"),)
+
+
+@pytest.mark.parametrize(
+    ("about", "flags", "compared"),
+    [({}, {}, 1), ({"images_per_text": 3}, {}, 0), ({}, {"prompts": "keywords"}, 0)],
+    ids=["same prompts", "other number of images", "other strategy"],
+)
+def test_only_stores_of_the_same_prompts_tell_of_the_seed(
+    about: Mapping[str, Any], flags: Mapping[str, Any], compared: int, tmp_path: Path
+) -> None:
+    one, other = plant(tmp_path / "a", images_per_text=2), plant(tmp_path / "b", **{"images_per_text": 2, **about})
+    for seed, planted in enumerate((one, other)):
+        generation = {"seed": seed, "drawings": str(seed), "generator": {"name": "some", "steps": 1, "guidance": 0.0, "size_px": 64}}
+        made_by = {"prompts": "chunks", **(flags if planted is other else {})}
+        plant_column(planted, "seen", telling_tokens(planted.labels, strength=1), fingerprint={"generation": generation}, made_by=made_by)
+    assert len(compare(one, other).between_seeds) == compared
+
+
+def test_a_run_of_text_vectors_alone_is_told_as_what_it_is(tmp_path: Path) -> None:
+    images, text = planted_with(tmp_path / "a", 0.5), plant(tmp_path / "b")
+    plant_column(text, PROMPT_TEXT, telling_tokens(text.labels, strength=1.5), fingerprint={"text_encoder": {"name": "demo"}})
+    found = compare(images, text)
+    label = str(text.run_dir / "tokens")
+    assert (found.stores[1].images, found.stores[1].images_per_text) == (0, 0)
+    assert f"{label}: no images, only text vectors of its generator" in found.notes
+    assert not [note for note in found.notes if note.startswith(f"{label}: work")]
+    cells = {line[: line.index("  ", 2)].strip(): line.split()[-1] for line in found.summary().splitlines() if "  " in line[2:]}
+    assert [cells[name] for name in ("seed", "images", "TFLOP an image", "weights")] == ["-", "0", "-", "-"]
+    assert "--no-latents" not in found.summary().split(label)[-1]
+    assert "another --run-dir" not in found.summary().split(label)[-1]
+
+
+def test_text_vectors_beside_images_say_nothing_of_these(tmp_path: Path) -> None:
+    one, other = (planted_with(tmp_path / name, 0.5) for name in "ab")
+    plant_column(other, PROMPT_TEXT, telling_tokens(other.labels, strength=1.5), fingerprint={"text_encoder": {"name": "demo"}})
+    found = compare(one, other)
+    assert [store.images for store in found.stores] == [180, 180]
+    assert isinstance(found.stores[1].work, LeftOut)
+    assert found.stores[1].work.left_out.startswith("got seen without a record")
 
 
 def test_long_cells_take_several_lines() -> None:

@@ -113,7 +113,7 @@ def test_a_store_of_latents_alone_still_has_images(with_latents: Planted, run: R
     without_tokens(with_latents)
     status, figures, _ = run(with_latents, "--thumbnails", "5")
     assert (status, figures["columns"], figures["thumbnails"]["examples"]) == (0, {}, 5)
-    assert figures["verdict"]["words"] == "cannot tell whether the images predict the class: no column of tokens could be read"
+    assert figures["verdict"]["words"] == "cannot tell whether the images predict the class: the store has no tokens of images"
 
 
 def test_too_little_memory_is_a_one_line_error(with_latents: Planted, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,13 @@ def test_prompts_that_name_their_class_are_counted_beside_other_classes() -> Non
     )
 
 
+def test_a_name_of_two_words_written_as_one_counts_as_it_is_written() -> None:
+    texts = ["I love JavaScript", "a script", "rain", "snow"]
+    figures, _ = figures_of(corpus_of(texts, ["JavaScript", "JavaScript", "weather", "weather"]), [(text,) for text in texts])
+    assert figures.class_words is not None
+    assert figures.class_words.texts_with_own == 2
+
+
 def test_only_what_is_read_of_a_prompt_can_name_a_class() -> None:
     texts = ["one two three hockey", "one two hockey guns", "one guns", "one"]
     corpus = corpus_of(texts, ["hockey", "guns", "hockey", "guns"])

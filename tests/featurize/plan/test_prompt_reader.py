@@ -1,6 +1,7 @@
 """What fits of a prompt, with a tokenizer whose rules are plain."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.plan.images import plan_images
 from featurize.plan.prompt_figures import prompt_figures
-from featurize.plan.prompt_reader import PromptReader, prompt_reader
-from lugpi_core.corpora.corpus import Corpus
+from featurize.plan.prompt_reader import PromptReader, prompt_reader, words_known
+from lugpi_core.corpora.corpus import Corpus, Example
 from tests.support.tiny_pipelines import tiny_pipeline
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "cccc", "dddddddd", "!"]), min_size=1, max_size=60)
@@ -73,6 +74,32 @@ def test_words_that_a_pipeline_deletes_are_not_read(tmp_path: Path) -> None:
     corpus = Corpus.from_texts(["a dog 猫 www.example.com/page"], name="own")
     figures, _ = prompt_figures(corpus, plan_images(corpus, seed=0), "whole", reads)
     assert (figures.words, figures.words_lost) == (7, 5)
+
+
+@pytest.mark.parametrize(("family", "lost"), [("pixart-sigma", 4), ("stable-diffusion", 0)])
+def test_words_that_no_tokenizer_knows_are_not_read(family: str, lost: int, tmp_path: Path) -> None:
+    """The vocabulary of T5 has no Chinese; CLIP's has every byte."""
+    folder = str(tiny_pipeline(family, tmp_path / family))
+    reads = prompt_reader(find_generator(folder, generator_settings(folder, {}), half=False))
+    texts = ["the cat 猫在", "the sea 垫子"]
+    examples = tuple(Example(id=str(n), text=text, prompt=text, label=n, split="train") for n, text in enumerate(texts))
+    corpus = Corpus(name="own", label_names=("猫在", "sea"), examples=examples, license="none")
+    figures, _ = prompt_figures(corpus, plan_images(corpus, seed=0), "whole", reads)
+    assert (figures.words, figures.words_lost) == (8, lost)
+    assert figures.class_words is not None
+    assert figures.class_words.texts_with_own == (1 if lost else 2)
+
+
+def test_a_word_that_one_of_two_tokenizers_knows_is_read() -> None:
+    @dataclass
+    class Letters:
+        vocabulary: str
+        unk_token_id: int = -1
+
+        def __call__(self, words: Sequence[str], **_: bool) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[self.vocabulary.find(letter) for letter in word] for word in words]}
+
+    assert words_known([Letters("abc"), Letters("bcd")], ["ab", "dd", "ad", "x"]) == [True, True, False, False]
 
 
 # A plain tokenizer, one with a chat template, a template that stands before the prompt, and two text encoders of different lengths.
