@@ -182,8 +182,8 @@ def words_known(tokenizers: Sequence[Any], words: Sequence[str]) -> list[bool]:
     """Return of each word whether one of the tokenizers reads it without its unknown token."""
     known = np.zeros(len(words), np.bool_)
     for tokenizer in tokenizers:
-        rows = np.flatnonzero(~known)
-        if len(rows):
+        rows = np.flatnonzero(~known).tolist()
+        if rows:
             ids = tokenizer([words[row] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
             known[rows] = [tokenizer.unk_token_id not in its for its in ids]
     return [bool(one) for one in known]
