@@ -7,7 +7,7 @@ import pytest
 from tests.support.checkout import ROOT
 
 # What has no weights.
-_WITHOUT_WEIGHTS = ("Config", "config_class", "Tokenizer", "Processor")
+_WITHOUT_WEIGHTS = ("Config", "config_class", "Tokenizer", "tokenizer_class", "Processor")
 _CALLS = [
     (path.relative_to(ROOT).as_posix(), node)
     for package in ("featurize", "lugpi", "lugpi_core", "train")

@@ -84,15 +84,15 @@ def model_class(family: Family, name: str) -> Any:
 
 def text_config(family: Family, encoder: str) -> Any:
     """Return the configuration of a text encoder of transformers, with as many layers as are read."""
-    kind, saved = model_class(family, encoder).config_class, family.configs[encoder]
+    config_class, saved = model_class(family, encoder).config_class, family.configs[encoder]
     if saved.get("model_type") == _T5GEMMA_ALONE:
         import transformers
 
         config = transformers.T5GemmaModuleConfig.from_dict(saved)
     elif isinstance(saved.get("encoder"), dict):  # T5Gemma's encoder comes with the configuration of encoder and decoder
-        config = kind.from_dict(saved["encoder"])
+        config = config_class.from_dict(saved["encoder"])
     else:
-        config = kind.from_pretrained(family.folder / encoder)
+        config = config_class.from_pretrained(family.folder / encoder)
     layers = family.layers_read(encoder)
     if layers is not None:
         stack = config.get_text_config()

@@ -6,7 +6,7 @@ from the files (docs/generators.md).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurize.options import Scheduler
@@ -59,7 +59,7 @@ class GeneratorPreset:
     tokens_read: int = 77
     tflop: float | None = None
     undecided: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
+    given: tuple[str, ...] = field(default=(), compare=False)
     lora: tuple[str, ...] = ()
     unet: Path | None = None
     generator_config: str | None = None

@@ -30,8 +30,8 @@ def load_tokenizer(generator: Generator, name: str, encoder: str) -> Any:
     with loading(folder, expected="a whole tokenizer", do="restore its files from where it comes from"):
         # Of a processor of text and images, which needs more libraries, the tokenizer alone.
         named = str((family.index.get(name) or [None, None])[1])
-        kind = getattr(transformers, named, transformers.AutoTokenizer) if "Tokenizer" in named else transformers.AutoTokenizer
-        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer_class = getattr(transformers, named if "Tokenizer" in named else "", transformers.AutoTokenizer)
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
     require_vocabulary(str(folder), folder, tokenizer, expected="the generator's tokenizer")
     embedded = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or len(tokenizer)
     if (largest := max(tokenizer.get_vocab().values())) >= embedded:

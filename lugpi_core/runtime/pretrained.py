@@ -222,9 +222,9 @@ def loading(what: object, *, expected: str, do: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    # open_clip asserts that shapes fit; diffusers raises KeyError and TypeError at incomplete configurations; transformers' configurations
-    # refuse values of another type by an error of the hub's client that is none of these.
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    # open_clip asserts that shapes fit; diffusers raises KeyError, IndexError and TypeError at files of another model; configurations of
+    # transformers refuse values of another type by an error of the hub's client that is none of these.
+    except (OSError, ValueError, LookupError, TypeError, AssertionError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise_wrapped_stop(error)
         raise InputError(got=f"{what}, which does not load ({reason(error)})", expected=expected, do=do) from None
 

@@ -191,7 +191,7 @@ def _encoder(folder: Path) -> Path:
         (["--device", "cpu", "--dtype", "float16"], "got --dtype float16 on the CPU"),
         (["--encoders"], "encoders"),
         (["--generator", "fast"], "got no source of the generator fast within reach"),
-        (["--encoders", "vit-b16"], "got --encoders google/vit-base-patch16-224-in21k"),
+        (["--encoders", "vit-b16"], "got --encoders vit-b16, which is google/vit-base-patch16-224-in21k"),
     ],
     ids=" ".join,
 )

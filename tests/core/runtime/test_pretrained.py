@@ -235,7 +235,7 @@ def test_the_reason_is_one_short_line(message: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, SafetensorError, StrictDataclassError]
+    "error", [OSError, ValueError, KeyError, IndexError, TypeError, AssertionError, RuntimeError, SafetensorError, StrictDataclassError]
 )
 def test_what_libraries_raise_while_loading_becomes_one_line(error: type[Exception]) -> None:
     with pytest.raises(InputError) as caught, loading("a/folder", expected="weights", do="get them again"):

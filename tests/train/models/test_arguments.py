@@ -28,7 +28,7 @@ def corpus(small_csv: Path) -> Corpus:
     [
         (
             lambda corpus: train_teacher(corpus, NOWHERE, privileged="shufled"),
-            r"images \| shuffled \| blank \| none; did you mean 'shuffled'",
+            r"images \| text \| shuffled \| blank \| none; did you mean 'shuffled'",
         ),
         (lambda corpus: train_teacher(corpus, NOWHERE, outputs_dtype="int8"), r"outputs_dtype='int8'; expected float32 \| float16"),
         (lambda corpus: distill(corpus, [NOWHERE], distillation="hintn"), "'hintn'; expected one of paper, hinton, lopez-paz"),

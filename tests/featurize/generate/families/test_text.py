@@ -9,7 +9,7 @@ import torch
 
 from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, rows_of_length, token_counts
 from featurize.generate.generators import find_generator, generator_settings
-from featurize.generate.text_to_image import token_counter
+from featurize.generate.tokenizers import load_tokenizers
 from lugpi_core.errors import InputError
 from tests.support.tiny_tokenizers import qwen_tokenizer, t5_tokenizer
 
@@ -72,11 +72,11 @@ def test_a_template_that_is_missing_or_raises_is_one_line(template: str | None, 
 def test_a_folder_without_a_chat_template_is_told_while_prompts_are_counted(tiny: Callable[[str], Path], family: str) -> None:
     generator = find_generator(str(tiny(family)), generator_settings(str(tiny(family)), {"size_px": 64}), half=False)
     (pair,) = generator.family.text_parts
-    tokens_of, _ = token_counter(generator)
-    (tokenizer,) = tokens_of.args[0].values()  # type: ignore[attr-defined]
+    tokenizers = load_tokenizers(generator)
+    (tokenizer,) = tokenizers.values()
     tokenizer.chat_template = None
     with pytest.raises(InputError, match=rf"got .*/{pair[0]} without a chat template; "):
-        tokens_of(["a cat"])
+        generator.family.tokens_of(tokenizers, ["a cat"])
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 3, 2], [5], []])
