@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Guessed: AltCLIPVisionModel.from_pretrained(a folder of AltCLIPModel) gives that model's vision tower, as CLIPVisionModel
+# Guessed (put into words after the first run): AltCLIPVisionModel.from_pretrained(a folder of AltCLIPModel) gives that model's vision tower, as CLIPVisionModel
 # and SiglipVisionModel do, and as the examples in the docstrings of AltCLIPVisionModel, AlignVisionModel and GitVisionModel do it.
 # True: for six of these nine models of images and texts, the vision class finds none of its weights in the whole model's folder
 # (AltCLIP: 7 of 39). It returns a random tower; no exception, only a report in the log, at level WARNING.
