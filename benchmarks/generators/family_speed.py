@@ -17,7 +17,7 @@ import torch
 from benchmarks.featurize.featurize_speed import one_prompt, own_seconds, run_featurize
 from benchmarks.featurize.plain_diffusers import load_tower, parts_may_lack_labels
 from benchmarks.featurize.random_models import encoder_folder
-from benchmarks.generators.prx_folder import PRX_512, SMALL_PRX, PrxSizes, prx_folder
+from benchmarks.generators.prx_folder import PRX_256, SMALL_PRX, PrxSizes, prx_folder
 from benchmarks.generators.recorded_calls import Call, recorded_calls, replay
 from benchmarks.generators.tiny_pipelines import library_pipeline, tiny_pipeline
 from benchmarks.harness import finish, interleaved, median_ratio, medians
@@ -30,7 +30,7 @@ from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
 
 OURS, LIBRARY, FORWARDS = "lugpi", "diffusers", "bare forwards"
-FEATURIZE, REAL = "featurize", "PRX, one image"
+FEATURIZE, REAL = "featurize", "PRX, one image of 256 px"
 PROMPTS = ("a red dog", "a text about ships, the sea and the sky", "snow on an old town", "three cats")
 AT_MOST_LOOP, AT_MOST_FEATURIZE = 1.00, 1.03
 
@@ -112,7 +112,7 @@ def measure(*, smoke: bool, record: bool, families: tuple[str, ...] = ()) -> dic
             figures[family] = both_loops(folder, family, WAYS[family], repeats=1 if smoke else 15)
             say(f"families, {family}: {figures[family]}")
         if not families:
-            figures[REAL] = one_image(folder, *((SMALL_PRX, "ViT-S-32", 1) if smoke else (PRX_512, "ViT-B-32", 3)))
+            figures[REAL] = one_image(folder, *((SMALL_PRX, "ViT-S-32", 1) if smoke else (PRX_256, "ViT-B-32", 9)))
             say(f"families, {REAL}: {figures[REAL]}")
     figures["promises"] = promises(figures)
     say(f"families: {figures['promises']}")

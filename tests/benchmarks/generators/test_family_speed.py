@@ -9,7 +9,7 @@ from benchmarks.cli import main
 from benchmarks.featurize.plain_diffusers import parts_may_lack_labels
 from benchmarks.generators import family_speed
 from benchmarks.generators.family_speed import FEATURIZE, FORWARDS, LIBRARY, OURS, REAL, WAYS, both_loops, one_image, promises
-from benchmarks.generators.prx_folder import PRX_512, SMALL_PRX, meta_transformer, prx_folder
+from benchmarks.generators.prx_folder import PRX_256, SMALL_PRX, meta_transformer, prx_folder
 from benchmarks.generators.recorded_calls import recorded_calls, replay
 from benchmarks.generators.tiny_pipelines import PIPELINES
 from featurize.generate.generators import find_generator, generator_settings
@@ -36,7 +36,7 @@ def test_the_calls_of_an_image_are_recorded_and_can_be_made_again(prx: TextToIma
 
 
 def test_the_transformer_has_the_real_size() -> None:
-    parameters = sum(parameter.numel() for parameter in meta_transformer(PRX_512).parameters())
+    parameters = sum(parameter.numel() for parameter in meta_transformer(PRX_256).parameters())
     assert parameters == 1_170_691_648
 
 
