@@ -384,7 +384,7 @@ def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
 def _announce_result(result: FeaturizeResult) -> None:
     outcome = "already done" if result.already_done else "done"
     failed = {name: column.failed_rows for name, column in result.columns.items()}
-    cut = f"; of {result.prompts_cut_share:.1%} of the texts a prompt was cut to what the generator reads" * result.is_generated
+    cut = f"; {result.prompts_cut_share:.1%} of the texts had a prompt cut to what the generator reads" * result.is_generated
     say(f"{outcome}: {result.store_dir}{cut}" + ("" if result.complete else f"; FAILED rows: {failed}"))
     for sentence in [] if result.prompt_figures is None else result.prompt_figures.sentences():
         say(sentence)

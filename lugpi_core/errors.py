@@ -4,7 +4,7 @@ import difflib
 import errno
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_OK = 0
 EXIT_INCOMPLETE = 1
@@ -38,6 +38,11 @@ def one_line(text: str) -> str:
 def number_of(count: int, noun: str) -> str:
     """Return ``2 empty texts`` for 2 and ``empty text{s}``."""
     return f"{count:,} {noun.format(s='' if count == 1 else 's')}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are: ``a``, or ``a and 2 more``."""
+    return f"{names[0]} and {len(names) - 1:,} more" if len(names) > 1 else names[0]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ from featurize.encode.encoder_files import (
     with_tokens,
 )
 from featurize.encode.preprocessing import read_preprocessing
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, first_of
 from lugpi_core.fingerprint import hash_model_folder
 from lugpi_core.runtime.pretrained import read_config, require_whole_weights
 
@@ -284,11 +284,12 @@ def load_transformers(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:
     )
     # transformers only logs them and leaves them random. The pooler is never read, and many checkpoints lack it.
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.") or _kind(files.family).norm):
-        raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+        raise ValueError(f"no weights for {first_of(missing)}")
     if mismatched := sorted(report["mismatched_keys"]):
         weight, *shapes = mismatched[0]
         in_file, as_configured = (" × ".join(map(str, shape)) for shape in shapes)
-        raise ValueError(f"{weight} is {in_file} in its file and {as_configured} by config.json, and {len(mismatched) - 1} more")
+        more = f", and {len(mismatched) - 1} more" * (len(mismatched) > 1)
+        raise ValueError(f"{weight} is {in_file} in its file and {as_configured} by config.json{more}")
     return _tower(files, model)
 
 

@@ -17,7 +17,7 @@ from featurize.generate.acceleration import memory_format
 from featurize.generate.generators import Generator
 from featurize.generate.load_part import load_part
 from featurize.generate.presets import EMBEDDED_GENERATORS
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.errors import InputError, first_of, nearest
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder, read_config
@@ -161,7 +161,7 @@ def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
         )
         # diffusers only logs a warning about them and leaves them uninitialised.
         if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+            raise ValueError(f"no weights for {first_of(missing)}")
     return decoder.eval().requires_grad_(False)
 
 

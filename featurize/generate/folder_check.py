@@ -1,4 +1,4 @@
-"""What the files of a generator's folder say before a weight is loaded: whether its models are all there, and fit one another."""
+"""Whether the models of a generator's folder are all there and fit one another, before a weight is loaded."""
 
 from featurize.generate.families.family import Family
 from lugpi_core.errors import InputError

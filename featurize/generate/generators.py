@@ -1,4 +1,4 @@
-"""Generators by name: which files they consist of, and with which settings they generate.
+"""One generator: its files found and its settings decided, nothing loaded.
 
 ``--generator NAME=FOLDER`` takes the weights from a folder or a file and the settings from the preset.
 """
@@ -17,7 +17,7 @@ from featurize.generate.families.family import Family
 from featurize.generate.folder_check import check_folder
 from featurize.generate.folder_settings import folder_settings
 from featurize.generate.generator_files import GeneratorFiles, find_files
-from featurize.generate.lora import LoraFile, find_loras
+from featurize.generate.lora import LoraFile, find_loras, require_reader
 from featurize.generate.presets import PRESETS, GeneratorPreset
 from featurize.generate.sampler_settings import recorded_settings
 from featurize.options import Scheduler
@@ -103,6 +103,7 @@ class Generator:
             "guidance": self.settings.guidance,
             "scheduler": self.settings.scheduler,
             "deepcache": self.settings.deepcache,
+            **({"index": dict(index)} if (index := self.family.index_settings) else {}),
             **({"sampler": dict(self.sampler)} if self.sampler else {}),
             **({"loras": [lora.fingerprint() for lora in self.loras]} if self.loras else {}),
         }
@@ -215,6 +216,7 @@ def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, l
             do=f"give --generator {folder} alone, with --steps and --guidance as its authors say",
         )
     family = family_of(folder, parts, files.replaced)
+    require_reader(loras, str(parts["_class_name"]))
     check_folder(family)
     size_px = _size_px(family, settings)
     folders = {part: files.replaced.get(part, folder / part) for part in family.part_classes if (parts.get(part) or [None])[0]}

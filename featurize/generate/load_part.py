@@ -5,7 +5,7 @@ takes are dropped. Here every part is whole and takes all of its file, or is ref
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from featurize.generate.families.family import Family
 from featurize.generate.generators import Generator
 from featurize.generate.lora import Fused, fuse_loras
 from featurize.generate.single_file import has_part, load_from_file
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, first_of
 from lugpi_core.runtime.pretrained import loading
 
 # As PRXPipeline saves its text encoder; diffusers 0.42.1 reads such a folder as one of 2 billion parameters, whatever its size.
@@ -137,12 +137,12 @@ def _load_folder(generator: Generator, name: str, kind: Any, dtype: torch.dtype)
                 do="save it in Python after fuse_lora() and unload_lora_weights(), or give the model without it and the LoRA with --lora",
             )
         if missing:
-            raise ValueError(f"no weights for {_first(missing)}")
+            raise ValueError(f"no weights for {first_of(missing)}")
         # Heads and old buffers of a text encoder may stay unread, layers only where the family reads fewer.
         if is_encoder:
             unexpected = [] if layers is not None else [key for key in unexpected if _OF_A_LAYER.search(key)]
         if unexpected:
-            raise ValueError(f"its configuration has no place for {_first(unexpected)}")
+            raise ValueError(f"its configuration has no place for {first_of(unexpected)}")
     _require_data(part, folder, f"a whole {kind.__name__}")
     return part
 
@@ -152,11 +152,7 @@ def _require_data(part: Any, path: Path, expected: str) -> None:
     tensors: Iterable[tuple[str, torch.Tensor]] = (*part.named_parameters(), *part.named_buffers())
     if empty := sorted(name for name, tensor in tensors if tensor.is_meta):
         raise InputError(
-            got=f"{path}, which has no weights for {_first(empty)}",
+            got=f"{path}, which has no weights for {first_of(empty)}",
             expected=expected,
             do="restore its files from where it comes from, or give the configuration of this model",
         )
-
-
-def _first(names: Sequence[str]) -> str:
-    return f"{names[0]} and {len(names) - 1} more"

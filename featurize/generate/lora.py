@@ -101,6 +101,21 @@ def _find_lora(given: str) -> LoraFile:
     return LoraFile(path=path, scale=factor, weights_hash=hash_model_files({"lora.safetensors": path}))
 
 
+def require_reader(loras: Sequence[LoraFile], pipeline_class: str) -> None:
+    """Raise InputError for LoRAs of a pipeline of diffusers that reads none."""
+    if not loras:
+        return
+    import diffusers
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    if not issubclass(getattr(diffusers, pipeline_class), LoraBaseMixin):
+        raise InputError(
+            got=f"--lora {loras[0].path} for a {pipeline_class}, for which diffusers reads no LoRA",
+            expected="a generator with LoRAs",
+            do="leave out --lora, or fuse it with the program that trained it and give the whole denoiser with --unet",
+        )
+
+
 def tensor_names(path: Path) -> list[str]:
     """Return the names of the tensors in a safetensors file. None is read."""
     from safetensors import safe_open
@@ -153,12 +168,9 @@ class _State:
 def _state_of(lora: LoraFile, generator: Fused) -> _State:
     import diffusers
     from diffusers.configuration_utils import FrozenDict
-    from diffusers.loaders.lora_base import LoraBaseMixin
     from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 
     pipeline = getattr(diffusers, generator.pipeline_class)
-    if not issubclass(pipeline, LoraBaseMixin):
-        raise ValueError(f"diffusers reads no LoRA for a {generator.pipeline_class}")
     how: dict[str, Any] = {"return_lora_metadata": True}
     if issubclass(pipeline, StableDiffusionXLLoraLoaderMixin):
         how["unet_config"] = FrozenDict({"layers_per_block": 2, **generator.denoiser_config})  # renumbers the blocks of kohya's files

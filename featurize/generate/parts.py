@@ -1,4 +1,4 @@
-"""From a generator's files to its loaded parts."""
+"""All parts of a generator, loaded: models, tokenizers, sampler."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""Generators by name, with their settings: what they are for, where their weights are, how they sample.
+"""Presets: the generators that have a name, where their weights are and how they sample.
 
 Repositories move, so a preset has an ordered list of sources: Stability AI took Stable Diffusion 2 and SD-Turbo off the hub in November
-2025; sd2-community mirrors the former. What is written here about licences, tokens and work is for choosing one; what a run records is read
-from the files (docs/generators.md).
+2025; sd2-community mirrors the former. Licences are written here for choosing one; what a run records is read from the files. The tokens
+that each reads, and its work, are in docs/generators.md.
 """
 
 from collections.abc import Mapping
@@ -29,15 +29,12 @@ class GeneratorPreset:
         denoiser: hub id of another repository whose ``transformer/`` or ``unet/`` replaces that of ``sources``, or of a file in it
             (``owner/name/file.safetensors``).
         size_px: side of the images; None = the size it was trained for.
-        native_px: sides that it was trained for.
         scheduler: ``own`` = the one in its folder.
         is_distilled: to few steps: its timesteps are trailing, and its images hardly differ from seed to seed.
         deepcache: N = run the deep UNet blocks every N-th step; 1 = every step.
         license: as the model's card stated it when the preset was written.
         text_license: of the text encoder, where it is another and the card does not say so.
         notice: what a user must be told.
-        tokens_read: most tokens of a prompt.
-        tflop: work of one image at these settings, text encoder and decoder included, counted on the meta device.
         undecided: what neither preset nor user chose: the folder is asked.
         given: what the user chose.
         lora, unet, generator_config: files of the user's, as ``--lora``, ``--unet`` and ``--generator-config`` name them.
@@ -47,7 +44,6 @@ class GeneratorPreset:
     pipeline: str | None = None
     denoiser: str | None = None
     size_px: int | None = None
-    native_px: tuple[int, ...] = ()
     steps: int = 50
     guidance: float = 7.5
     scheduler: Scheduler = "own"
@@ -56,8 +52,6 @@ class GeneratorPreset:
     license: str = "see the model's own card"
     text_license: str | None = None
     notice: str | None = None
-    tokens_read: int = 77
-    tflop: float | None = None
     undecided: tuple[str, ...] = ()
     given: tuple[str, ...] = field(default=(), compare=False)
     lora: tuple[str, ...] = ()
@@ -65,161 +59,128 @@ class GeneratorPreset:
     generator_config: str | None = None
 
 
-def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler = "ddim", tflop: float) -> GeneratorPreset:
+def _sd2(repository: str, size_px: int, *, steps: int = 50, scheduler: Scheduler = "ddim") -> GeneratorPreset:
     sources = (f"sd2-community/{repository}", f"stabilityai/{repository}")
     return GeneratorPreset(
         sources=sources,
         pipeline=_SD,
         size_px=size_px,
-        native_px=(size_px,),
         steps=steps,
         scheduler=scheduler,
         license=_RAIL,
-        tflop=tflop,
     )
 
 
 # The folder of each embedded generator, by the name of its preset.
 EMBEDDED_GENERATORS: Mapping[str, str] = {"demo": "generator", "demo-flow": "generator-flow"}
 PRESETS: Mapping[str, GeneratorPreset] = {
-    "paper": _sd2("stable-diffusion-2", 768, tflop=221),
-    "fast": _sd2("stable-diffusion-2-base", 512, steps=20, scheduler="dpm++", tflop=34.7),
-    "sd2": _sd2("stable-diffusion-2", 768, tflop=221),
-    "sd2-base": _sd2("stable-diffusion-2-base", 512, tflop=82.9),
-    "sd2-1": _sd2("stable-diffusion-2-1", 768, tflop=221),
-    "sd2-1-base": _sd2("stable-diffusion-2-1-base", 512, tflop=82.9),
+    "paper": _sd2("stable-diffusion-2", 768),
+    "fast": _sd2("stable-diffusion-2-base", 512, steps=20, scheduler="dpm++"),
+    "sd2": _sd2("stable-diffusion-2", 768),
+    "sd2-base": _sd2("stable-diffusion-2-base", 512),
+    "sd2-1": _sd2("stable-diffusion-2-1", 768),
+    "sd2-1-base": _sd2("stable-diffusion-2-1-base", 512),
     "sd-turbo": GeneratorPreset(
         pipeline=_SD,
         sources=("stabilityai/sd-turbo",),
         size_px=512,
-        native_px=(512,),
         steps=1,
         guidance=0.0,
         is_distilled=True,
         license=_STABILITY,
         notice="SD-Turbo's weights are under the Stability AI Community License, which limits commercial use; check that yours is allowed",
-        tflop=3.3,
     ),
     "flux2-klein": GeneratorPreset(
         pipeline="Flux2KleinPipeline",
         sources=("black-forest-labs/FLUX.2-klein-4B",),
         size_px=512,
-        native_px=(512, 1024),
         steps=4,
         guidance=1.0,
         is_distilled=True,
         license="Apache-2.0",
-        tokens_read=512,
-        tflop=46.1,
     ),
     "flux2-klein-base": GeneratorPreset(
         pipeline="Flux2KleinPipeline",
         sources=("black-forest-labs/FLUX.2-klein-base-4B",),
         size_px=512,
-        native_px=(512, 1024),
         steps=50,
         guidance=4.0,
         license="Apache-2.0",
-        tokens_read=512,
-        tflop=1023,
     ),
     "prx": GeneratorPreset(
         pipeline="PRXPipeline",
         sources=("Photoroom/prx-512-t2i-sft-distilled",),
         size_px=512,
-        native_px=(512,),
         steps=8,
         guidance=1.0,
         is_distilled=True,
         license=f"Apache-2.0; {_T5GEMMA}",
         text_license=_T5GEMMA,
-        tokens_read=256,
-        tflop=17.4,
     ),
     "prx-base": GeneratorPreset(
         pipeline="PRXPipeline",
         sources=("Photoroom/prx-512-t2i-sft",),
         size_px=512,
-        native_px=(512,),
         steps=28,
         guidance=5.0,
         license=f"Apache-2.0; {_T5GEMMA}",
         text_license=_T5GEMMA,
-        tokens_read=256,
-        tflop=100.6,
     ),
     "sdxl-lightning": GeneratorPreset(
         pipeline="StableDiffusionXLPipeline",
         sources=("stabilityai/stable-diffusion-xl-base-1.0",),
         denoiser="ByteDance/SDXL-Lightning/sdxl_lightning_4step_unet.safetensors",
         size_px=1024,
-        native_px=(1024,),
         steps=4,
         guidance=0.0,
         scheduler="euler",
         is_distilled=True,
         license=_RAIL,
-        tflop=37.6,
     ),
     "sana-sprint": GeneratorPreset(
         pipeline="SanaSprintPipeline",
         sources=("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",),
         size_px=1024,
-        native_px=(1024,),
         steps=2,
         guidance=4.5,
         is_distilled=True,
         license=f"its cards disagree (NSCL v2-custom, Apache-2.0); {_GEMMA2}",
         text_license=_GEMMA2,
         notice="the cards of Sana-Sprint state different licences; read the one that comes with the weights before you use the images",
-        tokens_read=300,
-        tflop=15.5,
     ),
     "z-image-turbo": GeneratorPreset(
         pipeline="ZImagePipeline",
         sources=("Tongyi-MAI/Z-Image-Turbo",),
         size_px=512,
-        native_px=(512, 1024),
         steps=8,
         guidance=0.0,
         is_distilled=True,
         license="Apache-2.0",
-        tokens_read=512,
-        tflop=155,
     ),
     "pixart-sigma": GeneratorPreset(
         pipeline="PixArtSigmaPipeline",
         sources=("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",),
         denoiser="PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
         size_px=512,
-        native_px=(512,),
         steps=20,
         guidance=4.5,
         license="CreativeML Open RAIL++-M (the weights)",
-        tokens_read=300,
-        tflop=56.9,
     ),
     "demo": GeneratorPreset(
         pipeline=_SD,
         size_px=64,
-        native_px=(64,),
         steps=4,
         guidance=3.0,
         scheduler="ddim",
         license=EMBEDDED_LICENSE,
         notice="the embedded generator draws emoji: results with it do not predict results with Stable Diffusion",
-        tokens_read=40,
-        tflop=0.00166,
     ),
     "demo-flow": GeneratorPreset(
         pipeline="PRXPipeline",
         size_px=64,
-        native_px=(64,),
         steps=4,
         guidance=3.0,
         license=EMBEDDED_LICENSE,
         notice="the embedded generator draws emoji: results with it do not predict results with PRX",
-        tokens_read=64,
-        tflop=0.000959,
     ),
 }

@@ -1,4 +1,4 @@
-"""Which settings a sampler has that is chosen in place of a folder's own (``--scheduler``).
+"""Settings of the sampler that is chosen in place of a folder's own (``--scheduler``), from configurations alone.
 
 diffusers carries over what the folder's configuration states, and takes the new sampler's defaults for the rest. ``save_pretrained`` writes
 every default of the old sampler, so a folder that was saved again would be sampled at other timesteps: from 941 down in place of 999 with

@@ -1,4 +1,4 @@
-"""The sampler of a generator: its folder's own or another, tried on its steps before a weight is loaded."""
+"""The sampler of a generator, loaded: its folder's own or another, tried on its steps before a weight is loaded."""
 
 import dataclasses
 import inspect

@@ -8,12 +8,13 @@ Text encoders and decoders that the file lacks are read from that folder if it h
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 
 from featurize.generate.lora import tensor_names
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, first_of
 from lugpi_core.runtime.pretrained import hub_cause, loading, local_model_folder, reason
 
 # The parts of a whole checkpoint, by how the names of their tensors begin.
@@ -99,15 +100,18 @@ def load_from_file(path: Path, folder: Path, *, part: str, kind: Any, pipeline_c
         InputError: the file does not have this part, or another one than the configuration says.
     """
     import diffusers
-    from diffusers.loaders.single_file_model import FromOriginalModelMixin
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-    with loading(path, expected=f"the {part} that {folder} describes", do="give the configuration of this file's model"):
+    is_denoiser = content_of(path) == "denoiser"
+    do = "give the denoiser of this model" if is_denoiser else "give the configuration of this file's model with --generator-config"
+    with loading(path, expected=f"the {part} that {folder} describes", do=do):
         try:
             if part.startswith("text_encoder"):
                 return _text_encoder(path, folder, part=part, pipeline=getattr(diffusers, pipeline_class), dtype=dtype)
-            _check_names(path, folder, part=part, kind=kind)
-            if not issubclass(kind, FromOriginalModelMixin):
+            is_converted = kind.__name__ in SINGLE_FILE_LOADABLE_CLASSES
+            _check_names(path, folder, part=part, kind=kind, is_converted=is_converted)
+            if not is_converted:
                 return _own_names(path, folder, part=part, kind=kind, dtype=dtype)
             return kind.from_single_file(str(path), config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True)
         except SingleFileComponentError as error:
@@ -115,15 +119,17 @@ def load_from_file(path: Path, folder: Path, *, part: str, kind: Any, pipeline_c
 
 
 def _own_names(path: Path, folder: Path, *, part: str, kind: Any, dtype: torch.dtype) -> Any:
-    """Return a model of a class for which diffusers converts no other forms."""
-    from safetensors.torch import load_file
+    """Return a model of a class for which diffusers converts no other forms, as it loads a folder: some weights stay in float32, and no
+    positions are rounded."""
+    from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-    model = kind.from_config(kind.load_config(folder / part))
-    model.load_state_dict(load_file(path))
-    return model.to(dtype)
+    with TemporaryDirectory() as name:
+        for link, target in ((CONFIG_NAME, folder / part / CONFIG_NAME), (SAFETENSORS_WEIGHTS_NAME, path)):
+            (Path(name) / link).symlink_to(target.resolve())
+        return kind.from_pretrained(name, dtype=dtype, use_safetensors=True, local_files_only=True)
 
 
-def _check_names(path: Path, folder: Path, *, part: str, kind: Any) -> None:
+def _check_names(path: Path, folder: Path, *, part: str, kind: Any, is_converted: bool) -> None:
     """Raise ValueError if a file has fewer or more weights for a model than its configuration, which diffusers reports badly or drops."""
     from accelerate import init_empty_weights
 
@@ -133,9 +139,11 @@ def _check_names(path: Path, folder: Path, *, part: str, kind: Any) -> None:
     missing, unread = sorted(own.keys() - names), sorted(names - own.keys())
     if len(missing) < _FEW * len(own):  # the file has the names of diffusers, and not those of the original code
         if missing:
-            raise ValueError(f"no weights for {missing[0]} and {len(missing) - 1} more")
+            raise ValueError(f"no weights for {first_of(missing)}")
         if unread and not any(name.startswith((*_DECODER, *_TEXT_ENCODERS)) for name in unread):
-            raise ValueError(f"its configuration has no place for {unread[0]} and {len(unread) - 1} more")
+            raise ValueError(f"its configuration has no place for {first_of(unread)}")
+    elif not is_converted:
+        raise ValueError(f"its tensors have other names than those of diffusers, which converts no other form of a {kind.__name__}")
     elif kind.__name__ == "UNet2DConditionModel":  # its original form has the same tensors by other names
         ours = [name for name in names if name.startswith(_DENOISER)] or list(names)
         surplus = _numbers(path, ours) - sum(tensor.numel() for tensor in own.values())

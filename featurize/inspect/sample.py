@@ -39,7 +39,7 @@ class PromptsCut(Record):
 
     def sentence(self) -> str:
         """Return the answer in one sentence."""
-        return f"of {percent(self.share)} of the texts a prompt was cut to the length that the generator reads"
+        return f"{percent(self.share)} of the texts had a prompt cut to the length that the generator reads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def pooled_tokens(reader: ColumnReader, drawings: NDArray[np.int64], drawings_in
 
 
 def prompts_cut(table: ExampleTable, corpus: Corpus) -> PromptsCut:
-    """Return of how many texts a prompt was cut."""
+    """Return how many texts had a prompt cut."""
     by_split = {split: table.prompt_cut[corpus.rows(split)] for split in SPLITS}
     return PromptsCut(
         count=int(table.prompt_cut.sum()),

@@ -1,4 +1,4 @@
-"""A Stable Diffusion folder written as one file, with the names of the original code (CompVis' latent-diffusion)."""
+"""A folder of Stable Diffusion 1 or XL written as one file, with the names of the original code (CompVis' latent-diffusion, open_clip)."""
 
 import re
 from pathlib import Path
@@ -18,24 +18,63 @@ _DECODER_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v
 _WHOLE = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+_OPEN_CLIP = {
+    "text_model.": "",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding": "token_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
 
 
 def write_single_file(folder: Path, path: Path, *, layers: int) -> Path:
-    """Write UNet, decoder and text encoder of a folder, whose UNet has ``layers`` a block, as one safetensors file."""
+    """Write UNet, decoder and text encoders of a folder, whose UNet has ``layers`` a block, as one safetensors file."""
     unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     text = load_file(folder / "text_encoder" / "model.safetensors")
+    is_xl = (folder / "text_encoder_2").is_dir()
     blocks = 1 + max(int(match[1]) for name in vae if (match := re.match(r"decoder\.up_blocks\.(\d+)", name)))
     tensors = {f"model.diffusion_model.{unet_name(name, layers, set(unet))}": tensor for name, tensor in unet.items()}
     tensors |= {f"first_stage_model.{vae_name(name, blocks)}": _as_convolution(name, tensor) for name, tensor in vae.items()}
-    prefix = "cond_stage_model.transformer."
+    prefix = "conditioner.embedders.0.transformer." if is_xl else "cond_stage_model.transformer."
     tensors |= {prefix + (name if name.startswith("text_model.") else f"text_model.{name}"): tensor for name, tensor in text.items()}
+    if is_xl:
+        second = load_file(folder / "text_encoder_2" / "model.safetensors")
+        tensors |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in open_clip_tensors(second).items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     return path
+
+
+def open_clip_tensors(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a text encoder of transformers as open_clip has it: query, key and value in one matrix, the projection transposed."""
+    tensors = {}
+    for name, tensor in text.items():
+        if ".self_attn.q_proj." in name:
+            three = torch.cat([text[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
+            layer, kind = name.split(".self_attn.q_proj.")
+            tensors[f"{_as_open_clip(layer)}.attn.in_proj_{kind}"] = three
+        elif name == "text_projection.weight":
+            tensors["text_projection"] = tensor.T
+        elif "k_proj" not in name and "v_proj" not in name:
+            tensors[_as_open_clip(name)] = tensor
+    return tensors
+
+
+def _as_open_clip(name: str) -> str:
+    for ours, theirs in _OPEN_CLIP.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def unet_name(name: str, layers: int, names: set[str]) -> str:

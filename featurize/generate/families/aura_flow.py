@@ -21,7 +21,6 @@ _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
 class AuraFlow(ImageTransformer):
     """AuraFlowPipeline."""
 
-    pipelines: ClassVar = ("AuraFlowPipeline",)
     part_classes: ClassVar = {"transformer": ("AuraFlowTransformer2DModel",), "vae": ("AutoencoderKL",), _ENCODER: ("UMT5EncoderModel",)}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
     shifts_latents: ClassVar = False

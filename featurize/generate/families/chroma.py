@@ -11,17 +11,16 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Usual
-from featurize.generate.families.packed import HALVES, PackedTransformer, grid_positions
+from featurize.generate.families.packed import HALVES, TOKENS, PackedTransformer, grid_positions
 from featurize.generate.families.text import padded_ids, token_counts
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
-TOKENS, MASK = "tokens", "mask"
+MASK = "mask"
 
 
 class Chroma(PackedTransformer):
     """ChromaPipeline."""
 
-    pipelines = ("ChromaPipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("ChromaTransformer2DModel",),
         "vae": ("AutoencoderKL",),
@@ -43,8 +42,7 @@ class Chroma(PackedTransformer):
 
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         """Return tokens [L, D] and mask [L]."""
-        tokens = self.tokens_read, int(self.transformer["joint_attention_dim"])
-        return {TOKENS: (tokens, torch.float32), MASK: ((self.tokens_read,), torch.float32)}
+        return {**super().embedding_shapes(), MASK: ((self.tokens_read,), torch.float32)}
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return the tokens of each prompt."""

@@ -24,7 +24,6 @@ _MULTIPLE = 16
 class CogView4(ImageTransformer):
     """CogView4Pipeline."""
 
-    pipelines: ClassVar = ("CogView4Pipeline",)
     part_classes: ClassVar = {"transformer": ("CogView4Transformer2DModel",), "vae": ("AutoencoderKL",), _ENCODER: ("GlmModel",)}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
     sorts_prompts: ClassVar = True

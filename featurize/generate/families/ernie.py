@@ -27,7 +27,6 @@ _COUNTED_TOKENS, _LONG_TOKENS = 512, 2048
 class ErnieImage(Family):
     """ErnieImagePipeline."""
 
-    pipelines = ("ErnieImagePipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("ErnieImageTransformer2DModel",),
         "vae": ("AutoencoderKLFlux2",),

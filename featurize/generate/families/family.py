@@ -167,10 +167,12 @@ class Family(ABC):
     do what most pipelines do.
 
     Attributes:
-        pipelines: the classes of diffusers, as ``model_index.json`` calls them.
         denoiser: the folder of the denoiser, ``unet`` or ``transformer``.
         part_classes: by folder of a model, its classes in ``model_index.json`` that run here; None among them: it may be missing.
+        loaded_as: by folder of a model, the class that it is loaded as whatever ``model_index.json`` says: one that leaves out what nobody
+            reads (a language-model head), or that reads folders of another name.
         text_pairs: folders of a tokenizer and of the text encoder that reads it.
+        index_defaults: fields of ``model_index.json`` that decide an image, with the library's defaults.
         half: what ``--dtype auto`` takes on CUDA.
         sorts_prompts: whether prompts of like length are encoded together: those that are padded to the longest of a batch, where padding
             takes no part.
@@ -183,10 +185,11 @@ class Family(ABC):
 
     """
 
-    pipelines: ClassVar[tuple[str, ...]]
     denoiser: ClassVar[str] = "transformer"
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]]
+    loaded_as: ClassVar[Mapping[str, str]] = {}
     text_pairs: ClassVar[tuple[tuple[str, str], ...]]
+    index_defaults: ClassVar[Mapping[str, Any]] = {}
     half: ClassVar[Literal["float16", "bfloat16"]] = "bfloat16"
     sorts_prompts: ClassVar[bool] = False
     shifts_latents: ClassVar[bool] = True
@@ -203,6 +206,12 @@ class Family(ABC):
             InputError: they do not fit one another, or ask for something that does not run here.
         """
         return None
+
+    @property
+    def index_settings(self) -> Mapping[str, Any]:
+        """Fields of ``model_index.json`` that decide an image and are others than the library's defaults: for the fingerprint."""
+        found = {name: self.index.get(name, default) for name, default in self.index_defaults.items()}
+        return {name: value for name, value in found.items() if value != self.index_defaults[name]}
 
     @property
     def text_parts(self) -> tuple[tuple[str, str], ...]:
@@ -240,7 +249,8 @@ class Family(ABC):
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """What the library's pipeline adds to every prompt, by name: for the record of a store."""
+        """What the library's pipeline puts around every prompt, by name, for the record of a store: a template ({} is the prompt), an
+        instruction before it, or how the tokenizer's chat template is filled."""
         return {}
 
     def guidance_kind(self, scale: float) -> Guidance:
@@ -256,9 +266,9 @@ class Family(ABC):
         return {}
 
     def load_class(self, part: str) -> str:
-        """Return the class that a part is loaded as; another one than the folder's leaves out what nobody reads (a language-model head)."""
+        """Return the class that a part is loaded as."""
         named = (self.index.get(part) or [None, None])[1]
-        return str(named or self.part_classes[part][0])
+        return self.loaded_as.get(part) or str(named or self.part_classes[part][0])
 
     def library_of(self, part: str) -> str:
         """Return the library of a part's class."""
@@ -375,3 +385,17 @@ class Family(ABC):
         """Return the images [B, 3, H, W], in about [-1, 1], of stored latents in the dtype of the decoder."""
         images: torch.Tensor = vae.decode(self.decoder_input(vae, stored_BChw), return_dict=False)[0]
         return images
+
+
+class NoiseByBetas(Family):
+    """A pipeline whose schedulers add noise by betas, as those of Stable Diffusion: they scale the noise, and what the denoiser reads."""
+
+    def first_latents(self, scheduler: Any, noise_BChw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the noise at the scheduler's first level."""
+        latents: torch.Tensor = noise_BChw.to(dtype) * scheduler.init_noise_sigma
+        return latents
+
+    def scaled(self, scheduler: Any, latents: torch.Tensor, step: Step) -> torch.Tensor:
+        """Return latents as the scheduler scales them."""
+        scaled: torch.Tensor = scheduler.scale_model_input(latents, step.on_host)
+        return scaled

@@ -13,18 +13,17 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Usual
-from featurize.generate.families.packed import HALVES, PackedTransformer, grid_positions
+from featurize.generate.families.packed import HALVES, TOKENS, PackedTransformer, grid_positions
 from featurize.generate.families.text import padded_ids, token_counts
 from lugpi_core.errors import InputError
 
 _CLIP, _T5 = "text_encoder", "text_encoder_2"
-TOKENS, POOLED = "tokens", "pooled"
+POOLED = "pooled"
 
 
 class Flux(PackedTransformer):
     """FluxPipeline."""
 
-    pipelines = ("FluxPipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("FluxTransformer2DModel",),
         "vae": ("AutoencoderKL",),
@@ -65,8 +64,7 @@ class Flux(PackedTransformer):
 
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         """Return tokens [L, D] and pooled [E]."""
-        tokens = self.tokens_read, int(self.transformer["joint_attention_dim"])
-        return {TOKENS: (tokens, torch.float32), POOLED: ((int(self.transformer["pooled_projection_dim"]),), torch.float32)}
+        return {**super().embedding_shapes(), POOLED: ((int(self.transformer["pooled_projection_dim"]),), torch.float32)}
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return T5's tokens of each prompt."""

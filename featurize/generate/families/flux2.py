@@ -14,17 +14,17 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import Guidance, Parts, PromptEmbeddings, Sampling, Usual
-from featurize.generate.families.packed import HALVES, PackedTransformer, set_flow_times
-from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, token_counts
+from featurize.generate.families.packed import HALVES, TOKENS, PackedTransformer, set_flow_times
+from featurize.generate.families.text import cut_to_fit, in_chat, in_words, padded_ids, token_counts
 from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
-TOKENS = "tokens"
 # What FLUX.2's text encoder is told before every prompt, as the model was trained.
 _SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing on object relationships, object\n"
     "attribution and actions without speculation."
 )
+_CHAT: Mapping[str, bool] = {"add_generation_prompt": True, "enable_thinking": False}
 
 
 class Flux2Klein(PackedTransformer):
@@ -34,13 +34,14 @@ class Flux2Klein(PackedTransformer):
         layers: of the text encoder, whose outputs are set side by side.
     """
 
-    pipelines = ("Flux2KleinPipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("Flux2Transformer2DModel",),
         "vae": ("AutoencoderKLFlux2",),
         _ENCODER: ("Qwen3ForCausalLM", "Qwen3Model"),
     }
+    loaded_as: ClassVar[Mapping[str, str]] = {_ENCODER: "Qwen3Model"}
     text_pairs = ((_TOKENIZER, _ENCODER),)
+    index_defaults: ClassVar[Mapping[str, Any]] = {"is_distilled": False}
     layers: ClassVar[tuple[int, int, int]] = (9, 18, 27)
 
     def check(self) -> None:
@@ -66,6 +67,11 @@ class Flux2Klein(PackedTransformer):
         return 512
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """How the chat template is filled."""
+        return {"chat_template": in_words(_CHAT)}
+
+    @property
     def usual(self) -> Usual:
         """Those of Flux2KleinPipeline; 4 steps, as their authors say, for models that were distilled to few."""
         return Usual(steps=4, guidance=1.0) if self.index.get("is_distilled", False) else Usual(steps=50, guidance=4.0)
@@ -79,22 +85,14 @@ class Flux2Klein(PackedTransformer):
         side = size_px // self.multiple_px
         return int(self.transformer["in_channels"]), side, side
 
-    def load_class(self, part: str) -> str:
-        """Return the text encoder's class without its language-model head."""
-        return "Qwen3Model" if part == _ENCODER else super().load_class(part)
-
     def layers_read(self, encoder: str) -> int:
         """Return the last one."""
         return self.layers[-1]
 
-    def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return tokens [L, D]."""
-        return {TOKENS: ((self.tokens_read, int(self.transformer["joint_attention_dim"])), torch.float32)}
-
     def in_template(self, tokenizer: Any, prompt: str) -> str:
         """Return a prompt as the user's turn of a chat, with the beginning of an answer without thoughts."""
         turn = [{"role": "user", "content": prompt}]
-        return in_chat(tokenizer, turn, add_generation_prompt=True, enable_thinking=False)
+        return in_chat(tokenizer, turn, **_CHAT)
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return the tokens of each prompt in its template."""
@@ -152,12 +150,13 @@ class Flux2Klein(PackedTransformer):
 class Flux2(Flux2Klein):
     """Flux2Pipeline: a larger text encoder, which is told what it is for, and guidance as an input."""
 
-    pipelines = ("Flux2Pipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("Flux2Transformer2DModel",),
         "vae": ("AutoencoderKLFlux2",),
         _ENCODER: ("Mistral3ForConditionalGeneration", "Mistral3Model"),
     }
+    loaded_as: ClassVar[Mapping[str, str]] = {_ENCODER: "Mistral3Model"}
+    index_defaults: ClassVar[Mapping[str, Any]] = {}
     layers = (10, 20, 30)
 
     @property
@@ -173,10 +172,6 @@ class Flux2(Flux2Klein):
     def guidance_kind(self, scale: float) -> Guidance:
         """Return "embedded", whatever the scale."""
         return "embedded" if self.transformer.get("guidance_embeds", True) else "none"
-
-    def load_class(self, part: str) -> str:
-        """Return the text encoder's class without its language-model head."""
-        return "Mistral3Model" if part == _ENCODER else super().load_class(part)
 
     def in_template(self, tokenizer: Any, prompt: str) -> str:
         """Return a prompt as the user's turn of a chat, without ``[IMG]``, which the library removes too."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Step, Usual
+from featurize.generate.families.family import NoiseByBetas, Parts, PromptEmbeddings, Sampling, Step, Usual
 from featurize.generate.families.image_transformer import ImageTransformer, doubled
 from featurize.generate.families.text import padded_ids, token_counts
 
@@ -23,10 +23,9 @@ _SAID_PX = 1024
 _POSITIONS_PX = 512
 
 
-class HunyuanDiT(ImageTransformer):
+class HunyuanDiT(NoiseByBetas, ImageTransformer):
     """HunyuanDiTPipeline."""
 
-    pipelines: ClassVar = ("HunyuanDiTPipeline",)
     part_classes: ClassVar = {
         "transformer": ("HunyuanDiT2DModel",),
         "vae": ("AutoencoderKL",),
@@ -64,14 +63,6 @@ class HunyuanDiT(ImageTransformer):
             tensors[mask] = mask_PL.to(parts.device)
             tensors[tokens] = parts.text_encoders[encoder](ids_PL.to(parts.device), attention_mask=tensors[mask])[0]
         return PromptEmbeddings(tensors)
-
-    def first_latents(self, scheduler: Any, noise_BChw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        latents: torch.Tensor = noise_BChw.to(dtype) * scheduler.init_noise_sigma
-        return latents
-
-    def scaled(self, scheduler: Any, latents: torch.Tensor, step: Step) -> torch.Tensor:
-        scaled: torch.Tensor = scheduler.scale_model_input(latents, step.on_host)
-        return scaled
 
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling

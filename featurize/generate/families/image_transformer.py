@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from featurize.generate.families.family import Family, PromptEmbeddings
+from featurize.generate.families.family import Family, PromptEmbeddings, Step
 from lugpi_core.errors import InputError
 
 
@@ -65,6 +65,14 @@ class ImageTransformer(Family):
 
     def latent_shape(self, size_px: int) -> tuple[int, int, int]:
         return self.channels, size_px // self.cell_px, size_px // self.cell_px
+
+
+class LearnedVariance(ImageTransformer):
+    """A pipeline whose transformer may give a learned variance, as many channels behind the prediction, which is not read."""
+
+    def step(self, scheduler: Any, predicted: torch.Tensor, step: Step, latents: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
+        """Return the latents after a step along the prediction alone."""
+        return super().step(scheduler, first_half_of_channels(predicted, self.channels), step, latents, extra)
 
 
 def doubled(embeddings: PromptEmbeddings, negative: PromptEmbeddings | None) -> PromptEmbeddings:

@@ -26,13 +26,13 @@ _MOST_POSITIONS = 128  # rows or columns of patches: Kandinsky5RoPE3D's own
 class Kandinsky5(ImageTransformer):
     """Kandinsky5T2IPipeline."""
 
-    pipelines: ClassVar = ("Kandinsky5T2IPipeline",)
     part_classes: ClassVar = {
         "transformer": ("Kandinsky5Transformer3DModel",),
         "vae": ("AutoencoderKL",),
         _QWEN[1]: ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"),
         _CLIP[1]: ("CLIPTextModel",),
     }
+    loaded_as: ClassVar = {_QWEN[1]: "Qwen2_5_VLModel"}
     text_pairs: ClassVar = (_QWEN, _CLIP)
     sorts_prompts: ClassVar = True
     shifts_latents: ClassVar = False
@@ -66,11 +66,12 @@ class Kandinsky5(ImageTransformer):
         return self._template[1] + _PROMPT_TOKENS
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        return {"template": self._template[0]}
+
+    @property
     def usual(self) -> Usual:
         return Usual(steps=50, guidance=3.5)
-
-    def load_class(self, part: str) -> str:
-        return "Qwen2_5_VLModel" if part == _QWEN[1] else super().load_class(part)
 
     def text_length(self, encoder: str) -> int:
         return self.tokens_read if encoder == _QWEN[1] else _CLIP_TOKENS

@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Usual
-from featurize.generate.families.packed import HALVES, PackedTransformer, grid_positions
+from featurize.generate.families.packed import HALVES, TOKENS, PackedTransformer, grid_positions
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
-TOKENS = "tokens"
 # As the model was trained.
 _BEGINNING = (
     "<|im_start|>system\nAs an image captioning expert, generate a descriptive text prompt based on an image content, suitable for input "
@@ -28,12 +27,12 @@ _END = "<|im_end|>\n<|im_start|>assistant\n"
 class LongCatImage(PackedTransformer):
     """LongCatImagePipeline."""
 
-    pipelines = ("LongCatImagePipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("LongCatImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
         _ENCODER: ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"),
     }
+    loaded_as: ClassVar[Mapping[str, str]] = {_ENCODER: "Qwen2_5_VLModel"}
     text_pairs = ((_TOKENIZER, _ENCODER),)
     asks_sampler = False
 
@@ -43,17 +42,14 @@ class LongCatImage(PackedTransformer):
         return 512
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """The template."""
+        return {"template": f"{_BEGINNING}{{}}{_END}"}
+
+    @property
     def usual(self) -> Usual:
         """Those of LongCatImagePipeline."""
         return Usual(steps=50, guidance=4.5)
-
-    def load_class(self, part: str) -> str:
-        """Return the text encoder's class without its language-model head."""
-        return "Qwen2_5_VLModel" if part == _ENCODER else super().load_class(part)
-
-    def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return tokens [L, D]."""
-        return {TOKENS: ((self.tokens_read, int(self.transformer["joint_attention_dim"])), torch.float32)}
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return the tokens of each prompt, its template's apart."""

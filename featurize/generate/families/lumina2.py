@@ -14,24 +14,22 @@ from typing import Any, ClassVar
 
 import torch
 
-from featurize.generate.families.family import Family, Parts, PromptEmbeddings, Sampling, Step, Usual
-from featurize.generate.families.packed import HALVES, in_halves, set_flow_times, shift_by_tokens
-from featurize.generate.families.qwen import with_norm_of
+from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Step, Usual
+from featurize.generate.families.packed import HALVES, TOKENS, LengthKept, in_halves, set_flow_times, shift_by_tokens
 from featurize.generate.families.text import padded_ids, token_counts
 from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
-TOKENS, MASK = "tokens", "mask"
+MASK = "mask"
 _INSTRUCTION = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based on textual prompts "
     "or user prompts. <Prompt Start> "
 )
 
 
-class Lumina2(Family):
+class Lumina2(LengthKept):
     """Lumina2Pipeline."""
 
-    pipelines = ("Lumina2Pipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("Lumina2Transformer2DModel",),
         "vae": ("AutoencoderKL",),
@@ -89,6 +87,11 @@ class Lumina2(Family):
         return 256
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """The instruction before every prompt."""
+        return {"instruction": _INSTRUCTION}
+
+    @property
     def usual(self) -> Usual:
         """Those of Lumina2Pipeline."""
         return Usual(steps=30, guidance=4.0)
@@ -138,10 +141,6 @@ class Lumina2(Family):
         """Return the prediction of every row at the time 1 − t / 1000."""
         time_B = (1 - step.on_device / parts.scheduler.config.num_train_timesteps).expand(len(latents))
         return in_halves(lambda inputs: parts.denoiser(hidden_states=latents, timestep=time_B, **inputs, return_dict=False)[0], conditions)
-
-    def guide(self, predicted: torch.Tensor, scale: float) -> torch.Tensor:
-        """Return the guided prediction, as long in every row of cells as the conditional one."""
-        return with_norm_of(super().guide(predicted, scale), predicted.chunk(2)[1])
 
     def step(self, scheduler: Any, predicted: torch.Tensor, step: Step, latents: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
         """Return the latents after a step along the negated prediction."""

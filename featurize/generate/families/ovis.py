@@ -13,22 +13,20 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Usual
-from featurize.generate.families.packed import HALVES, PackedTransformer, grid_positions
-from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, token_counts
+from featurize.generate.families.packed import HALVES, TOKENS, PackedTransformer, grid_positions
+from featurize.generate.families.text import cut_to_fit, in_chat, in_words, padded_ids, token_counts
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
-TOKENS = "tokens"
-# As the model was trained. With the turn's beginning it has 28 tokens, which the text encoder alone reads.
+# As the model was trained.
 _INSTRUCTION = (
     "Describe the image by detailing the color, quantity, text, shape, size, texture, spatial relationships of the objects and background: "
 )
-_UNSEEN = 28
+_CHAT: Mapping[str, bool] = {"add_generation_prompt": True, "enable_thinking": False}
 
 
 class OvisImage(PackedTransformer):
     """OvisImagePipeline."""
 
-    pipelines = ("OvisImagePipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("OvisImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
@@ -36,20 +34,22 @@ class OvisImage(PackedTransformer):
     }
     text_pairs = ((_TOKENIZER, _ENCODER),)
     text_width_field = "hidden_size"
+    unseen_tokens = 28  # of the instruction and of the turn's beginning
 
     @property
     def tokens_read(self) -> int:
         """256, and those of the instruction."""
-        return _UNSEEN + 256
+        return self.unseen_tokens + 256
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """The instruction, and how the chat template is filled."""
+        return {"instruction": _INSTRUCTION, "chat_template": in_words(_CHAT)}
 
     @property
     def usual(self) -> Usual:
         """Those of OvisImagePipeline."""
         return Usual(steps=50, guidance=5.0)
-
-    def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return tokens [L, D]."""
-        return {TOKENS: ((self.tokens_read - _UNSEEN, int(self.transformer["joint_attention_dim"])), torch.float32)}
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return the tokens of each prompt in its template."""
@@ -64,7 +64,7 @@ class OvisImage(PackedTransformer):
         ids_PL, mask_PL = padded_ids(plain, texts, self.tokens_read)
         mask_PL = mask_PL.to(parts.device)
         tokens_PLD = parts.text_encoders[_ENCODER](input_ids=ids_PL.to(parts.device), attention_mask=mask_PL, use_cache=False)[0]
-        return PromptEmbeddings({TOKENS: (tokens_PLD * mask_PL[..., None])[:, _UNSEEN:]})
+        return PromptEmbeddings({TOKENS: (tokens_PLD * mask_PL[..., None])[:, self.unseen_tokens :]})
 
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
@@ -78,4 +78,4 @@ class OvisImage(PackedTransformer):
 
 def _in_template(tokenizer: Any, prompt: str) -> str:
     turn = [{"role": "user", "content": _INSTRUCTION + prompt}]
-    return in_chat(tokenizer, turn, add_generation_prompt=True, enable_thinking=False)
+    return in_chat(tokenizer, turn, **_CHAT)

@@ -18,6 +18,7 @@ from lugpi_core.errors import InputError
 
 # What the transformer is called with in ``conditions``: one set of inputs for each half of a guided step, the unguided first.
 HALVES = "halves"
+TOKENS = "tokens"
 
 
 class PackedTransformer(Family):
@@ -27,11 +28,13 @@ class PackedTransformer(Family):
         latent_channels_field: of the decoder's configuration.
         asks_sampler: whether a sampler with flow sigmas of its own makes the times itself.
         text_width_field: of the only text encoder's configuration, where its tokens are read as they are.
+        unseen_tokens: of the template's beginning, which the text encoder reads and the transformer does not.
     """
 
     latent_channels_field: ClassVar[str] = "latent_channels"
     asks_sampler: ClassVar[bool] = True
     text_width_field: ClassVar[str | None] = None
+    unseen_tokens: ClassVar[int] = 0
 
     def __init__(self, folder: Path, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(folder, index, configs)
@@ -72,6 +75,10 @@ class PackedTransformer(Family):
         """Return (C, h, w)."""
         side = 2 * (size_px // self.multiple_px)
         return int(self.transformer["in_channels"]) // 4, side, side
+
+    def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return tokens [L, D]."""
+        return {TOKENS: ((self.tokens_read - self.unseen_tokens, int(self.transformer["joint_attention_dim"])), torch.float32)}
 
     def guidance_kind(self, scale: float) -> Guidance:
         """Return how a scale acts: as an input of transformers that were distilled from guidance."""
@@ -135,7 +142,7 @@ def set_flow_times(scheduler: Any, steps: int, mu: float, *, asks_sampler: bool 
         raise InputError(
             got=f"the sampler {type(scheduler).__name__}, which takes no {' and no '.join(missing)}",
             expected="one that takes the times of flow matching",
-            do="restore scheduler/ from where the model comes from, and leave out --scheduler",
+            do="restore scheduler/ from where the model comes from",
         )
     scheduler.set_timesteps(**times, device="cpu")
     scheduler.set_begin_index(0)
@@ -159,6 +166,16 @@ def in_halves(transformer: Callable[[Mapping[str, Any]], torch.Tensor], conditio
     """Return the predictions of each half, one behind the other. A CUDA graph overwrites its output at the next call: hence the copy."""
     halves = conditions[HALVES]
     return transformer(halves[0]) if len(halves) == 1 else torch.cat([transformer(inputs).clone() for inputs in halves])
+
+
+class LengthKept(Family):
+    """A pipeline whose guided prediction is, in its last dimension, as long as the conditional one."""
+
+    def guide(self, predicted: torch.Tensor, scale: float) -> torch.Tensor:
+        """Return the guided prediction, as long as the conditional one."""
+        guided, conditional = super().guide(predicted, scale), predicted.chunk(2)[1]
+        longer: torch.Tensor = guided * (torch.norm(conditional, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
+        return longer
 
 
 def packed(latents_BChw: torch.Tensor) -> torch.Tensor:

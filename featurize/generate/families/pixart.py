@@ -11,24 +11,24 @@ from typing import Any, ClassVar
 
 import torch
 
-from featurize.generate.families.family import Parts, PromptEmbeddings, Sampling, Step, Usual
-from featurize.generate.families.image_transformer import ImageTransformer, doubled, first_half_of_channels
+from featurize.generate.families.family import NoiseByBetas, Parts, PromptEmbeddings, Sampling, Step, Usual
+from featurize.generate.families.image_transformer import LearnedVariance, doubled, first_half_of_channels
 from featurize.generate.families.text import padded_ids, token_counts
 from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
 
 
-class PixArtSigma(ImageTransformer):
+class PixArtSigma(NoiseByBetas, LearnedVariance):
     """PixArtSigmaPipeline: 300 tokens."""
 
-    pipelines: ClassVar = ("PixArtSigmaPipeline",)
     part_classes: ClassVar = {
         # Folders from before PixArt had a class of its own say Transformer2DModel; diffusers reads them as this class, too.
         "transformer": ("PixArtTransformer2DModel", "Transformer2DModel"),
         "vae": ("AutoencoderKL",),
         _ENCODER: ("T5EncoderModel",),
     }
+    loaded_as: ClassVar = {"transformer": "PixArtTransformer2DModel"}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
     shifts_latents: ClassVar = False
 
@@ -54,9 +54,6 @@ class PixArtSigma(ImageTransformer):
     def usual(self) -> Usual:
         return Usual(steps=20, guidance=4.5)
 
-    def load_class(self, part: str) -> str:
-        return "PixArtTransformer2DModel" if part == "transformer" else super().load_class(part)
-
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         width = int(self.configs[_ENCODER]["d_model"])
         return {"tokens": ((self.tokens_read, width), torch.float32), "mask": ((self.tokens_read,), torch.int64)}
@@ -69,14 +66,6 @@ class PixArtSigma(ImageTransformer):
         mask_PL = mask_PL.to(parts.device)
         tokens_PLD = parts.text_encoders[_ENCODER](ids_PL.to(parts.device), attention_mask=mask_PL)[0]
         return PromptEmbeddings({"tokens": tokens_PLD, "mask": mask_PL})
-
-    def first_latents(self, scheduler: Any, noise_BChw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        latents: torch.Tensor = noise_BChw.to(dtype) * scheduler.init_noise_sigma
-        return latents
-
-    def scaled(self, scheduler: Any, latents: torch.Tensor, step: Step) -> torch.Tensor:
-        scaled: torch.Tensor = scheduler.scale_model_input(latents, step.on_host)
-        return scaled
 
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
@@ -95,14 +84,9 @@ class PixArtSigma(ImageTransformer):
         predicted: torch.Tensor = parts.denoiser(rows, timestep=time, **conditions, return_dict=False)[0]
         return predicted
 
-    def step(self, scheduler: Any, predicted: torch.Tensor, step: Step, latents: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
-        return super().step(scheduler, first_half_of_channels(predicted, self.channels), step, latents, extra)
-
 
 class PixArtAlpha(PixArtSigma):
     """PixArtAlphaPipeline: 120 tokens; the model of 1024 pixels reads the image's size."""
-
-    pipelines: ClassVar = ("PixArtAlphaPipeline",)
 
     @property
     def tokens_read(self) -> int:

@@ -24,7 +24,6 @@ _MOST_TOKENS = 8192
 class Prx(ImageTransformer):
     """PRXPipeline, distilled (guidance scale 1) or not."""
 
-    pipelines: ClassVar = ("PRXPipeline",)
     part_classes: ClassVar = {
         "transformer": ("PRXTransformer2DModel",),
         "vae": ("AutoencoderKL", "AutoencoderDC"),

@@ -13,33 +13,32 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings, Sampling, Usual
-from featurize.generate.families.packed import HALVES, PackedTransformer
+from featurize.generate.families.packed import HALVES, TOKENS, LengthKept, PackedTransformer
 from featurize.generate.families.text import cut_to_fit, token_counts
 from lugpi_core.errors import InputError
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
-TOKENS = "tokens"
-# As the model was trained: its first 34 tokens, the system's turn, are read by the text encoder alone.
+# As the model was trained.
 _TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
     "objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
-_UNSEEN = 34
 
 
-class QwenImage(PackedTransformer):
+class QwenImage(LengthKept, PackedTransformer):
     """QwenImagePipeline."""
 
-    pipelines = ("QwenImagePipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "transformer": ("QwenImageTransformer2DModel",),
         "vae": ("AutoencoderKLQwenImage",),
         _ENCODER: ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"),
     }
+    loaded_as: ClassVar[Mapping[str, str]] = {_ENCODER: "Qwen2_5_VLModel"}
     text_pairs = ((_TOKENIZER, _ENCODER),)
     sorts_prompts = True
     latent_channels_field = "z_dim"
     asks_sampler = False
+    unseen_tokens = 34  # the system's turn
 
     def check(self) -> None:
         """Check besides that the transformer does not take the guidance scale: diffusers 0.42.1 has the setting, and fails at its first
@@ -64,21 +63,21 @@ class QwenImage(PackedTransformer):
     @property
     def tokens_read(self) -> int:
         """512, and those of the template's beginning."""
-        return _UNSEEN + 512
+        return self.unseen_tokens + 512
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """The template."""
+        return {"template": _TEMPLATE}
 
     @property
     def usual(self) -> Usual:
         """Those of QwenImagePipeline."""
         return Usual(steps=50, guidance=4.0)
 
-    def load_class(self, part: str) -> str:
-        """Return the text encoder's class without its language-model head."""
-        return "Qwen2_5_VLModel" if part == _ENCODER else super().load_class(part)
-
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         """Return tokens [L, D] and their number."""
-        width = int(self.transformer["joint_attention_dim"])
-        return {TOKENS: ((self.tokens_read - _UNSEEN, width), torch.float32), LENGTHS: ((), torch.int64)}
+        return {**super().embedding_shapes(), LENGTHS: ((), torch.int64)}
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
         """Return the tokens of each prompt in its template."""
@@ -91,10 +90,9 @@ class QwenImage(PackedTransformer):
         encoded = tokenizer(texts, padding=True, max_length=self.tokens_read, truncation=True, return_tensors="pt")
         ids_PL, mask_PL = encoded["input_ids"].to(parts.device), encoded["attention_mask"]
         output = parts.text_encoders[_ENCODER](input_ids=ids_PL, attention_mask=mask_PL.to(parts.device), use_cache=False)
-        rows = [
-            tokens_LD[mask_L][_UNSEEN:] for tokens_LD, mask_L in zip(output.last_hidden_state, mask_PL.bool().to(parts.device), strict=True)
-        ]
-        return PromptEmbeddings({TOKENS: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), LENGTHS: mask_PL.sum(dim=1) - _UNSEEN})
+        unseen, is_there_PL = self.unseen_tokens, mask_PL.bool().to(parts.device)
+        rows = [tokens_LD[mask_L][unseen:] for tokens_LD, mask_L in zip(output.last_hidden_state, is_there_PL, strict=True)]
+        return PromptEmbeddings({TOKENS: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), LENGTHS: mask_PL.sum(dim=1) - unseen})
 
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
@@ -103,10 +101,6 @@ class QwenImage(PackedTransformer):
         side = sampling.size_px // self.multiple_px
         shapes = [[(1, side, side)]] * sampling.images
         return {HALVES: [{"img_shapes": shapes, **_text_inputs(rows)} for rows in (negative, embeddings) if rows is not None]}
-
-    def guide(self, predicted: torch.Tensor, scale: float) -> torch.Tensor:
-        """Return the guided prediction, as long in every token as the conditional one."""
-        return with_norm_of(super().guide(predicted, scale), predicted.chunk(2)[1])
 
     def decode(self, vae: Any, stored_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images: this decoder was made for videos, of which an image is one frame."""
@@ -117,12 +111,6 @@ class QwenImage(PackedTransformer):
         """Return latents [B, C, 1, h, w], scaled and shifted by channel."""
         mean_C111, std_C111 = (torch.tensor(vae.config[name]).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
         return stored_BChw.unsqueeze(2) / (1.0 / std_C111.to(stored_BChw)) + mean_C111.to(stored_BChw)
-
-
-def with_norm_of(guided: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
-    """Return a guided prediction, as long in its last dimension as the conditional one."""
-    longer: torch.Tensor = guided * (torch.norm(conditional, dim=-1, keepdim=True) / torch.norm(guided, dim=-1, keepdim=True))
-    return longer
 
 
 def _text_inputs(rows: PromptEmbeddings) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from featurize.generate.families.family import Guidance, Parts, PromptEmbeddings, Sampling, Step, Usual
-from featurize.generate.families.image_transformer import ImageTransformer, doubled, first_half_of_channels
+from featurize.generate.families.image_transformer import LearnedVariance, doubled
 from featurize.generate.families.text import padded_ids, token_counts
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
@@ -24,15 +24,15 @@ _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
 _FIRST_ANGLE, _SECOND_ANGLE = 1.57080, 1.3
 
 
-class Sana(ImageTransformer):
+class Sana(LearnedVariance):
     """SanaPipeline: flow matching with DPM-Solver, classifier-free guidance."""
 
-    pipelines: ClassVar = ("SanaPipeline",)
     part_classes: ClassVar = {
         "transformer": ("SanaTransformer2DModel",),
         "vae": ("AutoencoderDC",),
         _ENCODER: ("Gemma2Model", "Gemma2ForCausalLM"),
     }
+    loaded_as: ClassVar = {_ENCODER: "Gemma2Model"}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
     patch_default: ClassVar = 1
 
@@ -43,9 +43,6 @@ class Sana(ImageTransformer):
     @property
     def usual(self) -> Usual:
         return Usual(steps=20, guidance=4.5)
-
-    def load_class(self, part: str) -> str:
-        return "Gemma2Model" if part == _ENCODER else super().load_class(part)
 
     def embedding_shapes(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         width = int(self.transformer["caption_channels"])
@@ -60,7 +57,7 @@ class Sana(ImageTransformer):
         """What stands before every prompt."""
         import diffusers
 
-        lines = inspect.signature(getattr(diffusers, self.pipelines[0]).__call__).parameters["complex_human_instruction"].default
+        lines = inspect.signature(getattr(diffusers, self.index["_class_name"]).__call__).parameters["complex_human_instruction"].default
         return "\n".join(lines)
 
     def tokens_of(self, tokenizers: Mapping[str, Any], prompts: Sequence[str]) -> list[int]:
@@ -98,17 +95,12 @@ class Sana(ImageTransformer):
         predicted: torch.Tensor = parts.denoiser(rows.to(dtype), timestep=time, **conditions, return_dict=False)[0]
         return predicted.float()
 
-    def step(self, scheduler: Any, predicted: torch.Tensor, step: Step, latents: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
-        return super().step(scheduler, first_half_of_channels(predicted, self.channels), step, latents, extra)
-
 
 class SanaSprint(Sana):
     """SanaSprintPipeline: one to four steps of a continuous-time consistency model (TrigFlow); guidance is an input of the transformer.
 
     The library takes the intermediate angle 1.3 with two steps; for other numbers of steps it must be told to take none, as is done here.
     """
-
-    pipelines: ClassVar = ("SanaSprintPipeline",)
 
     @property
     def usual(self) -> Usual:

@@ -24,7 +24,6 @@ _T5_TOKENS = 256
 class StableDiffusion3(ImageTransformer):
     """StableDiffusion3Pipeline."""
 
-    pipelines: ClassVar = ("StableDiffusion3Pipeline",)
     part_classes: ClassVar = {
         "transformer": ("SD3Transformer2DModel",),
         "vae": ("AutoencoderKL",),

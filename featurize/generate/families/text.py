@@ -50,6 +50,11 @@ def in_chat(tokenizer: Any, turns: Sequence[Mapping[str, Any]], **settings: bool
         ) from None
 
 
+def in_words(chat: Mapping[str, bool]) -> str:
+    """Return how ``in_chat`` is called, for the record of a store."""
+    return "the tokenizer's own, with " + ", ".join(f"{name}={value}" for name, value in chat.items())
+
+
 def cut_to_fit(tokenizer: Any, prompt: str, render: Callable[[str], str], length: int) -> str:
     """Return the longest beginning of a prompt with which the rendered template has at most ``length`` tokens.
 

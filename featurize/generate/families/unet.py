@@ -11,17 +11,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from featurize.generate.families.family import Family, Guidance, Parts, PromptEmbeddings, Sampling, Step, Usual
+from featurize.generate.families.family import Guidance, NoiseByBetas, Parts, PromptEmbeddings, Sampling, Step, Usual
 from lugpi_core.errors import InputError
 
 TOKENS, POOLED = "tokens", "pooled"
 _SIZES = 6  # original size, crop and target size, two numbers each
 
 
-class StableDiffusion(Family):
+class StableDiffusion(NoiseByBetas):
     """Stable Diffusion 1 and 2 (Rombach et al. 2022)."""
 
-    pipelines = ("StableDiffusionPipeline",)
     denoiser = "unet"
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "unet": ("UNet2DConditionModel",),
@@ -111,16 +110,6 @@ class StableDiffusion(Family):
         ids_PL = torch.tensor(encoded["input_ids"], device=parts.device)
         return encoder(ids_PL, attention_mask=mask, output_hidden_states=hidden_states, return_dict=True)
 
-    def first_latents(self, scheduler: Any, noise_BChw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return the noise at the scheduler's first level."""
-        first: torch.Tensor = noise_BChw.to(dtype) * scheduler.init_noise_sigma
-        return first
-
-    def scaled(self, scheduler: Any, latents: torch.Tensor, step: Step) -> torch.Tensor:
-        """Return latents as the scheduler scales them."""
-        read: torch.Tensor = scheduler.scale_model_input(latents, step.on_host)
-        return read
-
     def conditions(
         self, parts: Parts, embeddings: PromptEmbeddings, negative: PromptEmbeddings | None, sampling: Sampling
     ) -> Mapping[str, Any]:
@@ -148,7 +137,6 @@ class StableDiffusion(Family):
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL (Podell et al. 2023): two text encoders, pooled text, and the sizes of the image as inputs."""
 
-    pipelines = ("StableDiffusionXLPipeline",)
     part_classes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL",),
@@ -156,6 +144,7 @@ class StableDiffusionXL(StableDiffusion):
         "text_encoder_2": ("CLIPTextModelWithProjection",),
     }
     text_pairs: ClassVar[tuple[tuple[str, str], ...]] = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+    index_defaults: ClassVar[Mapping[str, Any]] = {"force_zeros_for_empty_prompt": True}
 
     def dtypes(self, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
         """Return float32 for its decoder, which overflows in half precision. ``force_upcast`` is True by default in every decoder, but only
@@ -217,8 +206,6 @@ class StableDiffusionXL(StableDiffusion):
 
 class LatentConsistency(StableDiffusion):
     """Latent consistency models (Luo et al. 2023, arXiv 2310.04378): the UNet takes the guidance scale as an input."""
-
-    pipelines = ("LatentConsistencyModelPipeline",)
 
     @property
     def usual(self) -> Usual:

@@ -16,20 +16,21 @@ import torch
 from featurize.generate.families.family import LENGTHS, Guidance, Parts, PromptEmbeddings, Sampling, Step, Usual
 from featurize.generate.families.image_transformer import ImageTransformer, doubled
 from featurize.generate.families.packed import shift_by_tokens
-from featurize.generate.families.text import cut_to_fit, in_chat, padded_ids, token_counts
+from featurize.generate.families.text import cut_to_fit, in_chat, in_words, padded_ids, token_counts
 
 _TOKENIZER, _ENCODER = "tokenizer", "text_encoder"
+_CHAT: Mapping[str, bool] = {"add_generation_prompt": True, "enable_thinking": True}
 
 
 class ZImage(ImageTransformer):
     """ZImagePipeline, Turbo (guidance scale 0) or not."""
 
-    pipelines: ClassVar = ("ZImagePipeline",)
     part_classes: ClassVar = {
         "transformer": ("ZImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
         _ENCODER: ("Qwen3Model", "Qwen3ForCausalLM"),
     }
+    loaded_as: ClassVar = {_ENCODER: "Qwen3Model"}
     text_pairs: ClassVar = ((_TOKENIZER, _ENCODER),)
 
     @property
@@ -49,14 +50,15 @@ class ZImage(ImageTransformer):
         return 512
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        return {"chat_template": in_words(_CHAT)}
+
+    @property
     def usual(self) -> Usual:
         return Usual(steps=50, guidance=5.0)
 
     def guidance_kind(self, scale: float) -> Guidance:
         return "cfg" if scale > 0 else "none"
-
-    def load_class(self, part: str) -> str:
-        return "Qwen3Model" if part == _ENCODER else super().load_class(part)
 
     def layers_read(self, encoder: str) -> int | None:
         return int(self.configs[encoder]["num_hidden_layers"]) - 1
@@ -112,4 +114,4 @@ class ZImage(ImageTransformer):
 
 def _in_template(tokenizer: Any, prompt: str) -> str:
     message = [{"role": "user", "content": prompt}]
-    return in_chat(tokenizer, message, add_generation_prompt=True, enable_thinking=True)
+    return in_chat(tokenizer, message, **_CHAT)

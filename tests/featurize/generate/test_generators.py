@@ -16,6 +16,7 @@ from featurize.generate.generators import Generator, find_generator, generator_s
 from featurize.generate.presets import PRESETS, GeneratorPreset
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import embedded_model
+from tests.support.tiny_pipelines import tiny_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NOTHING = dict.fromkeys(("steps", "guidance", "scheduler", "size_px"))
@@ -224,6 +225,18 @@ def test_the_fingerprint_changes_with_every_file_that_decides_an_image(folder: P
     with (folder / path).open("ab") as file:
         file.write(b"\n")
     assert _find(str(folder)).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"), [("sdxl", "force_zeros_for_empty_prompt", False), ("flux2-klein-base", "is_distilled", True)]
+)
+def test_the_fingerprint_follows_fields_of_model_index_that_decide_an_image(tmp_path: Path, family: str, field: str, value: bool) -> None:
+    folder = tiny_pipeline(family, tmp_path / "model")
+    given = {"steps": 2, "guidance": 1.0}
+    before = _find(str(folder), **given).fingerprint()
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, field: value, "_diffusers_version": "9"}))
+    assert _find(str(folder), **given).fingerprint() == {**before, "index": {field: value}}
 
 
 @pytest.mark.parametrize("path", ["README.md", "sd.safetensors", "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors"])

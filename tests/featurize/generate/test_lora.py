@@ -178,9 +178,10 @@ def test_without_peft_a_lora_is_one_line(folder: Path, lora: Path, monkeypatch: 
 
 
 def test_a_family_for_which_diffusers_reads_no_lora_is_one_line(lora: Path, tmp_path: Path) -> None:
-    folder = tiny_pipeline("pixart-sigma", tmp_path / "pixart")
-    with pytest.raises(InputError, match="diffusers reads no LoRA for a PixArtSigmaPipeline"):
-        _weights(_find(folder, lora))
+    for name, kind in {"pixart-sigma": "PixArtSigmaPipeline", "ovis": "OvisImagePipeline", "longcat": "LongCatImagePipeline"}.items():
+        folder = tiny_pipeline(name, tmp_path / name)
+        with pytest.raises(InputError, match=f"for a {kind}, for which diffusers reads no LoRA; .*; leave out --lora, or fuse it"):
+            _find(folder, lora)
 
 
 def test_a_folder_saved_with_a_lora_inside_is_one_line(folder: Path, lora: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.load_part import load_part
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, resolve_compute
@@ -62,6 +64,20 @@ def test_a_checkpoint_gives_the_images_of_the_folder_it_was_written_from(folder:
     # Where a tensor lies in its file decides the last bit of products on the CPU.
     for one, same in zip(_latents(found, compute), _latents(_find(folder), compute), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_xl_gives_both_text_encoders(tmp_path: Path) -> None:
+    config = CLIPTextConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=24)
+    pooled = 6 * 8 + config.projection_dim
+    folder = tiny_pipeline("sdxl", tmp_path / "xl", cross_attention_dim=40, projection_class_embeddings_input_dim=pooled)
+    CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder_2")  # diffusers tells the two by their widths
+    file = write_single_file(folder, tmp_path / "xl.safetensors", layers=1)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        own, expected = (
+            load_part(found, part, torch.float32).state_dict() for found in (_find(file, generator_config=str(folder)), _find(folder))
+        )
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[name], tensor) for name, tensor in expected.items()), part
 
 
 def test_a_checkpoint_needs_a_configuration_without_weights_alone(folder: Path, checkpoint: Path, compute: Compute, tmp_path: Path) -> None:
@@ -129,7 +145,7 @@ def test_weights_that_the_configuration_has_no_place_for_are_one_line(
         TextToImage(_find(more, generator_config=str(folder)), compute)
 
 
-@pytest.mark.parametrize("family", ["stable-diffusion", "sdxl", "flux-schnell", "z-image", "cogview4", "pixart-sigma"])
+@pytest.mark.parametrize("family", ["stable-diffusion", "sdxl", "flux-schnell", "z-image", "cogview4", "pixart-sigma", "kandinsky5"])
 def test_a_denoiser_from_a_file_replaces_that_of_the_base(tmp_path: Path, compute: Compute, family: str) -> None:
     base = tiny_pipeline(family, tmp_path / "base")
     part = "unet" if (base / "unet").is_dir() else "transformer"
@@ -146,14 +162,35 @@ def test_a_denoiser_from_a_file_replaces_that_of_the_base(tmp_path: Path, comput
     assert found.denoiser_path == file
 
 
+@pytest.mark.parametrize("family", ["kandinsky5", "pixart-sigma", "flux-schnell", "stable-diffusion"])
+def test_a_denoiser_from_a_file_is_in_half_precision_what_its_folder_is(tmp_path: Path, family: str) -> None:
+    base = tiny_pipeline(family, tmp_path / "base")
+    part = "unet" if (base / "unet").is_dir() else "transformer"
+    file = Path(shutil.copy(next((base / part).glob("*.safetensors")), tmp_path / "other.safetensors"))
+    ours, theirs = (load_part(_find(base, **given), part, torch.bfloat16) for given in ({"unet": file}, {}))
+    for kind in ("named_parameters", "named_buffers"):
+        own, expected = dict(getattr(ours, kind)()), dict(getattr(theirs, kind)())
+        assert own.keys() == expected.keys()
+        assert all(own[name].dtype == tensor.dtype and torch.equal(own[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_denoiser_in_a_form_that_diffusers_does_not_convert_is_one_line(tmp_path: Path) -> None:
+    base = tiny_pipeline("kandinsky5", tmp_path / "base")
+    tensors = load_file(next((base / "transformer").glob("*.safetensors")))
+    save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"other names than those of diffusers, .*; expected the transformer") as error:
+        load_part(_find(base, unet=tmp_path / "other.safetensors"), "transformer", torch.float32)
+    assert len(str(error.value)) < 500
+
+
 def test_a_denoiser_of_another_shape_and_a_lora_are_one_line(folder: Path, compute: Compute, tmp_path: Path) -> None:
     tensors = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     fewer, more, lora = tmp_path / "fewer.safetensors", tmp_path / "more.safetensors", tmp_path / "lora.safetensors"
     save_file({name: tensor for name, tensor in tensors.items() if name != "conv_out.weight"}, fewer)
     save_file(tensors | {"down_blocks.9.weight": torch.zeros(1)}, more)
     save_file({"unet.to_q.lora.down.weight": torch.zeros(1)}, lora)
-    for file, told in {fewer: "conv_out.weight", more: "down_blocks.9.weight"}.items():
-        with pytest.raises(InputError, match=told):
+    for file, told in {fewer: r"no weights for conv_out.weight\)", more: r"no place for down_blocks.9.weight\)"}.items():
+        with pytest.raises(InputError, match=rf"{told}; expected the unet that .*; give the denoiser of this model"):
             TextToImage(_find(folder, unet=file), compute)
     with pytest.raises(InputError, match=r"a LoRA; expected a denoiser's weights; give --lora"):
         _find(folder, unet=lora)

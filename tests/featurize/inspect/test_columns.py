@@ -59,7 +59,7 @@ def test_near_duplicates_cut_prompts_and_failures_are_counted(found: Inspection,
         "share_by_split": {"train": 3 / 90, "validation": 1 / 60, "test": 0.0},
     }
     assert "near-duplicates of a train image: 3 of 30 test images" in found.summary()
-    assert "of 2.2 % of the texts a prompt was cut" in found.summary()
+    assert "2.2 % of the texts had a prompt cut" in found.summary()
     strict = inspect(original.run_dir / "tokens", original.corpus, settings=InspectSettings(device="cpu", near_copy=0.1))
     assert strict.to_json()["columns"]["silent"]["near_copies"]["share"] > 0.9
 

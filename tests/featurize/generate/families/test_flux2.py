@@ -7,7 +7,6 @@ import torch
 from diffusers import Flux2Pipeline
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
-from featurize.generate.families import flux2
 from featurize.generate.families.flux2 import Flux2, Flux2Klein
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
@@ -95,7 +94,7 @@ def test_a_long_prompt_loses_its_own_end_and_not_the_templates(name: str, overhe
 
 
 def test_the_instruction_is_the_librarys(large: Twins) -> None:
-    assert flux2._SYSTEM == SYSTEM_MESSAGE
+    assert large.family.notes == {"system_message": SYSTEM_MESSAGE}
     assert isinstance(large.pipeline, Flux2Pipeline)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from featurize.generate.families import lumina2
 from featurize.generate.families.lumina2 import Lumina2
 from lugpi_core.errors import InputError
 from tests.support.family_runs import LONG, PROMPTS, Twins, changed_family
@@ -36,7 +35,7 @@ def test_a_batch_has_the_latents_of_each_prompt(twins: Twins) -> None:
 
 
 def test_the_instruction_counts_and_is_the_librarys(twins: Twins) -> None:
-    assert f"{twins.pipeline.system_prompt} <Prompt Start> " == lumina2._INSTRUCTION
+    assert twins.family.notes == {"instruction": f"{twins.pipeline.system_prompt} <Prompt Start> "}
     (overhead,) = twins.tokens([""])
     whole, cut = "x" * (256 - overhead), "x" * (257 - overhead)
     assert twins.tokens([whole, cut]) == [256, 257]

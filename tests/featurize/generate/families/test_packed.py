@@ -2,8 +2,8 @@
 
 import pytest
 
-from featurize.generate.families import longcat, ovis
 from featurize.generate.families.chroma import Chroma
+from featurize.generate.families.ovis import OvisImage
 from featurize.generate.families.packed import set_flow_times, shift_by_tokens, unpacked
 from lugpi_core.errors import InputError
 from tests.support.family_runs import LONG, PROMPTS, Twins, changed_family
@@ -65,9 +65,11 @@ def test_words_in_quotation_marks_are_read_letter_by_letter(twins: dict[str, Twi
 
 def test_templates_are_the_librarys(twins: dict[str, Twins]) -> None:
     pipeline = twins["longcat"].pipeline
-    assert (pipeline.prompt_template_encode_prefix, pipeline.prompt_template_encode_suffix) == (longcat._BEGINNING, longcat._END)
-    pipeline = twins["ovis"].pipeline
-    assert (pipeline.system_prompt, pipeline.user_prompt_begin_id) == (ovis._INSTRUCTION, ovis._UNSEEN)
+    template = f"{pipeline.prompt_template_encode_prefix}{{}}{pipeline.prompt_template_encode_suffix}"
+    assert twins["longcat"].family.notes == {"template": template}
+    family, pipeline = twins["ovis"].family, twins["ovis"].pipeline
+    assert (family.notes["instruction"], OvisImage.unseen_tokens) == (pipeline.system_prompt, pipeline.user_prompt_begin_id)
+    assert family.notes["chat_template"] == "the tokenizer's own, with add_generation_prompt=True, enable_thinking=False"
 
 
 @each_family
@@ -90,7 +92,9 @@ def test_a_sampler_that_takes_no_times_of_flow_matching_is_refused() -> None:
 
     with pytest.raises(InputError, match="the sampler DDIMScheduler, which takes no mu and no sigmas"):
         set_flow_times(DDIMScheduler(), 4, 0.5)
-    with pytest.raises(InputError, match=r"the sampler EulerDiscreteScheduler, which takes no mu; .* restore scheduler/"):
+    with pytest.raises(
+        InputError, match=r"EulerDiscreteScheduler, which takes no mu; .* restore scheduler/ from where the model comes from$"
+    ):
         set_flow_times(EulerDiscreteScheduler(), 4, 0.5)  # its noise is that of Stable Diffusion; the library raises TypeError
     flow = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     set_flow_times(flow, 4, 0.5)

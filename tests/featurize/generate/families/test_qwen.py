@@ -53,8 +53,8 @@ def test_a_long_prompt_loses_its_own_end_and_not_the_templates(plain: Twins) -> 
 
 
 def test_the_template_is_the_librarys(plain: Twins) -> None:
-    assert plain.pipeline.prompt_template_encode == qwen._TEMPLATE
-    assert plain.pipeline.prompt_template_encode_start_idx == qwen._UNSEEN
+    assert plain.family.notes == {"template": plain.pipeline.prompt_template_encode}
+    assert plain.pipeline.prompt_template_encode_start_idx == QwenImage.unseen_tokens
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from diffusers.models.transformers import transformer_kandinsky
 
 from featurize.generate.families import family_of
+from featurize.generate.families.family import Family
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.options import FeaturizeSettings
 from featurize.plan.job import plan_job
@@ -74,6 +76,62 @@ def test_the_instruction_of_sana_is_in_the_manifests(tiny: Callable[[str], Path]
     job = plan_job(corpus, tmp_path, generator=folder, encoders=("vit-demo", "prompt-text"), settings=settings, made_by={})
     for column in job.every_column:
         assert column.notes["complex_human_instruction"].startswith("Given a user prompt, generate an 'Enhanced prompt'")
+
+
+def _family(folder: Path) -> Family:
+    return family_of(folder, json.loads((folder / "model_index.json").read_text()))
+
+
+def test_templates_are_noted_for_the_manifests(tiny: Callable[[str], Path]) -> None:
+    notes = {name: _family(tiny(name)).notes for name in ("kandinsky5", "z-image", "prx")}
+    template = diffusers.Kandinsky5T2IPipeline(*[None] * 7).prompt_template
+    chat = "the tokenizer's own, with add_generation_prompt=True, enable_thinking=True"
+    assert notes == {"kandinsky5": {"template": template}, "z-image": {"chat_template": chat}, "prx": {}}
+
+
+class _Rounding:
+    """The module ``torch`` with another bfloat16."""
+
+    bfloat16 = torch.float32
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def test_rows_of_kandinsky_5_differ_in_a_batch_by_no_more_than_the_library_rounds(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # diffusers 0.42.1, Kandinsky5AttnProcessor: rotated queries and keys are rounded to bfloat16, in any dtype. Kernels sum in another
+    # order for more rows; a sum whose last bit differs may be rounded to the next number of bfloat16, 1/256 away.
+    one = BesideLibrary(tiny("kandinsky5"))
+    models, seeds = one.loaded(8, 3.5), (5, 6, 7, 8)
+    with models.text_encoder_on_device():
+        embeddings = models.encode_prompts(("two dogs", "a very much longer text of ships & seas, " * 8, "", "<|im_start|>x"))
+
+    def ours_apart() -> float:
+        alone = [models.denoise(embeddings.rows([row]), [seed]) for row, seed in enumerate(seeds)]
+        return _apart(models.denoise(embeddings, seeds), alone)
+
+    one.pipeline.resolutions = [(64, 64)]
+    noise = [torch.randn(models.generator.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    first = torch.stack(noise).permute(0, 2, 3, 1).unsqueeze(1)
+
+    def library(latents: torch.Tensor) -> torch.Tensor:
+        how = {"num_inference_steps": 8, "guidance_scale": 3.5, "height": 64, "width": 64, "output_type": "latent", "return_dict": False}
+        drawn: torch.Tensor = one.pipeline(["two dogs"] * len(latents), latents=latents, **how)[0]
+        return drawn
+
+    def library_apart() -> float:
+        return _apart(library(first), [library(row[None]) for row in first])
+
+    assert 1e-5 < ours_apart() < 1e-3
+    assert 1e-5 < library_apart() < 1e-3
+    monkeypatch.setattr(transformer_kandinsky, "torch", _Rounding())
+    assert ours_apart() <= 1e-5
+
+
+def _apart(together: torch.Tensor, alone: Sequence[torch.Tensor]) -> float:
+    return float((together - torch.cat(list(alone))).abs().max() / together.abs().max())
 
 
 def test_prx_runs_with_a_deep_compression_decoder(tmp_path: Path) -> None:
