@@ -4,13 +4,13 @@ Commands take a dataclass of flags, which inherits from the settings; below the 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lugpi_core.corpora.options import CorpusOptions, default_run_dir, store_folder
 from lugpi_core.errors import InputError
-from lugpi_core.fields import REPEATABLE, check_fields
+from lugpi_core.fields import check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
 Scheduler = Literal["own", "ddim", "dpm++", "euler", "lcm"]
@@ -40,7 +40,7 @@ class Generation:
     """Side of the images in pixels (default: the generator's)."""
     deepcache: int | None = None
     """N = run the deep UNet blocks at every N-th step only (DeepCache); faster, but other images (default: the generator's, 1)."""
-    lora: tuple[str, ...] = field(default=(), metadata={REPEATABLE: True})
+    lora: tuple[str, ...] = ()
     """LoRA files, FILE.safetensors or FILE.safetensors:SCALE, fused into the generator's weights in this order. May be repeated."""
     unet: Path | None = None
     """A .safetensors file with the weights of the UNet or transformer alone, in place of those of --generator, such as SDXL-Lightning's."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurize.fill.results import FeaturizeResult, Progress, ProgressCallback, column_results, progress_bar
+from featurize.fill.results import MOST_LOST, FeaturizeResult, Progress, ProgressCallback, column_results, progress_bar
 from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError
@@ -386,6 +386,12 @@ def _announce_result(result: FeaturizeResult) -> None:
     failed = {name: column.failed_rows for name, column in result.columns.items()}
     cut = f"; {result.prompts_cut_share:.1%} of the texts had a prompt cut to what the generator reads" * result.is_generated
     say(f"{outcome}: {result.store_dir}{cut}" + ("" if result.complete else f"; FAILED rows: {failed}"))
+    for name, share in result.int8_lost.items():
+        if share > MOST_LOST:
+            say(
+                f"warning: int8 stores {share:.0%} of the values of {name} as 0, because a few dimensions are far larger than the rest "
+                "and a token has one scale; use --token-dtype float16, in another --run-dir"
+            )
     for sentence in [] if result.prompt_figures is None else result.prompt_figures.sentences():
         say(sentence)
 
@@ -410,4 +416,5 @@ def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | N
         peak_memory=peak_memory_bytes(),
         compute={**job.compute.record(), **({"attention": None} if models is None else models.text_to_image.record())},
         notice=job.generator.settings.notice,
+        int8_lost=state.int8_lost_shares(),
     )

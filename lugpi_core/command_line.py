@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest, one_line
-from lugpi_core.fields import REPEATABLE
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
 # A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1.
@@ -99,9 +98,9 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     """
     import tyro
 
-    for field in dataclasses.fields(options):
-        if field.metadata.get(REPEATABLE):
-            arguments = _together(arguments, f"--{field.name.replace('_', '-')}")
+    for name, kind in get_type_hints(options).items():
+        if any(get_origin(each) is tuple for each in (kind, *get_args(kind))):
+            arguments = _together(arguments, name)
     try:
         # tyro prints its errors as boxes; _flag_error finds the fault from the dataclass and the arguments instead.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -118,14 +117,15 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     return parsed
 
 
-def _together(arguments: Sequence[str], flag: str) -> list[str]:
-    """Return the arguments with all values of a flag behind its first place: argparse would forget all but the last."""
+def _together(arguments: Sequence[str], name: str) -> list[str]:
+    """Return the arguments with all values of a list's flag behind its first place: argparse would forget all but the last."""
+    flag = f"--{name.replace('_', '-')}"
     values: list[str] = []
     others: list[str] = []
     first: int | None = None
     current = others
     for argument in arguments:
-        if argument == flag or argument.startswith(f"{flag}="):
+        if argument.startswith("--") and _field_name(argument.partition("=")[0]) == name:
             first = len(others) if first is None else first
             current = values
             current += argument.split("=", 1)[1:]

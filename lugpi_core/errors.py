@@ -19,6 +19,9 @@ DISK_FAULTS |= {errno.EISDIR, errno.ENOTDIR}
 _TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
+_LONGEST_LIST, _SOME = 40, 5  # names in one line
+
+
 class InputError(ValueError):
     """Something outside the program is wrong: what was given, what was expected, and what to do.
 
@@ -46,7 +49,11 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the most similar known name, or the whole list if none is similar."""
+    """Return ``did you mean 'x'?`` for the most similar known name; if none is similar, the whole list, or of a long one the nearest."""
     choices = sorted(known)
-    close = difflib.get_close_matches(name, choices, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"
+    if close := difflib.get_close_matches(name, choices, n=1):
+        return f"did you mean {close[0]!r}?"
+    if len(choices) <= _LONGEST_LIST:
+        return f"choose one of {', '.join(choices)}"
+    some = difflib.get_close_matches(name, choices, n=_SOME, cutoff=0.0)
+    return f"choose one of {len(choices):,}, such as {', '.join(some)}"

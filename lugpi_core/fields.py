@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     Part = TypeVar("Part", bound=DataclassInstance)
 
-# In a field's metadata: its flag may be given several times, each adding to its list.
-REPEATABLE = "repeatable"
 _PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path", NoneType: "None"}
 _type_hints = cache(get_type_hints)
 

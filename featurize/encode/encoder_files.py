@@ -6,9 +6,8 @@ class token, or, where it has none, its attention-pooled vector or the mean of i
 Shapes: B images, S the encoder's side, T tokens, D width.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 
 from featurize.encode.preprocessing import Preprocessing, at_size
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.pretrained import loading
+from lugpi_core.runtime.pretrained import loading, reason
 
 LAYER = "after the final LayerNorm, before projection"
 LAST = "last tokens, after the final norm where there is one"
@@ -49,7 +48,6 @@ LICENSES = {
     "dinov3-b16": "DINOv3 License",
     "pe-core-b16": "Apache-2.0",
 }
-_ADDED = re.compile(r"(-layer\d+)?(-\d+px)?$")  # what --encoder-layer and --encoder-size add to a column's name
 
 
 def flag_of(name: str) -> str:
@@ -75,7 +73,7 @@ class EncoderFiles:
         first_token: what the first token is.
         output: which of the model's outputs the tokens are.
         layer: n = the tokens after block n, the model's own final norm applied; None = after the last.
-        stated_license: what the files themselves say, or nothing.
+        stated_license: of a preset, or what the files themselves say, or nothing.
         fit: how open_clip and timm make a square of pictures that are not: ``shortest``, ``longest``, ``squash`` or ``border``. Generated
             images are square.
         fill: the colour of the border of ``longest`` and ``border``.
@@ -104,7 +102,7 @@ class EncoderFiles:
     @property
     def license(self) -> str:
         """The licence of the weights, as far as we know it."""
-        return LICENSES.get(_ADDED.sub("", self.name)) or self.stated_license or "see the model's own card"
+        return self.stated_license or "see the model's own card"
 
     def words(self) -> str:
         """Return how images are read, for a person."""
@@ -212,7 +210,7 @@ def _at_size(files: EncoderFiles, size_px: int | None, geometry: Geometry) -> En
     )
 
 
-def with_tokens(files: EncoderFiles, build: Callable[[EncoderFiles], nn.Module]) -> EncoderFiles:
+def with_tokens(files: EncoderFiles, build: Callable[[EncoderFiles], nn.Module], choice: Choice) -> EncoderFiles:
     """Return the encoder with T and D, as a run on the meta device gives them: no weight is read, no number is computed.
 
     Raises:
@@ -220,7 +218,7 @@ def with_tokens(files: EncoderFiles, build: Callable[[EncoderFiles], nn.Module])
     """
     side_px = files.preprocessing.size_px
     try:
-        with encoder_config_errors(files.folder):
+        with encoder_config_errors(files.folder) if choice.size_px is None else size_errors(files):
             tokens_1TD = run_without_numbers(build, files)
     except (AttributeError, IndexError, ZeroDivisionError, ImportError) as error:
         raise InputError(
@@ -240,6 +238,22 @@ def run_without_numbers(build: Callable[[EncoderFiles], nn.Module], files: Encod
         # Not on that device by default: what a model keeps from a call, as BEiT does its index of positions, would be of no use later.
         tokens_1TD: torch.Tensor = tower(torch.zeros(1, 3, files.preprocessing.size_px, files.preprocessing.size_px, device="meta"))
     return tokens_1TD
+
+
+@contextmanager
+def size_errors(files: EncoderFiles) -> Iterator[None]:
+    """Turn what a library raises inside the block at a size that the user has chosen into one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            got=f"--encoder-size {files.preprocessing.size_px} for {files.folder}, whose library cannot resize its positions or windows so"
+            f" ({reason(error)})",
+            expected="a size that its library builds it for",
+            do="leave --encoder-size out, or choose another encoder",
+        ) from None
 
 
 def encoder_config_errors(folder: Path) -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """Encoders by name: presets, models of open_clip and timm, folders and hub ids. No weights are loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from featurize.encode import open_clip_models, timm_models
@@ -35,13 +36,14 @@ def find_encoder(name_or_source: str, size_px: int | None = None, layer: int | N
             that cannot be followed.
     """
     try:
-        return _find(name_or_source, Choice(size_px=size_px, layer=layer))
+        files = _find(name_or_source, Choice(size_px=size_px, layer=layer))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             got=f"--encoders {name_or_source}, whose configuration lacks something ({error!r})",
             expected="a whole folder",
             do="restore its configuration",
         ) from None
+    return replace(files, stated_license=LICENSES[name_or_source]) if name_or_source in PRESETS else files
 
 
 def _find(name_or_source: str, choice: Choice) -> EncoderFiles:
@@ -65,7 +67,7 @@ def _find(name_or_source: str, choice: Choice) -> EncoderFiles:
             do=nearest(name_or_source, [*PRESETS, "demo"]),
         )
     name = name_or_source if name_or_source in PRESETS else _column_name(name_or_source)
-    return _from_folder(name, local_model_folder(source, flag=flag_of(name)), choice)
+    return _from_folder(name, local_model_folder(source, flag=flag_of(name_or_source)), choice)
 
 
 def _from_folder(name: str, folder: Path, choice: Choice) -> EncoderFiles:

@@ -5,6 +5,7 @@ Its towers are its own vision transformers, ResNets with an attention pool, and 
 Shapes: B images, S the encoder's side, T tokens, D width, E width of the joint space, h × w cells of a feature map.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,17 @@ CONFIG = "open_clip_config.json"
 OWN = "own"  # in place of a tag: the settings that open_clip itself gives a file of weights
 _DEFAULTS = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}  # open_clip's own
 _RESNET_STRIDE = 32
+# What decides pixels and activations in the settings of a tag, and what open_clip takes where a tag leaves it out.
+_DECIDING: Mapping[str, Any] = {
+    "mean": None,
+    "std": None,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+    "quick_gelu": False,
+}
+_SOURCES = ("hf-hub:", "local-dir:")  # open_clip's own way to name what is none of its models
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".npz")
 # The text tower is not run; the smallest possible one stands in for it.
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 
@@ -59,9 +71,15 @@ def find_open_clip_name(name: str, architecture_and_weights: str, choice: Choice
     """
     import open_clip
 
+    for prefix in _SOURCES:
+        if architecture_and_weights.startswith(prefix):
+            raise InputError(
+                got=f"--encoders {PREFIX}{architecture_and_weights}",
+                expected="the folder or owner/name itself",
+                do=f"give {architecture_and_weights.removeprefix(prefix)}",
+            )
     architecture, _, weights = architecture_and_weights.partition("/")
-    model = open_clip.get_model_config(architecture)
-    if model is None:
+    if architecture not in open_clip.list_models():
         raise InputError(
             got=f"the open_clip model {architecture!r}", expected="one of its models", do=nearest(architecture, open_clip.list_models())
         )
@@ -69,6 +87,13 @@ def find_open_clip_name(name: str, architecture_and_weights: str, choice: Choice
     file = f"{file}.safetensors" if tag else weights
     if file.endswith(".safetensors") and Path(file).is_file():
         return _from_file(name, architecture, Path(file), tag, choice)
+    if file.endswith((".safetensors", *_PICKLES)):
+        raise InputError(
+            got=f"--encoders {PREFIX}{architecture_and_weights}, "
+            + ("a pickled file" if Path(file).is_file() else f"where {file} is no file"),
+            expected="a safetensors file, or a tag",
+            do="write its weights as safetensors" if Path(file).is_file() else "check the path",
+        )
     pretrained = open_clip.get_pretrained_cfg(architecture, weights)
     if not pretrained:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
@@ -114,7 +139,7 @@ def _from_file(name: str, architecture: str, file: Path, tag: str, choice: Choic
         preprocess, quick_gelu = config.get("preprocess_cfg", {}), bool(own.get("quick_gelu"))
     else:
         settings = _settings_of(architecture, file, tag)
-        preprocess, quick_gelu = settings, bool(settings.get("quick_gelu"))
+        preprocess, quick_gelu = settings, bool(settings.get("quick_gelu") or model.get("quick_gelu"))
     return _found(_Source(name, file, architecture, quick_gelu), model, preprocess, choice)
 
 
@@ -134,24 +159,49 @@ def _settings_of(architecture: str, file: Path, tag: str) -> Mapping[str, Any]:
         if tag not in settings:
             raise InputError(got=f"the tag {tag!r} of {file}", expected=f"one of {architecture}'s", do=nearest(tag, tags))
         return settings[tag]
-    named = [each for each in tags if each.replace("-", "_").lower() in _words_of(file)]
-    candidates = [settings[max(named, key=len)]] if named else list(settings.values())
-    deciding = ("mean", "std", "interpolation", "quick_gelu")
-    different = {tuple(str(each.get(key) or None) for key in deciding) for each in candidates}
+    candidates = _tags_in(file, architecture, settings) or tags
+    different = {tuple(str(settings[each].get(key) or default) for key, default in _DECIDING.items()) for each in candidates}
     if len(different) != 1:
-        why = "of which open_clip knows no weights" if not tags else f"whose weights {_some(tags)} want different pixels or activations"
+        why = (
+            "of which open_clip knows no weights" if not tags else f"whose weights {_some(candidates)} want different pixels or activations"
+        )
         raise InputError(
             got=f"{file}, weights of {architecture}, {why}",
             expected="the settings that they were trained with",
-            do=f"add the tag: {PREFIX}{architecture}/{file}@{tags[0] if tags else OWN}, or @{OWN} for the settings of open_clip itself",
+            do=f"add the tag: {PREFIX}{architecture}/{file}@{[*candidates, OWN][0]}, or @{OWN} for the settings of open_clip itself",
         )
-    return candidates[0]
+    return settings[candidates[0]]
 
 
-def _words_of(file: Path) -> str:
-    """Return the name of a file and of the folder of the hub's cache that it lies in."""
-    cached = [part for part in file.absolute().parts if part.startswith("models--")]
-    return "/".join([*cached, file.stem]).replace("-", "_").lower()
+def _tags_in(file: Path, architecture: str, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the tags that the name of a file fits, or that of its folder in the hub's cache; several if it is not clear.
+
+    A tag alone, or behind the architecture, and the name of its repository are clear; a folder may have the latter too. Otherwise all tags
+    in the names count, unless what is found of one is part of what is found of another; and so do tags that begin as one of them does,
+    whose end may be written differently.
+    """
+    cached = [part.split("--", 2)[-1] for part in file.absolute().parts if part.startswith("models--")]
+    names = [_plain(name) for name in (file.stem, *cached)]
+    repositories = {tag: _plain(each["hf_hub"].split("/")[1]) for tag, each in settings.items() if each.get("hf_hub")}
+    folder = _plain(file.absolute().parent.name)
+    if exact := [
+        tag
+        for tag in settings
+        if {_plain(tag), _plain(f"{architecture}-{tag}"), repositories.get(tag)} & set(names) or repositories.get(tag) == folder
+    ]:
+        return exact
+    known = {tag: filter(None, (_plain(tag), repositories.get(tag))) for tag in settings}
+    found = {tag: max((way for way in ways if _contain(names, way)), key=len, default="") for tag, ways in known.items()}
+    longest = [tag for tag, way in found.items() if way and not any(way != other and _contain([other], way) for other in found.values())]
+    return [tag for tag in settings if tag in longest or any(tag.startswith(found_tag) for found_tag in longest if not found[tag])]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _contain(names: list[str], part: str) -> bool:
+    return any(f"_{part}_" in f"_{name}_" for name in names)
 
 
 def _some(tags: list[str]) -> str:
@@ -192,7 +242,7 @@ def _found(source: _Source, model: Mapping[str, Any], preprocess: Mapping[str, A
     else:
         files = replace(files, first_token=MEAN, output=MAP)
         geometry = Geometry(trained_px=trained_px, patch_px=_RESNET_STRIDE, positions="fixed", blocks=None)
-    return with_tokens(as_chosen(files, choice, geometry), open_clip_skeleton)
+    return with_tokens(as_chosen(files, choice, geometry), open_clip_skeleton, choice)
 
 
 def _visual(files: EncoderFiles) -> Any:
@@ -365,5 +415,7 @@ def _gives_own_embedding(files: EncoderFiles, visual: Any, way: Projection) -> b
     noise_13SS = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     tokens_1TD = _tower(files, visual.eval())(noise_13SS)
     expected_1E = visual(noise_13SS)
+    if expected_1E.ndim != 2:  # without pool and projection open_clip gives the feature map
+        return False
     found_1E = way.project(tokens_1TD if way.reads_all else tokens_1TD[:, 0])
     return bool(torch.allclose(found_1E, expected_1E, rtol=1e-3, atol=1e-4 * float(expected_1E.abs().max())))

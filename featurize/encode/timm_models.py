@@ -26,6 +26,7 @@ from featurize.encode.encoder_files import (
     as_chosen,
     encoder_config_errors,
     flag_of,
+    size_errors,
     with_tokens,
 )
 from featurize.encode.preprocessing import timm_preprocessing
@@ -124,8 +125,12 @@ def find_timm(name: str, folder: Path, choice: Choice) -> EncoderFiles:
     )
     with encoder_config_errors(folder), torch.device("meta"):
         trunk = _trunk(files)
-    files = with_contract(files, trunk)
-    return with_tokens(as_chosen(files, choice, timm_geometry(trunk)), timm_skeleton)
+    files = as_chosen(with_contract(files, trunk), choice, timm_geometry(trunk))
+    if files.resizes_positions:
+        # Whether timm fits the weights to that size is tried out with weights that have no numbers.
+        with size_errors(files), torch.device("meta"):
+            _trunk(files, trunk.state_dict())
+    return with_tokens(files, timm_skeleton, choice)
 
 
 def _parts_of(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:

@@ -134,6 +134,8 @@ KINDS: Mapping[str, Kind] = {
     "donut-swin": replace(_pyramid("DonutSwinModel"), is_normed=False),
     "hiera": _pyramid("HieraModel", "pooler.layernorm"),
     "focalnet": replace(_pyramid("FocalNetModel"), positions="computed"),
+    # Of equal blocks, whose last states are returned as a map.
+    "vitdet": Kind(model="VitDetModel", prefix=0, first=MEAN, is_map=True, positions="itself"),
     "levit": replace(_pyramid("LevitModel"), positions="fixed", is_normed=False),
     "pvt": Kind(model="PvtModel", is_pyramid=True, positions="itself"),
     "cvt": Kind(model="CvtModel", is_map=True, is_pyramid=True, positions="computed"),
@@ -153,7 +155,6 @@ KINDS: Mapping[str, Kind] = {
             ("segformer", "SegformerModel"),
             ("swiftformer", "SwiftFormerModel"),
             ("textnet", "TextNetModel"),
-            ("vitdet", "VitDetModel"),
         )
     },
 }
@@ -208,7 +209,7 @@ def find_transformers(name: str, folder: Path, choice: Choice) -> EncoderFiles:
         first_token=MEAN if kind.first == ATTENTION_POOLED and has_pool is False else kind.first,
         output=kind.output,
     )
-    return with_tokens(as_chosen(files, choice, _geometry(folder, kind, vars(config))), transformers_skeleton)
+    return with_tokens(as_chosen(files, choice, _geometry(folder, kind, vars(config))), transformers_skeleton, choice)
 
 
 def family_in(folder: Path) -> str:
@@ -284,13 +285,33 @@ def load_transformers(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:
     )
     # transformers only logs them and leaves them random. The pooler is never read, and many checkpoints lack it.
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.") or _kind(files.family).norm):
-        raise ValueError(f"no weights for {first_of(missing)}")
+        raise _missing_weights(files, model, missing)
     if mismatched := sorted(report["mismatched_keys"]):
         weight, *shapes = mismatched[0]
         in_file, as_configured = (" × ".join(map(str, shape)) for shape in shapes)
         more = f", and {len(mismatched) - 1} more" * (len(mismatched) > 1)
         raise ValueError(f"{weight} is {in_file} in its file and {as_configured} by config.json{more}")
     return _tower(files, model)
+
+
+def _missing_weights(files: EncoderFiles, model: Any, missing: list[str]) -> Exception:
+    """Return the error for weights that a folder lacks. A backbone or segmenter does not have those of the model's last layers."""
+    import transformers
+
+    saved_as = str((read_config(files.folder / "config.json").get("architectures") or ["no class"])[0])
+    kind: Any = getattr(transformers, saved_as, None)
+    what = f"no weights for {first_of(missing)}"
+    if kind is None or kind.config_class is not type(model.config):
+        return ValueError(what)
+    with torch.device("meta"):
+        names = kind(model.config).state_dict().keys()
+    if names & {missing[0], f"{kind.base_model_prefix}.{missing[0]}"}:
+        return ValueError(what)
+    return InputError(
+        got=f"{files.folder} of a {saved_as}, which has {what}",
+        expected=f"all of {_kind(files.family).model}",
+        do="give the folder of that model, or of its classifier",
+    )
 
 
 def _tower(files: EncoderFiles, model: Any) -> nn.Module:

@@ -40,6 +40,7 @@ class RunState:
         redone: rows that failed and were computed once more in float32; not counted in the others.
         failed: rows of this run that are flagged, in any column.
         batches: the batch sizes, and every halving.
+        int8_lost: of each column in int8, int64 [2], on the device: values that are not 0, and those of them that are stored as 0.
     """
 
     times: StageTimes
@@ -52,12 +53,18 @@ class RunState:
     encoded: int = 0
     redone: int = 0
     failed: int = 0
+    int8_lost: dict[str, torch.Tensor] = field(default_factory=dict)
     stop: StopRequest = field(default_factory=StopRequest)
 
     def rows(self) -> dict[str, int]:
         """Return the counts, under their names in the record."""
         counts = {"prompts": self.prompts, "drawn": self.generated, "decoded": self.decoded}
         return {**counts, "encoded": self.encoded, "redone": self.redone}
+
+    def int8_lost_shares(self) -> dict[str, float]:
+        """Return the share of the values of each column in int8 that this run stored as 0 though they are not."""
+        counts = {name: counted.tolist() for name, counted in self.int8_lost.items()}
+        return {name: lost / max(1, values) for name, (values, lost) in counts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

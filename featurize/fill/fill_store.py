@@ -95,7 +95,7 @@ class _ImageFiller(ShardFiller):
         for name, file in files.items():
             if not file.valid[rows].all():
                 failed_B |= block.failed[name] & ~file.valid[rows]
-                self._thread.put_rows(file, rows.start, stored_form(block.values[name], block.flags[name], file.layout.dtype))
+                self.put_rows(name, file, rows.start, stored_form(block.values[name], block.flags[name], file.layout.dtype))
         self._state.failed += int(failed_B.sum())
         if self._state.failed > self._job.most_failed:
             precision = "--dtype float32, " if self._job.compute.dtype != "float32" else ""

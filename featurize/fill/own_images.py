@@ -85,6 +85,7 @@ def own_result(corpus: Corpus, job: OwnJob, state: RunState, *, already_done: bo
         compute={**job.compute.record(), "attention": None},
         notice=None,
         is_generated=False,
+        int8_lost=state.int8_lost_shares(),
     )
 
 
@@ -187,7 +188,7 @@ class _PictureFiller(ShardFiller):
             state.encoded += len(pixels)
             flags_B = self._flags_of(encoder, pixels_B3SS, tokens_BTD, faults_B)
             failed_B |= (flags_B.cpu().numpy() > 0) & ~file.valid[rows]
-            self._thread.put_rows(file, rows.start, stored_form(tokens_BTD, flags_B, file.layout.dtype))
+            self.put_rows(name, file, rows.start, stored_form(tokens_BTD, flags_B, file.layout.dtype))
         state.failed += int(failed_B.sum())
         if state.failed > self._job.most_failed:
             raise InputError(

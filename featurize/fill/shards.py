@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from featurize.fill.block import RunState
-from featurize.fill.writer_thread import WriterThread
+from featurize.fill.writer_thread import StoredRows, WriterThread
 from lugpi_core.command_line import say
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.shard import ShardWriter
@@ -99,6 +99,13 @@ class ShardFiller(ABC):
         self._thread.drain()
         for writer in self._writers.values():
             writer.refresh()
+
+    def put_rows(self, name: str, file: ShardWriter, first: int, rows: StoredRows) -> None:
+        """Queue rows of a column's block, to be written from local row ``first`` on; count what int8 loses of them."""
+        if rows.lost_2 is not None:
+            counted = self._state.int8_lost.get(name)
+            self._state.int8_lost[name] = rows.lost_2 if counted is None else counted + rows.lost_2
+        self._thread.put_rows(file, first, rows)
 
     def commit(self, shard: int, files: Mapping[str, ShardWriter]) -> None:
         """Queue the commit of a shard whose rows are all queued."""

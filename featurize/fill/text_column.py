@@ -77,7 +77,7 @@ class _TextFiller(ShardFiller):
                 vectors_PTD, flags_P = self._vectors_of(prompts)
                 self._count_failed(int((flags_P > 0).sum()) * each)
                 values, flags_B = (tensor.repeat_interleave(each, dim=0) for tensor in (vectors_PTD, flags_P))
-                self._thread.put_rows(file, rows.start, stored_form(values, flags_B, layout.dtype))
+                self.put_rows(self._spec.name, file, rows.start, stored_form(values, flags_B, layout.dtype))
             self._state.texts += rows.stop - rows.start
             yield
         self.commit(shard, files)

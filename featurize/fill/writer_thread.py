@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.runtime.meters import StageTimes
-from lugpi_core.store.quantize import quantize
+from lugpi_core.store.quantize import lost_values, quantize
 from lugpi_core.store.shard import ShardWriter
 
 # Rows that wait to be written: as many as the slowest GPU computes while a shard is committed; a kill loses no more.
@@ -24,11 +24,13 @@ MOST_WAITING_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRows:
-    """Rows of a block as they are written: values [B, ...], flags uint8 [B], and float32 scales [B, T] if the column is int8."""
+    """Rows of a block as they are written: values [B, ...], flags uint8 [B]. If the column is int8, also float32 scales [B, T], and int64
+    [2]: the values that are not 0, and those of them that int8 loses."""
 
     values: torch.Tensor
     flags_B: torch.Tensor
     scales_BT: torch.Tensor | None = None
+    lost_2: torch.Tensor | None = None
 
 
 def stored_form(values_B: torch.Tensor, flags_B: torch.Tensor, dtype: str) -> StoredRows:
@@ -36,7 +38,7 @@ def stored_form(values_B: torch.Tensor, flags_B: torch.Tensor, dtype: str) -> St
     good = torch.where((flags_B == 0).view(-1, *[1] * (values_B.ndim - 1)), values_B, 0)
     if dtype == "int8":
         values, scales_BT = quantize(good)
-        return StoredRows(values=values, flags_B=flags_B, scales_BT=scales_BT)
+        return StoredRows(values=values, flags_B=flags_B, scales_BT=scales_BT, lost_2=lost_values(good, values))
     return StoredRows(values=good.to(torch.float16), flags_B=flags_B)
 
 

@@ -1,7 +1,8 @@
 """From settings to a job: which images to generate, with which models, into which columns. Files are found; no model is loaded."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,11 @@ from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.fingerprint import Fingerprint, differences
 from lugpi_core.runtime.device import Compute, resolve_compute
-from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.example_table import EXAMPLES, read_example_table
 from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, TINY, Dtype
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest
 from lugpi_core.store.reader import columns_of
+from lugpi_core.store.virtual_view import VIEW
 from lugpi_core.store.writer import missing_bytes
 
 OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache", "lora", "unet", "generator_config")
@@ -188,10 +190,16 @@ def column_specs(
         for files in encoders
     ]
     specs = ((latent,) if settings.latents else ()) + tuple(tokens)
-    names = [LATENTS, PROMPT_TEXT, *(spec.name for spec in tokens)]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise InputError(got=f"two columns named {', '.join(repeated)}", expected="one name a column", do="rename the encoder's folder")
+    require_names_of_columns(spec.name for spec in tokens)
     return specs
+
+
+def require_names_of_columns(encoders: Iterable[str]) -> None:
+    """Raise InputError unless encoders' columns have names of their own, which nothing else in a store has."""
+    for name, count in Counter(encoders).items():
+        if count > 1 or name in (LATENTS, PROMPT_TEXT, EXAMPLES, VIEW):
+            what = "two columns named" if count > 1 else "an encoder's column named as another part of a store,"
+            raise InputError(got=f"{what} {name}", expected="one name a column", do="rename the encoder's folder")
 
 
 def _shard_rows(plan: ImagePlan, asked: int) -> int:

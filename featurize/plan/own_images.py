@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.encode.own_pictures import PictureKind, kind_of
 from featurize.options import Execution, FeaturizeSettings, Generation
-from featurize.plan.job import FEWEST_FAILED
+from featurize.plan.job import FEWEST_FAILED, require_names_of_columns
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.pictures import PictureCell, PictureFault
 from lugpi_core.errors import InputError, number_of
@@ -199,8 +199,7 @@ def plan_own_job(
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
     _refuse_generating(encoders, settings, made_by)
     files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in expand_encoders(tuple(encoders)))
-    if repeated := [name for name, count in Counter(one.name for one in files).items() if count > 1]:
-        raise InputError(got=f"two columns named {repeated[0]}", expected="one name a column", do="rename the encoder's folder")
+    require_names_of_columns(one.name for one in files)
     plan = own_images(corpus)
     if len(plan) > settings.shard_rows * MOST_SHARDS:
         raise InputError(

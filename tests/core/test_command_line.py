@@ -363,3 +363,16 @@ def test_an_interrupt_before_the_command_begins_ends_without_a_traceback(package
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module(package, run_name="__main__")
     assert stopped.value.code == 130
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seeds", "4", "5", "--seeds", "6"],
+        ["--seeds=4", "--steps", "2", "--seeds", "5", "6"],
+        ["--seeds", "4", "--dataset", "d", "--seeds=5", "--seeds=6"],
+    ],
+)
+def test_a_list_that_is_given_several_times_is_one_list(arguments: list[str]) -> None:
+    parsed = parse(Options, ["--dataset", "d", *arguments], prog="python -m count")
+    assert parsed.seeds == (4, 5, 6)

@@ -31,6 +31,12 @@ def test_a_name_similar_to_none_gets_the_sorted_list() -> None:
     assert nearest("zzz", iter(["imdb", "20ng"])) == "choose one of 20ng, imdb"
 
 
+def test_of_a_long_list_the_nearest_few_are_named() -> None:
+    message = nearest("zzz", [f"model-{n}" for n in range(1999)] + ["zaza"])
+    assert message.startswith("choose one of 2,000, such as zaza, ")
+    assert message.count(",") == 6
+
+
 @pytest.mark.parametrize(
     ("written", "shown"),
     [

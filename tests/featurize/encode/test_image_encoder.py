@@ -279,13 +279,26 @@ def test_every_preset_names_weights_that_its_library_has() -> None:
         ("dmo", "did you mean 'demo'"),
         ("open_clip:ViT-B-31/openai", "got the open_clip model 'ViT-B-31'; expected one of its models; did you mean 'ViT-B-32'"),
         ("open_clip:ViT-B-32/opanai", "got the open_clip weights 'opanai'; expected weights of ViT-B-32; did you mean 'openai'"),
-        ("open_clip:ViT-B-32/no/such.safetensors", "got the open_clip weights"),
+        ("open_clip:ViT-B-32/no/such.safetensors", "where no/such.safetensors is no file; .*check the path"),
         ("open_clip:ViT-B-32", "got the open_clip weights ''"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["timm:nope", "open_clip:nope/x"])
+def test_a_name_like_none_of_a_long_list_is_answered_with_a_few(name: str) -> None:
+    with pytest.raises(InputError, match="choose one of") as error:
+        find_encoder(name)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_folder_named_as_a_preset_has_not_its_licence(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = clip_folder.rename(clip_folder.parent / "dinov3-b16")
+    assert find_encoder(str(renamed)).license == "see the model's own card"
+    assert find_encoder("clip-demo", 128).license == "Apache-2.0"
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b32", "vit-b16", "owner/name@v1", "open_clip:ViT-B-16/laion2b_s34b_b88k"])

@@ -178,13 +178,18 @@ IMAGENET = (0.485, 0.456, 0.406)
         ("PE-Core-B-16", "weights.safetensors", INCEPTION, "bilinear", False),
         ("ViT-L-14-CLIPA", "weights.safetensors", IMAGENET, "bilinear", False),
         ("RN50", "weights.safetensors", OPENAI, "bicubic", True),
+        ("ViT-L-14", "DFN2B-CLIP-ViT-L-14.safetensors", OPENAI, "bicubic", True),
+        ("ViT-L-14", "DFN2B-CLIP-ViT-L-14-39B.safetensors", OPENAI, "bicubic", False),
+        ("ViT-L-14", "ours-dfn2b_s39b-fp16.safetensors", OPENAI, "bicubic", False),
+        ("ViT-L-14", "DFN2B-CLIP-ViT-L-14-39B/open_clip_model.safetensors", OPENAI, "bicubic", False),
+        ("ViT-B-32-quickgelu", "weights.safetensors@own", OPENAI, "bicubic", True),
     ],
 )
 def test_a_file_of_weights_gets_the_settings_of_its_tag(
     tmp_path: Path, architecture: str, file: str, mean: tuple[float, ...], interpolation: str, quick_gelu: bool
 ) -> None:
     name, _, tag = file.partition("@")
-    path = _file(tmp_path, name)
+    path = _file((tmp_path / name).parent, Path(name).name)
     files = find_encoder(f"open_clip:{architecture}/{path}" + (f"@{tag}" if tag else ""))
     assert (files.preprocessing.mean, files.preprocessing.interpolation, files.quick_gelu) == (mean, interpolation, quick_gelu)
     assert files.name == f"open_clip-{architecture}-{path.stem}"
@@ -203,6 +208,42 @@ def test_a_file_beside_its_configuration_gets_what_that_says(tmp_path: Path) -> 
     assert (files.quick_gelu, files.preprocessing.mean) == (True, INCEPTION)
     with pytest.raises(InputError, match="beside a configuration of another model than ViT-B-16"):
         find_encoder(f"open_clip:ViT-B-16/{path}")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "file", "message"),
+    [
+        # Tags that begin alike, and two tags in one name.
+        ("ViT-L-14", "dfn2b-39b", "whose weights dfn2b, dfn2b_s39b want different pixels or activations"),
+        ("ViT-L-14", "DFN2B-CLIP-ViT-L-14-finetuned", "whose weights dfn2b, dfn2b_s39b want"),
+        ("ViT-B-32", "openai-tuned-on-laion2b_s34b_b79k", "whose weights openai, laion2b_s34b_b79k want"),
+        # Tags that differ in what is done with pictures that are not square.
+        ("ViT-H-14-quickgelu", "open_clip_model", "whose weights metaclip_fullcc, dfn5b want"),
+    ],
+)
+def test_a_name_that_fits_several_tags_of_other_settings_is_one_line(tmp_path: Path, architecture: str, file: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        find_encoder(f"open_clip:{architecture}/{_file(tmp_path, f'{file}.safetensors')}")
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there_or_pickled_are_told(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"pickled")
+    for file, message in (("no.safetensors", "no.safetensors is no file"), ("no.pt", "no.pt is no file"), ("weights.pt", "a pickled file")):
+        with pytest.raises(InputError, match=message):
+            find_encoder(f"open_clip:ViT-B-32/{tmp_path / file}")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/ViT-B-16-SigLIP2", "local-dir:/some/folder"])
+def test_open_clips_own_names_of_folders_and_the_hub_are_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=f"got --encoders open_clip:{name}; expected .* itself; give {name.partition(':')[2]}$"):
+        find_encoder(f"open_clip:{name}")
+
+
+def test_a_tower_that_gives_a_map_has_no_projection(tmp_path: Path) -> None:
+    _saved(tmp_path / "clip", {**TIMM, "timm_model_name": "test_resnet", "timm_pool": "", "timm_proj": "none"})
+    files = find_encoder(str(tmp_path / "clip"))
+    assert projection_of(files, open_clip_model(files).eval()) is None
 
 
 @pytest.mark.parametrize(

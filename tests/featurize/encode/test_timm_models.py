@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 from timm.models.inception_next import MetaNeXt
 from timm.models.volo import VOLO
 
+from featurize.encode import timm_models
 from featurize.encode.encoders import find_encoder
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.encode.timm_models import TimmTokens, parts_of
@@ -243,6 +244,49 @@ def test_a_convit_so_shallow_that_its_class_token_never_joins_has_none(tmp_path:
     _saved(tmp_path / "model", "convit_tiny", **SMALL)
     files = find_encoder(str(tmp_path / "model"))
     assert (files.tokens, files.first_token, files.prefix) == (197, MEAN, 1)
+
+
+# The published models with fewer blocks; timm builds each of them for another size, or says that it does not.
+FIXED: dict[str, dict[str, Any]] = {
+    "cait_xxs24_224": SMALL,
+    "convit_tiny": {**SMALL, "local_up_to_layer": 1},
+    "levit_128s": {},
+    "hiera_tiny_224": {"embed_dim": 24, "stages": (1, 1, 1, 1), "q_pool": 3},
+    "twins_pcpvt_small": {"depths": (1, 1, 1, 1)},
+    "maxvit_tiny_rw_224": {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 32), "stem_width": 32},
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_size_that_timm_cannot_give_a_model_is_refused_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    _saved(tmp_path / "model", name, **FIXED[name])
+    monkeypatch.setattr(timm_models, "load_file", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(
+        InputError, match=r"got --encoder-size 112 for .*cannot resize its positions or windows so.*; leave --encoder-size out"
+    ) as error:
+        find_encoder(str(tmp_path / "model"), 112)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "size_px", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", 448, {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}),
+        ("eva02_tiny_patch14_224", 112, {**SMALL, "num_heads": 3}),
+    ],
+)
+def test_windows_and_rotated_positions_of_another_size_are_those_of_timm(
+    tmp_path: Path, name: str, size_px: int, arguments: dict[str, Any]
+) -> None:
+    _saved(tmp_path / "model", name, **arguments)
+    resized = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, img_size=size_px).eval()
+    pixels = torch.randn(1, 3, size_px, size_px)
+    with torch.inference_mode():
+        found = ImageEncoder(find_encoder(str(tmp_path / "model"), size_px), CPU)._tower(pixels)
+        states = resized.forward_features(pixels).flatten(1, -2)
+    assert torch.equal(found[:, -states.shape[1] :], states)
 
 
 def test_a_size_or_layer_that_the_model_does_not_have_is_one_line(tmp_path: Path) -> None:

@@ -280,6 +280,29 @@ def test_a_layer_that_is_not_there_is_one_line(tmp_path: Path, name: str, layer:
         find_encoder(str(tmp_path / "model"), layer=layer)
 
 
+def test_a_layer_of_vitdet_is_the_librarys_hidden_state(tmp_path: Path) -> None:
+    model = _saved(CASES["vitdet"], tmp_path / "model")
+    files = find_encoder(str(tmp_path / "model"), layer=2)
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        states = model(pixel_values=pixels, output_hidden_states=True).hidden_states[2].flatten(2).transpose(1, 2)
+        found = ImageEncoder(files, CPU)._tower(pixels)
+    assert files.name == "model-layer2"
+    assert torch.equal(found[:, 1:], states)
+
+
+@pytest.mark.parametrize(
+    ("name", "saved_as", "lacks"),
+    [("mobilevit", "MobileViTForSemanticSegmentation", "conv_1x1_exp"), ("convnext", "ConvNextBackbone", "layernorm")],
+)
+def test_a_folder_without_the_models_last_layer_is_told_as_what_it_is(tmp_path: Path, name: str, saved_as: str, lacks: str) -> None:
+    whole = _saved(CASES[name], tmp_path / "model")
+    getattr(hf, saved_as)(whole.config).save_pretrained(tmp_path / "model")
+    message = rf"model of a {saved_as}, which has no weights for {lacks}.*; expected all of \w+Model; give the folder of that model"
+    with pytest.raises(InputError, match=message):
+        ImageEncoder(find_encoder(str(tmp_path / "model")), CPU)
+
+
 def test_positions_are_interpolated_as_the_library_does_or_refused(tmp_path: Path) -> None:
     model = _saved(CASES["siglip_vision_model"], tmp_path / "siglip")
     files = find_encoder(str(tmp_path / "siglip"), 64)

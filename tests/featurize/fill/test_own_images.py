@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,36 @@ def test_settings_of_generating_are_refused(setting: dict[str, Any], tmp_path: P
     table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
     with pytest.raises(InputError, match="no generator is loaded"):
         featurize_command(options(table, tmp_path / "run", **setting))
+
+
+@pytest.mark.parametrize("name", ["prompt-text", "latents", "tokens.h5"])
+def test_an_encoder_named_as_another_part_of_a_store_is_refused(name: str, tmp_path: Path) -> None:
+    table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
+    shutil.copytree(embedded_model("vit-demo"), tmp_path / name)
+    with pytest.raises(InputError, match=f"column named as another part of a store, {name}; .*rename the encoder's folder"):
+        featurize_command(options(table, tmp_path / "run", encoders=(str(tmp_path / name),)))
+
+
+def test_tokens_of_which_int8_loses_many_values_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
+    figures = featurize_command(options(table, tmp_path / "plain", token_dtype="int8"))
+    assert 0 < figures["int8_lost"]["vit-demo"] < 0.05
+    assert "int8 stores" not in capsys.readouterr().err
+    encode = own_images._encode
+
+    def with_one_large_dimension(*given: Any) -> torch.Tensor:
+        tokens_BTD = encode(*given).clone()
+        tokens_BTD[..., 3] = 300
+        return tokens_BTD
+
+    monkeypatch.setattr(own_images, "_encode", with_one_large_dimension)
+    figures = featurize_command(options(table, tmp_path / "large", token_dtype="int8"))
+    stored = tokens(tmp_path / "large")
+    assert figures["int8_lost"]["vit-demo"] == round(float((stored == 0).mean()), 4) > 0.3
+    assert f"int8 stores {figures['int8_lost']['vit-demo']:.0%} of the values of vit-demo as 0" in capsys.readouterr().err
+    assert "int8_lost" not in featurize_command(options(table, tmp_path / "float16"))
 
 
 def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,13 @@ def test_tokens_in_eight_bits_arrive_with_their_scales(tmp_path: Path, times: St
     file.close()
 
 
+def test_values_that_int8_loses_are_counted_without_those_that_are_0() -> None:
+    tokens_BTD = torch.tensor([[[127.0, 0.6, 0.4, 0.0]], [[0.0, 0.0, 1e-3, 1.0]], [[5.0, 5.0, 5.0, 0.01]]])
+    rows = stored_form(tokens_BTD, torch.tensor([0, 0, 1], dtype=torch.uint8), "int8")
+    assert rows.lost_2 is not None
+    assert rows.lost_2.tolist() == [5, 2]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3.0])
 def test_the_stored_form_of_a_failed_row_is_zeros(dtype: str, value: float) -> None:
