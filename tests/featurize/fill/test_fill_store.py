@@ -181,7 +181,9 @@ def test_two_columns_of_one_name_are_refused(table: Path, tmp_path: Path) -> Non
     (tmp_path / "a" / "latents").mkdir(parents=True)
     for path in find_encoder("vit-demo").folder.iterdir():
         (tmp_path / "a" / "latents" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match="got an encoder.s column named as another part of a store, latents; expected one name a column; rename the encoder's folder"):
+    with pytest.raises(
+        InputError, match="column named as another part of a store, latents; expected one name a column; rename the encoder's folder"
+    ):
         featurize_command(options(table, tmp_path / "run", encoders=(str(tmp_path / "a" / "latents"),)))
     assert not list((tmp_path / "run" / "tokens").iterdir())
 
