@@ -13,6 +13,7 @@ from benchmarks.options import (
     ModelsOptions,
     PromptsOptions,
     RealOptions,
+    ScaleOptions,
     TrainingOptions,
 )
 from lugpi_core.command_line import Command, run_one_of
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
         "pictures": (_pictures, DriftOptions),
         "prompts": (_prompts, PromptsOptions),
         "models": (_models, ModelsOptions),
+        "scale": (_scale, ScaleOptions),
+        "peers": (_peers, BenchmarkOptions),
         "all": (_all, BenchmarkOptions),
         "demo": (_demo, DemoOptions),
         "real": (_real, RealOptions),
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
         "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `card` counts what the "
         "presets take on a GPU of 24 GB; `prompts` counts the words that are not "
-        "read; `models` tries every architecture of transformers; `demo` and `real` (hours) run the experiment of the tables."
+        "read; `models` tries every architecture of transformers; `scale` takes a million texts through every stage; "
+        "`peers` reads the store beside other formats; `demo` and `real` (hours) run the experiment of the tables."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -108,6 +112,18 @@ def _models(options: ModelsOptions) -> dict[str, Any]:
     from benchmarks.models.matrix import measure
 
     return measure(smoke=options.smoke, record=options.record, only=options.only, processes=options.processes, runs=options.runs)
+
+
+def _scale(options: ScaleOptions) -> dict[str, Any]:
+    from benchmarks.scale.scale import measure
+
+    return measure(smoke=options.smoke, record=options.record, stages=options.stages)
+
+
+def _peers(options: BenchmarkOptions) -> dict[str, Any]:
+    from benchmarks.store.peers import measure
+
+    return measure(smoke=options.smoke, record=options.record)
 
 
 def _all(options: BenchmarkOptions) -> dict[str, Any]:

@@ -92,6 +92,14 @@ class ModelsOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleOptions(BenchmarkOptions):
+    """Measure how the time and memory of each stage grow from 100,000 texts to 1,000,000."""
+
+    stages: tuple[str, ...] = ()
+    """Only these stages, such as read or "token ids"."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions(BenchmarkOptions):
     """Run the experiment on the embedded corpus: all rows of Table 1 and the controls, and students of unlabelled texts, over seeds."""
 

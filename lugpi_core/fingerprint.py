@@ -8,12 +8,14 @@ into shards, and over the configuration. Two hashes agree if their contents do; 
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
 
@@ -52,12 +54,31 @@ _OF_THE_WRITER = frozenset(
 _LARGEST_CONFIGURATION_BYTES = 1 << 20
 _LARGEST_HEADER_BYTES = 100_000_000  # as the safetensors library reads
 _MODEL_HASH = re.compile(r"(?P<files>[0-9a-f]{32})(?:\+(?P<content>[0-9a-f]{32}))?")
+_ITEMS_AT_ONCE = 4096
 _Tensor = tuple[str, str, list[int], str]  # name, dtype, shape, hash of its bytes
 
 
 def digest(value: Any) -> str:
     """Return the xxh3-128 of a JSON value, independent of the order of its keys."""
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
+
+
+def digest_of_lists(*parts: Sequence[str] | NDArray[np.int64] | int) -> str:
+    """Return ``digest([list(part), …])`` of long lists of texts or whole numbers, and of single numbers, without their JSON in memory."""
+    hasher = xxhash.xxh3_128(b"[")
+    for number, part in enumerate(parts):
+        hasher.update(b", " if number else b"")
+        if isinstance(part, int):
+            hasher.update(str(part).encode())
+            continue
+        hasher.update(b"[")
+        for start in range(0, len(part), _ITEMS_AT_ONCE):
+            some = part[start : start + _ITEMS_AT_ONCE]
+            text = json.dumps(some.tolist() if isinstance(some, np.ndarray) else list(some), ensure_ascii=True)
+            hasher.update((", " if start else "").encode() + text[1:-1].encode())
+        hasher.update(b"]")
+    hasher.update(b"]")
+    return hasher.hexdigest()
 
 
 def hash_file(path: Path) -> str:

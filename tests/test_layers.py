@@ -88,6 +88,8 @@ COMMANDS = {
         "pictures",
         "prompts",
         "models",
+        "scale",
+        "peers",
         "all",
         "demo",
         "real",

@@ -59,7 +59,7 @@ def image_job(flags: Mapping[str, Any], *, count: int | None = None) -> ImageJob
     return ImageJob(
         generator=find_generator(options.generator, settings, half=compute.dtype != "float32"),
         encoders=tuple(find_encoder(name) for name in expand_encoders(options.encoders)),
-        prompts=plan.prompts[:count],
+        prompts=tuple(plan.prompts[:count]),
         seeds=tuple(int(seed) for seed in plan.seeds[:count]),
         dtype=compute.torch_dtype,
         device=compute.device,

@@ -109,7 +109,7 @@ class PromptWindow:
         self._parts: list[PromptEmbeddings] = []
         self._place_of_prompt: dict[int, tuple[int, int]] = {}
         begin, last = plan.prompt_of(images[0]), plan.prompt_of(images[-1])
-        order = [begin + number for number in text_to_image.encoding_order(plan.prompts[begin : last + 1])]
+        order = [begin + number for number in text_to_image.encoding_order(list(plan.prompts[begin : last + 1]))]
         groups = [order[start : start + TEXT_BATCH] for start in range(0, len(order), TEXT_BATCH)]
         needed = {plan.prompt_of(image) for image in missing}
         with state.times.kernels("prompt"), text_to_image.text_encoder_on_device():

@@ -73,7 +73,7 @@ class _TextFiller(ShardFiller):
             if not file.valid[rows].all():
                 self._state.stop.check()
                 start = self._job.plan.prompt_of(layout.first_row + rows.start)
-                prompts = self._job.plan.prompts[start : start + (rows.stop - rows.start) // each]
+                prompts = tuple(self._job.plan.prompts[start : start + (rows.stop - rows.start) // each])
                 vectors_PTD, flags_P = self._vectors_of(prompts)
                 self._count_failed(int((flags_P > 0).sum()) * each)
                 values, flags_B = (tensor.repeat_interleave(each, dim=0) for tensor in (vectors_PTD, flags_P))

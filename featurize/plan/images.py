@@ -3,16 +3,17 @@
 Shapes: N examples with Q prompts and K images each, P distinct prompts, M = P·K/Q images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.columns import TextColumn, numbered
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.fingerprint import digest
+from lugpi_core.fingerprint import digest_of_lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class ImagePlan:
         images_per_prompt: K/Q.
     """
 
-    prompts: tuple[str, ...]
+    prompts: Sequence[str]
     seeds: NDArray[np.int64]
     prompts_of_example: NDArray[np.int64]
     images_per_prompt: int = 1
@@ -57,7 +58,7 @@ class ImagePlan:
 
     def fingerprint(self) -> str:
         """Return the hash of all prompts with their seeds, in order."""
-        return digest([self.prompts, self.seeds.tolist()])
+        return digest_of_lists(self.prompts, self.seeds)
 
 
 def plan_images(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> ImagePlan:
@@ -67,38 +68,59 @@ def plan_images(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> Image
         InputError: an example has an empty prompt.
     """
     require_prompts(corpus)
-    return plan_prompts([(example.prompt,) for example in corpus.examples], seed=seed, images_per_prompt=images_per_text)
+    return plan_prompts(corpus.columns.prompts, seed=seed, images_per_prompt=images_per_text)
 
 
-def plan_prompts(prompts: Sequence[Sequence[str]], *, seed: int, prompts_per_text: int = 1, images_per_prompt: int = 1) -> ImagePlan:
-    """Return the plan for the prompts of each example: equal prompts share their images.
+def plan_prompts(prompts: Iterable[str], *, seed: int, images_per_prompt: int = 1) -> ImagePlan:
+    """Return the plan for one prompt of each example: equal prompts share their images.
 
     Args:
-        prompts: of each example, 1 to ``prompts_per_text`` of them. Fewer recur in turn: a, b, c become a, b, c, a.
+        prompts: of each example.
+        seed: of the run.
+        images_per_prompt: K.
+    """
+    column = TextColumn.of(prompts)
+    rows, numbers_N = numbered(column)
+    distinct = column if len(rows) == len(column) else column.take(rows)
+    return _plan(distinct, numbers_N[:, None], seed, images_per_prompt)
+
+
+def plan_passages(passages: Iterable[Sequence[str]], *, seed: int, prompts_per_text: int) -> ImagePlan:
+    """Return the plan for several prompts of each example.
+
+    Args:
+        passages: of each example, 1 to ``prompts_per_text`` of them. Fewer recur in turn: a, b, c become a, b, c, a.
         seed: of the run.
         prompts_per_text: Q.
-        images_per_prompt: K/Q.
     """
-    number: dict[str, int] = {}
-    prompts_of_example = np.empty((len(prompts), prompts_per_text), np.int64)
-    for row, its in enumerate(prompts):
-        numbers = [number.setdefault(prompt, len(number)) for prompt in its]
-        prompts_of_example[row] = np.resize(numbers, prompts_per_text)
-    seeds = [image_seed(prompt, seed, image) for prompt in number for image in range(images_per_prompt)]
-    return ImagePlan(
-        prompts=tuple(number),
-        seeds=np.array(seeds, np.int64),
-        prompts_of_example=prompts_of_example,
-        images_per_prompt=images_per_prompt,
-    )
+    counts: list[int] = []
+
+    def flat() -> Iterator[str]:
+        for its in passages:
+            counts.append(len(its))
+            yield from its
+
+    column = TextColumn.of(flat())
+    rows, numbers = numbered(column)
+    counts_N = np.array(counts, np.int64)
+    starts_N = np.cumsum(counts_N) - counts_N
+    places_NQ = np.arange(prompts_per_text) % counts_N[:, None]
+    return _plan(column.take(rows), numbers[starts_N[:, None] + places_NQ], seed, 1)
+
+
+def _plan(prompts: TextColumn, prompts_of_example: NDArray[np.int64], seed: int, images_per_prompt: int) -> ImagePlan:
+    seeds = np.fromiter((image_seed(prompt, seed, image) for prompt in prompts for image in range(images_per_prompt)), np.int64)
+    return ImagePlan(prompts=prompts, seeds=seeds, prompts_of_example=prompts_of_example, images_per_prompt=images_per_prompt)
 
 
 def require_prompts(corpus: Corpus) -> None:
     """Raise InputError if an example has an empty prompt."""
-    for example in corpus.examples:
-        if not example.prompt.strip():
+    for row, prompt in enumerate(corpus.columns.prompts):
+        if not prompt.strip():
             raise InputError(
-                got=f"an empty prompt in example {example.id}", expected="some words for the generator", do="remove or fill that row"
+                got=f"an empty prompt in example {corpus.examples[row].id}",
+                expected="some words for the generator",
+                do="remove or fill that row",
             )
 
 

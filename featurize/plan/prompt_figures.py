@@ -13,9 +13,12 @@ from featurize.plan.words import words_of
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.store.prompt_figures import ClassWords, PromptFigures
 
+# Texts that are held at once.
+_AT_ONCE = 4096
+
 
 def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: PromptReader) -> tuple[PromptFigures, NDArray[np.bool_]]:
-    """Return the figures of a corpus and its prompts, and bool [N], whether a prompt of each text is cut. Holds what is read of all.
+    """Return the figures of a corpus and its prompts, and bool [N], whether a prompt of each text is cut. Holds a few numbers of each.
 
     Args:
         corpus: whose texts are compared with their prompts, the second texts of pairs included.
@@ -23,18 +26,22 @@ def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: Promp
         strategy: that they were made by.
         reader: the generator's tokenizers.
     """
-    read, cut_P = reader.parts_read(plan.prompts)
-    read = reader.without_unknown(reader.cleaned(read))
+    letters_P, cut_P = _letters_read(plan, reader)
     lost = words = 0
     names = _ClassNames(corpus)
-    for example, prompts in zip(corpus.examples, plan.prompts_of_example, strict=True):
-        parts = [read[prompt] for prompt in np.unique(prompts).tolist()]
-        in_prompts = {word for part in parts for word in words_of(part)}
-        text = example.text if corpus.separator is None else example.text.replace(corpus.separator, " ")
-        in_text = {*words_of(text), *words_of(example.pair or "")}
-        words, lost = words + len(in_text), lost + len(in_text - in_prompts)
-        if example.is_labelled:
-            names.count(example.classes, in_prompts.union(*map(term_names, parts)))
+    for start in range(0, len(corpus.examples), _AT_ONCE):
+        prompts_of = [sorted(set(its)) for its in plan.prompts_of_example[start : start + _AT_ONCE].tolist()]
+        used = sorted({prompt for its in prompts_of for prompt in its})
+        cut = [plan.prompts[prompt][: letters_P[prompt]] for prompt in used]
+        read = dict(zip(used, reader.without_unknown(reader.cleaned(cut)), strict=True))
+        for example, prompts in zip(corpus.examples[start : start + _AT_ONCE], prompts_of, strict=True):
+            parts = [read[prompt] for prompt in prompts]
+            in_prompts = {word for part in parts for word in words_of(part)}
+            text = example.text if corpus.separator is None else example.text.replace(corpus.separator, " ")
+            in_text = {*words_of(text), *words_of(example.pair or "")}
+            words, lost = words + len(in_text), lost + len(in_text - in_prompts)
+            if example.is_labelled:
+                names.count(example.classes, in_prompts.union(*map(term_names, parts)))
     figures = PromptFigures(
         strategy=strategy,
         tokens_read=reader.tokens_read,
@@ -45,6 +52,16 @@ def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: Promp
         class_words=names.figures(),
     )
     return figures, np.asarray(cut_P[plan.prompts_of_example].any(axis=1))
+
+
+def _letters_read(plan: ImagePlan, reader: PromptReader) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return how many letters of each prompt are read, int64 [P], and bool [P], whether that is less than all of it."""
+    letters_P, cut_P = np.empty(len(plan.prompts), np.int64), np.empty(len(plan.prompts), np.bool_)
+    for start in range(0, len(plan.prompts), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        read, cut_P[part] = reader.parts_read(list(plan.prompts[part]))
+        letters_P[part] = [len(text) for text in read]
+    return letters_P, cut_P
 
 
 class _ClassNames:

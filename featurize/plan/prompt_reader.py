@@ -49,6 +49,7 @@ class PromptReader:
     cleaned: Callable[[Sequence[str]], list[str]] = list
     knows: Callable[[Sequence[str]], Sequence[bool]] | None = None
     _alone: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def most_that_fit(self, pieces: Sequence[Sequence[str]], build: Callable[[int, int], str]) -> list[int]:
         """Return how many pieces of each prompt fit: at most ``tokens_read`` tokens, and one piece more has too many.
@@ -132,9 +133,14 @@ class PromptReader:
         """Return the prompts without the words that every tokenizer maps, in part or whole, to its unknown token."""
         if self.knows is None:
             return list(prompts)
-        words = sorted({word for prompt in prompts for word in words_in(prompt)})
-        parts = [words[start : start + _AT_ONCE] for start in range(0, len(words), _AT_ONCE)]
-        unknown = {word for part in parts for word, known in zip(part, self.knows(part), strict=True) if not known}
+        distinct = {word for prompt in prompts for word in words_in(prompt)}
+        if len(self._known) > _MOST_PIECES:
+            self._known.clear()
+        words = sorted(distinct - self._known.keys())
+        for start in range(0, len(words), _AT_ONCE):
+            part = words[start : start + _AT_ONCE]
+            self._known.update(zip(part, self.knows(part), strict=True))
+        unknown = {word for word in distinct if not self._known[word]}
         return [_without(prompt, unknown) for prompt in prompts] if unknown else list(prompts)
 
     def _search(self, bounds: "_Bounds", build: Callable[[int, int], str]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from featurize.generate.generators import Generator
 from featurize.plan.images import ImagePlan
-from lugpi_core.fingerprint import digest, hash_model_files
+from lugpi_core.fingerprint import digest_of_lists, hash_model_files
 from lugpi_core.store.layout import PROMPT_TEXT, Dtype
 from lugpi_core.store.manifest import ColumnSpec
 
@@ -78,7 +78,7 @@ def text_encoder(generator: Generator) -> dict[str, Any]:
 
 def prompts_fingerprint(plan: ImagePlan) -> str:
     """Return the hash of the prompts in order, and of how many rows each has."""
-    return digest([plan.prompts, plan.images_per_prompt])
+    return digest_of_lists(plan.prompts, plan.images_per_prompt)
 
 
 def _text_parts_hash(generator: Generator) -> str:

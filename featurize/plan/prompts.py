@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from featurize.options import Generation
-from featurize.plan.images import ImagePlan, plan_images, plan_prompts, require_prompts
+from featurize.plan.images import ImagePlan, plan_images, plan_passages, plan_prompts, require_prompts
 from featurize.plan.keywords import keyword_prompts
 from featurize.plan.prompt_reader import PromptReader
 from featurize.plan.words import passages_of
@@ -27,10 +27,10 @@ def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptRea
             return plan_images(corpus, seed=seed, images_per_text=images_per_text)
         case "chunks":
             require_prompts(corpus)
-            passages = [passages_of(example.prompt, images_per_text) for example in corpus.examples]
-            return plan_prompts(passages, seed=seed, prompts_per_text=images_per_text)
+            passages = (passages_of(prompt, images_per_text) for prompt in corpus.columns.prompts)
+            return plan_passages(passages, seed=seed, prompts_per_text=images_per_text)
         case "keywords":
             require_prompts(corpus)
             train = (example.prompt for example in corpus.examples if example.split == "train")
             prompts = keyword_prompts([example.prompt for example in corpus.examples], train, reader())
-            return plan_prompts([(prompt,) for prompt in prompts], seed=seed, images_per_prompt=images_per_text)
+            return plan_prompts(prompts, seed=seed, images_per_prompt=images_per_text)

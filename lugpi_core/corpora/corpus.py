@@ -3,16 +3,17 @@
 The split of an example is a value, not a position, so that another split seed needs no new images.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from itertools import repeat
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.columns import TextColumn, Texts
 from lugpi_core.corpora.options import Task
 from lugpi_core.corpora.pictures import PictureCell
 from lugpi_core.errors import InputError, nearest
@@ -82,6 +83,118 @@ class Example:
         return () if self.label == UNLABELLED else (self.label,)
 
 
+Target = tuple[int, ...] | float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Examples(Sequence[Example]):
+    """N examples as columns: a text takes its UTF-8 and about 40 bytes more. An ``Example`` is made when it is asked for.
+
+    Attributes:
+        ids, texts, prompts: of each; ``prompts`` may be ``texts`` itself.
+        labels: int64 [N].
+        splits: uint8 [N], the place of each example's split in SPLITS.
+        pairs, targets, pictures: of each; None if no example has one.
+    """
+
+    ids: Texts
+    texts: TextColumn
+    prompts: TextColumn
+    labels: NDArray[np.int64]
+    splits: NDArray[np.uint8]
+    pairs: Sequence[str | None] | None = None
+    targets: Sequence[Target] | None = None
+    pictures: Sequence[PictureCell | None] | None = None
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> "Examples":
+        """Return the columns of some examples; of columns, themselves."""
+        if isinstance(examples, Examples):
+            return examples
+        given = list(examples)
+        texts = TextColumn.of([example.text for example in given])
+        pairs = [example.pair for example in given]
+        targets = [example.target for example in given]
+        pictures = [example.pictures for example in given]
+        return cls(
+            ids=TextColumn.of([example.id for example in given]),
+            texts=texts,
+            prompts=texts if all(one.prompt == one.text for one in given) else TextColumn.of([example.prompt for example in given]),
+            labels=np.array([example.label for example in given], np.int64),
+            splits=numbers_of_splits(example.split for example in given),
+            pairs=None if all(pair is None for pair in pairs) else pairs,
+            targets=None if all(target is None for target in targets) else targets,
+            pictures=None if all(cell is None for cell in pictures) else pictures,
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Examples": ...
+    def __getitem__(self, place: int | slice) -> "Example | Examples":
+        """Return an example, or the columns of some of them."""
+        if isinstance(place, slice):
+            return self.take(np.arange(len(self))[place])
+        return Example(
+            id=self.ids[place],
+            text=self.texts[place],
+            prompt=self.prompts[place],
+            label=int(self.labels[place]),
+            split=SPLITS[self.splits[place]],
+            pair=None if self.pairs is None else self.pairs[place],
+            target=None if self.targets is None else self.targets[place],
+            pictures=None if self.pictures is None else self.pictures[place],
+        )
+
+    def __iter__(self) -> Iterator[Example]:
+        columns = zip(self.ids, self.texts, self.prompts, strict=True)
+        numbers = zip(self.labels.tolist(), self.splits.tolist(), strict=True)
+        others = [repeat(None) if column is None else column for column in (self.pairs, self.targets, self.pictures)]
+        for (id_, text, prompt), (label, split), pair, target, pictures in zip(columns, numbers, *others, strict=False):
+            yield Example(id=id_, text=text, prompt=prompt, label=label, split=SPLITS[split], pair=pair, target=target, pictures=pictures)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash((len(self), self.labels.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"Examples({len(self)})"
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Examples":
+        """Return the columns of some of the examples; the texts share their buffers."""
+        rows = np.asarray(rows, np.int64)
+        texts = self.texts.take(rows)
+        return Examples(
+            ids=self.ids.take(rows),
+            texts=texts,
+            prompts=texts if self.prompts is self.texts else self.prompts.take(rows),
+            labels=self.labels[rows],
+            splits=self.splits[rows],
+            pairs=_taken(self.pairs, rows),
+            targets=_taken(self.targets, rows),
+            pictures=_taken(self.pictures, rows),
+        )
+
+
+def numbers_of_splits(splits: Iterable[Split]) -> NDArray[np.uint8]:
+    """Return the places of splits in SPLITS, uint8 [N]."""
+    number = {split: place for place, split in enumerate(SPLITS)}
+    return np.fromiter((number[split] for split in splits), np.uint8)
+
+
+def _taken(values: Sequence[Any] | None, rows: NDArray[np.int64]) -> Sequence[Any] | None:
+    if isinstance(values, TextColumn):
+        return values.take(rows)
+    return None if values is None else [values[row] for row in rows.tolist()]
+
+
 class TextColumns(TypedDict, total=False):
     """More values for each text of ``Corpus.from_texts``: lists, tuples, arrays or pandas Series.
 
@@ -106,7 +219,7 @@ class Corpus:
     Attributes:
         name: the name of the run folder (``20ng``, ``imdb``, the stem of a CSV file …).
         label_names: class k is ``label_names[k]``; becomes the student's ``id2label``. Of a regression corpus, the one name of its number.
-        examples: all splits, in the corpus's own order.
+        examples: all splits, in the corpus's own order; however they are given, they are kept as columns.
         license: licence and origin in a few words, for the student's model card.
         separator: the marker around a target inside ``text`` (``"[SEP]"`` for the CWI corpora), or None. For a text encoder with another
             separator token it is replaced by that token.
@@ -115,10 +228,19 @@ class Corpus:
 
     name: str
     label_names: tuple[str, ...]
-    examples: tuple[Example, ...] = field(repr=False)
+    examples: Sequence[Example] = field(repr=False)
     license: str
     separator: str | None = None
     task: Task = "single-label"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", Examples.of(self.examples))  # the dataclass is frozen
+
+    @property
+    def columns(self) -> Examples:
+        """The examples as columns."""
+        assert isinstance(self.examples, Examples), type(self.examples)
+        return self.examples
 
     @classmethod
     def from_texts(
@@ -170,12 +292,12 @@ class Corpus:
     @property
     def has_pictures(self) -> bool:
         """Whether its texts have pictures of the user's own."""
-        return any(example.pictures is not None for example in self.examples)
+        return self.columns.pictures is not None
 
     @property
     def has_pairs(self) -> bool:
         """Whether its examples are pairs of texts."""
-        return any(example.pair is not None for example in self.examples)
+        return self.columns.pairs is not None
 
     def targets(self) -> NDArray[Any]:
         """Return what a model of this corpus learns, a row for each of its N examples.
@@ -184,12 +306,15 @@ class Corpus:
         float32 [N] for regression, NaN = unlabelled.
         """
         if self.task == "single-label":
-            return np.array([example.label for example in self.examples], np.int64)
+            return self.columns.labels.copy()
+        given = self.columns.targets or [None] * len(self.examples)
         if self.task == "regression":
-            return np.array([np.nan if example.target is None else example.target for example in self.examples], np.float32)
+            return np.array([np.nan if target is None else target for target in given], np.float32)
         targets_NK = np.zeros((len(self.examples), len(self.label_names)), np.float32)
-        for row, example in enumerate(self.examples):
-            targets_NK[row, list(example.classes) if example.is_labelled else slice(None)] = 1 if example.is_labelled else np.nan
+        for row, (target, label) in enumerate(zip(given, self.columns.labels.tolist(), strict=True)):
+            classes = target if isinstance(target, tuple) else () if label == UNLABELLED else (label,)
+            is_labelled = target is not None or label != UNLABELLED
+            targets_NK[row, list(classes) if is_labelled else slice(None)] = 1 if is_labelled else np.nan
         return targets_NK
 
     def rows(self, split: str) -> list[int]:
@@ -198,13 +323,13 @@ class Corpus:
         Raises:
             InputError: there is no such split.
         """
-        split = split_named(split)
-        return [row for row, example in enumerate(self.examples) if example.split == split]
+        rows: list[int] = np.flatnonzero(self.columns.splits == SPLITS.index(split_named(split))).tolist()
+        return rows
 
     def counts(self) -> dict[str, int]:
         """Return the number of examples of each split, as ``{"train": …, "validation": …, "test": …}``."""
-        counted = Counter(example.split for example in self.examples)
-        return {split: counted[split] for split in SPLITS}
+        counted = np.bincount(self.columns.splits, minlength=len(SPLITS)).tolist()
+        return dict(zip(SPLITS, counted, strict=True))
 
     def fingerprint(self) -> str:
         """Return the xxh3-128 of everything that affects training: ids, texts, pairs, prompts, labels, splits, label names and task.
@@ -215,25 +340,31 @@ class Corpus:
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = xxhash.xxh3_128()
+        digest, columns = xxhash.xxh3_128(), self.columns
         for part in self.label_names:
             digest.update(_framed(part))
-        for example in self.examples:
-            for part in (example.id, example.text, example.prompt, str(example.label), example.split):
-                digest.update(_framed(part))
+        labels, splits = columns.labels.tolist(), columns.splits.tolist()
+        ends = {key: _framed(str(key[0])) + _framed(SPLITS[key[1]]) for key in set(zip(labels, splits, strict=True))}
+        prompts = repeat(None) if columns.prompts is columns.texts else columns.prompts.encoded()
+        for id_, text, prompt, label, split in zip(columns.ids, columns.texts.encoded(), prompts, labels, splits, strict=False):
+            framed = _with_length(text)
+            digest.update(b"".join((_framed(id_), framed, framed if prompt is None else _with_length(prompt), ends[label, split])))
         # Only where there is something to add, so that stores and runs of single texts with single labels are recognized for ever.
         if self.task != "single-label":
             digest.update(_framed(f"task {self.task}"))
-            for example in self.examples:
-                digest.update(_framed(repr(example.target)))
-        if self.has_pairs:
+            for target in columns.targets or repeat(None, len(self.examples)):
+                digest.update(_framed(repr(target)))
+        if columns.pairs is not None:
             digest.update(_framed("pairs"))
-            for example in self.examples:
-                digest.update(_framed("" if example.pair is None else f"={example.pair}"))
+            for pair in columns.pairs:
+                digest.update(_framed("" if pair is None else f"={pair}"))
         return digest.hexdigest()
 
 
 def _framed(text: str) -> bytes:
+    return _with_length(text.encode("utf-8", "surrogatepass"))
+
+
+def _with_length(data: bytes | bytearray) -> bytes:
     # The length goes first, so that ("ab", "c") and ("a", "bc") differ.
-    data = text.encode("utf-8", "surrogatepass")
     return len(data).to_bytes(8, "little") + data

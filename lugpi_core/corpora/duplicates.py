@@ -1,10 +1,14 @@
 """The same text in several rows: counted, told, and left out."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
-from lugpi_core.corpora.corpus import Example, Split
+import numpy as np
+
+from lugpi_core.corpora.columns import equal_rows
+from lugpi_core.corpora.corpus import SPLITS, Example, Examples, Split
 from lugpi_core.errors import number_of
 
 # Which row of a text is kept: the evaluation splits are left as they are given.
@@ -28,33 +32,45 @@ class Duplicates:
     disagreeing: int
 
 
-def _same_texts(examples: Sequence[Example]) -> list[list[int]]:
-    """Return the rows of each distinct text, in the order of their first rows."""
-    rows: dict[tuple[str, str | None], list[int]] = {}
-    for row, example in enumerate(examples):
-        pair = None if example.pair is None else " ".join(example.pair.split())
-        rows.setdefault((" ".join(example.text.split()), pair), []).append(row)
-    return list(rows.values())
+def _same_texts(examples: Examples) -> list[list[int]]:
+    """Return the rows of each text that several rows have, in the order of their first rows."""
+    texts, pairs = examples.texts, examples.pairs or repeat(None)
+
+    def keys() -> Iterator[bytes]:
+        for text, pair in zip(texts, pairs, strict=False):
+            folded = _folded(text) if pair is None else f"{_folded(text)}\0{_folded(pair)}"
+            yield folded.encode("utf-8", "surrogatepass")
+
+    def exact(row: int) -> tuple[str, str | None]:
+        pair = None if examples.pairs is None else examples.pairs[row]
+        return _folded(texts[row]), None if pair is None else _folded(pair)
+
+    return equal_rows(keys, exact, len(examples))
 
 
-def _agree(examples: Sequence[Example], rows: Sequence[int]) -> bool:
-    return len({(examples[row].label, examples[row].target) for row in rows}) == 1
+def _folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _agree(examples: Examples, rows: Sequence[int]) -> bool:
+    targets = [None] * len(rows) if examples.targets is None else [examples.targets[row] for row in rows]
+    return len(set(zip(examples.labels[rows].tolist(), targets, strict=True))) == 1
 
 
 def find_duplicates(examples: Sequence[Example]) -> Duplicates:
     """Count the texts that recur."""
-    texts = _same_texts(examples)
+    columns = Examples.of(examples)
+    texts, splits = _same_texts(columns), columns.splits.tolist()
     leaked: dict[Split, tuple[int, int]] = {}
-    for split in ("validation", "test"):
-        shared = sum(
-            sum(examples[row].split == split for row in rows) for rows in texts if any(examples[row].split == "train" for row in rows)
-        )
-        leaked[split] = shared, sum(example.split == split for example in examples)
+    train, *others = range(len(SPLITS))
+    for split in others:
+        shared = sum(sum(splits[row] == split for row in rows) for rows in texts if any(splits[row] == train for row in rows))
+        leaked[SPLITS[split]] = shared, splits.count(split)
     return Duplicates(
-        rows=len(examples),
-        repeats=len(examples) - len(texts),
+        rows=len(columns),
+        repeats=sum(len(rows) - 1 for rows in texts),
         leaked=leaked,
-        disagreeing=sum(not _agree(examples, rows) for rows in texts),
+        disagreeing=sum(not _agree(columns, rows) for rows in texts),
     )
 
 
@@ -75,10 +91,12 @@ def rows_without_duplicates(examples: Sequence[Example]) -> list[int]:
     Of the rows of a text only those in one split count: in test if there are any, else in validation, else in train, so that a given test
     split keeps its texts and train loses those that it shares with it. If their labels agree, the first is kept; if not, none.
     """
-    kept: list[int] = []
-    for rows in _same_texts(examples):
-        split = min((examples[row].split for row in rows), key=_PREFERRED.index)
-        candidates = [row for row in rows if examples[row].split == split]
-        if _agree(examples, candidates):
-            kept.append(candidates[0])
-    return sorted(kept)
+    columns = Examples.of(examples)
+    splits, is_kept = columns.splits, np.ones(len(columns), np.bool_)
+    for rows in _same_texts(columns):
+        split = next(SPLITS.index(split) for split in _PREFERRED if (splits[rows] == SPLITS.index(split)).any())
+        candidates = [row for row in rows if splits[row] == split]
+        is_kept[rows] = False
+        is_kept[candidates[0]] = _agree(columns, candidates)
+    kept: list[int] = np.flatnonzero(is_kept).tolist()
+    return kept

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from lugpi_core.corpora.advice import Advice, advice_for
+from lugpi_core.corpora.columns import TextColumn
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.label_forms import answers, cell_value, has_rows_of_bits, is_hidden_vector, looks_like_list, vector_width
 from lugpi_core.corpora.label_spelling import MISSING_WORDS, SEPARATORS, equal_numbers, is_plain_number
@@ -61,7 +62,7 @@ def label_columns(column: str, names: Sequence[str], task: Task) -> tuple[str, .
     return tuple(dict.fromkeys(name.strip() for name in column.split(",") if name.strip()))
 
 
-def label_cells(table: Table, column: str, task: Task) -> list[object]:
+def label_cells(table: Table, column: str, task: Task) -> Sequence[object]:
     """Return the label of each row as the table has it; several columns of 0 and 1 as objects."""
     columns = label_columns(column, table.names, task)
     if len(columns) == 1:
@@ -95,7 +96,9 @@ def read_labels(tables: Sequence[Table], column: str, *, task: Task, separator: 
     keys: set[str] = set()
     if task == "single-label":
         tables = _without_lists(tables, column)
-        sets = [(name,) for table in tables for name in _read(table, column, task, known, read_name)]
+        names = [name for table in tables for name in _read(table, column, task, known, read_name)]
+        alone = {name: (name,) for name in names}  # a tuple of each class, not of each row
+        sets = [alone[name] for name in names]
     else:
         if len(columns := label_columns(column, tables[0].names, task)) > 1:
             known = columns if known is None else known
@@ -109,7 +112,7 @@ def read_labels(tables: Sequence[Table], column: str, *, task: Task, separator: 
         sets = [names for table in tables for names in _read(table, column, task, known, read)]
     if known is None:
         merged = equal_numbers({name for names in sets for name in names} | keys)
-        sets = [tuple(merged.get(name, name) for name in names) for names in sets]
+        sets = [tuple(merged.get(name, name) for name in names) for names in sets] if merged else sets
         classes = _sorted_classes({name for names in sets for name in names} | {merged.get(name, name) for name in keys})
     else:
         classes = tuple(dict.fromkeys([name for table in tables for name in table.classes or ()] + list(known)))
@@ -122,11 +125,13 @@ def read_labels(tables: Sequence[Table], column: str, *, task: Task, separator: 
 
 def _without_lists(tables: Sequence[Table], column: str) -> Sequence[Table]:
     """Return the tables with the only label of each list in its place, if every label of them is such a list."""
+    if any(isinstance(table.columns[column], TextColumn) for table in tables):
+        return tables
     cells = [cell for table in tables for cell in table.columns[column] if not is_unlabelled(cell, None, "single-label")]
     if not cells or not all(isinstance(cell, list | tuple) and len(cell) == 1 and not isinstance(cell[0], list | dict) for cell in cells):
         return tables
     return [
-        replace(table, columns=table.columns | {column: [cell[0] if isinstance(cell, list | tuple) and cell else cell for cell in labels]})
+        replace(table, columns={**table.columns, column: [cell[0] if isinstance(cell, list | tuple) and cell else cell for cell in labels]})
         for table in tables
         for labels in [table.columns[column]]
     ]
@@ -153,7 +158,8 @@ def _read(
     table: Table, column: str, task: Task, known: Classes | None, read: Callable[[object, Classes | None], Value | None]
 ) -> list[Value]:
     cells, classes = label_cells(table, column, task), table.classes or known
-    values = [read(cell, classes) for cell in cells]
+    of_text: dict[str, Value | None] = {}  # equal texts have one label, which is one object
+    values = [_remembered(of_text, cell, read, classes) if isinstance(cell, str) else read(cell, classes) for cell in cells]
     bad = [row for row, value in enumerate(values) if value is None]
     if bad:
         shown = ", ".join((classes or ())[:_NAMED_CLASSES]) + " …" * (len(classes or ()) > _NAMED_CLASSES)
@@ -169,6 +175,14 @@ def _read(
             do=_advice(table, column, [cells[row] for row in bad], cells, task, classes),
         )
     return [value for value in values if value is not None]
+
+
+def _remembered(
+    of_text: dict[str, Value | None], cell: str, read: Callable[[object, Classes | None], Value | None], classes: Classes | None
+) -> Value | None:
+    if cell not in of_text:
+        of_text[cell] = read(cell, classes)
+    return of_text[cell]
 
 
 def _advice(table: Table, column: str, bad: Sequence[object], cells: Sequence[object], task: Task, classes: Classes | None) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lugpi_core.corpora.corpus import SPLITS, UNLABELLED, Corpus, Example, Split
+from lugpi_core.corpora.corpus import SPLITS, UNLABELLED, Corpus, Example, Examples, Split
 from lugpi_core.errors import InputError
 
 VALIDATION_PERCENT = 10
@@ -55,8 +55,12 @@ def strata_of(examples: Sequence[Example], rows: Sequence[int]) -> list[int]:
     That is a single-label example's class; the rarest of a multi-label example's classes, where those with one row, and those without a
     class, are one part each; of numbers, which tenth of them it belongs to, by rank.
     """
-    chosen = [examples[row] for row in rows]
-    numbers = [example.target for example in chosen if isinstance(example.target, float)]
+    columns = Examples.of(examples)
+    if columns.targets is None and (labels := columns.labels[np.asarray(rows, np.int64)]).min(initial=0) != UNLABELLED:
+        strata: list[int] = labels.tolist()
+        return strata
+    chosen = columns.take(rows)
+    numbers = [target for target in chosen.targets or () if isinstance(target, float)]
     if numbers:
         tenths = max(1, min(_TENTHS, len(numbers) // _SMALLEST_TENTH))
         ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
@@ -90,26 +94,17 @@ def cut_in_strata(
     Raises:
         InputError: too few rows without groups to leave one of each stratum in train.
     """
+    if groups is None:
+        return _cut_rows_in_strata(strata, test=test, validation=validation, seed=seed, otherwise=otherwise)
     members: dict[Hashable, list[int]] = {}
-    for row in range(len(strata)):
-        members.setdefault(row if groups is None else groups[row], []).append(row)
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
     units = list(members.values())
     sizes = Counter(strata)
     remaining: dict[int, list[list[int]]] = {stratum: [] for stratum in sorted(sizes)}
     for place in np.random.default_rng(seed).permutation(len(units)):
         rarest = min((strata[row] for row in units[place]), key=lambda stratum: (sizes[stratum], stratum))
         remaining[rarest].append(units[place])
-    room = sum(max(len(of_stratum) - 1, 0) for of_stratum in remaining.values())
-    if groups is None and room < test + validation:
-        asked = (test > 0) + (validation > 0)
-        if room < asked:
-            raise InputError(
-                got=f"{len(strata):,} train examples of {len(sizes):,} classes, of which {room} could leave train without losing a class",
-                expected=f"{asked} or more, for the splits to be cut",
-                do=f"add examples, or {otherwise}",
-            )
-        test = min(max(min(test, 1), room * test // (test + validation)), room - (validation > 0))
-        validation = room - test
     splits: list[Split] = ["train"] * len(strata)
     sizes_of_splits: tuple[tuple[Split, int], ...] = (("test", test), ("validation", validation))
     for split, wanted in sizes_of_splits:
@@ -121,6 +116,36 @@ def cut_in_strata(
         for unit in units_of_split:
             for row in unit:
                 splits[row] = split
+    return splits
+
+
+def _cut_rows_in_strata(strata: Sequence[int], *, test: int, validation: int, seed: int, otherwise: str) -> list[Split]:
+    """Return the split of each row, any of which may go anywhere, as ``cut_in_strata`` says."""
+    stratum_N = np.asarray(strata, np.int64)
+    order = np.random.default_rng(seed).permutation(len(stratum_N))
+    rows = order[np.argsort(stratum_N[order], kind="stable")]  # of each stratum in the order of the permutation
+    counts = np.unique(stratum_N, return_counts=True)[1].tolist()
+    room = len(rows) - len(counts)
+    if room < test + validation:
+        asked = (test > 0) + (validation > 0)
+        if room < asked:
+            raise InputError(
+                got=f"{len(rows):,} train examples of {len(counts):,} classes, of which {room} could leave train without losing a class",
+                expected=f"{asked} or more, for the splits to be cut",
+                do=f"add examples, or {otherwise}",
+            )
+        test = min(max(min(test, 1), room * test // (test + validation)), room - (validation > 0))
+        validation = room - test
+    begins = np.cumsum([0, *counts[:-1]])
+    splits: list[Split] = ["train"] * len(rows)
+    sizes_of_splits: tuple[tuple[Split, int], ...] = (("test", test), ("validation", validation))
+    for split, wanted in sizes_of_splits:
+        seats = quotas(counts, [count - 1 for count in counts], wanted)
+        for begin, seat in zip(begins.tolist(), seats, strict=True):
+            for row in rows[begin : begin + seat].tolist():
+                splits[row] = split
+        begins = begins + seats
+        counts = [count - seat for count, seat in zip(counts, seats, strict=True)]
     return splits
 
 
@@ -186,6 +211,17 @@ def shares(counts: Sequence[int], total: int) -> list[int]:
     return parts
 
 
+def classes_by_split(examples: Examples) -> dict[Split, Counter[int]]:
+    """Return how many examples of each split have each class; none of those without one."""
+    if examples.targets is None:
+        labels = {split: examples.labels[examples.splits == number] for number, split in enumerate(SPLITS)}
+        return {split: Counter(its[its != UNLABELLED].tolist()) for split, its in labels.items()}
+    of_split: dict[Split, Counter[int]] = {split: Counter() for split in SPLITS}
+    for split, example in zip(examples.splits.tolist(), examples, strict=True):
+        of_split[SPLITS[split]].update(example.classes)
+    return of_split
+
+
 def limited(corpus: Corpus, limit: int, *, seed: int) -> Corpus:
     """Return the corpus with ``limit`` examples, sampled with the seed from every split in proportion, in the corpus's own order."""
     rows = [corpus.rows(split) for split in SPLITS]
@@ -195,7 +231,7 @@ def limited(corpus: Corpus, limit: int, *, seed: int) -> Corpus:
     kept: list[int] = []
     for of_split, count in zip(rows, shares([len(of_split) for of_split in rows], limit), strict=True):
         kept.extend(of_split[place] for place in generator.permutation(len(of_split))[:count])
-    return replace(corpus, examples=tuple(corpus.examples[row] for row in sorted(kept)))
+    return replace(corpus, examples=corpus.columns.take(sorted(kept)))
 
 
 def warn_of_lost_labels(part: Corpus) -> None:
@@ -204,9 +240,10 @@ def warn_of_lost_labels(part: Corpus) -> None:
     Raises:
         InputError: a single class is left to train on.
     """
-    trained = {number for example in part.examples if example.split == "train" for number in example.classes}
+    of_split = classes_by_split(part.columns)
+    trained = of_split["train"].keys()
     if len(trained) < 2 and part.task == "single-label":
         raise InputError(got=f"--limit {len(part.examples)}, which leaves one class to train on", expected="two or more", do="raise it")
-    unseen = sorted(part.label_names[number] for number in {number for example in part.examples for number in example.classes} - trained)
+    unseen = sorted(part.label_names[number] for number in {number for counts in of_split.values() for number in counts} - trained)
     if unseen:
         warnings.warn(f"--limit leaves no train example of {', '.join(unseen)}, which validation or test examples have", stacklevel=3)

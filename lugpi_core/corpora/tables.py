@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lugpi_core.corpora.columns import TextColumn
 from lugpi_core.corpora.corpus import Split
 
 MISSING = object()  # what a row lacks a key for
@@ -28,7 +29,7 @@ class Table:
     where: str
     source: Split
     names: tuple[str, ...]
-    columns: dict[str, list[object]]
+    columns: Mapping[str, Sequence[object]]
     classes: tuple[str, ...] | None = None
     license: str = ""
     in_memory: bool = False
@@ -43,17 +44,20 @@ class Table:
 
     def kept(self, rows: Sequence[int]) -> "Table":
         """Return the table of some of its rows."""
-        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+        columns = {
+            name: cells.take(rows) if isinstance(cells, TextColumn) else [cells[row] for row in rows]
+            for name, cells in self.columns.items()
+        }
         return replace(self, columns=columns, numbers=tuple(self.numbers_of(rows)))
 
 
-def columns_of(rows: Sequence[Mapping[str, object]], wanted: Iterable[str]) -> tuple[tuple[str, ...], dict[str, list[object]]]:
+def columns_of(rows: Sequence[Mapping[str, object]], wanted: Iterable[str]) -> tuple[tuple[str, ...], dict[str, Sequence[object]]]:
     """Return all column names of rows of JSON objects, and the wanted columns; ``a.b`` is key ``b`` of the object ``a``.
 
     A key that is literally ``a.b`` goes before. A row without the key has None.
     """
     names = dict.fromkeys(name for row in rows for name in row)
-    columns: dict[str, list[object]] = {}
+    columns: dict[str, Sequence[object]] = {}
     for name in wanted:
         if name in names:
             columns[name] = [row.get(name) for row in rows]

@@ -1,15 +1,18 @@
 """Which texts a tokenizer and a file can take, and how the rows of those that they cannot are named."""
 
+import re
 from collections.abc import Sequence
 
+from lugpi_core.corpora.columns import TextColumn
 from lugpi_core.errors import InputError, number_of
 
 _NAMED_ROWS = 5
+_HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")
 
 
 def checked_texts(
     values: Sequence[object], *, what: str, where: str, names: Sequence[str] | None = None, numbers: Sequence[int] | None = None
-) -> list[str]:
+) -> Sequence[str]:
     """Return ``values`` if all of them are texts that a tokenizer accepts. Any length, script and markup is allowed.
 
     Raises:
@@ -17,13 +20,9 @@ def checked_texts(
             (``numbers`` if rows have been left out).
     """
     bad: dict[str, list[int]] = {}
-    texts: list[str] = []
     for row, value in enumerate(values):
-        fault = text_fault(value)
-        if fault is not None:
+        if (fault := text_fault(value)) is not None:
             bad.setdefault(fault, []).append(row)
-        elif isinstance(value, str):
-            texts.append(value)
     if bad:
         fault, rows = next(iter(bad.items()))
         if names is not None:
@@ -31,7 +30,7 @@ def checked_texts(
         else:
             where_in = listed(rows if numbers is None else [numbers[row] for row in rows])
         raise InputError(got=f"{number_of(len(rows), fault)} in {what} of {where}: {where_in}", expected="text", do="fix or remove them")
-    return texts
+    return values if isinstance(values, TextColumn) else [value for value in values if isinstance(value, str)]
 
 
 def text_fault(value: object) -> str | None:
@@ -47,7 +46,7 @@ def text_fault(value: object) -> str | None:
 
 def has_half_a_pair(text: str) -> bool:
     """Whether a text contains half a surrogate pair, which a JSON escape can produce and UTF-8 cannot encode."""
-    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+    return not text.isascii() and _HALF_A_PAIR.search(text) is not None
 
 
 def listed(rows: Sequence[object], of: str = "rows, counted from 0,") -> str:

@@ -3,11 +3,15 @@
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from lugpi_core.corpora.advice import advice_for
-from lugpi_core.corpora.corpus import SPLIT_WORDS, UNLABELLED, Corpus, Example, Split
+from lugpi_core.corpora.columns import NumberedNames, TextColumn, Texts, has_repeats, joined
+from lugpi_core.corpora.corpus import SPLIT_WORDS, UNLABELLED, Corpus, Examples, Split, numbers_of_splits
 from lugpi_core.corpora.duplicates import find_duplicates, rows_without_duplicates, warn_of_duplicates
 from lugpi_core.corpora.hub import folder_tables, hub_tables
 from lugpi_core.corpora.label_spelling import MANY_CLASSES, are_numbers, counts_from_0, is_plain_number, warn_of_doubtful_labels
@@ -52,11 +56,11 @@ class _Part:
     """The rows of a table that are used, with their ids and the splits that are given."""
 
     table: Table
-    ids: list[str]
+    ids: Texts
     splits: list[Split]
 
     def kept(self, rows: Sequence[int]) -> "_Part":
-        return replace(self, table=self.table.kept(rows), ids=[self.ids[row] for row in rows], splits=[self.splits[row] for row in rows])
+        return replace(self, table=self.table.kept(rows), ids=self.ids.take(rows), splits=[self.splits[row] for row in rows])
 
 
 def load_user_corpus(dataset: str, settings: CorpusSettings) -> Corpus:
@@ -150,18 +154,21 @@ def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> 
         where, separator = tables[0].where, settings.label_separator
         warn_of_doubtful_labels(labels.classes, rows=len(texts), where=where, task=settings.task, separator=separator, advice=advice)
     check_precision([target for target in labels.targets if isinstance(target, float)], " and ".join(table.where for table in tables))
-    ids = [id_ for part in parts for id_ in part.ids]
-    splits = [split for part in parts for split in part.splits]
-    rows = zip(ids, texts, prompts, labels.labels, splits, pairs, labels.targets, _pictures(tables, settings), strict=True)
-    examples = [
-        Example(id=id_, text=text, prompt=prompt, label=label, split=split, pair=pair, target=target, pictures=pictures)
-        for id_, text, prompt, label, split, pair, target, pictures in rows
-    ]
+    examples = Examples(
+        ids=joined([part.ids for part in parts]),
+        texts=texts,
+        prompts=prompts,
+        labels=np.array(labels.labels, np.int64),
+        splits=numbers_of_splits(split for part in parts for split in part.splits),
+        pairs=pairs,
+        targets=None if settings.task == "single-label" else labels.targets,
+        pictures=_pictures(tables, settings),
+    )
     groups = None if settings.group_column is None else _groups(tables, settings.group_column)
     if settings.dedupe:
         kept = rows_without_duplicates(examples)
         _tell_of_deduping(examples, kept, name)
-        examples, groups = [examples[row] for row in kept], groups and [groups[row] for row in kept]
+        examples, groups = examples.take(kept), groups and [groups[row] for row in kept]
     classes = labels.classes
     if settings.task == "single-label" and not labels.are_known and len(classes) > MANY_CLASSES and are_numbers(classes):
         to_predict = f"predict numbers ({advice.regression}), or "
@@ -170,17 +177,16 @@ def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> 
     check_classes(examples, classes, where=name, task=settings.task, advice=advice)
     warn_of_duplicates(find_duplicates(examples), name, do=advice.unrelated)
     licence = next((table.license for table in tables if table.license), NO_LICENSE)
-    return Corpus(name=name, label_names=classes, examples=tuple(examples), license=licence, task=settings.task)
+    return Corpus(name=name, label_names=classes, examples=examples, license=licence, task=settings.task)
 
 
 def _parts(tables: Sequence[Table], settings: CorpusSettings) -> list[_Part]:
     """Return the tables with the ids and splits of their rows."""
     for table in tables:
         _check_columns(table, {"text": settings.text_column, "split": settings.split_column})
-    ids = iter(_ids(tables))
     return [
-        _Part(table=table, ids=[next(ids) for _ in range(len(table))], splits=_given_splits(table, settings.split_column))
-        for table in tables
+        _Part(table=table, ids=ids, splits=_given_splits(table, settings.split_column))
+        for table, ids in zip(tables, _ids(tables), strict=True)
     ]
 
 
@@ -237,7 +243,7 @@ def _labelled(parts: Sequence[_Part], name: str, settings: CorpusSettings) -> li
     return [part for part in kept if part.splits]
 
 
-def _tell_of_deduping(examples: Sequence[Example], kept: Sequence[int], name: str) -> None:
+def _tell_of_deduping(examples: Examples, kept: Sequence[int], name: str) -> None:
     found = find_duplicates(examples)
     if len(kept) < len(examples):
         lost = len(examples) - found.repeats - len(kept)
@@ -248,32 +254,33 @@ def _tell_of_deduping(examples: Sequence[Example], kept: Sequence[int], name: st
 
 def _groups(tables: Sequence[Table], column: str) -> list[Hashable]:
     groups: list[Hashable] = []
+    alike: dict[str, str] = {}  # one string of each group, not of each row
     for table in tables:
         cells = table.columns[column]
-        names = [cell.strip() if isinstance(cell, str) else cell for cell in cells]
+        names = [alike.setdefault(cell.strip(), cell.strip()) if isinstance(cell, str) else cell for cell in cells]
         bad = [row for row, name in enumerate(names) if not isinstance(name, str | int | float) or str(name) in ("", "nan")]
         if bad:
             got = f"{number_of(len(bad), 'missing group{s}')} in {column} of {table.where}: {listed(table.numbers_of(bad))}"
             raise InputError(got=got, expected="text or a number", do="give every row a group, those without relatives one of their own")
-        groups += [str(name) for name in names]
+        groups += [name if isinstance(name, str) else str(name) for name in names]
     return groups
 
 
-def _texts_of(tables: Sequence[Table], settings: CorpusSettings) -> tuple[list[str], Sequence[str | None], list[str]]:
+def _texts_of(tables: Sequence[Table], settings: CorpusSettings) -> tuple[TextColumn, TextColumn | None, TextColumn]:
     """Return every row's text, second text (None without such a column) and prompt."""
-    texts = [text for table in tables for text in _texts(table, settings.text_column)]
-    pairs = [text for table in tables for text in _texts(table, settings.text_pair_column)] if settings.text_pair_column else None
+    texts = _texts(tables, settings.text_column)
+    pairs = _texts(tables, settings.text_pair_column) if settings.text_pair_column else None
     if settings.prompt_column:
-        prompts = [text for table in tables for text in _texts(table, settings.prompt_column)]
+        prompts = texts if settings.prompt_column == settings.text_column else _texts(tables, settings.prompt_column)
     else:
-        prompts = texts if pairs is None else [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
-    return texts, [None] * len(texts) if pairs is None else pairs, prompts
+        prompts = texts if pairs is None else TextColumn.of(f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True))
+    return texts, pairs, prompts
 
 
-def _pictures(tables: Sequence[Table], settings: CorpusSettings) -> list[PictureCell | None]:
+def _pictures(tables: Sequence[Table], settings: CorpusSettings) -> list[PictureCell] | None:
     """Return every row's pictures; None without such a column."""
     if settings.images_from is None:
-        return [None] * sum(map(len, tables))
+        return None
     return [cell for table in tables for cell in table.columns[settings.images_from] if isinstance(cell, PictureCell)]
 
 
@@ -313,10 +320,15 @@ def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Cor
     table = with_pictures(table, settings.images_from)
     read = {"text": settings.text_column, "text_pair": settings.text_pair_column, "prompt": settings.prompt_column}
     _check_columns(table, {**read, _IMAGES: settings.images_from})
-    rows = zip(_ids([table]), *_texts_of([table], settings), _pictures([table], settings), strict=True)
-    examples = tuple(
-        Example(id=id_, text=text, prompt=prompt, label=UNLABELLED, split="train", pair=pair, pictures=pictures)
-        for id_, text, pair, prompt, pictures in rows
+    (ids,), (texts, pairs, prompts) = _ids([table]), _texts_of([table], settings)
+    examples = Examples(
+        ids=ids,
+        texts=texts,
+        prompts=prompts,
+        labels=np.full(len(texts), UNLABELLED, np.int64),
+        splits=numbers_of_splits(repeat("train", len(texts))),
+        pairs=pairs,
+        pictures=_pictures([table], settings),
     )
     return Corpus(name=name, label_names=(), examples=examples, license=table.license or NO_LICENSE)
 
@@ -389,36 +401,38 @@ def _looks_like_a_row(table: Table) -> bool:
     return any(is_plain_number(name.strip()) or (len(name) > _LONG_NAME and " " in name) for name in table.names)
 
 
-def _texts(table: Table, column: str) -> list[str]:
-    return checked_texts(table.columns[column], what=column, where=table.where, numbers=table.numbers)
+def _texts(tables: Sequence[Table], column: str) -> TextColumn:
+    checked = [checked_texts(table.columns[column], what=column, where=table.where, numbers=table.numbers) for table in tables]
+    return TextColumn.of(checked[0]) if len(checked) == 1 else TextColumn.of(joined([TextColumn.of(texts) for texts in checked]))
 
 
 def _given_splits(table: Table, column: str | None) -> list[Split]:
     if column is None:
         return [table.source] * len(table)
-    words = [str(value).strip().lower() for value in table.columns[column]]
-    unknown = [row for row, word in enumerate(words) if word not in SPLIT_WORDS]
+    splits = [SPLIT_WORDS.get(str(value).strip().lower()) for value in table.columns[column]]
+    unknown = [row for row, split in enumerate(splits) if split is None]
     if unknown:
-        where = f"{column} of {table.where}"
+        where, word = f"{column} of {table.where}", str(table.columns[column][unknown[0]]).strip().lower()
         raise InputError(
-            got=f"{number_of(len(unknown), 'unknown value{s}')} in {where}, the first {words[unknown[0]]!r}: {listed(unknown)}",
+            got=f"{number_of(len(unknown), 'unknown value{s}')} in {where}, the first {word!r}: {listed(unknown)}",
             expected=f"one of {', '.join(SPLIT_WORDS)}",
             do="rename them",
         )
-    return [SPLIT_WORDS[word] for word in words]
+    return [split for split in splits if split is not None]
 
 
-def _ids(tables: Sequence[Table]) -> list[str]:
-    """Return the ``id`` column if every table has it and it is unique over all of them; otherwise row numbers, after the table's name if
-    there are several."""
-    given = [value for table in tables for value in table.columns.get(ID_COLUMN, ())]
-    named = [str(value) for value in given if isinstance(value, int | str) and str(value).strip()]
+def _ids(tables: Sequence[Table]) -> list[Texts]:
+    """Return of each table the ``id`` column if every table has it and it is unique over all of them; otherwise row numbers, after the
+    table's name if there are several."""
+    given = (value for table in tables for value in table.columns.get(ID_COLUMN, ()))
+    named = TextColumn.of(str(value) for value in given if isinstance(value, int | str) and str(value).strip())
     if bad := [row for row, name in enumerate(named) if has_half_a_pair(name)]:
         raise InputError(
             got=f"{number_of(len(bad), 'id{s} with half a surrogate pair')} in {ID_COLUMN} of {tables[0].where}: {listed(bad)}",
             expected="text",
             do="fix or remove them",
         )
-    if len(set(named)) == sum(len(table) for table in tables):
-        return named
-    return [f"{table.source if len(tables) > 1 else 'row'}/{row}" for table in tables for row in range(len(table))]
+    ends = [0, *accumulate(map(len, tables))]
+    if len(named) == ends[-1] and not has_repeats(named):
+        return [named[begin:end] for begin, end in pairwise(ends)]
+    return [NumberedNames(f"{table.source}/" if len(tables) > 1 else "row/", range(len(table))) for table in tables]

@@ -2,9 +2,11 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from lugpi_core.corpora.columns import ColumnBuilder
 from lugpi_core.corpora.corpus import Split
 from lugpi_core.corpora.delimited import delimited_columns
 from lugpi_core.corpora.json_files import json_rows
@@ -12,17 +14,18 @@ from lugpi_core.corpora.options import suffix_of
 from lugpi_core.corpora.picture_columns import ParquetCells
 from lugpi_core.corpora.pictures import PictureCell
 from lugpi_core.corpora.tables import Table, class_names, columns_of, parquet_features
-from lugpi_core.corpora.text_files import SAMPLE_BYTES, check_content, file_text
+from lugpi_core.corpora.text_files import SAMPLE_BYTES, check_content, file_text, open_text
 from lugpi_core.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 _PART = re.compile(r"-\d{5}-of-(\d{5})\b")  # as datasets and Spark name the files that make up a table
 _HUB_PARTS = 2  # owner/name
+_ROWS_AT_ONCE = 4096
 _USUAL_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def file_table(path: Path, source: Split, wanted: Sequence[str], label_column: str | None = None, pictures: str | None = None) -> Table:
-    """Read some columns of a CSV, TSV, JSON, JSONL or Parquet file, gzipped or not. Holds it whole in memory, of Parquet these columns.
+    """Read some columns of a CSV, TSV, JSON, JSONL or Parquet file, gzipped or not. Holds JSON whole in memory, else these columns.
 
     A column ``a.b`` is the key ``b`` in the objects of column ``a``, unless a column has that name itself.
 
@@ -44,11 +47,10 @@ def file_table(path: Path, source: Split, wanted: Sequence[str], label_column: s
         warnings.warn(f"{path} is one of {int(part[1])} parts of a table; its folder has all of them", stacklevel=5)
     if suffix == ".parquet":
         return _parquet_table(path, source, wanted, label_column, pictures)
-    text = file_text(path)
     if suffix in _USUAL_DELIMITERS:
-        names, columns = delimited_columns(text, where=str(path), usual=_USUAL_DELIMITERS[suffix], wanted=wanted)
+        names, columns = delimited_columns(open_text(path), where=str(path), usual=_USUAL_DELIMITERS[suffix], wanted=wanted)
     else:
-        names, columns = columns_of(json_rows(text, where=str(path), wanted=wanted), wanted)
+        names, columns = columns_of(json_rows(file_text(path), where=str(path), wanted=wanted), wanted)
     return Table(where=str(path), source=source, names=names, columns=columns)
 
 
@@ -70,6 +72,23 @@ def text_table(path: Path, column: str) -> Table:
     return Table(where=str(path), source="train", names=(column,), columns={column: lines})
 
 
+def _in_batches(batches: Iterable[Any], wanted: Sequence[str]) -> tuple[int, dict[str, None], dict[str, Sequence[object]]]:
+    """Return the number of rows of Arrow's batches, all column names, and the wanted columns, as ``columns_of`` does. Holds one batch of
+    rows as Python objects."""
+    count, all_names = 0, dict[str, None]()
+    builders: dict[str, ColumnBuilder] = {}
+    for batch in batches:
+        names, columns = columns_of(batch.to_pylist(), wanted)
+        all_names |= dict.fromkeys(names)
+        for name in columns.keys() | builders.keys():
+            if name not in builders:
+                builders[name] = ColumnBuilder()
+                builders[name].extend([None] * count)
+            builders[name].extend(columns.get(name, [None] * len(batch)))
+        count += len(batch)
+    return count, all_names, {name: builders[name].column() for name in wanted if name in builders}
+
+
 def _parquet_table(path: Path, source: Split, wanted: Sequence[str], label_column: str | None, pictures: str | None) -> Table:
     import pyarrow
     import pyarrow.parquet
@@ -80,15 +99,15 @@ def _parquet_table(path: Path, source: Split, wanted: Sequence[str], label_colum
         schema = pyarrow.parquet.read_schema(path)
         in_memory = [wish for wish in wanted if wish != pictures]
         outer = dict.fromkeys(name for wish in in_memory for name in schema.names if wish == name or wish.startswith(f"{name}."))
-        rows = pyarrow.parquet.read_table(path, columns=list(outer)).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows, names, columns = _in_batches(file.iter_batches(_ROWS_AT_ONCE, columns=list(outer)), in_memory)
     except pyarrow.ArrowException as error:
         raise InputError(got=f"{path} ({error})", expected="a complete Parquet file", do="write it again") from error
     except OSError as error:
         raise InputError(got=f"{path} ({error.strerror or error})", expected="a readable file", do="check the path") from error
-    names, columns = columns_of(rows, in_memory)
     if pictures is not None and pictures.partition(".")[0] in schema.names:
         cells = ParquetCells(path, pictures)
-        columns[pictures] = [PictureCell(cells, row) for row in range(len(rows))]
+        columns[pictures] = [PictureCell(cells, row) for row in range(rows)]
     return Table(
         where=str(path),
         source=source,

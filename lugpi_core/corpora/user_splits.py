@@ -6,10 +6,18 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from lugpi_core.corpora.advice import Advice
-from lugpi_core.corpora.corpus import SPLITS, Example, Split
+from lugpi_core.corpora.corpus import SPLITS, Examples, Split, numbers_of_splits
 from lugpi_core.corpora.label_spelling import may_mean_none
 from lugpi_core.corpora.options import CorpusSettings, Task
-from lugpi_core.corpora.splits import VALIDATION_PERCENT, cut_from_train, cut_in_strata, share_down, share_up, strata_of
+from lugpi_core.corpora.splits import (
+    VALIDATION_PERCENT,
+    classes_by_split,
+    cut_from_train,
+    cut_in_strata,
+    share_down,
+    share_up,
+    strata_of,
+)
 from lugpi_core.errors import InputError, number_of
 
 TEST_PERCENT = 20
@@ -18,8 +26,8 @@ _NAMED_CLASSES = 5
 
 
 def cut_missing_splits(
-    examples: Sequence[Example], groups: Sequence[Hashable] | None, name: str, settings: CorpusSettings, advice: Advice
-) -> list[Example]:
+    examples: Examples, groups: Sequence[Hashable] | None, name: str, settings: CorpusSettings, advice: Advice
+) -> Examples:
     """Return the examples with a validation and a test split: whichever is empty is cut from train.
 
     20 % of train become test, 10 % of the rest validation. By default each split gets its share of every class (``cut_in_strata``);
@@ -28,7 +36,7 @@ def cut_missing_splits(
     Raises:
         InputError: a split is empty all the same.
     """
-    given: list[Split] = [example.split for example in examples]
+    given: list[Split] = [SPLITS[number] for number in examples.splits.tolist()]
     train = [row for row, split in enumerate(given) if split == "train"]
     test = 0 if "test" in given else share_up(len(train), TEST_PERCENT)
     validation = 0 if "validation" in given else share_down(len(train) - test, VALIDATION_PERCENT)
@@ -50,8 +58,7 @@ def cut_missing_splits(
             raise _no_example(split, name, len(splits), advice, in_groups=groups is not None)
     if groups is not None:
         _warn_of_divided_groups(groups, splits, name)
-    rows = zip(examples, splits, strict=True)
-    return [example if example.split == split else replace(example, split=split) for example, split in rows]
+    return replace(examples, splits=numbers_of_splits(splits))
 
 
 def _no_example(split: Split, name: str, rows: int, advice: Advice, *, in_groups: bool) -> InputError:
@@ -82,26 +89,29 @@ def _warn_of_divided_groups(groups: Sequence[Hashable], splits: Sequence[Split],
         warnings.warn(f"{name}: {count} are in more than one of the given splits, {divided[0]!r} the first", stacklevel=5)
 
 
-def check_classes(examples: Sequence[Example], classes: Sequence[str], *, where: str, task: Task, advice: Advice) -> None:
+def check_classes(examples: Examples, classes: Sequence[str], *, where: str, task: Task, advice: Advice) -> None:
     """Warn of classes that a split lacks.
 
     Raises:
         InputError: there is nothing to tell apart: fewer than two classes, or one number; or a single-label class has no train example.
     """
     if task == "regression":
-        if len({example.target for example in examples if example.split == "train"}) < 2:
+        train = (examples.splits == SPLITS.index("train")).tolist()
+        if len({target for target, is_trained in zip(examples.targets or (), train, strict=False) if is_trained}) < 2:
             raise InputError(
                 got=f"one and the same number on every train example of {where}", expected="two or more", do="check the labels"
             )
         return
-    counts = Counter((number, example.split) for example in examples for number in example.classes)
+    of_split = classes_by_split(examples)
+    counts = Counter({(number, split): count for split, its in of_split.items() for number, count in its.items()})
     present = {number for number, _ in counts}
     if len(present) < 2:
         shown = ", ".join(classes[number] for number in present) or "none at all"
         raise InputError(got=f"only the label {shown} in {where}", expected="two classes or more", do="check the labels")
     untrained = {key: count for key, count in counts.items() if not counts[key[0], "train"]}
     if untrained and task == "single-label":
-        (number, split), count = max(untrained.items(), key=lambda item: item[1])
+        in_order = Counter((number, example.split) for example in examples for number in example.classes)
+        (number, split), count = max(((key, count) for key, count in in_order.items() if key in untrained), key=lambda item: item[1])
         do = f"move or add examples of it, or {advice.other_cut}"
         if may_mean_none(classes[number]):
             do = f"if it means no label, {advice.hidden if split == 'test' else advice.unlabelled}; else {do}"

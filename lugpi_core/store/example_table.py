@@ -50,7 +50,7 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
     of another task than single-label has a ``target``: for multi-label uint8 [N, C] of 0 and 1, or of 255 in the row of an unlabelled
     text; for regression float32 [N], NaN = unlabelled.
     """
-    split_numbers = {split: number for number, split in enumerate(SPLITS)}
+    columns = corpus.columns
 
     def build(file: Any) -> None:
         file.attrs["corpus"] = np.bytes_(corpus.name.encode())
@@ -58,12 +58,12 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
         file["drawing"] = table.drawing.astype("<i8")
         if table.drawings.shape[1] > 1:
             file["drawings"] = table.drawings.astype("<i8")
-        file["label"] = np.array([example.label for example in corpus.examples], "<i8")
+        file["label"] = columns.labels.astype("<i8")
         if corpus.task != "single-label":
             targets = corpus.targets()
             file["target"] = targets if corpus.task == "regression" else np.nan_to_num(targets, nan=_UNLABELLED_ROW).astype("u1")
-        file["split"] = np.array([split_numbers[example.split] for example in corpus.examples], "u1")
-        file["id"] = np.array([example.id.encode(errors="backslashreplace") for example in corpus.examples], "S")
+        file["split"] = columns.splits
+        file["id"] = np.array([id_.encode(errors="backslashreplace") for id_ in columns.ids], "S")
         file["prompt_cut"] = table.prompt_cut.astype("u1")
         file["label_name"] = np.array([name.encode(errors="backslashreplace") for name in corpus.label_names], "S")
 

@@ -20,6 +20,7 @@ from lugpi_core.fingerprint import (
     agree,
     differences,
     digest,
+    digest_of_lists,
     earlier_form,
     hash_file,
     hash_model_files,
@@ -31,6 +32,16 @@ LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3) | 
 NESTED = st.dictionaries(
     st.text("abc", min_size=1, max_size=2), LEAVES | st.dictionaries(st.text("xy", min_size=1, max_size=1), LEAVES, min_size=1)
 )
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=()))), st.lists(st.integers(-(2**63), 2**63 - 1)), st.integers(), st.integers(1, 4)
+)
+def test_the_digest_of_long_lists_is_that_of_their_json(texts: list[str], numbers: list[int], number: int, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "_ITEMS_AT_ONCE", at_once)
+        assert digest_of_lists(texts, np.array(numbers, np.int64)) == digest([texts, numbers])
+        assert digest_of_lists(tuple(texts), number) == digest([texts, number])
 
 
 @given(NESTED)

@@ -7,6 +7,7 @@ Shapes: N texts, B of them in a batch, L tokens of the longest in it, S tokens o
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.columns import TextColumn
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, whole_file
@@ -163,27 +165,30 @@ def token_ids(text_model: TextModel, corpus: Corpus, run: Path) -> Tokens:
     return tokens
 
 
-def texts_of(text_model: TextModel, corpus: Corpus) -> tuple[list[str], list[str] | None]:
+def texts_of(text_model: TextModel, corpus: Corpus) -> tuple[Sequence[str], Sequence[str] | None]:
     """Return the texts of a corpus as the text model reads them, with its own separator around marked targets, and the second texts of
     pairs."""
-    texts = [example.text for example in corpus.examples]
-    separator = text_model.tokenizer.sep_token
-    if corpus.separator and separator and separator != corpus.separator:
-        texts = [text.replace(corpus.separator, separator) for text in texts]
-    return texts, [example.pair or "" for example in corpus.examples] if corpus.has_pairs else None
+    texts, pairs = corpus.columns.texts, corpus.columns.pairs
+    marked, separator = corpus.separator, text_model.tokenizer.sep_token
+    if marked and separator and separator != marked:
+        texts = TextColumn.of(text.replace(marked, separator) for text in texts)
+    return texts, pairs if pairs is None or isinstance(pairs, TextColumn) else [pair or "" for pair in pairs]
 
 
 def tokenize(text_model: TextModel, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
     """Return the tokens of the texts, or of pairs of texts, ``max_length`` at most of each."""
     names = ("input_ids", *(name for name in text_model.inputs if name != "attention_mask"))
-    parts: dict[str, list[NDArray[np.int32]]] = {name: [] for name in names}
+    # One buffer that grows for all texts: an array for each takes more than its tokens do.
+    flat = {name: bytearray() for name in names}
+    lengths: list[NDArray[np.int64]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         chunk = slice(start, start + _TEXTS_AT_ONCE)
         given = [list(texts[chunk])] if pairs is None else [list(texts[chunk]), list(pairs[chunk])]
         returned = text_model.tokenizer(*given, truncation=True, max_length=text_model.max_length)
         for name in names:
-            parts[name] += [np.asarray(of_text, np.int32) for of_text in returned[name]]
-    lengths_N = np.asarray([len(part) for part in parts["input_ids"]], np.int64)
+            flat[name] += np.fromiter(chain.from_iterable(returned[name]), np.int32).data
+        lengths.append(np.fromiter(map(len, returned["input_ids"]), np.int64))
+    lengths_N = np.concatenate(lengths)
     if not lengths_N.all():
         row = int(lengths_N.argmin())
         raise InputError(
@@ -191,8 +196,8 @@ def tokenize(text_model: TextModel, texts: Sequence[str], pairs: Sequence[str] |
             expected="at least one token in every text",
             do="remove these texts, or choose another text model",
         )
-    flat = {name: torch.from_numpy(np.concatenate(of_name)) for name, of_name in parts.items()}
-    return Tokens(flat.pop("input_ids"), lengths_N, flat)
+    tokens = {name: torch.frombuffer(data, dtype=torch.int32) for name, data in flat.items()}
+    return Tokens(tokens.pop("input_ids"), lengths_N, tokens)
 
 
 def _write(path: Path, tokens: Tokens) -> None:
@@ -219,8 +224,8 @@ def _read(path: Path, others: Sequence[str]) -> Tokens | None:
 
 
 def _hash(tokens: Tokens) -> str:
-    hasher = xxhash.xxh3_128(tokens.flat_S.numpy().tobytes())
-    hasher.update(tokens.lengths_N.tobytes())
+    hasher = xxhash.xxh3_128(tokens.flat_S.numpy().data)
+    hasher.update(tokens.lengths_N.data)
     for values_S in tokens.others.values():
-        hasher.update(values_S.numpy().tobytes())
+        hasher.update(values_S.numpy().data)
     return hasher.hexdigest()

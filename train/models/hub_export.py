@@ -53,7 +53,7 @@ def save_classifier(folder: Path, classifier: Any, text_model: TextModel) -> Non
 
 def checked_rows(corpus: Corpus) -> list[int]:
     """Return the rows of a few texts of unequal length, the longest among them."""
-    by_length = sorted(range(len(corpus.examples)), key=lambda row: len(corpus.examples[row].text))
+    by_length = np.argsort([len(text) for text in corpus.columns.texts], kind="stable").tolist()
     return sorted({by_length[n * (len(by_length) - 1) // (_CHECKED_TEXTS - 1)] for n in range(_CHECKED_TEXTS)})
 
 

@@ -24,6 +24,7 @@ from train.file_names import METRICS
 from train.learning.task_rules import ByMetric, rules_of
 
 THRESHOLDS = "thresholds"
+_ROWS_AT_ONCE = 4096
 
 
 def chosen_thresholds(corpus: Corpus, logits_NK: torch.Tensor) -> tuple[float, ...] | None:
@@ -62,8 +63,12 @@ def write_predictions(path: Path, corpus: Corpus, logits_NK: torch.Tensor) -> No
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_header(corpus.task, len(corpus.label_names)))
-        for example, target, logits_K in zip(corpus.examples, targets, logits_NK.tolist(), strict=True):
-            writer.writerow([example.id, example.split, *np.atleast_1d(target), *(f"{logit:.7g}" for logit in logits_K)])
+        ids, splits = iter(corpus.columns.ids), iter(corpus.columns.splits)
+        for start in range(0, len(logits_NK), _ROWS_AT_ONCE):
+            logits_BK = logits_NK[start : start + _ROWS_AT_ONCE].tolist()
+            # The rows of this part go first: zip takes no id after them.
+            for logits_K, id_, split, target in zip(logits_BK, ids, splits, targets[start:], strict=False):
+                writer.writerow([id_, SPLITS[split], *np.atleast_1d(target), *(f"{logit:.7g}" for logit in logits_K)])
 
 
 def _header(task: Task, classes: int) -> list[str]:

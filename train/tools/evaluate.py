@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import is_first_process, say
+from lugpi_core.corpora.columns import NumberedNames, TextColumn, has_repeats
 from lugpi_core.corpora.labels import class_of_model, label_name, read_labels
 from lugpi_core.corpora.options import Task, suffix_of
 from lugpi_core.corpora.tables import Table
@@ -78,9 +79,9 @@ class Texts:
         label_column: the one with the labels, or None.
     """
 
-    ids: list[str]
-    texts: list[str]
-    pairs: list[str] | None
+    ids: Sequence[str]
+    texts: Sequence[str]
+    pairs: Sequence[str] | None
     table: Table
     label_column: str | None
 
@@ -301,9 +302,10 @@ def _require_column(table: Table, column: str, flag: str) -> None:
         )
 
 
-def _ids(table: Table) -> list[str]:
-    given = [str(value) for value in table.columns.get(ID_COLUMN, ()) if isinstance(value, int | str) and str(value).strip()]
-    return given if len(set(given)) == len(table) else [str(row) for row in range(len(table))]
+def _ids(table: Table) -> Sequence[str]:
+    cells = table.columns.get(ID_COLUMN, ())
+    given = TextColumn.of(str(value) for value in cells if isinstance(value, int | str) and str(value).strip())
+    return given if len(given) == len(table) and not has_repeats(given) else NumberedNames("", range(len(table)))
 
 
 def targets_of(texts: Texts, classifier: Classifier, *, separator: str) -> NDArray[Any]:
@@ -397,7 +399,7 @@ def write_answers(path: Path, ids: Sequence[str], logits_NK: torch.Tensor, class
         for start in range(0, len(ids), _ROWS_AT_ONCE):
             logits_BK = logits_NK[start : start + _ROWS_AT_ONCE].numpy()
             answers = rules.answers(logits_BK, classifier.thresholds).tolist()
-            for id_, answer, row_K in zip(ids[start:], answers, rules.outputs(logits_BK).tolist(), strict=False):
+            for id_, answer, row_K in zip(ids[start : start + _ROWS_AT_ONCE], answers, rules.outputs(logits_BK).tolist(), strict=False):
                 match classifier.task:
                     case "single-label":
                         label = names[answer]

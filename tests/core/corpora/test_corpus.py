@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +35,49 @@ def test_rows_and_counts_cover_every_example_once_and_ascend(splits: list[Split]
     assert sorted(row for rows in by_split.values() for row in rows) == list(range(len(splits)))
     assert all(rows == sorted(rows) and all(splits[row] == split for row in rows) for split, rows in by_split.items())
     assert corpus.counts() == {split: splits.count(split) for split in SPLITS}
+
+
+LETTERS = st.text(st.characters(exclude_categories=()), max_size=4)
+EXAMPLES = st.builds(
+    Example,
+    id=LETTERS,
+    text=LETTERS,
+    prompt=LETTERS,
+    label=st.integers(-1, 2),
+    split=st.sampled_from(SPLITS),
+    pair=st.none() | LETTERS,
+    target=st.none() | st.floats(allow_nan=False) | st.tuples(st.integers(0, 2)),
+)
+
+
+@given(st.lists(EXAMPLES, max_size=6))
+def test_examples_are_what_was_given(given_examples: list[Example]) -> None:
+    corpus = dataclasses.replace(CORPUS, examples=tuple(given_examples))
+    assert list(corpus.examples) == [corpus.examples[row] for row in range(len(given_examples))] == given_examples
+    assert corpus.examples == tuple(given_examples)
+    assert corpus.examples[1:] == given_examples[1:]
+    assert corpus == dataclasses.replace(CORPUS, examples=given_examples)
+    assert corpus.has_pairs == any(example.pair is not None for example in given_examples)
+    assert corpus.fingerprint() == _fingerprint(corpus)
+    numbers = dataclasses.replace(corpus, task="regression")
+    assert numbers.fingerprint() == _fingerprint(numbers)
+
+
+def _fingerprint(corpus: Corpus) -> str:
+    """Return the fingerprint by its definition, on which every existing store depends."""
+
+    def framed(text: str) -> bytes:
+        data = text.encode("utf-8", "surrogatepass")
+        return len(data).to_bytes(8, "little") + data
+
+    examples = list(corpus.examples)
+    parts = list(corpus.label_names)
+    parts += [part for one in examples for part in (one.id, one.text, one.prompt, str(one.label), one.split)]
+    if corpus.task != "single-label":
+        parts += [f"task {corpus.task}", *(repr(one.target) for one in examples)]
+    if any(one.pair is not None for one in examples):
+        parts += ["pairs", *("" if one.pair is None else f"={one.pair}" for one in examples)]
+    return xxhash.xxh3_128_hexdigest(b"".join(map(framed, parts)))
 
 
 @pytest.mark.parametrize(

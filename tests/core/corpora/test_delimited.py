@@ -128,3 +128,30 @@ def test_any_quoted_cell_survives_any_delimiter(
     path.write_bytes((f"sep={delimiter}\n" if delimiter == ";" else "").encode() + text.getvalue().encode())
     table = file_table(path, "train", WANTED)
     assert list(zip(table.columns["text"], table.columns["label"], strict=True)) == rows
+
+
+CELLS = st.text(st.sampled_from('a é,;"\t\r\n'), max_size=5)
+
+
+@given(
+    st.lists(st.tuples(CELLS, CELLS), max_size=6),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_a_file_is_read_in_blocks_as_it_is_read_whole(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], line_end: str
+) -> None:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator=line_end)
+    writer.writerow(WANTED)
+    writer.writerows(rows)
+    path = tmp_path_factory.getbasetemp() / "blocks.csv"
+    found = []
+    for size in (1, 3, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lugpi_core.corpora.text_files._BLOCK_LETTERS", size)
+            patch.setattr("lugpi_core.corpora.delimited._ROWS_AT_ONCE", size)
+            found.append(_columns(path, file.getvalue()))
+    assert found[0] == found[1] == found[2]
+    if ', "' not in file.getvalue():  # which is read as a space before a quoted cell
+        kept = [row for row in rows if any(cell.strip() for cell in row)]
+        assert found[0] == {name: [row[place] for row in kept] for place, name in enumerate(WANTED)}

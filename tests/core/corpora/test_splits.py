@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lugpi_core.corpora.corpus import SPLITS, UNLABELLED, Corpus, Example, Split
@@ -124,6 +124,14 @@ def test_every_class_has_its_share_of_every_split(sizes: list[int], seed: int) -
         of_class = Counter(split for stratum, split in zip(strata, splits, strict=True) if stratum == number)
         assert abs(of_class["test"] - size * test / len(strata)) <= 1
         assert min(of_class.values()) >= 1
+
+
+@given(st.lists(st.integers(-1, 6), min_size=14, max_size=120), st.integers(0, 9))
+def test_rows_are_cut_as_groups_of_one_row_are(strata: list[int], seed: int) -> None:
+    test = share_up(len(strata), 20)
+    sizes = {"test": test, "validation": share_down(len(strata) - test, 10)}
+    assume(len(strata) - len(set(strata)) >= sum(sizes.values()))
+    assert _cut(strata, seed=seed, **sizes) == _cut(strata, groups=list(range(len(strata))), seed=seed, **sizes)
 
 
 def test_the_seed_determines_a_stratified_cut() -> None:

@@ -9,7 +9,7 @@ import pytest
 from featurize.inspect.info import store_info
 from featurize.inspect.inspect_store import inspect
 from featurize.options import FeaturizeSettings, InspectSettings
-from featurize.plan.images import plan_prompts
+from featurize.plan.images import plan_passages
 from featurize.plan.prompt_figures import prompt_figures
 from featurize.plan.prompt_reader import PromptReader
 from featurize.run import featurize, featurize_command
@@ -32,7 +32,7 @@ def corpus_of(texts: list[str], labels: list[str] | None) -> Corpus:
 
 
 def figures_of(corpus: Corpus, prompts: list[tuple[str, ...]], strategy: str = "whole") -> tuple[PromptFigures, list[bool]]:
-    plan = plan_prompts(prompts, seed=0, prompts_per_text=max(map(len, prompts)))
+    plan = plan_passages(prompts, seed=0, prompts_per_text=max(map(len, prompts)))
     figures, cut = prompt_figures(corpus, plan, strategy, READER)
     return figures, cut.tolist()
 

@@ -1,0 +1,71 @@
+"""How time and memory grow from a hundred thousand texts to a million, stage by stage."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import finish
+from benchmarks.scale.many_texts import write_texts
+from benchmarks.scale.stages import STAGES
+from lugpi_core.command_line import say
+from lugpi_core.errors import InputError, nearest
+
+# Texts of the file that loads everything, of the smaller and of the larger one.
+SIZES = (1_000, 100_000, 1_000_000)
+SMOKE = (100, 200, 400)
+REQUIRED_LINEAR = 0.15
+REQUIRED_MEMORY = 2.0
+
+
+def measure(*, smoke: bool, record: bool, stages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return seconds and memory of every stage at both sizes, and which promises hold. Writes 600 MB to the temporary folder.
+
+    Memory is the peak of the resident set above that after the stage has been run on a thousand texts, when everything is imported and
+    loaded. Time is the processor's in the second run, because other programs may run meanwhile.
+    """
+    for name in stages:
+        if name not in STAGES:
+            raise InputError(got=f"--stages {name}", expected=f"some of {', '.join(STAGES)}", do=nearest(name, list(STAGES)))
+    figures: dict[str, Any] = {"stages": {}}
+    sizes = SMOKE if smoke else SIZES
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = {rows: folder / f"texts-{rows}.csv" for rows in sizes}
+        bytes_of = {rows: write_texts(path, rows) for rows, path in files.items()}
+        figures["files"] = {str(rows): size for rows, size in bytes_of.items()}
+        few, small, large = sizes
+        for stage in stages or (("read", "examples.h5", "token ids", "batches") if smoke else tuple(STAGES)):
+            runs = {rows: _in_a_process(stage, files[few], files[rows], folder) for rows in (small, large)}
+            figures["stages"][stage] = {str(rows): run | {"memory": growth(run, bytes_of[rows])} for rows, run in runs.items()}
+            figures["stages"][stage]["time_ratio"] = round(runs[large]["cpu_seconds"] / runs[small]["cpu_seconds"], 2)
+            say(f"scale, {stage}: {figures['stages'][stage]}")
+    figures["promises"] = promises(figures["stages"], large=str(large), ratio=large / small)
+    return finish("scale", figures, record=record)
+
+
+def growth(run: dict[str, float], file_bytes: int) -> float:
+    """Return by how many times the file's size a run's peak is above that of the run before it."""
+    return round((run["peak_bytes"] - run["before_bytes"]) / file_bytes, 3)
+
+
+def promises(stages: dict[str, Any], *, large: str, ratio: float) -> list[dict[str, Any]]:
+    """Return for each stage whether its time is linear and its memory bounded."""
+    found = []
+    for stage, figures in stages.items():
+        per_text, memory = round(figures["time_ratio"] / ratio, 3), figures[large]["memory"]
+        bounds = (
+            (f"{stage}: time per text, {large} against fewer", per_text, 1 + REQUIRED_LINEAR),
+            (f"{stage}: memory over the file's size", memory, REQUIRED_MEMORY),
+        )
+        found += [{"what": what, "measured": value, "at_most": limit, "met": value <= limit} for what, value, limit in bounds]
+    return found
+
+
+def _in_a_process(stage: str, few: Path, many: Path, folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.scale.stages", stage, str(few), str(many), str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {name: round(value, 3) for name, value in figures.items()}
