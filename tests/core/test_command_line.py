@@ -376,3 +376,5 @@ def test_an_interrupt_before_the_command_begins_ends_without_a_traceback(package
 def test_a_list_that_is_given_several_times_is_one_list(arguments: list[str]) -> None:
     parsed = parse(Options, ["--dataset", "d", *arguments], prog="python -m count")
     assert parsed.seeds == (4, 5, 6)
+    with pytest.raises(InputError, match="got --seeds several times, once without a value"):
+        parse(Options, ["--dataset", "d", *arguments, "--seeds"], prog="python -m count")
