@@ -20,7 +20,7 @@ from lugpi_core.runtime.pretrained import loading, reason
 
 _SCALED = re.compile(r"(?P<file>.+):(?P<scale>[^:/\\]+)")
 # The first of the two matrices of a layer, in the forms that diffusers knows.
-_FIRST_MATRIX = re.compile(r"lora_A\.|lora_down\.|lora\.down\.|_lora\.down")
+_FIRST_MATRIX = re.compile(r"lora_A\.|lora_down\.|lora\.down\.|_lora\.down|lora_linear_layer\.down")
 # Of other adapters, which diffusers drops or takes for something else (DoRA's magnitude, LoHa, LoKr, OFT).
 _OTHER_ADAPTERS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT"}
 _ADAPTER = "lugpi"

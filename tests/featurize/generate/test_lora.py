@@ -120,6 +120,26 @@ def test_kohyas_form_with_its_alphas(folder: Path, tmp_path: Path) -> None:
     _equal(_weights(_find(folder, tmp_path / "kohya.safetensors")), _library(folder, (tmp_path / "kohya.safetensors", 1.0)))
 
 
+@pytest.mark.parametrize(("family", "names"), [("stable-diffusion", ("te",)), ("sdxl", ("te1", "te2"))])
+def test_kohyas_form_of_text_encoders(tmp_path: Path, family: str, names: tuple[str, ...]) -> None:
+    base = tiny_pipeline(family, tmp_path / "base")
+    kohya: dict[str, torch.Tensor] = {}
+    torch.manual_seed(0)
+    for name, part in zip(names, ("text_encoder", "text_encoder_2"), strict=False):
+        for layer, weight in load_file(base / part / "model.safetensors").items():
+            # diffusers 0.42.1 knows the form by the out_proj of some layer, and takes none without (convert_state_dict_to_diffusers).
+            if ".layers.0." in layer and layer.endswith(("_proj.weight", "fc1.weight")):
+                place = f"lora_{name}_text_model_{layer.removeprefix('text_model.').removesuffix('.weight').replace('.', '_')}"
+                kohya |= {f"{place}.lora_down.weight": torch.randn(2, weight.shape[1]), f"{place}.alpha": torch.tensor(1.0)}
+                kohya[f"{place}.lora_up.weight"] = torch.randn(weight.shape[0], 2)
+    save_file(kohya, tmp_path / "kohya.safetensors")
+    fused = _weights(_find(base, f"{tmp_path / 'kohya.safetensors'}:0.7"))
+    _equal(fused, _library(base, (tmp_path / "kohya.safetensors", 0.7)))
+    plain = _weights(_find(base))
+    for part in fused.keys() - {"unet"}:
+        assert any(not torch.equal(weight, plain[part][name]) for name, weight in fused[part].items()), part
+
+
 def test_a_lora_is_part_of_the_fingerprint_with_its_scale_and_not_its_place(folder: Path, lora: Path, tmp_path: Path) -> None:
     moved = shutil.copy(lora, tmp_path / "renamed.safetensors")
     plain, fused = _find(folder).fingerprint(), _find(folder, lora).fingerprint()
