@@ -128,11 +128,16 @@ def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job | OwnJob]":
     Raises:
         InputError: a flag, the corpus, a model's files or the store's folder is not as it must be.
     """
-    from lugpi_core.corpora.load import load_corpus
+    from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
     from lugpi_core.corpora.options import default_run_dir
     from lugpi_core.corpora.user_corpus import load_unlabelled
 
-    corpus = load_corpus(options.dataset, options) if options.unlabelled is None else load_unlabelled(options.unlabelled, options)
+    if options.unlabelled is None:
+        corpus = load_corpus(options.dataset, options)
+    elif options.prompts == "keywords":
+        corpus = load_unlabelled_for(options.dataset, options.unlabelled, options)
+    else:
+        corpus = load_unlabelled(options.unlabelled, options)
     store = _store_folder(corpus, options.run_dir or default_run_dir(options.dataset, options.limit))
     flags = {**_repeatable_flags(options), "encoders": list(options.encoders)}
     return corpus, _plan(corpus, store, generator=options.generator, settings=options, flags=flags)
@@ -303,10 +308,6 @@ def _fill_missing(
         # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
         (job.store / VIEW).unlink(missing_ok=True)
         write_examples(job, corpus)
-    if texts:
-        from featurize.fill.text_column import fill_text_column
-
-        fill_text_column(job, writers[PROMPT_TEXT], state, progress, total=missing + texts)
     if missing:
         from featurize.fill.load_models import load_models
 
@@ -315,7 +316,11 @@ def _fill_missing(
         job = dataclasses.replace(job, batch_size=sizes.generate)
         is_limited = job.execution.memory_gb is not None and job.compute.device == "cuda"
         state.batches = StageBatches(sizes.by_stage(), is_limited=is_limited)
-        _fill(job, images, models, state, progress, missing + texts)
+        _fill(job, writers, models, state, progress, missing + texts)
+    elif texts:
+        from featurize.fill.text_column import fill_text_column
+
+        fill_text_column(job, writers[PROMPT_TEXT], state, progress, total=texts)
     with state.times.host("publish"):
         for writer in writers.values():
             writer.add_sha256()

@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featurize.inspect.compare_stores import compare_stores as compare_stores
+    from featurize.inspect.comparison import Comparison as Comparison
     from featurize.inspect.inspect_store import inspect as inspect
     from featurize.inspect.inspection import Inspection as Inspection
     from featurize.maintain import Verification as Verification
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from train.options.settings import Placement as Placement
 
 _MODULES = {
+    "featurize.inspect.compare_stores": ("compare_stores",),
+    "featurize.inspect.comparison": ("Comparison",),
     "featurize.inspect.inspect_store": ("inspect",),
     "featurize.inspect.inspection": ("Inspection",),
     "featurize.maintain": ("Verification", "repair_store", "verify_store"),
@@ -73,6 +77,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "Comparison",
     "ComparisonArguments",
     "Corpus",
     "CorpusSettings",
@@ -94,6 +99,7 @@ __all__ = [
     "TrainingArguments",
     "Verification",
     "compare",
+    "compare_stores",
     "distill",
     "distillation",
     "distillation_loss",

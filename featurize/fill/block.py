@@ -3,10 +3,11 @@
 Shapes: B images of the block, P prompts, C × h × w latents, H × W pixels, T tokens, D their width.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from featurize.fill.out_of_memory import StageBatches, is_out_of_memory
 from featurize.generate.families.family import PromptEmbeddings
 from featurize.generate.text_to_image import TextToImage
 from featurize.plan.images import ImagePlan
-from featurize.plan.job import TEXT_BATCH
+from featurize.plan.job import TEXT_BATCH, Job
 from lugpi_core.command_line import say
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import StopRequest
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
 
+# Images whose prompts' embeddings are held at once: 162 MB for Stable Diffusion 2. Fewer where they are large (``Job.most_prompts``).
+WINDOW_ROWS = 1024
 # Decoded images whose values differ by less than this have one colour.
 _ONE_COLOUR = 1 / 255
 
@@ -93,8 +96,40 @@ class Models:
             yield
 
 
+class PromptEncoder(Protocol):
+    """A generator's text encoders, with the rest of the generator or without it."""
+
+    def encoding_order(self, prompts: Sequence[str]) -> list[int]:
+        """Return the numbers of prompts in the order in which they are encoded."""
+
+    def text_encoder_on_device(self) -> AbstractContextManager[None]:
+        """Keep the text encoders on the device inside the block."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Return the embeddings of prompts, on the device."""
+
+
+class TextSink(Protocol):
+    """Takes the text vectors of the prompts of one shard as they are encoded."""
+
+    def lacking(self, images: range) -> Collection[int]:
+        """Return the prompts of some images whose text vectors are missing."""
+
+    def vectors_of(self, embeddings: PromptEmbeddings) -> torch.Tensor:
+        """Return the text vectors of embedded prompts, [P, T, D]."""
+
+    def put(self, prompts: Sequence[int], texts: Sequence[str], vectors_PTD: torch.Tensor) -> None:
+        """Write the text vectors of prompts, by their numbers. Called inside ``text_encoder_on_device``."""
+
+
+def window_rows(job: Job) -> int:
+    """Return the images of a window: whole blocks, and all images of a prompt."""
+    rows = job.batch_size * job.plan.images_per_prompt
+    return rows * max(1, min(WINDOW_ROWS, job.most_prompts * job.plan.images_per_prompt) // rows)
+
+
 class PromptWindow:
-    """The embeddings of the prompts of consecutive images, each prompt encoded once.
+    """The embeddings of the prompts of consecutive images, each prompt encoded once, for images and text vectors.
 
     Held in the host's memory: a prompt of Stable Diffusion 2 takes 158 kB in half precision, one of FLUX.2 [klein] 7.9 MB.
 
@@ -102,27 +137,41 @@ class PromptWindow:
         plan: all images.
         images: of the window, whether they are missing or not, so that their prompts form the same batches in every run.
         missing: the images that are to be generated.
+        encoder: of the prompts.
+        state: counts what is done.
+        text: takes the text vectors of the window's prompts, where there is a column of them; or None.
     """
 
-    def __init__(self, plan: ImagePlan, images: range, missing: Sequence[int], text_to_image: TextToImage, state: RunState) -> None:
+    def __init__(
+        self, plan: ImagePlan, images: range, missing: Sequence[int], encoder: PromptEncoder, state: RunState, text: TextSink | None = None
+    ) -> None:
         self._plan = plan
         self._parts: list[PromptEmbeddings] = []
         self._place_of_prompt: dict[int, tuple[int, int]] = {}
         begin, last = plan.prompt_of(images[0]), plan.prompt_of(images[-1])
-        order = [begin + number for number in text_to_image.encoding_order(list(plan.prompts[begin : last + 1]))]
-        groups = [order[start : start + TEXT_BATCH] for start in range(0, len(order), TEXT_BATCH)]
-        needed = {plan.prompt_of(image) for image in missing}
-        with state.times.kernels("prompt"), text_to_image.text_encoder_on_device():
-            for prompts in groups:
-                if needed.isdisjoint(prompts):
+        order = [begin + number for number in encoder.encoding_order(list(plan.prompts[begin : last + 1]))]
+        generated = {plan.prompt_of(image) for image in missing}
+        lacking = frozenset[int]() if text is None else frozenset(text.lacking(images))
+        with state.times.kernels("prompt"), encoder.text_encoder_on_device():
+            for start in range(0, len(order), TEXT_BATCH):
+                prompts = order[start : start + TEXT_BATCH]
+                is_kept, sink = not generated.isdisjoint(prompts), None if lacking.isdisjoint(prompts) else text
+                if not is_kept and sink is None:
                     continue
                 texts = [plan.prompts[prompt] for prompt in prompts]
-                parts = state.batches.run("prompt", len(prompts), partial(_encode_texts, text_to_image, texts))
-                places = [(len(self._parts) + part, row) for part, rows in enumerate(parts) for row in range(len(rows))]
-                self._place_of_prompt |= dict(zip(prompts, places, strict=True))
-                self._parts += parts
+                encode = partial(_encode_texts, encoder, texts, sink, is_kept)
+                parts = state.batches.run("prompt", len(prompts), encode)
+                if is_kept:
+                    self._keep(prompts, [embeddings for embeddings, _ in parts])
+                if sink is not None:
+                    sink.put(prompts, texts, torch.cat([vectors_PTD for _, vectors_PTD in parts]))
                 state.prompts += len(prompts)
                 state.stop.check()
+
+    def _keep(self, prompts: Sequence[int], parts: Sequence[PromptEmbeddings]) -> None:
+        places = [(len(self._parts) + part, row) for part, rows in enumerate(parts) for row in range(len(rows))]
+        self._place_of_prompt |= dict(zip(prompts, places, strict=True))
+        self._parts += parts
 
     def embeddings_of(self, images: Sequence[int]) -> PromptEmbeddings:
         """Return the embeddings of the prompts of some images, in the host's memory."""
@@ -274,8 +323,13 @@ class BlockRunner:
         return [int(self._plan.seeds[image]) for image in images]
 
 
-def _encode_texts(text_to_image: TextToImage, texts: Sequence[str], part: slice) -> PromptEmbeddings:
-    return text_to_image.encode_prompts(texts[part]).on_host()
+def _encode_texts(
+    encoder: PromptEncoder, texts: Sequence[str], sink: TextSink | None, is_kept: bool, part: slice
+) -> tuple[PromptEmbeddings, torch.Tensor]:
+    """Return the embeddings of some prompts, in the host's memory if they are kept, and their text vectors if there is a sink for them."""
+    embeddings = encoder.encode_prompts(texts[part])
+    vectors_PTD = torch.empty(0) if sink is None else sink.vectors_of(embeddings)
+    return embeddings.on_host() if is_kept else PromptEmbeddings({}), vectors_PTD
 
 
 def _encode_images(encoder: ImageEncoder, images_B3HW: torch.Tensor, part: slice) -> torch.Tensor:

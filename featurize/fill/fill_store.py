@@ -6,13 +6,15 @@ batches, and therefore the same bytes, as one that was never interrupted. A thre
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.fill.block import BlockRunner, BlockTask, Models, PromptWindow, RunState
+from featurize.fill.block import BlockRunner, BlockTask, Models, PromptWindow, RunState, window_rows
 from featurize.fill.shards import ShardFiller
+from featurize.fill.text_column import TextRows, TextVectors
 from featurize.fill.writer_thread import stored_form
 from featurize.plan.job import Job
 from featurize.plan.prompt_figures import prompt_figures
@@ -20,12 +22,9 @@ from featurize.plan.prompt_reader import prompt_reader
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable, write_example_table
-from lugpi_core.store.layout import LATENTS
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT
 from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
-
-# Images whose prompts' embeddings are held at once: 162 MB for Stable Diffusion 2. Fewer where they are large (``Job.most_prompts``).
-WINDOW_ROWS = 1024
 
 
 def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunState) -> Iterator[None]:
@@ -52,42 +51,57 @@ def write_examples(job: Job, corpus: Corpus) -> None:
 
 
 class _ImageFiller(ShardFiller):
-    """Fills latents and tokens. Holds one window of prompts too."""
+    """Fills latents and tokens, and text vectors of the same prompts. Holds one window of prompts too."""
 
     def __init__(self, job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunState) -> None:
         super().__init__(writers, state)
         self._job, self._models = job, models
         self._runner = BlockRunner(job.plan, models, state)
+        self._vectors = None
+        if PROMPT_TEXT in writers:
+            self._vectors = TextVectors(job, models.text_to_image.parts, state, models.free_bytes)
 
     def fill_shard(self, shard: int, files: dict[str, ShardWriter]) -> Iterator[None]:
         """Compute what a claimed shard lacks, in every column; yield after each block."""
-        layout, size, images_per_prompt = next(iter(files.values())).layout, self._job.batch_size, self._job.plan.images_per_prompt
-        stored = self._stored_latents(shard)
-        most_rows = min(WINDOW_ROWS, self._job.most_prompts * images_per_prompt)
-        window_rows = size * images_per_prompt * max(1, most_rows // (size * images_per_prompt))
-        for begin in range(0, layout.rows, window_rows):
-            end = min(begin + window_rows, layout.rows)
-            tasks = []
-            for first in range(begin, end, size):
-                rows = slice(first, min(first + size, layout.rows))
-                if any(not file.valid[rows].all() for file in files.values()):
-                    tasks.append((rows, self._task(files, stored, layout.first_row, rows)))
-                else:
-                    self._state.kept += rows.stop - rows.start
-            window = self._prompt_window(range(layout.first_row + begin, layout.first_row + end), [task for _, task in tasks])
+        layout, size = next(iter(files.values())).layout, window_rows(self._job)
+        of_images = {name: file for name, file in files.items() if name != PROMPT_TEXT}
+        text, stored = self._text_rows(files), self._stored_latents(shard)
+        for begin in range(0, layout.rows, size):
+            end = min(begin + size, layout.rows)
+            tasks = list(self._tasks(of_images, stored, range(begin, end))) if of_images else []
+            images = range(layout.first_row + begin, layout.first_row + end)
+            window = self._prompt_window(images, [task for _, task in tasks], text)
             for rows, task in tasks:
                 self._state.stop.check()
-                self._run_block(files, rows, task, window)
+                self._run_block(of_images, rows, task, window)
+                yield
+            if not of_images:
                 yield
         self.commit(shard, files)
 
-    def _prompt_window(self, images: range, tasks: list[BlockTask]) -> PromptWindow | None:
-        """Encode the prompts of a window, or return None if all its latents are stored."""
+    def _text_rows(self, files: dict[str, ShardWriter]) -> TextRows | None:
+        if self._vectors is None or PROMPT_TEXT not in files:
+            return None
+        write = partial(self.put_rows, PROMPT_TEXT, files[PROMPT_TEXT])
+        return TextRows(files[PROMPT_TEXT], write, self._vectors, self._job.plan, self._state)
+
+    def _tasks(self, files: dict[str, ShardWriter], stored: "_Latents | None", window: range) -> Iterator[tuple[slice, BlockTask]]:
+        """Yield the blocks of a window that lack something, and count the others."""
+        layout = next(iter(files.values())).layout
+        for first in range(window.start, window.stop, self._job.batch_size):
+            rows = slice(first, min(first + self._job.batch_size, window.stop))
+            if any(not file.valid[rows].all() for file in files.values()):
+                yield rows, self._task(files, stored, layout.first_row, rows)
+            else:
+                self._state.kept += rows.stop - rows.start
+
+    def _prompt_window(self, images: range, tasks: list[BlockTask], text: TextRows | None) -> PromptWindow | None:
+        """Encode the prompts of a window, or return None if all its latents are stored, and its text vectors, if there are any."""
         missing = [image for task in tasks if task.latents_BChw is None for image in task.images]
-        if not missing:
+        if not missing and (text is None or not text.lacking(images)):
             return None
         self._state.stop.check()
-        return PromptWindow(self._job.plan, images, missing, self._models.text_to_image, self._state)
+        return PromptWindow(self._job.plan, images, missing, self._models.text_to_image, self._state, text)
 
     def _run_block(self, files: dict[str, ShardWriter], rows: slice, task: BlockTask, window: PromptWindow | None) -> None:
         block = self._runner.run(task, window)

@@ -55,7 +55,7 @@ class FeaturizeResult:
         examples: by split.
         images: distinct images of the store.
         images_saved: how many more there would be if examples with the same prompt did not share theirs.
-        prompts_cut_share: share of the prompts that are longer than the generator reads.
+        prompts_cut_share: share of the texts of which a prompt is longer than the generator reads.
         columns: by name.
         rows: computed by this run, by stage.
         batches: batch size by stage, and every halving after an out-of-memory.

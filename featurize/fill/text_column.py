@@ -1,26 +1,31 @@
-"""Fill the column of the generator's own text vectors, from the prompts alone: no image is generated and nothing is decoded.
+"""Fill the column of the generator's own text vectors, beside the images of the same prompts or alone.
 
 Shapes: P prompts, L text tokens, n of them that the generator reads, D their width, T rows of a text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
-from featurize.fill.block import RunState
-from featurize.fill.out_of_memory import StageBatches
+from featurize.cost.batch_size import free_memory_bytes
+from featurize.fill.block import PromptWindow, RunState, window_rows
+from featurize.fill.out_of_memory import StageBatches, is_out_of_memory
 from featurize.fill.results import Progress, ProgressCallback
 from featurize.fill.shards import ShardFiller, open_shards
-from featurize.fill.writer_thread import stored_form
+from featurize.fill.writer_thread import StoredRows, consecutive_ranges, stored_form
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings
+from featurize.generate.generators import Generator
 from featurize.generate.parts import load_text_parts
-from featurize.generate.schedulers import load_scheduler
+from featurize.generate.text_to_image import computing_in_float32, encoding_order
+from featurize.plan.images import ImagePlan
 from featurize.plan.job import TEXT_BATCH, Job
 from featurize.plan.prompt_text import mask_name, tokens_name
 from lugpi_core.command_line import say
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.runtime.stopping import stop_on_signals
 from lugpi_core.store.layout import PROMPT_TEXT
 from lugpi_core.store.shard import FLAG_NOT_FINITE, ShardWriter
@@ -28,92 +33,181 @@ from lugpi_core.store.writer import ColumnWriter
 
 
 def fill_text_column(job: Job, writer: ColumnWriter, state: RunState, progress: ProgressCallback | None, *, total: int) -> None:
-    """Encode the prompts whose vectors are missing, counting in ``state``. Only tokenizers and text encoders are loaded.
+    """Encode the prompts whose vectors are missing where no image is, counting in ``state``. Only tokenizers and text encoders are loaded.
 
     Args:
         job: of the images that the rows belong to.
         writer: of the column.
         state: counts what is done.
-        progress: called after each shard's batch of prompts.
-        total: rows that this run lacks, those of images included.
+        progress: called after each window of prompts.
+        total: rows that this run lacks.
 
     Raises:
         InputError: a text encoder does not load, too little memory, or more rows failed than may.
         Stopped: the run was asked to stop; what is written is kept.
     """
-    device = torch.device(job.compute.device)
-    if job.columns:
-        load_scheduler(job.generator)  # images come next: what does not sample is refused before the prompts are encoded
     with state.times.stage("load"):
-        parts = load_text_parts(job.generator, job.compute.torch_dtype, device)
-        for encoder in parts.text_encoders.values():
-            encoder.to(device)
-    say(f"encoding prompts of {len(open_shards({PROMPT_TEXT: writer})):,} shards with the generator's text encoder on {job.compute}")
+        encoders = _TextEncoders(job)
+    shards = number_of(len(open_shards({PROMPT_TEXT: writer})), "shard{s}")
+    say(f"encoding prompts of {shards} with the generator's text encoder on {job.compute}")
     state.batches = StageBatches({"prompt": TEXT_BATCH})
-    with stop_on_signals() as state.stop, state.times.host("fill_wall"), _TextFiller(job, writer, parts, state) as filler:
+    with stop_on_signals() as state.stop, state.times.host("fill_wall"), _TextFiller(job, writer, encoders, state) as filler:
         for _ in filler.fill():
             if progress is not None:
                 progress(Progress(done=state.texts, total=total, kept=0, failed=state.failed, seconds=state.times.seconds))
 
 
+class _TextEncoders:
+    """The tokenizers and text encoders of a generator, without the rest of it."""
+
+    def __init__(self, job: Job) -> None:
+        self._family, self._device = job.generator.family, torch.device(job.compute.device)
+        self.parts = load_text_parts(job.generator, job.compute.torch_dtype, self._device)
+        self.free_bytes = partial(free_memory_bytes, job.execution, job.compute.device)
+
+    def encoding_order(self, prompts: Sequence[str]) -> list[int]:
+        return encoding_order(self._family, self.parts, prompts)
+
+    @contextmanager
+    def text_encoder_on_device(self) -> Iterator[None]:
+        """Move the text encoders to the device; nothing else needs its memory afterwards."""
+        for encoder in self.parts.text_encoders.values():
+            encoder.to(self._device)
+        yield
+
+    @torch.inference_mode()
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        return self._family.encode(self.parts, prompts)
+
+
 class _TextFiller(ShardFiller):
     """Holds the vectors of one batch of prompts."""
 
-    def __init__(self, job: Job, writer: ColumnWriter, parts: Parts, state: RunState) -> None:
+    def __init__(self, job: Job, writer: ColumnWriter, encoders: _TextEncoders, state: RunState) -> None:
         super().__init__({writer.spec.name: writer}, state)
-        self._job, self._parts, self._spec = job, parts, writer.spec
-        self._tokens = tokens_name(job.generator)
+        self._job, self._encoders = job, encoders
+        self._vectors = TextVectors(job, encoders.parts, state, encoders.free_bytes)
 
     def fill_shard(self, shard: int, files: dict[str, ShardWriter]) -> Iterator[None]:
-        """Encode the prompts of a claimed shard whose rows are missing; yield after each batch of prompts."""
+        """Encode the prompts of a claimed shard whose rows are missing; yield after each window of them."""
         ((_, file),) = files.items()
-        each, layout = self._job.plan.images_per_prompt, file.layout
-        for first in range(0, layout.rows, TEXT_BATCH * each):
-            rows = slice(first, min(first + TEXT_BATCH * each, layout.rows))
-            if not file.valid[rows].all():
+        plan = self._job.plan
+        text = TextRows(file, partial(self.put_rows, PROMPT_TEXT, file), self._vectors, plan, self._state)
+        # The batches are those of prompts that are encoded for images too; if they are consecutive prompts, each is a window.
+        is_sorted = self._job.generator.family.sorts_prompts
+        size = window_rows(self._job) if is_sorted else TEXT_BATCH * plan.images_per_prompt
+        for begin in range(0, file.layout.rows, size):
+            images = range(file.layout.first_row + begin, file.layout.first_row + min(begin + size, file.layout.rows))
+            if text.lacking(images):
                 self._state.stop.check()
-                start = self._job.plan.prompt_of(layout.first_row + rows.start)
-                prompts = tuple(self._job.plan.prompts[start : start + (rows.stop - rows.start) // each])
-                vectors_PTD, flags_P = self._vectors_of(prompts)
-                self._count_failed(int((flags_P > 0).sum()) * each)
-                values, flags_B = (tensor.repeat_interleave(each, dim=0) for tensor in (vectors_PTD, flags_P))
-                self.put_rows(self._spec.name, file, rows.start, stored_form(values, flags_B, layout.dtype))
-            self._state.texts += rows.stop - rows.start
+                PromptWindow(plan, images, (), self._encoders, self._state, text)
             yield
         self.commit(shard, files)
 
+
+class TextVectors:
+    """The text vectors of embedded prompts; those that are not finite are computed once more in float32. Holds none.
+
+    Args:
+        job: with the generator and the column.
+        parts: the generator's, with its text encoders.
+        state: counts what is done.
+        free_bytes: returns the device memory that may still be taken; None = not known.
+    """
+
+    def __init__(self, job: Job, parts: Parts, state: RunState, free_bytes: Callable[[], int] | None) -> None:
+        assert job.text_column is not None
+        self._generator: Generator = job.generator
+        self._tokens, self._rows = tokens_name(job.generator), job.text_column.row_shape[0]
+        self._parts, self._state, self._free_bytes = parts, state, free_bytes
+        self._most_failed, self._has_said = job.most_failed, False
+
+    def of(self, embeddings: PromptEmbeddings) -> torch.Tensor:
+        """Return float16 [P, T, D]."""
+        return text_vectors(embeddings, self._tokens, self._rows)
+
     @torch.inference_mode()
-    def _vectors_of(self, prompts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return float16 [P, T, D] and uint8 [P], why a row failed; rows that are not finite are computed once more in float32."""
-        with self._state.times.kernels("prompt"):
-            parts = self._state.batches.run("prompt", len(prompts), partial(self._encode, prompts))
-            vectors_PTD = torch.cat(parts)
-        self._state.prompts += len(prompts)
+    def heal(self, texts: Sequence[str], vectors_PTD: torch.Tensor) -> torch.Tensor:
+        """Compute the vectors that are not finite once more, each alone and in float32, where there is memory for it; return uint8 [P], why
+        a row failed. Called while the text encoders are on the device."""
         finite_P = vectors_PTD.isfinite().flatten(1).all(dim=1)
-        if again := (~finite_P).nonzero().flatten().tolist():
-            dtypes = {name: next(encoder.parameters()).dtype for name, encoder in self._parts.text_encoders.items()}
-            for encoder in self._parts.text_encoders.values():
-                encoder.float()
-            for number in again:
-                vectors_PTD[number] = self._encode(prompts, slice(number, number + 1))[0]
-                self._state.redone += 1
-            for name, encoder in self._parts.text_encoders.items():
-                encoder.to(dtypes[name])
+        failed = (~finite_P).nonzero().flatten().tolist()
+        if failed and not self._fits_in_float32():
+            self._say_no_memory(len(failed))
+        elif failed:
+            try:
+                with computing_in_float32(*self._parts.text_encoders.values()):
+                    for row in failed:
+                        vectors_PTD[row] = self.of(self._generator.family.encode(self._parts, [texts[row]]))[0]
+                        self._state.redone += 1
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._say_no_memory(len(failed))
             finite_P = vectors_PTD.isfinite().flatten(1).all(dim=1)
-        return vectors_PTD, torch.where(finite_P, 0, FLAG_NOT_FINITE).to(torch.uint8)
+        return torch.where(finite_P, 0, FLAG_NOT_FINITE).to(torch.uint8)
 
-    def _encode(self, prompts: tuple[str, ...], part: slice) -> torch.Tensor:
-        embeddings = self._job.generator.family.encode(self._parts, prompts[part])
-        return text_vectors(embeddings, self._tokens, self._spec.row_shape[0])
-
-    def _count_failed(self, failed: int) -> None:
+    def count_failed(self, failed: int) -> None:
+        """Count rows that failed; raise InputError if they are too many."""
         self._state.failed += failed
-        if self._state.failed > self._job.most_failed:
+        if self._state.failed > self._most_failed:
             raise InputError(
                 got=f"{self._state.failed:,} failed text vectors",
-                expected=f"at most {self._job.most_failed:,} (--max-failed)",
+                expected=f"at most {self._most_failed:,} (--max-failed)",
                 do="try --dtype float32, or another --generator; what is written is kept",
             )
+
+    def _fits_in_float32(self) -> bool:
+        weights = [weight for encoder in self._parts.text_encoders.values() for weight in encoder.parameters()]
+        return self._free_bytes is None or sum(weight.numel() * 4 - weight.nbytes for weight in weights) <= self._free_bytes()
+
+    def _say_no_memory(self, rows: int) -> None:
+        """Say it once; how many rows failed is said at the end of every run."""
+        if not self._has_said:
+            say(f"no memory for the text encoder in float32: {rows} failed text vectors stay as they are")
+        self._has_said = True
+
+
+class TextRows:
+    """Writes the text vectors of the prompts of one shard as they are encoded; see ``TextSink``. Holds none.
+
+    Args:
+        file: of the shard.
+        write: queues rows of it to be written, from a local row on.
+        vectors: of embedded prompts.
+        plan: of the images that the rows belong to.
+        state: counts what is done.
+    """
+
+    def __init__(
+        self, file: ShardWriter, write: Callable[[int, StoredRows], None], vectors: TextVectors, plan: ImagePlan, state: RunState
+    ) -> None:
+        self._file, self._write, self._vectors, self._plan, self._state = file, write, vectors, plan, state
+        state.texts += int(file.valid.sum())
+
+    def lacking(self, images: range) -> frozenset[int]:
+        """Return the prompts of some images whose text vectors are missing."""
+        first = self._file.layout.first_row
+        missing = np.flatnonzero(~self._file.valid[images.start - first : images.stop - first]) + images.start
+        return frozenset(self._plan.prompt_of(int(image)) for image in missing)
+
+    def vectors_of(self, embeddings: PromptEmbeddings) -> torch.Tensor:
+        """Return the text vectors of embedded prompts, float16 [P, T, D]."""
+        return self._vectors.of(embeddings)
+
+    def put(self, prompts: Sequence[int], texts: Sequence[str], vectors_PTD: torch.Tensor) -> None:
+        """Write the text vectors of prompts, by their numbers."""
+        flags_P, each, layout = self._vectors.heal(texts, vectors_PTD), self._plan.images_per_prompt, self._file.layout
+        ascending = np.argsort(prompts)
+        numbers = np.array(prompts, np.int64)[ascending]
+        lacking = self.lacking(range(int(numbers[0]) * each, (int(numbers[-1]) + 1) * each)) & set(prompts)
+        self._state.texts += len(lacking) * each
+        failed = [prompt for prompt, flag in zip(prompts, flags_P.tolist(), strict=True) if flag and prompt in lacking]
+        for start, stop in consecutive_ranges(numbers):
+            places = torch.from_numpy(ascending[np.searchsorted(numbers, start) : np.searchsorted(numbers, stop)]).to(flags_P.device)
+            values, flags_B = (tensor[places].repeat_interleave(each, dim=0) for tensor in (vectors_PTD, flags_P))
+            self._write(start * each - layout.first_row, stored_form(values, flags_B, layout.dtype))
+        self._vectors.count_failed(len(failed) * each)
 
 
 def text_vectors(embeddings: PromptEmbeddings, tokens: str, rows: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from featurize.generate.acceleration import Compilation, memory_format, set_attention
 from featurize.generate.decoders import DecoderFiles, dtype_of, in_unit_range, on_device
 from featurize.generate.deepcache import DeepReuse
-from featurize.generate.families.family import PromptEmbeddings, Sampling, Step
+from featurize.generate.families.family import Family, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
 from featurize.generate.parts import load_parts
 from featurize.generate.schedulers import load_scheduler, step_arguments
@@ -83,11 +83,7 @@ class TextToImage:
 
     def encoding_order(self, prompts: Sequence[str]) -> list[int]:
         """Return the numbers of prompts in the order in which they are encoded: by their length, where that spares padding."""
-        numbers = list(range(len(prompts)))
-        if not self.family.sorts_prompts:
-            return numbers
-        tokens = self.family.tokens_of(self.parts.tokenizers, prompts)
-        return sorted(numbers, key=lambda number: tokens[number])
+        return encoding_order(self.family, self.parts, prompts)
 
     @contextmanager
     def text_encoder_on_device(self) -> Iterator[None]:
@@ -234,20 +230,12 @@ class TextToImage:
 
     @contextmanager
     def _as_converted(self, *models: Any) -> Iterator[None]:
-        """Convert models to float32 inside the block if this is ``in_float32``; every number in half precision is one of float32, so the
-        weights are the same afterwards."""
+        """Convert models to float32 inside the block if this is ``in_float32``."""
         if not self._heals:
             yield
             return
-        dtypes = [{name: tensor.dtype for name, tensor in _tensors_of(model)} for model in models]
-        try:
-            for model in models:
-                model.float()
+        with computing_in_float32(*models):
             yield
-        finally:
-            for model, before in zip(models, dtypes, strict=True):
-                for name, tensor in _tensors_of(model):
-                    tensor.data = tensor.data.to(before[name])
 
     @contextmanager
     def _deepcache(self) -> Iterator[None]:
@@ -268,6 +256,30 @@ class TextToImage:
             assert self._negative is not None, "no prompt was encoded yet"
             negative = self._negative.to(self._device, dtype).repeated(sampling.images)
         return self.family.conditions(self.parts, embeddings.to(self._device, dtype), negative, sampling)
+
+
+@contextmanager
+def computing_in_float32(*models: torch.nn.Module) -> Iterator[None]:
+    """Convert models to float32 inside the block; every number in half precision is one of float32, so the weights are the same
+    afterwards."""
+    dtypes = [{name: tensor.dtype for name, tensor in _tensors_of(model)} for model in models]
+    try:
+        for model in models:
+            model.float()
+        yield
+    finally:
+        for model, before in zip(models, dtypes, strict=True):
+            for name, tensor in _tensors_of(model):
+                tensor.data = tensor.data.to(before[name])
+
+
+def encoding_order(family: Family, parts: Parts, prompts: Sequence[str]) -> list[int]:
+    """Return the numbers of prompts in the order in which they are encoded: by their length, where that spares padding."""
+    numbers = list(range(len(prompts)))
+    if not family.sorts_prompts:
+        return numbers
+    tokens = family.tokens_of(parts.tokenizers, prompts)
+    return sorted(numbers, key=lambda number: tokens[number])
 
 
 def _tensors_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -212,16 +212,18 @@ def _first_prompts(subject: Subject, drawings: NDArray[np.int64], column: Column
     Raises:
         InputError: the tokenizers that chose the keywords are not within reach.
     """
-    examples = subject.corpus.examples
-    text_of = {int(drawing): example.prompt for drawing, example in zip(subject.table.drawing, examples, strict=True)}
-    texts = [text_of[drawing] for drawing in drawings.tolist()]
-    match subject.strategy(column.made_by):
-        case "chunks":
-            return [passages_of(text, subject.table.drawings.shape[1])[0] for text in texts]
-        case "keywords":
-            train = (example.prompt for example in examples if example.split == "train")
-            return keyword_prompts(texts, train, prompt_reader(generator_of(column)))
-    return texts
+    row_of = {int(drawing): row for row, drawing in enumerate(subject.table.drawing)}
+    rows, strategy = [row_of[drawing] for drawing in drawings.tolist()], subject.strategy(column.made_by)
+    if strategy != "keywords":
+        return [first_prompt(subject, row, strategy) for row in rows]
+    texts = [subject.corpus.examples[row].prompt for row in rows]
+    return keyword_prompts(texts, subject.corpus.train_prompts(), prompt_reader(generator_of(column)))
+
+
+def first_prompt(subject: Subject, row: int, strategy: str) -> str:
+    """Return the prompt of the first image of an example, if it is the text or its first passage."""
+    text = subject.corpus.examples[row].prompt
+    return passages_of(text, subject.table.drawings.shape[1])[0] if strategy == "chunks" else text
 
 
 def _diversity(subject: Subject, reader: ColumnReader) -> Diversity | LeftOut:

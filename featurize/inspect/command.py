@@ -1,5 +1,6 @@
 """``python -m featurize inspect``: the flags, the printed summary and inspection.json."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from featurize.inspect.own_pictures import images_from
 from featurize.options import InspectOptions, InspectSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
 from lugpi_core.corpora.options import CorpusSettings, store_folder
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, write_json
 from lugpi_core.store.reader import columns_of
+from lugpi_core.store.verify import flags_of_the_maker
 
 
 def inspect_store(options: InspectOptions) -> dict[str, Any]:
@@ -25,17 +27,12 @@ def inspect_store(options: InspectOptions) -> dict[str, Any]:
     Raises:
         InputError: as for ``load_corpus``, ``inspect`` and ``compare_stores``.
     """
-    corpus_settings = part_of(options, CorpusSettings)
-    if corpus_settings.images_from is None and not options.stores:
-        corpus_settings = replace(corpus_settings, images_from=images_from(options.store))
+    # A run's folder stands for its store.
+    stores = [folder if columns_of(folder) else store_folder(folder, options.unlabelled) for folder in options.stores]
+    corpus = _corpus_of(options, stores or [options.store])
     of_file = "" if options.unlabelled is None else f"-{options.unlabelled.stem}"
-    corpus = (
-        load_corpus(options.dataset, corpus_settings)
-        if options.unlabelled is None
-        else load_unlabelled(options.unlabelled, corpus_settings)
-    )
-    if options.stores:
-        return _compare(options, corpus, options.run / f"comparison{of_file}.json")
+    if stores:
+        return _compare(options, stores, corpus, options.run / f"comparison{of_file}.json")
     path = options.run / f"inspection{of_file}.json"
     inspection = inspect(options.store, corpus, settings=part_of(options, InspectSettings), run_dir=options.run)
     say(inspection.summary())
@@ -44,9 +41,21 @@ def inspect_store(options: InspectOptions) -> dict[str, Any]:
     return record
 
 
-def _compare(options: InspectOptions, corpus: Corpus, path: Path) -> dict[str, Any]:
-    # A run's folder stands for its store.
-    stores = [folder if columns_of(folder) else store_folder(folder, options.unlabelled) for folder in options.stores]
+def _corpus_of(options: InspectOptions, stores: Sequence[Path]) -> Corpus:
+    """Return the texts of some stores, with the pictures that these were filled from if they are of one column."""
+    settings = part_of(options, CorpusSettings)
+    columns = {images_from(store) for store in stores} - {None}
+    if settings.images_from is None and len(columns) == 1:
+        settings = replace(settings, images_from=columns.pop())
+    if options.unlabelled is None:
+        return load_corpus(options.dataset, settings)
+    flags = [flags_of_the_maker(store, column) or {} for store in stores for column in columns_of(store)]
+    if any(its.get("prompts") == "keywords" for its in flags):
+        return load_unlabelled_for(options.dataset, options.unlabelled, settings)
+    return load_unlabelled(options.unlabelled, settings)
+
+
+def _compare(options: InspectOptions, stores: Sequence[Path], corpus: Corpus, path: Path) -> dict[str, Any]:
     comparison = compare_stores(stores, corpus, settings=part_of(options, InspectSettings), run_dir=make_folder(options.run))
     say(comparison.summary())
     record = {"command": "inspect", **comparison.to_json(), "comparison": str(path), "config": resolved_flags(options)}

@@ -17,12 +17,13 @@ from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
 from featurize.generate.decoders import check_decoder_name, find_decoder
 from featurize.generate.generators import Generator, weight_bytes
 from featurize.generate.text_to_image import denoiser_rows
-from featurize.inspect.columns import MOST_DIVERSE_TEXTS, Subject, inspect_column, notice_of, open_subject, unfinished
+from featurize.inspect.columns import MOST_DIVERSE_TEXTS, Subject, first_prompt, inspect_column, notice_of, open_subject, unfinished
 from featurize.inspect.comparison import BetweenSeeds, ComparedStore, Comparison, PictureSheet, ProbeDifference, Work
-from featurize.inspect.decoded_images import DECODE_TFLOP, DecodedImages, generator_of, only_text_vectors, to_bytes
+from featurize.inspect.decoded_images import DECODE_TFLOP, generator_of, only_text_vectors, to_bytes
 from featurize.inspect.diversity import Diversity, diversity_of
-from featurize.inspect.inspect_store import caption_of
+from featurize.inspect.inspect_store import OpenStore, caption_of, folder_of, open_images
 from featurize.inspect.inspection import ColumnInspection
+from featurize.inspect.own_pictures import images_from, is_own
 from featurize.inspect.picture_sheet import COMPARISON_PNG, write_picture_sheet
 from featurize.inspect.probes import paired_p_value
 from featurize.inspect.records import LeftOut
@@ -86,7 +87,7 @@ class _Entry:
 
 
 def compare_stores(
-    stores: Sequence[str | Path],
+    stores: Sequence[str | Path | OpenStore],
     corpus: Corpus,
     *,
     settings: InspectSettings | None = None,
@@ -98,7 +99,7 @@ def compare_stores(
     As ``inspect``, it is seeded, downloads no model and changes no store. Memory: that of ``inspect``, one store after the other.
 
     Args:
-        stores: folders of stores; at least two.
+        stores: their folders, or open stores; at least two.
         corpus: of all of them.
         settings: defaults if None; at most 12 of ``thumbnails`` texts are on the sheet.
         run_dir: where the sheet is written.
@@ -112,8 +113,9 @@ def compare_stores(
     require_type("settings", settings, InspectSettings)
     check_decoder_name(settings.decoder)
     compute = resolve_compute(settings.device, "auto", half="float16")
+    given = [stores] if isinstance(stores, str) else stores
     with only_local_files():
-        entries = _entries([Path(store) for store in stores], corpus, settings, compute)
+        entries = _entries([folder_of(store) for store in given], corpus, settings, compute)
         compared = tuple(_compared(entry) for entry in entries)
         between = tuple(pair for left, right in combinations(entries, 2) for pair in _between_seeds(left, right))
         with entries[0].subject.times.stage("sheet"):
@@ -282,9 +284,14 @@ def _between_seeds(left: _Entry, right: _Entry) -> list[BetweenSeeds]:
 
 def _differ_in_seed_only(left: _Entry, right: _Entry) -> bool:
     kept = [{key: value for key, value in entry.generation.items() if key not in ("seed", "drawings")} for entry in (left, right)]
-    # Stores with other prompts, or other numbers of them, have images of other texts.
-    have_same_prompts = left.prompts == right.prompts and np.array_equal(left.subject.table.drawings, right.subject.table.drawings)
-    return bool(kept[0]) and not differences(kept[0], kept[1]) and have_same_prompts
+    return bool(kept[0]) and not differences(kept[0], kept[1]) and _have_same_first_prompts(left, right)
+
+
+def _have_same_first_prompts(left: _Entry, right: _Entry) -> bool:
+    if "keywords" in (left.prompts, right.prompts):
+        return left.prompts == right.prompts  # one generator reads as many of one corpus's keywords
+    rows = np.concatenate(list(left.subject.sample.rows.values())).tolist()
+    return all(first_prompt(left.subject, row, left.prompts) == first_prompt(right.subject, row, right.prompts) for row in rows)
 
 
 def _encoder_differences(spec: ColumnSpec, other: ColumnSpec | None) -> list[str]:
@@ -321,7 +328,11 @@ def _picture_sheet(entries: Sequence[_Entry], run_dir: Path) -> PictureSheet | L
     budget_tflop = (settings.decode_tflop or DECODE_TFLOP[subject.compute.device]) / len(entries)
     images: dict[str, dict[int, NDArray[np.uint8]]] = {}
     left_out: dict[str, str] = {}
+    own = {entry.label: str(images_from(entry.subject.store)) for entry in entries if is_own(entry.subject.store)}
     for entry in entries:
+        if entry.label in own and len(set(own.values())) > 1:
+            left_out[entry.label] = f"the pictures of these stores are of several columns, {', '.join(sorted(set(own.values())))}"
+            continue
         try:
             images[entry.label] = _images_of(entry, chosen, budget_tflop)
         except InputError as error:
@@ -337,9 +348,7 @@ def _picture_sheet(entries: Sequence[_Entry], run_dir: Path) -> PictureSheet | L
 
 def _images_of(entry: _Entry, rows: NDArray[np.int64], budget_tflop: float) -> dict[int, NDArray[np.uint8]]:
     """Return the first image of each example row, uint8 [S, S, 3], as far as the work allows."""
-    if entry.generation.get("generator") == OWN_IMAGES:
-        raise InputError(got="own pictures", expected="latents", do="look at the pictures themselves")
-    decoded = DecodedImages(entry.subject.store, entry.subject.settings.decoder, entry.subject.compute)
+    decoded = open_images(entry.subject)
     affordable = int(budget_tflop * 1e12 / decoded.flops)
     if affordable < len(rows):
         warnings.warn(

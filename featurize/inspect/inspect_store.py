@@ -43,6 +43,22 @@ class OpenStore(Protocol):
         """Its folder."""
 
 
+def folder_of(store: str | Path | OpenStore) -> Path:
+    """Return the folder of a store."""
+    return Path(store) if isinstance(store, (str, Path)) else store.path
+
+
+def open_images(subject: Subject) -> DecodedImages | OwnPictures:
+    """Return what shows the images of a store: the decoder of its latents, or the pictures of its texts.
+
+    Raises:
+        InputError: as these.
+    """
+    if is_own(subject.store):
+        return OwnPictures(subject.corpus, subject.table)
+    return DecodedImages(subject.store, subject.settings.decoder, subject.compute)
+
+
 def inspect(
     store: str | Path | OpenStore,
     corpus: Corpus,
@@ -73,7 +89,7 @@ def inspect(
     require_type("settings", settings, InspectSettings)
     check_decoder_name(settings.decoder)
     subject = open_subject(
-        Path(store) if isinstance(store, (str, Path)) else store.path,
+        folder_of(store),
         corpus,
         settings=settings,
         compute=resolve_compute(settings.device, "auto", half="float16"),
@@ -105,11 +121,7 @@ def _inspect_images(subject: Subject, run_dir: Path) -> tuple[ClassSimilarity | 
     """Return the similarity of the classes and the thumbnails; both decode latents, and share the work allowed for it."""
     try:
         with subject.times.stage("find_generator"):
-            decoded: DecodedImages | OwnPictures = (
-                OwnPictures(subject.corpus, subject.table)
-                if is_own(subject.store)
-                else DecodedImages(subject.store, subject.settings.decoder, subject.compute)
-            )
+            decoded = open_images(subject)
     except InputError as error:
         return LeftOut(left_out=str(error)), LeftOut(left_out=str(error))
     budget_tflop = subject.settings.decode_tflop or DECODE_TFLOP[subject.compute.device]

@@ -3,87 +3,80 @@
 The weight of term t in text d is (1 + ln tf) · idf with idf = 1 + ln((1 + n) / (1 + df)), where n train texts are counted and df of them
 contain t: scikit-learn's ``TfidfVectorizer(sublinear_tf=True)``. No other split is counted: a term that no train text has counts as if one
 had. A term is a word with a letter; in scripts without spaces, two neighbouring characters.
+
+Shapes: T terms of some texts, W words of them, V names.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+from numpy.typing import NDArray
 
 from featurize.plan.prompt_reader import PromptReader
 from featurize.plan.words import folded, has_unspaced, is_unspaced, word_spans, words_in
 
 # Texts whose terms are held at once.
 _AT_ONCE = 1024
-# Words whose names are remembered.
-_MOST_NAMES = 1 << 20
+
+
+class Vocabulary(dict[str, int]):
+    """Numbers words as they stand, in the order in which they are met. Grows with their number.
+
+    Attributes:
+        words: by their number.
+        names: of each word, the number of the form in which it is compared; -1 for a word without a letter, which is no term.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.names = array("q")
+        self._names: dict[str, int] = {}
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self.words)
+        name = _name_of(word)
+        self.words.append(word)
+        self.names.append(self._names.setdefault(name, len(self._names)) if name else -1)
+        return number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The distinct terms of a text, in the order in which they first occur.
+    """The distinct terms of some texts, int64 [T] each, ascending by text and name, or those that were chosen, in another order.
 
     Attributes:
-        counts: how often each occurs, by its name: the form in which terms are compared.
-        pieces: each as it stands where it first occurs.
-        spans: where that is, of texts in scripts without spaces, where terms overlap; None elsewhere.
+        text: which text each is of.
+        name: the number of the form in which terms are compared.
+        count: how often it occurs there.
+        place: where it first occurs, counted in the words of that text.
+        word: the number of the word that stands there.
     """
 
-    counts: Mapping[str, int]
-    pieces: Sequence[str]
-    spans: Sequence[tuple[int, int]] | None
+    text: NDArray[np.int64]
+    name: NDArray[np.int64]
+    count: NDArray[np.int64]
+    place: NDArray[np.int64]
+    word: NDArray[np.int64]
 
-    def join(self, numbers: Iterable[int]) -> str:
-        """Return some terms as they stand in the text, in its order, with a space between those that do not touch."""
-        chosen = sorted(numbers)
-        if self.spans is None:
-            return " ".join([self.pieces[number] for number in chosen])
-        joined, last = "", -1
-        for number in chosen:
-            (begin, end), piece = self.spans[number], self.pieces[number]
-            joined += (piece if begin > last else piece[last - begin :]) if not joined or begin <= last else f" {piece}"
-            last = max(last, end)
-        return joined
+    def at(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Terms":
+        """Return some of the terms, in the order of their numbers."""
+        return Terms(
+            text=self.text[chosen], name=self.name[chosen], count=self.count[chosen], place=self.place[chosen], word=self.word[chosen]
+        )
 
 
-class _Names(dict[str, str]):
-    """The form in which each word is compared, remembered; empty for a word without a letter, which is no term."""
-
-    def __missing__(self, word: str) -> str:
-        if len(self) > _MOST_NAMES:
-            self.clear()
-        self[word] = name = folded(word) if any(map(str.isalpha, word)) else ""
-        return name
+def _name_of(word: str) -> str:
+    return folded(word) if is_unspaced(word) or any(map(str.isalpha, word)) else ""
 
 
-def terms_of(text: str, names: Mapping[str, str] | None = None) -> Terms:
-    """Return the distinct terms of a text.
-
-    Args:
-        text: in any script.
-        names: of words, as far as they are remembered from other texts.
-    """
-    names = _Names() if names is None else names
-    if has_unspaced(text):
-        return _overlapping_terms(text, names)
-    words = words_in(text)
-    found = [names[word] for word in words]
-    counts = Counter(found)
-    first = dict(zip(reversed(found), reversed(words), strict=True))
-    counts.pop("", None)
-    return Terms(counts=counts, pieces=[first[name] for name in counts], spans=None)
-
-
-def _overlapping_terms(text: str, names: Mapping[str, str]) -> Terms:
-    places: dict[str, tuple[int, int]] = {}
-    counts: Counter[str] = Counter()
-    for begin, end in _term_spans(text):
-        piece = text[begin:end]
-        if name := folded(piece) if is_unspaced(piece) else names[piece]:
-            places.setdefault(name, (begin, end))
-            counts[name] += 1
-    spans = [places[name] for name in counts]
-    return Terms(counts=counts, pieces=[text[begin:end] for begin, end in spans], spans=spans)
+def _words_of_terms(text: str) -> list[str]:
+    """Return the words of a text that are terms if they have a letter, as they stand; in scripts without spaces, pairs of characters."""
+    return [text[begin:end] for begin, end in _term_spans(text)] if has_unspaced(text) else words_in(text)
 
 
 def _term_spans(text: str) -> Iterable[tuple[int, int]]:
@@ -101,76 +94,111 @@ def _term_spans(text: str) -> Iterable[tuple[int, int]]:
             yield begin, end
 
 
-def term_names(text: str, names: Mapping[str, str] | None = None) -> set[str]:
-    """Return the names of the terms of a text; ``names`` as for ``terms_of``."""
-    names = _Names() if names is None else names
-    if has_unspaced(text):
-        return set(_overlapping_terms(text, names).counts)
-    return {names[word] for word in set(words_in(text))} - {""}
+def term_names(text: str) -> set[str]:
+    """Return the terms of a text in the form in which they are compared."""
+    return {_name_of(word) for word in set(_words_of_terms(text))} - {""}
 
 
-def document_frequencies(texts: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[Mapping[str, int], int]:
-    """Return in how many texts each term occurs, and the number of texts; ``names`` as for ``terms_of``."""
-    names = _Names() if names is None else names
-    counts: Counter[str] = Counter()
-    number = 0
-    for text in texts:
-        counts.update(term_names(text, names))
-        number += 1
-    return counts, number
+def terms_of(texts: Sequence[str], vocabulary: Vocabulary) -> Terms:
+    """Return the distinct terms of some texts."""
+    numbers = [[vocabulary[word] for word in _words_of_terms(text)] for text in texts]
+    lengths = np.array([len(its) for its in numbers], np.int64)
+    word_W = np.fromiter(chain.from_iterable(numbers), np.int64, int(lengths.sum()))
+    name_W = np.array(vocabulary.names, np.int64)[word_W]
+    is_term = np.flatnonzero(name_W >= 0)
+    text_W = np.repeat(np.arange(len(texts)), lengths)
+    size = len(vocabulary.words)  # there are no more names than words
+    keys, first, counts = np.unique(text_W[is_term] * size + name_W[is_term], return_index=True, return_counts=True)
+    first = is_term[first]
+    begins = np.cumsum(lengths) - lengths
+    text = text_W[first]
+    return Terms(text=text, name=keys - text * size, count=counts, place=first - begins[text], word=word_W[first])
+
+
+def document_frequencies(texts: Iterable[str], vocabulary: Vocabulary) -> tuple[NDArray[np.int64], int]:
+    """Return in how many texts each term occurs, by the number of its name, and the number of texts."""
+    frequencies, number, rest = np.zeros(0, np.int64), 0, iter(texts)
+    while part := list(islice(rest, _AT_ONCE)):
+        counts = np.bincount(terms_of(part, vocabulary).name, minlength=len(frequencies))
+        counts[: len(frequencies)] += frequencies
+        frequencies, number = counts, number + len(part)
+    return frequencies, number
 
 
 class Weights:
     """The weight of each term: its frequency in a text, and that of texts with it.
 
+    The logarithms are those of ``math``, once for each number: an array's may differ from one processor to the next, and with them the
+    prompts.
+
     Args:
-        frequencies: in how many texts each term occurs.
+        frequencies: in how many texts each term occurs, by the number of its name.
         texts: number of texts.
     """
 
-    def __init__(self, frequencies: Mapping[str, int], texts: int) -> None:
-        self._idf = {name: _idf(frequency, texts) for name, frequency in frequencies.items()}
-        self._idf_of_new = _idf(1, texts)
+    def __init__(self, frequencies: NDArray[np.int64], texts: int) -> None:
+        # A term that no text has, or that is not among the names, weighs as if one had it.
+        distinct, place_of_name = np.unique(np.append(np.maximum(frequencies, 1), 1), return_inverse=True)
+        idf = np.array([1 + math.log((1 + texts) / (1 + frequency)) for frequency in distinct.tolist()])
+        self._idf_of_name = idf[place_of_name]
 
-    def ranked(self, terms: Terms) -> list[int]:
-        """Return the numbers of a text's terms by their weight, the largest first; of equal ones the earlier first."""
-        idf, new, tf = self._idf.get, self._idf_of_new, _tf
-        lightness = [-tf(count) * idf(name, new) for name, count in terms.counts.items()]
-        return sorted(range(len(lightness)), key=lightness.__getitem__)
+    def of(self, terms: Terms) -> NDArray[np.float64]:
+        """Return the weights, float64 [T]."""
+        tf = np.array([1 + math.log(max(1, count)) for count in range(int(terms.count.max(initial=0)) + 1)])
+        weights: NDArray[np.float64] = tf[terms.count] * self._idf_of_name[np.minimum(terms.name, len(self._idf_of_name) - 1)]
+        return weights
 
-
-def _idf(frequency: int, texts: int) -> float:
-    return 1 + math.log((1 + texts) / (1 + frequency))
-
-
-def _tf(count: int) -> float:
-    return 1 + math.log(count) if count > 1 else 1.0
+    def ranked(self, terms: Terms) -> Terms:
+        """Return the terms text by text, the heaviest first; of equal ones the earlier first."""
+        return terms.at(np.lexsort((terms.place, -self.of(terms), terms.text)))
 
 
 def keyword_prompts(texts: Sequence[str], train: Iterable[str], reader: PromptReader) -> list[str]:
     """Return the keywords of each text: as many of the heaviest terms as the generator reads, one at least.
 
-    A text without a term is its own prompt.
+    A term that the generator deletes, or that no tokenizer of it knows, is not chosen. A text without any is its own prompt.
 
     Args:
         texts: of all splits.
         train: the texts that are counted.
         reader: the generator's tokenizers.
     """
-    names = _Names()
-    weights = Weights(*document_frequencies(train, names))
+    vocabulary = Vocabulary()
+    weights = Weights(*document_frequencies(train, vocabulary))
     prompts: list[str] = []
     for start in range(0, len(texts), _AT_ONCE):
         part = texts[start : start + _AT_ONCE]
-        terms = [terms_of(text, names) for text in part]
-        prompts += _keywords_of(part, terms, [weights.ranked(its) for its in terms], reader)
+        terms = terms_of(part, vocabulary)
+        distinct, place = np.unique(terms.word, return_inverse=True)
+        is_read = reader.reads([vocabulary.words[number] for number in distinct.tolist()])
+        prompts += _keywords_of(part, weights.ranked(terms.at(is_read[place])), vocabulary.words, reader)
     return prompts
 
 
-def _keywords_of(texts: Sequence[str], terms: Sequence[Terms], by_weight: Sequence[Sequence[int]], reader: PromptReader) -> list[str]:
-    def build(row: int, count: int) -> str:
-        return terms[row].join(by_weight[row][:count]) if by_weight[row] else texts[row]
+def _keywords_of(texts: Sequence[str], ranked: Terms, words: Sequence[str], reader: PromptReader) -> list[str]:
+    lengths = np.bincount(ranked.text, minlength=len(texts))
+    begins = np.cumsum(lengths) - lengths
 
-    pieces = [[its.pieces[number] for number in ranks] for its, ranks in zip(terms, by_weight, strict=True)]
-    most = reader.most_that_fit(pieces, build)
+    def build(row: int, count: int) -> str:
+        if not lengths[row]:
+            return texts[row]
+        chosen = slice(begins[row], begins[row] + count)
+        order = np.argsort(ranked.place[chosen])
+        if has_unspaced(texts[row]):
+            return _joined(texts[row], ranked.place[chosen][order].tolist())
+        return " ".join([words[number] for number in ranked.word[chosen][order].tolist()])
+
+    most = reader.most_that_fit(ranked.word, lengths, words, build)
     return [build(row, max(1, count)) for row, count in enumerate(most)]
+
+
+def _joined(text: str, places: Sequence[int]) -> str:
+    """Return some terms as they stand in a text, in its order, with a space between those that do not touch."""
+    spans: Iterator[tuple[int, int]] = iter(_term_spans(text))
+    chosen = set(places)
+    joined, last = "", -1
+    for place, (begin, end) in enumerate(spans):
+        if place in chosen:
+            joined += (text[begin:end] if begin > last else text[last:end]) if not joined or begin <= last else f" {text[begin:end]}"
+            last = max(last, end)
+    return joined

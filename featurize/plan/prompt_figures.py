@@ -74,7 +74,7 @@ class _ClassNames:
         for number, words in self._words.items():
             for word in words:
                 self._classes.setdefault(word, set()).add(number)
-        self._texts = self._texts_with_own = 0
+        self._texts = self._texts_with_words = self._texts_with_own = 0
         self._own, self._own_found, self._other_found = 0, 0, 0
 
     def count(self, classes: Sequence[int], words: set[str]) -> None:
@@ -82,6 +82,7 @@ class _ClassNames:
         found = {number for word in self._classes.keys() & words for number in self._classes[word]}
         own = self._words.keys() & set(classes)
         self._texts += 1
+        self._texts_with_words += bool(own)
         self._texts_with_own += bool(own & found)
         self._own += len(own)
         self._own_found += len(own & found)
@@ -93,7 +94,7 @@ class _ClassNames:
         if len(self._words) < 2 or not self._own or not other:
             return None
         return ClassWords(
-            texts=self._texts,
+            texts=self._texts_with_words,
             texts_with_own=self._texts_with_own,
             share_own=round(self._own_found / self._own, 6),
             share_other=round(self._other_found / other, 6),

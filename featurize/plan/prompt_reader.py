@@ -50,63 +50,73 @@ class PromptReader:
     knows: Callable[[Sequence[str]], Sequence[bool]] | None = None
     _alone: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _is_read: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def most_that_fit(self, pieces: Sequence[Sequence[str]], build: Callable[[int, int], str]) -> list[int]:
-        """Return how many pieces of each prompt fit: at most ``tokens_read`` tokens, and one piece more has too many.
+    def most_that_fit(
+        self, pieces: NDArray[np.int64], lengths: NDArray[np.int64], words: Sequence[str], build: Callable[[int, int], str]
+    ) -> list[int]:
+        """Return how many pieces of each of P prompts fit: at most ``tokens_read`` tokens, and one piece more has too many.
 
         The tokens of each distinct piece are counted once. A prompt as long as the sum says is counted as a whole, unless all of its pieces
         have an eighth fewer than are read; if the sum was wrong, its length is searched for.
 
         Args:
-            pieces: of each prompt.
+            pieces: the numbers of the pieces of all prompts, prompt after prompt.
+            lengths: int64 [P], how many of them are of each prompt.
+            words: the pieces by their number.
             build: returns a prompt, by its number, of so many of its first pieces.
         """
         # A piece has at least one token: where as many as are read and one more have too many, the others need not be counted.
-        few = [its[: self.tokens_read + 1] for its in pieces]
-        sums = self._sums(few)
-        most = [int(np.searchsorted(its, self.tokens_read, side="right")) - 1 for its in sums]
+        few = np.minimum(lengths, self.tokens_read + 1)
+        rank = np.arange(len(pieces)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        none, tokens = self._tokens_between(pieces[rank <= self.tokens_read], words)
+        sums = np.concatenate([[0], np.cumsum(tokens)])
+        begins = np.cumsum(few) - few
+        fits = none + sums[1:] - np.repeat(sums[begins], few) <= self.tokens_read
+        most = np.bincount(np.repeat(np.arange(len(few)), few)[fits], minlength=len(few))
+        expected, totals = none + sums[begins + most] - sums[begins], none + sums[begins + few] - sums[begins]
         likely = self.tokens_read - self.tokens_read // _SPARE
-        rows = [row for row, its in enumerate(sums) if len(few[row]) < len(pieces[row]) or its[-1] > likely]
-        tokens = self._counts([build(row, max(0, most[row])) for row in rows])
-        wrong = [place for place, row in enumerate(rows) if most[row] < 0 or tokens[place] != sums[row][most[row]]]
-        rows, tokens = [rows[place] for place in wrong], tokens[wrong]
-        for row, found in zip(rows, self._search_from(rows, tokens, [max(0, most[row]) for row in rows], pieces, build), strict=True):
-            most[row] = found
-        return most
+        rows = np.flatnonzero((few < lengths) | (totals > likely))
+        counted = self._counts([build(row, count) for row, count in zip(rows.tolist(), most[rows].tolist(), strict=True)])
+        is_wrong = (counted != expected[rows]) | (none > self.tokens_read)
+        rows, counted = rows[is_wrong], counted[is_wrong]
+        most[rows] = self._search_from(rows.tolist(), counted, most[rows], few[rows], lengths[rows], build)
+        return [int(count) for count in most]
 
     def _search_from(
         self,
         rows: Sequence[int],
         tokens: NDArray[np.int64],
-        guesses: Sequence[int],
-        pieces: Sequence[Sequence[str]],
+        guess: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        lengths: NDArray[np.int64],
         build: Callable[[int, int], str],
-    ) -> list[int]:
-        """Return how many pieces of some prompts fit, of which a guessed number has so many tokens."""
-        ends = [min(len(pieces[row]), self.tokens_read + 1) for row in rows]
-        all_tokens = self._counts([build(row, end) for row, end in zip(rows, ends, strict=True)])
-        low, high = np.zeros(len(rows), np.int64), np.array(ends, np.int64)
+    ) -> NDArray[np.int64]:
+        """Return how many pieces of some prompts fit. A guessed number of them has so many tokens; more than ``ends``, if there are more,
+        have too many."""
+        all_tokens = self._counts([build(row, end) for row, end in zip(rows, ends.tolist(), strict=True)])
+        low, high = np.zeros(len(rows), np.int64), ends.copy()
         tokens_low, tokens_high = np.full(len(rows), self._counts([""])[0]), all_tokens.copy()
-        guess, fits = np.array(guesses, np.int64), tokens <= self.tokens_read
+        fits = tokens <= self.tokens_read
         low[fits], tokens_low[fits] = guess[fits], tokens[fits]
         high[~fits], tokens_high[~fits] = guess[~fits], tokens[~fits]
         is_whole = all_tokens <= self.tokens_read
-        low[is_whole] = [len(pieces[row]) for row, whole in zip(rows, is_whole, strict=True) if whole]
+        low[is_whole] = lengths[is_whole]
         open_rows = np.flatnonzero(~is_whole)
         bounds = _Bounds(low=low[open_rows], tokens_low=tokens_low[open_rows], high=high[open_rows], tokens_high=tokens_high[open_rows])
         low[open_rows] = self._search(bounds, lambda place, count: build(rows[open_rows[place]], count))
-        return [int(count) for count in low]
+        return low
 
-    def _sums(self, pieces: Sequence[Sequence[str]]) -> list[NDArray[np.int64]]:
-        """Return, of each prompt, the tokens of its first 0, 1, 2 … pieces, if each has as many as between others."""
-        distinct = {piece for its in pieces for piece in its} - self._alone.keys()
-        if len(self._alone) + len(distinct) > _MOST_PIECES:
+    def _tokens_between(self, pieces: NDArray[np.int64], words: Sequence[str]) -> tuple[int, NDArray[np.int64]]:
+        """Return the tokens of a prompt without words, and int64 of each piece, by its number, its tokens if it stands between others."""
+        distinct, place = np.unique(pieces, return_inverse=True)
+        asked = [words[number] for number in distinct.tolist()]
+        if len(self._alone) + len(asked) > _MOST_PIECES:
             self._alone.clear()
-            distinct = {piece for its in pieces for piece in its}
+        new = [word for word in asked if word not in self._alone]
         one, two = self._counts([_FILLER, f"{_FILLER} {_FILLER}"]).tolist()
-        tokens = self._counts([f"{_FILLER} {piece}" for piece in distinct]) - one
-        self._alone.update(zip(distinct, tokens.tolist(), strict=True))
-        return [np.cumsum([2 * one - two, *(self._alone[piece] for piece in its)]) for its in pieces]
+        self._alone.update(zip(new, (self._counts([f"{_FILLER} {word}" for word in new]) - one).tolist(), strict=True))
+        return 2 * one - two, np.array([self._alone[word] for word in asked], np.int64)[place]
 
     def parts_read(self, prompts: Sequence[str]) -> tuple[list[str], NDArray[np.bool_]]:
         """Return what is read of each prompt, up to the end of its last whole word, and bool [P], whether that is less than all of it."""
@@ -128,6 +138,20 @@ class PromptReader:
         for place, words in enumerate(self._search(bounds, build)):
             read[rows[place]] = build(place, words)
         return read, cut
+
+    def reads(self, words: Sequence[str]) -> NDArray[np.bool_]:
+        """Return of each word or pair of characters whether it is left when prompts are cleaned, and a tokenizer knows it. It is asked
+        about once."""
+        if len(self._is_read) + len(words) > _MOST_PIECES:
+            self._is_read.clear()
+        new = [word for word in words if word not in self._is_read]
+        for start in range(0, len(new), _AT_ONCE):
+            part = new[start : start + _AT_ONCE]
+            left = self.cleaned(part)
+            is_left = [rest == word or len(words_in(rest)) >= len(words_in(word)) for word, rest in zip(part, left, strict=True)]
+            is_known = [True] * len(part) if self.knows is None else self.knows(left)
+            self._is_read.update(zip(part, map(all, zip(is_left, is_known, strict=True)), strict=True))
+        return np.array([self._is_read[word] for word in words], np.bool_)
 
     def without_unknown(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts without the words that every tokenizer maps, in part or whole, to its unknown token."""

@@ -31,6 +31,5 @@ def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptRea
             return plan_passages(passages, seed=seed, prompts_per_text=images_per_text)
         case "keywords":
             require_prompts(corpus)
-            train = (example.prompt for example in corpus.examples if example.split == "train")
-            prompts = keyword_prompts([example.prompt for example in corpus.examples], train, reader())
+            prompts = keyword_prompts([example.prompt for example in corpus.examples], corpus.train_prompts(), reader())
             return plan_prompts(prompts, seed=seed, images_per_prompt=images_per_text)

@@ -224,6 +224,8 @@ class Corpus:
         separator: the marker around a target inside ``text`` (``"[SEP]"`` for the CWI corpora), or None. For a text encoder with another
             separator token it is replaced by that token.
         task: one class for each text (``single-label``), any number of classes (``multi-label``), or a number (``regression``).
+        labelled: of unlabelled texts the corpus that they are added to, whose train texts weigh their keywords; None = they are weighed by
+            themselves. Part of no fingerprint: prompts have their own.
     """
 
     name: str
@@ -232,6 +234,7 @@ class Corpus:
     license: str
     separator: str | None = None
     task: Task = "single-label"
+    labelled: "Corpus | None" = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", Examples.of(self.examples))  # the dataclass is frozen
@@ -325,6 +328,11 @@ class Corpus:
         """
         rows: list[int] = np.flatnonzero(self.columns.splits == SPLITS.index(split_named(split))).tolist()
         return rows
+
+    def train_prompts(self) -> Iterator[str]:
+        """Return the prompts of the train examples; of unlabelled texts, those of the corpus that they are added to."""
+        corpus = self.labelled or self
+        return (example.prompt for example in corpus.examples if example.split == "train")
 
     def counts(self) -> dict[str, int]:
         """Return the number of examples of each split, as ``{"train": …, "validation": …, "test": …}``."""

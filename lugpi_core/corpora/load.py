@@ -1,7 +1,7 @@
 """``load_corpus``: the paper's corpora, the shipped demo or your own texts, by name."""
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from lugpi_core.corpora.corpus import Corpus
@@ -9,7 +9,7 @@ from lugpi_core.corpora.demo import load_demo
 from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings
 from lugpi_core.corpora.paper import load_20ng, load_cwi, load_imdb
 from lugpi_core.corpora.splits import limited, warn_of_lost_labels
-from lugpi_core.corpora.user_corpus import load_user_corpus
+from lugpi_core.corpora.user_corpus import load_unlabelled, load_user_corpus
 from lugpi_core.corpora.user_files import SUFFIXES
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fields import require_type
@@ -36,6 +36,15 @@ def load_corpus(dataset: str | Path, settings: CorpusSettings | None = None) -> 
     part = limited(corpus, settings.limit, seed=settings.split_seed)
     warn_of_lost_labels(part)
     return part
+
+
+def load_unlabelled_for(dataset: str | Path, path: Path, settings: CorpusSettings) -> Corpus:
+    """Return the unlabelled texts of a file, with the corpus that they are added to, which weighs their keywords.
+
+    Raises:
+        InputError: as ``load_corpus`` and ``load_unlabelled``.
+    """
+    return replace(load_unlabelled(path, settings), labelled=load_corpus(dataset, settings))
 
 
 def _whole_corpus(dataset: str, settings: CorpusSettings) -> Corpus:

@@ -13,10 +13,10 @@ class ClassWords:
     """How many prompts name the class of their text. A class is named by a whole word of its name, in any letter case.
 
     Attributes:
-        texts: with a label.
+        texts: with a class whose name has a word.
         texts_with_own: those of which a prompt, as far as it is read, has a word of the name of their class, or of one of their classes.
-        share_own: of all pairs of a text and its class.
-        share_other: the same of the pairs of a text and another class.
+        share_own: of all pairs of a text and a class of its own.
+        share_other: of all pairs of a text and another class.
     """
 
     texts: int
@@ -26,7 +26,7 @@ class ClassWords:
 
     def sentence(self) -> str:
         """Return the answer in one sentence."""
-        own = f"{100 * self.share_own:.1f} % of the texts ({self.texts_with_own:,} of {self.texts:,})"
+        own = f"{100 * self.texts_with_own / self.texts:.1f} % of the texts ({self.texts_with_own:,} of {self.texts:,})"
         other = f"{100 * self.share_other:.1f} %"
         shares = f"a word of its own class's name is in a prompt of {own}, of another class's on average in one of {other}"
         names_them = self.share_own >= _FEW and self.share_own >= _TIMES * self.share_other

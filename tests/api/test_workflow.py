@@ -1,6 +1,7 @@
 """The method from Python: texts in memory → tokens → teacher → student → comparison."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,22 @@ def test_a_name_is_no_corpus(store: lugpi.TokenStore, tmp_path: Path) -> None:
     for call in (
         lambda: lugpi.featurize(corpus, tmp_path, generator="demo", encoders=["demo"]),
         lambda: lugpi.inspect(store, corpus),
+        lambda: lugpi.compare_stores([store, tmp_path], corpus, run_dir=tmp_path),
         lambda: lugpi.compare(corpus, tmp_path),
     ):
         with pytest.raises(TypeError, match="corpus: got 'demo'; expected Corpus"):
             call()
+
+
+def test_open_stores_are_compared(corpus: lugpi.Corpus, store: lugpi.TokenStore, tmp_path: Path) -> None:
+    other = shutil.copytree(store.path, tmp_path / "other" / "tokens")
+    settings = lugpi.InspectSettings(thumbnails=0, device="cpu")
+    comparison = lugpi.compare_stores([store, other], corpus, settings=settings, run_dir=tmp_path)
+    assert isinstance(comparison, lugpi.Comparison)
+    assert [each.store for each in comparison.stores] == [store.path, other]
+    for alone in ([store], str(store.path)):
+        with pytest.raises(lugpi.InputError, match="got 1 store to compare"):
+            lugpi.compare_stores(alone, corpus, run_dir=tmp_path)
 
 
 def test_the_loss_is_usable_by_itself() -> None:

@@ -195,6 +195,26 @@ def test_a_repair_computes_only_the_damaged_blocks(run: Path, command: Command, 
     assert figures["made_again"] == [{"prompts": 0, "drawn": 0, "decoded": 4, "encoded": 4, "redone": 0}]
 
 
+@pytest.mark.parametrize(
+    ("strategy", "again"), [(("chunks", "--images-per-text", "2"), [8, 4, 8, 8]), (("keywords",), [8, 4, 8, 8])], ids=["chunks", "keywords"]
+)
+def test_stores_of_other_prompts_are_repaired(tmp_path: Path, command: Command, strategy: tuple[str, ...], again: list[int]) -> None:
+    """A row of each column is damaged, a shard of images and text vectors is gone; the repair plans the same prompts again."""
+    table = tmp_path / "own.csv"
+    table.write_text("text,label\n" + "".join(f"whale {letter},{letter in 'abcdefg'}\n" for letter in "abcdefghijklm"))
+    run = _featurize(table, tmp_path / "whole", "vit-demo", "prompt-text", "--prompts", *strategy)
+    intact = _shards(run)
+    for column, row in (("prompt-text", 1), ("vit-demo", 5)):
+        _flip(run, column, row)
+    for column in ("latents", "vit-demo", "prompt-text"):
+        shard_file(run / "tokens" / column, 2).unlink()
+    status, figures, printed = command("verify", run, "--deep", "--repair")
+    assert (status, figures["findings_left"]) == (0, []), printed
+    assert _shards(run) == intact
+    (rows,) = figures["made_again"]
+    assert [rows[name] for name in ("prompts", "drawn", "decoded", "encoded")] == again
+
+
 def _fail_in(patch: pytest.MonkeyPatch, encoder: str, row_of_block: int) -> None:
     whole, failed = ImageEncoder.encode, list[str]()
 

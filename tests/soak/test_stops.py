@@ -18,7 +18,6 @@ import torch
 from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill import block as blocks
-from featurize.fill import fill_store as pipeline
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command
@@ -299,13 +298,14 @@ def _damage(run: Path, column: str) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("encoders", [("vit-demo",), ("vit-demo", "prompt-text")], ids=str)
 @pytest.mark.parametrize("images_per_text", [1, 3])
 def test_a_continued_or_repaired_run_encodes_the_same_prompt_batches(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_text: int
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_text: int, encoders: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(blocks, "TEXT_BATCH", 5)
-    monkeypatch.setattr(pipeline, "WINDOW_ROWS", 16)
-    small: dict[str, Any] = {"generator": "demo", "encoders": ("vit-demo",), "steps": 1, "size_px": 32, "batch_size": 4, "shard_rows": 18}
+    monkeypatch.setattr(blocks, "WINDOW_ROWS", 16)
+    small: dict[str, Any] = {"generator": "demo", "encoders": encoders, "steps": 1, "size_px": 32, "batch_size": 4, "shard_rows": 18}
 
     def options(name: str) -> FeaturizeOptions:
         return FeaturizeOptions(dataset=str(table), run_dir=tmp_path / name, images_per_text=images_per_text, **small)

@@ -134,7 +134,7 @@ def test_the_images_of_a_text_are_in_one_shard(table: Path, triple: tuple[Path, 
 def test_a_prompt_is_encoded_once_whatever_the_block_borders(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_text: int
 ) -> None:
-    monkeypatch.setattr("featurize.fill.fill_store.WINDOW_ROWS", 5)
+    monkeypatch.setattr("featurize.fill.block.WINDOW_ROWS", 5)
     figures = featurize_command(
         options(table, tmp_path, images_per_text=images_per_text, encoders=("clip-demo",), steps=1, shard_rows=1024)
     )

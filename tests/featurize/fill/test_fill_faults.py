@@ -1,7 +1,9 @@
 """Featurize under faults: killed, interrupted, rows that fail and are redone; the same bytes in the end, or a flag with the reason."""
 
 import multiprocessing
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from featurize.encode.image_encoder import ImageEncoder
+from featurize.fill import block, text_column
 from featurize.generate.text_to_image import TextToImage
 from featurize.run import featurize_command
 from lugpi_core.errors import InputError
@@ -20,7 +23,7 @@ from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import ShardWriter
 from tests.support.shards import shard_file
-from tests.support.small_corpus import DRAWINGS, options, poison, shard_bytes, small_table
+from tests.support.small_corpus import DRAWINGS, options, poison, prompt_table, shard_bytes, small_table
 
 COLUMNS = ("latents", "clip-demo", "vit-demo")
 
@@ -66,6 +69,41 @@ def test_a_repeatedly_killed_run_ends_with_the_same_bytes(
     assert figures["complete"]
     assert shard_bytes(tmp_path) == shard_bytes(undisturbed[0])
     assert not list(tmp_path.rglob("shard-*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("encoders", "flags"),
+    [(("vit-demo", "prompt-text"), {"prompts": "chunks", "images_per_text": 2}), (("prompt-text",), {"prompts": "keywords"})],
+    ids=["passages with their vectors", "vectors of keywords"],
+)
+def test_a_killed_run_of_text_vectors_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoders: tuple[str, ...], flags: dict[str, Any]
+) -> None:
+    """Each of three runs is killed in its second batch of vectors."""
+    flags, letters = {"encoders": encoders, "steps": 1, **flags}, "abcdefghijklmn"
+    table = prompt_table(tmp_path / "own.csv", [f"picture {letter} of the sea" for letter in letters])
+    for module in (text_column, block):
+        monkeypatch.setattr(module, "TEXT_BATCH", 3)
+    featurize_command(options(table, tmp_path / "whole", **flags))
+    whole, calls = text_column.text_vectors, 0
+
+    def dying(*given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            time.sleep(0.2)  # what was queued is being written
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*given)
+
+    for _ in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(text_column, "text_vectors", dying)
+            child = _in_a_child(lambda: featurize_command(options(table, tmp_path / "killed", **flags)))
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    assert featurize_command(options(table, tmp_path / "killed", **flags))["complete"]
+    assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob("shard-*.partial"))
 
 
 def _break_off(table: Path, run_dir: Path, stage: str, call: int) -> None:

@@ -1,5 +1,6 @@
 """The column of the generator's own text vectors: from prompts alone, equal to what its text encoder gives, resumed and refused."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from featurize.fill import text_column
 from featurize.fill.text_column import text_vectors
-from featurize.generate.families.family import LENGTHS, PromptEmbeddings
+from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings
 from featurize.generate.generators import find_generator, generator_settings
-from featurize.generate.text_to_image import TextToImage
+from featurize.generate.parts import load_text_parts
+from featurize.generate.text_to_image import TextToImage, computing_in_float32
 from featurize.maintain import verify_store
 from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.reader import ColumnReader, columns_of
+from tests.support.shards import shard_file
+from tests.support.small_corpus import shard_bytes
 
 
 def options(table: Path, run: Path, *encoders: str, **more: Any) -> FeaturizeOptions:
@@ -130,6 +135,62 @@ def test_vectors_that_are_no_numbers_are_flagged(table: Path, tmp_path: Path, mo
     monkeypatch.setattr(text_column, "text_vectors", lambda *given: encode(*given) * torch.nan)
     featurize_command(options(table, tmp_path / "ill"))
     assert len(ColumnReader(tmp_path / "ill" / "tokens", "prompt-text").flagged) == 13
+
+
+def test_a_prompt_is_encoded_once_for_its_images_and_its_vectors(table: Path, tmp_path: Path) -> None:
+    """The vectors are those of a run for them alone, to the bit."""
+    flags: dict[str, Any] = {"steps": 1, "shard_rows": 8, "images_per_text": 2}
+    figures = featurize_command(options(table, tmp_path / "both", "vit-demo", "prompt-text", **flags))
+    assert figures["rows"] == {"prompts": 13, "drawn": 26, "decoded": 26, "encoded": 26, "redone": 0}
+    featurize_command(options(table, tmp_path / "alone", **flags))
+    assert shard_bytes(tmp_path / "both", "prompt-text/*.h5") == shard_bytes(tmp_path / "alone", "prompt-text/*.h5")
+    assert verify_store(tmp_path / "both" / "tokens", deep=True).complete
+
+
+def test_prompts_that_lack_one_of_both_are_encoded_for_that_one(table: Path, tmp_path: Path) -> None:
+    """Shards have their vectors only, their images only, or neither."""
+    flags: dict[str, Any] = {"steps": 1, "shard_rows": 4}
+    featurize_command(options(table, tmp_path / "whole", "vit-demo", "prompt-text", **flags))
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for column, shard in (("prompt-text", 0), ("latents", 1), ("vit-demo", 1), ("prompt-text", 2), ("latents", 2), ("vit-demo", 2)):
+        shard_file(run / "tokens" / column, shard).unlink()
+    figures = featurize_command(options(table, run, "vit-demo", "prompt-text", **flags))
+    assert (figures["rows"]["prompts"], figures["rows"]["drawn"]) == (12, 8)
+    assert shard_bytes(run) == shard_bytes(tmp_path / "whole")
+
+
+def test_without_memory_for_float32_vectors_stay_flagged(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text encoder grows by its size in half precision: with a byte less it is not tried."""
+    encode, grows = text_column.text_vectors, 0
+
+    def broken(embeddings: PromptEmbeddings, tokens: str, rows: int) -> torch.Tensor:
+        found = encode(embeddings, tokens, rows)
+        return found * torch.nan if len(found) > 1 else found
+
+    def load(*given: Any) -> Parts:
+        nonlocal grows
+        parts = load_text_parts(*given)
+        grows = sum(weight.nbytes for encoder in parts.text_encoders.values() for weight in encoder.parameters())
+        return parts
+
+    monkeypatch.setattr(text_column, "text_vectors", broken)
+    monkeypatch.setattr(text_column, "load_text_parts", load)
+    for run, spare, redone in (("well", 0, 13), ("ill", -1, 0)):
+        monkeypatch.setattr(text_column, "free_memory_bytes", lambda *_, spare=spare: grows + spare)
+        figures = featurize_command(options(table, tmp_path / run, dtype="bfloat16", shard_rows=8))
+        assert figures["rows"]["redone"] == redone
+        assert len(ColumnReader(tmp_path / run / "tokens", "prompt-text").flagged) == 13 - redone
+    assert capsys.readouterr().err.count("no memory for the text encoder in float32") == 1
+
+
+def test_a_part_in_float32_stays_in_it_when_others_are_converted_back() -> None:
+    """T5 keeps some layers in float32."""
+    encoder = nn.Sequential(nn.Linear(2, 2).half(), nn.Linear(2, 2))
+    with computing_in_float32(encoder):
+        assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+    assert [weight.dtype for weight in encoder.parameters()] == [torch.float16] * 2 + [torch.float32] * 2
 
 
 def test_the_first_vector_is_the_mean_of_what_the_generator_reads(table: Path, tmp_path: Path) -> None:

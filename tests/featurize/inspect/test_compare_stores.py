@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,19 +201,44 @@ def test_what_cannot_be_asked_is_told_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("about", "flags", "compared"),
-    [({}, {}, 1), ({"images_per_text": 3}, {}, 0), ({}, {"prompts": "keywords"}, 0)],
-    ids=["same prompts", "other number of images", "other strategy"],
+    ("texts", "images", "strategies", "compared"),
+    [
+        ("picture {}", (2, 2), ("chunks", "chunks"), 1),
+        ("one long picture {}", (2, 3), ("chunks", "chunks"), 0),
+        ("picture {}", (2, 3), ("chunks", "chunks"), 1),
+        ("picture {}", (1, 3), ("whole", "whole"), 1),
+        ("picture {}", (2, 2), ("whole", "chunks"), 0),
+        ("picture{}", (1, 2), ("whole", "chunks"), 1),
+        ("picture {}", (1, 2), ("keywords", "keywords"), 1),
+        ("picture {}", (2, 2), ("keywords", "chunks"), 0),
+    ],
 )
-def test_only_stores_of_the_same_prompts_tell_of_the_seed(
-    about: Mapping[str, Any], flags: Mapping[str, Any], compared: int, tmp_path: Path
+def test_only_stores_whose_first_images_have_the_same_prompts_tell_of_the_seed(
+    texts: str, images: Sequence[int], strategies: Sequence[str], compared: int, tmp_path: Path
 ) -> None:
-    one, other = plant(tmp_path / "a", images_per_text=2), plant(tmp_path / "b", **{"images_per_text": 2, **about})
-    for seed, planted in enumerate((one, other)):
+    """Passages are the same, whatever their number, where a text has no more words than passages."""
+    prompts = [texts.format(n) for n in range(180)]
+    stores = [plant(tmp_path / name, prompts=prompts, images_per_text=count) for name, count in zip("ab", images, strict=True)]
+    for seed, (planted, strategy) in enumerate(zip(stores, strategies, strict=True)):
         generation = {"seed": seed, "drawings": str(seed), "generator": {"name": "some", "steps": 1, "guidance": 0.0, "size_px": 64}}
-        made_by = {"prompts": "chunks", **(flags if planted is other else {})}
-        plant_column(planted, "seen", telling_tokens(planted.labels, strength=1), fingerprint={"generation": generation}, made_by=made_by)
-    assert len(compare(one, other).between_seeds) == compared
+        tokens = telling_tokens(planted.labels, strength=1)
+        plant_column(planted, "seen", tokens, fingerprint={"generation": generation}, made_by={"prompts": strategy})
+    assert len(compare(*stores).between_seeds) == compared
+
+
+def test_a_passage_has_a_prompt_of_its_own_and_images_of_a_whole_text_share_one(tmp_path: Path) -> None:
+    generator = find_generator("demo", generator_settings("demo", {}), half=False)
+    fingerprint = {"generation": {"dtype": "float32", "generator": generator.fingerprint()}}
+    stores = [plant(tmp_path / name, images_per_text=2) for name in "ab"]
+    for planted, strategy in zip(stores, ("chunks", "whole"), strict=True):
+        tokens, made_by = telling_tokens(planted.labels, strength=1), {"generator": "demo", "prompts": strategy}
+        plant_column(planted, "seen", tokens, fingerprint=fingerprint, made_by=made_by)
+    passages, whole = compare(*stores).stores
+    assert isinstance(passages.work, Work)
+    assert isinstance(whole.work, Work)
+    assert passages.work.prompt_tflop == pytest.approx(2 * whole.work.prompt_tflop)
+    assert "prompts chunks" in passages.settings
+    assert "prompts" not in whole.settings
 
 
 def test_a_run_of_text_vectors_alone_is_told_as_what_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from featurize.cli import main
+from featurize.inspect import compare_stores as module
+from featurize.inspect.compare_stores import compare_stores
 from featurize.inspect.inspect_store import inspect
 from featurize.inspect.records import LeftOut
 from featurize.options import InspectSettings
@@ -48,3 +51,29 @@ def test_a_corpus_without_its_pictures_is_told(run: Path) -> None:
     inspection = inspect(run / "run" / "tokens", corpus, settings=InspectSettings(device="cpu"), run_dir=run / "other")
     assert isinstance(inspection.thumbnails, LeftOut)
     assert "--images-from" in inspection.thumbnails.left_out
+
+
+def test_own_pictures_have_a_column_on_the_sheet(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command finds their column again; the generated images of the same texts stand beside them."""
+    common = ("--dataset", str(run / "own.csv"), "--split-column", "split", "--device", "cpu")
+    drawn = ("--generator", "demo", "--steps", "1", "--encoders", "vit-demo", "--run-dir", str(tmp_path / "drawn"))
+    assert main([*common, *drawn]) == 0
+    capsys.readouterr()
+    assert main(["inspect", *common, "--run-dir", str(tmp_path), "--stores", str(run / "run"), str(tmp_path / "drawn")]) == 0
+    sheet = json.loads(capsys.readouterr().out.splitlines()[-1])["sheet"]
+    assert (sheet["stores"], sheet["left_out"]) == (["run", "drawn"], {})
+    with Image.open(tmp_path / "comparison.png") as png:
+        shown = np.asarray(png.convert("RGB").crop((220, 46, 348, 174))).astype(float)
+    centre = picture(60, 40, seed=3).crop((10, 0, 50, 40)).resize((128, 128), Image.Resampling.BICUBIC)
+    assert np.abs(shown - np.asarray(centre)).mean() < 8
+
+
+def test_pictures_of_several_columns_are_not_shown_as_those_of_one(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Path(shutil.copytree(run / "run", tmp_path / "other"))
+    columns = {run / "run" / "tokens": "image", copy / "tokens": "portrait"}
+    monkeypatch.setattr(module, "images_from", columns.__getitem__)
+    corpus = load_corpus(run / "own.csv", CorpusSettings(split_column="split", images_from="image"))
+    stores = [run / "run" / "tokens", copy / "tokens"]
+    found = compare_stores(stores, corpus, settings=InspectSettings(device="cpu"), run_dir=tmp_path)
+    assert isinstance(found.sheet, LeftOut)
+    assert "the pictures of these stores are of several columns, image, portrait" in found.sheet.left_out

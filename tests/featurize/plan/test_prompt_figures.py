@@ -101,11 +101,26 @@ def test_classes_without_words_are_not_asked_about(labels: Any) -> None:
     assert len(figures.sentences()) == 1
 
 
+def test_share_and_count_have_one_denominator() -> None:
+    """A class without words, and a text of several classes, change neither."""
+    texts = ["full of joy", "some anger", "joy", "anger", "zero", "none"]
+    figures, _ = figures_of(corpus_of(texts, ["joy", "anger", "joy", "anger", "0", "0"]), [(text,) for text in texts])
+    assert figures.class_words == ClassWords(texts=4, texts_with_own=4, share_own=1.0, share_other=0.0)
+    assert "in a prompt of 100.0 % of the texts (4 of 4), of another" in figures.sentences()[1]
+    targets = ((0, 1), (0, 1), (0, 1), (0,), (1,), ())
+    examples = tuple(
+        replace(example, label=-1, target=target) for example, target in zip(corpus_of(texts, ["joy"] * 6).examples, targets, strict=True)
+    )
+    corpus = Corpus(name="own", label_names=("joy", "anger"), examples=examples, license="none", task="multi-label")
+    figures, _ = figures_of(corpus, [(text,) for text in texts])
+    assert "in a prompt of 60.0 % of the texts (3 of 5), of another" in figures.sentences()[1]
+
+
 def test_every_class_of_a_multi_label_text_counts_and_a_number_has_none() -> None:
     corpus = multi_label_corpus()
     figures, _ = figures_of(corpus, [(example.text,) for example in corpus.examples])
     assert figures.class_words is not None
-    assert figures.class_words.texts == len(corpus.examples)
+    assert figures.class_words.texts == sum(bool(example.classes) for example in corpus.examples)
     numbers = regression_corpus()
     assert figures_of(numbers, [(example.text,) for example in numbers.examples])[0].class_words is None
 

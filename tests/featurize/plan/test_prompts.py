@@ -13,8 +13,10 @@ from featurize.options import FeaturizeSettings
 from featurize.plan.images import ImagePlan, plan_images
 from featurize.plan.prompt_reader import prompt_reader
 from featurize.plan.prompts import plan_of
-from featurize.run import featurize, featurize_command
+from featurize.run import featurize, featurize_command, plan_command
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.store.manifest import load_manifest
 from tests.support.small_corpus import options, prompt_table, state_of
@@ -152,3 +154,20 @@ def test_the_function_takes_the_strategy(tmp_path: Path) -> None:
     )
     assert store.images_per_text == 2
     assert store.drawings.max() + 1 == len({drawing for row in store.drawings.tolist() for drawing in row})
+
+
+def test_keywords_of_unlabelled_texts_are_weighed_by_the_corpus(tmp_path: Path) -> None:
+    """``ale`` to ``oat`` are in every train text of the corpus, ``ust`` and ``ing`` in none; in the file it is the other way round."""
+    halves = [" ".join(word for word in ENDLESS.split() if word.endswith(ends)) for ends in (("ale", "ine", "oat"), ("ust", "ing"))]
+    table = prompt_table(tmp_path / "own.csv", [halves[0]] * 14)
+    (tmp_path / "more.csv").write_text("picture,text\n" + f"{ENDLESS},text\n" + f"{halves[1]},text\n" * 20)
+    flags: dict[str, Any] = {"unlabelled": tmp_path / "more.csv", "prompts": "keywords"}
+    corpus, job = plan_command(options(table, tmp_path / "run", **flags))
+    assert set(job.plan.prompts[0].split()) < set(halves[1].split())
+    # The same from Python.
+    texts = Corpus.from_texts(["text"] * 21, prompts=[ENDLESS, *[halves[1]] * 20], name="more")
+    generator = find_generator("demo", generator_settings("demo", {}), half=False)
+    assert set(planned(texts, generator, settings(prompts="keywords")).prompts[0].split()) < set(halves[0].split())
+    weighed = replace(texts, labelled=load_corpus(table, CorpusSettings(prompt_column="picture")))
+    assert list(planned(weighed, generator, settings(prompts="keywords")).prompts) == list(job.plan.prompts)
+    assert corpus.fingerprint() == replace(corpus, labelled=None).fingerprint()
