@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
     from featurize.fill.block import Models, RunState
     from featurize.plan.job import Job
-    from featurize.plan.own_images import OwnJob
+    from featurize.plan.own_pictures import OwnJob
     from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.store.token_store import TokenStore
     from lugpi_core.store.writer import ColumnWriter
@@ -81,7 +81,7 @@ def plan_in_memory(corpus: "Corpus", store: Path, *, settings: FeaturizeSettings
 def _plan(corpus: "Corpus", store: Path, *, generator: str, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job | OwnJob":
     """Return the job of generating images, or of encoding those that the corpus has."""
     from featurize.plan.job import plan_job
-    from featurize.plan.own_images import plan_own_job
+    from featurize.plan.own_pictures import plan_own_job
 
     if corpus.has_pictures:
         return plan_own_job(corpus, store, encoders=flags["encoders"], settings=settings, made_by=flags)
@@ -154,7 +154,7 @@ def fill_store(
     """
     import dataclasses
 
-    from featurize.fill.own_images import fill_own, own_result
+    from featurize.fill.own_pictures import fill_own, own_result
     from featurize.plan.job import Job, refuse_other_images, require_room
     from lugpi_core.files import is_writable
 
@@ -168,8 +168,8 @@ def fill_store(
     writers = _open_columns(job)
     _announce(corpus, job)
     if not isinstance(job, Job):
-        with memory_in_one_line(_LESS_MEMORY):
-            return fill_own(corpus, job, writers, progress)
+        with memory_in_one_line("free memory, or take a smaller encoder; what is written is kept"):
+            return fill_own(corpus, dataclasses.replace(job, plan=job.plan.retried(retry)), writers, progress)
     with memory_in_one_line(_LESS_MEMORY):
         state, models = _fill_missing(dataclasses.replace(job, retry=retry), corpus, writers, progress)
     return _result(corpus, job, state, models)

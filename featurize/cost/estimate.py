@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -11,7 +12,7 @@ from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, encode_flops, sta
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.text_to_image import TextToImage, denoiser_rows
 from featurize.plan.job import Job, StoreJob, missing_disk_bytes
-from featurize.plan.own_images import OwnJob
+from featurize.plan.own_pictures import OwnJob
 from lugpi_core.runtime.meters import peak_memory_bytes
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import MANIFEST, load_manifest
@@ -54,6 +55,7 @@ class Estimate:
         disk_bytes: that the store will take in addition.
         peak_bytes: of the warm-up block; None if nothing was run.
         basis: where ``hours`` and ``peak_bytes`` come from, or why they are unknown.
+        is_generated: False: the images are the user's own.
     """
 
     images: int
@@ -63,12 +65,13 @@ class Estimate:
     disk_bytes: int
     peak_bytes: int | None
     basis: str
+    is_generated: bool = True
 
     def __str__(self) -> str:
         memory = "unknown" if self.peak_bytes is None else f"{_gigabytes(self.peak_bytes)} at the peak of that block"
         return "\n".join(
             (
-                f"images  {self.images:,} from {self.prompts:,} prompts",
+                f"images  {self.images:,} from {self.prompts:,} prompts" if self.is_generated else f"images  {self.images:,} of your own",
                 f"work    {_flop(self.flops)}",
                 f"time    {'unknown' if self.hours is None else f'about {_duration(self.hours)}'}: {self.basis}",
                 f"disk    {_gigabytes(self.disk_bytes)} more",
@@ -178,17 +181,22 @@ def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing
 
 def estimate_own(job: OwnJob) -> Estimate:
     """Return what encoding a user's own pictures will take; nothing is run."""
-    rows = [job.columns[0].layout(shard).rows for shard in range(job.columns[0].shards)]
+    rows = range(len(job.plan))
     final = {spec.name: _final_shards(job, spec.name) for spec in job.columns}
-    missing = {name: sum(count for shard, count in enumerate(rows) if shard not in shards) for name, shards in final.items()}
+    missing = {
+        spec.name: [row for row in rows if row // spec.shard_rows not in final[spec.name]]
+        + list(chain.from_iterable(job.rows_to_fill_in(spec.name).values()))
+        for spec in job.columns
+    }
     return Estimate(
-        images=max(missing.values()),
+        images=max(sum(not job.plan.rows[row].fault for row in lacking) for lacking in missing.values()),
         prompts=0,
-        flops=sum(encode_flops(job.encoders[name]) * count for name, count in missing.items() if count),
+        flops=sum(encode_flops(job.encoders[name]) * len(lacking) for name, lacking in missing.items() if lacking),
         hours=None if any(missing.values()) else 0.0,
         disk_bytes=missing_disk_bytes(job),
         peak_bytes=None,
         basis="reading pictures is not measured" if any(missing.values()) else "nothing is missing",
+        is_generated=False,
     )
 
 

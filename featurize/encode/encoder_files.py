@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featurize.encode.preprocessing import Preprocessing, at_size
+from featurize.encode.preprocessing import Preprocessing
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading, reason
 
@@ -155,13 +155,22 @@ class Geometry:
     blocks: int | None
 
 
-def as_chosen(files: EncoderFiles, choice: Choice, geometry: Geometry) -> EncoderFiles:
+def as_chosen(files: EncoderFiles, choice: Choice, geometry: Geometry, at_side: Callable[[int], Preprocessing]) -> EncoderFiles:
     """Return the encoder for inputs of another size and tokens of another block, or as it is; its tokens are not counted yet.
+
+    Args:
+        files: as the encoder's own configuration says.
+        choice: the user's.
+        geometry: of the model.
+        at_side: returns what the encoder's library does to images for inputs of another side.
 
     Raises:
         InputError: no such block, no whole number of patches, or positions for another size than the processor makes.
     """
-    return _at_size(_at_layer(files, choice.layer, geometry.blocks), choice.size_px, geometry)
+    chosen = _at_size(_at_layer(files, choice.layer, geometry.blocks), choice.size_px, geometry)
+    if choice.size_px in (None, files.preprocessing.size_px):
+        return chosen
+    return replace(chosen, preprocessing=at_side(choice.size_px))
 
 
 def _at_layer(files: EncoderFiles, layer: int | None, blocks: int | None) -> EncoderFiles:
@@ -205,7 +214,6 @@ def _at_size(files: EncoderFiles, size_px: int | None, geometry: Geometry) -> En
     return replace(
         files,
         name=files.name if size_px == own_px else f"{files.name}-{size_px}px",
-        preprocessing=at_size(files.preprocessing, size_px),
         resizes_positions=trained_px not in (None, size_px) and geometry.positions != "computed",
     )
 

@@ -50,6 +50,7 @@ _DECIDING: Mapping[str, Any] = {
 }
 _SOURCES = ("hf-hub:", "local-dir:")  # open_clip's own way to name what is none of its models
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".npz")
+_RESIZE_MODES = ("shortest", "longest", "squash")
 # The text tower is not run; the smallest possible one stands in for it.
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 
@@ -219,8 +220,8 @@ def _found(source: _Source, model: Mapping[str, Any], preprocess: Mapping[str, A
         weights_hash=hash_model_folder(source.files) if source.files.is_dir() else hash_weights_file(source.files),
         preprocessing=open_clip_preprocessing(preprocess, trained_px, source.files),
         quick_gelu=source.quick_gelu,
-        fit=preprocess.get("resize_mode") or "shortest",
-        fill=preprocess.get("fill_color") or 0,
+        fit=_fit_of(preprocess, source.files),
+        fill=_fill_of(preprocess, source.files),
     )
     if vision.get("timm_model_name"):
         with encoder_config_errors(source.files), torch.device("meta"):
@@ -242,7 +243,35 @@ def _found(source: _Source, model: Mapping[str, Any], preprocess: Mapping[str, A
     else:
         files = replace(files, first_token=MEAN, output=MAP)
         geometry = Geometry(trained_px=trained_px, patch_px=_RESNET_STRIDE, positions="fixed", blocks=None)
-    return with_tokens(as_chosen(files, choice, geometry), open_clip_skeleton, choice)
+    chosen = as_chosen(files, choice, geometry, lambda px: open_clip_preprocessing(preprocess, px, source.files))
+    return with_tokens(chosen, open_clip_skeleton, choice)
+
+
+def _fit_of(preprocess: Mapping[str, Any], files: Path) -> str:
+    """Return how open_clip makes a square of a picture: one of its resize modes."""
+    mode = preprocess.get("resize_mode") or "shortest"
+    if mode not in _RESIZE_MODES:
+        raise InputError(
+            got=f"{files} with the resize_mode {mode!r}",
+            expected=f"one of {', '.join(_RESIZE_MODES)}, which open_clip has",
+            do="restore resize_mode in its configuration",
+        )
+    return str(mode)
+
+
+def _fill_of(preprocess: Mapping[str, Any], files: Path) -> int | tuple[int, int, int]:
+    """Return the colour that open_clip pads with: a level of all channels, or one of each."""
+    match preprocess.get("fill_color") or 0:
+        case int(level):
+            return level
+        case [int(red), int(green), int(blue)]:
+            return red, green, blue
+        case other:
+            raise InputError(
+                got=f"{files} with the fill_color {other!r:.60}",
+                expected="a number from 0 to 255, or a list of three",
+                do="restore fill_color in its configuration",
+            )
 
 
 def _visual(files: EncoderFiles) -> Any:

@@ -10,10 +10,10 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ _DAMAGED = (
     struct.error,
     zlib.error,
 )
+# What PIL and the encoders' libraries raise at a picture whose shape or mode they cannot resize.
+_NOT_RESIZED = (OSError, ValueError, TypeError, ZeroDivisionError)
 _PADDED = ("longest", "border")
 _FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -118,7 +120,11 @@ def _picture_faults() -> Iterator[None]:
         except UnidentifiedImageError:
             raise PictureFault("no picture of a known format") from None
         except _DAMAGED as error:
-            raise PictureFault(f"damaged picture ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+            raise PictureFault(f"damaged picture ({_in_short(error)})") from None
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:80] or type(error).__name__
 
 
 class PictureReader:
@@ -139,22 +145,49 @@ class PictureReader:
         """Raise InputError if pictures of some width and height do not become S × S pixels: then they have another number of tokens.
 
         Args:
-            sides: of the pictures; only their shapes count.
+            sides: of the pictures; only their shapes count, unless the encoder does not resize.
         """
-        size_px = self._files.preprocessing.size_px
-        for width, height in {_small(width, height) for width, height in sides}:
-            shape = tuple(self._pixels(Image.new("RGB", (width, height))).shape)
-            if shape != (3, size_px, size_px):
+        how, name, processor = self._files.preprocessing, self._files.name, self._files.processor
+        if not how.is_resized and not how.is_cropped:
+            if unlike := [(width, height) for width, height in sides if (width, height) != (how.size_px, how.size_px)]:
+                width, height = unlike[0]
                 raise InputError(
-                    got=f"pictures of {width} : {height} for {self._files.name}, whose {self._files.processor} makes {shape[-1]} × "
-                    f"{shape[-2]} pixels of them",
-                    expected=f"{size_px} × {size_px} pixels, as of square pictures",
+                    got=f"{len(unlike):,} of {len(sides):,} pictures of other sizes, the first {width} × {height} pixels, for {name}, "
+                    f"whose {processor} does not resize",
+                    expected=f"{how.size_px} × {how.size_px} pixels",
+                    do="resize your pictures to that, or choose another encoder",
+                )
+            return
+        for (width, height), (its_width, its_height) in {_small(*each): each for each in sides}.items():
+            shape = tuple(self._pixels(Image.new("RGB", (width, height))).shape)
+            if shape != (3, how.size_px, how.size_px):
+                raise InputError(
+                    got=f"pictures of {its_width} × {its_height} pixels for {name}, whose {processor} does not make a square of them",
+                    expected=f"{how.size_px} × {how.size_px} pixels, as of square pictures",
                     do="crop your pictures to squares, or choose an encoder that crops or pads them",
                 )
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """Return float32 [3, S, S] on the CPU."""
-        return self._pixels(picture)
+        """Return float32 [3, S, S] on the CPU.
+
+        Raises:
+            PictureFault: its shape or mode cannot be resized, or so much that it would fill the memory before it is cropped.
+        """
+        (short, long), how = sorted(picture.size), self._files.preprocessing
+        made_px = (how.crop_from_px or how.size_px) ** 2 * long // short
+        if how.is_resized and made_px > MOST_PIXELS and self._cuts_long_pictures:
+            raise PictureFault(f"{picture.width} × {picture.height} pixels, whose resize makes {made_px:,}, {_TOO_MANY}")
+        try:
+            return self._pixels(picture)
+        except _NOT_RESIZED as error:
+            raise PictureFault(f"a picture that {self._files.processor} cannot resize ({_in_short(error)})") from None
+
+    @cached_property
+    def _cuts_long_pictures(self) -> bool:
+        """Whether the shorter edge is resized to the encoder's side, and the longer one cut: then a thin picture becomes a huge one."""
+        white, black_at_left = Image.new("RGB", (64, 16), "white"), Image.new("RGB", (64, 16), "white")
+        black_at_left.paste("black", (0, 0, 16, 16))
+        return torch.equal(self._pixels(white), self._pixels(black_at_left))
 
 
 def _small(width: int, height: int) -> tuple[int, int]:
@@ -168,25 +201,9 @@ def _small(width: int, height: int) -> tuple[int, int]:
 def _steps_of(files: EncoderFiles) -> Callable[[Image.Image], torch.Tensor]:
     if files.family in ("open_clip", "timm"):
         return lambda picture: _like_torchvision(picture, files)
-    processor = _at_side(image_processor(files.folder), files.preprocessing.size_px)
+    processor = image_processor(files.folder, files.preprocessing.size_px)
     # As transformers' own load_image gives pictures to processors (transformers 5.23, image_utils.py).
     return lambda picture: processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-
-
-def _at_side(processor: Any, size_px: int) -> Any:
-    """Return a processor of transformers for the side that --encoder-size asks for, or as it is."""
-    own = processor.to_dict()
-    size = own.get("crop_size") if own.get("do_center_crop") else own.get("size")
-    sides = [value for value in (size or {}).values() if isinstance(value, int)]
-    if not sides or size_px in sides:
-        return processor
-    factor = size_px / min(sides)
-    scaled = {
-        name: {key: round(value * factor) if isinstance(value, int) else value for key, value in own[name].items()}
-        for name in ("size", "crop_size")
-        if isinstance(own.get(name), Mapping)
-    }
-    return type(processor).from_dict({**own, **scaled})
 
 
 def _like_torchvision(picture: Image.Image, files: EncoderFiles) -> torch.Tensor:
@@ -221,6 +238,8 @@ def _centre(picture: Image.Image, size_px: int, fill: int | tuple[int, int, int]
     if lacks_x or lacks_y:
         border = (lacks_x // 2, lacks_y // 2, (lacks_x + 1) // 2, (lacks_y + 1) // 2)
         bands = len(picture.getbands())
+        if isinstance(fill, tuple) and len(fill) != bands:  # open_clip, which converts last, cannot either
+            raise ValueError(f"a border of {len(fill)} colours around {bands}")
         picture = ImageOps.expand(picture, border, fill=fill if bands == 1 or isinstance(fill, tuple) else (fill,) * bands)
         width, height = picture.size
     left, top = round((width - size_px) / 2), round((height - size_px) / 2)

@@ -8,7 +8,7 @@ Shapes: B images, H × W pixels, S the encoder's side.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -112,14 +112,6 @@ def preprocessing_in_words(recorded: Mapping[str, Any]) -> str:
     return ", ".join([*steps, *(f"{name} {' '.join(f'{value:.3g}' for value in recorded.get(name, ()))}" for name in ("mean", "std"))])
 
 
-def at_size(preprocessing: Preprocessing, size_px: int) -> Preprocessing:
-    """Return the preprocessing for another side; what is cropped keeps its share of the image."""
-    crop_from_px = preprocessing.crop_from_px
-    if crop_from_px is not None:
-        crop_from_px = round(crop_from_px * size_px / preprocessing.size_px)
-    return replace(preprocessing, size_px=size_px, crop_from_px=crop_from_px)
-
-
 def timm_preprocessing(cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
     """Return what timm's transform for evaluation does (timm 1.0, data/config.py and transforms_factory.py): resize to ``size / crop_pct``,
     centre crop. Its crop modes ``squash``, ``border`` and ``center`` are one thing for a square image.
@@ -129,7 +121,7 @@ def timm_preprocessing(cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
         folder: the model's, for errors.
 
     Raises:
-        InputError: images that are not square, in other channels, or another interpolation.
+        InputError: images that are not square, in other channels, larger than what they are cropped from, or another interpolation.
     """
     channels, height, width = cfg.get("input_size") or (3, 224, 224)
     if channels != 3 or height != width:
@@ -143,7 +135,14 @@ def timm_preprocessing(cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
             expected=f"one of {', '.join(get_args(Interpolation))}",
             do="choose another encoder",
         )
-    resize_px = int(height / (cfg.get("crop_pct") or 0.875))
+    crop_pct = cfg.get("crop_pct") or 0.875
+    resize_px = int(height / crop_pct)
+    if resize_px < height:
+        raise InputError(
+            got=f"{folder}, which crops {height} px from images of {resize_px} px (crop_pct {crop_pct:g})",
+            expected="a crop_pct of at most 1",
+            do="restore crop_pct in its configuration",
+        )
     return Preprocessing(
         size_px=height,
         mean=colours(cfg.get("mean") or (0.485, 0.456, 0.406)),
@@ -182,16 +181,20 @@ def open_clip_preprocessing(cfg: Mapping[str, Any], size_px: int, folder: Path) 
     )
 
 
-def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
+def read_preprocessing(folder: Path, size_px: int | None = None) -> tuple[Preprocessing, str]:
     """Return what the image processor in a folder of transformers does, and its class's name.
 
     The library itself reads the folder, so what a file leaves out is the default of the processor's class. Two test images go through the
     processor and through ours; their pixels must agree within two of 255 levels.
 
+    Args:
+        folder: the model's.
+        size_px: the side that the processor makes; None = its own.
+
     Raises:
         InputError: no processor that transformers can read, or one that does something else to a square image.
     """
-    processor = image_processor(folder)
+    processor = image_processor(folder, size_px)
     name = _name_of(processor)
     try:
         preprocessing = _steps_of(processor.to_dict(), name, folder)
@@ -204,8 +207,15 @@ def read_preprocessing(folder: Path) -> tuple[Preprocessing, str]:
     return preprocessing, name
 
 
-def image_processor(folder: Path) -> Any:
+def image_processor(folder: Path, size_px: int | None = None) -> Any:
     """Return the image processor in a folder of transformers, on PIL.
+
+    For another side than its own its sizes are scaled, and it does with them what its class does: ConvNeXt's crops below 384 px and
+    squashes from there on.
+
+    Args:
+        folder: the model's.
+        size_px: the side that it makes; None = its own.
 
     Raises:
         InputError: there is none that transformers can read.
@@ -223,9 +233,24 @@ def image_processor(folder: Path) -> Any:
         settings = settings.get("image_processor", settings)
         like_vit = _LIKE_VIT.get(str(settings.get("image_processor_type")).removesuffix("Fast"))
         if like_vit is not None:
-            return ViTImageProcessor.from_dict({**like_vit, **settings})
+            return _at_side(ViTImageProcessor.from_dict({**like_vit, **settings}), size_px)
         # The backend on PIL, so that nothing depends on whether torchvision is installed.
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
+        return _at_side(AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil"), size_px)
+
+
+def _at_side(processor: Any, size_px: int | None) -> Any:
+    own = processor.to_dict()
+    size = own.get("crop_size") if own.get("do_center_crop") else own.get("size")
+    sides = [value for value in (size or {}).values() if isinstance(value, int)]
+    if size_px is None or not sides or size_px == min(sides):
+        return processor
+    factor = size_px / min(sides)
+    scaled = {
+        name: {key: round(value * factor) if isinstance(value, int) else value for key, value in own[name].items()}
+        for name in ("size", "crop_size")
+        if isinstance(own.get(name), Mapping)
+    }
+    return type(processor).from_dict({**own, **scaled})
 
 
 @contextmanager

@@ -125,7 +125,8 @@ def find_timm(name: str, folder: Path, choice: Choice) -> EncoderFiles:
     )
     with encoder_config_errors(folder), torch.device("meta"):
         trunk = _trunk(files)
-    files = as_chosen(with_contract(files, trunk), choice, timm_geometry(trunk))
+    files = with_contract(files, trunk)
+    files = as_chosen(files, choice, timm_geometry(trunk), lambda px: timm_preprocessing({**pretrained, "input_size": (3, px, px)}, folder))
     if files.resizes_positions:
         # Whether timm fits the weights to that size is tried out with weights that have no numbers.
         with size_errors(files), torch.device("meta"):

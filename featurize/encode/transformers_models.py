@@ -209,7 +209,8 @@ def find_transformers(name: str, folder: Path, choice: Choice) -> EncoderFiles:
         first_token=MEAN if kind.first == ATTENTION_POOLED and has_pool is False else kind.first,
         output=kind.output,
     )
-    return with_tokens(as_chosen(files, choice, _geometry(folder, kind, vars(config))), transformers_skeleton, choice)
+    chosen = as_chosen(files, choice, _geometry(folder, kind, vars(config)), lambda px: read_preprocessing(folder, px)[0])
+    return with_tokens(chosen, transformers_skeleton, choice)
 
 
 def family_in(folder: Path) -> str:

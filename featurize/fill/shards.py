@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from featurize.fill.block import RunState
 from featurize.fill.writer_thread import StoredRows, WriterThread
@@ -35,7 +35,7 @@ class ShardFiller(ABC):
         self._thread = WriterThread(state.times)
         self._claimed: list[ShardWriter] = []
 
-    def __enter__(self) -> "ShardFiller":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *stopped_by: Any) -> None:

@@ -1,7 +1,7 @@
 """Columns of pictures, read cell by cell: of tables in memory, of Parquet files, of data sets of the library ``datasets``."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,21 @@ class ParquetCells:
         outer = [name for name in names if self._column == name or self._column.startswith(f"{name}.")]
         self._first, self._rows = 0, []
         self._batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=outer)
+
+
+def refuse_shared_column(column: str | None, others: Iterable[tuple[str, str | None]]) -> None:
+    """Raise InputError if the column of pictures is read as something else, too.
+
+    Args:
+        column: of the pictures, if there is one.
+        others: what other columns are read as, and their names.
+    """
+    if (role := next((role for role, name in others if name is not None and name == column), None)) is not None:
+        raise InputError(
+            got=f"--images-from {column}, the column that is read as the {role}",
+            expected="a column of pictures beside the texts",
+            do="name the column with the pictures",
+        )
 
 
 def with_pictures(table: Table, column: str | None) -> Table:

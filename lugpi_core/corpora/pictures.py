@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from lugpi_core.errors import InputError
 
 # The largest file that is read as a picture; PIL is bounded by the number of its pixels.
 LARGEST_BYTES = 256 << 20
-_ADDRESSES = ("http://", "https://", "s3://", "gs://", "hf://", "data:")
+_ADDRESSES = ("http://", "https://", "s3://", "gs://", "hf://", "file://", "data:")
+# How RFC 8089 writes a file of this machine.
+_LOCAL_FILES = ("file:///", "file://localhost/")
 
 
 class PictureFault(Exception):
@@ -72,6 +75,9 @@ class PictureCell:
         return Picture(name=f"picture in row {self.row}", data=_as_png(item))
 
     def _place(self, path: str) -> Path:
+        for prefix in _LOCAL_FILES:
+            if path.lower().startswith(prefix):
+                path = "/" + unquote(path[len(prefix) :])
         if path.lower().startswith(_ADDRESSES):
             raise InputError(
                 got=f"the address {path[:80]} in row {self.row}, counted from 0, of {self.cells.where}",

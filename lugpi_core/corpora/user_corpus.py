@@ -17,7 +17,7 @@ from lugpi_core.corpora.hub import folder_tables, hub_tables
 from lugpi_core.corpora.label_spelling import MANY_CLASSES, are_numbers, counts_from_0, is_plain_number, warn_of_doubtful_labels
 from lugpi_core.corpora.labels import check_precision, is_unlabelled, label_cells, label_columns, label_name, read_labels
 from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, Task, dataset_name, stem_of, suffix_of
-from lugpi_core.corpora.picture_columns import with_pictures
+from lugpi_core.corpora.picture_columns import refuse_shared_column, with_pictures
 from lugpi_core.corpora.pictures import PictureCell
 from lugpi_core.corpora.tables import Table
 from lugpi_core.corpora.texts import checked_texts, has_half_a_pair, listed, text_fault
@@ -144,6 +144,9 @@ def _class_names(given: Iterable[object], *, where: str) -> tuple[str, ...]:
 
 
 def _corpus_of(tables: Sequence[Table], name: str, settings: CorpusSettings) -> Corpus:
+    others = [*_text_columns(settings).items(), ("split", settings.split_column), ("group", settings.group_column)]
+    others += [("label", name) for name in label_columns(settings.label_column, (), settings.task)]
+    refuse_shared_column(settings.images_from, others)
     tables = [with_pictures(table, settings.images_from) for table in tables]
     parts = _labelled(_scored(_parts(tables, settings), name, settings), name, settings)
     tables = [part.table for part in parts]
@@ -317,8 +320,9 @@ def _one_table(path: Path, source: Split, wanted: Sequence[str], label_column: s
 
 
 def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Corpus:
+    read = _text_columns(settings)
+    refuse_shared_column(settings.images_from, read.items())
     table = with_pictures(table, settings.images_from)
-    read = {"text": settings.text_column, "text_pair": settings.text_pair_column, "prompt": settings.prompt_column}
     _check_columns(table, {**read, _IMAGES: settings.images_from})
     (ids,), (texts, pairs, prompts) = _ids([table]), _texts_of([table], settings)
     examples = Examples(
@@ -331,6 +335,10 @@ def _unlabelled_corpus(table: Table, name: str, settings: CorpusSettings) -> Cor
         pictures=_pictures([table], settings),
     )
     return Corpus(name=name, label_names=(), examples=examples, license=table.license or NO_LICENSE)
+
+
+def _text_columns(settings: CorpusSettings) -> Mapping[str, str | None]:
+    return {"text": settings.text_column, "text_pair": settings.text_pair_column, "prompt": settings.prompt_column}
 
 
 def _tables(dataset: str, settings: CorpusSettings) -> list[Table]:

@@ -24,12 +24,13 @@ from lugpi_core.files import open_file, read_at, sync_folder, whole_file, write_
 from lugpi_core.store.layout import FLAGS, ROW_HASH, SCALE, ShardLayout, structure
 from lugpi_core.store.lease import Lease
 
-FLAG_NOT_FINITE, FLAG_CONSTANT, FLAG_NO_PICTURE, FLAG_UNREADABLE = 1, 2, 3, 4
+FLAG_NOT_FINITE, FLAG_CONSTANT, FLAG_NO_PICTURE, FLAG_UNREADABLE, FLAG_NOT_RESIZED = 1, 2, 3, 4, 5
 FLAG_REASONS = {
     FLAG_NOT_FINITE: "not finite",
     FLAG_CONSTANT: "constant picture",
     FLAG_NO_PICTURE: "no picture",
     FLAG_UNREADABLE: "unreadable picture",
+    FLAG_NOT_RESIZED: "picture that the encoder cannot resize",
 }
 _CHUNK_BYTES = 1 << 22
 UNREADABLE = "unreadable"  # instead of a hash, if the disk could not read all of a file

@@ -153,6 +153,22 @@ def test_pixels_are_those_of_the_tag(tmp_path: Path) -> None:
     assert (ours - (small - 0.5) / 0.5).abs().max() <= 1.1 / 255 / 0.5
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"resize_mode": "nonsense"}, "one of shortest, longest, squash"), ({"fill_color": [1, 2]}, "a list of three")],
+)
+def test_settings_that_open_clip_does_not_have_are_one_line(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    _saved(tmp_path / "model", VIT, **settings)
+    with pytest.raises(InputError, match=message):
+        find_encoder(str(tmp_path / "model"))
+
+
+def test_the_colour_of_the_border_is_read(tmp_path: Path) -> None:
+    _saved(tmp_path / "model", VIT, resize_mode="longest", fill_color=[10, 20, 30])
+    files = find_encoder(str(tmp_path / "model"))
+    assert (files.fit, files.fill) == ("longest", (10, 20, 30))
+
+
 def _file(folder: Path, name: str) -> Path:
     """Write a file of weights that are no numbers of the model: it is only found here."""
     folder.mkdir(parents=True, exist_ok=True)

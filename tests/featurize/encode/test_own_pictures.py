@@ -90,6 +90,26 @@ def test_a_square_picture_becomes_what_a_generated_image_becomes() -> None:
         assert torch.allclose(PictureReader(files).pixels(image), files.preprocessing.pixels(generated)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize(("own_px", "asked_px"), [(224, 384), (384, 64), (64, 128), (64, 75)])
+def test_convnexts_processor_at_another_size_is_one_for_both_kinds_of_images(own_px: int, asked_px: int, tmp_path: Path) -> None:
+    """transformers 5.23 crops below 384 px and squashes from there on (image_processing_pil_convnext.py)."""
+    import transformers
+
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    transformers.ConvNextModel(config).save_pretrained(tmp_path)
+    kind: Any = transformers.ConvNextImageProcessorPil
+    kind(size={"shortest_edge": own_px}, crop_pct=0.95).save_pretrained(tmp_path)
+    files = find_encoder(str(tmp_path), asked_px)
+    theirs = kind(size={"shortest_edge": asked_px}, crop_pct=0.95)
+    for shape in ((150, 150), (200, 90)):
+        wanted = theirs(picture(*shape), return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(PictureReader(files).pixels(picture(*shape)), wanted)
+    wanted = theirs(picture(150, 150), return_tensors="pt")["pixel_values"][0]
+    generated = torch.from_numpy(np.array(picture(150, 150))).permute(2, 0, 1)[None] / 255
+    level = 1 / 255 / min(files.preprocessing.std)
+    assert (files.preprocessing.pixels(generated)[0] - wanted).abs().max() < 2 * level
+
+
 def test_another_encoder_size_is_that_of_the_pixels(tmp_path: Path) -> None:
     name, settings = PROCESSORS["larger and crop"]
     files = files_with(tmp_path, processor_named(name, **settings))
@@ -106,6 +126,45 @@ def test_shapes_that_become_other_numbers_of_tokens_are_refused(tmp_path: Path) 
     with pytest.raises(InputError, match="crop your pictures to squares"):
         reader.require_shapes([(24, 24), (60, 20)])
     PictureReader(find_encoder("vit-demo")).require_shapes([(60, 20), (20, 60)])
+
+
+def test_an_encoder_that_does_not_resize_reads_pictures_of_its_size(tmp_path: Path) -> None:
+    as_is = processor_named("ViTImageProcessorPil", size={"height": 20, "width": 20}, do_resize=False)
+    reader = PictureReader(files_with(tmp_path, as_is))
+    reader.require_shapes([(20, 20), (20, 20)])
+    with pytest.raises(InputError, match=r"1 of 2 pictures of other sizes, the first 20 × 30 pixels, .* does not resize"):
+        reader.require_shapes([(20, 20), (20, 30)])
+
+
+THIN = {"wide": (40_000, 1), "tall": (1, 40_000)}
+
+
+@pytest.mark.parametrize("shape", THIN)
+@pytest.mark.parametrize("how", ["shortest edge and crop", "open_clip"])
+def test_a_thin_picture_does_not_fill_the_memory_before_it_is_cropped(shape: str, how: str, tmp_path: Path) -> None:
+    files = find_encoder("clip-demo")
+    if how != "open_clip":
+        files = files_with(tmp_path, processor_named(PROCESSORS[how][0], size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}))
+    with pytest.raises(PictureFault, match="whose resize makes 163,840,000, more than 89,478,485 pixels"):
+        PictureReader(files).pixels(Image.new("RGB", THIN[shape]))
+    with pytest.raises(PictureFault):
+        PictureReader(replace(files, fit="longest")).pixels(Image.new("RGB", THIN[shape]))
+
+
+@pytest.mark.parametrize("shape", THIN)
+def test_a_thin_picture_that_is_squashed_is_read(shape: str, tmp_path: Path) -> None:
+    vit = files_with(tmp_path, processor_named(*PROCESSORS["squashed"][:1], **PROCESSORS["squashed"][1]))
+    for files in (vit, replace(find_encoder("clip-demo"), fit="squash")):
+        assert PictureReader(files).pixels(Image.new("RGB", THIN[shape], "red")).isfinite().all()
+
+
+def test_a_border_in_colour_is_that_of_open_clip_or_a_fault() -> None:
+    files = replace(find_encoder("clip-demo"), fit="longest", fill=(10, 20, 30))
+    pixels, (mean, std) = PictureReader(files).pixels(picture(60, 20)), (files.preprocessing.mean, files.preprocessing.std)
+    corner = [(level / 255 - mean[n]) / std[n] for n, level in enumerate((10, 20, 30))]
+    assert torch.allclose(pixels[:, 0, 0], torch.tensor(corner), atol=1e-6)
+    with pytest.raises(PictureFault, match=r"cannot resize .*3 colours around 1"):  # nor can open_clip 3.3, which converts last
+        PictureReader(files).pixels(picture(60, 20).convert("L"))
 
 
 @pytest.mark.parametrize("file", hostile_files())

@@ -170,6 +170,18 @@ def test_another_size_is_what_timm_makes_of_the_weights(tmp_path: Path) -> None:
     assert find_encoder(str(tmp_path / "model")).fingerprint()["preprocessing"] != files.fingerprint()["preprocessing"]
 
 
+@pytest.mark.parametrize(("asked_px", "resize_px"), [(112, 117), (160, 168), (96, 101)])
+def test_another_size_is_cropped_as_timm_crops_it(tmp_path: Path, asked_px: int, resize_px: int) -> None:
+    """timm 1.0.31 resizes to floor(size / crop_pct), whatever size the weights are for; scaled from 235 px it would be 118 for 112."""
+    _saved(tmp_path / "model", "test_resnet")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["pretrained_cfg"] |= {"input_size": [3, 224, 224], "crop_pct": 0.95}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    how = find_encoder(str(tmp_path / "model"), asked_px).preprocessing
+    assert (how.size_px, how.crop_from_px) == (asked_px, resize_px)
+    assert how.rounds_margin == ((resize_px - asked_px) % 4 == 3)
+
+
 def test_a_name_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / "models--timm--test_vit.r160_in1k"

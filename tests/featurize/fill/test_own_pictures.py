@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from featurize.cli import main
-from featurize.fill import own_images
+from featurize.fill import own_pictures
 from featurize.generate.text_to_image import TextToImage
 from featurize.maintain import repair_store, verify_store
 from featurize.options import FeaturizeOptions, FeaturizeSettings
@@ -109,7 +110,7 @@ def test_what_cannot_be_read_is_flagged(tmp_path: Path, capsys: pytest.CaptureFi
     assert reader.flagged == {**dict.fromkeys(range(4, 10), "unreadable picture"), 10: "no picture", 11: "no picture"}
     assert not tokens(tmp_path / "run")[4:].any()
     assert "cannot be read" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"8 of 12 pictures that cannot be read, .*--max-failed"):
+    with pytest.raises(InputError, match=r"8 of 12 pictures that are missing or cannot be read, .*--max-failed"):
         featurize_command(options(table, tmp_path / "strict", max_failed=7))
 
 
@@ -122,7 +123,7 @@ def test_pipes_folders_and_other_devices_are_not_read(tmp_path: Path) -> None:
     assert set(ColumnReader(tmp_path / "run" / "tokens", "vit-demo").flagged) == {4, 5, 6, 7}
 
 
-@pytest.mark.parametrize("cell", ["https://example.org/a.png", "s3://bucket/a.png"])
+@pytest.mark.parametrize("cell", ["https://example.org/a.png", "s3://bucket/a.png", "file://elsewhere/a.png"])
 def test_addresses_are_told(cell: str, tmp_path: Path) -> None:
     table = write_corpus(tmp_path, [*pictures(3), cell], extra=pictures(3))
     with pytest.raises(InputError, match="download them"):
@@ -139,15 +140,145 @@ def test_a_column_of_numbers_is_no_column_of_pictures(tmp_path: Path) -> None:
         featurize_command(options(table, tmp_path / "run"))
 
 
-def test_changed_pictures_are_another_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "FILE://{}"])
+def test_addresses_of_files_on_this_machine_are_read(form: str, tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    cells = [form.format(str(tmp_path / name).replace(" ", "%20")) for name in ("a b/0.png", "1.png", "2.png", "3.png")]
+    extra = {name: file_of(picture(seed=n)) for n, name in enumerate(("a b/0.png", "1.png", "2.png", "3.png"))}
+    assert featurize_command(options(write_corpus(tmp_path, cells, extra=extra), tmp_path / "run"))["complete"]
+
+
+@pytest.mark.parametrize(("column", "role"), [("text", "text"), ("label", "label"), ("split", "split")])
+def test_a_column_that_is_read_as_something_else_is_one_line(column: str, role: str, tmp_path: Path) -> None:
+    table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
+    with pytest.raises(InputError, match=f"--images-from {column}, the column that is read as the {role}; .*name the column with the"):
+        featurize_command(options(table, tmp_path / "run", images_from=column))
+
+
+OTHERS: dict[str, tuple[dict[int, str], str]] = {
+    "changed": ({2: "changed"}, "1 changed .the first pictures/2.png of row/2.; .*put the earlier files back"),
+    "missing": ({1: "missing", 3: "missing"}, "2 missing .the first pictures/1.png of row/1.; .*put the earlier files back"),
+    "both": ({0: "changed", 1: "missing"}, "1 changed .*, 1 missing"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_pictures_that_changed_are_told_by_name(what: str, tmp_path: Path) -> None:
+    changes, message = OTHERS[what]
     table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
     featurize_command(options(table, tmp_path / "run"))
+    before = tokens(tmp_path / "run")
+    for number, change in changes.items():
+        path = tmp_path / "pictures" / f"{number}.png"
+        path.unlink() if change == "missing" else path.write_bytes(file_of(picture(seed=77)))
+    for more in ({}, {"dry_run": True}):
+        with pytest.raises(InputError, match=f"{message}.*--run-dir") as error:
+            featurize_command(options(table, tmp_path / "run", **more))
+        assert "settings" not in str(error.value)
+    assert np.array_equal(tokens(tmp_path / "run"), before)
+
+
+def test_pictures_that_were_added_are_told(tmp_path: Path) -> None:
+    table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
+    featurize_command(options(table, tmp_path / "run"))
+    more = write_corpus(tmp_path, list(pictures(6)), extra=pictures(6))
+    with pytest.raises(InputError, match=r"2 added \(the first pictures/4.png of row/4\); .*; encode all as they are now in another --run"):
+        featurize_command(options(more, tmp_path / "run"))
+
+
+def test_texts_in_another_order_keep_their_pictures(tmp_path: Path) -> None:
+    files = pictures(8)
+    table = write_corpus(tmp_path, [*files, "nowhere.png", "", "", ""], extra=files)
+    featurize_command(options(table, tmp_path / "run"))
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *lines[4:], *lines[:4]]) + "\n")
+    assert featurize_command(options(table, tmp_path / "run"))["already_done"]
+    corpus = load_corpus(table, CorpusSettings(split_column="split"))
+    assert drawings(tmp_path / "run", corpus) == [[row] for row in (4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3)]
+
+
+BLANKS = {"of the same name": "late.png", "at a name that is corrected": "lat.png", "of a cell that was empty": ""}
+
+
+@pytest.mark.parametrize(
+    ("blank", "late"), [*((blank, "new") for blank in BLANKS), ("of a cell that was empty", "a copy"), ("of the same name", "a copy")]
+)
+def test_a_picture_that_was_missing_is_filled_in_by_the_same_command(
+    blank: str, late: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, settings = pictures(8), {"batch_size": 2, "shard_rows": 4}
+    cells = list(files)
+    cells[5] = BLANKS[blank]
+    table = write_corpus(tmp_path, cells, extra=files)
+    assert not featurize_command(options(table, tmp_path / "run", **settings))["complete"]
+    assert ColumnReader(tmp_path / "run" / "tokens", "vit-demo").flagged == {5: "no picture"}
+    cells[5] = "late.png"
+    write_corpus(tmp_path, cells, extra={"late.png": files["pictures/0.png"] if late != "new" else file_of(picture(seed=50))})
+    dry = featurize_command(options(table, tmp_path / "run", dry_run=True, **settings))
+    assert (dry["images"], dry["hours"]) == (1, None)
+    figures = featurize_command(options(table, tmp_path / "run", **settings))
+    assert "1 picture that the store lacked: filled in" in capsys.readouterr().err
+    assert (figures["complete"], figures["already_done"], figures["rows"]["encoded"]) == (True, False, 2), "one block"
+    assert featurize_command(options(table, tmp_path / "run", **settings))["already_done"]
+    assert drawings(tmp_path / "run", load_corpus(table, CorpusSettings(split_column="split")))[5] == [5]
+    found = tokens(tmp_path / "run")
+    assert np.array_equal(found[5], found[0]) == (late != "new")
+
+
+def test_a_file_that_was_cut_short_is_filled_in_once_it_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = pictures(8)
+    whole = file_of(picture(400, 400), "JPEG")
+    table = write_corpus(tmp_path, [*files, "cut.jpg", "cut.jpg", "", ""], extra={**files, "cut.jpg": whole[: len(whole) // 2]})
+    settings: dict[str, Any] = {"encoders": ("demo",)}
+    assert not featurize_command(options(table, tmp_path / "run", **settings))["complete"]
+    assert "1 picture cannot be read: cut.jpg of row/8 (damaged picture" in capsys.readouterr().err, "by its name"
+    assert featurize_command(options(table, tmp_path / "run", **settings))["already_done"], "it is not tried again"
+    (tmp_path / "cut.jpg").write_bytes(whole)
+    featurize_command(options(table, tmp_path / "run", encoders=("vit-demo",)))
+    flagged = [ColumnReader(tmp_path / "run" / "tokens", name).flagged for name in ("vit-demo", "clip-demo")]
+    assert [list(rows) for rows in flagged] == [[9, 10], [8, 9, 10]], "an encoder at a time"
+    featurize_command(options(table, tmp_path / "run", **settings))
+    assert list(ColumnReader(tmp_path / "run" / "tokens", "clip-demo").flagged) == [9, 10]
+
+
+def test_a_thin_picture_is_a_failed_row_of_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = pictures(6)
+    thin = {"wide.png": file_of(Image.new("RGB", (40_000, 1))), "tall.png": file_of(Image.new("RGB", (1, 40_000)))}
+    table = write_corpus(tmp_path, [*files, *thin], extra={**files, **thin})
+    assert not featurize_command(options(table, tmp_path / "run", encoders=("demo",)))["complete"]
+    told = capsys.readouterr().err
+    assert "2 pictures cannot be resized: wide.png of row/6 (40000 × 1 pixels, whose resize makes 163,840,000" in told
+    assert set(ColumnReader(tmp_path / "run" / "tokens", "clip-demo").flagged) == {6, 7}
+    assert not ColumnReader(tmp_path / "run" / "tokens", "vit-demo").flagged, "which squashes"
+    assert featurize_command(options(table, tmp_path / "run", encoders=("demo",)))["already_done"]
+
+
+def test_a_store_without_its_table_of_pictures_goes_on_or_says_so(tmp_path: Path) -> None:
+    table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
+    featurize_command(options(table, tmp_path / "run"))
+    (tmp_path / "run" / "tokens" / "pictures.h5").unlink()
+    assert featurize_command(options(table, tmp_path / "run"))["already_done"]
+    assert (tmp_path / "run" / "tokens" / "pictures.h5").is_file()
+    (tmp_path / "run" / "tokens" / "pictures.h5").write_bytes(b"damaged")
     (tmp_path / "pictures" / "2.png").write_bytes(file_of(picture(seed=77)))
-    with pytest.raises(InputError, match=r"generation\.pictures: found"):
+    with pytest.raises(InputError, match=r"pictures\.h5, which says which they are, is not there or damaged"):
         featurize_command(options(table, tmp_path / "run"))
 
 
-def test_generated_and_own_images_do_not_mix(tmp_path: Path) -> None:
+def test_what_is_counted_are_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = pictures(2)
+    cells = [*files, '["pictures/0.png", "pictures/1.png"]', "", "", "nowhere.png", "", ""]
+    table = write_corpus(tmp_path, cells, extra=files)
+    featurize_command(options(table, tmp_path / "run", dry_run=True))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "3 distinct pictures, 2 of a text at most (2 saved, their content is shared)" in told
+    assert "4 texts without a picture" in told
+    assert "1 picture cannot be read: 1 missing file (the first nowhere.png of row/5)" in told
+    assert "images 2 of your own" in told
+    assert "prompts" not in told
+
+
+def test_generated_and_own_pictures_do_not_mix(tmp_path: Path) -> None:
     table = write_corpus(tmp_path, list(pictures(4)), extra=pictures(4))
     featurize_command(options(table, tmp_path / "run"))
     with pytest.raises(InputError, match=r"generation\.generator: found own images|generation"):
@@ -178,14 +309,14 @@ def test_tokens_of_which_int8_loses_many_values_are_told(
     figures = featurize_command(options(table, tmp_path / "plain", token_dtype="int8"))
     assert 0 < figures["int8_lost"]["vit-demo"] < 0.05
     assert "int8 stores" not in capsys.readouterr().err
-    encode = own_images._encode
+    encode = own_pictures._encode
 
     def with_one_large_dimension(*given: Any) -> torch.Tensor:
         tokens_BTD = encode(*given).clone()
         tokens_BTD[..., 3] = 300
         return tokens_BTD
 
-    monkeypatch.setattr(own_images, "_encode", with_one_large_dimension)
+    monkeypatch.setattr(own_pictures, "_encode", with_one_large_dimension)
     figures = featurize_command(options(table, tmp_path / "large", token_dtype="int8"))
     stored = tokens(tmp_path / "large")
     assert figures["int8_lost"]["vit-demo"] == round(float((stored == 0).mean()), 4) > 0.3
@@ -197,7 +328,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: py
     table = write_corpus(tmp_path, list(pictures(12)), extra=pictures(12))
     settings: dict[str, Any] = {"batch_size": 2, "shard_rows": 8}
     featurize_command(options(table, tmp_path / "whole", **settings))
-    encode, calls = own_images._encode, 0
+    encode, calls = own_pictures._encode, 0
 
     def stop_at_third(*given: Any) -> torch.Tensor:
         nonlocal calls
@@ -206,7 +337,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         return encode(*given)
 
-    monkeypatch.setattr(own_images, "_encode", stop_at_third)
+    monkeypatch.setattr(own_pictures, "_encode", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         featurize_command(options(table, tmp_path / "stopped", **settings))
     figures = featurize_command(options(table, tmp_path / "stopped", **settings))
@@ -253,6 +384,58 @@ def test_pictures_of_the_library_datasets(form: str, tmp_path: Path) -> None:
         given.to_parquet(other)
     featurize_command(options(other, tmp_path / "other"))
     assert np.array_equal(tokens(tmp_path / "other"), tokens(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("form", ["images in a folder", "parquet in a folder", "the hub", "the hub's cache"])
+def test_pictures_of_a_data_set_with_splits(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    files = list(pictures(8).values())
+    folder, parts = tmp_path / "set", {"train": range(4), "validation": range(4, 6), "test": range(6, 8)}
+    sets = datasets.DatasetDict()
+    for split, numbers in parts.items():
+        its = (folder if form == "images in a folder" else tmp_path / "images") / split
+        its.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)
+        about = [{"file_name": f"{n}.png", "text": f"text number {n}", "label": "ab"[n % 2]} for n in numbers]
+        images: list[dict[str, Any]] = [{"bytes": files[n], "path": None} for n in numbers]
+        if form in ("images in a folder", "the hub's cache"):
+            for n in numbers:
+                (its / f"{n}.png").write_bytes(files[n])
+            images = [{"bytes": None, "path": str(its / f"{n}.png")} for n in numbers]
+        if form == "images in a folder":
+            (its / "metadata.jsonl").write_text("\n".join(map(json.dumps, about)))
+            continue
+        table = datasets.Dataset.from_list(about).add_column("image", images).cast_column("image", datasets.Image())
+        if form.startswith("the hub"):
+            sets[split] = table
+        else:
+            table.with_format("arrow").to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    source = str(folder)
+    if form.startswith("the hub"):
+        source = "hf:owner/name"
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: sets)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "images"))
+    settings: dict[str, Any] = {"dataset": source, "split_column": None, "shard_rows": 4, "batch_size": 2}
+    encode, calls = own_pictures._encode, 0
+
+    def stop_at_third(*given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(*given)
+
+    monkeypatch.setattr(own_pictures, "_encode", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        featurize_command(replace(options(folder, tmp_path / "run"), **settings))
+    figures = featurize_command(replace(options(folder, tmp_path / "run"), **settings))
+    assert (figures["complete"], figures["rows"]["encoded"]) == (True, 4)
+    assert figures["examples"] == {"train": 4, "validation": 2, "test": 2}
+    files_alone = write_corpus(tmp_path, list(pictures(8)), extra=pictures(8))
+    featurize_command(options(files_alone, tmp_path / "plain", shard_rows=4, batch_size=2))
+    assert np.array_equal(tokens(tmp_path / "run"), tokens(tmp_path / "plain"))
 
 
 def test_pictures_in_memory(tmp_path: Path) -> None:

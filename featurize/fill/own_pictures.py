@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -24,21 +25,25 @@ from featurize.fill.results import FeaturizeResult, Progress, ProgressCallback, 
 from featurize.fill.shards import ShardFiller, open_shards
 from featurize.fill.writer_thread import stored_form
 from featurize.plan.job import table_is_stale
-from featurize.plan.own_images import NO_PICTURE, OwnJob
+from featurize.plan.own_pictures import OwnJob
+from featurize.plan.picture_plan import NO_PICTURE
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.pictures import PictureFault
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.files import sweep
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes
 from lugpi_core.runtime.stopping import stop_on_signals
 from lugpi_core.store.example_table import ExampleTable, write_example_table
-from lugpi_core.store.shard import FLAG_NO_PICTURE, FLAG_NOT_FINITE, FLAG_UNREADABLE, ShardWriter
+from lugpi_core.store.lease import ShardBusy
+from lugpi_core.store.picture_table import add_faults, write_picture_table
+from lugpi_core.store.shard import FLAG_NO_PICTURE, FLAG_NOT_FINITE, FLAG_NOT_RESIZED, FLAG_UNREADABLE, ShardWriter
 from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 from lugpi_core.store.writer import ColumnWriter
 
 # Pictures that are decoded at the same time; each may take 268 MB.
 _READERS = 4
+_NAMED = 3
 
 
 def fill_own(corpus: Corpus, job: OwnJob, writers: Mapping[str, ColumnWriter], progress: ProgressCallback | None) -> FeaturizeResult:
@@ -50,6 +55,9 @@ def fill_own(corpus: Corpus, job: OwnJob, writers: Mapping[str, ColumnWriter], p
     """
     state = RunState(times=StageTimes(job.compute.device), batches=StageBatches({}))
     sweep(job.store)
+    write_picture_table(job.store, job.plan.table())
+    for name, writer in writers.items():
+        _take_back(writer, job.rows_to_fill_in(name))
     shards = open_shards(writers)
     spec = job.columns[0]
     missing = sum(spec.layout(shard).rows for shard in shards)
@@ -66,6 +74,19 @@ def fill_own(corpus: Corpus, job: OwnJob, writers: Mapping[str, ColumnWriter], p
     if not view_is_current(job.store):
         write_view(job.store)
     return own_result(corpus, job, state, already_done=not missing)
+
+
+def _take_back(writer: ColumnWriter, rows: Mapping[int, list[int]]) -> None:
+    """Forget rows of final shards, given by shard, so that they are encoded again."""
+    for shard, its in rows.items():
+        if writer.is_committed(shard) and writer.reopen(shard, writer.records[shard]):
+            try:
+                file = writer.claim(shard)
+            except ShardBusy:
+                continue  # another process does the same
+            if file is not None:
+                with closing(file):
+                    file.forget([row - file.layout.first_row for row in its])
 
 
 def own_result(corpus: Corpus, job: OwnJob, state: RunState, *, already_done: bool) -> FeaturizeResult:
@@ -110,6 +131,7 @@ def _encode_missing(
             if progress is not None:
                 done = state.kept + state.decoded
                 progress(Progress(done=done, total=missing, kept=state.kept, failed=state.failed, seconds=state.times.seconds))
+    filler.tell_faults()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +142,10 @@ class _Models:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pixels:
-    """A picture as the encoders read it: float32 [3, S, S] by column, or the flag of one that cannot be read."""
+    """A picture as the encoders read it, by column: float32 [3, S, S], and the flag of one that cannot be read or resized, or 0."""
 
     by_column: Mapping[str, torch.Tensor]
-    flag: int = 0
+    flags: Mapping[str, int]
 
 
 class _PictureFiller(ShardFiller):
@@ -134,6 +156,8 @@ class _PictureFiller(ShardFiller):
         self._job, self._models, self._size = job, models, size
         self._pool = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), thread_name_prefix="pictures")
         self._one_at_a_time = Lock()  # a Parquet file is read by one thread
+        self._unread: dict[int, str] = {}  # found by this run, not by its plan
+        self._not_resized: dict[int, str] = {}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -157,29 +181,50 @@ class _PictureFiller(ShardFiller):
                 ahead += [self._read_ahead(layout.first_row, *block) for block in blocks[number + 1 : number + 2]]
                 self._encode_block(files, rows, columns, ahead.pop(0))
                 yield
+        # Before the commit: a row is flagged for a fault that is on record, or else it is tried again.
+        if found := {row: why for row, why in self._unread.items() if layout.first_row <= row < layout.first_row + layout.rows}:
+            add_faults(self._job.store, found)
         self.commit(shard, files)
+
+    def tell_faults(self) -> None:
+        """Say which pictures turned out not to be readable, or not to be resizable."""
+        for what, faults in (("read", self._unread), ("resized", self._not_resized)):
+            if faults:
+                told = [f"{self._job.plan.rows[row].words()} ({why})" for row, why in sorted(faults.items())[:_NAMED]]
+                more = f" and {len(faults) - _NAMED:,} more" if len(faults) > _NAMED else ""
+                say(f"{number_of(len(faults), 'picture{s}')} cannot be {what}: {', '.join(told)}{more}")
 
     def _read_ahead(self, first_row: int, rows: slice, columns: list[str]) -> list[Future[_Pixels]]:
         return [self._pool.submit(self._pixels_of, first_row + row, columns) for row in range(rows.start, rows.stop)]
 
     def _pixels_of(self, row: int, columns: list[str]) -> _Pixels:
         sides = {name: self._job.encoders[name].preprocessing.size_px for name in columns}
+        pixels = {name: torch.zeros(3, side, side) for name, side in sides.items()}
+        flags = dict.fromkeys(columns, 0)
         try:
             with self._one_at_a_time:
                 data = self._job.plan.read(row)
             picture = open_picture(data)
-            return _Pixels(by_column={name: self._models.readers[name].pixels(picture) for name in columns})
         except PictureFault as fault:
+            if not self._job.plan.rows[row].fault:
+                self._unread[row] = str(fault)
             flag = FLAG_NO_PICTURE if str(fault) in (NO_PICTURE, "missing file") else FLAG_UNREADABLE
-            return _Pixels(by_column={name: torch.zeros(3, side, side) for name, side in sides.items()}, flag=flag)
+            return _Pixels(by_column=pixels, flags=dict.fromkeys(columns, flag))
+        for name in columns:
+            try:
+                pixels[name] = self._models.readers[name].pixels(picture)
+            except PictureFault as fault:
+                self._not_resized[row] = str(fault)
+                flags[name] = FLAG_NOT_RESIZED
+        return _Pixels(by_column=pixels, flags=flags)
 
     def _encode_block(self, files: dict[str, ShardWriter], rows: slice, columns: list[str], waiting: list[Future[_Pixels]]) -> None:
         state, failed_B = self._state, np.zeros(len(waiting), bool)
         with state.times.host("decode"):
             pixels = [future.result() for future in waiting]
         state.decoded += len(pixels)
-        faults_B = torch.tensor([one.flag for one in pixels], dtype=torch.uint8)
         for name in columns:
+            faults_B = torch.tensor([one.flags[name] for one in pixels], dtype=torch.uint8)
             pixels_B3SS = torch.stack([one.by_column[name] for one in pixels])
             encoder, file = self._models.encoders[name], files[name]
             with state.times.kernels("encode"):
