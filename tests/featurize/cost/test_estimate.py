@@ -128,4 +128,4 @@ def test_times_and_flops_are_printed_in_fitting_units(changes: dict[str, Any], l
 def test_an_estimate_is_plain_json_with_every_field() -> None:
     record = dataclasses.asdict(_estimate(hours=None))
     assert json.loads(json.dumps(record)) == record
-    assert set(record) == {"images", "prompts", "flops", "hours", "disk_bytes", "peak_bytes", "basis"}
+    assert set(record) == {"images", "prompts", "flops", "hours", "disk_bytes", "peak_bytes", "basis", "is_generated"}
