@@ -359,7 +359,7 @@ def test_weights_that_are_missing_are_told_and_never_random(vit: Path, compute: 
     weights = load_file(vit / "model.safetensors")
     missing = next(name for name in sorted(weights) if "layer" in name)
     save_file({name: value for name, value in weights.items() if name != missing}, vit / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"which does not load \(no weights for layers.0.attention.k_proj.bias and 0 more\)"):
+    with pytest.raises(InputError, match=r"which does not load \(no weights for layers.0.attention.k_proj.bias\)"):
         ImageEncoder(find_encoder(str(vit)), compute)
 
 
@@ -369,7 +369,7 @@ def test_weights_of_another_shape_than_configured_are_named(tmp_path: Path, comp
     weights = load_file(folder / "model.safetensors")
     last = max(weight for weight in weights if weight.startswith("layernorm"))
     save_file({**weights, last: torch.zeros(48)}, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=rf"\({last} is 48 in its file and 32 by config.json, and 0 more\)"):
+    with pytest.raises(InputError, match=rf"\({last} is 48 in its file and 32 by config.json\)"):
         ImageEncoder(find_encoder(str(folder)), compute)
 
 
