@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lugpi_core.corpora.pictures import PictureCell
+from lugpi_core.corpora.pictures import PictureCell, from_home
 from lugpi_core.corpora.tables import MISSING, Table, value_at
 from lugpi_core.errors import InputError
 
@@ -24,7 +24,7 @@ class ListedCells:
 
     def place(self, path: str) -> Path:
         """Return the file that a path means."""
-        return self.base / Path(path).expanduser()
+        return self.base / from_home(path)
 
     def value(self, row: int) -> object:
         """Return what a cell holds."""
@@ -49,7 +49,7 @@ class DatasetCells:
     def place(self, path: str) -> Path | None:
         """Return the file that a path means, or None."""
         if self._base is not None:
-            return self._base / Path(path).expanduser()
+            return self._base / from_home(path)
         from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
         place = Path(os.path.normpath(path))  # links stay: the cache is made of them
@@ -73,7 +73,7 @@ class ParquetCells:
 
     def place(self, path: str) -> Path:
         """Return the file that a path means."""
-        return self._path.parent / Path(path).expanduser()
+        return self._path.parent / from_home(path)
 
     def value(self, row: int) -> object:
         """Return what a cell holds.

@@ -126,6 +126,14 @@ class Picture:
             raise PictureFault(f"file that cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
+def from_home(path: str) -> Path:
+    """Return a path with the home folder in place of ``~`` or ``~user``; as it is if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def _items(value: object) -> Sequence[object]:
     """Return what a cell lists: its items, the items of a list that is written as text, or the cell itself; nothing of an empty cell."""
     if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
