@@ -30,7 +30,9 @@ def test_the_comparison_of_the_embedded_generators_runs(tmp_path: Path, monkeypa
     assert (tmp_path / "runs" / "demo-100" / "comparison.json").is_file()
 
 
-def test_the_commands_for_files_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_for_files_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--soak"):
+        pytest.skip("six commands: in make soak")
     monkeypatch.chdir(tmp_path)
     models = tmp_path / "models"
     tiny_pipeline("prx", models / "prx-512")
