@@ -26,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         "featurize": (_featurize, GenerationOptions),
         "families": (_families, FamiliesOptions),
         "train": (_train, TrainingOptions),
+        "prefix": (_prefix, TrainingOptions),
         "memory": (_memory, BenchmarkOptions),
         "card": (_card, CardOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
@@ -42,8 +43,9 @@ def main(arguments: Sequence[str]) -> int:
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
         "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `card` counts what the "
         "presets take on a GPU of 24 GB; `prompts` counts the words that are not "
-        "read; `models` tries every architecture of transformers; `scale` takes a million texts through every stage; "
-        "`peers` reads the store beside other formats; `demo` and `real` (hours) run the experiment of the tables."
+        "read; `prefix` measures training above frozen layers; `models` tries every architecture of transformers; `scale` takes a million "
+        "texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the experiment of the "
+        "tables."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -68,6 +70,12 @@ def _families(options: FamiliesOptions) -> dict[str, Any]:
 
 def _train(options: TrainingOptions) -> dict[str, Any]:
     from benchmarks.train.train_speed import measure
+
+    return measure(smoke=options.smoke, record=options.record, data_dir=options.data_dir)
+
+
+def _prefix(options: TrainingOptions) -> dict[str, Any]:
+    from benchmarks.train.prefix_speed import measure
 
     return measure(smoke=options.smoke, record=options.record, data_dir=options.data_dir)
 

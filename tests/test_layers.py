@@ -83,6 +83,7 @@ COMMANDS = {
         "featurize",
         "families",
         "train",
+        "prefix",
         "memory",
         "fidelity",
         "pictures",

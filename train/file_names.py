@@ -4,3 +4,4 @@ WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
 TRAINING = "training.json"
 PREDICTIONS = "predictions.csv"
+HEAD = "head"  # a folder: of the first part of lp-ft

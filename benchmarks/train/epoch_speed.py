@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from benchmarks.harness import interleaved, median_ratio, medians
 from benchmarks.train.training_cases import SMALL, Sizes, classifier, compute_here, data_of, student_learner
@@ -80,10 +81,10 @@ def _padding(lengths_N: NDArray[np.int64]) -> dict[str, float]:
 
 def _timed(lengths_N: NDArray[np.int64], *, smoke: bool) -> dict[str, Any]:
     sizes, count = (SMALL, 28) if smoke else (ONE_LAYER, EXAMPLES)
-    sample = _sample(lengths_N, count)
+    sample = sample_of(lengths_N, count)
     data = data_of(sample, torch.device(compute_here().device), embedding_width=sizes.dim)
     learner = student_learner(sizes, data, BATCH)
-    learner.report, learner.stop = Progress(_NoBar(), None, None), StopRequest()
+    learner.report, learner.stop = Progress(NoBar(), None, None), StopRequest()
     numbers: Iterator[int] = iter(range(10_000))
 
     def ours() -> None:
@@ -91,18 +92,20 @@ def _timed(lengths_N: NDArray[np.int64], *, smoke: bool) -> dict[str, Any]:
         learner.learn(next(numbers), time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        seconds = interleaved({TRAINER: _trainer(sizes, data, sample, Path(folder)), OURS: ours}, repeats=1 if smoke else 3)
+        seconds = interleaved(
+            {TRAINER: trainer_epoch(classifier(sizes), data, sample, Path(folder)), OURS: ours}, repeats=1 if smoke else 3
+        )
     return {"examples": count, "layers": sizes.n_layers, "seconds": medians(seconds), "over": median_ratio(seconds, TRAINER, OURS)}
 
 
-def _sample(lengths_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def sample_of(lengths_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return ``count`` evenly spaced quantiles of the lengths: the distribution of the corpus on a small scale."""
     ordered = np.sort(lengths_N)
     spaced: NDArray[np.int64] = ordered[np.linspace(0, len(ordered) - 1, count).round().astype(int)]
     return spaced
 
 
-class _NoBar:
+class NoBar:
     """A progress bar that shows nothing."""
 
     def update(self, _: int) -> None:
@@ -112,8 +115,8 @@ class _NoBar:
         """Show nothing."""
 
 
-def _trainer(sizes: Sizes, data: TrainingData, lengths_N: NDArray[np.int64], folder: Path) -> Callable[[], object]:
-    """Return an epoch of plain fine-tuning by the Hugging Face Trainer with its defaults: shuffled batches, padded to their longest."""
+def trainer_epoch(model: nn.Module, data: TrainingData, lengths_N: NDArray[np.int64], folder: Path) -> Callable[[], object]:
+    """Return an epoch of the Hugging Face Trainer with its defaults: shuffled batches, padded to their longest."""
     import transformers
     from transformers import Trainer, TrainingArguments
 
@@ -135,7 +138,7 @@ def _trainer(sizes: Sizes, data: TrainingData, lengths_N: NDArray[np.int64], fol
         dataloader_pin_memory=compute_here().device == "cuda",
         seed=0,
     )
-    trainer = Trainer(model=classifier(sizes), args=arguments, train_dataset=features, data_collator=_collate)
+    trainer = Trainer(model=model, args=arguments, train_dataset=features, data_collator=_collate)
     trainer.remove_callback(transformers.PrinterCallback)
     run: Callable[[], object] = trainer.train
     return run

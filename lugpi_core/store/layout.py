@@ -2,7 +2,7 @@
 
 A shard contains datasets with the same first dimension m, each contiguous, uncompressed and fully allocated:
 
-    <what>    the rows themselves, ``tokens`` [m, T, D] or ``latents`` [m, C, h, w], little-endian float16, or int8
+    <what>    the rows themselves, ``tokens`` [m, T, D] or ``latents`` [m, C, h, w], little-endian float16, int8 or float32
     scale     float32 [m, T], only with int8: a token is its int8 values times its scale
     row_hash  uint64 [m]; see ``shard.py``; 0 = never written
     flags     uint8 [m]; 0 = good, otherwise why the row is zeros
@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-Dtype = Literal["float16", "int8"]
-ROW_DTYPES: Mapping[str, "np.dtype[Any]"] = {"float16": np.dtype("<f2"), "int8": np.dtype("i1")}
+Dtype = Literal["float16", "int8", "float32"]
+ROW_DTYPES: Mapping[str, "np.dtype[Any]"] = {"float16": np.dtype("<f2"), "int8": np.dtype("i1"), "float32": np.dtype("<f4")}
 LATENTS = "latents"  # the column of latents; every other column is tokens
 OWN_IMAGES = "own images"  # stands for the generator where a user's own pictures were encoded
 PROMPT_TEXT = "prompt-text"  # the column of the generator's own text vectors: tokens, but of no image

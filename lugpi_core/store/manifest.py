@@ -31,7 +31,7 @@ class ColumnSpec:
         row_shape: (T, D) of tokens, (C, h, w) of latents.
         shard_rows: rows of every shard but the last.
         fingerprint: everything that determines the column's bytes, as nested plain values.
-        dtype: ``float16``, or ``int8`` with a float32 scale for each token.
+        dtype: ``float16``, ``int8`` with a float32 scale for each token, or ``float32`` (hidden states of text models).
         license: the licences of the models that computed the column, in one line.
         notice: what a reader must know about the content, in one sentence, or None.
         made_by: the flags of the command that began the column, so that ``verify --repair`` can repeat it; affects no byte.

@@ -131,16 +131,22 @@ def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device,
     ``auto`` on CUDA takes the device if all rows fit into what ``training_bytes`` and a reserve leave free, else page-locked memory if they
     fit into half of the host's free memory, else the disk. On the CPU it takes the disk: the page cache is in memory already.
     """
+    choice = resolve_place(choice, tokens.stored_bytes, device=device, training_bytes=training_bytes)
+    source = DiskTokens(tokens, device) if choice == "disk" else ResidentTokens(tokens, device, choice)
+    say(f"image tokens: {tokens.stored_bytes / 1e9:.2f} GB, read from {source.place}")
+    return source
+
+
+def resolve_place(choice: TokensOn, stored_bytes: int, *, device: torch.device, training_bytes: int) -> Literal["device", "pinned", "disk"]:
+    """Return where rows of so many bytes are read from; ``auto`` is resolved as ``place_tokens`` says."""
     if choice == "auto":
         # Every process of this machine holds all rows, and torch allocates page-locked memory in powers of two.
         host_bytes = host_available_bytes() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         host_bytes = 1 << host_bytes.bit_length() - 1 if host_bytes else 0
-        choice = choose_place(tokens.stored_bytes, _free_bytes(device) - training_bytes - RESERVE_BYTES, host_bytes, device.type)
+        return choose_place(stored_bytes, _free_bytes(device) - training_bytes - RESERVE_BYTES, host_bytes, device.type)
     if choice == "pinned" and device.type != "cuda":
         say("warning: --tokens-on pinned only keeps the tokens in memory without CUDA")
-    source = DiskTokens(tokens, device) if choice == "disk" else ResidentTokens(tokens, device, choice)
-    say(f"image tokens: {tokens.stored_bytes / 1e9:.2f} GB, read from {source.place}")
-    return source
+    return choice
 
 
 def choose_place(tokens_bytes: int, device_bytes: int, host_bytes: int, device_type: str) -> Literal["device", "pinned", "disk"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from lugpi_core.fingerprint import digest, earlier_form
 from train.data.text_model import TextModel
 
 FOLDER = "token-ids"
+Token = Literal["first", "last"]
 _TEXTS_AT_ONCE = 4096
 # A single entry of metadata: safetensors writes several in no fixed order.
 _ABOUT = "about"
@@ -122,6 +123,27 @@ class TokenIds:
             batch[name] = self._other(values_S, where_BL, ids_BL).masked_fill_(~mask_BL, self._padding.others.get(name, 0))
         return batch
 
+    def only(self, token: Token) -> "TokenIds":
+        """Return one token of each text in place of the text: its first or its last."""
+        starts_N = self._starts_N if token == "first" else self._starts_N + self._on_device_N - 1
+        others = {
+            name: torch.zeros_like(self._flat_S[starts_N]) if values_S is None else values_S[starts_N]
+            for name, values_S in self._others.items()
+        }
+        ones_N = np.ones_like(self.lengths_N)
+        return TokenIds(self._flat_S[starts_N], ones_N, others, pad=self._pad, padding=self._padding, device=self._flat_S.device)
+
+    def is_token(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return bool [B, L]: which places of a padded batch are tokens of the texts, and no padding."""
+        lengths_B1 = self.lengths_N[rows][:, None]
+        places_L = np.arange(int(lengths_B1.max()))
+        return places_L >= len(places_L) - lengths_B1 if self.pads_left else places_L < lengths_B1
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether padding is before a text, and not after it."""
+        return self._padding.left
+
     def _other(self, values_S: torch.Tensor | None, where_BL: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(ids_BL) if values_S is None else values_S[where_BL].long()
 
@@ -205,7 +227,7 @@ def _write(path: Path, tokens: Tokens) -> None:
 
     tensors = {"ids": tokens.flat_S, "lengths": torch.from_numpy(tokens.lengths_N), **tokens.others}
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={_ABOUT: json.dumps({"xxh3": _hash(tokens)})})
+        save_file(tensors, partial, metadata={_ABOUT: json.dumps({"xxh3": hash_of_tokens(tokens)})})
 
 
 def _read(path: Path, others: Sequence[str]) -> Tokens | None:
@@ -220,10 +242,11 @@ def _read(path: Path, others: Sequence[str]) -> Tokens | None:
             about = json.loads((file.metadata() or {})[_ABOUT])
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    return tokens if about.get("xxh3") == _hash(tokens) else None
+    return tokens if about.get("xxh3") == hash_of_tokens(tokens) else None
 
 
-def _hash(tokens: Tokens) -> str:
+def hash_of_tokens(tokens: Tokens) -> str:
+    """Return the hash of everything that a model reads of the texts."""
     hasher = xxhash.xxh3_128(tokens.flat_S.numpy().data)
     hasher.update(tokens.lengths_N.data)
     for values_S in tokens.others.values():

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.options import Task
+from lugpi_core.store.reader import Rows
+from train.data.prefix import PREFIX, PrefixStates
 from train.data.privileged import PrivilegedImages
 from train.data.target_unit import TargetUnit
 from train.data.teacher_outputs import TeacherOutputs
@@ -23,7 +25,7 @@ class Batch:
 
     Attributes:
         inputs: what the model is called with: ``input_ids`` and, if any text is padded, ``attention_mask``, both int64 [B, L];
-            ``image_tokens``, float16 [B, T, I].
+            ``image_tokens``, float16 [B, T, I]; ``prefix_states`` [B, L, D].
         labels: of the task, as ``Corpus.targets()``: int64 [B], float32 [B, K] or float32 [B].
         teachers: each teacher's outputs for these rows; empty for a model that is not distilled.
         class_weights: float32 [K], or None if all classes weigh the same.
@@ -44,6 +46,7 @@ class TrainingData:
         labels: on the device, as ``Corpus.targets()``: int64 [N + U], float32 [N + U, K] or float32 [N + U].
         texts: None for a model that reads no text.
         images: the image tokens; None for a model that reads no images.
+        prefix: hidden states after the frozen layers of the text encoder; None if they are computed.
         teachers: the cached outputs of each teacher on the device, N + U rows; empty for a model that is not distilled.
         task: what the labels are.
         class_weights: float32 [K] on the device, or None.
@@ -54,6 +57,7 @@ class TrainingData:
     labels: torch.Tensor
     texts: TokenIds | None
     images: PrivilegedImages | None = None
+    prefix: PrefixStates | None = None
     teachers: tuple[TeacherOutputs, ...] = ()
     task: Task = "single-label"
     class_weights: torch.Tensor | None = None
@@ -73,12 +77,16 @@ class TrainingData:
         inputs = {} if self.texts is None else self.texts.padded(rows, rows_B)
         if self.images is not None:
             inputs["image_tokens"] = self.images.gather(rows, epoch)
+        if self.prefix is not None:
+            inputs[PREFIX] = self.prefix.gather(rows)
         teachers = tuple(teacher.rows(rows_B) for teacher in self.teachers)
         return Batch(inputs=inputs, labels=self.labels[rows_B], teachers=teachers, class_weights=self.class_weights)
 
     def batches(self, batches: Sequence[NDArray[np.int64]], epoch: int | None = None) -> Iterator[Batch]:
-        """Yield the tensors of each batch, while the image tokens of the following ones are prefetched."""
-        for rows in batches if self.images is None else self.images.ahead(batches, epoch):
+        """Yield the tensors of each batch, while image tokens and hidden states of the following ones are prefetched."""
+        ahead: list[Iterator[Rows]] = [] if self.images is None else [self.images.ahead(batches, epoch)]
+        ahead += [] if self.prefix is None else [self.prefix.ahead(batches)]
+        for rows, *_ in zip(batches, *ahead, strict=True):
             yield self.batch(rows, epoch)
 
     def by_length(self, rows: Sequence[int]) -> NDArray[np.int64]:

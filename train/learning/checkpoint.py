@@ -6,6 +6,7 @@ name, synced and renamed before older ones are removed, so that at any moment th
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,23 @@ class _HashedStream:
 
     def flush(self) -> None:
         """Do nothing: nothing is buffered."""
+
+
+def learnt_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state of a model without its frozen weights."""
+    frozen = _frozen(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def load_learnt_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Load what ``learnt_state`` returned of the same model; frozen weights may be in it, as earlier versions wrote them."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if lacking := [*unexpected, *sorted(set(missing) - _frozen(model))]:
+        raise RuntimeError(f"a state of another model: {', '.join(lacking[:3])}")
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    return {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.stopping import Stopped, StopRequest, stop_on_signals
 from train.data.batching import Part, epoch_batches, padding_share, parts_of
 from train.data.training_data import Batch, TrainingData
-from train.learning.checkpoint import CHECKPOINTS, has_checkpoint, load_checkpoint, save_checkpoint
+from train.learning.checkpoint import CHECKPOINTS, has_checkpoint, learnt_state, load_checkpoint, load_learnt_state, save_checkpoint
 from train.learning.compile import compile_encoder
 from train.learning.distributed import Processes
 from train.learning.networks import Output
@@ -95,7 +95,7 @@ def fit(training: Training) -> list[dict[str, Any]]:
         learner.report, learner.stop = report, stop
         while len(learner.history) < epochs and not has_lost_patience(learner.history, patience):
             learner.one_epoch(len(learner.history))
-    training.model.load_state_dict(learner.best)
+    load_learnt_state(training.model, learner.best)
     return learner.history
 
 
@@ -166,7 +166,7 @@ class Learner:
         state = load_checkpoint(self.training.folder)
         if state is None:
             return
-        self.training.model.load_state_dict(state["model"])
+        load_learnt_state(self.training.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.loss_sum.copy_(state["loss_sum"] / self.training.processes.count)
@@ -196,7 +196,7 @@ class Learner:
         }
         self.history.append(record)
         if best_epoch(self.history) == epoch:
-            self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in training.model.state_dict().items()}
+            self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in learnt_state(training.model).items()}
         self.place, self.spent_s = 0, 0.0
         self.loss_sum.zero_()
         self.report.epoch(record, self.step, len(training.learnt))
@@ -291,7 +291,7 @@ class Learner:
         self._require_finite(f"before step {self.step}")
         loss_sum = self.training.processes.sum(self.loss_sum.clone())
         state = {
-            "model": self.training.model.state_dict(),
+            "model": learnt_state(self.training.model),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "best": self.best,

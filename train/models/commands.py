@@ -34,8 +34,8 @@ def images(options: ImagesOptions) -> dict[str, Any]:
 
 def teacher(options: TeacherOptions) -> dict[str, Any]:
     """Train the multimodal teacher and write its outputs for every example."""
-    if options.privileged == "none" and (options.image_tokens is not None or options.tokens_on != "auto"):
-        say("warning: --image-tokens and --tokens-on have no effect with --privileged none")
+    if options.privileged == "none" and options.image_tokens is not None:
+        say("warning: --image-tokens has no effect with --privileged none")
     with _opened(options) as (corpus, training):
         return train_teacher(
             corpus,

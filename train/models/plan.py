@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from train.data.text_model import TextModel
 from train.learning.losses import Terms
 from train.learning.optimizer import OptimizerName, optimizer_on
 from train.learning.task_rules import rules_of
 from train.models.kinds import ModelKind
-from train.options.settings import DevicePlacement, Optimization, Placement
+from train.options.settings import DevicePlacement, Optimization, Placement, Update
 
 # The settings that decide a model by themselves. Corpus, text model, tokens, teachers and loss are compared by their content.
 _DECIDING = (
@@ -75,8 +76,35 @@ class ModelPlan:
     @property
     def _newer_flags(self) -> dict[str, Any]:
         """Settings that came later: they count where they are not the default, so that older models are recognized."""
-        class_weights = self.optimization.class_weights
-        return {} if class_weights == "none" else {"class_weights": class_weights}
+        newer: dict[str, Any] = {}
+        if self.optimization.class_weights != "none":
+            newer["class_weights"] = self.optimization.class_weights
+        if self.update != "full":
+            newer["update"] = self.update
+        if self.update == "lp-ft":
+            newer["head_learning_rate"] = self.optimization.head_learning_rate
+        if self.frozen_layers:
+            newer["freeze_layers"] = self.frozen_layers
+        if (self.frozen_layers != 0 or self.update != "full") and self.optimization.prefix_dtype != "float16":
+            newer["prefix_dtype"] = self.optimization.prefix_dtype
+        return newer
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """The corpus and, after it, the unlabelled texts if there are any."""
+        return [self.kind.corpus] + ([] if self.kind.extra is None else [self.kind.extra])
+
+    @property
+    def update(self) -> Update:
+        """What is trained; full for a model that reads no text."""
+        return self.optimization.update if self.kind.reads_text else "full"
+
+    @property
+    def frozen_layers(self) -> int | None:
+        """How many first layers of the text encoder are frozen; None = all."""
+        if self.update == "head":
+            return None
+        return self.optimization.freeze_layers if self.kind.reads_text else 0
 
     @property
     def reads_mean(self) -> bool:

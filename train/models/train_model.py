@@ -14,16 +14,17 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
+from lugpi_core.files import make_folder
 from lugpi_core.runtime.device import seed_everything
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
-from train.data.image_tokens import place_tokens, training_bytes
+from train.data.image_tokens import place_tokens
 from train.data.privileged import PrivilegedImages
 from train.data.target_unit import TargetUnit, unit_of
 from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
 from train.data.token_ids import TokenIds, Tokens, token_ids
 from train.data.training_data import TrainingData
-from train.file_names import PREDICTIONS, WEIGHTS
-from train.learning.checkpoint import load_weights, save_weights
+from train.file_names import HEAD, PREDICTIONS, WEIGHTS
+from train.learning.checkpoint import has_checkpoint, load_weights, remove_checkpoints, save_weights
 from train.learning.classifier_head import require_readable
 from train.learning.compile import encoder_of
 from train.learning.distributed import Processes
@@ -35,6 +36,7 @@ from train.models.hub_export import checked_rows, export_classifier, rehearse, r
 from train.models.model_folder import exclusive, finish, finished_metrics
 from train.models.plan import ModelPlan
 from train.models.predictions import THRESHOLDS, chosen_thresholds, scores_by_split, write_predictions
+from train.models.prefix import bytes_of_training, with_prefix
 from train.models.teachers import privileged_images
 
 
@@ -168,13 +170,18 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             f"{kind.command} of {kind.corpus.name} on {plan.compute}{several}, attention {_attention(model)}, {plan.optimizer}, "
             f"text model {plan.text_model.name}"
         )
+        if plan.update == "lp-ft":
+            with times.stage("head"):
+                fit_head(plan, model, data, processes)
+        with times.stage("load" if plan.frozen_layers == 0 else "prefix"):
+            training = training_of_plan(plan, model, data, processes)
         with times.stage("fit"):
-            history = fit(training_of_plan(plan, model, data, processes))
+            history = fit(training)
         if kind.corpus.task == "regression":
             data.unit.undo(last_linear(model))
         with times.stage("predict"):
             output = predict(model, data, range(len(kind.corpus.examples)), plan.compute, processes, precise=True)
-    metrics = _metrics(plan, model, data, output, history) | {"compute": _compute_record(plan, model, data, processes)}
+    metrics = _metrics(plan, model, data, output, history) | {"compute": _compute_record(plan, model, training.data, processes)}
     if processes.is_first:
         write_predictions(plan.folder / PREDICTIONS, kind.corpus, output.logits)
         classifier = model.classifier if isinstance(model, Student) else model
@@ -188,6 +195,7 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             _write_teacher_outputs(plan, output)
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
         finish(plan.folder, metrics)
+        remove_checkpoints(plan.folder / HEAD)
     trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
     scores = ", ".join(f"{split} {in_words(trained.metric, value)}" for split, value in trained.score.items())
     say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} {scores}")
@@ -212,11 +220,10 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
     kind, device = plan.kind, torch.device(plan.compute.device)
     seed_everything(plan.optimization.seed)
     model = kind.build(plan.text_model).to(device)
-    corpora = [kind.corpus] + ([] if kind.extra is None else [kind.extra])
     texts = None
     if kind.reads_text:
         with processes.first_before_others():
-            tokens = reduce(Tokens.followed_by, [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in corpora])
+            tokens = reduce(Tokens.followed_by, [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora])
         texts = TokenIds.of(plan.text_model, tokens, device, padding_is_read=padding_is_read(model))
         require_readable(model, texts)
     targets, unit = _targets(plan, model)
@@ -250,19 +257,47 @@ def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> Privileg
     tokens = plan.kind.image_tokens
     if tokens is None:
         return None
-    needed_bytes = training_bytes(
-        plan.text_model.config,
-        weights=sum(parameter.numel() for parameter in model.parameters()),
-        batch_size=plan.optimization.batch_size,
-        positions=plan.text_model.max_length + tokens.reader.spec.row_shape[0],
-        state_bytes=2 if plan.optimizer == "adamw8bit" else 8,
-    )
+    needed_bytes = bytes_of_training(plan, model, more_positions=tokens.reader.spec.row_shape[0])
     place = partial(place_tokens, choice=plan.placement.tokens_on, device=device, training_bytes=needed_bytes)
     return privileged_images(tokens, plan.kind.privileged, place, seed=plan.optimization.seed, device=device, reads_mean=plan.reads_mean)
 
 
 def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:
-    """Return the training of a plan's model: on the train examples and the unlabelled texts."""
+    """Return the training of a plan's model: on the train examples and the unlabelled texts. The hidden states of frozen layers are
+    computed now, unless the run has them.
+
+    Raises:
+        InputError: as ``with_prefix``.
+        Stopped: a signal asked for it.
+    """
+    if plan.frozen_layers != 0:
+        data = with_prefix(plan, model, data, processes, count=plan.frozen_layers).data
+    return _training(plan, model, data, processes)
+
+
+def fit_head(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> None:
+    """Train the head alone, the first part of ``lp-ft`` (Kumar et al. 2022, arXiv 2202.10054), in the folder ``head`` of the model; nothing
+    is done if the second part has begun.
+
+    Raises:
+        InputError: as ``with_prefix`` and ``fit``.
+        Stopped: a signal asked for it; a checkpoint is written.
+    """
+    if has_checkpoint(plan.folder):
+        return
+    prefix = with_prefix(plan, model, data, processes, count=None)
+    training = _training(plan, model, prefix.data, processes)
+    fit(
+        replace(
+            training,
+            folder=make_folder(plan.folder / HEAD),
+            optimization=replace(plan.optimization, learning_rate=plan.optimization.head_learning_rate),
+        )
+    )
+    prefix.layers.release()
+
+
+def _training(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:
     corpus = plan.kind.corpus
     return Training(
         model=model,
@@ -318,6 +353,7 @@ def _compute_record(plan: ModelPlan, model: nn.Module, data: TrainingData, proce
         "optimizer": plan.optimizer,
         "processes": processes.count,
         **({} if data.images is None else {"tokens_on": data.images.source.place}),
+        **({} if data.prefix is None else {"prefix_on": data.prefix.place}),
     }
 
 

@@ -13,11 +13,13 @@ CompileChoice = Literal["auto", "on", "off"]
 EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
 OptimizerChoice = Literal["auto", "adamw8bit", "adamw"]
 OutputsDtype = Literal["float32", "float16"]
+PrefixDtype = Literal["float16", "float32"]
 Preset = Literal["paper", "hinton", "lopez-paz"]
 Privileged = Literal["images", "text", "shuffled", "blank", "none"]
 SeveralImages = Literal["drawn", "mean"]
 TokensOn = Literal["auto", "device", "pinned", "disk"]
 Tracker = Literal["tensorboard", "wandb"]
+Update = Literal["full", "head", "lp-ft"]
 
 TEXT_MODEL = "distilbert-base-uncased"
 
@@ -54,6 +56,16 @@ class Optimization:
     several_images: SeveralImages = "drawn"
     """What a model that reads images sees of a text with several: drawn = in each epoch one at random, for its predictions the first;
     mean = always the mean of their tokens, each distinct image counting once and failed ones not at all."""
+    update: Update = "full"
+    """What is trained: full = the text encoder too; head = only what comes after its layers, on class vectors that are computed once, so
+    that an epoch takes seconds; lp-ft = the head first (--epochs at --head-learning-rate), then everything from there."""
+    head_learning_rate: float = 1e-3
+    """Peak learning rate of the first part of lp-ft."""
+    freeze_layers: int = 0
+    """Freeze the embeddings and that many first layers of the text encoder, without dropout: their hidden states are computed once, kept in
+    the run (prefix), and read in every epoch of every model and seed. 0 = train all layers."""
+    prefix_dtype: PrefixDtype = "float16"
+    """How these hidden states are stored; float32 takes twice the disk, for text models whose states are beyond float16."""
     seed: int = 0
     """Seed of the new weights, of the order of the batches and of dropout."""
     checkpoint_minutes: float = 5.0
@@ -66,8 +78,16 @@ class Optimization:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(got=f"--{name.replace('_', '-')} {value}", expected="at least 1", do="give a positive number")
+        if self.freeze_layers < 0:
+            raise InputError(got=f"--freeze-layers {self.freeze_layers}", expected="0 or more", do="give for instance 3")
         if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
             raise InputError(got=f"--learning-rate {self.learning_rate}", expected="a positive rate", do="give for instance 5e-5")
+        if not (self.head_learning_rate > 0 and isfinite(self.head_learning_rate)):
+            raise InputError(got=f"--head-learning-rate {self.head_learning_rate}", expected="a positive rate", do="give for instance 1e-3")
+        if self.update == "head" and self.freeze_layers:
+            raise InputError(
+                got=f"--update head and --freeze-layers {self.freeze_layers}", expected="one of them", do="leave --freeze-layers out"
+            )
         for name, sensible in (("weight_decay", "0.01"), ("max_grad_norm", "1"), ("checkpoint_minutes", "5")):
             if not ((value := getattr(self, name)) >= 0 and isfinite(value)):
                 raise InputError(got=f"--{name.replace('_', '-')} {value}", expected="0 or more", do=f"give for instance {sensible}")
@@ -97,11 +117,11 @@ class DevicePlacement:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement(DevicePlacement):
-    """``DevicePlacement``, and where the image tokens of a model that reads images are."""
+    """``DevicePlacement``, and where image tokens and hidden states of frozen layers are."""
 
     tokens_on: TokensOn = "auto"
-    """Where image tokens are during training: on the device, in page-locked memory, or on disk, read ahead through the page cache. Auto
-    takes the first with room for all of them (on the CPU: the disk)."""
+    """Where image tokens and hidden states of frozen layers are during training: on the device, in page-locked memory, or on disk, read
+    ahead through the page cache. Auto takes the first with room for all of them (on the CPU: the disk)."""
 
 
 @dataclass(frozen=True, kw_only=True)

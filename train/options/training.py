@@ -8,7 +8,7 @@ from lugpi_core.errors import InputError
 from train.options.settings import TEXT_MODEL, DevicePlacement, Optimization, OutputsDtype, Placement, Privileged
 
 # Folders of a run that are not models.
-_NOT_MODELS = (".", "..", "token-ids", "sweep")
+_NOT_MODELS = (".", "..", "token-ids", "prefix", "sweep")
 
 
 def require_model_name(name: str, *, flag: str) -> None:
@@ -16,7 +16,7 @@ def require_model_name(name: str, *, flag: str) -> None:
     if not name or Path(name).name != name or name in _NOT_MODELS or name.startswith("tokens"):
         raise InputError(
             got=f"{flag} {name}",
-            expected="a plain folder name other than token-ids and sweep, and not beginning with tokens",
+            expected="a plain folder name other than token-ids, prefix and sweep, and not beginning with tokens",
             do="give for instance teacher-vit",
         )
 
@@ -44,7 +44,7 @@ class TrainOptions(DevicePlacement, Optimization, CorpusOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(TrainOptions):
+class ModelOptions(Placement, TrainOptions):
     """The flags of every command that trains one model."""
 
     name: str | None = None
@@ -62,7 +62,7 @@ class BaselineOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensOptions(Placement, ModelOptions):
+class TokensOptions(ModelOptions):
     """The flags of models that read image tokens."""
 
     image_tokens: str | None = None

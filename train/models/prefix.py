@@ -1,0 +1,225 @@
+"""Training above frozen layers: check that their kept hidden states mean the same, compute those that the run lacks, and read them."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lugpi_core.command_line import say
+from lugpi_core.fingerprint import digest
+from lugpi_core.runtime.device import Compute
+from lugpi_core.runtime.stopping import stop_on_signals
+from train.data.image_tokens import resolve_place, training_bytes
+from train.data.prefix import FOLDER, PREFIX, PrefixColumn, PrefixStates, StatesOf, fill_prefix, require_room
+from train.data.token_ids import Token, TokenIds, hash_of_tokens, token_ids
+from train.data.training_data import TrainingData
+from train.learning.distributed import Processes
+from train.learning.frozen_layers import FrozenLayers, hugging_face_model, unfit
+from train.learning.networks import Output
+from train.learning.predict import autocast
+from train.models.hub_export import checked_rows
+from train.models.plan import ModelPlan
+
+# Of logits and embeddings, as a part of the largest. A text alone and a padded one are added up in another order, on CUDA by other kernels.
+LARGEST_DIFFERENCE = {"cpu": 1e-5, "cuda": 1e-3}
+# What a configuration says of the head, its task and its file.
+_OF_THE_HEAD = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path", "transformers_version", "dtype", "thresholds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """Frozen layers, and the data that the layers above them are trained on.
+
+    Attributes:
+        layers: the frozen ones.
+        data: with hidden states; with only the class token of each text if nothing above the layers reads another one.
+    """
+
+    layers: FrozenLayers
+    data: TrainingData
+
+
+def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes, *, count: int | None) -> Prefix:
+    """Freeze the first layers of a plan's model, and return the data with their hidden states.
+
+    The states are in the run's folder ``prefix``, in a column whose name follows from everything that decides them: other models, seeds
+    and trials with the same frozen layers and texts read the same column. What is missing in it, or damaged, is computed first.
+
+    Args:
+        plan: of the model.
+        model: a baseline, teacher or student.
+        data: the whole texts.
+        processes: that train it; each computes a part of what is missing.
+        count: the number of layers; None = all.
+
+    Raises:
+        InputError: the layers do not stand in a list, the model above them answers otherwise from kept states, the disk has no room, or
+            the states are beyond float16.
+        Stopped: a signal asked for it; what is computed is kept.
+    """
+    layers, rows = FrozenLayers(model, count), checked_rows(plan.kind.corpus)
+    assert data.texts is not None, "the plan's kind reads text"
+    require_same_answers(model, layers, data, rows)
+    token = _only_token(model, layers, data, rows) if count is None else None
+    read = data.texts if token is None else data.texts.only(token)
+    with processes.first_before_others():
+        of_each = [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora]
+    decided = _decided(plan, model, layers) | ({} if token is None else {"token": token})
+    columns, first = [], 0
+    for tokens in of_each:
+        texts = slice(first, first + len(tokens.lengths_N))
+        column = PrefixColumn(
+            store=plan.run_dir / FOLDER,
+            lengths_N=read.lengths_N[texts],
+            computed_N=tokens.lengths_N,
+            width=layers.width,
+            fingerprint={**decided, "texts": hash_of_tokens(tokens)},
+            dtype=plan.optimization.prefix_dtype,
+            license=plan.text_model.license,
+        )
+        _fill(plan, column, partial(states_of_texts, plan.compute, layers, data.texts, token, first), processes)
+        columns.append(column)
+        first = texts.stop
+    stored_bytes, device = sum(column.stored_bytes for column in columns), data.device
+    needed_bytes = bytes_of_training(plan, model) if device.type == "cuda" else 0
+    place = resolve_place(plan.placement.tokens_on, stored_bytes, device=device, training_bytes=needed_bytes)
+    if processes.is_first:
+        say(f"hidden states after {layers.count} layers: {stored_bytes / 1e9:.2f} GB, read from {place}")
+    states = PrefixStates(columns, place, device, left=read.pads_left)
+    return Prefix(layers=layers, data=replace(data, texts=read, prefix=states))
+
+
+def require_same_answers(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> None:
+    """Raise InputError unless a model answers the same from the hidden states of texts that were computed one by one, as from the texts
+    themselves in a padded batch.
+
+    Args:
+        model: whose layers are frozen.
+        layers: these.
+        data: without hidden states.
+        rows: a few texts of unequal length.
+    """
+    live, alone = _live(model, data, rows), _alone(layers, data, rows)
+    left = data.texts is not None and data.texts.pads_left
+    given_BLD = pad_sequence(alone, batch_first=True, padding_side="left" if left else "right")
+    if difference := _difference(_answers(model, {**data.batch(np.asarray(rows)).inputs, PREFIX: given_BLD}), live):
+        raise unfit(model, f"whose answers differ by {difference:.2g} if the states of its first {layers.count} layers are kept")
+
+
+def _only_token(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> Token | None:
+    """Return the one token of each text whose state decides a model's answers, or None if others do, too."""
+    assert data.texts is not None, "there is no other input"
+    live, alone = _live(model, data, rows), _alone(layers, data, rows)
+    tokens: tuple[Token, ...] = ("first", "last")
+    for token in tokens:
+        one = replace(data, texts=data.texts.only(token)).batch(np.asarray(rows)).inputs
+        given_B1D = torch.stack([states[:1] if token == "first" else states[-1:] for states in alone])
+        if not _difference(_answers(model, {**one, PREFIX: given_B1D}), live):
+            return token
+    return None
+
+
+def _live(model: nn.Module, data: TrainingData, rows: Sequence[int]) -> Output:
+    return _answers(model, data.batch(np.asarray(rows)).inputs)
+
+
+def _alone(layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> list[torch.Tensor]:
+    """Return the states of texts, [L, D] each, computed one by one."""
+    return [layers.states(data.batch(np.array([row])).inputs)[0] for row in rows]
+
+
+def _answers(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Output:
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        output: Output = model(inputs)
+    model.train(was_training)
+    return output
+
+
+def _difference(ours: Output, theirs: Output) -> float:
+    """Return the largest difference of two answers, or 0 if it comes from the order in which numbers are added up."""
+    pairs = ((ours.logits, theirs.logits), (ours.embeddings, theirs.embeddings))
+    limits = [LARGEST_DIFFERENCE[theirs.device.type] * max(1.0, float(theirs.abs().max())) for _, theirs in pairs]
+    differences = [float((ours - theirs).abs().max()) for ours, theirs in pairs]
+    same = all(difference <= limit for difference, limit in zip(differences, limits, strict=True))
+    return 0.0 if same else max(differences) or math.nan
+
+
+def bytes_of_training(plan: ModelPlan, model: nn.Module, *, more_positions: int = 0) -> int:
+    """Return an upper estimate of the memory that the training of a plan's model takes in addition to its weights."""
+    return training_bytes(
+        plan.text_model.config,
+        weights=sum(parameter.numel() for parameter in model.parameters()),
+        batch_size=plan.optimization.batch_size,
+        positions=plan.text_model.max_length + more_positions,
+        state_bytes=2 if plan.optimizer == "adamw8bit" else 8,
+    )
+
+
+def _decided(plan: ModelPlan, model: nn.Module, layers: FrozenLayers) -> dict[str, Any]:
+    """Return what decides the hidden states of a text: the frozen weights, the configuration, the precision of the forward pass."""
+    encoder = hugging_face_model(model).base_model
+    hasher = xxhash.xxh3_128()
+    for name, weight in sorted(layers.weights.items()):
+        hasher.update(f"{name} {tuple(weight.shape)} ".encode())
+        hasher.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    config = {name: value for name, value in encoder.config.to_dict().items() if name not in _OF_THE_HEAD}
+    return {
+        "states": "hidden states of frozen layers",
+        "layers": layers.count,
+        "weights": hasher.hexdigest(),
+        "encoder": type(encoder).__name__,
+        "config": digest(config),
+        "dtype": plan.compute.dtype,
+    }
+
+
+def states_of_texts(
+    compute: Compute, layers: FrozenLayers, texts: TokenIds, token: Token | None, first: int, rows: NDArray[np.int64]
+) -> torch.Tensor:
+    """Return the states of the tokens, or of one token, of some texts, [S, D] on the CPU; a column's texts begin at row ``first``."""
+    numbers = rows + first
+    inputs = texts.padded(numbers, torch.from_numpy(numbers).to(compute.device))
+    with autocast(compute):
+        states_BLD = layers.states(inputs).cpu()
+    is_kept_BL = texts.is_token(numbers)
+    if token is not None:
+        places = is_kept_BL.argmax(axis=1) if token == "first" else is_kept_BL.shape[1] - 1 - is_kept_BL[:, ::-1].argmax(axis=1)
+        is_kept_BL = np.arange(is_kept_BL.shape[1]) == places[:, None]
+    return states_BLD[torch.from_numpy(is_kept_BL)]
+
+
+def _fill(plan: ModelPlan, column: PrefixColumn, states_of: StatesOf, processes: Processes) -> None:
+    """Compute what a column lacks, after saying what that takes."""
+    if column.missing_bytes:
+        require_room(column)
+        if processes.is_first:
+            middle = column.batches[len(column.batches) // 2]
+            start_s = time.perf_counter()
+            states_of(middle)
+            tokens_per_s = int(column.computed[middle].sum()) / (time.perf_counter() - start_s)
+            tokens = int(column.computed.sum()) * min(1, column.missing_bytes / column.stored_bytes)
+            say(
+                f"computing hidden states of {tokens:,.0f} tokens once, for every model with the same frozen layers: "
+                f"{column.missing_bytes / 1e9:.2f} GB in {column.store / column.spec.name}, about {_duration(tokens / tokens_per_s)}"
+            )
+    with stop_on_signals() as stop:
+        fill_prefix(column, states_of, stop)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two or more."""
+    for unit, length_s in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
