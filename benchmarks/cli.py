@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         "prefix": (_prefix, TrainingOptions),
         "memory": (_memory, BenchmarkOptions),
         "card": (_card, CardOptions),
+        "evaluate": (_evaluate, BenchmarkOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
         "pictures": (_pictures, DriftOptions),
         "prompts": (_prompts, PromptsOptions),
@@ -42,10 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     about = (
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
         "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `card` counts what the "
-        "presets take on a GPU of 24 GB; `prompts` counts the words that are not "
-        "read; `prefix` measures training above frozen layers; `models` tries every architecture of transformers; `scale` takes a million "
-        "texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the experiment of the "
-        "tables."
+        "presets take on a GPU of 24 GB; `evaluate` measures evaluating beside transformers' pipeline; `prompts` counts the words "
+        "that are not read; `prefix` measures training above frozen layers; `models` tries every architecture of transformers; `scale` "
+        "takes a million texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the "
+        "experiment of the tables."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -90,6 +91,12 @@ def _card(options: CardOptions) -> dict[str, Any]:
     from benchmarks.generators.card_memory import measure
 
     return measure(smoke=options.smoke, record=options.record, presets=options.presets)
+
+
+def _evaluate(options: BenchmarkOptions) -> dict[str, Any]:
+    from benchmarks.train.evaluate_speed import measure
+
+    return measure(smoke=options.smoke, record=options.record)
 
 
 def _fidelity(options: BenchmarkOptions) -> dict[str, Any]:

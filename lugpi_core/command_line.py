@@ -51,7 +51,7 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
         return EXIT_OK
     try:
         with warnings.catch_warnings(), terminated_like_interrupted():
-            warnings.showwarning = _show_warning
+            show_warnings_in_one_line()
             figures = command(parsed)
     except InputError as error:
         return _fail(error)
@@ -251,6 +251,11 @@ def _json_value(value: Any) -> Any:
 def _fail(error: InputError) -> int:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return EXIT_BAD_INPUT
+
+
+def show_warnings_in_one_line() -> None:
+    """Let Python's warnings be lines for the user from now on."""
+    warnings.showwarning = _show_warning
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

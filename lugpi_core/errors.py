@@ -26,10 +26,14 @@ class InputError(ValueError):
     """Something outside the program is wrong: what was given, what was expected, and what to do.
 
     The commands print it as one line on stderr and exit with status 2. Any other exception is a bug of ours and keeps its traceback.
+
+    Attributes:
+        parts: what it was made of, by argument.
     """
 
     def __init__(self, *, got: str, expected: str, do: str) -> None:
         super().__init__(one_line(f"got {got}; expected {expected}; {do}"))
+        self.parts = {"got": got, "expected": expected, "do": do}
 
 
 def one_line(text: str) -> str:

@@ -85,6 +85,7 @@ COMMANDS = {
         "train",
         "prefix",
         "memory",
+        "evaluate",
         "fidelity",
         "pictures",
         "prompts",

@@ -26,6 +26,7 @@ from benchmarks.train.training_cases import (
 )
 from lugpi_core.command_line import say
 from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import peak_memory_bytes
 from train.learning.loop import Learner
@@ -55,8 +56,16 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
 
 def _in_a_process(model: str, optimizer: OptimizerChoice, length: int, *, smoke: bool) -> dict[str, Any]:
     """Return the figures of a case measured in a fresh process, because a peak never goes down."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(case, (model, optimizer, length, smoke))
+    with _context().Pool(1) as pool:
+        figures: dict[str, Any] = pool.apply(case, (model, optimizer, length, smoke))
+        return figures
+
+
+def _context() -> Any:
+    """Return how processes are started: each is forked from one that has imported this module and computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def case(model: str, optimizer: OptimizerChoice, length: int, smoke: bool) -> dict[str, Any]:
@@ -101,13 +110,14 @@ def reached(*, smoke: bool) -> dict[str, Any]:
     over seeds."""
     from train.models.api import train_baseline
 
+    corpus = load_corpus("demo", CorpusSettings(limit=60 if smoke else None))
     found: dict[str, Any] = {}
     for optimizer in OPTIMIZERS:
         losses, accuracies = [], []
         for seed in SEEDS[:1] if smoke else SEEDS:
             with tempfile.TemporaryDirectory() as run:
                 optimization = Optimization(epochs=1 if smoke else 10, learning_rate=5e-4, optimizer=optimizer, seed=seed)
-                model = train_baseline(load_corpus("demo"), run, text_model="demo", optimization=optimization)
+                model = train_baseline(corpus, run, text_model="demo", optimization=optimization)
             losses.append(model.history[-1]["loss"])
             accuracies.append(model.accuracy["validation"])
         found[optimizer] = {"last_loss": round(statistics.median(losses), 4), "validation": round(statistics.median(accuracies), 4)}

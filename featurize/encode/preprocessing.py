@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from featurize.encode.preprocessing_words import preprocessing_in_words
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading, read_config, reason
 
@@ -94,22 +95,6 @@ class Preprocessing:
     def words(self) -> str:
         """Return the steps for a person: ``resize to 256 px (bicubic), crop 224 px, mean .48 .46 .41, std .27 .26 .28``."""
         return preprocessing_in_words(self.fingerprint())
-
-
-def preprocessing_in_words(recorded: Mapping[str, Any]) -> str:
-    """Return the steps of a preprocessing, from the fields of its fingerprint."""
-    size_px, crop_from_px = recorded.get("size_px"), recorded.get("crop_from_px")
-    if not recorded.get("is_resized", True):
-        steps = ["no resize"] + [f"crop {size_px} px"] * bool(recorded.get("is_cropped"))
-    else:
-        steps = [f"resize to {crop_from_px or size_px} px ({recorded.get('interpolation')})"] + [f"crop {size_px} px"] * bool(crop_from_px)
-    if scale := recorded.get("scale"):
-        steps.append(f"white = {scale:g}")
-    if recorded.get("is_bgr"):
-        steps.append("blue first")
-    if tuple(recorded.get("mean", ())) == (0, 0, 0) and tuple(recorded.get("std", ())) == (1, 1, 1):
-        return ", ".join([*steps, "not normalised"])
-    return ", ".join([*steps, *(f"{name} {' '.join(f'{value:.3g}' for value in recorded.get(name, ()))}" for name in ("mean", "std"))])
 
 
 def timm_preprocessing(cfg: Mapping[str, Any], folder: Path) -> Preprocessing:

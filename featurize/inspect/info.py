@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featurize.encode.preprocessing import preprocessing_in_words
+from featurize.encode.preprocessing_words import preprocessing_in_words
 from featurize.options import InfoOptions
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError

@@ -115,11 +115,17 @@ def commit() -> str | None:
     return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
 
 
+@cache
+def _commit_at_start() -> str | None:
+    """Return ``commit()`` of the first call: what runs is what was imported, and two processes of git for each of many models take long."""
+    return commit()
+
+
 def provenance() -> dict[str, Any]:
     """Return versions, commit, platform and time: the part of a record that every command has."""
     return {
         "versions": dict(versions()),
-        "commit": commit(),
+        "commit": _commit_at_start(),
         "platform": platform.platform(),
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

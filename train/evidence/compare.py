@@ -14,14 +14,18 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_choice, require_known_arguments, require_names, require_type
+from lugpi_core.files import make_folder
+from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models, has_text_vectors
+from train.evidence.outcome import Outcome
 from train.evidence.row_figures import PAPER_DATASETS, scored
 from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
-from train.evidence.schedule import Experiment, Outcome, add_finished, refuse_launchers, train_models
+from train.evidence.schedule import Experiment, add_finished, refuse_launchers, train_models
+from train.evidence.side_by_side import processes_for, train_side_by_side
 from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.losses import Distillation, Terms
 from train.learning.progress import require_trackers
@@ -29,6 +33,7 @@ from train.models.arguments import require_trainable
 from train.models.kinds import loss_weights
 from train.models.teachers import with_separator_of
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, Placement, Preset
+from train.options.tables import require_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ class ComparisonArguments(TypedDict, total=False):
         placement: device, precision, compilation, trackers.
         config: settings to record in each model's ``metrics.json`` besides its own.
         paper_dataset: as in ``TableRequest``.
+        processes: how many models are trained at once, each in a process of its own (default: on the CPU as many as torch has threads, as
+            far as memory reaches; one on CUDA).
     """
 
     columns: Sequence[str]
@@ -73,6 +80,7 @@ class ComparisonArguments(TypedDict, total=False):
     placement: Placement
     config: Mapping[str, Any]
     paper_dataset: str | None
+    processes: int | None
 
 
 def compare(
@@ -106,6 +114,8 @@ def compare(
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
         config: settings to record in each model's ``metrics.json`` besides its own.
         paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
+        processes: how many models are trained at once, each in a process of its own (default: on the CPU as many as torch has threads, as
+            far as memory reaches; one on CUDA).
 
     Raises:
         InputError: an unknown row or column, bad seeds, no store where rows need images, models of another corpus, nothing to show, or a
@@ -118,6 +128,7 @@ def compare(
     if (paper := arguments.get("paper_dataset")) is not None:
         require_choice("paper_dataset", paper, PAPER_DATASETS)
     require_trainable(corpus, arguments)
+    require_processes(arguments.get("processes"))
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
     request = TableRequest(
@@ -146,7 +157,7 @@ def compare(
         unlabelled=None if unlabelled is None else with_separator_of(unlabelled, corpus),
         config=arguments.get("config", {}),
     )
-    outcome = _trained(experiment, plan)
+    outcome = _trained(experiment, plan, arguments.get("processes"))
     return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
 
 
@@ -206,14 +217,17 @@ def ablations_of(weights: Distillation) -> tuple[Terms, ...]:
     return ("ce", "l2") if weights.hard else ("ce",)
 
 
-def _trained(experiment: Experiment, plan: TablePlan) -> Outcome:
+def _trained(experiment: Experiment, plan: TablePlan, processes: int | None) -> Outcome:
     """Train the missing models; the tokens that they read are checked before the first."""
     models = models_of(plan.shown.values(), plan.rows, plan.seeds)
     for column in dict.fromkeys(model.row.column for model in models if model.row.column is not None):
         experiment.tokens(column)
     _check_unlabelled(experiment, models)
-    say(f"tables of {experiment.corpus.name}: {len(models)} {'model' if len(models) == 1 else 'models'} in {experiment.run}")
-    outcome = train_models(experiment, models)
+    sweep_partials(make_folder(experiment.run))
+    count = min(processes_for(experiment, processes), len(models))
+    at_once = f", {count} at a time" if count > 1 else ""
+    say(f"tables of {experiment.corpus.name}: {len(models)} {'model' if len(models) == 1 else 'models'} in {experiment.run}{at_once}")
+    outcome = train_models(experiment, models) if count == 1 else train_side_by_side(experiment, models, count)
     references = models_of([row for row in plan.rows if row.name in plan.references], plan.rows, plan.seeds)
     add_finished(experiment, [model for model in references if model not in models], outcome)
     return outcome

@@ -16,12 +16,11 @@ import torch
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder
-from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.layout import PROMPT_TEXT
 from train.data.image_tokens import ImageTokens, open_image_tokens, open_text_vectors
 from train.data.text_model import TextModel
+from train.evidence.outcome import FinishedModel, Outcome
 from train.evidence.rows import PlannedModel, Row
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
@@ -30,6 +29,7 @@ from train.models.api import plan_model
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
 from train.models.model_folder import find_finished, finished_metrics, metrics_of, model_lock
 from train.models.plan import ModelPlan, compute_on
+from train.models.shared import SharedInputs
 from train.models.train_model import confirm_model, fit_model
 from train.options.distillation import shares_of
 from train.options.settings import DistillationSettings, Optimization, Placement
@@ -50,6 +50,7 @@ class Experiment:
         distillation: the students' loss.
         unlabelled: texts that some students are distilled on too, or None.
         config: settings to record in each model's ``metrics.json`` besides its own, such as the corpus's flags.
+        shared: what its models read and check once in each process.
     """
 
     corpus: Corpus
@@ -60,6 +61,7 @@ class Experiment:
     distillation: DistillationSettings
     unlabelled: Corpus | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
     _opened: dict[str, ImageTokens] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tokens(self, column: str) -> ImageTokens:
@@ -72,21 +74,6 @@ class Experiment:
         return self._opened[column]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of the planned models.
-
-    Attributes:
-        folders: of the finished ones, by the models' names.
-        failed: why the others are not there, by the models' names.
-        trained: names of those that this process trained, or finished training.
-    """
-
-    folders: dict[str, Path] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    trained: list[str] = field(default_factory=list)
-
-
 def train_models(experiment: Experiment, models: Sequence[PlannedModel]) -> Outcome:
     """Return when every model is finished or has failed: found under any name in the run, trained here, or by another process meanwhile.
 
@@ -96,7 +83,6 @@ def train_models(experiment: Experiment, models: Sequence[PlannedModel]) -> Outc
         InputError: the input of a model is missing or damaged, or its folder holds a model with other settings.
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
-    sweep_partials(make_folder(experiment.run))
     outcome, pending, is_waiting = Outcome(), list(models), False
     while pending:
         model = _finish_next(experiment, pending, outcome)
@@ -105,54 +91,82 @@ def train_models(experiment: Experiment, models: Sequence[PlannedModel]) -> Outc
             is_waiting = False
             continue
         if not is_waiting:
-            say(f"waiting for other processes, which train {', '.join(model.name for model in pending if _is_ready(model, outcome))}")
+            say(waiting_for([model for model in pending if is_ready(model, outcome)]))
             is_waiting = True
         time.sleep(LOOK_EVERY_S)
     return outcome
 
 
+def waiting_for(models: Sequence[PlannedModel]) -> str:
+    """Return the line that says which models other commands are training."""
+    return f"waiting for other processes, which train {', '.join(model.name for model in models)}"
+
+
 def _finish_next(experiment: Experiment, pending: Sequence[PlannedModel], outcome: Outcome) -> PlannedModel | None:
     """Finish the first model that can be, and return it; None where other processes train all that could be."""
     for model in pending:
-        if failed := [teacher for teacher in model.needs if teacher in outcome.failed]:
-            outcome.failed[model.name] = f"{failed[0]} failed"
+        finished = failed_with_teacher(model, outcome)
+        if finished is None and is_ready(model, outcome):
+            finished = finish_model(experiment, model, outcome.folders)
+        if finished is not None:
+            outcome.add(finished)
             return model
-        if _is_ready(model, outcome):
-            with model_lock(experiment.run, model.name) as is_ours:
-                if is_ours:
-                    _finish(experiment, model, outcome)
-                    return model
     return None
 
 
-def _is_ready(model: PlannedModel, outcome: Outcome) -> bool:
+def is_ready(model: PlannedModel, outcome: Outcome) -> bool:
+    """Whether all teachers of a model are finished."""
     return all(teacher in outcome.folders for teacher in model.needs)
 
 
-def _finish(experiment: Experiment, model: PlannedModel, outcome: Outcome) -> None:
-    """Find a model or train it, while this process holds its lock."""
-    plan = plan_of(experiment, model, outcome.folders)
-    if folder := find_finished(plan.folder, plan.fingerprint()):
-        confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
-        outcome.folders[model.name] = folder
-        return
+def failed_with_teacher(model: PlannedModel, outcome: Outcome) -> FinishedModel | None:
+    """Return a model as failed if one of its teachers has failed, else None."""
+    failed = next((teacher for teacher in model.needs if teacher in outcome.failed), None)
+    return None if failed is None else FinishedModel(name=model.name, folder=None, failure=f"{failed} failed")
+
+
+def finish_model(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> FinishedModel | None:
+    """Find a model or train it, with its lock; None if another process has that.
+
+    Args:
+        experiment: what it is trained from, and how.
+        model: which one.
+        folders: of its teachers, by their names.
+    """
+    with model_lock(experiment.run, model.name) as is_ours:
+        if not is_ours:
+            return None
+        plan = plan_of(experiment, model, folders)
+        return find_model(plan, model) or _train(plan, model)
+
+
+def find_model(plan: ModelPlan, model: PlannedModel) -> FinishedModel | None:
+    """Return a model if it is finished under any name in the run, its outputs written if they were lost; else None. The caller holds its
+    lock."""
+    folder = find_finished(plan.folder, plan.fingerprint())
+    if folder is None:
+        return None
+    confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
+    return FinishedModel(name=model.name, folder=folder)
+
+
+def _train(plan: ModelPlan, model: PlannedModel) -> FinishedModel:
     finished_metrics(plan.folder, plan.fingerprint(), remedy="rename that folder (a model is found under any name)")
     forget_last_model(plan.placement.compile, device=plan.compute.device)
     _reset_peak_memory(plan.compute)
     try:
         fit_model(plan, Processes())
     except NotFinite as error:
-        outcome.failed[model.name] = str(error).removeprefix("got ").split(";")[0]
-        say(f"warning: {model.name} failed: {outcome.failed[model.name]}; the others go on")
-        return
-    outcome.trained.append(model.name)
-    outcome.folders[model.name] = plan.folder
+        failure = str(error).removeprefix("got ").split(";")[0]
+        say(f"warning: {model.name} failed: {failure}; the others go on")
+        return FinishedModel(name=model.name, folder=None, failure=failure)
+    return FinishedModel(name=model.name, folder=plan.folder, is_new=True)
 
 
 def add_finished(experiment: Experiment, models: Sequence[PlannedModel], outcome: Outcome) -> None:
     """Add to ``outcome`` those of the models that happen to be finished; nothing is trained."""
     for model in models:
-        if _is_ready(model, outcome):
+        if is_ready(model, outcome):
             plan = plan_of(experiment, model, outcome.folders)
             if folder := find_finished(plan.folder, plan.fingerprint()):
                 outcome.folders[model.name] = folder
@@ -175,7 +189,7 @@ def plan_of(experiment: Experiment, model: PlannedModel, folders: Mapping[str, P
         placement=experiment.placement,
     )
     terms = model.row.terms if model.row.command == "student" else None
-    return replace(plan, terms=terms, config={**plan.config, **experiment.config})
+    return replace(plan, terms=terms, config={**plan.config, **experiment.config}, shared=experiment.shared)
 
 
 def _kind(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> ModelKind:

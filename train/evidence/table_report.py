@@ -10,12 +10,12 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import write_json, write_text
 from train.evidence.fidelity import FIDELITY, fidelity_figures
 from train.evidence.found_models import FoundModels, differing_settings
+from train.evidence.outcome import Outcome
 from train.evidence.records import PLAIN_NUMBERS, FidelityTable, Finding, ModelResult, ResultTable, RowResult, Verdict, json_of
 from train.evidence.render import fidelity_cells, fidelity_header, header, latex_table, model_cells, others_header, row_cells
 from train.evidence.resampling import SWAPS
 from train.evidence.row_figures import ScoredModel, findings_of, row_result
 from train.evidence.rows import BASELINE, Group, Row, model_name
-from train.evidence.schedule import Outcome
 from train.evidence.verdicts import LEGEND, verdicts
 from train.learning.task_rules import METRIC_NAMES, rules_of
 from train.models.markdown import markdown_table

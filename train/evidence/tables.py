@@ -54,6 +54,7 @@ def _compared(options: TablesOptions) -> TableReport:
         placement=part_of(options, Placement),
         config=resolved_flags(part_of(options, CorpusOptions)),
         paper_dataset=paper_dataset(options.dataset, settings),
+        processes=options.processes,
     )
 
 

@@ -8,15 +8,17 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
-from torch import nn
 
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, read_json, sweep, whole_file, whole_folder, write_at, write_json
+
+if TYPE_CHECKING:
+    import torch  # at run time only where weights are: reports ask no more than whether there is a checkpoint
+    from torch import nn
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.pt"
@@ -32,6 +34,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is full or fails; existing checkpoints stay.
     """
+    import torch
+
     checkpoints = folder / CHECKPOINTS
     sweep(checkpoints)
     with whole_folder(checkpoints / f"step-{step:09d}") as partial, open_file(partial / STATE, os.O_CREAT | os.O_WRONLY) as descriptor:
@@ -53,6 +57,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
     """
+    import torch
+
     paths, damaged = _newest_first(folder), list[Path]()
     for path in paths:
         fault = _fault(path)
@@ -128,24 +134,24 @@ class _HashedStream:
         """Do nothing: nothing is buffered."""
 
 
-def learnt_state(model: nn.Module) -> dict[str, torch.Tensor]:
+def learnt_state(model: "nn.Module") -> "dict[str, torch.Tensor]":
     """Return the state of a model without its frozen weights."""
     frozen = _frozen(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def load_learnt_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+def load_learnt_state(model: "nn.Module", state: "Mapping[str, torch.Tensor]") -> None:
     """Load what ``learnt_state`` returned of the same model; frozen weights may be in it, as earlier versions wrote them."""
     missing, unexpected = model.load_state_dict(state, strict=False)
     if lacking := [*unexpected, *sorted(set(missing) - _frozen(model))]:
         raise RuntimeError(f"a state of another model: {', '.join(lacking[:3])}")
 
 
-def _frozen(model: nn.Module) -> set[str]:
+def _frozen(model: "nn.Module") -> set[str]:
     return {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
+def save_weights(path: Path, model: "nn.Module") -> None:
     """Write a model's weights as safetensors, atomically; tensors that share memory are written once."""
     from safetensors.torch import save_model
 
@@ -153,7 +159,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
         save_model(model, str(partial))
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: "nn.Module") -> None:
     """Load weights that ``save_weights`` wrote into a model of the same shape.
 
     Raises:

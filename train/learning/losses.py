@@ -3,18 +3,20 @@
 Shapes: B examples, K classes, D embedding width.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_choice
 from train.learning.task_rules import rules_of
 from train.options.settings import DistillationSettings, EmbeddingLoss
+
+if TYPE_CHECKING:
+    import torch
 
 # Which soft terms a student is distilled with: both, without the distance of the embeddings, without the softened cross-entropy.
 Terms = Literal["both", "ce", "l2"]
@@ -101,6 +103,8 @@ def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind:
     Raises:
         ValueError: their shapes differ; torch would broadcast them.
     """
+    from torch.nn import functional as F  # tables and reports read the presets alone
+
     if student_BD.shape != teacher_BD.shape:
         raise ValueError(
             f"embeddings of the student {tuple(student_BD.shape)} and of the teacher {tuple(teacher_BD.shape)} differ in shape"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lugpi_core.files import write_text
 from train.learning.distributed import Processes
 
 LOG = "log.jsonl"
+_shows_bars: ContextVar[bool] = ContextVar("shows_bars", default=True)
 EVERY_STEPS = 50
 
 
@@ -163,7 +165,18 @@ def progress_bar(total: int, *, unit: str, done: int = 0, title: str | None = No
     from tqdm import tqdm
 
     interval_s = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(total=total, initial=done, unit=unit, desc=title, mininterval=interval_s, disable=disable)
+    is_hidden = disable or not _shows_bars.get()
+    return tqdm(total=total, initial=done, unit=unit, desc=title, mininterval=interval_s, disable=is_hidden)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Show no progress bar inside the block: those of processes side by side would overwrite each other."""
+    token = _shows_bars.set(False)
+    try:
+        yield
+    finally:
+        _shows_bars.reset(token)
 
 
 def require_trackers(names: Sequence[str]) -> None:

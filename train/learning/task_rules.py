@@ -4,18 +4,21 @@ Shapes: B examples in a batch, N examples, K logits of each (one per class; 1 in
 int64 [N] with UNLABELLED, float [N, K] of 0 and 1, or float [N]; the latter two have NaN where an example is unlabelled.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch  # imported where a loss is computed: reports and tables read scores alone
 
 Metric = Literal["accuracy", "macro_f1", "micro_f1", "subset_accuracy", "spearman", "pearson", "mse"]
 Floats = NDArray[np.float64]
@@ -85,11 +88,15 @@ class SingleLabel:
 
     def hard_loss(self, logits_BK: torch.Tensor, targets_B: torch.Tensor, weights_K: torch.Tensor | None = None) -> torch.Tensor:
         """``1/B · Σ_b -w_y · log softmax(s)_y``. torch's own mean divides by the sum of the weights, which differs between batches."""
+        from torch.nn import functional as F
+
         return F.cross_entropy(logits_BK, targets_B, weight=weights_K, ignore_index=UNLABELLED, reduction="sum") / len(targets_B)
 
     def soft_loss(self, student_BK: torch.Tensor, teacher_BK: torch.Tensor, *, temperature: float, soften_student: bool) -> torch.Tensor:
         """``-Σ_k softmax(t/τ)_k · log softmax(s)_k``; with ``soften_student`` the student's logits are divided by τ too and the term is
         multiplied by τ²."""
+        from torch.nn import functional as F
+
         target_BK = F.softmax(teacher_BK / temperature, dim=-1)
         if soften_student:
             return F.cross_entropy(student_BK / temperature, target_BK) * temperature**2
@@ -117,14 +124,14 @@ class SingleLabel:
         return np.asarray(logits_NK.argmax(axis=1), np.int64)
 
     def scores(self, targets_N: NDArray[Any], logits_NK: NDArray[Any], thresholds: Sequence[float] | None = None) -> ByMetric:
-        """Accuracy, and the mean F1 of the classes that are labels or answers; a class that is never both has 0."""
-        from sklearn.metrics import f1_score
-
+        """Accuracy, and the mean F1 of the C classes that are labels or answers, as scikit-learn's; a class that is never both has 0."""
         answers_N = self.answers(logits_NK)
-        return {
-            "accuracy": float((answers_N == targets_N).mean()),
-            "macro_f1": float(f1_score(targets_N, answers_N, average="macro", zero_division=0.0)),
-        }
+        right_N = answers_N == targets_N
+        classes = logits_NK.shape[1]
+        named_K = np.bincount(targets_N, minlength=classes) + np.bincount(answers_N, minlength=classes)
+        found_K = np.bincount(targets_N[right_N], minlength=classes)
+        f1_C = 2 * found_K[named_K > 0] / named_K[named_K > 0]
+        return {"accuracy": float(right_N.mean()), "macro_f1": float(f1_C.mean())}
 
 
 class MultiLabel:
@@ -136,12 +143,18 @@ class MultiLabel:
 
     def hard_loss(self, logits_BK: torch.Tensor, targets_B: torch.Tensor, weights_K: torch.Tensor | None = None) -> torch.Tensor:
         """``1/B · Σ_b 1/K · Σ_k -(w_k·y_k·log σ(s_k) + (1 - y_k)·log(1 - σ(s_k)))``."""
+        import torch
+        from torch.nn import functional as F
+
         labelled_B = ~targets_B[:, 0].isnan()
         entropy_BK = F.binary_cross_entropy_with_logits(logits_BK, targets_B.nan_to_num(), pos_weight=weights_K, reduction="none")
         return torch.where(labelled_B, entropy_BK.mean(dim=1), 0).sum() / len(targets_B)
 
     def soft_loss(self, student_BK: torch.Tensor, teacher_BK: torch.Tensor, *, temperature: float, soften_student: bool) -> torch.Tensor:
         """The single-label term of each class against its absence, averaged over the classes: softmax of the logits (t, 0) is σ(t)."""
+        import torch
+        from torch.nn import functional as F
+
         target_BK = torch.sigmoid(teacher_BK / temperature)
         if soften_student:
             return F.binary_cross_entropy_with_logits(student_BK / temperature, target_BK) * temperature**2
@@ -193,11 +206,15 @@ class Regression:
 
     def hard_loss(self, logits_BK: torch.Tensor, targets_B: torch.Tensor, weights_K: torch.Tensor | None = None) -> torch.Tensor:
         """``1/B · Σ_b (s - y)²``."""
+        import torch
+
         squared_B = (logits_BK[:, 0] - targets_B.nan_to_num()) ** 2
         return torch.where(targets_B.isnan(), 0, squared_B).sum() / len(targets_B)
 
     def soft_loss(self, student_BK: torch.Tensor, teacher_BK: torch.Tensor, *, temperature: float, soften_student: bool) -> torch.Tensor:
         """``(s - t)²``. There is no distribution to soften, so τ and ``soften_student`` have no effect."""
+        from torch.nn import functional as F
+
         return F.mse_loss(student_BK, teacher_BK)
 
     def balanced_weights(self, targets_N: NDArray[Any], classes: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from train.learning.losses import Terms
 from train.learning.optimizer import OptimizerName, optimizer_on
 from train.learning.task_rules import rules_of
 from train.models.kinds import ModelKind
+from train.models.shared import SharedInputs
 from train.options.settings import DevicePlacement, Optimization, Placement, Update
 
 # The settings that decide a model by themselves. Corpus, text model, tokens, teachers and loss are compared by their content.
@@ -41,6 +42,7 @@ class ModelPlan:
         folder: of the model, in the run.
         config: every setting, for ``metrics.json``.
         terms: a student's soft terms, if it is a row of tables.
+        shared: what models of one process read and check once.
     """
 
     kind: ModelKind
@@ -51,6 +53,7 @@ class ModelPlan:
     placement: Placement
     config: Mapping[str, Any] = field(default_factory=dict)
     terms: Terms | None = None
+    shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _ = self.class_weights  # refused before there is a folder

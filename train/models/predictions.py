@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import SPLITS, Corpus
@@ -23,18 +22,21 @@ from lugpi_core.fingerprint import digest
 from train.file_names import METRICS
 from train.learning.task_rules import ByMetric, rules_of
 
+if TYPE_CHECKING:
+    import torch
+
 THRESHOLDS = "thresholds"
 _ROWS_AT_ONCE = 4096
 
 
-def chosen_thresholds(corpus: Corpus, logits_NK: torch.Tensor) -> tuple[float, ...] | None:
+def chosen_thresholds(corpus: Corpus, logits_NK: "torch.Tensor") -> tuple[float, ...] | None:
     """Return the threshold of each class of a multi-label corpus with the highest F1 on its validation examples; None for other tasks."""
     rows = corpus.rows("validation")
     return rules_of(corpus.task).thresholds(corpus.targets()[rows], logits_NK.numpy()[rows])
 
 
 def scores_by_split(
-    corpus: Corpus, logits_NK: torch.Tensor, thresholds: Sequence[float] | None = None
+    corpus: Corpus, logits_NK: "torch.Tensor", thresholds: Sequence[float] | None = None
 ) -> dict[str, dict[str, float | None]]:
     """Return every metric of the task as ``{"accuracy": {split: …}, "macro_f1": {split: …}}`` from the logits of all examples, in the
     corpus's order; None where a metric is undefined."""
@@ -53,7 +55,7 @@ def rounded(scores: ByMetric) -> ByMetric:
     return {metric: value if value is None else round(value, 6) for metric, value in scores.items()} | digits
 
 
-def write_predictions(path: Path, corpus: Corpus, logits_NK: torch.Tensor) -> None:
+def write_predictions(path: Path, corpus: Corpus, logits_NK: "torch.Tensor") -> None:
     """Write one line per example: id, split, label, and the logits by class number.
 
     Of a multi-label corpus ``label_0`` … are 1 for the example's classes and 0 for the others. Of a regression ``target`` is its number,

@@ -21,7 +21,7 @@ from train.data.image_tokens import place_tokens
 from train.data.privileged import PrivilegedImages
 from train.data.target_unit import TargetUnit, unit_of
 from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
-from train.data.token_ids import TokenIds, Tokens, token_ids
+from train.data.token_ids import TokenIds, Tokens
 from train.data.training_data import TrainingData
 from train.file_names import HEAD, PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import has_checkpoint, load_weights, remove_checkpoints, save_weights
@@ -163,8 +163,9 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     with _enough_memory(plan):
         with times.stage("load"):
             model, data = load_model(plan, processes)
-            if processes.is_first:
+            if processes.is_first and (export := _export_of(plan)) not in plan.shared.rehearsed:
                 rehearse(plan.folder, model, plan.text_model, kind.corpus)
+                plan.shared.rehearsed.add(export)
         several = f", {processes.count} processes" if processes.count > 1 else ""
         say(
             f"{kind.command} of {kind.corpus.name} on {plan.compute}{several}, attention {_attention(model)}, {plan.optimizer}, "
@@ -202,6 +203,14 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     return trained
 
 
+def _export_of(plan: ModelPlan) -> tuple[object, ...]:
+    """Return what decides whether a model can be exported and read back: nothing that differs between the seeds of a row."""
+    kind, tokens = plan.kind, plan.kind.image_tokens
+    width, layers = None if tokens is None else tokens.width, kind.fingerprint.get("layers")
+    text_model = plan.text_model.weights_hash, plan.text_model.max_length
+    return kind.command, *text_model, kind.corpus.fingerprint(), width, layers, plan.update, plan.frozen_layers
+
+
 @contextmanager
 def _enough_memory(plan: ModelPlan) -> Iterator[None]:
     """Raise InputError if the device runs out of memory in the block."""
@@ -223,7 +232,7 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
     texts = None
     if kind.reads_text:
         with processes.first_before_others():
-            tokens = reduce(Tokens.followed_by, [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora])
+            tokens = reduce(Tokens.followed_by, [plan.shared.tokens(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora])
         texts = TokenIds.of(plan.text_model, tokens, device, padding_is_read=padding_is_read(model))
         require_readable(model, texts)
     targets, unit = _targets(plan, model)

@@ -9,6 +9,13 @@ from train.options.settings import DistillationSettings, Placement
 from train.options.training import TrainOptions
 
 
+def require_processes(processes: object) -> None:
+    """Raise InputError unless it is None or how many models can be trained at once."""
+    is_number = isinstance(processes, int) and not isinstance(processes, bool) and processes >= 1
+    if processes is not None and not is_number:
+        raise InputError(got=f"--processes {processes}", expected="1 or more", do="leave it out for as many as fit")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TablesOptions(DistillationSettings, Placement, TrainOptions):
     """Train every model of the paper's tables and of their controls, and print the tables with significance tests.
@@ -27,6 +34,9 @@ class TablesOptions(DistillationSettings, Placement, TrainOptions):
     unlabelled: Path | None = None
     """Unlabelled texts that featurize --unlabelled generated images for: adds students that are distilled on these texts too, with image
     teachers and, as their control, with the text-only teacher."""
+    processes: int | None = None
+    """How many models are trained at once, each in a process of its own with its share of the threads (default: on the CPU as many as torch
+    has threads, as far as memory reaches; on a GPU one)."""
     train: bool = True
     """Train what is missing; --no-train shows what the run holds, whatever it was trained with."""
 
@@ -36,6 +46,7 @@ class TablesOptions(DistillationSettings, Placement, TrainOptions):
         if self.seeds < 1:
             raise InputError(got=f"--seeds {self.seeds}", expected="at least 1", do="give for instance 3")
         require_seed(self.seed + self.seeds - 1)
+        require_processes(self.processes)
         for flag, names in (("--rows", self.rows), ("--columns", self.columns)):
             if len(set(names)) < len(names) or (flag == "--rows" and not names):
                 raise InputError(got=" ".join((flag, *names)), expected="one name or several different ones", do="name each once")

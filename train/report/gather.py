@@ -19,9 +19,9 @@ from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
 from train.evidence.fidelity import teachers_of
 from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, has_text_vectors
+from train.evidence.outcome import Outcome
 from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import ALL, Row, chosen_tables, rows_of
-from train.evidence.schedule import Outcome
 from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.task_rules import Metric, plain_number
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers

@@ -161,10 +161,14 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_provenance_of_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    meters._commit_at_start.cache_clear()
     monkeypatch.setattr(meters, "_git", lambda root, *arguments: "abc" if arguments[0] == "rev-parse" else "")
     record = provenance()
     assert sorted(record) == ["commit", "made_at", "platform", "versions"]
     assert (record["commit"], record["versions"]) == ("abc", versions())
+    monkeypatch.undo()
+    assert provenance()["commit"] == "abc", "asked once: what runs is what was imported"
+    meters._commit_at_start.cache_clear()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["made_at"])
 
 

@@ -243,3 +243,12 @@ def test_a_task_is_known_by_its_hugging_face_name(task: Task) -> None:
 )
 def test_numbers_are_written_without_exponents_unless_very_large_or_small(value: float, digits: int, written: str) -> None:
     assert plain_number(value, digits) == written
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_macro_f1_of_one_label_is_scikit_learns_to_the_bit(seed: int) -> None:
+    numbers = np.random.default_rng(seed)
+    classes = int(numbers.integers(2, 9))
+    targets, logits = numbers.integers(0, max(classes - seed % 3, 1), 50), numbers.normal(size=(50, classes))
+    expected = f1_score(targets, logits.argmax(axis=1), average="macro", zero_division=0.0)
+    assert rules_of("single-label").scores(targets, logits)["macro_f1"] == expected

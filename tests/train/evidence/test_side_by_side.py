@@ -1,0 +1,187 @@
+"""Models of tables in processes side by side: the same results as one at a time, and the same after any end of any process."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train.evidence.compare
+from lugpi_core.errors import InputError
+from lugpi_core.runtime.stopping import Stopped
+from tests.support.checkout import Start
+from tests.support.small_tables import flags, words
+from train.evidence import side_by_side
+from train.evidence.compare import compare
+from train.evidence.tables import tables
+from train.options.settings import Optimization
+from train.options.tables import TablesOptions
+
+ROWS = ("baseline", "teacher-none", "student-none")
+Make = Callable[..., TablesOptions]
+# Reads jobs as a worker does and answers with its arguments, one for each job; "end" ends it, "wait" makes it wait for a signal.
+FAKE = """
+import json, os, signal, sys
+for answer in sys.argv[1:]:
+    length = int.from_bytes(sys.stdin.buffer.read(8), "big")
+    sys.stdin.buffer.read(length)
+    if not length:
+        break
+    if answer == "start":
+        continue
+    if answer == "wait":
+        open(os.environ["FAKE_WAITS"], "w").close()
+        signal.pause()
+    if answer == "end":
+        sys.exit(7)
+    print(answer, flush=True)
+"""
+
+
+@pytest.fixture
+def make(small_csv: Path, tmp_path: Path) -> Make:
+    """Make the options of tables without images, in a run of the test's own."""
+    return lambda **more: TablesOptions(**flags(small_csv, tmp_path / "run", **{"rows": ROWS, "seeds": 1, "processes": 2, **more}))
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """Let processes be fakes that answer so; return the list that they will be counted in."""
+    started: list[str] = []
+
+    def answering(*answers: dict[str, Any] | str) -> list[str]:
+        given = ["start", *(json.dumps(answer) if isinstance(answer, dict) else answer for answer in answers)]
+        monkeypatch.setattr(side_by_side, "WORKER", ("-S", "-c", FAKE, *given))
+        popen = side_by_side.subprocess.Popen
+        monkeypatch.setattr(side_by_side.subprocess, "Popen", lambda *args, **more: (started.append("one"), popen(*args, **more))[1])
+        monkeypatch.setenv("FAKE_WAITS", str(tmp_path / "waits"))
+        return started
+
+    return answering
+
+
+def predictions(run: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(run.glob("*/predictions.csv"))}
+
+
+@pytest.fixture(scope="module")
+def straight(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The predictions of models that were trained one at a time."""
+    run = tmp_path_factory.mktemp("straight")
+    tables(TablesOptions(**flags(small_csv, run, rows=ROWS, seeds=1, processes=1)))
+    return predictions(run)
+
+
+def test_models_side_by_side_are_those_of_one_at_a_time_also_after_a_kill(
+    small_csv: Path, make: Make, straight: dict[str, bytes], start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = make().run
+    given = [*words(flags(small_csv, run)), "--rows", *ROWS, "--seeds", "1", "--processes", "2", "--checkpoint-minutes", "0"]
+    child = start("-m", "train", "tables", *given)
+    deadline_s = time.monotonic() + 180
+    while not list(run.glob("*/checkpoints/step-*")) and child.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    child.kill()
+    _, err = child.communicate(timeout=120)  # returns when the last process has closed stderr, without having been asked to
+    assert child.returncode == -signal.SIGKILL
+    assert "Traceback" not in err
+    finished = set(predictions(run))
+    assert len(finished) < 3
+    capfd.readouterr()
+    report = tables(make())
+    assert report["trained"] == [row for row in ROWS if row not in finished], "in the order of the rows, whichever was finished first"
+    assert predictions(run) == straight
+    err = capfd.readouterr().err
+    assert "3 models in" in err
+    assert ", 2 at a time" in err
+    assert err.count("done: ") == len(report["trained"])
+    assert "%|" not in err, "no bars, which would overwrite each other"
+
+
+def test_a_failed_model_takes_its_students_with_it(make: Make, answering: Callable[..., list[str]]) -> None:
+    started = answering({"failure": "a loss that is not finite"})
+    with pytest.raises(InputError, match="a loss that is not finite"):
+        tables(make(rows=("student-none",)))
+    assert started == ["one"], "a student alone needs no second process"
+
+
+def test_an_error_in_a_process_is_the_commands(make: Make, answering: Callable[..., list[str]]) -> None:
+    answering({"error": {"got": "a damaged file", "expected": "another", "do": "copy it"}})
+    with pytest.raises(InputError, match="got a damaged file; expected another; copy it"):
+        tables(make())
+    answering({"disk_fault": [28, "No space left on device", "runs/x"]})
+    with pytest.raises(OSError, match="No space left on device: 'runs/x'"):
+        tables(make())
+
+
+def test_the_end_of_a_process_is_told_with_its_model(make: Make, answering: Callable[..., list[str]]) -> None:
+    answering("end")
+    with pytest.raises(InputError, match=r"the end of the process that trained (baseline|teacher-none) \(exit status 7\)"):
+        tables(make())
+
+
+def test_a_model_that_another_command_took_meanwhile_is_tried_again(make: Make, answering: Callable[..., list[str]]) -> None:
+    answering({"is_busy": True}, *[{"failure": "diverged"}] * 3)
+    with pytest.raises(InputError, match="diverged"):
+        tables(make(rows=("baseline",), seeds=2, processes=1 + 1))
+
+
+def test_a_signal_ends_the_processes(
+    make: Make, answering: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering("wait")
+    select = side_by_side.selectors.DefaultSelector.select
+
+    def signalled(selector: Any, timeout: float | None = None) -> Any:
+        if (tmp_path / "waits").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return select(selector, min(timeout or 0.01, 0.01))
+
+    monkeypatch.setattr(side_by_side.selectors.DefaultSelector, "select", signalled)
+    with pytest.raises(Stopped):
+        tables(make())
+
+
+def test_finished_models_start_no_process(make: Make, straight: dict[str, bytes], answering: Callable[..., list[str]]) -> None:
+    tables(make(processes=1))
+    started = answering("end")
+    assert tables(make())["trained"] == []
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("given", "threads", "free_gb", "expected"),
+    [(None, 4, 100, 4), (None, 4, 2.5, 2), (None, 4, 0.5, 1), (None, 1, 100, 1), (3, 1, 0.5, 3), (1, 4, 100, 1)],
+)
+def test_threads_and_memory_decide_how_many(
+    make: Make, monkeypatch: pytest.MonkeyPatch, given: int | None, threads: int, free_gb: float, expected: int
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(side_by_side, "host_available_bytes", lambda: int(free_gb * 1e9))
+    monkeypatch.setattr(side_by_side, "bytes_of_model", lambda *_: 10**9)
+    chosen = train.evidence.compare.processes_for
+
+    def counted(*arguments: Any) -> int:
+        counts.append(chosen(*arguments))
+        raise InputError(got="enough", expected="", do="")
+
+    monkeypatch.setattr(train.evidence.compare, "processes_for", counted)
+    with pytest.raises(InputError, match="enough"):
+        tables(make(processes=given))
+    assert counts == [expected]
+
+
+@pytest.mark.parametrize("processes", [0, -1, True, 1.5, "2"])
+def test_a_number_of_processes_that_is_none_is_refused(small_csv: Path, tmp_path: Path, processes: Any) -> None:
+    from lugpi_core.corpora.load import load_corpus
+    from lugpi_core.corpora.options import CorpusSettings
+
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
+    with pytest.raises(InputError, match="processes"):
+        compare(corpus, tmp_path, rows=("baseline",), text_model="demo", optimization=Optimization(epochs=1), processes=processes)

@@ -1,0 +1,45 @@
+"""What became of the models that tables need. Reports read it without the libraries that train."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedModel:
+    """What became of one planned model.
+
+    Attributes:
+        name: of the planned model.
+        folder: of the finished one; None if it failed.
+        failure: why it failed; empty otherwise.
+        is_new: whether it was trained, or its training finished, just now.
+    """
+
+    name: str
+    folder: Path | None
+    failure: str = ""
+    is_new: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of the planned models.
+
+    Attributes:
+        folders: of the finished ones, by the models' names.
+        failed: why the others are not there, by the models' names.
+        trained: names of those that this command trained, or finished training.
+    """
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
+
+    def add(self, model: FinishedModel) -> None:
+        """Add a model."""
+        if model.folder is None:
+            self.failed[model.name] = model.failure
+            return
+        self.folders[model.name] = model.folder
+        if model.is_new:
+            self.trained.append(model.name)
