@@ -55,7 +55,7 @@ def processes_for(experiment: Experiment, processes: int | None) -> int:
 def bytes_of_model(text_model: TextModel, optimization: Optimization) -> int:
     """Return an upper estimate of the memory of a process that trains a teacher on the CPU: libraries, weights, the best epoch's weights,
     gradients, optimizer and activations."""
-    weights = sum(parameter.numel() for parameter in outline_of("", text_model.config).model.parameters())
+    weights = int(sum(parameter.numel() for parameter in outline_of("", text_model.config).model.parameters()))
     positions = 2 * text_model.max_length
     needed = training_bytes(text_model.config, weights=weights, batch_size=optimization.batch_size, positions=positions, state_bytes=8)
     return LIBRARIES_BYTES + 8 * weights + needed
