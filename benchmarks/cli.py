@@ -9,6 +9,7 @@ from benchmarks.options import (
     DemoOptions,
     DriftOptions,
     FamiliesOptions,
+    FreezingOptions,
     GenerationOptions,
     ModelsOptions,
     PromptsOptions,
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         "scale": (_scale, ScaleOptions),
         "peers": (_peers, BenchmarkOptions),
         "all": (_all, BenchmarkOptions),
+        "freezing": (_freezing, FreezingOptions),
         "demo": (_demo, DemoOptions),
         "real": (_real, RealOptions),
     }
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         "presets take on a GPU of 24 GB; `evaluate` measures evaluating beside transformers' pipeline; `prompts` counts the words "
         "that are not read; `prefix` measures training above frozen layers; `models` tries every architecture of transformers; `scale` "
         "takes a million texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the "
-        "experiment of the tables."
+        "experiment of the tables; `freezing` (hours) asks what frozen layers cost in accuracy."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -149,6 +151,12 @@ def _all(options: BenchmarkOptions) -> dict[str, Any]:
         "memory": _memory(options),
         "fidelity": _fidelity(options),
     }
+
+
+def _freezing(options: FreezingOptions) -> dict[str, Any]:
+    from benchmarks.freezing import measure
+
+    return measure(options)
 
 
 def _demo(options: DemoOptions) -> dict[str, Any]:

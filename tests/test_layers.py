@@ -93,6 +93,7 @@ COMMANDS = {
         "scale",
         "peers",
         "all",
+        "freezing",
         "demo",
         "real",
     ),

@@ -15,6 +15,7 @@ import xxhash
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, read_json, sweep, whole_file, whole_folder, write_at, write_json
+from train.file_names import HEAD
 
 if TYPE_CHECKING:
     import torch  # at run time only where weights are: reports ask no more than whether there is a checkpoint
@@ -85,8 +86,9 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    """Remove all checkpoints, also those of the first part of a training in two."""
+    for part in (folder, folder / HEAD):
+        shutil.rmtree(part / CHECKPOINTS, ignore_errors=True)
 
 
 def _newest_first(folder: Path) -> list[Path]:

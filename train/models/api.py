@@ -271,8 +271,7 @@ def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: Train
         if planned.optimization.several_images == "mean" and not planned.reads_mean:
             why = "it reads no images" if planned.kind.image_tokens is None else "each text has one image"
             say(f"warning: --several-images mean has no effect on {planned.folder.name}: {why}")
-        trains_all = planned.frozen_layers == 0 and planned.update == "full"
-        if planned.placement.tokens_on != "auto" and planned.kind.image_tokens is None and trains_all:
+        if planned.placement.tokens_on != "auto" and planned.kind.image_tokens is None and planned.trains_all:
             say(f"warning: --tokens-on has no effect on {planned.folder.name}: it reads no images, and no layers are frozen")
         if not planned.kind.reads_text and (planned.optimization.freeze_layers or planned.optimization.update != "full"):
             say(f"warning: --freeze-layers and --update have no effect on {planned.folder.name}: it reads no text")

@@ -88,7 +88,7 @@ class ModelPlan:
             newer["head_learning_rate"] = self.optimization.head_learning_rate
         if self.frozen_layers:
             newer["freeze_layers"] = self.frozen_layers
-        if (self.frozen_layers != 0 or self.update != "full") and self.optimization.prefix_dtype != "float16":
+        if not self.trains_all and self.optimization.prefix_dtype != "float16":
             newer["prefix_dtype"] = self.optimization.prefix_dtype
         return newer
 
@@ -108,6 +108,11 @@ class ModelPlan:
         if self.update == "head":
             return None
         return self.optimization.freeze_layers if self.kind.reads_text else 0
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether no layer is frozen, neither in the whole training nor in a part of it."""
+        return self.frozen_layers == 0 and self.update == "full"
 
     @property
     def reads_mean(self) -> bool:

@@ -26,11 +26,14 @@ from train.learning.distributed import Processes
 from train.learning.frozen_layers import FrozenLayers, hugging_face_model, unfit
 from train.learning.networks import Output
 from train.learning.predict import autocast
+from train.learning.progress import progress_bar
 from train.models.hub_export import checked_rows
 from train.models.plan import ModelPlan
 
 # Of logits and embeddings, as a part of the largest. A text alone and a padded one are added up in another order, on CUDA by other kernels.
 LARGEST_DIFFERENCE = {"cpu": 1e-5, "cuda": 1e-3}
+# Where less is to be computed, the estimate would take a good part of it.
+_FEW_BATCHES = 10
 # What a configuration says of the head, its task and its file.
 _OF_THE_HEAD = ("id2label", "label2id", "problem_type", "architectures", "_name_or_path", "transformers_version", "dtype", "thresholds")
 
@@ -93,7 +96,7 @@ def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes
     needed_bytes = bytes_of_training(plan, model) if device.type == "cuda" else 0
     place = resolve_place(plan.placement.tokens_on, stored_bytes, device=device, training_bytes=needed_bytes)
     if processes.is_first:
-        say(f"hidden states after {layers.count} layers: {stored_bytes / 1e9:.2f} GB, read from {place}")
+        say(f"hidden states after {layers.count} layers: {_size(stored_bytes)}, read from {place}")
     states = PrefixStates(columns, place, device, left=read.pads_left)
     return Prefix(layers=layers, data=replace(data, texts=read, prefix=states))
 
@@ -201,20 +204,34 @@ def states_of_texts(
 
 def _fill(plan: ModelPlan, column: PrefixColumn, states_of: StatesOf, processes: Processes) -> None:
     """Compute what a column lacks, after saying what that takes."""
+    texts = round(len(column.lengths_N) * min(1, column.missing_bytes / column.stored_bytes))
     if column.missing_bytes:
         require_room(column)
         if processes.is_first:
-            middle = column.batches[len(column.batches) // 2]
-            start_s = time.perf_counter()
-            states_of(middle)
-            tokens_per_s = int(column.computed[middle].sum()) / (time.perf_counter() - start_s)
-            tokens = int(column.computed.sum()) * min(1, column.missing_bytes / column.stored_bytes)
             say(
-                f"computing hidden states of {tokens:,.0f} tokens once, for every model with the same frozen layers: "
-                f"{column.missing_bytes / 1e9:.2f} GB in {column.store / column.spec.name}, about {_duration(tokens / tokens_per_s)}"
+                f"computing hidden states once, for every model with the same frozen layers: {_size(column.missing_bytes)} in "
+                f"{column.store / column.spec.name}, {texts:,} texts{_estimate(column, states_of, texts)}"
             )
-    with stop_on_signals() as stop:
-        fill_prefix(column, states_of, stop)
+    bar = progress_bar(texts, unit="text", title="prefix", disable=not (texts and processes.is_first))
+
+    def counted(rows: NDArray[np.int64]) -> torch.Tensor:
+        states_SD = states_of(rows)
+        bar.update(len(rows))
+        return states_SD
+
+    with bar, stop_on_signals() as stop:
+        fill_prefix(column, counted, stop)
+
+
+def _estimate(column: PrefixColumn, states_of: StatesOf, texts: int) -> str:
+    """Return in words how long the texts take, from the batch in the middle; nothing if there are few batches."""
+    if len(column.batches) < _FEW_BATCHES:
+        return ""
+    middle = column.batches[len(column.batches) // 2]
+    start_s = time.perf_counter()
+    states_of(middle)
+    tokens_per_s = int(column.computed[middle].sum()) / (time.perf_counter() - start_s)
+    return f", about {_duration(int(column.computed.sum()) * texts / len(column.computed) / tokens_per_s)}"
 
 
 def _duration(seconds: float) -> str:
@@ -223,3 +240,7 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length_s:
             return f"{seconds / length_s:.0f} {unit}"
     return f"{max(seconds, 1):.0f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -24,7 +24,7 @@ from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_
 from train.data.token_ids import TokenIds, Tokens
 from train.data.training_data import TrainingData
 from train.file_names import HEAD, PREDICTIONS, WEIGHTS
-from train.learning.checkpoint import has_checkpoint, load_weights, remove_checkpoints, save_weights
+from train.learning.checkpoint import has_checkpoint, load_weights, save_weights
 from train.learning.classifier_head import require_readable
 from train.learning.compile import encoder_of
 from train.learning.distributed import Processes
@@ -171,10 +171,7 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             f"{kind.command} of {kind.corpus.name} on {plan.compute}{several}, attention {_attention(model)}, {plan.optimizer}, "
             f"text model {plan.text_model.name}"
         )
-        if plan.update == "lp-ft":
-            with times.stage("head"):
-                fit_head(plan, model, data, processes)
-        with times.stage("load" if plan.frozen_layers == 0 else "prefix"):
+        with times.stage("load" if plan.trains_all else "prefix"):
             training = training_of_plan(plan, model, data, processes)
         with times.stage("fit"):
             history = fit(training)
@@ -196,7 +193,6 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             _write_teacher_outputs(plan, output)
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
         finish(plan.folder, metrics)
-        remove_checkpoints(plan.folder / HEAD)
     trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
     scores = ", ".join(f"{split} {in_words(trained.metric, value)}" for split, value in trained.score.items())
     say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} {scores}")
@@ -272,26 +268,23 @@ def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> Privileg
 
 
 def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:
-    """Return the training of a plan's model: on the train examples and the unlabelled texts. The hidden states of frozen layers are
-    computed now, unless the run has them.
+    """Return the training of a plan's model: on the train examples and the unlabelled texts. Hidden states of frozen layers are computed
+    now, unless the run has them, and the first part of ``lp-ft`` is trained.
 
     Raises:
-        InputError: as ``with_prefix``.
-        Stopped: a signal asked for it.
+        InputError: as ``with_prefix`` and ``fit``.
+        Stopped: a signal asked for it; a checkpoint is written, and states that are computed are kept.
     """
+    if plan.update == "lp-ft":
+        _fit_head(plan, model, data, processes)
     if plan.frozen_layers != 0:
         data = with_prefix(plan, model, data, processes, count=plan.frozen_layers).data
     return _training(plan, model, data, processes)
 
 
-def fit_head(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> None:
+def _fit_head(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> None:
     """Train the head alone, the first part of ``lp-ft`` (Kumar et al. 2022, arXiv 2202.10054), in the folder ``head`` of the model; nothing
-    is done if the second part has begun.
-
-    Raises:
-        InputError: as ``with_prefix`` and ``fit``.
-        Stopped: a signal asked for it; a checkpoint is written.
-    """
+    is done if the second part has begun."""
     if has_checkpoint(plan.folder):
         return
     prefix = with_prefix(plan, model, data, processes, count=None)
