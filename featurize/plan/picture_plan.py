@@ -154,8 +154,12 @@ def plan_pictures(corpus: Corpus, store: Path, table: PictureTable | None) -> Pi
     numbering = _Numbering(table)
     its = [[numbering.row_of(picture) for picture in pictures] for pictures in seen.of_example]
     if table is not None:
-        _refuse_others(seen, table, its, store)
         numbering.use_idle_rows(seen, its)
+        its = [
+            [row if row >= 0 and numbering.rows[row].digest == picture.digest else -1 for row, picture in zip(rows, pictures, strict=True)]
+            for rows, pictures in zip(its, seen.of_example, strict=True)
+        ]
+        _refuse_others(seen, table, its, store)
     rows = tuple(numbering.rows)
     most = max(map(len, its))
     return PicturePlan(
@@ -203,7 +207,7 @@ def _kind_or_fault(data: bytes) -> PictureKind | str:
 
 
 class _Numbering:
-    """Finds the row of each picture: one row for each content, and one for each picture that is missing.
+    """Finds the row of each picture: one for each content, and one for each picture that is missing or damaged, whatever it holds.
 
     Args:
         table: of a store that is continued; None = a new one.
@@ -226,14 +230,14 @@ class _Numbering:
         same_place = self._waiting.get((picture.example, picture.place))
         if of_name := self._waiting_by_name.get(picture.name):  # among several that wait for this file, that of the same text
             return self._take(same_place if same_place in of_name else next(iter(of_name)), picture)
-        if picture.digest in self._by_digest:
+        if not picture.fault and picture.digest in self._by_digest:
             return self._by_digest[picture.digest]
         if same_place is not None:
             return self._take(same_place, picture)
         if not self._is_new:
             return -1
         self.rows.append(picture)
-        if picture.digest:
+        if not picture.fault:
             self._by_digest[picture.digest] = len(self.rows) - 1
         return len(self.rows) - 1
 
@@ -254,7 +258,7 @@ class _Numbering:
         del self._waiting[then.example, then.place], self._waiting_by_name[then.name][row]
         # What could be opened but not read before, cannot be read now.
         self.rows[row] = replace(picture, fault=then.fault) if picture.digest and picture.digest == then.digest else picture
-        if picture.digest:
+        if not picture.fault:
             self._by_digest.setdefault(picture.digest, row)
         return row
 

@@ -241,6 +241,20 @@ def test_a_file_that_was_cut_short_is_filled_in_once_it_is_whole(tmp_path: Path,
     assert list(ColumnReader(tmp_path / "run" / "tokens", "clip-demo").flagged) == [9, 10]
 
 
+@pytest.mark.parametrize("mended", [("a.png",), ("a.png", "b.png")], ids=["one", "both"])
+def test_damaged_files_of_the_same_content_are_filled_in_one_by_one(mended: tuple[str, ...], tmp_path: Path) -> None:
+    files = pictures(8)
+    table = write_corpus(tmp_path, [*files, "a.png", "b.png"], extra={**files, "a.png": b"", "b.png": b""})
+    assert not featurize_command(options(table, tmp_path / "run"))["complete"]
+    for seed, name in enumerate(mended):
+        (tmp_path / name).write_bytes(file_of(picture(seed=50 + seed)))
+    featurize_command(options(table, tmp_path / "run"))
+    found = ColumnReader(tmp_path / "run" / "tokens", "vit-demo")
+    assert list(found.flagged) == [8, 9][len(mended) :], "a damaged file has no row of another picture"
+    assert drawings(tmp_path / "run", load_corpus(table, CorpusSettings(split_column="split")))[8:] == [[8], [9]]
+    assert featurize_command(options(table, tmp_path / "run"))["already_done"]
+
+
 def test_a_thin_picture_is_a_failed_row_of_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = pictures(6)
     thin = {"wide.png": file_of(Image.new("RGB", (40_000, 1))), "tall.png": file_of(Image.new("RGB", (1, 40_000)))}
