@@ -134,7 +134,7 @@ def _models(options: ModelsOptions) -> dict[str, Any]:
 def _scale(options: ScaleOptions) -> dict[str, Any]:
     from benchmarks.scale.scale import measure
 
-    return measure(smoke=options.smoke, record=options.record, stages=options.stages)
+    return measure(smoke=options.smoke, record=options.record, texts=options.texts, stages=options.stages)
 
 
 def _peers(options: BenchmarkOptions) -> dict[str, Any]:

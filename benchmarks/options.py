@@ -93,10 +93,16 @@ class ModelsOptions(BenchmarkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions(BenchmarkOptions):
-    """Measure how the time and memory of each stage grow from 100,000 texts to 1,000,000."""
+    """Measure how the time and memory of each stage grow with the texts, from a tenth of them to all."""
 
     stages: tuple[str, ...] = ()
     """Only these stages, such as read or "token ids"."""
+    texts: int = 1_000_000
+    """Texts of the larger file; the smaller has a tenth of them."""
+
+    def __post_init__(self) -> None:
+        if self.texts < 100:
+            raise InputError(got=f"--texts {self.texts}", expected="at least 100", do="give for instance 100000")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,30 +13,28 @@ from benchmarks.scale.stages import STAGES
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, nearest
 
-# Texts of the file that loads everything, of the smaller and of the larger one.
-SIZES = (1_000, 100_000, 1_000_000)
-SMOKE = (100, 200, 400)
+# Texts of the file that loads everything: more than any stage holds at once as Python objects, so that these do not count as growth.
+FEW, SMOKE = 10_000, 100
 REQUIRED_LINEAR = 0.15
 REQUIRED_MEMORY = 2.0
 
 
-def measure(*, smoke: bool, record: bool, stages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return seconds and memory of every stage at both sizes, and which promises hold. Writes 600 MB to the temporary folder.
+def measure(*, smoke: bool, record: bool, texts: int = 1_000_000, stages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return seconds and memory of every stage at both sizes, and which promises hold. Writes some hundred bytes a text to $TMPDIR.
 
-    Memory is the peak of the resident set above that after the stage has been run on a thousand texts, when everything is imported and
+    Memory is the peak of the resident set above that after the stage has been run on ten thousand texts, when everything is imported and
     loaded. Time is the processor's in the second run, because other programs may run meanwhile.
     """
     for name in stages:
         if name not in STAGES:
             raise InputError(got=f"--stages {name}", expected=f"some of {', '.join(STAGES)}", do=nearest(name, list(STAGES)))
     figures: dict[str, Any] = {"stages": {}}
-    sizes = SMOKE if smoke else SIZES
+    few, small, large = (SMOKE, 2 * SMOKE, 4 * SMOKE) if smoke else (FEW, texts // 10, texts)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = {rows: folder / f"texts-{rows}.csv" for rows in sizes}
+        files = {rows: folder / f"texts-{rows}.csv" for rows in (few, small, large)}
         bytes_of = {rows: write_texts(path, rows) for rows, path in files.items()}
         figures["files"] = {str(rows): size for rows, size in bytes_of.items()}
-        few, small, large = sizes
         for stage in stages or (("read", "examples.h5", "token ids", "batches") if smoke else tuple(STAGES)):
             runs = {rows: _in_a_process(stage, files[few], files[rows], folder) for rows in (small, large)}
             figures["stages"][stage] = {str(rows): run | {"memory": growth(run, bytes_of[rows])} for rows, run in runs.items()}

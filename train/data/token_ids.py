@@ -26,7 +26,8 @@ from train.data.text_model import TextModel
 
 FOLDER = "token-ids"
 Token = Literal["first", "last"]
-_TEXTS_AT_ONCE = 4096
+# So few that what a tokenizer returns for them, Python lists of numbers, is small beside the texts.
+_TEXTS_AT_ONCE = 512
 # A single entry of metadata: safetensors writes several in no fixed order.
 _ABOUT = "about"
 
