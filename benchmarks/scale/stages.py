@@ -86,7 +86,7 @@ def _batches(path: Path, folder: Path) -> None:
 
 def _predictions(path: Path, folder: Path) -> None:
     corpus: Corpus = load_corpus(path)
-    write_predictions(folder / f"{path.stem}.csv", corpus, torch.zeros(len(corpus.examples), len(CLASSES)))
+    write_predictions(folder / f"{path.stem}.predictions.csv", corpus, torch.zeros(len(corpus.examples), len(CLASSES)))
 
 
 def _evaluate(path: Path, folder: Path) -> None:
