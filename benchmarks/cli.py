@@ -7,7 +7,6 @@ from benchmarks.options import (
     BenchmarkOptions,
     CardOptions,
     DemoOptions,
-    DriftOptions,
     FamiliesOptions,
     FreezingOptions,
     GenerationOptions,
@@ -15,6 +14,7 @@ from benchmarks.options import (
     PromptsOptions,
     RealOptions,
     ScaleOptions,
+    ShortcutOptions,
     TrainingOptions,
 )
 from lugpi_core.command_line import Command, run_one_of
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         "card": (_card, CardOptions),
         "evaluate": (_evaluate, BenchmarkOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
-        "pictures": (_pictures, DriftOptions),
+        "shortcuts": (_shortcuts, ShortcutOptions),
         "prompts": (_prompts, PromptsOptions),
         "models": (_models, ModelsOptions),
         "scale": (_scale, ScaleOptions),
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         "real": (_real, RealOptions),
     }
     about = (
-        "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `pictures` measures the "
-        "drift by shortcuts of the generator; `families` our loop beside diffusers' own pipelines; `card` counts what the "
+        "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `shortcuts` measures "
+        "what shortcuts of the generator save and cost; `families` our loop beside diffusers' own pipelines; `card` counts what the "
         "presets take on a GPU of 24 GB; `evaluate` measures evaluating beside transformers' pipeline; `prompts` counts the words "
         "that are not read; `prefix` measures training above frozen layers; `models` tries every architecture of transformers; `scale` "
         "takes a million texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the "
@@ -107,16 +107,10 @@ def _fidelity(options: BenchmarkOptions) -> dict[str, Any]:
     return measure(smoke=options.smoke, record=options.record)
 
 
-def _pictures(options: DriftOptions) -> dict[str, Any]:
-    from benchmarks.featurize.shortcut_drift import measure
+def _shortcuts(options: ShortcutOptions) -> dict[str, Any]:
+    from benchmarks.generators.shortcuts import measure
 
-    return measure(
-        generator=options.generator,
-        encoder=options.encoder,
-        steps=2 if options.smoke else options.steps,
-        drawings=48 if options.smoke else options.drawings,
-        record=options.record,
-    )
+    return measure(options)
 
 
 def _prompts(options: PromptsOptions) -> dict[str, Any]:

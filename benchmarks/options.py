@@ -49,17 +49,25 @@ class TrainingOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftOptions(BenchmarkOptions):
-    """Measure how far DeepCache and the tiny decoder move the tokens, compared with how far another seed does."""
+class ShortcutOptions(BenchmarkOptions):
+    """Measure what shortcuts of drawing save and cost: work and seconds beside tokens, probe and teacher. The same command continues."""
 
-    generator: str = "demo"
-    """As for featurize. The embedded one generates emoji: its results hold for no other."""
-    encoder: str = "clip-demo"
-    """As for featurize."""
+    generators: tuple[str, ...] = ("demo", "demo-flow")
+    """As for featurize. The embedded ones generate emoji: their results hold for no other."""
     steps: int = 20
-    """Denoising steps."""
-    drawings: int = 64
-    """How many glosses of the embedded corpus to generate images for."""
+    """Denoising steps of the whole path."""
+    limit: int | None = None
+    """Only so many glosses of the embedded corpus (default: all)."""
+    cases: tuple[str, ...] = ()
+    """Only the cases with one of these words in their names, and the whole path."""
+    seeds: int = 3
+    """Of the teacher; 0 trains none."""
+    rounds: int = 3
+    """In which every case is timed."""
+    real: bool = True
+    """Time one image by the architecture of Stable Diffusion 2 too: random weights, 5.2 GB of memory and disk, half an hour a round."""
+    runs: Path = Path("runs/shortcuts")
+    """Where the runs go; those that are finished there are not made again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ Scheduler = Literal["own", "ddim", "dpm++", "euler", "lcm"]
 PromptStrategy = Literal["whole", "chunks", "keywords"]
 AttentionChoice = Literal["auto", "xformers", "sdpa"]
 CompileChoice = Literal["auto", "on", "off"]
+DeepCacheCut = Literal["level", "layer"]
+Fidelity = Literal["high", "balanced", "fast"]
 # 500 of at most 12 kB each stay well below 10 MB.
 MOST_THUMBNAILS = 500
 
@@ -34,12 +36,24 @@ class Generation:
     """Denoising steps (default: the generator's)."""
     guidance: float | None = None
     """Classifier-free guidance scale; 1 or less turns guidance off (default: the generator's)."""
+    guidance_interval: str | None = None
+    """a:b = classifier-free guidance only in this part of the steps, fractions with 0 <= a < b <= 1: steps from ⌊aN⌋ to before ⌊bN⌋ of N.
+    The others read half as many rows; other images (default: in every step)."""
+    guidance_reuse: bool = False
+    """After the interval, add the difference that guidance made in its last step, in place of none."""
     scheduler: Scheduler | None = None
     """Sampler; own = the one in the generator's folder (default: the generator's). lcm is for LoRAs of latent consistency models."""
     size_px: int | None = None
     """Side of the images in pixels (default: the generator's)."""
     deepcache: int | None = None
     """N = run the deep UNet blocks at every N-th step only (DeepCache); faster, but other images (default: the generator's, 1)."""
+    deepcache_cut: DeepCacheCut | None = None
+    """What the other steps of --deepcache run of the UNet: level (its outermost level) or layer (the last layer of it alone, as the authors
+    cut; faster still) (default: level)."""
+    fidelity: Fidelity | None = None
+    """Shortcuts that were measured together, where the generator has them: high (none); balanced (0.42 of the work of the preset fast;
+    0.75 to 0.77 without a UNet); fast (0.26; 0.62 to 0.66). They set --guidance-interval, --guidance-reuse, --deepcache and
+    --deepcache-cut; what is given stands (default: high)."""
     lora: tuple[str, ...] = ()
     """LoRA files, FILE.safetensors or FILE.safetensors:SCALE, fused into the generator's weights in this order. May be repeated."""
     unet: Path | None = None

@@ -87,7 +87,7 @@ COMMANDS = {
         "memory",
         "evaluate",
         "fidelity",
-        "pictures",
+        "shortcuts",
         "prompts",
         "models",
         "scale",

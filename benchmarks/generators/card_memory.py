@@ -12,13 +12,12 @@ from benchmarks.generators.full_prompts import FullPrompts
 from benchmarks.generators.real_configs import MODELS, real_generator
 from benchmarks.harness import finish
 from featurize.cost.batch_size import ALLOCATED, MOST_AT_ONCE, SPARE, most_rows
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
+from featurize.cost.stage_cost import DECODE, PROMPT, image_flops, stage_flops
 from featurize.cost.stage_memory import Part, decoder_part, denoiser_part, text_parts
 from featurize.encode.encoders import EncoderFiles
 from featurize.encode.image_encoder import skeleton
 from featurize.encode.preprocessing import Preprocessing
 from featurize.generate.generators import Generator
-from featurize.generate.text_to_image import denoiser_rows
 from featurize.plan.job import TEXT_BATCH
 from lugpi_core.command_line import say
 from lugpi_core.runtime.libraries import prepare_libraries
@@ -70,7 +69,7 @@ def on_card(generator: Generator) -> dict[str, Any]:
         "decode": stay_bytes + ALLOCATED * decoder.peak_bytes(sizes["decode"]),
     }
     flops = stage_flops(generator, ())
-    work = flops[PROMPT] + flops[DECODE] + denoiser_rows(generator) * flops[DENOISE]
+    work = flops[PROMPT] + flops[DECODE] + image_flops(generator, flops)
     return {
         "dtype": family.half,
         "px": generator.size_px,

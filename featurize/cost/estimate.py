@@ -8,9 +8,10 @@ from itertools import chain
 import torch
 
 from featurize.cost.batch_size import BatchSizes
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, encode_flops, stage_flops
+from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, REUSE, encode_flops, stage_flops
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.generate.text_to_image import TextToImage, denoiser_rows
+from featurize.generate.denoiser_rows import denoiser_rows
+from featurize.generate.text_to_image import TextToImage
 from featurize.plan.job import Job, StoreJob, missing_disk_bytes
 from featurize.plan.own_pictures import OwnJob
 from lugpi_core.runtime.meters import peak_memory_bytes
@@ -98,13 +99,15 @@ def missing_rows(job: Job) -> dict[str, int]:
         for shard, count in enumerate(rows)
         if shard not in final.get(LATENTS, ()) and any(shard not in shards for shards in final.values())
     )
+    per_image = denoiser_rows(job.generator)
     texts = 0
     if job.text_column is not None:
         done = _final_shards(job, job.text_column.name)
         texts = sum(count for shard, count in enumerate(rows) if shard not in done)
     return {
         PROMPT: (generated + texts) // job.plan.images_per_prompt,
-        DENOISE: generated * _forwards_per_image(job),
+        DENOISE: generated * per_image.whole,
+        **({REUSE: generated * per_image.reused} if job.generator.settings.deepcache > 1 else {}),
         DECODE: lacking(tokens),
         **{f"encode {job.encoders[name].name}": lacking([name]) for name in tokens},
     }
@@ -154,7 +157,7 @@ def warm_up(text_to_image: TextToImage, encoders: Mapping[str, ImageEncoder], jo
 
 
 def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing is missing") -> Estimate:
-    """Return what a run will take. Steps that DeepCache shortens count in full.
+    """Return what a run will take.
 
     Args:
         job: what is to be done.
@@ -169,7 +172,7 @@ def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing
         hours = flops / speed / 3600
         basis = f"on {block.device} a block of {block.images} images ran at {speed / 1e9:,.0f} GFLOP/s"
     return Estimate(
-        images=max(missing[DENOISE] // _forwards_per_image(job), missing[DECODE]),
+        images=max(missing[DENOISE] // denoiser_rows(job.generator).whole, missing[DECODE]),
         prompts=missing[PROMPT],
         flops=flops,
         hours=hours,
@@ -198,10 +201,6 @@ def estimate_own(job: OwnJob) -> Estimate:
         basis="reading pictures is not measured" if any(missing.values()) else "nothing is missing",
         is_generated=False,
     )
-
-
-def _forwards_per_image(job: Job) -> int:
-    return denoiser_rows(job.generator)
 
 
 def _final_shards(job: StoreJob, column: str) -> set[int]:

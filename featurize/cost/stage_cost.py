@@ -5,7 +5,7 @@ A stage is a module of diffusers, transformers or open_clip, built from its conf
 Shapes: B rows, h × w latent cells, S the encoder's side, T tokens, D width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from featurize.encode.encoders import EncoderFiles
 from featurize.encode.image_encoder import skeleton
 from featurize.generate.decoders import dtype_of
+from featurize.generate.deepcache import DeepReuse
+from featurize.generate.denoiser_rows import denoiser_rows
 from featurize.generate.families.family import LENGTHS, Family, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
 from featurize.generate.load_part import model_class, text_config
@@ -25,12 +27,13 @@ from featurize.generate.schedulers import own_scheduler
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import read_config, reason
 
-PROMPT, DENOISE, DECODE = "prompt", "denoise", "decode"
+PROMPT, DENOISE, REUSE, DECODE = "prompt", "denoise", "denoise, reusing", "decode"
 
 
 def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decoder_folder: Path | None = None) -> dict[str, float]:
     """Return the FLOPs of one row in each stage: ``prompt`` (one prompt through the text encoders), ``denoise`` (one row of the
-    denoiser; guidance doubles the rows), ``decode`` (one image) and ``encode <name>`` (one image) for each encoder.
+    denoiser; guidance doubles the rows), ``denoise, reusing`` (the same of a step that reuses deep features), ``decode`` (one
+    image) and ``encode <name>`` (one image) for each encoder.
 
     A multiply-add of matrix products, convolutions and attention is 2 FLOPs; element-wise operations are not counted.
 
@@ -46,6 +49,7 @@ def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decod
         return {
             PROMPT: _prompt_flops(generator),
             DENOISE: _denoise_flops(generator),
+            **({REUSE: _reuse_flops(generator)} if generator.settings.deepcache > 1 else {}),
             DECODE: _decode_flops(generator, decoder_folder),
             **{f"encode {files.name}": encode_flops(files) for files in encoders},
         }
@@ -115,6 +119,24 @@ def _prompt_flops(generator: Generator) -> float:
 
 def _denoise_flops(generator: Generator) -> float:
     return _count(partial(denoiser_of, generator.family), lambda denoiser: first_prediction(generator, denoiser, images=1, copies=1))
+
+
+def _reuse_flops(generator: Generator) -> float:
+    flops: list[int] = []
+    with torch.inference_mode():
+        denoiser, settings = denoiser_of(generator.family), generator.settings
+        DeepReuse(denoiser, settings.deepcache, settings.deepcache_cut).start()
+        for _ in range(2):
+            with FlopCounterMode(display=False) as counter:
+                first_prediction(generator, denoiser, images=1, copies=1)
+            flops.append(counter.get_total_flops())
+    return float(flops[1])
+
+
+def image_flops(generator: Generator, row_flops: Mapping[str, float]) -> float:
+    """Return the FLOPs of denoising one image, from those of a row as ``stage_flops`` counts them."""
+    rows = denoiser_rows(generator)
+    return rows.whole * row_flops[DENOISE] + rows.reused * row_flops.get(REUSE, 0.0)
 
 
 def first_prediction(generator: Generator, denoiser: Any, *, images: int, copies: int) -> torch.Tensor:

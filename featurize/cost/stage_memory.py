@@ -137,7 +137,7 @@ def denoiser_part(generator: Generator, dtype: torch.dtype, device_type: str) ->
     """
     family = generator.family
     model = _as_kept(denoiser_of(family), family.dtypes(dtype).get(family.denoiser, dtype), device_type)
-    copies = family.copies(generator.settings.guidance, 0, generator.settings.steps)
+    copies = 1 + (family.guidance_kind(generator.settings.guidance) == "cfg")
     return Part(model=model, run=lambda images: first_prediction(generator, model, images=images, copies=copies))
 
 

@@ -1,7 +1,8 @@
 """Latents to images: the generator's own decoder, or a small one instead (TAESD, an AutoencoderTiny of diffusers).
 
 Source: Ollin Boer Bohan, Tiny AutoEncoder for Stable Diffusion, github.com/madebyollin/taesd: distilled from the decoder of Stable
-Diffusion 1 and 2, or from that of XL. It reads the latents as the UNet writes them, not divided by the generator's scaling factor (its own
+Diffusion 1 and 2, of XL, of 3 or of FLUX.1, whose autoencoders many other models took over. (Those for FLUX.2, Qwen-Image and Sana are no
+AutoencoderTiny of diffusers 0.42.1.) It reads the latents as the denoiser writes them, not divided by the scaling factor (its own
 ``config.scaling_factor`` is 1), and returns images in about [-1, 1], like every decoder of diffusers. It first bounds the latents by a
 tanh, so an infinite latent gives a finite image: check the latents, not the image, for infinities.
 """
@@ -23,10 +24,13 @@ from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder, read_config
 
 _FULL, _TINY = "full", "tiny"
-_SOURCES: Mapping[str, str] = {
-    "StableDiffusionPipeline": "madebyollin/taesd",
-    "StableDiffusionXLPipeline": "madebyollin/taesdxl",
-    "LatentConsistencyModelPipeline": "madebyollin/taesd",
+# Channels, scaling factor and shift of an AutoencoderKL → the decoder for its latents. They tell latent spaces apart: models that share one
+# took the whole autoencoder over, numbers included.
+_SOURCES: Mapping[tuple[int, float, float], tuple[str, str]] = {
+    (4, 0.18215, 0.0): ("madebyollin/taesd", "Stable Diffusion 1 and 2"),
+    (4, 0.13025, 0.0): ("madebyollin/taesdxl", "XL"),
+    (16, 1.5305, 0.0609): ("madebyollin/taesd3", "3"),
+    (16, 0.3611, 0.1159): ("madebyollin/taef1", "FLUX.1"),
 }
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
@@ -95,16 +99,32 @@ def _tiny_decoder_for(generator: Generator) -> tuple[str, Path, str | None, str]
     # Another folder may have the name too (demo=FOLDER); its latents do not fit this decoder.
     if generator.name in EMBEDDED_GENERATORS and generator.folder == embedded_model(EMBEDDED_GENERATORS[generator.name]):
         return "taesd-demo", embedded_model("tiny"), None, EMBEDDED_LICENSE
-    source = _SOURCES.get(generator.pipeline_class)
-    if source is None:
+    space, vae = _latent_space(generator), generator.family.configs["vae"]
+    if space not in _SOURCES or generator.family.load_class("vae") != "AutoencoderKL" or vae.get("latents_mean"):
         raise InputError(
-            got=f"--decoder tiny for {generator.name} ({generator.pipeline_class})",
-            expected=f"a generator with a tiny decoder ({', '.join(_SOURCES)})",
+            got=f"--decoder tiny for {generator.name}, of whose latents ({_in_words(generator)}) there is none",
+            expected=f"latents of {', '.join(words for _, words in _SOURCES.values())}",
             do="use --decoder full, or tiny=FOLDER with an AutoencoderTiny for its latents",
         )
+    source = _SOURCES[space][0]
     folder = local_model_folder(source, patterns=(_CONFIG, _WEIGHTS), flag="--decoder tiny, which is")
     revision = None if Path(source).is_dir() else folder.name  # the hub's cache keeps each commit in a folder of its name
     return source.partition("/")[2], folder, revision, "MIT"
+
+
+def _latent_space(generator: Generator) -> tuple[int, float, float]:
+    family = generator.family
+    vae = family.configs["vae"]
+    shift = vae.get("shift_factor") if family.shifts_latents else None
+    # The defaults of AutoencoderKL; configurations of Stable Diffusion 1 omit the factor.
+    return int(vae.get("latent_channels", 4)), float(vae.get("scaling_factor", 0.18215)), float(shift or 0.0)
+
+
+def _in_words(generator: Generator) -> str:
+    channels, scale, shift = _latent_space(generator)
+    return f"{generator.family.load_class('vae')} of {channels} channels, scaled by {scale:g}" + (
+        f", shifted by {shift:g}" if shift else ""
+    )
 
 
 def _decoder_in(name: str, folder: Path, revision: str | None, license: str, generator: Generator) -> DecoderFiles:

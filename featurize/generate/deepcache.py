@@ -1,16 +1,41 @@
-"""DeepCache: most denoising steps run the UNet's outermost level only, and reuse the deeper features of an earlier step.
+"""DeepCache: most denoising steps run the UNet's outermost layers only, and reuse the deeper features of an earlier step.
 
 Source: Ma, Fang & Wang 2023, "DeepCache: Accelerating Diffusion Models for Free", arXiv 2312.00858, with the uniform schedule: of every N
-steps the first is whole. The others compute conv_in, the first down block, the last up block and conv_out; from below comes the
-input of the last up block of the last whole step. The UNet's forward is not rewritten: wrappers around the deep blocks skip them.
+steps the first is whole. The UNet's forward is not rewritten: wrappers around deep modules skip them. There are two cuts:
+
+* ``level``: the others compute conv_in, the first down block, the last up block and conv_out; from below comes the input of the last up
+  block of the last whole step.
+* ``layer``: they compute conv_in, the last layer of the last up block and conv_out; from below comes that layer's input. It is the cut that
+  the authors' package takes by default (``cache_branch_id=0``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from featurize.options import DeepCacheCut
 from lugpi_core.errors import InputError
+
+# Up blocks that read one residual a layer, and those of them whose layers have attention.
+_WITH_ATTENTION = ("CrossAttnUpBlock2D", "AttnUpBlock2D", "SimpleCrossAttnUpBlock2D")
+_LAYERED = ("UpBlock2D", "ResnetUpsampleBlock2D", *_WITH_ATTENTION)
+
+
+def whole_steps(rows: Sequence[int], every: int) -> tuple[bool, ...]:
+    """Return which evaluations of the denoiser are whole: of N the first, and each that has more rows than the last whole one.
+
+    Args:
+        rows: of each evaluation; guidance doubles them.
+        every: N.
+    """
+    whole: list[bool] = []
+    kept, since = 0, 0
+    for count in rows:
+        whole.append(since == 0 or since >= every or count > kept)
+        kept, since = (count, 1) if whole[-1] else (kept, since + 1)
+    return tuple(whole)
 
 
 class DeepReuse:
@@ -18,35 +43,48 @@ class DeepReuse:
 
     Off until ``start``: the UNet computes the same bits as before. The names of the UNet's parameters change, so load the weights first.
 
-    A reuse step costs 46.2 % of a whole forward of Stable Diffusion 2 at 768 px, 38.2 % at 512 px: the outermost level has the attention
-    over all latent cells (floating-point operations of matrix products and convolutions, counted by torch's FlopCounterMode).
+    With the cut ``level``, a reuse step costs 46.2 % of a whole forward of Stable Diffusion 2 at 768 px, 38.2 % at 512 px: the outermost
+    level has the attention over all latent cells. With ``layer`` it is 9.4 % and 7.9 % (floating-point operations of matrix products and
+    convolutions, counted by torch's FlopCounterMode).
 
-    Between ``start`` and ``stop`` one tensor is held: the input of the last up block, for Stable Diffusion [B, 640, h, w] in the dtype of
-    the UNet, where B includes guidance's second half. After ``stop`` nothing is held.
+    Between ``start`` and ``stop`` one tensor is held: the input of the last up block, or of its last layer; for Stable Diffusion
+    [B, 640, h, w] or [B, 320, h, w] in the dtype of the UNet, where B includes guidance's second half. After ``stop`` nothing is held.
     """
 
-    def __init__(self, unet: Any, every: int) -> None:
+    def __init__(self, unet: Any, every: int, cut: DeepCacheCut = "level") -> None:
         """Put the wrappers into ``unet``, in place.
 
         Args:
-            unet: a UNet2DConditionModel. Its forwards are counted from here on: each is one step, whatever the scheduler.
+            unet: a UNet2DConditionModel. Its forwards are counted from here on: each is one step, whatever the scheduler. If a step has
+                fewer rows than the last whole one, they are its last rows: those with the prompt.
             every: N; of N forwards after ``start`` the first is whole. At least 2.
+            cut: what the others compute.
 
         Raises:
-            InputError: the UNet has one level only, so there is nothing deeper.
+            InputError: the UNet has nothing deeper, or another kind of last up block.
         """
         assert every >= 2, every
-        if len(unet.up_blocks) < 2:
-            raise InputError(got="a UNet of one level", expected="at least two levels", do="use --deepcache 1")
         self._state = state = _State(every)
-        for level in range(1, len(unet.down_blocks)):
+        if cut == "layer":
+            _check_layers(unet)
+            last = unet.up_blocks[-1]
+            has_attention = unet.config.up_block_types[-1] in _WITH_ATTENTION
+            for number in range(len(last.resnets) - 1):
+                keeps = number == len(last.resnets) - 2
+                last.resnets[number] = _DeepLayer(last.resnets[number], state, keeps=keeps and not has_attention)
+                if has_attention:
+                    last.attentions[number] = _DeepLayer(last.attentions[number], state, keeps=keeps)
+        elif len(unet.up_blocks) < 2:
+            raise InputError(got="a UNet of one level", expected="at least two levels", do="use --deepcache 1, or --deepcache-cut layer")
+        for level in range(0 if cut == "layer" else 1, len(unet.down_blocks)):
             unet.down_blocks[level] = _DeepDown(unet.down_blocks[level], state)
-        unet.mid_block = _DeepMid(unet.mid_block, state)
+        if unet.mid_block is not None:
+            unet.mid_block = _DeepMid(unet.mid_block, state)
         last_deep = len(unet.up_blocks) - 2
         for level in range(last_deep + 1):
-            unet.up_blocks[level] = _DeepUp(unet.up_blocks[level], state, keeps=level == last_deep)
+            unet.up_blocks[level] = _DeepUp(unet.up_blocks[level], state, keeps=cut == "level" and level == last_deep)
         # Counted outside the forward, which reads only ``whole``: compiled, it then has two variants, not one for each count.
-        unet.register_forward_pre_hook(state.next_forward)
+        unet.register_forward_pre_hook(state.next_forward, with_kwargs=True)
 
     def start(self) -> None:
         """Begin a batch: forget the features of an earlier one; the next forward is whole."""
@@ -57,8 +95,18 @@ class DeepReuse:
         self._state.start(counting=False)
 
 
+def _check_layers(unet: Any) -> None:
+    kind = unet.config.up_block_types[-1]
+    if kind not in _LAYERED:
+        raise InputError(
+            got=f"--deepcache-cut layer for a UNet whose last up block is a {kind}",
+            expected=f"one of {', '.join(_LAYERED)}",
+            do="use --deepcache-cut level",
+        )
+
+
 class _State:
-    """What the wrappers share: whether this forward is whole, and the last up block's input in the last whole one."""
+    """What the wrappers share: whether this forward is whole, and what was kept of the last whole one."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -68,26 +116,43 @@ class _State:
         self.counting = counting
         self.whole = True
         self.deep: torch.Tensor | None = None
-        self._forwards = 0
+        self._since, self._rows = 0, 0
 
-    def next_forward(self, *_: Any) -> None:
-        self.whole = not self.counting or self._forwards % self.every == 0
-        self._forwards += 1
+    def next_forward(self, _: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Decide as ``whole_steps`` does, of which this is one step."""
+        rows = len(given[0] if given else named["sample"])
+        self.whole = not self.counting or self._since == 0 or self._since >= self.every or rows > self._rows
+        self._since = 1 if self.whole else self._since + 1
+        self._rows = rows if self.whole else self._rows
+
+    def kept(self, rows: int) -> torch.Tensor:
+        """Return what was kept, of the last rows."""
+        assert self.deep is not None
+        return self.deep if len(self.deep) == rows else self.deep[-rows:]
 
 
 class _Deep(nn.Module):
-    """A block of the UNet that is skipped in reuse steps, with the attributes that the UNet's forward reads."""
+    """A module of the UNet that is skipped in reuse steps. Skipped ones hand on no channels at all, so that nothing is copied."""
 
-    def __init__(self, block: Any, state: _State) -> None:
+    def __init__(self, block: Any, state: _State, *, keeps: bool = False) -> None:
         super().__init__()
         self.block = block
         self.has_cross_attention = getattr(block, "has_cross_attention", False)  # as in the UNet's forward
-        self._state = state
+        self._state, self._keeps = state, keeps
 
     @property
     def resnets(self) -> Any:
         """Those of the block; the UNet counts them to share out the residuals among the up blocks."""
         return self.block.resnets
+
+    def keep(self, sample: torch.Tensor) -> None:
+        """Keep a whole step's output, if this is the module whose output is reused."""
+        if self._keeps and self._state.counting:
+            self._state.deep = sample
+
+    def in_place_of(self, sample: torch.Tensor) -> torch.Tensor:
+        """Return what a reuse step hands on."""
+        return self._state.kept(len(sample)) if self._keeps else sample[:, :0]
 
 
 class _DeepDown(_Deep):
@@ -99,23 +164,31 @@ class _DeepDown(_Deep):
             self._residuals = len(residuals)
             return sample, residuals
         # Never read: as many as the UNet hands to the deep up blocks.
-        return hidden_states, (hidden_states,) * self._residuals
+        return hidden_states[:, :0], (hidden_states[:, :0],) * self._residuals
 
 
 class _DeepMid(_Deep):
     def forward(self, hidden_states: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        return self.block(hidden_states, *rest, **named) if self._state.whole else hidden_states
+        return self.block(hidden_states, *rest, **named) if self._state.whole else self.in_place_of(hidden_states)
 
 
 class _DeepUp(_Deep):
-    def __init__(self, block: Any, state: _State, *, keeps: bool) -> None:
-        super().__init__(block, state)
-        self._keeps = keeps
-
     def forward(self, hidden_states: torch.Tensor, **rest: Any) -> Any:
-        if self._state.whole:
-            sample = self.block(hidden_states=hidden_states, **rest)
-            if self._keeps and self._state.counting:
-                self._state.deep = sample
-            return sample
-        return self._state.deep if self._keeps else hidden_states
+        if not self._state.whole:
+            return self.in_place_of(hidden_states)
+        sample = self.block(hidden_states=hidden_states, **rest)
+        self.keep(sample)
+        return sample
+
+
+class _DeepLayer(_Deep):
+    """A resnet or transformer of the last up block, the last of each excepted."""
+
+    def forward(self, hidden_states: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        is_tuple = named.get("return_dict") is False
+        if not self._state.whole:
+            sample = self.in_place_of(hidden_states)
+            return (sample,) if is_tuple else sample
+        output = self.block(hidden_states, *rest, **named)
+        self.keep(output[0] if is_tuple else output)
+        return output

@@ -14,13 +14,15 @@ from typing import Any, get_args
 
 from featurize.generate.families import family_of
 from featurize.generate.families.family import Family
+from featurize.generate.fidelity import shortcuts_in_words, with_shortcuts
 from featurize.generate.folder_check import check_folder
 from featurize.generate.folder_settings import folder_settings
 from featurize.generate.generator_files import GeneratorFiles, find_files
+from featurize.generate.guidance import check_guidance, in_words, interval_of
 from featurize.generate.lora import LoraFile, find_loras, require_reader
 from featurize.generate.presets import PRESETS, GeneratorPreset
 from featurize.generate.sampler_settings import recorded_settings
-from featurize.options import Scheduler
+from featurize.options import DeepCacheCut, Fidelity, Scheduler
 from lugpi_core.errors import InputError, nearest, number_of
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.pretrained import read_config
@@ -87,9 +89,9 @@ class Generator:
         source = f" ({self.settings_from})" if self.settings_from else ""
         spacing = f"{self.sampler['timestep_spacing']} " if "timestep_spacing" in self.sampler else ""
         fused = "".join(f", {lora.path.name} × {lora.scale:g}" for lora in self.loras)
-        return (
-            f"{number_of(settings.steps, spacing + 'step{s}')}, guidance {settings.guidance:g}{source}, {self.size_px} px, {mixed}{fused}"
-        )
+        shortcuts = "".join(f", {words}" for words in shortcuts_in_words(dataclasses.asdict(settings)))
+        steps = number_of(settings.steps, spacing + "step{s}")
+        return f"{steps}, guidance {settings.guidance:g}{source}{shortcuts}, {self.size_px} px, {mixed}{fused}"
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the latents, except prompts, seeds and dtype. The hub's commit is left out: the same weights may come from a
@@ -103,6 +105,9 @@ class Generator:
             "guidance": self.settings.guidance,
             "scheduler": self.settings.scheduler,
             "deepcache": self.settings.deepcache,
+            **({"guidance_interval": self.settings.guidance_interval} if self.settings.guidance_interval else {}),
+            **({"deepcache_cut": self.settings.deepcache_cut} if self.settings.deepcache_cut != "level" else {}),
+            **({"guidance_reuse": True} if self.settings.guidance_reuse else {}),
             **({"index": dict(index)} if (index := self.family.index_settings) else {}),
             **({"sampler": dict(self.sampler)} if self.sampler else {}),
             **({"loras": [lora.fingerprint() for lora in self.loras]} if self.loras else {}),
@@ -134,7 +139,9 @@ def generator_settings(name_or_source: str, overrides: Mapping[str, Any]) -> Gen
             expected="a preset, PRESET=FOLDER, a diffusers folder, a .safetensors file or a hub id owner/name",
             do=nearest(name, PRESETS),
         )
-    given: dict[str, Any] = {key: Path(value) if key == "unet" else value for key, value in overrides.items() if value is not None}
+    given: dict[str, Any] = {
+        key: Path(value) if key == "unet" else value for key, value in overrides.items() if value is not None and value is not False
+    }
     undecided = () if name in PRESETS else tuple(key for key in ("steps", "guidance", "scheduler") if key not in given)
     settings = dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given, undecided=undecided, given=tuple(given))
     if settings.generator_config is not None and not is_file:
@@ -143,7 +150,7 @@ def generator_settings(name_or_source: str, overrides: Mapping[str, Any]) -> Gen
             expected="a file, which has no configuration of its own",
             do="leave out --generator-config",
         )
-    return _check_settings(settings)
+    return _checked(settings)
 
 
 def _is_checkpoint(path: str, *, given: str) -> bool:
@@ -184,20 +191,30 @@ def find_generator(name_or_source: str, settings: GeneratorPreset, *, half: bool
         ) from None
 
 
-def _check_settings(settings: GeneratorPreset) -> GeneratorPreset:
+def _checked(settings: GeneratorPreset) -> GeneratorPreset:
     if settings.steps < 1:
         raise InputError(got=f"--steps {settings.steps}", expected="at least 1", do="give a positive number")
     if not math.isfinite(settings.guidance):
         raise InputError(got=f"--guidance {settings.guidance}", expected="a finite number", do="give for instance 7.5, or 0 for none")
-    if settings.scheduler not in get_args(Scheduler):
-        raise InputError(got=f"--scheduler {settings.scheduler}", expected=f"one of {', '.join(get_args(Scheduler))}", do="choose one")
+    for flag, choices in (("scheduler", Scheduler), ("deepcache_cut", DeepCacheCut), ("fidelity", Fidelity)):
+        if (choice := getattr(settings, flag)) not in get_args(choices):
+            got = f"--{flag.replace('_', '-')} {choice}"
+            raise InputError(got=got, expected=f"one of {', '.join(get_args(choices))}", do="choose one")
     if settings.deepcache < 1:
         raise InputError(got=f"--deepcache {settings.deepcache}", expected="at least 1", do="give for instance 3, or 1 for none")
+    if settings.deepcache_cut != "level" and settings.deepcache == 1:
+        raise InputError(
+            got=f"--deepcache-cut {settings.deepcache_cut} without --deepcache",
+            expected="steps that reuse deep features",
+            do="give for instance --deepcache 3",
+        )
     if settings.size_px is not None and (settings.size_px < 8 or settings.size_px % 8):
         raise InputError(got=f"--size-px {settings.size_px}", expected="a positive multiple of 8", do="give for instance 512")
     if settings.unet is not None and not _is_checkpoint(str(settings.unet), given=f"--unet {settings.unet}"):
         raise InputError(got=f"--unet {settings.unet}", expected=f"a {_CHECKPOINT} file", do="check the path")
-    return settings
+    if settings.guidance_interval is None:
+        return settings
+    return dataclasses.replace(settings, guidance_interval=in_words(interval_of(settings.guidance_interval)))
 
 
 def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, loras: tuple[LoraFile, ...], *, half: bool) -> Generator:
@@ -224,6 +241,8 @@ def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, l
     names = (Path(name.partition("@")[0]).name, *files.names, *(lora.path.stem for lora in loras))
     settings, settings_from, is_distilled = _decided(settings, family, name, names)
     _warn_of_idle_guidance(family, settings)
+    settings = with_shortcuts(family, settings)
+    check_guidance(family, settings)
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     return Generator(
         name=name if name in PRESETS else Path(name.partition("@")[0]).name.removesuffix(_CHECKPOINT) or folder.resolve().name,

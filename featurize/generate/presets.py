@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featurize.options import Scheduler
+from featurize.options import DeepCacheCut, Fidelity, Scheduler
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE
 
 _SD = "StableDiffusionPipeline"
@@ -31,7 +31,11 @@ class GeneratorPreset:
         size_px: side of the images; None = the size it was trained for.
         scheduler: ``own`` = the one in its folder.
         is_distilled: to few steps: its timesteps are trailing, and its images hardly differ from seed to seed.
+        guidance_interval: ``a:b``, fractions of the steps in which classifier-free guidance acts; None = in all of them.
+        guidance_reuse: whether the last difference by guidance is kept after them.
         deepcache: N = run the deep UNet blocks every N-th step; 1 = every step.
+        deepcache_cut: what the other steps run.
+        fidelity: which of these shortcuts, where the user gave none.
         license: as the model's card stated it when the preset was written.
         text_license: of the text encoder, where it is another and the card does not say so.
         notice: what a user must be told.
@@ -48,7 +52,11 @@ class GeneratorPreset:
     guidance: float = 7.5
     scheduler: Scheduler = "own"
     is_distilled: bool = False
+    guidance_interval: str | None = None
+    guidance_reuse: bool = False
     deepcache: int = 1
+    deepcache_cut: DeepCacheCut = "level"
+    fidelity: Fidelity = "high"
     license: str = "see the model's own card"
     text_license: str | None = None
     notice: str | None = None

@@ -18,8 +18,9 @@ from featurize.generate.decoders import DecoderFiles, dtype_of, in_unit_range, o
 from featurize.generate.deepcache import DeepReuse
 from featurize.generate.families.family import Family, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
+from featurize.generate.guidance import Guide, copies_of_steps
 from featurize.generate.parts import load_parts
-from featurize.generate.schedulers import load_scheduler, step_arguments
+from featurize.generate.schedulers import step_arguments
 from featurize.options import AttentionChoice
 from lugpi_core.runtime.device import Compute
 
@@ -61,7 +62,8 @@ class TextToImage:
         self._negative: PromptEmbeddings | None = None
         self._heals = False
         self.attention = set_attention(parts.denoiser, attention, self._device)
-        self._reuse = DeepReuse(parts.denoiser, generator.settings.deepcache) if generator.settings.deepcache > 1 else None
+        settings = generator.settings
+        self._reuse = DeepReuse(parts.denoiser, settings.deepcache, settings.deepcache_cut) if settings.deepcache > 1 else None
         self.compilation = Compilation(parts.denoiser, parts.vae)
 
     def record(self) -> dict[str, Any]:
@@ -124,19 +126,19 @@ class TextToImage:
         extra = step_arguments(scheduler, noises)
         conditions: dict[int, Mapping[str, Any]] = {}
         times = family.times(scheduler)
+        every_copies = copies_of_steps(family, self.generator.settings, len(times))
+        guide = Guide(family, sampling.guidance, reuses=self.generator.settings.guidance_reuse)
         with self.compilation.for_rows("denoise", len(seeds) * (1 + self.guided)), self._deepcache():
             for number, (on_host, on_device_) in enumerate(zip(times, times.to(self._device), strict=True)):
                 before_step()
                 step = Step(number=number, last=len(times) - 1, on_host=on_host, on_device=on_device_)
-                copies = family.copies(sampling.guidance, number, len(times))
+                copies = every_copies[number]
                 if copies not in conditions:
                     conditions[copies] = self._conditions(embeddings, copies, sampling)
                 predicted = family.predict(parts, latents, step, conditions[copies], copies)
                 if self.compilation.graphs:
                     predicted = predicted.clone()  # the next run of the graph overwrites it, and some schedulers need it later
-                if copies == 2:
-                    predicted = family.guide(predicted, sampling.guidance)
-                latents = family.step(scheduler, predicted, step, latents, extra)
+                latents = family.step(scheduler, guide.guided(predicted, copies), step, latents, extra)
         return family.stored(latents, sampling.size_px)
 
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
@@ -189,7 +191,9 @@ class TextToImage:
         Returns:
             The decoded images, [decoded, 3, H, W].
         """
-        latents_BChw = self._step_on_zeros(prompt, self._sampling(images))
+        if self.compilation.part != "off" and self.generator.settings.guidance_interval is not None:
+            self._step_on_zeros(prompt, self._sampling(images), 1)
+        latents_BChw = self._step_on_zeros(prompt, self._sampling(images), 1 + self.guided)
         return self.decode(latents_BChw[:decoded])
 
     def try_parts(self) -> Iterator[str]:
@@ -202,20 +206,20 @@ class TextToImage:
         sampling = self._sampling(1)
         cell_px = sampling.size_px // self.generator.latent_shape[1]
         small = dataclasses.replace(sampling, size_px=min(sampling.size_px, 8 * cell_px))
-        latents_1Chw = self._step_on_zeros(prompt, small)
+        latents_1Chw = self._step_on_zeros(prompt, small, 1 + self.guided)
         yield "vae"
         self._decode(latents_1Chw)
 
     @torch.inference_mode()
-    def _step_on_zeros(self, prompt: PromptEmbeddings, sampling: Sampling) -> torch.Tensor:
+    def _step_on_zeros(self, prompt: PromptEmbeddings, sampling: Sampling, copies: int) -> torch.Tensor:
         family, parts, dtype = self.family, self.parts, dtype_of(self.parts.denoiser)
         # Some schedulers change the dtype of their steps here.
         family.set_timesteps(parts.scheduler, sampling)
         zeros_BChw = torch.zeros((sampling.images, *family.latent_shape(sampling.size_px)), device=self._device)
         latents = family.first_latents(parts.scheduler, zeros_BChw, dtype)
-        time, copies = torch.ones_like(family.times(parts.scheduler)[0]), 1 + self.guided
+        time = torch.ones_like(family.times(parts.scheduler)[0])
         step = Step(number=0, last=0, on_host=family.times(parts.scheduler)[0], on_device=time.to(self._device))
-        with self.compilation.for_rows("denoise", sampling.images * copies):
+        with self.compilation.for_rows("denoise", sampling.images * (1 + self.guided)):
             conditions = self._conditions(prompt.rows([0] * sampling.images), copies, sampling)
             predicted = family.predict(parts, latents, step, conditions, copies)
         if copies == 2:
@@ -285,16 +289,3 @@ def encoding_order(family: Family, parts: Parts, prompts: Sequence[str]) -> list
 def _tensors_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def denoiser_rows(generator: Generator) -> int:
-    """Return how many rows of the denoiser an image takes: one for each evaluation, two where classifier-free guidance acts.
-
-    Raises:
-        InputError: the scheduler does not load, or does not take the steps.
-    """
-    family, settings, scheduler = generator.family, generator.settings, load_scheduler(generator)
-    sampling = Sampling(images=1, size_px=generator.size_px, steps=settings.steps, guidance=settings.guidance)
-    family.set_timesteps(scheduler, sampling)
-    evaluations = len(family.times(scheduler))
-    return sum(family.copies(settings.guidance, number, evaluations) for number in range(evaluations))

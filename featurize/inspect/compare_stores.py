@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
+from featurize.cost.stage_cost import DECODE, PROMPT, image_flops, stage_flops
 from featurize.generate.decoders import check_decoder_name, find_decoder
+from featurize.generate.fidelity import shortcuts_in_words
 from featurize.generate.generators import Generator, weight_bytes
-from featurize.generate.text_to_image import denoiser_rows
 from featurize.inspect.columns import MOST_DIVERSE_TEXTS, Subject, first_prompt, inspect_column, notice_of, open_subject, unfinished
 from featurize.inspect.comparison import BetweenSeeds, ComparedStore, Comparison, PictureSheet, ProbeDifference, Work
 from featurize.inspect.decoded_images import DECODE_TFLOP, generator_of, only_text_vectors, to_bytes
@@ -221,7 +221,7 @@ def _settings_in_words(entry: _Entry, about: Mapping[str, Any]) -> str:
         return "-"
     words = [number_of(about["steps"], "step{s}"), f"guidance {about.get('guidance'):g}", f"{about.get('size_px')} px"]
     words += [f"scheduler {about['scheduler']}"] if about.get("scheduler", "own") != "own" else []
-    words += [f"DeepCache {about['deepcache']}"] if about.get("deepcache", 1) != 1 else []
+    words += shortcuts_in_words(about)
     words += [f"prompts {entry.prompts}"] if entry.prompts != "whole" else []
     return ", ".join([*words, str(entry.generation.get("dtype", ""))])
 
@@ -237,7 +237,7 @@ def _work(entry: _Entry) -> Work | LeftOut:
         return LeftOut(left_out=str(error))
     images_of_prompt = 1 if entry.prompts == "chunks" else entry.subject.table.drawings.shape[1]
     return Work(
-        denoise_tflop=flops[DENOISE] * denoiser_rows(generator) / 1e12,
+        denoise_tflop=image_flops(generator, flops) / 1e12,
         prompt_tflop=flops[PROMPT] / images_of_prompt / 1e12,
         decode_tflop=flops[DECODE] / 1e12,
     )

@@ -23,7 +23,16 @@ from lugpi_core.store.reader import ColumnReader, columns_of
 # Work that decoding may take by default, in 10^12 operations: about two minutes on one CPU core, less than one on a GPU.
 DECODE_TFLOP: Mapping[str, float] = {"cpu": 10.0, "cuda": 1000.0}
 _BATCH_PIXELS, _MAX_BATCH = 1 << 20, 32
-_RECORDED_SETTINGS = ("steps", "guidance", "scheduler", "size_px", "deepcache")
+_RECORDED_SETTINGS = (
+    "steps",
+    "guidance",
+    "guidance_interval",
+    "guidance_reuse",
+    "scheduler",
+    "size_px",
+    "deepcache",
+    "deepcache_cut",
+)
 _FILE_FLAGS = ("unet", "generator_config")
 
 

@@ -32,7 +32,20 @@ from lugpi_core.store.reader import columns_of
 from lugpi_core.store.virtual_view import VIEW
 from lugpi_core.store.writer import missing_bytes
 
-OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache", "lora", "unet", "generator_config")
+OVERRIDES = (
+    "steps",
+    "guidance",
+    "guidance_interval",
+    "guidance_reuse",
+    "scheduler",
+    "size_px",
+    "deepcache",
+    "deepcache_cut",
+    "fidelity",
+    "lora",
+    "unet",
+    "generator_config",
+)
 # Prompts that are encoded together; a fixed number, counted from the start of a window, so that a resumed run encodes the same batches.
 TEXT_BATCH = 32
 # Of the prompts whose embeddings are held at once, in float32.

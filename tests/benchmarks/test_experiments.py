@@ -39,7 +39,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Sequence[Se
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tables.json").write_text(json.dumps({"rows": {}}))
 
-    monkeypatch.setattr(experiments, "_run", run)
+    monkeypatch.setattr(experiments, "run_commands", run)
     monkeypatch.setattr(experiments, "_minilm", lambda: "minilm-folder")
     monkeypatch.chdir(tmp_path)
     return commands
@@ -91,4 +91,4 @@ def test_bad_input_is_one_line(flags: tuple[str, ...], message: str, capsys: pyt
 
 def test_a_command_that_fails_ends_the_experiment() -> None:
     with pytest.raises(InputError, match="exit status 2"):
-        experiments._run([("train", "no-such-command")])
+        experiments.run_commands([("train", "no-such-command")])

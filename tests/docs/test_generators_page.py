@@ -8,10 +8,9 @@ import pytest
 
 from benchmarks.generators.real_configs import MODELS, real_generator
 from benchmarks.harness import RESULTS
-from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, stage_flops
+from featurize.cost.stage_cost import DECODE, PROMPT, image_flops, stage_flops
 from featurize.generate.generators import find_generator
 from featurize.generate.presets import EMBEDDED_GENERATORS, PRESETS
-from featurize.generate.text_to_image import denoiser_rows
 from tests.support.checkout import ROOT
 
 RECORD: dict[str, Any] = json.loads(sorted(RESULTS.glob("card_*.json"))[-1].read_text())["figures"]["presets"]
@@ -51,7 +50,7 @@ def test_the_table_has_the_work_that_was_counted() -> None:
         if name in EMBEDDED_GENERATORS:
             generator = find_generator(name, preset, half=False)
             flops = stage_flops(generator, ())
-            work = (flops[PROMPT] + flops[DECODE] + denoiser_rows(generator) * flops[DENOISE]) / 1e12
+            work = (flops[PROMPT] + flops[DECODE] + image_flops(generator, flops)) / 1e12
         elif name in RECORD:
             work = RECORD[name]["tflop"]
         elif preset.size_px == PRESETS["paper"].size_px:

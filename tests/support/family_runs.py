@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import torch
 
+from featurize.generate.denoiser_rows import denoiser_rows
 from featurize.generate.families.family import Family, Parts, PromptEmbeddings
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.runtime.device import Compute, resolve_compute
+from tests.support.scale_by_step import ScaleByStep, counted_rows
 from tests.support.tiny_pipelines import library_pipeline
 
 SIZE_PX, STEPS = 64, 3
@@ -30,15 +32,17 @@ class Twins:
 
     def __init__(self, folder: Path, *, stored: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents, **how: Any) -> None:
         self.folder, self.pipeline, self._stored, self._how = folder, library_pipeline(folder), stored, how
-        self._models: dict[float, TextToImage] = {}
+        self._models: dict[tuple[Any, ...], TextToImage] = {}
 
-    def models(self, guidance: float = 1.0) -> TextToImage:
-        """Return our loop at a guidance scale, loaded once."""
-        if guidance not in self._models:
-            settings = generator_settings(str(self.folder), {"steps": STEPS, "size_px": SIZE_PX, "guidance": guidance})
-            generator = find_generator(str(self.folder), settings, half=False)
-            self._models[guidance] = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
-        return self._models[guidance]
+    def models(self, guidance: float = 1.0, **settings: Any) -> TextToImage:
+        """Return our loop at a guidance scale, loaded once for all settings."""
+        key = (guidance, *settings.items())
+        if key not in self._models:
+            given = {"steps": STEPS, "size_px": SIZE_PX, "guidance": guidance, **settings}
+            settings_ = generator_settings(str(self.folder), given)
+            generator = find_generator(str(self.folder), settings_, half=False)
+            self._models[key] = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+        return self._models[key]
 
     @property
     def family(self) -> Family:
@@ -58,9 +62,9 @@ class Twins:
         drawn: torch.Tensor = self.pipeline(prompt=list(prompts), generator=noise, output_type=output, **{**sizes, **how})[0]
         return self._stored(drawn) if output == "latent" else drawn
 
-    def ours(self, prompts: Prompts, seeds: Sequence[int], guidance: float) -> torch.Tensor:
+    def ours(self, prompts: Prompts, seeds: Sequence[int], guidance: float, **settings: Any) -> torch.Tensor:
         """Return the latents that we store. Each prompt is encoded by itself."""
-        models = self.models(guidance)
+        models = self.models(guidance, **settings)
         with models.text_encoder_on_device():
             embeddings = PromptEmbeddings.joined([models.encode_prompts([prompt]) for prompt in prompts])
         return models.denoise(embeddings, seeds)
@@ -101,6 +105,30 @@ class Twins:
         alone = [self.ours([prompt], [seed], guidance) for prompt, seed in zip(PROMPTS, seeds, strict=True)]
         assert (batch - torch.cat(alone)).abs().max() <= 1e-5 * batch.abs().max()
         assert (self.ours([PROMPTS[0]], [1], guidance) - self.ours([PROMPTS[1]], [1], guidance)).abs().max() > 1e-3  # prompts do matter
+
+    def check_interval(self, guidance: float, off: float) -> None:
+        """Assert that guidance in the second step alone gives the latents of the library with another scale in every step, reads one row in
+        each other step, and is the same to the bit as without an interval if that is the whole.
+
+        Args:
+            guidance: scale of the guided step.
+            off: the scale of no guidance.
+        """
+        interval, prompts, seeds = "0.4:0.7", PROMPTS[:2], [1, 2]
+        models = self.models(guidance, guidance_interval=interval)
+        evaluations = denoiser_rows(models.generator).total - 1
+        expected, scales = [], []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            scales.append(ScaleByStep([off, guidance, *[off] * (evaluations - 2)]))
+            expected.append(self.library([prompt], [seed], scales[-1]))
+        with counted_rows(models.parts.denoiser) as rows:
+            ours = self.ours(prompts, seeds, guidance, guidance_interval=interval)
+        assert [scale.step for scale in scales] == [evaluations] * 2
+        assert (ours - torch.cat(expected)).abs().max() <= 1e-5 * ours.abs().max()
+        assert sum(rows) == len(prompts) * (evaluations + 1)
+        whole = self.ours(prompts, seeds, guidance, guidance_interval="0:1")
+        assert torch.equal(whole, self.ours(prompts, seeds, guidance))
+        assert not torch.equal(whole, ours)
 
     def check_cut(self, whole: str, cut: str) -> None:
         """Assert that two prompts are read alike, and that the longer is counted as cut."""

@@ -257,10 +257,6 @@ class Family(ABC):
         """Return how a guidance scale acts in this generator."""
         return "cfg" if scale > 1 else "none"
 
-    def copies(self, scale: float, step: int, steps: int) -> int:
-        """Return how many rows of the denoiser an image takes in a step: 2 where classifier-free guidance acts."""
-        return 2 if self.guidance_kind(scale) == "cfg" else 1
-
     def dtypes(self, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
         """Return the dtype of every part that differs from the one that was asked for."""
         return {}

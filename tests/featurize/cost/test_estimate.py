@@ -45,6 +45,16 @@ def test_of_several_images_a_text_the_prompt_is_read_once(table: Path, tmp_path:
     assert (missing["prompt"], missing["denoise"], missing["decode"]) == (13, 39 * 2, 39)
 
 
+def test_rows_of_shortcuts_are_counted_apart(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = _job(table, tmp_path, steps=4, guidance_interval="0:0.5", deepcache=2, deepcache_cut="layer", encoders=("clip-demo",))
+    missing = {"prompt": 13, "denoise": 13 * 3, "denoise, reusing": 13 * 3, "decode": 13, "encode clip-demo": 13}
+    assert missing_rows(job) == missing
+    flops = {name: float(2**number) for number, name in enumerate(missing)}
+    monkeypatch.setattr("featurize.cost.estimate.row_flops", lambda _: flops)
+    estimate = estimate_run(job, None)
+    assert (estimate.images, estimate.flops) == (13, sum(flops[name] * rows for name, rows in missing.items()))
+
+
 BLOCK = WarmUp(images=4, flops=2e9, seconds=0.5, peak_bytes=10**9, device="CPU, float32")
 
 

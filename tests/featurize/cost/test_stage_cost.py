@@ -12,11 +12,13 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurize.cost.stage_cost import decode_flops, stage_flops
+from featurize.cost.stage_cost import decode_flops, image_flops, stage_flops
 from featurize.encode.encoders import EncoderFiles, find_encoder
 from featurize.encode.preprocessing import Preprocessing
 from featurize.generate.generators import Generator, GeneratorPreset, find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
 
 TERA = 1e12
 SD2_UNET: dict[str, Any] = {
@@ -212,3 +214,20 @@ def test_a_generator_without_its_first_text_encoder_is_counted(tmp_path: Path) -
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
     assert stage_flops(_generator(folder, 64), [])["prompt"] == pytest.approx(_transformer_flops(32, 77, 1280), rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance_interval": "0.2:0.6", "deepcache": 2},
+        {"deepcache": 3, "deepcache_cut": "layer", "guidance_interval": "0.3:0.7", "guidance_reuse": True},
+    ],
+)
+def test_the_work_of_an_image_is_what_its_denoising_takes(settings: dict[str, Any]) -> None:
+    generator = find_generator("demo", generator_settings("demo", {"steps": 10, **settings}), half=False)
+    models = TextToImage(generator, resolve_compute("cpu", "float32", half="float16"))
+    with models.text_encoder_on_device():
+        embeddings = models.encode_prompts(["a"])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not count the CPU's fused attention
+        models.denoise(embeddings, [0])
+    assert image_flops(generator, stage_flops(generator, ())) == counter.get_total_flops()

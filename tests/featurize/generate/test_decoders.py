@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from featurize.generate.decoders import DecoderFiles, find_decoder, load_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
+from tests.support.tiny_pipelines import library_pipeline, tiny_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -75,28 +78,94 @@ def test_tiny_is_the_embedded_one_for_the_embedded_generator(demo: Generator) ->
 
 def test_another_folder_named_demo_does_not_get_the_embedded_decoder(demo: Generator, tmp_path: Path) -> None:
     elsewhere = dataclasses.replace(demo, folder=tmp_path)
-    with pytest.raises(InputError, match=r"got --decoder tiny, which is madebyollin/taesd \("):
+    with pytest.raises(
+        InputError, match=r"got --decoder tiny for demo, of whose latents \(AutoencoderKL of 8 channels, scaled by 0.894788\) there is"
+    ):
         find_decoder("tiny", elsewhere)
 
 
-@pytest.mark.parametrize(("pipeline", "repository"), [("StableDiffusionPipeline", "taesd"), ("StableDiffusionXLPipeline", "taesdxl")])
-def test_tiny_is_found_in_the_hubs_cache_with_its_commit(
-    demo: Generator, folder: Path, empty_hub_cache: Path, pipeline: str, repository: str
-) -> None:
+def _generator(family: str, folder: Path) -> Generator:
+    name = str(tiny_pipeline(family, folder))
+    return find_generator(name, generator_settings(name, {"size_px": 64, "steps": 2}), half=False)
+
+
+# What each family of latents is decoded by; other autoencoders have no tiny one in diffusers.
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("family", "repository"),
+    [
+        ("stable-diffusion", "taesd"),
+        ("lcm", "taesd"),
+        ("sdxl", "taesdxl"),
+        ("pixart-sigma", "taesdxl"),
+        ("hunyuan-dit", "taesdxl"),
+        ("auraflow", "taesdxl"),
+        ("sd3", "taesd3"),
+        ("flux-dev", "taef1"),
+        ("z-image", "taef1"),
+        ("chroma", "taef1"),
+        ("lumina2", "taef1"),
+    ],
+)
+def test_tiny_is_the_one_for_the_generators_latents(tmp_path: Path, empty_hub_cache: Path, family: str, repository: str) -> None:
+    generator = _generator(family, tmp_path / "generator")
+    with pytest.raises(InputError, match=rf"got --decoder tiny, which is madebyollin/{repository} \(.*give its folder") as error:
+        find_decoder("tiny", generator)
+    assert "\n" not in str(error.value)
     cached = empty_hub_cache / f"models--madebyollin--{repository}"
-    shutil.copytree(folder, cached / "snapshots" / COMMIT)
+    _write_tiny(cached / "snapshots" / COMMIT, generator)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(COMMIT)
-    files = _found("tiny", dataclasses.replace(demo, name="sd", pipeline_class=pipeline))
+    files = _found("tiny", generator)
     assert (files.name, files.folder, files.revision, files.license) == (repository, cached / "snapshots" / COMMIT, COMMIT, "MIT")
-    same = _found(f"tiny={folder}", demo)
+    same = _found(f"tiny={files.folder}", generator)
     assert same.fingerprint() == files.fingerprint()  # a run that began with the hub's files goes on with a copy of them
 
 
-def test_tiny_out_of_reach_is_one_line(demo: Generator) -> None:
-    with pytest.raises(InputError, match=r"got --decoder tiny, which is madebyollin/taesdxl \(.*give its folder") as error:
-        find_decoder("tiny", dataclasses.replace(demo, name="sd", pipeline_class="StableDiffusionXLPipeline"))
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("family", ["sana", "cogview4", "qwen-image", "flux2-klein"])
+def test_latents_without_a_tiny_decoder_are_refused(tmp_path: Path, family: str) -> None:
+    with pytest.raises(
+        InputError, match=r"there is none; expected latents of Stable Diffusion 1 and 2, XL, 3, FLUX.1; use --decoder full, or tiny=FOLDER"
+    ):
+        find_decoder("tiny", _generator(family, tmp_path / "generator"))
+
+
+def test_latents_that_are_normalised_by_channel_are_no_others(tmp_path: Path) -> None:
+    folder = tiny_pipeline("sdxl", tmp_path / "generator")
+    _edit_json(folder / "vae" / "config.json", latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    name = str(folder)
+    with pytest.raises(InputError, match="there is none"):
+        find_decoder("tiny", find_generator(name, generator_settings(name, {"size_px": 64}), half=False))
+
+
+def _write_tiny(folder: Path, generator: Generator) -> diffusers.AutoencoderTiny:
+    """Write an AutoencoderTiny of random weights for the latents of a generator."""
+    channels, side, _ = generator.latent_shape
+    blocks = (generator.size_px // side).bit_length()
+    widths = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8,) * blocks)
+    counts = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * blocks)
+    decoder = diffusers.AutoencoderTiny(latent_channels=channels, **widths, **counts).eval()
+    decoder.save_pretrained(folder)
+    return decoder
+
+
+@pytest.mark.filterwarnings("ignore:.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("family", ["stable-diffusion", "sdxl", "sd3", "z-image", "lumina2", "auraflow"])
+def test_a_tiny_decoder_gives_the_image_of_the_librarys_pipeline_with_it(tmp_path: Path, family: str) -> None:
+    generator = _generator(family, tmp_path / "generator")
+    tiny = _write_tiny(tmp_path / "tiny", generator)
+    models = TextToImage(
+        generator, resolve_compute("cpu", "float32", half="float16"), decoder=_found(f"tiny={tmp_path / 'tiny'}", generator)
+    )
+    with models.text_encoder_on_device():
+        embeddings = models.encode_prompts(["a red dog"])
+    images = models.decode(models.denoise(embeddings, [1]))
+    pipeline = library_pipeline(generator.folder)
+    pipeline.vae = tiny
+    how = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": generator.settings.guidance, "output_type": "pt"}
+    theirs = pipeline("a red dog", generator=torch.Generator().manual_seed(1), **how)[0]
+    assert (images - theirs).abs().max() <= 1e-5
 
 
 def test_a_folder_of_the_users_is_taken(demo: Generator, folder: Path) -> None:
@@ -247,7 +316,7 @@ def test_it_decodes_like_a_pipeline_with_this_decoder(demo: Generator) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda weights: weights.pop("decoder.layers.0.weight"), r"no weights for decoder\.layers\.0\.weight and 0 more"),
+        (lambda weights: weights.pop("decoder.layers.0.weight"), r"no weights for decoder\.layers\.0\.weight"),
         (
             lambda weights: weights.update({"decoder.layers.0.weight": torch.zeros(8, 4, 3, 3)}),
             r"decoder\.layers\.0\.weight expected shape",

@@ -7,15 +7,17 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurize.generate.deepcache import DeepReuse
+from featurize.generate.deepcache import DeepReuse, whole_steps
+from featurize.options import DeepCacheCut
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import embedded_model
 
@@ -34,6 +36,8 @@ SMALL_SDXL = SMALL | {
     "projection_class_embeddings_input_dim": 6 * 8 + 16,
 }
 KINDS = ("demo", "sd2", "sdxl")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_cut = pytest.mark.parametrize("cut", get_args(DeepCacheCut))
 Unet = Any
 Inputs = dict[str, Any]
 
@@ -81,8 +85,16 @@ def _deep_blocks(unet: Unet) -> list[Any]:
     return [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
 
 
-def _reference(unet: Unet, inputs: list[Inputs], every: int) -> list[torch.Tensor]:
-    """Return the outputs of the plain UNet whose last deep block's output is replaced, between whole steps, by that of the last of them."""
+def _last_deep(unet: Unet, cut: DeepCacheCut) -> Any:
+    """Return the module whose output is reused: what comes before the last up block, or before its last layer."""
+    if cut == "level":
+        return unet.up_blocks[-2]
+    last = unet.up_blocks[-1]
+    return last.attentions[-2] if isinstance(last, CrossAttnUpBlock2D) else last.resnets[-2]
+
+
+def _reference(unet: Unet, inputs: list[Inputs], every: int, cut: DeepCacheCut = "level") -> list[torch.Tensor]:
+    """Return the outputs of the plain UNet whose last deep output is replaced, between whole steps, by that of the last of them."""
     outputs, kept = [], []
 
     def replace(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
@@ -90,36 +102,39 @@ def _reference(unet: Unet, inputs: list[Inputs], every: int) -> list[torch.Tenso
             kept[:] = [output]
         return kept[0]
 
-    handle = unet.up_blocks[-2].register_forward_hook(replace)
+    handle = _last_deep(unet, cut).register_forward_hook(replace)
     for number, one in enumerate(inputs):  # noqa: B007 -- the hook reads it
         outputs.append(_out(unet, one))
     handle.remove()
     return outputs
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_until_the_start_the_unet_computes_the_same_bits(kind: str) -> None:
+@each_kind
+@each_cut
+def test_until_the_start_the_unet_computes_the_same_bits(kind: str, cut: DeepCacheCut) -> None:
     unet, plain = _unet(kind), _unet(kind)
-    DeepReuse(unet, 2)
+    DeepReuse(unet, 2, cut)
     for seed in range(3):
         assert torch.equal(_out(unet, _inputs(unet, seed)), _out(plain, _inputs(plain, seed)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_step_is_the_plain_unets_bit_for_bit(kind: str) -> None:
+@each_kind
+@each_cut
+def test_a_whole_step_is_the_plain_unets_bit_for_bit(kind: str, cut: DeepCacheCut) -> None:
     unet, plain = _unet(kind), _unet(kind)
-    reuse = DeepReuse(unet, 2)
+    reuse = DeepReuse(unet, 2, cut)
     for seed in range(3):
         reuse.start()
         assert torch.equal(_out(unet, _inputs(unet, seed)), _out(plain, _inputs(plain, seed)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_step_is_the_unets_with_the_last_whole_deep_output(kind: str) -> None:
+@each_kind
+@each_cut
+def test_each_step_is_the_unets_with_the_last_whole_deep_output(kind: str, cut: DeepCacheCut) -> None:
     unet, plain = _unet(kind), _unet(kind)
     inputs = [_inputs(plain, seed) for seed in range(5)]
-    expected = _reference(plain, inputs, 3)
-    reuse = DeepReuse(unet, 3)
+    expected = _reference(plain, inputs, 3, cut)
+    reuse = DeepReuse(unet, 3, cut)
     reuse.start()
     for number, (one, expected_output) in enumerate(zip(inputs, expected, strict=True)):
         out = _out(unet, one)
@@ -128,10 +143,11 @@ def test_each_step_is_the_unets_with_the_last_whole_deep_output(kind: str) -> No
         assert same_as_plain == (number % 3 == 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_reuse_is_exact_if_nothing_changed_since_the_whole_step(kind: str) -> None:
+@each_kind
+@each_cut
+def test_reuse_is_exact_if_nothing_changed_since_the_whole_step(kind: str, cut: DeepCacheCut) -> None:
     unet, plain = _unet(kind), _unet(kind)
-    reuse = DeepReuse(unet, 3)
+    reuse = DeepReuse(unet, 3, cut)
     reuse.start()
     inputs = _inputs(unet, 1)
     expected = _out(plain, inputs)
@@ -139,22 +155,29 @@ def test_reuse_is_exact_if_nothing_changed_since_the_whole_step(kind: str) -> No
         assert (_out(unet, inputs) - expected).abs().max() <= 1e-6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
+@each_cut
 @pytest.mark.parametrize(("every", "steps"), [(2, 5), (3, 4), (10, 3)])
-def test_deep_blocks_run_at_every_nth_step_only(kind: str, every: int, steps: int) -> None:
+def test_deep_modules_run_at_every_nth_step_only(kind: str, cut: DeepCacheCut, every: int, steps: int) -> None:
     unet = _unet(kind)
     calls: Counter[str] = Counter()
 
     def count(name: str) -> Callable[..., None]:
         return lambda *_: calls.update([name])
 
-    deep = _deep_blocks(unet)
+    deep, outer = _deep_blocks(unet), {"conv_in": unet.conv_in, "conv_out": unet.conv_out}
+    first, last = unet.down_blocks[0], unet.up_blocks[-1]
+    if cut == "level":
+        outer |= {"down": first, "up": last}
+    else:
+        layers = [last.resnets, *([last.attentions] if isinstance(last, CrossAttnUpBlock2D) else [])]
+        deep += [first, *(layer for modules in layers for layer in modules[:-1])]
+        outer |= {f"last {number}": modules[-1] for number, modules in enumerate(layers)}
     for number, block in enumerate(deep):
         block.register_forward_hook(count(f"deep {number}"))
-    outer = {"conv_in": unet.conv_in, "down": unet.down_blocks[0], "up": unet.up_blocks[-1], "conv_out": unet.conv_out}
     for name, block in outer.items():
         block.register_forward_hook(count(name))
-    reuse = DeepReuse(unet, every)
+    reuse = DeepReuse(unet, every, cut)
     for _ in range(2):
         calls.clear()
         reuse.start()
@@ -166,17 +189,19 @@ def test_deep_blocks_run_at_every_nth_step_only(kind: str, every: int, steps: in
         }
 
 
-def test_it_fits_latents_that_do_not_halve_to_the_end() -> None:
+@each_cut
+def test_it_fits_latents_that_do_not_halve_to_the_end(cut: DeepCacheCut) -> None:
     unet, plain = _unet("sd2"), _unet("sd2")
     inputs = [_inputs(plain, seed, side=10) for seed in range(3)]
-    reuse = DeepReuse(unet, 2)
+    reuse = DeepReuse(unet, 2, cut)
     reuse.start()
     assert all(
-        torch.equal(_out(unet, one), expected_output) for one, expected_output in zip(inputs, _reference(plain, inputs, 2), strict=True)
+        torch.equal(_out(unet, one), expected_output)
+        for one, expected_output in zip(inputs, _reference(plain, inputs, 2, cut), strict=True)
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_each_batch_begins_with_a_whole_step_whatever_its_size(kind: str) -> None:
     unet, plain = _unet(kind), _unet(kind)
     reuse = DeepReuse(unet, 3)
@@ -232,16 +257,20 @@ def test_it_draws_with_any_scheduler_of_a_pipeline(scheduler: str) -> None:
     assert torch.equal(generate(), plain)
 
 
-def test_a_batch_holds_one_tensor_and_after_it_nothing_is_held() -> None:
+@pytest.mark.parametrize(("cut", "channels"), [("level", 16), ("layer", 8)])
+def test_a_batch_holds_one_tensor_and_after_it_nothing_is_held(cut: DeepCacheCut, channels: int) -> None:
     unet = _unet("sd2")
     outputs: list[weakref.ref[torch.Tensor]] = []
 
     def note(_: Any, __: Any, output: Any) -> None:
-        outputs.extend(weakref.ref(one) for one in ([output[0], *output[1]] if isinstance(output, tuple) else [output]))
+        outputs.extend(
+            weakref.ref(one) for one in ([output[0], *(output[1] if len(output) > 1 else ())] if isinstance(output, tuple) else [output])
+        )
 
-    for block in (unet.conv_in, unet.down_blocks[0], *_deep_blocks(unet), unet.up_blocks[-1], unet.conv_out):
+    layers = (*unet.up_blocks[-1].resnets, *unet.up_blocks[-1].attentions)
+    for block in (unet.conv_in, unet.down_blocks[0], *_deep_blocks(unet), unet.up_blocks[-1], unet.conv_out, *layers):
         block.register_forward_hook(note)
-    reuse = DeepReuse(unet, 2)
+    reuse = DeepReuse(unet, 2, cut)
 
     def held_after(steps: int) -> list[tuple[int, ...]]:
         for seed in range(steps):
@@ -254,13 +283,13 @@ def test_a_batch_holds_one_tensor_and_after_it_nothing_is_held() -> None:
         reuse.start()
         assert held_after(0) == []
         for _ in range(3):
-            assert held_after(1) == [(3, 16, 8, 8)]
+            assert held_after(1) == [(3, channels, 8, 8)]
     reuse.stop()
     assert held_after(0) == []
     assert held_after(3) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_attention_processors_are_found_and_set_as_before(kind: str) -> None:
     unet, plain = _unet(kind), _unet(kind)
     reuse = DeepReuse(unet, 2)
@@ -288,11 +317,12 @@ def test_the_unet_changes_its_dtype_as_before() -> None:
     )
 
 
-def test_compiled_it_gives_the_same_with_one_forward_of_each_kind() -> None:
+@each_cut
+def test_compiled_it_gives_the_same_with_one_forward_of_each_kind(cut: DeepCacheCut) -> None:
     levels = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     unet = diffusers.UNet2DConditionModel(**SMALL, **levels, layers_per_block=1).eval()
     eager = copy.deepcopy(unet)
-    reuse, reuse_eager = DeepReuse(unet, 3), DeepReuse(eager, 3)
+    reuse, reuse_eager = DeepReuse(unet, 3, cut), DeepReuse(eager, 3, cut)
     unet.compile(backend="eager")
 
     def same(seeds: range) -> bool:
@@ -306,25 +336,78 @@ def test_compiled_it_gives_the_same_with_one_forward_of_each_kind() -> None:
     torch.compiler.reset()
 
 
-def test_a_unet_of_one_level_has_nothing_deeper() -> None:
+def _one_level(**changes: Any) -> Unet:
+    levels = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    return diffusers.UNet2DConditionModel(**SMALL, **{**levels, **changes}).eval()
+
+
+def test_a_unet_of_one_level_has_nothing_deeper_than_its_last_layer() -> None:
+    with pytest.raises(InputError, match="got a UNet of one level; expected at least two levels; use --deepcache 1, or --deepcache-cut"):
+        DeepReuse(_one_level(), 2)
+    unet = _one_level()
+    plain = copy.deepcopy(unet)
+    inputs = [_inputs(plain, seed) for seed in range(3)]
+    expected = _reference(plain, inputs, 2, "layer")
+    DeepReuse(unet, 2, "layer").start()
+    assert all(torch.equal(_out(unet, one), output) for one, output in zip(inputs, expected, strict=True))
+
+
+def test_a_last_up_block_that_reads_its_residuals_otherwise_is_refused() -> None:
     unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
+        **SMALL,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D", "SkipUpBlock2D"),
+        layers_per_block=1,
+        mid_block_type=None,
     )
-    with pytest.raises(InputError, match="got a UNet of one level; expected at least two levels"):
-        DeepReuse(unet, 2)
+    with pytest.raises(
+        InputError, match=r"got --deepcache-cut layer for a UNet whose last up block is a SkipUpBlock2D; .*; use --deepcache-cut l"
+    ):
+        DeepReuse(unet, 2, "layer")
+
+
+@each_kind
+@each_cut
+def test_without_its_first_half_a_batch_reuses_the_second(kind: str, cut: DeepCacheCut) -> None:
+    """Guidance that ends between two whole steps leaves the rows with the prompt, which are the last."""
+    unet, plain = _unet(kind), _unet(kind)
+    inputs = [_inputs(plain, seed, rows=4) for seed in range(3)]
+    expected = [output[2:] for output in _reference(plain, inputs, 3, cut)]
+    DeepReuse(unet, 3, cut).start()
+    _out(unet, inputs[0])
+    for one, output in zip(inputs[1:], expected[1:], strict=True):
+        assert (_out(unet, _rows(one, slice(2, 4))) - output).abs().max() <= 1e-5
+
+
+@each_cut
+def test_rows_that_join_make_a_step_whole(cut: DeepCacheCut) -> None:
+    unet, plain = _unet("sd2"), _unet("sd2")
+    reuse = DeepReuse(unet, 3, cut)
+    reuse.start()
+    counts = (1, 1, 2, 2, 1, 1, 2)
+    inputs = [_inputs(plain, seed, rows=rows) for seed, rows in enumerate(counts)]
+    same = tuple(torch.equal(_out(unet, one), _out(plain, one)) for one in inputs)
+    assert same == whole_steps(counts, 3) == (True, False, True, False, False, True, True)
+
+
+def _rows(inputs: Inputs, rows: slice) -> Inputs:
+    return {name: _rows(value, rows) if isinstance(value, dict) else value[rows] if value.ndim else value for name, value in inputs.items()}
 
 
 def test_a_reuse_step_costs_the_documented_share_of_a_whole_one() -> None:
-    with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(**SD2).eval()
-    reuse = DeepReuse(unet, 2)
     shares = []
-    for side in (96, 64):
-        flops = []
-        reuse.start()
-        for _ in range(2):
-            with FlopCounterMode(display=False) as counter:
-                _out(unet, _inputs(unet, 0, rows=1, side=side, device="meta"))
-            flops.append(counter.get_total_flops())
-        shares.append(f"{100 * flops[1] / flops[0]:.1f}")
-    assert shares == re.findall(r"([\d.]+) %", str(DeepReuse.__doc__))
+    for cut in get_args(DeepCacheCut):
+        with torch.device("meta"):
+            unet = diffusers.UNet2DConditionModel(**SD2).eval()
+        reuse = DeepReuse(unet, 2, cut)
+        for side in (96, 64):
+            flops = []
+            reuse.start()
+            for _ in range(2):
+                with FlopCounterMode(display=False) as counter:
+                    _out(unet, _inputs(unet, 0, rows=1, side=side, device="meta"))
+                flops.append(counter.get_total_flops())
+            shares.append(100 * flops[1] / flops[0])
+    assert [f"{share:.1f}" for share in shares] == re.findall(r"([\d.]+) %", str(DeepReuse.__doc__))
+    assert shares[-1] <= 15
