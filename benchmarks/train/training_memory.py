@@ -56,16 +56,9 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
 
 def _in_a_process(model: str, optimizer: OptimizerChoice, length: int, *, smoke: bool) -> dict[str, Any]:
     """Return the figures of a case measured in a fresh process, because a peak never goes down."""
-    with _context().Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         figures: dict[str, Any] = pool.apply(case, (model, optimizer, length, smoke))
         return figures
-
-
-def _context() -> Any:
-    """Return how processes are started: each is forked from one that has imported this module and computed nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def case(model: str, optimizer: OptimizerChoice, length: int, smoke: bool) -> dict[str, Any]:
@@ -110,7 +103,7 @@ def reached(*, smoke: bool) -> dict[str, Any]:
     over seeds."""
     from train.models.api import train_baseline
 
-    corpus = load_corpus("demo", CorpusSettings(limit=60 if smoke else None))
+    corpus = load_corpus("demo", CorpusSettings(limit=600 if smoke else None))
     found: dict[str, Any] = {}
     for optimizer in OPTIMIZERS:
         losses, accuracies = [], []
