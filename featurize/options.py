@@ -35,7 +35,7 @@ class Generation:
     steps: int | None = None
     """Denoising steps (default: the generator's)."""
     guidance: float | None = None
-    """Classifier-free guidance scale; 1 or less turns guidance off (default: the generator's)."""
+    """Guidance scale; how it acts, and up to which value there is none, depends on the family (default: the generator's)."""
     guidance_interval: str | None = None
     """a:b = classifier-free guidance only in this part of the steps, fractions with 0 <= a < b <= 1: steps from ⌊aN⌋ to before ⌊bN⌋ of N.
     The others read half as many rows; other images (default: in every step)."""
@@ -94,7 +94,8 @@ class Storage:
     """
 
     latents: bool = True
-    """Keep each image's latent (32 kB at 512 px), so that encoders can be added without generating the images again."""
+    """Keep each image's latent (at 512 px, Stable Diffusion 32 kB, FLUX.2 262 kB), so that encoders can be added without generating the
+    images again."""
     token_dtype: Literal["float16", "int8"] = "float16"
     """How tokens are kept; int8, with a scale for each token, takes half the disk (what it costs: python -m benchmarks fidelity)."""
     shard_rows: int = 1024
@@ -135,7 +136,7 @@ class Execution:
     device: DeviceChoice = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
     dtype: DtypeChoice = "auto"
-    """Precision; auto is float16 on CUDA, float32 on the CPU."""
+    """Precision; auto on CUDA is float16, or bfloat16 for generators that want it; on the CPU float32."""
     attention: AttentionChoice = "auto"
     """Attention kernels of the UNet; auto = sdpa, PyTorch's own."""
     compile: CompileChoice = "auto"

@@ -388,9 +388,10 @@ def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
 
 def _announce_result(result: FeaturizeResult) -> None:
     outcome = "already done" if result.already_done else "done"
-    failed = {name: column.failed_rows for name, column in result.columns.items()}
+    failed = ", ".join(f"{name} {column.failed_rows}" for name, column in result.columns.items())
     cut = f"; {result.prompts_cut_share:.1%} of the texts had a prompt cut to what the generator reads" * result.is_generated
-    say(f"{outcome}: {result.store_dir}{cut}" + ("" if result.complete else f"; FAILED rows: {failed}"))
+    lacking = "" if result.complete else f"; FAILED rows: {failed} (python -m featurize info lists them)"
+    say(f"{outcome}: {result.store_dir}{cut}{lacking}")
     for name, share in result.int8_lost.items():
         if share > MOST_LOST:
             say(

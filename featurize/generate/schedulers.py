@@ -142,6 +142,13 @@ def _rejected(scheduler: Any, generator: Generator, why: str) -> InputError:
             expected=f"a scheduler that samples as {generator.pipeline_class} does",
             do=f"give {other}" if other else "restore scheduler/ from where the model comes from",
         )
+    trained = scheduler.config.get("num_train_timesteps")
+    if trained is not None and steps > trained:
+        return InputError(
+            got=f"--steps {steps} for {name}, which was trained with {trained} ({why})",
+            expected=f"at most {trained}",
+            do="give fewer steps; 20 to 50 are usual",
+        )
     return InputError(
         got=f"--steps {steps}, with which {name} does not run ({why})",
         expected="steps that it takes",

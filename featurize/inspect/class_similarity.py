@@ -56,7 +56,7 @@ class ClassSimilarity(Record):
         """Return the answer in one sentence."""
         more_alike = "more alike than" if self.p <= SIGNIFICANT else "not significantly more alike than"
         compared = f"structural similarity {decimal(self.within)} and {decimal(self.between)}, p = {decimal(self.p)}"
-        threshold = "" if self.p <= SIGNIFICANT else f" (significant up to {decimal(SIGNIFICANT)})"
+        threshold = "" if self.p <= SIGNIFICANT else f" (threshold {decimal(SIGNIFICANT)})"
         return f"images of one class are {more_alike} images of two: {compared}{threshold}"
 
 

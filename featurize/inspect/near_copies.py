@@ -44,8 +44,8 @@ class NearCopies(Record):
         """Return the answer in one sentence."""
         at_least = "at least " if self.lower_bound else ""
         return (
-            f"{at_least}{percent(self.share)} of the images are near-duplicates (cosine {self.threshold:g} or more) of an image of another "
-            f"prompt; near-duplicates of a train image: {at_least}{self.test_copies_of_train:,} of {self.test_drawings:,} test images"
+            f"{at_least}{percent(self.share)} of the images are near-duplicates (cosine {self.threshold:g} or more) of another "
+            f"one; near-duplicates of a train image: {at_least}{self.test_copies_of_train:,} of {self.test_drawings:,} test images"
         )
 
 

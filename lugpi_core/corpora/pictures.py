@@ -8,6 +8,7 @@ import ast
 import io
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lugpi_core.errors import InputError
 LARGEST_BYTES = 256 << 20
 _ADDRESSES = ("http://", "https://", "s3://", "gs://", "hf://", "file://", "data:")
 # How RFC 8089 writes a file of this machine.
-_LOCAL_FILES = ("file:///", "file://localhost/")
+_LOCAL_FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.IGNORECASE | re.DOTALL)
 
 
 class PictureFault(Exception):
@@ -75,9 +76,8 @@ class PictureCell:
         return Picture(name=f"picture in row {self.row}", data=_as_png(item))
 
     def _place(self, path: str) -> Path:
-        for prefix in _LOCAL_FILES:
-            if path.lower().startswith(prefix):
-                path = "/" + unquote(path[len(prefix) :])
+        if local := _LOCAL_FILE.fullmatch(path):
+            path = unquote(local[1])
         if path.lower().startswith(_ADDRESSES):
             raise InputError(
                 got=f"the address {path[:80]} in row {self.row}, counted from 0, of {self.cells.where}",

@@ -68,7 +68,7 @@ def half_for_training() -> Literal["bfloat16", "float16"]:
 def require_seed(seed: int) -> None:
     """Raise InputError unless every random generator accepts the seed."""
     if not 0 <= seed < 2**31:
-        raise InputError(got=f"--seed {seed}", expected="0 to 2147483647", do="give a smaller, positive number")
+        raise InputError(got=f"--seed {seed}", expected="0 to 2147483647", do="give a number from there")
 
 
 def seed_everything(seed: int) -> None:

@@ -28,7 +28,7 @@ class ClassWords:
         """Return the answer in one sentence."""
         own = f"{100 * self.texts_with_own / self.texts:.1f} % of the texts ({self.texts_with_own:,} of {self.texts:,})"
         other = f"{100 * self.share_other:.1f} %"
-        shares = f"a word of its own class's name is in a prompt of {own}, of another class's on average in one of {other}"
+        shares = f"class names: {own} have a word of their own class's name in a prompt, on average {other} one of another class's"
         names_them = self.share_own >= _FEW and self.share_own >= _TIMES * self.share_other
         return f"{shares}: what the images tell of a class may be its name" if names_them else shares
 
@@ -57,10 +57,8 @@ class PromptFigures:
     def sentences(self) -> list[str]:
         """Return the answers, a sentence each."""
         lost = self.words_lost / self.words if self.words else 0.0
-        cut = f"{self.prompts_cut:,} of {self.prompts:,} are cut to {self.tokens_read} tokens"
-        words = (
-            f"{100 * lost:.1f} % of the words of the texts are in no prompt as the generator reads it (--prompts {self.strategy}; {cut})"
-        )
+        cut = f"{self.prompts_cut:,} of {self.prompts:,} prompts are cut to {self.tokens_read} tokens"
+        words = f"words lost: {100 * lost:.1f} % of those of the texts reach the generator in no prompt (--prompts {self.strategy}; {cut})"
         return [words, *([] if self.class_words is None else [self.class_words.sentence()])]
 
     def to_json(self) -> dict[str, Any]:

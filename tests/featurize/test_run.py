@@ -111,7 +111,7 @@ def test_failed_rows_are_told_and_the_exit_status_is_one(
     ]
     assert main(arguments) == 1
     captured = capsys.readouterr()
-    assert "FAILED rows: {'latents': 0, 'vit-demo': 1}" in captured.err
+    assert "FAILED rows: latents 0, vit-demo 1 (python -m featurize info lists them)" in captured.err
     assert json.loads(captured.out)["failed_rows"] == {"latents": 0, "vit-demo": 1}
 
 
@@ -316,7 +316,7 @@ def test_help_shows_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[st
     names = [field.name.replace("_", "-") for field in fields(FeaturizeOptions)]
     missing: list[Any] = [name for name in names if not re.search(rf"--(no-)?{name}\b", shown)]
     assert not missing
-    assert "Classifier-free guidance scale" in shown
+    assert "Guidance scale; how it acts" in shown
 
 
 def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ class SweepOptions(StudentOptions):
         if self.trials < 1:
             raise InputError(got=f"--trials {self.trials}", expected="at least 1", do="give a positive number")
         if not 0 <= self.sampler_seed < 2**31:
-            raise InputError(got=f"--sampler-seed {self.sampler_seed}", expected="0 to 2147483647", do="give a smaller, positive number")
+            raise InputError(got=f"--sampler-seed {self.sampler_seed}", expected="0 to 2147483647", do="give a number from there")
         self._require_space()
 
     def _require_space(self) -> None:

@@ -140,7 +140,7 @@ def test_a_column_of_numbers_is_no_column_of_pictures(tmp_path: Path) -> None:
         featurize_command(options(table, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "FILE://{}"])
+@pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "FILE:{}"])
 def test_addresses_of_files_on_this_machine_are_read(form: str, tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     cells = [form.format(str(tmp_path / name).replace(" ", "%20")) for name in ("a b/0.png", "1.png", "2.png", "3.png")]

@@ -240,7 +240,7 @@ def test_a_finding_about_a_column_is_a_reason_and_in_the_summary(name: str) -> N
         ({"class_similarity": ALIKE}, "are more alike than images of two: structural similarity .300 and .200, p = .010"),
         (
             {"class_similarity": dataclasses.replace(ALIKE, p=0.02)},
-            "are not significantly more alike than images of two: structural similarity .300 and .200, p = .020 (significant up to .010)",
+            "are not significantly more alike than images of two: structural similarity .300 and .200, p = .020 (threshold .010)",
         ),
         ({"prompts_cut": PromptsCut(count=3, share=0.415, share_by_split={})}, "41.5 % of the texts had a prompt cut"),
         ({"notice": "random weights"}, "random weights"),

@@ -50,7 +50,7 @@ def test_a_word_that_another_passage_has_is_not_lost() -> None:
     figures, cut = figures_of(corpus, [("The cat saw", "the dog, the bird"), ("a", "mouse")], "chunks")
     assert (figures.words, figures.words_lost, figures.prompts_cut, cut) == (7, 1, 1, [True, False])
     assert figures.sentences() == [
-        "14.3 % of the words of the texts are in no prompt as the generator reads it (--prompts chunks; 1 of 4 are cut to 4 tokens)"
+        "words lost: 14.3 % of those of the texts reach the generator in no prompt (--prompts chunks; 1 of 4 prompts are cut to 4 tokens)"
     ]
 
 
@@ -68,7 +68,8 @@ def test_prompts_that_name_their_class_are_counted_beside_other_classes() -> Non
     figures, _ = figures_of(corpus, [(text,) for text in TEXTS])
     assert figures.class_words == ClassWords(texts=4, texts_with_own=3, share_own=0.75, share_other=0.25)
     assert figures.sentences()[1] == (
-        "a word of its own class's name is in a prompt of 75.0 % of the texts (3 of 4), of another class's on average in one of 25.0 %: "
+        "class names: 75.0 % of the texts (3 of 4) have a word of their own class's name in a prompt, on average 25.0 % "
+        "one of another class's: "
         "what the images tell of a class may be its name"
     )
 
@@ -106,14 +107,14 @@ def test_share_and_count_have_one_denominator() -> None:
     texts = ["full of joy", "some anger", "joy", "anger", "zero", "none"]
     figures, _ = figures_of(corpus_of(texts, ["joy", "anger", "joy", "anger", "0", "0"]), [(text,) for text in texts])
     assert figures.class_words == ClassWords(texts=4, texts_with_own=4, share_own=1.0, share_other=0.0)
-    assert "in a prompt of 100.0 % of the texts (4 of 4), of another" in figures.sentences()[1]
+    assert "class names: 100.0 % of the texts (4 of 4) have a word" in figures.sentences()[1]
     targets = ((0, 1), (0, 1), (0, 1), (0,), (1,), ())
     examples = tuple(
         replace(example, label=-1, target=target) for example, target in zip(corpus_of(texts, ["joy"] * 6).examples, targets, strict=True)
     )
     corpus = Corpus(name="own", label_names=("joy", "anger"), examples=examples, license="none", task="multi-label")
     figures, _ = figures_of(corpus, [(text,) for text in texts])
-    assert "in a prompt of 60.0 % of the texts (3 of 5), of another" in figures.sentences()[1]
+    assert "class names: 60.0 % of the texts (3 of 5) have a word" in figures.sentences()[1]
 
 
 def test_every_class_of_a_multi_label_text_counts_and_a_number_has_none() -> None:
