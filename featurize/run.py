@@ -109,10 +109,8 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
         options: the flags.
         retry: images that failed before, and are generated again in float32.
     """
-    from lugpi_core.runtime.libraries import prepare_libraries
     from lugpi_core.runtime.meters import provenance
 
-    prepare_libraries()
     corpus, job = plan_command(options)
     if options.dry_run:
         return _dry_run(corpus, job)
@@ -131,7 +129,9 @@ def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job | OwnJob]":
     from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
     from lugpi_core.corpora.options import default_run_dir
     from lugpi_core.corpora.user_corpus import load_unlabelled
+    from lugpi_core.runtime.libraries import prepare_libraries
 
+    prepare_libraries()
     if options.unlabelled is None:
         corpus = load_corpus(options.dataset, options)
     elif options.prompts == "keywords":

@@ -113,7 +113,7 @@ def compare_stores(
     require_type("settings", settings, InspectSettings)
     check_decoder_name(settings.decoder)
     compute = resolve_compute(settings.device, "auto", half="float16")
-    given = [stores] if isinstance(stores, str) else stores
+    given = stores if isinstance(stores, Sequence) and not isinstance(stores, str) else [stores]
     with only_local_files():
         entries = _entries([folder_of(store) for store in given], corpus, settings, compute)
         compared = tuple(_compared(entry) for entry in entries)

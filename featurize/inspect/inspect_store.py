@@ -5,7 +5,7 @@ Shapes: M distinct images of the sample, F features, n images, S their side.
 
 import warnings
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ _SIMILARITY_SIDE_PX = 64
 _MOST_IN_GRID = 64
 
 
+@runtime_checkable
 class OpenStore(Protocol):
     """A store that is open already, such as a ``TokenStore``."""
 
@@ -44,7 +45,8 @@ class OpenStore(Protocol):
 
 
 def folder_of(store: str | Path | OpenStore) -> Path:
-    """Return the folder of a store."""
+    """Return the folder of a store. Raises TypeError for what is none."""
+    require_type("store", store, str, Path, OpenStore)
     return Path(store) if isinstance(store, (str, Path)) else store.path
 
 

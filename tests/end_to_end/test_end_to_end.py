@@ -23,6 +23,9 @@ def test_the_embedded_default_runs_from_text_to_table(command: Command, tmp_path
     training = ("--text-model", "demo", "--epochs", "1")
     store = figures(command("featurize", *common, "--generator", "demo", "--encoders", "demo"))
     assert sum(store["examples"].values()) == store["rows"]["drawn"] == store["drawings"] == 120
+    next((tmp_path / "tokens" / "clip-demo").glob("shard-*.h5")).unlink()
+    repair = figures(command("featurize", "verify", "--dataset", "demo", "--run-dir", tmp_path, "--repair"))
+    assert (repair["complete"], repair["made_again"][0]["encoded"]) == (True, 120), "the libraries are prepared there, too"
     figures(command("train", "baseline", *common, *training))
     teacher = figures(command("train", "teacher", *common, *training, "--image-tokens", "clip-demo"))
     assert teacher["notice"]

@@ -282,6 +282,7 @@ def test_stores_that_do_not_compare_are_one_line(tmp_path: Path) -> None:
     tokens = one.run_dir / "tokens"
     for stores, why in (
         ([tokens], "got 1 store to compare; expected two or more"),
+        (tokens, "got 1 store to compare; expected two or more"),
         ([tokens, tmp_path / "a" / ".." / "a" / "run" / "tokens"], "tokens twice; expected different stores"),
         ([tokens, tmp_path / "nothing"], f"got no token store in {tmp_path / 'nothing'}"),
         ([tokens, other.run_dir / "tokens"], f"got {other.run_dir / 'tokens'}, a store of 'own' with other examples, labels or splits"),
@@ -290,6 +291,9 @@ def test_stores_that_do_not_compare_are_one_line(tmp_path: Path) -> None:
             compare_stores(stores, one.corpus, settings=CPU, run_dir=tmp_path)
         assert why in str(error.value)
         assert "\n" not in str(error.value)
+    for stores in (None, [tokens, 3]):
+        with pytest.raises(TypeError, match="store: got"):
+            compare_stores(stores, one.corpus, settings=CPU, run_dir=tmp_path)  # type: ignore[arg-type]
     assert not (tmp_path / "comparison.png").exists()
 
 
