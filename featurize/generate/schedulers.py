@@ -145,7 +145,7 @@ def _rejected(scheduler: Any, generator: Generator, why: str) -> InputError:
     trained = scheduler.config.get("num_train_timesteps")
     if trained is not None and steps > trained:
         return InputError(
-            got=f"--steps {steps} for {name}, which was trained with {trained} ({why})",
+            got=f"--steps {steps} for {name}, which was trained with {trained}",
             expected=f"at most {trained}",
             do="give fewer steps; 20 to 50 are usual",
         )

@@ -40,7 +40,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Sequence[Se
         (folder / "tables.json").write_text(json.dumps({"rows": {}}))
 
     monkeypatch.setattr(experiments, "run_commands", run)
-    monkeypatch.setattr(experiments, "_minilm", lambda: "minilm-folder")
+    monkeypatch.setattr(experiments, "minilm_folder", lambda: "minilm-folder")
     monkeypatch.chdir(tmp_path)
     return commands
 

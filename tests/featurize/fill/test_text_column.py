@@ -63,7 +63,7 @@ def test_a_sampler_that_does_not_run_is_told_before_the_prompts_are_encoded(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_column, "load_text_parts", lambda *_: pytest.fail("the text encoder was loaded"))
-    with pytest.raises(InputError, match="got --steps 2000, with which DDIMScheduler does not run"):
+    with pytest.raises(InputError, match="got --steps 2000 for DDIMScheduler, which was trained with 1000"):
         featurize_command(options(table, tmp_path, "vit-demo", "prompt-text", steps=2000))
 
 

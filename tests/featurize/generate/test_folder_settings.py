@@ -165,7 +165,7 @@ def test_zero_terminal_snr_needs_trailing_steps_and_is_no_sign(folder: Path) -> 
         ("LCMScheduler", {"original_inference_steps": 8}, 9, "got --steps 9 for LCMScheduler, which has 8; expected at most 8"),
         ("FlowMatchEulerDiscreteScheduler", {}, 4, "whose FlowMatchEulerDiscreteScheduler does not run with this model"),
         ("FlowMatchEulerDiscreteScheduler", {}, 4, "; expected a scheduler .* as StableDiffusionPipeline does; restore scheduler/"),
-        ("DDIMScheduler", {}, 1001, "with which DDIMScheduler does not run .*cannot be larger than.* or another --scheduler such as ddim$"),
+        ("DDIMScheduler", {}, 1001, "got --steps 1001 for DDIMScheduler, which was trained with 1000; expected at most 1000; give fewer"),
         ("DPMSolverSDEScheduler", {}, 4, "got DPMSolverSDEScheduler .*torchsde.*; expected a scheduler that runs here; install that$"),
         ("DDIMScheduler", {"prediction_type": "flow"}, 4, "with the prediction_type 'flow', .*correct prediction_type in that file"),
         ("DDPMScheduler", {"variance_type": "learned_range"}, 4, "with the variance_type 'learned_range', .*such as fixed_small; correct"),
@@ -255,7 +255,7 @@ def test_weights_that_are_missing_are_told_and_never_random(folder: Path, comput
     weights = load_file(folder / f"{part}.safetensors")
     missing, model = sorted(weights)[-1], Path(part).parent.name
     save_file({name: value for name, value in weights.items() if name != missing}, folder / f"{part}.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=rf"{model}, which does not load \(no weights for .* and 0 more\)"):
+    with pytest.raises(InputError, match=rf"{model}, which does not load \(no weights for [^ ]+\)"):
         TextToImage(_find(folder, steps=2), compute)
 
 
