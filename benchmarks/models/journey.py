@@ -77,8 +77,8 @@ class Row:
     fault: str | None = None
 
 
-def travel(architecture: str, classifier: str, folder: Path, *, exports: bool = True) -> Row:
-    """Take a tiny model from its folder to a student and, if it ``exports``, its ONNX file, in a new folder; return what was seen.
+def travel(architecture: str, classifier: str, folder: Path) -> Row:
+    """Take a tiny model from its folder to a student and its ONNX file, in a new folder; return what was seen.
 
     Any exception of a command or of transformers, but for a command's one line, is a fault of ours and is not caught.
     """
@@ -95,8 +95,6 @@ def travel(architecture: str, classifier: str, folder: Path, *, exports: bool = 
     limit = 2 * batched if EQUAL < batched <= ROUNDING else EQUAL
     fault = None if evaluated <= limit else f"evaluate differs from the pipeline by {evaluated:g}"
     row = replace(row, evaluated=evaluated, batched=batched, fault=fault)
-    if not exports:
-        return row
     try:
         return replace(row, exported=float(_command("onnx", "--model", trained)["max_logit_difference"]))
     except Refused as refused:

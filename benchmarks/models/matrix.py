@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.process import BaseProcess
@@ -27,8 +27,6 @@ from lugpi_core.runtime.libraries import prepare_libraries
 
 # One of each kind: encoder, encoder with a head of its own, decoder with and without padding token, encoder-decoder, characters.
 SHORT = ("bert", "xlm-roberta", "qwen2", "gpt2", "t5", "canine")
-# Of these, the one that becomes an ONNX file too: torch's export takes longer than all that is before it.
-SHORT_EXPORT = "bert"
 PACKAGES = ("transformers", "tokenizers", "torch", "onnxruntime", "sentencepiece", "sacremoses", "rjieba")
 # A tiny model takes seconds, on a busy machine minutes; one that hangs is a fault.
 LONGEST_S = 1200
@@ -50,9 +48,7 @@ def measure(*, smoke: bool, record: bool, only: Sequence[str] = (), processes: i
         raise InputError(got="--record with --smoke or --only", expected="a record of every architecture", do="leave one of them out")
     names = tuple(only) or (SHORT if smoke else tuple(known))
     with tempfile.TemporaryDirectory() as temporary:
-        exported = {SHORT_EXPORT} if smoke and not only else set(names)
-        found = _rows(names, known, runs or Path(temporary), processes, exported)
-        rows = [row | {"architecture": name} for name, row in found]
+        rows = [row | {"architecture": name} for name, row in _rows(names, known, runs or Path(temporary), processes)]
     rows.sort(key=lambda row: row["architecture"])
     faults = [row["architecture"] for row in rows if row["fault"] is not None]
     states = Counter("fault" if row["fault"] else "refused" if row["refused"] else "works" for row in rows)
@@ -63,10 +59,8 @@ def measure(*, smoke: bool, record: bool, only: Sequence[str] = (), processes: i
     return result | {"complete": not faults}
 
 
-def _rows(
-    names: Sequence[str], known: dict[str, str], runs: Path, processes: int, exported: Collection[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each architecture's row when it is finished; those that are ``exported`` become ONNX files too."""
+def _rows(names: Sequence[str], known: dict[str, str], runs: Path, processes: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each architecture's row when it is finished."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.models.preload"])
     waiting, running = list(names), dict[str, tuple[BaseProcess, float]]()
@@ -79,7 +73,7 @@ def _rows(
                 continue
             shutil.rmtree(folder, ignore_errors=True)
             make_folder(folder)
-            process: BaseProcess = context.Process(target=travel_alone, args=(name, known[name], folder, name in exported))
+            process: BaseProcess = context.Process(target=travel_alone, args=(name, known[name], folder))
             process.start()
             running[name] = (process, time.monotonic())
         for name, (process, start_s) in list(running.items()):
@@ -94,14 +88,14 @@ def _rows(
                 yield name, _finished(name, known[name], runs / name)
 
 
-def travel_alone(architecture: str, classifier: str, folder: Path, exports: bool) -> None:
+def travel_alone(architecture: str, classifier: str, folder: Path) -> None:
     """Write an architecture's row to its folder; what is printed, a traceback too, goes to its log."""
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     from benchmarks.models.journey import travel
 
-    write_json(folder / ROW, asdict(travel(architecture, classifier, folder, exports=exports)))
+    write_json(folder / ROW, asdict(travel(architecture, classifier, folder)))
 
 
 def _finished(architecture: str, classifier: str, folder: Path) -> dict[str, Any]:
