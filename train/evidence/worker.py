@@ -80,7 +80,7 @@ def work() -> int:
     try:
         with warnings.catch_warnings(), terminated_like_interrupted():
             show_warnings_in_one_line()
-            frames = _frames(sys.stdin.buffer)
+            frames = _frames(sys.stdin.fileno())
             prepare_libraries()
             start: Start = pickle.loads(frames.get())
             return _do_jobs(start, frames, answers)
@@ -88,17 +88,24 @@ def work() -> int:
         return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
-def _frames(stream: IO[bytes]) -> "queue.SimpleQueue[bytes]":
-    """Return a queue of the frames that arrive on a stream, the empty one last. They are read while libraries are imported, so that the
-    parent need not wait. If the stream ends before, this process gets a SIGTERM."""
+def _frames(descriptor: int) -> "queue.SimpleQueue[bytes]":
+    """Return a queue of the frames that arrive on a descriptor, the empty one last. They are read while libraries are imported, so that the
+    parent need not wait. If it ends before, this process gets a SIGTERM."""
     frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     main = threading.main_thread().ident
     assert main is not None
 
+    def read_exactly(count: int) -> bytes:
+        # Not through sys.stdin: a thread that waits in a buffered stream makes the interpreter abort when it ends.
+        frame = bytearray()
+        while len(frame) < count and (part := os.read(descriptor, count - len(frame))):
+            frame += part
+        return bytes(frame)
+
     def read() -> None:
-        while len(header := stream.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
+        while len(header := read_exactly(_LENGTH_BYTES)) == _LENGTH_BYTES:
             length = int.from_bytes(header, "big")
-            frame = stream.read(length)
+            frame = read_exactly(length)
             if len(frame) < length:
                 break
             frames.put(frame)

@@ -42,6 +42,16 @@ for answer in sys.argv[1:]:
     print(answer, flush=True)
 """
 
+# Waits for a frame of a parent that sends none.
+WAITING = """
+import os
+from train.evidence import worker
+os.dup2(os.pipe()[0], 0)
+frames = worker._frames(0)
+print("waits", flush=True)
+frames.get()
+"""
+
 
 @pytest.fixture
 def make(small_csv: Path, tmp_path: Path) -> Make:
@@ -185,3 +195,14 @@ def test_a_number_of_processes_that_is_none_is_refused(small_csv: Path, tmp_path
     corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
     with pytest.raises(InputError, match="processes"):
         compare(corpus, tmp_path, rows=("baseline",), text_model="demo", optimization=Optimization(epochs=1), processes=processes)
+
+
+def test_a_process_that_is_interrupted_while_it_waits_for_a_model_ends_in_silence(start: Start) -> None:
+    waiting = start("-c", WAITING)
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() == "waits\n"
+    time.sleep(0.2)  # the thread that reads begins to wait
+    waiting.send_signal(signal.SIGINT)
+    _, told = waiting.communicate(timeout=60)
+    assert "Fatal Python error" not in told
+    assert told.rstrip().endswith("KeyboardInterrupt")
