@@ -10,7 +10,7 @@ from featurize.run import featurize_command, fill_store, plan_command, plan_in_m
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import DATASETS
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import part_of, require_type
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.example_table import read_example_table
@@ -38,9 +38,14 @@ class Verification:
         return not self.findings
 
     def counts(self) -> str:
-        """Return how many findings of each kind there are: ``1 missing, 2 damaged``."""
-        kinds = [finding.kind for finding in self.findings]
-        return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "complete and intact"
+        """Return how many files and rows were found: ``1 file missing, 2 files damaged, 3 rows flagged in 2 files``."""
+        found: list[str] = []
+        for kind in dict.fromkeys(finding.kind for finding in self.findings):
+            of_kind = [finding for finding in self.findings if finding.kind == kind]
+            files = number_of(len(of_kind), "file{s}")
+            rows = number_of(sum(len(finding.rows) for finding in of_kind), "row{s}")
+            found.append(f"{rows} flagged in {files}" if kind == "flagged" else f"{files} {kind}")
+        return ", ".join(found) or "complete and intact"
 
     def summary(self) -> str:
         """Return the findings for a person, a line each, and their counts."""

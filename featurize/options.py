@@ -176,9 +176,10 @@ class ModelNames:
     docs/generators.md), a preset's weights from a folder or file as NAME=FOLDER, any text-to-image folder of diffusers, a checkpoint
     FILE.safetensors, or a hub id owner/name[@revision]."""
     encoders: tuple[str, ...] = ("clip-vit-b32",)
-    """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, siglip2-b16, dinov2-b14-reg, dinov3-b16, pe-core-b16, demo,
-    open_clip:<model>/<pretrained>, open_clip:<model>/<file>.safetensors[@<pretrained>], timm:<model>[/<tag>], a folder or a hub id. On an
-    existing store of the same generation a new encoder decodes the stored latents and generates nothing.
+    """One or several of clip-vit-b32, clip-vit-b16, clip-vit-l14, vit-b16, siglip2-b16, dinov2-b14-reg, dinov3-b16, pe-core-b16,
+    clip-demo and vit-demo (embedded; demo = both), open_clip:<model>/<pretrained>, open_clip:<model>/<file>.safetensors[@<pretrained>],
+    timm:<model>[/<tag>], a folder or a hub id. On an existing store of the same generation a new encoder decodes the stored latents and
+    generates nothing.
     prompt-text: the generator's own text encoder, for train teacher --privileged text; alone it generates no image."""
 
 
@@ -279,7 +280,7 @@ class InspectOptions(InspectSettings, CorpusOptions):
     """Inspect the images of these unlabelled texts, a file or a folder, instead of the corpus's; questions about classes are left out."""
     stores: tuple[Path, ...] = ()
     """Compare the images of several runs of this corpus, such as those of several generators: their folders. Prints one table and writes
-    comparison.json and comparison.png, the same texts in rows and runs in columns, to --run-dir."""
+    comparison.json and comparison.png, the same texts in rows and runs in columns, to --run-dir (default: runs/<dataset>)."""
 
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)

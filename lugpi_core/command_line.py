@@ -133,8 +133,9 @@ def _together(arguments: Sequence[str], name: str) -> list[str]:
             current = others if argument.startswith("--") else current
             current.append(argument)
     groups = [words for words in _by_flag(arguments) if _field_name(words[0]) == name]
-    if len(groups) > 1 and any(len(words) == 1 for words in groups):
-        raise InputError(got=f"{flag} several times, once without a value", expected="values each time", do="leave the empty one out")
+    if any(len(words) == 1 for words in groups):
+        often = " several times, once" if len(groups) > 1 else ""
+        raise InputError(got=f"{flag}{often} without a value", expected="values each time", do="give some, or leave the empty one out")
     return others if first is None else [*others[:first], flag, *values, *others[first:]]
 
 

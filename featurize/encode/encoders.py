@@ -10,6 +10,7 @@ from featurize.encode.timm_models import find_timm, find_timm_name, is_timm_fold
 from featurize.encode.transformers_models import find_transformers
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.runtime.pretrained import embedded_model, local_model_folder
+from lugpi_core.store.layout import PROMPT_TEXT
 
 DEMO_ENCODERS = ("clip-demo", "vit-demo")
 WEIGHT_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -64,7 +65,7 @@ def _find(name_or_source: str, choice: Choice) -> EncoderFiles:
         raise InputError(
             got=f"--encoders {name_or_source or repr(name_or_source)}",
             expected="a preset, open_clip:<model>/<pretrained>, timm:<model>/<tag>, a folder or a hub id owner/name",
-            do=nearest(name_or_source, [*PRESETS, "demo"]),
+            do=nearest(name_or_source, [*PRESETS, "demo", PROMPT_TEXT]),
         )
     name = name_or_source if name_or_source in PRESETS else _column_name(name_or_source)
     return _from_folder(name, local_model_folder(source, flag=flag_of(name_or_source)), choice)

@@ -96,6 +96,12 @@ def find_open_clip_name(name: str, architecture_and_weights: str, choice: Choice
             do="write its weights as safetensors" if Path(file).is_file() else "check the path",
         )
     pretrained = open_clip.get_pretrained_cfg(architecture, weights)
+    if not pretrained and (other := Path(weights.rpartition("@")[0] or weights)).is_file():
+        raise InputError(
+            got=f"--encoders {PREFIX}{architecture_and_weights}, where {other} is no .safetensors file",
+            expected=f"{PREFIX}MODEL/FILE.safetensors, {PREFIX}MODEL/FILE.safetensors@TAG or {PREFIX}MODEL/TAG",
+            do="give a file of weights, or a tag",
+        )
     if not pretrained:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         raise InputError(got=f"the open_clip weights {weights!r}", expected=f"weights of {architecture}", do=nearest(weights, tags))

@@ -75,17 +75,18 @@ def folder_settings(folder: Path, names: tuple[str, ...], usual: Usual) -> Folde
     sampler: Scheduler = "own"
     if signs:
         kind = str(scheduler.get("_class_name"))
+        named = next((name for name in known if _of_names((name,))), "")
         sources = {
             f"of its {kind}": _of_scheduler(kind, takes_guidance),
             f"of its {index.get('_class_name')}": _of_pipeline(index, usual),
-            "of its name": _of_names(known),
+            f"by the name {named}": _of_names(known),
             "of its card": _of_card(folder / "README.md"),
         }
         for source, found in sources.items():
             values |= found
             origin |= dict.fromkeys(found, source)
         if scheduler.get("timestep_spacing") != "trailing" and kind.startswith("Euler") and any(map(_LIGHTNING.search, known)):
-            sampler, origin["scheduler"] = "euler", "of its name"
+            sampler, origin["scheduler"] = "euler", f"by the name {next(filter(_LIGHTNING.search, known))}"
     return FolderSettings(
         steps=int(values["steps"]),
         guidance=values["guidance"],

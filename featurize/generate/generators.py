@@ -87,11 +87,16 @@ class Generator:
             "; ".join(f"{name} {variant or 'full'}" for name, variant in self.variants.items()) if len(files) > 1 else f"{files[0]} files"
         )
         source = f" ({self.settings_from})" if self.settings_from else ""
-        spacing = f"{self.sampler['timestep_spacing']} " if "timestep_spacing" in self.sampler else ""
+        spacing = f" (timesteps {self.sampler['timestep_spacing']})" if "timestep_spacing" in self.sampler else ""
         fused = "".join(f", {lora.path.name} × {lora.scale:g}" for lora in self.loras)
         shortcuts = "".join(f", {words}" for words in shortcuts_in_words(dataclasses.asdict(settings)))
-        steps = number_of(settings.steps, spacing + "step{s}")
-        return f"{steps}, guidance {settings.guidance:g}{source}{shortcuts}, {self.size_px} px, {mixed}{fused}"
+        steps = number_of(settings.steps, "step{s}") + spacing
+        return f"{steps}, {self.guidance_in_words()}{source}{shortcuts}, {self.size_px} px, {mixed}{fused}"
+
+    def guidance_in_words(self) -> str:
+        """Return ``guidance 7.5``, or ``no guidance`` where the scale does nothing."""
+        scale = self.settings.guidance
+        return "no guidance" if self.family.guidance_kind(scale) == "none" else f"guidance {scale:g}"
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the latents, except prompts, seeds and dtype. The hub's commit is left out: the same weights may come from a
@@ -240,7 +245,7 @@ def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, l
     variants = {part: _variant_of(path, half=half) for part, path in folders.items()}
     names = (Path(name.partition("@")[0]).name, *files.names, *(lora.path.stem for lora in loras))
     settings, settings_from, is_distilled = _decided(settings, family, name, names)
-    _warn_of_idle_guidance(family, settings)
+    settings = _without_idle_guidance(family, settings)
     settings = with_shortcuts(family, settings)
     check_guidance(family, settings)
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
@@ -295,12 +300,15 @@ def _size_px(family: Family, settings: GeneratorPreset) -> int:
     return size_px
 
 
-def _warn_of_idle_guidance(family: Family, settings: GeneratorPreset) -> None:
-    if "guidance" in settings.given and settings.guidance > 1 and family.guidance_kind(settings.guidance) == "none":
-        warnings.warn(
-            f"--guidance {settings.guidance:g} has no effect: {family.folder} takes no guidance, as its model was distilled without it",
-            stacklevel=4,
-        )
+def _without_idle_guidance(family: Family, settings: GeneratorPreset) -> GeneratorPreset:
+    """Return the settings with the usual scale in place of one that was given, is warned of and does nothing: the images are the same."""
+    if "guidance" not in settings.given or settings.guidance <= 1 or family.guidance_kind(settings.guidance) != "none":
+        return settings
+    warnings.warn(
+        f"--guidance {settings.guidance:g} has no effect: {family.folder} takes no guidance, as its model was distilled without it",
+        stacklevel=4,
+    )
+    return dataclasses.replace(settings, guidance=family.usual.guidance)
 
 
 def _decided(settings: GeneratorPreset, family: Family, name: str, names: tuple[str, ...]) -> tuple[GeneratorPreset, str, bool]:
@@ -318,7 +326,11 @@ def _decided(settings: GeneratorPreset, family: Family, name: str, names: tuple[
             f"ordinary models do; give {' and '.join(f'--{key}' for key in unsaid)} as its authors say",
             stacklevel=4,
         )
-    words = ", ".join(f"{key} {said.origin[key]}" for key in settings.undecided if key != "scheduler" or said.scheduler != "own")
+    by_origin: dict[str, list[str]] = {}
+    for key in settings.undecided:
+        if key != "scheduler" or said.scheduler != "own":
+            by_origin.setdefault(said.origin[key], []).append(key)
+    words = ", ".join(f"{', '.join(keys[:-1])} and {keys[-1]} {origin}".removeprefix(" and ") for origin, keys in by_origin.items())
     return dataclasses.replace(settings, **chosen, undecided=()), words, bool(said.signs)
 
 

@@ -61,12 +61,18 @@ def configuration_of(path: Path, given: str | None) -> Path:
             try:
                 return local_model_folder(source, patterns=_CONFIGURATIONS, flag="--generator-config")
             except InputError as error:
-                failures.append(f"{source}: {reason(hub_cause(error))}")
+                cause = hub_cause(error)
+                failures.append(_why_out_of_reach(source, error) if cause is error else f"{source}: {reason(cause)}")
     raise InputError(
         got=f"--generator {path}, whose configuration is not within reach ({'; '.join(failures)})",
         expected="the configuration of the model that it was trained from",
         do="give --generator-config FOLDER, a diffusers folder of that model; it needs no weights",
     )
+
+
+def _why_out_of_reach(source: str, error: InputError) -> str:
+    """Return ``source: why``, without the flag, which nobody gave."""
+    return f"{source}: " + error.parts["got"].removeprefix(f"--generator-config {source} (").removesuffix(")")
 
 
 def _usual_repository(path: Path) -> str:

@@ -4,7 +4,7 @@ Shapes: M distinct images of the sample, F features, N texts with K images each.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.example_table import ExampleTable, read_example_table
-from lugpi_core.store.manifest import ColumnSpec, load_manifest
+from lugpi_core.store.manifest import ColumnSpec, is_of_own_pictures, load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of
 
 # At most this many texts, and images, whose K images are compared with one another.
@@ -235,4 +235,8 @@ def _diversity(subject: Subject, reader: ColumnReader) -> Diversity | LeftOut:
     _, first = np.unique(np.stack([text_M, chosen_NK.reshape(-1)]), axis=1, return_index=True)
     drawings, text_M = chosen_NK.reshape(-1)[first], text_M[first]
     pooled = pooled_tokens(reader, drawings, subject.drawings_in_all)
-    return diversity_of(pooled.features_MF[pooled.good_M], text_M[pooled.good_M], subject.settings.near_copy)
+    found = diversity_of(pooled.features_MF[pooled.good_M], text_M[pooled.good_M], subject.settings.near_copy)
+    if isinstance(found, LeftOut):
+        return found
+    is_of_passages = subject.strategy(reader.spec.made_by) == "chunks"
+    return replace(found, of="pictures" if is_of_own_pictures(reader.spec) else "passages" if is_of_passages else "seeds")

@@ -14,8 +14,10 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
 from lugpi_core.corpora.options import CorpusSettings, store_folder
 from lugpi_core.corpora.user_corpus import load_unlabelled
+from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, write_json
+from lugpi_core.store.example_table import read_stored_examples
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.verify import flags_of_the_maker
 
@@ -46,7 +48,17 @@ def _corpus_of(options: InspectOptions, stores: Sequence[Path]) -> Corpus:
     settings = part_of(options, CorpusSettings)
     columns = {images_from(store) for store in stores} - {None}
     if settings.images_from is None and len(columns) == 1:
-        settings = replace(settings, images_from=columns.pop())
+        try:
+            return _load(options, stores, replace(settings, images_from=columns.pop()))
+        except InputError:
+            corpus = _load(options, stores, settings)
+            if all(read_stored_examples(store).table.corpus_fingerprint == corpus.fingerprint() for store in stores):
+                raise
+            return corpus  # of which one of the stores is not, as its reader will say
+    return _load(options, stores, settings)
+
+
+def _load(options: InspectOptions, stores: Sequence[Path], settings: CorpusSettings) -> Corpus:
     if options.unlabelled is None:
         return load_corpus(options.dataset, settings)
     flags = [flags_of_the_maker(store, column) or {} for store in stores for column in columns_of(store)]

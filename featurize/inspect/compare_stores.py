@@ -21,6 +21,7 @@ from featurize.inspect.columns import MOST_DIVERSE_TEXTS, Subject, first_prompt,
 from featurize.inspect.comparison import BetweenSeeds, ComparedStore, Comparison, PictureSheet, ProbeDifference, Work
 from featurize.inspect.decoded_images import DECODE_TFLOP, generator_of, only_text_vectors, to_bytes
 from featurize.inspect.diversity import Diversity, diversity_of
+from featurize.inspect.generator_words import files_in_words
 from featurize.inspect.inspect_store import OpenStore, caption_of, folder_of, open_images
 from featurize.inspect.inspection import ColumnInspection
 from featurize.inspect.own_pictures import images_from, is_own
@@ -32,14 +33,14 @@ from featurize.options import InspectSettings
 from lugpi_core.corpora.corpus import SPLITS, Corpus
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import require_type
-from lugpi_core.fingerprint import differences
+from lugpi_core.fingerprint import differences, flat
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.runtime.pretrained import only_local_files
 from lugpi_core.store.example_table import read_stored_examples
-from lugpi_core.store.layout import LATENTS, OWN_IMAGES, PROMPT_TEXT
-from lugpi_core.store.manifest import ColumnSpec, load_manifest
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT
+from lugpi_core.store.manifest import ColumnSpec, is_of_own_pictures, load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of, image_columns_of
 
 SHEET_TEXTS = 12
@@ -152,8 +153,8 @@ def _checked(store: Path, corpus: Corpus) -> Path:
         examples = read_stored_examples(store)
         if examples.table.corpus_fingerprint != corpus.fingerprint():
             raise InputError(
-                got=f"{store}, a store of {examples.corpus_name!r} with other examples, labels or splits than {corpus.name!r} as it is "
-                "loaded now",
+                got=f"{store}, a store of {examples.corpus_name!r} with other examples, prompts, labels or splits than {corpus.name!r} as "
+                "it is loaded now",
                 expected="stores of one corpus",
                 do="leave it out, or give the flags with which its corpus was read",
             )
@@ -176,8 +177,7 @@ def _generator(specs: Mapping[str, ColumnSpec]) -> Generator | LeftOut:
     if not specs:
         return LeftOut(left_out="no column can be read")
     spec = next(iter(specs.values()))
-    generation = spec.fingerprint.get("generation")
-    if isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES:
+    if is_of_own_pictures(spec):
         return LeftOut(left_out="the pictures are the user's own")
     try:
         return generator_of(spec)
@@ -219,9 +219,11 @@ def _compared(entry: _Entry) -> ComparedStore:
 def _settings_in_words(entry: _Entry, about: Mapping[str, Any]) -> str:
     if not about:
         return "-"
-    words = [number_of(about["steps"], "step{s}"), f"guidance {about.get('guidance'):g}", f"{about.get('size_px')} px"]
+    guidance = f"guidance {about.get('guidance'):g}" if isinstance(entry.generator, LeftOut) else entry.generator.guidance_in_words()
+    words = [number_of(about["steps"], "step{s}"), guidance, f"{about.get('size_px')} px"]
     words += [f"scheduler {about['scheduler']}"] if about.get("scheduler", "own") != "own" else []
     words += shortcuts_in_words(about)
+    words += files_in_words(about, entry.flags)
     words += [f"prompts {entry.prompts}"] if entry.prompts != "whole" else []
     return ", ".join([*words, str(entry.generation.get("dtype", ""))])
 
@@ -297,7 +299,11 @@ def _have_same_first_prompts(left: _Entry, right: _Entry) -> bool:
 def _encoder_differences(spec: ColumnSpec, other: ColumnSpec | None) -> list[str]:
     if other is None:
         return ["no such column"]
-    kept = [{key: each.fingerprint.get(key) for key in ("encoder", "decoder")} for each in (spec, other)]
+    both = (spec, other)
+    kept: list[dict[str, Any]] = [{key: each.fingerprint.get(key) for key in ("encoder", "decoder")} for each in both]
+    if is_of_own_pictures(spec) != is_of_own_pictures(other):
+        # Own pictures are of no decoder; how they become squares is no question for generated ones, which are square.
+        kept = [{key: value for key, value in flat({"encoder": each["encoder"]}) if key != "encoder.fit"} for each in kept]
     return differences(kept[0], kept[1])
 
 
@@ -366,7 +372,8 @@ def _notes(entries: Sequence[_Entry], compared: Sequence[ComparedStore]) -> list
         for entry in have[1:]:
             if unlike := _encoder_differences(have[0].specs[name], entry.specs[name]):
                 pair = f"{have[0].label} and {entry.label}"
-                notes.append(f"{name}: the tokens of {pair} are of different encoders and do not compare: {'; '.join(unlike)}")
+                what = "decoders" if all(one.startswith("decoder") for one in unlike) else "encoders"
+                notes.append(f"{name}: the tokens of {pair} are of different {what} and do not compare: {'; '.join(unlike)}")
         notes += [
             f"{store.label}: {name} left out: {column.left_out}"
             for store in compared
@@ -378,7 +385,7 @@ def _notes(entries: Sequence[_Entry], compared: Sequence[ComparedStore]) -> list
     for store in compared:
         if not store.has_images:
             notes.append(f"{store.label}: {_ONLY_TEXT_VECTORS}")
-        elif isinstance(store.work, LeftOut):
+        elif isinstance(store.work, LeftOut) and store.is_generated:
             notes.append(f"{store.label}: work of an image unknown: {store.work.left_out}")
         notes += [
             f"{store.label}: {name}: {column.diversity.sentence()}"

@@ -12,6 +12,7 @@ from featurize.inspect.probes import ProbeScore
 from featurize.inspect.records import LeftOut, Record, decimal, percent
 from featurize.inspect.sample import PromptsCut
 from featurize.inspect.verdict import Level, best_guess
+from lugpi_core.store.layout import OWN_IMAGES
 
 _WIDEST = 30
 _LEVELS: Mapping[Level, str] = {"knows": "yes", "little": "slightly", "chance": "no", "unknown": "cannot tell"}
@@ -77,6 +78,11 @@ class ComparedStore(Record):
     def has_images(self) -> bool:
         """Whether the store has more than text vectors of its generator."""
         return self.images_per_text > 0
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether its images are a generator's, and not the user's own."""
+        return self.has_images and self.generator != OWN_IMAGES
 
     def column(self, name: str) -> ColumnInspection | None:
         """Return the answers about a column, or None if it is not there or could not be read."""
@@ -219,19 +225,19 @@ def _megabytes(size: int | LeftOut) -> str:
     return "unknown" if isinstance(size, LeftOut) else f"{size / 1e6:,.1f} MB"
 
 
-def _of_images(store: ComparedStore, words: str) -> str:
-    return words if store.has_images else "-"
+def _of_generated(store: ComparedStore, words: str) -> str:
+    return words if store.is_generated else "-"
 
 
 _ABOUT_STORES: tuple[tuple[str, Callable[[ComparedStore], str]], ...] = (
     ("generator", lambda store: store.generator),
     ("settings", lambda store: store.settings),
-    ("seed", lambda store: _of_images(store, "unknown" if store.seed is None else str(store.seed))),
+    ("seed", lambda store: _of_generated(store, "unknown" if store.seed is None else str(store.seed))),
     ("images", lambda store: f"{store.images:,}"),
     ("images of a text", lambda store: str(store.images_per_text)),
-    ("texts with a cut prompt", lambda store: percent(store.prompts_cut.share)),
-    ("TFLOP an image", lambda store: _of_images(store, "unknown" if isinstance(store.work, LeftOut) else f"{store.work.tflop:.3g}")),
-    ("weights", lambda store: _of_images(store, _megabytes(store.generator_bytes))),
+    ("texts with a cut prompt", lambda store: "-" if store.generator == OWN_IMAGES else percent(store.prompts_cut.share)),
+    ("TFLOP an image", lambda store: _of_generated(store, "unknown" if isinstance(store.work, LeftOut) else f"{store.work.tflop:.3g}")),
+    ("weights", lambda store: _of_generated(store, _megabytes(store.generator_bytes))),
     ("store", lambda store: _megabytes(store.store_bytes)),
 )
 
@@ -273,7 +279,8 @@ def _copies(column: ColumnInspection | None) -> str:
 def _differ(column: ColumnInspection | None) -> str:
     if column is None or not isinstance(column.diversity, Diversity):
         return "-"
-    return f"{percent(column.diversity.share)}{' (hardly)' if column.diversity.is_little else ''}"
+    words = [*(["passages"] if column.diversity.of == "passages" else []), *(["hardly"] if column.diversity.is_little else [])]
+    return percent(column.diversity.share) + (f" ({', '.join(words)})" if words else "")
 
 
 _ABOUT_COLUMNS: tuple[tuple[str, Callable[[ColumnInspection | None], str]], ...] = (

@@ -4,7 +4,9 @@ K images of a text are then nearly one image.
 Shapes: M images, F features, k images of one text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +15,13 @@ from numpy.typing import NDArray
 from featurize.inspect.near_copies import centred_directions
 from featurize.inspect.records import LeftOut, Record, percent
 
+Several = Literal["seeds", "passages", "pictures"]
+# What the images of a text are, and what it means if they are nearly the same.
+_WHAT: Mapping[Several, tuple[str, str]] = {
+    "seeds": ("the images of one text", "the generator hardly answers to the seed: "),
+    "passages": ("the images of one text's passages", "the passages of a text have hardly different images: "),
+    "pictures": ("the pictures of one text", "the pictures of a text are hardly different: "),
+}
 # Below this share of the distance between texts, or from this share of near-duplicates on, more images of a text are hardly other images.
 _LITTLE, _MOSTLY = 0.1, 0.5
 
@@ -29,6 +38,7 @@ class Diversity(Record):
         between: mean squared distance of two images of different texts.
         threshold: the cosine from which on two images are near-duplicates.
         near_copies: the share of pairs of images of one text that are near-duplicates; each text counts once.
+        of: in what the images of a text differ: the seed, the passage that they show, or they are the user's own pictures.
     """
 
     texts: int
@@ -37,6 +47,7 @@ class Diversity(Record):
     between: float
     threshold: float
     near_copies: float
+    of: Several = "seeds"
 
     @property
     def share(self) -> float:
@@ -52,17 +63,18 @@ class Diversity(Record):
         """Return the fields as JSON values, with the share and whether it is little."""
         return {**super().to_json(), "share": self.share, "is_little": self.is_little}
 
-    def sentence(self, what: str = "the images of one text") -> str:
+    def sentence(self, what: str | None = None) -> str:
         """Return the answer in one sentence.
 
         Args:
-            what: is compared.
+            what: is compared; None = as ``of`` says.
         """
+        usual, little = _WHAT[self.of]
         found = (
-            f"{what} differ by {percent(self.share)} of what images of different texts do (squared distance), and "
+            f"{what or usual} differ by {percent(self.share)} of what images of different texts do (squared distance), and "
             f"{percent(self.near_copies)} of their pairs are near-duplicates (cosine {self.threshold:g} or more)"
         )
-        return f"the generator hardly answers to the seed: {found}" if self.is_little else found
+        return little + found if self.is_little else found
 
 
 def diversity_of(features_MF: NDArray[np.float32], text_M: NDArray[np.int64], threshold: float) -> Diversity | LeftOut:

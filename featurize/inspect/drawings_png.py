@@ -6,6 +6,7 @@ Shapes: B images, S their side.
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from lugpi_core.files import whole_file
 
 DRAWINGS_PNG = "drawings.png"
 _COLUMNS, _SIDE_PX = 8, 128
-_MARGIN_PX, _TEXT_PX, _FONT_PX = 6, 58, 11
+_MARGIN_PX, _TEXT_PX, _FONT_PX, _DRAWN_LARGER = 6, 58, 11, 4
 _MAX_LINES, _MAX_LETTERS = 4, 24
 
 
@@ -26,20 +27,37 @@ def write_drawings_png(captions: Sequence[str], images_BSS3: NDArray[np.uint8], 
         images_BSS3: uint8.
         path: of the PNG.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
-    font = ImageFont.load_default(_FONT_PX)
     cell_width_px, cell_height_px = _SIDE_PX + 2 * _MARGIN_PX, _SIDE_PX + _TEXT_PX
     rows = -(-len(captions) // _COLUMNS)
     grid = Image.new("RGB", (_COLUMNS * cell_width_px, rows * cell_height_px), "white")
-    draw = ImageDraw.Draw(grid)
     for cell, (caption, image_SS3) in enumerate(zip(captions, images_BSS3, strict=True)):
         left, top = cell % _COLUMNS * cell_width_px + _MARGIN_PX, cell // _COLUMNS * cell_height_px + 4
         grid.paste(Image.fromarray(image_SS3).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS), (left, top))
-        draw.multiline_text((left, top + _SIDE_PX + 2), "\n".join(caption_lines(caption)), fill="black", font=font, spacing=1)
+        write_words(grid, caption_lines(caption), (left, top + _SIDE_PX + 2, _SIDE_PX + _MARGIN_PX, _TEXT_PX - 6))
     with whole_file(path) as partial:
         grid.save(partial, "PNG", optimize=True)
     return path
+
+
+def write_words(picture: Any, lines: Sequence[str], place: tuple[int, int, int, int]) -> None:
+    """Write lines of text on a picture of Pillow; what is outside their place is cut.
+
+    They are drawn larger and scaled down: at this size Pillow's font rounds the space between words to nothing.
+
+    Args:
+        picture: in colour.
+        lines: of text.
+        place: left, top, width and height in pixels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    left, top, width_px, height_px = place
+    words = Image.new("L", (width_px * _DRAWN_LARGER, height_px * _DRAWN_LARGER))
+    font = ImageFont.load_default(_FONT_PX * _DRAWN_LARGER)
+    ImageDraw.Draw(words).multiline_text((0, 0), "\n".join(lines), fill=255, font=font, spacing=_DRAWN_LARGER)
+    picture.paste("black", (left, top), words.resize((width_px, height_px), Image.Resampling.LANCZOS))
 
 
 def caption_lines(caption: str, letters: int = _MAX_LETTERS, most: int = _MAX_LINES) -> list[str]:

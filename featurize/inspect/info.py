@@ -1,14 +1,19 @@
 """``python -m featurize info``: what is in a store."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featurize.encode.preprocessing_words import preprocessing_in_words
+from featurize.inspect.generator_words import files_in_words
 from featurize.options import InfoOptions
 from lugpi_core.command_line import say
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, one_line
 from lugpi_core.fingerprint import flat
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.manifest import load_manifest
@@ -16,6 +21,8 @@ from lugpi_core.store.prompt_figures import PromptFigures, figures_in
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.verify import row_ranges
+
+_MOST_IDS, _LONGEST_NOTE = 10, 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,8 @@ class ColumnInfo:
         license: of the images and tokens.
         notice: what a reader must know about them, or None.
         made_by: the flags of the featurize command that began the column, or None.
+        notes: what the generator's pipeline puts around every prompt, by name.
+        failed_texts: ids of the texts that have a failed row, in the corpus's order; empty without a table of examples.
     """
 
     rows: int
@@ -45,6 +54,8 @@ class ColumnInfo:
     license: str
     notice: str | None
     made_by: Mapping[str, Any] | None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    failed_texts: tuple[str, ...] = ()
 
     def summary_lines(self, name: str) -> list[str]:
         """Return shape, licence, failed rows and every field of the fingerprint, a line each."""
@@ -56,8 +67,30 @@ class ColumnInfo:
         encoder = self.fingerprint.get("encoder")
         if isinstance(encoder, Mapping) and isinstance(encoder.get("preprocessing"), Mapping):
             lines.append(f"  preprocessing: {preprocessing_in_words(encoder['preprocessing'])}")
-        lines += [f"  FAILED: rows {row_ranges(map(int, self.flagged))}"] if self.flagged else []
-        return lines + [f"  {field} = {value}" for field, value in flat(self.fingerprint)]
+        if self.flagged:
+            texts = f", of the texts {_some_of(self.failed_texts)}" if self.failed_texts else ""
+            reasons = ", ".join(sorted(set(self.flagged.values())))
+            lines.append(f"  FAILED: rows {row_ranges(map(int, self.flagged))} of the column{texts} ({reasons})")
+        generation = self.fingerprint.get("generation")
+        record = generation.get("generator") if isinstance(generation, Mapping) else None
+        if files := files_in_words(record if isinstance(record, Mapping) else {}, self.made_by or {}):
+            lines.append(f"  generated with {', '.join(files)}")
+        lines += [f"  around every prompt: {name} = {_beginning(note)}" for name, note in self.notes.items()]
+        return lines + [f"  {name} = {_plain(value)}" for name, value in flat(self.fingerprint)]
+
+
+def _some_of(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _MOST_IDS:,} more" if len(ids) > _MOST_IDS else ""
+    return one_line(", ".join(ids[:_MOST_IDS])) + more
+
+
+def _beginning(note: str) -> str:
+    return one_line(note if len(note) <= _LONGEST_NOTE else note[:_LONGEST_NOTE] + "…")
+
+
+def _plain(value: object) -> str:
+    """Return a field's value; lists as JSON."""
+    return json.dumps(value) if isinstance(value, (list, Mapping)) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +172,19 @@ def store_info(store: Path) -> StoreInfo:
             cut = int(arrays["prompt_cut"].sum())
             figures = figures_in(about.get("prompt_figures"))
             examples = ExampleInfo(corpus=about.get("corpus"), examples=len(arrays["drawing"]), prompts_cut=cut, prompt_figures=figures)
+            columns = {name: replace(column, failed_texts=_texts_of(column, arrays)) for name, column in columns.items()}
         except InputError as error:
             unreadable[EXAMPLES] = str(error)
     return StoreInfo(store=store, examples=examples, columns=columns, unreadable=unreadable)
+
+
+def _texts_of(column: ColumnInfo, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    """Return the ids of the texts that have one of a column's failed rows."""
+    rows_NK, ids = arrays.get("drawings", arrays["drawing"][:, None]), arrays.get("id")
+    if not column.flagged or ids is None or len(ids) != len(rows_NK):
+        return ()
+    has_failed_N = np.isin(rows_NK, [int(row) for row in column.flagged]).any(axis=1)
+    return tuple(id_.decode(errors="replace") for id_ in ids[has_failed_N].tolist())
 
 
 def _column_info(folder: Path) -> ColumnInfo:
@@ -158,4 +201,5 @@ def _column_info(folder: Path) -> ColumnInfo:
         license=spec.license,
         notice=spec.notice,
         made_by=spec.made_by,
+        notes=dict(spec.notes),
     )

@@ -3,7 +3,6 @@
 Shapes: n pictures of those asked for, S the side they are kept at.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from lugpi_core.corpora.pictures import Picture, PictureFault
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable
 from lugpi_core.store.layout import OWN_IMAGES
-from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.manifest import is_of_own_pictures, load_manifest
 from lugpi_core.store.reader import columns_of
 
 # What reading a picture is counted as, so that those of 10 TFLOP take seconds: 10,000 of them.
@@ -80,7 +79,7 @@ class OwnPictures:
 
 def is_own(store: Path) -> bool:
     """Whether the images of a store are a user's own."""
-    return any(_generator(store / name) == OWN_IMAGES for name in columns_of(store))
+    return any(_is_own_column(store / name) for name in columns_of(store))
 
 
 def images_from(store: Path) -> str | None:
@@ -95,9 +94,8 @@ def images_from(store: Path) -> str | None:
     return None
 
 
-def _generator(folder: Path) -> object:
+def _is_own_column(folder: Path) -> bool:
     try:
-        generation = load_manifest(folder)[0].fingerprint.get("generation")
+        return is_of_own_pictures(load_manifest(folder)[0])
     except InputError:
-        return None
-    return generation.get("generator") if isinstance(generation, Mapping) else None
+        return False

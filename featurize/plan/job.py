@@ -264,7 +264,8 @@ def plan_job(
         encoder_dtype=encoder_compute.dtype,
     )
     # Everything that decides an image, and nothing else: batch size and device do not.
-    generation = {"drawings": plan.fingerprint(), "seed": settings.seed, "dtype": compute.dtype, "generator": generator_files.fingerprint()}
+    generation = {"drawings": plan.fingerprint(), "seed": settings.seed, "dtype": compute.dtype}
+    generation["generator"] = _record(generator_files, store)
     if dtypes := _other_dtypes(generator_files, compute):
         generation["dtypes"] = dtypes
     columns, text = column_specs(plan, generator_files, encoder_files, generation, column_settings), None
@@ -291,6 +292,23 @@ def plan_job(
         most_prompts=max(1, MOST_EMBEDDING_BYTES // generator_files.family.embedding_bytes),
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
+
+
+def _record(generator: Generator, store: Path) -> dict[str, Any]:
+    """Return a generator's fingerprint, with the guidance scale that the store states where neither that nor this one does anything."""
+    record, kind = generator.fingerprint(), generator.family.guidance_kind
+    if kind(record["guidance"]) != "none":
+        return record
+    for name in columns_of(store):
+        try:
+            generation = load_manifest(store / name)[0].fingerprint.get("generation")
+        except InputError:
+            continue  # reported when the store is opened
+        stated = generation.get("generator") if isinstance(generation, Mapping) else None
+        scale = stated.get("guidance") if isinstance(stated, Mapping) else None
+        if isinstance(scale, (int, float)) and kind(scale) == "none":
+            return record | {"guidance": scale}
+    return record
 
 
 def _other_dtypes(generator: Generator, compute: Compute) -> dict[str, str]:
@@ -349,6 +367,8 @@ def _in_flags(unlike: Sequence[str], found: ColumnSpec, job: StoreJob) -> list[s
     typed = differences({"flags": flags[0]}, {"flags": flags[1]})
     if found.made_by is None or not typed:
         typed = ["other prompts, though no flag differs: the texts are others"]
+        if wanted.get("prompts") == "keywords":
+            typed = [f"{typed[0]}, or the version of lugpi that began the store chose other keywords of them"]
     return typed + [
         one for one in others if not (one.startswith("generation.seed: ") and any(flag.startswith("--seed:") for flag in typed))
     ]

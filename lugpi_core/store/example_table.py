@@ -3,7 +3,7 @@
 Shapes: N examples, K images each, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import SPLITS, Corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
+from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import PromptFigures, figures_in
+from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed, write_sealed
 
 EXAMPLES = "examples.h5"
 _AGAIN = "run featurize again"
 _UNLABELLED_ROW = 255
+# Corpus flags that say where files are, or name pictures: they decide neither texts nor labels.
+_NOT_OF_TEXTS = ("data_dir", "images_from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,7 @@ def read_example_table(store: Path, corpus: Corpus) -> ExampleTable:
     """
     about, arrays = _read(store)
     if about.get("corpus_fingerprint") != corpus.fingerprint():
-        raise _other_corpus(str(about.get("corpus")), corpus)
+        raise _other_corpus(store, str(about.get("corpus")), corpus)
     return _table(store, about, arrays, len(corpus.examples))
 
 
@@ -175,9 +180,32 @@ def _require(store: Path, arrays: dict[str, NDArray[Any]], name: str, *, kinds: 
         raise InputError(got=got, expected="the table as lugpi wrote it", do=_AGAIN)
 
 
-def _other_corpus(found: str, corpus: Corpus) -> InputError:
+def _other_corpus(store: Path, found: str, corpus: Corpus) -> InputError:
+    flags = _corpus_flags(store)
+    same = "the corpus flags that featurize had" if flags is None else f"those that featurize had ({' '.join(flags) or 'none'})"
     return InputError(
-        got=f"a token store of {found!r} with other examples, labels or splits",
+        got=f"a token store of {found!r} with other examples, prompts, labels or splits",
         expected=f"the store of {corpus.name!r} as it is loaded now",
-        do="run featurize again with the same corpus flags (existing images are kept)",
+        do=f"give here {same}, or, if the corpus has changed, run featurize again (existing images are kept)",
     )
+
+
+def _corpus_flags(store: Path) -> list[str] | None:
+    """Return the flags that say how the corpus of a store was read, as they are typed, without those that have their default; None if the
+    store does not say."""
+    for name in columns_of(store):
+        try:
+            made_by = load_manifest(store / name)[0].made_by
+        except InputError:
+            continue  # reported when the column is opened
+        if made_by is not None and "data_dir" in made_by:
+            defaults = {item.name: item.default for item in fields(CorpusSettings) if item.name not in _NOT_OF_TEXTS}
+            return [_as_typed(key, made_by[key]) for key, default in defaults.items() if made_by.get(key, default) != default]
+    return None
+
+
+def _as_typed(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"

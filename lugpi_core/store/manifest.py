@@ -10,7 +10,7 @@ from typing import Any
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_json
 from lugpi_core.fingerprint import Fingerprint, differences, digest
-from lugpi_core.store.layout import ROW_DTYPES, Dtype, ShardLayout
+from lugpi_core.store.layout import OWN_IMAGES, ROW_DTYPES, Dtype, ShardLayout
 from lugpi_core.store.lease import locked
 
 FORMAT = "lugpi-token-store"
@@ -76,6 +76,12 @@ class ColumnSpec:
             fingerprint_digest=self.digest,
             dtype=self.dtype,
         )
+
+
+def is_of_own_pictures(spec: ColumnSpec) -> bool:
+    """Whether a column is of a user's own pictures, which no generator drew."""
+    generation = spec.fingerprint.get("generation")
+    return isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES
 
 
 def plain_shard_name(shard: int) -> str:

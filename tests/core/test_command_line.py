@@ -378,3 +378,8 @@ def test_a_list_that_is_given_several_times_is_one_list(arguments: list[str]) ->
     assert parsed.seeds == (4, 5, 6)
     with pytest.raises(InputError, match="got --seeds several times, once without a value"):
         parse(Options, ["--dataset", "d", *arguments, "--seeds"], prog="python -m count")
+
+
+def test_a_list_without_a_value_is_told() -> None:
+    with pytest.raises(InputError, match="got --seeds without a value"):
+        parse(Options, ["--seeds", "--dataset", "d"], prog="python -m count")

@@ -54,6 +54,7 @@ def test_a_checkpoint_with_loras_from_the_command_line(run: Run) -> None:
     record = spec.fingerprint["generation"]["generator"]
     assert [lora["scale"] for lora in record["loras"]] == [0.5, 1.0]
     assert generator_of(spec).single_file == Path("dream.safetensors")
+    assert "  generated with LoRA first.safetensors × 0.5, LoRA second.safetensors × 1\n" in run("info", "--dataset", "animals.csv")[2]
 
     assert run("--dataset", "animals.csv", *files, "--lora", "first.safetensors:0.5", "second.safetensors")[1]["already_done"]
     status, _, messages = run("--dataset", "animals.csv", *files, "--lora", "first.safetensors")

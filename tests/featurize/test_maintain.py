@@ -20,6 +20,7 @@ from featurize.maintain import repair_store, verify_store
 from featurize.options import FeaturizeSettings
 from featurize.run import featurize
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.load import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
@@ -125,12 +126,12 @@ def test_damage_is_reported_by_row_and_the_exit_status_is_one(run: Path, command
     assert (status, figures["complete"]) == (1, False)
     assert re.search(r"latents/shard-00000-\w+\.h5: rows 0-3 missing \(missing\)", printed)
     assert re.search(r"vit-demo/shard-00001-\w+\.h5: rows 5-6 damaged \(its content differs from its xxh3_128 and sha256\)", printed)
-    assert printed.splitlines()[-1] == f"{run / 'tokens'}: 1 missing, 2 damaged"
+    assert printed.splitlines()[-1] == f"{run / 'tokens'}: 1 file missing, 2 files damaged"
     assert [finding["rows"] for finding in figures["findings"]] == [[0, 1, 2, 3], [5, 6], [9]]
     assert _state(run) == before
     status, _, printed = command("verify", run)
     assert status == 1
-    assert printed.splitlines()[-1] == f"{run / 'tokens'}: 1 missing"
+    assert printed.splitlines()[-1] == f"{run / 'tokens'}: 1 file missing"
 
 
 def _cut(run_dir: Path) -> None:
@@ -377,7 +378,10 @@ def test_info_reports_what_is_in_a_store(run: Path, command: Command) -> None:
     assert _state(run) == before
 
 
-def test_info_reports_flagged_and_unfinished_rows(flagged: Path, command: Command) -> None:
+def test_info_reports_flagged_and_unfinished_rows(flagged: Path, table: Path, command: Command) -> None:
+    texts = {example.text: example.id for example in load_corpus(table).examples}
+    ids = ", ".join(texts[f"text number {n}"] for n in (2, 6, 10))
+    assert f"  FAILED: rows 2, 6, 10 of the column, of the texts {ids} (not finite)\n" in command("info", flagged)[2]
     column = ColumnWriter(flagged / "tokens", load_manifest(flagged / "tokens" / "clip-demo")[0])
     column.reopen(2, column.records[2])
     (flagged / "tokens" / "examples.h5").unlink()
@@ -395,7 +399,7 @@ def test_from_python_a_store_is_verified_and_described(run: Path) -> None:
     assert verify_store(store).complete
     found = verify_store(store, deep=True)
     assert [(finding.kind, finding.rows) for finding in found.findings] == [("damaged", (5,))]
-    assert found.summary().splitlines()[-1] == f"{store}: 1 damaged"
+    assert found.summary().splitlines()[-1] == f"{store}: 1 file damaged"
     (store / "examples.h5").write_bytes(b"x")
     (store / "clip-demo" / MANIFEST).write_bytes(b"{")
     content = store_info(store)
@@ -413,7 +417,7 @@ def test_a_store_of_a_corpus_in_memory_is_repaired_from_python(tmp_path: Path, c
         settings = FeaturizeSettings(steps=1, shard_rows=4, batch_size=4)
         featurize(corpus, tmp_path, generator="demo", encoders=["vit-demo"], settings=settings)
     store = tmp_path / "tokens"
-    assert verify_store(store, deep=True).counts() == "3 flagged"
+    assert verify_store(store, deep=True).counts() == "3 rows flagged in 3 files"
     shard = shard_file(store / "vit-demo", 3)
     intact = shard.read_bytes()
     shard.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
@@ -422,7 +426,7 @@ def test_a_store_of_a_corpus_in_memory_is_repaired_from_python(tmp_path: Path, c
     assert "wrote for a corpus in memory, in-memory; expected" in printed
     assert "call lugpi.repair_store(store, corpus)" in printed
     other = Corpus.from_texts([f"text number {n}" for n in range(14)], ["a", "c"] * 7, name="in-memory")
-    with pytest.raises(InputError, match="with other examples, labels or splits"):
+    with pytest.raises(InputError, match="with other examples, prompts, labels or splits"):
         repair_store(store, other)
     assert repair_store(str(store), corpus).complete
     assert shard.read_bytes() == intact

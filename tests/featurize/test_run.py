@@ -87,6 +87,16 @@ def test_the_same_command_again_is_already_done(table: Path, store: Path, capsys
     assert _state(store) == before
 
 
+def test_a_scale_without_effect_is_no_other_setting(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Earlier versions recorded it as it was given: such stores are found again with any scale that does nothing."""
+    run = ("--dataset", str(table), "--run-dir", str(tmp_path), *_demo_with(["--encoders", "vit-demo"]))
+    assert main([*run, "--guidance", "0"]) == 0
+    assert "2 steps, no guidance, " in capsys.readouterr().err
+    assert main([*run, "--guidance", "1"]) == 0
+    assert "already done: " in capsys.readouterr().err
+    assert "guidance: found 0.0, wanted 2.0" in _refused(capsys, *run, "--guidance", "2")
+
+
 def test_failed_rows_are_told_and_the_exit_status_is_one(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

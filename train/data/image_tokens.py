@@ -20,6 +20,7 @@ from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.host_memory import host_available_bytes
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, SCALE
+from lugpi_core.store.manifest import is_of_own_pictures, load_manifest
 from lugpi_core.store.quantize import dequantize
 from lugpi_core.store.reader import ColumnReader, Rows, columns_of, image_columns_of
 from train.options.settings import TokensOn
@@ -104,6 +105,12 @@ def open_text_vectors(store: Path, corpus: Corpus) -> ImageTokens:
         InputError: no store, another corpus's store, no such column, missing rows, a damaged shard.
     """
     if columns_of(store) and PROMPT_TEXT not in columns_of(store):
+        if any(is_of_own_pictures(load_manifest(store / name)[0]) for name in columns_of(store)):
+            raise InputError(
+                got=f"--privileged text for {store}, pictures of your own that no generator drew",
+                expected="images by a generator, whose text vectors are their control",
+                do="compare with --privileged none, shuffled or blank",
+            )
         raise InputError(
             got=f"{store} without the generator's text vectors",
             expected=f"the column {PROMPT_TEXT}",
@@ -133,7 +140,8 @@ def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device,
     """
     choice = resolve_place(choice, tokens.stored_bytes, device=device, training_bytes=training_bytes)
     source = DiskTokens(tokens, device) if choice == "disk" else ResidentTokens(tokens, device, choice)
-    say(f"image tokens: {tokens.stored_bytes / 1e9:.2f} GB, read from {source.place}")
+    what = "text vectors" if tokens.reader.spec.name == PROMPT_TEXT else "image tokens"
+    say(f"{what}: {tokens.stored_bytes / 1e9:.2f} GB, read from {source.place}")
     return source
 
 

@@ -157,6 +157,7 @@ def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, 
             do = "name the texts with --unlabelled" if name == "unlabelled" or name.endswith(MORE) else nearest(name, known)
             if name in VECTORS.values():
                 do = f"run python -m featurize with its flags and --encoders {PROMPT_TEXT}, which generates no image"
+                do += " (pictures of your own have no such rows)"
             raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=do)
         for group in groups:
             if name in (ALL, group):

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 TITLES: Mapping[Group, str] = {
     "table1": "Table 1: baseline, images alone, teachers and students",
     "table2": "Table 2: students without one of the loss's soft terms (ce: without the embeddings' distance, l2: without the soft labels)",
-    "controls": "Controls: teachers that see no images, those of other texts or blank ones, and students of each",
+    "controls": "Controls: teachers that see no images, images of other texts or blank images; and a student of each",
     "unlabelled": "More texts: students that were distilled on unlabelled texts too",
 }
 _CONTROLS_WITH_VECTORS = (
-    "Controls: teachers that see no images, the generator's text vectors in place of images (text), those of other texts or blank ones, "
-    "and students of each"
+    "Controls: teachers that see no images, images of other texts, blank images, or the generator's text vectors (text); and a student of "
+    "each"
 )
 _FILES = ("md", "tex", "csv", "json")
 
@@ -333,7 +333,7 @@ def _notes(models: Mapping[str, Sequence[ScoredModel]], findings: Sequence[Findi
     for what, values in differing_settings({name: [model.folder for model in of_row] for name, of_row in models.items()}).items():
         notes.append(f"{what}: {', '.join(map(str, values))}; this may explain differences between them")
     fewer = [
-        f"{one.row} less {one.reference} over {', '.join(map(str, one.comparison.seeds))}"
+        f"{one.row} less {one.reference} over the seed{'s' * (len(one.comparison.seeds) > 1)} {', '.join(map(str, one.comparison.seeds))}"
         for one in findings
         if any(len(models[name]) > len(one.comparison.seeds) for name in (one.row, one.reference))
     ]

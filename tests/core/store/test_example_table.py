@@ -13,6 +13,7 @@ from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import EXAMPLES, ExampleTable, read_example_table, write_example_table
 from lugpi_core.store.sealed_file import write_sealed
+from tests.support.small_column import SPEC, filled
 
 IDS = ("train/1", "Übung-2", "例え-3")
 CORPUS = Corpus(
@@ -79,8 +80,18 @@ def _with_first(**changes: Any) -> Corpus:
     ids=["split", "label", "text", "prompt", "id", "label names", "fewer", "order"],
 )
 def test_the_table_of_another_corpus_split_or_label_is_refused(store: Path, other: Corpus) -> None:
-    with pytest.raises(InputError, match=r"got a token store of 'kürzel' with other examples, labels or splits; .*run featurize again"):
+    with pytest.raises(
+        InputError, match=r"got a token store of 'kürzel' with other examples, prompts, labels or splits; .*run featurize again"
+    ):
         read_example_table(store, other)
+
+
+def test_the_flags_that_a_store_was_made_with_are_named(store: Path) -> None:
+    """What differs may be a corpus flag that one of two commands lacked."""
+    flags = {"data_dir": "data", "text_column": "text", "prompt_column": "title", "stratify": False, "images_from": "photo", "steps": 2}
+    filled(store, dataclasses.replace(SPEC, made_by=flags))
+    with pytest.raises(InputError, match=r"give here those that featurize had \(--prompt-column title --no-stratify\), or, if"):
+        read_example_table(store, _with_first(prompt="other"))
 
 
 def test_a_store_without_a_table_says_how_to_get_one(tmp_path: Path) -> None:

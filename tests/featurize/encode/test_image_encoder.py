@@ -277,6 +277,8 @@ def test_every_preset_names_weights_that_its_library_has() -> None:
     [
         ("clip-vit-b23", "got --encoders clip-vit-b23; .*did you mean 'clip-vit-b32'"),
         ("dmo", "did you mean 'demo'"),
+        ("prompttext", "did you mean 'prompt-text'"),
+        (f"open_clip:ViT-B-32/{__file__}@own", "test_image_encoder.py is no .safetensors file; .*; give a file of weights, or a tag"),
         ("open_clip:ViT-B-31/openai", "got the open_clip model 'ViT-B-31'; expected one of its models; did you mean 'ViT-B-32'"),
         ("open_clip:ViT-B-32/opanai", "got the open_clip weights 'opanai'; expected weights of ViT-B-32; did you mean 'openai'"),
         ("open_clip:ViT-B-32/no/such.safetensors", "where no/such.safetensors is no file; .*check the path"),

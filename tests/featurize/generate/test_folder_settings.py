@@ -54,15 +54,15 @@ def _taken(generator: Generator) -> tuple[int, float, str]:
 
 def test_an_ordinary_folder_keeps_the_defaults_of_diffusers_whatever_its_card_says(folder: Path) -> None:
     (folder / "README.md").write_text("pipe(prompt, num_inference_steps=25, guidance_scale=5.0)")
-    assert _taken(_find(folder)) == (50, 7.5, "steps default, guidance default")
+    assert _taken(_find(folder)) == (50, 7.5, "steps and guidance default")
 
 
 @pytest.mark.parametrize(
     ("kind", "takes_guidance", "expected"),
     [
-        ("LCMScheduler", False, (4, 1.0, "steps of its LCMScheduler, guidance of its LCMScheduler")),
-        ("LCMScheduler", True, (4, 8.5, "steps of its LCMScheduler, guidance of its LCMScheduler")),
-        ("TCDScheduler", False, (4, 0.0, "steps of its TCDScheduler, guidance of its TCDScheduler")),
+        ("LCMScheduler", False, (4, 1.0, "steps and guidance of its LCMScheduler")),
+        ("LCMScheduler", True, (4, 8.5, "steps and guidance of its LCMScheduler")),
+        ("TCDScheduler", False, (4, 0.0, "steps and guidance of its TCDScheduler")),
     ],
 )
 def test_steps_and_guidance_follow_a_scheduler_of_few_steps(
@@ -77,7 +77,7 @@ def test_steps_and_guidance_follow_a_scheduler_of_few_steps(
 def test_the_card_of_a_turbo_model_is_followed(folder: Path) -> None:
     _scheduler(folder, "EulerAncestralDiscreteScheduler", timestep_spacing="trailing", **EPSILON)
     (folder / "README.md").write_text("pipe(prompt=prompt, num_inference_steps=1, guidance_scale=0.0).images[0]\n" * 2)
-    assert _taken(_find(folder)) == (1, 0.0, "steps of its card, guidance of its card")
+    assert _taken(_find(folder)) == (1, 0.0, "steps and guidance of its card")
 
 
 def _named_turbo(folder: Path) -> Path:
@@ -121,14 +121,15 @@ def test_a_model_of_few_steps_that_does_not_say_how_many_is_told(
 
 def test_the_number_of_steps_in_a_name_is_taken(folder: Path) -> None:
     named = folder.rename(folder.with_name("sdxl_lightning_4step"))
-    assert _taken(_find(named)) == (4, 0.0, "steps of its name, guidance of its name")
+    assert _taken(_find(named)) == (4, 0.0, "steps and guidance by the name sdxl_lightning_4step")
 
 
 def test_lightning_without_trailing_steps_of_its_own_is_sampled_by_euler_with_trailing_ones(folder: Path) -> None:
     _scheduler(folder, "EulerDiscreteScheduler", timestep_spacing="leading", **EPSILON)
     found = _find(folder.rename(folder.with_name("realvis-lightning-8steps")))
     assert (found.settings.steps, found.settings.scheduler, found.sampler) == (8, "euler", {"timestep_spacing": "trailing"})
-    assert found.settings_from.endswith("scheduler of its name")
+    assert found.settings_from == "steps, guidance and scheduler by the name realvis-lightning-8steps"
+    assert "8 steps (timesteps trailing), no guidance (steps, guidance and scheduler by the name" in found.words()
     assert _find(found.folder, scheduler="own").settings.scheduler == "own"
 
 

@@ -90,6 +90,7 @@ def test_without_a_network_the_configuration_that_is_missing_is_one_line(checkpo
         _find(checkpoint)
     line = str(error.value)
     assert "whose configuration is not within reach (stable-diffusion-v1-5/stable-diffusion-v1-5: " in line
+    assert (line.count("got "), line.count("("), line.count("--generator-config")) == (1, line.count(")"), 1)
     assert line.endswith("give --generator-config FOLDER, a diffusers folder of that model; it needs no weights")
     assert "\n" not in line
 

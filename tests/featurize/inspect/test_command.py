@@ -128,7 +128,7 @@ def test_without_a_store_it_is_a_one_line_error(planted: Planted, tmp_path: Path
 def test_the_store_of_another_corpus_is_refused(planted: Planted, run: Run) -> None:
     status, figures, printed = run(planted, "--limit", "50")
     assert (status, figures) == (2, {})
-    assert "with other examples, labels or splits" in printed
+    assert "with other examples, prompts, labels or splits" in printed
     assert not (planted.run_dir / "inspection.json").exists()
 
 

@@ -19,6 +19,7 @@ from featurize.inspect.columns import Subject
 from featurize.inspect.compare_stores import compare_stores
 from featurize.inspect.comparison import Comparison, Work, table_lines
 from featurize.inspect.diversity import Diversity
+from featurize.inspect.info import store_info
 from featurize.inspect.records import LeftOut
 from featurize.options import InspectSettings
 from lugpi_core.corpora.load import load_corpus
@@ -239,6 +240,25 @@ def test_a_passage_has_a_prompt_of_its_own_and_images_of_a_whole_text_share_one(
     assert passages.work.prompt_tflop == pytest.approx(2 * whole.work.prompt_tflop)
     assert "prompts chunks" in passages.settings
     assert "prompts" not in whole.settings
+    of = [column.diversity for store in (passages, whole) if (column := store.column("seen")) is not None]
+    assert [one.of for one in of if isinstance(one, Diversity)] == ["passages", "seeds"]
+    (line,) = [line for line in compare(*stores).summary().splitlines() if line.startswith("  images of a text differ by")]
+    assert line.count("passages") == 1
+
+
+def test_the_files_that_a_user_gave_to_a_generator_are_named(tmp_path: Path) -> None:
+    record = {"name": "base", "steps": 1, "guidance": 0.0, "size_px": 64, "loras": [{"weights": "6a" * 16, "scale": 0.8}]}
+    stores = [plant(tmp_path / name) for name in "ab"]
+    flags = {"unet": "models/lightning.safetensors", "lora": ["models/sketch.safetensors:0.8"]}
+    for planted, made_by in zip(stores, (flags, None), strict=True):
+        tokens = telling_tokens(planted.labels, strength=1)
+        plant_column(planted, "seen", tokens, fingerprint={"generation": {"generator": record}}, made_by=made_by)
+    named, unnamed = (store.settings for store in compare(*stores).stores)
+    assert "64 px, denoiser lightning.safetensors, LoRA sketch.safetensors × 0.8" in named
+    assert "64 px, LoRA 6a6a6a6a… × 0.8" in unnamed
+    printed = store_info(stores[0].run_dir / "tokens").summary()
+    assert "  generated with denoiser lightning.safetensors, LoRA sketch.safetensors × 0.8\n" in printed
+    assert '.loras = [{"weights": "6a' in printed
 
 
 def test_a_run_of_text_vectors_alone_is_told_as_what_it_is(tmp_path: Path) -> None:
@@ -285,7 +305,10 @@ def test_stores_that_do_not_compare_are_one_line(tmp_path: Path) -> None:
         (tokens, "got 1 store to compare; expected two or more"),
         ([tokens, tmp_path / "a" / ".." / "a" / "run" / "tokens"], "tokens twice; expected different stores"),
         ([tokens, tmp_path / "nothing"], f"got no token store in {tmp_path / 'nothing'}"),
-        ([tokens, other.run_dir / "tokens"], f"got {other.run_dir / 'tokens'}, a store of 'own' with other examples, labels or splits"),
+        (
+            [tokens, other.run_dir / "tokens"],
+            f"got {other.run_dir / 'tokens'}, a store of 'own' with other examples, prompts, labels or splits",
+        ),
     ):
         with pytest.raises(InputError) as error:
             compare_stores(stores, one.corpus, settings=CPU, run_dir=tmp_path)

@@ -44,6 +44,16 @@ def test_a_megabyte_of_text_and_any_script_are_drawn(tmp_path: Path) -> None:
     assert write_drawings_png(captions, np.zeros((4, 2, 2, 3), np.uint8), tmp_path / "grid.png").stat().st_size > 500
 
 
+def test_words_stand_apart(tmp_path: Path) -> None:
+    """Between two words is more room than between two letters, at every place of a line."""
+    path = write_drawings_png(["who knows why, on a shop"], np.full((1, 4, 4, 3), 255, np.uint8), tmp_path / "grid.png")
+    with Image.open(path) as grid:
+        inks_x = np.asarray(grid.convert("L").crop((6, 134, 140, 150))).min(axis=0) < 200
+    ink_at = np.flatnonzero(inks_x)
+    gaps = np.diff(ink_at) - 1
+    assert (gaps >= 2).sum() == 5, "spaces of a line of six words"
+
+
 def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
         write_drawings_png(["a", "b"], np.zeros((1, 2, 2, 3), np.uint8), tmp_path / "grid.png")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
 from tests.support.own_pictures import file_of, picture, write_corpus
+
+SPLITS_OF_ROWS = ("train", "train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +63,45 @@ def test_own_pictures_have_a_column_on_the_sheet(run: Path, tmp_path: Path, caps
     assert main([*common, *drawn]) == 0
     capsys.readouterr()
     assert main(["inspect", *common, "--run-dir", str(tmp_path), "--stores", str(run / "run"), str(tmp_path / "drawn")]) == 0
-    sheet = json.loads(capsys.readouterr().out.splitlines()[-1])["sheet"]
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out.splitlines()[-1])
+    sheet = figures["sheet"]
     assert (sheet["stores"], sheet["left_out"]) == (["run", "drawn"], {})
+    assert not [note for note in figures["notes"] if "encoders" in note or "unknown" in note], "the encoder is the same"
+    cells = [re.split(r"\s{2,}", line) for line in captured.err.splitlines()]
+    for name in ("seed", "texts with a cut prompt", "TFLOP an image", "weights"):
+        assert [row[1] for row in cells if row[0] == name] == ["-"]
     with Image.open(tmp_path / "comparison.png") as png:
         shown = np.asarray(png.convert("RGB").crop((220, 46, 348, 174))).astype(float)
+        missing = np.asarray(png.convert("L").crop((220, 46 + 3 * 134, 348, 174 + 3 * 134)))
+    assert missing.min() < 128, "its place says that there is no image"
+    assert missing.mean() > 240
     centre = picture(60, 40, seed=3).crop((10, 0, 50, 40)).resize((128, 128), Image.Resampling.BICUBIC)
     assert np.abs(shown - np.asarray(centre)).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (
+            [(f"thing {n}", "ab"[n % 2], SPLITS_OF_ROWS[n % 4]) for n in range(16)],
+            "tokens, a store of 'own' with other examples, prompts, labels or splits",
+        ),
+        ([(f"text number {n}", "ab"[n % 2], SPLITS_OF_ROWS[n % 4]) for n in range(16)], "no column 'image'"),
+    ],
+    ids=["another corpus", "the same texts without their pictures"],
+)
+def test_the_pictures_column_of_a_store_is_not_asked_of_another_corpus(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[tuple[str, ...]], why: str
+) -> None:
+    table = tmp_path / "things.csv"
+    table.write_text("text,label,split\n" + "".join(",".join(row) + "\n" for row in rows))
+    shutil.copytree(run / "run", tmp_path / "copy")
+    flags = ("--dataset", str(table), "--split-column", "split", "--device", "cpu", "--run-dir", str(tmp_path))
+    capsys.readouterr()
+    assert main(["inspect", *flags, "--stores", str(run / "run"), str(tmp_path / "copy")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert why in line
 
 
 def test_pictures_of_several_columns_are_not_shown_as_those_of_one(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

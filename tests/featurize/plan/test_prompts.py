@@ -10,6 +10,7 @@ import pytest
 
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.options import FeaturizeSettings
+from featurize.plan import prompts as module
 from featurize.plan.images import ImagePlan, plan_images
 from featurize.plan.prompt_reader import prompt_reader
 from featurize.plan.prompts import plan_of
@@ -128,6 +129,16 @@ def test_a_store_of_other_texts_is_refused_though_no_flag_differs(chunked: tuple
     with pytest.raises(InputError, match="other prompts, though no flag differs: the texts are others"):
         featurize_command(options(table, run, prompts="chunks", images_per_text=3, steps=1))
     table.write_bytes(before)
+
+
+def test_keywords_may_differ_though_texts_and_flags_do_not(chunked: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Earlier versions chose words that some generators delete."""
+    table, _, _ = chunked
+    featurize_command(options(table, tmp_path, prompts="keywords", steps=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "keyword_prompts", lambda texts, *_: [f"{text} again" for text in texts])
+        with pytest.raises(InputError, match="the texts are others, or the version of lugpi that began the store chose other keywords"):
+            featurize_command(options(table, tmp_path, prompts="keywords", steps=1))
 
 
 def unlabelled() -> Corpus:

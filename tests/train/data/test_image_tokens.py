@@ -1,5 +1,6 @@
 """Image tokens during training: the same values from every place, the fastest place with room, and refused stores."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,19 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
+from tests.support.small_column import SPEC, filled
 from train.data import image_tokens as module
 from train.data.batching import epoch_batches
-from train.data.image_tokens import ImageTokens, TokensOn, TokenSource, choose_place, open_image_tokens, place_tokens, training_bytes
+from train.data.image_tokens import (
+    ImageTokens,
+    TokensOn,
+    TokenSource,
+    choose_place,
+    open_image_tokens,
+    open_text_vectors,
+    place_tokens,
+    training_bytes,
+)
 from train.data.privileged import PrivilegedImages
 from train.data.training_data import TrainingData
 
@@ -172,8 +183,17 @@ def test_without_a_store_featurize_is_named(tmp_path: Path, small_csv: Path) -> 
 
 
 def test_the_store_of_another_corpus_is_refused(small_run: Path, small_csv: Path) -> None:
-    with pytest.raises(InputError, match="other examples, labels or splits"):
+    with pytest.raises(InputError, match="other examples, prompts, labels or splits"):
         open_image_tokens(small_run / "tokens", "clip-demo", corpus_of(small_csv, limit=30))
+
+
+def test_own_pictures_have_no_text_vectors(small_csv: Path, tmp_path: Path) -> None:
+    """featurize refuses prompt-text for them: nobody is sent there."""
+    filled(tmp_path, dataclasses.replace(SPEC, fingerprint={"generation": {"generator": "own images"}}))
+    with pytest.raises(
+        InputError, match=r"pictures of your own that no generator drew; .*; compare with --privileged none, shuffled or blank"
+    ):
+        open_text_vectors(tmp_path, corpus_of(small_csv))
 
 
 def test_a_store_of_text_vectors_alone_is_no_store_of_images(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

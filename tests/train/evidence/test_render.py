@@ -214,7 +214,7 @@ def test_differing_settings_are_noted(run: Path, show: Show) -> None:
     fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled", flags={"epochs": 50})
     note, fewer = show()["notes"]
     assert note.startswith("these models differ in flags.epochs: ")
-    assert "teacher-shuffled less baseline over 0" in fewer
+    assert "teacher-shuffled less baseline over the seed 0" in fewer
     assert {"2", "50"} <= set(re.findall(r"\d+", note))
 
 

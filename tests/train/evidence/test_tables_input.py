@@ -85,7 +85,7 @@ def test_a_folder_in_place_of_a_file_is_an_error_of_one_line(tmp_path: Path, cap
         (("--text-model", "no/such-model"), "no/such-model"),
         (("--max-length", "4000"), "2 to 128"),
         (("--image-tokens", "clip-demo"), "--image-tokens"),
-        (("--limit", "30"), "other examples, labels or splits"),
+        (("--limit", "30"), "other examples, prompts, labels or splits"),
         (("--optimiser", "adamw"), "did you mean '--optimizer'"),
     ],
 )

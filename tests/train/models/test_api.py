@@ -103,13 +103,16 @@ def test_teachers_of_two_runs_are_refused(corpus: Corpus) -> None:
         distill(corpus, [], **COMMON)
 
 
-def test_a_control_reads_the_generators_text_vectors(corpus: Corpus, small_csv: Path, run: Path) -> None:
+def test_a_control_reads_the_generators_text_vectors(
+    corpus: Corpus, small_csv: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     common: dict[str, Any] = {"dataset": str(small_csv), "split_column": "split", "generator": "demo", "device": "cpu"}
     with pytest.raises(InputError, match="--encoders prompt-text, which generates no image"):
         train_teacher(corpus, run / "tokens", privileged="text", **COMMON)
     featurize_command(FeaturizeOptions(**common, encoders=("prompt-text",), run_dir=run, shard_rows=32))
     teacher = train_teacher(corpus, run / "tokens", privileged="text", **COMMON)
     assert teacher.folder == run / "teacher-text"
+    assert "text vectors: 0.00 GB, read from disk" in capsys.readouterr().err
     assert teacher.metrics["config"]["image_tokens"] == "prompt-text"
     student = distill(corpus, [teacher], name="student-text", **COMMON)
     assert "the vectors of an image generator's text encoder, and no image" in (student.folder / "README.md").read_text()

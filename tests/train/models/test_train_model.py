@@ -288,7 +288,7 @@ def test_tables_finds_the_models(trained: Path, small_csv: Path, capsys: pytest.
         ("baseline", ("--text-model", "no/such-model", "--name", "n"), "no/such-model"),
         ("teacher", ("--name", "n"), "clip-demo, vit-demo"),
         ("teacher", ("--image-tokens", "clip-vit-l14", "--name", "n"), "no column 'clip-vit-l14'"),
-        ("teacher", ("--image-tokens", "clip-demo", "--limit", "30", "--name", "n"), "other examples, labels or splits"),
+        ("teacher", ("--image-tokens", "clip-demo", "--limit", "30", "--name", "n"), "other examples, prompts, labels or splits"),
         ("student", ("--limit", "30", "--name", "n"), "another dataset"),
     ],
 )

@@ -56,8 +56,12 @@ def test_a_scale_that_does_nothing_is_told(klein: Twins, base: Twins) -> None:
         return find_generator(str(folder), generator_settings(str(folder), given), half=False)
 
     with pytest.warns(UserWarning, match=r"^--guidance 3 has no effect: .*distilled takes no guidance"):
-        find(klein.folder, guidance=3.0)
-    find(klein.folder), find(klein.folder, guidance=1.0), find(base.folder, guidance=3.0)
+        idle = find(klein.folder, guidance=3.0)
+    plain = find(klein.folder)
+    assert idle.fingerprint() == plain.fingerprint(), "its images are the same"
+    assert idle.words().startswith("4 steps, no guidance")
+    assert find(base.folder, guidance=3.0).words().startswith("50 steps, guidance 3 ")
+    find(klein.folder, guidance=1.0)
 
 
 def test_what_only_a_unet_has_is_refused(klein: Twins) -> None:
