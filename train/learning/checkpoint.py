@@ -85,10 +85,19 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_newest_first(folder))
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint of a training, or of the first part of one in two."""
+    return any(map(has_checkpoint, _parts(folder)))
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints, also those of the first part of a training in two."""
-    for part in (folder, folder / HEAD):
+    for part in _parts(folder):
         shutil.rmtree(part / CHECKPOINTS, ignore_errors=True)
+
+
+def _parts(folder: Path) -> tuple[Path, Path]:
+    return folder, folder / HEAD
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ a folder with it is complete.
 """
 
 import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.files import is_writable, make_folder, read_json, sweep, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
-from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
-from train.learning.checkpoint import has_checkpoint, remove_checkpoints
+from train.file_names import HEAD, METRICS, PREDICTIONS, TRAINING, WEIGHTS
+from train.learning.checkpoint import is_begun, remove_checkpoints
 
 LOCKS = ".locks"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
@@ -46,7 +47,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
         sweep(make_folder(folder))
     if whole and not started.is_file():
         raise InputError(got=f"{folder}, a finished model without {TRAINING}", expected=f"what decided it in {TRAINING}", do=remedy)
-    if started.is_file() and (whole or has_checkpoint(folder)):
+    if started.is_file() and (whole or is_begun(folder)):
         if unlike := differences(_record(started, set()), fingerprint):
             raise InputError(
                 got=f"{folder}, a model trained with other settings: {'; '.join(unlike)}",
@@ -54,6 +55,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
                 do=f"repeat them, or {remedy}",
             )
     else:
+        shutil.rmtree(folder / HEAD, ignore_errors=True)  # of a first part that ended before its first checkpoint
         write_json(started, fingerprint)
     if whole and not is_fixed:
         remove_checkpoints(folder)  # of a training that was killed just before it removed them

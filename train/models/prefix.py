@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lugpi_core.command_line import say
+from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.stopping import stop_on_signals
@@ -22,6 +23,7 @@ from train.data.image_tokens import resolve_place, training_bytes
 from train.data.prefix import FOLDER, PREFIX, PrefixColumn, PrefixStates, StatesOf, fill_prefix, require_room
 from train.data.token_ids import Token, TokenIds, hash_of_tokens, token_ids
 from train.data.training_data import TrainingData
+from train.learning.classifier_head import examining
 from train.learning.distributed import Processes
 from train.learning.frozen_layers import FrozenLayers, hugging_face_model, unfit
 from train.learning.networks import Output
@@ -72,7 +74,7 @@ def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes
     layers, rows = FrozenLayers(model, count), checked_rows(plan.kind.corpus)
     assert data.texts is not None, "the plan's kind reads text"
     require_same_answers(model, layers, data, rows)
-    token = _only_token(model, layers, data, rows) if count is None else None
+    token = only_token(model, layers, data, rows) if count is None else None
     read = data.texts if token is None else data.texts.only(token)
     with processes.first_before_others():
         of_each = [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora]
@@ -103,7 +105,7 @@ def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes
 
 def require_same_answers(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> None:
     """Raise InputError unless a model answers the same from the hidden states of texts that were computed one by one, as from the texts
-    themselves in a padded batch.
+    themselves in a padded batch, and otherwise from others.
 
     Args:
         model: whose layers are frozen.
@@ -114,19 +116,31 @@ def require_same_answers(model: nn.Module, layers: FrozenLayers, data: TrainingD
     live, alone = _live(model, data, rows), _alone(layers, data, rows)
     left = data.texts is not None and data.texts.pads_left
     given_BLD = pad_sequence(alone, batch_first=True, padding_side="left" if left else "right")
-    if difference := _difference(_answers(model, {**data.batch(np.asarray(rows)).inputs, PREFIX: given_BLD}), live):
+    inputs = data.batch(np.asarray(rows)).inputs
+    if difference := _difference(_answers(model, {**inputs, PREFIX: given_BLD}), live):
         raise unfit(model, f"whose answers differ by {difference:.2g} if the states of its first {layers.count} layers are kept")
+    if not _difference(_answers(model, {**inputs, PREFIX: torch.zeros_like(given_BLD)}), live):
+        raise unfit(model, "whose head does not read the states of its last layers")
 
 
-def _only_token(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> Token | None:
-    """Return the one token of each text whose state decides a model's answers, or None if others do, too."""
+def only_token(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> Token | None:
+    """Return the one token of each text whose state decides a model's answers, or None if others do, too, or the model does not read it
+    alone: transformers 5.23's BART and T5 ask for the token that ends a text, CANINE pools over several.
+
+    Args: as ``require_same_answers``, of layers that are all frozen.
+    """
     assert data.texts is not None, "there is no other input"
     live, alone = _live(model, data, rows), _alone(layers, data, rows)
     tokens: tuple[Token, ...] = ("first", "last")
     for token in tokens:
         one = replace(data, texts=data.texts.only(token)).batch(np.asarray(rows)).inputs
         given_B1D = torch.stack([states[:1] if token == "first" else states[-1:] for states in alone])
-        if not _difference(_answers(model, {**one, PREFIX: given_B1D}), live):
+        try:
+            with examining(hugging_face_model(model)):
+                answers = _answers(model, {**one, PREFIX: given_B1D})
+        except InputError:
+            continue
+        if not _difference(answers, live):
             return token
     return None
 

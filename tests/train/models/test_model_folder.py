@@ -6,7 +6,7 @@ import pytest
 
 from lugpi_core.errors import InputError
 from tests.support.read_only import make_read_only
-from train.file_names import METRICS, PREDICTIONS, WEIGHTS
+from train.file_names import HEAD, METRICS, PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import CHECKPOINTS, save_checkpoint
 from train.models.model_folder import exclusive, finish, finished_metrics, require_finished
 
@@ -50,6 +50,22 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {})
     with pytest.raises(InputError, match="corpus"):
         finished_metrics(tmp_path, {**FINGERPRINT, "corpus": "other"})
+
+
+def test_a_checkpoint_of_the_first_part_binds_the_folder(tmp_path: Path) -> None:
+    finished_metrics(tmp_path, FINGERPRINT)
+    save_checkpoint(tmp_path / HEAD, 1, {})
+    with pytest.raises(InputError, match="--seed: 0 then, 1 now"):
+        finished_metrics(tmp_path, {**FINGERPRINT, "flags": {"epochs": 3, "seed": 1}})
+    assert finished_metrics(tmp_path, FINGERPRINT) is None, "to be resumed"
+    assert (tmp_path / HEAD / CHECKPOINTS).exists()
+
+
+def test_a_first_part_without_a_checkpoint_leaves_nothing_to_a_model_of_other_settings(tmp_path: Path) -> None:
+    finished_metrics(tmp_path, FINGERPRINT)
+    (tmp_path / HEAD).mkdir()
+    assert finished_metrics(tmp_path, {**FINGERPRINT, "corpus": "other"}) is None
+    assert not (tmp_path / HEAD).exists()
 
 
 @pytest.mark.parametrize(
