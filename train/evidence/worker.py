@@ -76,7 +76,7 @@ def write_frame(stream: IO[bytes], frame: bytes) -> None:
 def work() -> int:
     """Do the jobs that arrive on stdin; return the exit status."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    sys.stdout = sys.stderr  # whatever a library prints
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints, also in C
     try:
         with warnings.catch_warnings(), terminated_like_interrupted():
             show_warnings_in_one_line()
