@@ -42,7 +42,7 @@ class Experiment:
     """What every model of a run's tables is trained from, and how.
 
     Attributes:
-        corpus: what they are trained and scored on.
+        corpus: what they are trained and scored on, without pictures: models read their tokens, and other processes get no copy.
         run: folder of the run.
         text_model: that all of them read.
         optimization: of all; each model has its own seed.
@@ -64,6 +64,10 @@ class Experiment:
     shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
     _opened: dict[str, ImageTokens] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "corpus", _without_pictures(self.corpus))  # the dataclass is frozen
+        object.__setattr__(self, "unlabelled", None if self.unlabelled is None else _without_pictures(self.unlabelled))
+
     def tokens(self, column: str) -> ImageTokens:
         """Return a column of the run's store, or its text vectors; the shards are checked once. Raises InputError as ``open_image_tokens``
         and ``open_text_vectors``."""
@@ -72,6 +76,11 @@ class Experiment:
             is_text = column == PROMPT_TEXT
             self._opened[column] = open_text_vectors(store, self.corpus) if is_text else open_image_tokens(store, column, self.corpus)
         return self._opened[column]
+
+
+def _without_pictures(corpus: Corpus) -> Corpus:
+    labelled = None if corpus.labelled is None else _without_pictures(corpus.labelled)
+    return replace(corpus, examples=replace(corpus.columns, pictures=None), labelled=labelled)
 
 
 def train_models(experiment: Experiment, models: Sequence[PlannedModel]) -> Outcome:

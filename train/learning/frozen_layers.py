@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lugpi_core.errors import InputError
+from train.data.outline import outline_of
 from train.data.prefix import PREFIX
+from train.data.text_model import TextModel
 from train.learning.classifier_head import examining, taken, tiny_texts
 
 
@@ -47,9 +49,7 @@ class FrozenLayers:
         layers = find_layers(whole, last=count is None)
         self.count = len(layers) if count is None else count
         if not 1 <= self.count <= len(layers):
-            raise InputError(
-                got=f"--freeze-layers {count}", expected=f"0 to {len(layers)}, as the text model has", do="give one of these numbers"
-            )
+            raise _too_many(self.count, len(layers))
         self._network = network
         self._given: torch.Tensor | None = None
         self._is_probed = False
@@ -162,6 +162,25 @@ def find_layers(whole: Any, *, last: bool = False) -> nn.ModuleList:
     if not found:
         raise unfit(whole, "whose layers do not stand in a list, each called once")
     return found[max(found) if last else min(found)]
+
+
+def require_layers(text_model: TextModel, count: int, *, kept: int | None) -> None:
+    """Raise InputError if a text model has fewer than ``count`` layers, before weights are loaded, if its configuration tells how many it
+    has: those of its longest list.
+
+    Args:
+        text_model: of whose layers the first are to be frozen.
+        count: their number.
+        kept: how many layers a student keeps; None = all.
+    """
+    outline = outline_of(f"--text-model {text_model.name}", text_model.config)
+    longest = max((len(part) for part in outline.model.modules() if isinstance(part, nn.ModuleList)), default=0)
+    if longest == getattr(outline.text_config, "num_hidden_layers", None) and count > (most := min(longest, kept or longest)):
+        raise _too_many(count, most)
+
+
+def _too_many(count: int, layers: int) -> InputError:
+    return InputError(got=f"--freeze-layers {count}", expected=f"0 to {layers}, as this model has", do="give one of these numbers")
 
 
 def unfit(model: nn.Module, why: str) -> InputError:

@@ -56,6 +56,7 @@ class Training:
         placement: whether to compile, and which trackers.
         compute: the resolved device and precision.
         config: what the trackers record about the run.
+        rate_flag: the option that sets the learning rate.
     """
 
     model: nn.Module
@@ -69,6 +70,7 @@ class Training:
     folder: Path
     processes: Processes
     config: Mapping[str, Any] = field(default_factory=dict)
+    rate_flag: str = "--learning-rate"
 
 
 def fit(training: Training) -> list[dict[str, Any]]:
@@ -319,5 +321,5 @@ class Learner:
         return NotFinite(
             got=f"{what} that is not finite, {when}",
             expected="finite ones",
-            do=f"lower --learning-rate and give another name (--name){kept}",
+            do=f"lower {self.training.rate_flag} and give another name (--name){kept}",
         )

@@ -273,6 +273,10 @@ def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: Train
             say(f"warning: --several-images mean has no effect on {planned.folder.name}: {why}")
         if planned.placement.tokens_on != "auto" and planned.kind.image_tokens is None and planned.trains_all:
             say(f"warning: --tokens-on has no effect on {planned.folder.name}: it reads no images, and no layers are frozen")
+        if planned.optimization.head_learning_rate != Optimization.head_learning_rate and planned.update != "lp-ft":
+            say("warning: --head-learning-rate has no effect without --update lp-ft")
+        if planned.optimization.prefix_dtype != Optimization.prefix_dtype and planned.trains_all:
+            say(f"warning: --prefix-dtype has no effect on {planned.folder.name}: no layers are frozen")
         if not planned.kind.reads_text and (planned.optimization.freeze_layers or planned.optimization.update != "full"):
             say(f"warning: --freeze-layers and --update have no effect on {planned.folder.name}: it reads no text")
         return train_model(planned, processes)

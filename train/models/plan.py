@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from train.data.text_model import TextModel
+from train.learning.frozen_layers import require_layers
 from train.learning.losses import Terms
 from train.learning.optimizer import OptimizerName, optimizer_on
 from train.learning.task_rules import rules_of
@@ -57,6 +58,8 @@ class ModelPlan:
 
     def __post_init__(self) -> None:
         _ = self.class_weights  # refused before there is a folder
+        if self.frozen_layers:
+            require_layers(self.text_model, self.frozen_layers, kept=self.kind.fingerprint.get("layers"))
 
     @cached_property
     def class_weights(self) -> NDArray[np.float32] | None:

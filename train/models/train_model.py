@@ -294,6 +294,7 @@ def _fit_head(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: 
             training,
             folder=make_folder(plan.folder / HEAD),
             optimization=replace(plan.optimization, learning_rate=plan.optimization.head_learning_rate),
+            rate_flag="--head-learning-rate",
         )
     )
     prefix.layers.release()

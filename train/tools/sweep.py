@@ -37,6 +37,7 @@ from train.file_names import TRAINING
 from train.learning.checkpoint import load_checkpoint, remove_checkpoints
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
+from train.learning.frozen_layers import require_layers
 from train.learning.loop import NotFinite, best_epoch, deciding_metric, fit, validation_score
 from train.learning.losses import distillation
 from train.learning.progress import LOG, require_trackers
@@ -166,10 +167,10 @@ def _require_losses(options: SweepOptions) -> None:
 
 def _require_same_sweep(options: SweepOptions, inputs: _Inputs) -> None:
     """Write ``space.json``, or raise InputError if another space was searched in this folder."""
+    _require_layers(options, inputs.text_model)
     plan = _plan(options, 0, propose(options, 0, []), inputs)
     if plan.kind.notice:
         say(f"note: {plan.kind.notice}")
-    _require_layers(options, inputs.text_model)
     decided = plan.fingerprint()
     swept = {dimension.name for dimension in options.space}
     given = {name: getattr(options, name) for name in SWEPT}
@@ -192,12 +193,18 @@ def _require_same_sweep(options: SweepOptions, inputs: _Inputs) -> None:
 
 
 def _require_layers(options: SweepOptions, text_model: TextModel) -> None:
-    layers = text_model.config.num_hidden_layers
+    """Raise InputError if a student of the space has more layers than the text model, or fewer than are frozen."""
+    layers, kept = text_model.config.num_hidden_layers, options.student_layers
     for dimension in options.space:
-        if dimension.name == "student_layers" and max(map(float, dimension.corners)) > layers:
+        if dimension.name != "student_layers":
+            continue
+        kept = min(map(int, dimension.corners))
+        if max(map(int, dimension.corners)) > layers:
             raise InputError(
                 got=f"--over student_layers={dimension.corners[-1]}", expected=f"at most {layers}, as the text model has", do="lower it"
             )
+    if options.freeze_layers:
+        require_layers(text_model, options.freeze_layers, kept=kept)
 
 
 def _plan(options: SweepOptions, number: int, parameters: dict[str, Any], inputs: _Inputs) -> ModelPlan:

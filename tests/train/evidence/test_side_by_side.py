@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import pytest
 import torch
 
 import train.evidence.compare
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import Start
 from tests.support.small_tables import flags, words
+from train.data.text_model import find_text_model
 from train.evidence import side_by_side
 from train.evidence.compare import compare
+from train.evidence.schedule import Experiment
 from train.evidence.tables import tables
-from train.options.settings import Optimization
+from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.tables import TablesOptions
 
 ROWS = ("baseline", "teacher-none", "student-none")
@@ -111,6 +116,23 @@ def test_models_side_by_side_are_those_of_one_at_a_time_also_after_a_kill(
     assert ", 2 at a time" in err
     assert err.count("done: ") == len(report["trained"])
     assert "%|" not in err, "no bars, which would overwrite each other"
+
+
+def test_processes_get_no_pictures(tmp_path: Path) -> None:
+    texts = [f"some words {number}" for number in range(40)]
+    corpus = Corpus.from_texts(texts, ["a", "b"] * 20, images=[b"a picture"] * 40)
+    more = replace(Corpus.from_texts(texts[:3], images=[b"a picture"] * 3), labelled=corpus)
+    experiment = Experiment(
+        corpus=corpus,
+        run=tmp_path,
+        text_model=find_text_model("demo", max_length=None),
+        optimization=Optimization(),
+        placement=Placement(),
+        distillation=DistillationSettings(),
+        unlabelled=more,
+    )
+    assert b"a picture" not in pickle.dumps(experiment)
+    assert experiment.corpus.fingerprint() == corpus.fingerprint()
 
 
 def test_a_failed_model_takes_its_students_with_it(make: Make, answering: Callable[..., list[str]]) -> None:

@@ -220,10 +220,21 @@ def test_what_has_no_effect_is_warned_of(trained: Trained, small_run: Path, caps
     assert not (trained.run / "prefix").exists()
     assert trained("baseline", "--tokens-on", "disk") == 0
     assert "--tokens-on has no effect on baseline" in capsys.readouterr().err
+    assert trained("baseline", "--tokens-on", "disk", "--head-learning-rate", "0.1", "--prefix-dtype", "float32") == 0
+    told = capsys.readouterr().err
+    assert "--head-learning-rate has no effect without --update lp-ft" in told
+    assert "--prefix-dtype has no effect on baseline: no layers are frozen" in told
+    assert "already done" in told
+
+
+def test_a_head_that_diverges_names_its_own_rate(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trained("baseline", "--update", "lp-ft", "--head-learning-rate", "1e30") == 2
+    assert "lower --head-learning-rate and give another name" in capsys.readouterr().err
 
 
 def test_more_layers_than_the_text_model_has_are_one_line(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert trained("baseline", "--freeze-layers", "7") == 2
-    assert "--freeze-layers 7; expected 0 to 6" in capsys.readouterr().err
+    assert "--freeze-layers 7; expected 0 to 6, as this model has" in capsys.readouterr().err
+    assert not (trained.run / "baseline").exists(), "told before anything is loaded"
     assert trained("baseline", "--freeze-layers", "-1") == 2
     assert "--freeze-layers -1" in capsys.readouterr().err

@@ -140,6 +140,14 @@ def test_a_space_that_cannot_be_searched_is_one_line(
     assert not (run_dir / "sweep" / "refused" / "space.json").exists()
 
 
+@pytest.mark.parametrize("more", [{"over": OVER}, {"over": OVER[:2], "student_layers": 1}])
+def test_a_student_with_fewer_layers_than_are_frozen_ends_the_sweep_before_its_first_trial(make: Make, more: dict[str, Any]) -> None:
+    options = make(freeze_layers=2, **more)
+    with pytest.raises(InputError, match="--freeze-layers 2; expected 0 to 1, as this model has"):
+        sweep(options)
+    assert not (options.folder / "space.json").exists()
+
+
 def test_a_proposal_follows_from_seed_number_and_earlier_trials(make: Make) -> None:
     import optuna
 
