@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -85,15 +86,15 @@ def predictions(run: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def straight(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The predictions of models that were trained one at a time."""
+def straight(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with models that were trained one at a time."""
     run = tmp_path_factory.mktemp("straight")
     tables(TablesOptions(**flags(small_csv, run, rows=ROWS, seeds=1, processes=1)))
-    return predictions(run)
+    return run
 
 
 def test_models_side_by_side_are_those_of_one_at_a_time_also_after_a_kill(
-    small_csv: Path, make: Make, straight: dict[str, bytes], start: Start, capfd: pytest.CaptureFixture[str]
+    small_csv: Path, make: Make, straight: Path, start: Start, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = make().run
     given = [*words(flags(small_csv, run)), "--rows", *ROWS, "--seeds", "1", "--processes", "2", "--checkpoint-minutes", "0"]
@@ -110,7 +111,7 @@ def test_models_side_by_side_are_those_of_one_at_a_time_also_after_a_kill(
     capfd.readouterr()
     report = tables(make())
     assert report["trained"] == [row for row in ROWS if row not in finished], "in the order of the rows, whichever was finished first"
-    assert predictions(run) == straight
+    assert predictions(run) == predictions(straight)
     err = capfd.readouterr().err
     assert "3 models in" in err
     assert ", 2 at a time" in err
@@ -179,8 +180,8 @@ def test_a_signal_ends_the_processes(
         tables(make())
 
 
-def test_finished_models_start_no_process(make: Make, straight: dict[str, bytes], answering: Callable[..., list[str]]) -> None:
-    tables(make(processes=1))
+def test_finished_models_start_no_process(make: Make, straight: Path, answering: Callable[..., list[str]]) -> None:
+    shutil.copytree(straight, make().run)
     started = answering("end")
     assert tables(make())["trained"] == []
     assert started == []
