@@ -37,10 +37,12 @@ class Generation:
     guidance: float | None = None
     """Guidance scale; how it acts, and up to which value there is none, depends on the family (default: the generator's)."""
     guidance_interval: str | None = None
-    """a:b = classifier-free guidance only in this part of the steps, fractions with 0 <= a < b <= 1: steps from ⌊aN⌋ to before ⌊bN⌋ of N.
-    The others read half as many rows; other images (default: in every step)."""
-    guidance_reuse: bool = False
-    """After the interval, add the difference that guidance made in its last step, in place of none."""
+    """a:b = classifier-free guidance only in this part of the steps, fractions with 0 <= a < b <= 1: evaluations of the denoiser from
+    ⌊aN⌋ to before ⌊bN⌋ of N (one a step, of Heun's sampler two). The others read half as many rows; other images (default: in every
+    step)."""
+    guidance_reuse: bool | None = None
+    """After the interval, add the difference that guidance made in its last step; --no-guidance-reuse: add none, with --fidelity too
+    (default: none, or as --fidelity says)."""
     scheduler: Scheduler | None = None
     """Sampler; own = the one in the generator's folder (default: the generator's). lcm is for LoRAs of latent consistency models."""
     size_px: int | None = None

@@ -21,6 +21,8 @@ from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
 # A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1.
 Command = Callable[..., dict[str, Any]]
+# The type of a flag that is on, off, or not given.
+_SWITCH = bool | None
 
 
 def run(command: Command, options: type, arguments: Sequence[str], *, prog: str) -> int:
@@ -101,6 +103,8 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     for name, kind in get_type_hints(options).items():
         if any(get_origin(each) is tuple for each in (kind, *get_args(kind))):
             arguments = _together(arguments, name)
+        elif kind == _SWITCH:
+            arguments = _with_value(arguments, name)
     try:
         # tyro prints its errors as boxes; _flag_error finds the fault from the dataclass and the arguments instead.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -115,6 +119,18 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     if unknown:
         raise _unknown_flag(options, unknown[0], prog)
     return parsed
+
+
+def _with_value(arguments: Sequence[str], name: str) -> list[str]:
+    """Return the arguments with the value of a switch behind its flag: tyro has --NAME and --no-NAME only where None is no value."""
+    words: list[str] = []
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        field = _field_name(word) if word.startswith("--") else None
+        if field == f"no_{name}":
+            words += [f"--{name.replace('_', '-')}", "False"]
+        else:
+            words += [word, "True"] if field == name and following.startswith("--") else [word]
+    return words
 
 
 def _together(arguments: Sequence[str], name: str) -> list[str]:
@@ -202,7 +218,7 @@ def _unknown_flag(options: type, flag: str, prog: str) -> InputError:
         return InputError(got=f"the word {flag!r}, which no flag takes", expected="flags with their values", do=f"see {prog} --help")
     kinds = get_type_hints(options)
     flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)]
-    flags += [f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(options) if kinds[field.name] is bool]
+    flags += [f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(options) if kinds[field.name] in (bool, _SWITCH)]
     return InputError(got=f"the flag {flag}", expected=f"a flag of {prog}", do=nearest(flag, flags))
 
 

@@ -68,6 +68,7 @@ class EncoderFiles:
         width: D.
         processor: what the preprocessing was read from: the class of the folder's image processor, or the library.
         resizes_positions: whether the positions are interpolated from those of another input size.
+        is_resized: whether the user chose another size than its own.
         variant: of the weight files, such as fp16; None for the plain ones.
         prefix: tokens before the patches.
         first_token: what the first token is.
@@ -90,6 +91,7 @@ class EncoderFiles:
     quick_gelu: bool = False
     processor: str = "open_clip"
     resizes_positions: bool = False
+    is_resized: bool = False
     variant: str | None = None
     prefix: int = 1
     first_token: str = CLASS_TOKEN
@@ -215,6 +217,7 @@ def _at_size(files: EncoderFiles, size_px: int | None, geometry: Geometry) -> En
         files,
         name=files.name if size_px == own_px else f"{files.name}-{size_px}px",
         resizes_positions=trained_px not in (None, size_px) and geometry.positions != "computed",
+        is_resized=size_px != own_px,
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
-from featurize.encode.encoder_files import EncoderFiles
+from featurize.encode.encoder_files import EncoderFiles, size_errors
 from featurize.encode.open_clip_models import load_open_clip, open_clip_skeleton
 from featurize.encode.timm_models import load_timm, timm_skeleton
 from featurize.encode.transformers_models import load_transformers, transformers_skeleton
@@ -18,11 +18,17 @@ from lugpi_core.runtime.pretrained import loading
 
 
 class ImageEncoder:
-    """A frozen encoder on the device."""
+    """A frozen encoder on the device.
+
+    Raises:
+        InputError: its weights do not load, or it does not run at the size that the user chose.
+    """
 
     def __init__(self, files: EncoderFiles, compute: Compute) -> None:
         self.files = files
         self._device, self._dtype = torch.device(compute.device), compute.torch_dtype
+        if files.is_resized:
+            _try_size(files)
         self._tower = _load_tower(files, compute.torch_dtype).eval().requires_grad_(False).to(self._device, self._dtype)
 
     def encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
@@ -58,6 +64,14 @@ class ImageEncoder:
     def pixels(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the encoder's input, float32 [B, 3, S, S], of square images in [0, 1] on the device."""
         return self.files.preprocessing.pixels(images_B3HW)
+
+
+@torch.inference_mode()
+def _try_size(files: EncoderFiles) -> None:
+    """Encode black pixels with a tower of its own, on the CPU: without numbers no index is checked, and one that a GPU checks ends the
+    process; what this tower keeps from the call, such as positions, is not in the way of the encoder's device and dtype."""
+    with size_errors(files):
+        _load_tower(files, torch.float32).eval().float()(torch.zeros(1, 3, files.preprocessing.size_px, files.preprocessing.size_px))
 
 
 def _load_tower(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:

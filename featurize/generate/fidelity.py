@@ -26,8 +26,8 @@ SHORTCUTS: Mapping[Fidelity, Mapping[str, Mapping[str, Any]]] = {
         "transformer": {"guidance_interval": "0:0.25", "guidance_reuse": True},
     },
 }
-# Flags that are chosen together.
-_TOGETHER = (("guidance_interval", "guidance_reuse"), ("deepcache", "deepcache_cut"))
+# Flags by the one that they refine: given, that one stands for both; given alone, the other refines that of the shortcut.
+_REFINED = {"guidance_interval": "guidance_reuse", "deepcache": "deepcache_cut"}
 # With fewer, each step is another stage of the image. The shortcuts were measured with 20.
 FEWEST_STEPS = 10
 
@@ -49,10 +49,11 @@ def with_shortcuts(family: Family, settings: GeneratorPreset) -> GeneratorPreset
             expected=f"{FEWEST_STEPS} steps or more, and classifier-free guidance or a UNet",
             do="leave out --fidelity",
         )
-    shortcuts = dict(SHORTCUTS[fidelity][family.denoiser])
-    for names in _TOGETHER:
-        if any(name in settings.given for name in names) or (not is_guided and "guidance_interval" in names):
-            shortcuts = {name: value for name, value in shortcuts.items() if name not in names}
+    left_out = set(settings.given)
+    for name, refinement in _REFINED.items():
+        if name in settings.given or (name == "guidance_interval" and not is_guided):
+            left_out |= {name, refinement}
+    shortcuts = {name: value for name, value in SHORTCUTS[fidelity][family.denoiser].items() if name not in left_out}
     return dataclasses.replace(settings, **shortcuts)
 
 

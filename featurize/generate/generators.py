@@ -144,9 +144,7 @@ def generator_settings(name_or_source: str, overrides: Mapping[str, Any]) -> Gen
             expected="a preset, PRESET=FOLDER, a diffusers folder, a .safetensors file or a hub id owner/name",
             do=nearest(name, PRESETS),
         )
-    given: dict[str, Any] = {
-        key: Path(value) if key == "unet" else value for key, value in overrides.items() if value is not None and value is not False
-    }
+    given: dict[str, Any] = {key: Path(value) if key == "unet" else value for key, value in overrides.items() if value is not None}
     undecided = () if name in PRESETS else tuple(key for key in ("steps", "guidance", "scheduler") if key not in given)
     settings = dataclasses.replace(PRESETS.get(name, GeneratorPreset()), **given, undecided=undecided, given=tuple(given))
     if settings.generator_config is not None and not is_file:
@@ -207,12 +205,8 @@ def _checked(settings: GeneratorPreset) -> GeneratorPreset:
             raise InputError(got=got, expected=f"one of {', '.join(get_args(choices))}", do="choose one")
     if settings.deepcache < 1:
         raise InputError(got=f"--deepcache {settings.deepcache}", expected="at least 1", do="give for instance 3, or 1 for none")
-    if settings.deepcache_cut != "level" and settings.deepcache == 1:
-        raise InputError(
-            got=f"--deepcache-cut {settings.deepcache_cut} without --deepcache",
-            expected="steps that reuse deep features",
-            do="give for instance --deepcache 3",
-        )
+    if settings.fidelity == "high":
+        _require_deepcache(settings, do="give for instance --deepcache 3")
     if settings.size_px is not None and (settings.size_px < 8 or settings.size_px % 8):
         raise InputError(got=f"--size-px {settings.size_px}", expected="a positive multiple of 8", do="give for instance 512")
     if settings.unet is not None and not _is_checkpoint(str(settings.unet), given=f"--unet {settings.unet}"):
@@ -220,6 +214,12 @@ def _checked(settings: GeneratorPreset) -> GeneratorPreset:
     if settings.guidance_interval is None:
         return settings
     return dataclasses.replace(settings, guidance_interval=in_words(interval_of(settings.guidance_interval)))
+
+
+def _require_deepcache(settings: GeneratorPreset, *, do: str) -> None:
+    if settings.deepcache_cut != "level" and settings.deepcache == 1:
+        got = f"--deepcache-cut {settings.deepcache_cut} without --deepcache"
+        raise InputError(got=got, expected="steps that reuse deep features", do=do)
 
 
 def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, loras: tuple[LoraFile, ...], *, half: bool) -> Generator:
@@ -247,6 +247,7 @@ def _generator_in(name: str, files: GeneratorFiles, settings: GeneratorPreset, l
     settings, settings_from, is_distilled = _decided(settings, family, name, names)
     settings = _without_idle_guidance(family, settings)
     settings = with_shortcuts(family, settings)
+    _require_deepcache(settings, do="give for instance --deepcache 3" if family.denoiser == "unet" else "leave out --deepcache-cut")
     check_guidance(family, settings)
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     return Generator(

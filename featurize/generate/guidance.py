@@ -7,6 +7,7 @@ it (``start`` and ``stop``), so that one interval fits every sampler. Keeping th
 """
 
 import math
+import re
 from fractions import Fraction
 
 import torch
@@ -16,6 +17,9 @@ from featurize.generate.presets import GeneratorPreset
 from lugpi_core.errors import InputError
 
 _PARTS = 2
+# An end is read at once, and its canonical spelling is one too: Python would take minutes over 1e-99999999.
+_END = re.compile(r"[^eE]{1,40}([eE][+-]?\d{1,2})?")
+_MOST_DECIMALS = 18
 
 
 def interval_of(given: str) -> tuple[Fraction, Fraction]:
@@ -25,13 +29,14 @@ def interval_of(given: str) -> tuple[Fraction, Fraction]:
         InputError: they are no fractions of the steps, in ascending order.
     """
     try:
-        ends = [Fraction(end.strip()) for end in given.split(":")]
+        ends = [Fraction(end) for part in given.split(":") if _END.fullmatch(end := part.strip())]
     except (ValueError, ZeroDivisionError):
         ends = []
-    if len(ends) != _PARTS or not 0 <= ends[0] < ends[1] <= 1:
+    is_coarse = all(end.denominator <= 10**_MOST_DECIMALS for end in ends)
+    if given.count(":") != _PARTS - 1 or len(ends) != _PARTS or not is_coarse or not 0 <= ends[0] < ends[1] <= 1:
         raise InputError(
-            got=f"--guidance-interval {given}",
-            expected="a:b with 0 <= a < b <= 1, fractions of the steps",
+            got=f"--guidance-interval {given:.100}",
+            expected=f"a:b with 0 <= a < b <= 1, fractions of the steps with at most {_MOST_DECIMALS} decimals",
             do="give for instance 0:0.5, the first half of the steps",
         )
     return ends[0], ends[1]
@@ -65,18 +70,17 @@ def check_guidance(family: Family, settings: GeneratorPreset) -> None:
     """Check that an interval has something to bound.
 
     Raises:
-        InputError: the generator has no classifier-free guidance, no step is in the interval, or nothing is outside it.
+        InputError: the generator has no classifier-free guidance, or nothing is after an interval whose last difference is kept.
     """
-    interval, folder = settings.guidance_interval, family.folder
+    interval, folder, kind = settings.guidance_interval, family.folder, family.guidance_kind(settings.guidance)
     if settings.guidance_reuse and interval is None:
         raise InputError(
             got="--guidance-reuse without --guidance-interval",
-            expected="an interval, outside of which the last difference is kept",
-            do="give for instance --guidance-interval 0:0.5",
+            expected="an interval of classifier-free guidance, after which its last difference is kept",
+            do="give for instance --guidance-interval 0:0.5" if kind == "cfg" else "leave out --guidance-reuse",
         )
     if interval is None:
         return
-    kind = family.guidance_kind(settings.guidance)
     if kind != "cfg":
         may_be_guided = family.guidance_kind(max(settings.guidance, 7.5)) == "cfg"
         how = "takes the guidance scale as an input of its denoiser" if kind == "embedded" else "runs without guidance"
@@ -85,17 +89,26 @@ def check_guidance(family: Family, settings: GeneratorPreset) -> None:
             expected="classifier-free guidance, whose unguided half can be left out",
             do="give --guidance above 1, or leave out --guidance-interval" if may_be_guided else "leave out --guidance-interval",
         )
-    if not guided_steps(interval, settings.steps):
-        raise InputError(
-            got=f"--guidance-interval {interval} of {settings.steps} steps, in which no step is",
-            expected="a step at least",
-            do="widen it, or use --guidance 0 for no guidance",
-        )
     if settings.guidance_reuse and interval_of(interval)[1] == 1:
         raise InputError(
             got=f"--guidance-reuse with --guidance-interval {interval}, after which there is no step",
             expected="an interval that ends before the last step",
             do="leave out --guidance-reuse, or give for instance --guidance-interval 0:0.5",
+        )
+
+
+def require_guided_step(settings: GeneratorPreset, evaluations: int) -> None:
+    """Check that an interval has a step, by the sampler's own count: Heun's evaluates the denoiser twice in all steps but one.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not guided_steps(settings.guidance_interval, evaluations):
+        steps = f"{evaluations} steps" if evaluations == settings.steps else f"{evaluations} evaluations in {settings.steps} steps"
+        raise InputError(
+            got=f"--guidance-interval {settings.guidance_interval} of {steps}, in which no step is",
+            expected="a step at least",
+            do="widen it, or use --guidance 0 for no guidance",
         )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from featurize.generate.families.family import Family, Sampling, Step
 from featurize.generate.generators import Generator
+from featurize.generate.guidance import require_guided_step
 from featurize.generate.sampler_settings import CLASSES, begins_late, is_swappable, swapped_settings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import loading, read_config, reason
@@ -39,7 +40,7 @@ def load_scheduler(generator: Generator) -> Any:
     """Return the scheduler of diffusers that a generator samples with.
 
     Raises:
-        InputError: its files do not load, diffusers has no such class, or it does not take the number of steps.
+        InputError: its files do not load, diffusers has no such class, it does not take the number of steps, or none of them is guided.
     """
     import diffusers
 
@@ -72,6 +73,7 @@ def load_scheduler(generator: Generator) -> Any:
         raise
     except _FAILURES as error:
         raise _rejected(scheduler, generator, reason(error)) from None
+    require_guided_step(generator.settings, len(generator.family.times(scheduler)))
     if steps == 1 and begins_late(scheduler.timesteps, scheduler.config):
         raise InputError(
             got=f"--steps 1 for {own}, whose {scheduler.config.get('timestep_spacing')} steps begin at timestep "

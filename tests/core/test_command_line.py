@@ -45,6 +45,8 @@ class Options:
     """At once."""
     ratio: float | None = None
     """How much."""
+    again: bool | None = None
+    """Once more; by default as the kind says."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -79,6 +81,7 @@ def test_the_last_line_of_stdout_is_one_json_object_with_every_default(capsys: p
         "seeds": [1, 2],
         "batch_size": "auto",
         "ratio": None,
+        "again": None,
     }
     assert json.loads(captured.out.splitlines()[-1]) == {"made": flags}
     assert "größe" in captured.out
@@ -383,3 +386,25 @@ def test_a_list_that_is_given_several_times_is_one_list(arguments: list[str]) ->
 def test_a_list_without_a_value_is_told() -> None:
     with pytest.raises(InputError, match="got --seeds without a value"):
         parse(Options, ["--seeds", "--dataset", "d"], prog="python -m count")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--again"], True),
+        (["--no-again", "--steps", "2"], False),
+        (["--again", "--no-again"], False),
+        (["--no_again", "--again", "--latents"], True),
+    ],
+)
+def test_a_switch_is_on_or_off_or_not_given(arguments: list[str], expected: bool | None) -> None:
+    parsed = parse(Options, ["--dataset", "d", *arguments], prog="python -m count")
+    assert parsed.again is expected
+
+
+def test_a_misspelt_switch_and_a_value_of_one_are_named() -> None:
+    with pytest.raises(InputError, match=r"got the flag --no-agan; .*; did you mean '--no-again'"):
+        parse(Options, ["--dataset", "d", "--no-agan"], prog="python -m count")
+    with pytest.raises(InputError, match="got --again twice; expected no value; --no-"):
+        parse(Options, ["--dataset", "d", "--again", "twice"], prog="python -m count")

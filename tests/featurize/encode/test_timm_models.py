@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
+from timm.models import mvitv2, save_for_hf
 from timm.models.inception_next import MetaNeXt
 from timm.models.volo import VOLO
 
@@ -280,6 +280,18 @@ def test_a_size_that_timm_cannot_give_a_model_is_refused_before_weights_are_load
     ) as error:
         find_encoder(str(tmp_path / "model"), 112)
     assert len(str(error.value)) < 600
+
+
+def test_a_size_at_which_timm_reads_beyond_its_positions_is_refused_before_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm 1.0.31, mvitv2.py: maps that become odd when they are pooled index cal_rel_pos_type's table beyond its end; the meta device
+    checks no index."""
+    monkeypatch.setitem(mvitv2.model_cfgs, "mvitv2_tiny", mvitv2.MultiScaleVitCfg(depths=(1, 1, 1, 2), embed_dim=16))
+    _saved(tmp_path / "model", "mvitv2_tiny")
+    assert ImageEncoder(find_encoder(str(tmp_path / "model"), 160), CPU).files.tokens == 26
+    with pytest.raises(InputError, match=r"got --encoder-size 112 for .*\(index 5 is out of bounds.*; leave --encoder-size out"):
+        ImageEncoder(find_encoder(str(tmp_path / "model"), 112), CPU)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,12 @@ def test_a_faster_one_reads_fewer_rows() -> None:
         ({"guidance_interval": "0.2:0.7"}, "deepcache"),
         ({"guidance_interval": "0:1"}, "deepcache"),
         ({"guidance_interval": "0:0.5", "guidance_reuse": True}, "deepcache"),
+        ({"guidance_interval": "0:0.5", "guidance_reuse": False}, "deepcache"),
+        ({"guidance_reuse": True}, ""),
         ({"deepcache": 5}, "guidance"),
+        ({"deepcache": 1}, "guidance"),
+        ({"deepcache_cut": "level"}, ""),
+        ({"deepcache_cut": "layer"}, ""),
         ({"deepcache": 3, "deepcache_cut": "layer"}, "guidance"),
     ],
 )
@@ -59,6 +64,24 @@ def test_what_is_given_stands_and_the_rest_is_the_presets(given: dict[str, Any],
     others = {name: value for name, value in SHORTCUTS["balanced"]["unet"].items() if name.startswith(rest)}
     drawn = {name: None if value == "0:1" else value for name, value in given.items()}
     assert _shortcuts(_find(fidelity="balanced", **given)) == {**PLAIN, **others, **drawn}
+
+
+def test_what_a_shortcut_keeps_can_be_switched_off() -> None:
+    assert _shortcuts(_find("demo-flow", fidelity="fast", guidance_reuse=False)) == {**PLAIN, "guidance_interval": "0:0.25"}
+    assert _shortcuts(_find("demo-flow", fidelity="fast", guidance_interval="0:0.5")) == {**PLAIN, "guidance_interval": "0:0.5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("demo-flow", {"deepcache_cut": "layer"}, "got --deepcache-cut layer without --deepcache; .*; leave out --deepcache-cut"),
+        ("demo", {"deepcache_cut": "layer", "deepcache": 1}, "got --deepcache-cut layer without --deepcache; .*; give for instance"),
+        ("demo", {"guidance_reuse": True, "guidance": 1.0}, "got --guidance-reuse without .*; leave out --guidance-reuse"),
+    ],
+)
+def test_a_refinement_of_a_shortcut_that_the_generator_lacks_is_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _find(name, fidelity="balanced", **settings)
 
 
 @pytest.mark.parametrize(

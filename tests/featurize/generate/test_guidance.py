@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import HeunDiscreteScheduler, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.guiders import ClassifierFreeGuidance
 
@@ -18,11 +18,11 @@ from featurize.generate.families.packed import unpacked
 from featurize.generate.families.unet import StableDiffusion
 from featurize.generate.families.z_image import ZImage
 from featurize.generate.generators import Generator, find_generator, generator_settings
-from featurize.generate.guidance import Guide, guided_steps
+from featurize.generate.guidance import Guide, guided_steps, in_words, interval_of
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
-from lugpi_core.runtime.pretrained import embedded_model
+from lugpi_core.runtime.pretrained import embedded_model, read_config
 from tests.support.family_runs import PROMPTS, SIZE_PX, Twins
 from tests.support.scale_by_step import counted_rows
 from tests.support.tiny_pipelines import tiny_pipeline
@@ -186,10 +186,16 @@ def test_the_fingerprint_has_an_interval_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["0.5", "0.5:0.2", "0.5:0.5", "-0.1:0.5", "0:1.1", "0:x", "", ":", "0:0.5:1", "nan:1", "0:inf", "1/0:1", "20%:50%"]
+    "given",
+    [
+        *("0.5", "0.5:0.2", "0.5:0.5", "-0.1:0.5", "0:1.1", "0:x", "", ":", "0:0.5:1", "nan:1", "0:inf", "1/0:1", "20%:50%"),
+        *("1e-5000:1", "1e-99999999:1", f"0:{10**19}/{10**19 + 1}", pytest.param(f"1/{'9' * 5000}:1", id="5000 digits")),
+    ],
 )
 def test_what_is_no_interval_is_refused(given: str) -> None:
-    with pytest.raises(InputError, match=r"got --guidance-interval .*; expected a:b with 0 <= a < b <= 1, fractions of the steps; give"):
+    with pytest.raises(
+        InputError, match=r"got --guidance-interval .*; expected a:b with 0 <= a < b <= 1, fractions of the .* 18 decimals; give"
+    ):
         generator_settings("demo", {"guidance_interval": given})
 
 
@@ -197,7 +203,6 @@ def test_what_is_no_interval_is_refused(given: str) -> None:
     ("settings", "message"),
     [
         ({"guidance": 1.0, "guidance_interval": "0:0.5"}, r"which runs without guidance \(--guidance 1\); .*; give --guidance above 1, or"),
-        ({"guidance_interval": "0.3:0.4"}, "got --guidance-interval 0.3:0.4 of 4 steps, in which no step is; .*; widen it"),
         ({"guidance_reuse": True}, "got --guidance-reuse without --guidance-interval"),
         ({"guidance_reuse": True, "guidance_interval": "0:1"}, "got --guidance-reuse without --guidance-interval"),
         (
@@ -209,6 +214,29 @@ def test_what_is_no_interval_is_refused(given: str) -> None:
 def test_an_interval_with_nothing_to_bound_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         _demo(**settings)
+
+
+@pytest.mark.parametrize("given", ["0:0.3333333333333333", "0:5e-05", "0:123456789012345678/999999999999999999", "0.00001:1"])
+def test_the_one_spelling_of_an_interval_is_read_again(given: str) -> None:
+    spelling = in_words(interval_of(given))
+    assert spelling is not None
+    assert interval_of(spelling) == interval_of(given)
+
+
+def test_an_interval_without_a_step_is_refused_by_the_samplers_own_count(tmp_path: Path) -> None:
+    """Heun's sampler of diffusers evaluates the denoiser twice in every step but the last."""
+    with pytest.raises(InputError, match=r"got --guidance-interval 0.3:0.4 of 4 steps, in which no step is; .*; widen it"):
+        denoiser_rows(_demo(guidance_interval="0.3:0.4"))
+    folder = tiny_pipeline("stable-diffusion", tmp_path / "generator")
+    HeunDiscreteScheduler.from_config(read_config(folder / "scheduler/scheduler_config.json")).save_pretrained(folder / "scheduler")
+
+    def rows(interval: str) -> int:
+        settings = generator_settings(str(folder), {"steps": 20, "guidance": 3.0, "guidance_interval": interval})
+        return denoiser_rows(find_generator(str(folder), settings, half=False)).total
+
+    with pytest.raises(InputError, match=r"got --guidance-interval 0.499:0.5 of 39 evaluations in 20 steps, in which no step is"):
+        rows("0.499:0.5")  # of 20 steps it would be the tenth
+    assert rows("0.48:0.49") == 39 + 1  # and this none
 
 
 @pytest.mark.parametrize(
