@@ -108,7 +108,8 @@ def test_missing_models_are_marked(run: Path, show: Show) -> None:
     assert against["seeds"] == [0], "the seeds that both have"
     (note,) = report["notes"]
     assert note.endswith(
-        "the means over all of a row's seeds: student-clip-demo less student-none over 0, student-none less baseline over 0"
+        "the means over all of a row's seeds: student-clip-demo less student-none over the seed 0, "
+        "student-none less baseline over the seed 0"
     )
     assert_recomputed(run, report)
 

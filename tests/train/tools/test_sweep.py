@@ -120,7 +120,7 @@ def test_ranges_and_choices_are_read(written: str, read: Dimension) -> None:
         (("kd_preset=paper:hinton",), "choices"),
         (("alpha=1,1.0",), "different choices"),
         (("alpha=1:2", "alpha=1:3"), "name each once"),
-        ((), "one or several different options"),
+        ((), "got --over without a value"),
         (("temperature=-1:10",), "a positive temperature"),
         (("batch_size=0,8",), "--batch-size 0"),
         (("learning_rate=0:1",), "a positive rate"),
