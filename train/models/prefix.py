@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lugpi_core.command_line import say
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.stopping import stop_on_signals
@@ -98,7 +98,7 @@ def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes
     needed_bytes = bytes_of_training(plan, model) if device.type == "cuda" else 0
     place = resolve_place(plan.placement.tokens_on, stored_bytes, device=device, training_bytes=needed_bytes)
     if processes.is_first:
-        say(f"hidden states after {layers.count} layers: {_size(stored_bytes)}, read from {place}")
+        say(f"hidden states after {number_of(layers.count, 'layer{s}')}: {_size(stored_bytes)}, read from {place}")
     states = PrefixStates(columns, place, device, left=read.pads_left)
     return Prefix(layers=layers, data=replace(data, texts=read, prefix=states))
 
