@@ -235,7 +235,6 @@ def _arrow_table(tokens: Tokens) -> Any:
 def _of_arrow(column: Any, shape: Shape) -> Batch:
     """Return the rows of an Arrow column."""
     array = column.combine_chunks()
-    array = array.chunk(0) if hasattr(array, "num_chunks") else array
     return np.frombuffer(array.buffers()[1], np.float16).reshape(-1, *shape.of_row)[array.offset : array.offset + len(array)]
 
 
@@ -321,8 +320,7 @@ def _open_lance(folder: Path, shape: Shape) -> Read:
 
     def read(batches: Batches) -> Iterator[Batch]:
         for rows in batches:
-            column = data.take(rows.tolist(), columns=["tokens"])["tokens"].combine_chunks()
-            array = column.chunk(0) if hasattr(column, "num_chunks") else column
+            array = data.take(rows.tolist(), columns=["tokens"])["tokens"].combine_chunks()
             yield array.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape.of_row)
 
     return read

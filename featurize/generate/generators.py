@@ -27,6 +27,8 @@ from lugpi_core.errors import InputError, nearest, number_of
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.pretrained import read_config
 
+# Settings of sampling, each recorded with the generator.
+SAMPLING = ("steps", "guidance", "guidance_interval", "guidance_reuse", "scheduler", "size_px", "deepcache", "deepcache_cut")
 _NEVER_LOADED = ("safety_checker", "feature_extractor")
 _CHECKPOINT = ".safetensors"
 _NO_CHECKPOINTS = (".ckpt", ".bin", ".pt", ".pth", ".gguf", ".sft")

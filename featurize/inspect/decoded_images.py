@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featurize.cost.stage_cost import decode_flops
 from featurize.generate.decoders import LatentDecoder, find_decoder
-from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.generators import SAMPLING, Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import agree
 from lugpi_core.runtime.device import Compute
@@ -23,16 +23,6 @@ from lugpi_core.store.reader import ColumnReader, columns_of
 # Work that decoding may take by default, in 10^12 operations: about two minutes on one CPU core, less than one on a GPU.
 DECODE_TFLOP: Mapping[str, float] = {"cpu": 10.0, "cuda": 1000.0}
 _BATCH_PIXELS, _MAX_BATCH = 1 << 20, 32
-_RECORDED_SETTINGS = (
-    "steps",
-    "guidance",
-    "guidance_interval",
-    "guidance_reuse",
-    "scheduler",
-    "size_px",
-    "deepcache",
-    "deepcache_cut",
-)
 _FILE_FLAGS = ("unet", "generator_config")
 
 
@@ -121,7 +111,7 @@ def generator_of(column: ColumnSpec) -> Generator:
         )
     flags = column.made_by or {}
     source = str(flags.get("generator") or record["name"])
-    recorded = {name: record.get(name) for name in _RECORDED_SETTINGS}
+    recorded = {name: record.get(name) for name in SAMPLING}
     settings = generator_settings(source, recorded | {name: flags.get(name) for name in _FILE_FLAGS})
     generator = find_generator(source, settings, half=generation.get("dtype") != "float32")
     if not agree(record["weights"], generator.weights_hash) or (column.name == LATENTS and generator.latent_shape != column.row_shape):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
 from featurize.generate.decoders import DecoderFiles, find_decoder
-from featurize.generate.generators import Generator, find_generator, generator_settings
+from featurize.generate.generators import SAMPLING, Generator, find_generator, generator_settings
 from featurize.options import Execution, FeaturizeSettings, PromptStrategy
 from featurize.plan.images import ImagePlan, require_prompts
 from featurize.plan.prompt_reader import prompt_reader
@@ -32,20 +32,7 @@ from lugpi_core.store.reader import columns_of
 from lugpi_core.store.virtual_view import VIEW
 from lugpi_core.store.writer import missing_bytes
 
-OVERRIDES = (
-    "steps",
-    "guidance",
-    "guidance_interval",
-    "guidance_reuse",
-    "scheduler",
-    "size_px",
-    "deepcache",
-    "deepcache_cut",
-    "fidelity",
-    "lora",
-    "unet",
-    "generator_config",
-)
+OVERRIDES = (*SAMPLING, "fidelity", "lora", "unet", "generator_config")
 # Prompts that are encoded together; a fixed number, counted from the start of a window, so that a resumed run encodes the same batches.
 TEXT_BATCH = 32
 # Of the prompts whose embeddings are held at once, in float32.

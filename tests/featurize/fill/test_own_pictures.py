@@ -24,6 +24,7 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import embedded_model
 from lugpi_core.store.reader import ColumnReader, columns_of
+from tests.support.broken_calls import interrupt_third_call
 from tests.support.own_pictures import file_of, hostile_files, picture, unusual_pictures, write_corpus
 
 
@@ -342,16 +343,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: py
     table = write_corpus(tmp_path, list(pictures(12)), extra=pictures(12))
     settings: dict[str, Any] = {"batch_size": 2, "shard_rows": 8}
     featurize_command(options(table, tmp_path / "whole", **settings))
-    encode, calls = own_pictures._encode, 0
-
-    def stop_at_third(*given: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return encode(*given)
-
-    monkeypatch.setattr(own_pictures, "_encode", stop_at_third)
+    interrupt_third_call(monkeypatch, own_pictures, "_encode")
     with pytest.raises(KeyboardInterrupt):
         featurize_command(options(table, tmp_path / "stopped", **settings))
     figures = featurize_command(options(table, tmp_path / "stopped", **settings))
@@ -432,16 +424,7 @@ def test_pictures_of_a_data_set_with_splits(form: str, tmp_path: Path, monkeypat
         monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: sets)
         monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "images"))
     settings: dict[str, Any] = {"dataset": source, "split_column": None, "shard_rows": 4, "batch_size": 2}
-    encode, calls = own_pictures._encode, 0
-
-    def stop_at_third(*given: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return encode(*given)
-
-    monkeypatch.setattr(own_pictures, "_encode", stop_at_third)
+    interrupt_third_call(monkeypatch, own_pictures, "_encode")
     with pytest.raises(KeyboardInterrupt):
         featurize_command(replace(options(folder, tmp_path / "run"), **settings))
     figures = featurize_command(replace(options(folder, tmp_path / "run"), **settings))

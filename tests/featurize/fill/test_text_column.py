@@ -22,6 +22,7 @@ from featurize.run import featurize_command
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.reader import ColumnReader, columns_of
+from tests.support.broken_calls import interrupt_third_call
 from tests.support.shards import shard_file
 from tests.support.small_corpus import shard_bytes
 
@@ -102,16 +103,7 @@ def test_other_prompts_are_refused(table: Path, tmp_path: Path) -> None:
 def test_a_stopped_run_resumes_to_the_same_bytes(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     featurize_command(options(table, tmp_path / "whole", shard_rows=4))
     monkeypatch.setattr(text_column, "TEXT_BATCH", 2)
-    encode, calls = text_column.text_vectors, 0
-
-    def stop_at_third(*given: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return encode(*given)
-
-    monkeypatch.setattr(text_column, "text_vectors", stop_at_third)
+    interrupt_third_call(monkeypatch, text_column, "text_vectors")
     with pytest.raises(KeyboardInterrupt):
         featurize_command(options(table, tmp_path / "stopped", shard_rows=4))
     figures = featurize_command(options(table, tmp_path / "stopped", shard_rows=4))

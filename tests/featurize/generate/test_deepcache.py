@@ -98,12 +98,12 @@ def _reference(unet: Unet, inputs: list[Inputs], every: int, cut: DeepCacheCut =
     outputs, kept = [], []
 
     def replace(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
-        if number % every == 0:
+        if len(outputs) % every == 0:
             kept[:] = [output]
         return kept[0]
 
     handle = _last_deep(unet, cut).register_forward_hook(replace)
-    for number, one in enumerate(inputs):  # noqa: B007 -- the hook reads it
+    for one in inputs:
         outputs.append(_out(unet, one))
     handle.remove()
     return outputs
