@@ -53,7 +53,7 @@ class Generation:
     """What the other steps of --deepcache run of the UNet: level (its outermost level) or layer (the last layer of it alone, as the authors
     cut; faster still) (default: level)."""
     fidelity: Fidelity | None = None
-    """Shortcuts that were measured together, where the generator has them: high (none); balanced (0.42 of the work of the preset fast;
+    """Shortcuts that were chosen together, where the generator has them: high (none); balanced (0.42 of the work of the preset fast;
     0.75 to 0.77 without a UNet); fast (0.26; 0.62 to 0.66). They set --guidance-interval, --guidance-reuse, --deepcache and
     --deepcache-cut; what is given stands (default: high)."""
     lora: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ class PrxSizes:
     text_layers: int = 2
 
 
-# At 512 px a round of both ways takes 80 s on two cores, so that few rounds fit, and single rounds differ by 10 %.
+# Not its native 512 px: a round of both ways takes over a minute there on two cores, and it takes many rounds to tell 3 %.
 PRX_256 = PrxSizes(px=256)
 SMALL_PRX = PrxSizes(
     px=64, tokens=32, width=64, depth=2, heads=2, vae_channels=(32, 32, 64, 64), text_width=64, text_heads=2, text_layers=2

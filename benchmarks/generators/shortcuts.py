@@ -116,7 +116,7 @@ def _measure(options: ShortcutOptions) -> dict[str, Any]:
             warnings.filterwarnings("ignore", message="--limit leaves no train example")
             for run in runs:
                 _complete(run, options)
-        figures[generator] = _compared(runs, options)
+        figures[generator] = _compare(runs, options)
     counted = real_work(("fast",) if options.smoke else PRESETS)
     say(f"shortcuts, counted: {counted}")
     timed = {"Stable Diffusion 2, one image of 512 px": sd2_seconds(options.rounds)} if options.real and not options.smoke else {}
@@ -152,7 +152,7 @@ def _complete(run: Run, options: ShortcutOptions) -> None:
     say(f"shortcuts: {run.flags['generator']}, {run.name}: complete")
 
 
-def _compared(runs: Sequence[Run], options: ShortcutOptions) -> dict[str, Any]:
+def _compare(runs: Sequence[Run], options: ShortcutOptions) -> dict[str, Any]:
     by_name = {run.name: run for run in runs}
     whole = by_name[WHOLE].tokens()
     probes = {run.name: _probe(run) for run in runs}

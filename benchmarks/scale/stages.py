@@ -38,7 +38,6 @@ from train.tools.evaluate import evaluate
 MODEL = "demo"
 _PASSAGES = 4
 _BATCH = 16
-_OVERRIDES = ("steps", "guidance", "scheduler", "size_px", "deepcache", "lora", "unet", "generator_config")
 
 
 def _read(path: Path, _: Path) -> None:
@@ -56,7 +55,7 @@ def _prompts(settings: Generation, path: Path, _: Path) -> None:
 
 
 def _reader() -> PromptReader:
-    return prompt_reader(find_generator(MODEL, generator_settings(MODEL, dict.fromkeys(_OVERRIDES)), half=False))
+    return prompt_reader(find_generator(MODEL, generator_settings(MODEL, {}), half=False))
 
 
 def _examples(path: Path, folder: Path) -> None:

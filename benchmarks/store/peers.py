@@ -140,13 +140,13 @@ def _cold(peers: Mapping[str, Peer], folder: Path, shape: Shape, *, batches: int
         drop_pages(paths)
         cached.append(cached_share(paths))
 
-    ways = {name: partial(_opened, opened, name, picked[name]) for name in peers}
+    ways = {name: partial(_read_opened, opened, name, picked[name]) for name in peers}
     seconds = interleaved(ways, repeats=rounds, before=open_cold)
     figures = rates({name: [value / (BATCH * len(picked[name])) for value in values] for name, values in seconds.items()}, ours=AHEAD)
     return figures | {"cached_before_at_most": round(max(cached), 4), "seconds": medians(seconds)}
 
 
-def _opened(opened: Mapping[str, Read], name: str, batches: Batches) -> None:
+def _read_opened(opened: Mapping[str, Read], name: str, batches: Batches) -> None:
     _all_of(opened[name], batches)
 
 

@@ -68,19 +68,19 @@ def measure(*, smoke: bool, record: bool, data_dir: Path) -> dict[str, Any]:
         except InputError as error:
             figures[name] = {"skipped": str(error)}
             continue
-        figures[name] = _timed(sample_of(lengths_N, 28 if smoke else examples), smoke=smoke)
+        figures[name] = _time_epochs(sample_of(lengths_N, 28 if smoke else examples), smoke=smoke)
         say(f"prefix, {name}: {figures[name]}")
     return finish("prefix", figures, record=record)
 
 
-def _timed(lengths_N: NDArray[Any], *, smoke: bool) -> dict[str, Any]:
+def _time_epochs(lengths_N: NDArray[Any], *, smoke: bool) -> dict[str, Any]:
     sizes = replace(SMALL, n_layers=6) if smoke else Sizes()
     with tempfile.TemporaryDirectory() as folder:
         learners = dict(_learners(sizes, lengths_N, Path(folder)))
         held = {name: _held_bytes(learner) for name, learner in learners.items()}
         ways = {name: _epoch_of(learner) for name, learner in learners.items()}
         data = data_of(lengths_N, torch.device(compute_here().device))
-        ways[TRAINER] = trainer_epoch(_partly_frozen(sizes), data, lengths_N, Path(folder) / "trainer")
+        ways[TRAINER] = trainer_epoch(_freeze_three_layers(sizes), data, lengths_N, Path(folder) / "trainer")
         seconds = interleaved(ways, repeats=1 if smoke else 3)
     del learners, ways
     gc.collect()
@@ -147,7 +147,7 @@ def _held_bytes(learner: Learner) -> int:
     return sum(3 * 4 * weight.numel() for weight in learner.learning)
 
 
-def _partly_frozen(sizes: Sizes) -> nn.Module:
+def _freeze_three_layers(sizes: Sizes) -> nn.Module:
     """Return DistilBERT with its embeddings and three layers frozen as users of the Trainer freeze them."""
     model: Any = classifier(sizes)
     model.distilbert.embeddings.requires_grad_(False)

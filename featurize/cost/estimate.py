@@ -164,8 +164,10 @@ def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing
         block: a block of the run's models, or None if none was run.
         unknown_because: why not.
     """
-    missing = missing_rows(job)
-    flops = sum(row_flops(job)[stage] * rows for stage, rows in missing.items()) if any(missing.values()) else 0.0
+    missing, flops = missing_rows(job), 0.0
+    if any(missing.values()):
+        flops_of_row = row_flops(job)
+        flops = sum(flops_of_row[stage] * rows for stage, rows in missing.items())
     hours, basis = (0.0 if flops == 0 else None), unknown_because
     if block is not None:
         speed = block.flops / block.seconds

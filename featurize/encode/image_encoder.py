@@ -3,6 +3,7 @@
 Shapes: B images, H × W pixels, S the encoder's side, T tokens, D width.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -27,9 +28,10 @@ class ImageEncoder:
     def __init__(self, files: EncoderFiles, compute: Compute) -> None:
         self.files = files
         self._device, self._dtype = torch.device(compute.device), compute.torch_dtype
+        tower = _load_tower(files, self._dtype).eval().requires_grad_(False)
         if files.is_resized:
-            _try_size(files)
-        self._tower = _load_tower(files, compute.torch_dtype).eval().requires_grad_(False).to(self._device, self._dtype)
+            _try_size(files, tower if (compute.device, self._dtype) == ("cpu", torch.float32) else copy.deepcopy(tower).float())
+        self._tower = tower.to(self._device, self._dtype)
 
     def encode(self, images_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the tokens of square images in [0, 1]: float16 [B, T, D] on the device."""
@@ -67,11 +69,12 @@ class ImageEncoder:
 
 
 @torch.inference_mode()
-def _try_size(files: EncoderFiles) -> None:
-    """Encode black pixels with a tower of its own, on the CPU: without numbers no index is checked, and one that a GPU checks ends the
-    process; what this tower keeps from the call, such as positions, is not in the way of the encoder's device and dtype."""
+def _try_size(files: EncoderFiles, tower: nn.Module) -> None:
+    """Encode black pixels on the CPU, in float32: without numbers no index is checked, and one that a GPU checks ends the process. The
+    tower is the encoder's own or, where that computes on another device or in another dtype, a copy: what it keeps from the call, such as
+    positions, would be in the way there."""
     with size_errors(files):
-        _load_tower(files, torch.float32).eval().float()(torch.zeros(1, 3, files.preprocessing.size_px, files.preprocessing.size_px))
+        tower(torch.zeros(1, 3, files.preprocessing.size_px, files.preprocessing.size_px))
 
 
 def _load_tower(files: EncoderFiles, dtype: torch.dtype) -> nn.Module:

@@ -30,12 +30,21 @@ def whole_steps(rows: Sequence[int], every: int) -> tuple[bool, ...]:
         rows: of each evaluation; guidance doubles them.
         every: N.
     """
-    whole: list[bool] = []
-    kept, since = 0, 0
-    for count in rows:
-        whole.append(since == 0 or since >= every or count > kept)
-        kept, since = (count, 1) if whole[-1] else (kept, since + 1)
-    return tuple(whole)
+    return tuple(map(_Schedule(every).is_whole, rows))
+
+
+class _Schedule:
+    """Decides which forwards are whole, one after another."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._since, self._rows = 0, 0
+
+    def is_whole(self, rows: int) -> bool:
+        """Whether the next forward is, which has so many rows."""
+        whole = self._since == 0 or self._since >= self._every or rows > self._rows
+        self._rows, self._since = (rows, 1) if whole else (self._rows, self._since + 1)
+        return whole
 
 
 class DeepReuse:
@@ -116,14 +125,10 @@ class _State:
         self.counting = counting
         self.whole = True
         self.deep: torch.Tensor | None = None
-        self._since, self._rows = 0, 0
+        self._schedule = _Schedule(self.every)
 
     def next_forward(self, _: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Decide as ``whole_steps`` does, of which this is one step."""
-        rows = len(given[0] if given else named["sample"])
-        self.whole = not self.counting or self._since == 0 or self._since >= self.every or rows > self._rows
-        self._since = 1 if self.whole else self._since + 1
-        self._rows = rows if self.whole else self._rows
+        self.whole = not self.counting or self._schedule.is_whole(len(given[0] if given else named["sample"]))
 
     def kept(self, rows: int) -> torch.Tensor:
         """Return what was kept, of the last rows."""

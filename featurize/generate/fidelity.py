@@ -1,4 +1,4 @@
-"""``--fidelity``: one word for shortcuts that were measured together (``python -m benchmarks shortcuts``, docs/benchmarks.md).
+"""``--fidelity``: one word for shortcuts that were chosen together (``python -m benchmarks shortcuts``, docs/benchmarks.md).
 
 A shortcut is used where the generator has something to leave out: guidance, if it is classifier-free; deep features, if there is a UNet.
 What the user gave stands.

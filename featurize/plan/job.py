@@ -256,13 +256,15 @@ def plan_job(
     if dtypes := _other_dtypes(generator_files, compute):
         generation["dtypes"] = dtypes
     columns, text = column_specs(plan, generator_files, encoder_files, generation, column_settings), None
+    numbering = {"generation": generation, "prompts": prompts_fingerprint(plan)}
+    has_text = PROMPT_TEXT in columns_of(store)
+    encoder = text_encoder(generator_files) if has_text or PROMPT_TEXT in encoders else {}
+    if has_text:
+        numbering[TEXT_ENCODER] = encoder
     if PROMPT_TEXT in encoders:
         shared: dict[str, Any] = {"rows": len(plan), "shard_rows": _shard_rows(plan, settings.shard_rows)}
         shared |= {"notice": generator_files.settings.notice, "made_by": made_by, "notes": generator_files.family.notes}
-        text = text_column(plan, generator_files, dtype=compute.dtype, token_dtype=settings.token_dtype, common=shared)
-    numbering = {"generation": generation, "prompts": prompts_fingerprint(plan)}
-    if PROMPT_TEXT in columns_of(store):
-        numbering[TEXT_ENCODER] = text_encoder(generator_files)
+        text = text_column(plan, generator_files, encoder, dtype=compute.dtype, token_dtype=settings.token_dtype, common=shared)
     return Job(
         store=store,
         plan=plan,

@@ -167,7 +167,7 @@ def keyword_prompts(texts: Sequence[str], train: Iterable[str], reader: PromptRe
     weights = Weights(*document_frequencies(train, vocabulary))
     prompts: list[str] = []
     for start in range(0, len(texts), _AT_ONCE):
-        part = texts[start : start + _AT_ONCE]
+        part = list(texts[start : start + _AT_ONCE])
         terms = terms_of(part, vocabulary)
         distinct, place = np.unique(terms.word, return_inverse=True)
         is_read = reader.reads([vocabulary.words[number] for number in distinct.tolist()])
@@ -185,14 +185,14 @@ def _keywords_of(texts: Sequence[str], ranked: Terms, words: Sequence[str], read
         chosen = slice(begins[row], begins[row] + count)
         order = np.argsort(ranked.place[chosen])
         if has_unspaced(texts[row]):
-            return _joined(texts[row], ranked.place[chosen][order].tolist())
+            return _join(texts[row], ranked.place[chosen][order].tolist())
         return " ".join([words[number] for number in ranked.word[chosen][order].tolist()])
 
     most = reader.most_that_fit(ranked.word, lengths, words, build)
     return [build(row, max(1, count)) for row, count in enumerate(most)]
 
 
-def _joined(text: str, places: Sequence[int]) -> str:
+def _join(text: str, places: Sequence[int]) -> str:
     """Return some terms as they stand in a text, in its order, with a space between those that do not touch."""
     spans: Iterator[tuple[int, int]] = iter(_term_spans(text))
     chosen = set(places)

@@ -14,7 +14,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.layout import OWN_IMAGES, PROMPT_TEXT
-from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, load_manifest
+from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_of_own_pictures, load_manifest
 from lugpi_core.store.picture_table import PICTURES, read_picture_table
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.shard import FLAG_NO_PICTURE, FLAG_REASONS, FLAG_UNREADABLE
@@ -123,12 +123,12 @@ def _plan_in(store: Path, corpus: Corpus) -> PicturePlan:
     table, begun, is_damaged = read_picture_table(store), set(), False
     for name in columns_of(store):
         try:
-            generation = load_manifest(store / name)[0].fingerprint.get("generation")
+            spec = load_manifest(store / name)[0]
         except InputError:
             is_damaged = True
             continue
-        if isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES:
-            begun.add(generation.get("pictures"))
+        if is_of_own_pictures(spec):
+            begun.add(spec.fingerprint["generation"].get("pictures"))
     if table is not None and (table.fingerprint in begun or (is_damaged and not begun)):
         return plan_pictures(corpus, store, table)
     plan = plan_pictures(corpus, store, None)

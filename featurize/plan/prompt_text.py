@@ -5,6 +5,7 @@ A control: a large text encoder inside the generator may be what helps a teacher
 Shapes: P prompts, L text tokens, D their width, T rows of a text.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,16 @@ def mask_name(tokens: str) -> str:
     return tokens.replace(_TOKENS, "mask")
 
 
-def text_column(plan: ImagePlan, generator: Generator, *, dtype: str, token_dtype: Dtype, common: dict[str, Any]) -> ColumnSpec:
+def text_column(
+    plan: ImagePlan, generator: Generator, encoder: Mapping[str, Any], *, dtype: str, token_dtype: Dtype, common: dict[str, Any]
+) -> ColumnSpec:
     """Return the column of text vectors, [M, T, D]. Its fingerprint has the prompts and the text encoders, but nothing of how images are
     generated.
 
     Args:
         plan: of the images: their rows are this column's too.
         generator: whose text encoders read the prompts.
+        encoder: what ``text_encoder`` returns of it.
         dtype: that they compute in.
         token_dtype: as which they are stored.
         common: what all columns of the run have in common.
@@ -55,7 +59,7 @@ def text_column(plan: ImagePlan, generator: Generator, *, dtype: str, token_dtyp
             "prompts": prompts_fingerprint(plan),
             TEXT_ENCODER: {
                 "name": generator.name,
-                **text_encoder(generator),
+                **encoder,
                 "pooling": POOLING,
                 "dtype": dtype,
                 "stored_as": token_dtype,
@@ -67,7 +71,8 @@ def text_column(plan: ImagePlan, generator: Generator, *, dtype: str, token_dtyp
 
 
 def text_encoder(generator: Generator) -> dict[str, Any]:
-    """Return what tells one generator's text encoders from another's: of one store, images and text vectors are by the same generator."""
+    """Return what tells one generator's text encoders from another's: of one store, images and text vectors are by the same generator.
+    Reads every byte of their files."""
     return {
         "pipeline": generator.pipeline_class,
         # Of a checkpoint of one file the parts have no hash of their own; LoRAs may change text encoders too.

@@ -31,5 +31,5 @@ def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptRea
             return plan_passages(passages, seed=seed, prompts_per_text=images_per_text)
         case "keywords":
             require_prompts(corpus)
-            prompts = keyword_prompts([example.prompt for example in corpus.examples], corpus.train_prompts(), reader())
+            prompts = keyword_prompts(corpus.columns.prompts, corpus.train_prompts(), reader())
             return plan_prompts(prompts, seed=seed, images_per_prompt=images_per_text)

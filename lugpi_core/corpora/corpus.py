@@ -88,7 +88,7 @@ Target = tuple[int, ...] | float | None
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Examples(Sequence[Example]):
-    """N examples as columns: a text takes its UTF-8 and about 40 bytes more. An ``Example`` is made when it is asked for.
+    """N examples as columns: a text takes its UTF-8 and a few numbers. An ``Example`` is made when it is asked for.
 
     Attributes:
         ids, texts, prompts: of each; ``prompts`` may be ``texts`` itself.
@@ -177,9 +177,9 @@ class Examples(Sequence[Example]):
             prompts=texts if self.prompts is self.texts else self.prompts.take(rows),
             labels=self.labels[rows],
             splits=self.splits[rows],
-            pairs=_taken(self.pairs, rows),
-            targets=_taken(self.targets, rows),
-            pictures=_taken(self.pictures, rows),
+            pairs=_take_rows(self.pairs, rows),
+            targets=_take_rows(self.targets, rows),
+            pictures=_take_rows(self.pictures, rows),
         )
 
 
@@ -189,7 +189,7 @@ def numbers_of_splits(splits: Iterable[Split]) -> NDArray[np.uint8]:
     return np.fromiter((number[split] for split in splits), np.uint8)
 
 
-def _taken(values: Sequence[Any] | None, rows: NDArray[np.int64]) -> Sequence[Any] | None:
+def _take_rows(values: Sequence[Any] | None, rows: NDArray[np.int64]) -> Sequence[Any] | None:
     if isinstance(values, TextColumn):
         return values.take(rows)
     return None if values is None else [values[row] for row in rows.tolist()]

@@ -98,29 +98,29 @@ def delimited_columns(
         if delimiter != usual:
             warnings.warn(f"{where} has {DELIMITERS[delimiter]} between its cells, and is read so", stacklevel=5)
     source = _Source(file=file, where=where, delimiter=delimiter, wanted=frozenset(wanted), skip=skip, line_end=_line_end(beginning))
-    read = _tabbed(source) if delimiter == "\t" else _quoted_maybe_after_spaces(source)
+    read = _read_tabs(source) if delimiter == "\t" else _read_delimited(source)
     place = {name: _place(name, read.names, where) for name in wanted}
     columns: dict[str, Sequence[object]] = {name: read.columns[at] for name, at in place.items() if at is not None}
     named = {at: name for name, at in place.items() if at is not None}
     return tuple(named.get(at, name) for at, name in enumerate(read.names) if name.strip()), columns
 
 
-def _tabbed(source: _Source) -> Delimited:
+def _read_tabs(source: _Source) -> Delimited:
     """Return the rows of a tab-separated file.
 
     Such files are written with quoted cells (pandas, Excel) or with bare quotation marks (GLUE). Where both readings are possible, bare
     marks would have swallowed the ends of lines.
     """
-    rows = _rows_unquoted(source)
+    rows = _count_unquoted_rows(source)
     try:
-        quoted = _quoted(source)
+        quoted = _read_quoted(source)
     except InputError:
         if rows is None:
             raise
     else:
         if rows is None or rows == quoted.rows:
             return quoted
-    return _unquoted(source)
+    return _read_unquoted(source)
 
 
 def _delimiter(text: str, usual: str, wanted: Sequence[str]) -> str:
@@ -145,27 +145,27 @@ def _header(text: str, delimiter: str) -> list[str]:
             return []
 
 
-def _quoted_maybe_after_spaces(source: _Source) -> Delimited:
+def _read_delimited(source: _Source) -> Delimited:
     """Return the rows of a file, which may have a space between delimiters and quotation marks, as ``a, "b, c"``."""
     try:
-        read = _quoted(source)
+        read = _read_quoted(source)
     except InputError:
         if source.delimiter not in source.file.before_marks:
             raise
         try:
-            return _quoted(source, skips_spaces=True)
+            return _read_quoted(source, skips_spaces=True)
         except InputError:
             pass
         raise
     if not read.has_marks:
         return read
     try:
-        return _quoted(source, skips_spaces=True)
+        return _read_quoted(source, skips_spaces=True)
     except InputError:
         return read
 
 
-def _quoted(source: _Source, *, skips_spaces: bool = False) -> Delimited:
+def _read_quoted(source: _Source, *, skips_spaces: bool = False) -> Delimited:
     delimiter, where, count, has_marks = source.delimiter, source.where, 0, False
     looks_for_marks = not skips_spaces and delimiter in source.file.before_marks
     with source.file.lines("", source.skip) as lines, long_cells():
@@ -192,7 +192,7 @@ def _quoted(source: _Source, *, skips_spaces: bool = False) -> Delimited:
             expected = f"cells separated by {DELIMITERS.get(delimiter, repr(delimiter))} and quoted by double quotes"
             raise InputError(got=got, expected=expected, do="fix that line") from error
     count += _append(builders, rows)
-    return _kept(names, builders, count, has_marks=has_marks)
+    return _delimited_of(names, builders, count, has_marks=has_marks)
 
 
 def _is_in_marks(cell: str) -> bool:
@@ -208,7 +208,7 @@ def _append(builders: dict[int, TextColumnBuilder], rows: list[list[str]]) -> in
     return count
 
 
-def _kept(names: list[str], builders: dict[int, TextColumnBuilder], rows: int, *, has_marks: bool = False) -> Delimited:
+def _delimited_of(names: list[str], builders: dict[int, TextColumnBuilder], rows: int, *, has_marks: bool = False) -> Delimited:
     return Delimited(names=names, columns={at: builder.column() for at, builder in builders.items()}, rows=rows, has_marks=has_marks)
 
 
@@ -220,7 +220,7 @@ def _lines(source: _Source) -> Iterator[list[str]]:
                 yield line.removesuffix(source.line_end).removesuffix("\r").split("\t")
 
 
-def _rows_unquoted(source: _Source) -> int | None:
+def _count_unquoted_rows(source: _Source) -> int | None:
     """Return the number of such lines below the header; None if they are not of equal length."""
     lines = _lines(source)
     names, count = next(lines, []), 0
@@ -231,13 +231,13 @@ def _rows_unquoted(source: _Source) -> int | None:
     return count
 
 
-def _unquoted(source: _Source) -> Delimited:
+def _read_unquoted(source: _Source) -> Delimited:
     lines = _lines(source)
     names, count = next(lines, []), 0
     builders = source.builders(names)
     for rows in batched(lines, _ROWS_AT_ONCE):
         count += _append(builders, list(rows))
-    return _kept(names, builders, count)
+    return _delimited_of(names, builders, count)
 
 
 def _place(name: str, names: Sequence[str], where: str) -> int | None:

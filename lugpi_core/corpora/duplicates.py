@@ -38,17 +38,17 @@ def _same_texts(examples: Examples) -> list[list[int]]:
 
     def keys() -> Iterator[bytes]:
         for text, pair in zip(texts, pairs, strict=False):
-            folded = _folded(text) if pair is None else f"{_folded(text)}\0{_folded(pair)}"
+            folded = _fold_spaces(text) if pair is None else f"{_fold_spaces(text)}\0{_fold_spaces(pair)}"
             yield folded.encode("utf-8", "surrogatepass")
 
     def exact(row: int) -> tuple[str, str | None]:
         pair = None if examples.pairs is None else examples.pairs[row]
-        return _folded(texts[row]), None if pair is None else _folded(pair)
+        return _fold_spaces(texts[row]), None if pair is None else _fold_spaces(pair)
 
     return equal_rows(keys, exact, len(examples))
 
 
-def _folded(text: str) -> str:
+def _fold_spaces(text: str) -> str:
     return " ".join(text.split())
 
 

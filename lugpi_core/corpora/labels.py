@@ -159,7 +159,7 @@ def _read(
 ) -> list[Value]:
     cells, classes = label_cells(table, column, task), table.classes or known
     of_text: dict[str, Value | None] = {}  # equal texts have one label, which is one object
-    values = [_remembered(of_text, cell, read, classes) if isinstance(cell, str) else read(cell, classes) for cell in cells]
+    values = [_read_once(of_text, cell, read, classes) if isinstance(cell, str) else read(cell, classes) for cell in cells]
     bad = [row for row, value in enumerate(values) if value is None]
     if bad:
         shown = ", ".join((classes or ())[:_NAMED_CLASSES]) + " …" * (len(classes or ()) > _NAMED_CLASSES)
@@ -177,7 +177,7 @@ def _read(
     return [value for value in values if value is not None]
 
 
-def _remembered(
+def _read_once(
     of_text: dict[str, Value | None], cell: str, read: Callable[[object, Classes | None], Value | None], classes: Classes | None
 ) -> Value | None:
     if cell not in of_text:

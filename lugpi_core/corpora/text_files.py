@@ -58,7 +58,7 @@ class TextFile:
             skip: letters at the beginning that are left out.
         """
         with (
-            _unpacked(self.path, is_packed=self.is_packed) as file,
+            _open_bytes(self.path, is_packed=self.is_packed) as file,
             io.TextIOWrapper(file, encoding=self.encoding, newline=newline) as text,
         ):
             text.read(skip)
@@ -74,13 +74,13 @@ def open_text(path: Path) -> TextFile:
     try:
         with path.open("rb") as file:
             is_packed = file.read(len(_GZIP)) == _GZIP
-        with _unpacked(path, is_packed=is_packed) as unpacked:
+        with _open_bytes(path, is_packed=is_packed) as unpacked:
             sample = unpacked.read(SAMPLE_BYTES)
         check_content(sample, str(path))
         encoding = _encoding(sample, str(path))
         beginning, lines, last = "", 0, ""
         before_marks: set[str] = set()
-        with _unpacked(path, is_packed=is_packed) as unpacked, io.TextIOWrapper(unpacked, encoding=encoding, newline="") as text:
+        with _open_bytes(path, is_packed=is_packed) as unpacked, io.TextIOWrapper(unpacked, encoding=encoding, newline="") as text:
             while block := text.read(_BLOCK_LETTERS):
                 before_marks.update(part[-1:] for part in (last + block).split(' "')[:-1])
                 last = (last + block)[-2:]
@@ -95,7 +95,7 @@ def open_text(path: Path) -> TextFile:
     return TextFile(path=path, encoding=encoding, is_packed=is_packed, beginning=beginning, before_marks=frozenset(before_marks))
 
 
-def _unpacked(path: Path, *, is_packed: bool) -> gzip.GzipFile | io.BufferedReader:
+def _open_bytes(path: Path, *, is_packed: bool) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if is_packed else path.open("rb")
 
 

@@ -3,7 +3,9 @@
 Shapes: N examples, K images each, C classes.
 """
 
+import shlex
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +184,7 @@ def _require(store: Path, arrays: dict[str, NDArray[Any]], name: str, *, kinds: 
 
 def _other_corpus(store: Path, found: str, corpus: Corpus) -> InputError:
     flags = _corpus_flags(store)
-    same = "the corpus flags that featurize had" if flags is None else f"those that featurize had ({' '.join(flags) or 'none'})"
+    same = "the corpus flags that featurize had" if flags is None else f"those that featurize had ({shlex.join(flags) or 'none'})"
     return InputError(
         got=f"a token store of {found!r} with other examples, prompts, labels or splits",
         expected=f"the store of {corpus.name!r} as it is loaded now",
@@ -200,12 +202,13 @@ def _corpus_flags(store: Path) -> list[str] | None:
             continue  # reported when the column is opened
         if made_by is not None and "data_dir" in made_by:
             defaults = {item.name: item.default for item in fields(CorpusSettings) if item.name not in _NOT_OF_TEXTS}
-            return [_as_typed(key, made_by[key]) for key, default in defaults.items() if made_by.get(key, default) != default]
+            given = [(key, made_by[key]) for key, default in defaults.items() if made_by.get(key, default) != default]
+            return list(chain.from_iterable(_as_typed(key, value) for key, value in given))
     return None
 
 
-def _as_typed(name: str, value: object) -> str:
+def _as_typed(name: str, value: object) -> list[str]:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value}"
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", str(value)]

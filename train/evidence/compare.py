@@ -29,6 +29,7 @@ from train.evidence.side_by_side import processes_for, train_side_by_side
 from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.losses import Distillation, Terms
 from train.learning.progress import require_trackers
+from train.models.api import warn_of_idle_settings
 from train.models.arguments import require_trainable
 from train.models.kinds import loss_weights
 from train.models.teachers import with_separator_of
@@ -143,6 +144,7 @@ def compare(
         return finished_tables(run, corpus, request)
     loss = DistillationSettings(kd_preset=loss) if isinstance(loss, str) else loss
     plan = _plan(run, request, loss)
+    warn_of_idle_settings(optimization)
     refuse_launchers()
     require_trackers(placement.track)
     unlabelled, text_model = arguments.get("unlabelled"), arguments.get("text_model", TEXT_MODEL)
@@ -157,7 +159,7 @@ def compare(
         unlabelled=None if unlabelled is None else with_separator_of(unlabelled, corpus),
         config=arguments.get("config", {}),
     )
-    outcome = _trained(experiment, plan, arguments.get("processes"))
+    outcome = _train_missing(experiment, plan, arguments.get("processes"))
     return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
 
 
@@ -217,7 +219,7 @@ def ablations_of(weights: Distillation) -> tuple[Terms, ...]:
     return ("ce", "l2") if weights.hard else ("ce",)
 
 
-def _trained(experiment: Experiment, plan: TablePlan, processes: int | None) -> Outcome:
+def _train_missing(experiment: Experiment, plan: TablePlan, processes: int | None) -> Outcome:
     """Train the missing models; the tokens that they read are checked before the first."""
     models = models_of(plan.shown.values(), plan.rows, plan.seeds)
     for column in dict.fromkeys(model.row.column for model in models if model.row.column is not None):

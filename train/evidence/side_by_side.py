@@ -29,7 +29,7 @@ from train.evidence.outcome import FinishedModel, Outcome
 from train.evidence.rows import PlannedModel
 from train.evidence.schedule import LOOK_EVERY_S, Experiment, failed_with_teacher, find_model, is_ready, plan_of, waiting_for
 from train.evidence.worker import Answer, Job, Start, write_frame
-from train.models.model_folder import model_lock
+from train.models.model_folder import finished_folders, model_lock
 from train.models.plan import compute_on
 from train.options.settings import Optimization
 
@@ -96,8 +96,10 @@ def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcom
     for model in list(pending):
         finished = failed_with_teacher(model, outcome)
         if finished is None and is_ready(model, outcome) and not crew.trains(model) and crew.has_room:
+            # To plan a student may take its teachers' outputs, which its process computes or reads anyway: only if there may be something.
+            names = {folder.name for folder in finished_folders(experiment.run)} - {folder.name for folder in outcome.folders.values()}
             with model_lock(experiment.run, model.name) as is_ours:
-                finished = find_model(plan_of(experiment, model, outcome.folders), model) if is_ours else None
+                finished = find_model(plan_of(experiment, model, outcome.folders), model) if is_ours and names else None
             if is_ours and finished is None:
                 crew.give(Job(model=model, folders={name: outcome.folders[name] for name in model.needs}))
         if finished is not None:
@@ -137,7 +139,7 @@ class _Worker:
         assert self.model is not None
         line, model = self.process.stdout.readline(), self.model
         if not line.endswith(b"\n"):
-            raise self._ended()
+            raise self._death_of_worker()
         answer = Answer(**json.loads(line))
         if answer.error is not None:
             raise InputError(**answer.error)
@@ -151,9 +153,9 @@ class _Worker:
         try:
             write_frame(self.process.stdin, b"" if message is None else pickle.dumps(message))
         except BrokenPipeError:
-            raise self._ended() from None
+            raise self._death_of_worker() from None
 
-    def _ended(self) -> InputError:
+    def _death_of_worker(self) -> InputError:
         status = self.process.wait()
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         name = "a model" if self.model is None else self.model.name

@@ -147,18 +147,18 @@ class _HashedStream:
 
 def learnt_state(model: "nn.Module") -> "dict[str, torch.Tensor]":
     """Return the state of a model without its frozen weights."""
-    frozen = _frozen(model)
+    frozen = _frozen_names(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def load_learnt_state(model: "nn.Module", state: "Mapping[str, torch.Tensor]") -> None:
     """Load what ``learnt_state`` returned of the same model; frozen weights may be in it, as earlier versions wrote them."""
     missing, unexpected = model.load_state_dict(state, strict=False)
-    if lacking := [*unexpected, *sorted(set(missing) - _frozen(model))]:
+    if lacking := [*unexpected, *sorted(set(missing) - _frozen_names(model))]:
         raise RuntimeError(f"a state of another model: {', '.join(lacking[:3])}")
 
 
-def _frozen(model: "nn.Module") -> set[str]:
+def _frozen_names(model: "nn.Module") -> set[str]:
     return {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
 
 

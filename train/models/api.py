@@ -258,6 +258,14 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
     )
 
 
+def warn_of_idle_settings(optimization: Optimization, on: str = "") -> None:
+    """Name the settings of frozen layers that do nothing because others were not given; ``on`` says for which model."""
+    if optimization.head_learning_rate != Optimization.head_learning_rate and optimization.update != "lp-ft":
+        say("warning: --head-learning-rate has no effect without --update lp-ft")
+    if optimization.prefix_dtype != Optimization.prefix_dtype and not optimization.freeze_layers and optimization.update == "full":
+        say(f"warning: --prefix-dtype has no effect{on}: no layers are frozen")
+
+
 def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
     require_known_arguments(training, TrainingArguments)
     require_trainable(corpus, training)
@@ -273,10 +281,7 @@ def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: Train
             say(f"warning: --several-images mean has no effect on {planned.folder.name}: {why}")
         if planned.placement.tokens_on != "auto" and planned.kind.image_tokens is None and planned.trains_all:
             say(f"warning: --tokens-on has no effect on {planned.folder.name}: it reads no images, and no layers are frozen")
-        if planned.optimization.head_learning_rate != Optimization.head_learning_rate and planned.update != "lp-ft":
-            say("warning: --head-learning-rate has no effect without --update lp-ft")
-        if planned.optimization.prefix_dtype != Optimization.prefix_dtype and planned.trains_all:
-            say(f"warning: --prefix-dtype has no effect on {planned.folder.name}: no layers are frozen")
+        warn_of_idle_settings(planned.optimization, f" on {planned.folder.name}")
         if not planned.kind.reads_text and (planned.optimization.freeze_layers or planned.optimization.update != "full"):
             say(f"warning: --freeze-layers and --update have no effect on {planned.folder.name}: it reads no text")
         return train_model(planned, processes)

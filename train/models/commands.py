@@ -16,7 +16,7 @@ from train.learning.progress import require_trackers
 from train.models.api import TrainingArguments, distill, train_baseline, train_images, train_teacher
 from train.models.plan import compute_on
 from train.options.distillation import StudentOptions
-from train.options.settings import DevicePlacement, DistillationSettings, Optimization, Placement
+from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.training import BaselineOptions, ImagesOptions, ModelOptions, TeacherOptions
 
 
@@ -68,7 +68,7 @@ def _opened(options: ModelOptions) -> Iterator[tuple[Corpus, TrainingArguments]]
     joined for the block, so that only one of them downloads."""
     prepare_libraries()
     require_trackers(options.track)
-    placement = placement_of(options)
+    placement = part_of(options, Placement)
     with joined(compute_on(placement).device) as processes:
         with processes.first_before_others():
             corpus = load_corpus(options.dataset, options)
@@ -82,8 +82,3 @@ def _opened(options: ModelOptions) -> Iterator[tuple[Corpus, TrainingArguments]]
         if options.name is not None:
             training["name"] = options.name
         yield corpus, training
-
-
-def placement_of(options: DevicePlacement) -> Placement:
-    """Return the placement of a command's flags; ``tokens_on`` is auto for a model that reads no images."""
-    return part_of(options, Placement) if isinstance(options, Placement) else Placement(**vars(part_of(options, DevicePlacement)))

@@ -21,7 +21,7 @@ from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.stopping import stop_on_signals
 from train.data.image_tokens import resolve_place, training_bytes
 from train.data.prefix import FOLDER, PREFIX, PrefixColumn, PrefixStates, StatesOf, fill_prefix, require_room
-from train.data.token_ids import Token, TokenIds, hash_of_tokens, token_ids
+from train.data.token_ids import Token, TokenIds, hash_of_tokens
 from train.data.training_data import TrainingData
 from train.learning.classifier_head import examining
 from train.learning.distributed import Processes
@@ -77,8 +77,8 @@ def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes
     token = only_token(model, layers, data, rows) if count is None else None
     read = data.texts if token is None else data.texts.only(token)
     with processes.first_before_others():
-        of_each = [token_ids(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora]
-    decided = _decided(plan, model, layers) | ({} if token is None else {"token": token})
+        of_each = [plan.shared.tokens(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora]
+    decided = _states_fingerprint(plan, model, layers) | ({} if token is None else {"token": token})
     columns, first = [], 0
     for tokens in of_each:
         texts = slice(first, first + len(tokens.lengths_N))
@@ -183,7 +183,7 @@ def bytes_of_training(plan: ModelPlan, model: nn.Module, *, more_positions: int 
     )
 
 
-def _decided(plan: ModelPlan, model: nn.Module, layers: FrozenLayers) -> dict[str, Any]:
+def _states_fingerprint(plan: ModelPlan, model: nn.Module, layers: FrozenLayers) -> dict[str, Any]:
     """Return what decides the hidden states of a text: the frozen weights, the configuration, the precision of the forward pass."""
     encoder = hugging_face_model(model).base_model
     hasher = xxhash.xxh3_128()
@@ -228,13 +228,13 @@ def _fill(plan: ModelPlan, column: PrefixColumn, states_of: StatesOf, processes:
             )
     bar = progress_bar(texts, unit="text", title="prefix", disable=not (texts and processes.is_first))
 
-    def counted(rows: NDArray[np.int64]) -> torch.Tensor:
+    def states_with_progress(rows: NDArray[np.int64]) -> torch.Tensor:
         states_SD = states_of(rows)
         bar.update(len(rows))
         return states_SD
 
     with bar, stop_on_signals() as stop:
-        fill_prefix(column, counted, stop)
+        fill_prefix(column, states_with_progress, stop)
 
 
 def _estimate(column: PrefixColumn, states_of: StatesOf, texts: int) -> str:

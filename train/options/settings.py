@@ -58,7 +58,7 @@ class Optimization:
     mean = always the mean of their tokens, each distinct image counting once and failed ones not at all."""
     update: Update = "full"
     """What is trained: full = the text encoder too; head = only what comes after its layers, on class vectors that are computed once, so
-    that an epoch takes seconds; lp-ft = the head first (--epochs at --head-learning-rate), then everything from there."""
+    that epochs are much shorter; lp-ft = the head first (--epochs at --head-learning-rate), then everything from there."""
     head_learning_rate: float = 1e-3
     """Peak learning rate of the first part of lp-ft."""
     freeze_layers: int = 0

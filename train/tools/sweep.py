@@ -15,7 +15,7 @@ import importlib.util
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,15 @@ from train.learning.loop import NotFinite, best_epoch, deciding_metric, fit, val
 from train.learning.losses import distillation
 from train.learning.progress import LOG, require_trackers
 from train.learning.task_rules import METRIC_NAMES
-from train.models.commands import placement_of
 from train.models.kinds import DistillationSource, student_kind
 from train.models.markdown import markdown_table
 from train.models.model_folder import finished_metrics, folder_lock
 from train.models.plan import ModelPlan, compute_on
+from train.models.shared import SharedInputs
 from train.models.teachers import with_separator_of
 from train.models.train_model import load_model, training_of_plan
 from train.options.distillation import StudentOptions
-from train.options.settings import DistillationSettings, Optimization
+from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.sweep import SWEPT, SweepOptions
 from train.options.tools import flags_of
 
@@ -97,6 +97,7 @@ class _Inputs:
     corpus: Corpus
     text_model: TextModel
     unlabelled: Corpus | None
+    shared: SharedInputs = field(default_factory=SharedInputs)
 
 
 def _load_inputs(options: SweepOptions) -> _Inputs:
@@ -216,7 +217,7 @@ def _plan(options: SweepOptions, number: int, parameters: dict[str, Any], inputs
         unlabelled=inputs.unlabelled,
         layers=student.student_layers,
     )
-    placement = placement_of(options)
+    placement = part_of(options, Placement)
     return ModelPlan(
         kind=student_kind(inputs.corpus, source, compute_on(placement)),
         run_dir=options.run,
@@ -225,6 +226,7 @@ def _plan(options: SweepOptions, number: int, parameters: dict[str, Any], inputs
         optimization=part_of(student, Optimization),
         placement=placement,
         config=resolved_flags(student),
+        shared=inputs.shared,
     )
 
 

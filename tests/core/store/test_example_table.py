@@ -94,6 +94,12 @@ def test_the_flags_that_a_store_was_made_with_are_named(store: Path) -> None:
         read_example_table(store, _with_first(prompt="other"))
 
 
+def test_flags_that_a_shell_would_take_apart_are_quoted(store: Path) -> None:
+    filled(store, dataclasses.replace(SPEC, made_by={"data_dir": "data", "label_separator": ";", "text_column": "the text"}))
+    with pytest.raises(InputError, match=r"\(--text-column 'the text' --label-separator ';'\)"):
+        read_example_table(store, _with_first(prompt="other"))
+
+
 def test_a_store_without_a_table_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no token store in .*; run python -m featurize first"):
         read_example_table(tmp_path, CORPUS)

@@ -143,6 +143,14 @@ def test_a_failed_model_takes_its_students_with_it(make: Make, answering: Callab
     assert started == ["one"], "a student alone needs no second process"
 
 
+def test_a_model_is_planned_by_its_process_alone(make: Make, answering: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of a student takes its teachers' outputs, on unlabelled texts by running them."""
+    answering({"failure": "a loss that is not finite"})
+    monkeypatch.setattr(side_by_side, "plan_of", lambda *_: pytest.fail("planned twice"))
+    with pytest.raises(InputError, match="a loss that is not finite"):
+        tables(make(rows=("student-none",)))
+
+
 def test_an_error_in_a_process_is_the_commands(make: Make, answering: Callable[..., list[str]]) -> None:
     answering({"error": {"got": "a damaged file", "expected": "another", "do": "copy it"}})
     with pytest.raises(InputError, match="got a damaged file; expected another; copy it"):
