@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 from lugpi_core.runtime.libraries import prepare_libraries
 from tests.support.checkout import ROOT, Command, Start
 from tests.support.topics import topic_texts
+
+if TYPE_CHECKING:
+    from tests.support.faulty_store import FaultyStore
+    from tests.support.s3_server import S3Server
 
 # The same examples every time; hypothesis measures no time.
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -117,3 +122,31 @@ def small_run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         FeaturizeOptions(dataset=str(small_csv), split_column="split", generator="demo", encoders=("demo",), run_dir=run, shard_rows=32)
     )
     return run
+
+
+@pytest.fixture
+def faulty_store(monkeypatch: pytest.MonkeyPatch) -> "Iterator[type[FaultyStore]]":
+    """An empty ``memory://`` whose requests can be made to fail; nothing waits before a further try."""
+    import fsspec
+
+    from tests.support.faulty_store import FaultyStore
+
+    plain = fsspec.get_filesystem_class("memory")
+    fsspec.register_implementation("memory", FaultyStore, clobber=True)
+    monkeypatch.setattr("lugpi_core.remote.folder.PAUSES_S", (0.0, 0.0, 0.0))
+    FaultyStore.reset()
+    yield FaultyStore
+    FaultyStore.reset()
+    fsspec.register_implementation("memory", plain, clobber=True)
+
+
+@pytest.fixture(scope="session")
+def s3() -> "Iterator[S3Server]":
+    """An S3 server on loopback, which this process and its children find in the environment."""
+    from tests.support.s3_server import S3Server, restore_environment, set_environment
+
+    server = S3Server()
+    before = set_environment(server.environment)
+    yield server
+    restore_environment(before)
+    server.stop()

@@ -1,0 +1,1 @@
+"""Folders of object stores: their addresses, and the few things that a run does with them."""
