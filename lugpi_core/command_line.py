@@ -103,13 +103,16 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     for name, kind in get_type_hints(options).items():
         if any(get_origin(each) is tuple for each in (kind, *get_args(kind))):
             arguments = _together(arguments, name)
-        elif kind == _SWITCH:
-            arguments = _with_value(arguments, name)
     try:
         # tyro prints its errors as boxes; _flag_error finds the fault from the dataclass and the arguments instead.
         with contextlib.redirect_stderr(io.StringIO()):
             result: tuple[Any, list[str]] = tyro.cli(
-                options, args=list(arguments), prog=prog, description=inspect.getdoc(options), return_unknown_args=True
+                options,
+                args=list(arguments),
+                prog=prog,
+                description=inspect.getdoc(options),
+                return_unknown_args=True,
+                config=(tyro.conf.DisallowNone,),  # a flag is left out for None
             )
     except SystemExit as stop:
         if not stop.code:
@@ -119,18 +122,6 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     if unknown:
         raise _unknown_flag(options, unknown[0], prog)
     return parsed
-
-
-def _with_value(arguments: Sequence[str], name: str) -> list[str]:
-    """Return the arguments with the value of a switch behind its flag: tyro has --NAME and --no-NAME only where None is no value."""
-    words: list[str] = []
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        field = _field_name(word) if word.startswith("--") else None
-        if field == f"no_{name}":
-            words += [f"--{name.replace('_', '-')}", "False"]
-        else:
-            words += [word, "True"] if field == name and following.startswith("--") else [word]
-    return words
 
 
 def _together(arguments: Sequence[str], name: str) -> list[str]:
@@ -227,11 +218,11 @@ def _is_accepted(name: str, kind: Any, words: Sequence[str]) -> bool:
     import tyro
 
     # tyro wants a value for a bool that has no default.
-    field = (name.removeprefix("no_"), bool, dataclasses.field(default=False)) if kind is bool else (name, kind)
+    field = (name.removeprefix("no_"), bool, dataclasses.field(default=False)) if kind in (bool, _SWITCH) else (name, kind)
     only_flag = dataclasses.make_dataclass("only_flag", [field])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            tyro.cli(only_flag, args=list(words))
+            tyro.cli(only_flag, args=list(words), config=(tyro.conf.DisallowNone,))
     except SystemExit:
         return False
     return True

@@ -95,18 +95,27 @@ def hash_model_folder(folder: Path) -> str:
     Other files of a repository (other formats, cards, folders of other tools) do not count, so a partial copy is the same model.
 
     Raises:
-        InputError: the folder contains no ``.safetensors`` file (pickled weights are never read).
+        InputError: as ``require_safetensors``.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if not any(path.suffix == _WEIGHTS for path in files):
+    require_safetensors(folder)
+    files = _files_of(folder)
+    deciding = {path.name: path for path in files if path.name in _DECIDING or path.name.endswith((_WEIGHTS, _INDEX, ".model"))}
+    since = {path.name: path for path in files if path.name in _DECIDING_SINCE or path.suffix == ".tiktoken"}
+    return hash_model_files(deciding, since)
+
+
+def require_safetensors(folder: Path) -> None:
+    """Raise InputError if a model folder contains no ``.safetensors`` file (pickled weights are never read)."""
+    if not any(path.suffix == _WEIGHTS for path in _files_of(folder)):
         raise InputError(
             got=f"{folder} without a .safetensors file",
             expected="weights as safetensors (pickled weights are not read)",
             do="get the model as safetensors, or load it once in Python and write it to a new folder with save_pretrained()",
         )
-    deciding = {path.name: path for path in files if path.name in _DECIDING or path.name.endswith((_WEIGHTS, _INDEX, ".model"))}
-    since = {path.name: path for path in files if path.name in _DECIDING_SINCE or path.suffix == ".tiktoken"}
-    return hash_model_files(deciding, since)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def hash_model_files(files: Mapping[str, Path], since: Mapping[str, Path] | None = None) -> str:

@@ -5,9 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lugpi_core.corpora.columns import TextColumn
+from lugpi_core.corpora.columns import TextColumn, has_repeats
 from lugpi_core.corpora.corpus import Split
+from lugpi_core.corpora.texts import has_half_a_pair, listed
+from lugpi_core.errors import InputError, number_of
 
+ID_COLUMN = "id"
 MISSING = object()  # what a row lacks a key for
 
 
@@ -49,6 +52,23 @@ class Table:
             for name, cells in self.columns.items()
         }
         return replace(self, columns=columns, numbers=tuple(self.numbers_of(rows)))
+
+
+def own_ids(tables: Sequence[Table]) -> TextColumn | None:
+    """Return the cells of the column ``id``, if every row of the tables has one and all of them differ; else None.
+
+    Raises:
+        InputError: an id is no text that a file can take.
+    """
+    given = (value for table in tables for value in table.columns.get(ID_COLUMN, ()))
+    ids = TextColumn.of(str(value) for value in given if isinstance(value, int | str) and str(value).strip())
+    if bad := [row for row, name in enumerate(ids) if has_half_a_pair(name)]:
+        raise InputError(
+            got=f"{number_of(len(bad), 'id{s} with half a surrogate pair')} in {ID_COLUMN} of {tables[0].where}: {listed(bad)}",
+            expected="text",
+            do="fix or remove them",
+        )
+    return ids if len(ids) == sum(map(len, tables)) and not has_repeats(ids) else None
 
 
 def columns_of(rows: Sequence[Mapping[str, object]], wanted: Iterable[str]) -> tuple[tuple[str, ...], dict[str, Sequence[object]]]:

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lugpi_core.corpora.advice import advice_for
-from lugpi_core.corpora.columns import NumberedNames, TextColumn, Texts, has_repeats, joined
+from lugpi_core.corpora.columns import NumberedNames, TextColumn, Texts, joined
 from lugpi_core.corpora.corpus import SPLIT_WORDS, UNLABELLED, Corpus, Examples, Split, numbers_of_splits
 from lugpi_core.corpora.duplicates import find_duplicates, rows_without_duplicates, warn_of_duplicates
 from lugpi_core.corpora.hub import folder_tables, hub_tables
@@ -19,14 +19,13 @@ from lugpi_core.corpora.labels import check_precision, is_unlabelled, label_cell
 from lugpi_core.corpora.options import HUB_PREFIX, CorpusSettings, Task, dataset_name, stem_of, suffix_of
 from lugpi_core.corpora.picture_columns import refuse_shared_column, with_pictures
 from lugpi_core.corpora.pictures import PictureCell
-from lugpi_core.corpora.tables import Table
-from lugpi_core.corpora.texts import checked_texts, has_half_a_pair, listed, text_fault
+from lugpi_core.corpora.tables import ID_COLUMN, Table, own_ids
+from lugpi_core.corpora.texts import checked_texts, listed, text_fault
 from lugpi_core.corpora.user_files import file_table, text_table
 from lugpi_core.corpora.user_splits import check_classes, cut_missing_splits
 from lugpi_core.errors import InputError, nearest, number_of
 
 NO_LICENSE = "not stated"
-ID_COLUMN = "id"
 _IMAGES = "images"
 TEXT_SUFFIX = ".txt"
 _NAMED_COLUMNS = 10
@@ -432,15 +431,6 @@ def _given_splits(table: Table, column: str | None) -> list[Split]:
 def _ids(tables: Sequence[Table]) -> list[Texts]:
     """Return of each table the ``id`` column if every table has it and it is unique over all of them; otherwise row numbers, after the
     table's name if there are several."""
-    given = (value for table in tables for value in table.columns.get(ID_COLUMN, ()))
-    named = TextColumn.of(str(value) for value in given if isinstance(value, int | str) and str(value).strip())
-    if bad := [row for row, name in enumerate(named) if has_half_a_pair(name)]:
-        raise InputError(
-            got=f"{number_of(len(bad), 'id{s} with half a surrogate pair')} in {ID_COLUMN} of {tables[0].where}: {listed(bad)}",
-            expected="text",
-            do="fix or remove them",
-        )
-    ends = [0, *accumulate(map(len, tables))]
-    if len(named) == ends[-1] and not has_repeats(named):
-        return [named[begin:end] for begin, end in pairwise(ends)]
+    if (ids := own_ids(tables)) is not None:
+        return [ids[begin:end] for begin, end in pairwise([0, *accumulate(map(len, tables))])]
     return [NumberedNames(f"{table.source}/" if len(tables) > 1 else "row/", range(len(table))) for table in tables]

@@ -29,6 +29,13 @@ class Compute:
         resolved: torch.dtype = getattr(torch, self.dtype)
         return resolved
 
+    def autocast(self, *, enabled: bool = True) -> "torch.autocast":
+        """Return the context manager of a forward pass in this precision; weights stay float32."""
+        import torch
+
+        half = self.dtype in ("bfloat16", "float16")
+        return torch.autocast(self.device, dtype=self.torch_dtype if half else torch.bfloat16, enabled=enabled and half)
+
     def record(self) -> dict[str, Any]:
         """Return what goes into a JSON record."""
         return asdict(self)

@@ -403,8 +403,17 @@ def test_a_switch_is_on_or_off_or_not_given(arguments: list[str], expected: bool
     assert parsed.again is expected
 
 
+def test_a_flag_is_left_out_for_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="got --ratio None; expected a number"):
+        parse(Options, ["--dataset", "d", "--ratio", "None"], prog="python -m count")
+    parse(Options, ["--help"], prog="python -m count")
+    shown = capsys.readouterr().out
+    assert "--again, --no-again" in shown
+    assert "None," not in shown
+
+
 def test_a_misspelt_switch_and_a_value_of_one_are_named() -> None:
     with pytest.raises(InputError, match=r"got the flag --no-agan; .*; did you mean '--no-again'"):
         parse(Options, ["--dataset", "d", "--no-agan"], prog="python -m count")
-    with pytest.raises(InputError, match="got --again twice; expected no value; --no-"):
+    with pytest.raises(InputError, match="got the word 'twice', which no flag takes"):
         parse(Options, ["--dataset", "d", "--again", "twice"], prog="python -m count")

@@ -77,15 +77,24 @@ def padding_share(lengths_N: NDArray[np.int64], batches: Sequence[NDArray[np.int
 
 
 def prediction_batches(
-    rows: NDArray[np.int64], lengths_R: NDArray[np.int64], batch_size: int, *, equal_lengths: bool
+    rows: NDArray[np.int64], lengths_R: NDArray[np.int64], batch_size: int, *, most_padding: int | None = None
 ) -> list[NDArray[np.int64]]:
-    """Return rows that are ordered by length, cut into batches; with ``equal_lengths`` none of them needs padding.
+    """Return rows that are ordered by length, cut into batches.
 
     Args:
         rows: R of them.
         lengths_R: of their texts.
         batch_size: the most rows of a batch.
-        equal_lengths: whether a batch ends where the length changes.
+        most_padding: the most tokens of padding in a batch; None = any number. With 0 all texts of a batch have the same length.
     """
-    ends = np.flatnonzero(np.diff(lengths_R)) + 1 if equal_lengths else np.empty(0, np.int64)
-    return [part[start : start + batch_size] for part in np.split(rows, ends) for start in range(0, len(part), batch_size)]
+    batches: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(rows):
+        lengths = lengths_R[start : start + batch_size]
+        end = start + len(lengths)
+        if most_padding is not None:
+            padding = np.maximum.accumulate(lengths) * np.arange(1, len(lengths) + 1) - lengths.cumsum()  # never falls
+            end = start + int(padding.searchsorted(most_padding, side="right"))
+        batches.append(rows[start:end])
+        start = end
+    return batches

@@ -5,6 +5,7 @@ import copy
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
-from lugpi_core.fingerprint import hash_model_folder
+from lugpi_core.fingerprint import hash_model_folder, require_safetensors
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, MODEL_FILES, embedded_model, loading, local_model_folder, reason
 from train.data.outline import Outline, outline_of
 from train.data.tokenizers import EXPECTED, load_tokenizer, needing_packages
@@ -44,7 +45,6 @@ class TextModel:
     Attributes:
         name: as the user gave it.
         folder: of its files.
-        weights_hash: of what determines its output.
         config: without what an earlier task left in it.
         tokenizer: with a pad token.
         max_length: the most tokens of a text.
@@ -54,12 +54,16 @@ class TextModel:
 
     name: str
     folder: Path
-    weights_hash: str
     config: Any
     tokenizer: Any
     max_length: int
     inputs: tuple[str, ...] = ("attention_mask",)
     reads_last_token: bool = False
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """The hash of what determines its output; reads its files at the first use."""
+        return hash_model_folder(self.folder)
 
     @property
     def shown_name(self) -> str:
@@ -102,7 +106,7 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
         raise InputError(
             got=f"{what}, whose weights are quantized", expected="weights that can be trained", do="give the unquantized model"
         )
-    weights_hash = hash_model_folder(folder)
+    require_safetensors(folder)
     tokenizer = load_tokenizer(what, folder, config)
     outline = outline_of(what, config)
     _require_embedded(what, tokenizer, outline)
@@ -114,7 +118,6 @@ def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-mo
     return TextModel(
         name=name,
         folder=folder,
-        weights_hash=weights_hash,
         config=_mended(config, tokenizer, outline),
         tokenizer=tokenizer,
         max_length=_length(name, max_length, tokenizer, outline, longest=_NO_LENGTH if is_trained else LONGEST),

@@ -31,7 +31,7 @@ from train.learning.compile import compile_encoder
 from train.learning.distributed import Processes
 from train.learning.networks import Output
 from train.learning.optimizer import make_optimizer, optimizer_on, rate_at
-from train.learning.predict import autocast, predict
+from train.learning.predict import predict
 from train.learning.progress import Progress, Trackers, progress
 from train.learning.task_rules import Metric, rules_of
 from train.options.settings import ClassWeights, DevicePlacement, Optimization
@@ -234,7 +234,7 @@ class Learner:
         for n, part in enumerate(parts):
             tensors = next(fed)
             with self._gradient_sync(n + 1 == len(parts)):
-                with autocast(training.compute):
+                with training.compute.autocast():
                     loss = training.loss(self.wrapped(tensors.inputs), tensors) * part.weight
                 torch.autograd.backward(self.scaler.scale(loss))
             self.loss_sum += loss.detach() * (len(batch) / who.count)

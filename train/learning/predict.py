@@ -18,12 +18,6 @@ from train.learning.networks import Output
 PREDICTION_BATCH = 64
 
 
-def autocast(compute: Compute, *, enabled: bool = True) -> torch.autocast:
-    """Return the context manager of a forward pass in the run's precision; weights stay float32."""
-    half = compute.dtype in ("bfloat16", "float16")
-    return torch.autocast(compute.device, dtype=compute.torch_dtype if half else torch.bfloat16, enabled=enabled and half)
-
-
 def predict(
     model: nn.Module, data: TrainingData, rows: Sequence[int], compute: Compute, processes: Processes, *, precise: bool = False
 ) -> Output:
@@ -36,12 +30,12 @@ def predict(
     ordered = data.by_length(rows)
     rows_here = ordered[processes.rank :: processes.count]
     computed = rows_here if len(rows_here) else ordered[:1]  # with fewer rows than processes, one row anyway: it gives the widths
-    equal_lengths = data.texts is not None and data.texts.equal_lengths
-    batches = prediction_batches(computed, data.lengths[computed], PREDICTION_BATCH, equal_lengths=equal_lengths)
+    most_padding = 0 if data.texts is not None and data.texts.equal_lengths else None
+    batches = prediction_batches(computed, data.lengths[computed], PREDICTION_BATCH, most_padding=most_padding)
     outputs: list[Output] = []
     with torch.inference_mode():
         for batch in data.batches(batches):
-            with autocast(compute, enabled=not precise):
+            with compute.autocast(enabled=not precise):
                 output = model(batch.inputs)
             outputs.append(Output(output.logits.float(), output.embeddings.float()))
         logits, embeddings = torch.cat([output.logits for output in outputs]), torch.cat([output.embeddings for output in outputs])

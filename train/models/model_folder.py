@@ -8,6 +8,7 @@ import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lugpi_core.files import is_writable, make_folder, read_json, sweep, write_j
 from lugpi_core.fingerprint import Fingerprint, differences
 from train.file_names import HEAD, METRICS, PREDICTIONS, TRAINING, WEIGHTS
 from train.learning.checkpoint import is_begun, remove_checkpoints
+from train.options.settings import Optimization
 
 LOCKS = ".locks"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
@@ -48,7 +50,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
     if whole and not started.is_file():
         raise InputError(got=f"{folder}, a finished model without {TRAINING}", expected=f"what decided it in {TRAINING}", do=remedy)
     if started.is_file() and (whole or is_begun(folder)):
-        if unlike := differences(_record(started, set()), fingerprint):
+        if unlike := _differences(_record(started, set()), fingerprint):
             raise InputError(
                 got=f"{folder}, a model trained with other settings: {'; '.join(unlike)}",
                 expected="the same settings as that model's",
@@ -63,6 +65,13 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
         # Old metrics would mark the folder as finished as soon as new weights and predictions are in it.
         (folder / METRICS).unlink(missing_ok=True)
     return _record(folder / METRICS, set()) if whole else None
+
+
+def _differences(found: Fingerprint, wanted: Fingerprint) -> list[str]:
+    """Return ``differences``; a setting that only one of the two records had its default in the other."""
+    defaults = asdict(Optimization())
+    names = {name for each in (found, wanted) for name in each.get("flags", {}) if name in defaults}
+    return differences(*({**each, "flags": {name: defaults[name] for name in names} | each.get("flags", {})} for each in (found, wanted)))
 
 
 def is_whole(folder: Path) -> bool:

@@ -27,7 +27,6 @@ from train.learning.classifier_head import examining
 from train.learning.distributed import Processes
 from train.learning.frozen_layers import FrozenLayers, hugging_face_model, unfit
 from train.learning.networks import Output
-from train.learning.predict import autocast
 from train.learning.progress import progress_bar
 from train.models.hub_export import checked_rows
 from train.models.plan import ModelPlan
@@ -207,7 +206,7 @@ def states_of_texts(
     """Return the states of the tokens, or of one token, of some texts, [S, D] on the CPU; a column's texts begin at row ``first``."""
     numbers = rows + first
     inputs = texts.padded(numbers, torch.from_numpy(numbers).to(compute.device))
-    with autocast(compute):
+    with compute.autocast():
         states_BLD = layers.states(inputs).cpu()
     is_kept_BL = texts.is_token(numbers)
     if token is not None:

@@ -17,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from lugpi_core.command_line import is_first_process, say
-from lugpi_core.corpora.columns import NumberedNames, TextColumn, has_repeats
+from lugpi_core.corpora.columns import NumberedNames
 from lugpi_core.corpora.labels import class_of_model, label_name, read_labels
 from lugpi_core.corpora.options import Task, suffix_of
-from lugpi_core.corpora.tables import Table
+from lugpi_core.corpora.tables import ID_COLUMN, Table, own_ids
 from lugpi_core.corpora.texts import checked_texts
-from lugpi_core.corpora.user_corpus import ID_COLUMN
 from lugpi_core.corpora.user_files import file_table, text_table
 from lugpi_core.errors import InputError, nearest, number_of
 from lugpi_core.files import read_json, whole_file
@@ -34,7 +33,6 @@ from train.data.text_model import TextModel, find_text_model
 from train.data.token_ids import TokenIds, tokenize
 from train.file_names import METRICS
 from train.learning.classifier_head import reads_padding, require_readable
-from train.learning.predict import autocast
 from train.learning.progress import progress_bar
 from train.learning.task_rules import METRIC_NAMES, in_words, rules_of, task_of
 from train.models.predictions import THRESHOLDS, rounded
@@ -43,6 +41,8 @@ from train.options.tools import TEXT_SUFFIX, EvaluateOptions
 LABEL_COLUMN = "label"
 _NO_LABELS = "none"
 _ROWS_AT_ONCE = 4096
+# What a forward pass costs on the CPU besides its tokens is about that many tokens: more padding in a batch is worth another pass.
+_FORWARD_TOKENS = 32
 _NAMED_ROWS = 5
 
 
@@ -285,7 +285,7 @@ def read_texts(options: EvaluateOptions) -> Texts:
     texts = checked_texts(table.columns[options.text_column], what=options.text_column, where=table.where)
     has_labels = label_column in table.columns and label_column not in (options.text_column, pair_column)
     return Texts(
-        ids=_ids(table),
+        ids=own_ids([table]) or NumberedNames("", range(len(table))),
         texts=texts,
         pairs=None if pair_column is None else checked_texts(table.columns[pair_column], what=pair_column, where=table.where),
         table=table,
@@ -300,12 +300,6 @@ def _require_column(table: Table, column: str, flag: str) -> None:
             expected="the column that holds them",
             do=f"pass {flag} ({nearest(column, table.names)})",
         )
-
-
-def _ids(table: Table) -> Sequence[str]:
-    cells = table.columns.get(ID_COLUMN, ())
-    given = TextColumn.of(str(value) for value in cells if isinstance(value, int | str) and str(value).strip())
-    return given if len(given) == len(table) and not has_repeats(given) else NumberedNames("", range(len(table)))
 
 
 def targets_of(texts: Texts, classifier: Classifier, *, separator: str) -> NDArray[Any]:
@@ -367,10 +361,12 @@ def predicted_logits(
     tokens = tokenize(classifier.text_model, texts, pairs)
     ids = TokenIds.of(classifier.text_model, tokens, device, padding_is_read=reads_padding(model))
     require_readable(model, ids)
+    padding_pays = _FORWARD_TOKENS if compute.device == "cpu" else None
+    most_padding = 0 if ids.equal_lengths else padding_pays
     order_N = np.argsort(-ids.lengths_N, kind="stable")
     parts: list[torch.Tensor] = []
-    with torch.inference_mode(), autocast(compute), progress_bar(len(texts), unit="text", disable=not is_first_process()) as bar:
-        for rows in prediction_batches(order_N, ids.lengths_N[order_N], batch_size, equal_lengths=ids.equal_lengths):
+    with torch.inference_mode(), compute.autocast(), progress_bar(len(texts), unit="text", disable=not is_first_process()) as bar:
+        for rows in prediction_batches(order_N, ids.lengths_N[order_N], batch_size, most_padding=most_padding):
             parts.append(model(**ids.padded(rows, torch.from_numpy(rows).to(device))).logits.float())
             bar.update(len(rows))
     sorted_NK = torch.cat(parts).cpu()

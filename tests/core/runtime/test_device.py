@@ -98,3 +98,13 @@ def test_a_seed_fixes_all_three_random_generators(seed: int) -> None:
     assert _drawn() == first
     seed_everything(seed + 1)
     assert all(one != other for one, other in zip(first, _drawn(), strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "half"), [("float32", None), ("bfloat16", torch.bfloat16)])
+def test_the_forward_pass_is_in_the_runs_precision(dtype: str, half: torch.dtype | None) -> None:
+    compute = Compute(device="cpu", device_name="CPU", dtype=dtype, threads=1)
+    linear = torch.nn.Linear(4, 4)
+    with compute.autocast():
+        assert linear(torch.ones(1, 4)).dtype == (half or torch.float32)
+    with compute.autocast(enabled=False):
+        assert linear(torch.ones(1, 4)).dtype == torch.float32

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from tests.support.checkout import DATA
-from train.data.batching import batches_by_length, epoch_batches, padding_share, parts_of
+from train.data.batching import batches_by_length, epoch_batches, padding_share, parts_of, prediction_batches
 from train.data.text_model import find_text_model
 from train.data.token_ids import token_ids
 
@@ -79,6 +79,26 @@ def test_every_process_gets_texts_of_similar_length() -> None:
     first, second = (parts_of(batch, rank=rank, processes=2, passes=1)[0].rows.tolist() for rank in range(2))
     assert first == [0, 2, 4, 6, 8, 10, 12]
     assert second == [1, 3, 5, 7, 9, 11, 13]
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize(
+    ("most_padding", "sizes"),
+    [(None, [4, 4, 2]), (0, [2, 1, 4, 1, 1, 1]), (3, [3, 4, 2, 1]), (1000, [4, 4, 2])],
+)
+def test_batches_of_predictions_have_no_more_padding_than_asked(descending: bool, most_padding: int | None, sizes: list[int]) -> None:
+    lengths = np.array([9, 9, 8, 5, 5, 5, 5, 5, 3, 1])
+    rows = np.arange(10, 20)
+    if not descending:
+        lengths = lengths[::-1].copy()
+    batches = prediction_batches(rows, lengths, 4, most_padding=most_padding)
+    np.testing.assert_array_equal(np.concatenate(batches), rows)
+    for batch in batches:
+        assert len(batch) <= 4
+        of_batch = lengths[batch - 10]
+        assert most_padding is None or int(of_batch.max()) * len(batch) - int(of_batch.sum()) <= most_padding
+    if descending:
+        assert [len(batch) for batch in batches] == sizes
 
 
 def test_the_padding_share_matches_a_count_by_hand() -> None:

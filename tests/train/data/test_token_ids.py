@@ -109,12 +109,14 @@ def test_a_file_of_another_kind_is_replaced(tmp_path: Path) -> None:
 
 def test_other_texts_lengths_and_models_have_their_own_files(tmp_path: Path) -> None:
     text_model, _ = counting()
+    of_other_weights = replace(text_model)
+    vars(of_other_weights)["weights_hash"] = "another"
     wanted = [
         (text_model, corpus_of(*TEXTS)),
         (counting(max_length=16)[0], corpus_of(*TEXTS)),
         (text_model, corpus_of(*TEXTS[:3], "another text")),
         (text_model, corpus_of(*TEXTS, separator="[SEP]")),
-        (replace(text_model, weights_hash="another"), corpus_of(*TEXTS)),
+        (of_other_weights, corpus_of(*TEXTS)),
     ]
     for number, (model, corpus) in enumerate(wanted, start=1):
         token_ids(model, corpus, tmp_path)

@@ -9,7 +9,7 @@ from lugpi_core.runtime.device import Compute
 from tests.support.small_training import training_of
 from train.learning.distributed import Processes
 from train.learning.loop import Training
-from train.learning.predict import autocast, predict
+from train.learning.predict import predict
 
 
 @pytest.fixture
@@ -56,16 +56,6 @@ def test_the_parts_of_several_processes_add_up(training: Training, monkeypatch: 
     for summed, expected in ((sum(parts[0::2]), whole.logits), (sum(parts[1::2]), whole.embeddings)):
         assert isinstance(summed, torch.Tensor)
         torch.testing.assert_close(summed[back], expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("dtype", "half"), [("float32", None), ("bfloat16", torch.bfloat16)])
-def test_the_forward_pass_is_in_the_runs_precision(dtype: str, half: torch.dtype | None) -> None:
-    compute = Compute(device="cpu", device_name="CPU", dtype=dtype, threads=1)
-    linear = torch.nn.Linear(4, 4)
-    with autocast(compute):
-        assert linear(torch.ones(1, 4)).dtype == (half or torch.float32)
-    with autocast(compute, enabled=False):
-        assert linear(torch.ones(1, 4)).dtype == torch.float32
 
 
 def test_precise_predictions_are_always_in_float32(training: Training) -> None:

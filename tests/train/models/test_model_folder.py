@@ -52,6 +52,13 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         finished_metrics(tmp_path, {**FINGERPRINT, "corpus": "other"})
 
 
+def test_a_setting_that_is_not_recorded_is_told_by_its_default(tmp_path: Path) -> None:
+    make_whole(tmp_path)
+    newer = {"update": "lp-ft", "head_learning_rate": 1e-3}
+    with pytest.raises(InputError, match=r"other settings: --update: full then, lp-ft now; expected"):
+        finished_metrics(tmp_path, {**FINGERPRINT, "flags": {"epochs": 3, "seed": 0, **newer}})
+
+
 def test_a_checkpoint_of_the_first_part_binds_the_folder(tmp_path: Path) -> None:
     finished_metrics(tmp_path, FINGERPRINT)
     save_checkpoint(tmp_path / HEAD, 1, {})

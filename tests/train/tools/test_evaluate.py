@@ -156,6 +156,12 @@ def test_unique_ids_of_the_file_are_kept(model: Path, tmp_path: Path, ids: list[
     assert [row["id"] for row in rows_of(tmp_path / "texts.predictions.csv")] == shown
 
 
+def test_an_id_that_no_file_can_take_is_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a dog", "id": "x"}\n{"text": "a cat", "id": "\\ud800"}\n')
+    assert "got 1 id with half a surrogate pair in id of" in refused(capsys, "--model", model, "--input", path)
+
+
 @pytest.mark.parametrize(
     ("names", "columns"),
     [
@@ -186,6 +192,16 @@ def test_batches_have_texts_of_similar_length_and_the_given_size(model: Path) ->
     shapes = shapes[-10:]  # before them, the model is examined
     assert [rows for rows, _ in shapes] == [10] * 10
     assert [length for _, length in shapes] == [length + 2 for length in range(10, 0, -1)]  # two special tokens; no padding at all
+
+
+def test_few_texts_of_mixed_lengths_are_not_filled_up_to_the_longest(model: Path) -> None:
+    classifier = load_classifier(model)
+    computed: list[int] = []
+    classifier.model.register_forward_pre_hook(lambda _, __, given: computed.append(given["input_ids"].numel()), with_kwargs=True)
+    texts = [" ".join("d" * length) for length in (100, 60, 58, 7, 6, 5, 5, 4, 3, 2)]
+    predicted_logits(classifier, texts, resolve_compute("cpu", "auto", half="bfloat16"), batch_size=64)
+    assert computed[-3:] == [102, 2 * 62, 7 * 9]
+    assert "weights_hash" not in vars(classifier.text_model), "the weights are not hashed"
 
 
 def test_texts_are_cut_to_max_length(model: Path) -> None:
@@ -305,12 +321,15 @@ def test_infinite_logits_are_not_written(model: Path, tmp_path: Path, capsys: py
     assert not (tmp_path / "texts.predictions.csv").exists()
 
 
-def test_the_flags_of_the_tools_import_nothing_heavy() -> None:
-    code = (
-        "import sys, train.options.tools\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'optuna', 'onnx', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
-    )
+@pytest.mark.parametrize(
+    ("module", "needless"),
+    [
+        ("train.options.tools", {"torch", "transformers", "numpy", "optuna", "onnx", "onnxruntime", "sklearn"}),
+        ("train.tools.evaluate", {"lugpi_core.store", "lugpi_core.corpora.hub", "train.data.training_data", "h5py", "pandas", "pyarrow"}),
+    ],
+)
+def test_only_what_is_needed_is_imported(module: str, needless: set[str]) -> None:
+    code = f"import sys, {module}\nfound = {needless} & set(sys.modules)\nsys.exit(f'imported {{found}}' if found else 0)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
