@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lugpi_core.command_line import Command, run_one_of
+from lugpi_core.runtime.libraries import without_garbage_collection
 from train.options.distillation import StudentOptions
 from train.options.sweep import SweepOptions
 from train.options.tables import TablesOptions
@@ -29,54 +30,63 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _baseline(options: BaselineOptions) -> dict[str, Any]:
-    from train.models.commands import baseline
+    with without_garbage_collection():
+        from train.models.commands import baseline
 
     return baseline(options)
 
 
 def _images(options: ImagesOptions) -> dict[str, Any]:
-    from train.models.commands import images
+    with without_garbage_collection():
+        from train.models.commands import images
 
     return images(options)
 
 
 def _teacher(options: TeacherOptions) -> dict[str, Any]:
-    from train.models.commands import teacher
+    with without_garbage_collection():
+        from train.models.commands import teacher
 
     return teacher(options)
 
 
 def _student(options: StudentOptions) -> dict[str, Any]:
-    from train.models.commands import student
+    with without_garbage_collection():
+        from train.models.commands import student
 
     return student(options)
 
 
 def _sweep(options: SweepOptions) -> dict[str, Any]:
-    from train.tools.sweep import sweep
+    with without_garbage_collection():
+        from train.tools.sweep import sweep
 
     return sweep(options)
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    from train.tools.evaluate import evaluate
+    with without_garbage_collection():
+        from train.tools.evaluate import evaluate
 
     return evaluate(options)
 
 
 def _onnx(options: OnnxOptions) -> dict[str, Any]:
-    from train.tools.onnx_export import onnx
+    with without_garbage_collection():
+        from train.tools.onnx_export import onnx
 
     return onnx(options)
 
 
 def _tables(options: TablesOptions) -> dict[str, Any]:
-    from train.evidence.tables import tables
+    with without_garbage_collection():
+        from train.evidence.tables import tables
 
     return tables(options)
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:
-    from train.report.command import report
+    with without_garbage_collection():
+        from train.report.command import report
 
     return report(options)

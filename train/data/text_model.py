@@ -15,6 +15,7 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_model_folder, require_safetensors
+from lugpi_core.runtime.libraries import without_garbage_collection
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, MODEL_FILES, embedded_model, loading, local_model_folder, reason
 from train.data.outline import Outline, outline_of
 from train.data.tokenizers import EXPECTED, load_tokenizer, needing_packages
@@ -85,6 +86,7 @@ class TextModel:
         return match[1] if match else "see its own card"
 
 
+@without_garbage_collection()
 def find_text_model(name: str, *, max_length: int | None, flag: str = "--text-model", is_trained: bool = False) -> TextModel:
     """Return the text model that ``flag`` names. A text has ``max_length`` tokens at most: None is the longest up to 512, or, of a
     classifier that ``is_trained`` already, the length that its tokenizer states.

@@ -1,5 +1,6 @@
 """Other libraries stay quiet except for errors, and torchvision imports whatever its compiled part is."""
 
+import gc
 import importlib.machinery
 import importlib.util
 import logging
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from lugpi_core.runtime import libraries
-from lugpi_core.runtime.libraries import declare_torchvision_operators, prepare_libraries
+from lugpi_core.runtime.libraries import declare_torchvision_operators, prepare_libraries, without_garbage_collection
 from tests.support.checkout import ROOT
 
 SETTINGS = {
@@ -49,6 +50,21 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+
+
+def test_garbage_is_collected_again_after_imports() -> None:
+    with without_garbage_collection():
+        with pytest.raises(ImportError), without_garbage_collection():
+            raise ImportError
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with without_garbage_collection():
+            pass
+        assert not gc.isenabled(), "as it was"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("untouched")
