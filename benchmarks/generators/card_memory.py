@@ -12,7 +12,7 @@ from benchmarks.generators.full_prompts import FullPrompts
 from benchmarks.generators.real_configs import MODELS, real_generator
 from benchmarks.harness import finish
 from featurize.cost.batch_size import ALLOCATED, MOST_AT_ONCE, SPARE, most_rows
-from featurize.cost.stage_cost import DECODE, PROMPT, image_flops, stage_flops
+from featurize.cost.stage_cost import image_flops, stage_flops
 from featurize.cost.stage_memory import Part, decoder_part, denoiser_part, text_parts
 from featurize.encode.encoders import EncoderFiles
 from featurize.encode.image_encoder import skeleton
@@ -68,8 +68,7 @@ def on_card(generator: Generator) -> dict[str, Any]:
         "denoise": stay_bytes + ALLOCATED * denoiser.peak_bytes(rows) + next_bytes,
         "decode": stay_bytes + ALLOCATED * decoder.peak_bytes(sizes["decode"]),
     }
-    flops = stage_flops(generator, ())
-    work = flops[PROMPT] + flops[DECODE] + image_flops(generator, flops)
+    work = image_flops(generator, stage_flops(generator, ()))
     return {
         "dtype": family.half,
         "px": generator.size_px,

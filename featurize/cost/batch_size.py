@@ -86,8 +86,7 @@ def _device_bytes(device: str) -> int:
 def _by_count(job: Job, free_bytes: int) -> BatchSizes:
     generator, dtype, device = job.generator, job.compute.torch_dtype, job.compute.device
     batch = most_rows(denoiser_part(generator, dtype, device), free_bytes, MOST_AT_ONCE[device])
-    folder = None if job.decoder is None else job.decoder.folder
-    decoder = decoder_part(generator, dtype, device, decoder_folder=folder)
+    decoder = decoder_part(generator, dtype, device, decoder=job.decoder)
     decoded = most_rows(decoder, free_bytes, max(1, batch // _DECODED_SHARE))
     prompts = TEXT_BATCH
     if device != "cpu":

@@ -115,8 +115,7 @@ def missing_rows(job: Job) -> dict[str, int]:
 
 def row_flops(job: Job) -> dict[str, float]:
     """Return the FLOPs of one row in each stage of a job."""
-    folder = None if job.decoder is None else job.decoder.folder
-    return stage_flops(job.generator, tuple(job.encoders.values()), decoder_folder=folder)
+    return stage_flops(job.generator, tuple(job.encoders.values()), decoder=job.decoder)
 
 
 def warm_up(text_to_image: TextToImage, encoders: Mapping[str, ImageEncoder], job: Job, sizes: BatchSizes) -> WarmUp:

@@ -8,7 +8,6 @@ Shapes: B rows, h × w latent cells, S the encoder's side, T tokens, D width.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featurize.encode.encoders import EncoderFiles
 from featurize.encode.image_encoder import skeleton
-from featurize.generate.decoders import dtype_of
+from featurize.generate.decoders import DecoderFiles, dtype_of
 from featurize.generate.deepcache import DeepReuse
 from featurize.generate.denoiser_rows import denoiser_rows
 from featurize.generate.families.family import LENGTHS, Family, Parts, PromptEmbeddings, Sampling, Step
 from featurize.generate.generators import Generator
+from featurize.generate.half_decoder import halve
 from featurize.generate.load_part import model_class, text_config
 from featurize.generate.schedulers import own_scheduler
 from lugpi_core.errors import InputError
@@ -30,7 +30,7 @@ from lugpi_core.runtime.pretrained import read_config, reason
 PROMPT, DENOISE, REUSE, DECODE = "prompt", "denoise", "denoise, reusing", "decode"
 
 
-def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decoder_folder: Path | None = None) -> dict[str, float]:
+def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decoder: DecoderFiles | None = None) -> dict[str, float]:
     """Return the FLOPs of one row in each stage: ``prompt`` (one prompt through the text encoders), ``denoise`` (one row of the
     denoiser; guidance doubles the rows), ``denoise, reusing`` (the same of a step that reuses deep features), ``decode`` (one
     image) and ``encode <name>`` (one image) for each encoder.
@@ -40,7 +40,7 @@ def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decod
     Args:
         generator: the generator's folder and settings.
         encoders: the image encoders of the run.
-        decoder_folder: an AutoencoderTiny of diffusers that decodes instead of the generator's own VAE.
+        decoder: replaces the generator's own.
 
     Raises:
         InputError: a configuration is missing, or no model can be built from it.
@@ -48,22 +48,21 @@ def stage_flops(generator: Generator, encoders: Sequence[EncoderFiles], *, decod
     try:
         return {
             PROMPT: _prompt_flops(generator),
-            DENOISE: _denoise_flops(generator),
-            **({REUSE: _reuse_flops(generator)} if generator.settings.deepcache > 1 else {}),
-            DECODE: _decode_flops(generator, decoder_folder),
+            **_denoise_flops(generator),
+            DECODE: _decode_flops(generator, decoder),
             **{f"encode {files.name}": encode_flops(files) for files in encoders},
         }
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(
-            got=f"{decoder_folder or generator.folder}, whose configurations define no model ({reason(error)})",
+            got=f"{generator.folder if decoder is None else decoder.folder}, whose configurations define no model ({reason(error)})",
             expected="a whole diffusers folder",
             do="restore its configurations, as save_pretrained() writes them",
         ) from None
 
 
-def decode_flops(generator: Generator, *, decoder_folder: Path | None = None) -> float:
+def decode_flops(generator: Generator, *, decoder: DecoderFiles | None = None) -> float:
     """Return the FLOPs of decoding one image; arguments and errors are those of ``stage_flops``."""
-    return stage_flops(generator, (), decoder_folder=decoder_folder)[DECODE]
+    return stage_flops(generator, (), decoder=decoder)[DECODE]
 
 
 def _count(build: Callable[[], Any], call: Callable[[Any], Any]) -> float:
@@ -117,26 +116,28 @@ def _prompt_flops(generator: Generator) -> float:
     return flops
 
 
-def _denoise_flops(generator: Generator) -> float:
-    return _count(partial(denoiser_of, generator.family), lambda denoiser: first_prediction(generator, denoiser, images=1, copies=1))
-
-
-def _reuse_flops(generator: Generator) -> float:
-    flops: list[int] = []
+def _denoise_flops(generator: Generator) -> dict[str, float]:
+    flops, settings = dict[str, float](), generator.settings
     with torch.inference_mode():
-        denoiser, settings = denoiser_of(generator.family), generator.settings
-        DeepReuse(denoiser, settings.deepcache, settings.deepcache_cut).start()
-        for _ in range(2):
+        denoiser = denoiser_of(generator.family)
+        if settings.deepcache > 1:
+            DeepReuse(denoiser, settings.deepcache, settings.deepcache_cut).start()
+        for stage in (DENOISE, REUSE) if settings.deepcache > 1 else (DENOISE,):  # the first is whole
             with FlopCounterMode(display=False) as counter:
                 first_prediction(generator, denoiser, images=1, copies=1)
-            flops.append(counter.get_total_flops())
-    return float(flops[1])
+            flops[stage] = float(counter.get_total_flops())
+    return flops
 
 
-def image_flops(generator: Generator, row_flops: Mapping[str, float]) -> float:
+def denoising_flops(generator: Generator, row_flops: Mapping[str, float]) -> float:
     """Return the FLOPs of denoising one image, from those of a row as ``stage_flops`` counts them."""
     rows = denoiser_rows(generator)
     return rows.whole * row_flops[DENOISE] + rows.reused * row_flops.get(REUSE, 0.0)
+
+
+def image_flops(generator: Generator, row_flops: Mapping[str, float]) -> float:
+    """Return the FLOPs of one image from its prompt to its pixels, from those of a row as ``stage_flops`` counts them."""
+    return row_flops[PROMPT] + denoising_flops(generator, row_flops) + row_flops[DECODE]
 
 
 def first_prediction(generator: Generator, denoiser: Any, *, images: int, copies: int) -> torch.Tensor:
@@ -181,18 +182,20 @@ def denoiser_of(family: Family) -> Any:
         return model_class(family, family.denoiser).from_config(family.configs[family.denoiser]).eval().requires_grad_(False)
 
 
-def decoder_of(family: Family, decoder_folder: Path | None) -> Any:
-    """Return the generator's own decoder, or the AutoencoderTiny in a folder, on the meta device, in float32."""
+def decoder_of(family: Family, decoder: DecoderFiles | None) -> Any:
+    """Return the generator's own decoder, or the one in its place, on the meta device, in float32."""
     from diffusers import AutoencoderTiny
 
-    config = read_config(decoder_folder / "config.json") if decoder_folder else family.configs["vae"]
     with torch.device("meta"):
-        return (AutoencoderTiny if decoder_folder else model_class(family, "vae")).from_config(config).eval().requires_grad_(False)
+        if decoder is not None and not decoder.halves:
+            return AutoencoderTiny.from_config(read_config(decoder.folder / "config.json")).eval().requires_grad_(False)
+        vae = model_class(family, "vae").from_config(family.configs["vae"]).eval().requires_grad_(False)
+        return vae if decoder is None else halve(vae)
 
 
-def _decode_flops(generator: Generator, decoder_folder: Path | None) -> float:
+def _decode_flops(generator: Generator, decoder: DecoderFiles | None) -> float:
     latents_BChw = torch.zeros(1, *generator.latent_shape, device="meta")
-    return _count(partial(decoder_of, generator.family, decoder_folder), lambda vae: generator.family.decode(vae, latents_BChw))
+    return _count(partial(decoder_of, generator.family, decoder), lambda vae: generator.family.decode(vae, latents_BChw))
 
 
 def encode_flops(files: EncoderFiles) -> float:

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from featurize.cost.stage_cost import WholePrompts, decoder_of, denoiser_of, first_prediction
 from featurize.generate.acceleration import memory_format
-from featurize.generate.decoders import in_unit_range
+from featurize.generate.decoders import DecoderFiles, in_unit_range
 from featurize.generate.families.family import Parts, PromptEmbeddings
 from featurize.generate.generators import Generator
 from featurize.generate.load_part import model_class, text_config
@@ -141,11 +140,11 @@ def denoiser_part(generator: Generator, dtype: torch.dtype, device_type: str) ->
     return Part(model=model, run=lambda images: first_prediction(generator, model, images=images, copies=copies))
 
 
-def decoder_part(generator: Generator, dtype: torch.dtype, device_type: str, *, decoder_folder: Path | None = None) -> Part:
-    """Return the decoder, or the AutoencoderTiny in a folder, and its run, up to float32 images in [0, 1]. Other arguments are those of
+def decoder_part(generator: Generator, dtype: torch.dtype, device_type: str, *, decoder: DecoderFiles | None = None) -> Part:
+    """Return the decoder, or the one in its place, and its run, up to float32 images in [0, 1]. Other arguments are those of
     ``denoiser_part``."""
-    own = dtype if decoder_folder else generator.family.dtypes(dtype).get("vae", dtype)
-    model = _as_kept(decoder_of(generator.family, decoder_folder), own, device_type)
+    own = dtype if decoder is not None and not decoder.halves else generator.family.dtypes(dtype).get("vae", dtype)
+    model = _as_kept(decoder_of(generator.family, decoder), own, device_type)
 
     def run(images: int) -> torch.Tensor:
         latents_BChw = torch.zeros((images, *generator.latent_shape), dtype=own, device="meta")

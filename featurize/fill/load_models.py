@@ -8,6 +8,7 @@ from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill.block import Models
 from featurize.fill.out_of_memory import is_out_of_memory
 from featurize.generate.acceleration import choose_compilation
+from featurize.generate.decoders import image_side_px
 from featurize.generate.text_to_image import TextToImage
 from featurize.plan.job import Job
 from lugpi_core.command_line import say
@@ -58,7 +59,7 @@ def _try_models(job: Job, text_to_image: TextToImage, encoders: Mapping[str, Ima
             part = job.decoder.folder if name == "vae" and job.decoder is not None else folder / name
         for encoder in encoders.values():
             part = encoder.files.folder
-            encoder.try_out(job.generator.size_px)
+            encoder.try_out(image_side_px(job.generator, job.decoder))
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

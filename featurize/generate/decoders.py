@@ -1,4 +1,5 @@
-"""Latents to images: the generator's own decoder, or a small one instead (TAESD, an AutoencoderTiny of diffusers).
+"""Latents to images: the generator's own decoder, whole or at half the side, or a small one instead (TAESD, an AutoencoderTiny of
+diffusers).
 
 Source: Ollin Boer Bohan, Tiny AutoEncoder for Stable Diffusion, github.com/madebyollin/taesd: distilled from the decoder of Stable
 Diffusion 1 and 2, of XL, of 3 or of FLUX.1, whose autoencoders many other models took over. (Those for FLUX.2, Qwen-Image and Sana are no
@@ -16,14 +17,16 @@ import torch
 
 from featurize.generate.acceleration import memory_format
 from featurize.generate.generators import Generator
+from featurize.generate.half_decoder import HALVED_CLASSES, can_be_halved, halve
 from featurize.generate.load_part import load_part
 from featurize.generate.presets import EMBEDDED_GENERATORS
 from lugpi_core.errors import InputError, first_of, nearest
 from lugpi_core.fingerprint import hash_model_files
 from lugpi_core.runtime.device import Compute
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, embedded_model, loading, local_model_folder, read_config
+from lugpi_core.store.layout import DECODER_SUFFIXES
 
-_FULL, _TINY = "full", "tiny"
+_FULL, _TINY, _HALF = "full", "tiny", "half"
 # Channels, scaling factor and shift of an AutoencoderKL → the decoder for its latents. They tell latent spaces apart: models that share one
 # took the whole autoencoder over, numbers included.
 _SOURCES: Mapping[tuple[int, float, float], tuple[str, str]] = {
@@ -37,13 +40,19 @@ _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderFiles:
-    """A decoder whose files are found and fit the generator; nothing is loaded yet. ``revision`` None = the user's folder."""
+    """A decoder whose files are found and fit the generator; nothing is loaded yet.
+
+    Attributes:
+        revision: None = the user's folder.
+        halves: it is the generator's own at half the side; ``weights_hash`` is empty, because the generator's weights have one.
+    """
 
     name: str
     folder: Path
     revision: str | None
     weights_hash: str
     license: str
+    halves: bool = False
 
     @property
     def origin(self) -> str:
@@ -52,24 +61,36 @@ class DecoderFiles:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the image of a given latent, except the dtype."""
-        return {"weights": self.weights_hash}
+        return {"side": "half, by an averaged upsampling"} if self.halves else {"weights": self.weights_hash}
+
+    @property
+    def column_suffix(self) -> str:
+        """What ends the names of columns of its images."""
+        return DECODER_SUFFIXES[_HALF if self.halves else _TINY]
+
+
+def image_side_px(generator: Generator, decoder: DecoderFiles | None) -> int:
+    """Return the side of decoded images."""
+    return generator.size_px // 2 if decoder is not None and decoder.halves else generator.size_px
 
 
 def find_decoder(choice: str, generator: Generator) -> DecoderFiles | None:
     """Return the decoder of a name, its files found or downloaded; None for the generator's own.
 
     Args:
-        choice: ``full`` = the generator's own; ``tiny`` = the TAESD for the generator's latents (for the embedded generator, the embedded
-            one); ``tiny=FOLDER`` = the AutoencoderTiny in that folder.
+        choice: ``full`` = the generator's own; ``half`` = the same at half the side; ``tiny`` = the TAESD for the generator's latents (for
+            the embedded generator, the embedded one); ``tiny=FOLDER`` = the AutoencoderTiny in that folder.
         generator: whose latents are decoded.
 
     Raises:
-        InputError: unknown name, files that cannot be reached, another class of model, weights that are not safetensors, or a decoder for
-            latents of other channels or another size.
+        InputError: unknown name, files that cannot be reached, another class of model, weights that are not safetensors, a decoder for
+            latents of other channels or another size, or a generator's that cannot be halved.
     """
     check_decoder_name(choice)
     if choice == _FULL:
         return None
+    if choice == _HALF:
+        return _half_decoder_of(generator)
     _, is_given, folder = choice.partition("=")
     try:
         if is_given:
@@ -84,14 +105,25 @@ def find_decoder(choice: str, generator: Generator) -> DecoderFiles | None:
 
 
 def check_decoder_name(choice: str) -> None:
-    """Raise InputError unless it is ``full``, ``tiny``, or ``tiny=FOLDER`` with an existing folder."""
+    """Raise InputError unless it is ``full``, ``half``, ``tiny``, or ``tiny=FOLDER`` with an existing folder."""
     name, is_given, folder = choice.partition("=")
-    if choice != _FULL and (name != _TINY or (is_given and not (folder and Path(folder).is_dir()))):
+    if choice not in (_FULL, _HALF) and (name != _TINY or (is_given and not (folder and Path(folder).is_dir()))):
         raise InputError(
             got=f"--decoder {choice}",
-            expected="full, tiny, or tiny=FOLDER with an existing folder",
-            do="check the folder's name" if name == _TINY else nearest(name, (_FULL, _TINY)),
+            expected="full, half, tiny, or tiny=FOLDER with an existing folder",
+            do="check the folder's name" if name == _TINY else nearest(name, (_FULL, _HALF, _TINY)),
         )
+
+
+def _half_decoder_of(generator: Generator) -> DecoderFiles:
+    class_name = generator.family.load_class("vae")
+    if not can_be_halved(class_name, generator.family.configs["vae"]):
+        raise InputError(
+            got=f"--decoder half for {generator.name}, whose decoder is of {class_name}",
+            expected=f"one of {' or '.join(HALVED_CLASSES)} that upsamples",
+            do="use --decoder full, or decode smaller images with --size-px",
+        )
+    return DecoderFiles(name=_HALF, folder=generator.folder / "vae", revision=None, weights_hash="", license=generator.license, halves=True)
 
 
 def _tiny_decoder_for(generator: Generator) -> tuple[str, Path, str | None, str]:
@@ -163,7 +195,19 @@ def _check_fit(folder: Path, config: Mapping[str, Any], generator: Generator) ->
             )
 
 
-def load_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
+def load_decoder(generator: Generator, files: DecoderFiles | None, dtype: torch.dtype) -> Any:
+    """Return a decoder on the CPU, in eval mode, without gradients: the generator's own if ``files`` is None.
+
+    Raises:
+        InputError: the weights do not load or do not fit the configuration.
+    """
+    if files is not None and not files.halves:
+        return load_tiny_decoder(files, dtype)
+    vae = load_part(generator, "vae", dtype).eval().requires_grad_(False)
+    return vae if files is None else halve(vae)
+
+
+def load_tiny_decoder(files: DecoderFiles, dtype: torch.dtype) -> Any:
     """Return the AutoencoderTiny on the CPU, in eval mode, without gradients.
 
     ``decode(latents_BChw, return_dict=False)[0]`` is the images [B, 3, H, W] of latents in the dtype.
@@ -201,22 +245,12 @@ class LatentDecoder:
         self._device = torch.device(compute.device)
         # Half precision is that of the generator's family, whose decoder may overflow in another.
         dtype = getattr(torch, generator.family.half) if compute.dtype == "float16" else compute.torch_dtype
-        vae = load_vae(generator, dtype) if decoder is None else load_decoder(decoder, dtype)
-        self._family, self._vae = generator.family, on_device(vae, self._device)
+        self._family, self._vae = generator.family, on_device(load_decoder(generator, decoder, dtype), self._device)
 
     @torch.inference_mode()
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
         return in_unit_range(self._family.decode(self._vae, latents_BChw.to(self._device, dtype_of(self._vae))))
-
-
-def load_vae(generator: Generator, dtype: torch.dtype) -> Any:
-    """Return the generator's own decoder on the CPU, in eval mode, without gradients.
-
-    Raises:
-        InputError: its weights do not load.
-    """
-    return load_part(generator, "vae", dtype).eval().requires_grad_(False)
 
 
 def on_device(model: Any, device: torch.device) -> Any:

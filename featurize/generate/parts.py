@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from featurize.generate.decoders import DecoderFiles, load_decoder, load_vae
+from featurize.generate.decoders import DecoderFiles, load_decoder
 from featurize.generate.families.family import Parts
 from featurize.generate.generators import Generator
 from featurize.generate.load_part import load_part
@@ -30,7 +30,7 @@ def load_parts(generator: Generator, dtype: torch.dtype, decoder: DecoderFiles |
     tokenizers = load_tokenizers(generator)
     text_encoders = _text_encoders(generator, dtype)
     denoiser = load_part(generator, family.denoiser, dtype)
-    vae = load_vae(generator, dtype) if decoder is None else load_decoder(decoder, dtype)
+    vae = load_decoder(generator, decoder, dtype)
     denoiser.eval().requires_grad_(False)
     return Parts(denoiser=denoiser, vae=vae, scheduler=scheduler, tokenizers=tokenizers, text_encoders=text_encoders, device=device)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.cost.stage_cost import DECODE, PROMPT, image_flops, stage_flops
+from featurize.cost.stage_cost import DECODE, PROMPT, denoising_flops, stage_flops
 from featurize.generate.decoders import check_decoder_name, find_decoder
 from featurize.generate.fidelity import shortcuts_in_words
 from featurize.generate.generators import Generator, weight_bytes
@@ -234,12 +234,12 @@ def _work(entry: _Entry) -> Work | LeftOut:
         return generator
     try:
         decoder = find_decoder(str(entry.flags.get("decoder", "full")), generator)
-        flops = stage_flops(generator, (), decoder_folder=None if decoder is None else decoder.folder)
+        flops = stage_flops(generator, (), decoder=decoder)
     except InputError as error:
         return LeftOut(left_out=str(error))
     images_of_prompt = 1 if entry.prompts == "chunks" else entry.subject.table.drawings.shape[1]
     return Work(
-        denoise_tflop=image_flops(generator, flops) / 1e12,
+        denoise_tflop=denoising_flops(generator, flops) / 1e12,
         prompt_tflop=flops[PROMPT] / images_of_prompt / 1e12,
         decode_tflop=flops[DECODE] / 1e12,
     )

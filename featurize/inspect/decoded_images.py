@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.cost.stage_cost import decode_flops
-from featurize.generate.decoders import LatentDecoder, find_decoder
+from featurize.generate.decoders import LatentDecoder, find_decoder, image_side_px
 from featurize.generate.generators import SAMPLING, Generator, find_generator, generator_settings
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import agree
@@ -35,7 +35,7 @@ class DecodedImages:
 
     Args:
         store: the store's folder.
-        decoder: ``full``, ``tiny`` or ``tiny=FOLDER``.
+        decoder: ``full``, ``half``, ``tiny`` or ``tiny=FOLDER``.
         compute: device and precision.
 
     Raises:
@@ -54,7 +54,8 @@ class DecodedImages:
         self._latents = ColumnReader(store, LATENTS, check_content=False)
         self.generator = generator_of(self._latents.spec)
         files = find_decoder(decoder, self.generator)
-        self.flops = decode_flops(self.generator, decoder_folder=None if files is None else files.folder)
+        self.flops = decode_flops(self.generator, decoder=files)
+        self._side_px = image_side_px(self.generator, files)
         self._decoder = LatentDecoder(self.generator, compute, decoder=files)
 
     @property
@@ -70,7 +71,7 @@ class DecodedImages:
     def decode(self, drawings: NDArray[np.int64], side_px: int) -> tuple[NDArray[np.int64], torch.Tensor]:
         """Return the positions in ``drawings`` that have an image, and these images: float32 [n, 3, S, S] in [0, 1] on the CPU, S at most
         ``side_px``. Images that failed or are not finite are left out."""
-        kept_px = min(side_px, self.generator.size_px)
+        kept_px = min(side_px, self._side_px)
         good = np.array([place for place, drawing in enumerate(drawings.tolist()) if drawing not in self._latents.flagged], np.int64)
         batch = max(1, min(_MAX_BATCH, _BATCH_PIXELS // self.generator.size_px**2))
         places: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]

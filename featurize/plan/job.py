@@ -1,6 +1,7 @@
 """From settings to a job: which images to generate, with which models, into which columns. Files are found; no model is loaded."""
 
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encoder
-from featurize.generate.decoders import DecoderFiles, find_decoder
+from featurize.generate.decoders import DecoderFiles, find_decoder, image_side_px
 from featurize.generate.generators import SAMPLING, Generator, find_generator, generator_settings
 from featurize.options import Execution, FeaturizeSettings, PromptStrategy
 from featurize.plan.images import ImagePlan, require_prompts
@@ -26,7 +27,7 @@ from lugpi_core.fields import part_of
 from lugpi_core.fingerprint import Fingerprint, differences
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import EXAMPLES, read_example_table
-from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, TINY, Dtype
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, Dtype
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.virtual_view import VIEW
@@ -135,7 +136,7 @@ class ColumnSettings:
 
     def column_name(self, encoder: EncoderFiles) -> str:
         """Return the name of an encoder's column."""
-        return encoder.name if self.decoder is None else encoder.name + TINY
+        return encoder.name if self.decoder is None else encoder.name + self.decoder.column_suffix
 
 
 def column_specs(
@@ -168,7 +169,8 @@ def column_specs(
     images_by = drawn_by
     if settings.decoder is not None:
         decoder = settings.decoder.fingerprint()
-        images_by = f"{drawn_by}, decoded by {settings.decoder.origin}: {settings.decoder.license}"
+        if not settings.decoder.halves:
+            images_by = f"{drawn_by}, decoded by {settings.decoder.origin}: {settings.decoder.license}"
     tokens = [
         ColumnSpec(
             name=settings.column_name(files),
@@ -237,9 +239,9 @@ def plan_job(
     encoder_files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in sources)
     generator_files = find_generator(generator, preset, half=encoder_compute.dtype != "float32")
     compute = resolve_compute(settings.device, settings.dtype, half=generator_files.family.half)
-    for files in encoder_files:
-        _require_images_for(files, generator_files)
     decoder = find_decoder(settings.decoder, generator_files)
+    for files in encoder_files:
+        _require_images_for(files, generator_files, decoder)
     plan = plan_of(corpus, settings, partial(prompt_reader, generator_files))
     column_settings = ColumnSettings(
         # Stored latents are used and completed even with --no-latents.
@@ -308,14 +310,20 @@ def _other_dtypes(generator: Generator, compute: Compute) -> dict[str, str]:
     }
 
 
-def _require_images_for(encoder: EncoderFiles, generator: Generator) -> None:
-    """Raise InputError if an encoder's processor does not resize, and the generator's images have another size than it needs."""
-    how = encoder.preprocessing
-    if not how.is_resized and (generator.size_px < how.size_px or (not how.is_cropped and generator.size_px != how.size_px)):
+def _require_images_for(encoder: EncoderFiles, generator: Generator, decoder: DecoderFiles | None) -> None:
+    """Raise InputError if an encoder's processor does not resize, and the decoded images have another size than it needs; warn if halved
+    ones are enlarged for it."""
+    how, side_px = encoder.preprocessing, image_side_px(generator, decoder)
+    if not how.is_resized and (side_px < how.size_px or (not how.is_cropped and side_px != how.size_px)):
         raise InputError(
-            got=f"images of {generator.size_px} px for {encoder.name}, whose {encoder.processor} does not resize them",
+            got=f"images of {side_px} px for {encoder.name}, whose {encoder.processor} does not resize them",
             expected=f"images of {how.size_px} px",
-            do=f"generate them with --size-px {how.size_px}, or choose another encoder",
+            do=f"generate them with --size-px {how.size_px * generator.size_px // side_px}, or choose another encoder",
+        )
+    read_px = how.crop_from_px or how.size_px
+    if side_px < min(read_px, generator.size_px):
+        warnings.warn(
+            f"--decoder half makes images of {side_px} px, which are enlarged to the {read_px} px that {encoder.name} reads", stacklevel=3
         )
 
 

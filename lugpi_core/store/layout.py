@@ -25,7 +25,8 @@ ROW_DTYPES: Mapping[str, "np.dtype[Any]"] = {"float16": np.dtype("<f2"), "int8":
 LATENTS = "latents"  # the column of latents; every other column is tokens
 OWN_IMAGES = "own images"  # stands for the generator where a user's own pictures were encoded
 PROMPT_TEXT = "prompt-text"  # the column of the generator's own text vectors: tokens, but of no image
-TINY = "-tiny"  # ends the name of a column whose images the tiny decoder decoded
+# What ends the name of a column whose images another decoder than the generator's own, whole one decoded.
+DECODER_SUFFIXES: Mapping[str, str] = {"half": "-half", "tiny": "-tiny"}
 SCALE, ROW_HASH, FLAGS = "scale", "row_hash", "flags"
 # A cache line. Because of the header, rows do not start at the start of a page: malloc places large buffers 16 bytes after one, and copying
 # between addresses that differ by a few bytes modulo 4 KiB takes twice as long.

@@ -15,7 +15,7 @@ from lugpi_core.files import open_file, read_json
 from lugpi_core.store.column_map import ShardPlace
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.foreign_files import structure_faults
-from lugpi_core.store.layout import FLAGS, LATENTS, TINY, ShardLayout
+from lugpi_core.store.layout import DECODER_SUFFIXES, FLAGS, LATENTS, ShardLayout
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, final_names, load_manifest, plain_shard_name
 from lugpi_core.store.sealed_file import read_sealed
@@ -138,9 +138,10 @@ def flags_of_the_maker(store: Path, column: str) -> dict[str, Any] | None:
     others = [flags for flags in candidates if isinstance(flags, dict)]
     if not others or column == LATENTS:
         return others[0] if others else None
-    if column.endswith(TINY) and not any(column in flags.get("encoders", ()) for flags in others):
-        tiny = [flags for flags in others if flags.get("decoder") not in (None, "full")]
-        return {**(tiny[0] if tiny else others[0] | {"decoder": "tiny"}), "encoders": [column.removesuffix(TINY)]}
+    for decoder, suffix in DECODER_SUFFIXES.items():
+        if column.endswith(suffix) and not any(column in flags.get("encoders", ()) for flags in others):
+            same = [flags for flags in others if str(flags.get("decoder")).partition("=")[0] == decoder]
+            return {**(same[0] if same else others[0] | {"decoder": decoder}), "encoders": [column.removesuffix(suffix)]}
     return {**others[0], "encoders": [column], "decoder": "full"}
 
 

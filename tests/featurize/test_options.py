@@ -25,16 +25,19 @@ from tests.support.shards import shard_file
 from tests.support.small_corpus import load_no_model, poison
 
 DEMO = ("--generator", "demo", "--encoders", "clip-demo", "--steps", "3", "--batch-size", "4", "--shard-rows", "8")
-ROWS, TINY = 13, "clip-demo-tiny"
+# Shown, not an error, because the embedded encoders read all of the embedded generators' pixels.
+pytestmark = pytest.mark.filterwarnings("always:--decoder half makes images of 32 px")
+ROWS, TINY, HALF = 13, "clip-demo-tiny", "clip-demo-half"
 
 
 @pytest.fixture(scope="module")
 def original_run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a store with the generator's own decoder, to which the tiny one was added later."""
+    """The run folder of a store with the generator's own decoder, to which the tiny one and the halved one were added later."""
     run_dir = tmp_path_factory.mktemp("run")
     assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO]) == 0
     before = _state(run_dir / "tokens")
-    assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO, "--decoder", "tiny"]) == 0
+    for decoder in ("tiny", "half"):
+        assert main(["--dataset", str(table), "--run-dir", str(run_dir), *DEMO, "--decoder", decoder]) == 0
     after = _state(run_dir / "tokens")
     assert {name: after[name] for name in before if "/" in name} == {name: before[name] for name in before if "/" in name}
     return run_dir
@@ -90,10 +93,27 @@ def test_the_tiny_decoders_tokens_are_those_of_its_images(original_run: Path) ->
     assert np.abs(found - other).max() > 0.1
 
 
+def test_the_halved_decoders_tokens_are_near_those_of_the_whole(original_run: Path) -> None:
+    whole, half, tiny = (
+        torch.from_numpy(ColumnReader(original_run / "tokens", name).gather(range(ROWS))).float() for name in ("clip-demo", HALF, TINY)
+    )
+    near, far = (torch.nn.functional.cosine_similarity(whole, other, dim=-1).mean().item() for other in (half, tiny))
+    assert 0.97 < near < 1
+    assert far < near
+
+
+def test_images_that_are_smaller_than_their_encoder_reads_are_told(
+    table: Path, original_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--dataset", str(table), "--run-dir", str(original_run), *DEMO, "--decoder", "half")
+    assert main([*run]) == 0
+    assert "--decoder half makes images of 32 px, which are enlarged to the 64 px that clip-demo reads" in capsys.readouterr().err
+
+
 def test_the_decoder_is_part_of_a_columns_identity(run: Path, table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    found = {name: load_manifest(run / "tokens" / name)[0].fingerprint for name in ("latents", "clip-demo", TINY)}
+    found = {name: load_manifest(run / "tokens" / name)[0].fingerprint for name in ("latents", "clip-demo", TINY, HALF)}
     assert "decoder" not in found["latents"]
-    assert found["clip-demo"]["decoder"] != found[TINY]["decoder"]
+    assert len({str(found[name]["decoder"]) for name in ("clip-demo", TINY, HALF)}) == 3
     folder = Path(shutil.copytree(embedded_model("tiny"), tmp_path / "tiny"))
     (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), "latent_magnitude": 4}))
     before = _state(run)
@@ -108,11 +128,11 @@ def _repaired(capsys: pytest.CaptureFixture[str], table: Path, run: Path, origin
         patch.delattr(TextToImage, "denoise")
         figures = _figures(capsys, 0, "verify", "--dataset", table, "--run-dir", run, "--repair")
     assert figures["findings_left"] == []
-    for column in ("latents", "clip-demo", TINY):
+    for column in ("latents", "clip-demo", TINY, HALF):
         assert _shards(run, column) == _shards(original_run, column)
 
 
-@pytest.mark.parametrize("column", ["clip-demo", TINY])
+@pytest.mark.parametrize("column", ["clip-demo", TINY, HALF])
 def test_a_damaged_row_is_repaired_with_its_columns_decoder(
     run: Path, original_run: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:
@@ -123,7 +143,7 @@ def test_a_damaged_row_is_repaired_with_its_columns_decoder(
     _repaired(capsys, table, run, original_run)
 
 
-@pytest.mark.parametrize("column", ["clip-demo", TINY])
+@pytest.mark.parametrize("column", ["clip-demo", TINY, HALF])
 def test_a_column_without_manifest_is_repaired_with_its_decoder(
     run: Path, original_run: Path, table: Path, capsys: pytest.CaptureFixture[str], column: str
 ) -> None:

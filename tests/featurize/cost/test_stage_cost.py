@@ -12,9 +12,11 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from featurize.cost.stage_cost import decode_flops, image_flops, stage_flops
+from featurize.cost import stage_cost
+from featurize.cost.stage_cost import decode_flops, denoising_flops, image_flops, stage_flops
 from featurize.encode.encoders import EncoderFiles, find_encoder
 from featurize.encode.preprocessing import Preprocessing
+from featurize.generate.decoders import DecoderFiles
 from featurize.generate.generators import Generator, GeneratorPreset, find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
@@ -137,7 +139,16 @@ def test_at_768_px_the_unet_costs_what_is_known(sd2: Path) -> None:
 
 
 def test_a_tiny_decoder_is_counted_instead_of_the_generators_own(sd2: Path, tiny_decoder: Path) -> None:
-    assert decode_flops(_generator(sd2, 512), decoder_folder=tiny_decoder) / TERA == pytest.approx(0.141, rel=0.005)
+    assert decode_flops(_generator(sd2, 512), decoder=_decoder(tiny_decoder, halves=False)) / TERA == pytest.approx(0.141, rel=0.005)
+
+
+def test_at_half_the_side_a_quarter_of_the_decoders_work_is_left_out(sd2: Path) -> None:
+    generator = _generator(sd2, 512)
+    assert decode_flops(generator, decoder=_decoder(sd2 / "vae", halves=True)) / TERA == pytest.approx(1.862, rel=0.005)
+
+
+def _decoder(folder: Path, *, halves: bool) -> DecoderFiles:
+    return DecoderFiles(name="", folder=folder, revision=None, weights_hash="", license="", halves=halves)
 
 
 def test_stable_diffusion_xl_is_counted_with_both_text_encoders(sdxl: Path) -> None:
@@ -216,6 +227,16 @@ def test_a_generator_without_its_first_text_encoder_is_counted(tmp_path: Path) -
     assert stage_flops(_generator(folder, 64), [])["prompt"] == pytest.approx(_transformer_flops(32, 77, 1280), rel=0.005)
 
 
+@pytest.mark.parametrize(("deepcache", "forwards"), [(1, 1), (3, 2)])
+def test_each_kind_of_row_is_run_once(monkeypatch: pytest.MonkeyPatch, deepcache: int, forwards: int) -> None:
+    generator = find_generator("demo", generator_settings("demo", {"deepcache": deepcache}), half=False)
+    run, seen = stage_cost.first_prediction, list[Any]()
+    monkeypatch.setattr(stage_cost, "first_prediction", lambda *given, **how: (seen.append(given), run(*given, **how))[1])
+    flops = stage_flops(generator, ())
+    assert len(seen) == forwards
+    assert ("denoise, reusing" in flops) == (deepcache > 1)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -230,4 +251,6 @@ def test_the_work_of_an_image_is_what_its_denoising_takes(settings: dict[str, An
         embeddings = models.encode_prompts(["a"])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not count the CPU's fused attention
         models.denoise(embeddings, [0])
-    assert image_flops(generator, stage_flops(generator, ())) == counter.get_total_flops()
+    flops = stage_flops(generator, ())
+    assert denoising_flops(generator, flops) == counter.get_total_flops()
+    assert image_flops(generator, flops) == flops["prompt"] + counter.get_total_flops() + flops["decode"]

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from featurize.cost.stage_cost import stage_flops
 from featurize.cost.stage_memory import decoder_part, denoiser_part, peak_bytes, text_parts
+from featurize.generate.decoders import DecoderFiles
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.tokenizers import load_tokenizers
 from tests.support.tiny_pipelines import tiny_pipeline
@@ -118,5 +119,10 @@ def test_a_tiny_decoder_is_counted_instead_of_the_generators_own(ernie: Generato
         latent_channels=ernie.latent_shape[0], encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
     ).save_config(tmp_path)
     own = decoder_part(ernie, torch.float32, "cpu")
-    tiny = decoder_part(ernie, torch.float32, "cpu", decoder_folder=tmp_path)
+    tiny = decoder_part(
+        ernie,
+        torch.float32,
+        "cpu",
+        decoder=DecoderFiles(name="tiny", folder=tmp_path, revision=None, weights_hash="", license=""),
+    )
     assert 0 < tiny.weight_bytes < own.weight_bytes

@@ -12,8 +12,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import avg_pool2d
 
-from featurize.generate.decoders import DecoderFiles, find_decoder, load_decoder
+from featurize.encode.encoders import find_encoder
+from featurize.encode.image_encoder import ImageEncoder
+from featurize.generate.decoders import DecoderFiles, LatentDecoder, find_decoder, load_decoder, load_tiny_decoder
 from featurize.generate.generators import Generator, find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from lugpi_core.errors import InputError
@@ -21,6 +24,7 @@ from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.tiny_pipelines import library_pipeline, tiny_pipeline
 
+CPU = resolve_compute("cpu", "float32", half="float16")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -179,8 +183,8 @@ def test_a_folder_of_the_users_is_taken(demo: Generator, folder: Path) -> None:
     [
         ("tinny", "did you mean 'tiny'?"),
         ("ful", "did you mean 'full'?"),
-        ("zzz", "choose one of full, tiny"),
-        ("", "choose one of full, tiny"),
+        ("zzz", "choose one of full, half, tiny"),
+        ("", "choose one of full, half, tiny"),
         ("full=folder", "did you mean 'full'?"),
         ("tiny=", "check the folder's name"),
         ("tiny=nowhere", "check the folder's name"),
@@ -190,7 +194,10 @@ def test_a_folder_of_the_users_is_taken(demo: Generator, folder: Path) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(demo: Generator, choice: str, do: str) -> None:
     with pytest.raises(InputError) as error:
         find_decoder(choice, demo)
-    assert str(error.value).split() == f"got --decoder {choice}; expected full, tiny, or tiny=FOLDER with an existing folder; {do}".split()
+    assert (
+        str(error.value).split()
+        == f"got --decoder {choice}; expected full, half, tiny, or tiny=FOLDER with an existing folder; {do}".split()
+    )
 
 
 def test_a_model_of_another_class_is_refused(demo: Generator) -> None:
@@ -269,7 +276,7 @@ def test_other_files_of_the_repository_do_not_change_the_fingerprint(demo: Gener
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_it_is_loaded_in_the_dtype_to_be_used_and_not_trained(demo: Generator, dtype: torch.dtype) -> None:
-    decoder = load_decoder(_found("tiny", demo), dtype)
+    decoder = load_tiny_decoder(_found("tiny", demo), dtype)
     assert isinstance(decoder, diffusers.AutoencoderTiny)
     assert decoder.dtype == dtype
     assert {(value.dtype, value.requires_grad, value.is_meta) for value in decoder.parameters()} == {(dtype, False, False)}
@@ -280,7 +287,7 @@ def test_it_is_loaded_in_the_dtype_to_be_used_and_not_trained(demo: Generator, d
 
 @torch.inference_mode()
 def test_it_decodes_unscaled_latents_to_the_generators_size(demo: Generator) -> None:
-    decoder = load_decoder(_found("tiny", demo), torch.float32)
+    decoder = load_tiny_decoder(_found("tiny", demo), torch.float32)
     latents = torch.randn(3, *demo.latent_shape, generator=torch.Generator().manual_seed(0))
     images = decoder.decode(latents, return_dict=False)[0]
     assert images.shape == (3, 3, 64, 64)
@@ -291,7 +298,7 @@ def test_it_decodes_unscaled_latents_to_the_generators_size(demo: Generator) -> 
 
 @torch.inference_mode()
 def test_an_infinite_latent_gives_a_finite_image_and_nan_does_not(demo: Generator) -> None:
-    decoder = load_decoder(_found("tiny", demo), torch.float32)
+    decoder = load_tiny_decoder(_found("tiny", demo), torch.float32)
     latents = torch.zeros(2, *demo.latent_shape)
     latents[0, 0, 0, 0], latents[1, 0, 0, 0] = torch.inf, torch.nan
     infinite, no_number = decoder.decode(latents, return_dict=False)[0]
@@ -309,7 +316,7 @@ def test_it_decodes_like_a_pipeline_with_this_decoder(demo: Generator) -> None:
     how = {"latents": noise, "num_inference_steps": 2, "guidance_scale": 1.0}
     latents = pipeline(["a cat"], output_type="latent", **how).images
     expected = pipeline(["a cat"], output_type="pt", **how).images
-    image = load_decoder(files, torch.float32).decode(latents, return_dict=False)[0]
+    image = load_tiny_decoder(files, torch.float32).decode(latents, return_dict=False)[0]
     assert (image.div(2).add(0.5).clamp(0, 1) - expected).abs().max() <= 1e-6
 
 
@@ -329,20 +336,67 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(
     _edit_weights(folder, edit)
     files = _found(f"tiny={folder}", demo)
     with pytest.raises(InputError, match=rf"got .*taesd, which does not load \(.*{message}.*expected a whole AutoencoderTiny folder"):
-        load_decoder(files, torch.float32)
+        load_tiny_decoder(files, torch.float32)
 
 
 def test_weights_that_are_cut_off_or_gone_are_refused(demo: Generator, folder: Path) -> None:
     files = _found(f"tiny={folder}", demo)
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000])
     with pytest.raises(InputError, match=r"taesd, which does not load \("):
-        load_decoder(files, torch.float32)
+        load_tiny_decoder(files, torch.float32)
     (folder / WEIGHTS).unlink()
     with pytest.raises(InputError, match=r"taesd, which does not load \("):
-        load_decoder(files, torch.float32)
+        load_tiny_decoder(files, torch.float32)
 
 
 def test_a_configuration_that_builds_no_model_is_refused(demo: Generator, folder: Path) -> None:
     _edit_json(folder / "config.json", act_fn="nope")
     with pytest.raises(InputError, match=r"taesd, which does not load \(activation function nope not found"):
-        load_decoder(_found(f"tiny={folder}", demo), torch.float32)
+        load_tiny_decoder(_found(f"tiny={folder}", demo), torch.float32)
+
+
+@torch.inference_mode()
+def test_the_averaged_upsampling_is_the_mean_of_the_librarys(demo: Generator) -> None:
+    whole, half = (load_decoder(demo, files, torch.float32).decoder.up_blocks[-2] for files in (None, _found("half", demo)))
+    cells = torch.randn(2, whole.upsamplers[0].channels, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = avg_pool2d(whole.upsamplers[0](cells), 2)  # zeros are beyond the border in both
+    torch.testing.assert_close(half.upsamplers[0](cells), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-flow"])
+def test_a_halved_image_is_the_whole_one_at_half_the_side(name: str) -> None:
+    generator = find_generator(name, generator_settings(name, {}), half=False)
+    models = TextToImage(generator, CPU)
+    with models.text_encoder_on_device():
+        latents = models.denoise(models.encode_prompts(["a red apple", "a sleeping cat", "an old house", "a fast train"]), range(4))
+    whole, half = (LatentDecoder(generator, CPU, decoder=find_decoder(choice, generator)) for choice in ("full", "half"))
+    images = {"whole": whole.decode(latents), "half": half.decode(latents), "smaller latents": whole.decode(avg_pool2d(latents, 2))}
+    assert images["half"].shape == images["smaller latents"].shape == (4, 3, 32, 32)
+    assert (images["half"] - avg_pool2d(images["whole"], 2)).abs().mean() < 0.03
+    # docs/generators.md says these figures.
+    encoder = ImageEncoder(find_encoder("clip-demo", 32), CPU)
+    tokens = {each: encoder.encode(pixels).float() for each, pixels in images.items()}
+    near, far = (
+        torch.nn.functional.cosine_similarity(tokens["whole"], tokens[each], dim=-1).mean() for each in ("half", "smaller latents")
+    )
+    assert near > 0.99
+    assert far < 0.9
+
+
+@pytest.mark.parametrize(("family", "class_name"), [("sana", "AutoencoderDC"), ("qwen-image", "AutoencoderKLQwenImage")])
+def test_a_decoder_without_such_an_upsampling_is_not_halved(tmp_path: Path, family: str, class_name: str) -> None:
+    with pytest.raises(InputError, match=rf"whose decoder is of {class_name}; expected one of AutoencoderKL or AutoencoderKLFlux2 that"):
+        find_decoder("half", _generator(family, tmp_path / "generator"))
+
+
+def test_a_decoder_that_upsamples_nothing_is_not_halved(demo: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(demo.family.configs, "vae", {**demo.family.configs["vae"], "up_block_types": ["UpDecoderBlock2D"]})
+    with pytest.raises(InputError, match="got --decoder half for demo, whose decoder is of AutoencoderKL; expected one of"):
+        find_decoder("half", demo)
+
+
+@pytest.mark.parametrize("family", ["flux2-klein", "pixart-sigma"])
+def test_other_families_decode_at_half_the_side_too(tmp_path: Path, family: str) -> None:
+    generator = _generator(family, tmp_path / "generator")
+    images = LatentDecoder(generator, CPU, decoder=_found("half", generator)).decode(torch.zeros(1, *generator.latent_shape))
+    assert images.shape == (1, 3, generator.size_px // 2, generator.size_px // 2)

@@ -110,7 +110,7 @@ def test_the_work_per_image_is_that_counted_for_its_decoder(planted: Planted, de
     tiny = find_decoder("tiny", demo)
     assert tiny is not None
     assert DecodedImages(planted.run_dir / "tokens", "full", CPU).flops == stage_flops(demo, ())[DECODE]
-    assert DecodedImages(planted.run_dir / "tokens", "tiny", CPU).flops == decode_flops(demo, decoder_folder=tiny.folder)
+    assert DecodedImages(planted.run_dir / "tokens", "tiny", CPU).flops == decode_flops(demo, decoder=tiny)
 
 
 def test_without_latents_there_are_no_images(tmp_path: Path) -> None:
