@@ -1,11 +1,12 @@
 """How many rows a run computes at once. If memory runs out all the same, ``fill/out_of_memory.py`` halves them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from featurize.cost.stage_memory import Part, decoder_part, denoiser_part, text_parts
-from featurize.generate.tokenizers import load_tokenizers
 from featurize.options import Execution
 from featurize.plan.job import TEXT_BATCH, Job
 from lugpi_core.command_line import say
@@ -48,13 +49,17 @@ def limit_memory(execution: Execution, device: str) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, execution.memory_gb * 1e9 / total_bytes))
 
 
-def choose_batch_sizes(job: Job) -> BatchSizes:
+def choose_batch_sizes(job: Job, tokenizers: Mapping[str, Any]) -> BatchSizes:
     """Return how many rows to compute at once, given the memory that is free now, with the models loaded and the text encoders elsewhere.
 
     ``--batch-size auto`` is the largest power of two up to ``MOST_AT_ONCE`` that is expected to fit, at least 1, by a count on the meta
     device, and with a tenth of a GPU left free; of a UNet on the CPU by a fixed rule, so that a run that an earlier version began is
     continued in the same blocks. Images are decoded in slices of at most an eighth of the batch; but on the CPU a batch that was asked for
     is decoded whole.
+
+    Args:
+        job: with which models, where, how.
+        tokenizers: of the generator, by their folders.
     """
     device, batch = job.compute.device, job.execution.batch_size
     if batch != "auto":
@@ -63,7 +68,7 @@ def choose_batch_sizes(job: Job) -> BatchSizes:
     if device == "cpu" and job.generator.family.denoiser == "unet":
         return _by_rule(job, free_bytes)
     try:
-        return _by_count(job, free_bytes - int(SPARE * _device_bytes(device)))
+        return _by_count(job, tokenizers, free_bytes - int(SPARE * _device_bytes(device)))
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError):
         # The models run, as has just been tried; that they cannot be counted is no reason to refuse them.
         return _by_rule(job, free_bytes)
@@ -83,14 +88,14 @@ def _device_bytes(device: str) -> int:
     return 0 if device == "cpu" else torch.cuda.mem_get_info()[1]
 
 
-def _by_count(job: Job, free_bytes: int) -> BatchSizes:
+def _by_count(job: Job, tokenizers: Mapping[str, Any], free_bytes: int) -> BatchSizes:
     generator, dtype, device = job.generator, job.compute.torch_dtype, job.compute.device
     batch = most_rows(denoiser_part(generator, dtype, device), free_bytes, MOST_AT_ONCE[device])
     decoder = decoder_part(generator, dtype, device, decoder=job.decoder)
     decoded = most_rows(decoder, free_bytes, max(1, batch // _DECODED_SHARE))
     prompts = TEXT_BATCH
     if device != "cpu":
-        encoders = text_parts(generator, dtype, load_tokenizers(generator))
+        encoders = text_parts(generator, dtype, tokenizers)
         prompts = most_rows(encoders[0], free_bytes - sum(encoder.weight_bytes for encoder in encoders), TEXT_BATCH)
     return BatchSizes(generate=batch, decode=decoded, encode=batch, prompt=prompts)
 

@@ -36,7 +36,7 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
             name: ImageEncoder(files, job.encoder_compute or job.compute) for name, files in job.encoders.items() if name in columns
         }
         _try_models(job, text_to_image, encoders)
-    sizes = choose_batch_sizes(job)
+    sizes = choose_batch_sizes(job, text_to_image.parts.tokenizers)
     with times.stage("compile"):
         _compile(job, text_to_image, sizes, images)
     part = text_to_image.compilation.part

@@ -217,7 +217,7 @@ def _first_prompts(subject: Subject, drawings: NDArray[np.int64], column: Column
     if strategy != "keywords":
         return [first_prompt(subject, row, strategy) for row in rows]
     texts = [subject.corpus.examples[row].prompt for row in rows]
-    return keyword_prompts(texts, subject.corpus.train_prompts(), prompt_reader(generator_of(column)))
+    return list(keyword_prompts(texts, subject.corpus.train_prompts(), prompt_reader(generator_of(column))))
 
 
 def first_prompt(subject: Subject, row: int, strategy: str) -> str:

@@ -3,7 +3,7 @@
 Shapes: N examples with Q prompts and K images each, P distinct prompts, M = P·K/Q images.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,31 +85,27 @@ def plan_prompts(prompts: Iterable[str], *, seed: int, images_per_prompt: int = 
     return _plan(distinct, numbers_N[:, None], seed, images_per_prompt)
 
 
-def plan_passages(passages: Iterable[Sequence[str]], *, seed: int, prompts_per_text: int) -> ImagePlan:
+def plan_passages(passages: TextColumn, counts_N: NDArray[np.int64], *, seed: int, prompts_per_text: int) -> ImagePlan:
     """Return the plan for several prompts of each example.
 
     Args:
-        passages: of each example, 1 to ``prompts_per_text`` of them. Fewer recur in turn: a, b, c become a, b, c, a.
+        passages: of all examples, one example's after the other's.
+        counts_N: how many each example has, 1 to ``prompts_per_text``. Fewer recur in turn: a, b, c become a, b, c, a.
         seed: of the run.
         prompts_per_text: Q.
     """
-    counts: list[int] = []
-
-    def flat() -> Iterator[str]:
-        for its in passages:
-            counts.append(len(its))
-            yield from its
-
-    column = TextColumn.of(flat())
-    rows, numbers = numbered(column)
-    counts_N = np.array(counts, np.int64)
+    rows, numbers = numbered(passages)
     starts_N = np.cumsum(counts_N) - counts_N
-    places_NQ = np.arange(prompts_per_text) % counts_N[:, None]
-    return _plan(column.take(rows), numbers[starts_N[:, None] + places_NQ], seed, 1)
+    prompts_NQ = np.empty((len(counts_N), prompts_per_text), np.int64)
+    for place in range(prompts_per_text):
+        prompts_NQ[:, place] = numbers[starts_N + place % counts_N]
+    del numbers
+    return _plan(passages if len(rows) == len(passages) else passages.take(rows), prompts_NQ, seed, 1)
 
 
 def _plan(prompts: TextColumn, prompts_of_example: NDArray[np.int64], seed: int, images_per_prompt: int) -> ImagePlan:
-    seeds = np.fromiter((image_seed(prompt, seed, image) for prompt in prompts for image in range(images_per_prompt)), np.int64)
+    seeds_of_prompts = (image_seed(prompt, seed, image) for prompt in prompts for image in range(images_per_prompt))
+    seeds = np.fromiter(seeds_of_prompts, np.int64, len(prompts) * images_per_prompt)
     return ImagePlan(prompts=prompts, seeds=seeds, prompts_of_example=prompts_of_example, images_per_prompt=images_per_prompt)
 
 

@@ -18,30 +18,34 @@ from numpy.typing import NDArray
 
 from featurize.plan.prompt_reader import PromptReader
 from featurize.plan.words import folded, has_unspaced, is_unspaced, word_spans, words_in
+from lugpi_core.corpora.columns import TextColumn, TextColumnBuilder
 
 # Texts whose terms are held at once.
 _AT_ONCE = 1024
 
 
 class Vocabulary(dict[str, int]):
-    """Numbers words as they stand, in the order in which they are met. Grows with their number.
+    """Numbers words as they stand, in the order in which they are met. Grows with their number; but words without a letter, which are no
+    terms, are all number 0: most of many texts' numbers occur only once.
 
     Attributes:
         words: by their number.
-        names: of each word, the number of the form in which it is compared; -1 for a word without a letter, which is no term.
+        names: of each word, the number of the form in which it is compared; -1 for those that are no terms.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.words: list[str] = []
-        self.names = array("q")
+        self.words = [""]
+        self.names = array("q", [-1])
         self._names: dict[str, int] = {}
 
     def __missing__(self, word: str) -> int:
-        self[word] = number = len(self.words)
         name = _name_of(word)
+        if not name:
+            return 0
+        self[word] = number = len(self.words)
         self.words.append(word)
-        self.names.append(self._names.setdefault(name, len(self._names)) if name else -1)
+        self.names.append(self._names.setdefault(name, len(self._names)))
         return number
 
 
@@ -153,7 +157,7 @@ class Weights:
         return terms.at(np.lexsort((terms.place, -self.of(terms), terms.text)))
 
 
-def keyword_prompts(texts: Sequence[str], train: Iterable[str], reader: PromptReader) -> list[str]:
+def keyword_prompts(texts: Sequence[str], train: Iterable[str], reader: PromptReader) -> TextColumn:
     """Return the keywords of each text: as many of the heaviest terms as the generator reads, one at least.
 
     A term that the generator deletes, or that no tokenizer of it knows, is not chosen. A text without any is its own prompt.
@@ -165,14 +169,14 @@ def keyword_prompts(texts: Sequence[str], train: Iterable[str], reader: PromptRe
     """
     vocabulary = Vocabulary()
     weights = Weights(*document_frequencies(train, vocabulary))
-    prompts: list[str] = []
+    prompts = TextColumnBuilder()
     for start in range(0, len(texts), _AT_ONCE):
         part = list(texts[start : start + _AT_ONCE])
         terms = terms_of(part, vocabulary)
         distinct, place = np.unique(terms.word, return_inverse=True)
         is_read = reader.reads([vocabulary.words[number] for number in distinct.tolist()])
-        prompts += _keywords_of(part, weights.ranked(terms.at(is_read[place])), vocabulary.words, reader)
-    return prompts
+        prompts.extend(_keywords_of(part, weights.ranked(terms.at(is_read[place])), vocabulary.words, reader))
+    return prompts.column()
 
 
 def _keywords_of(texts: Sequence[str], ranked: Terms, words: Sequence[str], reader: PromptReader) -> list[str]:

@@ -1,12 +1,12 @@
 """How much of a prompt a generator reads: the numbers of tokens, and the words that fit. Loads tokenizers only."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,10 @@ _AT_ONCE = 1024
 # A word that stands before others while their tokens are counted, because in many vocabularies a space is part of the word that follows.
 _FILLER = "a"
 _SPARE = 8
-# Pieces whose tokens are remembered.
-_MOST_PIECES = 1 << 20
+# Words whose answers are remembered: more than most of a corpus's words are of, and some 20 MB.
+_MOST_REMEMBERED = 1 << 17
+_NOT_SPACE = re.compile(r"\S")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,44 @@ class _Bounds:
     tokens_low: NDArray[np.int64]
     high: NDArray[np.int64]
     tokens_high: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """What the tokens of the pieces of P prompts say, added up; int64 [P].
+
+    Attributes:
+        most: the number of pieces that fit.
+        few: how many pieces were looked at: where there are more, these are too many.
+    """
+
+    most: NDArray[np.int64]
+    few: NDArray[np.int64]
+    _none: int
+    _begins: NDArray[np.int64]
+    _sums: NDArray[np.int64]
+
+    def tokens(self, pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the tokens of each prompt of so many of its first pieces."""
+        tokens: NDArray[np.int64] = self._none + self._sums[self._begins + pieces] - self._sums[self._begins]
+        return tokens
+
+
+class _Remembered(Generic[Answer]):
+    """Answers about words, each asked for once while they are few."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Answer] = {}
+
+    def of(self, words: Sequence[str], ask: Callable[[Sequence[str]], Iterable[Answer]]) -> list[Answer]:
+        """Return the answer about each word; ``ask`` is called with new words, some at once."""
+        if len(self._answers) + len(words) > _MOST_REMEMBERED:
+            self._answers.clear()
+        new = [word for word in dict.fromkeys(words) if word not in self._answers]
+        for start in range(0, len(new), _AT_ONCE):
+            part = new[start : start + _AT_ONCE]
+            self._answers.update(zip(part, ask(part), strict=True))
+        return [self._answers[word] for word in words]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +88,9 @@ class PromptReader:
     tokens_of: Callable[[Sequence[str]], Sequence[int]]
     cleaned: Callable[[Sequence[str]], list[str]] = list
     knows: Callable[[Sequence[str]], Sequence[bool]] | None = None
-    _alone: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _known: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _is_read: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _alone: _Remembered[int] = field(default_factory=_Remembered, init=False, repr=False, compare=False)
+    _known: _Remembered[bool] = field(default_factory=_Remembered, init=False, repr=False, compare=False)
+    _is_read: _Remembered[bool] = field(default_factory=_Remembered, init=False, repr=False, compare=False)
 
     def most_that_fit(
         self, pieces: NDArray[np.int64], lengths: NDArray[np.int64], words: Sequence[str], build: Callable[[int, int], str]
@@ -66,6 +106,19 @@ class PromptReader:
             words: the pieces by their number.
             build: returns a prompt, by its number, of so many of its first pieces.
         """
+        sums = self._sums(pieces, lengths, words)
+        most, few = sums.most, sums.few
+        likely = self.tokens_read - self.tokens_read // _SPARE
+        rows = np.flatnonzero((few < lengths) | (sums.tokens(few) > likely))
+        counted = self._counts([build(row, count) for row, count in zip(rows.tolist(), most[rows].tolist(), strict=True)])
+        expected = sums.tokens(most)[rows]
+        is_wrong = (counted != expected) | (expected > self.tokens_read)
+        rows, counted = rows[is_wrong], counted[is_wrong]
+        most[rows] = self._search_from(rows.tolist(), counted, most[rows], few[rows], lengths[rows], build)
+        return [int(count) for count in most]
+
+    def _sums(self, pieces: NDArray[np.int64], lengths: NDArray[np.int64], words: Sequence[str]) -> _Sums:
+        """Return what the sums of the pieces' tokens say; the arguments are those of ``most_that_fit``."""
         # A piece has at least one token: where as many as are read and one more have too many, the others need not be counted.
         few = np.minimum(lengths, self.tokens_read + 1)
         rank = np.arange(len(pieces)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -74,14 +127,7 @@ class PromptReader:
         begins = np.cumsum(few) - few
         fits = none + sums[1:] - np.repeat(sums[begins], few) <= self.tokens_read
         most = np.bincount(np.repeat(np.arange(len(few)), few)[fits], minlength=len(few))
-        expected, totals = none + sums[begins + most] - sums[begins], none + sums[begins + few] - sums[begins]
-        likely = self.tokens_read - self.tokens_read // _SPARE
-        rows = np.flatnonzero((few < lengths) | (totals > likely))
-        counted = self._counts([build(row, count) for row, count in zip(rows.tolist(), most[rows].tolist(), strict=True)])
-        is_wrong = (counted != expected[rows]) | (none > self.tokens_read)
-        rows, counted = rows[is_wrong], counted[is_wrong]
-        most[rows] = self._search_from(rows.tolist(), counted, most[rows], few[rows], lengths[rows], build)
-        return [int(count) for count in most]
+        return _Sums(most=most, few=few, _none=none, _begins=begins, _sums=sums)
 
     def _search_from(
         self,
@@ -110,16 +156,45 @@ class PromptReader:
     def _tokens_between(self, pieces: NDArray[np.int64], words: Sequence[str]) -> tuple[int, NDArray[np.int64]]:
         """Return the tokens of a prompt without words, and int64 of each piece, by its number, its tokens if it stands between others."""
         distinct, place = np.unique(pieces, return_inverse=True)
-        asked = [words[number] for number in distinct.tolist()]
-        if len(self._alone) + len(asked) > _MOST_PIECES:
-            self._alone.clear()
-        new = [word for word in asked if word not in self._alone]
         one, two = self._counts([_FILLER, f"{_FILLER} {_FILLER}"]).tolist()
-        self._alone.update(zip(new, (self._counts([f"{_FILLER} {word}" for word in new]) - one).tolist(), strict=True))
-        return 2 * one - two, np.array([self._alone[word] for word in asked], np.int64)[place]
+
+        def between(new: Sequence[str]) -> list[int]:
+            tokens: list[int] = (self._counts([f"{_FILLER} {word}" for word in new]) - one).tolist()
+            return tokens
+
+        tokens = self._alone.of([words[number] for number in distinct.tolist()], between)
+        return 2 * one - two, np.array(tokens, np.int64)[place]
 
     def parts_read(self, prompts: Sequence[str]) -> tuple[list[str], NDArray[np.bool_]]:
-        """Return what is read of each prompt, up to the end of its last whole word, and bool [P], whether that is less than all of it."""
+        """Return what is read of each prompt, up to the end of its last whole word, and bool [P], whether that is less than all of it.
+
+        A prompt is counted once, up to the first word that has too many tokens by the sum of those of its words, or whole if none has; if
+        the sum was wrong, the end is searched for.
+        """
+        first = [_first_words(prompt, self.tokens_read + 1) for prompt in prompts]
+        ends = [_ends_of_words(text) for text in first]
+        number: dict[str, int] = {}
+        pieces = [
+            number.setdefault(text[begin:end].lstrip(), len(number))
+            for text, its in zip(first, ends, strict=True)
+            for begin, end in pairwise(its)
+        ]
+        lengths = np.array([len(its) - 1 for its in ends], np.int64)
+        sums = self._sums(np.array(pieces, np.int64), lengths, list(number))
+        tried = np.minimum(sums.most + 1, sums.few)
+        counted = self._counts([text[: its[count]] for text, its, count in zip(first, ends, tried.tolist(), strict=True)])
+        cut = counted > self.tokens_read
+        is_all = (tried == lengths) & np.array([len(text) == len(prompt) for text, prompt in zip(first, prompts, strict=True)], np.bool_)
+        is_sure = (counted == sums.tokens(tried)) & (cut | is_all)
+        read = [text[: its[count]] for text, its, count in zip(first, ends, (tried - cut).tolist(), strict=True)]
+        rows = np.flatnonzero(~is_sure).tolist()
+        found, cut[rows] = self._parts_searched([prompts[row] for row in rows])
+        for row, part in zip(rows, found, strict=True):
+            read[row] = part
+        return read, cut
+
+    def _parts_searched(self, prompts: Sequence[str]) -> tuple[list[str], NDArray[np.bool_]]:
+        """Return what ``parts_read`` does, where tokens of words do not add up."""
         read = [_first_words(prompt, self.tokens_read + 1) for prompt in prompts]
         tokens = self._counts(read)
         for row in np.flatnonzero(tokens <= self.tokens_read).tolist():
@@ -142,29 +217,21 @@ class PromptReader:
     def reads(self, words: Sequence[str]) -> NDArray[np.bool_]:
         """Return of each word or pair of characters whether it is left when prompts are cleaned, and a tokenizer knows it. It is asked
         about once."""
-        if len(self._is_read) + len(words) > _MOST_PIECES:
-            self._is_read.clear()
-        new = [word for word in words if word not in self._is_read]
-        for start in range(0, len(new), _AT_ONCE):
-            part = new[start : start + _AT_ONCE]
-            left = self.cleaned(part)
-            is_left = [rest == word or len(words_in(rest)) >= len(words_in(word)) for word, rest in zip(part, left, strict=True)]
-            is_known = [True] * len(part) if self.knows is None else self.knows(left)
-            self._is_read.update(zip(part, map(all, zip(is_left, is_known, strict=True)), strict=True))
-        return np.array([self._is_read[word] for word in words], np.bool_)
+
+        def are_read(new: Sequence[str]) -> Iterable[bool]:
+            left = self.cleaned(new)
+            is_left = [rest == word or len(words_in(rest)) >= len(words_in(word)) for word, rest in zip(new, left, strict=True)]
+            is_known = [True] * len(new) if self.knows is None else self.knows(left)
+            return map(all, zip(is_left, is_known, strict=True))
+
+        return np.array(self._is_read.of(words, are_read), np.bool_)
 
     def without_unknown(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts without the words that every tokenizer maps, in part or whole, to its unknown token."""
         if self.knows is None:
             return list(prompts)
-        distinct = {word for prompt in prompts for word in words_in(prompt)}
-        if len(self._known) > _MOST_PIECES:
-            self._known.clear()
-        words = sorted(distinct - self._known.keys())
-        for start in range(0, len(words), _AT_ONCE):
-            part = words[start : start + _AT_ONCE]
-            self._known.update(zip(part, self.knows(part), strict=True))
-        unknown = {word for word in distinct if not self._known[word]}
+        words = sorted({word for prompt in prompts for word in words_in(prompt)})
+        unknown = {word for word, is_known in zip(words, self._known.of(words, self.knows), strict=True) if not is_known}
         return [_without(prompt, unknown) for prompt in prompts] if unknown else list(prompts)
 
     def _search(self, bounds: "_Bounds", build: Callable[[int, int], str]) -> list[int]:
@@ -197,6 +264,12 @@ def _first_words(prompt: str, count: int) -> str:
     megabyte need not be tokenized."""
     ends = [run.end() for run in islice(re.finditer(r"\S+", prompt), count + 1)]
     return prompt if len(ends) <= count else prompt[: ends[count - 1]]
+
+
+def _ends_of_words(text: str) -> list[int]:
+    """Return 0, where each word of a text ends, and where the text ends; spaces at its end belong to its last word."""
+    ends = [0, *(end for _, end in word_spans(text))]
+    return [*(ends[:-1] if len(ends) > 1 and not _NOT_SPACE.search(text, ends[-1]) else ends), len(text)]
 
 
 def _without(prompt: str, words: AbstractSet[str]) -> str:

@@ -1,12 +1,13 @@
 """``--prompts``: what the generator reads of each text, the whole of it, its passages, or its keywords; and the plan of their images."""
 
 from collections.abc import Callable
+from functools import partial
 
 from featurize.options import Generation
 from featurize.plan.images import ImagePlan, plan_images, plan_passages, plan_prompts, require_prompts
 from featurize.plan.keywords import keyword_prompts
 from featurize.plan.prompt_reader import PromptReader
-from featurize.plan.words import passages_of
+from featurize.plan.words import passage_spans
 from lugpi_core.corpora.corpus import Corpus
 
 
@@ -27,8 +28,8 @@ def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptRea
             return plan_images(corpus, seed=seed, images_per_text=images_per_text)
         case "chunks":
             require_prompts(corpus)
-            passages = (passages_of(prompt, images_per_text) for prompt in corpus.columns.prompts)
-            return plan_passages(passages, seed=seed, prompts_per_text=images_per_text)
+            passages, counts_N = corpus.columns.prompts.parts(partial(passage_spans, count=images_per_text))
+            return plan_passages(passages, counts_N, seed=seed, prompts_per_text=images_per_text)
         case "keywords":
             require_prompts(corpus)
             prompts = keyword_prompts(corpus.columns.prompts, corpus.train_prompts(), reader())

@@ -78,10 +78,15 @@ def passages_of(text: str, count: int) -> tuple[str, ...]:
     Cut is where a sentence ends if one does within a quarter of a passage from where equal parts would end, else where a phrase does, else
     at the nearest border of two words. A text has no more passages than words.
     """
+    return tuple(text[begin:end] for begin, end in passage_spans(text, count))
+
+
+def passage_spans(text: str, count: int) -> list[tuple[int, int]]:
+    """Return where each passage begins and ends, without the spaces around it."""
     borders = [match.start() for match in _patterns()[1].finditer(text)]
     count = min(count, len(borders))
     if count < 2:
-        return (text,)
+        return [(0, len(text))]
     length = (len(text) - borders[0]) / count
     chosen = [0]
     for passage in range(1, count):
@@ -89,7 +94,13 @@ def passages_of(text: str, count: int) -> tuple[str, ...]:
         free = range(chosen[-1] + 1, len(borders) - (count - passage) + 1)
         chosen.append(_best_border(text, borders, free, borders[0] + passage * length, length * _TOLERANCE))
     cuts = [0, *(borders[number] for number in chosen[1:]), len(text)]
-    return tuple(text[begin:end].strip() for begin, end in pairwise(cuts))
+    return [_without_spaces(text, begin, end) for begin, end in pairwise(cuts)]
+
+
+def _without_spaces(text: str, begin: int, end: int) -> tuple[int, int]:
+    part = text[begin:end]
+    left = len(part) - len(part.lstrip())
+    return begin + left, begin + max(left, len(part.rstrip()))
 
 
 def _best_border(text: str, borders: list[int], free: range, target: float, tolerance: float) -> int:

@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 _AT_ONCE = 4096
+_COMPARED_AT_ONCE = 1 << 16
 Item = TypeVar("Item")
 
 
@@ -92,6 +93,21 @@ class TextColumn(Sequence[str]):
         rows = np.asarray(rows, np.int64)
         return TextColumn(self._data, self._starts[rows], self._ends[rows])
 
+    def parts(self, cut: Callable[[str], Sequence[tuple[int, int]]]) -> tuple["TextColumn", NDArray[np.int64]]:
+        """Return the column of parts of the texts, text after text, which shares the buffer, and how many each text has, int64 [N].
+
+        Args:
+            cut: returns where the parts of a text begin and end, in letters.
+        """
+        starts, ends, counts = array("q"), array("q"), array("q")
+        for text, start in zip(self, self._starts.tolist(), strict=True):
+            spans = cut(text)
+            counts.append(len(spans))
+            for begin, end in spans if text.isascii() else [(_bytes_of(text[:begin]), _bytes_of(text[:end])) for begin, end in spans]:
+                starts.append(start + begin)
+                ends.append(start + end)
+        return TextColumn(self._data, np.frombuffer(starts, np.int64), np.frombuffer(ends, np.int64)), np.frombuffer(counts, np.int64)
+
     def followed_by(self, others: Iterable["TextColumn"]) -> "TextColumn":
         """Return these texts and those of other columns. The buffer grows: no copy of it is made."""
         starts, ends = [self._starts], [self._ends]
@@ -103,6 +119,10 @@ class TextColumn(Sequence[str]):
             starts.append(other._starts + shift)
             ends.append(other._ends + shift)
         return TextColumn(self._data, np.concatenate(starts), np.concatenate(ends))
+
+
+def _bytes_of(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 class TextColumnBuilder:
@@ -122,7 +142,7 @@ class TextColumnBuilder:
         # As many bytes as letters: all of them are ASCII.
         is_ascii = len(data) == sum(map(len, texts))
         for text in texts:
-            end += len(text) if is_ascii else len(text.encode("utf-8", "surrogatepass"))
+            end += len(text) if is_ascii else _bytes_of(text)
             self._ends.append(end)
         self._data += data
 
@@ -201,8 +221,8 @@ def has_repeats(texts: TextColumn) -> bool:
     return bool(equal_rows(texts.encoded, texts.__getitem__, len(texts)))
 
 
-def _hash(text: bytes | bytearray) -> bytes:
-    return xxhash.xxh3_128_digest(text)
+def _hash(text: bytes | bytearray) -> int:
+    return xxhash.xxh3_64_intdigest(text)
 
 
 def candidates(keys: Iterable[bytes | bytearray], count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -214,15 +234,12 @@ def candidates(keys: Iterable[bytes | bytearray], count: int) -> tuple[NDArray[n
         keys: N of them.
         count: N.
     """
-    hashes_N2 = np.empty((count, 2), np.uint64)
-    place = 0
-    for some in batched(map(_hash, keys)):
-        hashes_N2[place : place + len(some)] = np.frombuffer(b"".join(some), np.uint64).reshape(-1, 2)
-        place += len(some)
-    assert place == count, (place, count)
-    order = np.lexsort((hashes_N2[:, 1], hashes_N2[:, 0]))
+    hashes_N = np.fromiter(map(_hash, keys), np.uint64, count)
+    order = np.argsort(hashes_N, kind="stable")
     begins = np.ones(count, np.bool_)
-    begins[1:] = (hashes_N2[order[1:]] != hashes_N2[order[:-1]]).any(axis=1)
+    for first in range(1, count, _COMPARED_AT_ONCE):  # in parts, which take no more memory for more rows
+        its = hashes_N[order[first - 1 : first + _COMPARED_AT_ONCE]]
+        begins[first : first + _COMPARED_AT_ONCE] = its[1:] != its[:-1]
     return order, begins
 
 
@@ -250,13 +267,15 @@ def numbered(texts: TextColumn) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of the distinct texts, int64 [P], each one's first, ascending; and the number of each row's text, int64 [N]."""
     count = len(texts)
     order, begins = candidates(texts.encoded(), count)
-    first_of = order[begins]  # of each group, in the order of the hashes
-    groups = np.cumsum(begins) - 1
-    rows = np.sort(first_of)
-    number_of_group = np.searchsorted(rows, first_of)
-    numbers = np.empty(count, np.int64)
-    numbers[order] = number_of_group[groups]
-    repeats = np.flatnonzero(rows[numbers] != np.arange(count))
+    if begins.all():
+        return np.arange(count), np.arange(count)
+    is_first = np.zeros(count, np.bool_)
+    is_first[order[begins]] = True
+    numbers = np.cumsum(is_first) - 1  # right where a text is the first of its group
+    sizes = np.diff(np.flatnonzero(np.append(begins, True)))
+    numbers[order] = np.repeat(numbers[order[begins]], sizes)
+    del order
+    rows, repeats = np.flatnonzero(is_first), np.flatnonzero(~is_first)
     if any(mine != its for mine, its in zip(texts.take(repeats).encoded(), texts.take(rows[numbers[repeats]]).encoded(), strict=True)):
         return _numbered_one_by_one(texts)
     return rows, numbers

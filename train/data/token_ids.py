@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ FOLDER = "token-ids"
 Token = Literal["first", "last"]
 # So few that what a tokenizer returns for them, Python lists of numbers, is small beside the texts.
 _TEXTS_AT_ONCE = 512
+# In which numbers are kept, the narrowest first.
+_WIDTHS = (np.uint8, np.uint16, np.int32)
+_HASHED_AT_ONCE = 1 << 20
 # A single entry of metadata: safetensors writes several in no fixed order.
 _ABOUT = "about"
 
@@ -35,10 +38,12 @@ _ABOUT = "about"
 class Tokens(NamedTuple):
     """What a tokenizer returns for texts, special tokens included, without padding; on the CPU.
 
+    Numbers are uint8, uint16 or int32, the narrowest that holds all of them.
+
     Attributes:
-        flat_S: int32, the ids of all texts, concatenated.
+        flat_S: the ids of all texts, concatenated.
         lengths_N: int64, the number of ids of each text.
-        others: what the model takes besides, int32 [S] each, such as ``token_type_ids``.
+        others: what the model takes besides, [S] each, such as ``token_type_ids``.
     """
 
     flat_S: torch.Tensor
@@ -47,20 +52,45 @@ class Tokens(NamedTuple):
 
     def followed_by(self, more: "Tokens") -> "Tokens":
         """Return these texts and, after them, others of the same tokenizer."""
-        others = {name: torch.cat([values, more.others[name]]) for name, values in self.others.items()}
-        return Tokens(torch.cat([self.flat_S, more.flat_S]), np.concatenate([self.lengths_N, more.lengths_N]), others)
+        others = {name: _after_each_other(values, more.others[name]) for name, values in self.others.items()}
+        return Tokens(_after_each_other(self.flat_S, more.flat_S), np.concatenate([self.lengths_N, more.lengths_N]), others)
+
+
+def _after_each_other(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    # NumPy has a type for uint16 and int32 together; torch has none.
+    return torch.from_numpy(np.concatenate([first.numpy(), second.numpy()]))
+
+
+class NumberColumn:
+    """Numbers that grow in one buffer, which the system moves without copying it; as wide as the largest of them needs."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._dtype: np.dtype[Any] = np.dtype(_WIDTHS[0])
+
+    def extend(self, numbers: NDArray[np.int32]) -> None:
+        """Append some numbers."""
+        low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+        needed = next(np.dtype(width) for width in _WIDTHS if np.iinfo(width).min <= low and high <= np.iinfo(width).max)
+        if needed.itemsize > self._dtype.itemsize:
+            self._data, self._dtype = bytearray(np.frombuffer(self._data, self._dtype).astype(needed).data), needed
+        self._data += numbers.astype(self._dtype).data
+
+    def numbers(self) -> torch.Tensor:
+        """Return the numbers, which share the buffer. Nothing may be appended after that."""
+        return torch.from_numpy(np.frombuffer(self._data, self._dtype))
 
 
 class TokenIds:
     """Token ids, special tokens included, without padding.
 
-    Holds 4 bytes per token on ``device``, 4 more for each other input that is not zero throughout, and the lengths there and on the host,
-    so that the length of a batch is known without synchronizing.
+    Holds on ``device`` the numbers as they are given, of the other inputs only those that are not zero throughout, and the lengths there
+    and on the host, so that the length of a batch is known without synchronizing.
 
     Args:
-        flat_S: int32, the ids of all texts, concatenated.
+        flat_S: the ids of all texts, concatenated, of any type of whole numbers, as are the others.
         lengths_N: int64, the number of ids of each text.
-        others: what the model takes besides, int32 [S] each.
+        others: what the model takes besides, [S] each.
         pad: the id that fills up texts shorter than the longest of their batch.
         padding: on which side, and with what else (default: on the right, masked).
         device: where the batches are created.
@@ -79,9 +109,9 @@ class TokenIds:
         self.lengths_N = lengths_N
         self._pad, self._padding = pad, padding or Padding()
         self.equal_lengths = self._padding.is_read
-        self._flat_S = flat_S.to(device)
+        self._flat_S = _Numbers.of(flat_S, device)
         # Token types are zero throughout for single texts of most models: nothing is kept then.
-        self._others = {name: values_S.to(device) if bool(values_S.any()) else None for name, values_S in others.items()}
+        self._others = {name: _Numbers.of(values_S, device) if bool(values_S.any()) else None for name, values_S in others.items()}
         self._on_device_N = torch.from_numpy(lengths_N).to(device)
         self._starts_N = torch.from_numpy(np.cumsum(lengths_N) - lengths_N).to(device)
         self._places_L = torch.arange(int(lengths_N.max(initial=0)), device=device)
@@ -111,14 +141,14 @@ class TokenIds:
         places_L = self._places_L[:longest]
         if longest == int(lengths.min()):
             where_BL = self._starts_N[rows_B, None] + places_L
-            ids_BL = self._flat_S[where_BL].long()
+            ids_BL = self._flat_S.at(where_BL)
             return {"input_ids": ids_BL} | {name: self._other(values_S, where_BL, ids_BL) for name, values_S in self._others.items()}
         lengths_B1 = self._on_device_N[rows_B, None]
         if self._padding.left:
             places_L = places_L - (longest - lengths_B1)
         mask_BL = (places_L >= 0) & (places_L < lengths_B1)
-        where_BL = (self._starts_N[rows_B, None] + places_L).clamp_(min=0, max=len(self._flat_S) - 1)
-        ids_BL = self._flat_S[where_BL].long().masked_fill_(~mask_BL, self._pad)
+        where_BL = (self._starts_N[rows_B, None] + places_L).clamp_(min=0, max=len(self._flat_S.kept_S) - 1)
+        ids_BL = self._flat_S.at(where_BL).masked_fill_(~mask_BL, self._pad)
         batch = {"input_ids": ids_BL} | ({"attention_mask": mask_BL.long()} if self._padding.masked else {})
         for name, values_S in self._others.items():
             batch[name] = self._other(values_S, where_BL, ids_BL).masked_fill_(~mask_BL, self._padding.others.get(name, 0))
@@ -127,12 +157,9 @@ class TokenIds:
     def only(self, token: Token) -> "TokenIds":
         """Return one token of each text in place of the text: its first or its last."""
         starts_N = self._starts_N if token == "first" else self._starts_N + self._on_device_N - 1
-        others = {
-            name: torch.zeros_like(self._flat_S[starts_N]) if values_S is None else values_S[starts_N]
-            for name, values_S in self._others.items()
-        }
-        ones_N = np.ones_like(self.lengths_N)
-        return TokenIds(self._flat_S[starts_N], ones_N, others, pad=self._pad, padding=self._padding, device=self._flat_S.device)
+        ids_N = self._flat_S.at(starts_N)
+        others = {name: self._other(values_S, starts_N, ids_N) for name, values_S in self._others.items()}
+        return TokenIds(ids_N, np.ones_like(self.lengths_N), others, pad=self._pad, padding=self._padding, device=ids_N.device)
 
     def is_token(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return bool [B, L]: which places of a padded batch are tokens of the texts, and no padding."""
@@ -145,8 +172,26 @@ class TokenIds:
         """Whether padding is before a text, and not after it."""
         return self._padding.left
 
-    def _other(self, values_S: torch.Tensor | None, where_BL: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(ids_BL) if values_S is None else values_S[where_BL].long()
+    def _other(self, values_S: "_Numbers | None", where_BL: torch.Tensor, ids_BL: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(ids_BL) if values_S is None else values_S.at(where_BL)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Whole numbers on a device. uint16, of which torch has few operations, is kept as int16."""
+
+    kept_S: torch.Tensor
+    is_uint16: bool
+
+    @classmethod
+    def of(cls, numbers_S: torch.Tensor, device: torch.device) -> "_Numbers":
+        is_uint16 = numbers_S.dtype == torch.uint16
+        return cls((numbers_S.view(torch.int16) if is_uint16 else numbers_S).to(device), is_uint16)
+
+    def at(self, where: torch.Tensor) -> torch.Tensor:
+        """Return the numbers at some places, int64."""
+        numbers = self.kept_S[where].long()
+        return numbers.bitwise_and_(0xFFFF) if self.is_uint16 else numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +247,14 @@ def tokenize(text_model: TextModel, texts: Sequence[str], pairs: Sequence[str] |
     """Return the tokens of the texts, or of pairs of texts, ``max_length`` at most of each."""
     names = ("input_ids", *(name for name in text_model.inputs if name != "attention_mask"))
     # One buffer that grows for all texts: an array for each takes more than its tokens do.
-    flat = {name: bytearray() for name in names}
+    flat = {name: NumberColumn() for name in names}
     lengths: list[NDArray[np.int64]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         chunk = slice(start, start + _TEXTS_AT_ONCE)
         given = [list(texts[chunk])] if pairs is None else [list(texts[chunk]), list(pairs[chunk])]
         returned = text_model.tokenizer(*given, truncation=True, max_length=text_model.max_length)
         for name in names:
-            flat[name] += np.fromiter(chain.from_iterable(returned[name]), np.int32).data
+            flat[name].extend(np.fromiter(chain.from_iterable(returned[name]), np.int32))
         lengths.append(np.fromiter(map(len, returned["input_ids"]), np.int64))
     lengths_N = np.concatenate(lengths)
     if not lengths_N.all():
@@ -219,7 +264,7 @@ def tokenize(text_model: TextModel, texts: Sequence[str], pairs: Sequence[str] |
             expected="at least one token in every text",
             do="remove these texts, or choose another text model",
         )
-    tokens = {name: torch.frombuffer(data, dtype=torch.int32) for name, data in flat.items()}
+    tokens = {name: column.numbers() for name, column in flat.items()}
     return Tokens(tokens.pop("input_ids"), lengths_N, tokens)
 
 
@@ -247,9 +292,16 @@ def _read(path: Path, others: Sequence[str]) -> Tokens | None:
 
 
 def hash_of_tokens(tokens: Tokens) -> str:
-    """Return the hash of everything that a model reads of the texts."""
-    hasher = xxhash.xxh3_128(tokens.flat_S.numpy().data)
+    """Return the hash of everything that a model reads of the texts, of numbers as int32 however they are kept."""
+    hasher = xxhash.xxh3_128()
+    _update(hasher, tokens.flat_S)
     hasher.update(tokens.lengths_N.data)
     for values_S in tokens.others.values():
-        hasher.update(values_S.numpy().data)
+        _update(hasher, values_S)
     return hasher.hexdigest()
+
+
+def _update(hasher: xxhash.xxh3_128, numbers_S: torch.Tensor) -> None:
+    numbers = numbers_S.numpy()
+    for first in range(0, len(numbers), _HASHED_AT_ONCE):
+        hasher.update(numbers[first : first + _HASHED_AT_ONCE].astype(np.int32).data)

@@ -43,18 +43,18 @@ def _job(device: str, size_px: int = 512, *, denoiser: str = "unet", **execution
 
 
 def test_a_batch_that_is_asked_for_is_computed_whole_on_the_cpu() -> None:
-    assert choose_batch_sizes(_job("cpu", batch_size=5)) == BatchSizes(generate=5, decode=5, encode=5)
+    assert choose_batch_sizes(_job("cpu", batch_size=5), {}) == BatchSizes(generate=5, decode=5, encode=5)
 
 
 @pytest.mark.parametrize(("batch", "decoded"), [(1, 1), (8, 1), (16, 2), (75, 9)])
 def test_on_cuda_an_eighth_of_the_batch_is_decoded_at_once(batch: int, decoded: int) -> None:
-    assert choose_batch_sizes(_job("cuda", batch_size=batch)) == BatchSizes(generate=batch, decode=decoded, encode=batch)
+    assert choose_batch_sizes(_job("cuda", batch_size=batch), {}) == BatchSizes(generate=batch, decode=decoded, encode=batch)
 
 
 @pytest.mark.parametrize(("size_px", "free_gb", "batch"), [(512, 80, 16), (512, 2, 4), (768, 5, 4), (512, 0.1, 1), (64, 1, 16)])
 def test_auto_of_a_unet_on_the_cpu_is_a_fixed_rule(monkeypatch: pytest.MonkeyPatch, size_px: int, free_gb: float, batch: int) -> None:
     monkeypatch.setattr(batch_size, "free_memory_bytes", lambda *_: int(free_gb * GB))
-    sizes = choose_batch_sizes(_job("cpu", size_px))
+    sizes = choose_batch_sizes(_job("cpu", size_px), {})
     assert sizes == BatchSizes(generate=batch, decode=max(1, batch // 8), encode=batch)
     assert sizes.by_stage() == {"prompt": TEXT_BATCH, "denoise": batch, "decode": max(1, batch // 8), "encode": batch}
 
@@ -75,7 +75,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "denoiser_part", lambda *_: _Counted(0.1, 0.5))
     monkeypatch.setattr(batch_size, "decoder_part", lambda *_, **__: _Counted(0, 2))
     monkeypatch.setattr(batch_size, "text_parts", lambda *_: (_Counted(0, 0.1, 2), _Counted(0, 0, 1)))
-    monkeypatch.setattr(batch_size, "load_tokenizers", lambda _: {})
     monkeypatch.setattr(batch_size, "_device_bytes", lambda device: 20 * GB if device == "cuda" else 0)
 
 
@@ -96,20 +95,21 @@ def test_auto_on_cuda_is_what_is_counted_for_the_family(
 ) -> None:
     monkeypatch.setattr(batch_size, "free_memory_bytes", lambda *_: int(free_gb * GB))
     batch, decoded, prompts = sizes
-    assert choose_batch_sizes(_job("cuda", denoiser=denoiser)) == BatchSizes(generate=batch, decode=decoded, encode=batch, prompt=prompts)
+    expected = BatchSizes(generate=batch, decode=decoded, encode=batch, prompt=prompts)
+    assert choose_batch_sizes(_job("cuda", denoiser=denoiser), {}) == expected
 
 
 @pytest.mark.usefixtures("counted")
 def test_auto_of_a_transformer_is_counted_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "free_memory_bytes", lambda *_: 6 * GB)
-    assert choose_batch_sizes(_job("cpu", denoiser="transformer")) == BatchSizes(generate=8, decode=1, encode=8)
+    assert choose_batch_sizes(_job("cpu", denoiser="transformer"), {}) == BatchSizes(generate=8, decode=1, encode=8)
 
 
 @pytest.mark.usefixtures("counted")
 def test_a_decoder_that_needs_much_gets_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "decoder_part", lambda *_, **__: _Counted(0, 6))
     monkeypatch.setattr(batch_size, "free_memory_bytes", lambda *_: 22 * GB)
-    assert choose_batch_sizes(_job("cuda")) == BatchSizes(generate=32, decode=2, encode=32)
+    assert choose_batch_sizes(_job("cuda"), {}) == BatchSizes(generate=32, decode=2, encode=32)
 
 
 @pytest.mark.usefixtures("counted")
@@ -119,7 +119,7 @@ def test_where_nothing_can_be_counted_the_rule_holds(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(batch_size, "denoiser_part", fail)
     monkeypatch.setattr(batch_size, "free_memory_bytes", lambda *_: 6 * GB)
-    assert choose_batch_sizes(_job("cuda", denoiser="transformer")) == BatchSizes(generate=32, decode=4, encode=32)
+    assert choose_batch_sizes(_job("cuda", denoiser="transformer"), {}) == BatchSizes(generate=32, decode=4, encode=32)
 
 
 def test_half_of_the_hosts_memory_is_free_for_a_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurize.plan.images import ImagePlan, image_seed, plan_images, plan_passages
+from lugpi_core.corpora.columns import TextColumn
 from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
 
@@ -89,8 +90,8 @@ def test_images_of_a_text_are_neighbours_and_the_first_is_the_single_one() -> No
 
 
 def test_passages_of_a_text_have_an_image_each_and_those_of_a_short_text_recur() -> None:
-    plan = plan_passages([("a", "b", "c"), ("d",), ("b", "e")], seed=0, prompts_per_text=3)
-    assert plan.prompts == ("a", "b", "c", "d", "e")
+    plan = plan_passages(TextColumn.of("abcdbe"), np.array([3, 1, 2]), seed=0, prompts_per_text=3)
+    assert list(plan.prompts) == ["a", "b", "c", "d", "e"]
     assert plan.images_of_example.tolist() == [[0, 1, 2], [3, 3, 3], [1, 4, 1]]
     assert plan.seeds.tolist() == [image_seed(prompt, 0) for prompt in plan.prompts]
     assert (len(plan), plan.images_per_text, plan.saved) == (5, 3, 4)

@@ -27,7 +27,7 @@ def reader(words: int) -> PromptReader:
 
 
 def keywords(texts: Sequence[str], most: int, train: Sequence[str] = TRAIN) -> list[str]:
-    return keyword_prompts(texts, train, reader(most))
+    return list(keyword_prompts(texts, train, reader(most)))
 
 
 def test_terms_are_ranked_as_by_scikit_learn() -> None:

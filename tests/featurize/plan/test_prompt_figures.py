@@ -1,9 +1,11 @@
 """How many words each strategy loses, how many prompts are cut, and how many name their class."""
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featurize.inspect.info import store_info
@@ -13,6 +15,7 @@ from featurize.plan.images import plan_passages
 from featurize.plan.prompt_figures import prompt_figures
 from featurize.plan.prompt_reader import PromptReader
 from featurize.run import featurize, featurize_command
+from lugpi_core.corpora.columns import TextColumn
 from lugpi_core.corpora.corpus import UNLABELLED, Corpus, Example
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.prompt_figures import ClassWords, PromptFigures, figures_in
@@ -32,7 +35,8 @@ def corpus_of(texts: list[str], labels: list[str] | None) -> Corpus:
 
 
 def figures_of(corpus: Corpus, prompts: list[tuple[str, ...]], strategy: str = "whole") -> tuple[PromptFigures, list[bool]]:
-    plan = plan_passages(prompts, seed=0, prompts_per_text=max(map(len, prompts)))
+    counts_N = np.array([len(its) for its in prompts])
+    plan = plan_passages(TextColumn.of(chain.from_iterable(prompts)), counts_N, seed=0, prompts_per_text=int(counts_N.max()))
     figures, cut = prompt_figures(corpus, plan, strategy, READER)
     return figures, cut.tolist()
 

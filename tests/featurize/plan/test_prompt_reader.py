@@ -29,6 +29,11 @@ def reader(tokens_read: int) -> PromptReader:
     return PromptReader(tokens_read=tokens_read, tokens_of=tokens_of)
 
 
+def joined_reader(tokens_read: int) -> PromptReader:
+    """A token for every three letters, wherever words end: no sum of words is right."""
+    return PromptReader(tokens_read=tokens_read, tokens_of=lambda prompts: [2 + (len(prompt) + 2) // 3 for prompt in prompts])
+
+
 @given(st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 40))
 def test_the_part_that_is_read_fits_and_one_word_more_does_not(prompts: list[list[str]], tokens_read: int) -> None:
     reads = reader(tokens_read)
@@ -44,6 +49,32 @@ def test_the_part_that_is_read_fits_and_one_word_more_does_not(prompts: list[lis
         rest = text[len(part) :].split()
         following = next((place for place, word in enumerate(rest) if word != "!"), len(rest))
         assert reads.tokens_of([part + " " + " ".join(rest[: following + 1])])[0] > tokens_read
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab 猫.,'\n"), max_size=60), min_size=1, max_size=5),
+    st.integers(1, 12),
+    st.sampled_from(["split", "joined"]),
+)
+def test_adding_up_words_finds_the_same_end_as_searching_for_it(prompts: list[str], tokens_read: int, kind: str) -> None:
+    reads = joined_reader(tokens_read) if kind == "joined" else reader(tokens_read)
+    parts, cut = reads.parts_read(prompts)
+    found, is_cut = reads._parts_searched(prompts)
+    assert (parts, cut.tolist()) == (found, is_cut.tolist())
+
+
+def test_a_prompt_is_counted_once_where_its_words_add_up() -> None:
+    counted: list[str] = []
+    plain = reader(20)
+
+    def tokens_of(prompts: Sequence[str]) -> Sequence[int]:
+        counted.extend(prompts)
+        return plain.tokens_of(prompts)
+
+    prompts = ["a bb cccc " * 9 + f"{number % 2}." for number in range(50)] + ["a cat ", "", "bb"]
+    PromptReader(tokens_read=20, tokens_of=tokens_of).parts_read(prompts)
+    words = {"a", "bb", "cccc", "0", "1", ".", "cat ", "cat"}
+    assert len(counted) <= len(prompts) + len(words) + 4
 
 
 def test_few_tries_find_the_end_of_a_long_prompt() -> None:
@@ -135,11 +166,7 @@ def most_that_fit(reads: PromptReader, pieces: Sequence[Sequence[str]]) -> list[
 
 @given(st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 40), st.sampled_from(["split", "joined"]))
 def test_so_many_pieces_fit_and_one_more_does_not(pieces: list[list[str]], tokens_read: int, kind: str) -> None:
-    def joined(prompts: Sequence[str]) -> list[int]:
-        """A token for every three letters, wherever words end: no sum of words is right."""
-        return [2 + (len(prompt) + 2) // 3 for prompt in prompts]
-
-    reads = PromptReader(tokens_read=tokens_read, tokens_of=joined) if kind == "joined" else reader(tokens_read)
+    reads = joined_reader(tokens_read) if kind == "joined" else reader(tokens_read)
     for its, count in zip(pieces, most_that_fit(reads, pieces), strict=True):
         assert count == 0 or reads.tokens_of([" ".join(its[:count])])[0] <= tokens_read
         assert count == len(its) or reads.tokens_of([" ".join(its[: count + 1])])[0] > tokens_read

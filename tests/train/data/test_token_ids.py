@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.support.small_text_models import corpus_of, roberta_folder
 from train.data.text_model import TextModel, find_text_model
-from train.data.token_ids import FOLDER, TokenIds, token_ids
+from train.data.token_ids import FOLDER, NumberColumn, TokenIds, Tokens, hash_of_tokens, token_ids
 
 CPU = torch.device("cpu")
 TEXTS = ("a dog and a cat", "rain", "the sun, the moon & the stars", "soup " * 200)
@@ -50,8 +51,40 @@ def kept(run: Path) -> list[Path]:
 def test_token_ids_are_the_tokenizers(tmp_path: Path) -> None:
     text_model = find_text_model("demo", max_length=None)
     ids, lengths, _ = token_ids(text_model, corpus_of(*TEXTS), tmp_path)
-    assert (ids.dtype, lengths.dtype) == (torch.int32, np.int64)
+    assert (ids.dtype, lengths.dtype) == (torch.uint16, np.int64)
     assert each(ids, lengths) == [text_model.tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in TEXTS]
+
+
+NUMBERS = st.integers(0, 8) | st.integers(0, 70_000) | st.integers(-3, 3)
+
+
+@given(st.lists(st.lists(NUMBERS, max_size=5), min_size=1, max_size=5))
+def test_numbers_are_kept_as_narrow_as_the_largest_allows(parts: list[list[int]]) -> None:
+    column, numbers = NumberColumn(), [number for part in parts for number in part]
+    for part in parts:
+        column.extend(np.array(part, np.int32))
+    kept = column.numbers()
+    assert kept.tolist() == numbers
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    assert kept.dtype == (torch.int32 if low < 0 or high > 65535 else torch.uint16 if high > 255 else torch.uint8)
+
+
+@given(st.lists(st.integers(0, 65_535), min_size=2, max_size=9))
+def test_the_hash_of_tokens_is_that_of_32_bits_whatever_they_are_kept_in(numbers: list[int]) -> None:
+    lengths = np.array([1, len(numbers) - 1])
+    wide = np.array(numbers, np.int32)
+    expected = xxhash.xxh3_128_hexdigest(wide.tobytes() + lengths.tobytes() + (wide % 2).tobytes())
+    for width in (np.int32, np.uint16):
+        flat, types = torch.from_numpy(wide.astype(width)), torch.from_numpy((wide % 2).astype(np.uint8))
+        assert hash_of_tokens(Tokens(flat, lengths, {"token_type_ids": types})) == expected
+
+
+def test_texts_of_both_widths_can_follow_each_other() -> None:
+    few, many = (
+        Tokens(torch.from_numpy(np.array(ids, width)), np.array([2])) for ids, width in (([7, 40_000], np.uint16), ([1, 70_000], np.int32))
+    )
+    for first, second in ((few, many), (many, few), (few, few)):
+        assert first.followed_by(second).flat_S.tolist() == [*first.flat_S.tolist(), *second.flat_S.tolist()]
 
 
 def test_many_texts_have_the_ids_of_single_ones(tmp_path: Path) -> None:
@@ -155,12 +188,13 @@ def test_another_model_gets_its_own_separator(tmp_path: Path) -> None:
 
 
 @given(
-    texts=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=8),
+    width=st.sampled_from([np.int32, np.uint16]),
+    texts=st.lists(st.lists(st.integers(1, 65_535), min_size=1, max_size=12), min_size=1, max_size=8),
     chosen=st.lists(st.integers(0, 7), min_size=1, max_size=6),
 )
-def test_padding_keeps_every_token_and_masks_the_rest(texts: list[list[int]], chosen: list[int]) -> None:
+def test_padding_keeps_every_token_and_masks_the_rest(width: type[np.integer[Any]], texts: list[list[int]], chosen: list[int]) -> None:
     rows = np.array([number % len(texts) for number in chosen])
-    flat = torch.tensor([token for text in texts for token in text], dtype=torch.int32)
+    flat = torch.from_numpy(np.array([token for text in texts for token in text], width))
     ids = TokenIds(flat, np.array([len(text) for text in texts]), pad=0, device=CPU)
     batch = ids.padded(rows, torch.from_numpy(rows))
     own = [texts[row] for row in rows]
@@ -172,3 +206,5 @@ def test_padding_keeps_every_token_and_masks_the_rest(texts: list[list[int]], ch
     else:
         assert batch["attention_mask"].tolist() == [[1] * len(text) + [0] * (longest - len(text)) for text in own]
         assert batch["attention_mask"].dtype == torch.int64
+    last = ids.only("last").padded(rows, torch.from_numpy(rows))["input_ids"]
+    assert last.tolist() == [text[-1:] for text in own]
