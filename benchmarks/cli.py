@@ -15,6 +15,7 @@ from benchmarks.options import (
     RealOptions,
     ScaleOptions,
     ShortcutOptions,
+    TablesOptions,
     TrainingOptions,
 )
 from lugpi_core.command_line import Command, run_one_of
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         "memory": (_memory, BenchmarkOptions),
         "card": (_card, CardOptions),
         "evaluate": (_evaluate, BenchmarkOptions),
+        "tables": (_tables, TablesOptions),
         "fidelity": (_fidelity, BenchmarkOptions),
         "shortcuts": (_shortcuts, ShortcutOptions),
         "prompts": (_prompts, PromptsOptions),
@@ -45,10 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     about = (
         "Measure the store, featurize, training, its memory and the drift by int8 tokens; `all` runs these five. `shortcuts` measures "
         "what shortcuts of the generator save and cost; `families` our loop beside diffusers' own pipelines; `card` counts what the "
-        "presets take on a GPU of 24 GB; `evaluate` measures evaluating beside transformers' pipeline; `prompts` counts the words "
-        "that are not read; `prefix` measures training above frozen layers; `models` tries every architecture of transformers; `scale` "
-        "takes a million texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the "
-        "experiment of the tables; `freezing` (hours) asks what frozen layers cost in accuracy."
+        "presets take on a GPU of 24 GB; `evaluate` measures evaluating beside transformers' pipeline, "
+        "`tables` whole tables beside another checkout; `prompts` counts the words that are not read; `prefix` measures training "
+        "above frozen layers; `models` tries every architecture of transformers; `scale` takes a million "
+        "texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the experiment of the "
+        "tables; `freezing` (hours) asks what frozen layers cost in accuracy."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -99,6 +102,12 @@ def _evaluate(options: BenchmarkOptions) -> dict[str, Any]:
     from benchmarks.train.evaluate_speed import measure
 
     return measure(smoke=options.smoke, record=options.record)
+
+
+def _tables(options: TablesOptions) -> dict[str, Any]:
+    from benchmarks.train.tables_speed import measure
+
+    return measure(options)
 
 
 def _fidelity(options: BenchmarkOptions) -> dict[str, Any]:

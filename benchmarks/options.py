@@ -136,6 +136,27 @@ class DemoOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TablesOptions(BenchmarkOptions):
+    """Measure whole tables of the demo, all rows, beside another checkout of lugpi, from the same token store."""
+
+    against: Path
+    """Folder of the other checkout, such as a worktree of git."""
+    seeds: int = 3
+    """Seeds of each row."""
+    rounds: int = 3
+    """In which each checkout trains all tables."""
+    processes: int | None = None
+    """How many models this checkout trains at once; the other does as it does by itself (default: as many as it chooses)."""
+    runs: Path = Path("runs/tables-speed")
+    """Where the token store is; one that is whole is not made again."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "rounds", "processes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(got=f"--{name} {value}", expected="at least 1", do="give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FreezingOptions(BenchmarkOptions):
     """Train baselines with 0, 2, 4 and all 6 layers of MiniLM frozen (of the demo's text model 0, 1 and 2), over seeds: accuracy beside the
     seconds of an epoch and peak memory. The same command continues where it stopped."""
