@@ -271,10 +271,11 @@ def numbered(texts: TextColumn) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.arange(count), np.arange(count)
     is_first = np.zeros(count, np.bool_)
     is_first[order[begins]] = True
-    numbers = np.cumsum(is_first) - 1  # right where a text is the first of its group
-    sizes = np.diff(np.flatnonzero(np.append(begins, True)))
-    numbers[order] = np.repeat(numbers[order[begins]], sizes)
-    del order
+    numbers = np.cumsum(is_first)
+    numbers -= 1  # right where a text is the first of its group
+    firsts, others = np.flatnonzero(begins), np.flatnonzero(~begins)
+    numbers[order[others]] = numbers[order[firsts[np.searchsorted(firsts, others) - 1]]]
+    del order, firsts, others
     rows, repeats = np.flatnonzero(is_first), np.flatnonzero(~is_first)
     if any(mine != its for mine, its in zip(texts.take(repeats).encoded(), texts.take(rows[numbers[repeats]]).encoded(), strict=True)):
         return _numbered_one_by_one(texts)
