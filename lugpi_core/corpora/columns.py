@@ -271,7 +271,7 @@ def numbered(texts: TextColumn) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.arange(count), np.arange(count)
     is_first = np.zeros(count, np.bool_)
     is_first[order[begins]] = True
-    numbers = np.cumsum(is_first)
+    numbers = np.cumsum(is_first, dtype=np.int64)
     numbers -= 1  # right where a text is the first of its group
     firsts, others = np.flatnonzero(begins), np.flatnonzero(~begins)
     numbers[order[others]] = numbers[order[firsts[np.searchsorted(firsts, others) - 1]]]
