@@ -5,6 +5,7 @@ A batch system sends SIGTERM, or what the job asked for (``sbatch --signal=USR1@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -74,19 +75,29 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, echo_s: float = 0.0) -> Iterator[StopRequest]:
     """Turn the first of the signals ``STOPPING`` inside the block into a request; the second one ends the process as usual.
+
+    Others within ``echo_s`` seconds after the first are the same request, passed on by a launcher.
 
     An unhandled request raises ``Stopped`` when the block ends. Signals reach only the main thread: in other threads no request is ever
     made. A signal that the process ignores stays ignored, like SIGINT in the background jobs of a shell.
     """
-    request = StopRequest()
+    request, asked_at_s = StopRequest(), 0.0
     before: dict[signal.Signals, Any] = {}
 
     def ask(number: int, _: FrameType | None) -> None:
-        request.signal_number = number
+        nonlocal asked_at_s
+        now_s = time.monotonic()
+        is_first = request.signal_number is None
+        if is_first:
+            request.signal_number, asked_at_s = number, now_s
+        if (is_first and echo_s) or now_s - asked_at_s < echo_s:
+            return
         for earlier, handler in before.items():
             signal.signal(earlier, handler)
+        if not is_first:
+            signal.raise_signal(number)
 
     if threading.current_thread() is threading.main_thread():
         for number in STOPPING:

@@ -24,6 +24,7 @@ from train.evidence.outcome import FinishedModel, Outcome
 from train.evidence.rows import PlannedModel, Row
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
+from train.learning.launch import find_launch
 from train.learning.loop import NotFinite
 from train.models.api import plan_model
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
@@ -233,10 +234,10 @@ def _reset_peak_memory(compute: Compute) -> None:
 
 
 def refuse_launchers() -> None:
-    """Raise InputError under a launcher such as torchrun, whose processes would train every model together."""
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    """Raise InputError under a launcher such as torchrun or srun, whose processes would train every model together."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") or find_launch(os.environ) is not None:
         raise InputError(
             got="tables in several processes of one launcher",
             expected="a command for each",
-            do="start the same command once per GPU, with CUDA_VISIBLE_DEVICES, without torchrun",
+            do="start the same command once per GPU, with CUDA_VISIBLE_DEVICES, without torchrun, mpirun or several tasks of srun",
         )

@@ -7,7 +7,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,12 +20,18 @@ from torch import nn
 
 from lugpi_core.errors import EXIT_BAD_INPUT, InputError
 from lugpi_core.runtime.pretrained import reason
+from train.learning.heartbeat import Heartbeat
 from train.learning.launch import Launch, find_launch
 
 _PATIENCE_S = 300.0  # launchers start all processes within a minute or two
 _SAY_AFTER_S = 10.0
 _POLL_S = 0.2
 _ATTEMPT_S = 2.0  # signals are heeded between attempts
+# A launcher passes on a signal that its processes may have got from the terminal or the batch system already.
+_ECHO_S = 10.0
+# The group of the latest block. Freed at the end of the block, with the GIL held, it waits for its threads, and torch 2.13 hangs if one of
+# them frees what a broken operation has kept, for which it needs the GIL (pytorch/pytorch#56297). By the next block they are idle.
+_latest_group: list[Any] = []
 # What gloo and NCCL say when a process at the other end is gone.
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -42,14 +50,31 @@ class Processes:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def averaged(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the model wrapped so that its gradients are averaged over all processes; the model itself if there is only one."""
+    @property
+    def echo_s(self) -> float:
+        """For how long after a signal others are the same request."""
+        return _ECHO_S if self.count > 1 else 0.0
+
+    def averaged(self, model: nn.Module, device: torch.device, *, reaches_all: bool) -> nn.Module:
+        """Return the model wrapped so that its gradients are averaged over all processes; the model itself if there is only one.
+
+        Args:
+            model: on its device.
+            device: that device.
+            reaches_all: whether the loss depends on all weights that are trained.
+        """
         if self.count == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        # Buffers are constants such as position ids.
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # since torch 2.13; older have no other
+            return DistributedDataParallel(
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # they are constants such as position ids
+                find_unused_parameters=not reaches_all,
+            )
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of the tensor over all processes, in place."""
@@ -60,6 +85,24 @@ class Processes:
     def any(self, here: bool) -> bool:
         """Return whether ``here`` is true in any process; the same in every process."""
         return bool(self.sum(torch.tensor(float(here), device=self.device)).item()) if self.count > 1 else here
+
+    def gathered(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Return the numbers of every process, by rank; as many in each."""
+        table = torch.zeros((self.count, len(numbers)), dtype=torch.int64, device=self.device)
+        table[self.rank] = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        found: list[list[int]] = self.sum(table).tolist()
+        return found
+
+    def require_same(self, what: str, text: str, *, do: str) -> None:
+        """Raise InputError in every process unless the text is the same in all."""
+        hashes = [numbers[0] for numbers in self.gathered([zlib.crc32(text.encode())])]
+        others = [rank for rank, one in enumerate(hashes) if one != hashes[0]]
+        if others:
+            raise InputError(
+                got=f"{what} of process {others[0]}, unlike process 0",
+                expected=f"the same in all {self.count}",
+                do=do,
+            )
 
     def wait(self) -> None:
         """Wait for every process to arrive here."""
@@ -114,10 +157,14 @@ def joined(device_type: str) -> Iterator[Processes]:
             )
         torch.cuda.set_device(local)
         options |= {"backend": "nccl", "device_id": torch.device("cuda", local)}
-    store = meet(launch)
-    torch.distributed.init_process_group(store=store, rank=launch.rank, world_size=launch.count, **options)
+    _latest_group.clear()
     try:
-        yield Processes(rank=launch.rank, count=launch.count, device=device_type)
+        with Heartbeat(launch) as heartbeat:
+            store = meet(launch, says=heartbeat.place)
+            heartbeat.start(store.get("here/0").decode())
+            torch.distributed.init_process_group(store=store, rank=launch.rank, world_size=launch.count, **options)
+            _latest_group.append(torch.distributed.group.WORLD)
+            yield Processes(rank=launch.rank, count=launch.count, device=device_type)
     except RuntimeError as error:
         if not any(words in str(error) for words in _GONE):
             raise
@@ -127,11 +174,13 @@ def joined(device_type: str) -> Iterator[Processes]:
             do="see its own output for the reason; the same command continues from the last checkpoint",
         ) from None
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
-def meet(launch: Launch, *, patience_s: float = _PATIENCE_S) -> Any:
-    """Return a store of torch.distributed through which all processes of a launch have said that they are there.
+def meet(launch: Launch, *, says: str = "", patience_s: float = _PATIENCE_S) -> Any:
+    """Return a store of torch.distributed in which all processes of a launch have said that they are there: ``here/RANK``, with what each
+    ``says``.
 
     Waits in short steps, so that signals are heeded; says after some seconds who is awaited.
 
@@ -145,7 +194,7 @@ def meet(launch: Launch, *, patience_s: float = _PATIENCE_S) -> Any:
         absent, store = ["0"], store or _connect(launch)
         if store is not None:
             try:
-                store.set(f"here/{launch.rank}", "yes")
+                store.set(f"here/{launch.rank}", says)
                 absent = [rank for rank in ranks if not store.check([f"here/{rank}"])]
             except RuntimeError:  # process 0 has ended; another may be started in its place
                 store = None

@@ -8,7 +8,6 @@ Shapes: R rows.
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +36,9 @@ from train.learning.task_rules import Metric, rules_of
 from train.options.settings import ClassWeights, DevicePlacement, Optimization
 
 Loss = Callable[[Output, Batch], torch.Tensor]
-# Steps after which several processes agree on whether to stop or to write a checkpoint; a single process checks after every step.
-AGREE_EVERY = 50
+# Several processes agree on whether to stop or to write a checkpoint after so many seconds, and so many steps at most; a single process
+# checks after every step. torchrun kills a process 30 seconds after it has passed on a signal.
+AGREE_EVERY_S, AGREE_EVERY = 5.0, 50
 
 
 class NotFinite(InputError):
@@ -88,10 +88,13 @@ def fit(training: Training) -> list[dict[str, Any]]:
     learner = Learner(training)
     with training.processes.first_before_others():
         learner.resume()
+    training.processes.require_same(
+        "another last checkpoint", str(learner.step), do="give a --run-dir on a file system that all machines share"
+    )
     examples = learner.examples_done(), epochs * len(training.learnt)
     trackers = Trackers(names=training.placement.track, config=training.config)
     with (
-        stop_on_signals() as stop,
+        stop_on_signals(echo_s=training.processes.echo_s) as stop,
         progress(training.folder, training.processes, examples=examples, step=learner.step, trackers=trackers) as report,
     ):
         learner.report, learner.stop = report, stop
@@ -130,6 +133,16 @@ def seed_of_step(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def unreached_weights(training: Training) -> list[nn.Parameter]:
+    """Return the weights that are trained, but on which the loss does not depend, such as XLNet's embedding of masked words."""
+    batch = next(iter(training.data.batches([np.asarray(training.learnt[:1], np.int64)], 0)))
+    learning = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+    with training.compute.autocast():
+        loss = training.loss(training.model(batch.inputs), batch)
+    gradients = torch.autograd.grad(loss, learning, allow_unused=True)
+    return [weight for weight, gradient in zip(learning, gradients, strict=True) if gradient is None]
+
+
 class Learner:
     """The state of a training: weights, optimizer and position.
 
@@ -142,7 +155,8 @@ class Learner:
     def __init__(self, training: Training) -> None:
         optimization, model = training.optimization, training.model
         self.training = training
-        self.wrapped = training.processes.averaged(model, training.data.device)
+        reaches_all = training.processes.count == 1 or not unreached_weights(training)
+        self.wrapped = training.processes.averaged(model, training.data.device, reaches_all=reaches_all)
         self.optimizer = make_optimizer(
             model,
             optimizer_on(training.compute.device, optimization.optimizer),
@@ -161,6 +175,8 @@ class Learner:
         self.best: dict[str, torch.Tensor] = {}
         self.saved_step = -1
         self.saved_at_s = time.monotonic()
+        self.agreed_step, self.agreed_at_s = 0, time.monotonic()
+        self.next_agreed_step = 0
         compile_encoder(model, training.placement.compile, device=training.data.device, steps=self.steps)
 
     def resume(self) -> None:
@@ -202,7 +218,7 @@ class Learner:
         self.place, self.spent_s = 0, 0.0
         self.loss_sum.zero_()
         self.report.epoch(record, self.step, len(training.learnt))
-        self._save_or_stop(0.0)
+        self.save_or_stop(0.0)
 
     def learn(self, epoch: int, start_s: float) -> list[NDArray[np.int64]]:
         """Train on the remaining rows of the epoch, which began at ``start_s``; return all its batches."""
@@ -216,7 +232,7 @@ class Learner:
             done += len(batch)
             self.report.step(self.step, done, rate, self.loss_sum * training.processes.count)
             if self.place < len(batches):
-                self._save_or_stop(time.perf_counter() - start_s)
+                self.save_or_stop(time.perf_counter() - start_s)
         return batches
 
     def _fed(self, batches: list[NDArray[np.int64]], epoch: int) -> Iterator[tuple[NDArray[np.int64], list[Part], Iterator[Batch]]]:
@@ -273,18 +289,22 @@ class Learner:
         score = rules.scores(labels_N, logits_NK, rules.thresholds(labels_N, logits_NK))[self.metric]
         return None if score is None else round(score, 6)
 
-    def _save_or_stop(self, spent_s: float) -> None:
+    def save_or_stop(self, spent_s: float) -> None:
         """Write a checkpoint if one is due, and stop if a signal asked for it. ``spent_s`` is how long the epoch has taken so far."""
-        who = self.training.processes
-        if who.count > 1 and self.place % AGREE_EVERY:
+        if self.place and self.step < self.next_agreed_step:
             return
-        stop = who.any(self.stop.signal_number is not None)
+        who, now_s = self.training.processes, time.monotonic()
         due_s = self.training.optimization.checkpoint_minutes * 60
-        due = who.any(who.is_first and time.monotonic() - self.saved_at_s >= due_s)
-        if due or stop:
+        is_due = who.is_first and now_s - self.saved_at_s >= due_s
+        step_us = int(1e6 * (now_s - self.agreed_at_s) / max(self.step - self.agreed_step, 1))
+        signals, due, steps_us = zip(*who.gathered([self.stop.signal_number or 0, is_due, step_us]), strict=True)
+        if any(signals) or any(due):
             self.save(spent_s)
-        if stop:
-            raise Stopped(self.stop.signal_number or signal.SIGTERM)  # also in processes that got no signal
+        if any(signals):
+            raise Stopped(max(signals))  # also in processes that got no signal
+        self.agreed_step, self.agreed_at_s = self.step, time.monotonic()
+        if who.count > 1 and due_s:
+            self.next_agreed_step = self.step + min(max(int(AGREE_EVERY_S * 1e6 / max(*steps_us, 1)), 1), AGREE_EVERY)
 
     def save(self, spent_s: float) -> None:
         """Write a checkpoint, unless this step already has one."""

@@ -232,7 +232,7 @@ def _fill(plan: ModelPlan, column: PrefixColumn, states_of: StatesOf, processes:
         bar.update(len(rows))
         return states_SD
 
-    with bar, stop_on_signals() as stop:
+    with bar, stop_on_signals(echo_s=processes.echo_s) as stop:
         fill_prefix(column, states_with_progress, stop)
 
 

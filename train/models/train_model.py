@@ -15,6 +15,7 @@ from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder
+from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.device import seed_everything
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from train.data.image_tokens import place_tokens
@@ -131,6 +132,8 @@ def train_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             if plan.kind.notice:
                 say(f"note: {plan.kind.notice}")
             metrics = finished_metrics(plan.folder, plan.fingerprint())
+        do = "give all of them the same command, files and versions"
+        processes.require_same("other texts, text model, tokens or settings", digest(plan.fingerprint()), do=do)
         model = fit_model(plan, processes) if metrics is None else confirm_model(plan, metrics, processes)
         processes.wait()
     return model

@@ -69,8 +69,7 @@ class Optimization:
     seed: int = 0
     """Seed of the new weights, of the order of the batches and of dropout."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints; 0 = after every step (several processes synchronize on it every 50 steps). Ctrl-C, SIGTERM,
-    SIGUSR1 and SIGUSR2 write one too."""
+    """Minutes between checkpoints; 0 = after every step. Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 write one too, and end the run."""
 
     def __post_init__(self) -> None:
         check_fields(self)

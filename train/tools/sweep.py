@@ -38,6 +38,7 @@ from train.learning.checkpoint import load_checkpoint, remove_checkpoints
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
 from train.learning.frozen_layers import require_layers
+from train.learning.launch import find_launch
 from train.learning.loop import NotFinite, best_epoch, deciding_metric, fit, validation_score
 from train.learning.losses import distillation
 from train.learning.progress import LOG, require_trackers
@@ -153,8 +154,8 @@ def _cut_torn_line(path: Path) -> None:
 def _require_possible(options: SweepOptions) -> None:
     if importlib.util.find_spec("optuna") is None:
         raise InputError(got="no package optuna", expected="it, for python -m train sweep", do="pip install 'lugpi[sweep]'")
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise InputError(got="a sweep in several processes", expected="one", do="run it without torchrun")
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1") or find_launch(os.environ) is not None:
+        raise InputError(got="a sweep in several processes", expected="one", do="run it without torchrun, mpirun or several tasks of srun")
     require_trackers(options.track)
 
 

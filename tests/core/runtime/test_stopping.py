@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,26 @@ def test_the_first_signal_waits_for_a_check(number: int) -> None:
 def test_the_second_signal_ends_the_process_as_usual(first: int, second: int) -> None:
     with pytest.raises(_Before, match=signal.Signals(second).name):
         _block(first, second)
+
+
+@pytest.mark.parametrize("second", ALL)
+@pytest.mark.parametrize(("after_s", "ends"), [(0.0, False), (9.9, False), (10.1, True)])
+def test_what_a_launcher_passes_on_is_the_same_request(second: int, after_s: float, ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("lugpi_core.runtime.stopping.time", SimpleNamespace(monotonic=lambda: now_s))
+
+    def block() -> None:
+        nonlocal now_s
+        with stop_on_signals(echo_s=10.0) as stop:
+            signal.raise_signal(signal.SIGUSR1)
+            now_s += after_s
+            for _ in range(2):
+                signal.raise_signal(second)
+            assert stop.signal_number == signal.SIGUSR1
+
+    with pytest.raises(_Before, match=signal.Signals(second).name) if ends else pytest.raises(Stopped, match="SIGUSR1"):
+        block()
+    assert _handlers() == [_as_before] * len(ALL)
 
 
 @pytest.mark.parametrize("ending", [None, ValueError, KeyboardInterrupt])

@@ -128,8 +128,13 @@ def test_a_store_with_a_missing_shard_is_refused(make: Make, small_run: Path) ->
     assert not list(options.run.glob("*/training.json"))
 
 
-def test_launchers_of_several_processes_are_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a"}
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, SRUN])
+def test_launchers_of_several_processes_are_refused(make: Make, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
         tables(make(rows=("baseline",)))
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 from tests.support.checkout import Command
+from tests.support.several_processes import Group, free_port
 from tests.support.small_training import without_dropout
 from train.cli import main
 from train.learning import distributed
@@ -80,14 +82,12 @@ def test_two_processes_train_the_same_model_as_one(
 
 
 def test_a_single_process_joins_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined("cpu") as processes:
         assert (processes.rank, processes.count, processes.is_first) == (0, 1, True)
         assert not torch.distributed.is_initialized()
         model, tensor = torch.nn.Linear(2, 2), torch.ones(3)
-        assert processes.averaged(model, torch.device("cpu")) is model
+        assert processes.averaged(model, torch.device("cpu"), reaches_all=True) is model
         assert processes.sum(tensor) is tensor
         assert [processes.any(here) for here in (True, False)] == [True, False]
         with processes.first_before_others():
@@ -136,14 +136,12 @@ def test_if_the_first_fails_the_others_exit_silently(failed: list[bool], capsys:
     assert captured.err == ""
 
 
-def test_bad_input_to_several_processes_is_reported_once(flags: tuple[str, ...], tmp_path: Path, command: Command) -> None:
-    done = command(*TORCHRUN, "teacher", *flags, "--run-dir", str(tmp_path / "empty"))
-    assert done.returncode != 0
-    errors = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert len(errors) == 1
-    assert "run python -m featurize first" in errors[0]
-    assert "[rank" not in done.stderr, "a traceback of one of them"
-    assert done.stdout == ""
+def test_bad_input_to_several_processes_is_reported_once(flags: tuple[str, ...], tmp_path: Path) -> None:
+    ended = Group(2, lambda rank: main(["teacher", *flags, "--run-dir", str(tmp_path / "empty")]), tmp_path / "said").wait()
+    assert [(one.status, one.stdout) for one in ended] == [(2, ""), (2, "")]
+    (error,) = ended[0].stderr.splitlines()
+    assert "run python -m featurize first" in error
+    assert ended[1].stderr == ""
 
 
 def test_more_processes_than_cuda_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,15 +155,9 @@ def _launch(rank: int, port: int) -> Launch:
     return Launch(by="a test", rank=rank, count=3, local_rank=rank, address="127.0.0.1", port=port)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(distributed, "_SAY_AFTER_S", 0.0)
-    port = _free_port()
+    port = free_port()
     with pytest.raises(InputError, match=rf"no sign of processes 1, 2 of 3 at 127\.0\.0\.1:{port}"):
         meet(_launch(0, port), patience_s=0.5)
     assert capsys.readouterr().err == f"process 0 is waiting for processes 1, 2 of 3 at 127.0.0.1:{port}\n"
@@ -174,7 +166,7 @@ def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_without_process_0_the_others_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "_ATTEMPT_S", 0.1)
     with pytest.raises(InputError, match="no sign of process 0 of 3"):
-        meet(_launch(1, _free_port()), patience_s=0.3)
+        meet(_launch(1, free_port()), patience_s=0.3)
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -190,13 +182,23 @@ def test_a_signal_ends_the_waiting(number: signal.Signals) -> None:
     asked = threading.Timer(0.5, lambda: os.kill(os.getpid(), number))
     asked.start()
     with terminated_like_interrupted(), pytest.raises(Stopped, match=number.name):
-        meet(_launch(0, _free_port()))
+        meet(_launch(0, free_port()))
+
+
+class _Store:
+    """A store that has what process 0 says."""
+
+    def __init__(self, says: str) -> None:
+        self._says = says
+
+    def get(self, name: str) -> bytes:
+        return self._says.encode()
 
 
 def test_an_end_of_another_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in _launch(0, _free_port()).variables().items():
+    for name, value in _launch(0, free_port()).variables().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "meet", lambda launch: None)
+    monkeypatch.setattr(distributed, "meet", lambda launch, says: _Store(says))
     monkeypatch.setattr("torch.distributed.init_process_group", lambda **options: None)
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
     with pytest.raises(InputError, match="an end of another of the 3 processes"), joined("cpu"):
@@ -205,7 +207,16 @@ def test_an_end_of_another_process_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("another fault")
 
 
+def test_processes_learn_what_each_other_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Processes().gathered([3, 4]) == [[3, 4]]
+    Processes().require_same("other texts", "a", do="fix it")
+    monkeypatch.setattr(Processes, "sum", lambda who, table: table + torch.tensor([[5], [0]]))
+    assert Processes(rank=1, count=2).gathered([7]) == [[5], [7]]
+    with pytest.raises(InputError, match=r"^got other texts of process 1, unlike process 0; expected the same in all 2; fix it$"):
+        Processes(rank=1, count=2).require_same("other texts", "a", do="fix it")
+
+
 def test_an_address_that_nobody_has_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"^got no such host:\d+, on which process 0 cannot listen"):
-        meet(replace(_launch(0, _free_port()), address="no such host"))
+        meet(replace(_launch(0, free_port()), address="no such host"))
     assert capfd.readouterr().err == ""

@@ -2,11 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.stopping import Stopped
+from lugpi_core.runtime.stopping import Stopped, StopRequest
 from tests.support.small_training import at_step, cross_entropy, interrupt, training_of, without_dropout
 from train.data.batching import epoch_batches, padding_share
 from train.data.training_data import Batch
@@ -154,7 +155,7 @@ def test_an_interrupted_training_ends_bit_for_bit_the_same(
 class Twins(Processes):
     """Two processes with the same values."""
 
-    def averaged(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def averaged(self, model: nn.Module, device: torch.device, *, reaches_all: bool) -> nn.Module:
         return model
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -162,6 +163,49 @@ class Twins(Processes):
 
     def any(self, here: bool) -> bool:
         return here
+
+
+class Counted(Processes):
+    """One of two processes, which counts how often they agree; the other has asked to stop once ``stops`` is set."""
+
+    stops: ClassVar[int] = 0
+    steps: ClassVar[list[int]] = []
+    learner: ClassVar[Learner]
+
+    def averaged(self, model: nn.Module, device: torch.device, *, reaches_all: bool) -> nn.Module:
+        return model
+
+    def gathered(self, numbers: Sequence[int]) -> list[list[int]]:
+        self.steps.append(self.learner.step)
+        return [list(numbers), [self.stops, 0, numbers[2]]]
+
+
+@pytest.mark.parametrize(
+    ("step_s", "agreed"),
+    [(9.0, list(range(1, 21))), (2.0, [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]), (0.001, [1])],
+)
+def test_processes_agree_every_five_seconds_or_fifty_steps(
+    small_csv: Path, tmp_path: Path, step_s: float, agreed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("train.learning.loop.time", SimpleNamespace(monotonic=lambda: now_s))
+    learner = Learner(replace(training_of(small_csv, tmp_path, checkpoint_minutes=1000), processes=Counted(count=2)))
+    learner.stop = StopRequest()
+    Counted.steps, Counted.stops, Counted.learner = [], 0, learner
+    for step in range(1, 21):
+        now_s += step_s
+        learner.step = learner.place = step
+        learner.save_or_stop(0.0)
+    assert Counted.steps == agreed
+
+
+def test_a_signal_to_another_process_stops_this_one_as_well(small_csv: Path, tmp_path: Path) -> None:
+    learner = Learner(replace(training_of(small_csv, tmp_path), processes=Counted(count=2)))
+    learner.stop, learner.saved_step = StopRequest(), learner.step
+    Counted.steps, Counted.stops, Counted.learner = [], signal.SIGUSR1, learner
+    with pytest.raises(Stopped) as stopped:
+        learner.save_or_stop(0.0)
+    assert stopped.value.signal_number == signal.SIGUSR1
 
 
 def test_a_checkpoint_contains_the_loss_of_all_processes(small_csv: Path, tmp_path: Path) -> None:
