@@ -9,14 +9,12 @@ class FinishedModel:
     """What became of one planned model.
 
     Attributes:
-        name: of the planned model.
         folder: of the finished one; None if it failed.
         failure: why it failed; empty otherwise.
         is_new: whether it was trained, or its training finished, just now.
     """
 
-    name: str
-    folder: Path | None
+    folder: Path | None = None
     failure: str = ""
     is_new: bool = False
 
@@ -35,11 +33,11 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
 
-    def add(self, model: FinishedModel) -> None:
-        """Add a model."""
+    def add(self, name: str, model: FinishedModel) -> None:
+        """Add what became of the planned model of that name."""
         if model.folder is None:
-            self.failed[model.name] = model.failure
+            self.failed[name] = model.failure
             return
-        self.folders[model.name] = model.folder
+        self.folders[name] = model.folder
         if model.is_new:
-            self.trained.append(model.name)
+            self.trained.append(name)

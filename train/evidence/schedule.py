@@ -119,7 +119,7 @@ def _finish_next(experiment: Experiment, pending: Sequence[PlannedModel], outcom
         if finished is None and is_ready(model, outcome):
             finished = finish_model(experiment, model, outcome.folders)
         if finished is not None:
-            outcome.add(finished)
+            outcome.add(model.name, finished)
             return model
     return None
 
@@ -132,7 +132,7 @@ def is_ready(model: PlannedModel, outcome: Outcome) -> bool:
 def failed_with_teacher(model: PlannedModel, outcome: Outcome) -> FinishedModel | None:
     """Return a model as failed if one of its teachers has failed, else None."""
     failed = next((teacher for teacher in model.needs if teacher in outcome.failed), None)
-    return None if failed is None else FinishedModel(name=model.name, folder=None, failure=f"{failed} failed")
+    return None if failed is None else FinishedModel(folder=None, failure=f"{failed} failed")
 
 
 def finish_model(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> FinishedModel | None:
@@ -157,7 +157,7 @@ def find_model(plan: ModelPlan, model: PlannedModel) -> FinishedModel | None:
     if folder is None:
         return None
     confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
-    return FinishedModel(name=model.name, folder=folder)
+    return FinishedModel(folder=folder)
 
 
 def _train(plan: ModelPlan, model: PlannedModel) -> FinishedModel:
@@ -169,8 +169,8 @@ def _train(plan: ModelPlan, model: PlannedModel) -> FinishedModel:
     except NotFinite as error:
         failure = str(error).removeprefix("got ").split(";")[0]
         say(f"warning: {model.name} failed: {failure}; the others go on")
-        return FinishedModel(name=model.name, folder=None, failure=failure)
-    return FinishedModel(name=model.name, folder=plan.folder, is_new=True)
+        return FinishedModel(folder=None, failure=failure)
+    return FinishedModel(folder=plan.folder, is_new=True)
 
 
 def add_finished(experiment: Experiment, models: Sequence[PlannedModel], outcome: Outcome) -> None:

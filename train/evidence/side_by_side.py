@@ -4,7 +4,6 @@ A model's result does not depend on the others: it follows from its seed and its
 same run at the same time, as with one process.
 """
 
-import json
 import os
 import pickle
 import selectors
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -25,7 +23,7 @@ from lugpi_core.runtime.stopping import terminated_like_interrupted
 from train.data.image_tokens import training_bytes
 from train.data.outline import outline_of
 from train.data.text_model import TextModel
-from train.evidence.outcome import FinishedModel, Outcome
+from train.evidence.outcome import Outcome
 from train.evidence.rows import PlannedModel
 from train.evidence.schedule import LOOK_EVERY_S, Experiment, failed_with_teacher, find_model, is_ready, plan_of, waiting_for
 from train.evidence.worker import Answer, Job, Start, write_frame
@@ -75,9 +73,8 @@ def train_side_by_side(experiment: Experiment, models: Sequence[PlannedModel], p
             _settle(experiment, pending, outcome, crew)
             if crew.is_working:
                 for model, answer in crew.answers():
-                    if not answer.is_busy:
-                        folder = None if answer.folder is None else Path(answer.folder)
-                        outcome.add(FinishedModel(name=model.name, folder=folder, failure=answer.failure, is_new=answer.is_new))
+                    if answer.finished is not None:
+                        outcome.add(model.name, answer.finished)
                         pending.remove(model)
                 is_waiting = False
             elif pending:
@@ -103,7 +100,7 @@ def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcom
             if is_ours and finished is None:
                 crew.give(Job(model=model, folders={name: outcome.folders[name] for name in model.needs}))
         if finished is not None:
-            outcome.add(finished)
+            outcome.add(model.name, finished)
             pending.remove(model)
 
 
@@ -140,7 +137,7 @@ class _Worker:
         line, model = self.process.stdout.readline(), self.model
         if not line.endswith(b"\n"):
             raise self._death_of_worker()
-        answer = Answer(**json.loads(line))
+        answer = Answer.of_line(line)
         if answer.error is not None:
             raise InputError(**answer.error)
         if answer.disk_fault is not None:

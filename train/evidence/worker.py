@@ -22,6 +22,7 @@ from lugpi_core.command_line import show_warnings_in_one_line
 from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_OK, EXIT_SIGNAL, InputError
 from lugpi_core.runtime.libraries import prepare_libraries, without_garbage_collection
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
+from train.evidence.outcome import FinishedModel
 from train.evidence.rows import PlannedModel
 
 if TYPE_CHECKING:
@@ -51,20 +52,26 @@ class Answer:
     """What became of a job.
 
     Attributes:
-        folder: of the finished model; None if it failed, or is not finished.
-        failure: why it failed.
-        is_new: whether it was trained just now.
-        is_busy: whether a process of another command trains it.
+        finished: what became of the model; None if a process of another command trains it.
         error: the parts of an InputError, which ends the process.
         disk_fault: errno, message and file name of an error of the disk, which ends the process.
     """
 
-    folder: str | None = None
-    failure: str = ""
-    is_new: bool = False
-    is_busy: bool = False
+    finished: FinishedModel | None = None
     error: Mapping[str, str] | None = None
     disk_fault: tuple[int, str, str] | None = None
+
+    def to_line(self) -> str:
+        """Return it as a line of JSON."""
+        return json.dumps(asdict(self), default=os.fspath) + "\n"
+
+    @classmethod
+    def of_line(cls, line: str | bytes) -> "Answer":
+        """Return the answer in a line of JSON."""
+        parts: dict[str, Any] = json.loads(line)
+        if model := parts.pop("finished", None):
+            return cls(finished=FinishedModel(**{**model, "folder": None if model["folder"] is None else Path(model["folder"])}))
+        return cls(**parts)
 
 
 def write_frame(stream: IO[bytes], frame: bytes) -> None:
@@ -139,14 +146,10 @@ def _do_jobs(start: Start, frames: "queue.SimpleQueue[bytes]", answers: Any) -> 
                 fault = (error.errno, str(error.strerror), str(error.filename2 or error.filename or "a file"))
                 _send(answers, Answer(disk_fault=fault))
                 return EXIT_BAD_INPUT
-            if finished is None:
-                _send(answers, Answer(is_busy=True))
-            else:
-                folder = None if finished.folder is None else str(finished.folder)
-                _send(answers, Answer(folder=folder, failure=finished.failure, is_new=finished.is_new))
+            _send(answers, Answer(finished=finished))
     return EXIT_OK
 
 
 def _send(answers: Any, answer: Answer) -> None:
-    answers.write(json.dumps(asdict(answer)) + "\n")
+    answers.write(answer.to_line())
     answers.flush()

@@ -137,7 +137,7 @@ def test_processes_get_no_pictures(tmp_path: Path) -> None:
 
 
 def test_a_failed_model_takes_its_students_with_it(make: Make, answering: Callable[..., list[str]]) -> None:
-    started = answering({"failure": "a loss that is not finite"})
+    started = answering({"finished": {"folder": None, "failure": "a loss that is not finite"}})
     with pytest.raises(InputError, match="a loss that is not finite"):
         tables(make(rows=("student-none",)))
     assert started == ["one"], "a student alone needs no second process"
@@ -145,7 +145,7 @@ def test_a_failed_model_takes_its_students_with_it(make: Make, answering: Callab
 
 def test_a_model_is_planned_by_its_process_alone(make: Make, answering: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of a student takes its teachers' outputs, on unlabelled texts by running them."""
-    answering({"failure": "a loss that is not finite"})
+    answering({"finished": {"folder": None, "failure": "a loss that is not finite"}})
     monkeypatch.setattr(side_by_side, "plan_of", lambda *_: pytest.fail("planned twice"))
     with pytest.raises(InputError, match="a loss that is not finite"):
         tables(make(rows=("student-none",)))
@@ -167,7 +167,7 @@ def test_the_end_of_a_process_is_told_with_its_model(make: Make, answering: Call
 
 
 def test_a_model_that_another_command_took_meanwhile_is_tried_again(make: Make, answering: Callable[..., list[str]]) -> None:
-    answering({"is_busy": True}, *[{"failure": "diverged"}] * 3)
+    answering({"finished": None}, *[{"finished": {"folder": None, "failure": "diverged"}}] * 3)
     with pytest.raises(InputError, match="diverged"):
         tables(make(rows=("baseline",), seeds=2, processes=1 + 1))
 
