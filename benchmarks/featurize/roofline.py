@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.featurize.plain_diffusers import ImageJob
 from featurize.cost.stage_cost import DENOISE, stage_flops
-from featurize.generate.decoders import find_decoder
+from featurize.generate.decoders import DecoderFiles
 
 # Side of the square matrices: large enough to keep all cores busy, small enough to take about a second.
 _SIDE = {"cuda": 8192, "cpu": 2048}
@@ -34,7 +34,9 @@ def roof(peak_flops: float, drawings: ImageJob) -> float:
 
 def row_flops_of(drawings: ImageJob) -> dict[str, float]:
     """Return the FLOPs of one row in each stage, counted from the configurations."""
-    tiny = None if drawings.tiny_decoder is None else find_decoder(f"tiny={drawings.tiny_decoder}", drawings.generator)
+    folder = drawings.tiny_decoder
+    # Of its folder only the configuration is read.
+    tiny = None if folder is None else DecoderFiles(name="tiny", folder=folder, revision=None, weights_hash="", license="")
     return stage_flops(drawings.generator, drawings.encoders, decoder=tiny)
 
 
