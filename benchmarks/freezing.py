@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.experiments import DEMO, REAL, Experiment, minilm_folder, run_commands
-from benchmarks.harness import finish
+from benchmarks.experiments import DEMO, REAL, Experiment, run_commands
+from benchmarks.harness import finish, minilm_folder
 from benchmarks.options import FreezingOptions
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
@@ -41,7 +41,7 @@ def ways_of(layers: int) -> dict[str, tuple[str, ...]]:
 def _price(options: FreezingOptions, name: str, experiment: Experiment) -> dict[str, Any]:
     run = options.runs / f"{name}-freezing{'-smoke' if options.smoke else ''}"
     is_demo = name == "demo"
-    text_model = () if is_demo else ("--text-model", minilm_folder(), "--data-dir", str(options.data_dir))
+    text_model = () if is_demo else ("--text-model", str(minilm_folder()), "--data-dir", str(options.data_dir))
     common = (*experiment.corpus, "--run-dir", str(run), *experiment.training, *text_model, *(_SMALL if options.smoke else ()))
     ways = ways_of(2 if is_demo else 6)
     seeds = range(1 if options.smoke else options.seeds)

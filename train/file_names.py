@@ -5,3 +5,4 @@ METRICS = "metrics.json"
 TRAINING = "training.json"
 PREDICTIONS = "predictions.csv"
 HEAD = "head"  # a folder: of the first part of lp-ft
+HISTORY = "history.json"  # in it

@@ -18,7 +18,7 @@ import torch
 from benchmarks.featurize.plain_diffusers import BareForwards, PlainPipeline, image_job, parts_may_lack_labels
 from benchmarks.featurize.random_models import SD2_512, SD2_768, SMALL, GeneratorSizes, encoder_folder, sd2_folder, tiny_decoder_folder
 from benchmarks.featurize.roofline import measured_peak_flops, roof
-from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.harness import finish, interleaved, median_ratio, medians, promise
 from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command
 from lugpi_core.command_line import say
@@ -204,14 +204,11 @@ def one_prompt(folder: Path) -> Path:
 
 def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return each promise with the measured value."""
-    found = []
-    for limits, word, better in ((AT_MOST, "at_most", -1), (AT_LEAST, "at_least", 1)):
-        for models, slower, faster, limit in limits:
-            value = figures[models]["over"][f"{slower} over {faster}"]
-            found.append(
-                {"what": f"{models}: {slower} over {faster}", "measured": value, word: limit, "met": better * (value - limit) >= 0}
-            )
-    return found
+    return [
+        promise(f"{models}: {slower} over {faster}", figures[models]["over"][f"{slower} over {faster}"], **{word: limit})
+        for word, limits in (("at_most", AT_MOST), ("at_least", AT_LEAST))
+        for models, slower, faster, limit in limits
+    ]
 
 
 def run_featurize(flags: Flags, folder: Path) -> dict[str, Any]:
@@ -310,22 +307,18 @@ def on_card(folder: Path, cases: Sequence[Case], sizes: Mapping[int, GeneratorSi
 
 def promises_on_card(cases: Sequence[Case], found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each promise with the measured value, or None if the case failed."""
-    promised: list[tuple[str, float | None, str, float]] = []
+    promised = []
     for case in cases:
         rate = found[case.name].get("images_per_s")
         if case.target is not None:
-            promised.append((f"{case.name}: images/s", rate, "at_least", case.target))
+            promised.append(promise(f"{case.name}: images/s", rate, at_least=case.target))
         if case.beside_plain and case.steps > 1:
             plain = found[case.name]["beside"].get(BATCHED)
             ratio = round(rate / plain, 3) if rate and plain else None
-            promised.append((f"{case.name}: times as fast as {BATCHED}", ratio, "at_least", AT_LEAST_AGAINST_PLAIN))
+            promised.append(promise(f"{case.name}: times as fast as {BATCHED}", ratio, at_least=AT_LEAST_AGAINST_PLAIN))
         peak_bytes = found[case.name].get("peak_memory", {}).get("device_bytes")
-        promised.append((f"{case.name}: peak memory, bytes", peak_bytes, "at_most", MEMORY_GB[case.px] * 1e9))
-    return [
-        {"what": what, "measured": value, word: limit}
-        | {"met": value is not None and (value >= limit if word == "at_least" else value <= limit)}
-        for what, value, word, limit in promised
-    ]
+        promised.append(promise(f"{case.name}: peak memory, bytes", peak_bytes, at_most=MEMORY_GB[case.px] * 1e9))
+    return promised
 
 
 def _ours_on_card(case: Case, flags: Flags, folder: Path, peak_flops: float) -> dict[str, Any]:

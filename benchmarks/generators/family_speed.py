@@ -20,7 +20,7 @@ from benchmarks.featurize.random_models import encoder_folder
 from benchmarks.generators.prx_folder import PRX_256, SMALL_PRX, PrxSizes, prx_folder
 from benchmarks.generators.recorded_calls import Call, recorded_calls, replay
 from benchmarks.generators.tiny_pipelines import library_pipeline, tiny_pipeline
-from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.harness import finish, interleaved, median_ratio, medians, promise
 from featurize.encode.encoders import find_encoder
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
@@ -183,10 +183,7 @@ def one_image(folder: Path, sizes: PrxSizes, encoder: str, repeats: int) -> dict
 def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return each promise with the measured value."""
     limits = {name: AT_MOST_FEATURIZE if name == REAL else AT_MOST_LOOP for name, value in figures.items() if isinstance(value, dict)}
-    return [
-        {"what": name, "measured": figures[name]["ratio"], "at_most": limit, "met": figures[name]["ratio"] <= limit}
-        for name, limit in limits.items()
-    ]
+    return [promise(name, figures[name]["ratio"], at_most=limit) for name, limit in limits.items()]
 
 
 def _compared(seconds: Mapping[str, list[float]], slower: str, faster: str) -> dict[str, Any]:

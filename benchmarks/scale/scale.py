@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import finish
+from benchmarks.harness import finish, promise
 from benchmarks.scale.many_texts import write_texts
 from benchmarks.scale.stages import STAGES
 from lugpi_core.command_line import say
@@ -54,11 +54,8 @@ def promises(stages: dict[str, Any], *, large: str, ratio: float) -> list[dict[s
     found = []
     for stage, figures in stages.items():
         per_text, memory = round(figures["time_ratio"] / ratio, 3), figures[large]["memory"]
-        bounds = (
-            (f"{stage}: time per text, {large} against fewer", per_text, 1 + REQUIRED_LINEAR),
-            (f"{stage}: memory over the file's size", memory, REQUIRED_MEMORY),
-        )
-        found += [{"what": what, "measured": value, "at_most": limit, "met": value <= limit} for what, value, limit in bounds]
+        found.append(promise(f"{stage}: time per text, {large} against fewer", per_text, at_most=1 + REQUIRED_LINEAR))
+        found.append(promise(f"{stage}: memory over the file's size", memory, at_most=REQUIRED_MEMORY))
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import finish, interleaved, medians
+from benchmarks.harness import finish, interleaved, medians, promise
 from benchmarks.store.page_cache import cached_share, drop_pages
 from benchmarks.store.store_reading import BATCH, Batches, pick, rates
 from benchmarks.store.token_files import COLUMN, Tokens, fill_store, random_tokens
@@ -103,7 +103,7 @@ def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
             if name in (OURS, AHEAD):
                 continue
             least = REQUIRED if name == MEMMAP else 1.0
-            found.append({"what": f"{when}: ours against {name}", "measured": ratio, "at_least": least, "met": ratio >= least})
+            found.append(promise(f"{when}: ours against {name}", ratio, at_least=least))
     return found
 
 

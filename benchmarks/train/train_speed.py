@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.harness import finish, interleaved, median_ratio, medians, promise
 from benchmarks.train.epoch_speed import epochs
 from benchmarks.train.training_cases import (
     ENCODERS,
@@ -246,26 +246,20 @@ def promises(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for length, case in figures["steps"].items():
         for slower, faster, limit in AT_MOST:
-            found.append(_promise(f"{length}: {slower} over {faster}", case["over"][f"{slower} over {faster}"], at_most=limit))
+            found.append(promise(f"{length}: {slower} over {faster}", case["over"][f"{slower} over {faster}"], at_most=limit))
     for name, case in figures["epochs"].items():
         if "over" in case:
-            found.append(_promise(f"{name}: Trainer's epoch over ours", case["over"], at_least=1.3))
+            found.append(promise(f"{name}: Trainer's epoch over ours", case["over"], at_least=1.3))
     for name, case in figures["cached or live"].items():
         for slower, faster, limit in AT_LEAST:
             if not name.endswith("512 tokens"):
-                found.append(_promise(f"{name}: {slower} over {faster}", case["over"][f"{slower} over {faster}"]["time"], at_least=limit))
+                found.append(promise(f"{name}: {slower} over {faster}", case["over"][f"{slower} over {faster}"]["time"], at_least=limit))
         ratios = case["over"]["teacher, from pixels over teacher, tokens cached"]
         share = round(ratios["time"] / ratios["counted"], 3)
-        found.append(_promise(f"{name}: teacher from pixels over cached, share of counted", share, at_least=SHARE_OF_COUNTED))
+        found.append(promise(f"{name}: teacher from pixels over cached, share of counted", share, at_least=SHARE_OF_COUNTED))
     for name, case in figures["loader"].items():
-        found.append(_promise(f"{name}: reading over step", case["share"], at_most=LOADER_SHARE))
+        found.append(promise(f"{name}: reading over step", case["share"], at_most=LOADER_SHARE))
     return found
-
-
-def _promise(what: str, measured: float, *, at_most: float | None = None, at_least: float | None = None) -> dict[str, Any]:
-    if at_most is not None:
-        return {"what": what, "measured": measured, "at_most": at_most, "met": measured <= at_most}
-    return {"what": what, "measured": measured, "at_least": at_least, "met": measured >= (at_least or 0)}
 
 
 def _wait() -> None:

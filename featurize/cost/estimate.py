@@ -14,6 +14,7 @@ from featurize.generate.denoiser_rows import denoiser_rows
 from featurize.generate.text_to_image import TextToImage
 from featurize.plan.job import Job, StoreJob, missing_disk_bytes
 from featurize.plan.own_pictures import OwnJob
+from lugpi_core.amounts import duration, size
 from lugpi_core.runtime.meters import peak_memory_bytes
 from lugpi_core.store.layout import LATENTS
 from lugpi_core.store.manifest import MANIFEST, load_manifest
@@ -69,13 +70,13 @@ class Estimate:
     is_generated: bool = True
 
     def __str__(self) -> str:
-        memory = "unknown" if self.peak_bytes is None else f"{_gigabytes(self.peak_bytes)} at the peak of that block"
+        memory = "unknown" if self.peak_bytes is None else f"{size(self.peak_bytes)} at the peak of that block"
         return "\n".join(
             (
                 f"images  {self.images:,} from {self.prompts:,} prompts" if self.is_generated else f"images  {self.images:,} of your own",
                 f"work    {_flop(self.flops)}",
-                f"time    {'unknown' if self.hours is None else f'about {_duration(self.hours)}'}: {self.basis}",
-                f"disk    {_gigabytes(self.disk_bytes)} more",
+                f"time    {'unknown' if self.hours is None else f'about {duration(3600 * self.hours)}'}: {self.basis}",
+                f"disk    {size(self.disk_bytes)} more",
                 f"memory  {memory}",
             )
         )
@@ -212,15 +213,3 @@ def _final_shards(job: StoreJob, column: str) -> set[int]:
 def _flop(flops: float) -> str:
     unit = next((unit for unit in ("GFLOP", "TFLOP", "PFLOP") if flops < 1000 * _FLOP[unit]), "EFLOP")
     return f"{flops / _FLOP[unit]:,.1f} {unit}"
-
-
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:,.2f} GB"
-
-
-def _duration(hours: float) -> str:
-    if hours < 1 / 30:
-        return f"{hours * 3600:.0f} s"
-    if hours < 2:
-        return f"{hours * 60:.0f} minutes"
-    return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:.1f} days"

@@ -11,14 +11,16 @@ import torch
 
 from benchmarks import harness
 from benchmarks.cli import main
-from benchmarks.harness import finish, interleaved, median_ratio, medians
+from benchmarks.harness import finish, interleaved, median_ratio, medians, promise
 from benchmarks.store.page_cache import cached_share, drop_pages
 from benchmarks.store.store_reading import COLD, FANCY, HOT, IN_ORDER, OURS, pick, rates
 from benchmarks.store.store_speed import promises
 from benchmarks.store.store_writing import FILLS, PUBLISHED, RAW
 from benchmarks.store.store_writing import OURS as OUR_WRITING
 from benchmarks.store.token_files import COLUMN, TokenFiles, random_tokens, write_everywhere
+from benchmarks.train.epoch_speed import counted_padding
 from benchmarks.train.int8_drift import compare, with_outliers
+from benchmarks.train.prefix_speed import texts_of_batches
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
 
@@ -60,6 +62,21 @@ def test_ratios_are_taken_within_a_round() -> None:
     seconds = {"slow": [2.0, 30.0, 4.0], "fast": [1.0, 10.0, 4.0]}
     assert median_ratio(seconds, "slow", "fast") == 2.0
     assert medians(seconds) == {"slow": 4.0, "fast": 4.0}
+
+
+def test_a_promise_is_met_within_its_limit_and_never_by_what_was_not_measured() -> None:
+    assert promise("ours over theirs", 2.0, at_least=2.0) == {"what": "ours over theirs", "measured": 2.0, "at_least": 2.0, "met": True}
+    assert promise("memory", 3.0, at_most=2.0) == {"what": "memory", "measured": 3.0, "at_most": 2.0, "met": False}
+    assert not promise("images/s", None, at_least=0.0)["met"]
+
+
+def test_a_few_batches_have_the_padding_of_their_epoch() -> None:
+    lengths_N = np.random.default_rng(0).geometric(1 / 40, 2000)
+    few = texts_of_batches(lengths_N, 8)
+    whole, sample = counted_padding(lengths_N), counted_padding(few)
+    assert len(few) == 8 * 14
+    assert abs(whole["ours"] - sample["ours"]) < 0.05
+    assert 1.2 < sample["tokens_ratio"] < whole["tokens_ratio"], "the longest texts are in none"
 
 
 def test_a_record_contains_its_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

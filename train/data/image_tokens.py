@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lugpi_core.amounts import size
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
@@ -141,7 +142,7 @@ def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device,
     choice = resolve_place(choice, tokens.stored_bytes, device=device, training_bytes=training_bytes)
     source = DiskTokens(tokens, device) if choice == "disk" else ResidentTokens(tokens, device, choice)
     what = "text vectors" if tokens.reader.spec.name == PROMPT_TEXT else "image tokens"
-    say(f"{what}: {tokens.stored_bytes / 1e9:.2f} GB, read from {source.place}")
+    say(f"{what}: {size(tokens.stored_bytes)}, read from {source.place}")
     return source
 
 

@@ -63,7 +63,7 @@ class ScoredModel:
     @property
     def train_s(self) -> float:
         """Seconds that its epochs took, including those of interrupted trainings."""
-        return float(sum(record["seconds"] for record in self.metrics["history"]))
+        return float(sum(record["seconds"] for record in (*self.metrics.get("head_history", ()), *self.metrics["history"])))
 
     @property
     def peak_bytes(self) -> int:

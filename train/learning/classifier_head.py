@@ -21,6 +21,13 @@ from train.data.token_ids import TokenIds
 _LENGTHS = (13, 7)
 
 
+def hugging_face_model(network: nn.Module) -> Any:
+    """Return the Hugging Face model in a network, with its head if it has one; None if the network reads no text."""
+    from transformers import PreTrainedModel
+
+    return next((module for module in network.modules() if isinstance(module, PreTrainedModel)), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogitsLayer:
     """The last layer of a classifier.
@@ -211,9 +218,7 @@ def require_readable(model: nn.Module, texts: TokenIds) -> None:
         model: with a Hugging Face model inside, or one itself.
         texts: all that it is to read.
     """
-    from transformers import PreTrainedModel
-
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    inner = hugging_face_model(model)
     batch = taken(inner, tiny_texts(inner))
     fewest = int(texts.lengths_N.min(initial=_LENGTHS[0]))
     while fewest < _LENGTHS[0] and not _reads(inner, {name: values[:1, -fewest:] for name, values in batch.items()}):

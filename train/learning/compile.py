@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from train.data.prefix import PREFIX
-from train.learning.classifier_head import tiny_texts
+from train.learning.classifier_head import hugging_face_model, tiny_texts
 from train.options.settings import CompileChoice
 
 # A fixed rule: compiling takes about a minute, 20,000 steps take many. The break-even was not measured.
@@ -60,9 +60,7 @@ def takes_expanded_mask(model: Any) -> bool:
 
 def encoder_of(model: nn.Module) -> Any:
     """Return the Hugging Face encoder inside a model, without its head, or None."""
-    from transformers import PreTrainedModel
-
-    whole = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    whole = hugging_face_model(model)
     return None if whole is None else whole.base_model
 
 
@@ -80,8 +78,8 @@ def compile_encoder(model: nn.Module, choice: CompileChoice, *, device: torch.de
 
 
 def forget_last_model(choice: CompileChoice, *, device: str) -> None:
-    """Free the memory of this process's previous model, and what was compiled for it: PyTorch compiles only a few variants of one function
-    and runs further ones uncompiled."""
+    """Free the memory of this process's previous model or part of a training, and what was compiled for it: PyTorch compiles only a few
+    variants of one function and runs further ones uncompiled."""
     gc.collect()
     if device == "cuda" or choice == "on":
         torch.compiler.reset()

@@ -19,7 +19,10 @@ from lugpi_core.errors import InputError
 from train.data.outline import outline_of
 from train.data.prefix import PREFIX
 from train.data.text_model import TextModel
-from train.learning.classifier_head import examining, taken, tiny_texts
+from train.learning.classifier_head import examining, hugging_face_model, taken, tiny_texts
+
+# Of two ways to compute the same, as a part of the largest number: what is added up in another order differs, on CUDA also the kernels.
+LARGEST_DIFFERENCE = {"cpu": 1e-5, "cuda": 1e-3}
 
 
 class _Reached(Exception):
@@ -57,7 +60,10 @@ class FrozenLayers:
         self._layers = layers[: self.count]
         for number, layer in enumerate(self._layers):
             vars(layer)["forward"] = partial(self._forward, layer.forward, number)
-        self._hook = network.register_forward_pre_hook(self._take)
+        self._hooks = (
+            network.register_forward_pre_hook(self._take),
+            network.register_forward_hook(self._forget, always_call=True),
+        )
         texts = {name: values for name, values in tiny_texts(whole).items() if name in ("input_ids", *taken(whole, tiny_texts(whole)))}
         encoder: nn.Module = whole.base_model
         learning = [weight for weight in encoder.parameters() if weight.requires_grad]
@@ -76,6 +82,11 @@ class FrozenLayers:
         for weight in self._frozen:
             weight.requires_grad_(False)
 
+    @property
+    def are_given(self) -> bool:
+        """Whether the batch that is computed brings hidden states."""
+        return self._given is not None
+
     def states(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the hidden states [B, L, D] of a batch after the frozen layers, without dropout. The layers above are not computed."""
         was_training = self._network.training
@@ -88,7 +99,8 @@ class FrozenLayers:
 
     def release(self) -> None:
         """Make the network what it was: no hidden states are given any more, and what was frozen is trained."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for layer in self._layers:
             del vars(layer)["forward"]
         for weight in self._frozen:
@@ -113,6 +125,9 @@ class FrozenLayers:
     def _take(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._given = arguments[0].get(PREFIX)
 
+    def _forget(self, *_: Any) -> None:
+        self._given = None
+
     def _forward(self, forward: Callable[..., Any], number: int, *arguments: Any, **named: Any) -> Any:
         if self._given is None:
             output = forward(*arguments, **named)
@@ -127,13 +142,6 @@ class FrozenLayers:
         if number == 0 and self._has_more:
             self._rest = forward(*arguments, **named)[1:]
         return states if self._rest is None else (states, *self._rest)
-
-
-def hugging_face_model(network: nn.Module) -> Any:
-    """Return the Hugging Face model in a network, with its head if it has one."""
-    from transformers import PreTrainedModel
-
-    return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
 
 
 def find_layers(whole: Any, *, last: bool = False) -> nn.ModuleList:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from lugpi_core.amounts import duration, size
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fingerprint import digest
@@ -23,16 +24,15 @@ from train.data.image_tokens import resolve_place, training_bytes
 from train.data.prefix import FOLDER, PREFIX, PrefixColumn, PrefixStates, StatesOf, fill_prefix, require_room
 from train.data.token_ids import Token, TokenIds, hash_of_tokens
 from train.data.training_data import TrainingData
-from train.learning.classifier_head import examining
+from train.learning.classifier_head import examining, hugging_face_model
 from train.learning.distributed import Processes
-from train.learning.frozen_layers import FrozenLayers, hugging_face_model, unfit
+from train.learning.first_token import FirstTokenOnly
+from train.learning.frozen_layers import LARGEST_DIFFERENCE, FrozenLayers, unfit
 from train.learning.networks import Output
 from train.learning.progress import progress_bar
 from train.models.hub_export import checked_rows
 from train.models.plan import ModelPlan
 
-# Of logits and embeddings, as a part of the largest. A text alone and a padded one are added up in another order, on CUDA by other kernels.
-LARGEST_DIFFERENCE = {"cpu": 1e-5, "cuda": 1e-3}
 # Where less is to be computed, the estimate would take a good part of it.
 _FEW_BATCHES = 10
 # What a configuration says of the head, its task and its file.
@@ -74,6 +74,8 @@ def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes
     assert data.texts is not None, "the plan's kind reads text"
     require_same_answers(model, layers, data, rows)
     token = only_token(model, layers, data, rows) if count is None else None
+    if token is None:
+        read_first_token_only(model, layers, data, rows)
     read = data.texts if token is None else data.texts.only(token)
     with processes.first_before_others():
         of_each = [plan.shared.tokens(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora]
@@ -97,7 +99,7 @@ def with_prefix(plan: ModelPlan, model: nn.Module, data: TrainingData, processes
     needed_bytes = bytes_of_training(plan, model) if device.type == "cuda" else 0
     place = resolve_place(plan.placement.tokens_on, stored_bytes, device=device, training_bytes=needed_bytes)
     if processes.is_first:
-        say(f"hidden states after {number_of(layers.count, 'layer{s}')}: {_size(stored_bytes)}, read from {place}")
+        say(f"hidden states after {number_of(layers.count, 'layer{s}')}: {size(stored_bytes)}, read from {place}")
     states = PrefixStates(columns, place, device, left=read.pads_left)
     return Prefix(layers=layers, data=replace(data, texts=read, prefix=states))
 
@@ -112,14 +114,22 @@ def require_same_answers(model: nn.Module, layers: FrozenLayers, data: TrainingD
         data: without hidden states.
         rows: a few texts of unequal length.
     """
-    live, alone = _live(model, data, rows), _alone(layers, data, rows)
-    left = data.texts is not None and data.texts.pads_left
-    given_BLD = pad_sequence(alone, batch_first=True, padding_side="left" if left else "right")
-    inputs = data.batch(np.asarray(rows)).inputs
-    if difference := _difference(_answers(model, {**inputs, PREFIX: given_BLD}), live):
+    live, inputs = _live(model, data, rows), _given(layers, data, rows)
+    if difference := _difference(_answers(model, inputs), live):
         raise unfit(model, f"whose answers differ by {difference:.2g} if the states of its first {layers.count} layers are kept")
-    if not _difference(_answers(model, {**inputs, PREFIX: torch.zeros_like(given_BLD)}), live):
+    if not _difference(_answers(model, {**inputs, PREFIX: torch.zeros_like(inputs[PREFIX])}), live):
         raise unfit(model, "whose head does not read the states of its last layers")
+
+
+def read_first_token_only(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> FirstTokenOnly:
+    """Compute the last layer for the first token of each text alone as far as a model's answers stay the same.
+
+    Args: as ``require_same_answers``.
+    """
+    first = FirstTokenOnly(model, layers)
+    if first.parts and _difference(_answers(model, _given(layers, data, rows)), _live(model, data, rows)):
+        first.release()
+    return first
 
 
 def only_token(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> Token | None:
@@ -146,6 +156,13 @@ def only_token(model: nn.Module, layers: FrozenLayers, data: TrainingData, rows:
 
 def _live(model: nn.Module, data: TrainingData, rows: Sequence[int]) -> Output:
     return _answers(model, data.batch(np.asarray(rows)).inputs)
+
+
+def _given(layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return texts in a padded batch, and in it their states that were computed one by one."""
+    left = data.texts is not None and data.texts.pads_left
+    states_BLD = pad_sequence(_alone(layers, data, rows), batch_first=True, padding_side="left" if left else "right")
+    return {**data.batch(np.asarray(rows)).inputs, PREFIX: states_BLD}
 
 
 def _alone(layers: FrozenLayers, data: TrainingData, rows: Sequence[int]) -> list[torch.Tensor]:
@@ -222,7 +239,7 @@ def _fill(plan: ModelPlan, column: PrefixColumn, states_of: StatesOf, processes:
         require_room(column)
         if processes.is_first:
             say(
-                f"computing hidden states once, for every model with the same frozen layers: {_size(column.missing_bytes)} in "
+                f"computing hidden states once, for every model with the same frozen layers: {size(column.missing_bytes)} in "
                 f"{column.store / column.spec.name}, {texts:,} texts{_estimate(column, states_of, texts)}"
             )
     bar = progress_bar(texts, unit="text", title="prefix", disable=not (texts and processes.is_first))
@@ -244,16 +261,4 @@ def _estimate(column: PrefixColumn, states_of: StatesOf, texts: int) -> str:
     start_s = time.perf_counter()
     states_of(middle)
     tokens_per_s = int(column.computed[middle].sum()) / (time.perf_counter() - start_s)
-    return f", about {_duration(int(column.computed.sum()) * texts / len(column.computed) / tokens_per_s)}"
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in the largest unit of which there are two or more."""
-    for unit, length_s in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.0f} {unit}"
-    return f"{max(seconds, 1):.0f} s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return f", about {duration(int(column.computed.sum()) * texts / len(column.computed) / tokens_per_s)}"

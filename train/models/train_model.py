@@ -14,7 +14,7 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder
+from lugpi_core.files import make_folder, read_json, write_json
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.device import seed_everything
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
@@ -24,10 +24,10 @@ from train.data.target_unit import TargetUnit, unit_of
 from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
 from train.data.token_ids import TokenIds, Tokens
 from train.data.training_data import TrainingData
-from train.file_names import HEAD, PREDICTIONS, WEIGHTS
+from train.file_names import HEAD, HISTORY, PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import has_checkpoint, load_weights, save_weights
 from train.learning.classifier_head import require_readable
-from train.learning.compile import encoder_of
+from train.learning.compile import encoder_of, forget_last_model
 from train.learning.distributed import Processes
 from train.learning.loop import Training, best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier, last_linear, padding_is_read
@@ -98,7 +98,8 @@ class TrainedModel:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One record per epoch: loss, validation accuracy, padding, seconds."""
+        """One record per epoch: loss, validation accuracy, padding, seconds. The head's own epochs before those (``lp-ft``) are in
+        ``metrics["head_history"]``."""
         history: list[dict[str, Any]] = self.metrics["history"]
         return history
 
@@ -114,8 +115,9 @@ class TrainedModel:
         return f"TrainedModel({str(self.folder)!r}, {METRIC_NAMES[self.metric]} {scores})"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metrics without the history, as the command prints them."""
-        return {**{name: value for name, value in self.metrics.items() if name != "history"}, "already_done": self.already_done}
+        """Return the metrics without the histories, as the command prints them."""
+        shown = {name: value for name, value in self.metrics.items() if name not in ("history", "head_history")}
+        return shown | {"already_done": self.already_done}
 
 
 def train_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
@@ -194,6 +196,8 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             save_weights(plan.folder / WEIGHTS, model)
         if kind.command == "teacher":
             _write_teacher_outputs(plan, output)
+        if head := head_history(plan.folder):
+            metrics["head_history"] = head
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
         finish(plan.folder, metrics)
     trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
@@ -292,15 +296,20 @@ def _fit_head(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: 
         return
     prefix = with_prefix(plan, model, data, processes, count=None)
     training = _training(plan, model, prefix.data, processes)
-    fit(
-        replace(
-            training,
-            folder=make_folder(plan.folder / HEAD),
-            optimization=replace(plan.optimization, learning_rate=plan.optimization.head_learning_rate),
-            rate_flag="--head-learning-rate",
-        )
-    )
+    folder = make_folder(plan.folder / HEAD)
+    optimization = replace(plan.optimization, learning_rate=plan.optimization.head_learning_rate)
+    history = fit(replace(training, folder=folder, optimization=optimization, rate_flag="--head-learning-rate"))
+    if processes.is_first:
+        write_json(folder / HISTORY, history)
     prefix.layers.release()
+    forget_last_model(plan.placement.compile, device=plan.compute.device)
+
+
+def head_history(folder: Path) -> list[dict[str, Any]]:
+    """Return a record of each epoch in which the head of a model in ``folder`` was trained alone, before everything was."""
+    path = folder / HEAD / HISTORY
+    history: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    return history
 
 
 def _training(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:

@@ -49,7 +49,7 @@ from train.models.model_folder import finished_metrics, folder_lock
 from train.models.plan import ModelPlan, compute_on
 from train.models.shared import SharedInputs
 from train.models.teachers import with_separator_of
-from train.models.train_model import load_model, training_of_plan
+from train.models.train_model import head_history, load_model, training_of_plan
 from train.options.distillation import StudentOptions
 from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.sweep import SWEPT, SweepOptions
@@ -275,7 +275,7 @@ def _train(plan: ModelPlan, score_name: str) -> dict[str, Any]:
         score_name: score,
         "best_epoch": best_epoch(history),
         "history": history,
-        "seconds": round(sum(record["seconds"] for record in history), 3),
+        "seconds": round(sum(record["seconds"] for record in (*head_history(plan.folder), *history)), 3),
     }
 
 

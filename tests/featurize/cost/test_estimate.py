@@ -75,7 +75,7 @@ def test_without_a_block_time_and_memory_are_unknown(table: Path, tmp_path: Path
     unknown = estimate_run(_job(table, tmp_path), None, unknown_because="the models do not load")
     assert (unknown.hours, unknown.peak_bytes, unknown.basis) == (None, None, "the models do not load")
     assert unknown.disk_bytes > ROWS * 2 * 17 * 64 * 2
-    assert str(unknown).splitlines()[2:] == ["time    unknown: the models do not load", "disk    0.00 GB more", "memory  unknown"]
+    assert str(unknown).splitlines()[2:] == ["time    unknown: the models do not load", "disk    0.0 MB more", "memory  unknown"]
 
 
 def test_a_block_runs_each_model_with_the_rows_it_counts(table: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from train.data.prefix import PREFIX
 from train.data.text_model import find_text_model, load_text_classifier
 from train.data.token_ids import TokenIds, tokenize
 from train.data.training_data import TrainingData
-from train.learning.frozen_layers import FrozenLayers, find_layers, hugging_face_model
+from train.learning.classifier_head import hugging_face_model
+from train.learning.frozen_layers import FrozenLayers, find_layers
 from train.learning.loop import Learner
 from train.learning.networks import TextClassifier, padding_is_read
 from train.models.prefix import only_token, require_same_answers

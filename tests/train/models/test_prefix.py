@@ -165,6 +165,8 @@ def test_a_stopped_training_resumes_to_the_same_model(
     assert steps == (12 if way == "lp-ft" else 6)
     assert (trained.run / "baseline" / "model.safetensors").read_bytes() == (finished / way / "model.safetensors").read_bytes()
     assert not list((trained.run / "baseline").rglob("checkpoints"))
+    histories = [len(trained.metrics("baseline").get(name, ())) for name in ("head_history", "history")]
+    assert histories == [2 if way == "lp-ft" else 0, 2]
 
 
 def test_a_head_is_trained_on_one_kept_token_of_each_text(finished: Path, text_model: Path) -> None:
