@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.few_texts import ROWS, TWO, data_of
 from tests.support.small_training import deep_folder
 from tests.support.tiny_text_models import tiny_text_model
-from tests.train.learning.test_frozen_layers import ROWS, TWO, data_of
 from train.data.prefix import PREFIX
 from train.data.text_model import find_text_model, load_text_classifier
 from train.learning.classifier_head import hugging_face_model

@@ -8,24 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from tests.support.small_training import CPU, deep_folder, training_of
-from tests.support.tiny_text_models import WORDS, tiny_text_model
+from tests.support.few_texts import ROWS, TWO, data_of
+from tests.support.small_training import deep_folder, training_of
+from tests.support.tiny_text_models import tiny_text_model
 from train.data.prefix import PREFIX
 from train.data.text_model import find_text_model, load_text_classifier
-from train.data.token_ids import TokenIds, tokenize
-from train.data.training_data import TrainingData
 from train.learning.classifier_head import hugging_face_model
 from train.learning.frozen_layers import FrozenLayers, find_layers
 from train.learning.loop import Learner
-from train.learning.networks import TextClassifier, padding_is_read
+from train.learning.networks import TextClassifier
 from train.models.prefix import only_token, require_same_answers
 from train.models.teachers import build_teacher
 
-TWO = Corpus(name="two", label_names=("a", "b"), examples=(), license="")
-TEXTS = [" ".join(WORDS[n : n + length]) for n, length in enumerate((12, 3, 7, 2))]
-ROWS = np.arange(len(TEXTS))
 # One of each way in which layers get what they need: masks of each kind of attention, absolute, rotary and relative positions, prepared
 # before the layers or (T5) by the first of them; padding on either side. With the one token that the classifier reads; None = their mean.
 CALLED = {
@@ -46,11 +41,6 @@ REFUSED = [("perceiver", 1, "states"), ("xlnet", 1, "states"), ("canine", None, 
 
 def networks(text_model: Any) -> list[nn.Module]:
     return [TextClassifier(load_text_classifier(text_model, TWO)), build_teacher(text_model, 2, None)]
-
-
-def data_of(text_model: Any, network: nn.Module) -> TrainingData:
-    texts = TokenIds.of(text_model, tokenize(text_model, TEXTS), CPU, padding_is_read=padding_is_read(network))
-    return TrainingData(device=CPU, labels=torch.zeros(len(TEXTS), dtype=torch.int64), texts=texts)
 
 
 @pytest.mark.parametrize("family", CALLED)
