@@ -77,8 +77,8 @@ def measure(*, smoke: bool, record: bool, data_dir: Path) -> dict[str, Any]:
 def texts_of_batches(lengths_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the lengths of the texts in ``count`` batches of an epoch, evenly spaced by length.
 
-    Trained on, they are cut into these batches again, with the padding of the whole epoch. A plain shuffle of them has less padding than
-    one of the whole corpus, whose longest texts are in no such batch: the Trainer is measured faster than it is.
+    Trained on, they are cut into these batches again. The longest texts of the corpus are in none, so that the Trainer, which shuffles,
+    computes fewer tokens beside ours than in a whole epoch, and is measured faster than it is; the record has both ratios.
     """
     batches = epoch_batches(range(len(lengths_N)), lengths_N, BATCH, seed=0, epoch=0)
     whole = sorted((lengths_N[rows] for rows in batches if len(rows) == BATCH), key=lambda lengths_B: int(lengths_B.sum()))

@@ -70,12 +70,11 @@ def test_a_promise_is_met_within_its_limit_and_never_by_what_was_not_measured() 
     assert not promise("images/s", None, at_least=0.0)["met"]
 
 
-def test_a_few_batches_have_the_padding_of_their_epoch() -> None:
+def test_a_few_batches_favour_a_plain_shuffle_over_ours() -> None:
     lengths_N = np.random.default_rng(0).geometric(1 / 40, 2000)
     few = texts_of_batches(lengths_N, 8)
     whole, sample = counted_padding(lengths_N), counted_padding(few)
     assert len(few) == 8 * 14
-    assert abs(whole["ours"] - sample["ours"]) < 0.05
     assert 1.2 < sample["tokens_ratio"] < whole["tokens_ratio"], "the longest texts are in none"
 
 
