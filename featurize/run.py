@@ -9,22 +9,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurize.fill.parts import WHOLE, Part
 from featurize.fill.results import MOST_LOST, FeaturizeResult, Progress, ProgressCallback, column_results, progress_bar
 from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import require_type
 
 if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
-    from featurize.fill.block import Models, RunState
+    from featurize.fill.block import RunState
     from featurize.plan.job import Job
     from featurize.plan.own_pictures import OwnJob
     from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.store.token_store import TokenStore
-    from lugpi_core.store.writer import ColumnWriter
 
 _LESS_MEMORY = "see --dry-run for what is needed; free memory, or take a smaller --size-px, generator or encoder; what is written is kept"
+_LESS_MEMORY_TO_ENCODE = "free memory, or take a smaller encoder; what is written is kept"
 
 
 def featurize(
@@ -56,9 +57,19 @@ def featurize(
         InputError: a setting, a prompt, a model's files or the store is not as it must be; too little memory or disk; too many failed rows.
         Stopped: a KeyboardInterrupt; the run was asked to stop.
     """
+    from lugpi_core.store.token_store import TokenStore
+
+    job = plan_call(corpus, run_dir, generator=generator, encoders=encoders, settings=settings)
+    with progress_bar() if progress is True else nullcontext(progress or None) as callback:
+        return TokenStore(fill_store(corpus, job, callback).store_dir)
+
+
+def plan_call(
+    corpus: "Corpus", run_dir: str | Path, *, generator: str, encoders: Sequence[str], settings: FeaturizeSettings | None
+) -> "Job | OwnJob":
+    """Return everything that is known before a model is loaded; the arguments are those of ``featurize``."""
     from lugpi_core.corpora.corpus import Corpus
     from lugpi_core.runtime.libraries import prepare_libraries
-    from lugpi_core.store.token_store import TokenStore
 
     require_type("corpus", corpus, Corpus)
     encoders, generator = _names_of(encoders), str(generator) if isinstance(generator, Path) else generator
@@ -68,9 +79,7 @@ def featurize(
     settings = FeaturizeSettings() if settings is None else settings
     require_type("settings", settings, FeaturizeSettings)
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
-    job = plan_in_memory(corpus, _store_folder(corpus, Path(run_dir)), settings=settings, flags=flags)
-    with progress_bar() if progress is True else nullcontext(progress or None) as callback:
-        return TokenStore(fill_store(corpus, job, callback).store_dir)
+    return plan_in_memory(corpus, _store_folder(corpus, Path(run_dir)), settings=settings, flags=flags)
 
 
 def plan_in_memory(corpus: "Corpus", store: Path, *, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job | OwnJob":
@@ -144,7 +153,12 @@ def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job | OwnJob]":
 
 
 def fill_store(
-    corpus: "Corpus", job: "Job | OwnJob", progress: ProgressCallback | None = None, *, retry: frozenset[int] = frozenset()
+    corpus: "Corpus",
+    job: "Job | OwnJob",
+    progress: ProgressCallback | None = None,
+    *,
+    retry: frozenset[int] = frozenset(),
+    part: Part = WHOLE,
 ) -> FeaturizeResult:
     """Generate, encode and write what a store lacks. The images ``retry`` failed before, and are generated again in float32.
 
@@ -154,25 +168,45 @@ def fill_store(
     """
     import dataclasses
 
-    from featurize.fill.own_pictures import fill_own, own_result
-    from featurize.plan.job import Job, refuse_other_images, require_room
+    from featurize.fill.fillers import begin_run, finish_run, missing_rows, open_filler
+    from featurize.fill.shards import open_shards
+    from featurize.plan.job import Job, refuse_other_images
     from lugpi_core.files import is_writable
+    from lugpi_core.runtime.stopping import stop_on_signals
+    from lugpi_core.store.verify import row_ranges
 
-    refuse_other_images(job)
     if not is_writable(job.store):
+        refuse_other_images(job)
         _refuse_unfinished(corpus, job)
         _announce(corpus, job)
-        done = _nothing_done(job)
-        return _result(corpus, job, done, None) if isinstance(job, Job) else own_result(corpus, job, done, already_done=True)
-    require_room(job)
-    writers = _open_columns(job)
+        return _result(corpus, job, _nothing_done(job), None)
+    writers, state = begin_run(corpus, job, is_shared=part.count > 1, checked=part)
+    for writer in writers.values():
+        for shard, fault in writer.taken_back.items():
+            say(f"{writer.folder / writer.spec.shard_name(shard)}: {fault}; its damaged rows are generated again")
     _announce(corpus, job)
-    if not isinstance(job, Job):
-        with memory_in_one_line("free memory, or take a smaller encoder; what is written is kept"):
-            return fill_own(corpus, dataclasses.replace(job, plan=job.plan.retried(retry)), writers, progress)
-    with memory_in_one_line(_LESS_MEMORY):
-        state, models = _fill_missing(dataclasses.replace(job, retry=retry), corpus, writers, progress)
-    return _result(corpus, job, state, models)
+    job = dataclasses.replace(job, retry=retry) if isinstance(job, Job) else dataclasses.replace(job, plan=job.plan.retried(retry))
+    compute = None
+    if missing := missing_rows(writers, part) or (part.count > 1 and missing_rows(writers)):
+        with memory_in_one_line(_LESS_MEMORY if isinstance(job, Job) else _LESS_MEMORY_TO_ENCODE):
+            filler = open_filler(job, writers, state)
+            with stop_on_signals() as state.stop, state.times.host("fill_wall"), filler:
+                for _ in filler.fill(part):
+                    if progress is not None:
+                        progress(_progress_of(state, missing))
+            for sentence in filler.faults():
+                say(sentence)
+        compute = filler.compute
+    with state.times.host("publish"):
+        if not finish_run(job, writers):
+            left = open_shards(writers)
+            say(f"part {part}: {number_of(len(left), 'shard{s}')} of other parts missing, {row_ranges(left)}")
+    return _result(corpus, job, state, compute)
+
+
+def _progress_of(state: "RunState", missing: int) -> Progress:
+    done = state.texts + state.kept + max(state.generated, state.decoded)
+    return Progress(done=done, total=max(missing, done), kept=state.kept, failed=state.failed, seconds=state.times.seconds)
 
 
 def _refuse_unfinished(corpus: "Corpus", job: "Job | OwnJob") -> None:
@@ -277,85 +311,6 @@ def memory_in_one_line(do: str) -> Iterator[None]:
         ) from None
 
 
-def _open_columns(job: "Job | OwnJob") -> "dict[str, ColumnWriter]":
-    from lugpi_core.store.writer import ColumnWriter
-
-    writers = {spec.name: ColumnWriter(job.store, spec) for spec in job.every_column}
-    for writer in writers.values():
-        for shard, fault in writer.taken_back.items():
-            say(f"{writer.folder / writer.spec.shard_name(shard)}: {fault}; its damaged rows are generated again")
-    return writers
-
-
-def _fill_missing(
-    job: "Job", corpus: "Corpus", writers: "dict[str, ColumnWriter]", progress: ProgressCallback | None
-) -> "tuple[RunState, Models | None]":
-    """Compute what is missing; return what was done and the models, None if there was nothing to generate or encode."""
-    import dataclasses
-
-    from featurize.fill.fill_store import write_examples
-    from featurize.fill.out_of_memory import StageBatches
-    from featurize.plan.job import table_is_stale
-    from lugpi_core.files import sweep
-    from lugpi_core.store.layout import PROMPT_TEXT
-    from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
-
-    sweep(job.store)
-    state, models = _nothing_done(job), None
-    images = {name: writer for name, writer in writers.items() if name != PROMPT_TEXT}
-    missing, texts = _missing_rows(images), _missing_rows({name: writers[name] for name in writers.keys() - images.keys()})
-    if missing or texts or table_is_stale(job.store, corpus, job.plan):
-        # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
-        (job.store / VIEW).unlink(missing_ok=True)
-        write_examples(job, corpus)
-    if missing:
-        from featurize.fill.load_models import load_models
-
-        incomplete = {name for name, writer in images.items() if len(writer.records) < writer.spec.shards}
-        models, sizes = load_models(job, incomplete, missing, state.times)
-        job = dataclasses.replace(job, batch_size=sizes.generate)
-        is_limited = job.execution.memory_gb is not None and job.compute.device == "cuda"
-        state.batches = StageBatches(sizes.by_stage(), is_limited=is_limited)
-        _fill(job, writers, models, state, progress, missing + texts)
-    elif texts:
-        from featurize.fill.text_column import fill_text_column
-
-        fill_text_column(job, writers[PROMPT_TEXT], state, progress, total=texts)
-    with state.times.host("publish"):
-        for writer in writers.values():
-            writer.add_sha256()
-    if not view_is_current(job.store):
-        write_view(job.store)
-    return state, models
-
-
-def _fill(
-    job: "Job",
-    writers: "dict[str, ColumnWriter]",
-    models: "Models",
-    state: "RunState",
-    progress: ProgressCallback | None,
-    missing: int,
-) -> None:
-    from featurize.fill.fill_store import fill
-    from lugpi_core.runtime.stopping import stop_on_signals
-
-    with stop_on_signals() as state.stop, state.times.host("fill_wall"):
-        for _ in fill(job, writers, models, state):
-            if progress is not None:
-                done = state.texts + state.kept + max(state.generated, state.decoded)
-                progress(Progress(done=done, total=missing, kept=state.kept, failed=state.failed, seconds=state.times.seconds))
-
-
-def _missing_rows(writers: "Mapping[str, ColumnWriter]") -> int:
-    from featurize.fill.shards import open_shards
-
-    if not writers:
-        return 0
-    spec = next(iter(writers.values())).spec
-    return sum(spec.layout(shard).rows for shard in open_shards(writers))
-
-
 def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
     from featurize.plan.job import Job
 
@@ -402,25 +357,30 @@ def _announce_result(result: FeaturizeResult) -> None:
         say(sentence)
 
 
-def _result(corpus: "Corpus", job: "Job", state: "RunState", models: "Models | None") -> FeaturizeResult:
+def _result(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute: Mapping[str, Any] | None) -> FeaturizeResult:
+    from featurize.plan.job import Job
     from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table
 
-    table = read_example_table(job.store, corpus)
+    is_generated, cut_share, figures = isinstance(job, Job), 0.0, None
+    if is_generated:
+        table = read_example_table(job.store, corpus)
+        cut_share, figures = float(table.prompt_cut.mean()), table.prompt_figures
     return FeaturizeResult(
         store_dir=job.store,
-        already_done=models is None and not state.texts,
+        already_done=compute is None,
         examples=corpus.counts(),
         images=len(job.plan),
         images_saved=job.plan.saved,
-        prompts_cut_share=float(table.prompt_cut.mean()),
-        prompt_figures=table.prompt_figures,
+        prompts_cut_share=cut_share,
+        prompt_figures=figures,
         columns=column_results(job.store, job.every_column),
         rows=state.rows(),
         batches={"rows": state.batches.rows, "halvings": state.batches.halvings},
         seconds=state.times.record(),
         peak_memory=peak_memory_bytes(),
-        compute={**job.compute.record(), **({"attention": None} if models is None else models.text_to_image.record())},
-        notice=job.generator.settings.notice,
+        compute={**job.compute.record(), **(compute or {"attention": None})},
+        notice=job.generator.settings.notice if isinstance(job, Job) else None,
+        is_generated=is_generated,
         int8_lost=state.int8_lost_shares(),
     )

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from featurize.options import FeaturizeSettings as FeaturizeSettings
     from featurize.options import InspectSettings as InspectSettings
     from featurize.run import featurize as featurize
+    from featurize.unit import FeaturizeJob as FeaturizeJob
+    from featurize.unit import ShardFeaturizer as ShardFeaturizer
+    from featurize.unit import ShardRecord as ShardRecord
+    from featurize.unit import featurize_shard as featurize_shard
     from lugpi_core.corpora.corpus import Corpus as Corpus
     from lugpi_core.corpora.load import load_corpus as load_corpus
     from lugpi_core.corpora.options import CorpusSettings as CorpusSettings
@@ -58,6 +62,7 @@ _MODULES = {
     "featurize.maintain": ("Verification", "repair_store", "verify_store"),
     "featurize.options": ("FeaturizeSettings", "InspectSettings"),
     "featurize.run": ("featurize",),
+    "featurize.unit": ("FeaturizeJob", "ShardFeaturizer", "ShardRecord", "featurize_shard"),
     "lugpi_core": ("__version__",),
     "lugpi_core.corpora.corpus": ("Corpus",),
     "lugpi_core.corpora.load": ("load_corpus",),
@@ -83,6 +88,7 @@ __all__ = [
     "CorpusSettings",
     "Distillation",
     "DistillationSettings",
+    "FeaturizeJob",
     "FeaturizeSettings",
     "FusionHead",
     "InputError",
@@ -90,6 +96,8 @@ __all__ = [
     "Inspection",
     "Optimization",
     "Placement",
+    "ShardFeaturizer",
+    "ShardRecord",
     "Stopped",
     "TableReport",
     "TeacherTarget",
@@ -104,6 +112,7 @@ __all__ = [
     "distillation",
     "distillation_loss",
     "featurize",
+    "featurize_shard",
     "find_text_model",
     "inspect",
     "load_corpus",

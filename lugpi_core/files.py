@@ -24,7 +24,8 @@ from typing import Any
 
 from lugpi_core.errors import InputError
 
-_PARTIAL = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
+_NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
+_PARTIAL = re.compile(r"\.?.+\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8}\.partial")
 FOREIGN_ORPHAN_S = 24 * 3600.0  # unfinished files of another machine count as abandoned after a day
 
 
@@ -98,6 +99,45 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def create_whole(path: Path, data: bytes) -> bool:
+    """Write ``data`` under a name that no file has, whole or not at all; return False, and write nothing, if there is a file already. Of
+    several processes that do so at the same moment, one writes."""
+    partial = _partial_name(path)
+    with open_file(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as descriptor:
+        try:
+            write_at(descriptor, data, 0)
+            os.fsync(descriptor)
+            is_new = name_new(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    if not is_new:
+        partial.unlink(missing_ok=True)
+    return is_new
+
+
+def name_new(source: Path, target: Path) -> bool:
+    """Rename a file durably to a name that no file has; return False, and leave it, if there is a file already.
+
+    A file system without hard links has no such operation: there, of two processes at the same moment, the later one replaces the file.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            if source.stat().st_nlink < 2:  # 2: the link was made, but NFS lost the answer and sent the request again
+                return False
+        elif error.errno not in _NO_LINKS:
+            raise
+        elif os.path.lexists(target):
+            return False
+        else:
+            os.replace(source, target)
+    source.unlink(missing_ok=True)
+    sync_folder(target.parent)
+    return True
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; at the end of the block it replaces ``folder``, whose old content is removed."""
@@ -135,7 +175,7 @@ def sweep(folder: Path) -> list[Path]:
     """
     swept = []
     for path in sorted(folder.glob(".*.partial")):
-        if _is_orphan(path):
+        if is_orphan(path):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -200,7 +240,8 @@ def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host_name()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-def _is_orphan(path: Path) -> bool:
+def is_orphan(path: Path) -> bool:
+    """Whether the process that an unfinished file's name tells of can no longer finish it."""
     match = _PARTIAL.fullmatch(path.name)
     if match is None or match["host"] != host_name():
         try:

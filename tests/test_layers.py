@@ -36,14 +36,25 @@ FLOORS = {
         ("store",),
         ("command_line", "thumbnails"),
     ),
-    "featurize": (("options",), ("generate", "encode"), ("plan",), ("cost",), ("fill",), ("run",), ("inspect", "maintain"), ("cli",)),
+    "featurize": (
+        ("options",),
+        ("generate", "encode"),
+        ("plan",),
+        ("cost",),
+        ("fill",),
+        ("run",),
+        ("unit",),
+        ("inspect", "maintain"),
+        ("cli",),
+    ),
     "train": (("options", "file_names"), ("data",), ("learning",), ("models",), ("evidence", "tools"), ("report",), ("cli",)),
 }
-MOST_ARROWS = {"lugpi_core": 21, "featurize": 27, "train": 35}
+MOST_ARROWS = {"lugpi_core": 21, "featurize": 31, "train": 35}
 # Flags end here: the only files of the three packages, besides the options' own rooms, that import option dataclasses.
 OPTION_DOORS = {
     "featurize/cli.py",
     "featurize/run.py",
+    "featurize/unit.py",
     "featurize/maintain.py",
     "featurize/inspect/command.py",
     "featurize/inspect/info.py",

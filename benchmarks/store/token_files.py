@@ -96,7 +96,7 @@ def fill_store(store: Path, tokens: Tokens, *, shard_rows: int, sha256: bool = F
             file.write(first, block, np.zeros(len(block), np.uint8))
         writer.commit(shard, file)
     if sha256:
-        writer.add_sha256()
+        writer.finish()
 
 
 def fill_raw(folder: Path, tokens: Tokens, *, shard_rows: int) -> None:

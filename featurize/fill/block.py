@@ -44,6 +44,7 @@ class RunState:
         failed: rows of this run that are flagged, in any column.
         batches: the batch sizes, and every halving.
         int8_lost: of each column in int8, int64 [2], on the device: values that are not 0, and those of them that are stored as 0.
+        confirm: called before a shard is claimed; raises if another run has taken the store.
     """
 
     times: StageTimes
@@ -58,6 +59,7 @@ class RunState:
     failed: int = 0
     int8_lost: dict[str, torch.Tensor] = field(default_factory=dict)
     stop: StopRequest = field(default_factory=StopRequest)
+    confirm: Callable[[], None] | None = None
 
     def rows(self) -> dict[str, int]:
         """Return the counts, under their names in the record."""

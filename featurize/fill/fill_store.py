@@ -4,7 +4,7 @@ Pixels exist on the device only, for one block. A block is a fixed range of rows
 batches, and therefore the same bytes, as one that was never interrupted. A thread writes and commits while the next block is generated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,7 +34,7 @@ def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunS
         InputError: more rows failed than may.
         Stopped: the run was asked to stop; every computed block is written.
     """
-    with _ImageFiller(job, writers, models, state) as filler:
+    with ImageFiller(job, writers, models, state) as filler:
         yield from filler.fill()
 
 
@@ -50,12 +50,13 @@ def write_examples(job: Job, corpus: Corpus) -> None:
     write_example_table(job.store, corpus, table)
 
 
-class _ImageFiller(ShardFiller):
+class ImageFiller(ShardFiller):
     """Fills latents and tokens, and text vectors of the same prompts. Holds one window of prompts too."""
 
-    def __init__(self, job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunState) -> None:
+    def __init__(self, job: Job, writers: Mapping[str, ColumnWriter], models: Models, state: RunState) -> None:
         super().__init__(writers, state)
         self._job, self._models = job, models
+        self.compute = models.text_to_image.record()
         self._runner = BlockRunner(job.plan, models, state)
         self._vectors = None
         if PROMPT_TEXT in writers:

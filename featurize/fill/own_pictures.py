@@ -5,7 +5,7 @@ Shapes: B pictures of a block, S an encoder's side, T tokens, D their width.
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,24 +21,16 @@ from featurize.encode.image_encoder import ImageEncoder
 from featurize.encode.own_pictures import PictureReader, open_picture
 from featurize.fill.block import RunState
 from featurize.fill.out_of_memory import StageBatches
-from featurize.fill.results import FeaturizeResult, Progress, ProgressCallback, column_results
-from featurize.fill.shards import ShardFiller, open_shards
+from featurize.fill.shards import ShardFiller
 from featurize.fill.writer_thread import stored_form
-from featurize.plan.job import table_is_stale
 from featurize.plan.own_pictures import OwnJob
 from featurize.plan.picture_plan import NO_PICTURE
 from lugpi_core.command_line import say
-from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.pictures import PictureFault
 from lugpi_core.errors import InputError, number_of
-from lugpi_core.files import sweep
-from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes
-from lugpi_core.runtime.stopping import stop_on_signals
-from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.lease import ShardBusy
-from lugpi_core.store.picture_table import add_faults, write_picture_table
+from lugpi_core.store.picture_table import add_faults
 from lugpi_core.store.shard import FLAG_NO_PICTURE, FLAG_NOT_FINITE, FLAG_NOT_RESIZED, FLAG_UNREADABLE, ShardWriter
-from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 from lugpi_core.store.writer import ColumnWriter
 
 # Pictures that are decoded at the same time; each may take 268 MB.
@@ -46,73 +38,26 @@ _READERS = 4
 _NAMED = 3
 
 
-def fill_own(corpus: Corpus, job: OwnJob, writers: Mapping[str, ColumnWriter], progress: ProgressCallback | None) -> FeaturizeResult:
-    """Encode and write what a store lacks of its pictures' tokens.
+def take_back_pictures(job: OwnJob, writers: Mapping[str, ColumnWriter], shards: Container[int] | None) -> None:
+    """Forget rows of some shards, or of all, whose pictures can be read by now, so that they are encoded again."""
+    for name, writer in writers.items():
+        for shard, rows in job.rows_to_fill_in(name).items():
+            if (shards is None or shard in shards) and writer.is_committed(shard) and writer.reopen(shard, writer.records[shard]):
+                try:
+                    file = writer.claim(shard)
+                except ShardBusy:
+                    continue  # another process does the same
+                if file is not None:
+                    with closing(file):
+                        file.forget([row - file.layout.first_row for row in rows])
+
+
+def open_picture_filler(job: OwnJob, writers: Mapping[str, ColumnWriter], state: RunState) -> ShardFiller:
+    """Load the encoders of the columns that are not complete; return what encodes a user's own pictures.
 
     Raises:
-        InputError: a picture's shape has no place in an encoder, a picture changed meanwhile, too little memory, or too many failed rows.
-        Stopped: the run was asked to stop; what is written is kept.
+        InputError: a picture's shape has no place in an encoder, or an encoder does not load.
     """
-    state = RunState(times=StageTimes(job.compute.device), batches=StageBatches({}))
-    sweep(job.store)
-    write_picture_table(job.store, job.plan.table())
-    for name, writer in writers.items():
-        _take_back(writer, job.rows_to_fill_in(name))
-    shards = open_shards(writers)
-    spec = job.columns[0]
-    missing = sum(spec.layout(shard).rows for shard in shards)
-    if missing or table_is_stale(job.store, corpus, job.plan):
-        (job.store / VIEW).unlink(missing_ok=True)
-        prompt_cut = np.zeros(len(corpus.examples), bool)
-        table = ExampleTable(drawings=job.plan.images_of_example, prompt_cut=prompt_cut, corpus_fingerprint=corpus.fingerprint())
-        write_example_table(job.store, corpus, table)
-    if missing:
-        _encode_missing(job, writers, state, progress, missing)
-    with state.times.host("publish"):
-        for writer in writers.values():
-            writer.add_sha256()
-    if not view_is_current(job.store):
-        write_view(job.store)
-    return own_result(corpus, job, state, already_done=not missing)
-
-
-def _take_back(writer: ColumnWriter, rows: Mapping[int, list[int]]) -> None:
-    """Forget rows of final shards, given by shard, so that they are encoded again."""
-    for shard, its in rows.items():
-        if writer.is_committed(shard) and writer.reopen(shard, writer.records[shard]):
-            try:
-                file = writer.claim(shard)
-            except ShardBusy:
-                continue  # another process does the same
-            if file is not None:
-                with closing(file):
-                    file.forget([row - file.layout.first_row for row in its])
-
-
-def own_result(corpus: Corpus, job: OwnJob, state: RunState, *, already_done: bool) -> FeaturizeResult:
-    """Return the figures of a store of own pictures, and what a run did for it."""
-    return FeaturizeResult(
-        store_dir=job.store,
-        already_done=already_done,
-        examples=corpus.counts(),
-        images=len(job.plan),
-        images_saved=job.plan.saved,
-        prompts_cut_share=0.0,
-        columns=column_results(job.store, job.columns),
-        rows=state.rows(),
-        batches={"rows": state.batches.rows, "halvings": state.batches.halvings},
-        seconds=state.times.record(),
-        peak_memory=peak_memory_bytes(),
-        compute={**job.compute.record(), "attention": None},
-        notice=None,
-        is_generated=False,
-        int8_lost=state.int8_lost_shares(),
-    )
-
-
-def _encode_missing(
-    job: OwnJob, writers: Mapping[str, ColumnWriter], state: RunState, progress: ProgressCallback | None, missing: int
-) -> None:
     limit_memory(job.execution, job.compute.device)
     incomplete = [name for name, writer in writers.items() if len(writer.records) < writer.spec.shards]
     readers = {name: PictureReader(job.encoders[name]) for name in incomplete}
@@ -125,13 +70,7 @@ def _encode_missing(
     is_limited = job.execution.memory_gb is not None and job.compute.device == "cuda"
     state.batches = StageBatches({"encode": size}, is_limited=is_limited)
     say(f"encoding on {job.compute}, {size} at a time")
-    models = _Models(readers=readers, encoders=encoders)
-    with stop_on_signals() as state.stop, state.times.host("fill_wall"), _PictureFiller(job, writers, models, state, size) as filler:
-        for _ in filler.fill():
-            if progress is not None:
-                done = state.kept + state.decoded
-                progress(Progress(done=done, total=missing, kept=state.kept, failed=state.failed, seconds=state.times.seconds))
-    filler.tell_faults()
+    return _PictureFiller(job, writers, _Models(readers=readers, encoders=encoders), state, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +125,15 @@ class _PictureFiller(ShardFiller):
             add_faults(self._job.store, found)
         self.commit(shard, files)
 
-    def tell_faults(self) -> None:
-        """Say which pictures turned out not to be readable, or not to be resizable."""
+    def faults(self) -> list[str]:
+        """Return which pictures turned out not to be readable, or not to be resizable, a sentence each."""
+        sentences = []
         for what, faults in (("read", self._unread), ("resized", self._not_resized)):
             if faults:
                 told = [f"{self._job.plan.rows[row].words()} ({why})" for row, why in sorted(faults.items())[:_NAMED]]
                 more = f" and {len(faults) - _NAMED:,} more" if len(faults) > _NAMED else ""
-                say(f"{number_of(len(faults), 'picture{s}')} cannot be {what}: {', '.join(told)}{more}")
+                sentences.append(f"{number_of(len(faults), 'picture{s}')} cannot be {what}: {', '.join(told)}{more}")
+        return sentences
 
     def _read_ahead(self, first_row: int, rows: slice, columns: list[str]) -> list[Future[_Pixels]]:
         return [self._pool.submit(self._pixels_of, first_row + row, columns) for row in range(rows.start, rows.stop)]

@@ -4,9 +4,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Self
 
 from featurize.fill.block import RunState
+from featurize.fill.parts import WHOLE, Part
 from featurize.fill.writer_thread import StoredRows, WriterThread
 from lugpi_core.command_line import say
 from lugpi_core.store.lease import ShardBusy
@@ -28,7 +30,12 @@ class ShardFiller(ABC):
     Args:
         writers: of the columns, by name.
         state: counts what is done.
+
+    Attributes:
+        compute: what of the models is recorded with a run.
     """
+
+    compute: Mapping[str, Any] = MappingProxyType({"attention": None})
 
     def __init__(self, writers: Mapping[str, ColumnWriter], state: RunState) -> None:
         self._writers, self._state = writers, state
@@ -49,14 +56,19 @@ class ShardFiller(ABC):
     def fill_shard(self, shard: int, files: dict[str, ShardWriter]) -> Iterator[None]:
         """Compute what a claimed shard lacks, in every column; yield after each block."""
 
-    def fill(self) -> Iterator[None]:
+    def faults(self) -> list[str]:
+        """Return what a person should know of the rows that failed, a sentence each."""
+        return []
+
+    def fill(self, part: Part = WHOLE) -> Iterator[None]:
         """Fill every shard that is not final; yield after each block.
 
         Other processes may fill the same store: shards being written by another process are skipped and checked again at the end, in case
-        that process died.
+        that process died. One of several parts fills its own shards first and then, if the file system has locks, those that no other
+        process has begun; it waits for none.
         """
         waited_for = ""
-        while shards := open_shards(self._writers):
+        while shards := self._shards_of(part):
             busy: ShardBusy | None = None
             for shard in shards:
                 try:
@@ -67,7 +79,9 @@ class ShardFiller(ABC):
                 if files:
                     yield from self.fill_shard(shard, files)
             self.finish_writing()
-            if busy and open_shards(self._writers) == shards:
+            if busy and self._shards_of(part) == shards:
+                if part.count > 1:
+                    return
                 if busy.owner != waited_for:
                     say(f"waiting for {busy.owner}, which is writing what is missing")
                     waited_for = busy.owner
@@ -81,6 +95,8 @@ class ShardFiller(ABC):
         Raises:
             ShardBusy: another process is writing one of them; none is claimed then.
         """
+        if self._state.confirm is not None:
+            self._state.confirm()
         claimed: dict[str, ShardWriter] = {}
         try:
             for name, writer in self._writers.items():
@@ -94,11 +110,23 @@ class ShardFiller(ABC):
         self._claimed += claimed.values()
         return claimed
 
+    def drain(self) -> None:
+        """Wait until every computed row is written."""
+        self._thread.drain()
+
     def finish_writing(self) -> None:
         """Wait until every computed row is written, then read what other processes have written."""
-        self._thread.drain()
+        self.drain()
         for writer in self._writers.values():
             writer.refresh()
+
+    def _shards_of(self, part: Part) -> list[int]:
+        """Return the shards that are not final, in the order in which a part fills them: those of others from the last on, where they begin
+        least early."""
+        shards = open_shards(self._writers)
+        others = [shard for shard in reversed(shards) if shard not in part]
+        helps = all(writer.has_leases for writer in self._writers.values())
+        return [shard for shard in shards if shard in part] + (others if helps else [])
 
     def put_rows(self, name: str, file: ShardWriter, first: int, rows: StoredRows) -> None:
         """Queue rows of a column's block, to be written from local row ``first`` on; count what int8 loses of them."""

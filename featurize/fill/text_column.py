@@ -14,7 +14,6 @@ from torch import nn
 from featurize.cost.batch_size import free_memory_bytes
 from featurize.fill.block import PromptWindow, RunState, window_rows
 from featurize.fill.out_of_memory import StageBatches, is_out_of_memory
-from featurize.fill.results import Progress, ProgressCallback
 from featurize.fill.shards import ShardFiller, open_shards
 from featurize.fill.writer_thread import StoredRows, consecutive_ranges, stored_form
 from featurize.generate.families.family import LENGTHS, Parts, PromptEmbeddings
@@ -26,35 +25,23 @@ from featurize.plan.job import TEXT_BATCH, Job
 from featurize.plan.prompt_text import mask_name, tokens_name
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, number_of
-from lugpi_core.runtime.stopping import stop_on_signals
 from lugpi_core.store.layout import PROMPT_TEXT
 from lugpi_core.store.shard import FLAG_NOT_FINITE, ShardWriter
 from lugpi_core.store.writer import ColumnWriter
 
 
-def fill_text_column(job: Job, writer: ColumnWriter, state: RunState, progress: ProgressCallback | None, *, total: int) -> None:
-    """Encode the prompts whose vectors are missing where no image is, counting in ``state``. Only tokenizers and text encoders are loaded.
-
-    Args:
-        job: of the images that the rows belong to.
-        writer: of the column.
-        state: counts what is done.
-        progress: called after each window of prompts.
-        total: rows that this run lacks.
+def open_text_filler(job: Job, writer: ColumnWriter, state: RunState) -> ShardFiller:
+    """Return what encodes the prompts whose vectors are missing where no image is. Only tokenizers and text encoders are loaded.
 
     Raises:
-        InputError: a text encoder does not load, too little memory, or more rows failed than may.
-        Stopped: the run was asked to stop; what is written is kept.
+        InputError: a text encoder does not load.
     """
     with state.times.stage("load"):
         encoders = _TextEncoders(job)
     shards = number_of(len(open_shards({PROMPT_TEXT: writer})), "shard{s}")
     say(f"encoding prompts of {shards} with the generator's text encoder on {job.compute}")
     state.batches = StageBatches({"prompt": TEXT_BATCH})
-    with stop_on_signals() as state.stop, state.times.host("fill_wall"), _TextFiller(job, writer, encoders, state) as filler:
-        for _ in filler.fill():
-            if progress is not None:
-                progress(Progress(done=state.texts, total=total, kept=0, failed=state.failed, seconds=state.times.seconds))
+    return _TextFiller(job, writer, encoders, state)
 
 
 class _TextEncoders:

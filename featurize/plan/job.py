@@ -29,6 +29,7 @@ from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import EXAMPLES, read_example_table
 from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, Dtype
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest
+from lugpi_core.store.mirror import Mirror
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.virtual_view import VIEW
 from lugpi_core.store.writer import missing_bytes
@@ -89,6 +90,7 @@ class Job:
         numbering: of the rows.
         columns: of the images; there may be none.
         text_column: of the generator's own text vectors, or None.
+        mirror: where final shards go, too, or None.
     """
 
     store: Path
@@ -107,6 +109,7 @@ class Job:
     retry: frozenset[int] = frozenset()
     numbering: Mapping[str, Any] = field(default_factory=dict)
     text_column: ColumnSpec | None = None
+    mirror: Mirror | None = None
 
     @property
     def every_column(self) -> tuple[ColumnSpec, ...]:

@@ -15,6 +15,7 @@ from lugpi_core.fields import part_of
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.layout import OWN_IMAGES, PROMPT_TEXT
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_of_own_pictures, load_manifest
+from lugpi_core.store.mirror import Mirror
 from lugpi_core.store.picture_table import PICTURES, read_picture_table
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.shard import FLAG_NO_PICTURE, FLAG_REASONS, FLAG_UNREADABLE
@@ -32,6 +33,7 @@ class OwnJob:
         numbering: what the rows of all columns of the store have in common.
         most_failed: rows that may fail before the run is given up.
         execution: how to compute.
+        mirror: where final shards go, too, or None.
     """
 
     store: Path
@@ -42,6 +44,7 @@ class OwnJob:
     numbering: Mapping[str, Any]
     most_failed: int
     execution: Execution
+    mirror: Mirror | None = None
 
     @property
     def every_column(self) -> tuple[ColumnSpec, ...]:

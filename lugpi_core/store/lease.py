@@ -3,8 +3,8 @@
 A lease is a small file next to the shard. Its owner keeps it locked (flock), writes its name into it and touches it every few seconds. On
 one machine the lock decides: the kernel releases it when its owner dies. If the file system does not share locks between machines, the
 touches decide: an owner on another machine that has not touched its lease for ``STALE_S`` seconds, by the file system's own clock, has
-lost it. Manifests need shared locks: without them, two machines that finish shards at the same moment may lose a record; no row is lost,
-and the next run records the shard.
+lost it. Where ``has_locks`` finds no locks there are no leases: shards are shared out beforehand, and a shard that is written twice does no
+harm, because each process writes a file of its own and the first to be complete stays.
 """
 
 import errno
@@ -27,6 +27,7 @@ from lugpi_core.files import host_name, open_file, read_at, write_at
 STALE_S = 60.0
 BEAT_S = 5.0
 LOCK = ".lock"
+_NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
 class ShardBusy(InputError):
@@ -42,23 +43,31 @@ class ShardBusy(InputError):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock during the block: only one process at a time takes leases and changes manifests.
+    """Hold the folder's lock during the block, so that one process at a time takes leases and changes manifests.
 
-    Raises:
-        InputError: the file system has no locks.
+    On a file system without locks the block runs all the same: what is done in it costs work that way, but loses no row.
     """
     with open_file(folder / LOCK, os.O_CREAT | os.O_RDWR) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno not in _NO_LOCKS:
                 raise
-            raise InputError(
-                got=f"{folder} on a file system without locks ({error.strerror})",
-                expected="one with flock, as local disks, NFS 4 and Lustre (mounted with -o flock) have",
-                do="give a --run-dir elsewhere and move the folder when it is done",
-            ) from None
         yield descriptor
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether a lock on a file in the folder keeps out another descriptor of the same file."""
+    with open_file(folder / LOCK, os.O_CREAT | os.O_RDWR) as mine, open_file(folder / LOCK, os.O_RDWR) as other:
+        try:
+            for descriptor in (mine, other):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # by the first descriptor, or by another process
+            return True
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+    return False
 
 
 class Lease:

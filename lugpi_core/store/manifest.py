@@ -1,6 +1,14 @@
-"""The manifest of a column: what its bytes depend on, and one record per committed shard. A shard without a record does not exist."""
+"""What a column is, and one record per final shard. A shard without a record does not exist.
 
+``manifest.json`` describes the column. It is written when the column is begun. A process that completes a shard writes its record to a file
+of its own, ``records/shard-00012.json``, last of all and under a name that no file has: no two processes write one object.
+``merge_records`` copies the records into the manifest. Both places count; a record file is the newer of the two.
+"""
+
+import json
 import os
+import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -8,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder, read_json, write_json
+from lugpi_core.files import create_whole, make_folder, open_file, read_at, read_json, write_bytes
 from lugpi_core.fingerprint import Fingerprint, differences, digest
 from lugpi_core.store.layout import OWN_IMAGES, ROW_DTYPES, Dtype, ShardLayout
 from lugpi_core.store.lease import locked
@@ -16,8 +24,12 @@ from lugpi_core.store.lease import locked
 FORMAT = "lugpi-token-store"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MOST_SHARDS = 1 << 15  # a process maps each of them, and the kernel allows some 65,000 maps
+RECORDS, RECORD_FORMAT = "records", "lugpi-shard-record"
+MOST_SHARDS = 1 << 20
+_RECORD_NAME = re.compile(r"shard-([0-9]{5,7})\.json")
 Record = dict[str, Any]
+# The records of record files by shard, each with what tells whether its file is still the same.
+RecordFiles = Mapping[int, tuple[tuple[int, int, int], Record]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +107,20 @@ def final_names(spec: ColumnSpec, shard: int) -> tuple[str, str]:
 
 
 def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
-    """Return a column's spec and its records by shard number.
+    """Return a column's spec and the records of its final shards by number, from the manifest and from record files.
 
     Raises:
         InputError: there is no manifest, it has another format, or it has changed since it was written.
+    """
+    spec, merged = read_manifest(folder)
+    return spec, with_files(merged, read_record_files(folder, spec, skip=merged))
+
+
+def read_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
+    """Return a column's spec and the records that its manifest has.
+
+    Raises:
+        InputError: as ``load_manifest``.
     """
     path = folder / MANIFEST
     value = read_json(path)
@@ -128,8 +150,88 @@ def load_manifest(folder: Path) -> tuple[ColumnSpec, dict[int, Record]]:
     return spec, records
 
 
-def open_manifest(folder: Path, spec: ColumnSpec) -> tuple[ColumnSpec, dict[int, Record]]:
-    """Create the manifest of a new column, or check an existing one against ``spec``; return the column's spec and records.
+def record_path(folder: Path, shard: int) -> Path:
+    """Return the path of a shard's record file."""
+    return folder / RECORDS / f"shard-{shard:05d}.json"
+
+
+def read_record(folder: Path, spec: ColumnSpec, shard: int) -> Record | None:
+    """Return the record in a shard's record file; None if there is none, or it is torn, changed or another shard's."""
+    try:
+        with open_file(record_path(folder, shard), os.O_RDONLY) as descriptor:
+            value = json.loads(read_at(descriptor, os.fstat(descriptor).st_size, 0))
+        stated, about = value.pop("xxh3_128"), (value["format"], value["version"], value["shard"])
+        if stated != digest(value) or about != (RECORD_FORMAT, FORMAT_VERSION, shard):
+            return None
+        record: Record = value["record"]
+        _check_place(spec, shard, record)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
+        return None
+    return record
+
+
+def read_record_files(
+    folder: Path, spec: ColumnSpec, known: RecordFiles | None = None, *, skip: Mapping[int, Any] | None = None
+) -> dict[int, tuple[tuple[int, int, int], Record]]:
+    """Return the valid record files of a column by shard, but those of ``skip``. Files with other names are ignored.
+
+    Args:
+        folder: the column's.
+        spec: its description.
+        known: what an earlier call returned; only files that are others since then are read.
+        skip: shards that are not asked for.
+    """
+    found: dict[int, tuple[tuple[int, int, int], Record]] = {}
+    try:
+        with os.scandir(folder / RECORDS) as entries:
+            names = [(int(match[1]), entry) for entry in entries if (match := _RECORD_NAME.fullmatch(entry.name))]
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    for shard, entry in names:
+        if shard >= spec.shards or (skip is not None and shard in skip):
+            continue
+        try:
+            state = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+        if known is not None and shard in known and known[shard][0] == stamp:
+            found[shard] = known[shard]
+        elif (record := read_record(folder, spec, shard)) is not None:
+            found[shard] = stamp, record
+    return found
+
+
+def with_files(merged: Mapping[int, Record], files: RecordFiles) -> dict[int, Record]:
+    """Return the records of a manifest and those of record files, which are newer, by ascending shard."""
+    records = {**merged, **{shard: record for shard, (_, record) in files.items()}}
+    return dict(sorted(records.items()))
+
+
+def write_record(folder: Path, spec: ColumnSpec, shard: int, record: Record, *, seconds: float | None = None) -> None:
+    """Write a shard's record file, which makes the shard final. An equal record of another process stays; any other is replaced, because
+    this one is of the file that lies there.
+
+    Args:
+        folder: the column's.
+        spec: its description.
+        shard: its number.
+        record: of its file.
+        seconds: that computing the shard took, if that is known.
+    """
+    path = record_path(folder, shard)
+    make_folder(path.parent)
+    by = {"host": platform.node(), "pid": os.getpid()}
+    value = {"format": RECORD_FORMAT, "version": FORMAT_VERSION, "shard": shard, "record": record, "by": by, "seconds": seconds}
+    data = json.dumps({**value, "xxh3_128": digest(value)}, allow_nan=False).encode() + b"\n"
+    if not create_whole(path, data):
+        standing = read_record(folder, spec, shard)
+        if standing is None or standing["xxh3_128"] != record["xxh3_128"]:
+            write_bytes(path, data)
+
+
+def open_manifest(folder: Path, spec: ColumnSpec) -> ColumnSpec:
+    """Create the manifest of a new column, or check an existing one against ``spec``; return the column's spec.
 
     The fingerprint of the returned spec is the manifest's, which seeds the hashes of the rows. That of ``spec`` agrees with it, but its
     hashes of models may be of another form.
@@ -141,18 +243,21 @@ def open_manifest(folder: Path, spec: ColumnSpec) -> tuple[ColumnSpec, dict[int,
     """
     make_folder(folder)
     with locked(folder):
-        if (folder / MANIFEST).exists() and not is_empty(folder):
-            found, records = load_manifest(folder)
-        else:
-            _write(folder, spec, {})
-            return spec, {}
+        if not (folder / MANIFEST).exists() and create_whole(folder / MANIFEST, _manifest_bytes(spec, {})):
+            return spec
+        if is_empty(folder):
+            if (folder / MANIFEST).read_bytes() != _manifest_bytes(spec, {}):
+                _write(folder, spec, {})
+            return spec
+        found, _ = read_manifest(folder)
     refuse_other(folder, found, spec)
-    return replace(spec, fingerprint=found.fingerprint), records
+    return replace(spec, fingerprint=found.fingerprint)
 
 
 def is_empty(folder: Path) -> bool:
     """Whether a column's folder contains no shard, neither unfinished nor final."""
-    return not any(name.startswith("shard-") for name in os.listdir(folder))  # glob would report an unreadable folder as empty
+    with os.scandir(folder) as entries:  # glob would report an unreadable folder as empty
+        return not any(entry.name.startswith("shard-") for entry in entries)
 
 
 def refuse_other(folder: Path, found: ColumnSpec, wanted: ColumnSpec) -> None:
@@ -171,22 +276,26 @@ def refuse_difference(folder: Path, found: Fingerprint, wanted: Fingerprint) -> 
         )
 
 
-def add_records(folder: Path, spec: ColumnSpec, new: Mapping[int, Record]) -> None:
-    """Add records of shards to the manifest, or replace them; the caller holds the folder's lock.
+def merge_records(folder: Path) -> int:
+    """Copy the records of all record files into the manifest; return how many shards it has. Any number of processes may do so.
 
     Raises:
-        InputError: the column now has other settings.
+        InputError: as ``load_manifest``.
     """
-    found, records = load_manifest(folder)
-    refuse_other(folder, found, spec)
-    _write(folder, found, {**records, **new})
+    with locked(folder):
+        spec, merged = read_manifest(folder)
+        records = with_files(merged, read_record_files(folder, spec))
+        if records != merged:
+            _write(folder, spec, records)
+    return len(records)
 
 
 def drop_record(folder: Path, shard: int) -> None:
-    """Remove a shard from the manifest: from now on it does not exist. The caller holds the folder's lock."""
-    spec, records = load_manifest(folder)
-    records.pop(shard, None)
-    _write(folder, spec, records)
+    """Remove a shard's record: from now on the shard does not exist. The caller holds the folder's lock."""
+    spec, merged = read_manifest(folder)
+    if merged.pop(shard, None) is not None:
+        _write(folder, spec, merged)
+    record_path(folder, shard).unlink(missing_ok=True)
 
 
 def _shape(spec: ColumnSpec) -> Fingerprint:
@@ -203,10 +312,15 @@ _SPEC = ("name", "what", "rows", "shard_rows", "fingerprint", "dtype", "license"
 
 
 def _write(folder: Path, spec: ColumnSpec, records: Mapping[int, Record]) -> None:
+    write_bytes(folder / MANIFEST, _manifest_bytes(spec, records))
+
+
+def _manifest_bytes(spec: ColumnSpec, records: Mapping[int, Record]) -> bytes:
     shards = {str(shard): records[shard] for shard in sorted(records)}
     described = {key: given for key, given in asdict(spec).items() if key != "notes" or given}
     value = {"format": FORMAT, "version": FORMAT_VERSION, **described, "row_shape": list(spec.row_shape), "shards": shards}
-    write_json(folder / MANIFEST, {**value, "xxh3_128": digest(value)})
+    text = json.dumps({**value, "xxh3_128": digest(value)}, indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def _other_version(path: Path, version: Any) -> InputError:

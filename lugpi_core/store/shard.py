@@ -56,7 +56,7 @@ def create_shard(path: Path, layout: ShardLayout, rows_from: Sequence[Path] = ()
             write_at(descriptor, data, offset)
         for source in rows_from:
             valid_rows = np.flatnonzero(check_rows(source, layout, offsets)).tolist()
-            with open_file(source, os.O_RDONLY) as old:
+            with suppress(FileNotFoundError), open_file(source, os.O_RDONLY) as old:  # where there are no leases, others may remove it
                 for row in valid_rows:
                     _write_row(descriptor, layout, row, _read_row(old, layout, row, offsets or plan.offsets))
 
@@ -78,11 +78,13 @@ def is_foreign(path: Path, layout: ShardLayout) -> bool:
     return len(found) == len(head) and sum(byte != expected for byte, expected in zip(found, head, strict=True)) > 4
 
 
-def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] | None = None) -> tuple[NDArray[np.bool_], str]:
+def read_back(
+    descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] | None = None, *, sha256: Any = None
+) -> tuple[NDArray[np.bool_], str]:
     """Read an open shard file once; return bool [m], which rows are valid, and the xxh3-128 of the whole file.
 
     A file that ends early has no valid row beyond its end. A row that the disk cannot read is invalid, and the hash is ``UNREADABLE``.
-    Without ``offsets`` the datasets are where this version of HDF5 puts them.
+    Without ``offsets`` the datasets are where this version of HDF5 puts them. A hasher ``sha256`` is fed the whole file, too.
     """
     offsets, row_bytes = offsets or structure(layout).offsets, layout.bytes_of(layout.what)
     start, stop = offsets[layout.what], offsets[layout.what] + layout.bytes_of(layout.what, layout.rows)
@@ -91,8 +93,14 @@ def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] |
     small_bytes = {name: read_at(descriptor, layout.bytes_of(name, layout.rows), offsets[name]) for name in small}
     hashes = np.frombuffer(small_bytes.pop(ROW_HASH).ljust(layout.rows * 8, b"\0"), "<u8").tolist()
     whole = xxhash.xxh3_128()
-    for chunk in _chunks(descriptor, 0, start):
+
+    def add(chunk: Any) -> None:
         whole.update(chunk)
+        if sha256 is not None:
+            sha256.update(chunk)
+
+    for chunk in _chunks(descriptor, 0, start):
+        add(chunk)
     valid = np.zeros(layout.rows, dtype=bool)
     at_once = max(1, _CHUNK_BYTES // row_bytes)
     for first in range(0, layout.rows, at_once):
@@ -103,13 +111,13 @@ def read_back(descriptor: int, layout: ShardLayout, offsets: Mapping[str, int] |
             if error.errno != errno.EIO:
                 raise
             data, unreadable = memoryview(_readable(descriptor, count, row_bytes, start + first * row_bytes)), True
-        whole.update(data)
+        add(data)
         for n, expected in enumerate(hashes[first : first + at_once]):
             if expected:
                 row = {layout.what: data[n * row_bytes : (n + 1) * row_bytes], **_row_of(layout, small_bytes, first + n)}
                 valid[first + n] = _hash_row(layout, first + n, row) == expected
     for chunk in _chunks(descriptor, stop):
-        whole.update(chunk)
+        add(chunk)
     return valid, UNREADABLE if unreadable else whole.hexdigest()
 
 
@@ -142,16 +150,17 @@ class ShardWriter:
     Args:
         path: the ``.partial`` file.
         layout: its layout.
-        lease: the right to write it, checked before every write and released by ``close``; None if there can be no other writer.
+        lease: the right to write it, checked before every write and released by ``close``; None if no other process writes this file.
+        left_as: the name that ``close`` gives the file if it is not final by then; None = the same.
 
     Attributes:
         valid: bool [m], the rows that are written and match their hash.
     """
 
-    def __init__(self, path: Path, layout: ShardLayout, lease: Lease | None = None) -> None:
+    def __init__(self, path: Path, layout: ShardLayout, lease: Lease | None = None, *, left_as: Path | None = None) -> None:
         self.layout = layout
         self.path = path
-        self._lease = lease
+        self._lease, self._left_as = lease, left_as
         self._plan = structure(layout)
         # The disk writes while more rows arrive. Each sync reports only its own failures, so all of their results are kept.
         self._disk = ThreadPoolExecutor(1)
@@ -225,24 +234,9 @@ class ShardWriter:
         self.still_ours()
         self._write_back(os.fsync)
         try:
-            valid, file_hash = read_back(self._descriptor, self.layout)
+            return read_record_of(self._descriptor, self.path, self.layout)
         finally:
             self._set_aside_unless_synced()
-        if file_hash == UNREADABLE:
-            raise damaged(self.path, "the disk cannot read it back")
-        if not is_intact(self.path, self.layout):
-            raise damaged(self.path, "its structure does not read back as it was written")
-        if not valid.all():
-            raise damaged(self.path, f"{np.count_nonzero(~valid)} of {len(valid)} rows do not read back as they were written")
-        return {
-            "first_row": self.layout.first_row,
-            "rows": self.layout.rows,
-            "bytes": self._plan.file_bytes,
-            "offsets": dict(self._plan.offsets),
-            "fingerprint": self.layout.fingerprint_digest,
-            "flagged": flagged_rows(self.flags()),
-            "xxh3_128": file_hash,
-        }
 
     def close(self) -> None:
         """Close the file and release the lease; rows already written stay. A second call does nothing."""
@@ -254,6 +248,9 @@ class ShardWriter:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
+                if self._left_as is not None:
+                    with suppress(FileNotFoundError):  # it is final
+                        os.replace(self.path, self._left_as)
             lease, self._lease = self._lease, None
             if lease is not None:
                 lease.release()
@@ -273,6 +270,33 @@ class ShardWriter:
         shape, dtype = self.layout.datasets[name]
         data = read_at(self._descriptor, self.layout.bytes_of(name, count), self._plan.offsets[name] + self.layout.bytes_of(name, first))
         return np.frombuffer(data, dtype).reshape(count, *shape[1:])
+
+
+def read_record_of(descriptor: int, path: Path, layout: ShardLayout) -> dict[str, Any]:
+    """Return the record of a full shard file in lugpi's own structure, after reading it once.
+
+    Raises:
+        InputError: a row was never written, or something does not read back as it was written.
+    """
+    strong = hashlib.sha256()
+    valid, file_hash = read_back(descriptor, layout, sha256=strong)
+    if file_hash == UNREADABLE:
+        raise damaged(path, "the disk cannot read it back")
+    if not is_intact(path, layout):
+        raise damaged(path, "its structure does not read back as it was written")
+    if not valid.all():
+        raise damaged(path, f"{np.count_nonzero(~valid)} of {len(valid)} rows do not read back as they were written")
+    plan = structure(layout)
+    return {
+        "first_row": layout.first_row,
+        "rows": layout.rows,
+        "bytes": plan.file_bytes,
+        "offsets": dict(plan.offsets),
+        "fingerprint": layout.fingerprint_digest,
+        "flagged": flagged_rows(read_dataset(path, layout, FLAGS)),
+        "xxh3_128": file_hash,
+        "sha256": strong.hexdigest(),
+    }
 
 
 def make_final(partial: Path, final: Path) -> None:

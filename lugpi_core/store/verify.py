@@ -1,5 +1,6 @@
 """Find every damaged, missing and flagged row of a store by its number, and let them be regenerated."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -17,9 +18,9 @@ from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.foreign_files import structure_faults
 from lugpi_core.store.layout import DECODER_SUFFIXES, FLAGS, LATENTS, ShardLayout
 from lugpi_core.store.lease import ShardBusy
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, final_names, load_manifest, plain_shard_name
+from lugpi_core.store.manifest import MANIFEST, RECORDS, ColumnSpec, Record, final_names, load_manifest, plain_shard_name
 from lugpi_core.store.sealed_file import read_sealed
-from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset, sha256_of
+from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset
 from lugpi_core.store.virtual_view import VIEW, view_is_current
 from lugpi_core.store.writer import ColumnWriter
 
@@ -72,8 +73,8 @@ def check_store(store: Path, *, deep: bool) -> list[Finding]:
 
 
 def column_folders(store: Path) -> list[Path]:
-    """Return the folders of a store that contain shards, or a manifest that mentions some, sorted."""
-    with_shards = {path.parent for path in store.glob("*/shard-*")}
+    """Return the folders of a store that contain shards or records of some, sorted."""
+    with_shards = {path.parent for path in store.glob("*/shard-*")} | {path.parent.parent for path in store.glob(f"*/{RECORDS}/*.json")}
     return sorted(with_shards | {path.parent for path in store.glob(f"*/{MANIFEST}") if (_raw_manifest(path.parent) or {}).get("shards")})
 
 
@@ -179,9 +180,10 @@ def _faults(folder: Path, spec: ColumnSpec, records: Mapping[int, Record], *, de
 
 
 def _content_fault(path: Path, layout: ShardLayout, record: Record) -> str | None:
+    strong = hashlib.sha256() if "sha256" in record else None
     with open_file(path, os.O_RDONLY) as descriptor:
-        valid, file_hash = read_back(descriptor, layout, record["offsets"])
-    hashes = {"xxh3_128": file_hash, **({"sha256": sha256_of(path)} if "sha256" in record else {})}
+        valid, file_hash = read_back(descriptor, layout, record["offsets"], sha256=strong)
+    hashes = {"xxh3_128": file_hash, **({} if strong is None else {"sha256": strong.hexdigest()})}
     if unlike := [name for name, value in hashes.items() if value != record[name]]:
         return f"its content differs from its {' and '.join(unlike)}"
     if not valid.all():

@@ -2,6 +2,9 @@
 
 import os
 import re
+import secrets
+import time
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,33 +13,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import open_file, read_at, sweep
+from lugpi_core.files import host_name, is_orphan, name_new, open_file, read_at, sweep
 from lugpi_core.fingerprint import earlier_form
 from lugpi_core.runtime.meters import versions
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.layout import structure
-from lugpi_core.store.lease import ShardBusy, locked, take_lease
+from lugpi_core.store.lease import ShardBusy, has_locks, locked, take_lease
 from lugpi_core.store.manifest import (
     MANIFEST,
     ColumnSpec,
     Record,
-    add_records,
+    RecordFiles,
     drop_record,
     final_names,
-    load_manifest,
+    merge_records,
     open_manifest,
     plain_shard_name,
+    read_manifest,
+    read_record,
+    read_record_files,
     refuse_other,
+    with_files,
+    write_record,
 )
+from lugpi_core.store.mirror import Mirror
 from lugpi_core.store.reader import refuse_damaged
-from lugpi_core.store.shard import ShardWriter, check_record, check_rows, create_shard, is_foreign, is_intact, make_final, sha256_of
+from lugpi_core.store.shard import (
+    ShardWriter,
+    check_record,
+    check_rows,
+    create_shard,
+    is_foreign,
+    is_intact,
+    make_final,
+    read_record_of,
+    sha256_of,
+)
 
 _DIGEST = re.compile(rb"[0-9a-f]{32}")
 
 
 def missing_bytes(store: Path, spec: ColumnSpec) -> int:
     """Return how many bytes of disk a column still needs: whole files for the shards that do not exist in any form."""
-    present = {path.name.replace(".", "-").split("-")[1] for path in (store / spec.name).glob("shard-*.h5*")}
+    folder = store / spec.name
+    names = os.listdir(folder) if folder.is_dir() else []
+    present = {name.replace(".", "-").split("-")[1] for name in names if name.startswith("shard-")}
     absent = [shard for shard in range(spec.shards) if f"{shard:05d}" not in present]
     full, last = (structure(spec.layout(shard)).file_bytes for shard in (0, spec.shards - 1))
     return len(absent) * full - (full - last if spec.shards - 1 in absent else 0)
@@ -45,31 +66,58 @@ def missing_bytes(store: Path, spec: ColumnSpec) -> int:
 class ColumnWriter:
     """Fills one column shard by shard; can be killed at any moment and resumed, alone or next to other processes.
 
-    Opening it keeps committed shards that match their records, and the valid rows of all others. Unfinished files of killed processes are
+    Opening it keeps final shards that match their records, and the valid rows of all others. Unfinished files of killed processes are
     removed.
 
     Args:
         store: the ``tokens`` folder.
         spec: the column's description.
-        check_content: compare every committed shard with its hash (about 7 GB/s), not only its size and structure.
+        check_content: compare every final shard with its hash (about 7 GB/s), not only its size and structure.
+        shards: those that are checked; None = all.
+        mirror: where final shards go, too; then only those that are there count as final.
 
     Attributes:
-        records: the manifest's records of the final shards, by number, as last read.
+        records: the records of the final shards, by number, as last read.
         taken_back: the final shards that turned out to be damaged, each with what was wrong.
+        has_leases: whether the file system has locks, so that each shard has one writer at a time. If not, several processes may write
+            one shard, each a file of its own, and the first to be complete stays.
 
     Raises:
         InputError: the column exists with another fingerprint; the differing fields are named.
     """
 
-    def __init__(self, store: Path, spec: ColumnSpec, *, check_content: bool = True) -> None:
+    def __init__(
+        self,
+        store: Path,
+        spec: ColumnSpec,
+        *,
+        check_content: bool = True,
+        shards: Container[int] | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self.folder = store / spec.name
         if not (self.folder / MANIFEST).exists():
             spec = self._spec_of_files(spec)  # before a manifest of ours would lock their owner out
-        self.spec, self.records = open_manifest(self.folder, spec)
+        self.spec = open_manifest(self.folder, spec)
+        self.has_leases = has_locks(self.folder)
+        self._own_name = "" if self.has_leases else f".{host_name()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._mirror = mirror
+        self._manifest_stamp: tuple[int, ...] = ()
+        self._merged: dict[int, Record] = {}
+        self._files: RecordFiles = {}
+        self.records: dict[int, Record] = {}
+        self._begun_s: dict[int, float] = {}
         self._offsets: dict[int, dict[str, int]] = {}  # of shards taken back, which another version of HDF5 may have written
+        self._adopt_orphans()
         sweep(self.folder)
-        faults = {shard: self._fault(shard, record, check_content) for shard, record in self.records.items()}
-        self.taken_back = {shard: fault for shard, fault in faults.items() if fault and self.reopen(shard, self.records[shard])}
+        local = self._local_records()
+        mirrored = self._mirrored()
+        ours = {shard: record for shard, record in local.items() if (shards is None or shard in shards) and shard not in mirrored}
+        faults = {shard: self._fault(shard, record, check_content) for shard, record in ours.items()}
+        self.taken_back = {shard: fault for shard, fault in faults.items() if fault and self.reopen(shard, local[shard])}
+        if mirror is not None:
+            for shard in [shard for shard, fault in faults.items() if fault is None]:  # a run was killed before they were there
+                mirror.publish(spec.name, shard, local[shard])
         self.refresh()
         with locked(self.folder) as lock:
             self._sweep_leases(lock)
@@ -79,13 +127,13 @@ class ColumnWriter:
         return shard in self.records
 
     def refresh(self) -> None:
-        """Read the manifest again, because other processes may have made shards final.
+        """Read the records that have changed, because other processes may have made shards final.
 
         Raises:
             InputError: the column now has other settings.
         """
-        found, self.records = load_manifest(self.folder)
-        refuse_other(self.folder, found, self.spec)
+        local = self._local_records()
+        self.records = local if self._mirror is None else self._mirrored()
 
     def read_committed(self, shard: int) -> NDArray[np.float16]:
         """Return a copy of a final shard's rows, float16 [m, *row_shape], after comparing the file with its hash.
@@ -94,6 +142,8 @@ class ColumnWriter:
             InputError: the file is damaged.
         """
         record = self.records[shard]
+        if self._mirror is not None and not (self.folder / record["file"]).exists():
+            self._mirror.fetch(self.spec.name, shard, record)
         refuse_damaged(self.folder, record, content=True)
         place = ShardPlace(self.folder / record["file"], self.spec.layout(shard), record["offsets"], record["bytes"])
         return np.array(ColumnMap([place]).view(self.spec.what, 0))
@@ -106,48 +156,69 @@ class ColumnWriter:
             InputError: the disk has no room for it.
         """
         with locked(self.folder) as lock:
-            self.refresh()
+            self._look_at(shard)
             if self.is_committed(shard):
                 return None
-            lease = take_lease(self._lease(shard), lock)
+            lease = take_lease(self._lease(shard), lock) if self.has_leases else None
         try:
+            self._begun_s[shard] = time.monotonic()
             self._prepare(shard)
-            return ShardWriter(self._partial(shard), self.spec.layout(shard), lease)
+            abandoned = self.folder / f"{plain_shard_name(shard)}.partial"
+            return ShardWriter(self._partial(shard), self.spec.layout(shard), lease, left_as=None if self.has_leases else abandoned)
         except BaseException:
-            lease.release()
+            if lease is not None:
+                lease.release()
             raise
 
     def commit(self, shard: int, writer: ShardWriter) -> None:
-        """Make a full shard final: sync it, read it back, rename it, record it, close it.
+        """Make a full shard final: sync it, read it back, rename it, write its record, close it.
 
         Raises:
             InputError: a row was never written, or does not read back as it was written.
         """
-        record = writer.sync_and_check() | {"file": self.spec.shard_name(shard), "versions": dict(versions())}
+        file = self.spec.shard_name(shard)
+        record = {**writer.sync_and_check(), "file": file, "versions": dict(versions())}
+        seconds = round(time.monotonic() - self._begun_s.pop(shard), 3) if shard in self._begun_s else None
         with locked(self.folder):
-            self.refresh()
             writer.confirm()
-            make_final(writer.path, self.folder / record["file"])
-            add_records(self.folder, self.spec, {shard: record})
+            if self.has_leases:
+                make_final(writer.path, self.folder / file)
+            else:
+                record |= self._final_among_others(shard, writer.path)
+            write_record(self.folder, self.spec, shard, record, seconds=seconds)
+        if self._mirror is not None:
+            self._mirror.publish(self.spec.name, shard, record)
         self.records[shard] = record
         writer.close()
 
-    def add_sha256(self) -> None:
-        """Record the sha256 of the final shards that lack it. It is slower than a fast disk, and not needed before the end."""
-        new = {}
-        for shard, record in self.records.items():
-            if "sha256" not in record:
-                with suppress(FileNotFoundError):  # another process has taken it back
-                    strong = sha256_of(self.folder / record["file"])
-                    if check_record(self.folder, record, content=True) is None:  # never the hash of a damaged file
-                        new[shard] = strong
-        if not new:
-            return
-        with locked(self.folder):
-            _, records = load_manifest(self.folder)
-            same = [shard for shard in new if shard in records and records[shard]["xxh3_128"] == self.records[shard]["xxh3_128"]]
-            add_records(self.folder, self.spec, {shard: records[shard] | {"sha256": new[shard]} for shard in same})
+    def finish(self) -> bool:
+        """Write all records into the manifest if no shard is missing; return whether that is so.
+
+        Records of earlier versions may lack their sha256, which is computed here.
+        """
         self.refresh()
+        if len(self.records) < self.spec.shards:
+            return False
+        if self._mirror is None:
+            for shard, record in self.records.items():
+                if "sha256" not in record:
+                    with suppress(FileNotFoundError):  # another process has taken it back
+                        strong = sha256_of(self.folder / record["file"])
+                        if check_record(self.folder, record, content=True) is None:  # never the hash of a damaged file
+                            write_record(self.folder, self.spec, shard, record | {"sha256": strong})
+        merge_records(self.folder)
+        self.refresh()
+        return len(self.records) == self.spec.shards
+
+    def is_intact(self, shard: int) -> bool:
+        """Whether a shard is final and its file has the content that its record states; a damaged one is taken back."""
+        self._look_at(shard)
+        record = self.records.get(shard)
+        if record is None:
+            return False
+        if self._mirror is not None:
+            return True
+        return not ((fault := self._fault(shard, record, check_content=True)) and self.reopen(shard, record) and fault)
 
     def reopen(self, shard: int, judged: Record) -> bool:
         """Take a damaged final shard back: its rows are checked one by one when it is claimed. Return whether that was done.
@@ -157,19 +228,61 @@ class ColumnWriter:
             judged: the record of the damaged shard; nothing is done if another process has replaced the shard in the meantime.
         """
         with locked(self.folder):
-            _, records = load_manifest(self.folder)
-            if shard not in records or records[shard]["xxh3_128"] != judged["xxh3_128"]:
+            standing = self._local_records().get(shard)
+            if standing is None or standing["xxh3_128"] != judged["xxh3_128"]:
                 return False
             drop_record(self.folder, shard)
         self.records.pop(shard, None)
         self._offsets[shard] = judged["offsets"]
         return True
 
+    def _local_records(self) -> dict[int, Record]:
+        self._read_manifest()
+        self._files = read_record_files(self.folder, self.spec, self._files, skip=self._merged)
+        return with_files(self._merged, self._files)
+
+    def _mirrored(self) -> dict[int, Record]:
+        return {} if self._mirror is None else dict(self._mirror.records(self.spec.name))
+
+    def _read_manifest(self) -> None:
+        state = (self.folder / MANIFEST).stat()
+        stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+        if stamp != self._manifest_stamp:
+            found, self._merged = read_manifest(self.folder)
+            refuse_other(self.folder, found, self.spec)
+            self._manifest_stamp = stamp
+
+    def _look_at(self, shard: int) -> None:
+        """Read what has changed of one shard's record."""
+        self._read_manifest()
+        if self._mirror is not None:
+            return
+        record = read_record(self.folder, self.spec, shard) or self._merged.get(shard)
+        if record is None:
+            self.records.pop(shard, None)
+        else:
+            self.records[shard] = record
+
+    def _final_among_others(self, shard: int, path: Path) -> Record:
+        """Give a checked shard its final name unless another process was first; return hashes and flags of what lies there."""
+        final, layout = self.folder / self.spec.shard_name(shard), self.spec.layout(shard)
+        if not name_new(path, final):
+            try:
+                with open_file(final, os.O_RDONLY) as descriptor:
+                    standing = read_record_of(descriptor, final, layout)
+            except InputError:  # not a whole shard
+                make_final(path, final)
+                return {}
+            path.unlink()
+            return standing
+        return {}
+
     def _prepare(self, shard: int) -> None:
         """Create a ``.partial`` of full structure with every valid row of any file of this shard."""
         layout, partial = self.spec.layout(shard), self._partial(shard)
+        left = self.folder / f"{plain_shard_name(shard)}.partial"
         finals = [self.folder / name for name in final_names(self.spec, shard)]
-        found = [path for path in (*finals, partial, partial.with_suffix(".suspect")) if path.is_file()]
+        found = [path for path in (*finals, left, left.with_suffix(".suspect")) if path.is_file()]
         if found == [partial] and is_intact(partial, layout):
             return
         # A final file without a record was renamed but not recorded (killed in between), or its record was dropped. It is copied, not
@@ -180,7 +293,7 @@ class ColumnWriter:
             found.remove(path)
         create_shard(partial, layout, found, offsets)
         for path in found:
-            if path != partial:
+            if path != partial and (self.has_leases or path != finals[0]):  # without leases it may be about to get its record
                 path.unlink(missing_ok=True)
 
     def _fault(self, shard: int, record: Record, check_content: bool) -> str | None:
@@ -193,13 +306,19 @@ class ColumnWriter:
         return "missing"
 
     def _sweep_leases(self, lock: int) -> None:
-        for shard in self.records:
-            path = self._lease(shard)
-            if path.exists():
+        for path in sorted(self.folder.glob(".shard-*.lease")):
+            if self.is_committed(int(path.name.split("-")[1].split(".")[0])):
                 try:
                     take_lease(path, lock).drop()
                 except ShardBusy:
                     continue
+
+    def _adopt_orphans(self) -> None:
+        """Keep the rows of processes that were killed where there are no leases: their files get the name of an unfinished shard."""
+        for path in sorted(self.folder.glob("shard-*.h5.*-*.partial")):
+            if is_orphan(path):
+                with suppress(FileNotFoundError):
+                    os.replace(path, path.with_name(f"{path.name.split('.h5.')[0]}.h5.partial"))
 
     def _spec_of_files(self, spec: ColumnSpec) -> ColumnSpec:
         """Return the spec with the fingerprint that the shards of a column without a manifest state: its own, or its earlier form.
@@ -229,4 +348,4 @@ class ColumnWriter:
         return self.folder / f".{plain_shard_name(shard)}.lease"
 
     def _partial(self, shard: int) -> Path:
-        return self.folder / f"{plain_shard_name(shard)}.partial"
+        return self.folder / f"{plain_shard_name(shard)}{self._own_name}.partial"

@@ -246,7 +246,7 @@ def fill_store(store: Path, small: Small, log: Log) -> None:
         for _ in fill(job, writers, models, RunState(times=StageTimes(), batches=StageBatches(sizes))):
             pass
     for writer in writers.values():
-        writer.add_sha256()
+        writer.finish()
 
 
 def open_writers(store: Path, small: Small) -> dict[str, ColumnWriter]:

@@ -1,11 +1,15 @@
 """A column of seven rows in two shards, for the tests of the writer."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.fingerprint import digest
+from lugpi_core.store.lease import LOCK
+from lugpi_core.store.manifest import MANIFEST, RECORDS, ColumnSpec, merge_records
 from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
 
@@ -44,11 +48,26 @@ def filled(store: Path, spec: ColumnSpec = SPEC) -> ColumnWriter:
     return column
 
 
+def as_earlier_versions(folder: Path) -> None:
+    """Leave a column as earlier versions of lugpi did before it was complete: records in the manifest alone, without sha256."""
+    merge_records(folder)
+    shutil.rmtree(folder / RECORDS)
+    value = json.loads((folder / MANIFEST).read_text())
+    del value["xxh3_128"]
+    for record in value["shards"].values():
+        del record["sha256"]
+    (folder / MANIFEST).write_text(json.dumps({**value, "xxh3_128": digest(value)}))
+
+
 def state_of(store: Path) -> dict[str, bytes]:
-    """Return the content of every file but the locks."""
-    return {str(path): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file() and path.name != ".lock"}
+    """Return the content of every file but locks and record files, which say how long a shard took."""
+    return {str(path): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file() and _is_content(path)}
 
 
 def names_in(store: Path) -> list[str]:
-    """Return the names of the files of the column."""
-    return sorted(path.name for path in (store / "clip").iterdir() if path.name != ".lock")
+    """Return the names of the files of the column, but for its lock and its records."""
+    return sorted(path.name for path in (store / "clip").iterdir() if path.name not in (LOCK, RECORDS))
+
+
+def _is_content(path: Path) -> bool:
+    return path.name != LOCK and path.parent.name != RECORDS

@@ -163,6 +163,7 @@ def fill_prefix(column: PrefixColumn, states_of: StatesOf, stop: StopRequest) ->
                 waited_for = busy.owner
             time.sleep(_POLL_S)
             stop.check()
+    writer.finish()
 
 
 def _fill_shard(column: PrefixColumn, file: ShardWriter, states_of: StatesOf, stop: StopRequest) -> None:

@@ -17,7 +17,7 @@ import pytest
 from lugpi_core.errors import InputError
 from lugpi_core.files import host_name
 from lugpi_core.store import lease as lease_module
-from lugpi_core.store.lease import BEAT_S, STALE_S, Lease, ShardBusy, locked, take_lease
+from lugpi_core.store.lease import BEAT_S, STALE_S, Lease, ShardBusy, has_locks, locked, take_lease
 from tests.support.checkout import ROOT
 
 NAME = ".shard-00000.h5.lease"
@@ -328,13 +328,18 @@ def test_exactly_one_of_two_racing_processes_gets_the_lease(tmp_path: Path) -> N
     assert not (tmp_path / NAME).exists()
 
 
-def test_a_file_system_without_locks_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_locks(descriptor: int, kind: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+def _no_locks(descriptor: int, kind: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", without_locks)
-    with pytest.raises(InputError, match=r"file system without locks \(No locks available\); expected one with flock"), locked(tmp_path):
-        pytest.fail("the lock was not taken")
+
+@pytest.mark.parametrize(("flock", "expected"), [(fcntl.flock, True), (_no_locks, False), (lambda descriptor, kind: None, False)])
+def test_a_file_system_has_locks_if_one_keeps_out_another_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: Any, expected: bool
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert has_locks(tmp_path) is expected
+    with locked(tmp_path):
+        pass
 
 
 def test_an_error_inside_the_lock_is_not_mistaken_for_a_lock_error(tmp_path: Path) -> None:

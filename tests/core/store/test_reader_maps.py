@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lugpi_core.fingerprint import digest
 from lugpi_core.store import reader as reader_module
 from lugpi_core.store.layout import Dtype
-from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.store.manifest import ColumnSpec, merge_records, record_path
 from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.writer import ColumnWriter
@@ -143,7 +143,10 @@ def test_rows_of_any_size_and_offset_are_read(
 
 def _move(folder: Path, shard: int) -> None:
     """Shift a shard's bytes by 512, as in a file of another version of HDF5."""
-    path, value = shard_file(folder, shard), json.loads((folder / "manifest.json").read_text())
+    path = shard_file(folder, shard)
+    merge_records(folder)
+    record_path(folder, shard).unlink()
+    value = json.loads((folder / "manifest.json").read_text())
     content = bytes(512) + path.read_bytes()
     path.write_bytes(content)
     del value["xxh3_128"]

@@ -230,6 +230,7 @@ def test_a_checked_shards_record_has_what_a_reader_needs(tmp_path: Path) -> None
         "offsets": dict(structure(LAYOUT).offsets),
         "flagged": {"1": "not finite", "4": "constant picture"},
         "fingerprint": "f" * 32,
+        "sha256": hashlib.sha256((tmp_path / "s").read_bytes()).hexdigest(),
         "xxh3_128": xxhash.xxh3_128_hexdigest((tmp_path / "s").read_bytes()),
     }
     writer.close()

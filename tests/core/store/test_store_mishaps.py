@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from lugpi_core.errors import InputError
 from lugpi_core.store import layout as layout_module
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.manifest import RECORDS, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.verify import check_store, take_back
 from lugpi_core.store.writer import ColumnWriter
@@ -71,6 +72,7 @@ def test_an_unrecorded_foreign_file_is_set_aside_not_deleted(tmp_path: Path) -> 
         filled(tmp_path)
     content = (tmp_path / "clip" / SHARD).read_bytes()
     (tmp_path / "clip" / "manifest.json").unlink()
+    shutil.rmtree(tmp_path / "clip" / RECORDS)
     writer = claimed(ColumnWriter(tmp_path, SPEC), 0)
     assert not writer.valid.any()
     writer.close()

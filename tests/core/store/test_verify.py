@@ -52,7 +52,7 @@ def _fill(store: Path, name: str, flagged: tuple[int, ...] = ()) -> None:
         scales = random.random((count, *spec.row_shape[:-1]), np.float32) if spec.dtype == "int8" else None
         writer.write(0, values, np.isin(np.arange(first, first + count), flagged).astype(np.uint8), scales)
         column.commit(shard, writer)
-    column.add_sha256()
+    column.finish()
 
 
 def _finish(store: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,10 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
 from lugpi_core.store.lease import ShardBusy, locked
-from lugpi_core.store.manifest import ColumnSpec, add_records, drop_record, load_manifest
+from lugpi_core.store.manifest import RECORDS, ColumnSpec, drop_record, load_manifest, read_manifest, write_record
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.writer import ColumnWriter, missing_bytes
-from tests.support.small_column import SPEC, claimed, commit_shard, filled, names_in, state_of, token_rows, write_all
+from tests.support.small_column import SPEC, as_earlier_versions, claimed, commit_shard, filled, names_in, state_of, token_rows, write_all
 
 
 def test_shards_are_claimed_written_and_made_final_one_by_one(tmp_path: Path) -> None:
@@ -45,28 +46,34 @@ def test_a_final_shards_record_has_file_hashes_and_versions(tmp_path: Path) -> N
     assert record["versions"].keys() >= {"lugpi", "torch"}
 
 
-def test_the_sha256_of_every_final_shard_is_recorded_at_the_end(tmp_path: Path) -> None:
-    column = filled(tmp_path)
-    assert not any("sha256" in record for record in column.records.values())
-    column.add_sha256()
+@pytest.mark.parametrize("is_earlier", [False, True])
+def test_the_sha256_of_every_final_shard_is_in_the_manifest_at_the_end(tmp_path: Path, is_earlier: bool) -> None:
+    filled(tmp_path)
+    if is_earlier:
+        as_earlier_versions(tmp_path / "clip")
+    column = ColumnWriter(tmp_path, SPEC)
+    assert all("sha256" in record for record in column.records.values()) is not is_earlier
+    assert column.finish()
     files = {shard: (tmp_path / "clip" / SPEC.shard_name(shard)).read_bytes() for shard in range(2)}
-    records = load_manifest(tmp_path / "clip")[1]
+    records = read_manifest(tmp_path / "clip")[1]
     assert {shard: record["sha256"] for shard, record in records.items()} == {
         shard: hashlib.sha256(content).hexdigest() for shard, content in files.items()
     }
     state = state_of(tmp_path)
-    column.add_sha256()  # a second time does nothing
+    column.finish()  # a second time does nothing
     assert state_of(tmp_path) == state
     assert ColumnWriter(tmp_path, SPEC).records == column.records == records
 
 
 def test_a_sha256_is_not_recorded_of_a_shard_that_is_damaged_or_gone(tmp_path: Path) -> None:
-    column = filled(tmp_path)
+    filled(tmp_path)
+    as_earlier_versions(tmp_path / "clip")
+    column = ColumnWriter(tmp_path, SPEC)
     (tmp_path / "clip" / SPEC.shard_name(0)).unlink()
     with (tmp_path / "clip" / SPEC.shard_name(1)).open("r+b") as file:
         file.write(b"x")
     with suppress(InputError):
-        column.add_sha256()
+        column.finish()
     assert not any("sha256" in record for record in load_manifest(tmp_path / "clip")[1].values())
 
 
@@ -302,7 +309,7 @@ def test_a_shard_written_by_another_version_of_hdf5_is_kept_as_it_is(tmp_path: P
     }
     with locked(tmp_path / "clip"):
         drop_record(tmp_path / "clip", 0)
-        add_records(tmp_path / "clip", SPEC, {0: record})
+        write_record(tmp_path / "clip", SPEC, 0, record)
     column = ColumnWriter(tmp_path, SPEC)
     assert column.taken_back == {}
     np.testing.assert_array_equal(column.read_committed(0), token_rows()[:4])
@@ -326,6 +333,7 @@ def test_a_column_of_another_form_of_the_same_hash_is_continued(tmp_path: Path, 
 
 def test_an_earlier_column_whose_manifest_is_lost_keeps_its_rows(tmp_path: Path) -> None:
     filled(tmp_path, EARLIER)
+    shutil.rmtree(tmp_path / "clip" / RECORDS)
     (tmp_path / "clip" / "manifest.json").unlink()
     column = ColumnWriter(tmp_path, NOW)
     writers = [claimed(column, shard) for shard in range(2)]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.store import writer as store_writer
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import ColumnSpec, load_manifest
+from lugpi_core.store.lease import LOCK
+from lugpi_core.store.manifest import RECORDS, ColumnSpec, load_manifest
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
@@ -46,7 +47,7 @@ def _dying(function: Callable[..., Any], calls: int, after: bool) -> Callable[..
 def _fill_rows(store: Path, point: str | None, calls: int, after: bool) -> None:
     column, values = ColumnWriter(store, SPEC), _rows()
     if point is not None:  # the column's own files exist; from here on shards are written
-        owner = store_writer if point in ("create_shard", "add_records") else os
+        owner = store_writer if point in ("create_shard", "write_record") else os
         setattr(owner, point, _dying(getattr(owner, point), calls, after))
     for shard in range(SPEC.shards):
         writer = column.claim(shard)
@@ -56,6 +57,7 @@ def _fill_rows(store: Path, point: str | None, calls: int, after: bool) -> None:
             number = writer.layout.first_row + row
             writer.write(int(row), values[number : number + 1], np.array([number == 5], np.uint8))
         column.commit(shard, writer)
+    column.finish()
 
 
 def _fill(store: Path, point: str | None = None, calls: int = 0, after: bool = False) -> int:
@@ -71,7 +73,7 @@ def _fill(store: Path, point: str | None = None, calls: int = 0, after: bool = F
 
 
 def _contents(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (store / "clip").iterdir() if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in (store / "clip").iterdir() if path.name not in (LOCK, RECORDS)}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def store(tmp_path: Path, undisturbed: dict[str, bytes]) -> Path:
-    """A complete column."""
+    """A complete column, without record files, as earlier versions left it."""
     (tmp_path / "clip").mkdir()
     for name, content in undisturbed.items():
         (tmp_path / "clip" / name).write_bytes(content)
@@ -124,12 +126,13 @@ def test_an_undisturbed_run_leaves_only_shards_and_a_manifest(undisturbed: dict[
         ("fsync", 3, True),
         ("replace", 2, False),
         ("replace", 2, True),  # final but not recorded
-        ("add_records", 1, False),
-        ("pwrite", 18, True),  # the new manifest is written but not renamed
-        ("replace", 3, False),
-        ("add_records", 1, True),  # recorded, but the lease is not released
+        ("write_record", 1, False),
+        ("pwrite", 18, True),  # the record is written but has no name
+        ("link", 1, False),
+        ("link", 1, True),
+        ("write_record", 1, True),  # recorded, but the lease is not released
         ("pwrite", 28, True),  # in the second shard, at the flagged row
-        ("add_records", 2, True),
+        ("write_record", 2, True),
     ],
 )
 def test_a_killed_writer_resumes_to_the_same_bytes(
@@ -169,7 +172,7 @@ def test_a_killed_processs_unfinished_files_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_killed_processs_lease_on_a_final_shard_is_removed(tmp_path: Path) -> None:
-    _fill(tmp_path, "add_records", 1, True)
+    _fill(tmp_path, "write_record", 1, True)
     lease = tmp_path / "clip" / ".shard-00000.h5.lease"
     assert lease.exists()
     column = ColumnWriter(tmp_path, SPEC)
@@ -178,7 +181,7 @@ def test_a_killed_processs_lease_on_a_final_shard_is_removed(tmp_path: Path) -> 
 
 
 def test_a_renamed_but_unrecorded_shard_is_recovered_without_writing(tmp_path: Path) -> None:
-    _fill(tmp_path, "add_records", 1)
+    _fill(tmp_path, "write_record", 1)
     assert (tmp_path / "clip" / SPEC.shard_name(0)).exists()
     column = ColumnWriter(tmp_path, SPEC)
     assert not column.is_committed(0)
@@ -206,6 +209,7 @@ def test_a_shard_of_another_size_is_regenerated_only_where_rows_are_bad(store: P
     writer = _claimed(column, 1)
     assert writer.valid.all()
     column.commit(1, writer)
+    assert column.finish()
     assert _contents(store) == undisturbed
 
 

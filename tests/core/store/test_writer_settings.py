@@ -12,7 +12,7 @@ import pytest
 
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest, flat
-from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.manifest import RECORDS, load_manifest
 from lugpi_core.store.writer import ColumnWriter
 from tests.support.small_column import SPEC, claimed, commit_shard, filled, names_in, state_of
 
@@ -35,6 +35,7 @@ def test_unrecorded_shards_of_other_settings_are_refused_and_kept(tmp_path: Path
 def test_a_refused_owner_leaves_nothing_behind(tmp_path: Path) -> None:
     filled(tmp_path)
     (tmp_path / "clip" / "manifest.json").unlink()
+    shutil.rmtree(tmp_path / "clip" / RECORDS)
     with pytest.raises(InputError):
         ColumnWriter(tmp_path, OTHER)
     writer = claimed(ColumnWriter(tmp_path, SPEC), 0)
