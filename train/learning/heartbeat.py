@@ -58,7 +58,7 @@ class Heartbeat:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
         if launch.rank == 0:
-            listener = socket.create_server(("", 0), backlog=launch.count)
+            listener = _listener(launch.count)
             self._selector.register(listener, selectors.EVENT_READ, listener)
             self._token = secrets.token_hex(8)
             self.place = json.dumps({"hosts": _own_hosts(launch), "port": listener.getsockname()[1], "token": self._token})
@@ -67,9 +67,14 @@ class Heartbeat:
         return self
 
     def start(self, place: str) -> None:
-        """Begin. Where process 0 is not reached at its ``place``, nothing is watched."""
-        if self._launch.rank and (connection := self._reach(json.loads(place))) is not None:
-            self._selector.register(connection, selectors.EVENT_READ, _Peer(0))
+        """Begin. Where process 0 is not reached at its ``place``, a line says so, and this process is not watched."""
+        if self._launch.rank:
+            connection = self._reach(json.loads(place))
+            if connection is not None:
+                self._selector.register(connection, selectors.EVENT_READ, _Peer(0))
+            else:
+                where = "no free port of process 0 is open to it"
+                print(f"note: process {self._launch.rank} sends no signs of life ({where}): if it hangs, so do others", file=sys.stderr)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -186,6 +191,14 @@ class Heartbeat:
         os.kill(os.getpid(), signal.SIGTERM)
         if not self._over.wait(_GRACE_S):
             os._exit(EXIT_BAD_INPUT)
+
+
+def _listener(backlog: int) -> socket.socket:
+    """Return a socket that listens on a free port of every address of this machine."""
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # some machines have it switched off
+            return socket.create_server(("::", 0), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True)
+    return socket.create_server(("", 0), backlog=backlog)
 
 
 def _own_hosts(launch: Launch) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -124,10 +125,26 @@ def test_strangers_are_not_listened_to(three: Three, killed: list[str]) -> None:
     assert sorted(peer.rank or 0 for _, peer in three.beats[0].peers()) == [1, 2]
 
 
-def test_a_place_that_nobody_reaches_is_not_watched(killed: list[str]) -> None:
+def test_a_place_that_nobody_reaches_is_not_watched(killed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     launch = Launch(by="a test", rank=1, count=2, local_rank=1, address="127.0.0.1", port=free_port())
     with Heartbeat(launch) as beat:
         beat.start(json.dumps({"hosts": ["127.0.0.1", "no such host"], "port": free_port(), "token": "0123456789abcdef"}))
         time.sleep(0.6)
         assert beat.peers() == []
     assert killed == []
+    said = "note: process 1 sends no signs of life (no free port of process 0 is open to it): if it hangs, so do others\n"
+    assert capsys.readouterr().err == said
+
+
+def test_without_ipv6_process_0_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+
+    def without_ipv6(address: tuple[str, int], *, family: int = socket.AF_INET, **more: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError("Cannot assign requested address")
+        return create(address, family=family, **more)
+
+    monkeypatch.setattr(socket, "create_server", without_ipv6)
+    with Heartbeat(Launch(by="a test", rank=0, count=2, local_rank=0, address="127.0.0.1", port=free_port())) as beat:
+        port = json.loads(beat.place)["port"]
+        socket.create_connection(("127.0.0.1", port)).close()
