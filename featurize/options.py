@@ -54,7 +54,8 @@ class Generation:
     cut; faster still) (default: level)."""
     fidelity: Fidelity | None = None
     """Shortcuts that were chosen together, where the generator has them: high (none); balanced (0.42 of the work of the preset fast;
-    0.75 to 0.77 without a UNet); fast (0.26; 0.62 to 0.66). They set --guidance-interval, --guidance-reuse, --deepcache and
+    0.75 to 0.77 without a UNet); fast (0.26; 0.62 to 0.66). Tokens of the embedded generator then have a cosine of 0.98 and 0.94 with those
+    of high, those of another seed 0.69; teachers were as good. They set --guidance-interval, --guidance-reuse, --deepcache and
     --deepcache-cut; what is given stands (default: high)."""
     lora: tuple[str, ...] = ()
     """LoRA files, FILE.safetensors or FILE.safetensors:SCALE, fused into the generator's weights in this order. May be repeated."""
