@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from train.models.api import train_images as train_images
     from train.models.api import train_teacher as train_teacher
     from train.models.train_model import TrainedModel as TrainedModel
+    from train.options.ray import RaySettings as RaySettings
     from train.options.settings import DistillationSettings as DistillationSettings
     from train.options.settings import Optimization as Optimization
     from train.options.settings import Placement as Placement
@@ -77,6 +78,7 @@ _MODULES = {
     "train.learning.networks": ("FusionHead",),
     "train.models.api": ("TrainingArguments", "distill", "train_baseline", "train_images", "train_teacher"),
     "train.models.train_model": ("TrainedModel",),
+    "train.options.ray": ("RaySettings",),
     "train.options.settings": ("DistillationSettings", "Optimization", "Placement"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -96,6 +98,7 @@ __all__ = [
     "Inspection",
     "Optimization",
     "Placement",
+    "RaySettings",
     "ShardFeaturizer",
     "ShardRecord",
     "Stopped",

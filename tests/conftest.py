@@ -102,6 +102,24 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The address of a Ray of three CPUs. It belongs to a process of its own: some tests fork this one, which Ray's threads would not
+    survive."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # no token is written to the home folder
+    os.environ["PYTHONPATH"] = str(ROOT)  # of its workers
+    code = (
+        "import sys, ray\n"
+        "ray.init(address='local', num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
+        "print(ray.get_runtime_context().gcs_address, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
 def small_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's corpus: 60 texts, three classes, splits by column."""
     path = tmp_path_factory.mktemp("csv") / "topics.csv"

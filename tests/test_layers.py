@@ -35,6 +35,7 @@ FLOORS = {
         ("corpora",),
         ("store",),
         ("command_line", "thumbnails"),
+        ("cluster",),
     ),
     "featurize": (
         ("options",),
@@ -49,7 +50,7 @@ FLOORS = {
     ),
     "train": (("options", "file_names"), ("data",), ("learning",), ("models",), ("evidence", "tools"), ("report",), ("cli",)),
 }
-MOST_ARROWS = {"lugpi_core": 21, "featurize": 31, "train": 35}
+MOST_ARROWS = {"lugpi_core": 23, "featurize": 31, "train": 35}
 # Flags end here: the only files of the three packages, besides the options' own rooms, that import option dataclasses.
 OPTION_DOORS = {
     "featurize/cli.py",
@@ -84,8 +85,23 @@ LIBRARY_DOORS = {
     "tyro": {"lugpi_core/command_line.py"},
     "datasets": {"lugpi_core/corpora/hub.py"},
     "bitsandbytes": {"train/learning/optimizer.py"},
+    "ray": {f"lugpi_core/cluster/{name}.py" for name in ("actor", "connection", "crew")},
 }
-HEAVY = ("torch", "transformers", "diffusers", "open_clip", "timm", "h5py", "numpy", "sklearn", "scipy", "pandas", "datasets", "jinja2")
+HEAVY = (
+    "ray",
+    "torch",
+    "transformers",
+    "diffusers",
+    "open_clip",
+    "timm",
+    "h5py",
+    "numpy",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "datasets",
+    "jinja2",
+)
 COMMANDS = {
     "featurize": ("", "verify", "info", "inspect"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),

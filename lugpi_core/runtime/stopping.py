@@ -47,7 +47,8 @@ class StopRequest:
 def terminated_like_interrupted() -> Iterator[None]:
     """Let the signals ``STOPPING`` raise ``Stopped`` inside the block, so that files are closed and the run says how to continue.
 
-    The block ends with ``Stopped`` even if a library has turned the interrupt into an error of its own, such as a file that does not load.
+    The block ends with ``Stopped`` even if a library has turned the interrupt into an error of its own, such as a file that does not load,
+    or into another KeyboardInterrupt, as Ray does.
     A signal that the process ignores stays ignored.
     """
     request = StopRequest()
@@ -63,10 +64,8 @@ def terminated_like_interrupted() -> Iterator[None]:
                 before[number] = signal.signal(number, stop)
     try:
         yield
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:
-        if request.signal_number is None:
+        if request.signal_number is None or isinstance(error, Stopped):
             raise
         raise Stopped(request.signal_number) from error
     finally:

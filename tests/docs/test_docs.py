@@ -1,7 +1,6 @@
 """The tutorial runs, every other documented command parses, links resolve, and the tables of results are those of their records."""
 
 import contextlib
-import importlib
 import json
 import math
 import re
@@ -13,19 +12,12 @@ import pytest
 
 from lugpi_core import command_line
 from tests.support.checkout import ROOT
-from tests.support.pages import PAGES, Code, anchors_of, code_of, links_of, text_of
+from tests.support.pages import PAGES, Code, anchors_of, code_of, links_of, run, text_of
 
 TUTORIAL = "docs/tutorial.md"
 COMMANDS = [code for page in PAGES for code in code_of(page) if not code.is_python]
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 RECORDS = ROOT / "benchmarks" / "results"
-
-
-def run(words: list[str]) -> int:
-    """Run ``python -m PACKAGE …`` or ``torchrun … -m PACKAGE …`` in this process; return the exit status."""
-    package, *arguments = words[words.index("-m") + 1 :]
-    status: int = importlib.import_module(f"{package}.cli").main(arguments)
-    return status
 
 
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

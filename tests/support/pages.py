@@ -1,5 +1,6 @@
 """The code blocks and the commands of the project's Markdown pages."""
 
+import importlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -33,6 +34,13 @@ class Code:
     def words(self) -> list[str]:
         """The words of a command, without environment variables and comment."""
         return [word for word in shlex.split(self.text, comments=True) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+
+
+def run(words: list[str]) -> int:
+    """Run ``python -m PACKAGE …`` or ``torchrun … -m PACKAGE …`` in this process; return the exit status."""
+    package, *arguments = words[words.index("-m") + 1 :]
+    status: int = importlib.import_module(f"{package}.cli").main(arguments)
+    return status
 
 
 def text_of(page: str) -> str:

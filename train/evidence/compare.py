@@ -21,6 +21,7 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models, has_text_vectors
+from train.evidence.on_ray import train_on_ray
 from train.evidence.outcome import Outcome
 from train.evidence.row_figures import PAPER_DATASETS, scored
 from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
@@ -33,6 +34,7 @@ from train.models.api import warn_of_idle_settings
 from train.models.arguments import require_trainable
 from train.models.kinds import loss_weights
 from train.models.teachers import with_separator_of
+from train.options.ray import RaySettings
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, Placement, Preset
 from train.options.tables import require_processes
 
@@ -70,7 +72,8 @@ class ComparisonArguments(TypedDict, total=False):
         config: settings to record in each model's ``metrics.json`` besides its own.
         paper_dataset: as in ``TableRequest``.
         processes: how many models are trained at once, each in a process of its own (default: on the CPU as many as torch has threads, as
-            far as memory reaches; one on CUDA).
+            far as memory reaches; one on CUDA; on Ray as many as the cluster has room for).
+        ray: ``RaySettings(ray="auto")`` trains on a cluster of Ray.
     """
 
     columns: Sequence[str]
@@ -82,6 +85,7 @@ class ComparisonArguments(TypedDict, total=False):
     config: Mapping[str, Any]
     paper_dataset: str | None
     processes: int | None
+    ray: RaySettings
 
 
 def compare(
@@ -116,7 +120,8 @@ def compare(
         config: settings to record in each model's ``metrics.json`` besides its own.
         paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
         processes: how many models are trained at once, each in a process of its own (default: on the CPU as many as torch has threads, as
-            far as memory reaches; one on CUDA).
+            far as memory reaches; one on CUDA; on Ray as many as the cluster has room for).
+        ray: ``RaySettings(ray="auto")`` trains on a cluster of Ray, whose nodes must all see the run.
 
     Raises:
         InputError: an unknown row or column, bad seeds, no store where rows need images, models of another corpus, nothing to show, or a
@@ -130,6 +135,7 @@ def compare(
         require_choice("paper_dataset", paper, PAPER_DATASETS)
     require_trainable(corpus, arguments)
     require_processes(arguments.get("processes"))
+    require_type("ray", arguments.get("ray", RaySettings()), RaySettings)
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
     request = TableRequest(
@@ -159,7 +165,7 @@ def compare(
         unlabelled=None if unlabelled is None else with_separator_of(unlabelled, corpus),
         config=arguments.get("config", {}),
     )
-    outcome = _train_missing(experiment, plan, arguments.get("processes"))
+    outcome = _train_missing(experiment, plan, arguments.get("processes"), arguments.get("ray", RaySettings()))
     return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
 
 
@@ -219,17 +225,20 @@ def ablations_of(weights: Distillation) -> tuple[Terms, ...]:
     return ("ce", "l2") if weights.hard else ("ce",)
 
 
-def _train_missing(experiment: Experiment, plan: TablePlan, processes: int | None) -> Outcome:
+def _train_missing(experiment: Experiment, plan: TablePlan, processes: int | None, ray: RaySettings) -> Outcome:
     """Train the missing models; the tokens that they read are checked before the first."""
     models = models_of(plan.shown.values(), plan.rows, plan.seeds)
     for column in dict.fromkeys(model.row.column for model in models if model.row.column is not None):
         experiment.tokens(column)
     _check_unlabelled(experiment, models)
     sweep_partials(make_folder(experiment.run))
-    count = min(processes_for(experiment, processes), len(models))
+    count = 1 if ray.ray is not None else min(processes_for(experiment, processes), len(models))
     at_once = f", {count} at a time" if count > 1 else ""
     say(f"tables of {experiment.corpus.name}: {len(models)} {'model' if len(models) == 1 else 'models'} in {experiment.run}{at_once}")
-    outcome = train_models(experiment, models) if count == 1 else train_side_by_side(experiment, models, count)
+    if ray.ray is not None:
+        outcome = train_on_ray(experiment, models, ray, processes)
+    else:
+        outcome = train_models(experiment, models) if count == 1 else train_side_by_side(experiment, models, count)
     references = models_of([row for row in plan.rows if row.name in plan.references], plan.rows, plan.seeds)
     add_finished(experiment, [model for model in references if model not in models], outcome)
     return outcome

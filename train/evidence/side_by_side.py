@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Protocol
 
 import torch
 
@@ -66,28 +67,33 @@ def train_side_by_side(experiment: Experiment, models: Sequence[PlannedModel], p
         InputError: as ``train_models``; or a process ended without a result. The others stop with a checkpoint.
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
-    outcome, pending, is_waiting = Outcome(), list(models), False
     threads = max(1, torch.get_num_threads() // processes)
     with terminated_like_interrupted(), _Crew(Start(experiment=experiment, threads=threads), processes) as crew:
-        while pending:
-            _settle(experiment, pending, outcome, crew)
-            if crew.is_working:
-                for model, answer in crew.answers():
-                    if answer.finished is not None:
-                        outcome.add(model.name, answer.finished)
-                        pending.remove(model)
-                is_waiting = False
-            elif pending:
-                if not is_waiting:
-                    say(waiting_for([model for model in pending if is_ready(model, outcome)]))
-                    is_waiting = True
-                time.sleep(LOOK_EVERY_S)
+        return train_with(crew, experiment, models)
+
+
+def train_with(crew: "Crew", experiment: Experiment, models: Sequence[PlannedModel]) -> Outcome:
+    """Return when a crew has finished every model, or it has failed."""
+    outcome, pending, is_waiting = Outcome(), list(models), False
+    while pending:
+        _settle(experiment, pending, outcome, crew)
+        if crew.is_working:
+            for model, answer in crew.answers():
+                if answer.finished is not None:
+                    outcome.add(model.name, answer.finished)
+                    pending.remove(model)
+            is_waiting = False
+        elif pending:
+            if not is_waiting:
+                say(waiting_for([model for model in pending if is_ready(model, outcome)]))
+                is_waiting = True
+            time.sleep(LOOK_EVERY_S)
     order = [model.name for model in models]
     outcome.trained.sort(key=order.index)
     return outcome
 
 
-def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcome, crew: "_Crew") -> None:
+def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcome, crew: "Crew") -> None:
     """Take from ``pending`` what is finished or has failed, and give the first of the others to the processes that are free. What another
     command trains stays."""
     for model in list(pending):
@@ -102,6 +108,30 @@ def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcom
         if finished is not None:
             outcome.add(model.name, finished)
             pending.remove(model)
+
+
+class Crew(Protocol):
+    """What trains models at the same time.
+
+    Attributes:
+        is_working: whether there is a model without an answer.
+        has_room: whether another may be given.
+    """
+
+    @property
+    def is_working(self) -> bool: ...
+
+    @property
+    def has_room(self) -> bool: ...
+
+    def trains(self, model: PlannedModel) -> bool:
+        """Whether it has this model."""
+
+    def give(self, job: Job) -> None:
+        """Give it a model."""
+
+    def answers(self) -> list[tuple[PlannedModel, Answer]]:
+        """Wait for the first answer, one second at most; return all that there are. Raises InputError, or OSError for one of the disk."""
 
 
 class _Worker:

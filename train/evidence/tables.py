@@ -13,6 +13,7 @@ from train.data.text_model import find_text_model
 from train.evidence.compare import TableRequest, compare, finished_tables
 from train.evidence.row_figures import paper_dataset
 from train.evidence.table_report import TableReport
+from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.tables import TablesOptions
 
@@ -55,6 +56,7 @@ def _compared(options: TablesOptions) -> TableReport:
         config=resolved_flags(part_of(options, CorpusOptions)),
         paper_dataset=paper_dataset(options.dataset, settings),
         processes=options.processes,
+        ray=part_of(options, RaySettings),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from lugpi_core.errors import InputError, nearest
 from train.options.distillation import StudentOptions
+from train.options.ray import RaySettings
 
 SWEPT = (
     "temperature",
@@ -56,7 +57,7 @@ class Dimension:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(StudentOptions):
+class SweepOptions(RaySettings, StudentOptions):
     """Search for a student's best settings by its validation score; the test split is not scored."""
 
     name: str | None = None
@@ -69,13 +70,21 @@ class SweepOptions(StudentOptions):
     """Number of students, including those of earlier runs of the same sweep; the first 10 have random settings."""
     sampler_seed: int = 0
     """Seed of the proposed settings; --seed is the students'."""
+    trials_at_once: int | None = None
+    """With --ray, how many students are trained at once; each is proposed from the trials before these (default: what the sweep has, else
+    as many as the cluster has room for)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        StudentOptions.__post_init__(self)
+        RaySettings.__post_init__(self)
         if self.trials < 1:
             raise InputError(got=f"--trials {self.trials}", expected="at least 1", do="give a positive number")
         if not 0 <= self.sampler_seed < 2**31:
             raise InputError(got=f"--sampler-seed {self.sampler_seed}", expected="0 to 2147483647", do="give a number from there")
+        if self.trials_at_once is not None and self.trials_at_once < 1:
+            raise InputError(got=f"--trials-at-once {self.trials_at_once}", expected="at least 1", do="give a positive number")
+        if self.trials_at_once is not None and self.ray is None:
+            raise InputError(got="--trials-at-once without --ray", expected="both, or neither", do="add --ray auto, or leave it out")
         self._require_space()
 
     def _require_space(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import require_seed
+from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Placement
 from train.options.training import TrainOptions
 
@@ -17,7 +18,7 @@ def require_processes(processes: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TablesOptions(DistillationSettings, Placement, TrainOptions):
+class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     """Train every model of the paper's tables and of their controls, and print the tables with significance tests.
 
     Finished models of the run are used whatever their folder's name, interrupted ones are resumed, the rest is trained. The same command
@@ -36,13 +37,14 @@ class TablesOptions(DistillationSettings, Placement, TrainOptions):
     teachers and, as their control, with the text-only teacher."""
     processes: int | None = None
     """How many models are trained at once, each in a process of its own with its share of the threads (default: on the CPU as many as torch
-    has threads, as far as memory reaches; on a GPU one)."""
+    has threads, as far as memory reaches; on a GPU one; with --ray as many as the cluster has room for)."""
     train: bool = True
     """Train what is missing; --no-train shows what the run holds, whatever it was trained with."""
 
     def __post_init__(self) -> None:
         TrainOptions.__post_init__(self)
         DistillationSettings.__post_init__(self)
+        RaySettings.__post_init__(self)
         if self.seeds < 1:
             raise InputError(got=f"--seeds {self.seeds}", expected="at least 1", do="give for instance 3")
         require_seed(self.seed + self.seeds - 1)

@@ -5,7 +5,8 @@ journal, for its tools) and ``trial-007/`` for each trial, with its ``trial.json
 
 A sweep can be interrupted at any moment. The same command then resumes: no finished trial is trained again, and the running one continues
 from its checkpoint. A trial's parameters follow only from the space, ``--sampler-seed``, its number and the finished trials before it; each
-has a new sampler (TPE, Bergstra et al. 2011) with its own seed, and a trial is added to the study only when it is finished. So an
+has a new sampler (TPE, Bergstra et al. 2011) with its own seed, and a trial is added to the study only when it is finished. On a cluster of
+Ray k trials are trained at once, and proposed from those before the k; a sweep keeps its k, also without a cluster. So an
 interrupted sweep proposes the same settings as an uninterrupted one wherever training is reproducible (on the CPU: bit for bit).
 
 The test split is not scored: a trial ends with its last epoch, and ``python -m train student`` trains and scores the best settings once.
@@ -14,14 +15,18 @@ The test split is not scored: a trial ends with its last epoch, and ``python -m 
 import importlib.util
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lugpi_core.cluster.connection import actors_for, connected, threads_of_actor
+from lugpi_core.cluster.crew import ActorWork, RayCrew
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
@@ -32,6 +37,7 @@ from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
 from lugpi_core.runtime.libraries import prepare_libraries
+from lugpi_core.runtime.stopping import terminated_like_interrupted
 from train.data.text_model import TextModel, find_text_model
 from train.file_names import TRAINING
 from train.learning.checkpoint import load_checkpoint, remove_checkpoints
@@ -41,21 +47,24 @@ from train.learning.frozen_layers import require_layers
 from train.learning.launch import find_launch
 from train.learning.loop import NotFinite, best_epoch, deciding_metric, fit, validation_score
 from train.learning.losses import distillation
-from train.learning.progress import LOG, require_trackers
+from train.learning.progress import LOG, require_trackers, without_bars
 from train.learning.task_rules import METRIC_NAMES
 from train.models.kinds import DistillationSource, student_kind
 from train.models.markdown import markdown_table
 from train.models.model_folder import finished_metrics, folder_lock
+from train.models.on_ray import share_of_model
 from train.models.plan import ModelPlan, compute_on
 from train.models.shared import SharedInputs
 from train.models.teachers import with_separator_of
 from train.models.train_model import head_history, load_model, training_of_plan
 from train.options.distillation import StudentOptions
+from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.sweep import SWEPT, SweepOptions
 from train.options.tools import flags_of
 
 SPACE, JOURNAL, LOCK, TRIAL = "space.json", "study.journal", ".lock", "trial.json"
+AT_ONCE = "trials_at_once"  # in space.json, if it is not 1
 SHOWN = 5
 _WEIGHTS = ("hard", "alpha", "beta")
 
@@ -83,12 +92,79 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
             )
         sweep_partials(folder)
         inputs = _load_inputs(options)
-        _require_same_sweep(options, inputs)
-        study = open_study(folder)
-        done = len(study.trials)
-        for number in range(done, options.trials):
-            study.add_trial(_optuna_trial(options, _finished_trial(options, number, study.trials, inputs)))
+        with _trainer(options, inputs) as (at_once, train):
+            _require_same_sweep(options, inputs, at_once)
+            study = open_study(folder)
+            done = len(study.trials)
+            for first in range(done - done % at_once, options.trials, at_once):
+                before, numbers = study.trials[:first], range(max(first, done), min(first + at_once, options.trials))
+                train([Trial(number=number, parameters=propose(options, number, before)) for number in numbers])
+                for number in numbers:
+                    study.add_trial(_optuna_trial(options, read_json(_folder(options, number) / TRIAL)))
         return _report(options, study, _score_name(options, inputs), already_done=done >= options.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A student to be trained, with the values of what is searched."""
+
+    number: int
+    parameters: Mapping[str, Any]
+
+
+@contextmanager
+def _trainer(options: SweepOptions, inputs: "_Inputs") -> Iterator[tuple[int, Callable[[Sequence[Trial]], None]]]:
+    """Yield how many trials are proposed at once, from those before them, and what trains these, or resumes their training."""
+    path = options.folder / SPACE
+    recorded = read_json(path).get(AT_ONCE, 1) if path.is_file() else None
+    if options.ray is None:
+        yield recorded or 1, partial(_train_here, options, inputs)
+        return
+    with connected(options.ray) as cluster:
+        given = options.trials_at_once or recorded
+        share = share_of_model(cluster, part_of(options, RaySettings), options.device, given)
+        most = given or actors_for(cluster, share, None, flag="--gpus-per-model")
+        say(f"Ray: {cluster}; {most} at a time, each with {share}")
+        work = ActorWork(
+            load=_load_trainer, inputs=(options, threads_of_actor()), share=share, most=most, name_of=_name_of, shared=options.folder
+        )
+        with terminated_like_interrupted(), RayCrew(work) as crew:
+            yield most, partial(_train_in, crew)
+
+
+def _name_of(trial: Trial) -> str:
+    return f"trial {trial.number}"
+
+
+def _load_trainer(given: tuple[SweepOptions, int]) -> Callable[[Trial], None]:
+    options, threads = given
+    prepare_libraries()
+    torch.set_num_threads(threads)
+    inputs = _load_inputs(options)
+
+    def train(trial: Trial) -> None:
+        with without_bars():
+            _train_trial(options, trial, inputs)
+
+    return train
+
+
+def _train_here(options: SweepOptions, inputs: "_Inputs", trials: Sequence[Trial]) -> None:
+    for trial in trials:
+        _train_trial(options, trial, inputs)
+
+
+def _train_in(crew: RayCrew[Trial], trials: Sequence[Trial]) -> None:
+    for trial in trials:
+        crew.give(trial)
+    while crew.is_working:
+        for result in crew.results():
+            if result.failure:
+                raise InputError(
+                    got=f"{_name_of(result.task)}, which failed {result.failure}",
+                    expected="a finished student",
+                    do="see the lines above; the same command continues from the last checkpoints",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +243,7 @@ def _require_losses(options: SweepOptions) -> None:
         distillation(str(preset), **lowest)
 
 
-def _require_same_sweep(options: SweepOptions, inputs: _Inputs) -> None:
+def _require_same_sweep(options: SweepOptions, inputs: _Inputs, at_once: int) -> None:
     """Write ``space.json``, or raise InputError if another space was searched in this folder."""
     _require_layers(options, inputs.text_model)
     plan = _plan(options, 0, propose(options, 0, []), inputs)
@@ -182,6 +258,7 @@ def _require_same_sweep(options: SweepOptions, inputs: _Inputs) -> None:
         "flags": {name: value for name, value in {**decided["flags"], **given}.items() if name not in swept},
         "over": {dimension.name: dimension.record() for dimension in options.space},
         "sampler_seed": options.sampler_seed,
+        **({AT_ONCE: at_once} if at_once > 1 else {}),
     }
     path = options.folder / SPACE
     if path.is_file() and (unlike := differences(read_json(path), space)):
@@ -235,12 +312,12 @@ def _folder(options: SweepOptions, number: int) -> Path:
     return options.folder / f"trial-{number:03d}"
 
 
-def _finished_trial(options: SweepOptions, number: int, before: Sequence[Any], inputs: _Inputs) -> dict[str, Any]:
-    """Return a trial's record; train it, or resume its training, unless it is finished."""
+def _train_trial(options: SweepOptions, trial: Trial, inputs: _Inputs) -> None:
+    """Write a trial's record; train it, or resume its training, unless it is finished."""
+    number, parameters = trial.number, dict(trial.parameters)
     folder = make_folder(_folder(options, number))
     sweep_partials(folder)
     if not (folder / TRIAL).is_file():
-        parameters = propose(options, number, before)
         say(f"trial {number} (of 0 to {options.trials - 1}): " + ", ".join(f"{name} {_short(value)}" for name, value in parameters.items()))
         trained = _train(_plan(options, number, parameters, inputs), _score_name(options, inputs))
         write_json(folder / TRIAL, {"trial": number, "parameters": parameters, **trained})
@@ -250,7 +327,6 @@ def _finished_trial(options: SweepOptions, number: int, before: Sequence[Any], i
         (folder / name).unlink(missing_ok=True)
     metric = deciding_metric(inputs.corpus.task, options.class_weights)
     say(f"trial {number}: " + (record["failed"] or f"validation {METRIC_NAMES[metric]} {validation_score(record):.4f}"))
-    return record
 
 
 def _score_name(options: SweepOptions, inputs: _Inputs) -> str:

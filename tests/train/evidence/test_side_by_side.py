@@ -5,8 +5,11 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +18,21 @@ import pytest
 import torch
 
 import train.evidence.compare
+from lugpi_core.cluster.connection import Cluster, Share
+from lugpi_core.cluster.crew import RayCrew, TaskResult
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.stopping import Stopped
+from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 from tests.support.checkout import Start
 from tests.support.small_tables import flags, words
 from train.data.text_model import find_text_model
-from train.evidence import side_by_side
+from train.evidence import on_ray, side_by_side
 from train.evidence.compare import compare
 from train.evidence.schedule import Experiment
 from train.evidence.tables import tables
+from train.evidence.worker import Job
+from train.models.on_ray import share_of_model
+from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.tables import TablesOptions
 
@@ -117,6 +125,73 @@ def test_models_side_by_side_are_those_of_one_at_a_time_also_after_a_kill(
     assert ", 2 at a time" in err
     assert err.count("done: ") == len(report["trained"])
     assert "%|" not in err, "no bars, which would overwrite each other"
+
+
+def test_models_on_ray_are_those_of_one_at_a_time_also_after_an_interruption(
+    make: Make, straight: Path, ray_address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = make().run
+
+    def interrupt() -> None:
+        deadline_s = time.monotonic() + 180
+        while not list(run.glob("*/checkpoints/step-*")) and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped), terminated_like_interrupted():
+        tables(make(ray=ray_address, checkpoint_minutes=0.0))
+    thread.join()
+    finished = set(predictions(run))
+    assert len(finished) < 3
+    capfd.readouterr()
+    report = tables(make(ray=ray_address))
+    assert report["trained"] == [row for row in ROWS if row not in finished]
+    assert predictions(run) == predictions(straight)
+    err = capfd.readouterr().err
+    assert "Ray: 1 node with 3 CPU and 0 GPU; 2 at a time, each with 1 CPU" in err
+    done = [line for line in err.splitlines() if line.startswith("done: ")]
+    assert len(done) == len(report["trained"]), "what is said in the cluster is said here"
+    assert "%|" not in err
+
+
+def test_a_model_whose_actors_end_has_failed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ending(crew: RayCrew[Job]) -> list[TaskResult[Job]]:
+        given, crew._todo = list(crew._todo), deque()
+        return [TaskResult(task=each.task, failure="3 times, the last time on a node: the end") for each in given]
+
+    monkeypatch.setattr(on_ray, "connected", lambda _: nullcontext(Cluster(resources=({"CPU": 2.0},), is_own=True)))
+    monkeypatch.setattr(RayCrew, "results", ending)
+    monkeypatch.setattr(RayCrew, "__enter__", lambda crew: crew)
+    monkeypatch.setattr(RayCrew, "__exit__", lambda *_: None)
+    with pytest.raises(InputError, match="3 times, the last time on a node: the end"):
+        tables(make(ray="local"))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"ray": "local", "gpus_per_model": 2.0}, "got --gpus-per-model 2; expected 0 to 1"),
+        ({"gpus_per_model": 0.5}, "got --gpus-per-model without --ray"),
+    ],
+)
+def test_shares_of_gpus_that_are_none_are_refused(make: Make, more: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        make(**more)
+
+
+def test_what_a_model_takes_of_a_node() -> None:
+    with_gpu, without = (Cluster(resources=({"CPU": 4.0, "GPU": gpu},), is_own=False) for gpu in (1.0, 0.0))
+    own = replace(without, is_own=True)
+    assert share_of_model(with_gpu, RaySettings(ray="auto"), "cpu", None) == Share(cpus=1.0, gpus=0.0)
+    assert share_of_model(without, RaySettings(ray="auto"), "auto", 8) == Share(cpus=1.0, gpus=0.0)
+    assert share_of_model(own, RaySettings(ray="auto"), "auto", 8) == Share(cpus=0.5, gpus=0.0)
+    with pytest.raises(InputError, match="one of them"):
+        share_of_model(with_gpu, RaySettings(ray="auto", gpus_per_model=0.5), "cpu", None)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="got no GPU for the command, which plans the models"):
+            share_of_model(with_gpu, RaySettings(ray="auto", gpus_per_model=0.25), "auto", None)
 
 
 def test_processes_get_no_pictures(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,35 @@ def test_a_killed_sweep_resumes_to_the_same_trials(straight: tuple[SweepOptions,
     assert figures["trials"] == TRIALS
     assert records(options) == records(straight[0])
     assert study_of(options) == study_of(straight[0])
+
+
+def test_trials_at_once_on_ray_are_the_same_while_they_are_random(
+    straight: tuple[SweepOptions, dict[str, Any]], make: Make, ray_address: str
+) -> None:
+    """The first ten have no trial before them, however many are trained at once."""
+    options = make(ray=ray_address, trials_at_once=2, trials=3)
+    sweep(options)
+    assert json.loads((options.folder / "space.json").read_text())["trials_at_once"] == 2
+    options = replace(options, trials=TRIALS, ray=None, trials_at_once=None)
+    assert sweep(options)["trials"] == TRIALS, "it continues without a cluster, two by two"
+    assert records(options) == records(straight[0])
+    assert study_of(options) == study_of(straight[0])
+    with pytest.raises(InputError, match="another sweep: trials_at_once"):
+        sweep(replace(options, ray=ray_address, trials_at_once=3))
+
+
+def test_trials_at_once_know_those_before_them_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[tuple[int, int]] = []
+    original = propose
+    monkeypatch.setattr(
+        sweeping, "propose", lambda options, number, before: known.append((number, len(before))) or original(options, number, before)
+    )
+    options = make(trials=5)
+    (options.folder).mkdir(parents=True)
+    monkeypatch.setattr(sweeping, "_require_same_sweep", lambda *_: None)
+    (options.folder / "space.json").write_text('{"trials_at_once": 2}')
+    sweep(options)
+    assert known == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4)]
 
 
 def test_a_finished_trial_missing_from_the_journal_is_not_repeated(

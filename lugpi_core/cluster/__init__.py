@@ -1,0 +1,1 @@
+"""Ray: connect to a cluster, and do tasks on its actors."""

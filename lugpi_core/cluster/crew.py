@@ -1,0 +1,346 @@
+"""Tasks on actors of Ray: the queue is here, in the driver, and each actor has one task at a time.
+
+An actor that ends is not restarted by Ray (``max_restarts=0``): its task is given out again from here, to whichever actor is free, at most
+``MOST_TRIES`` times in all. A restarted actor would wait for the resources that an idle one holds, and a retried call may be lost in
+silence (docs/cluster.md). The results of tasks are on the disk; what comes back is small.
+"""
+
+import os
+import platform
+import re
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lugpi_core.cluster.actor import Reply, Setup, TaskActor
+from lugpi_core.cluster.connection import Share
+from lugpi_core.command_line import say
+from lugpi_core.errors import InputError, one_line
+from lugpi_core.files import write_text
+from lugpi_core.runtime.meters import versions
+
+MOST_TRIES = 3
+LOOK_EVERY_S = 1.0
+SAY_EVERY_S = 60.0
+Task = TypeVar("Task")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorWork(Generic[Task]):
+    """What actors are and do.
+
+    Attributes:
+        load: called once in each actor with ``inputs``; returns the function that does a task. Both run in the main thread of a process of
+            their own, where the signals ``STOPPING`` raise ``Stopped``.
+        inputs: pickled once.
+        share: what each takes.
+        most: how many at once.
+        name_of: a task's name for the user.
+        shared: a folder that every node must see under this path; None = none.
+    """
+
+    load: Callable[[Any], Callable[[Task], Any]]
+    inputs: Any
+    share: Share
+    most: int
+    name_of: Callable[[Task], str] = str
+    shared: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(Generic[Task]):
+    """What became of a task: its value, or why it failed."""
+
+    task: Task
+    value: Any = None
+    failure: str = ""
+
+
+@dataclass(eq=False)
+class _Given(Generic[Task]):
+    """A task that has no result yet, and how often it has failed."""
+
+    task: Task
+    failures: int = 0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Actor(Generic[Task]):
+    """An actor as the driver knows it.
+
+    Attributes:
+        handle: Ray's.
+        call: the reference of what it does; None = it is idle.
+        reply: of its start, once it has started.
+        given: the task that it has.
+        since_s: when it got that, or was asked for.
+    """
+
+    handle: Any
+    call: Any
+    reply: Reply | None = None
+    given: _Given[Task] | None = None
+    since_s: float = field(default_factory=time.monotonic)
+
+
+class RayCrew(Generic[Task]):
+    """Actors that do tasks, each started when there is a task for it; open inside a ``with`` block, at whose end all have ended.
+
+    If the block ends with an error, the tasks in hand are asked to stop at their next safe point (SIGUSR1), and that is waited for.
+    """
+
+    def __init__(self, work: ActorWork[Task]) -> None:
+        self._work, self._most = work, work.most
+        self._todo: deque[_Given[Task]] = deque()
+        self._actors: list[_Actor[Task]] = []
+        self._said_s = time.monotonic()
+        self._lines: set[str] = set()
+        self._deaths = 0  # of actors while they started, since the last that did start
+        self._done = 0
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there is a task that has no result yet."""
+        return self._open > 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether fewer tasks are given than there may be actors."""
+        return self._open < self._most
+
+    @property
+    def _open(self) -> int:
+        return len(self._todo) + sum(actor.given is not None for actor in self._actors)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that have no result yet."""
+        return [given.task for given in (*self._todo, *(actor.given for actor in self._actors)) if given is not None]
+
+    def give(self, task: Task) -> None:
+        """Give a task to the actors."""
+        self._todo.append(_Given(task))
+
+    def results(self) -> list[TaskResult[Task]]:
+        """Wait for the first result, one second at most; return all that there are.
+
+        Raises:
+            InputError: a task, or the start of an actor, was refused.
+            OSError: of the disk, in a task.
+        """
+        import ray
+
+        self._start_actors()
+        self._give_out()
+        calls = {actor.call: actor for actor in self._actors if actor.call is not None}
+        results: list[TaskResult[Task]] = []
+        if calls:
+            ready, _ = ray.wait(list(calls), timeout=LOOK_EVERY_S)
+            more, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0) if ready else ([], [])
+            for call in more:
+                results += self._settle(calls[call])
+        self._give_out()
+        self._say_what_runs()
+        return results
+
+    def release_idle(self, *, keep: int = 0) -> None:
+        """If no task waits, end the actors that have nothing to do or have not started, but for the last ``keep``: others get their
+        GPUs and CPUs."""
+        if self._todo:
+            return
+        idle = sorted((actor for actor in self._actors if actor.given is None), key=lambda actor: actor.reply is None)
+        for actor in idle[max(0, keep - (len(self._actors) - len(idle))) :]:
+            self._end(actor)
+
+    def _start_actors(self) -> None:
+        import ray
+
+        wanted = min(self._most, self._open)
+        if len(self._actors) >= wanted:
+            return
+        share = self._work.share
+        kind = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(TaskActor)
+        for _ in range(wanted - len(self._actors)):
+            handle = kind.remote()
+            self._actors.append(_Actor(handle=handle, call=handle.start.remote(self._setup, self._inputs)))
+
+    def _give_out(self) -> None:
+        """Give tasks to idle actors."""
+        for actor in self._actors:
+            if self._todo and actor.call is None:
+                actor.given, actor.since_s = self._todo.popleft(), time.monotonic()
+                actor.call = actor.handle.do.remote(actor.given.task)
+
+    def _settle(self, actor: _Actor[Task]) -> list[TaskResult[Task]]:
+        """Take what an actor's call came to."""
+        import ray
+
+        call, actor.call = actor.call, None
+        try:
+            reply: Reply = ray.get(call)
+        except ray.exceptions.RayError as error:
+            return self._after_death(actor, error)
+        for line in reply.lines:
+            self._say_once(line) if actor.given is None else say(line)
+        if reply.is_stopped:  # it was told to end, by the node and not from here
+            return self._after_death(actor, None)
+        given, actor.given = actor.given, None
+        reply.raise_error()
+        if given is None:
+            actor.reply, self._deaths = reply, 0
+            return []
+        self._done += 1
+        return [TaskResult(task=given.task, value=reply.value)]
+
+    def _after_death(self, actor: _Actor[Task], error: Exception | None) -> list[TaskResult[Task]]:
+        """Give the task of an actor that has ended out again, or return it as failed."""
+        reason, given = "it was told to end" if error is None else _reason(error), actor.given
+        where = "" if actor.reply is None else f" on {actor.reply.host}"
+        is_counted = error is not None and self._node_lives(actor)
+        self._end(actor)
+        if given is None:
+            self._after_failed_start(reason)
+            return []
+        name = self._work.name_of(given.task)
+        given.failures += is_counted
+        if given.failures < MOST_TRIES:
+            say(f"{name}: its actor{where} has ended: {reason}; it is given out again")
+            self._todo.append(given)
+            return []
+        say(f"warning: {name} failed {MOST_TRIES} times, the last time{where}: {reason}; the others go on")
+        self._done += 1
+        return [TaskResult(task=given.task, failure=f"{MOST_TRIES} times, the last time{where}: {reason}")]
+
+    def _after_failed_start(self, reason: str) -> None:
+        self._deaths += 1
+        if self._deaths < MOST_TRIES:
+            say(f"an actor has ended while it started: {reason}; another is started")
+        elif any(actor.reply is not None for actor in self._actors):
+            self._most = len(self._actors)
+            say(f"warning: no further actors, as the last {self._deaths} have ended while they started: {reason}; the others go on")
+        else:
+            raise InputError(
+                got=f"{self._deaths} actors that ended while they started, the last: {reason}",
+                expected="actors that load what they need",
+                do="see that every node has this version of lugpi installed and memory for it; Ray keeps their logs in /tmp/ray",
+            )
+
+    def _node_lives(self, actor: _Actor[Task]) -> bool:
+        """Whether an actor's node is there still: its end is no task's fault."""
+        import ray
+
+        return actor.reply is None or any(node["Alive"] for node in ray.nodes() if node["NodeID"] == actor.reply.node)
+
+    def _say_once(self, line: str) -> None:
+        """Say what every actor says when it starts."""
+        if line not in self._lines:
+            self._lines.add(line)
+            say(line)
+
+    def _say_what_runs(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._said_s < SAY_EVERY_S:
+            return
+        self._said_s = now_s
+        running = sorted((actor for actor in self._actors if actor.given is not None), key=lambda actor: actor.since_s)
+        longest = ", ".join(
+            f"{self._work.name_of(actor.given.task)} for {(now_s - actor.since_s) / 60:.0f} min on {actor.reply.host}"
+            for actor in running[:3]
+            if actor.given is not None and actor.reply is not None
+        )
+        starting = sum(actor.reply is None for actor in self._actors)
+        waiting = f"; {starting} actors wait for {self._work.share} or load" if starting else ""
+        say(f"{self._done} done, {len(running)} run, {len(self._todo)} to go{'; longest: ' * bool(longest)}{longest}{waiting}")
+
+    def _stop(self) -> None:
+        """Ask the tasks in hand to stop, and wait until they have."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._todo.clear()
+        self.release_idle()
+        send = ray.remote(num_cpus=0, max_retries=0)(_send_signal)
+        for actor in self._actors:
+            assert actor.reply is not None
+            on_node = NodeAffinitySchedulingStrategy(actor.reply.node, soft=False)
+            send.options(scheduling_strategy=on_node).remote(actor.reply.pid, signal.SIGUSR1)
+        calls = [actor.call for actor in self._actors if actor.call is not None]
+        while calls:
+            _, calls = ray.wait(calls, timeout=LOOK_EVERY_S)
+            self._say_what_runs()
+
+    def _end(self, actor: _Actor[Task]) -> None:
+        import ray
+
+        self._actors.remove(actor)
+        ray.kill(actor.handle)
+
+    def __enter__(self) -> "RayCrew[Task]":
+        import ray
+
+        shared = self._work.shared
+        nonce = None if shared is None else shared.absolute() / f".ray-{os.getpid()}-{os.urandom(8).hex()}"
+        if nonce is not None:
+            write_text(nonce, nonce.name)
+        self._nonce = nonce
+        self._setup = Setup(
+            folder=os.getcwd(),
+            nonce=nonce,
+            versions=dict(versions()),
+            host=platform.node(),
+            has_gpu=self._work.share.gpus > 0,
+        )
+        self._inputs = ray.put(ray.cloudpickle.dumps((self._work.load, self._work.inputs)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None:
+                self._stop()
+        finally:  # a second signal ends them at once
+            for actor in list(self._actors):
+                self._end(actor)
+            if self._nonce is not None:
+                self._nonce.unlink(missing_ok=True)
+
+
+def run_tasks(work: ActorWork[Task], tasks: Iterable[Task], on_result: Callable[[TaskResult[Task]], object]) -> None:
+    """Do tasks on actors. Where their results are is the tasks' own affair.
+
+    Args:
+        work: what the actors are and do.
+        tasks: in this order.
+        on_result: called with each result, also that of a task that failed, as it arrives.
+
+    Raises:
+        InputError: a task, or the start of an actor, was refused; the others were asked to stop.
+        Stopped: a signal asked for it; the tasks in hand were asked to stop.
+    """
+    with RayCrew(work) as crew:
+        for task in tasks:
+            crew.give(task)
+        while crew.is_working:
+            for result in crew.results():
+                on_result(result)
+            crew.release_idle()
+
+
+def _send_signal(pid: int, number: int) -> None:
+    os.kill(pid, number)  # a function of C, which Ray does not take
+
+
+def _reason(error: Exception) -> str:
+    """Return what was raised in a task, and where, or the end of what Ray says of a death."""
+    import ray
+
+    if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
+        places = re.findall(r'File ".*?([^/"]+)", line (\d+)', str(error))
+        where = f" ({places[-1][0]}:{places[-1][1]})" if places else ""
+        return one_line(f"{type(error.cause).__name__}: {error.cause}{where}")[:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    detail = lines[-1].partition("Worker exit detail: ")[2] or lines[-1]
+    return one_line(detail.partition(" Some common causes include")[0])[:300].rstrip(".")

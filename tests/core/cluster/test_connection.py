@@ -1,0 +1,134 @@
+"""Addresses of Ray: what is none is refused in one line and a few seconds, and nodes that differ from the driver are refused too."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lugpi_core.cluster import actor, connection
+from lugpi_core.cluster.actor import Setup
+from lugpi_core.cluster.connection import AUTO, LOCAL, Cluster, Share, actors_for, connected
+from lugpi_core.errors import InputError
+
+SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[bytes | None], str]]:
+    """Start a server that answers its first client so, or never (None); return its address."""
+    sockets: list[socket.socket] = []
+
+    def serve(answer: bytes | None) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+        sockets.append(server)
+
+        def run() -> None:
+            client, _ = server.accept()
+            sockets.append(client)
+            client.recv(100)
+            client.sendall(answer or b"")
+
+        if answer is not None:
+            threading.Thread(target=run, daemon=True).start()
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+    yield serve
+    for each in sockets:
+        each.close()
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No Ray runs on this machine, and nothing connects to one."""
+    monkeypatch.setattr(connection, "ANSWER_S", 0.3)
+    monkeypatch.setattr(connection, "_connect", lambda address: pytest.fail(f"connects to {address}"))
+    monkeypatch.setattr(connection, "_set_environment", lambda _: None)
+    monkeypatch.delitem(connection.sys.modules, "ray", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def refused(address: str) -> str:
+    with pytest.raises(InputError) as caught, connected(address):
+        pass
+    return str(caught.value)
+
+
+def test_an_address_where_no_ray_answers_is_refused(serve: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    assert f"got --ray {closed}, where nothing answers (Connection refused)" in refused(closed)
+    assert "where nothing answers (timed out)" in refused(serve(None))
+    assert "where something else than Ray answers" in refused(serve(b"HTTP/1.0 404 Not Found\r\n"))
+    for word in ("head", "head:", ":6379", "head:six", "head:66000"):
+        assert f"got --ray {word}, which is no HOST:PORT" in refused(word)
+    assert "ray job submit" in refused("ray://head:10001")
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    assert f"got RAY_ADDRESS {closed}" in refused(AUTO)
+
+
+def test_no_ray_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection.importlib.util, "find_spec", lambda _: None)
+    assert "pip install 'lugpi[ray]'" in refused(LOCAL)
+
+
+def test_auto_is_the_cluster_that_runs_here_or_one_of_its_own(
+    serve: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert connection._resolved(AUTO) == LOCAL
+    (tmp_path / "ray").mkdir()
+    record = tmp_path / "ray" / "ray_current_cluster"
+    record.write_text("127.0.0.1:1")
+    assert connection._resolved(AUTO) == LOCAL, "that one has ended"
+    record.write_text(serve(SETTINGS))
+    assert connection._resolved(AUTO) == AUTO
+    monkeypatch.setenv("RAY_ADDRESS", address := serve(SETTINGS))
+    assert connection._resolved(AUTO) == address
+    assert connection._resolved(LOCAL) == LOCAL
+
+
+@pytest.mark.parametrize(
+    ("share", "given", "expected"),
+    [
+        (Share(), None, 6),
+        (Share(), 9, 9),
+        (Share(cpus=0.5), None, 12),
+        (Share(gpus=1), None, 1),
+        (Share(gpus=0.25), None, 4),
+        (Share(cpus=2, gpus=0.1), None, 2),
+        (Share(cpus=8), None, 1),
+    ],
+)
+def test_actors_are_as_many_as_nodes_have_room_for(share: Share, given: int | None, expected: int) -> None:
+    cluster = Cluster(resources=({"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}), is_own=False)
+    assert actors_for(cluster, share, given, flag="--gpus-per-model") == expected
+
+
+def test_a_ray_of_its_own_without_room_is_refused() -> None:
+    own = Cluster(resources=({"CPU": 2.0},), is_own=True)
+    with pytest.raises(InputError, match="2 CPU and 0 GPU; expected 1 CPU and 1 GPU for each actor"):
+        actors_for(own, Share(gpus=1), None, flag="--gpus-per-model")
+
+
+def setup(tmp_path: Path, **more: Any) -> Setup:
+    return Setup(**{"folder": str(tmp_path), "nonce": None, "versions": {"torch": "2"}, "host": "head", "has_gpu": False, **more})
+
+
+def test_a_node_that_differs_from_the_driver_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(actor, "versions", lambda: {"torch": "2"})
+    nonce = tmp_path / ".ray-1"
+    nonce.write_text(nonce.name)
+    actor._require_same(setup(tmp_path, nonce=nonce))
+    for more, told in (
+        ({"versions": {"torch": "3"}}, "got torch 2 on .*; expected torch 3, as on head"),
+        ({"versions": {"torch": "2", "timm": "1"}}, "got timm none on .*; expected timm 1"),
+        ({"folder": str(tmp_path / "elsewhere")}, "got no folder .*elsewhere on .*; expected the working folder"),
+        ({"nonce": tmp_path / ".ray-2"}, "where a file that head has just written is not"),
+    ):
+        with pytest.raises(InputError, match=told):
+            actor._require_same(setup(tmp_path, **more))
