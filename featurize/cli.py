@@ -22,6 +22,10 @@ def main(arguments: Sequence[str]) -> int:
 def _featurize(options: FeaturizeOptions) -> dict[str, Any]:
     from featurize.run import featurize_command
 
+    if options.ray is not None and not options.dry_run:
+        from featurize.on_ray import featurize_on_ray
+
+        return featurize_on_ray(options)
     return featurize_command(options)
 
 

@@ -194,10 +194,21 @@ class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
 
     dry_run: bool = False
     """Report how many images there are to generate, how long it takes, and the disk and memory it needs; write nothing."""
+    ray: str | None = None
+    """Generate on a cluster of Ray (pip install 'lugpi[ray]'), a shard a task: HOST:PORT of its head; auto = that of RAY_ADDRESS, or the
+    one that runs on this machine, or else one that is started for this command; local = always the last. Every node must see the run
+    folder."""
+    ray_actors: int | None = None
+    """How many processes generate at the same time on Ray, each with a GPU, or on the CPU with one CPU (default: as many as its nodes have
+    room for)."""
 
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)
         FeaturizeSettings.__post_init__(self)
+        if self.ray_actors is not None:
+            _require_positive("--ray-actors", self.ray_actors)
+        if self.ray_actors is not None and self.ray is None:
+            raise InputError(got="--ray-actors without --ray", expected="both, or neither", do="add --ray auto, or leave it out")
         if not self.encoders:
             raise InputError(got="--encoders without a name", expected="at least one encoder", do="give for instance clip-vit-b32")
 

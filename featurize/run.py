@@ -125,7 +125,7 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
         return _dry_run(corpus, job)
     with progress_bar() as progress:
         result = fill_store(corpus, job, progress, retry=retry)
-    _announce_result(result)
+    announce_result(result)
     return result.record() | {"config": resolved_flags(options), "provenance": provenance()}
 
 
@@ -178,13 +178,13 @@ def fill_store(
     if not is_writable(job.store):
         refuse_other_images(job)
         _refuse_unfinished(corpus, job)
-        _announce(corpus, job)
-        return _result(corpus, job, _nothing_done(job), None)
+        announce(corpus, job)
+        return result_of(corpus, job, _nothing_done(job), None)
     writers, state = begin_run(corpus, job, is_shared=part.count > 1, checked=part)
     for writer in writers.values():
         for shard, fault in writer.taken_back.items():
             say(f"{writer.folder / writer.spec.shard_name(shard)}: {fault}; its damaged rows are generated again")
-    _announce(corpus, job)
+    announce(corpus, job)
     job = dataclasses.replace(job, retry=retry) if isinstance(job, Job) else dataclasses.replace(job, plan=job.plan.retried(retry))
     compute = None
     if missing := missing_rows(writers, part) or (part.count > 1 and missing_rows(writers)):
@@ -201,7 +201,7 @@ def fill_store(
         if not finish_run(job, writers):
             left = open_shards(writers)
             say(f"part {part}: {number_of(len(left), 'shard{s}')} of other parts missing, {row_ranges(left)}")
-    return _result(corpus, job, state, compute)
+    return result_of(corpus, job, state, compute)
 
 
 def _progress_of(state: "RunState", missing: int) -> Progress:
@@ -249,7 +249,7 @@ def _store_folder(corpus: "Corpus", run_dir: Path) -> Path:
 
 def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
     """Return the flags for the manifest, valid in any working folder; without the store's own place, because it may be moved."""
-    flags = {name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run")}
+    flags = {name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run", "ray", "ray_actors")}
     paths = ("dataset", "validation_file", "test_file") if Path(options.dataset).is_file() else ("data_dir",)
     return {**flags, **{name: str(Path(flags[name]).resolve()) for name in (*paths, "unlabelled") if flags[name] is not None}}
 
@@ -261,7 +261,7 @@ def _dry_run(corpus: "Corpus", job: "Job | OwnJob") -> dict[str, Any]:
     from featurize.plan.prompt_reader import prompt_reader
 
     refuse_other_images(job)
-    _announce(corpus, job)
+    announce(corpus, job)
     estimate = _estimate(job) if isinstance(job, Job) else estimate_own(job)
     say(str(estimate))
     record = {"command": "featurize", "dry_run": True, "store": str(job.store), **asdict(estimate)}
@@ -311,7 +311,8 @@ def memory_in_one_line(do: str) -> Iterator[None]:
         ) from None
 
 
-def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
+def announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
+    """Say what is generated, or encoded, and with what."""
     from featurize.plan.job import Job
 
     counts = ", ".join(f"{count:,} {split}" for split, count in corpus.counts().items())
@@ -341,7 +342,8 @@ def _announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
         )
 
 
-def _announce_result(result: FeaturizeResult) -> None:
+def announce_result(result: FeaturizeResult) -> None:
+    """Say what the store holds, and what of it failed."""
     outcome = "already done" if result.already_done else "done"
     failed = ", ".join(f"{name} {column.failed_rows}" for name, column in result.columns.items())
     cut = f"; {result.prompts_cut_share:.1%} of the texts had a prompt cut to what the generator reads" * result.is_generated
@@ -357,7 +359,8 @@ def _announce_result(result: FeaturizeResult) -> None:
         say(sentence)
 
 
-def _result(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute: Mapping[str, Any] | None) -> FeaturizeResult:
+def result_of(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute: Mapping[str, Any] | None) -> FeaturizeResult:
+    """Return what the store holds and what this process did for it; ``compute`` is how, None if nothing was missing."""
     from featurize.plan.job import Job
     from lugpi_core.runtime.meters import peak_memory_bytes
     from lugpi_core.store.example_table import read_example_table

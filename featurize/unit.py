@@ -92,7 +92,9 @@ class ShardFeaturizer:
         job: the run.
 
     Attributes:
+        corpus, job: the run's, as planned.
         shards: how many there are.
+        state: what was done so far; its ``stop`` may ask to stop.
 
     Raises:
         InputError: the job cannot be planned, or the store is another run's.
@@ -101,9 +103,9 @@ class ShardFeaturizer:
     def __init__(self, job: ShardJob) -> None:
         from featurize.fill.fillers import begin_run
 
-        self._corpus, self._job = job.plan()
-        self._writers, self._state = begin_run(self._corpus, self._job, is_shared=True, checked=())
-        self._spec = self._job.every_column[0]
+        self.corpus, self.job = job.plan()
+        self._writers, self.state = begin_run(self.corpus, self.job, is_shared=True, checked=())
+        self._spec = self.job.every_column[0]
         self._filler: ShardFiller | None = None
         self._loaded: set[str] = set()
         self.shards = self._spec.shards
@@ -113,6 +115,11 @@ class ShardFeaturizer:
 
     def __exit__(self, *stopped_by: Any) -> None:
         self._close(*stopped_by)
+
+    @property
+    def compute(self) -> Mapping[str, Any] | None:
+        """How was computed: attention kernels, and what was compiled; None if nothing has been."""
+        return None if self._filler is None else self._filler.compute
 
     def missing(self) -> list[int]:
         """Return the shards that are not final in every column, as of now."""
@@ -148,7 +155,7 @@ class ShardFeaturizer:
         """Write the manifests and ``tokens.h5`` if no shard is missing; return whether that is so. Any number of processes may do so."""
         from featurize.fill.fillers import finish_run
 
-        return finish_run(self._job, self._writers)
+        return finish_run(self.job, self._writers)
 
     def _fill(self, shard: int, lacking: set[str]) -> bool:
         from featurize.fill.fillers import incomplete, open_filler
@@ -156,7 +163,7 @@ class ShardFeaturizer:
         if self._filler is None or not lacking <= self._loaded:
             self._close(None, None, None)
             self._loaded = incomplete(self._writers)
-            self._filler = open_filler(self._job, self._writers, self._state)
+            self._filler = open_filler(self.job, self._writers, self.state)
         try:
             files = self._filler.claim(shard)
             for _ in self._filler.fill_shard(shard, files) if files else ():
