@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         "models": (_models, ModelsOptions),
         "scale": (_scale, ScaleOptions),
         "peers": (_peers, BenchmarkOptions),
+        "manifest": (_manifest, BenchmarkOptions),
         "all": (_all, BenchmarkOptions),
         "freezing": (_freezing, FreezingOptions),
         "demo": (_demo, DemoOptions),
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         "presets take on a GPU of 24 GB; `evaluate` measures evaluating beside transformers' pipeline, "
         "`tables` whole tables beside another checkout; `prompts` counts the words that are not read; `prefix` measures training "
         "above frozen layers; `models` tries every architecture of transformers; `scale` takes a million "
-        "texts through every stage; `peers` reads the store beside other formats; `demo` and `real` (hours) run the experiment of the "
+        "texts through every stage; `peers` reads the store beside other formats; `manifest` merges the records of 100,000 shards; "
+        "`demo` and `real` (hours) run the experiment of the "
         "tables; `freezing` (hours) asks what frozen layers cost in accuracy."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
@@ -142,6 +144,12 @@ def _scale(options: ScaleOptions) -> dict[str, Any]:
 
 def _peers(options: BenchmarkOptions) -> dict[str, Any]:
     from benchmarks.store.peers import measure
+
+    return measure(smoke=options.smoke, record=options.record)
+
+
+def _manifest(options: BenchmarkOptions) -> dict[str, Any]:
+    from benchmarks.store.manifest_work import measure
 
     return measure(smoke=options.smoke, record=options.record)
 

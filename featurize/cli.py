@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, VerifyOptions
+from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, MergeOptions, MissingOptions, PlanOptions, VerifyOptions
 from lugpi_core.command_line import Command, run, run_one_of
 
 
@@ -13,6 +13,9 @@ def main(arguments: Sequence[str]) -> int:
         "verify": (_verify, VerifyOptions),
         "info": (_info, InfoOptions),
         "inspect": (_inspect, InspectOptions),
+        "plan": (_plan, PlanOptions),
+        "missing": (_missing, MissingOptions),
+        "merge": (_merge, MergeOptions),
     }
     if arguments and not arguments[0].startswith("-"):
         return run_one_of(commands, arguments, prog="python -m featurize", about="")
@@ -39,6 +42,24 @@ def _info(options: InfoOptions) -> dict[str, Any]:
     from featurize.inspect.info import info
 
     return info(options)
+
+
+def _plan(options: PlanOptions) -> dict[str, Any]:
+    from featurize.progress import plan
+
+    return plan(options)
+
+
+def _missing(options: MissingOptions) -> str:
+    from featurize.progress import missing
+
+    return missing(options)
+
+
+def _merge(options: MergeOptions) -> dict[str, Any]:
+    from featurize.progress import merge
+
+    return merge(options)
 
 
 def _inspect(options: InspectOptions) -> dict[str, Any]:

@@ -190,8 +190,12 @@ class ModelNames:
 @dataclass(frozen=True, kw_only=True)
 class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
     """Generate an image for every text, encode it with frozen encoders and keep the tokens. The same command again continues, or says
-    that it is done. python -m featurize verify, info and inspect look at an existing store."""
+    that it is done. python -m featurize verify, info and inspect look at an existing store; plan, missing and merge are for runs of many
+    processes."""
 
+    part: str | None = None
+    """Part i/n of the work, i from 0 to n - 1: shard s belongs to part s modulo n. n may differ from run to run. A part that is done helps
+    the others if the file system has locks (default: the task of a SLURM array and torchrun's RANK, or everything)."""
     dry_run: bool = False
     """Report how many images there are to generate, how long it takes, and the disk and memory it needs; write nothing."""
     ray: str | None = None
@@ -247,6 +251,34 @@ class VerifyOptions(StoreOptions):
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions(StoreOptions):
     """Show what is in a store: rows, encoders, sizes, settings, failed rows, prompts cut."""
+
+    watch: bool = False
+    """Tell how far a run is whenever that changes, until no shard is missing; then show the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(FeaturizeOptions):
+    """Print how many shards a run has, how many of them are missing, and how long they will take. Takes the flags of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingOptions(StoreOptions):
+    """Print the numbers of the shards that are missing in a store that was begun."""
+
+    format: Literal["slurm", "lines", "json"] = "slurm"
+    """slurm: 3,7,12-15, as sbatch --array takes it; lines: a number a line; json."""
+    parts: int | None = None
+    """Print, in place of shards, which of so many parts lack a shard."""
+
+    def __post_init__(self) -> None:
+        if self.parts is not None:
+            _require_positive("--parts", self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(StoreOptions):
+    """Copy the records of all shards into the columns' manifests; where no shard is missing, complete the store. featurize itself does so
+    at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)

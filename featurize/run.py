@@ -3,13 +3,14 @@
 Both plan first (which images, with which models, into which columns: ``plan``), then fill the store (``fill``) if anything is missing.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurize.fill.parts import WHOLE, Part
+from featurize.fill.parts import WHOLE, Part, part_of_environment, part_of_text
 from featurize.fill.results import MOST_LOST, FeaturizeResult, Progress, ProgressCallback, column_results, progress_bar
 from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
@@ -120,11 +121,14 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
     """
     from lugpi_core.runtime.meters import provenance
 
+    part, source = part_of_environment(os.environ) if options.part is None else (part_of_text(options.part), "--part")
     corpus, job = plan_command(options)
     if options.dry_run:
         return _dry_run(corpus, job)
+    if part.count > 1:
+        say(f"part {part} ({source})")
     with progress_bar() as progress:
-        result = fill_store(corpus, job, progress, retry=retry)
+        result = fill_store(corpus, job, progress, retry=retry, part=part)
     announce_result(result)
     return result.record() | {"config": resolved_flags(options), "provenance": provenance()}
 
@@ -198,10 +202,11 @@ def fill_store(
                 say(sentence)
         compute = filler.compute
     with state.times.host("publish"):
-        if not finish_run(job, writers):
-            left = open_shards(writers)
-            say(f"part {part}: {number_of(len(left), 'shard{s}')} of other parts missing, {row_ranges(left)}")
-    return result_of(corpus, job, state, compute)
+        left = [] if finish_run(job, writers) else open_shards(writers)
+    if left:
+        say(f"part {part} is done; {number_of(len(left), 'shard{s}')} of other parts missing: {row_ranges(left)}")
+    result = result_of(corpus, job, state, compute)
+    return dataclasses.replace(result, part=str(part), missing_shards=len(left)) if part.count > 1 else result
 
 
 def _progress_of(state: "RunState", missing: int) -> Progress:
@@ -249,7 +254,9 @@ def _store_folder(corpus: "Corpus", run_dir: Path) -> Path:
 
 def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
     """Return the flags for the manifest, valid in any working folder; without the store's own place, because it may be moved."""
-    flags = {name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run", "ray", "ray_actors")}
+    flags = {
+        name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run", "part", "ray", "ray_actors")
+    }
     paths = ("dataset", "validation_file", "test_file") if Path(options.dataset).is_file() else ("data_dir",)
     return {**flags, **{name: str(Path(flags[name]).resolve()) for name in (*paths, "unlabelled") if flags[name] is not None}}
 

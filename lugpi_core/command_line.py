@@ -19,8 +19,9 @@ from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest, one_line
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
-# A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1.
-Command = Callable[..., dict[str, Any]]
+# A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1. A text is
+# printed as it is.
+Command = Callable[..., dict[str, Any] | str]
 # The type of a flag that is on, off, or not given.
 _SWITCH = bool | None
 
@@ -67,8 +68,8 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
         print(f"interrupted: {kept}", file=sys.stderr)
         return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
     if is_first_process():
-        print(json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
-    return EXIT_OK if figures.get("complete", True) else EXIT_INCOMPLETE
+        print(figures if isinstance(figures, str) else json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
+    return EXIT_OK if isinstance(figures, str) or figures.get("complete", True) else EXIT_INCOMPLETE
 
 
 def run_one_of(commands: Mapping[str, tuple[Command, type]], arguments: Sequence[str], *, prog: str, about: str) -> int:

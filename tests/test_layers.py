@@ -46,7 +46,7 @@ FLOORS = {
         ("run",),
         ("unit",),
         ("on_ray",),
-        ("inspect", "maintain"),
+        ("inspect", "maintain", "progress"),
         ("cli",),
     ),
     "train": (("options", "file_names"), ("data",), ("learning",), ("models",), ("evidence", "tools"), ("report",), ("cli",)),
@@ -59,6 +59,7 @@ OPTION_DOORS = {
     "featurize/unit.py",
     "featurize/on_ray.py",
     "featurize/maintain.py",
+    "featurize/progress.py",
     "featurize/inspect/command.py",
     "featurize/inspect/info.py",
     "train/cli.py",
@@ -105,7 +106,7 @@ HEAVY = (
     "jinja2",
 )
 COMMANDS = {
-    "featurize": ("", "verify", "info", "inspect"),
+    "featurize": ("", "verify", "info", "inspect", "plan", "missing", "merge"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),
     "benchmarks": (
         "",
@@ -122,6 +123,7 @@ COMMANDS = {
         "models",
         "scale",
         "peers",
+        "manifest",
         "all",
         "freezing",
         "demo",

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.fill.block import BlockRunner, BlockTask, Models, PromptWindow, RunState, window_rows
+from featurize.fill.parts import WHOLE, Part
 from featurize.fill.shards import ShardFiller
 from featurize.fill.text_column import TextRows, TextVectors
 from featurize.fill.writer_thread import stored_form
@@ -27,15 +28,15 @@ from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
 
 
-def fill(job: Job, writers: dict[str, ColumnWriter], models: Models, state: RunState) -> Iterator[None]:
-    """Fill every shard that is not final, counting in ``state``; yield after each block.
+def fill(job: Job, writers: Mapping[str, ColumnWriter], models: Models, state: RunState, part: Part = WHOLE) -> Iterator[None]:
+    """Fill every shard that is not final, those of a part first, counting in ``state``; yield after each block.
 
     Raises:
         InputError: more rows failed than may.
         Stopped: the run was asked to stop; every computed block is written.
     """
     with ImageFiller(job, writers, models, state) as filler:
-        yield from filler.fill()
+        yield from filler.fill(part)
 
 
 def write_examples(job: Job, corpus: Corpus) -> None:
@@ -56,7 +57,6 @@ class ImageFiller(ShardFiller):
     def __init__(self, job: Job, writers: Mapping[str, ColumnWriter], models: Models, state: RunState) -> None:
         super().__init__(writers, state)
         self._job, self._models = job, models
-        self.compute = models.text_to_image.record()
         self._runner = BlockRunner(job.plan, models, state)
         self._vectors = None
         if PROMPT_TEXT in writers:

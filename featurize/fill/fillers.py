@@ -16,7 +16,7 @@ from featurize.fill.text_column import open_text_filler
 from featurize.plan.job import NUMBERING, Job, refuse_other_images, require_room, table_is_stale
 from featurize.plan.own_pictures import OwnJob
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.files import sweep
+from lugpi_core.files import make_folder, sweep
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.layout import PROMPT_TEXT
@@ -40,6 +40,7 @@ def begin_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Co
     Raises:
         InputError: the store is another run's, or the disk has no room.
     """
+    make_folder(job.store)
     refuse_other_images(job)
     require_room(job)
     run = describe_run(corpus.fingerprint(), job.every_column, {key: job.numbering[key] for key in NUMBERING if key in job.numbering})
@@ -73,7 +74,9 @@ def open_filler(job: Job | OwnJob, writers: Writers, state: RunState) -> ShardFi
     models, sizes = load_models(job, incomplete(images), missing, state.times)
     is_limited = job.execution.memory_gb is not None and job.compute.device == "cuda"
     state.batches = StageBatches(sizes.by_stage(), is_limited=is_limited)
-    return ImageFiller(dataclasses.replace(job, batch_size=sizes.generate), writers, models, state)
+    filler = ImageFiller(dataclasses.replace(job, batch_size=sizes.generate), writers, models, state)
+    filler.compute = models.text_to_image.record()
+    return filler
 
 
 def finish_run(job: Job | OwnJob, writers: Writers) -> bool:

@@ -66,6 +66,8 @@ class FeaturizeResult:
         is_generated: False: the images are the user's own.
         prompt_figures: what of the texts the generator reads; None if an earlier version wrote the store, or it has own images.
         int8_lost: by column in int8, the share of this run's values that are stored as 0 though they are not.
+        part: of several, that this run filled; None if it was alone.
+        missing_shards: of other parts, when it ended.
     """
 
     store_dir: Path
@@ -84,6 +86,8 @@ class FeaturizeResult:
     is_generated: bool = True
     prompt_figures: "PromptFigures | None" = None
     int8_lost: Mapping[str, float] = field(default_factory=dict)
+    part: str | None = None
+    missing_shards: int = 0
 
     @property
     def complete(self) -> bool:
@@ -106,6 +110,7 @@ class FeaturizeResult:
             "bytes": {name: column.size_bytes for name, column in self.columns.items()},
             "failed_rows": {name: column.failed_rows for name, column in self.columns.items()},
             **({"int8_lost": {name: round(share, 4) for name, share in self.int8_lost.items()}} if self.int8_lost else {}),
+            **({} if self.part is None else {"part": self.part, "missing_shards": self.missing_shards}),
             "rows": self.rows,
             "batches": self.batches,
             "times": self.seconds,

@@ -1,6 +1,7 @@
 """``python -m featurize info``: what is in a store."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +21,10 @@ from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import PromptFigures, figures_in
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed
+from lugpi_core.store.store_progress import store_progress
 from lugpi_core.store.verify import row_ranges
 
+WATCH_S = 5.0
 _MOST_IDS, _LONGEST_NOTE = 10, 160
 
 
@@ -145,10 +148,23 @@ class StoreInfo:
 
 
 def info(options: InfoOptions) -> dict[str, Any]:
-    """Report what is in a store."""
+    """Report what is in a store; with ``watch``, after telling how far it is until it is complete."""
+    if options.watch:
+        _watch(options.store)
     content = store_info(options.store)
     say(content.summary())
     return {"command": "info", **content.to_json()}
+
+
+def _watch(store: Path) -> None:
+    told = None
+    while (progress := store_progress(store)) is not None:
+        if progress != told:
+            say(progress.summary())
+            told = progress
+        if not progress.missing:
+            return
+        time.sleep(WATCH_S)
 
 
 def store_info(store: Path) -> StoreInfo:

@@ -36,6 +36,12 @@ class ShardPlace:
     file_bytes: int
 
 
+def _most_shards() -> int:
+    """Return how many shards a process can map, each with the hole behind it; other libraries need some maps, too."""
+    maps = int(Path("/proc/sys/vm/max_map_count").read_text())
+    return max(1, (maps - 2000) // 2)
+
+
 class ColumnMap:
     """A read-only map of shards; all but the last have the same number of rows. The pages belong to the page cache.
 
@@ -45,6 +51,12 @@ class ColumnMap:
     """
 
     def __init__(self, places: Sequence[ShardPlace]) -> None:
+        if len(places) > (most := _most_shards()):
+            raise InputError(
+                got=f"a column of {len(places):,} shards",
+                expected=f"at most {most:,}: this system lets a process map so many files (vm.max_map_count)",
+                do=f"have root run sysctl -w vm.max_map_count={3 * len(places)}",
+            )
         self._layout = places[0].layout
         self._places = places
         self._row_bytes = {name: self._layout.bytes_of(name) for name in self._layout.stored}

@@ -15,6 +15,7 @@ from lugpi_core.store.manifest import MANIFEST, ColumnSpec, is_empty
 RUN = "run.json"
 FORMAT, FORMAT_VERSION = "lugpi-run", 1
 Run = Mapping[str, Any]
+_NOT_COMPARED = ("columns", "models")  # columns one by one; models by their fingerprints, and not by where they come from
 
 
 def describe_run(corpus: str, columns: tuple[ColumnSpec, ...], images: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def describe_run(corpus: str, columns: tuple[ColumnSpec, ...], images: Mapping[s
         "shard_rows": columns[0].shard_rows,
         "shards": columns[0].shards,
         "images": images,
+        "models": {spec.name: spec.license for spec in columns},
         "columns": {spec.name: {key: value for key, value in spec.fingerprint.items() if key not in images} for spec in columns},
     }
     plain: dict[str, Any] = json.loads(json.dumps(run))
@@ -103,11 +105,12 @@ def has_shards(store: Path) -> bool:
 def _differences(found: Run, wanted: Run) -> list[str]:
     """Return the fields that differ; columns that only one of the two fills are left out, because a store may get more of them."""
     common = set(found.get("columns", {})) & set(wanted["columns"])
-    sides = [
-        {**{key: side.get(key) for key in wanted if key != "columns"}, "columns": {name: side["columns"][name] for name in sorted(common)}}
+    compared = [key for key in wanted if key not in _NOT_COMPARED]
+    found_sides, wanted_sides = (
+        {**{key: side.get(key) for key in compared}, "columns": {name: side["columns"][name] for name in sorted(common)}}
         for side in (found, wanted)
-    ]
-    return differences(*sides)
+    )
+    return differences(found_sides, wanted_sides)
 
 
 def _sealed(value: Mapping[str, Any]) -> bytes:

@@ -206,7 +206,7 @@ class ColumnWriter:
                         strong = sha256_of(self.folder / record["file"])
                         if check_record(self.folder, record, content=True) is None:  # never the hash of a damaged file
                             write_record(self.folder, self.spec, shard, record | {"sha256": strong})
-        merge_records(self.folder)
+        merge_records(self.folder, self._mirrored())
         self.refresh()
         return len(self.records) == self.spec.shards
 
@@ -218,7 +218,10 @@ class ColumnWriter:
             return False
         if self._mirror is not None:
             return True
-        return not ((fault := self._fault(shard, record, check_content=True)) and self.reopen(shard, record) and fault)
+        if self._fault(shard, record, check_content=True) is None:
+            return True
+        self.reopen(shard, record)
+        return False
 
     def reopen(self, shard: int, judged: Record) -> bool:
         """Take a damaged final shard back: its rows are checked one by one when it is claimed. Return whether that was done.

@@ -4,6 +4,7 @@ The writer thread would queue all of these tiny rows. To make a kill cost as muc
 latents and tokens may wait.
 """
 
+import json
 import math
 import os
 import time
@@ -24,12 +25,13 @@ from featurize.fill import writer_thread as output
 from featurize.fill.block import Models, RunState
 from featurize.fill.fill_store import fill
 from featurize.fill.out_of_memory import StageBatches
+from featurize.fill.parts import WHOLE, Part
 from featurize.generate.families.family import PromptEmbeddings
 from featurize.plan.images import ImagePlan
 from featurize.plan.job import Job
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.layout import SCALE, Dtype, ShardLayout
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest
+from lugpi_core.store.manifest import MANIFEST, RECORDS, ColumnSpec, Record, load_manifest
 from lugpi_core.store.quantize import quantize
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.shard import ShardWriter, check_record
@@ -225,7 +227,7 @@ class _LoggedColumn(ColumnWriter):
         return file
 
 
-def fill_store(store: Path, small: Small, log: Log) -> None:
+def fill_store(store: Path, small: Small, log: Log, part: Part = WHOLE) -> None:
     """Fill both columns as featurize does: claim, write blocks, commit, refresh, wait for the shards of other processes."""
     rows = np.arange(small.rows)
     plan = ImagePlan(prompts=tuple(map(str, rows.tolist())), seeds=rows, prompts_of_example=rows[:, None])
@@ -243,7 +245,7 @@ def fill_store(store: Path, small: Small, log: Log) -> None:
     sizes = dict.fromkeys(("prompt", "denoise", "decode", "encode"), small.block)
     waiting_bytes = WAITING_BLOCKS * sum(spec.layout(0).bytes_of(spec.what, small.block) for spec in small.specs)
     with patch.object(output, "MOST_WAITING_BYTES", waiting_bytes):
-        for _ in fill(job, writers, models, RunState(times=StageTimes(), batches=StageBatches(sizes))):
+        for _ in fill(job, writers, models, RunState(times=StageTimes(), batches=StageBatches(sizes)), part):
             pass
     for writer in writers.values():
         writer.finish()
@@ -255,9 +257,14 @@ def open_writers(store: Path, small: Small) -> dict[str, ColumnWriter]:
 
 
 def files_of(store: Path) -> dict[str, bytes]:
-    """Return every file of a store, hidden ones included, locks excluded."""
+    """Return every file of a store, hidden ones included, locks excluded. Of a record file, the record: who wrote it may differ."""
     paths = [path for path in sorted(store.rglob("*")) if path.is_file() and path.name != ".lock"]
-    return {path.relative_to(store).as_posix(): path.read_bytes() for path in paths}
+    return {path.relative_to(store).as_posix(): _content(path) for path in paths}
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    return json.dumps(json.loads(content)["record"]).encode() if path.parent.name == RECORDS else content
 
 
 @lru_cache
