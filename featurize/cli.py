@@ -45,19 +45,19 @@ def _info(options: InfoOptions) -> dict[str, Any]:
 
 
 def _plan(options: PlanOptions) -> dict[str, Any]:
-    from featurize.progress import plan
+    from featurize.maintain import plan
 
     return plan(options)
 
 
 def _missing(options: MissingOptions) -> str:
-    from featurize.progress import missing
+    from featurize.maintain import missing
 
     return missing(options)
 
 
 def _merge(options: MergeOptions) -> dict[str, Any]:
-    from featurize.progress import merge
+    from featurize.maintain import merge
 
     return merge(options)
 
