@@ -344,7 +344,7 @@ def _check_spec(spec: ColumnSpec) -> None:
     if not spec.row_shape or spec.dtype not in ROW_DTYPES or not isinstance(spec.fingerprint, Mapping):
         raise ValueError(f"rows of shape {spec.row_shape!r} and dtype {spec.dtype!r}")
     shard_bytes = spec.layout(0).bytes_of(spec.what, spec.shard_rows)
-    limits = {"rows": (spec.rows, 1 << 26), "shards": (spec.shards, MOST_SHARDS), "bytes of a shard": (shard_bytes, 1 << 46)}
+    limits = {"rows": (spec.rows, 1 << 28), "shards": (spec.shards, MOST_SHARDS), "bytes of a shard": (shard_bytes, 1 << 46)}
     for name, (number, most) in limits.items():
         if number > most:  # above any real corpus, and still cheap to list and loop over
             raise ValueError(f"{name} are {number}, more than {most}")
