@@ -4,6 +4,7 @@ Of that layer, a classifier that reads the first token needs the keys and values
 computed after the attention: of DistilBERT's layer, three quarters of the multiplications. Which parts of a layer treat every token by
 itself is found by trying: a part gets the first token alone, and keeps to it if answers and gradients stay the same. So it works
 whatever the architecture, and where a head reads other tokens (a teacher's, a decoder's, a mean), every trial fails and nothing changes.
+So it is with gradient checkpointing, and with a head of zeros, below which nothing can be tried.
 
 Shapes: B texts, L tokens, D width.
 """
@@ -41,8 +42,13 @@ class FirstTokenOnly:
         self.parts: list[str] = []
         if not any(weight.requires_grad for weight in layer.parameters()):
             return
+        # Gradient checkpointing computes a layer again in the backward pass, when the batch is gone.
+        if any(getattr(part, "gradient_checkpointing", False) for part in whole.modules()):
+            return
         with examining(whole), torch.enable_grad():
             expected = _answers_and_gradients(whole, layer)
+            if not expected[1].any():  # below a head of zeros every trial would succeed
+                return
             for name, part in layer.named_modules():
                 self._tried, self._has_narrowed = part, False
                 handle = part.register_forward_pre_hook(self._narrow, with_kwargs=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lugpi_core.files import read_json, write_json
 from tests.support.few_texts import ROWS, TWO, data_of
 from tests.support.small_training import deep_folder
 from tests.support.tiny_text_models import tiny_text_model
@@ -29,8 +30,11 @@ Narrow = tuple[nn.Module, FrozenLayers, Mapping[str, torch.Tensor], FirstTokenOn
 
 
 def narrowed(family: str, folder: Path) -> Narrow:
-    found = deep_folder(folder, family) if family == "distilbert" else tiny_text_model(folder, family)
-    text_model = find_text_model(str(found), max_length=None)
+    return narrowed_of(deep_folder(folder, family) if family == "distilbert" else tiny_text_model(folder, family))
+
+
+def narrowed_of(folder: Path) -> Narrow:
+    text_model = find_text_model(str(folder), max_length=None)
     torch.manual_seed(0)
     network = TextClassifier(load_text_classifier(text_model, TWO))
     data, layers = data_of(text_model, network), FrozenLayers(network, 1)
@@ -94,6 +98,21 @@ def test_a_last_layer_that_is_frozen_is_left_alone(tmp_path: Path) -> None:
     text_model = find_text_model(str(tiny_text_model(tmp_path, "bert")), max_length=None)
     network = TextClassifier(load_text_classifier(text_model, TWO))
     assert FirstTokenOnly(network, FrozenLayers(network, 2)).parts == []
+
+
+def test_a_layer_that_the_backward_pass_computes_again_is_left_whole(tmp_path: Path) -> None:
+    folder = tiny_text_model(tmp_path, "bert")
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), "gradient_checkpointing": True})
+    network, _, inputs, first = narrowed_of(folder)
+    assert first.parts == []
+    learnt_from(network.train(), inputs)
+
+
+def test_a_head_of_zeros_tells_nothing_of_its_layer(tmp_path: Path) -> None:
+    text_model = find_text_model(str(tiny_text_model(tmp_path, "bert")), max_length=None)
+    network = TextClassifier(load_text_classifier(text_model, TWO))
+    nn.init.zeros_(hugging_face_model(network).classifier.weight)
+    assert FirstTokenOnly(network, FrozenLayers(network, 1)).parts == []
 
 
 def test_what_is_the_same_for_short_texts_alone_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
