@@ -101,7 +101,11 @@ def parse(options: type, arguments: Sequence[str], *, prog: str) -> Any:
     """
     import tyro
 
-    for name, kind in get_type_hints(options).items():
+    kinds = get_type_hints(options)
+    for flag, *values in _by_flag(arguments):
+        if values == ["None"] and kinds.get(_field_name(flag)) == (Path | None):
+            raise InputError(got=f"{flag} None", expected="a path", do="leave it out, or give ./None for that name")
+    for name, kind in kinds.items():
         if any(get_origin(each) is tuple for each in (kind, *get_args(kind))):
             arguments = _together(arguments, name)
     try:

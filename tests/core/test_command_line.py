@@ -412,6 +412,18 @@ def test_a_flag_is_left_out_for_none(capsys: pytest.CaptureFixture[str]) -> None
     assert "None," not in shown
 
 
+def test_a_path_of_the_name_none_is_written_as_one_and_a_text_is_a_text() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Places:
+        output: Path | None = None
+        column: str | None = None
+
+    for words in (["--output", "None"], ["--output=None"]):
+        with pytest.raises(InputError, match=r"got --output None; expected a path; leave it out, or give \./None for that name"):
+            parse(Places, words, prog="p")
+    assert parse(Places, ["--output", "./None", "--column", "None"], prog="p") == Places(output=Path("None"), column="None")
+
+
 def test_a_misspelt_switch_and_a_value_of_one_are_named() -> None:
     with pytest.raises(InputError, match=r"got the flag --no-agan; .*; did you mean '--no-again'"):
         parse(Options, ["--dataset", "d", "--no-agan"], prog="python -m count")
