@@ -6,12 +6,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from benchmarks.featurize.random_models import SD2_512, SMALL, GeneratorSizes, sd2_folder
+from benchmarks.featurize.random_models import SD2_512, GeneratorSizes, sd2_folder
 from benchmarks.generators.real_configs import real_generator
 from featurize.cost.stage_cost import DECODE, image_flops, stage_flops
 from featurize.generate.decoders import DecoderFiles, LatentDecoder, find_decoder
@@ -73,14 +74,14 @@ def sd2_seconds(rounds: int, sizes: GeneratorSizes = SD2_512) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source = str(sd2_folder(Path(folder) / "sd2", sizes, torch.float32))
-        models = _models(source, sizes.px)
+        compute = resolve_compute("cpu", "float32", half="float16")
+        models = TextToImage(_generator(source, sizes.px, **{**_SETTINGS, **_ALL_KINDS}), compute)
         with models.text_encoder_on_device():
             embeddings = models.encode_prompts(["a cat on a mat"])
-        compute = resolve_compute("cpu", "float32", half="float16")
         half = LatentDecoder(models.generator, compute, decoder=find_decoder("half", models.generator))
         for _ in range(rounds):
-            moments = _moments(models, half, embeddings)
-            for name, start, end in zip((*_KINDS, DECODING, HALF_DECODING), moments, moments[1:], strict=False):
+            moments = pairwise(_moments(models, half, embeddings))
+            for name, (start, end) in zip((*_KINDS, DECODING, HALF_DECODING), moments, strict=True):
                 seconds.setdefault(name, []).append(round(end - start, 3))
             say(f"shortcuts: a round of Stable Diffusion 2: { ({name: values[-1] for name, values in seconds.items()}) }")
         counts = {name: _kinds_of(_generator(source, sizes.px, fidelity=name, **_SETTINGS)) for name in FIDELITIES}
@@ -113,17 +114,8 @@ def _moments(models: TextToImage, half: LatentDecoder, embeddings: PromptEmbeddi
     return moments
 
 
-def smoke_seconds() -> dict[str, Any]:
-    """Return what ``sd2_seconds`` returns, of a tiny model."""
-    return sd2_seconds(1, SMALL)
-
-
 def _generator(source: str, px: int, **settings: Any) -> Generator:
     return find_generator(source, generator_settings(source, {**settings, "size_px": px}), half=False)
-
-
-def _models(source: str, px: int) -> TextToImage:
-    return TextToImage(_generator(source, px, **{**_SETTINGS, **_ALL_KINDS}), resolve_compute("cpu", "float32", half="float16"))
 
 
 def _kinds_of(generator: Generator) -> Counter[str]:

@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.experiments import run_commands
+from benchmarks.featurize.random_models import SD2_512, SMALL
 from benchmarks.generators.shortcut_claims import claims, table
-from benchmarks.generators.shortcut_speed import PRESETS, real_work, sd2_seconds, smoke_seconds, work
+from benchmarks.generators.shortcut_speed import PRESETS, real_work, sd2_seconds, work
 from benchmarks.generators.smaller_decoding import smaller_decoding
 from benchmarks.harness import finish, interleaved, median_ratio, medians
 from benchmarks.options import ShortcutOptions
@@ -146,7 +147,8 @@ def _measure(options: ShortcutOptions) -> dict[str, Any]:
         say("\n".join((f"shortcuts, {generator}:", *table(figures[generator]))))
     counted = real_work(("fast",) if options.smoke else PRESETS)
     say(f"shortcuts, counted: {counted}")
-    timed = smoke_seconds() if options.smoke else sd2_seconds(options.sd2_rounds) if options.sd2_rounds else None
+    rounds = 1 if options.smoke else options.sd2_rounds
+    timed = sd2_seconds(rounds, SMALL if options.smoke else SD2_512) if rounds else None
     return finish(
         "shortcuts",
         {
@@ -164,13 +166,12 @@ def _measure(options: ShortcutOptions) -> dict[str, Any]:
 
 
 def _glosses(options: ShortcutOptions) -> Path:
-    """Write the embedded corpus with a part of its test glosses, evenly spread; in a smoke run, one of each
-    split and class."""
+    """Write the embedded corpus with a part of its test glosses, evenly spread; in a smoke run, one of each split and class."""
     rows = _rows_of(DEMO_CSV)
     tests = [row for row in rows if row["split"] == "test"]
     count = min(options.test_texts, len(tests))
     path = make_folder(options.runs) / f"glosses-{count}.csv"
-    kept = {row["id"] for row in tests[:: len(tests) // count][:count]}
+    kept = {tests[number * len(tests) // count]["id"] for number in range(count)}
     rows = [row for row in rows if row["split"] != "test" or row["id"] in kept]
     if options.smoke:
         rows = list({(row["split"], row["label"]): row for row in rows}.values())

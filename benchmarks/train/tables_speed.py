@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import finish, median_ratio, medians
+from benchmarks.harness import finish, median_ratio, medians, promise
 from benchmarks.options import TablesOptions
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
@@ -84,8 +84,8 @@ def figures_of(found: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
         "rows_that_differ": [row for row in both if ours[row] != theirs[row]],
         "largest_difference": round(difference, 6),
         "promises": [
-            {"what": f"tables by {OTHER} over {TODAY}", "measured": faster, "at_least": LEAST_FASTER, "met": faster >= LEAST_FASTER},
-            {"what": "difference of a row's accuracy", "measured": round(difference, 6), "at_most": 0.0, "met": difference == 0.0},
+            promise(f"tables by {OTHER} over {TODAY}", faster, at_least=LEAST_FASTER),
+            promise("difference of a row's accuracy", round(difference, 6), at_most=0.0),
         ],
     }
     say(f"tables: {figures['promises']}")

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from benchmarks.generators.shortcut_claims import claims, table
-from benchmarks.generators.shortcut_speed import _generator, _image, _kinds_of
+from benchmarks.generators.shortcut_speed import _ALL_KINDS, _KINDS, _generator, _image, _kinds_of
 from benchmarks.generators.shortcuts import BALANCED, SEEDS, WHOLE, _glosses, _runs
 from benchmarks.options import ShortcutOptions
 from featurize.generate.denoiser_rows import denoiser_rows
+from lugpi_core.corpora.demo import DEMO_CSV
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusOptions
 from lugpi_core.errors import InputError
@@ -54,6 +55,19 @@ def test_the_kinds_of_steps_have_the_rows_of_the_image(fidelity: str) -> None:
     assert kinds.total() == 20
     for name, count in (("whole", rows.whole), ("reusing", rows.reused)):
         assert 2 * kinds[f"guided, {name}"] + kinds[f"unguided, {name}"] == count
+
+
+def test_the_steps_that_are_timed_are_of_the_kinds_that_they_are_called() -> None:
+    assert list(_kinds_of(_generator("demo", 64, **_ALL_KINDS))) == list(_KINDS)
+
+
+def test_the_test_glosses_are_spread_over_all_of_them(tmp_path: Path) -> None:
+    with _glosses(ShortcutOptions(runs=tmp_path, test_texts=1500)).open(newline="") as file:
+        kept = [row["id"] for row in csv.DictReader(file) if row["split"] == "test"]
+    with DEMO_CSV.open(newline="") as file:
+        tests = [row["id"] for row in csv.DictReader(file) if row["split"] == "test"]
+    assert len(kept) == 1500
+    assert tests.index(kept[-1]) > 0.99 * len(tests)
 
 
 def test_an_image_takes_its_steps_and_its_decoding_of_one_round() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -59,6 +59,10 @@ NUMBERS = st.integers(0, 8) | st.integers(0, 70_000) | st.integers(-3, 3)
 
 
 @given(st.lists(st.lists(NUMBERS, max_size=5), min_size=1, max_size=5))
+@example([[0], [255]])
+@example([[255], [256]])
+@example([[0], [], [65_535]])
+@example([[256], [65_535], [65_536]])
 def test_numbers_are_kept_as_narrow_as_the_largest_allows(parts: list[list[int]]) -> None:
     column, numbers = NumberColumn(), [number for part in parts for number in part]
     for part in parts:
