@@ -78,8 +78,8 @@ def compile_encoder(model: nn.Module, choice: CompileChoice, *, device: torch.de
 
 
 def forget_last_model(choice: CompileChoice, *, device: str) -> None:
-    """Free the memory of this process's previous model or part of a training, and what was compiled for it: PyTorch compiles only a few
-    variants of one function and runs further ones uncompiled."""
+    """Free the memory of this process's previous model, and what was compiled for it: PyTorch compiles only a few variants of one function
+    and runs further ones uncompiled."""
     gc.collect()
     if device == "cuda" or choice == "on":
         torch.compiler.reset()

@@ -27,7 +27,7 @@ from train.data.training_data import TrainingData
 from train.file_names import HEAD, HISTORY, PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import has_checkpoint, load_weights, save_weights
 from train.learning.classifier_head import require_readable
-from train.learning.compile import encoder_of, forget_last_model
+from train.learning.compile import encoder_of
 from train.learning.distributed import Processes
 from train.learning.loop import Training, best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier, last_linear, padding_is_read
@@ -285,7 +285,9 @@ def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, proc
     if plan.update == "lp-ft":
         _fit_head(plan, model, data, processes)
     if plan.frozen_layers != 0:
-        data = with_prefix(plan, model, data, processes, count=plan.frozen_layers).data
+        # After a head's training the encoder is compiled already; what is tried here would use up the few variants that PyTorch compiles.
+        with torch.compiler.set_stance("force_eager"):
+            data = with_prefix(plan, model, data, processes, count=plan.frozen_layers).data
     return _training(plan, model, data, processes)
 
 
@@ -302,7 +304,6 @@ def _fit_head(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: 
     if processes.is_first:
         write_json(folder / HISTORY, history)
     prefix.layers.release()
-    forget_last_model(plan.placement.compile, device=plan.compute.device)
 
 
 def head_history(folder: Path) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import train.models.prefix
+from lugpi_core.errors import InputError
 from tests.support.small_training import deep_folder
 from train.cli import main
+from train.learning.compile import encoder_of
 
 WAYS = {"upper": ("--freeze-layers", "3"), "head": ("--update", "head"), "lp-ft": ("--update", "lp-ft")}
 SETTINGS = ("--epochs", "2", "--learning-rate", "1e-3", "--device", "cpu", "--dtype", "float32")
@@ -200,6 +202,26 @@ def test_after_the_head_everything_is_trained(trained: Trained, finished: Path, 
     upper = load_file(trained.run / "upper" / "model.safetensors")
     kept = {name for name, weight in before.items() if torch.equal(weight, upper[f"distilbert.{name}"]) and name.endswith("lin.weight")}
     assert {name.split(".")[2] for name in kept} == {"0", "1", "2"}
+
+
+def test_what_is_tried_after_the_head_is_not_compiled(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TORCH_LOGS=recompiles shows the same of a whole training: 5 graphs; 25 and PyTorch's limit of variants if trials are compiled."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def compiled_head(_: object, model: torch.nn.Module, *__: object) -> None:
+        encoder_of(model).compile(backend=backend)
+
+    def stop(*_: object) -> None:
+        raise InputError(got="a prefix", expected="no more", do="stop")
+
+    monkeypatch.setattr("train.models.train_model._fit_head", compiled_head)
+    monkeypatch.setattr("train.models.train_model._training", stop)
+    assert trained("baseline", "--update", "lp-ft", "--freeze-layers", "3") == 2
+    assert not graphs
 
 
 def test_a_head_with_a_number_of_layers_is_refused(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
