@@ -1,6 +1,7 @@
 """``python -m featurize``: which command the arguments name. Heavy imports live inside the functions, so that --help is quick."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, MergeOptions, MissingOptions, PlanOptions, VerifyOptions
@@ -34,14 +35,18 @@ def _featurize(options: FeaturizeOptions) -> dict[str, Any]:
 
 def _verify(options: VerifyOptions) -> dict[str, Any]:
     from featurize.maintain import verify
+    from lugpi_core.store.object_store import run_in_store
 
-    return verify(options)
+    with run_in_store(options.run_dir, options.scratch, writes=False):
+        return verify(options)
 
 
 def _info(options: InfoOptions) -> dict[str, Any]:
     from featurize.inspect.info import info
+    from lugpi_core.store.object_store import run_in_store
 
-    return info(options)
+    with run_in_store(options.run_dir, options.scratch, writes=False):
+        return info(options)
 
 
 def _plan(options: PlanOptions) -> dict[str, Any]:
@@ -67,8 +72,13 @@ def _inspect(options: InspectOptions) -> dict[str, Any]:
     from featurize.run import memory_in_one_line
     from lugpi_core.runtime.device import resolve_compute
     from lugpi_core.runtime.libraries import prepare_libraries
+    from lugpi_core.store.object_store import run_in_store
 
     prepare_libraries()
     on_cuda = resolve_compute(options.device, "auto", half="float16").device == "cuda"
-    with memory_in_one_line("free memory, or use --device cpu" if on_cuda else "free memory"):
+    room = memory_in_one_line("free memory, or use --device cpu" if on_cuda else "free memory")
+    with room, ExitStack() as runs:
+        for other in options.stores:
+            runs.enter_context(run_in_store(other, options.scratch, writes=False))
+        runs.enter_context(run_in_store(options.run_dir, options.scratch))
         return inspect_store(options)

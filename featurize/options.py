@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lugpi_core.corpora.options import CorpusOptions, default_run_dir, store_folder
+from lugpi_core.corpora.options import CorpusOptions, RunOptions, store_folder
 from lugpi_core.errors import InputError
 from lugpi_core.fields import check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
@@ -166,11 +166,9 @@ class FeaturizeSettings(Execution, Storage, Generation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelNames:
+class ModelNames(RunOptions):
     """Which folder a run fills, and with which models."""
 
-    run_dir: Path | None = None
-    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
     """Generate images for unlabelled texts instead of the corpus, for train student --unlabelled: a file (.txt with a text a line; .csv,
     .tsv, .json, .jsonl, .parquet; .gz too) or a folder of datasets.save_to_disk. The store is tokens-<its name>/ in the run."""
@@ -218,23 +216,25 @@ class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreOptions:
+class StoreOptions(RunOptions):
     """Which store is meant."""
 
     dataset: str
     """The corpus of the store, as it was given to featurize."""
     limit: int | None = None
     """The --limit that was given to featurize: it is part of the default folder's name."""
-    run_dir: Path | None = None
-    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
     """The file or folder of unlabelled texts whose store is meant, in place of the corpus's."""
 
     @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.run_of(self.dataset, self.limit)
+
+    @property
     def store(self) -> Path:
         """The store's folder."""
-        run = self.run_dir or default_run_dir(self.dataset, self.limit)
-        return store_folder(run, self.unlabelled)
+        return store_folder(self.run, self.unlabelled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,12 +318,10 @@ class InspectSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(InspectSettings, CorpusOptions):
+class InspectOptions(InspectSettings, RunOptions, CorpusOptions):
     """Inspect the cached tokens in seconds, before any training: do the images predict the class, do they agree with their texts, how many
     are near-duplicates? Keeps small images for train report. Reads the store; downloads no model."""
 
-    run_dir: Path | None = None
-    """Folder of the run; the store is its tokens/ (default: runs/<dataset>)."""
     unlabelled: Path | None = None
     """Inspect the images of these unlabelled texts, a file or a folder, instead of the corpus's; questions about classes are left out."""
     stores: tuple[Path, ...] = ()
@@ -337,7 +335,7 @@ class InspectOptions(InspectSettings, CorpusOptions):
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.run_dir or default_run_dir(self.dataset, self.limit)
+        return self.run_of(self.dataset, self.limit)
 
     @property
     def store(self) -> Path:

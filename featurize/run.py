@@ -16,6 +16,7 @@ from featurize.options import FeaturizeOptions, FeaturizeSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import require_type
+from lugpi_core.remote.run import open_run
 
 if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
@@ -80,7 +81,7 @@ def plan_call(
     settings = FeaturizeSettings() if settings is None else settings
     require_type("settings", settings, FeaturizeSettings)
     flags = {"dataset": corpus.name, "generator": generator, "encoders": list(encoders), **resolved_flags(settings)}
-    return plan_in_memory(corpus, _store_folder(corpus, Path(run_dir)), settings=settings, flags=flags)
+    return plan_in_memory(corpus, _store_folder(corpus, open_run(Path(run_dir), None)), settings=settings, flags=flags)
 
 
 def plan_in_memory(corpus: "Corpus", store: Path, *, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job | OwnJob":
@@ -90,12 +91,21 @@ def plan_in_memory(corpus: "Corpus", store: Path, *, settings: FeaturizeSettings
 
 def _plan(corpus: "Corpus", store: Path, *, generator: str, settings: FeaturizeSettings, flags: dict[str, Any]) -> "Job | OwnJob":
     """Return the job of generating images, or of encoding those that the corpus has."""
+    import dataclasses
+
     from featurize.plan.job import plan_job
     from featurize.plan.own_pictures import plan_own_job
+    from lugpi_core.store.object_store import mirror_of
 
+    mirror = mirror_of(store)
+    if mirror is not None:
+        mirror.pull()
+    job: Job | OwnJob
     if corpus.has_pictures:
-        return plan_own_job(corpus, store, encoders=flags["encoders"], settings=settings, made_by=flags)
-    return plan_job(corpus, store, generator=generator, encoders=flags["encoders"], settings=settings, made_by=flags)
+        job = plan_own_job(corpus, store, encoders=flags["encoders"], settings=settings, made_by=flags)
+    else:
+        job = plan_job(corpus, store, generator=generator, encoders=flags["encoders"], settings=settings, made_by=flags)
+    return dataclasses.replace(job, mirror=mirror)
 
 
 def _names_of(encoders: object) -> tuple[str, ...]:
@@ -140,7 +150,6 @@ def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job | OwnJob]":
         InputError: a flag, the corpus, a model's files or the store's folder is not as it must be.
     """
     from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
-    from lugpi_core.corpora.options import default_run_dir
     from lugpi_core.corpora.user_corpus import load_unlabelled
     from lugpi_core.runtime.libraries import prepare_libraries
 
@@ -151,7 +160,8 @@ def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job | OwnJob]":
         corpus = load_unlabelled_for(options.dataset, options.unlabelled, options)
     else:
         corpus = load_unlabelled(options.unlabelled, options)
-    store = _store_folder(corpus, options.run_dir or default_run_dir(options.dataset, options.limit))
+    place = options.run_of(options.dataset, options.limit)  # refuses a --scratch without an address
+    store = _store_folder(corpus, place if options.run_dir is None else open_run(options.run_dir, options.scratch))
     flags = {**_repeatable_flags(options), "encoders": list(options.encoders)}
     return corpus, _plan(corpus, store, generator=options.generator, settings=options, flags=flags)
 
@@ -254,9 +264,8 @@ def _store_folder(corpus: "Corpus", run_dir: Path) -> Path:
 
 def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
     """Return the flags for the manifest, valid in any working folder; without the store's own place, because it may be moved."""
-    flags = {
-        name: value for name, value in resolved_flags(options).items() if name not in ("run_dir", "dry_run", "part", "ray", "ray_actors")
-    }
+    places = ("run_dir", "scratch", "dry_run", "part", "ray", "ray_actors")
+    flags = {name: value for name, value in resolved_flags(options).items() if name not in places}
     paths = ("dataset", "validation_file", "test_file") if Path(options.dataset).is_file() else ("data_dir",)
     return {**flags, **{name: str(Path(flags[name]).resolve()) for name in (*paths, "unlabelled") if flags[name] is not None}}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
 from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT_OK, EXIT_SIGNAL, InputError, nearest, one_line
+from lugpi_core.remote.address import address_of
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
 # A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1. A text is
@@ -255,7 +256,7 @@ def _disk_fault(error: OSError) -> InputError:
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value)
+        return address_of(value) or str(value)
     if isinstance(value, (list, tuple)):
         return [_json_value(item) for item in value]
     return value

@@ -1,5 +1,6 @@
 """What every test needs: no hub, one thread, its tier, and the fixtures that several folders share."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -45,6 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_whole = item.path.relative_to(ROOT / "tests").parts[0] in WHOLE
         starts_commands = isinstance(item, pytest.Function) and any(kind in (Command, Start) for kind in item.obj.__annotations__.values())
         item.add_marker("whole" if is_whole or starts_commands else "unit")
+        if "s3" in getattr(
+            item, "fixturenames", ()
+        ):  # aiohttp leaves the connections of a server that was stopped to the garbage collector
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
 
 
 @pytest.fixture
@@ -158,9 +163,19 @@ def faulty_store(monkeypatch: pytest.MonkeyPatch) -> "Iterator[type[FaultyStore]
     fsspec.register_implementation("memory", plain, clobber=True)
 
 
-@pytest.fixture(scope="session")
-def s3() -> "Iterator[S3Server]":
+@pytest.fixture
+def s3(s3_server: "S3Server") -> "Iterator[S3Server]":
     """An S3 server on loopback, which this process and its children find in the environment."""
+    from lugpi_core.remote import run
+
+    yield s3_server
+    run._remote.cache_clear()
+    gc.collect()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> "Iterator[S3Server]":
+    """The server of all tests."""
     from tests.support.s3_server import S3Server, restore_environment, set_environment
 
     server = S3Server()

@@ -16,6 +16,7 @@ from featurize.fill.text_column import open_text_filler
 from featurize.plan.job import NUMBERING, Job, refuse_other_images, require_room, table_is_stale
 from featurize.plan.own_pictures import OwnJob
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, sweep
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.example_table import ExampleTable, write_example_table
@@ -38,11 +39,23 @@ def begin_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Co
         checked: the final shards that are compared with their hashes; None = all.
 
     Raises:
-        InputError: the store is another run's, or the disk has no room.
+        InputError: the store is another run's, or the disk has no room; or its mirror cannot be written to.
     """
     make_folder(job.store)
     refuse_other_images(job)
     require_room(job)
+    for _ in range(2):  # the second time with what another machine has said that began at the same moment
+        writers, state = _open_run(corpus, job, is_shared=is_shared or job.mirror is not None, checked=checked)
+        if job.mirror is None or not open_shards(writers) or job.mirror.begin():
+            return writers, state
+    raise InputError(
+        got=f"another run in {job.store}, begun at the same moment on another machine",
+        expected="the same settings and corpus in all processes that fill a store",
+        do="start the one that is meant again",
+    )
+
+
+def _open_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Container[int] | None) -> tuple[Writers, RunState]:
     run = describe_run(corpus.fingerprint(), job.every_column, {key: job.numbering[key] for key in NUMBERING if key in job.numbering})
     agree_on_run(job.store, run, is_shared=is_shared)
     writers = {spec.name: ColumnWriter(job.store, spec, shards=checked, mirror=job.mirror) for spec in job.every_column}
@@ -85,6 +98,8 @@ def finish_run(job: Job | OwnJob, writers: Writers) -> bool:
         return False
     if not view_is_current(job.store):
         write_view(job.store)
+    if job.mirror is not None:
+        job.mirror.finish()
     return True
 
 

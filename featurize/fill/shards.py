@@ -125,7 +125,7 @@ class ShardFiller(ABC):
         least early."""
         shards = open_shards(self._writers)
         others = [shard for shard in reversed(shards) if shard not in part]
-        helps = all(writer.has_leases for writer in self._writers.values())
+        helps = all(writer.leases_reach_all for writer in self._writers.values())
         return [shard for shard in shards if shard in part] + (others if helps else [])
 
     def put_rows(self, name: str, file: ShardWriter, first: int, rows: StoredRows) -> None:

@@ -17,6 +17,7 @@ from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, write_json
+from lugpi_core.remote.address import address_of, local_folder
 from lugpi_core.store.example_table import read_stored_examples
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.verify import flags_of_the_maker
@@ -30,7 +31,8 @@ def inspect_store(options: InspectOptions) -> dict[str, Any]:
         InputError: as for ``load_corpus``, ``inspect`` and ``compare_stores``.
     """
     # A run's folder stands for its store.
-    stores = [folder if columns_of(folder) else store_folder(folder, options.unlabelled) for folder in options.stores]
+    folders = [local_folder(folder, options.scratch if address_of(folder) else None) for folder in options.stores]
+    stores = [folder if columns_of(folder) else store_folder(folder, options.unlabelled) for folder in folders]
     corpus = _corpus_of(options, stores or [options.store])
     of_file = "" if options.unlabelled is None else f"-{options.unlabelled.stem}"
     if stores:

@@ -27,7 +27,7 @@ from lugpi_core.fields import part_of
 from lugpi_core.fingerprint import Fingerprint, differences
 from lugpi_core.runtime.device import Compute, resolve_compute
 from lugpi_core.store.example_table import EXAMPLES, read_example_table
-from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, Dtype
+from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, Dtype, structure
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest
 from lugpi_core.store.mirror import Mirror
 from lugpi_core.store.reader import columns_of
@@ -41,6 +41,7 @@ TEXT_BATCH = 32
 MOST_EMBEDDING_BYTES = 4 * 10**9
 # So few failures are accepted in any run, however small.
 FEWEST_FAILED = 16
+_MOST_WAITING = 2  # shards of a column with a mirror: one being sent, one being computed
 # Fields of a column's fingerprint that decide which image each of its rows is.
 NUMBERING = ("generation", "prompts")
 # Fields of a fingerprint that are hashes of prompts: what a user can compare are the flags.
@@ -63,6 +64,10 @@ class StoreJob(Protocol):
     @property
     def numbering(self) -> Mapping[str, Any]:
         """What decides which image each row of the store is: fields of the fingerprint that all of its columns agree in."""
+
+    @property
+    def mirror(self) -> Mirror | None:
+        """Where final shards go, too."""
 
 
 class ImageRows(Protocol):
@@ -380,7 +385,9 @@ def _default(name: str, otherwise: Any) -> Any:
 
 
 def missing_disk_bytes(job: StoreJob) -> int:
-    """Return the disk space that the missing shards take."""
+    """Return the disk space that the missing shards take; with a mirror, that of the few which wait to be sent there."""
+    if job.mirror is not None:
+        return sum(_MOST_WAITING * structure(spec.layout(0)).file_bytes for spec in job.every_column)
     return sum(missing_bytes(job.store, spec) for spec in job.every_column)
 
 

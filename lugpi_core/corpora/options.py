@@ -7,6 +7,7 @@ from typing import Literal
 
 from lugpi_core.errors import InputError
 from lugpi_core.fields import check_fields
+from lugpi_core.remote.address import local_folder
 
 Task = Literal["single-label", "multi-label", "regression"]
 HUB_PREFIX = "hf:"
@@ -85,6 +86,25 @@ class DatasetName:
     dataset: str
     """20ng, imdb, cwi-news, cwi-wikinews, demo, a file (.csv, .tsv, .json, .jsonl, .parquet; .gz too), a folder of datasets.save_to_disk,
     or hf:owner/name[/config][@revision]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where everything that is computed from a corpus is."""
+
+    run_dir: Path | None = None
+    """Folder of the run; its stores are tokens/ and tokens-<unlabelled>/ (default: runs/<dataset>). Or its address in an object store:
+    s3://BUCKET/FOLDER, gs://, az://, hf:// (docs/cluster.md)."""
+    scratch: Path | None = None
+    """With an address: the folder in which its files are built, and where those that are read are kept (default: below ~/.cache/lugpi)."""
+
+    def run_of(self, dataset: str, limit: int | None) -> Path:
+        """Return the run's folder on this machine.
+
+        Raises:
+            InputError: a malformed address or hub name, or --scratch without an address.
+        """
+        return local_folder(default_run_dir(dataset, limit) if self.run_dir is None else self.run_dir, self.scratch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,10 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, whole_file
 from lugpi_core.remote.faults import LOCAL_FAULTS, final_of, raised_by, store_error
 
-# Before each further try. The libraries try some faults again by themselves.
+# Before each further try. The libraries try some faults again by themselves: a read that times out, s3fs and botocore together up to 25
+# times, which takes minutes. Then there is no further try.
 PAUSES_S = (0.5, 2.0, 8.0)
+PATIENCE_S = 120.0
 _CHUNK_BYTES = 16 << 20
 _EXTRAS = {"s3": "lugpi[s3]", "gs": "lugpi[gs]", "az": "lugpi[az]"}
 Result = TypeVar("Result")
@@ -40,8 +42,8 @@ class Taken(Exception):
 class RemoteFolder:
     """A folder of an object store. Its methods take names below it, with slashes.
 
-    Every fault of the store is tried again after each of ``PAUSES_S``. All methods raise InputError, in one line without credentials, if
-    it stays.
+    What fails is tried again after each of ``PAUSES_S``, as long as ``PATIENCE_S`` has not passed. All methods raise InputError, in one
+    line without credentials, if it stays.
 
     Args:
         address: as ``address_of`` returns it.
@@ -154,6 +156,10 @@ class RemoteFolder:
         """Upload a file in place of any other of that name, and compare what is there with it."""
         self._put(path, name, "overwrite")
 
+    def sha256(self, name: str) -> str:
+        """Return the sha256 of a file, which is read for it; empty if there is none."""
+        return self._measured(name)[1]
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         try:
@@ -239,6 +245,7 @@ class RemoteFolder:
             FileNotFoundError, FileExistsError: that is the answer.
             InputError: it failed each time, or as no second try helps.
         """
+        begun_s = time.monotonic()
         for pause_s in (*PAUSES_S, None):
             self._fs.invalidate_cache()  # HfFileSystem keeps listings whatever it is told
             try:
@@ -248,7 +255,7 @@ class RemoteFolder:
             except self._raised as error:
                 if local is not None and isinstance(error, OSError) and error.errno in LOCAL_FAULTS:
                     raise OSError(error.errno, error.strerror, str(local)) from None
-                if pause_s is None or isinstance(error, self._final):
+                if pause_s is None or isinstance(error, self._final) or time.monotonic() - begun_s > PATIENCE_S:
                     raise store_error(self.address, doing, error) from None
             time.sleep(pause_s)
         raise AssertionError("unreachable")

@@ -255,9 +255,9 @@ def open_manifest(folder: Path, spec: ColumnSpec) -> ColumnSpec:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a column's folder contains no shard, neither unfinished nor final."""
+    """Whether a column's folder contains no shard, neither unfinished nor final, and no place for records of some."""
     with os.scandir(folder) as entries:  # glob would report an unreadable folder as empty
-        return not any(entry.name.startswith("shard-") for entry in entries)
+        return not any(entry.name.startswith("shard-") or entry.name == RECORDS for entry in entries)
 
 
 def refuse_other(folder: Path, found: ColumnSpec, wanted: ColumnSpec) -> None:

@@ -20,5 +20,20 @@ class Mirror(Protocol):
             InputError, OSError: it is not there; the shard stays final locally, and the run ends.
         """
 
+    def begin(self) -> bool:
+        """Say in the remote copy what the store is, before anything is computed; return whether that agrees with what is said there.
+
+        If not, what another machine said first is here now, and has to be compared.
+
+        Raises:
+            InputError, OSError: the remote copy cannot be written to.
+        """
+
+    def finish(self) -> None:
+        """Copy manifests and tables that have changed."""
+
+    def withdraw(self, column: str, shard: int, record: Mapping[str, Any]) -> None:
+        """Remove a remote shard: from now on it does not exist. Its rows are brought here before if they can be."""
+
     def fetch(self, column: str, shard: int, record: Mapping[str, Any]) -> None:
         """Put a remote shard in its local place, because its rows are to be read."""

@@ -12,6 +12,7 @@ from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.foreign_files import refuse_structure
 from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import MANIFEST, Record, is_empty, load_manifest
+from lugpi_core.store.object_store import bring_shards
 from lugpi_core.store.quantize import dequantize_array
 from lugpi_core.store.shard import check_record
 
@@ -44,6 +45,7 @@ class ColumnReader:
             raise _no_column(store, column)
         self.spec, records = load_manifest(folder)
         _refuse_missing(folder, self.spec.rows, self.spec.shards, records)
+        bring_shards(store, column, records)
         for shard in sorted(records):
             refuse_damaged(folder, records[shard], content=check_content)
         files = [(number, folder / record["file"], record) for number, record in sorted(records.items())]

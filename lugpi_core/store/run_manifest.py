@@ -60,7 +60,7 @@ def agree_on_run(store: Path, run: Run, *, is_shared: bool) -> None:
         if found is None:
             write_bytes(store / RUN, data)
             return
-        if not (unlike := _differences(found, run)):
+        if not (unlike := run_differences(found, run)):
             return
         if not has_shards(store):
             write_bytes(store / RUN, data)
@@ -77,7 +77,7 @@ def agree_on_run(store: Path, run: Run, *, is_shared: bool) -> None:
 def confirm_run(store: Path, run: Run) -> None:
     """Raise InputError if another run has taken the place of this one, as can happen while the store has no shard."""
     found = read_run(store)
-    if found is not None and (unlike := _differences(found, run)):
+    if found is not None and (unlike := run_differences(found, run)):
         raise InputError(
             got=f"another run in {store}, begun at the same time: {'; '.join(unlike)}",
             expected="the same settings and corpus in all processes that fill a store",
@@ -102,8 +102,9 @@ def has_shards(store: Path) -> bool:
     return any(not is_empty(path.parent) for path in store.glob(f"*/{MANIFEST}"))
 
 
-def _differences(found: Run, wanted: Run) -> list[str]:
-    """Return the fields that differ; columns that only one of the two fills are left out, because a store may get more of them."""
+def run_differences(found: Run, wanted: Run) -> list[str]:
+    """Return the fields of two runs that differ; columns that only one of the two fills are left out, because a store may get
+    more of them."""
     common = set(found.get("columns", {})) & set(wanted["columns"])
     compared = [key for key in wanted if key not in _NOT_COMPARED]
     found_sides, wanted_sides = (

@@ -19,6 +19,7 @@ from lugpi_core.store.foreign_files import structure_faults
 from lugpi_core.store.layout import DECODER_SUFFIXES, FLAGS, LATENTS, ShardLayout
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.manifest import MANIFEST, RECORDS, ColumnSpec, Record, final_names, load_manifest, plain_shard_name
+from lugpi_core.store.object_store import mirror_of
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset
 from lugpi_core.store.virtual_view import VIEW, view_is_current
@@ -114,8 +115,11 @@ def take_back(store: Path, findings: Iterable[Finding]) -> list[ShardBusy]:
         if not (folder / MANIFEST).exists():
             continue
         spec, _ = load_manifest(folder)
-        writer = ColumnWriter(store, spec, check_content=False)
-        of_column = [finding for finding in findings if finding.column == folder.name and finding.kind == "damaged"]
+        mirror = mirror_of(store)
+        writer = ColumnWriter(store, spec, check_content=False, mirror=mirror)
+        # A missing file of a local store has been noticed by the writer.
+        kinds = ("damaged",) if mirror is None else ("damaged", "missing")
+        of_column = [finding for finding in findings if finding.column == folder.name and finding.kind in kinds]
         damaged = {finding.shard for finding in of_column if finding.shard is not None}
         # A column from another program cannot be regenerated here.
         failed = flagged if spec.made_by is not None else set()
@@ -166,7 +170,9 @@ def _raw_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _faults(folder: Path, spec: ColumnSpec, records: Mapping[int, Record], *, deep: bool) -> dict[int, str]:
-    """Return what is wrong with each damaged committed shard."""
+    """Return what is wrong with each damaged committed shard; of a run in an object store, there."""
+    if (mirror := mirror_of(folder.parent)) is not None:
+        return mirror.faults(folder.name, records, deep=deep)
     faults = {shard: fault for shard, record in records.items() if (fault := check_record(folder, record, content=False))}
     whole = {folder / record["file"]: shard for shard, record in records.items() if shard not in faults}
     places = [ShardPlace(path, spec.layout(shard), records[shard]["offsets"], records[shard]["bytes"]) for path, shard in whole.items()]
@@ -197,7 +203,7 @@ def _faulty(folder: Path, spec: ColumnSpec, record: Record, fault: str) -> Findi
     shard, path = record["first_row"] // spec.shard_rows, folder / record["file"]
     layout = spec.layout(shard)
     rows = np.flatnonzero(~check_rows(path, layout, record["offsets"]))
-    kind: Kind = "damaged" if path.exists() else "missing"
+    kind: Kind = "missing" if fault == "missing" else "damaged"
     place = f"{folder.name}/{path.name}"
     return Finding(place=place, kind=kind, rows=_numbered(layout, rows), detail=fault, column=folder.name, shard=shard)
 

@@ -81,6 +81,7 @@ class ColumnWriter:
         taken_back: the final shards that turned out to be damaged, each with what was wrong.
         has_leases: whether the file system has locks, so that each shard has one writer at a time. If not, several processes may write
             one shard, each a file of its own, and the first to be complete stays.
+        leases_reach_all: whether those keep every other writer out; not with a mirror, for which other machines may write too.
 
     Raises:
         InputError: the column exists with another fingerprint; the differing fields are named.
@@ -100,6 +101,7 @@ class ColumnWriter:
             spec = self._spec_of_files(spec)  # before a manifest of ours would lock their owner out
         self.spec = open_manifest(self.folder, spec)
         self.has_leases = has_locks(self.folder)
+        self.leases_reach_all = self.has_leases and mirror is None
         self._own_name = "" if self.has_leases else f".{host_name()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._mirror = mirror
         self._manifest_stamp: tuple[int, ...] = ()
@@ -235,6 +237,8 @@ class ColumnWriter:
             if standing is None or standing["xxh3_128"] != judged["xxh3_128"]:
                 return False
             drop_record(self.folder, shard)
+        if self._mirror is not None and shard in self._mirror.records(self.spec.name):
+            self._mirror.withdraw(self.spec.name, shard, standing)
         self.records.pop(shard, None)
         self._offsets[shard] = judged["offsets"]
         return True
@@ -259,6 +263,9 @@ class ColumnWriter:
         """Read what has changed of one shard's record."""
         self._read_manifest()
         if self._mirror is not None:
+            record = read_record(self.folder, self.spec, shard)
+            if record is not None and not (self.folder / record["file"]).exists():  # another process of this machine has sent it
+                self.records[shard] = record
             return
         record = read_record(self.folder, self.spec, shard) or self._merged.get(shard)
         if record is None:

@@ -65,6 +65,14 @@ class S3Server:
         rule = {"Effect": "Deny", "Principal": "*", "Action": ["s3:PutObject"], "Resource": f"arn:aws:s3:::{bucket}/*"}
         self._client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
 
+    def write(self, bucket: str, key: str, data: bytes) -> None:
+        """Write an object, as another program may."""
+        self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Remove an object."""
+        self._client.delete_object(Bucket=bucket, Key=key)
+
     def objects(self, bucket: str) -> dict[str, bytes]:
         """Return all objects of a bucket."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket)

@@ -111,6 +111,14 @@ def test_no_second_try_helps_without_permission(folder: RemoteFolder, file: Path
     assert FaultyStore.requests["PUT"] == 1
 
 
+def test_there_is_no_further_try_after_minutes(folder: RemoteFolder, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FaultyStore.every, FaultyStore.fault = {"PUT": 1}, "times out"
+    monkeypatch.setattr("lugpi_core.remote.folder.PATIENCE_S", -1.0)
+    with pytest.raises(InputError, match=r"uploading file failed \(FSTimeoutError: FSTimeoutError\)"):
+        folder.put_new(file, "file")
+    assert FaultyStore.requests["PUT"] == 1
+
+
 def test_clocks_that_differ_are_named(folder: RemoteFolder, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FaultyStore.every, FaultyStore.fault = {"PUT": 1}, "fails"
     skewed = "The difference between the request time and the current time is too large."
