@@ -1,9 +1,11 @@
 """``python -m train``: its commands and their flags. Heavy imports are inside the functions, so that --help is quick."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lugpi_core.command_line import Command, run_one_of
+from lugpi_core.remote.address import address_of
 from lugpi_core.runtime.libraries import without_garbage_collection
 from train.options.distillation import StudentOptions
 from train.options.sweep import SweepOptions
@@ -31,43 +33,57 @@ def main(arguments: Sequence[str]) -> int:
 
 def _baseline(options: BaselineOptions) -> dict[str, Any]:
     with without_garbage_collection():
+        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import baseline
 
-    return baseline(options)
+    with run_in_store(options.run_dir, options.scratch):
+        return baseline(options)
 
 
 def _images(options: ImagesOptions) -> dict[str, Any]:
     with without_garbage_collection():
+        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import images
 
-    return images(options)
+    with run_in_store(options.run_dir, options.scratch):
+        return images(options)
 
 
 def _teacher(options: TeacherOptions) -> dict[str, Any]:
     with without_garbage_collection():
+        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import teacher
 
-    return teacher(options)
+    with run_in_store(options.run_dir, options.scratch):
+        return teacher(options)
 
 
 def _student(options: StudentOptions) -> dict[str, Any]:
     with without_garbage_collection():
+        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import student
 
-    return student(options)
+    with run_in_store(options.run_dir, options.scratch):
+        return student(options)
 
 
 def _sweep(options: SweepOptions) -> dict[str, Any]:
     with without_garbage_collection():
+        from lugpi_core.store.object_store import run_in_store
         from train.tools.sweep import sweep
 
-    return sweep(options)
+    with run_in_store(options.run_dir, options.scratch):
+        return sweep(options)
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     with without_garbage_collection():
         from train.tools.evaluate import evaluate
 
+    if address_of(options.model) or options.scratch:
+        from train.models.model_folder import model_at
+
+        options = replace(options, model=model_at(options.model, options.scratch), scratch=None)
     return evaluate(options)
 
 
@@ -80,13 +96,17 @@ def _onnx(options: OnnxOptions) -> dict[str, Any]:
 
 def _tables(options: TablesOptions) -> dict[str, Any]:
     with without_garbage_collection():
+        from lugpi_core.store.object_store import run_in_store
         from train.evidence.tables import tables
 
-    return tables(options)
+    with run_in_store(options.run_dir, options.scratch):
+        return tables(options)
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:
     with without_garbage_collection():
+        from lugpi_core.store.object_store import run_in_store
         from train.report.command import report
 
-    return report(options)
+    with run_in_store(options.run_dir, options.scratch):
+        return report(options)

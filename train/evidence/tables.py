@@ -18,7 +18,7 @@ from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.tables import TablesOptions
 
 # What --no-train reads: which models of the run are shown.
-_READ_OF_FINISHED = frozenset({"dataset", "run_dir", "rows", "columns", "seeds", "seed", "unlabelled", "train", "limit"})
+_READ_OF_FINISHED = frozenset({"dataset", "run_dir", "scratch", "rows", "columns", "seeds", "seed", "unlabelled", "train", "limit"})
 
 
 def tables(options: TablesOptions) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.files import is_writable, make_folder, read_json, sweep, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
+from lugpi_core.remote.address import address_of, local_folder
+from lugpi_core.remote.results import folders_there, pull_folder, push_folder
+from lugpi_core.remote.run import open_run, remote_of
 from train.file_names import HEAD, METRICS, PREDICTIONS, TRAINING, WEIGHTS
-from train.learning.checkpoint import is_begun, remove_checkpoints
+from train.learning.checkpoint import CHECKPOINTS, is_begun, remove_checkpoints
 from train.options.settings import Optimization
 
 LOCKS = ".locks"
@@ -42,6 +46,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
     Raises:
         InputError: the folder contains a model trained with other settings; the fields that differ are named.
     """
+    synchronize(folder)
     started = folder / TRAINING
     whole = is_whole(folder)
     is_fixed = whole and not is_writable(folder)
@@ -80,7 +85,9 @@ def is_whole(folder: Path) -> bool:
 
 
 def finished_folders(run: Path) -> list[Path]:
-    """Return the folders of the run's finished models whose settings are recorded, by name."""
+    """Return the folders of the run's finished models whose settings are recorded, by name; those in the run's object store too."""
+    for name in {*folders_there(run), *(path.parent.name for path in run.glob(f"*/{TRAINING}") if remote_of(run))}:
+        synchronize(run / name)
     return sorted(path.parent for path in run.glob(f"*/{TRAINING}") if is_whole(path.parent))
 
 
@@ -127,6 +134,45 @@ def finish(folder: Path, metrics: dict[str, Any]) -> None:
     """Write the metrics, which marks the folder as finished, and remove the checkpoints."""
     write_json(folder / METRICS, metrics)
     remove_checkpoints(folder)
+    synchronize(folder)
+
+
+def synchronize(folder: Path) -> None:
+    """Let a finished model be here and in the run's object store, if it is in one of them. Does nothing in a run that is only local.
+
+    Raises:
+        InputError: the two have different models of that name.
+    """
+    if remote_of(folder.parent) is None:
+        return
+    if is_whole(folder):
+        _send(folder, (folder / METRICS).stat().st_mtime_ns)
+    else:
+        pull_folder(folder, last=[METRICS])
+
+
+def model_at(place: Path, scratch: Path | None) -> Path:
+    """Return the local folder of a model; for one in an object store, ``s3://BUCKET/RUN/MODEL``, after bringing it.
+
+    Raises:
+        InputError: as ``open_run``; or there is no finished model.
+    """
+    address = address_of(place)
+    if address is None:
+        return local_folder(place, scratch)
+    folder = open_run(place.parent, scratch) / place.name
+    synchronize(folder)
+    if not is_whole(folder):
+        raise InputError(
+            got=f"no finished model in {address}", expected="one that python -m train sent there", do="name its folder: RUN-DIR/NAME"
+        )
+    return folder
+
+
+@lru_cache(maxsize=1024)
+def _send(folder: Path, written_ns: int) -> None:
+    """Send a finished model once in a process."""
+    push_folder(folder, last=[METRICS], decisive=[WEIGHTS, PREDICTIONS, TRAINING], without=[CHECKPOINTS])
 
 
 def require_finished(folder: Path, *, what: str, command: str) -> dict[str, Any]:
@@ -135,6 +181,7 @@ def require_finished(folder: Path, *, what: str, command: str) -> dict[str, Any]
     Raises:
         InputError: it is missing or unfinished; ``command`` trains it.
     """
+    synchronize(folder)
     if not (folder / METRICS).is_file():
         raise InputError(got=f"no finished {what} in {folder}", expected="one", do=f"run {command} first")
     return metrics_of(folder)

@@ -3,8 +3,9 @@
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-from lugpi_core.corpora.options import CorpusOptions, default_run_dir, suffix_of
+from lugpi_core.corpora.options import CorpusOptions, RunOptions, suffix_of
 from lugpi_core.errors import InputError
+from lugpi_core.remote.address import address_of
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 from train.options.training import require_model_name
 
@@ -18,7 +19,7 @@ class EvaluateOptions:
     """Label the texts of a file with a finished student or baseline, and score it if the file has labels."""
 
     model: Path
-    """Folder of the classifier, such as runs/20ng/student, or any Hugging Face sequence classifier's."""
+    """Folder of the classifier, such as runs/20ng/student or s3://BUCKET/RUN/student, or any Hugging Face sequence classifier's."""
     input: Path
     """Texts: a file (.txt with a text a line; .csv, .tsv, .json, .jsonl, .parquet; .gz too)."""
     output: Path | None = None
@@ -40,6 +41,8 @@ class EvaluateOptions:
     """Where to compute; auto = CUDA if available."""
     dtype: DtypeChoice = "auto"
     """Precision of the forward pass; auto is bfloat16 on CUDA, float32 on the CPU."""
+    scratch: Path | None = None
+    """With a --model in an object store: the folder where its files are kept (default: below ~/.cache/lugpi)."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -87,6 +90,14 @@ class OnnxOptions:
     int8: bool = False
     """Also write an int8 file, a quarter of the size (model.int8.onnx), and compare both on the validation split."""
 
+    def __post_init__(self) -> None:
+        if address := address_of(self.model):
+            raise InputError(
+                got=f"--model {address}",
+                expected="a local folder, beside which the file is written",
+                do="copy the model with the store's own tool first, and give its folder",
+            )
+
     @property
     def written(self) -> Path:
         """The file to write."""
@@ -99,14 +110,12 @@ class OnnxOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(CorpusOptions):
-    """Write a run as one self-contained HTML page: tables, curves, calibration, errors, and examples with their images.
+class ReportOptions(RunOptions, CorpusOptions):
+    """Write a run as one self-contained HTML page, its report.html: tables, curves, calibration, errors, and examples with their images.
 
     The images are those that python -m featurize inspect kept.
     """
 
-    run_dir: Path | None = None
-    """Folder of the run; the page is its report.html (default: runs/<dataset>)."""
     student: str | None = None
     """Folder of the student whose predictions are shown next to its teacher's and the baseline's (default: the first of the tables)."""
     examples: int = 200
@@ -126,7 +135,7 @@ class ReportOptions(CorpusOptions):
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.run_dir or default_run_dir(self.dataset, self.limit)
+        return self.run_of(self.dataset, self.limit)
 
     @property
     def written(self) -> Path:

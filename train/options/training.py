@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lugpi_core.corpora.options import CorpusOptions, default_run_dir
+from lugpi_core.corpora.options import CorpusOptions, RunOptions
 from lugpi_core.errors import InputError
 from train.options.settings import TEXT_MODEL, DevicePlacement, Optimization, OutputsDtype, Placement, Privileged
 
@@ -22,11 +22,9 @@ def require_model_name(name: str, *, flag: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DevicePlacement, Optimization, CorpusOptions):
+class TrainOptions(DevicePlacement, Optimization, RunOptions, CorpusOptions):
     """The flags of every command that trains models. The help lists the fields of the last base first."""
 
-    run_dir: Path | None = None
-    """Folder of the run (default: runs/<dataset>)."""
     text_model: str = TEXT_MODEL
     """Any encoder or decoder that transformers classifies texts with: its name on the Hugging Face hub, a folder, or demo. Baseline,
     teacher and student of one comparison have the same one."""
@@ -40,7 +38,7 @@ class TrainOptions(DevicePlacement, Optimization, CorpusOptions):
     @property
     def run(self) -> Path:
         """Folder of the run."""
-        return self.run_dir or default_run_dir(self.dataset, self.limit)
+        return self.run_of(self.dataset, self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

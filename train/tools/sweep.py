@@ -36,6 +36,7 @@ from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
+from lugpi_core.remote.run import remote_of
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.stopping import terminated_like_interrupted
 from train.data.text_model import TextModel, find_text_model
@@ -83,6 +84,8 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
     _require_possible(options)
     _require_losses(options)
     folder = make_folder(options.folder)
+    if remote := remote_of(options.run):
+        say(f"note: the trials stay in {folder} and do not go to {remote.address}")
     with folder_lock(folder / LOCK, folder=folder) as is_ours:
         if not is_ours:
             raise InputError(
