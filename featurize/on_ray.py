@@ -17,9 +17,10 @@ from featurize.options import FeaturizeOptions
 from lugpi_core.cluster.connection import Cluster, Share, actors_for, connected, share_of, threads_of_actor
 from lugpi_core.cluster.crew import ActorWork, RayCrew
 from lugpi_core.command_line import resolved_flags, say
-from lugpi_core.corpora.options import default_run_dir
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.files import make_folder
+from lugpi_core.remote.address import address_of
+from lugpi_core.remote.run import open_run
 from lugpi_core.runtime.device import DeviceChoice
 
 AGAIN_S = 1.0  # after which a shard that another command is writing is tried again
@@ -75,13 +76,17 @@ def featurize_on_ray(options: FeaturizeOptions) -> dict[str, Any]:
     from lugpi_core.runtime.meters import provenance
 
     assert options.ray is not None
-    run = make_folder((options.run_dir or default_run_dir(options.dataset, options.limit)).absolute())
+    if options.run_dir is not None and address_of(options.run_dir):
+        open_run(options.run_dir, options.scratch)  # before anything is started; each node has a local folder of its own
+        shared = None
+    else:
+        shared = make_folder(options.run_of(options.dataset, options.limit).absolute())
     with connected(options.ray) as cluster:
         share = _share(cluster, options.device, options.ray_actors)
         most = actors_for(cluster, share, options.ray_actors, flag="--ray-actors")
         say(f"Ray: {cluster}; at most {number_of(most, 'actor{s}')}, each with {share}")
         inputs = replace(options, ray=None, ray_actors=None), threads_of_actor()
-        work = ActorWork(load=load_job, inputs=inputs, share=share, most=most, name_of=_name_of, shared=run)
+        work = ActorWork(load=load_job, inputs=inputs, share=share, most=most, name_of=_name_of, shared=shared)
         with RayCrew(work) as crew, progress_bar() as progress:
             figures = _fill(crew, progress)
     return figures | {"ray": {"actors": most, **asdict(share)}, "config": resolved_flags(options), "provenance": provenance()}
