@@ -57,14 +57,18 @@ def _plan(options: PlanOptions) -> dict[str, Any]:
 
 def _missing(options: MissingOptions) -> str:
     from featurize.maintain import missing
+    from lugpi_core.store.object_store import run_in_store
 
-    return missing(options)
+    with run_in_store(options.run_dir, options.scratch, writes=False):
+        return missing(options)
 
 
 def _merge(options: MergeOptions) -> dict[str, Any]:
     from featurize.maintain import merge
+    from lugpi_core.store.object_store import run_in_store
 
-    return merge(options)
+    with run_in_store(options.run_dir, options.scratch, writes=False):
+        return merge(options)
 
 
 def _inspect(options: InspectOptions) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lugpi_core.fields import part_of, require_type
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.manifest import MANIFEST, merge_records
+from lugpi_core.store.object_store import mirror_of
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.store_progress import StoreProgress, store_progress
 from lugpi_core.store.verify import Finding, check_store, flags_of_the_maker, row_ranges, take_back
@@ -220,6 +221,8 @@ def merge(options: MergeOptions) -> dict[str, Any]:
             merge_records(options.store / name)
     if not progress.missing and not view_is_current(options.store):
         write_view(options.store)
+    if mirror := mirror_of(options.store):
+        mirror.finish()
     say(progress.summary())
     return {"command": "merge", "store": str(options.store), "complete": not progress.missing, **_figures(progress)}
 

@@ -16,6 +16,7 @@ from featurize.options import InfoOptions
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, one_line
 from lugpi_core.fingerprint import flat
+from lugpi_core.remote.run import remote_of
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import PromptFigures, figures_in
@@ -150,6 +151,12 @@ class StoreInfo:
 def info(options: InfoOptions) -> dict[str, Any]:
     """Report what is in a store; with ``watch``, after telling how far it is until it is complete."""
     if options.watch:
+        if remote := remote_of(options.run):
+            raise InputError(
+                got=f"--watch of {remote.address}",
+                expected="a local folder",
+                do="leave --watch out, and repeat the command",
+            )
         _watch(options.store)
     content = store_info(options.store)
     say(content.summary())
