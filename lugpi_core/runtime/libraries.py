@@ -31,8 +31,7 @@ _TORCHVISION_SCHEMAS = (
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Look for no garbage inside the block: for imports, whose objects all stay. While torch and transformers are imported, a fifth of the
-    time goes into looking at them again and again."""
+    """Look for no garbage inside the block: for imports, whose objects all stay, and are otherwise looked at again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
