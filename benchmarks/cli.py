@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         "manifest": (_manifest, BenchmarkOptions),
         "all": (_all, BenchmarkOptions),
         "freezing": (_freezing, FreezingOptions),
+        "ray": (_ray, BenchmarkOptions),
         "demo": (_demo, DemoOptions),
         "real": (_real, RealOptions),
     }
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         "`tables` whole tables beside another checkout; `prompts` counts the words that are not read; `prefix` measures training "
         "above frozen layers; `models` tries every architecture of transformers; `scale` takes a million "
         "texts through every stage; `peers` reads the store beside other formats; `manifest` merges the records of 100,000 shards; "
-        "`demo` and `real` (hours) run the experiment of the "
+        "`ray` measures work through Ray; `demo` and `real` (hours) run the experiment of the "
         "tables; `freezing` (hours) asks what frozen layers cost in accuracy."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
@@ -168,6 +169,12 @@ def _freezing(options: FreezingOptions) -> dict[str, Any]:
     from benchmarks.freezing import measure
 
     return measure(options)
+
+
+def _ray(options: BenchmarkOptions) -> dict[str, Any]:
+    from benchmarks.cluster.ray_speed import measure
+
+    return measure(smoke=options.smoke, record=options.record)
 
 
 def _demo(options: DemoOptions) -> dict[str, Any]:

@@ -125,6 +125,7 @@ COMMANDS = {
         "manifest",
         "all",
         "freezing",
+        "ray",
         "demo",
         "real",
     ),

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.checkout import ROOT
+import pytest
+
+from tests.support.checkout import ROOT, Command
 
 # A driver of its own: tasks that take some time and write their file once, whatever kills them.
 DRIVER = """
@@ -43,6 +45,12 @@ for line in sys.stdin:
         other = cluster.add_node(num_cpus=1)
 cluster.shutdown()
 """
+
+
+@pytest.fixture(autouse=True)
+def long(campaign: Callable[[int, int], int]) -> None:
+    if not campaign(0, 1):
+        pytest.skip("clusters, and drivers that import everything: in make soak")
 
 
 def start(*words: str) -> "subprocess.Popen[str]":
@@ -83,7 +91,7 @@ def assert_done(folder: Path, tasks: int, driver: "subprocess.Popen[str]", lost:
 def test_killed_workers_cost_what_they_had_in_hand(
     tmp_path: Path, ray_address: str, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    kills, chance = campaign(2, 50), random.Random(5)
+    kills, chance = campaign(0, 50), random.Random(5)
     tasks = 4 + 2 * kills
     driver = drive(tmp_path, ray_address, tasks)
     killed: set[int] = set()
@@ -100,7 +108,7 @@ def test_killed_workers_cost_what_they_had_in_hand(
 def test_a_killed_driver_is_followed_by_another_at_once(
     tmp_path: Path, ray_address: str, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
-    kills = campaign(1, 10)
+    kills = campaign(0, 10)
     tasks = 6 + 4 * kills
     for number in range(kills):
         driver = drive(tmp_path, ray_address, tasks)
@@ -117,7 +125,7 @@ def test_the_task_of_a_removed_node_is_done_though_no_cpu_is_free(
     tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     """A restarted actor would wait for the CPU that the idle one holds. The last time, the node does not come back."""
-    kills = campaign(1, 10)
+    kills = campaign(0, 10)
     tasks = 8 + 4 * kills
     cluster = start(CLUSTER)
     assert cluster.stdin is not None
@@ -131,3 +139,11 @@ def test_the_task_of_a_removed_node_is_done_though_no_cpu_is_free(
     assert_done(tmp_path, tasks, driver, lost=kills)
     cluster.communicate(timeout=60)
     report(f"Ray: a node removed {kills} times, all of {tasks} tasks done")
+
+
+def test_every_part_of_the_benchmark_runs(command: Command) -> None:
+    done = command("benchmarks", "ray", "--smoke", timeout_s=1800)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    assert len(figures["shard"]["rounds"]["actor"]) == len(figures["actors"]["rounds"]["two"]) == 1
+    assert figures["tables"]["faster"] > 0

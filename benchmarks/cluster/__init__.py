@@ -1,0 +1,1 @@
+"""How much of the work is left when it goes through Ray."""
