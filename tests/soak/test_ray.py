@@ -47,9 +47,10 @@ cluster.shutdown()
 """
 
 
-@pytest.fixture(autouse=True)
-def long(campaign: Callable[[int, int], int]) -> None:
-    if not campaign(0, 1):
+@pytest.fixture(autouse=True, scope="session")
+def only_in_soak(request: pytest.FixtureRequest) -> None:
+    """Skip before a Ray is started for these tests alone."""
+    if not request.config.getoption("--soak"):
         pytest.skip("clusters, and drivers that import everything: in make soak")
 
 
