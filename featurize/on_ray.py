@@ -76,12 +76,11 @@ def featurize_on_ray(options: FeaturizeOptions) -> dict[str, Any]:
     from lugpi_core.runtime.meters import provenance
 
     assert options.ray is not None
-    if options.run_dir is not None and address_of(options.run_dir):
+    is_remote = options.run_dir is not None and address_of(options.run_dir)
+    if options.run_dir is not None and is_remote:
         open_run(options.run_dir, options.scratch)  # before anything is started; each node has a local folder of its own
-        shared = None
-    else:
-        shared = make_folder(options.run_of(options.dataset, options.limit).absolute())
     with connected(options.ray) as cluster:
+        shared = None if is_remote else make_folder(options.run_of(options.dataset, options.limit).absolute())
         share = _share(cluster, options.device, options.ray_actors)
         most = actors_for(cluster, share, options.ray_actors, flag="--ray-actors")
         say(f"Ray: {cluster}; at most {number_of(most, 'actor{s}')}, each with {share}")

@@ -101,8 +101,13 @@ def threads_of_actor() -> int:
     return int(first) if first.isdecimal() and int(first) else 1
 
 
-def require_ray() -> None:
-    """Raise InputError unless Ray is installed."""
+def require_cluster(address: str) -> None:
+    """Raise InputError, before anything is written, unless Ray is installed and something answers at an address, as ``connected`` does."""
+    _require_ray()
+    _resolved(address)
+
+
+def _require_ray() -> None:
     if importlib.util.find_spec("ray") is None:
         raise InputError(got="no package ray", expected="it, for --ray", do="pip install 'lugpi[ray]', here and on every node")
 
@@ -118,7 +123,7 @@ def connected(address: str) -> Iterator[Cluster]:
     Raises:
         InputError: Ray is not installed, or the address is none, does not answer, or is another version's.
     """
-    require_ray()
+    _require_ray()
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield _cluster(is_own=False)
         return

@@ -141,6 +141,18 @@ def test_what_an_actor_takes_follows_the_device() -> None:
     assert on_ray._share(cluster, "cpu", 8) == Share(cpus=0.5)
 
 
+def test_an_address_that_does_not_answer_is_refused_and_nothing_is_written(
+    small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(words(small_csv, run, "--ray", "127.0.0.1:1")) == 2
+    told = (
+        "error: got --ray 127.0.0.1:1, where nothing answers (Connection refused); expected HOST:PORT of a Ray cluster's head that answers"
+    )
+    assert told in capsys.readouterr().err
+    assert not run.exists()
+
+
 def test_a_number_of_actors_that_is_none_is_refused(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more, told in ((("--ray-actors", "2"), "without --ray"), (("--ray", "local", "--ray-actors", "0"), "at least 1")):
         assert main(words(small_csv, tmp_path, *more)) == 2

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from lugpi_core.cluster.connection import require_cluster
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings
@@ -149,6 +150,9 @@ def compare(
     if not train:
         return finished_tables(run, corpus, request)
     loss = DistillationSettings(kd_preset=loss) if isinstance(loss, str) else loss
+    ray = arguments.get("ray", RaySettings())
+    if ray.ray is not None:
+        require_cluster(ray.ray)
     plan = _plan(run, request, loss)
     warn_of_idle_settings(optimization)
     refuse_launchers()
@@ -165,7 +169,7 @@ def compare(
         unlabelled=None if unlabelled is None else with_separator_of(unlabelled, corpus),
         config=arguments.get("config", {}),
     )
-    outcome = _train_missing(experiment, plan, arguments.get("processes"), arguments.get("ray", RaySettings()))
+    outcome = _train_missing(experiment, plan, arguments.get("processes"), ray)
     return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
 
 

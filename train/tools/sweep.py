@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lugpi_core.cluster.connection import actors_for, connected, threads_of_actor
+from lugpi_core.cluster.connection import actors_for, connected, require_cluster, threads_of_actor
 from lugpi_core.cluster.crew import ActorWork, RayCrew
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
@@ -83,6 +83,8 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
     prepare_libraries()
     _require_possible(options)
     _require_losses(options)
+    if options.ray is not None:
+        require_cluster(options.ray)
     folder = make_folder(options.folder)
     if remote := remote_of(options.run):
         say(f"note: the trials stay in {folder} and do not go to {remote.address}")

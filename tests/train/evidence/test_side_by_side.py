@@ -169,6 +169,12 @@ def test_a_model_whose_actors_end_has_failed(make: Make, monkeypatch: pytest.Mon
         tables(make(ray="local"))
 
 
+def test_a_cluster_that_does_not_answer_is_refused_and_nothing_is_written(make: Make) -> None:
+    with pytest.raises(InputError, match="--ray 127.0.0.1:1, where nothing answers"):
+        tables(make(ray="127.0.0.1:1"))
+    assert not make().run.exists()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
