@@ -170,7 +170,7 @@ def test_a_model_whose_actors_end_has_failed(make: Make, monkeypatch: pytest.Mon
 
 
 def test_a_cluster_that_does_not_answer_is_refused_and_nothing_is_written(make: Make) -> None:
-    with pytest.raises(InputError, match="--ray 127.0.0.1:1, where nothing answers"):
+    with pytest.raises(InputError, match=r"--ray 127\.0\.0\.1:1, where nothing answers"):
         tables(make(ray="127.0.0.1:1"))
     assert not make().run.exists()
 
