@@ -209,6 +209,10 @@ class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
         FeaturizeSettings.__post_init__(self)
         if self.ray_actors is not None:
             _require_positive("--ray-actors", self.ray_actors)
+        if self.part is not None and self.ray is not None:
+            raise InputError(
+                got=f"--part {self.part} with --ray", expected="one of them", do="leave one out: with --ray the cluster shares the work"
+            )
         if self.ray_actors is not None and self.ray is None:
             raise InputError(got="--ray-actors without --ray", expected="both, or neither", do="add --ray auto, or leave it out")
         if not self.encoders:

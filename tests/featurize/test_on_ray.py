@@ -154,6 +154,10 @@ def test_an_address_that_does_not_answer_is_refused_and_nothing_is_written(
 
 
 def test_a_number_of_actors_that_is_none_is_refused(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more, told in ((("--ray-actors", "2"), "without --ray"), (("--ray", "local", "--ray-actors", "0"), "at least 1")):
+    for more, told in (
+        (("--ray-actors", "2"), "without --ray"),
+        (("--ray", "local", "--part", "0/2"), "one of them"),
+        (("--ray", "local", "--ray-actors", "0"), "at least 1"),
+    ):
         assert main(words(small_csv, tmp_path, *more)) == 2
         assert told in capsys.readouterr().err
