@@ -15,7 +15,6 @@ import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -236,6 +235,21 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
+def touch_s(descriptor: int) -> float:
+    """Touch an open file and return its new time, in seconds: of the file system's clock, which may differ from this machine's."""
+    os.utime(descriptor)
+    return os.fstat(descriptor).st_mtime
+
+
+def _clock_s(folder: Path) -> float:
+    probe = _partial_name(folder / "clock")
+    try:
+        with open_file(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as descriptor:
+            return touch_s(descriptor)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host_name()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
@@ -245,7 +259,7 @@ def is_orphan(path: Path) -> bool:
     match = _PARTIAL.fullmatch(path.name)
     if match is None or match["host"] != host_name():
         try:
-            return time.time() - path.stat().st_mtime > FOREIGN_ORPHAN_S
+            return _clock_s(path.parent) - path.stat().st_mtime > FOREIGN_ORPHAN_S
         except FileNotFoundError:  # its owner finished it, or another process swept it
             return False
     try:

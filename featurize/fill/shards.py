@@ -65,7 +65,7 @@ class ShardFiller(ABC):
 
         Other processes may fill the same store: shards being written by another process are skipped and checked again at the end, in case
         that process died. One of several parts fills its own shards first and then, if the file system has locks, those that no other
-        process has begun; it waits for none.
+        process has begun; it waits for those of its own that another process is writing, but not for others.
         """
         waited_for = ""
         while shards := self._shards_of(part):
@@ -80,7 +80,7 @@ class ShardFiller(ABC):
                     yield from self.fill_shard(shard, files)
             self.finish_writing()
             if busy and self._shards_of(part) == shards:
-                if part.count > 1:
+                if not any(shard in part for shard in shards):
                     return
                 if busy.owner != waited_for:
                     say(f"waiting for {busy.owner}, which is writing what is missing")

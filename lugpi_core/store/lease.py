@@ -2,9 +2,9 @@
 
 A lease is a small file next to the shard. Its owner keeps it locked (flock), writes its name into it and touches it every few seconds. On
 one machine the lock decides: the kernel releases it when its owner dies. If the file system does not share locks between machines, the
-touches decide: an owner on another machine that has not touched its lease for ``STALE_S`` seconds, by the file system's own clock, has
-lost it. Where ``has_locks`` finds no locks there are no leases: shards are shared out beforehand, and a shard that is written twice does no
-harm, because each process writes a file of its own and the first to be complete stays.
+touches decide: an owner on another machine that has not touched its lease for ``STALE_S`` seconds, by the file system's own clock or as
+seen by who waits, has lost it. Where ``has_locks`` finds no locks there are no leases: shards are shared out beforehand, and a shard that
+is written twice does no harm, because each process writes a file of its own and the first to be complete stays.
 """
 
 import errno
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import host_name, open_file, read_at, write_at
+from lugpi_core.files import host_name, open_file, read_at, touch_s, write_at
 
 STALE_S = 60.0
 BEAT_S = 5.0
@@ -155,12 +155,13 @@ class Lease:
         self._beaten_s = time.monotonic()
 
 
-def take_lease(path: Path, lock: int) -> Lease:
+def take_lease(path: Path, lock: int, seen: dict[Path, tuple[int, float]] | None = None) -> Lease:
     """Take the lease on a shard.
 
     Args:
         path: the lease's file.
         lock: the folder's lock, as ``locked`` yields it.
+        seen: the last touch of leases of other machines, and since when it is known here; kept between requests.
 
     Raises:
         ShardBusy: a running process has it.
@@ -172,7 +173,11 @@ def take_lease(path: Path, lock: int) -> Lease:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ShardBusy(path, _owner_text(owner)) from None
-        if owner is not None and owner.get("machine") != host_name() and _age_s(descriptor, lock) < STALE_S:
+        if (
+            owner is not None
+            and owner.get("machine") != host_name()
+            and not _is_silent(path, descriptor, lock, {} if seen is None else seen)
+        ):
             raise ShardBusy(path, _owner_text(owner))
         identity = json.dumps({"machine": host_name(), "host": platform.node(), "pid": os.getpid(), "nonce": secrets.token_hex(8)}).encode()
         os.ftruncate(descriptor, 0)
@@ -197,6 +202,14 @@ def _owner_text(owner: dict[str, Any] | None) -> str:
     return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
 
 
+def _is_silent(path: Path, descriptor: int, lock: int, seen: dict[Path, tuple[int, float]]) -> bool:
+    """Whether an owner has touched its lease neither for long by the file system's clock, nor while we looked on. That clock may have been
+    set back, and then a lease that nobody touches any more would look fresh until the clock is there again."""
+    touch_ns = os.fstat(descriptor).st_mtime_ns
+    if path not in seen or seen[path][0] != touch_ns:
+        seen[path] = touch_ns, time.monotonic()
+    return _age_s(descriptor, lock) >= STALE_S or time.monotonic() - seen[path][1] >= STALE_S
+
+
 def _age_s(descriptor: int, lock: int) -> float:
-    os.utime(lock)  # so that both times are of the file system's clock, which may differ from ours
-    return os.fstat(lock).st_mtime - os.fstat(descriptor).st_mtime
+    return touch_s(lock) - os.fstat(descriptor).st_mtime

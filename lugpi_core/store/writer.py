@@ -109,6 +109,7 @@ class ColumnWriter:
         self._files: RecordFiles = {}
         self.records: dict[int, Record] = {}
         self._begun_s: dict[int, float] = {}
+        self._seen: dict[Path, tuple[int, float]] = {}  # leases of other machines
         self._offsets: dict[int, dict[str, int]] = {}  # of shards taken back, which another version of HDF5 may have written
         self._adopt_orphans()
         sweep(self.folder)
@@ -161,7 +162,7 @@ class ColumnWriter:
             self._look_at(shard)
             if self.is_committed(shard):
                 return None
-            lease = take_lease(self._lease(shard), lock) if self.has_leases else None
+            lease = take_lease(self._lease(shard), lock, self._seen) if self.has_leases else None
         try:
             self._begun_s[shard] = time.monotonic()
             self._prepare(shard)
@@ -298,9 +299,11 @@ class ColumnWriter:
         # A final file without a record was renamed but not recorded (killed in between), or its record was dropped. It is copied, not
         # resumed in place, because a reader may have it mapped.
         offsets = self._offsets.get(shard)
-        for path in [path for path in found if not check_rows(path, layout, offsets).any() and is_foreign(path, layout)]:
-            os.replace(path, path.with_name(f"{path.name}.unread"))  # not ours to delete
-            found.remove(path)
+        for path in list(found):
+            with suppress(FileNotFoundError):  # where there are no leases, others may remove it
+                if not check_rows(path, layout, offsets).any() and is_foreign(path, layout):
+                    os.replace(path, path.with_name(f"{path.name}.unread"))  # not ours to delete
+                    found.remove(path)
         create_shard(partial, layout, found, offsets)
         for path in found:
             if path != partial and (self.has_leases or path != finals[0]):  # without leases it may be about to get its record

@@ -346,6 +346,13 @@ def test_another_machines_files_are_kept_for_a_day(tmp_path: Path, owner: str, i
     assert _names(tmp_path) == []
 
 
+def test_another_machines_files_are_kept_however_wrong_the_clock_of_this_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, now_s = _left(tmp_path, "feedbeef-1", 0), time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s + 2 * FOREIGN_ORPHAN_S)
+    assert sweep(tmp_path) == []
+    assert _names(tmp_path) == [left.name]
+
+
 @pytest.mark.parametrize(
     "name", ["shard-00000.h5.partial", ".shard-00000.h5.lease", ".lock", "a.txt", ".partial-notes", "manifest.damaged"]
 )

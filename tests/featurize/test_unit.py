@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +129,27 @@ def test_parts_make_the_store_of_one_process(
         assert _part(table, tmp_path, part) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["already_done"] is has_locks
     assert _content(tmp_path) == _without_manifests(whole)
+
+
+def test_a_part_waits_for_its_own_shards_only(
+    corpus: Corpus, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lugpi.ShardFeaturizer(_job(corpus, tmp_path)) as other:
+        held = {shard: [writer.claim(shard) for writer in other._writers.values()] for shard in (1, 2)}
+
+        def release(seconds: float) -> None:
+            for file in held.pop(1):
+                assert file is not None
+                file.close()
+
+        monkeypatch.setattr("featurize.fill.shards.time", SimpleNamespace(sleep=release))
+        assert _part(table, tmp_path, "1/2") == 0
+        said = capsys.readouterr()
+        assert f"waiting for process {os.getpid()} on " in said.err
+        assert "part 1/2 is done; 1 shard of other parts missing: 2" in said.err
+        for file in held.pop(2):
+            assert file is not None
+            file.close()
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,28 @@ def test_a_long_silent_owner_on_another_machine_loses_its_lease(tmp_path: Path) 
     lease.release()
 
 
+@pytest.mark.parametrize("is_touched", [True, False])
+def test_a_touch_in_the_future_keeps_out_others_no_longer_than_one_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_touched: bool
+) -> None:
+    seen: dict[Path, tuple[int, float]] = {}
+
+    def take() -> Lease:
+        with locked(tmp_path) as lock:
+            return take_lease(tmp_path / NAME, lock, seen)
+
+    _elsewhere(tmp_path, -3600.0)  # the file system's clock has been set back since
+    with pytest.raises(ShardBusy):
+        take()
+    _later(monkeypatch, STALE_S + 5)
+    if is_touched:
+        _elsewhere(tmp_path, -3500.0)
+        with pytest.raises(ShardBusy):
+            take()
+    else:
+        take().release()
+
+
 def test_a_leases_age_is_measured_by_the_file_systems_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _elsewhere(tmp_path, 0)
     monkeypatch.setattr(time, "time", lambda: 4e9)

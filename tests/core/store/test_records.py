@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from lugpi_core.errors import InputError
-from lugpi_core.store.manifest import RECORDS, load_manifest, merge_records, read_manifest, record_path, write_record
+from lugpi_core.store import shard as shard_module
+from lugpi_core.store.manifest import RECORDS, load_manifest, merge_records, plain_shard_name, read_manifest, record_path, write_record
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.verify import check_store, take_back
 from lugpi_core.store.writer import ColumnWriter
@@ -255,3 +256,20 @@ def test_with_a_mirror_a_shard_is_final_when_it_is_there(tmp_path: Path) -> None
     assert column.claim(1) is None
     shutil.rmtree(tmp_path / "clip")
     assert ColumnWriter(tmp_path, SPEC, mirror=remote).is_committed(0), "no local file is needed"
+
+
+def test_without_locks_an_unfinished_file_may_go_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_locks(monkeypatch)
+    column = ColumnWriter(tmp_path, SPEC)
+    left = tmp_path / "clip" / f"{plain_shard_name(0)}.partial"
+    left.write_bytes(b"torn")
+    look = shard_module.check_rows
+
+    def looked_at_and_gone(path: Path, *arguments: Any) -> Any:
+        found = look(path, *arguments)
+        left.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr("lugpi_core.store.writer.check_rows", looked_at_and_gone)
+    column.commit(0, write_all(claimed(column, 0)))
+    assert list(column.records) == [0]
