@@ -1,4 +1,5 @@
-"""What docs/cluster.md says of Ray: its first commands run on a real one; the files for an autoscaler and for Kubernetes are such files."""
+"""What docs/cluster.md says of arrays, ssh and Ray: commands run in local processes and on a real Ray, SLURM's variables set by hand; the
+files for an autoscaler and for Kubernetes are such files."""
 
 import json
 import re
@@ -20,6 +21,32 @@ PAGE = "docs/cluster.md"
 
 def configurations() -> list[dict[str, Any]]:
     return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text_of(PAGE), re.DOTALL)]
+
+
+_DEMO = ["--dataset", "demo", "--generator", "demo", "--encoders", "clip-demo", "--limit", "24", "--shard-rows", "4"]
+
+
+def _of_demo(command: str) -> list[str]:
+    """Return the words of a command on 20ng as one on a few texts of the demo."""
+    words = shlex.split(command)
+    place = words.index("--dataset")
+    return [*words[:place], *_DEMO, *words[place + 2 :]]
+
+
+@pytest.mark.filterwarnings("ignore:.* has no (train|validation|test) example of", "ignore:--limit leaves no train example")
+def test_the_tasks_of_an_array_fill_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (task,) = re.findall(r"^srun (python -m featurize .*)$", text_of(PAGE), re.MULTILINE)
+    missing = next(code.text for code in code_of(PAGE) if "--parts 20" in code.text)
+    assert run(_of_demo(task.replace("$SLURM_ARRAY_TASK_ID", "3"))) == 0
+    capfd.readouterr()
+    assert run([*shlex.split(missing.replace("20ng", "demo")), "--limit", "24"]) == 0
+    assert not capfd.readouterr().out.strip(), "a part that is done helps the others"
+
+
+def test_every_machine_has_a_part_of_its_own() -> None:
+    parts = re.findall(r"^ssh node\d '.*(python -m featurize .*)' &$", text_of(PAGE), re.MULTILINE)
+    assert [parse(FeaturizeOptions, shlex.split(part)[3:], prog="featurize").part for part in parts] == ["0/2", "1/2"]
 
 
 @pytest.mark.filterwarnings("ignore:--limit leaves no train example")
