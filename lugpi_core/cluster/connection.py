@@ -216,6 +216,14 @@ def _connect(address: str) -> None:
             expected="a connection to that cluster",
             do="run the command on a node of it (ray start --address=…), with the same Python, Ray and token (~/.ray/auth_token) as there",
         ) from None
+    except Exception as error:
+        if type(error) is not Exception:  # Ray 2.60 raises the bare class where a node that it starts is not up in time
+            raise
+        raise InputError(
+            got=f"--ray {address}: {one_line(str(error))[:300]}",
+            expected="Ray to start on this machine within its time limit",
+            do="run the same command again when the machine is less busy",
+        ) from None
     finally:
         if in_main and handler is not None:
             signal.signal(signal.SIGTERM, handler)

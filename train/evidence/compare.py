@@ -157,20 +157,24 @@ def compare(
     warn_of_idle_settings(optimization)
     refuse_launchers()
     require_trackers(placement.track)
+    outcome = _train_missing(_experiment(corpus, run, loss, arguments), plan, arguments.get("processes"), ray)
+    return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
+
+
+def _experiment(corpus: Corpus, run: Path, loss: DistillationSettings, arguments: ComparisonArguments) -> Experiment:
+    """Return what every model is trained from; texts without labels and the text model are loaded."""
     unlabelled, text_model = arguments.get("unlabelled"), arguments.get("text_model", TEXT_MODEL)
     unlabelled = load_unlabelled(Path(unlabelled), CorpusSettings()) if isinstance(unlabelled, str | Path) else unlabelled
-    experiment = Experiment(
+    return Experiment(
         corpus=corpus,
         run=run,
         text_model=find_text_model(text_model, max_length=None) if isinstance(text_model, str) else text_model,
-        optimization=optimization,
-        placement=placement,
+        optimization=arguments.get("optimization", Optimization()),
+        placement=arguments.get("placement", Placement()),
         distillation=loss,
         unlabelled=None if unlabelled is None else with_separator_of(unlabelled, corpus),
         config=arguments.get("config", {}),
     )
-    outcome = _train_missing(experiment, plan, arguments.get("processes"), ray)
-    return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
 
 
 def _each_seed(seeds: object, first: int) -> tuple[int, ...]:

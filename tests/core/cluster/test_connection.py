@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lugpi_core.cluster.actor import Setup
 from lugpi_core.cluster.connection import AUTO, LOCAL, Cluster, Share, actors_for, connected
 from lugpi_core.errors import InputError
 
+CONNECT = connection._connect
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
 
@@ -132,3 +134,12 @@ def test_a_node_that_differs_from_the_driver_is_refused(monkeypatch: pytest.Monk
     ):
         with pytest.raises(InputError, match=told):
             actor._require_same(setup(tmp_path, **more))
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray 2.60 does
+
+    monkeypatch.setitem(connection.sys.modules, "ray", SimpleNamespace(init=init, exceptions=SimpleNamespace(RayError=KeyError)))
+    with pytest.raises(InputError, match=r"timed out during startup.*less busy"):
+        CONNECT(LOCAL)
