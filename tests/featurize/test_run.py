@@ -200,8 +200,8 @@ def _encoder(folder: Path) -> Path:
         (["--guidance-reuse"], "got --guidance-reuse without --guidance-interval"),
         (["--fidelity", "balanced"], "got --fidelity balanced for "),
         (["--fidelity", "balansed"], "balansed"),
-        (["--decoder", "tinny"], "got --decoder tinny; expected full, tiny, or tiny=FOLDER with an existing folder; did you mean 'tiny'?"),
-        (["--decoder", "tiny=no/such"], "got --decoder tiny=no/such; expected full, tiny, or tiny=FOLDER with an existing folder"),
+        (["--decoder", "tinny"], "got --decoder tinny; expected full, half, tiny, or tiny=FOLDER with an existing folder; did you mean 'tiny'?"),
+        (["--decoder", "tiny=no/such"], "got --decoder tiny=no/such; expected full, half, tiny, or tiny=FOLDER with an existing folder"),
         (["--max-failed", "-1"], "got --max-failed -1; expected 0 or more"),
         (["--memory-gb", "0"], "got --memory-gb 0"),
         (["--memory-gb", "nan"], "got --memory-gb nan"),
@@ -331,7 +331,7 @@ def test_help_shows_every_flag_with_its_meaning(capsys: pytest.CaptureFixture[st
 
 def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspekt", "--dataset", "demo"]) == 2
-    expected = "error: got the command 'inspekt'; expected one of verify, info, inspect; did you mean 'inspect'?\n"
+    expected = "error: got the command 'inspekt'; expected one of verify, info, inspect, plan, missing, merge; did you mean 'inspect'?\n"
     assert capsys.readouterr().err == expected
 
 
