@@ -200,7 +200,7 @@ def _encoder(folder: Path) -> Path:
         (["--guidance-reuse"], "got --guidance-reuse without --guidance-interval"),
         (["--fidelity", "balanced"], "got --fidelity balanced for "),
         (["--fidelity", "balansed"], "balansed"),
-        (["--decoder", "tinny"], "got --decoder tinny; expected full, half, tiny, or tiny=FOLDER with an existing folder; did you mean 'tiny'?"),
+        (["--decoder", "tinny"], "expected full, half, tiny, or tiny=FOLDER with an existing folder; did you mean 'tiny'?"),
         (["--decoder", "tiny=no/such"], "got --decoder tiny=no/such; expected full, half, tiny, or tiny=FOLDER with an existing folder"),
         (["--max-failed", "-1"], "got --max-failed -1; expected 0 or more"),
         (["--memory-gb", "0"], "got --memory-gb 0"),
