@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.planted_store import Planted, plant, plant_column, telling_tokens
-from tests.support.several_processes import Group
+from tests.support.several_processes import Group, free_port
 from tests.support.small_training import without_dropout
 from tests.support.tiny_text_models import tiny_text_model
 from tests.support.trained import assert_same_training
@@ -152,11 +152,14 @@ def test_where_one_hangs_the_other_ends_with_a_line(flags: tuple[str, ...], tmp_
 
 @pytest.mark.parametrize("differs", ["settings", "checkpoint"])
 def test_processes_that_do_not_train_the_same_model_say_so(flags: tuple[str, ...], tmp_path: Path, differs: str) -> None:
+    port = str(free_port())
+
     def work(rank: int) -> int:
         if differs == "settings":
             return main(["baseline", *flags, "--seed", str(rank), "--run-dir", str(tmp_path / "run")])
         at_step(4, signalled(signal.SIGUSR1))
         main(["baseline", *flags, "--run-dir", str(tmp_path / "run")])
+        os.environ["MASTER_PORT"] = port  # at the first one, the store of the first group may still answer
         return main(["baseline", *flags, "--run-dir", str(tmp_path / ("run", "elsewhere")[rank])])
 
     ended = Group(2, work, tmp_path / "said").wait()
