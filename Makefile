@@ -57,8 +57,9 @@ test: $(DEV_INSTALLED) ## the unit tests: minutes on two cores
 test-all: $(DEV_INSTALLED) ## the unit tests, whole commands, documents, benchmarks and short fault campaigns: what CI runs
 	$(PYTEST)
 
-soak: $(DEV_INSTALLED) ## the fault campaigns with their long counts: a quarter of an hour
+soak: $(DEV_INSTALLED) ## the fault campaigns with their long counts, and the tests on Ray: a quarter of an hour
 	$(RUN) -m pytest tests/soak tests/core/store/test_foreign_files.py tests/core/store/test_shard_mutations.py --soak -o timeout=3600
+	$(RUN) -m pytest tests -m soak --soak -o timeout=3600
 
 coverage: $(DEV_INSTALLED) ## branch coverage of the store, at least 95 %
 	$(RUN) -m coverage erase

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # One thread per process, ours and torch's (before it is imported): with more, two processes on two cores wait for each other, and two
 # threads for models this small longer than they compute.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell ignores SIGINT in background jobs, and so would the tests, which send it to themselves, and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before collection: some test modules import transformers or open_clip themselves.
 prepare_libraries()
 
@@ -40,12 +43,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the fault campaigns with their long counts (make soak)")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the tier of its folder; a test that runs commands in their own processes belongs to the upper tier anywhere."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with the tier of its folder; a test that runs commands in their own processes belongs to the upper tier anywhere.
+
+    Tests that are marked ``soak`` are skipped without ``--soak``.
+    """
     for item in items:
         is_whole = item.path.relative_to(ROOT / "tests").parts[0] in WHOLE
         starts_commands = isinstance(item, pytest.Function) and any(kind in (Command, Start) for kind in item.obj.__annotations__.values())
         item.add_marker("whole" if is_whole or starts_commands else "unit")
+        if item.get_closest_marker("soak") and not config.getoption("--soak"):
+            item.add_marker(pytest.mark.skip(reason="in make soak"))
         if "s3" in getattr(
             item, "fixturenames", ()
         ):  # aiohttp leaves the connections of a server that was stopped to the garbage collector

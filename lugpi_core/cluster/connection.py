@@ -116,6 +116,8 @@ def _require_ray() -> None:
 def connected(address: str) -> Iterator[Cluster]:
     """Yield the cluster that an address names, connected to inside the block. A program that is connected already stays so.
 
+    One that has imported Ray before sees the deaths of workers on stdout, unless it set RAY_DEDUP_LOGS_SKIP_REGEX=. before that import.
+
     Args:
         address: ``host:port``; ``local`` = a Ray of its own, which ends with the block; ``auto`` = that of RAY_ADDRESS, or the one that
             runs on this machine, or else ``local``.

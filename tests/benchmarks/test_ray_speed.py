@@ -1,4 +1,5 @@
-"""``python -m benchmarks ray``: a call of an actor, and what is made of the figures; tests/soak runs all of it."""
+"""``python -m benchmarks ray``: a call of an actor, and what is made of the figures; on a real Ray, so in ``make soak`` alone, where
+tests/soak runs all of it."""
 
 import json
 
@@ -9,6 +10,7 @@ from benchmarks.cluster import ray_speed
 from lugpi_core.cluster.connection import connected
 
 
+@pytest.mark.soak
 def test_promises_are_compared_with_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, ray_address: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

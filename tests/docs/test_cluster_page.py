@@ -1,15 +1,15 @@
-"""What docs/cluster.md says of arrays, ssh and Ray: commands run in local processes and on a real Ray, SLURM's variables set by hand; the
-files for an autoscaler and for Kubernetes are such files."""
+"""What docs/cluster.md says of arrays, ssh and Ray: commands run in local processes and, in ``make soak``, on a real Ray, SLURM's variables
+set by hand; the files for an autoscaler and for Kubernetes are such files."""
 
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import ray
 import yaml
 
 from featurize.options import FeaturizeOptions
@@ -49,6 +49,7 @@ def test_every_machine_has_a_part_of_its_own() -> None:
     assert [parse(FeaturizeOptions, shlex.split(part)[3:], prog="featurize").part for part in parts] == ["0/2", "1/2"]
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:--limit leaves no train example")
 def test_the_commands_of_one_machine_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_address: str, capfd: pytest.CaptureFixture[str]
@@ -63,7 +64,10 @@ def test_the_commands_of_one_machine_run(
 
 def test_the_configuration_of_an_autoscaler_is_one() -> None:
     (cluster,) = [each for each in configurations() if "cluster_name" in each]
-    jsonschema.validate(cluster, json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text()))
+    found = find_spec("ray")  # imported here, before lugpi sets its variables, it would print to stdout in other tests
+    assert found is not None
+    assert found.origin is not None
+    jsonschema.validate(cluster, json.loads((Path(found.origin).parent / "autoscaler" / "ray-schema.json").read_text()))
     (command,) = re.findall(r'ray exec cluster.yaml "cd \S+ && python -m featurize (.*)"', text_of(PAGE))
     options = parse(FeaturizeOptions, shlex.split(command), prog="featurize")
     assert (

@@ -1,4 +1,5 @@
-"""``featurize --ray``: the store of one process, whoever fills which shard; what actors answer, and what is made of it."""
+"""``featurize --ray``: the store of one process, whoever fills which shard (on a real Ray: in ``make soak`` alone); what actors answer, and
+what is made of it."""
 
 import json
 from collections import deque
@@ -38,6 +39,7 @@ def alone(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.soak
 def test_a_store_of_actors_is_that_of_one_process(
     small_csv: Path, alone: Path, tmp_path: Path, ray_address: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

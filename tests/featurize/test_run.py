@@ -18,7 +18,6 @@ from featurize.cli import main
 from featurize.encode.image_encoder import ImageEncoder
 from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import Command, Start
-from tests.support.interruptible import INTERRUPTIBLE
 from tests.support.read_only import make_read_only
 from tests.support.shards import shard_file
 from tests.support.small_corpus import load_no_model
@@ -247,7 +246,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     table: Path, tmp_path: Path, start: Start, number: signal.Signals, status: int
 ) -> None:
     arguments = ["--dataset", str(table), *DEMO, "--steps", "40", "--run-dir"]
-    child = start("-c", INTERRUPTIBLE, *arguments, tmp_path / "broken")
+    child = start("-m", "featurize", *arguments, tmp_path / "broken")
     while not list((tmp_path / "broken").rglob("shard-*.partial")) and child.poll() is None:
         time.sleep(0.05)
     time.sleep(0.1)

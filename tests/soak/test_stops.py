@@ -25,7 +25,6 @@ from lugpi_core.store.shard import ShardWriter
 from lugpi_core.store.writer import ColumnWriter
 from tests.soak import processes
 from tests.support.checkout import ROOT
-from tests.support.interruptible import INTERRUPTIBLE
 from tests.support.shards import shard_file
 
 ROWS, BATCH, SHARD = 24, 4, 8
@@ -161,7 +160,7 @@ class _Process:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with said.open("w") as file:
             self._child = subprocess.Popen(
-                [sys.executable, "-c", INTERRUPTIBLE, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file
+                [sys.executable, "-m", "featurize", *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file
             )
         self.pid = self._child.pid
 

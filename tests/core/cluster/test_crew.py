@@ -1,4 +1,7 @@
-"""Tasks on actors of a real Ray: what becomes of them when actors end, raise, refuse or are interrupted."""
+"""Tasks on actors of a real Ray: what becomes of them when actors end or raise; and, in ``make soak`` alone, refuse or are interrupted.
+
+The first test is the only one of the suite that starts a Ray. The others of Ray, here and elsewhere, are marked ``soak``.
+"""
 
 import os
 import signal
@@ -76,6 +79,7 @@ def test_a_task_whose_actor_ends_goes_to_another(tmp_path: Path, capfd: pytest.C
     assert not list(tmp_path.glob(".ray-*"))
 
 
+@pytest.mark.soak
 def test_a_refusal_ends_all_and_the_others_stop_at_a_safe_point(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="got a bad task; expected another; give another"):
         run(tmp_path, "wait-1", "refuse-2", "ok-3")
@@ -86,6 +90,7 @@ def test_a_refusal_ends_all_and_the_others_stop_at_a_safe_point(tmp_path: Path) 
             run(tmp_path, task)
 
 
+@pytest.mark.soak
 def test_actors_that_do_not_start_end_all(tmp_path: Path) -> None:
     (tmp_path / "die at start").touch()
     with pytest.raises(InputError, match=r"3 actors that ended while they started, the last: Worker unexpectedly exits .*; expected"):
@@ -95,6 +100,7 @@ def test_actors_that_do_not_start_end_all(tmp_path: Path) -> None:
         run(tmp_path, "ok-1")
 
 
+@pytest.mark.soak
 def test_the_first_interrupt_stops_at_safe_points_and_the_second_at_once(tmp_path: Path) -> None:
     with interrupted_when(tmp_path, "wait-2.0"):
         run(tmp_path, "wait-1", "wait-2", "ok-3")

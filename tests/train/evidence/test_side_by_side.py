@@ -127,9 +127,11 @@ def test_models_side_by_side_are_those_of_one_at_a_time_also_after_a_kill(
     assert "%|" not in err, "no bars, which would overwrite each other"
 
 
+@pytest.mark.soak
 def test_models_on_ray_are_those_of_one_at_a_time_also_after_an_interruption(
     make: Make, straight: Path, ray_address: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """On a real Ray, so in ``make soak`` alone."""
     run = make().run
 
     def interrupt() -> None:

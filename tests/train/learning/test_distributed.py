@@ -5,9 +5,10 @@ import os
 import shutil
 import signal
 import socket
-import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,9 +179,9 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_ends_the_waiting(number: signal.Signals) -> None:
-    asked = threading.Timer(0.5, lambda: os.kill(os.getpid(), number))
-    asked.start()
+def test_a_signal_ends_the_waiting(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(distributed, "time", wait)
     with terminated_like_interrupted(), pytest.raises(Stopped, match=number.name):
         meet(_launch(0, free_port()))
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -240,15 +240,6 @@ def test_a_damaged_checkpoint_does_not_change_the_result(
     assert f"warning: {newest} is damaged" in capsys.readouterr().err
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C work even in a background job of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 4)])
 def test_a_signal_stops_after_the_step_and_training_resumes(
     small_csv: Path, tmp_path: Path, straight: Straight, number: signal.Signals, step: int

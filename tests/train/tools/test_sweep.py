@@ -295,10 +295,11 @@ def test_a_killed_sweep_resumes_to_the_same_trials(straight: tuple[SweepOptions,
     assert study_of(options) == study_of(straight[0])
 
 
+@pytest.mark.soak
 def test_trials_at_once_on_ray_are_the_same_while_they_are_random(
     straight: tuple[SweepOptions, dict[str, Any]], make: Make, ray_address: str
 ) -> None:
-    """The first ten have no trial before them, however many are trained at once."""
+    """The first ten have no trial before them, however many are trained at once. On a real Ray, so in ``make soak`` alone."""
     options = make(ray=ray_address, trials_at_once=2, trials=3)
     sweep(options)
     assert json.loads((options.folder / "space.json").read_text())["trials_at_once"] == 2
