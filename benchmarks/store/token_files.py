@@ -72,10 +72,10 @@ def write_everywhere(folder: Path, tokens: Tokens, *, shard_rows: int) -> TokenF
     return files
 
 
-def fill_store(store: Path, tokens: Tokens, *, shard_rows: int, sha256: bool = False) -> None:
+def fill_store(store: Path, tokens: Tokens, *, shard_rows: int, merged: bool = False) -> None:
     """Write a store of one column as featurize does: shard by shard, in blocks of 16 rows, each shard committed when it is full.
 
-    With ``sha256`` also the last step of featurize, which hashes the complete files for publication.
+    With ``merged`` also the last step of featurize, which writes the records of all shards into the manifest.
     """
     spec = ColumnSpec(
         name=COLUMN,
@@ -95,7 +95,7 @@ def fill_store(store: Path, tokens: Tokens, *, shard_rows: int, sha256: bool = F
             block = part[first : first + BLOCK_ROWS]
             file.write(first, block, np.zeros(len(block), np.uint8))
         writer.commit(shard, file)
-    if sha256:
+    if merged:
         writer.finish()
 
 

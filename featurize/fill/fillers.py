@@ -21,8 +21,10 @@ from lugpi_core.files import make_folder, sweep
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.store.layout import PROMPT_TEXT
+from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.picture_table import write_picture_table
-from lugpi_core.store.run_manifest import agree_on_run, confirm_run, describe_run
+from lugpi_core.store.reader import columns_of
+from lugpi_core.store.run_manifest import RUN, agree_on_run, confirm_run, describe_run
 from lugpi_core.store.virtual_view import VIEW, view_is_current, write_view
 from lugpi_core.store.writer import ColumnWriter
 
@@ -57,12 +59,16 @@ def begin_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Co
 
 def _open_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Container[int] | None) -> tuple[Writers, RunState]:
     run = describe_run(corpus.fingerprint(), job.every_column, {key: job.numbering[key] for key in NUMBERING if key in job.numbering})
-    agree_on_run(job.store, run, is_shared=is_shared)
+    is_begun = is_shared or (job.store / RUN).exists() or not _is_complete(job)  # a complete store of earlier versions stays as it is
+    if is_begun:
+        agree_on_run(job.store, run, is_shared=is_shared)
     writers = {spec.name: ColumnWriter(job.store, spec, shards=checked, mirror=job.mirror) for spec in job.every_column}
     sweep(job.store)
     if isinstance(job, OwnJob):
         write_picture_table(job.store, job.plan.table())
         take_back_pictures(job, writers, checked)
+    if not is_begun and open_shards(writers):
+        agree_on_run(job.store, run, is_shared=is_shared)
     is_stale = table_is_stale(job.store, corpus, job.plan)
     if is_stale or open_shards(writers):
         # The view is removed until it is true again: an interrupted run leaves none, and the next one writes it.
@@ -114,6 +120,11 @@ def missing_rows(writers: Writers, shards: Container[int] | None = None) -> int:
         return 0
     spec = next(iter(writers.values())).spec
     return sum(spec.layout(shard).rows for shard in open_shards(writers) if shards is None or shard in shards)
+
+
+def _is_complete(job: Job | OwnJob) -> bool:
+    present = columns_of(job.store)
+    return all(spec.name in present and len(load_manifest(job.store / spec.name)[1]) == spec.shards for spec in job.every_column)
 
 
 def _write_table(corpus: Corpus, job: Job | OwnJob) -> None:

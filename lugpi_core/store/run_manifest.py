@@ -15,7 +15,8 @@ from lugpi_core.store.manifest import MANIFEST, ColumnSpec, is_empty
 RUN = "run.json"
 FORMAT, FORMAT_VERSION = "lugpi-run", 1
 Run = Mapping[str, Any]
-_NOT_COMPARED = ("columns", "models")  # columns one by one; models by their fingerprints, and not by where they come from
+_BY_PARTS = ("images", "columns")  # what both runs state is compared
+_NOT_COMPARED = (*_BY_PARTS, "models")  # models by their fingerprints, and not by where they come from
 
 
 def describe_run(corpus: str, columns: tuple[ColumnSpec, ...], images: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +25,11 @@ def describe_run(corpus: str, columns: tuple[ColumnSpec, ...], images: Mapping[s
     Args:
         corpus: the corpus's fingerprint.
         columns: that the run fills.
-        images: what decides which image each row is: prompts, seeds, the generator with its revision and hash.
+        images: what decides which image each row is: prompts, seeds, the generator with its revision and hash. How images are
+            generated is left out if no column is of images: text vectors are the same whatever the denoiser's settings.
     """
+    if not any("generation" in spec.fingerprint for spec in columns):
+        images = {key: value for key, value in images.items() if key != "generation"}
     run = {
         "corpus": corpus,
         "rows": columns[0].rows,
@@ -103,12 +107,13 @@ def has_shards(store: Path) -> bool:
 
 
 def run_differences(found: Run, wanted: Run) -> list[str]:
-    """Return the fields of two runs that differ; columns that only one of the two fills are left out, because a store may get
-    more of them."""
-    common = set(found.get("columns", {})) & set(wanted["columns"])
+    """Return the fields of two runs that differ; columns that only one of the two fills, and what decides only those, are left out,
+    because a store may get more of them."""
+    common = {part: sorted(set(found.get(part, {})) & set(wanted[part])) for part in _BY_PARTS}
     compared = [key for key in wanted if key not in _NOT_COMPARED]
     found_sides, wanted_sides = (
-        {**{key: side.get(key) for key in compared}, "columns": {name: side["columns"][name] for name in sorted(common)}}
+        {key: side.get(key) for key in compared}
+        | {part: {name: side[part][name] for name in names} for part, names in common.items() if names}
         for side in (found, wanted)
     )
     return differences(found_sides, wanted_sides)

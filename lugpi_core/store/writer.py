@@ -21,6 +21,7 @@ from lugpi_core.store.layout import structure
 from lugpi_core.store.lease import ShardBusy, has_locks, locked, take_lease
 from lugpi_core.store.manifest import (
     MANIFEST,
+    RECORDS,
     ColumnSpec,
     Record,
     RecordFiles,
@@ -113,6 +114,7 @@ class ColumnWriter:
         self._offsets: dict[int, dict[str, int]] = {}  # of shards taken back, which another version of HDF5 may have written
         self._adopt_orphans()
         sweep(self.folder)
+        sweep(self.folder / RECORDS)
         local = self._local_records()
         mirrored = self._mirrored()
         ours = {shard: record for shard, record in local.items() if (shards is None or shard in shards) and shard not in mirrored}

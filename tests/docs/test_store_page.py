@@ -39,7 +39,7 @@ def page() -> dict[str, Any]:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A store of one column in three shards."""
-    fill_store(tmp_path / "tokens", random_tokens(ROWS, ROW_SHAPE), shard_rows=SHARD_ROWS, sha256=True)
+    fill_store(tmp_path / "tokens", random_tokens(ROWS, ROW_SHAPE), shard_rows=SHARD_ROWS, merged=True)
     return tmp_path / "tokens"
 
 
@@ -59,6 +59,7 @@ def test_the_reader_dequantizes_int8_as_lugpi_does(page: dict[str, Any], tmp_pat
         part = slice(layout.first_row, layout.first_row + layout.rows)
         file.write(0, values[part].numpy(), np.zeros(layout.rows, np.uint8), scales[part].numpy())
         writer.commit(shard, file)
+    assert writer.finish()
     assert np.array_equal(page["read_column"](tmp_path, "eight"), ColumnReader(tmp_path, "eight").gather(range(ROWS)))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lugpi_core.errors import InputError
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import MANIFEST, load_manifest
+from lugpi_core.store.manifest import MANIFEST, RECORDS, load_manifest, record_path
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.sealed_file import read_sealed, sealed_bytes
 from lugpi_core.store.verify import check_store
@@ -55,7 +55,7 @@ class Damaged:
         path = self.chance.choice(self.files)
         if path.name == TABLE:
             return path, self.chance.randrange(len(path.read_bytes().rstrip(b"\0").split(b"\n")[0]))
-        if path.name == MANIFEST:
+        if path.suffix == ".json":
             return path, self.chance.randrange(path.stat().st_size)
         spec = {spec.name: spec for spec in SMALL.specs}[path.parent.name]
         offset, data = self.chance.choice(structure(spec.layout(int(path.name[6:11]))).frame)
@@ -79,10 +79,10 @@ class Damaged:
             if path.name == TABLE:
                 about, arrays = read_sealed(path)
                 return (about, {name: array.tolist() for name, array in arrays.items()}) == before
-            if path.name == MANIFEST and load_manifest(path.parent) != before:
+            if path.suffix == ".json" and load_manifest(_column_of(path)) != before:
                 return False
-            ColumnReader(self.store, path.parent.name, check_content=True)
-            return path.name == MANIFEST
+            ColumnReader(self.store, _column_of(path).name, check_content=True)
+            return path.suffix == ".json"
         except InputError:
             return True
 
@@ -91,20 +91,27 @@ class Damaged:
         if path.name == TABLE:
             about, arrays = read_sealed(path)
             return about, {name: array.tolist() for name, array in arrays.items()}
-        return load_manifest(path.parent)
+        return load_manifest(_column_of(path))
 
     def repair(self, path: Path) -> int:
-        """Repair as a user would, check that no other file was touched, and return how many blocks were computed again."""
+        """Repair as a user would, check that no other file was touched, and return how many blocks were computed again.
+
+        The manifest has a copy of each record, so a damaged record file is needed by nobody: it is repaired without a manifest.
+        """
         before, log = self.state(), Log(self.folder / "repaired")
         if path.name == TABLE:
             path.write_bytes(_table_bytes())
             return 0
-        if path.name == MANIFEST:
-            path.unlink()
+        column = _column_of(path)
+        if path.suffix == ".json":
+            (column / MANIFEST).unlink()
         fill_store(self.store, SMALL, log)
         check_complete(self.store, SMALL)
         touched = {file for file, state in self.state().items() if state != before.get(file)} | {path}
-        allowed = {file for file in self.files if file.parent == path.parent} if path.name == MANIFEST else {path, path.parent / MANIFEST}
+        allowed = {column / MANIFEST}
+        if path.name != MANIFEST:
+            spec, shard = {spec.name: spec for spec in SMALL.specs}[column.name], int(path.name[6:11])
+            allowed |= {column / spec.shard_name(shard), record_path(column, shard)}
         assert touched <= allowed, touched
         blocks = len(log.lines())
         log.path.unlink(missing_ok=True)
@@ -114,6 +121,10 @@ class Damaged:
 @pytest.fixture
 def damaged(tmp_path: Path) -> Damaged:
     return Damaged(tmp_path, tmp_path / "tokens", random.Random(0))
+
+
+def _column_of(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == RECORDS else path.parent
 
 
 def _flip(path: Path, offset: int, bit: int) -> None:

@@ -1,6 +1,7 @@
 """A manifest may come from anywhere: a malformed one is refused, whether its own hash matches or not."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ import pytest
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.store.layout import structure
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, Record, load_manifest, merge_records, open_manifest, record_path, write_record
+from lugpi_core.store.manifest import (
+    MANIFEST,
+    RECORDS,
+    ColumnSpec,
+    Record,
+    load_manifest,
+    merge_records,
+    open_manifest,
+    write_record,
+)
 
 SPEC = ColumnSpec(
     name="clip",
@@ -46,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / SPEC.shard_name(0)).touch()
     write_record(folder, SPEC, 0, _record(0))
     merge_records(folder)
-    record_path(folder, 0).unlink()
+    shutil.rmtree(folder / RECORDS)
     return folder
 
 

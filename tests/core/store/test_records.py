@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lugpi_core.errors import InputError
+from lugpi_core.files import host_name
 from lugpi_core.store import shard as shard_module
 from lugpi_core.store.manifest import RECORDS, load_manifest, merge_records, plain_shard_name, read_manifest, record_path, write_record
 from lugpi_core.store.reader import ColumnReader
@@ -50,6 +51,14 @@ def test_whoever_ends_last_merges_the_records(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "clip" / RECORDS)
     assert (tmp_path / "clip" / "manifest.json").read_bytes() == merged
     np.testing.assert_array_equal(_read(tmp_path), token_rows())
+
+
+def test_what_a_killed_process_left_beside_the_records_is_removed(tmp_path: Path) -> None:
+    commit_shard(ColumnWriter(tmp_path, SPEC), 0)
+    left = record_path(tmp_path / "clip", 1).with_name(f".shard-00001.json.{host_name()}-{1 << 22}-00000000.partial")
+    left.touch()
+    ColumnWriter(tmp_path, SPEC)
+    assert os.listdir(tmp_path / "clip" / RECORDS) == ["shard-00000.json"]
 
 
 def test_a_half_finished_column_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
