@@ -11,12 +11,12 @@ from lugpi_core.command_line import Command, run, run_one_of
 def main(arguments: Sequence[str]) -> int:
     """Run ``python -m featurize`` on the arguments; return the exit status."""
     commands: dict[str, tuple[Command, type]] = {
-        "verify": (_verify, VerifyOptions),
-        "info": (_info, InfoOptions),
+        "verify": (_of_run(_verify), VerifyOptions),
+        "info": (_of_run(_info), InfoOptions),
         "inspect": (_inspect, InspectOptions),
         "plan": (_plan, PlanOptions),
-        "missing": (_missing, MissingOptions),
-        "merge": (_merge, MergeOptions),
+        "missing": (_of_run(_missing), MissingOptions),
+        "merge": (_of_run(_merge), MergeOptions),
     }
     if arguments and not arguments[0].startswith("-"):
         return run_one_of(commands, arguments, prog="python -m featurize", about="")
@@ -33,20 +33,28 @@ def _featurize(options: FeaturizeOptions) -> dict[str, Any]:
     return featurize_command(options)
 
 
+def _of_run(command: Command) -> Command:
+    """Return a command that has at hand what its run has in an object store."""
+
+    def act(options: Any) -> dict[str, Any] | str:
+        from lugpi_core.store.object_store import run_in_store
+
+        with run_in_store(options.run_dir, options.scratch, writes=False):
+            return command(options)
+
+    return act
+
+
 def _verify(options: VerifyOptions) -> dict[str, Any]:
     from featurize.maintain import verify
-    from lugpi_core.store.object_store import run_in_store
 
-    with run_in_store(options.run_dir, options.scratch, writes=False):
-        return verify(options)
+    return verify(options)
 
 
 def _info(options: InfoOptions) -> dict[str, Any]:
     from featurize.inspect.info import info
-    from lugpi_core.store.object_store import run_in_store
 
-    with run_in_store(options.run_dir, options.scratch, writes=False):
-        return info(options)
+    return info(options)
 
 
 def _plan(options: PlanOptions) -> dict[str, Any]:
@@ -57,18 +65,14 @@ def _plan(options: PlanOptions) -> dict[str, Any]:
 
 def _missing(options: MissingOptions) -> str:
     from featurize.maintain import missing
-    from lugpi_core.store.object_store import run_in_store
 
-    with run_in_store(options.run_dir, options.scratch, writes=False):
-        return missing(options)
+    return missing(options)
 
 
 def _merge(options: MergeOptions) -> dict[str, Any]:
     from featurize.maintain import merge
-    from lugpi_core.store.object_store import run_in_store
 
-    with run_in_store(options.run_dir, options.scratch, writes=False):
-        return merge(options)
+    return merge(options)
 
 
 def _inspect(options: InspectOptions) -> dict[str, Any]:

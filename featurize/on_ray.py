@@ -139,16 +139,14 @@ def _fill(crew: RayCrew[Task], progress: ProgressCallback) -> dict[str, Any]:
 
 def _ask(crew: RayCrew[Task], task: FindShards | Finish) -> Any:
     """Return an actor's answer to a task that is no shard. Raises InputError if actors end over it."""
-    crew.give(task)
-    while True:
-        for result in crew.results():
-            if result.failure:
-                raise InputError(
-                    got=f"{_name_of(task)} of the run, which failed {result.failure}",
-                    expected="an answer",
-                    do="see the lines above, and try the command without --ray",
-                )
-            return result.value
+    (result,) = crew.do([task])
+    if result.failure:
+        raise InputError(
+            got=f"{_name_of(task)} of the run, which failed {result.failure}",
+            expected="an answer",
+            do="see the lines above, and try the command without --ray",
+        )
+    return result.value
 
 
 def _sum(counts: Any) -> dict[str, float]:

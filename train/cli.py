@@ -17,63 +17,66 @@ from train.options.training import BaselineOptions, ImagesOptions, TeacherOption
 def main(arguments: Sequence[str]) -> int:
     """Run ``python -m train`` on the arguments; return the exit status."""
     commands: dict[str, tuple[Command, type]] = {
-        "baseline": (_baseline, BaselineOptions),
-        "images": (_images, ImagesOptions),
-        "teacher": (_teacher, TeacherOptions),
-        "student": (_student, StudentOptions),
-        "sweep": (_sweep, SweepOptions),
+        "baseline": (_in_run(_baseline), BaselineOptions),
+        "images": (_in_run(_images), ImagesOptions),
+        "teacher": (_in_run(_teacher), TeacherOptions),
+        "student": (_in_run(_student), StudentOptions),
+        "sweep": (_in_run(_sweep), SweepOptions),
         "evaluate": (_evaluate, EvaluateOptions),
         "onnx": (_onnx, OnnxOptions),
-        "tables": (_tables, TablesOptions),
-        "report": (_report, ReportOptions),
+        "tables": (_in_run(_tables), TablesOptions),
+        "report": (_in_run(_report), ReportOptions),
     }
     about = "Train on a corpus and its token store, and use the models; they are written to runs/<dataset>/<name>/."
     return run_one_of(commands, arguments, prog="python -m train", about=about)
 
 
+def _in_run(command: Command) -> Command:
+    """Return a command that has at hand what its run has in an object store, and sends there what it writes."""
+
+    def act(options: Any) -> dict[str, Any] | str:
+        with without_garbage_collection():
+            from lugpi_core.store.object_store import run_in_store
+
+        with run_in_store(options.run_dir, options.scratch):
+            return command(options)
+
+    return act
+
+
 def _baseline(options: BaselineOptions) -> dict[str, Any]:
     with without_garbage_collection():
-        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import baseline
 
-    with run_in_store(options.run_dir, options.scratch):
-        return baseline(options)
+    return baseline(options)
 
 
 def _images(options: ImagesOptions) -> dict[str, Any]:
     with without_garbage_collection():
-        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import images
 
-    with run_in_store(options.run_dir, options.scratch):
-        return images(options)
+    return images(options)
 
 
 def _teacher(options: TeacherOptions) -> dict[str, Any]:
     with without_garbage_collection():
-        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import teacher
 
-    with run_in_store(options.run_dir, options.scratch):
-        return teacher(options)
+    return teacher(options)
 
 
 def _student(options: StudentOptions) -> dict[str, Any]:
     with without_garbage_collection():
-        from lugpi_core.store.object_store import run_in_store
         from train.models.commands import student
 
-    with run_in_store(options.run_dir, options.scratch):
-        return student(options)
+    return student(options)
 
 
 def _sweep(options: SweepOptions) -> dict[str, Any]:
     with without_garbage_collection():
-        from lugpi_core.store.object_store import run_in_store
         from train.tools.sweep import sweep
 
-    with run_in_store(options.run_dir, options.scratch):
-        return sweep(options)
+    return sweep(options)
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -96,17 +99,13 @@ def _onnx(options: OnnxOptions) -> dict[str, Any]:
 
 def _tables(options: TablesOptions) -> dict[str, Any]:
     with without_garbage_collection():
-        from lugpi_core.store.object_store import run_in_store
         from train.evidence.tables import tables
 
-    with run_in_store(options.run_dir, options.scratch):
-        return tables(options)
+    return tables(options)
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:
     with without_garbage_collection():
-        from lugpi_core.store.object_store import run_in_store
         from train.report.command import report
 
-    with run_in_store(options.run_dir, options.scratch):
-        return report(options)
+    return report(options)

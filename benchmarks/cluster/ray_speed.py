@@ -183,11 +183,8 @@ def _crew(options: FeaturizeOptions, *, actors: int, cpus: float = 1.0) -> Itera
 
 
 def _finish(crew: RayCrew[Any], tasks: Sequence[Any]) -> None:
-    for task in tasks:
-        crew.give(task)
-    while crew.is_working:
-        for result in crew.results():
-            assert not result.failure, result.failure
+    for result in crew.do(tasks):
+        assert not result.failure, result.failure
 
 
 def _seconds(act: Callable[[], object]) -> float:

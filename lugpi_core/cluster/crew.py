@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -146,6 +146,17 @@ class RayCrew(Generic[Task]):
         self._give_out()
         self._say_what_runs()
         return results
+
+    def do(self, tasks: Iterable[Task]) -> Iterator[TaskResult[Task]]:
+        """Give tasks to the actors, and yield what became of each, also of those that failed, as it arrives.
+
+        Raises:
+            InputError, OSError: as ``results``.
+        """
+        for task in tasks:
+            self.give(task)
+        while self.is_working:
+            yield from self.results()
 
     def release_idle(self, *, keep: int = 0) -> None:
         """If no task waits, end the actors that have nothing to do or have not started, but for the last ``keep``: others get their
@@ -306,27 +317,6 @@ class RayCrew(Generic[Task]):
                 self._end(actor)
             if self._nonce is not None:
                 self._nonce.unlink(missing_ok=True)
-
-
-def run_tasks(work: ActorWork[Task], tasks: Iterable[Task], on_result: Callable[[TaskResult[Task]], object]) -> None:
-    """Do tasks on actors. Where their results are is the tasks' own affair.
-
-    Args:
-        work: what the actors are and do.
-        tasks: in this order.
-        on_result: called with each result, also that of a task that failed, as it arrives.
-
-    Raises:
-        InputError: a task, or the start of an actor, was refused; the others were asked to stop.
-        Stopped: a signal asked for it; the tasks in hand were asked to stop.
-    """
-    with RayCrew(work) as crew:
-        for task in tasks:
-            crew.give(task)
-        while crew.is_working:
-            for result in crew.results():
-                on_result(result)
-            crew.release_idle()
 
 
 def _send_signal(pid: int, number: int) -> None:

@@ -125,7 +125,7 @@ class RemoteFolder:
         Raises:
             InputError: also if the content is another, or there is no such file.
         """
-        cut = 0
+        found = (0, "")
         with whole_file(to) as whole:
             for pause_s in (0.0, *PAUSES_S):
                 time.sleep(pause_s)
@@ -134,11 +134,10 @@ class RemoteFolder:
                 except FileNotFoundError as error:
                     raise _absent(self.address, name, error) from None
                 found = measured(whole)
-                if found in ((size, sha256), (size, found[1] if sha256 is None else sha256)):
+                if found[0] == size and sha256 in (None, found[1]):
                     return
-                cut = found[0]
             raise InputError(
-                got=f"{self.address}/{name} of {cut:,} bytes, whose content differs from its record",
+                got=f"{self.address}/{name} of {found[0]:,} bytes, whose content differs from its record",
                 expected=f"{size:,} bytes" + ("" if sha256 is None else f" with the sha256 {sha256}"),
                 do="run python -m featurize verify --repair with the same --run-dir",
             )

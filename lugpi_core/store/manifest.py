@@ -159,15 +159,25 @@ def read_record(folder: Path, spec: ColumnSpec, shard: int) -> Record | None:
     """Return the record in a shard's record file; None if there is none, or it is torn, changed or another shard's."""
     try:
         with open_file(record_path(folder, shard), os.O_RDONLY) as descriptor:
-            value = json.loads(read_at(descriptor, os.fstat(descriptor).st_size, 0))
-        stated, about = value.pop("xxh3_128"), (value["format"], value["version"], value["shard"])
-        if stated != digest(value) or about != (RECORD_FORMAT, FORMAT_VERSION, shard):
-            return None
-        record: Record = value["record"]
-        _check_place(spec, shard, record)
+            record = record_in(read_at(descriptor, os.fstat(descriptor).st_size, 0), shard)
+        if record is not None:
+            _check_place(spec, shard, record)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
         return None
     return record
+
+
+def record_in(data: bytes, shard: int) -> Record | None:
+    """Return the record in the content of a shard's record file, None if it is torn, changed or another shard's. What it says of the
+    shard's place is not checked."""
+    try:
+        value = json.loads(data)
+        stated, about = value.pop("xxh3_128"), (value["format"], value["version"], value["shard"])
+        record: Record = value["record"]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+    is_whole = stated == digest(value) and about == (RECORD_FORMAT, FORMAT_VERSION, shard) and isinstance(record, dict)
+    return record if is_whole else None
 
 
 def read_record_files(

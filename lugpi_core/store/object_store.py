@@ -4,7 +4,6 @@ Of a shard, the file is sent first, read back and compared; the record is sent l
 tells of a file that is whole, and of two writers one record stands. What has no record does not exist, and is replaced by who computes it.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -16,13 +15,12 @@ from filelock import FileLock
 
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, write_bytes
-from lugpi_core.fingerprint import digest
 from lugpi_core.remote.address import address_of
 from lugpi_core.remote.folder import RemoteFolder, Taken, measured
 from lugpi_core.remote.results import pull_files, push_files
 from lugpi_core.remote.run import open_run, remote_of
 from lugpi_core.store.lease import locked
-from lugpi_core.store.manifest import MANIFEST, RECORDS, Record, read_manifest, read_record, record_path
+from lugpi_core.store.manifest import MANIFEST, RECORDS, Record, read_manifest, read_record, record_in, record_path
 from lugpi_core.store.run_manifest import RUN, read_run, run_differences
 
 # How long the record of another writer is waited for, whose file is there and differs from ours, and how often it is looked for.
@@ -132,7 +130,7 @@ class ObjectStore:
         spec, _ = read_manifest(folder)
         for name, data in self._remote.read_many({name: listed[name] for name, shard in shards.items() if shard not in known}).items():
             shard = shards[name]
-            self._forget_other(folder, shard, read_record(folder, spec, shard), _record_in(data))
+            self._forget_other(folder, shard, read_record(folder, spec, shard), record_in(data, shard))
             write_bytes(record_path(folder, shard), data)
             if record := read_record(folder, spec, shard):
                 known[shard] = record
@@ -200,7 +198,7 @@ class ObjectStore:
     def _refuse_other_record(self, column: str, shard: int, ours: str) -> bool:
         """Return whether the store has a record of our content. Raises InputError if it has one of another."""
         data = self._remote.read(self._record_name(column, shard))
-        record = None if data is None else _record_in(data)
+        record = None if data is None else record_in(data, shard)
         if record is None:
             return False
         if record.get("sha256") != ours:
@@ -268,14 +266,3 @@ class ObjectStore:
             make_folder(path.parent / RECORDS)  # tells that the column has begun, though no shard of it is here
         self._sent[name] = measured(path)[1]
         return True
-
-
-def _record_in(data: bytes) -> dict[str, Any] | None:
-    """Return the record in the content of a record file, or None if it is torn."""
-    try:
-        value = json.loads(data)
-        stated = value.pop("xxh3_128")
-        record = value["record"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return record if stated == digest(value) and isinstance(record, dict) else None

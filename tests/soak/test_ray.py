@@ -20,8 +20,8 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from lugpi_core.cluster.connection import Share, connected
-from lugpi_core.cluster.crew import ActorWork, run_tasks
-from tests.support.ray_tasks import load
+from lugpi_core.cluster.crew import ActorWork
+from tests.support.ray_tasks import load, run_tasks
 
 folder, address, tasks, actors = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 todo = [f"slow-{n}" for n in range(tasks) if not (folder / f"slow-{n} done").exists()]

@@ -4,11 +4,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lugpi_core.cluster.crew import ActorWork, RayCrew, TaskResult
 from lugpi_core.errors import InputError
 from lugpi_core.files import write_text
+
+
+def run_tasks(work: ActorWork[str], tasks: Iterable[str], on_result: Callable[[TaskResult[str]], object]) -> None:
+    """Do tasks on actors, which end as soon as there is no task for them; ``on_result`` is called with each result as it arrives."""
+    with RayCrew(work) as crew:
+        for task in tasks:
+            crew.give(task)
+        while crew.is_working:
+            for result in crew.results():
+                on_result(result)
+            crew.release_idle()
 
 
 def load(folder: Path) -> Callable[[str], str]:

@@ -160,16 +160,13 @@ def _train_here(options: SweepOptions, inputs: "_Inputs", trials: Sequence[Trial
 
 
 def _train_in(crew: RayCrew[Trial], trials: Sequence[Trial]) -> None:
-    for trial in trials:
-        crew.give(trial)
-    while crew.is_working:
-        for result in crew.results():
-            if result.failure:
-                raise InputError(
-                    got=f"{_name_of(result.task)}, which failed {result.failure}",
-                    expected="a finished student",
-                    do="see the lines above; the same command continues from the last checkpoints",
-                )
+    for result in crew.do(trials):
+        if result.failure:
+            raise InputError(
+                got=f"{_name_of(result.task)}, which failed {result.failure}",
+                expected="a finished student",
+                do="see the lines above; the same command continues from the last checkpoints",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

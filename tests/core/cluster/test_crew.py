@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from lugpi_core.cluster.connection import Share, connected
-from lugpi_core.cluster.crew import ActorWork, TaskResult, run_tasks
+from lugpi_core.cluster.crew import ActorWork, TaskResult
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
-from tests.support.ray_tasks import load
+from tests.support.ray_tasks import load, run_tasks
 
 
 @pytest.fixture(scope="module", autouse=True)
