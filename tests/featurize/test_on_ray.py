@@ -14,7 +14,7 @@ from featurize.cli import main
 from featurize.on_ray import FindShards, Finish, ShardDone, Shards, Task, load_job
 from featurize.options import FeaturizeOptions
 from lugpi_core.cluster.connection import Cluster, Share
-from lugpi_core.cluster.crew import TaskResult
+from lugpi_core.cluster.crew import RayCrew, TaskResult
 from lugpi_core.command_line import parse
 from lugpi_core.errors import InputError
 from lugpi_core.store.lease import locked, take_lease
@@ -84,6 +84,8 @@ def test_a_shard_that_another_command_writes_is_busy(small_csv: Path, tmp_path: 
 
 class _Crew:
     """Answers tasks at once, from a list for each."""
+
+    do = RayCrew.do
 
     def __init__(self, answers: dict[Task, list[Any]]) -> None:
         self._answers, self._todo = answers, deque[Task]()
