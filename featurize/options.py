@@ -193,7 +193,8 @@ class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
 
     part: str | None = None
     """Part i/n of the work, i from 0 to n - 1: shard s belongs to part s modulo n. n may differ from run to run. A part that is done helps
-    the others if the file system has locks (default: the task of a SLURM array and torchrun's RANK, or everything)."""
+    the others if the file system has locks (default: the task of a SLURM array and the process of torchrun, srun or mpirun; otherwise
+    everything)."""
     dry_run: bool = False
     """Report how many images there are to generate, how long it takes, and the disk and memory it needs; write nothing."""
     ray: str | None = None

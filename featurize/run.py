@@ -17,6 +17,7 @@ from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import require_type
 from lugpi_core.remote.run import open_run
+from lugpi_core.runtime.ranks import find_rank
 
 if TYPE_CHECKING:
     from featurize.cost.estimate import Estimate
@@ -129,9 +130,14 @@ def featurize_command(options: FeaturizeOptions, *, retry: frozenset[int] = froz
         options: the flags.
         retry: images that failed before, and are generated again in float32.
     """
+    from lugpi_core.runtime.device import take_own_device
+    from lugpi_core.runtime.libraries import prepare_libraries
     from lugpi_core.runtime.meters import provenance
 
     part, source = part_of_environment(os.environ) if options.part is None else (part_of_text(options.part), "--part")
+    prepare_libraries()
+    if options.device != "cpu" and (rank := find_rank(os.environ)):
+        take_own_device(rank.local_rank)
     corpus, job = plan_command(options)
     if options.dry_run:
         return _dry_run(corpus, job)

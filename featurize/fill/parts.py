@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.ranks import find_rank
 
 _PART = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 _SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
@@ -44,8 +45,8 @@ def part_of_text(text: str) -> Part:
 def part_of_environment(environment: Mapping[str, str]) -> tuple[Part, str]:
     """Return the part that a scheduler gave this process, and where that is stated; ``WHOLE`` and nothing if there is no scheduler.
 
-    The tasks of a SLURM array are parts, and so are the processes that torchrun starts (``RANK`` of ``WORLD_SIZE``); where each task of an
-    array starts several processes, each of them is a part.
+    The tasks of a SLURM array are parts, and so are the processes that torchrun, srun or mpirun starts; where each task of an array starts
+    several processes, each of them is a part.
 
     Raises:
         InputError: variables that do not fit one another, or tasks of an array that are not consecutive numbers.
@@ -61,20 +62,14 @@ def part_of_environment(environment: Mapping[str, str]) -> tuple[Part, str]:
                 expected="consecutive numbers, of which part i of n follows",
                 do="give --part $SLURM_ARRAY_TASK_ID/n with the number of parts",
             )
-        part = _checked((number - first) // step, count, "a SLURM array")
+        if not first <= number <= last or (number - first) % step:
+            raise InputError(got=f"task {number} of a SLURM array from {first} to {last}, step {step}", expected="one of its tasks", do=_DO)
+        part = Part((number - first) // step, count)
         sources.append(f"task {number} of the SLURM array")
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        rank, world = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
-        inner = _checked(rank, world, "RANK and WORLD_SIZE")
-        part = Part(part.index * world + inner.index, part.count * world)
-        sources.append(f"rank {rank}")
+    if rank := find_rank(environment):
+        part = Part(part.index * rank.count + rank.rank, part.count * rank.count)
+        sources.append(f"process {rank.rank} of {rank.count}, as {rank.by} says")
     return part, ", ".join(sources)
-
-
-def _checked(index: int, count: int, source: str) -> Part:
-    if not 0 <= index < count:
-        raise InputError(got=f"part {index} of {count} from {source}", expected="a part from 0 to n - 1", do=_DO)
-    return Part(index, count)
 
 
 def _number(environment: Mapping[str, str], name: str, *, default: int | None = None) -> int:

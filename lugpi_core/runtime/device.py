@@ -64,6 +64,14 @@ def resolve_compute(device: DeviceChoice, dtype: DtypeChoice, *, half: Literal["
     return Compute(device=chosen, device_name=name, dtype=dtype, threads=torch.get_num_threads())
 
 
+def take_own_device(local_rank: int) -> None:
+    """Compute on a CUDA device of this process's own, where several processes of a machine see the same several devices."""
+    import torch
+
+    if (count := torch.cuda.device_count()) > 1:
+        torch.cuda.set_device(local_rank % count)
+
+
 def half_for_training() -> Literal["bfloat16", "float16"]:
     """Return bfloat16, whose range needs no loss scaling, or float16 on a CUDA card without native bfloat16."""
     import torch

@@ -54,6 +54,21 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return lines[0]
 
 
+def test_a_process_of_srun_is_a_part_on_a_card_of_its_own(
+    table: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", cards.append)
+    for name, value in {"JOB_ID": 7, "STEP_ID": 0, "PROCID": 3, "LOCALID": 3, "NTASKS": 4}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert main(["--dataset", str(table), "--run-dir", str(store), *DEMO]) == 0
+    captured = capsys.readouterr()
+    assert "part 3/4 (process 3 of 4, as SLURM says)" in captured.err
+    assert json.loads(captured.out)["part"] == "3/4"
+    assert cards == [1]
+
+
 def test_a_new_process_fills_the_store_and_prints_one_json_object(command: Command, table: Path, store: Path, tmp_path: Path) -> None:
     done = command("featurize", "--dataset", table, "--run-dir", tmp_path, *DEMO)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
-"""Who started this process, and beside which others: torchrun, accelerate, SLURM's srun, Open MPI or another MPI, as the environment says.
+"""Where the processes that train one model meet: of torchrun, accelerate, SLURM's srun, Open MPI or another MPI, as the environment says.
 
-Sources: torchrun's variables, https://docs.pytorch.org/docs/stable/elastic/run.html; SLURM's, https://slurm.schedmd.com/srun.html (output
-environment variables); Open MPI's, https://docs.open-mpi.org/en/v5.0.x/tuning-apps/environment-var.html; Hydra's PMI_RANK and PMI_SIZE.
+Which process this is, and the sources: ``lugpi_core/runtime/ranks.py``.
 """
 
 import re
@@ -9,21 +8,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lugpi_core.errors import InputError
+from lugpi_core.runtime.ranks import MPI, OPEN_MPI, SLURM, TORCHRUN, Rank, find_rank, number_in, require_variables
 
 _FIRST_PORT, _PORTS = 20_000, 10_000
-_LARGEST_STEP = 0xFFFF_FFF0  # above are steps that srun did not start: batch, interactive, extern
-# Rank, count, rank and count on this machine, and what the processes of one start have in common.
-_MPI = {
-    "Open MPI": (
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-        "OMPI_MCA_ess_base_jobid",
-    ),
-    "MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "PMI_ID"),
-}
+_PLACE = ("MASTER_ADDR", "MASTER_PORT")
+# Processes on this machine, and what the processes of one start have in common.
+_MPI = {OPEN_MPI: ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_MCA_ess_base_jobid"), MPI: ("MPI_LOCALNRANKS", "PMI_ID")}
+_NODES = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,81 +55,44 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
     Raises:
         InputError: there are others, but something that is needed to meet them is missing or no number.
     """
-    if environment.get("WORLD_SIZE"):
-        return _of_torchrun(environment)
-    if environment.get("SLURM_PROCID") and _is_task_of_srun(environment):
-        return _of_slurm(environment)
-    for by, names in _MPI.items():
-        if environment.get(names[0]) and environment.get(names[1]):
-            return _of_mpi(environment, by, names)
-    return None
-
-
-def _of_torchrun(environment: Mapping[str, str]) -> Launch | None:
-    by = "the variable WORLD_SIZE"
-    count = _number(environment, "WORLD_SIZE", least=1)
-    if count == 1:
+    rank = find_rank(environment)
+    if rank is None:
         return None
-    _require(environment, ("RANK", "MASTER_ADDR", "MASTER_PORT"), by, count)
-    rank = _number(environment, "RANK", most=count - 1)
-    local = _number(environment, "LOCAL_RANK") if environment.get("LOCAL_RANK") else 0
-    port = _number(environment, "MASTER_PORT", least=1, most=65_535)
-    return Launch(by=by, rank=rank, count=count, local_rank=local, address=environment["MASTER_ADDR"], port=port)
+    if rank.by == TORCHRUN:
+        return _launch(rank, environment)
+    return _of_slurm(rank, environment) if rank.by == SLURM else _of_mpi(rank, environment)
 
 
-def _is_task_of_srun(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this process. A batch script and the shell of ``salloc`` also know the job's number of tasks, but are alone."""
-    step = environment.get("SLURM_STEP_ID") or environment.get("SLURM_STEPID")
-    if step is not None and step.isdecimal():
-        return int(step) < _LARGEST_STEP
-    return bool(environment.get("SLURM_STEP_NUM_TASKS")) or not environment.get("SLURM_JOB_ID") or environment["SLURM_PROCID"] != "0"
-
-
-def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
-    name = next((name for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") if environment.get(name)), None)
-    count = 1 if name is None else _number(environment, name, least=1)
-    if count == 1:
-        return None
-    rank = _number(environment, "SLURM_PROCID", most=count - 1)
-    nodes = next(
-        (environment[name] for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") if environment.get(name)), ""
-    )
+def _of_slurm(rank: Rank, environment: Mapping[str, str]) -> Launch:
+    nodes = next((environment[name] for name in _NODES if environment.get(name)), "")
     job = environment.get("SLURM_JOB_ID", "")
     start = f"{job}.{environment.get('SLURM_STEP_ID', '')}" if job else ""
     # Where an id of the job is missing or a node has no name, only the user can say where to meet.
-    complete = {"MASTER_ADDR": _first_node(nodes), "MASTER_PORT": _port_of(start), **_given(environment)}
-    _require(complete, ("MASTER_ADDR", "MASTER_PORT"), "SLURM", count)
-    local = _number(environment, "SLURM_LOCALID") if environment.get("SLURM_LOCALID") else rank
+    place = {"MASTER_ADDR": _first_node(nodes), "MASTER_PORT": _port_of(start), **_given(environment)}
+    return _launch(rank, place, local_count=rank.count if nodes and _first_node(nodes) == nodes else None)
+
+
+def _of_mpi(rank: Rank, environment: Mapping[str, str]) -> Launch:
+    local_count, start = _MPI[rank.by]
+    address = "127.0.0.1" if environment.get(local_count) == str(rank.count) else ""
+    return _launch(rank, {"MASTER_ADDR": address, "MASTER_PORT": _port_of(environment.get(start, "")), **_given(environment)})
+
+
+def _launch(rank: Rank, place: Mapping[str, str], *, local_count: int | None = None) -> Launch:
+    require_variables(place, _PLACE, rank.by, rank.count)
     return Launch(
-        by="SLURM",
-        rank=rank,
-        count=count,
-        local_rank=local,
-        address=complete["MASTER_ADDR"],
-        port=_number(complete, "MASTER_PORT", least=1, most=65_535),
-        local_count=count if nodes and _first_node(nodes) == nodes else None,
+        by=rank.by,
+        rank=rank.rank,
+        count=rank.count,
+        local_rank=rank.local_rank,
+        address=place["MASTER_ADDR"],
+        port=number_in(place, "MASTER_PORT", least=1, most=65_535),
+        local_count=local_count,
     )
 
 
-def _of_mpi(environment: Mapping[str, str], by: str, names: tuple[str, ...]) -> Launch | None:
-    count = _number(environment, names[1], least=1)
-    if count == 1:
-        return None
-    rank = _number(environment, names[0], most=count - 1)
-    local = _number(environment, names[2]) if environment.get(names[2]) else rank
-    on_one_machine = environment.get(names[3]) == str(count)
-    complete = {
-        "MASTER_ADDR": "127.0.0.1" if on_one_machine else "",
-        "MASTER_PORT": _port_of(environment.get(names[4], "")),
-        **_given(environment),
-    }
-    _require(complete, ("MASTER_ADDR", "MASTER_PORT"), by, count)
-    port = _number(complete, "MASTER_PORT", least=1, most=65_535)
-    return Launch(by=by, rank=rank, count=count, local_rank=local, address=complete["MASTER_ADDR"], port=port)
-
-
 def _given(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: environment[name] for name in ("MASTER_ADDR", "MASTER_PORT") if environment.get(name)}
+    return {name: environment[name] for name in _PLACE if environment.get(name)}
 
 
 def _first_node(nodes: str) -> str:
@@ -150,23 +104,3 @@ def _first_node(nodes: str) -> str:
 def _port_of(start: str) -> str:
     """Return a port that all processes of one start find alike, or nothing if the start has no name."""
     return str(_FIRST_PORT + zlib.crc32(start.encode()) % _PORTS) if start else ""
-
-
-def _number(environment: Mapping[str, str], name: str, *, least: int = 0, most: int = 1 << 20) -> int:
-    text = environment[name]
-    if not re.fullmatch(r"[0-9]{1,7}", text) or not least <= int(text) <= most:
-        raise InputError(
-            got=f"{name}={text} in the environment",
-            expected=f"a whole number from {least} to {most}",
-            do="start the processes with torchrun, or unset the variable",
-        )
-    return int(text)
-
-
-def _require(environment: Mapping[str, str], names: tuple[str, ...], by: str, count: int) -> None:
-    if missing := [name for name in names if not environment.get(name)]:
-        raise InputError(
-            got=f"one of {count} processes, as {by} says, without {' and '.join(missing)} in the environment",
-            expected="every variable by which they find each other",
-            do=f"set {' and '.join(missing)}, start the processes with torchrun, or unset WORLD_SIZE and its like to train alone",
-        )

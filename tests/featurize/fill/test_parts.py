@@ -1,4 +1,4 @@
-"""Parts of a run: i of n by hand, by SLURM's variables, by torchrun's."""
+"""Parts of a run: i of n by hand, by the variables of SLURM, torchrun and mpirun."""
 
 import pytest
 
@@ -27,6 +27,10 @@ def _slurm(number: int, count: int, first: int, **others: int) -> dict[str, str]
     return {f"SLURM_ARRAY_{name}": str(value) for name, value in names.items()}
 
 
+def _srun(rank: int, count: int) -> dict[str, str]:
+    return {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank), "SLURM_NTASKS": str(count)}
+
+
 @pytest.mark.parametrize(
     ("environment", "part"),
     [
@@ -37,6 +41,11 @@ def _slurm(number: int, count: int, first: int, **others: int) -> dict[str, str]
         (_slurm(7, 1, 7, TASK_MAX=7), WHOLE),
         ({"RANK": "1", "WORLD_SIZE": "2"}, Part(1, 2)),
         ({**_slurm(2, 3, 1), "RANK": "1", "WORLD_SIZE": "2"}, Part(3, 6)),
+        (_slurm(5, 5, 1, TASK_MAX=9, TASK_STEP=2), Part(2, 5)),
+        (_srun(3, 4), Part(3, 4)),
+        ({**_slurm(2, 3, 1), **_srun(1, 2)}, Part(3, 6)),
+        ({**_srun(3, 4), "RANK": "1", "WORLD_SIZE": "2"}, Part(1, 2)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "3"}, Part(1, 3)),
     ],
 )
 def test_schedulers_say_which_part_it_is(environment: dict[str, str], part: Part) -> None:
@@ -51,10 +60,27 @@ def test_schedulers_say_which_part_it_is(environment: dict[str, str], part: Part
         (_slurm(12, 6, 3, TASK_MAX=15), "6 tasks of a SLURM array from 3 to 15"),
         ({"SLURM_ARRAY_TASK_ID": "3"}, "no SLURM_ARRAY_TASK_COUNT"),
         ({**_slurm(3, 4, 0), "SLURM_ARRAY_TASK_ID": "x"}, "SLURM_ARRAY_TASK_ID=x"),
-        (_slurm(9, 4, 0), "part 9 of 4 from a SLURM array"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "part 2 of 2 from RANK and WORLD_SIZE"),
+        (_slurm(9, 4, 0), "task 9 of a SLURM array from 0 to 3, step 1"),
+        (_slurm(4, 5, 1, TASK_MAX=9, TASK_STEP=2), "task 4 of a SLURM array from 1 to 9, step 2"),
     ],
 )
 def test_variables_that_name_no_part_are_one_line(environment: dict[str, str], got: str) -> None:
     with pytest.raises(InputError, match=rf"^got {got}; expected .*give --part "):
         part_of_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "got"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 in the environment"),
+        ({"WORLD_SIZE": "2"}, "one of 2 processes, as the variable WORLD_SIZE says, without RANK in the environment"),
+    ],
+)
+def test_processes_that_do_not_say_which_they_are_are_one_line(environment: dict[str, str], got: str) -> None:
+    with pytest.raises(InputError, match=rf"^got {got}; expected .*unset "):
+        part_of_environment(environment)
+
+
+@pytest.mark.parametrize("alone", [_srun(0, 1), {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}])
+def test_a_batch_script_is_not_one_of_the_tasks_that_srun_will_start(alone: dict[str, str]) -> None:
+    assert part_of_environment(alone) == (WHOLE, "")
