@@ -174,23 +174,26 @@ class Source:
                     yield Import(f"{node.module}.{alias.name}", "") if is_module else Import(node.module, alias.name)
 
 
-SOURCES = [Source(path) for package in ALLOWED for path in sorted([*(ROOT / package).rglob("*.py"), *ROOT.glob(f"{package}.py")])]
-TESTS = [Source(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 
 
-@each_source
-def test_packages_import_only_what_they_may(source: Source) -> None:
-    imported = {one.package for one in source.imports} & OURS
-    assert imported <= ALLOWED[source.package] | {source.package}
+@pytest.fixture(scope="module")
+def sources() -> list[Source]:
+    """Every file of the packages."""
+    return [Source(path) for package in ALLOWED for path in sorted([*(ROOT / package).rglob("*.py"), *ROOT.glob(f"{package}.py")])]
+
+
+def test_packages_import_only_what_they_may(sources: list[Source]) -> None:
+    for source in sources:
+        imported = {one.package for one in source.imports} & OURS
+        assert imported <= ALLOWED[source.package] | {source.package}, source.name
 
 
 @pytest.mark.parametrize("package", FLOORS)
-def test_rooms_import_only_lower_floors(package: str) -> None:
+def test_rooms_import_only_lower_floors(sources: list[Source], package: str) -> None:
     floor = {room: height for height, rooms in enumerate(FLOORS[package]) for room in rooms}
     arrows = defaultdict(list)
-    for source in SOURCES:
+    for source in sources:
         if source.package == package and source.room not in ("__init__", "__main__"):
             for one in source.imports:
                 if one.package == package and one.room not in ("", source.room):
@@ -200,17 +203,17 @@ def test_rooms_import_only_lower_floors(package: str) -> None:
     assert len(arrows) <= MOST_ARROWS[package]
 
 
-def test_only_an_entry_point_imports_a_command_line() -> None:
-    for source in SOURCES:
+def test_only_an_entry_point_imports_a_command_line(sources: list[Source]) -> None:
+    for source in sources:
         imported = {one.module for one in source.imports if one.package in OURS and one.module.endswith(".cli")}
         if imported:
             assert source.path.name == "__main__.py", f"{source.name} imports {imported}"
 
 
-def test_options_end_at_the_doors() -> None:
+def test_options_end_at_the_doors(sources: list[Source]) -> None:
     inside = {
         source.name
-        for source in SOURCES
+        for source in sources
         if source.package in {*FLOORS, "lugpi"} and source.room != "options"
         for one in source.imports
         if one.package in OURS and one.name.endswith("Options")
@@ -219,26 +222,26 @@ def test_options_end_at_the_doors() -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARY_DOORS)
-def test_a_heavy_library_enters_at_its_doors(library: str) -> None:
-    inside = {source.name for source in SOURCES if source.package in FLOORS and library in {one.package for one in source.imports}}
+def test_a_heavy_library_enters_at_its_doors(sources: list[Source], library: str) -> None:
+    inside = {source.name for source in sources if source.package in FLOORS and library in {one.package for one in source.imports}}
     # Every family of generators may ask its library.
     assert {name for name in inside if not name.startswith("featurize/generate/families/")} == LIBRARY_DOORS[library]
 
 
-@each_source
-def test_files_and_functions_stay_short(source: Source) -> None:
-    assert source.text.count("\n") <= 500
-    for node in ast.walk(source.tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert (node.end_lineno or 0) - node.lineno < 80, node.name
+def test_files_and_functions_stay_short(sources: list[Source]) -> None:
+    for source in sources:
+        assert source.text.count("\n") <= 500, source.name
+        for node in ast.walk(source.tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{source.name}: {node.name}"
 
 
-@each_source
-def test_public_names_are_documented(source: Source) -> None:
-    assert ast.get_docstring(source.tree)
-    for node in source.tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), node.name
+def test_public_names_are_documented(sources: list[Source]) -> None:
+    for source in sources:
+        assert ast.get_docstring(source.tree), source.name
+        for node in source.tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{source.name}: {node.name}"
 
 
 def test_every_room_is_installed() -> None:
@@ -267,7 +270,7 @@ def test_test_folders_mirror_rooms() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    for test in TESTS:
+    for test in (Source(path) for path in sorted((ROOT / "tests").rglob("*.py"))):
         imported = {one.module for one in test.imports if one.package == "tests" and one.module.rpartition(".")[2].startswith("test_")}
         assert imported == set(), f"{test.name}: what tests share belongs to tests/support"
 

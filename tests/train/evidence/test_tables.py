@@ -1,14 +1,13 @@
 """``compare`` and ``python -m train tables`` train what is missing: each model once, in any process, after any interruption."""
 
 import fcntl
-import gc
 import json
 import os
 import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,15 +64,6 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def predictions(run: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in sorted(run.glob("*/predictions.csv"))}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen_heap() -> Iterator[None]:
-    """Before each model, ``forget_last_model`` collects garbage: freezing what is imported by now makes that a hundred times faster."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
