@@ -6,6 +6,7 @@ from typing import Any
 
 from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, MergeOptions, MissingOptions, PlanOptions, VerifyOptions
 from lugpi_core.command_line import Command, run, run_one_of
+from lugpi_core.runtime.libraries import starting
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _featurize(options: FeaturizeOptions) -> dict[str, Any]:
-    from featurize.run import featurize_command
+    with starting():
+        from featurize.run import featurize_command
 
     if options.ray is not None and not options.dry_run:
         from featurize.on_ray import featurize_on_ray
@@ -76,11 +78,12 @@ def _merge(options: MergeOptions) -> dict[str, Any]:
 
 
 def _inspect(options: InspectOptions) -> dict[str, Any]:
-    from featurize.inspect.command import inspect_store
-    from featurize.run import memory_in_one_line
-    from lugpi_core.runtime.device import resolve_compute
-    from lugpi_core.runtime.libraries import prepare_libraries
-    from lugpi_core.store.object_store import run_in_store
+    with starting():
+        from featurize.inspect.command import inspect_store
+        from featurize.run import memory_in_one_line
+        from lugpi_core.runtime.device import resolve_compute
+        from lugpi_core.runtime.libraries import prepare_libraries
+        from lugpi_core.store.object_store import run_in_store
 
     prepare_libraries()
     on_cuda = resolve_compute(options.device, "auto", half="float16").device == "cuda"

@@ -15,7 +15,13 @@ import pytest
 import torch
 
 from lugpi_core.runtime import libraries
-from lugpi_core.runtime.libraries import declare_torchvision_operators, prepare_libraries, without_garbage_collection
+from lugpi_core.runtime.libraries import (
+    declare_torchvision_operators,
+    prepare_libraries,
+    starting,
+    this_process_is_a_command,
+    without_garbage_collection,
+)
 from tests.support.checkout import ROOT
 
 SETTINGS = {
@@ -65,6 +71,22 @@ def test_garbage_is_collected_again_after_imports() -> None:
         assert not gc.isenabled(), "as it was"
     finally:
         gc.enable()
+
+
+def test_what_a_command_imports_is_never_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "_commands", [])
+    before = gc.get_freeze_count()
+    with starting():
+        pass
+    assert gc.get_freeze_count() == before, "the process is a user's, whose garbage may be large"
+    this_process_is_a_command()
+    try:
+        with starting():
+            pass
+        assert gc.get_freeze_count() > before
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.usefixtures("untouched")
