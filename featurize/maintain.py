@@ -224,7 +224,7 @@ def merge(options: MergeOptions) -> dict[str, Any]:
     if mirror := mirror_of(options.store):
         mirror.finish()
     say(progress.summary())
-    return {"command": "merge", "store": str(options.store), "complete": not progress.missing, **_figures(progress)}
+    return {"command": "merge", "store": str(options.store), "complete": progress.complete, **_figures(progress)}
 
 
 def _progress(store: Path) -> StoreProgress:
@@ -241,6 +241,7 @@ def _figures(progress: StoreProgress) -> dict[str, Any]:
         "missing": len(progress.missing),
         "missing_shards": row_ranges(progress.missing).replace(" ", ""),
         "final": progress.final,
+        "failed_rows": progress.failed,
         "seconds_per_shard": progress.seconds,
         "hours": hours,
     }

@@ -179,8 +179,9 @@ def load_job(given: tuple[FeaturizeOptions, int]) -> Callable[[Task], Any]:
             spec, missing = job.every_column[0], featurizer.missing()
             return Shards(rows={shard: spec.layout(shard).rows for shard in dict.fromkeys((*missing, *range(spec.shards)))})
         if isinstance(task, Finish):
-            featurizer.finish()
-            result = replace(result_of(corpus, job, featurizer.state, featurizer.compute), already_done=not task.has_computed)
+            left = 0 if featurizer.finish() else len(featurizer.missing())  # taken back by another process
+            result = result_of(corpus, job, featurizer.state, featurizer.compute)
+            result = replace(result, already_done=not task.has_computed, missing_shards=left)
             announce_result(result)
             return result.record()
         try:

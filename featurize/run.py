@@ -220,9 +220,13 @@ def fill_store(
     with state.times.host("publish"):
         left = [] if finish_run(job, writers) else open_shards(writers)
     if left:
-        say(f"part {part} is done; {number_of(len(left), 'shard{s}')} of other parts missing: {row_ranges(left)}")
-    result = result_of(corpus, job, state, compute)
-    return dataclasses.replace(result, part=str(part), missing_shards=len(left)) if part.count > 1 else result
+        whose = "of other parts" if part.count > 1 else "that another process took back"
+        say(f"part {part} is done; {number_of(len(left), 'shard{s}')} {whose} missing: {row_ranges(left)}")
+    result = dataclasses.replace(result_of(corpus, job, state, compute), missing_shards=len(left))
+    if part.count == 1:
+        return result
+    failed = [shard for writer in writers.values() for shard, record in writer.records.items() if record["flagged"] and shard in part]
+    return dataclasses.replace(result, part=str(part), part_complete=not failed and not state.failed)
 
 
 def _progress_of(state: "RunState", missing: int) -> Progress:
@@ -367,9 +371,9 @@ def announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
 def announce_result(result: FeaturizeResult) -> None:
     """Say what the store holds, and what of it failed."""
     outcome = "already done" if result.already_done else "done"
-    failed = ", ".join(f"{name} {column.failed_rows}" for name, column in result.columns.items())
+    failed = ", ".join(f"{name} {count}" for name, count in result.failed_rows.items())
     cut = f"; {result.prompts_cut_share:.1%} of the texts had a prompt cut to what the generator reads" * result.is_generated
-    lacking = "" if result.complete else f"; FAILED rows: {failed} (python -m featurize info lists them)"
+    lacking = "" if not any(result.failed_rows.values()) else f"; FAILED rows: {failed} (python -m featurize info lists them)"
     say(f"{outcome}: {result.store_dir}{cut}{lacking}")
     for name, share in result.int8_lost.items():
         if share > MOST_LOST:

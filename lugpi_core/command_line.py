@@ -20,8 +20,8 @@ from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_INCOMPLETE, EXIT
 from lugpi_core.remote.address import address_of
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
-# A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1. A text is
-# printed as it is.
+# A command takes its options and returns the figures for the last line; ``"complete": False`` among them means exit status 1, unless
+# ``"part_complete"`` says of a part of the work that it is done. A text is printed as it is.
 Command = Callable[..., dict[str, Any] | str]
 # The type of a flag that is on, off, or not given.
 _SWITCH = bool | None
@@ -70,7 +70,8 @@ def _run(command: Command, options: type, arguments: Sequence[str], prog: str) -
         return EXIT_SIGNAL + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
     if is_first_process():
         print(figures if isinstance(figures, str) else json.dumps(figures, ensure_ascii=False, allow_nan=False), flush=True)
-    return EXIT_OK if isinstance(figures, str) or figures.get("complete", True) else EXIT_INCOMPLETE
+    is_complete = isinstance(figures, str) or figures.get("part_complete", figures.get("complete", True))
+    return EXIT_OK if is_complete else EXIT_INCOMPLETE
 
 
 def run_one_of(commands: Mapping[str, tuple[Command, type]], arguments: Sequence[str], *, prog: str, about: str) -> int:

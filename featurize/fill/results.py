@@ -67,7 +67,8 @@ class FeaturizeResult:
         prompt_figures: what of the texts the generator reads; None if an earlier version wrote the store, or it has own images.
         int8_lost: by column in int8, the share of this run's values that are stored as 0 though they are not.
         part: of several, that this run filled; None if it was alone.
-        missing_shards: of other parts, when it ended.
+        missing_shards: those that were not final when it ended: of other parts, or taken back by another process.
+        part_complete: whether no row failed in this part's own shards, nor in those that this run filled.
     """
 
     store_dir: Path
@@ -88,11 +89,17 @@ class FeaturizeResult:
     int8_lost: Mapping[str, float] = field(default_factory=dict)
     part: str | None = None
     missing_shards: int = 0
+    part_complete: bool = True
+
+    @property
+    def failed_rows(self) -> dict[str, int]:
+        """How many rows failed, by column."""
+        return {name: column.failed_rows for name, column in self.columns.items()}
 
     @property
     def complete(self) -> bool:
-        """Whether no row failed."""
-        return not any(column.failed_rows for column in self.columns.values())
+        """Whether no shard is missing and no row failed."""
+        return not self.missing_shards and not any(self.failed_rows.values())
 
     def record(self) -> dict[str, Any]:
         """Return the figures as a JSON value, under the names of the command's last line."""
@@ -108,9 +115,10 @@ class FeaturizeResult:
             **({} if self.prompt_figures is None else {"prompt_figures": self.prompt_figures.to_json()}),
             "columns": {name: list(column.shape) for name, column in self.columns.items()},
             "bytes": {name: column.size_bytes for name, column in self.columns.items()},
-            "failed_rows": {name: column.failed_rows for name, column in self.columns.items()},
+            "failed_rows": self.failed_rows,
+            "missing_shards": self.missing_shards,
             **({"int8_lost": {name: round(share, 4) for name, share in self.int8_lost.items()}} if self.int8_lost else {}),
-            **({} if self.part is None else {"part": self.part, "missing_shards": self.missing_shards}),
+            **({} if self.part is None else {"part": self.part, "part_complete": self.part_complete}),
             "rows": self.rows,
             "batches": self.batches,
             "times": self.seconds,

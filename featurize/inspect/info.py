@@ -22,8 +22,9 @@ from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import PromptFigures, figures_in
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.sealed_file import read_sealed
-from lugpi_core.store.store_progress import store_progress
+from lugpi_core.store.store_progress import StoreProgress, store_progress
 from lugpi_core.store.verify import row_ranges
+from lugpi_core.store.virtual_view import view_is_current
 
 WATCH_S = 5.0
 _MOST_IDS, _LONGEST_NOTE = 10, 160
@@ -117,12 +118,21 @@ class StoreInfo:
         examples: the table of examples; None if there is none yet or it cannot be read.
         columns: by name.
         unreadable: by name, why a column cannot be read; ``examples.h5`` stands for the table of examples.
+        progress: how far the store is; None if nothing says how many shards it will have, or a column cannot be read.
+        merged: whether its manifests and ``tokens.h5`` are written and of this content.
     """
 
     store: Path
     examples: ExampleInfo | None
     columns: Mapping[str, ColumnInfo]
     unreadable: Mapping[str, str]
+    progress: StoreProgress | None
+    merged: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether no shard is missing, no row failed, and the manifests and ``tokens.h5`` say so."""
+        return self.progress is not None and self.progress.complete and self.merged and not self.unreadable
 
     def summary(self) -> str:
         """Return what is in the store for a person."""
@@ -134,14 +144,26 @@ class StoreInfo:
         )
         lines = table.prompt_figures.sentences() if table and table.prompt_figures else []
         lines += [line for name, column in self.columns.items() for line in column.summary_lines(name)]
-        return "\n".join([f"{self.store}: {counts}", *lines, *(f"cannot be read: {fault}" for fault in self.unreadable.values())])
+        lines += [f"cannot be read: {fault}" for fault in self.unreadable.values()]
+        return "\n".join([f"{self.store}: {counts}", *self._what_is_left(), *lines])
+
+    def _what_is_left(self) -> list[str]:
+        """Return in words what the store lacks besides rows that failed, which its columns name."""
+        if self.progress is None:
+            return []
+        if self.progress.missing:
+            return [f"NOT COMPLETE: {self.progress.summary()}; missing: {row_ranges(self.progress.missing)}"]
+        return [] if self.merged else ["NOT COMPLETE: tokens.h5 is not that of these shards; run python -m featurize merge"]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content as a JSON value."""
         unreadable = {name: fault for name, fault in self.unreadable.items() if name != EXAMPLES}
         return {
             "store": str(self.store),
-            "complete": not unreadable,
+            "complete": self.complete,
+            "merged": self.merged,
+            "missing_shards": row_ranges(self.progress.missing).replace(" ", "") if self.progress else None,
+            "failed_rows": self.progress.failed if self.progress else {},
             "examples": {name: value for name, value in asdict(self.examples).items() if value is not None} if self.examples else {},
             "columns": {name: {**asdict(column), "row_shape": list(column.row_shape)} for name, column in self.columns.items()},
             "not_shown": unreadable,
@@ -198,7 +220,15 @@ def store_info(store: Path) -> StoreInfo:
             columns = {name: replace(column, failed_texts=_texts_of(column, arrays)) for name, column in columns.items()}
         except InputError as error:
             unreadable[EXAMPLES] = str(error)
-    return StoreInfo(store=store, examples=examples, columns=columns, unreadable=unreadable)
+    readable = len(columns) == len(names)
+    return StoreInfo(
+        store=store,
+        examples=examples,
+        columns=columns,
+        unreadable=unreadable,
+        progress=store_progress(store) if readable else None,
+        merged=readable and view_is_current(store),
+    )
 
 
 def _texts_of(column: ColumnInfo, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:

@@ -21,19 +21,27 @@ class StoreProgress:
         shards: how many each column will have.
         missing: those that are not final in every column.
         final: number of final shards, by column.
+        failed: number of failed rows in them, by column.
         seconds: that a shard took, the median of some; None if no record says.
     """
 
     shards: int
     missing: tuple[int, ...]
     final: dict[str, int]
+    failed: dict[str, int]
     seconds: float | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no shard is missing and no row failed."""
+        return not self.missing and not any(self.failed.values())
 
     def summary(self) -> str:
         """Return how far it is, in one line."""
         columns = ", ".join(f"{name} {count:,}" for name, count in self.final.items())
         hours = f"; {len(self.missing) * self.seconds / 3600:,.1f} hours of one process left" if self.missing and self.seconds else ""
-        return f"{self.shards - len(self.missing):,} of {self.shards:,} shards are final ({columns}){hours}"
+        failed = f"; {sum(self.failed.values()):,} rows FAILED" if any(self.failed.values()) else ""
+        return f"{self.shards - len(self.missing):,} of {self.shards:,} shards are final ({columns}){failed}{hours}"
 
 
 def store_progress(store: Path, columns: Sequence[str] | None = None, *, shards: int | None = None) -> StoreProgress | None:
@@ -48,11 +56,13 @@ def store_progress(store: Path, columns: Sequence[str] | None = None, *, shards:
     if columns is None:
         columns = sorted({*(run["columns"] if run else ()), *columns_of(store)})
     final: dict[str, set[int]] = {}
+    failed: dict[str, int] = {}
     for name in columns:
-        final[name] = set()
+        final[name], failed[name] = set(), 0
         if (store / name / MANIFEST).is_file():
             spec, records = load_manifest(store / name)
             final[name] = set(records)
+            failed[name] = sum(len(record["flagged"]) for record in records.values())
             shards = spec.shards if shards is None and run is None else shards
     shards = run["shards"] if shards is None and run is not None else shards
     if shards is None:
@@ -60,7 +70,7 @@ def store_progress(store: Path, columns: Sequence[str] | None = None, *, shards:
     missing = tuple(shard for shard in range(shards) if not all(shard in its for its in final.values()))
     seconds = [time_s for name, its in final.items() for time_s in _times_s(store / name, its)]
     counts = {name: len(its) for name, its in final.items()}
-    return StoreProgress(shards=shards, missing=missing, final=counts, seconds=median(seconds) if seconds else None)
+    return StoreProgress(shards=shards, missing=missing, final=counts, failed=failed, seconds=median(seconds) if seconds else None)
 
 
 def _times_s(folder: Path, shards: set[int]) -> list[float]:

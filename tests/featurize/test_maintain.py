@@ -362,7 +362,7 @@ def test_info_reports_what_is_in_a_store(run: Path, command: Command) -> None:
     _plant_foreign(run)
     before = _state(run)
     status, figures, printed = command("info", run)
-    assert status == 0
+    assert (status, figures["complete"], figures["merged"]) == (1, False, False), "a column that is not in tokens.h5 yet"
     assert figures["examples"].items() >= {"corpus": "own", "examples": ROWS, "prompts_cut": 1}.items()
     assert figures["examples"]["prompt_figures"]["prompts_cut"] == 1
     assert f"{run / 'tokens'}: own corpus, 13 examples, 1 with a cut prompt" in printed
@@ -390,6 +390,20 @@ def test_info_reports_flagged_and_unfinished_rows(flagged: Path, table: Path, co
     assert "clip-demo: 9 of 13 rows" in printed
     assert "no table of examples yet" in printed
     assert figures["columns"]["vit-demo"]["flagged"] == {"2": "not finite", "6": "not finite", "10": "not finite"}
+
+
+@pytest.mark.parametrize(("part", "status"), [("1/4", 1), ("3/4", 0)])
+def test_a_part_fails_with_its_own_rows_and_the_store_with_those_of_any(
+    flagged: Path, table: Path, command: Command, capsys: pytest.CaptureFixture[str], part: str, status: int
+) -> None:
+    capsys.readouterr()
+    demo = ["--generator", "demo", "--steps", "2", "--batch-size", "4", "--shard-rows", "4", "--encoders", "demo"]
+    assert main(["--dataset", str(table), "--run-dir", str(flagged), *demo, "--part", part]) == status
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["complete"], figures["part_complete"], figures["failed_rows"]["vit-demo"]) == (False, status == 0, 3)
+    for name in ("info", "merge"):
+        status, figures, _ = command(name, flagged)
+        assert (status, figures["complete"], figures["failed_rows"]["vit-demo"], figures["missing_shards"]) == (1, False, 3, "")
 
 
 def test_from_python_a_store_is_verified_and_described(run: Path) -> None:

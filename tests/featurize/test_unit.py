@@ -124,6 +124,7 @@ def test_parts_make_the_store_of_one_process(
     assert _part(table, tmp_path, "1/4") == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["part"], figures["missing_shards"]) == ("1/4", 0 if has_locks else 4)
+    assert (figures["complete"], figures["part_complete"]) == (has_locks, True)
     assert (_content(tmp_path) == _without_manifests(whole)) is has_locks, "a part that is done helps the others if there are locks"
     for part in ("0/3", "1/3", "2/3"):  # n changes half-way
         assert _part(table, tmp_path, part) == 0
@@ -205,8 +206,12 @@ def test_missing_merge_and_plan_tell_what_is_left(
     assert capsys.readouterr().out == "0,3-5\n"
     assert main(["missing", *flags, "--format", "lines", "--parts", "3"]) == 0
     assert capsys.readouterr().out == "0\n1\n2\n"
-    assert main(["merge", *flags]) == 1
-    assert json.loads(capsys.readouterr().out)["missing_shards"] == "0,3-5"
+    for name in ("merge", "info"):
+        assert main([name, *flags]) == 1
+        said = capsys.readouterr()
+        figures = json.loads(said.out)
+        assert (figures["complete"], figures["missing_shards"]) == (False, "0,3-5")
+        assert "2 of 6 shards are final (clip-demo 2, latents 2)" in said.err
     settings = [f"--{name.replace('_', '-')}" for name in ("steps", "batch_size")]
     run = [settings[0], "2", settings[1], "4", "--shard-rows", "2", "--generator", "demo", "--encoders", "clip-demo"]
     assert main(["plan", *flags, "--prompt-column", "picture", *run]) == 0
@@ -216,6 +221,11 @@ def test_missing_merge_and_plan_tell_what_is_left(
     with lugpi.ShardFeaturizer(_job(corpus, tmp_path)) as featurizer:
         for shard in featurizer.missing():
             featurizer.fill(shard)
+    capsys.readouterr()
+    assert main(["info", *flags]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out).items() >= {"complete": False, "merged": False, "missing_shards": ""}.items()
+    assert "NOT COMPLETE: tokens.h5 is not that of these shards; run python -m featurize merge\n" in said.err
     assert main(["merge", *flags]) == 0
     assert _files(tmp_path) == whole
     assert main(["info", *flags, "--watch"]) == 0
