@@ -53,7 +53,7 @@ def measure(options: TablesOptions) -> dict[str, Any]:
         for package in _PACKAGES:
             compileall.compile_dir(checkout / package, quiet=1)
     small = ("--limit", "60") if options.smoke else ()
-    store = make_folder(options.runs) / ("smoke" if options.smoke else "demo")
+    store = make_folder(options.runs.resolve()) / ("smoke" if options.smoke else "demo")
     drawing = ("--dataset", "demo", *small, "--generator", "demo", "--encoders", "demo", "--run-dir", str(store))
     run_from(CHECKOUT, ["featurize", *drawing])
     training = (*_TRAINING, *(_SMOKE if options.smoke else ()), "--seeds", str(1 if options.smoke else options.seeds))
@@ -112,7 +112,8 @@ def tables_of(checkout: Path, store: Path, arguments: Sequence[str]) -> Measured
 def run_from(checkout: Path, arguments: Sequence[str]) -> None:
     """Run ``python -m`` with the packages of a checkout. Raises InputError if it failed."""
     paths = os.pathsep.join((str(checkout), *filter(None, sys.path)))
-    command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    command, environment = [sys.executable, "-m", *arguments], {**os.environ, "PYTHONPATH": paths}
+    # ``python -m`` looks in the working folder first.
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(got=f"exit status {done.returncode}", expected="a command that succeeds", do=f"see: {done.stderr[-300:]}")

@@ -99,8 +99,9 @@ def plan_passages(passages: TextColumn, counts_N: NDArray[np.int64], *, seed: in
     prompts_NQ = np.empty((len(counts_N), prompts_per_text), np.int64)
     for place in range(prompts_per_text):
         prompts_NQ[:, place] = numbers[starts_N + place % counts_N]
+    del numbers, starts_N  # each of these is as large as the seeds of a million texts
     distinct = passages if len(rows) == len(passages) else passages.take(rows)
-    del rows, numbers  # as large as the seeds of a million texts
+    del rows
     return _plan(distinct, prompts_NQ, seed, 1)
 
 

@@ -50,3 +50,11 @@ def test_each_round_starts_from_the_same_store_in_alternating_order(tmp_path: Pa
 def test_a_folder_that_is_no_checkout_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected another checkout of lugpi; give a folder made by: git worktree add"):
         measure(TablesOptions(against=tmp_path))
+
+
+def test_each_checkout_runs_its_own_code(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "train").mkdir(parents=True)
+    (other / "train" / "__main__.py").write_text("import sys; sys.exit('the code of the other checkout')")
+    with pytest.raises(InputError, match="the code of the other checkout"):
+        tables_speed.run_from(other, ["train"])
