@@ -55,6 +55,7 @@ def test_a_folder_that_is_no_checkout_is_told(tmp_path: Path) -> None:
 def test_each_checkout_runs_its_own_code(tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "train").mkdir(parents=True)
+    (other / "train" / "__init__.py").touch()
     (other / "train" / "__main__.py").write_text("import sys; sys.exit('the code of the other checkout')")
     with pytest.raises(InputError, match="the code of the other checkout"):
         tables_speed.run_from(other, ["train"])
