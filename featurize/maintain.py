@@ -2,12 +2,14 @@
 ``missing`` and ``merge``, for engines that hand out shards: they load no model."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featurize.options import FeaturizeOptions, FeaturizeSettings, MergeOptions, MissingOptions, PlanOptions, VerifyOptions
+from featurize.plan.parts import WHOLE, Part, part_of_environment, part_of_text
 from featurize.run import featurize_command, fill_store, plan_command, plan_in_memory
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
@@ -32,11 +34,13 @@ class Verification:
         store: the store's folder.
         deep: whether every byte was read.
         findings: missing, damaged and flagged rows.
+        part: whose shards were looked at.
     """
 
     store: Path
     deep: bool
     findings: tuple[Finding, ...]
+    part: Part = WHOLE
 
     @property
     def complete(self) -> bool:
@@ -56,7 +60,8 @@ class Verification:
     def summary(self) -> str:
         """Return the findings for a person, a line each, and their counts."""
         hint = "" if self.deep or self.findings else "; --deep reads every byte"
-        return "\n".join([*map(str, self.findings), f"{self.store}: {self.counts()}{hint}"])
+        part = "" if self.part == WHOLE else f"part {self.part} of "
+        return "\n".join([*map(str, self.findings), f"{part}{self.store}: {self.counts()}{hint}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the findings as a JSON value."""
@@ -65,22 +70,25 @@ class Verification:
             "deep": self.deep,
             "complete": self.complete,
             "findings": [finding.record() for finding in self.findings],
+            **({} if self.part == WHOLE else {"part": str(self.part)}),
         }
 
 
 def verify(options: VerifyOptions) -> dict[str, Any]:
     """Report what is missing, damaged or flagged in a store; with ``repair``, compute it again. Returns the findings before and after."""
-    before = verify_store(options.store, deep=options.deep or options.repair)
+    part = part_of_environment(os.environ)[0] if options.part is None else part_of_text(options.part)
+    before = _verify(options.store, deep=options.deep or options.repair, part=part)
     say(before.summary())
     figures = {"command": "verify", **before.to_json()}
     if not options.repair or before.complete:
         return figures
-    commands = [_command_of(before.store, column, flags) for column, flags in _makers(before)]
+    made_by = [_command_of(before.store, column, flags) for column, flags in _makers(before)]
+    commands = [replace(command, part=str(part)) for command in made_by]
     for command in commands:
         plan_command(command)  # raises before anything is taken back
     failed = _take_back(before)
     computed = [featurize_command(command, retry=failed)["rows"] for command in commands]
-    after = verify_store(options.store, deep=True)
+    after = _verify(options.store, deep=True, part=part)
     for finding in after.findings:
         say(str(finding))
     say(f"{options.store}: after the repair {after.counts()}")
@@ -98,8 +106,11 @@ def verify_store(store: str | Path, *, deep: bool = False) -> Verification:
     Raises:
         InputError: there is no store.
     """
-    store = Path(store)
-    return Verification(store=store, deep=deep, findings=tuple(check_store(store, deep=deep)))
+    return _verify(Path(store), deep=deep, part=WHOLE)
+
+
+def _verify(store: Path, *, deep: bool, part: Part) -> Verification:
+    return Verification(store=store, deep=deep, findings=tuple(check_store(store, deep=deep, shards=part)), part=part)
 
 
 def repair_store(store: str | Path, corpus: Corpus) -> Verification:

@@ -251,6 +251,8 @@ class VerifyOptions(StoreOptions):
     repair: bool = False
     """Compute damaged and missing rows again (every byte is read for it), with the flags of the command that began each column. Images that
     failed are generated again in float32."""
+    part: str | None = None
+    """Part i/n of the shards, as featurize --part, with the same default: n processes, on as many machines, share the reading."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurize.fill.parts import WHOLE, Part, part_of_environment, part_of_text
 from featurize.fill.results import MOST_LOST, FeaturizeResult, Progress, ProgressCallback, column_results, progress_bar
 from featurize.options import FeaturizeOptions, FeaturizeSettings
+from featurize.plan.parts import WHOLE, Part, part_of_environment, part_of_text
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import require_type

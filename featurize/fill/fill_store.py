@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.fill.block import BlockRunner, BlockTask, Models, PromptWindow, RunState, window_rows
-from featurize.fill.parts import WHOLE, Part
 from featurize.fill.shards import ShardFiller
 from featurize.fill.text_column import TextRows, TextVectors
 from featurize.fill.writer_thread import stored_form
 from featurize.plan.job import Job
+from featurize.plan.parts import WHOLE, Part
 from featurize.plan.prompt_figures import prompt_figures
 from featurize.plan.prompt_reader import prompt_reader
 from lugpi_core.corpora.corpus import Corpus

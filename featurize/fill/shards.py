@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from featurize.fill.block import RunState
-from featurize.fill.parts import WHOLE, Part
 from featurize.fill.writer_thread import StoredRows, WriterThread
+from featurize.plan.parts import WHOLE, Part
 from lugpi_core.command_line import say
 from lugpi_core.store.lease import ShardBusy
 from lugpi_core.store.shard import ShardWriter

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,11 +56,12 @@ class Finding:
         return {**asdict(self), "rows": list(self.rows)}
 
 
-def check_store(store: Path, *, deep: bool) -> list[Finding]:
+def check_store(store: Path, *, deep: bool, shards: Container[int] | None = None) -> list[Finding]:
     """Return what is wrong in a store; nothing is changed.
 
     Args:
         store: the ``tokens`` folder.
+        shards: those that are looked at; None = all.
         deep: read every byte, and compare each row and each file with its hashes; otherwise check records, sizes and structure.
 
     Raises:
@@ -69,7 +70,7 @@ def check_store(store: Path, *, deep: bool) -> list[Finding]:
     folders = column_folders(store)
     if not folders:
         raise InputError(got=f"no token store in {store}", expected="one that featurize wrote", do="run python -m featurize first")
-    findings = [finding for folder in folders for finding in check_column(folder, deep=deep)]
+    findings = [finding for folder in folders for finding in check_column(folder, deep=deep, shards=shards)]
     return findings + _check_small_files(store, columns_are_valid=not any(finding.kind != "flagged" for finding in findings))
 
 
@@ -79,15 +80,16 @@ def column_folders(store: Path) -> list[Path]:
     return sorted(with_shards | {path.parent for path in store.glob(f"*/{MANIFEST}") if (_raw_manifest(path.parent) or {}).get("shards")})
 
 
-def check_column(folder: Path, *, deep: bool) -> list[Finding]:
-    """Return what is wrong in one column."""
+def check_column(folder: Path, *, deep: bool, shards: Container[int] | None = None) -> list[Finding]:
+    """Return what is wrong in one column; of ``shards`` alone if they are given."""
     try:
         spec, records = load_manifest(folder)
     except InputError as error:
         return [Finding(place=f"{folder.name}/{MANIFEST}", kind="damaged", rows=(), detail=str(error), column=folder.name)]
-    faults = _faults(folder, spec, records, deep=deep)
+    looked_at = [shard for shard in range(spec.shards) if shards is None or shard in shards]
+    faults = _faults(folder, spec, {shard: records[shard] for shard in looked_at if shard in records}, deep=deep)
     findings: list[Finding] = []
-    for shard in range(spec.shards):
+    for shard in looked_at:
         if shard not in records:
             findings.append(_unfinished(folder, spec, shard))
             continue

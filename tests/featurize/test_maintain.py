@@ -188,6 +188,27 @@ def test_a_repair_computes_damaged_rows_again_and_only_those(run: Path, original
     assert command("verify", run, "--deep")[0] == 0
 
 
+def test_parts_share_the_reading_and_repair_their_own_shards(
+    run: Path, original: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for row in (5, 9):
+        _flip(run, "vit-demo", row)
+    found = {part: command("verify", run, "--deep", "--part", f"{part}/4") for part in range(4)}
+    assert [[finding["rows"] for finding in figures["findings"]] for _, figures, _ in found.values()] == [[], [[5]], [[9]], []]
+    assert [(status, figures["complete"], figures["part"]) for status, figures, _ in found.values()] == [
+        (part in (1, 2), part not in (1, 2), f"{part}/4") for part in range(4)
+    ]
+    assert found[0][2] == f"part 0/4 of {run / 'tokens'}: complete and intact\n"
+    status, figures, _ = command("verify", run, "--repair", "--part", "1/4")
+    assert (status, figures["findings_left"]) == (0, [])
+    for name, value in {"ID": 2, "COUNT": 4, "MIN": 0}.items():  # the task of an array, without --part
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert command("verify", run, "--deep")[1]["findings"][0]["rows"] == [9]
+    assert command("verify", run, "--repair")[0] == 0
+    assert _shards(run) == _shards(original)
+    assert command("verify", run, "--deep", "--part", "4/4")[0] == 2
+
+
 def test_a_repair_computes_only_the_damaged_blocks(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     _flip(run, "vit-demo", 5)
     monkeypatch.delattr(TextToImage, "denoise")  # the latents are intact

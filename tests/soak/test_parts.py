@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from featurize.fill.parts import Part
+from featurize.plan.parts import Part
 from tests.soak import processes
 from tests.soak.worker import (
     MOST_IN_FLIGHT,

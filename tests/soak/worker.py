@@ -25,10 +25,10 @@ from featurize.fill import writer_thread as output
 from featurize.fill.block import Models, RunState
 from featurize.fill.fill_store import fill
 from featurize.fill.out_of_memory import StageBatches
-from featurize.fill.parts import WHOLE, Part
 from featurize.generate.families.family import PromptEmbeddings
 from featurize.plan.images import ImagePlan
 from featurize.plan.job import Job
+from featurize.plan.parts import WHOLE, Part
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.layout import SCALE, Dtype, ShardLayout
 from lugpi_core.store.manifest import MANIFEST, RECORDS, ColumnSpec, Record, load_manifest

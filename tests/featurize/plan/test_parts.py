@@ -2,7 +2,7 @@
 
 import pytest
 
-from featurize.fill.parts import WHOLE, Part, part_of_environment, part_of_text
+from featurize.plan.parts import WHOLE, Part, part_of_environment, part_of_text
 from lugpi_core.errors import InputError
 
 
