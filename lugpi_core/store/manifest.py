@@ -9,14 +9,14 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import create_whole, make_folder, open_file, read_at, read_json, write_bytes
+from lugpi_core.files import create_whole, is_orphan, make_folder, open_file, read_at, read_json, write_bytes
 from lugpi_core.fingerprint import Fingerprint, differences, digest
 from lugpi_core.store.layout import OWN_IMAGES, ROW_DTYPES, Dtype, ShardLayout
 from lugpi_core.store.lease import locked
@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RECORDS, RECORD_FORMAT = "records", "lugpi-shard-record"
 MOST_SHARDS = 1 << 20
+# An unfinished file of a shard; the second group says whose it is, where there are no leases.
+_UNFINISHED = re.compile(r"shard-([0-9]{5,7})\.h5(\.[^.]+)?\.(?:partial|suspect)")
 _RECORD_NAME = re.compile(r"shard-([0-9]{5,7})\.json")
 Record = dict[str, Any]
 # The records of record files by shard, each with what tells whether its file is still the same.
@@ -99,6 +101,11 @@ def is_of_own_pictures(spec: ColumnSpec) -> bool:
 def plain_shard_name(shard: int) -> str:
     """Return what the names of a shard's unfinished files and of its lease begin with. Earlier versions named the final file so."""
     return f"shard-{shard:05d}.h5"
+
+
+def lease_path(folder: Path, shard: int) -> Path:
+    """Return where the lease of a shard is."""
+    return folder / f".{plain_shard_name(shard)}.lease"
 
 
 def final_names(spec: ColumnSpec, shard: int) -> tuple[str, str]:
@@ -287,8 +294,8 @@ def refuse_difference(folder: Path, found: Fingerprint, wanted: Fingerprint) -> 
 
 
 def merge_records(folder: Path, elsewhere: Mapping[int, Record] | None = None) -> int:
-    """Copy the records of all record files, and of shards that are elsewhere, into the manifest; return how many shards it has. Any number
-    of processes may do so.
+    """Copy the records of all record files, and of shards that are elsewhere, into the manifest, and remove what others left unfinished of
+    these shards; return how many shards the manifest has. Any number of processes may do so.
 
     Raises:
         InputError: as ``load_manifest``.
@@ -298,7 +305,21 @@ def merge_records(folder: Path, elsewhere: Mapping[int, Record] | None = None) -
         records = with_files({**merged, **(elsewhere or {})}, read_record_files(folder, spec))
         if records != merged:
             _write(folder, spec, records)
+        _sweep_unfinished(folder, records)
     return len(records)
+
+
+def _sweep_unfinished(folder: Path, final: Container[int]) -> None:
+    """Remove unfinished files of final shards, which nobody will continue; the caller holds the folder's lock.
+
+    Such files are left where there are no leases or where another machine has sent the shard. One under a lease stays, and so does one
+    whose name tells of a process that may still work.
+    """
+    with os.scandir(folder) as entries:
+        names = [(int(match[1]), match[2], entry.name) for entry in entries if (match := _UNFINISHED.fullmatch(entry.name))]
+    for shard, owner, name in names:
+        if shard in final and not lease_path(folder, shard).exists() and (owner is None or is_orphan(folder / name)):
+            (folder / name).unlink(missing_ok=True)
 
 
 def drop_record(folder: Path, shard: int) -> None:

@@ -27,6 +27,7 @@ from lugpi_core.store.manifest import (
     RecordFiles,
     drop_record,
     final_names,
+    lease_path,
     merge_records,
     open_manifest,
     plain_shard_name,
@@ -164,7 +165,7 @@ class ColumnWriter:
             self._look_at(shard)
             if self.is_committed(shard):
                 return None
-            lease = take_lease(self._lease(shard), lock, self._seen) if self.has_leases else None
+            lease = take_lease(lease_path(self.folder, shard), lock, self._seen) if self.has_leases else None
         try:
             self._begun_s[shard] = time.monotonic()
             self._prepare(shard)
@@ -358,9 +359,6 @@ class ColumnWriter:
                     do=f"move {self.folder} away, or give another --run-dir",
                 )
         return spec
-
-    def _lease(self, shard: int) -> Path:
-        return self.folder / f".{plain_shard_name(shard)}.lease"
 
     def _partial(self, shard: int) -> Path:
         return self.folder / f"{plain_shard_name(shard)}{self._own_name}.partial"

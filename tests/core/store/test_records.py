@@ -220,6 +220,40 @@ def test_without_locks_written_rows_are_kept_too(tmp_path: Path, monkeypatch: py
     assert names_in(tmp_path) == ["manifest.json", SPEC.shard_name(0)]
 
 
+def test_what_others_left_unfinished_of_final_shards_goes_with_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are no leases: files of a process that ended, of killed ones of this machine and of another, of one that works."""
+    _without_locks(monkeypatch)
+    column, ended, working = (ColumnWriter(tmp_path, SPEC) for _ in range(3))
+    writers = [claimed(each, 0) for each in (ended, working)]
+    commit_shard(column, 0)
+    writers[0].close()
+    lost = {machine: f"shard-00001.h5.{machine}-{1 << 22}-00000000.partial" for machine in (host_name(), "01234567")}
+    for name in (*lost.values(), "shard-00001.h5.suspect"):
+        (tmp_path / "clip" / name).touch()
+    merge_records(tmp_path / "clip")
+    assert not (tmp_path / "clip/shard-00000.h5.partial").exists()
+    assert (tmp_path / "clip" / "shard-00001.h5.suspect").exists(), "that shard is not final"
+    commit_shard(column, 1)
+    assert column.finish()
+    final = [SPEC.shard_name(0), SPEC.shard_name(1)]
+    assert names_in(tmp_path) == sorted(["manifest.json", *final, lost["01234567"], writers[1].path.name])
+    working.commit(0, write_all(writers[1]))
+    assert names_in(tmp_path) == sorted(["manifest.json", *final, lost["01234567"]])
+
+
+def test_an_unfinished_file_under_a_lease_stays(tmp_path: Path) -> None:
+    """As of a run in an object store, to which another machine has sent the shard."""
+    column = ColumnWriter(tmp_path, SPEC)
+    writer = claimed(column, 0)
+    records = ColumnWriter(tmp_path / "other", SPEC)
+    commit_shard(records, 0)
+    merge_records(tmp_path / "clip", records.records)
+    assert writer.path.exists()
+    writer.close()
+    merge_records(tmp_path / "clip")
+    assert not writer.path.exists()
+
+
 def test_without_hard_links_a_record_is_renamed_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
