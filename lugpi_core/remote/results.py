@@ -34,6 +34,54 @@ def push_files(run: Path) -> None:
                     remote.put(path, path.name)
 
 
+def share_record(run: Path, name: str) -> bool:
+    """Have a small JSON file, which is written once, here and in the object store: one that is there takes the place of ours, else ours is
+    sent. Return whether ours was replaced. Does nothing in a run that is only local.
+
+    Args:
+        run: its local folder.
+        name: of the file, below it; it need not be here.
+    """
+    remote, path = remote_of(run), run / name
+    if remote is None:
+        return False
+    theirs = _json_there(remote, name)
+    if theirs is None and path.is_file():
+        try:
+            remote.put_new(path, name)
+        except Taken:  # by another machine in this moment, or torn
+            theirs = _json_there(remote, name)
+            if theirs is None:
+                remote.put(path, name)
+    if theirs is None or (path.is_file() and path.read_bytes() == theirs):
+        return False
+    is_replaced = path.is_file()
+    make_folder(path.parent)
+    write_bytes(path, theirs)
+    return is_replaced
+
+
+def share_records(run: Path, below: str, name: str) -> bool:
+    """Call ``share_record`` for the file of that name in every folder that a folder of the run has here or there; return whether one of
+    ours was replaced."""
+    remote = remote_of(run)
+    if remote is None:
+        return False
+    folders = {*remote.folders(below), *(path.parent.name for path in (run / below).glob(f"*/{name}"))}
+    replaced = [folder for folder in sorted(folders) if share_record(run, f"{below}/{folder}/{name}")]
+    return bool(replaced)
+
+
+def _json_there(remote: RemoteFolder, name: str) -> bytes | None:
+    """Return the content of a JSON file in the object store, or None if there is none or it is torn."""
+    data = remote.read(name)
+    try:
+        json.loads(data or b"")
+    except ValueError:
+        return None
+    return data
+
+
 def folders_there(run: Path) -> list[str]:
     """Return the names of the folders of a run that may be whole in the object store; empty if the run is only local."""
     remote = remote_of(run)

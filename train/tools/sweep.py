@@ -4,10 +4,12 @@
 journal, for its tools) and ``trial-007/`` for each trial, with its ``trial.json``.
 
 A sweep can be interrupted at any moment. The same command then resumes: no finished trial is trained again, and the running one continues
-from its checkpoint. A trial's parameters follow only from the space, ``--sampler-seed``, its number and the finished trials before it; each
-has a new sampler (TPE, Bergstra et al. 2011) with its own seed, and a trial is added to the study only when it is finished. On a cluster of
-Ray k trials are trained at once, and proposed from those before the k; a sweep keeps its k, also without a cluster. So an
-interrupted sweep proposes the same settings as an uninterrupted one wherever training is reproducible (on the CPU: bit for bit).
+from its checkpoint. In an object store ``space.json`` and the records of trials are there as soon as they are written, so that another
+machine resumes, too; checkpoints are not. A trial's parameters follow only from the space, ``--sampler-seed``, its number and the finished
+trials before it; each has a new sampler (TPE, Bergstra et al. 2011) with its own seed, and a trial is added to the study only when it is
+finished. On a cluster of Ray k trials are trained at once, and proposed from those before the k; a sweep keeps its k, also without a
+cluster. So an interrupted sweep proposes the same settings as an uninterrupted one wherever training is reproducible (on the CPU: bit for
+bit).
 
 The test split is not scored: a trial ends with its last epoch, and ``python -m train student`` trains and scores the best settings once.
 """
@@ -36,7 +38,7 @@ from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, read_json, write_bytes, write_json
 from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.fingerprint import differences
-from lugpi_core.remote.run import remote_of
+from lugpi_core.remote.results import share_record, share_records
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.stopping import terminated_like_interrupted
 from train.data.text_model import TextModel, find_text_model
@@ -86,8 +88,6 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
     if options.ray is not None:
         require_cluster(options.ray)
     folder = make_folder(options.folder)
-    if remote := remote_of(options.run):
-        say(f"note: the trials stay in {folder} and do not go to {remote.address}")
     with folder_lock(folder / LOCK, folder=folder) as is_ours:
         if not is_ours:
             raise InputError(
@@ -96,6 +96,9 @@ def sweep(options: SweepOptions) -> dict[str, Any]:
                 do="wait for it, or give another --name",
             )
         sweep_partials(folder)
+        share_record(options.run, _name_in_run(options, folder / SPACE))
+        if share_records(options.run, _name_in_run(options, folder), TRIAL):
+            (folder / JOURNAL).unlink(missing_ok=True)  # it is rebuilt from the records
         inputs = _load_inputs(options)
         with _trainer(options, inputs) as (at_once, train):
             _require_same_sweep(options, inputs, at_once)
@@ -135,6 +138,10 @@ def _trainer(options: SweepOptions, inputs: "_Inputs") -> Iterator[tuple[int, Ca
         )
         with terminated_like_interrupted(), RayCrew(work) as crew:
             yield most, partial(_train_in, crew)
+
+
+def _name_in_run(options: SweepOptions, path: Path) -> str:
+    return path.relative_to(options.run).as_posix()
 
 
 def _name_of(trial: Trial) -> str:
@@ -263,14 +270,15 @@ def _require_same_sweep(options: SweepOptions, inputs: _Inputs, at_once: int) ->
         **({AT_ONCE: at_once} if at_once > 1 else {}),
     }
     path = options.folder / SPACE
-    if path.is_file() and (unlike := differences(read_json(path), space)):
+    if not path.is_file():
+        write_json(path, space)
+        share_record(options.run, _name_in_run(options, path))
+    if unlike := differences(read_json(path), space):
         raise InputError(
             got=f"{options.folder}, another sweep: {'; '.join(unlike)}",
             expected="the same space and settings as that sweep's",
             do="repeat them, or give another --name",
         )
-    if not path.is_file():
-        write_json(path, space)
 
 
 def _require_layers(options: SweepOptions, text_model: TextModel) -> None:
@@ -323,6 +331,7 @@ def _train_trial(options: SweepOptions, trial: Trial, inputs: _Inputs) -> None:
         say(f"trial {number} (of 0 to {options.trials - 1}): " + ", ".join(f"{name} {_short(value)}" for name, value in parameters.items()))
         trained = _train(_plan(options, number, parameters, inputs), _score_name(options, inputs))
         write_json(folder / TRIAL, {"trial": number, "parameters": parameters, **trained})
+        share_record(options.run, _name_in_run(options, folder / TRIAL))
     record: dict[str, Any] = read_json(folder / TRIAL)
     remove_checkpoints(folder)
     for name in (LOG, TRAINING):

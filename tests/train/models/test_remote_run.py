@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from lugpi_core.store.layout import LATENTS
 from tests.support.faulty_store import FaultyStore
 from train.cli import main
 from train.file_names import METRICS, WEIGHTS
+from train.models.plan import ModelPlan
 
 ADDRESS = "memory://bucket/run"
 Train = Callable[..., tuple[int, str]]
@@ -114,3 +116,56 @@ def test_a_damaged_shard_in_the_store_is_not_read(remote_run: object, train: Tra
     assert f"got {ADDRESS}/{name}" in said
     assert "whose content differs from its record" in said
     assert "teacher/files.json" not in objects()
+
+
+def test_a_sweep_goes_on_with_the_trials_of_a_machine_that_is_gone(
+    remote_run: type[FaultyStore], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, str]] = []
+    machine = "first"
+
+    def no_training(plan: ModelPlan, score_name: str) -> dict[str, Any]:
+        if machine == "ends" and len(trained) == 4:
+            raise KeyboardInterrupt
+        trained.append((machine, plan.folder.name))
+        record = {"epoch": 1, score_name: len(trained) / 8, "seconds": 1.0}
+        return {"failed": None, score_name: record[score_name], "best_epoch": 0, "history": [record], "seconds": 1.0}
+
+    def sweep(*more: str) -> tuple[int, str]:
+        return train("sweep", tmp_path / machine, "--over", "temperature=1:10", *more)
+
+    monkeypatch.setattr("train.tools.sweep._train", no_training)
+    assert train("teacher", tmp_path / machine, "--privileged", "none", "--name", "teacher")[0] == 0
+    status, said = sweep("--trials", "3")
+    assert status == 0, said
+    assert {f"sweep/student/trial-{number:03d}/trial.json" for number in range(3)} | {"sweep/student/space.json"} <= objects().keys()
+    machine = "ends"
+    assert sweep("--trials", "5")[0] == 130
+    machine = "next"
+    torn = "sweep/student/trial-001/trial.json"
+    whole = objects()[torn]
+    FaultyStore().pipe_file(f"{ADDRESS}/{torn}", whole[:100])  # by a machine that is gone, to a store that shows unfinished objects
+    status, said = sweep("--trials", "5")
+    assert status == 0, said
+    by_machine = {by: [name[-3:] for each, name in trained if each == by] for by, _ in trained}
+    assert by_machine == {"first": ["000", "001", "002"], "ends": ["003"], "next": ["001", "004"]}
+    parameters = [json.loads(data)["parameters"] for data in (whole, objects()[torn])]
+    assert parameters[0] == parameters[1]
+    assert sweep("--trials", "5", "--sampler-seed", "1")[0] == 2, "another space"
+
+
+def test_of_two_machines_that_train_one_trial_the_first_to_send_it_stays(
+    remote_run: type[FaultyStore], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def while_another_sends(plan: ModelPlan, score_name: str) -> dict[str, Any]:
+        score = 0.75
+        record = {"failed": None, score_name: score, "best_epoch": 0, "history": [{"epoch": 1, score_name: score}], "seconds": 1.0}
+        other = {"trial": 0, "parameters": {"temperature": 2.5}, **record}
+        FaultyStore().pipe_file(f"{ADDRESS}/sweep/student/trial-000/trial.json", json.dumps(other).encode())
+        return record | {score_name: 0.25, "history": [{"epoch": 1, score_name: 0.25}]}
+
+    monkeypatch.setattr("train.tools.sweep._train", while_another_sends)
+    assert train("teacher", tmp_path, "--privileged", "none", "--name", "teacher")[0] == 0
+    status, said = train("sweep", tmp_path, "--over", "temperature=1:10", "--trials", "1")
+    assert status == 0, said
+    assert json.loads(said.splitlines()[-1])["best"] == {"trial": 0, "parameters": {"temperature": 2.5}, "validation_accuracy": 0.75}
