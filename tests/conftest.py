@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from lugpi_core.runtime.libraries import prepare_libraries, without_garbage_collection
 from tests.support.checkout import ROOT, Command, Start
@@ -18,11 +18,13 @@ from tests.support.topics import topic_texts
 
 if TYPE_CHECKING:
     from tests.support.faulty_store import FaultyStore
+    from tests.support.fork_server import ForkServer, Process
     from tests.support.s3_server import S3Server
 
 # The same examples every time; hypothesis measures no time.
-settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("suite")
+_SAME = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", _SAME, max_examples=30)
+settings.register_profile("soak", _SAME, max_examples=500)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # One thread per process, ours and torch's (before it is imported): with more, two processes on two cores wait for each other, and two
@@ -38,9 +40,14 @@ WHOLE = {"benchmarks", "dev", "docs", "end_to_end", "soak"}
 _FIGURES = pytest.StashKey[list[str]]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples properties are tried on."""
+    settings.load_profile("soak" if config.getoption("--soak") else "suite")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--soak``, which ``make soak`` gives."""
-    parser.addoption("--soak", action="store_true", help="run the fault campaigns with their long counts (make soak)")
+    parser.addoption("--soak", action="store_true", help="only what has a long form, in that form (make soak)")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,18 +65,26 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test with the tier of its folder; a test that runs commands in their own processes belongs to the upper tier anywhere.
 
-    Tests that are marked ``soak`` are skipped without ``--soak``.
+    Tests that are marked ``soak`` are left out without ``--soak``; with it, all that have no long form are.
     """
+    is_soak = bool(config.getoption("--soak"))
+    chosen = [item for item in items if (_has_long_form(item) if is_soak else item.get_closest_marker("soak") is None)]
+    config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
+    items[:] = chosen
     for item in items:
         is_whole = item.path.relative_to(ROOT / "tests").parts[0] in WHOLE
         starts_commands = isinstance(item, pytest.Function) and any(kind in (Command, Start) for kind in item.obj.__annotations__.values())
         item.add_marker("whole" if is_whole or starts_commands else "unit")
-        if item.get_closest_marker("soak") and not config.getoption("--soak"):
-            item.add_marker(pytest.mark.skip(reason="in make soak"))
         if "s3" in getattr(
             item, "fixturenames", ()
         ):  # aiohttp leaves the connections of a server that was stopped to the garbage collector
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
+
+
+def _has_long_form(item: pytest.Item) -> bool:
+    """Whether a test belongs to ``make soak``: the fault campaigns, what is marked, and properties, which are tried on more examples."""
+    is_counted = isinstance(item, pytest.Function) and ("campaign" in item.fixturenames or is_hypothesis_test(item.obj))
+    return is_counted or item.get_closest_marker("soak") is not None or item.path.parent == ROOT / "tests" / "soak"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,36 +116,53 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
 @pytest.fixture(scope="session")
-def command() -> Command:
-    """Run ``python -m …`` from the checkout in its own process, as a user would, and wait for it."""
+def fork_server() -> "Iterator[ForkServer]":
+    """What has imported the libraries for all commands."""
+    from tests.support.fork_server import ForkServer
 
-    def run(*arguments: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
-        words = [sys.executable, "-m", *map(str, arguments)]
-        return subprocess.run(words, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=timeout_s, check=False)
-
-    return run
+    server = ForkServer()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Start ``python …`` (such as ``-m train …`` or ``-c …``) from the checkout without waiting; what still runs at the end is killed."""
-    children: list[subprocess.Popen[str]] = []
+def start(fork_server: "ForkServer") -> Iterator[Start]:
+    """Start ``python …`` (such as ``-m train …`` or ``-c …``) from the checkout in its own process, without waiting; what still runs at the
+    end is killed."""
+    children: list[Process] = []
 
-    def run(*arguments: str | Path) -> "subprocess.Popen[str]":
-        words = [sys.executable, *map(str, arguments)]
-        child = subprocess.Popen(words, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        children.append(child)
-        return child
+    def run(*arguments: str | Path) -> "Process":
+        children.append(fork_server.start(*arguments))
+        return children[-1]
 
     yield run
     for child in children:
         child.kill()
         child.communicate()
+
+
+@pytest.fixture
+def command(start: Start) -> Command:
+    """Run ``python -m …`` from the checkout in its own process and wait for it."""
+
+    def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+        child = start("-m", *arguments)
+        out, err = child.communicate(timeout=240)
+        return subprocess.CompletedProcess(arguments, child.wait(), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def new_command() -> Command:
+    """Run ``python …`` from the checkout as a user would: the process imports what it needs itself, which takes seconds."""
+
+    def run(*arguments: str | Path, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+        words, environment = [sys.executable, *map(str, arguments)], {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    return run
 
 
 @pytest.fixture(scope="session")

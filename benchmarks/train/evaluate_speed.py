@@ -63,7 +63,7 @@ def measure(*, smoke: bool, record: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, texts = write_classifier(folder / "model"), mixed_texts(64 if smoke else TEXTS)
+        model, texts = write_classifier(folder / "model"), mixed_texts(FEW if smoke else TEXTS)
         write_texts(folder / "few.csv", texts[:FEW])
         figures: dict[str, Any] = {
             "commands": commands(folder, model, rounds=1 if smoke else 6),

@@ -11,18 +11,28 @@ from benchmarks import experiments, harness
 from benchmarks.cli import main
 from benchmarks.options import DemoOptions, RealOptions
 from lugpi_core.errors import InputError
+from tests.support import pages
 
 
+@pytest.mark.filterwarnings("ignore:--limit leaves no (train|validation|test) example:UserWarning")
 def test_the_record_of_the_demo_is_what_tables_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
+    commands: list[Sequence[str]] = []
+
+    def run_here(several: Sequence[Sequence[str]]) -> None:
+        commands.extend(several)
+        assert [pages.run(["-m", *command]) for command in several] == [0] * len(several)
+
+    monkeypatch.setattr(experiments, "run_commands", run_here)  # in no processes of their own, which import everything again
     assert main(["demo", "--smoke", "--record", "--runs", str(tmp_path / "runs")]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     record = json.loads((tmp_path / "results" / printed["recorded"]).read_text())
     tables = json.loads((tmp_path / "runs" / "demo-smoke" / "tables.json").read_text())
     assert record["figures"] == {"settings": "--dataset demo --text-model demo --epochs 10 --learning-rate 5e-4", **tables}
+    assert [command[0] for command in commands] == ["featurize", "featurize", "train"]
     assert {"table1", "unlabelled"} <= {table["name"] for table in record["figures"]["tables"]}
     assert record["figures"]["complete"]
     assert record["figures"]["rows"]["student-none-more"]["seeds"] == [0]

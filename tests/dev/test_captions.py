@@ -25,29 +25,33 @@ def real_world() -> World:
     return load_world(WORDNET)
 
 
+@pytest.fixture(scope="module")
+def real_texts(real_world: World, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    return training_texts(real_world, tmp_path_factory.mktemp("recipe"))
+
+
 def training_texts(world: World, folder: Path) -> set[str]:
     """Return all training texts of all models, case-folded."""
     return {text.casefold() for text in [*world.texts(), *Recipe(world, folder).glosses()]}
 
 
-def test_no_validation_or_test_text_of_the_demo_is_trained_on(real_world: World, tmp_path: Path) -> None:
+def test_no_validation_or_test_text_of_the_demo_is_trained_on(real_world: World, real_texts: set[str]) -> None:
     corpus = load_demo()
     unseen = [example for example in corpus.examples if example.split != "train"]
     assert len(unseen) == 12 * 220
     assert not {example.id for example in unseen} & set(real_world.synsets)
-    texts = training_texts(real_world, tmp_path)
-    assert len(texts) > 200_000
-    assert not {example.text.casefold() for example in unseen} & texts
-    whole = "\n".join(texts)
+    assert len(real_texts) > 200_000
+    assert not {example.text.casefold() for example in unseen} & real_texts
+    whole = "\n".join(real_texts)
     assert not [example.text for example in unseen if example.text.casefold() in whole]
 
 
-def test_the_dev_synsets_are_held_out_too(real_world: World, tmp_path: Path) -> None:
+def test_the_dev_synsets_are_held_out_too(real_world: World, real_texts: set[str]) -> None:
     dev = real_world.held.dev
     assert len(dev) == 12 * 100
     assert not set(dev) & {example.id for example in load_demo().examples}
     assert not set(dev) & set(real_world.synsets)
-    assert not {text.casefold() for text, _ in dev.values()} & training_texts(real_world, tmp_path)
+    assert not {text.casefold() for text, _ in dev.values()} & real_texts
 
 
 def test_a_held_out_synset_is_no_caption_gloss_or_hypernym(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_images_of_unseen_texts_are_nearest_to_their_own_text(clip: Clip, unseen
 
 
 def test_images_of_unseen_texts_predict_their_topics(generator: ImageGenerator, unseen: tuple[list[str], list[str], torch.Tensor]) -> None:
-    fitted, (_, topics, images) = demo_glosses("train"), unseen
+    fitted, (_, topics, images) = demo_glosses("train")[::3], unseen
     encoder = ImageEncoder(find_encoder("clip-demo"), resolve_compute("cpu", "auto", half="float16"))
     train_features = pooled_tokens(encoder, generator.images([text for text, _ in fitted]))
     accuracy = probe(train_features, [topic for _, topic in fitted], pooled_tokens(encoder, images), topics)

@@ -27,6 +27,9 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if code.is_python:
             with contextlib.redirect_stdout(None):
                 exec(compile(code.text, f"{TUTORIAL}:{code.line}", "exec"), names)
+            if not (tmp_path / "runs").exists():  # a third of its texts are enough to see that every command runs
+                corpus = (tmp_path / "things.csv").read_text().splitlines(keepends=True)
+                (tmp_path / "things.csv").write_text("".join([corpus[0], *corpus[1::3]]))
         elif code.words[0] != "make":
             assert run(code.words) == 0, code
 

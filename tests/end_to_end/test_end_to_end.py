@@ -1,4 +1,4 @@
-"""The whole line as README types it, each command in its own process."""
+"""The whole line as README types it, each command in its own process; one of each package imports what it needs itself."""
 
 import json
 import subprocess
@@ -18,15 +18,15 @@ def figures(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
     return last
 
 
-def test_the_embedded_default_runs_from_text_to_table(command: Command, tmp_path: Path) -> None:
-    common = ("--dataset", "demo", "--limit", "120", "--run-dir", tmp_path)
+def test_the_embedded_default_runs_from_text_to_table(new_command: Command, command: Command, tmp_path: Path) -> None:
+    common = ("--dataset", "demo", "--limit", "60", "--run-dir", tmp_path)
     training = ("--text-model", "demo", "--epochs", "1")
     store = figures(command("featurize", *common, "--generator", "demo", "--encoders", "demo"))
-    assert sum(store["examples"].values()) == store["rows"]["drawn"] == store["drawings"] == 120
+    assert sum(store["examples"].values()) == store["rows"]["drawn"] == store["drawings"] == 60
     next((tmp_path / "tokens" / "clip-demo").glob("shard-*.h5")).unlink()
-    repair = figures(command("featurize", "verify", "--dataset", "demo", "--run-dir", tmp_path, "--repair"))
-    assert (repair["complete"], repair["made_again"][0]["encoded"]) == (True, 120), "the libraries are prepared there, too"
-    figures(command("train", "baseline", *common, *training))
+    repair = figures(new_command("-m", "featurize", "verify", "--dataset", "demo", "--run-dir", tmp_path, "--repair"))
+    assert (repair["complete"], repair["made_again"][0]["encoded"]) == (True, 60), "the libraries are prepared there, too"
+    figures(new_command("-m", "train", "baseline", *common, *training))
     teacher = figures(command("train", "teacher", *common, *training, "--image-tokens", "clip-demo"))
     assert teacher["notice"]
     figures(command("train", "student", *common, *training))

@@ -70,12 +70,8 @@ def signalled(*numbers: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_the_same_model_as_one(
-    alone: Path, flags: tuple[str, ...], tmp_path: Path, name: str, count: int, campaign: Callable[[int, int], int]
-) -> None:
-    if count > campaign(2, 4):
-        pytest.skip("four processes: in make soak")
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.soak)])
+def test_several_processes_train_the_same_model_as_one(alone: Path, flags: tuple[str, ...], tmp_path: Path, name: str, count: int) -> None:
     run = tmp_path / "run"
     for folder in ("tokens", *(("teacher", "mean") if name == "student" else ())):
         shutil.copytree(alone / folder, run / folder)
@@ -94,12 +90,10 @@ def test_weights_that_nothing_reaches_stop_no_training(planted: Planted, flags: 
     assert_same_training(tmp_path / "alone", tmp_path / "run", "baseline")
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_a_signal_to_one_process_stops_all_and_another_number_of_them_continues(
-    alone: Path, flags: tuple[str, ...], tmp_path: Path, count: int, campaign: Callable[[int, int], int]
+    alone: Path, flags: tuple[str, ...], tmp_path: Path, count: int
 ) -> None:
-    if count > campaign(2, 4):
-        pytest.skip("four processes: in make soak")
     run = tmp_path / "run"
     shutil.copytree(alone / "tokens", run / "tokens")
     words = [*TEACHER, *flags, "--run-dir", str(run)]

@@ -69,7 +69,9 @@ def test_a_process_of_srun_is_a_part_on_a_card_of_its_own(
     assert cards == [1]
 
 
-def test_a_new_process_fills_the_store_and_prints_one_json_object(command: Command, table: Path, store: Path, tmp_path: Path) -> None:
+def test_a_process_of_its_own_fills_the_store_and_prints_one_json_object(
+    command: Command, table: Path, store: Path, tmp_path: Path
+) -> None:
     done = command("featurize", "--dataset", table, "--run-dir", tmp_path, *DEMO)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
@@ -247,8 +249,8 @@ def test_a_run_folder_that_cannot_be_written_is_refused(table: Path, capsys: pyt
     assert "below-a-file/tokens (Not a directory); expected a folder that can be written" in line
 
 
-def test_an_error_in_a_process_of_its_own_has_no_traceback(command: Command, tmp_path: Path) -> None:
-    done = command("featurize", "--dataset", "demo", "--run-dir", tmp_path, "--generator", "papre")
+def test_an_error_in_a_process_of_its_own_has_no_traceback(new_command: Command, tmp_path: Path) -> None:
+    done = new_command("-m", "featurize", "--dataset", "demo", "--run-dir", tmp_path, "--generator", "papre")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: got --generator papre; expected a preset, PRESET=FOLDER, a diffusers folder, a .safetensors file or a hub id owner/name; "

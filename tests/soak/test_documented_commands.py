@@ -26,13 +26,12 @@ def test_the_comparison_of_the_embedded_generators_runs(tmp_path: Path, monkeypa
     commands = [code.words[3:] for code in code_of("docs/generators.md") if "demo" in code.words]
     assert [words[0] for words in commands] == ["--dataset"] * 3 + ["inspect"]
     for words in commands:
-        assert main([*words, "--limit", "100"]) == 0
-    assert (tmp_path / "runs" / "demo-100" / "comparison.json").is_file()
+        assert main([*words, "--limit", "40"]) == 0
+    assert (tmp_path / "runs" / "demo-40" / "comparison.json").is_file()
 
 
-def test_the_commands_for_files_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("--soak"):
-        pytest.skip("six commands: in make soak")
+@pytest.mark.soak
+def test_the_commands_for_files_of_ones_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     models = tmp_path / "models"
     tiny_pipeline("prx", models / "prx-512")

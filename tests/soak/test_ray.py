@@ -47,11 +47,7 @@ cluster.shutdown()
 """
 
 
-@pytest.fixture(autouse=True, scope="session")
-def only_in_soak(request: pytest.FixtureRequest) -> None:
-    """Skip before a Ray is started for these tests alone."""
-    if not request.config.getoption("--soak"):
-        pytest.skip("clusters, and drivers that import everything: in make soak")
+pytestmark = pytest.mark.soak
 
 
 def start(*words: str) -> "subprocess.Popen[str]":
@@ -142,8 +138,8 @@ def test_the_task_of_a_removed_node_is_done_though_no_cpu_is_free(
     report(f"Ray: a node removed {kills} times, all of {tasks} tasks done")
 
 
-def test_every_part_of_the_benchmark_runs(command: Command) -> None:
-    done = command("benchmarks", "ray", "--smoke", timeout_s=1800)
+def test_every_part_of_the_benchmark_runs(new_command: Command) -> None:
+    done = new_command("-m", "benchmarks", "ray", "--smoke", timeout_s=1800)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])["figures"]
     assert len(figures["shard"]["rounds"]["actor"]) == len(figures["actors"]["rounds"]["two"]) == 1

@@ -244,7 +244,9 @@ def _stop_again_and_again(start: Start, straight: _Uninterrupted, folder: Path, 
     return took_s
 
 
-@pytest.mark.parametrize(("how", "imports_s"), [(_Fork, 0), (_Process, 6)], ids=["forks", "processes"])
+@pytest.mark.parametrize(
+    ("how", "imports_s"), [pytest.param(_Fork, 0, id="forks"), pytest.param(_Process, 6, marks=pytest.mark.soak, id="processes")]
+)
 def test_runs_stopped_at_random_moments_continue_to_the_same_bytes(
     straight: _Uninterrupted,
     tmp_path: Path,
@@ -253,7 +255,7 @@ def test_runs_stopped_at_random_moments_continue_to_the_same_bytes(
     campaign: Callable[[int, int], int],
     report: Callable[[str], None],
 ) -> None:
-    stops = campaign(1 if imports_s else 5, 50)
+    stops = campaign(5, 50)
     took_s = sorted(_stop_again_and_again(how, straight, tmp_path, stops, straight.whole_s + imports_s))
     kind = "processes" if imports_s else "forks"
     report(

@@ -18,11 +18,8 @@ from tests.support.small_training import without_dropout
 from tests.support.trained import assert_same_training
 from train.cli import main
 
-
-@pytest.fixture(autouse=True)
-def only_in_soak(request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("--soak"):
-        pytest.skip("real launchers, each process importing everything: in make soak")
+# Real launchers, each process importing everything.
+pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,7 @@ def test_full_prompts_are_as_long_as_they_may_be() -> None:
     assert tokenizer(tokenizer.apply_chat_template([]))["input_ids"] == [1]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("preset", MODELS)
-def test_the_record_is_what_is_counted(tmp_path: Path, preset: str, request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("--soak"):
-        pytest.skip("some seconds for each preset: in make soak")
+def test_the_record_is_what_is_counted(tmp_path: Path, preset: str) -> None:
     assert on_card(real_generator(tmp_path, preset)) == RECORD[preset]

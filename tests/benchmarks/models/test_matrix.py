@@ -18,6 +18,15 @@ def measured(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict
     return status, json.loads(lines[-1]) if lines else {}
 
 
+def test_an_architecture_travels_from_its_folder_to_an_onnx_file(capsys: pytest.CaptureFixture[str]) -> None:
+    status, result = measured(capsys, "--only", "bert")
+    (row,) = result["figures"]["rows"]
+    assert (status, row["fault"], row["refused"]) == (0, None, None)
+    assert row["evaluated"] <= 1e-6
+    assert row["exported"] <= 1e-4
+
+
+@pytest.mark.soak
 def test_the_short_form_has_one_architecture_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
     status, result = measured(capsys, "--smoke")
     rows = {row["architecture"]: row for row in result["figures"]["rows"]}

@@ -16,7 +16,7 @@ from featurize.generate.generators import find_generator, generator_settings
 from featurize.generate.text_to_image import TextToImage
 from featurize.options import CompileChoice
 from lugpi_core.runtime.device import resolve_compute
-from tests.support.checkout import Start
+from tests.support.checkout import Command
 
 # torch's own compiler meets torch's own deprecations when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -281,15 +281,13 @@ print(json.dumps({"apart": apart, "graphs": metrics, "after": torch.equal(model.
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++, which is not here")
-@pytest.mark.parametrize("part", ["regional", "whole"])
-def test_really_compiled_latents_are_the_same_to_rounding(part: str, campaign: Callable[[int, int], int], start: Start) -> None:
-    if part == "whole" and not campaign(0, 1):
-        pytest.skip("a minute and more of g++: make soak")
-    child = start("-c", COMPILE, part)
-    output, errors = child.communicate(timeout=280)
-    assert child.returncode == 0, errors
-    assert "warning" not in errors.lower(), errors
-    figures = json.loads(output.splitlines()[-1])
+@pytest.mark.parametrize("part", ["regional", pytest.param("whole", marks=pytest.mark.soak)])
+def test_really_compiled_latents_are_the_same_to_rounding(part: str, new_command: Command) -> None:
+    """The whole denoiser takes a minute and more of g++."""
+    done = new_command("-c", COMPILE, part, timeout_s=280)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower(), done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
     assert max(figures["apart"]) <= 1e-4
     assert figures["apart"][0] > 0, "the same bits would be those of the same kernels"
     assert figures["after"]

@@ -313,7 +313,6 @@ def test_a_number_of_processes_that_is_none_is_refused(small_csv: Path, tmp_path
 
 def test_a_process_that_is_interrupted_while_it_waits_for_a_model_ends_in_silence(start: Start) -> None:
     waiting = start("-c", WAITING)
-    assert waiting.stdout is not None
     assert waiting.stdout.readline() == "waits\n"
     time.sleep(0.2)  # the thread that reads begins to wait
     waiting.send_signal(signal.SIGINT)
