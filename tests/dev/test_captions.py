@@ -35,6 +35,7 @@ def training_texts(world: World, folder: Path) -> set[str]:
     return {text.casefold() for text in [*world.texts(), *Recipe(world, folder).glosses()]}
 
 
+@pytest.mark.soak
 def test_no_validation_or_test_text_of_the_demo_is_trained_on(real_world: World, real_texts: set[str]) -> None:
     corpus = load_demo()
     unseen = [example for example in corpus.examples if example.split != "train"]
@@ -46,6 +47,7 @@ def test_no_validation_or_test_text_of_the_demo_is_trained_on(real_world: World,
     assert not [example.text for example in unseen if example.text.casefold() in whole]
 
 
+@pytest.mark.soak
 def test_the_dev_synsets_are_held_out_too(real_world: World, real_texts: set[str]) -> None:
     dev = real_world.held.dev
     assert len(dev) == 12 * 100
