@@ -17,6 +17,7 @@ from tests.support.checkout import ROOT, Command, Start
 from tests.support.topics import topic_texts
 
 if TYPE_CHECKING:
+    from featurize.encode.encoder_files import Choice, EncoderFiles
     from tests.support.faulty_store import FaultyStore
     from tests.support.fork_server import ForkServer, Process
     from tests.support.s3_server import S3Server
@@ -32,6 +33,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 # A shell ignores SIGINT in background jobs, and so would the tests, which send it to themselves, and their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# No test cuts the power: what a run syncs, thirty times, need not reach the disk. Tests count these calls and let them fail.
+os.fsync = os.fdatasync = lambda descriptor: None
 # Before collection: some test modules import transformers or open_clip themselves.
 prepare_libraries()
 
@@ -92,6 +95,37 @@ def _frozen_heap() -> None:
     """Nor is garbage looked for in what the tests before have imported."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _embedded_encoders_are_found_once(request: pytest.FixtureRequest, found_encoders: "dict[object, EncoderFiles]") -> Iterator[None]:
+    """Build and run the embedded encoders, to find out how many tokens they have, once and not for each run of featurize; but where
+    finding encoders is what is tested."""
+    place = request.path.relative_to(ROOT / "tests").parts
+    if place[0] not in ("featurize", "soak") or place[1] == "encode":
+        yield
+        return
+    from featurize.encode import encoders
+    from lugpi_core.runtime.pretrained import EMBEDDED_FOLDER
+
+    find = encoders._from_folder
+
+    def from_folder(name: str, folder: Path, choice: "Choice") -> "EncoderFiles":
+        if not folder.is_relative_to(EMBEDDED_FOLDER):
+            return find(name, folder, choice)
+        if (name, folder, choice) not in found_encoders:
+            found_encoders[name, folder, choice] = find(name, folder, choice)
+        return found_encoders[name, folder, choice]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "_from_folder", from_folder)
+        yield
+
+
+@pytest.fixture(scope="session")
+def found_encoders() -> "dict[object, EncoderFiles]":
+    """The embedded encoders by name, folder and choice."""
+    return {}
 
 
 @pytest.fixture

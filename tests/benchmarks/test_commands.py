@@ -86,6 +86,7 @@ def test_a_record_contains_its_provenance(tmp_path: Path, monkeypatch: pytest.Mo
     assert {"versions", "commit", "platform", "made_at"} <= set(written["provenance"])
 
 
+@pytest.mark.filterwarnings("ignore:--limit leaves no (train|validation|test) example:UserWarning")
 @pytest.mark.parametrize("question", ["store", "featurize", "train", "memory", "fidelity", "evaluate"])
 def test_a_benchmark_runs_in_smoke_size(question: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([question, "--smoke"]) == 0
