@@ -4,10 +4,10 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from lugpi_core.runtime.libraries import this_process_is_a_command
+        from lugpi_core.runtime.libraries import this_process_is_ours
         from train.cli import main
 
-        this_process_is_a_command()
+        this_process_is_ours()
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:  # before the command has begun, while modules are imported
         sys.exit(130)

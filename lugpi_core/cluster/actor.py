@@ -17,7 +17,7 @@ from typing import Any
 
 from lugpi_core.command_line import show_warnings_in_one_line
 from lugpi_core.errors import DISK_FAULTS, InputError
-from lugpi_core.runtime.libraries import without_garbage_collection
+from lugpi_core.runtime.libraries import starting, this_process_is_ours
 from lugpi_core.runtime.meters import versions
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
@@ -106,7 +106,8 @@ class TaskActor:
             _require_same(setup)
             if not setup.has_gpu:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # without num_gpus Ray leaves it unset, and every GPU can be seen
-            with without_garbage_collection():  # this imports what the function needs
+            this_process_is_ours()
+            with starting():  # this imports what the function needs
                 function, given = pickle.loads(inputs)
             self._do: Callable[[Any], Any] = function(given)
 

@@ -43,18 +43,18 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Look for no garbage inside the block and, in the process of a command, never among what it leaves: the 300,000 objects of the
-    model libraries. For what a command does once, at its start: a model that is trained and dropped before the block ends would stay.
+    """Look for no garbage inside the block and, in a process of ours, never among what it leaves: the 300,000 objects of the model
+    libraries. For what a process does once, at its start: a model that is dropped before the block ends would stay.
     """
     with without_garbage_collection():
         yield
-        if _commands:
+        if _ours:
             gc.freeze()
 
 
-def this_process_is_a_command() -> None:
-    """State that this process runs one command and nothing else: only its garbage can be there. ``starting`` keeps it for good."""
-    _commands.append(True)
+def this_process_is_ours() -> None:
+    """State that this process was started for a command of ours: it has no garbage of a user's that ``starting`` would keep."""
+    _ours.append(True)
 
 
 def prepare_libraries() -> None:
@@ -125,6 +125,6 @@ def _declare() -> None:
     _declared.append(library)
 
 
-_commands: list[bool] = []
+_ours: list[bool] = []
 # A Library object withdraws its schemas when it is collected.
 _declared: list[object] = []

@@ -19,7 +19,7 @@ from lugpi_core.runtime.libraries import (
     declare_torchvision_operators,
     prepare_libraries,
     starting,
-    this_process_is_a_command,
+    this_process_is_ours,
     without_garbage_collection,
 )
 from tests.support.checkout import ROOT
@@ -75,12 +75,12 @@ def test_garbage_is_collected_again_after_imports() -> None:
 
 def test_what_a_command_imports_is_never_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen: list[bool] = []
-    monkeypatch.setattr(libraries, "_commands", [])
+    monkeypatch.setattr(libraries, "_ours", [])
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
     with starting():
         pass
     assert frozen == [], "the process is a user's, whose garbage may be large"
-    this_process_is_a_command()
+    this_process_is_ours()
     with starting():
         pass
     assert frozen == [False], "before anything can be looked at"
