@@ -13,7 +13,13 @@ from lugpi_core.errors import InputError, one_line
 # Scheme → (module, exceptions) that its library raises besides OSError, each module imported with the library.
 _RAISED: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "s3": (("botocore.exceptions", ("BotoCoreError", "ClientError")), ("aiohttp", ("ClientError",))),
-    "gs": (("gcsfs.retry", ("HttpError",)), ("google.auth.exceptions", ("GoogleAuthError",)), ("aiohttp", ("ClientError",))),
+    # gcsfs: a plain ValueError for status 400
+    "gs": (
+        ("gcsfs.retry", ("HttpError",)),
+        ("builtins", ("ValueError",)),
+        ("google.auth.exceptions", ("GoogleAuthError",)),
+        ("aiohttp", ("ClientError",)),
+    ),
     "az": (("azure.core.exceptions", ("AzureError",)), ("aiohttp", ("ClientError",))),
     "hf": (("huggingface_hub.errors", ("HTTPError", "HFValidationError")),),
     "memory": (),
@@ -26,6 +32,9 @@ _FINAL: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "hf": (("huggingface_hub.errors", ("HFValidationError",)),),
     "memory": (),
 }
+# What says in an exception of a general class that credentials are wrong or may not do this: gcsfs 2026.10 (an OSError "Forbidden: NAME",
+# an HttpError "…, 401"), azure-core ("ErrorCode:AuthorizationPermissionMismatch"), huggingface_hub ("403 Forbidden", "401 Client Error").
+_REFUSED = re.compile(r"\AForbidden: |, 40[13]\Z|\b40[13] (?:Client Error|Forbidden|Unauthorized)|\bErrorCode:\s*(?:Auth|InvalidAuth)")
 # Of the local disk: no fault of the store.
 LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE)
 _SECRET_NAME = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.IGNORECASE)
@@ -50,6 +59,11 @@ def final_of(scheme: str) -> tuple[type[Exception], ...]:
     return (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, *_classes(_FINAL[scheme]))
 
 
+def is_final(scheme: str, error: Exception) -> bool:
+    """Whether no second try helps."""
+    return isinstance(error, (*final_of(scheme), ValueError)) or _REFUSED.search(str(error)) is not None
+
+
 def store_error(address: str, doing: str, error: Exception) -> InputError:
     """Return the line for what went wrong in a store: ``doing`` says what was tried."""
     text = without_secrets(str(error) or type(error).__name__)
@@ -58,7 +72,10 @@ def store_error(address: str, doing: str, error: Exception) -> InputError:
         return InputError(got=got, expected="a clock like the store's", do="set this machine's clock (NTP) and run the same command again")
     if isinstance(error, FileNotFoundError):
         return InputError(got=got, expected="a bucket that is there", do="create it with the store's own tool, or correct the address")
-    if isinstance(error, final_of(address.partition(":")[0])):
+    if isinstance(error, ValueError):
+        do = "correct the address, or what the environment and the library's configuration file say"
+        return InputError(got=got, expected="a request that the store's library accepts", do=do)
+    if is_final(address.partition(":")[0], error):
         return InputError(
             got=got,
             expected="credentials that may list, read and write there, where the store's library looks for them",

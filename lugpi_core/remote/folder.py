@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, whole_file
-from lugpi_core.remote.faults import LOCAL_FAULTS, final_of, raised_by, store_error
+from lugpi_core.remote.faults import LOCAL_FAULTS, final_of, is_final, raised_by, store_error
 
 # Before each further try. The libraries try some faults again by themselves: a read that times out, s3fs and botocore together up to 25
 # times, which takes minutes. Then there is no further try.
@@ -56,7 +56,8 @@ class RemoteFolder:
         self.address = address
         self._scheme = address.partition(":")[0]
         try:
-            self._raised, self._final = raised_by(self._scheme), final_of(self._scheme)
+            self._raised = raised_by(self._scheme)
+            final_of(self._scheme)  # imports what it names
             self._fs, root = self._set_up()
         except ImportError as error:
             package = _EXTRAS.get(self._scheme, "lugpi")
@@ -254,7 +255,7 @@ class RemoteFolder:
             except self._raised as error:
                 if local is not None and isinstance(error, OSError) and error.errno in LOCAL_FAULTS:
                     raise OSError(error.errno, error.strerror, str(local)) from None
-                if pause_s is None or isinstance(error, self._final) or time.monotonic() - begun_s > PATIENCE_S:
+                if pause_s is None or is_final(self._scheme, error) or time.monotonic() - begun_s > PATIENCE_S:
                     raise store_error(self.address, doing, error) from None
             time.sleep(pause_s)
         raise AssertionError("unreachable")

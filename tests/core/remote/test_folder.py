@@ -4,11 +4,12 @@ import errno
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from lugpi_core.errors import InputError
-from lugpi_core.remote.faults import raised_by
+from lugpi_core.remote.faults import raised_by, store_error
 from lugpi_core.remote.folder import RemoteFolder, Taken, measured
 from tests.support.faulty_store import FAULTS, Fault, FaultyStore, Verb
 
@@ -103,12 +104,35 @@ def test_a_file_with_other_content_is_not_read(folder: RemoteFolder, file: Path,
     assert not (tmp_path / "copy").exists()
 
 
-def test_no_second_try_helps_without_permission(folder: RemoteFolder, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError("Access Denied"),
+        OSError("Forbidden: https://storage.googleapis.com/upload\nrobot does not have storage.objects.create access"),
+        OSError("Invalid Credentials, 401"),
+        OSError("This request is not authorized to perform this operation.\nErrorCode:AuthorizationPermissionMismatch"),
+        OSError("403 Forbidden: you need write access."),
+    ],
+)
+def test_no_second_try_helps_without_permission(folder: RemoteFolder, file: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    """As the libraries of S3, GCS (twice), Azure and the Hub say it."""
     FaultyStore.every, FaultyStore.fault = {"PUT": 1}, "fails"
-    monkeypatch.setattr(FaultyStore, "error", lambda: PermissionError("Access Denied"))
-    with pytest.raises(InputError, match=r"uploading file failed \(PermissionError: Access Denied\); expected credentials that may list"):
+    monkeypatch.setattr(FaultyStore, "error", lambda: error)
+    with pytest.raises(InputError, match=r"uploading file failed \((Permission|OS)Error: .*\); expected credentials that may list"):
         folder.put_new(file, "file")
     assert FaultyStore.requests["PUT"] == 1
+
+
+def test_a_request_that_gcs_does_not_understand_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gcsfs 2026.10: ``ValueError("Bad Request: …")``."""
+    for module, name in {"gcsfs.retry": "HttpError", "google.auth.exceptions": "GoogleAuthError"}.items():
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+        monkeypatch.setattr(sys.modules[module], name, type(name, (Exception,), {}), raising=False)
+    assert ValueError in raised_by.__wrapped__("gs")
+    said = store_error("gs://bucket/run", "listing it", ValueError("Bad Request: b\nInvalid bucket name: 'b'"))
+    assert re.match(
+        r"got gs://bucket/run: listing it failed \(ValueError: .*; expected a request that the store's library accepts; ", str(said)
+    )
 
 
 def test_there_is_no_further_try_after_minutes(folder: RemoteFolder, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
