@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.errors import InputError
-from lugpi_core.files import host_name, is_orphan, name_new, open_file, read_at, sweep
+from lugpi_core.files import host_name, is_orphan, make_folder, name_new, open_file, read_at, sweep
 from lugpi_core.fingerprint import earlier_form
 from lugpi_core.runtime.meters import versions
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
@@ -86,7 +86,7 @@ class ColumnWriter:
         leases_reach_all: whether those keep every other writer out; not with a mirror, for which other machines may write too.
 
     Raises:
-        InputError: the column exists with another fingerprint; the differing fields are named.
+        InputError: the column exists with another fingerprint; the differing fields are named. Or its folders cannot be written to.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class ColumnWriter:
         if not (self.folder / MANIFEST).exists():
             spec = self._spec_of_files(spec)  # before a manifest of ours would lock their owner out
         self.spec = open_manifest(self.folder, spec)
+        if (self.folder / RECORDS).exists():
+            make_folder(self.folder / RECORDS)  # raises before anything is computed that could not be recorded
         self.has_leases = has_locks(self.folder)
         self.leases_reach_all = self.has_leases and mirror is None
         self._own_name = "" if self.has_leases else f".{host_name()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -19,6 +19,7 @@ from lugpi_core.store.manifest import RECORDS, load_manifest, merge_records, pla
 from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.verify import check_store, take_back
 from lugpi_core.store.writer import ColumnWriter
+from tests.support.read_only import make_read_only
 from tests.support.small_column import SPEC, as_earlier_versions, claimed, commit_shard, filled, names_in, token_rows, write_all
 
 
@@ -218,6 +219,13 @@ def test_without_locks_written_rows_are_kept_too(tmp_path: Path, monkeypatch: py
     assert writer.valid.tolist() == [True, True, False, False]
     column.commit(0, write_all(writer))
     assert names_in(tmp_path) == ["manifest.json", SPEC.shard_name(0)]
+
+
+def test_records_that_could_not_be_written_are_refused_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit_shard(ColumnWriter(tmp_path, SPEC), 0)
+    make_read_only(monkeypatch, tmp_path / "clip" / RECORDS)
+    with pytest.raises(InputError, match=r"clip/records \(no permission\); expected a folder that can be written"):
+        ColumnWriter(tmp_path, SPEC)
 
 
 def test_what_others_left_unfinished_of_final_shards_goes_with_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
