@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,18 @@ def pull_folder(folder: Path, *, last: Sequence[str]) -> bool:
             remote.get(f"{folder.name}/{name}", path, sha256=sha256, size=size)
     write_json(folder / FILES, files)
     return True
+
+
+def begin_folder(folder: Path, name: str) -> None:
+    """Send the file that a folder of a run begins with, unless there is one. Does nothing in a run that is only local.
+
+    Raises:
+        InputError: the store cannot be written to, which is better known before hours of work than after them.
+    """
+    remote = remote_of(folder.parent)
+    if remote is not None:
+        with suppress(Taken):  # of a training that did not end; a folder without its record does not exist
+            remote.put_new(folder / name, f"{folder.name}/{name}")
 
 
 def push_folder(folder: Path, *, last: Sequence[str], decisive: Sequence[str], without: Sequence[str]) -> None:

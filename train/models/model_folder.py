@@ -20,7 +20,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import is_writable, make_folder, read_json, sweep, write_json
 from lugpi_core.fingerprint import Fingerprint, differences
 from lugpi_core.remote.address import address_of, local_folder
-from lugpi_core.remote.results import folders_there, pull_folder, push_folder
+from lugpi_core.remote.results import begin_folder, folders_there, pull_folder, push_folder
 from lugpi_core.remote.run import open_run, remote_of
 from train.file_names import HEAD, METRICS, PREDICTIONS, TRAINING, WEIGHTS
 from train.learning.checkpoint import CHECKPOINTS, is_begun, remove_checkpoints
@@ -69,6 +69,7 @@ def finished_metrics(folder: Path, fingerprint: Fingerprint, *, remedy: str = "g
     if not whole:
         # Old metrics would mark the folder as finished as soon as new weights and predictions are in it.
         (folder / METRICS).unlink(missing_ok=True)
+        begin_folder(folder, TRAINING)
     return _record(folder / METRICS, set()) if whole else None
 
 

@@ -169,3 +169,14 @@ def test_of_two_machines_that_train_one_trial_the_first_to_send_it_stays(
     status, said = train("sweep", tmp_path, "--over", "temperature=1:10", "--trials", "1")
     assert status == 0, said
     assert json.loads(said.splitlines()[-1])["best"] == {"trial": 0, "parameters": {"temperature": 2.5}, "validation_accuracy": 0.75}
+
+
+def test_a_store_that_cannot_be_written_to_is_refused_before_the_training(
+    remote_run: type[FaultyStore], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote_run.every = {"PUT": 1}
+    monkeypatch.setattr(FaultyStore, "error", staticmethod(lambda: PermissionError("Access Denied")))
+    monkeypatch.delattr("train.learning.loop.Learner.learn")
+    status, said = train("baseline", tmp_path)
+    assert status == 2
+    assert "baseline/training.json failed (PermissionError: Access Denied); expected credentials that may list, read and write" in said
