@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from tests.support.fork_server import ForkServer, Process
     from tests.support.s3_server import S3Server
 
-# The same examples every time; hypothesis measures no time.
-_SAME = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples every time; hypothesis measures no time. It also tries the constants of whatever modules are imported, and counts those
+# that a test cannot take, such as floats that are no float16.
+_SAME = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 settings.register_profile("suite", _SAME, max_examples=30)
 settings.register_profile("soak", _SAME, max_examples=500)
 
