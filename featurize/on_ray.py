@@ -4,8 +4,7 @@ Nothing is planned in this process: an actor says which shards there are, and at
 loads no model.
 """
 
-import os
-import platform
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -55,7 +54,7 @@ class ShardDone:
     Attributes:
         is_busy: another command is writing it, and nothing was done.
         has_computed: whether anything of it was missing or damaged.
-        actor: which one, as host and process.
+        actor: which one, a word of its own.
         rows, seconds: by stage, of all that the actor has done so far.
     """
 
@@ -85,7 +84,8 @@ def featurize_on_ray(options: FeaturizeOptions) -> dict[str, Any]:
         most = actors_for(cluster, share, options.ray_actors, flag="--ray-actors")
         say(f"Ray: {cluster}; at most {number_of(most, 'actor{s}')}, each with {share}")
         inputs = replace(options, ray=None, ray_actors=None), threads_of_actor()
-        work = ActorWork(load=load_job, inputs=inputs, share=share, most=most, name_of=_name_of, shared=shared)
+        grows = options.ray_actors is None
+        work = ActorWork(load=load_job, inputs=inputs, share=share, most=most, grows=grows, name_of=_name_of, shared=shared)
         with RayCrew(work) as crew, progress_bar() as progress:
             figures = _fill(crew, progress)
     return figures | {"ray": {"actors": most, **asdict(share)}, "config": resolved_flags(options), "provenance": provenance()}
@@ -171,7 +171,7 @@ def load_job(given: tuple[FeaturizeOptions, int]) -> Callable[[Task], Any]:
     torch.set_num_threads(threads)
     featurizer = ShardFeaturizer(CommandJob(options))
     corpus, job = featurizer.corpus, featurizer.job
-    actor = f"{platform.node()}:{os.getpid()}"
+    actor = secrets.token_hex(8)
 
     def do(task: Task) -> Any:
         if isinstance(task, FindShards):

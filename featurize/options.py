@@ -203,7 +203,7 @@ class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
     folder."""
     ray_actors: int | None = None
     """How many processes generate at the same time on Ray, each with a GPU, or on the CPU with one CPU (default: as many as its nodes have
-    room for)."""
+    room for, also those that join later)."""
 
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)

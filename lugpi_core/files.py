@@ -262,10 +262,15 @@ def is_orphan(path: Path) -> bool:
             return _clock_s(path.parent) - path.stat().st_mtime > FOREIGN_ORPHAN_S
         except FileNotFoundError:  # its owner finished it, or another process swept it
             return False
+    return not is_running(int(match["pid"]))
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
-        os.kill(int(match["pid"]), 0)
+        os.kill(pid, 0)
     except PermissionError:
-        return False
-    except (ProcessLookupError, OverflowError):
         return True
-    return False
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -87,7 +87,7 @@ LIBRARY_DOORS = {
     "tyro": {"lugpi_core/command_line.py"},
     "datasets": {"lugpi_core/corpora/hub.py"},
     "bitsandbytes": {"train/learning/optimizer.py"},
-    "ray": {f"lugpi_core/cluster/{name}.py" for name in ("actor", "connection", "crew")},
+    "ray": {f"lugpi_core/cluster/{name}.py" for name in ("actor", "connection", "crew", "node")},
 }
 HEAVY = (
     "ray",

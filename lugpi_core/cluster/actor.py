@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import pickle
@@ -11,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +23,8 @@ from lugpi_core.runtime.libraries import starting, this_process_is_ours
 from lugpi_core.runtime.meters import versions
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
+_PACKAGES = ("lugpi", "lugpi_core", "featurize", "train")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -29,7 +33,7 @@ class Setup:
     Attributes:
         folder: the driver's working folder, to which relative paths belong.
         nonce: a file that the driver has just written, with its own name inside, to a folder that every node must see; None = none.
-        versions: of the driver's packages.
+        versions: ``installed()`` of the driver.
         host: the driver's.
         has_gpu: whether the actor was given any.
     """
@@ -89,8 +93,8 @@ class _Lines(io.TextIOBase):
         return tuple(line for line in self._text.getvalue().split("\n") if line.strip() and "\r" not in line)
 
 
-class TaskActor:
-    """The class of the actors."""
+class Worker:
+    """What an actor is where its node has this lugpi."""
 
     def __init__(self) -> None:
         self._is_stopped = False
@@ -99,12 +103,12 @@ class TaskActor:
     def _stop(self, _: int, __: FrameType | None) -> None:
         self._is_stopped = True
 
-    def start(self, setup: Setup, inputs: bytes) -> Reply:
+    def start(self, setup: bytes, inputs: bytes) -> Reply:
         """Load what the tasks need, if this node is as the driver's."""
 
         def load() -> None:
-            _require_same(setup)
-            if not setup.has_gpu:
+            _require_same(given_setup := pickle.loads(setup))
+            if not given_setup.has_gpu:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # without num_gpus Ray leaves it unset, and every GPU can be seen
             this_process_is_ours()
             with starting():  # this imports what the function needs
@@ -122,6 +126,31 @@ class TaskActor:
             return self._do(task)
 
         return _reply(act)
+
+
+@cache
+def installed() -> Mapping[str, str]:
+    """Return the versions that decide results, of lugpi a hash of its source: two checkouts of one version may differ."""
+    root, digest = package_root(), hashlib.sha256()
+    for path in sorted(path for name in _PACKAGES for path in (root / name).rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    others = {name: version for name, version in versions().items() if name != "lugpi"}
+    return {**others, "lugpi's source": digest.hexdigest()[:8]}
+
+
+def package_root() -> Path:
+    """Return the folder of lugpi's packages."""
+    return Path(__file__).resolve().parents[2]
+
+
+def reply_without_lugpi(host: str, node: str, reason: str) -> Reply:
+    """Return the reply of a node that cannot give one."""
+    refusal = {
+        "got": f"no lugpi of this version on {host} ({reason})",
+        "expected": "the same on every node",
+        "do": "install it there, or put it on a file system that all nodes mount and start the command there",
+    }
+    return Reply(host=host, node=node, pid=0, refusal=refusal)
 
 
 def _reply(act: Callable[[], Any]) -> Reply:
@@ -165,12 +194,11 @@ def _missing_file(name: str) -> dict[str, str]:
 
 def _require_same(setup: Setup) -> None:
     """Go to the driver's working folder; raise InputError if it, the shared folder or the installed versions are not the driver's."""
-    here = platform.node()
-    if unlike := [f"{name} {versions().get(name, 'none')}" for name, other in setup.versions.items() if versions().get(name) != other]:
-        theirs = ", ".join(f"{name.split()[0]} {setup.versions[name.split()[0]]}" for name in unlike)
+    here, ours = platform.node(), installed()
+    if unlike := [name for name, other in setup.versions.items() if ours.get(name) != other]:
         raise InputError(
-            got=f"{', '.join(unlike)} on {here}",
-            expected=f"{theirs}, as on {setup.host}",
+            got=", ".join(f"{name} {ours.get(name, 'none')}" for name in unlike) + f" on {here}",
+            expected=", ".join(f"{name} {setup.versions[name]}" for name in unlike) + f", as on {setup.host}",
             do="install the same versions on every node (constraints.txt has the tested ones)",
         )
     try:

@@ -11,16 +11,18 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lugpi_core.command_line import say
-from lugpi_core.errors import InputError, one_line
+from lugpi_core.errors import EXIT_BAD_INPUT, InputError, one_line
 
 AUTO, LOCAL = "auto", "local"
 ANSWER_S = 5.0
+LOST_S = 45.0
 # RFC 9113, section 3.4: what a client of HTTP/2, and so of gRPC, sends first, with an empty SETTINGS frame (type 4), which the server
 # sends too.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -127,18 +129,50 @@ def connected(address: str) -> Iterator[Cluster]:
     """
     _require_ray()
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield _cluster(is_own=False)
+        yield cluster_now(is_own=False)
         return
     resolved = _resolved(address)
     _set_environment(resolved)
     _connect(resolved)
+    ray = sys.modules["ray"]
     try:
-        yield _cluster(is_own=resolved == LOCAL)
+        with _head_watched(ray.get_runtime_context().gcs_address):
+            yield cluster_now(is_own=resolved == LOCAL)
     finally:
-        sys.modules["ray"].shutdown()
+        ray.shutdown()
 
 
-def _cluster(*, is_own: bool) -> Cluster:
+@contextmanager
+def _head_watched(address: str) -> Iterator[None]:
+    """End this process with a line if, during the block, the cluster's head answers no more: calls of Ray wait for it, and cannot be
+    interrupted. Ray 2.60 would end the process after a minute, with lines of its log."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        answered_s, fault = time.monotonic(), None
+        while fault is None or time.monotonic() - answered_s < LOST_S:
+            if is_over.wait(ANSWER_S):
+                return
+            fault = _fault(address)
+            if fault is None:
+                answered_s = time.monotonic()
+        error = InputError(
+            got=f"the cluster's head {address}, {fault} for {LOST_S:g} seconds",
+            expected="a head that stays",
+            do="start the cluster again; the same command goes on from what is done",
+        )
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_BAD_INPUT)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def cluster_now(*, is_own: bool) -> Cluster:
+    """Return the nodes of the cluster that this process is connected to."""
     import ray
 
     return Cluster(resources=tuple(node["Resources"] for node in ray.nodes() if node["Alive"]), is_own=is_own)

@@ -6,6 +6,7 @@ silence (docs/cluster.md). The results of tasks are on the disk; what comes back
 """
 
 import os
+import pickle
 import platform
 import re
 import signal
@@ -16,15 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lugpi_core.cluster.actor import Reply, Setup, TaskActor
-from lugpi_core.cluster.connection import Share
+from lugpi_core.cluster.actor import Reply, Setup, installed, package_root, reply_without_lugpi
+from lugpi_core.cluster.connection import Share, cluster_now
+from lugpi_core.cluster.node import actor_class
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, one_line
-from lugpi_core.files import write_text
-from lugpi_core.runtime.meters import versions
+from lugpi_core.files import host_name, is_running, write_text
 
 MOST_TRIES = 3
 LOOK_EVERY_S = 1.0
+COUNT_EVERY_S = 5.0
 SAY_EVERY_S = 60.0
 Task = TypeVar("Task")
 
@@ -39,6 +41,7 @@ class ActorWork(Generic[Task]):
         inputs: pickled once.
         share: what each takes.
         most: how many at once.
+        grows: whether there are more when nodes join.
         name_of: a task's name for the user.
         shared: a folder that every node must see under this path; None = none.
     """
@@ -47,6 +50,7 @@ class ActorWork(Generic[Task]):
     inputs: Any
     share: Share
     most: int
+    grows: bool = False
     name_of: Callable[[Task], str] = str
     shared: Path | None = None
 
@@ -62,10 +66,15 @@ class TaskResult(Generic[Task]):
 
 @dataclass(eq=False)
 class _Given(Generic[Task]):
-    """A task that has no result yet, and how often it has failed."""
+    """A task that has no result yet.
+
+    Attributes:
+        task: it.
+        ends: the nodes on which an actor has ended over it. Ray may learn of a node's own end later than of its actors'.
+    """
 
     task: Task
-    failures: int = 0
+    ends: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,12 +103,14 @@ class RayCrew(Generic[Task]):
     """
 
     def __init__(self, work: ActorWork[Task]) -> None:
-        self._work, self._most = work, work.most
+        self._work, self._most, self._grows = work, work.most, work.grows
         self._todo: deque[_Given[Task]] = deque()
         self._actors: list[_Actor[Task]] = []
-        self._said_s = time.monotonic()
+        self._said_s = self._counted_s = time.monotonic()
         self._lines: set[str] = set()
         self._deaths = 0  # of actors while they started, since the last that did start
+        self._has_started = False
+        self._left_out: list[str] = []  # nodes
         self._done = 0
 
     @property
@@ -170,14 +181,24 @@ class RayCrew(Generic[Task]):
     def _start_actors(self) -> None:
         import ray
 
+        if self._grows and time.monotonic() - self._counted_s > COUNT_EVERY_S:
+            self._count_nodes()
         wanted = min(self._most, self._open)
         if len(self._actors) >= wanted:
             return
-        share = self._work.share
-        kind = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(TaskActor)
+        share, without = self._work.share, {"ray.io/node-id": f"!in({','.join(self._left_out)})"} if self._left_out else None
+        kind = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0, label_selector=without)
         for _ in range(wanted - len(self._actors)):
-            handle = kind.remote()
-            self._actors.append(_Actor(handle=handle, call=handle.start.remote(self._setup, self._inputs)))
+            handle = kind(self._class).remote()
+            self._actors.append(_Actor(handle=handle, call=handle.start.remote(str(package_root()), self._setup, self._inputs)))
+
+    def _count_nodes(self) -> None:
+        """Let there be more actors where nodes have joined."""
+        cluster, self._counted_s = cluster_now(is_own=False), time.monotonic()
+        room = cluster.room(self._work.share)
+        if room > self._most:
+            say(f"Ray: {cluster} now; at most {room} actors")
+            self._most = room
 
     def _give_out(self) -> None:
         """Give tasks to idle actors."""
@@ -192,9 +213,13 @@ class RayCrew(Generic[Task]):
 
         call, actor.call = actor.call, None
         try:
-            reply: Reply = ray.get(call)
+            answer = ray.get(call)
         except ray.exceptions.RayError as error:
             return self._after_death(actor, error)
+        reply = answer if isinstance(answer, Reply) else reply_without_lugpi(*answer)
+        if reply.refusal is not None and actor.given is None and self._has_started and reply.node not in self._first_nodes:
+            self._leave_out(actor, reply)
+            return []
         for line in reply.lines:
             self._say_once(line) if actor.given is None else say(line)
         if reply.is_stopped:  # it was told to end, by the node and not from here
@@ -202,7 +227,7 @@ class RayCrew(Generic[Task]):
         given, actor.given = actor.given, None
         reply.raise_error()
         if given is None:
-            actor.reply, self._deaths = reply, 0
+            actor.reply, self._deaths, self._has_started = reply, 0, True
             return []
         self._done += 1
         return [TaskResult(task=given.task, value=reply.value)]
@@ -211,14 +236,15 @@ class RayCrew(Generic[Task]):
         """Give the task of an actor that has ended out again, or return it as failed."""
         reason, given = "it was told to end" if error is None else _reason(error), actor.given
         where = "" if actor.reply is None else f" on {actor.reply.host}"
-        is_counted = error is not None and self._node_lives(actor)
         self._end(actor)
         if given is None:
             self._after_failed_start(reason)
             return []
         name = self._work.name_of(given.task)
-        given.failures += is_counted
-        if given.failures < MOST_TRIES:
+        if error is not None and actor.reply is not None:
+            given.ends.append(actor.reply.node)
+        nodes = _living_nodes()  # the end of a node is no task's fault
+        if sum(node in nodes for node in given.ends) < MOST_TRIES:
             say(f"{name}: its actor{where} has ended: {reason}; it is given out again")
             self._todo.append(given)
             return []
@@ -231,7 +257,7 @@ class RayCrew(Generic[Task]):
         if self._deaths < MOST_TRIES:
             say(f"an actor has ended while it started: {reason}; another is started")
         elif any(actor.reply is not None for actor in self._actors):
-            self._most = len(self._actors)
+            self._most, self._grows = len(self._actors), False
             say(f"warning: no further actors, as the last {self._deaths} have ended while they started: {reason}; the others go on")
         else:
             raise InputError(
@@ -240,11 +266,12 @@ class RayCrew(Generic[Task]):
                 do="see that every node has this version of lugpi installed and memory for it; Ray keeps their logs in /tmp/ray",
             )
 
-    def _node_lives(self, actor: _Actor[Task]) -> bool:
-        """Whether an actor's node is there still: its end is no task's fault."""
-        import ray
-
-        return actor.reply is None or any(node["Alive"] for node in ray.nodes() if node["NodeID"] == actor.reply.node)
+    def _leave_out(self, actor: _Actor[Task], reply: Reply) -> None:
+        """Start no further actor on a node that differs from the driver's, and has come since the others started."""
+        assert reply.refusal is not None
+        say(f"warning: a node that has joined the cluster is left out: {InputError(**reply.refusal)}; the others go on")
+        self._left_out.append(reply.node)
+        self._end(actor)
 
     def _say_once(self, line: str) -> None:
         """Say what every actor says when it starts."""
@@ -293,18 +320,10 @@ class RayCrew(Generic[Task]):
     def __enter__(self) -> "RayCrew[Task]":
         import ray
 
-        shared = self._work.shared
-        nonce = None if shared is None else shared.absolute() / f".ray-{os.getpid()}-{os.urandom(8).hex()}"
-        if nonce is not None:
-            write_text(nonce, nonce.name)
-        self._nonce = nonce
-        self._setup = Setup(
-            folder=os.getcwd(),
-            nonce=nonce,
-            versions=dict(versions()),
-            host=platform.node(),
-            has_gpu=self._work.share.gpus > 0,
-        )
+        self._nonce = nonce = None if self._work.shared is None else _write_nonce(self._work.shared.absolute())
+        has_gpu = self._work.share.gpus > 0
+        setup = Setup(folder=os.getcwd(), nonce=nonce, versions=installed(), host=platform.node(), has_gpu=has_gpu)
+        self._class, self._setup, self._first_nodes = actor_class(), pickle.dumps(setup), _living_nodes()
         self._inputs = ray.put(ray.cloudpickle.dumps((self._work.load, self._work.inputs)))
         return self
 
@@ -319,6 +338,23 @@ class RayCrew(Generic[Task]):
                 self._nonce.unlink(missing_ok=True)
 
 
+def _write_nonce(folder: Path) -> Path:
+    """Write a file with its own name inside; remove those that killed drivers of this machine have left."""
+    prefix = f".ray-{host_name()}-"
+    for path in folder.glob(f"{prefix}*"):
+        if not is_running(int(path.name.removeprefix(prefix).partition("-")[0])):
+            path.unlink(missing_ok=True)
+    nonce = folder / f"{prefix}{os.getpid()}-{os.urandom(8).hex()}"
+    write_text(nonce, nonce.name)
+    return nonce
+
+
+def _living_nodes() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 def _send_signal(pid: int, number: int) -> None:
     os.kill(pid, number)  # a function of C, which Ray does not take
 
@@ -327,6 +363,8 @@ def _reason(error: Exception) -> str:
     """Return what was raised in a task, and where, or the end of what Ray says of a death."""
     import ray
 
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "its connection is lost"
     if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
         places = re.findall(r'File ".*?([^/"]+)", line (\d+)', str(error))
         where = f" ({places[-1][0]}:{places[-1][1]})" if places else ""

@@ -38,6 +38,7 @@ def train_on_ray(experiment: Experiment, models: Sequence[PlannedModel], setting
             inputs=Start(experiment=experiment, threads=threads_of_actor()),
             share=share,
             most=count,
+            grows=most is None,
             name_of=_name_of,
             shared=experiment.run,
         )

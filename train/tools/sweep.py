@@ -17,6 +17,7 @@ The test split is not scored: a trial ends with its last epoch, and ``python -m 
 import importlib.util
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -54,7 +55,7 @@ from train.learning.progress import LOG, require_trackers, without_bars
 from train.learning.task_rules import METRIC_NAMES
 from train.models.kinds import DistillationSource, student_kind
 from train.models.markdown import markdown_table
-from train.models.model_folder import finished_metrics, folder_lock
+from train.models.model_folder import finished_metrics, folder_lock, model_lock
 from train.models.on_ray import share_of_model
 from train.models.plan import ModelPlan, compute_on
 from train.models.shared import SharedInputs
@@ -69,6 +70,7 @@ from train.options.tools import flags_of
 SPACE, JOURNAL, LOCK, TRIAL = "space.json", "study.journal", ".lock", "trial.json"
 AT_ONCE = "trials_at_once"  # in space.json, if it is not 1
 SHOWN = 5
+LOOK_EVERY_S = 1.0
 _WEIGHTS = ("hard", "alpha", "beta")
 
 
@@ -156,9 +158,19 @@ def _load_trainer(given: tuple[SweepOptions, int]) -> Callable[[Trial], None]:
 
     def train(trial: Trial) -> None:
         with without_bars():
-            _train_trial(options, trial, inputs)
+            _train_alone(options, trial, inputs)
 
     return train
+
+
+def _train_alone(options: SweepOptions, trial: Trial, inputs: "_Inputs") -> None:
+    """Train a trial as soon as no other process does: actors outlive a killed driver, and a node that Ray has lost, for a while."""
+    while True:
+        with model_lock(options.folder, _folder(options, trial.number).name) as is_ours:
+            if is_ours:
+                _train_trial(options, trial, inputs)
+                return
+        time.sleep(LOOK_EVERY_S)
 
 
 def _train_here(options: SweepOptions, inputs: "_Inputs", trials: Sequence[Trial]) -> None:

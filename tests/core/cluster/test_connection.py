@@ -1,6 +1,9 @@
 """Addresses of Ray: what is none is refused in one line and a few seconds, and nodes that differ from the driver are refused too."""
 
+import platform
+import queue
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +16,7 @@ import pytest
 from lugpi_core.cluster import actor, connection
 from lugpi_core.cluster.actor import Setup
 from lugpi_core.cluster.connection import AUTO, LOCAL, Cluster, Share, actors_for, connected
+from lugpi_core.cluster.node import actor_class
 from lugpi_core.errors import InputError
 
 CONNECT = connection._connect
@@ -122,7 +126,7 @@ def setup(tmp_path: Path, **more: Any) -> Setup:
 
 def test_a_node_that_differs_from_the_driver_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(actor, "versions", lambda: {"torch": "2"})
+    monkeypatch.setattr(actor, "installed", lambda: {"torch": "2"})
     nonce = tmp_path / ".ray-1"
     nonce.write_text(nonce.name)
     actor._require_same(setup(tmp_path, nonce=nonce))
@@ -134,6 +138,46 @@ def test_a_node_that_differs_from_the_driver_is_refused(monkeypatch: pytest.Monk
     ):
         with pytest.raises(InputError, match=told):
             actor._require_same(setup(tmp_path, **more))
+
+
+def test_a_checkout_with_another_source_is_another_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lugpi_core").mkdir()
+    (source := tmp_path / "lugpi_core" / "a.py").write_text("one")
+    monkeypatch.setattr(actor, "package_root", lambda: tmp_path)
+    of_driver = actor.installed.__wrapped__()
+    assert actor.installed.__wrapped__() == of_driver
+    source.write_text("two")
+    monkeypatch.setattr(actor, "installed", actor.installed.__wrapped__)
+    with pytest.raises(InputError, match=r"got lugpi's source \w+ on .*; expected lugpi's source \w+, as on head; install"):
+        actor._require_same(setup(tmp_path, versions=of_driver))
+
+
+def test_a_node_without_lugpi_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    node = SimpleNamespace(get_node_id=lambda: "a-node")
+    monkeypatch.setitem(connection.sys.modules, "ray", SimpleNamespace(get_runtime_context=lambda: node))
+    monkeypatch.delitem(connection.sys.modules, "lugpi_core.cluster.actor")
+    monkeypatch.setattr(connection.sys, "path", [])
+    monkeypatch.setattr(sys.modules["lugpi_core.cluster"], "__path__", [])
+    host, name, reason = actor_class()().start(str(tmp_path), b"", b"")
+    assert (host, name) == (platform.node(), "a-node")
+    told = str(actor.reply_without_lugpi(host, name, reason).refusal)
+    assert "(No module named 'lugpi_core.cluster.actor')" in told
+    assert "install it there" in told
+
+
+def test_a_head_that_answers_no_more_ends_the_command(
+    serve: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_S", 0.01)
+    monkeypatch.setattr(connection, "LOST_S", 0.1)
+    statuses: queue.SimpleQueue[int] = queue.SimpleQueue()
+    monkeypatch.setattr(connection.os, "_exit", statuses.put)
+    address = serve(SETTINGS)  # one answer
+    with connection._head_watched(address):
+        assert statuses.get(timeout=60) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: got the cluster's head {address}, where nothing answers (timed out) for 0.1 seconds; expected")
+    assert "the same command goes on" in err
 
 
 def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
