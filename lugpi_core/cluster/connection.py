@@ -238,6 +238,32 @@ def _set_environment(address: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
+def _own_node() -> str | None:
+    """Return the address of this machine's node if Ray has taken another machine's for it, else None.
+
+    Ray 2.60 looks for raylets among the processes, and takes the head's first: where machines share their processes, as network namespaces
+    do, nodes then ask another machine for what this one has to give, and wait without end.
+    """
+    import ray
+
+    if _is_here(ray.util.get_node_ip_address()):
+        return None
+    addresses = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and _is_here(node["NodeManagerAddress"])]
+    if not addresses:
+        say("note: no node of the cluster has an address of this machine: if nothing happens, run the command on a node")
+        return None
+    return str(addresses[0])
+
+
+def _is_here(address: str) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as trial:
+        try:
+            trial.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 def _connect(address: str) -> None:
     import ray
 
@@ -246,6 +272,9 @@ def _connect(address: str) -> None:
     more = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **more)
+        if (own := _own_node()) is not None:
+            ray.shutdown()
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", _node_ip_address=own)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise InputError(
             got=f"--ray {address}: {one_line(str(error))[:300]}",

@@ -165,6 +165,20 @@ def test_a_node_without_lugpi_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "install it there" in told
 
 
+def test_a_driver_takes_the_node_of_its_own_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray takes the head's, where machines share their processes. 192.0.2.0/24 is nobody's (RFC 5737)."""
+    nodes: list[dict[str, object]] = [{"NodeManagerAddress": "192.0.2.1", "Alive": True}]
+    util = SimpleNamespace(get_node_ip_address=lambda: nodes[0]["NodeManagerAddress"])
+    monkeypatch.setitem(connection.sys.modules, "ray", SimpleNamespace(util=util, nodes=lambda: nodes))
+    assert connection._own_node() is None
+    assert "note: no node of the cluster has an address of this machine" in capsys.readouterr().err
+    nodes.append({"NodeManagerAddress": "127.0.0.1", "Alive": True})
+    assert connection._own_node() == "127.0.0.1"
+    nodes.reverse()
+    assert connection._own_node() is None
+    assert capsys.readouterr().err == ""
+
+
 def test_a_head_that_answers_no_more_ends_the_command(
     serve: Callable[[bytes | None], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
