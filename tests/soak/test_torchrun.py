@@ -104,6 +104,23 @@ def test_where_one_is_killed_torchrun_ends_with_a_line(
     assert ends(start(*words, *flags, "--run-dir", run))[0] == 0
 
 
+def test_a_restart_by_torchrun_goes_on_from_the_last_checkpoint(
+    alone: Path, run: Path, flags: list[str], start: Start, children_of: Callable[[int], list[int]]
+) -> None:
+    words = torchruns(option="--max-restarts")
+    words[words.index("--nproc-per-node") + 1] = "2"
+    child = start(*words, *flags, "--run-dir", run, "--checkpoint-minutes", "0")
+    while not list((run / "teacher" / "checkpoints").glob("step-*")):
+        assert child.poll() is None, ends(child)
+        time.sleep(0.1)
+    os.kill(children_of(child.pid)[-1], signal.SIGKILL)
+    status, said = ends(child)
+    assert status == 0, said
+    assert said.count("teacher of own on CPU, float32, 2 processes") == 2, said
+    assert " 0/740 " not in said.rpartition("teacher of own on CPU")[2], "it goes on, and does not begin"
+    assert_same_training(alone, run, "teacher")
+
+
 @pytest.fixture
 def children_of() -> Callable[[int], list[int]]:
     return lambda pid: [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
