@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import finish, minilm_folder
-from benchmarks.options import DemoOptions, RealOptions
+from benchmarks.options import DemoOptions, ExperimentOptions, RealOptions
 from lugpi_core.command_line import say
 from lugpi_core.corpora.demo import DEMO_MORE
 from lugpi_core.errors import InputError
@@ -45,6 +45,10 @@ DEMO = Experiment(
     unlabelled=DEMO_MORE,
     rows=("table1", "controls", "student-clip-demo-more", "student-none-more"),
 )
+# What the folds are compared with, and what they are: of images, of none, and of other texts' images; then with unlabelled texts too.
+_TEACHERS = ("baseline", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
+_WITH_FOLDS = ("student-clip-demo-folds{n}", "student-none-folds{n}", "student-shuffled-folds{n}")
+_AND_MORE = ("student-clip-demo-folds{n}-more", "student-none-folds{n}-more")
 # About a thousand steps on each CWI corpus. On WikiNews a rate of 3e-4 diverges, and one epoch at 5e-5 is not enough (.79).
 _RATE = ("--learning-rate", "1e-4")
 # Faster than float32 on processors with bfloat16 multiplication (AVX512-BF16, AMX).
@@ -60,11 +64,15 @@ REAL = {
 
 
 def measure_demo(options: DemoOptions) -> dict[str, Any]:
-    """Run the missing parts of the demo experiment and return its tables.
+    """Run the missing parts of the demo experiment and return its tables; with folds those of the folds alone, in the same run.
 
     Raises:
         InputError: one of the commands failed.
     """
+    if options.folds is not None:
+        rows = (*_TEACHERS, *(name.format(n=options.folds) for name in (*_WITH_FOLDS, *_AND_MORE)))
+        experiment = replace(DEMO, rows=rows, training=(*DEMO.training, "--folds", str(options.folds)))
+        return finish(f"demo-folds{options.folds}", _settings(experiment) | _tables(options, "demo", experiment), record=options.record)
     return finish("demo", _settings(DEMO) | _tables(options, "demo", DEMO), record=options.record)
 
 
@@ -94,7 +102,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     return {"settings": " ".join((*experiment.corpus, *experiment.training))}
 
 
-def _tables(options: DemoOptions, name: str, experiment: Experiment) -> dict[str, Any]:
+def _tables(options: ExperimentOptions, name: str, experiment: Experiment) -> dict[str, Any]:
     run = options.runs / (f"{name}-smoke" if options.smoke else name)
     small = ("--limit", "60") if options.smoke else ()
     common = (*experiment.corpus, *small, "--run-dir", str(run))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lugpi_core.corpora.options import require_folds
 from lugpi_core.errors import InputError
 
 
@@ -119,8 +120,8 @@ class ScaleOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions(BenchmarkOptions):
-    """Run the experiment on the embedded corpus: all rows of Table 1 and the controls, and students of unlabelled texts, over seeds."""
+class ExperimentOptions(BenchmarkOptions):
+    """The flags of experiments over seeds."""
 
     seeds: int | None = None
     """How many seeds (default: 10 for the demo, 3 for real corpora)."""
@@ -133,6 +134,18 @@ class DemoOptions(BenchmarkOptions):
         for name in ("seeds", "processes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(got=f"--{name} {value}", expected="at least 1", do="give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(ExperimentOptions):
+    """Run the experiment on the embedded corpus: all rows of Table 1 and the controls, and students of unlabelled texts, over seeds."""
+
+    folds: int | None = None
+    """In place of these rows, students of teachers with that many folds and of their controls, next to those of teachers without."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_folds(self.folds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +189,7 @@ class FreezingOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealOptions(DemoOptions):
+class RealOptions(ExperimentOptions):
     """Run the experiment on real corpora with a real pretrained text model and the embedded generator."""
 
     corpora: tuple[str, ...] = ("cwi-wikinews", "cwi-news", "20ng-2000")

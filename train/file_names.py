@@ -6,3 +6,5 @@ TRAINING = "training.json"
 PREDICTIONS = "predictions.csv"
 HEAD = "head"  # a folder: of the first part of lp-ft
 HISTORY = "history.json"  # in it
+FOLDS = "folds"  # a folder: of the teachers that were each trained without one fold
+OUTPUTS = "outputs.safetensors"  # of a teacher, and in the folder of each fold

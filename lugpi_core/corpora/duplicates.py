@@ -32,7 +32,7 @@ class Duplicates:
     disagreeing: int
 
 
-def _same_texts(examples: Examples) -> list[list[int]]:
+def same_texts(examples: Examples) -> list[list[int]]:
     """Return the rows of each text that several rows have, in the order of their first rows."""
     texts, pairs = examples.texts, examples.pairs or repeat(None)
 
@@ -60,7 +60,7 @@ def _agree(examples: Examples, rows: Sequence[int]) -> bool:
 def find_duplicates(examples: Sequence[Example]) -> Duplicates:
     """Count the texts that recur."""
     columns = Examples.of(examples)
-    texts, splits = _same_texts(columns), columns.splits.tolist()
+    texts, splits = same_texts(columns), columns.splits.tolist()
     leaked: dict[Split, tuple[int, int]] = {}
     train, *others = range(len(SPLITS))
     for split in others:
@@ -93,7 +93,7 @@ def rows_without_duplicates(examples: Sequence[Example]) -> list[int]:
     """
     columns = Examples.of(examples)
     splits, is_kept = columns.splits, np.ones(len(columns), np.bool_)
-    for rows in _same_texts(columns):
+    for rows in same_texts(columns):
         split = next(SPLITS.index(split) for split in _PREFERRED if (splits[rows] == SPLITS.index(split)).any())
         candidates = [row for row in rows if splits[row] == split]
         is_kept[rows] = False

@@ -12,7 +12,14 @@ from lugpi_core.remote.address import local_folder
 Task = Literal["single-label", "multi-label", "regression"]
 HUB_PREFIX = "hf:"
 SMALLEST_LIMIT = 3  # one example for each split
+FEWEST_FOLDS = 2
 _HUB_NAME = re.compile(r"hf:(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:/(?P<config>[\w.+-]+))?(?:@(?P<revision>[\w./-]+))?")
+
+
+def require_folds(folds: int | None) -> None:
+    """Raise InputError unless it is None or a number of folds of the train texts."""
+    if folds is not None and folds < FEWEST_FOLDS:
+        raise InputError(got=f"--folds {folds}", expected=f"{FEWEST_FOLDS} or more", do="give for instance 5, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

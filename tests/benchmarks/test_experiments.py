@@ -93,6 +93,15 @@ def test_unlabelled_texts_get_images_before_students_are_trained(batches: list[S
     assert "student-none-more" in tables
 
 
+def test_folds_are_compared_with_teachers_without_in_the_run_of_the_demo(batches: list[Sequence[Sequence[str]]]) -> None:
+    from train.options.tables import TablesOptions
+
+    assert experiments.measure_demo(DemoOptions(folds=5))["benchmark"] == "demo-folds5"
+    tabled = parsed(batches[-1][0], {"train": TablesOptions})
+    assert (tabled.folds, tabled.seeds, tabled.run_dir) == (5, 10, Path("runs/demo"))
+    assert {"student-clip-demo", "student-clip-demo-folds5", "student-none-folds5", "student-none-folds5-more"} <= set(tabled.rows)
+
+
 @pytest.mark.parametrize(("flags", "message"), [(("--corpora", "imdb"), "--corpora imdb"), (("--seeds", "0"), "--seeds 0")])
 def test_bad_input_is_one_line(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["real", *flags]) == 2

@@ -6,12 +6,13 @@ from functools import cache
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypedDict, Unpack
 
 from lugpi_core.cluster.connection import require_cluster
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.options import CorpusSettings, require_folds
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_choice, require_known_arguments, require_names, require_type
@@ -50,6 +51,7 @@ class TableRequest:
         seeds: of the models.
         has_unlabelled: whether there are rows for students that were distilled on unlabelled texts too, though none is finished.
         paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
+        folds: whether there are rows for students of teachers with that many folds, though none is finished.
     """
 
     rows: Sequence[str] = (ALL,)
@@ -57,6 +59,7 @@ class TableRequest:
     seeds: Sequence[int] = (0, 1, 2)
     has_unlabelled: bool = False
     paper_dataset: str | None = None
+    folds: int | None = None
 
 
 class ComparisonArguments(TypedDict, total=False):
@@ -67,6 +70,7 @@ class ComparisonArguments(TypedDict, total=False):
         distillation: the students' loss: a preset or its settings.
         unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
             ``tokens-<name>`` of the run.
+        folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
         text_model: name on the Hugging Face hub, folder, or "demo"; or a found one, with its ``max_length``.
         optimization: epochs, batch size, learning rate, …; its seed is the first one.
         placement: device, precision, compilation, trackers.
@@ -80,6 +84,7 @@ class ComparisonArguments(TypedDict, total=False):
     columns: Sequence[str]
     distillation: DistillationSettings | Preset
     unlabelled: Corpus | str | Path | None
+    folds: int | None
     text_model: str | TextModel
     optimization: Optimization
     placement: Placement
@@ -106,7 +111,7 @@ def compare(
     Args:
         corpus: what they are trained and scored on.
         run_dir: folder of the run; rows with images need its token store, ``tokens``.
-        rows: ``table1``, ``table2``, ``controls``, ``unlabelled``, ``all``, or names of rows. What a row needs is trained too.
+        rows: ``table1``, ``table2``, ``controls``, ``folds``, ``unlabelled``, ``all``, or names of rows. What a row needs is trained too.
         seeds: the seeds, or how many of them.
         train: whether missing models are trained. If not, settings are ignored: models of the corpus count whatever they were trained
             with.
@@ -114,6 +119,7 @@ def compare(
         distillation: the students' loss: "paper", "hinton" or "lopez-paz", or ``DistillationSettings``.
         unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
             ``tokens-<name>`` of the run.
+        folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).
         optimization: ``Optimization``: epochs, batch size, learning rate, …; its seed is the first one.
@@ -136,6 +142,8 @@ def compare(
         require_choice("paper_dataset", paper, PAPER_DATASETS)
     require_trainable(corpus, arguments)
     require_processes(arguments.get("processes"))
+    require_type("folds", arguments.get("folds"), int, NoneType)
+    require_folds(arguments.get("folds"))
     require_type("ray", arguments.get("ray", RaySettings()), RaySettings)
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
@@ -145,6 +153,7 @@ def compare(
         seeds=_each_seed(seeds, optimization.seed),
         has_unlabelled=arguments.get("unlabelled") is not None,
         paper_dataset=paper,
+        folds=arguments.get("folds"),
     )
     run, loss = Path(run_dir), arguments.get("distillation", "paper")
     if not train:
@@ -206,7 +215,8 @@ def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> T
     columns = columns_of_rows(run, request.columns, finished)
     found = found_models(finished, columns)
     has_vectors = has_text_vectors(run, finished)
-    rows = rows_of(columns, has_more=request.has_unlabelled or found.has_unlabelled, has_vectors=has_vectors)
+    folds = sorted(found.folds | (set() if request.folds is None else {request.folds}))
+    rows = rows_of(columns, has_more=request.has_unlabelled or found.has_unlabelled, has_vectors=has_vectors, folds=folds)
     plan = TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
     return table_report(run, dataset, plan, found, Outcome(), cache(scored))
 
@@ -221,7 +231,8 @@ def _plan(run: Path, request: TableRequest, loss: DistillationSettings) -> Table
             do="run python -m featurize first, or train the rows without images: --rows baseline teacher-none student-none",
         )
     ablations = ablations_of(loss_weights(loss))
-    rows = rows_of(columns, ablations=ablations, has_more=request.has_unlabelled, has_vectors=has_text_vectors(run))
+    folds = () if request.folds is None else (request.folds,)
+    rows = rows_of(columns, ablations=ablations, has_more=request.has_unlabelled, has_vectors=has_text_vectors(run), folds=folds)
     return TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
 
 

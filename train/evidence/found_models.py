@@ -12,7 +12,7 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import agree, flat, hash_weights_file
 from lugpi_core.store.layout import PROMPT_TEXT
 from lugpi_core.store.reader import columns_of, image_columns_of
-from train.evidence.rows import ALL, BASELINE, MORE, clip_first, model_name, student_name
+from train.evidence.rows import ALL, BASELINE, MORE, clip_first, model_name, student_name, teacher_name
 from train.file_names import WEIGHTS
 from train.learning.losses import KD_PRESETS, Terms
 from train.models.model_folder import finished_folders, is_whole, metrics_of, training_of
@@ -39,6 +39,11 @@ class FoundModels:
     def has_unlabelled(self) -> bool:
         """Whether any of the rows' models is a student that was distilled on unlabelled texts too."""
         return any(training_of(folder).get("unlabelled") is not None for folder in self.folders.values())
+
+    @property
+    def folds(self) -> set[int]:
+        """On how many folds teachers among the rows' models were cross-fitted."""
+        return {folds["count"] for folder in self.folders.values() if (folds := training_of(folder).get("folds")) is not None}
 
 
 def folders_of_corpus(run: Path, corpus: Corpus | str) -> list[Path]:
@@ -162,8 +167,13 @@ def _row(folder: Path, training: Mapping[str, Any], columns: Sequence[str]) -> s
         case "images":
             return f"images-{training['image_tokens']}"
         case "teacher":
-            return f"teacher-{_kind_of_teacher(training)}"
+            return teacher_name(_kind_of_teacher(training), _folds(training))
     return _student_row(folder, training, columns)
+
+
+def _folds(training: Mapping[str, Any]) -> int | None:
+    count: int | None = training.get("folds", {}).get("count")
+    return count
 
 
 def _kind_of_teacher(training: Mapping[str, Any]) -> str:
@@ -172,21 +182,27 @@ def _kind_of_teacher(training: Mapping[str, Any]) -> str:
 
 def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """Return a student's row. None for students that no row has: with fewer layers, with unequal or only some of several teachers, with
-    teachers that are gone or were trained again; and of those on unlabelled texts, with another loss or several teachers."""
+    teachers that are gone or were trained again; and of those on unlabelled texts, or of teachers with folds, with another loss or several
+    teachers."""
     metrics = metrics_of(folder)
     teachers = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
     if training["layers"] is not None or not all(is_whole(teacher) for teacher in teachers):
         return None
     if "teachers" in training and not agree(training["teachers"], [_weights_hash(teacher) for teacher in teachers]):
         return None  # the folders have the same names but hold other models
-    kinds = [_kind_of_teacher(training_of(teacher)) for teacher in teachers]
+    of_teachers = [training_of(teacher) for teacher in teachers]
+    kinds, folds = [_kind_of_teacher(one) for one in of_teachers], _folds(of_teachers[0])
     terms = _terms(training["distillation"], metrics)
+    if folds is not None:  # the distance of the embeddings is no part of their loss, unless it is given
+        terms = "both" if training["distillation"]["alpha"] else None
     if training["unlabelled"] is not None:
-        return f"student-{kinds[0]}{MORE}" if len(kinds) == 1 and terms == "both" and kinds[0] in (*columns, "none") else None
+        is_of_row = len(kinds) == 1 and terms == "both" and kinds[0] in (*columns, "none")
+        return student_name(kinds[0], "both", folds) + MORE if is_of_row else None
     if len(kinds) > 1:
         has_equal_shares = len({round(share, 6) for share in training["shares"]}) == 1
-        return f"student-{ALL}" if has_equal_shares and terms == "both" and sorted(kinds) == sorted(columns) else None
-    return None if terms is None else student_name(kinds[0], terms)
+        is_of_row = has_equal_shares and terms == "both" and folds is None and sorted(kinds) == sorted(columns)
+        return f"student-{ALL}" if is_of_row else None
+    return None if terms is None else student_name(kinds[0], terms, folds)
 
 
 def _weights_hash(teacher: Path) -> str:

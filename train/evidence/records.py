@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from train.evidence.rows import BASELINE, VECTORS, Group
+from train.evidence.rows import BASELINE, Group, is_of_vectors
 from train.evidence.statistics import Comparison
 from train.learning.task_rules import Metric
 
@@ -138,7 +138,7 @@ class Finding:
     def sentence(self) -> str:
         """The finding in words, without the row's name."""
         reference = "the baseline" if self.reference == BASELINE else f"its text-only control {self.reference}"
-        if self.reference in VECTORS.values():
+        if is_of_vectors(self.reference):
             reference = f"{self.reference}, which reads the generator's text vectors in place of images"
         metric = self.comparison.metric
         by = f"by {difference_text(abs(self.comparison.difference), metric).removeprefix('+')}{unit(metric)}"
@@ -185,7 +185,7 @@ class ResultTable:
     """One of the report's tables.
 
     Attributes:
-        name: table1, table2, controls or unlabelled.
+        name: table1, table2, controls, folds or unlabelled.
         title: heading.
         rows: names of its rows, in order.
         findings: of its rows.
@@ -202,7 +202,7 @@ class ResultTable:
 
     def finding(self, row: str, *, control: bool) -> Finding | None:
         """Return the comparison of a row with its text-only control, or with the baseline; None where there is none."""
-        found = [one for one in self.findings if one.row == row and one.reference not in VECTORS.values()]
+        found = [one for one in self.findings if one.row == row and not is_of_vectors(one.reference)]
         return next((one for one in found if (one.reference != BASELINE) is control), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -215,6 +215,70 @@ class ResultTable:
             "verdicts": [str(verdict) for verdict in self.verdicts],
             "caption": self.caption,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharpness:
+    """How right and how sure answers are.
+
+    Attributes:
+        score: in the primary metric; None where it is undefined.
+        confidence: mean probability of the answers; None of a regression.
+    """
+
+    score: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGain:
+    """What a teacher gains on the test texts of one class over its control, and its student over its own.
+
+    Attributes:
+        name: of the class.
+        texts: how many there are.
+        teacher: difference of the shares of right answers; of several labels, of right answers to whether a text has the class.
+        student: the same of the student.
+    """
+
+    name: str
+    texts: int
+    teacher: float
+    student: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhyRow:
+    """What the students of one row read of their teachers, and what of the teachers' gain over their control they keep; means over seeds.
+
+    Attributes:
+        row: of the students.
+        train: what the teachers say of train texts: with folds, of texts that the teacher in question has not seen.
+        test: what they say of test texts.
+        teacher_gain: in the primary metric, teachers less those of the control; None where there is no control.
+        student_gain: students less those of the control.
+        carried: ``student_gain / teacher_gain``; None where the teachers' gain is not distinguishable from 0.
+        interval: of ``carried``, 95 %; None where that is None or not known.
+        classes: gains by class, the teachers' largest first; empty of a regression.
+    """
+
+    row: str
+    train: Sharpness | None
+    test: Sharpness
+    teacher_gain: float | None = None
+    student_gain: float | None = None
+    carried: float | None = None
+    interval: tuple[float, float] | None = None
+    classes: tuple[ClassGain, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhyTable:
+    """The table of what students read of their teachers and keep of their gains; no rows where there are no students."""
+
+    title: str
+    caption: str
+    rows: tuple[WhyRow, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,21 @@ from collections.abc import Sequence
 
 from lugpi_core.corpora.options import Task
 from train.evidence.fidelity import FIDELITY, OF_ANY_SIZE
-from train.evidence.records import UNDEFINED, Finding, ModelResult, ResultTable, RowResult, Spread, difference_text, p_text
+from train.evidence.records import (
+    UNDEFINED,
+    ClassGain,
+    Finding,
+    ModelResult,
+    ResultTable,
+    RowResult,
+    Spread,
+    WhyRow,
+    difference_text,
+    p_text,
+)
 from train.learning.task_rules import METRIC_NAMES, plain_number, rules_of
 
+SHOWN_CLASSES = 3
 _ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -69,6 +81,42 @@ def model_cells(model: ModelResult) -> tuple[str, ...]:
     scores = [(primary, model.validation[primary]), (primary, test), *others]
     cells = (UNDEFINED if score is None else _score(score, metric) for metric, score in scores)
     return (model.folder, str(model.seed), *cells, f"{model.train_s / 3600:.3f}", f"{model.peak_bytes / 1e9:.2f}")
+
+
+def why_header(task: Task) -> tuple[str, ...]:
+    """Return the header of the table of what students read of their teachers and keep of their gains."""
+    metric = METRIC_NAMES[rules_of(task).metrics[0]]
+    sure = () if task == "regression" else ("sure",)
+    train, test = (tuple(f"{what} on {split}" for what in (f"teachers' {metric}", *sure)) for split in ("train", "test"))
+    return ("students", *train, *test, "teachers' gain", "students' gain", "carried")
+
+
+def why_cells(row: WhyRow, task: Task) -> tuple[str, ...]:
+    """Return the cells of a row under ``why_header``: empty where there is no figure."""
+    metric = rules_of(task).metrics[0]
+    cells: list[str] = [row.row]
+    for one in (row.train, row.test):
+        cells.append("" if one is None or one.score is None else _score(one.score, metric))
+        cells += [] if task == "regression" else [_number(None if one is None else one.confidence, 4)]
+    cells += ["" if gain is None else difference_text(gain, metric) for gain in (row.teacher_gain, row.student_gain)]
+    between = f" [{row.interval[0]:.2f}, {row.interval[1]:.2f}]" if row.interval else ""
+    return (*cells, "" if row.carried is None else f"{row.carried:.2f}{between}")
+
+
+def class_line(row: WhyRow) -> str:
+    """Return in words in which classes a row's teachers gain most and lose most, and what of it their students have; empty where that is
+    not known."""
+    if not row.classes:
+        return ""
+
+    def in_words(one: ClassGain) -> str:
+        teacher, student = (difference_text(gain, "accuracy") for gain in (one.teacher, one.student))
+        return f"{one.name} {teacher} (students {student})"
+
+    gains = [in_words(one) for one in row.classes if one.teacher > 0][:SHOWN_CLASSES]
+    losses = [in_words(one) for one in reversed(row.classes) if one.teacher < 0][:SHOWN_CLASSES]
+    parts = [f"{what} {', '.join(of_kind)}" for what, of_kind in (("gain most in", gains), ("lose most in", losses)) if of_kind]
+    return f"{row.row}: its teachers {'; '.join(parts)}; in points of each class's test texts." if parts else ""
 
 
 def latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], comments: Sequence[str]) -> str:

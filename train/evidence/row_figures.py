@@ -13,14 +13,14 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_weights_file
-from train.evidence.records import UNDEFINED, Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Spread
+from train.evidence.records import UNDEFINED, Fidelity, Finding, ModelResult, RowResult, Scores, ScoreSpreads, Sharpness, Spread
 from train.evidence.resampling import MacroF1, Score, Spearman, compare_scores
 from train.evidence.rows import BASELINE, Row
 from train.evidence.statistics import Comparison, compare_hits, holm
 from train.file_names import METRICS, PREDICTIONS, WEIGHTS
 from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.models.model_folder import metrics_of
-from train.models.predictions import Predicted, read_predictions
+from train.models.predictions import Predicted, confidence, read_predictions
 
 SHOWN_SPLITS = ("validation", "test")
 # Rounding of the recorded accuracy, and of the logits to seven digits, may move an accuracy by a tie or two, not by this much.
@@ -44,11 +44,13 @@ _PAPER_ACCURACIES: Mapping[tuple[str, str | None], tuple[float, float, float, fl
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
-    """One finished model: its folder, its recorded metrics, and its predictions for validation and test examples."""
+    """One finished model: its folder, its recorded metrics, and its predictions for validation and test examples; of a teacher also how
+    right and how sure its predictions for the train examples are, with folds those of the teachers that had not seen them."""
 
     folder: Path
     metrics: Mapping[str, Any]
     predicted: Mapping[str, Predicted]
+    train: Sharpness | None = None
 
     @property
     def test(self) -> Predicted:
@@ -62,8 +64,9 @@ class ScoredModel:
 
     @property
     def train_s(self) -> float:
-        """Seconds that its epochs took, including those of interrupted trainings."""
-        return float(sum(record["seconds"] for record in (*self.metrics.get("head_history", ()), *self.metrics["history"])))
+        """Seconds that its epochs took, and those of its folds, including those of interrupted trainings."""
+        folds = self.metrics.get("folds", {}).get("each", ())
+        return float(sum(record["seconds"] for record in (*folds, *self.metrics.get("head_history", ()), *self.metrics["history"])))
 
     @property
     def peak_bytes(self) -> int:
@@ -108,7 +111,13 @@ def scored(folder: Path) -> ScoredModel:
             shown, said = (UNDEFINED if value is None else f"{value:.4f}" for value in (recomputed, recorded))
             what = f"{split} {METRIC_NAMES[metric]} {shown}"
             say(f"warning: {folder / PREDICTIONS} gives {what}, its {METRICS} say {said}; the former is shown")
-    return ScoredModel(folder=folder, metrics=metrics, predicted=predicted)
+    train = sharpness_of(every_split["train"]) if metrics["command"] == "teacher" else None
+    return ScoredModel(folder=folder, metrics=metrics, predicted=predicted, train=train)
+
+
+def sharpness_of(predicted: Predicted) -> Sharpness:
+    """Return how right and how sure predictions are."""
+    return Sharpness(score=next(iter(_scores_of(predicted).values())), confidence=confidence(predicted.task, predicted.logits))
 
 
 def row_result(
@@ -184,7 +193,7 @@ def findings_of(rows: Sequence[Row], models: Mapping[str, Mapping[int, ScoredMod
 def _comparison(first: Mapping[int, ScoredModel], second: Mapping[int, ScoredModel], seeds: Sequence[int]) -> Comparison | None:
     """Compare two rows; None without a seed that both have on the same test examples, and with a primary metric that is defined."""
     paired = [seed for seed in seeds if seed in first and seed in second and first[seed].test.examples == second[seed].test.examples]
-    paired = [seed for seed in paired if _is_defined(first[seed].test) and _is_defined(second[seed].test)]
+    paired = [seed for seed in paired if is_defined(first[seed].test) and is_defined(second[seed].test)]
     # Differences are averaged over seeds by example, so all seeds need the same examples.
     paired = [seed for seed in paired if first[seed].test.examples == first[paired[0]].test.examples]
     if not paired:
@@ -192,14 +201,15 @@ def _comparison(first: Mapping[int, ScoredModel], second: Mapping[int, ScoredMod
     firsts, seconds = ([of_row[seed].test for seed in paired] for of_row in (first, second))
     if firsts[0].task == "single-label":
         return compare_hits(paired, [one.hits for one in firsts], [one.hits for one in seconds])
-    return compare_scores(paired, [_score(one) for one in firsts], [_score(one) for one in seconds])
+    return compare_scores(paired, [score_of(one) for one in firsts], [score_of(one) for one in seconds])
 
 
-def _is_defined(predicted: Predicted) -> bool:
+def is_defined(predicted: Predicted) -> bool:
+    """Whether the primary metric of predictions has a value."""
     return next(iter(_scores_of(predicted).values())) is not None
 
 
-def _score(predicted: Predicted) -> Score:
+def score_of(predicted: Predicted) -> Score:
     """Return the primary metric of a multi-label or regression model."""
     if predicted.task == "multi-label":
         return MacroF1(predicted.labels > 0, predicted.predicted > 0)

@@ -1,5 +1,6 @@
 """The rows of the paper's tables and of the controls it lacks: which models they are, what each needs, how each is trained."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -8,13 +9,17 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.store.layout import PROMPT_TEXT
 from train.learning.losses import Terms
 from train.options.settings import Privileged
+from train.options.training import folds_suffix
 
-Group = Literal["table1", "table2", "controls", "unlabelled"]
+Group = Literal["table1", "table2", "controls", "folds", "unlabelled"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ALL = "all"
 BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
 # Of models that read the generator's text vectors in place of image tokens, by command.
 VECTORS: Mapping[str, str] = {"teacher": "teacher-text", "student": "student-text"}
+# A student's teachers, and of those with folds the teachers on all texts.
+_DEPTH = 2
+FOLDS_IN_NAME = re.compile(r"-folds\d+")
 MORE = "-more"  # ends the names of rows that are distilled on unlabelled texts too
 
 
@@ -25,12 +30,14 @@ class Row:
     Attributes:
         name: of the row, and of its models' folders.
         command: which of the four kinds it is.
-        groups: the tables that it is in; the first is its own.
+        groups: the tables that it is in; the first is its own. None for a teacher with folds: what it says of test texts is what the
+            teacher on all says, which has a row.
         column: the image tokens that it reads, or None.
         privileged: which images it sees, or the generator's text vectors; of a student, what its teachers see.
-        teachers: the rows whose models of the same seed it is distilled from.
+        teachers: the rows whose models of the same seed it is distilled from; of a teacher with folds, that of the teacher on all texts.
         terms: a student's soft terms.
         more: whether a student is distilled on unlabelled texts too.
+        folds: on how many folds the teacher's outputs are cross-fitted; None = on none.
     """
 
     name: str
@@ -41,6 +48,7 @@ class Row:
     teachers: tuple[str, ...] = ()
     terms: Terms = "both"
     more: bool = False
+    folds: int | None = None
 
     @property
     def control(self) -> str | None:
@@ -48,7 +56,7 @@ class Row:
         another loss, or of several teachers, differs from the text-only teacher's student in that too."""
         if self.terms != "both" or len(self.teachers) > 1:
             return None
-        control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + MORE * self.more}.get(self.command)
+        control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + folds_suffix(self.folds) + MORE * self.more}.get(self.command)
         return None if control == self.name else control
 
     @property
@@ -57,7 +65,7 @@ class Row:
         is not the images'. None for a row of other images, or of other texts."""
         if self.privileged != "images" or self.more or self.control is None:
             return None
-        return VECTORS[self.command]
+        return VECTORS[self.command] + folds_suffix(self.folds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ class PlannedModel:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the models that it is distilled from."""
+        """Names of the models that it is distilled from, or, of a teacher with folds, of the teacher on all texts."""
         return tuple(model_name(teacher, self.seed) for teacher in self.row.teachers)
 
 
@@ -83,9 +91,19 @@ def model_name(row: str, seed: int) -> str:
     return row if seed == 0 else f"{row}-seed{seed}"
 
 
-def student_name(kind: str, terms: Terms) -> str:
+def teacher_name(kind: str, folds: int | None = None) -> str:
+    """Return the name of the row of one kind of teacher."""
+    return f"teacher-{kind}{folds_suffix(folds)}"
+
+
+def student_name(kind: str, terms: Terms, folds: int | None = None) -> str:
     """Return the name of the row of the students of one kind of teacher."""
-    return f"student-{kind}" if terms == "both" else f"student-{kind}-{terms}"
+    return f"student-{kind}{folds_suffix(folds)}{'' if terms == 'both' else f'-{terms}'}"
+
+
+def is_of_vectors(row: str) -> bool:
+    """Whether a row is that of models that read the generator's text vectors, by its name."""
+    return FOLDS_IN_NAME.sub("", row) in VECTORS.values()
 
 
 def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
@@ -94,7 +112,12 @@ def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
 
 
 def rows_of(
-    columns: Sequence[str], *, ablations: Sequence[Terms] = ("ce", "l2"), has_more: bool = False, has_vectors: bool = False
+    columns: Sequence[str],
+    *,
+    ablations: Sequence[Terms] = ("ce", "l2"),
+    has_more: bool = False,
+    has_vectors: bool = False,
+    folds: Sequence[int] = (),
 ) -> tuple[Row, ...]:
     """Return every row, in the tables' order.
 
@@ -103,6 +126,7 @@ def rows_of(
         ablations: which parts of the loss get students of their own; none where the loss has no such parts.
         has_more: whether there are unlabelled texts that students can be distilled on too.
         has_vectors: whether there are vectors of the generator's text encoder.
+        folds: numbers of folds, for each of which there are students of cross-fitted teachers.
 
     Raises:
         InputError: two columns would give rows of one name.
@@ -119,10 +143,14 @@ def rows_of(
         rows.append(_student_row(privileged, (privileged,), privileged, ("controls",)))
     if len(columns) > 1:
         rows.append(_student_row(ALL, tuple(columns), "images", ("controls",)))
+    of_folds = [row for row in rows if row.command == "teacher"]
+    for count in folds:
+        rows += [replace(row, name=row.name + folds_suffix(count), teachers=(row.name,), groups=(), folds=count) for row in of_folds]
+        rows += [_student_of(row, "folds", count) for row in of_folds]
     if has_more:
-        of_more = [_student_row(column, (column,), "images", ("unlabelled",)) for column in columns]
-        of_more.append(_student_row("none", ("none",), "none", ("unlabelled",)))
-        rows += [replace(row, name=row.name + MORE, more=True) for row in of_more]
+        of_more = [row for row in of_folds if row.privileged == "images" or row.name == TEXT_TEACHER]
+        students = [_student_of(row, "unlabelled", count) for count in (None, *folds) for row in of_more]
+        rows += [replace(row, name=row.name + MORE, more=True) for row in students]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
@@ -134,12 +162,19 @@ def rows_of(
 
 
 def _teacher(kind: str, column: str | None, privileged: Privileged, group: Group) -> Row:
-    return Row(name=f"teacher-{kind}", command="teacher", groups=(group,), column=column, privileged=privileged)
+    return Row(name=teacher_name(kind), command="teacher", groups=(group,), column=column, privileged=privileged)
 
 
 def _student_row(kind: str, teachers: tuple[str, ...], privileged: Privileged, groups: tuple[Group, ...], terms: Terms = "both") -> Row:
-    teachers = tuple(f"teacher-{teacher}" for teacher in teachers)
-    return Row(name=student_name(kind, terms), command="student", groups=groups, privileged=privileged, teachers=teachers, terms=terms)
+    names = tuple(teacher_name(teacher) for teacher in teachers)
+    return Row(name=student_name(kind, terms), command="student", groups=groups, privileged=privileged, teachers=names, terms=terms)
+
+
+def _student_of(teacher: Row, group: Group, folds: int | None) -> Row:
+    """Return the row of the students of a teacher, or of the same teacher with folds."""
+    kind = teacher.name.removeprefix(teacher_name(""))
+    row = _student_row(kind, (kind,), teacher.privileged, (group,))
+    return replace(row, name=student_name(kind, "both", folds), teachers=(teacher_name(kind, folds),), folds=folds)
 
 
 def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, tuple[Row, ...]]:
@@ -148,14 +183,17 @@ def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, 
     Raises:
         InputError: a name is neither a table's nor a row's.
     """
-    own = {row.name: row.groups[0] for row in rows}
+    own = {row.name: row.groups[0] for row in rows if row.groups}
     shown: dict[Group, set[str]] = {}
-    groups = [group for group in GROUPS if group != "unlabelled" or any(row.more for row in rows)]
+    there = {"folds": any(row.folds for row in rows), "unlabelled": any(row.more for row in rows)}
+    groups = [group for group in GROUPS if there.get(group, True)]
     known = (ALL, *groups, *own)
     for name in requested:
         if name not in known:
             do = "name the texts with --unlabelled" if name == "unlabelled" or name.endswith(MORE) else nearest(name, known)
-            if name in VECTORS.values():
+            if name == "folds" or (FOLDS_IN_NAME.search(name) and not any(row.folds for row in rows)):
+                do = "give the number of folds with --folds"
+            elif is_of_vectors(name):
                 do = f"run python -m featurize with its flags and --encoders {PROMPT_TEXT}, which generates no image"
                 do += " (pictures of your own have no such rows)"
             raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=do)
@@ -172,6 +210,7 @@ def models_of(requested: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int
     """Return the models of the requested rows and those that they need, in the order of training: seed by seed, so that the first seed's
     results are complete early, and teachers before their students."""
     names = {row.name for row in requested}
-    names |= {teacher for row in rows if row.name in names for teacher in row.teachers}
+    for _ in range(_DEPTH):
+        names |= {teacher for row in rows if row.name in names for teacher in row.teachers}
     ordered = sorted((row for row in rows if row.name in names), key=lambda row: row.command == "student")
     return [PlannedModel(row=row, seed=seed) for seed in seeds for row in ordered]

@@ -214,7 +214,7 @@ def _kind(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Pat
         return student_kind(corpus, source, compute_on(experiment.placement))
     tokens = None if row.column is None else experiment.tokens(row.column)
     if row.command == "teacher":
-        return teacher_kind(corpus, tokens, row.privileged)
+        return teacher_kind(corpus, tokens, row.privileged, folds=row.folds)
     return baseline_kind(corpus) if tokens is None else images_kind(corpus, tokens)
 
 

@@ -4,7 +4,7 @@ scores that are no shares of examples.
 Shapes: N test examples, S seeds; ``hits`` are bool [N], a row's hits a sequence of S of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from train.learning.task_rules import Metric
 
 Hits = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
+_DIGITS = 5e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def pooled(tests: Sequence[Discordant]) -> Discordant:
     return Discordant(only_first=only_first, only_second=only_second, p=_binomial_p(only_first, only_second))
 
 
-def bootstrap_interval(gained_N: NDArray[np.int64], *, seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(gained_N: NDArray[Any], *, seeds: int, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """Return the ends of the 95 % percentile interval (Efron 1979) of a paired difference in accuracy, over draws of test examples.
 
     ``gained_N`` has few distinct values, so a resample of N examples is drawn as the count of each value, which is multinomial: the same
@@ -175,3 +177,37 @@ def _binomial_p(only_first: int, only_second: int) -> float:
 
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def share_interval(whole_SN: Floats, part_SN: Floats) -> tuple[float, float] | None:
+    """Return the ends of the 95 % interval of ``mean(part) / mean(whole)``, a share of one difference that another one is.
+
+    It has the shares r for which 0 is in the interval of ``mean(part - r · whole)`` (Fieller 1954, *Some problems in interval estimation*),
+    over draws of seeds and examples, or of examples alone where there is one seed. None where 0 is in the interval of ``mean(whole)``: then
+    shares of any size are in it.
+
+    Args:
+        whole_SN: differences of S seeds on N examples, or of pseudo-values.
+        part_SN: others, of the same seeds and examples.
+    """
+
+    def holds(part: float, whole: float) -> bool:
+        mixed_SN = part * part_SN - whole * whole_SN
+        low, high = interval_over_seeds(mixed_SN, largest=np.inf) if len(mixed_SN) > 1 else bootstrap_interval(mixed_SN[0], seeds=1)
+        return low <= 0 <= high
+
+    if holds(0.0, 1.0):
+        return None
+    share = float(part_SN.mean() / whole_SN.mean())
+    return _last_held(share, -1.0, holds), _last_held(share, 1.0, holds)
+
+
+def _last_held(share: float, step: float, holds: Callable[[float, float], bool]) -> float:
+    """Return the last share in the direction of ``step`` that is in the interval, to three digits."""
+    inside, outside = share, share + step
+    while holds(1.0, outside):
+        inside, outside = outside, share + 2 * (outside - share)
+    while abs(outside - inside) > _DIGITS:
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if holds(1.0, middle) else (inside, middle)
+    return inside

@@ -11,12 +11,35 @@ from lugpi_core.files import write_json, write_text
 from train.evidence.fidelity import FIDELITY, fidelity_figures
 from train.evidence.found_models import FoundModels, differing_settings
 from train.evidence.outcome import Outcome
-from train.evidence.records import PLAIN_NUMBERS, FidelityTable, Finding, ModelResult, ResultTable, RowResult, Verdict, json_of
-from train.evidence.render import fidelity_cells, fidelity_header, header, latex_table, model_cells, others_header, row_cells
+from train.evidence.records import (
+    PLAIN_NUMBERS,
+    FidelityTable,
+    Finding,
+    ModelResult,
+    ResultTable,
+    RowResult,
+    Verdict,
+    WhyRow,
+    WhyTable,
+    json_of,
+)
+from train.evidence.render import (
+    class_line,
+    fidelity_cells,
+    fidelity_header,
+    header,
+    latex_table,
+    model_cells,
+    others_header,
+    row_cells,
+    why_cells,
+    why_header,
+)
 from train.evidence.resampling import SWAPS
 from train.evidence.row_figures import ScoredModel, findings_of, row_result
 from train.evidence.rows import BASELINE, Group, Row, model_name
 from train.evidence.verdicts import LEGEND, verdicts
+from train.evidence.why import needed_rows, why_table
 from train.learning.task_rules import METRIC_NAMES, rules_of
 from train.models.markdown import markdown_table
 
@@ -27,6 +50,7 @@ TITLES: Mapping[Group, str] = {
     "table1": "Table 1: baseline, images alone, teachers and students",
     "table2": "Table 2: students without one of the loss's soft terms (ce: without the embeddings' distance, l2: without the soft labels)",
     "controls": "Controls: teachers that see no images, images of other texts or blank images; and a student of each",
+    "folds": "Folds: students of teachers that had not seen the train text of which they read (cross-fitting)",
     "unlabelled": "More texts: students that were distilled on unlabelled texts too",
 }
 _CONTROLS_WITH_VECTORS = (
@@ -80,6 +104,7 @@ class TableReport:
         rows: results by the names of the rows.
         tables: each with the names of its rows, findings, verdicts and caption.
         fidelity: the table of fidelity and calibration; its figures are the rows'.
+        why: what students read of their teachers, and what of the teachers' gains arrives.
         others: finished models that belong to no row.
         missing: names of the models that are not there.
         failed: why models could not be trained, by their names.
@@ -94,6 +119,7 @@ class TableReport:
     rows: Mapping[str, RowResult]
     tables: tuple[ResultTable, ...]
     fidelity: FidelityTable
+    why: WhyTable
     others: tuple[ModelResult, ...]
     missing: tuple[str, ...]
     failed: Mapping[str, str]
@@ -127,6 +153,10 @@ class TableReport:
             parts += [table.caption] if table.caption not in parts else []  # one legend for all tables that share it
         if self.fidelity.rows:
             parts += [f"## {self.fidelity.title}", markdown_table(fidelity_header(self.task), self.fidelity_cells()), self.fidelity.caption]
+        if self.why.rows:
+            parts += [f"## {self.why.title}", markdown_table(why_header(self.task), self.why_cells())]
+            parts += ["\n".join(f"* {line}" for line in lines)] if (lines := self.class_lines()) else []
+            parts.append(self.why.caption)
         if self.others:
             parts += ["## Other models of the run", markdown_table(others_header(self.task), [model_cells(model) for model in self.others])]
         parts += [f"note: {note}" for note in self.notes]
@@ -141,6 +171,9 @@ class TableReport:
         if self.fidelity.rows:
             caption = f"{self.dataset}. {self.fidelity.title}. {self.fidelity.caption}"
             parts.append(latex_table(caption, fidelity_header(self.task), self.fidelity_cells(), self.notes))
+        if self.why.rows:
+            caption = f"{self.dataset}. {self.why.title}. {self.why.caption}"
+            parts.append(latex_table(caption, why_header(self.task), self.why_cells(), self.class_lines()))
         return "\n\n".join(parts) + "\n"
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -164,6 +197,7 @@ class TableReport:
             "rows": {name: json_of(row) for name, row in self.rows.items()},
             "tables": [table.to_json() for table in self.tables],
             "fidelity": json_of(self.fidelity),
+            "why": {**json_of(self.why), "rows": [_why_json(row) for row in self.why.rows]},
             "others": [json_of(model) for model in self.others],
             "missing": list(self.missing),
             "failed": dict(self.failed),
@@ -187,6 +221,18 @@ class TableReport:
     def fidelity_cells(self) -> list[tuple[str, ...]]:
         """Return the cells of fidelity and calibration, under ``render.fidelity_header``."""
         return [fidelity_cells(self.rows[name], self.task) for name in self.fidelity.rows]
+
+    def why_cells(self) -> list[tuple[str, ...]]:
+        """Return the cells of what students read and keep, under ``render.why_header``."""
+        return [why_cells(row, self.task) for row in self.why.rows]
+
+    def class_lines(self) -> list[str]:
+        """Return for each row in which classes its teachers gain and lose most over their control; none for rows without one."""
+        return [line for row in self.why.rows if (line := class_line(row))]
+
+
+def _why_json(row: WhyRow) -> dict[str, Any]:
+    return {**json_of(row), "classes": [json_of(one) for one in row.classes]}
 
 
 def _frame_line(row: RowResult, table: ResultTable, task: Task) -> dict[str, Any]:
@@ -233,7 +279,10 @@ def table_report(
         InputError: there is no model to show, or the predictions of one are missing or damaged.
     """
     shown, seeds = plan.shown, plan.seeds
-    models = {name: _models(name, found.folders, seeds, read) for name in dict.fromkeys([*shown, *sorted(plan.references)])}
+    every_row = {row.name: row for row in plan.rows}
+    students = [row for row in shown.values() if row.command == "student"]
+    compared = dict.fromkeys([*shown, *sorted(plan.references)])
+    models = {name: _models(name, found.folders, seeds, read) for name in (*compared, *needed_rows(students, every_row))}
     others = [read(folder) for folder in _others(plan, found)]
     if not others and not any(models[name] for name in shown):
         raise InputError(
@@ -257,11 +306,12 @@ def table_report(
         fidelity=FidelityTable(
             title=FIDELITY[task].title, caption=FIDELITY[task].caption, rows=tuple(name for name in shown if models[name])
         ),
+        why=why_table(students, every_row, models),
         others=tuple(model.result(fidelity[model.folder]) for model in others),
         missing=tuple(model_name(name, seed) for name in shown for seed in seeds if seed not in models[name]),
         failed=outcome.failed,
         trained=tuple(outcome.trained),
-        notes=tuple(_notes({name: list(by_seed.values()) for name, by_seed in models.items()}, findings, outcome)),
+        notes=tuple(_notes({name: list(models[name].values()) for name in compared}, findings, outcome)),
         task=task,
     )
 

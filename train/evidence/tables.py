@@ -18,7 +18,9 @@ from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.tables import TablesOptions
 
 # What --no-train reads: which models of the run are shown.
-_READ_OF_FINISHED = frozenset({"dataset", "run_dir", "scratch", "rows", "columns", "seeds", "seed", "unlabelled", "train", "limit"})
+_READ_OF_FINISHED = frozenset(
+    {"dataset", "run_dir", "scratch", "rows", "columns", "seeds", "seed", "folds", "unlabelled", "train", "limit"}
+)
 
 
 def tables(options: TablesOptions) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def _compared(options: TablesOptions) -> TableReport:
         columns=options.columns,
         distillation=part_of(options, DistillationSettings),
         unlabelled=None if options.unlabelled is None else load_unlabelled(options.unlabelled, settings),
+        folds=options.folds,
         text_model=find_text_model(options.text_model, max_length=options.max_length),
         optimization=part_of(options, Optimization),
         placement=part_of(options, Placement),
@@ -68,6 +71,7 @@ def _finished(options: TablesOptions) -> TableReport:
         columns=options.columns,
         seeds=options.each_seed,
         has_unlabelled=options.unlabelled is not None,
+        folds=options.folds,
         paper_dataset=paper_dataset(options.dataset, part_of(options, CorpusSettings)),
     )
     return finished_tables(options.run, dataset_name(options.dataset), request)

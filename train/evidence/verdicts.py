@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from train.evidence.records import Finding, Verdict
-from train.evidence.rows import BASELINE, VECTORS, Row
+from train.evidence.rows import BASELINE, Row, is_of_vectors
 from train.learning.task_rules import METRIC_NAMES
 
 LEGEND = (
@@ -32,11 +32,12 @@ class UnrelatedImages:
     lacks_vectors: bool = False
 
 
-def unrelated_images(command: str, rows: Iterable[Row], findings: Iterable[Finding], *, has_vectors: bool = False) -> UnrelatedImages:
-    """Return what is known of the rows of a command with shuffled and blank images, and of that with text vectors if there is one."""
-    no_controls = (BASELINE, *VECTORS.values())
-    outcomes = {finding.row: finding.outcome for finding in findings if finding.reference not in no_controls}
-    compared = {row.privileged: row.name for row in rows if row.command == command and row.name in outcomes}
+def unrelated_images(like: Row, rows: Iterable[Row], findings: Iterable[Finding], *, has_vectors: bool = False) -> UnrelatedImages:
+    """Return what is known of the rows of a row's command and folds with shuffled and blank images, and of that with text vectors if there
+    is one."""
+    outcomes = {one.row: one.outcome for one in findings if one.reference != BASELINE and not is_of_vectors(one.reference)}
+    of_kind = [row for row in rows if (row.command, row.folds) == (like.command, like.folds)]
+    compared = {row.privileged: row.name for row in of_kind if row.name in outcomes}
     return UnrelatedImages(
         gaining=tuple(compared[kind] for kind in _UNRELATED if kind in compared and outcomes[compared[kind]] == "better"),
         not_compared=tuple(kind for kind in _UNRELATED if kind not in compared),
@@ -58,7 +59,7 @@ def verdicts(
     """
     by_pair = {(finding.row, finding.reference): finding for finding in findings}
     return tuple(
-        verdict(row, baseline, control, unrelated_images(row.command, every_row, findings, has_vectors=has_vectors), vectors)
+        verdict(row, baseline, control, unrelated_images(row, every_row, findings, has_vectors=has_vectors), vectors)
         for row in rows
         for baseline, control, vectors in [[by_pair.get((row.name, str(name))) for name in (BASELINE, row.control, row.vectors)]]
         if baseline is not None or control is not None
@@ -97,7 +98,7 @@ def _without_control(row: Row, gains: bool) -> str:
         return f"It sees no images: the gain comes from {_other_cause(row)} alone."
     lack = f"no text-only control differs from this row in its {_seen(row)} alone"
     if row.control is not None:
-        lack = f"its text-only control is not trained (--rows {'unlabelled' if row.more else 'controls'})"
+        lack = f"its text-only control is not trained (--rows {'unlabelled' if row.more else _table_of_controls(row)})"
     return f"Whether the {_seen(row)} or {_other_cause(row)} alone cause the gain is unknown: {lack}."
 
 
@@ -112,10 +113,10 @@ def _with_control(row: Row, gains: bool, control: Finding, unrelated: UnrelatedI
         return "The gain does not come from image content: these images are unrelated to the text."
     if row.privileged == "text":
         return "The gain comes from the generator's text encoder: this row sees no image."
-    return _of_gain(control, unrelated, vectors)
+    return _of_gain(row, control, unrelated, vectors)
 
 
-def _of_gain(control: Finding, unrelated: UnrelatedImages, vectors: Finding | None) -> str:
+def _of_gain(row: Row, control: Finding, unrelated: UnrelatedImages, vectors: Finding | None) -> str:
     """Return what follows from a gain over the text-only control of a row with its own images."""
     evidence = "Evidence from one seed that images help" if len(control.comparison.seeds) == 1 else "Evidence that images help"
     is_above = vectors is not None and vectors.outcome == "better"
@@ -129,8 +130,13 @@ def _of_gain(control: Finding, unrelated: UnrelatedImages, vectors: Finding | No
     if vectors is not None:
         evidence += f", {'and' if is_above else 'but not significantly'} more than the generator's text vectors do"
     if others:
-        return f"{evidence}, unless {' or '.join(others)}, which are not compared here, help as much (--rows controls)."
+        where = f"--rows {_table_of_controls(row)}"
+        return f"{evidence}, unless {' or '.join(others)}, which are not compared here, help as much ({where})."
     return f"{evidence}."
+
+
+def _table_of_controls(row: Row) -> str:
+    return "controls" if row.folds is None else "folds"
 
 
 def _seen(row: Row) -> str:

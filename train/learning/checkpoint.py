@@ -15,7 +15,7 @@ import xxhash
 from lugpi_core.command_line import say
 from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, read_json, sweep, whole_file, whole_folder, write_at, write_json
-from train.file_names import HEAD
+from train.file_names import FOLDS, HEAD, OUTPUTS
 
 if TYPE_CHECKING:
     import torch  # at run time only where weights are: reports ask no more than whether there is a checkpoint
@@ -86,18 +86,19 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether there is a checkpoint of a training, or of the first part of one in two."""
-    return any(map(has_checkpoint, _parts(folder)))
+    """Whether there is a checkpoint of a training, or of the first part of one in two; or one of a fold, or a fold that is finished."""
+    return any(map(has_checkpoint, _parts(folder))) or any((folder / FOLDS).glob(f"*/{OUTPUTS}"))
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints, also those of the first part of a training in two."""
+    """Remove all checkpoints, also those of the first part of a training in two, and of folds."""
     for part in _parts(folder):
         shutil.rmtree(part / CHECKPOINTS, ignore_errors=True)
 
 
-def _parts(folder: Path) -> tuple[Path, Path]:
-    return folder, folder / HEAD
+def _parts(folder: Path) -> list[Path]:
+    trainings = [folder, *sorted((folder / FOLDS).glob("*"))]
+    return [part for training in trainings for part in (training, training / HEAD)]
 
 
 def _newest_first(folder: Path) -> list[Path]:

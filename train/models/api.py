@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Any, TypedDict, Unpack, cast, get_args
 
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.options import CorpusSettings, require_folds
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_choice, require_known_arguments, require_type
@@ -29,7 +29,7 @@ from train.models.teachers import open_privileged, with_separator_of
 from train.models.train_model import TrainedModel, train_model
 from train.options.distillation import shares_of
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, OutputsDtype, Placement, Preset, Privileged
-from train.options.training import require_model_name
+from train.options.training import folds_suffix, require_model_name
 
 
 class TrainingArguments(TypedDict, total=False):
@@ -49,6 +49,18 @@ class TrainingArguments(TypedDict, total=False):
     placement: Placement
     name: str
     config: Mapping[str, Any]
+
+
+class TeacherArguments(TrainingArguments, total=False):
+    """The keyword arguments of ``train_teacher``.
+
+    Attributes:
+        outputs_dtype: how its embeddings are stored for the student.
+        folds: how many folds of the train texts its outputs are cross-fitted on; None = on none.
+    """
+
+    outputs_dtype: OutputsDtype
+    folds: int | None
 
 
 def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[TrainingArguments]) -> TrainedModel:
@@ -117,9 +129,8 @@ def train_teacher(
     *,
     column: str | None = None,
     privileged: Privileged = "images",
-    outputs_dtype: OutputsDtype = "float32",
     run_dir: str | Path | None = None,
-    **training: Unpack[TrainingArguments],
+    **arguments: Unpack[TeacherArguments],
 ) -> TrainedModel:
     """Train the multimodal teacher on text and image tokens, and write its outputs for the student.
 
@@ -131,14 +142,16 @@ def train_teacher(
             random and predictions the first, or all read their mean (``Optimization.several_images``).
         privileged: what it reads in addition to the text: the example's own images, or, as controls, the vectors of the generator's text
             encoder ("text": the store's column ``prompt-text``), images of other examples, blank ones, or none.
-        outputs_dtype: how its embeddings are stored for the student.
         run_dir: the run (default: the folder of the store).
+        outputs_dtype: how its embeddings are stored for the student: "float32", the default, or "float16".
+        folds: 2 or more train that many more teachers, each without one fold of the train texts, and give students of each train text what
+            the teacher that has not seen it says (cross-fitting); None, the default = one teacher for all texts.
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).
         optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
-        name: of the model's folder in the run (default: teacher, and of controls teacher-text, teacher-shuffled, …). Teachers with
-            different settings need different names.
+        name: of the model's folder in the run (default: teacher, of controls teacher-text, teacher-shuffled, …, and with folds
+            teacher-folds5, teacher-none-folds5, …). Teachers with different settings need different names.
         config: every setting, for ``metrics.json`` (default: those given).
 
     Raises:
@@ -148,20 +161,25 @@ def train_teacher(
     require_type("store", store, str, PathLike, NoneType)
     require_type("run_dir", run_dir, str, PathLike, NoneType)
     require_choice("privileged", privileged, get_args(Privileged))
+    require_known_arguments(arguments, TeacherArguments)
+    outputs_dtype, folds = arguments.get("outputs_dtype", "float32"), arguments.get("folds")
     require_choice("outputs_dtype", outputs_dtype, get_args(OutputsDtype))
+    require_type("folds", folds, int, NoneType)
+    require_folds(folds)
     if store is not None:
         run_dir = run_dir or Path(store).parent
     if run_dir is None or (store is None and privileged != "none"):
         raise InputError(got="no token store", expected="one, or privileged='none' and a run_dir", do="give the folder of the store")
     run = Path(run_dir)
-    training.setdefault("name", "teacher" if privileged == "images" else f"teacher-{privileged}")
+    training = cast(TrainingArguments, {name: value for name, value in arguments.items() if name in TrainingArguments.__annotations__})
+    training.setdefault("name", ("teacher" if privileged == "images" else f"teacher-{privileged}") + folds_suffix(folds))
 
     def plan(_: Compute) -> ModelPlan:
         tokens = None
         if store is not None and privileged != "none":
             chosen = column if privileged == "text" else column_of(store, column)
             tokens = open_privileged(Path(store), chosen, privileged, corpus)
-        return plan_model(teacher_kind(corpus, tokens, privileged, outputs_dtype=outputs_dtype), run, **training)
+        return plan_model(teacher_kind(corpus, tokens, privileged, outputs_dtype=outputs_dtype, folds=folds), run, **training)
 
     return _train(corpus, plan, training)
 

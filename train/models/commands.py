@@ -43,6 +43,7 @@ def teacher(options: TeacherOptions) -> dict[str, Any]:
             column=options.image_tokens,
             privileged=options.privileged,
             outputs_dtype=options.outputs_dtype,
+            folds=options.folds,
             run_dir=options.run,
             **training,
         ).to_json()

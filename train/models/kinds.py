@@ -1,7 +1,7 @@
 """The four kinds of model: how a baseline, an image classifier, a teacher and a student differ in network, loss and inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from train.learning.loop import Loss
 from train.learning.losses import Distillation, TeacherTarget, distillation, distillation_loss
 from train.learning.networks import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
 from train.learning.task_rules import rules_of
-from train.models.teachers import FoundTeacher, build_teacher, find_teacher, outputs_for, require_task
+from train.models.teachers import FoundTeacher, build_teacher, find_teacher, outputs_for, require_same_folds, require_task
 from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
@@ -43,6 +43,7 @@ class ModelKind:
         teachers: the outputs it is distilled on, for the corpus followed by ``extra``.
         teacher_records: name, privileged information and share of each teacher, for ``metrics.json``.
         outputs_dtype: how a teacher's embeddings are stored.
+        folds: of the train texts, on which a teacher's outputs are cross-fitted; None = its outputs are its own.
         licenses: of what the model derives from, other than corpus and text model.
         notice: what a reader of the metrics has to know, or None.
         settings: of this kind, for the ``config`` in ``metrics.json``.
@@ -61,6 +62,7 @@ class ModelKind:
     teachers: tuple[TeacherOutputs, ...] = ()
     teacher_records: tuple[dict[str, Any], ...] = ()
     outputs_dtype: OutputsDtype = "float32"
+    folds: int | None = None
     licenses: tuple[str, ...] = ()
     notice: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -108,9 +110,15 @@ def images_kind(corpus: Corpus, tokens: ImageTokens) -> ModelKind:
 
 
 def teacher_kind(
-    corpus: Corpus, tokens: ImageTokens | None, privileged: Privileged, *, outputs_dtype: OutputsDtype = "float32"
+    corpus: Corpus,
+    tokens: ImageTokens | None,
+    privileged: Privileged,
+    *,
+    outputs_dtype: OutputsDtype = "float32",
+    folds: int | None = None,
 ) -> ModelKind:
-    """Return the kind of a multimodal teacher, or of one of its controls; ``tokens`` are None if and only if ``privileged`` is none."""
+    """Return the kind of a multimodal teacher, or of one of its controls; ``tokens`` are None if and only if ``privileged`` is none. With
+    ``folds`` its outputs are cross-fitted on as many."""
     if tokens is not None:
         _warn_of_failed_images(tokens)
     spec = None if tokens is None else tokens.reader.spec
@@ -127,9 +135,15 @@ def teacher_kind(
         image_tokens=tokens,
         privileged=privileged,
         outputs_dtype=outputs_dtype,
+        folds=folds,
         licenses=() if spec is None else (spec.license,),
         notice=None if spec is None else spec.notice,
-        settings={"image_tokens": None if spec is None else spec.name, "privileged": privileged, "outputs_dtype": outputs_dtype},
+        settings={
+            "image_tokens": None if spec is None else spec.name,
+            "privileged": privileged,
+            "outputs_dtype": outputs_dtype,
+            **({} if folds is None else {"folds": folds}),
+        },
     )
 
 
@@ -159,10 +173,11 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
     Raises:
         InputError: every weight of the loss is zero; a teacher is missing or unfinished; or as ``outputs_for`` does.
     """
-    weights, extra = loss_weights(source.loss, corpus.task), source.unlabelled
-    teachers = [find_teacher(folder) for folder in source.teachers]
+    teachers, extra = [find_teacher(folder) for folder in source.teachers], source.unlabelled
     for teacher in teachers:
         require_task(teacher, corpus)
+    has_folds = require_same_folds(teachers) is not None
+    weights = loss_weights(source.loss, corpus.task, has_folds=has_folds)
     cached = tuple(outputs_for(teacher, corpus, extra, compute) for teacher in teachers)
 
     def build(text_model: TextModel) -> nn.Module:
@@ -188,6 +203,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         corpus=corpus,
         fingerprint={
             "teachers": [outputs.teacher for outputs in cached],
+            **({"teachers_folds": folds} if any(folds := [outputs.folds for outputs in cached]) else {}),
             "teachers_embeddings": [str(outputs.embeddings.dtype).removeprefix("torch.") for outputs in cached],
             "shares": list(source.shares),
             "distillation": vars(weights),
@@ -200,7 +216,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         extra=extra,
         teachers=cached,
         teacher_records=tuple(
-            {"name": teacher.folder.name, "privileged": teacher.fingerprint["privileged"], "share": round(share, 6), **_own(teacher)}
+            {"name": teacher.folder.name, "privileged": teacher.fingerprint["privileged"], "share": round(share, 6), **_more(teacher)}
             for teacher, share in zip(teachers, source.shares, strict=True)
         ),
         licenses=tuple(dict.fromkeys(line for teacher in teachers for line in teacher.metrics["licenses"])),
@@ -215,14 +231,16 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
     )
 
 
-def _own(teacher: FoundTeacher) -> dict[str, Any]:
-    """Return what is recorded of a teacher whose images are a user's own; nothing of others."""
+def _more(teacher: FoundTeacher) -> dict[str, Any]:
+    """Return what is recorded of a teacher whose images are a user's own, or whose outputs are cross-fitted; nothing of others."""
     generation = teacher.fingerprint["tokens"].get("generation", {})
-    return {"own_images": True} if isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES else {}
+    own = {"own_images": True} if isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES else {}
+    return own | ({"folds": teacher.fingerprint["folds"]["count"]} if "folds" in teacher.fingerprint else {})
 
 
-def loss_weights(settings: DistillationSettings, task: Task = "single-label") -> Distillation:
-    """Return the weights of a student's loss; a setting without effect is warned of.
+def loss_weights(settings: DistillationSettings, task: Task = "single-label", *, has_folds: bool = False) -> Distillation:
+    """Return the weights of a student's loss; a setting without effect is warned of. Of teachers with folds β is 0 unless it is given:
+    embeddings of several trainings share no space.
 
     Raises:
         InputError: every weight is zero.
@@ -235,6 +253,12 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label") ->
         temperature=settings.temperature,
         embedding_loss=settings.embedding_loss,
     )
+    if has_folds and settings.beta is None and weights.alpha and weights.beta:
+        say(
+            f"note: --beta 0, not {weights.beta:g}: the embeddings of the folds' teachers share no space; --beta {weights.beta:g} takes them, "
+            "rotated into that of the teacher on all texts"
+        )
+        weights = replace(weights, beta=0.0)
     if settings.temperature is not None and weights.alpha == 0:
         say("warning: --temperature has no effect with --alpha 0")
     elif settings.temperature is not None and task == "regression":

@@ -43,6 +43,7 @@ class ModelPlan:
         folder: of the model, in the run.
         config: every setting, for ``metrics.json``.
         terms: a student's soft terms, if it is a row of tables.
+        left_out: train examples that it does not learn: a fold. No part of the fingerprint: folds are parts of one model.
         shared: what models of one process read and check once.
     """
 
@@ -54,6 +55,7 @@ class ModelPlan:
     placement: Placement
     config: Mapping[str, Any] = field(default_factory=dict)
     terms: Terms | None = None
+    left_out: tuple[int, ...] = ()
     shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,13 @@ class ModelPlan:
         if self.optimization.class_weights == "none":
             return None
         corpus = self.kind.corpus
-        return rules_of(corpus.task).balanced_weights(corpus.targets()[corpus.rows("train")], len(corpus.label_names))
+        return rules_of(corpus.task).balanced_weights(corpus.targets()[self.learnt_rows], len(corpus.label_names))
+
+    @property
+    def learnt_rows(self) -> list[int]:
+        """The labelled examples that it is trained on."""
+        left_out = frozenset(self.left_out)
+        return [row for row in self.kind.corpus.rows("train") if row not in left_out]
 
     @cached_property
     def compute(self) -> Compute:
@@ -135,6 +143,7 @@ class ModelPlan:
             "dtype": self.compute.dtype,
             **({"text_class_token": "last"} if self.kind.command == "teacher" and self.text_model.reads_last_token else {}),
             **({"several_images": "mean"} if self.reads_mean else {}),
+            **({} if self.kind.folds is None else {"folds": {"count": self.kind.folds, "seed": self.optimization.seed}}),
             **self.kind.fingerprint,
         }
 

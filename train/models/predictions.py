@@ -49,6 +49,24 @@ def scores_by_split(
     return scores
 
 
+def sharpness_on_train(corpus: Corpus, logits_NK: "torch.Tensor") -> dict[str, float | None]:
+    """Return the primary metric and the mean confidence of the answers to the train texts, from the logits of all examples."""
+    rules, rows = rules_of(corpus.task), corpus.rows("train")
+    logits = logits_NK.numpy()[rows]
+    scores = rounded(rules.scores(corpus.targets()[rows], logits, chosen_thresholds(corpus, logits_NK)))
+    return {"score": scores[rules.metrics[0]], "confidence": confidence(corpus.task, logits)}
+
+
+def confidence(task: Task, logits_NK: NDArray[Any]) -> float | None:
+    """Return the mean probability of the answers: of each text's most likely class; of several labels of each class's answer, yes or no, by
+    the even threshold. None for a regression."""
+    if task == "regression":
+        return None
+    outputs_NK = rules_of(task).outputs(logits_NK)
+    of_answers = outputs_NK.max(axis=1) if task == "single-label" else np.maximum(outputs_NK, 1 - outputs_NK)
+    return float(of_answers.mean())
+
+
 def rounded(scores: ByMetric) -> ByMetric:
     """Return scores with six decimals; the squared error, which is small for small numbers, with seven digits."""
     digits = {metric: value if value is None else float(f"{value:.7g}") for metric, value in scores.items() if metric == "mse"}

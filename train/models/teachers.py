@@ -1,6 +1,6 @@
 """Teachers from a student's point of view: finished folders of the run, and their outputs for labelled and unlabelled texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from train.data.teacher_outputs import TeacherOutputs, has_teacher_outputs, outp
 from train.data.text_model import TextModel, find_text_model, load_text_encoder
 from train.data.token_ids import TokenIds, token_ids
 from train.data.training_data import TrainingData
-from train.file_names import WEIGHTS
+from train.file_names import TRAINING, WEIGHTS
 from train.learning.checkpoint import load_weights
 from train.learning.classifier_head import require_readable
 from train.learning.distributed import Processes
@@ -65,6 +65,19 @@ def require_task(teacher: FoundTeacher, corpus: Corpus) -> None:
             expected="one task",
             do=f"give --task {theirs}, or train a teacher with --task {corpus.task} under another name (--name)",
         )
+
+
+def require_same_folds(teachers: Sequence[FoundTeacher]) -> int | None:
+    """Return on how many folds the outputs of all teachers are cross-fitted; None if on none. Raises InputError where they differ in it."""
+    counts: list[int | None] = [teacher.fingerprint.get("folds", {}).get("count") for teacher in teachers]
+    if len(set(counts)) > 1:
+        each = [f"{teacher.folder.name} ({count or 'no'} folds)" for teacher, count in zip(teachers, counts, strict=True)]
+        raise InputError(
+            got=f"teachers {', '.join(each)}",
+            expected="the same number of folds, so that none of them has seen the text of its soft label, or all have",
+            do="train all of them with the same --folds",
+        )
+    return counts[0]
 
 
 def build_teacher(text_model: TextModel, classes: int, image_width: int | None) -> Teacher:
@@ -145,9 +158,17 @@ def outputs_for(teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, com
     """Return a teacher's outputs for the corpus, followed by those for the unlabelled texts, which are computed once and kept.
 
     Raises:
-        InputError: the outputs do not belong to the teacher or the corpus, or there are no images for the unlabelled texts.
+        InputError: the outputs do not belong to the teacher, to its folds or to the corpus, or there are no images for the unlabelled
+            texts.
     """
-    outputs = read_teacher_outputs(outputs_path(teacher.folder), corpus_fingerprint=corpus.fingerprint())
+    path = outputs_path(teacher.folder)
+    outputs, folds = read_teacher_outputs(path, corpus_fingerprint=corpus.fingerprint()), teacher.fingerprint.get("folds", {})
+    if any((outputs.folds or {}).get(name) != folds.get(name) for name in ("count", "seed")):
+        raise InputError(
+            got=f"{path}, whose folds are not those of {teacher.folder / TRAINING}",
+            expected="the outputs of that teacher",
+            do=f"remove {path} and run python -m train teacher with the teacher's settings again; it only rewrites its outputs",
+        )
     if extra is None:
         return outputs
     path = outputs_path(teacher.folder, extra.name)

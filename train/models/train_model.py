@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial, reduce
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,26 @@ import torch
 from torch import nn
 
 from lugpi_core.command_line import say
-from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
-from lugpi_core.files import make_folder, read_json, write_json
 from lugpi_core.fingerprint import digest
-from lugpi_core.runtime.device import seed_everything
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
-from train.data.image_tokens import place_tokens
-from train.data.privileged import PrivilegedImages
-from train.data.target_unit import TargetUnit, unit_of
 from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
-from train.data.token_ids import TokenIds, Tokens
 from train.data.training_data import TrainingData
-from train.file_names import HEAD, HISTORY, PREDICTIONS, WEIGHTS
-from train.learning.checkpoint import has_checkpoint, load_weights, save_weights
-from train.learning.classifier_head import require_readable
+from train.file_names import PREDICTIONS, WEIGHTS
+from train.learning.checkpoint import load_weights, save_weights
 from train.learning.compile import encoder_of
 from train.learning.distributed import Processes
-from train.learning.loop import Training, best_epoch, fit
+from train.learning.loop import best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier, last_linear, padding_is_read
 from train.learning.predict import predict
 from train.learning.task_rules import METRIC_NAMES, Metric, in_words, rules_of
+from train.models.folds import FoldOutputs, crossed, finished_without_folds, fold_outputs
 from train.models.hub_export import checked_rows, export_classifier, rehearse, require_same_answers
-from train.models.model_folder import exclusive, finish, finished_metrics
+from train.models.loading import head_history, load_model, training_of_plan
+from train.models.model_folder import exclusive, finish, finished_metrics, metrics_of
 from train.models.plan import ModelPlan
-from train.models.predictions import THRESHOLDS, chosen_thresholds, scores_by_split, write_predictions
-from train.models.prefix import bytes_of_training, with_prefix
-from train.models.teachers import privileged_images
+from train.models.predictions import THRESHOLDS, chosen_thresholds, scores_by_split, sharpness_on_train, write_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +140,11 @@ def confirm_model(plan: ModelPlan, metrics: Mapping[str, Any], processes: Proces
         say(f"already done: {plan.folder}")
         return TrainedModel(folder=plan.folder, metrics=metrics, already_done=True)
     with _enough_memory(plan):
+        parts = fold_outputs(plan, processes)
         model, data = load_model(plan, processes)
         load_weights(plan.folder / WEIGHTS, model)
         output = predict(model, data, range(len(plan.kind.corpus.examples)), plan.compute, processes, precise=True)
+        output = crossed(output, parts, plan.kind.corpus.rows("validation"))
     if processes.is_first:
         _write_teacher_outputs(plan, output)
     return TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
@@ -176,15 +169,22 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             f"{kind.command} of {kind.corpus.name} on {plan.compute}{several}, attention {_attention(model)}, {plan.optimizer}, "
             f"text model {plan.text_model.name}"
         )
-        with times.stage("load" if plan.trains_all else "prefix"):
-            training = training_of_plan(plan, model, data, processes)
-        with times.stage("fit"):
-            history = fit(training)
-        if kind.corpus.task == "regression":
-            data.unit.undo(last_linear(model))
+        parts: list[FoldOutputs] = []
+        if kind.folds is not None:
+            del model, data  # the teachers of the folds take their place
+            with times.stage("folds"):
+                parts = fold_outputs(plan, processes)
+            with times.stage("load"):
+                model, data = load_model(plan, processes)
+        learnt_from, histories = _learn(plan, model, data, times, processes)
         with times.stage("predict"):
             output = predict(model, data, range(len(kind.corpus.examples)), plan.compute, processes, precise=True)
-    metrics = _metrics(plan, model, data, output, history) | {"compute": _compute_record(plan, model, training.data, processes)}
+    seen = sharpness_on_train(kind.corpus, output.logits) if parts else {}
+    output = crossed(output, parts, kind.corpus.rows("validation"))
+    metrics = _metrics(plan, model, output, histories["history"]) | histories
+    metrics["compute"] = _compute_record(plan, model, learnt_from, processes)
+    if parts:
+        metrics["folds"] = {"count": len(parts), "seed": metrics["seed"], "each": [part.record for part in parts], "seen": seen}
     if processes.is_first:
         write_predictions(plan.folder / PREDICTIONS, kind.corpus, output.logits)
         classifier = model.classifier if isinstance(model, Student) else model
@@ -196,14 +196,34 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
             save_weights(plan.folder / WEIGHTS, model)
         if kind.command == "teacher":
             _write_teacher_outputs(plan, output)
-        if head := head_history(plan.folder):
-            metrics["head_history"] = head
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
         finish(plan.folder, metrics)
     trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
     scores = ", ".join(f"{split} {in_words(trained.metric, value)}" for split, value in trained.score.items())
     say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} {scores}")
     return trained
+
+
+def _learn(
+    plan: ModelPlan, model: nn.Module, data: TrainingData, times: StageTimes, processes: Processes
+) -> tuple[TrainingData, dict[str, Any]]:
+    """Train the model, or take the weights of a finished one that differs in its folds alone; return what it read and its histories, by
+    their names in ``metrics.json``."""
+    with processes.first_before_others():
+        finished = finished_without_folds(plan)
+    if finished is not None:
+        say(f"the teacher on all texts is {finished.name}, which is finished already")
+        load_weights(finished / WEIGHTS, model)
+        metrics = metrics_of(finished)
+        return data, {name: metrics[name] for name in ("history", "head_history") if name in metrics}
+    with times.stage("load" if plan.trains_all else "prefix"):
+        training = training_of_plan(plan, model, data, processes)
+    with times.stage("fit"):
+        history = fit(training)
+    if plan.kind.corpus.task == "regression":
+        data.unit.undo(last_linear(model))
+    head = head_history(plan.folder)
+    return training.data, {"history": history, **({"head_history": head} if head else {})}
 
 
 def _export_of(plan: ModelPlan) -> tuple[object, ...]:
@@ -227,110 +247,7 @@ def _enough_memory(plan: ModelPlan) -> Iterator[None]:
         ) from None
 
 
-def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, TrainingData]:
-    """Return the model, new weights included, and everything it reads, on the plan's device."""
-    kind, device = plan.kind, torch.device(plan.compute.device)
-    seed_everything(plan.optimization.seed)
-    model = kind.build(plan.text_model).to(device)
-    texts = None
-    if kind.reads_text:
-        with processes.first_before_others():
-            tokens = reduce(Tokens.followed_by, [plan.shared.tokens(plan.text_model, corpus, plan.run_dir) for corpus in plan.corpora])
-        texts = TokenIds.of(plan.text_model, tokens, device, padding_is_read=padding_is_read(model))
-        require_readable(model, texts)
-    targets, unit = _targets(plan, model)
-    data = TrainingData(
-        device=device,
-        labels=targets.to(device),
-        texts=texts,
-        images=_images(plan, model, device),
-        teachers=tuple(replace(teacher, logits=unit.learnt(teacher.logits)).to(device) for teacher in kind.teachers),
-        task=kind.corpus.task,
-        class_weights=None if plan.class_weights is None else torch.from_numpy(plan.class_weights).to(device),
-        unit=unit,
-    )
-    return model, data
-
-
-def _targets(plan: ModelPlan, model: nn.Module) -> tuple[torch.Tensor, TargetUnit]:
-    """Return what the model learns for every example, followed by the unlabelled texts, and the unit of a regression's numbers."""
-    corpus, extra = plan.kind.corpus, plan.kind.extra
-    targets = torch.from_numpy(corpus.targets())
-    unit = TargetUnit()
-    if corpus.task == "regression":
-        unit = unit_of(corpus.targets()[corpus.rows("train")], has_bias=last_linear(model).bias is not None)
-        targets = unit.learnt(targets)
-    unlabelled = UNLABELLED if corpus.task == "single-label" else torch.nan
-    more = targets.new_full((0 if extra is None else len(extra.examples), *targets.shape[1:]), unlabelled)
-    return torch.cat([targets, more]), unit
-
-
-def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> PrivilegedImages | None:
-    tokens = plan.kind.image_tokens
-    if tokens is None:
-        return None
-    needed_bytes = bytes_of_training(plan, model, more_positions=tokens.reader.spec.row_shape[0])
-    place = partial(place_tokens, choice=plan.placement.tokens_on, device=device, training_bytes=needed_bytes)
-    return privileged_images(tokens, plan.kind.privileged, place, seed=plan.optimization.seed, device=device, reads_mean=plan.reads_mean)
-
-
-def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:
-    """Return the training of a plan's model: on the train examples and the unlabelled texts. Hidden states of frozen layers are computed
-    now, unless the run has them, and the first part of ``lp-ft`` is trained.
-
-    Raises:
-        InputError: as ``with_prefix`` and ``fit``.
-        Stopped: a signal asked for it; a checkpoint is written, and states that are computed are kept.
-    """
-    if plan.update == "lp-ft":
-        _fit_head(plan, model, data, processes)
-    if plan.frozen_layers != 0:
-        # After a head's training the encoder is compiled already; what is tried here would use up the few variants that PyTorch compiles.
-        with torch.compiler.set_stance("force_eager"):
-            data = with_prefix(plan, model, data, processes, count=plan.frozen_layers).data
-    return _training(plan, model, data, processes)
-
-
-def _fit_head(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> None:
-    """Train the head alone, the first part of ``lp-ft`` (Kumar et al. 2022, arXiv 2202.10054), in the folder ``head`` of the model; nothing
-    is done if the second part has begun."""
-    if has_checkpoint(plan.folder):
-        return
-    prefix = with_prefix(plan, model, data, processes, count=None)
-    training = _training(plan, model, prefix.data, processes)
-    folder = make_folder(plan.folder / HEAD)
-    optimization = replace(plan.optimization, learning_rate=plan.optimization.head_learning_rate)
-    history = fit(replace(training, folder=folder, optimization=optimization, rate_flag="--head-learning-rate"))
-    if processes.is_first:
-        write_json(folder / HISTORY, history)
-    prefix.layers.release()
-
-
-def head_history(folder: Path) -> list[dict[str, Any]]:
-    """Return a record of each epoch in which the head of a model in ``folder`` was trained alone, before everything was."""
-    path = folder / HEAD / HISTORY
-    history: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-    return history
-
-
-def _training(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:
-    corpus = plan.kind.corpus
-    return Training(
-        model=model,
-        data=data,
-        learnt=[*corpus.rows("train"), *range(len(corpus.examples), len(data.labels))],
-        validation=corpus.rows("validation"),
-        loss=plan.kind.loss,
-        optimization=plan.optimization,
-        placement=plan.placement,
-        compute=plan.compute,
-        folder=plan.folder,
-        processes=processes,
-        config=plan.config,
-    )
-
-
-def _metrics(plan: ModelPlan, model: nn.Module, data: TrainingData, output: Output, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _metrics(plan: ModelPlan, model: nn.Module, output: Output, history: list[dict[str, Any]]) -> dict[str, Any]:
     kind, corpus, text_model = plan.kind, plan.kind.corpus, plan.text_model
     licenses = [
         f"texts of {corpus.name}: {corpus.license}",
@@ -352,7 +269,6 @@ def _metrics(plan: ModelPlan, model: nn.Module, data: TrainingData, output: Outp
         **({} if plan.terms is None else {"terms": plan.terms}),
         "seed": plan.optimization.seed,
         "best_epoch": best_epoch(history),
-        "history": history,
         "notice": kind.notice,
         **({"padding_is_read": True} if padding_is_read(model) else {}),
         "licenses": list(dict.fromkeys(licenses)),
@@ -380,5 +296,11 @@ def _attention(model: nn.Module) -> str:
 
 
 def _write_teacher_outputs(plan: ModelPlan, output: Output) -> None:
-    path, corpus = outputs_path(plan.folder), plan.kind.corpus.fingerprint()
-    write_teacher_outputs(path, output.logits, output.embeddings, corpus_fingerprint=corpus, dtype=plan.kind.outputs_dtype)
+    write_teacher_outputs(
+        outputs_path(plan.folder),
+        output.logits,
+        output.embeddings,
+        corpus_fingerprint=plan.kind.corpus.fingerprint(),
+        dtype=plan.kind.outputs_dtype,
+        folds=plan.fingerprint().get("folds"),
+    )

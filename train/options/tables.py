@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lugpi_core.corpora.options import require_folds
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import require_seed
 from train.options.ray import RaySettings
@@ -28,13 +29,16 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     seeds: int = 3
     """Number of seeds each row is trained with, --seed being the first."""
     rows: tuple[str, ...] = ("all",)
-    """Which rows: table1, table2, controls, unlabelled (with --unlabelled) or all of them, or single rows, such as student-clip-vit-b32 or
-    teacher-none. What a row needs is trained too."""
+    """Which rows: table1, table2, controls, folds (with --folds), unlabelled (with --unlabelled) or all of them, or single rows, such as
+    student-clip-vit-b32 or teacher-none. What a row needs is trained too."""
     columns: tuple[str, ...] = ()
     """Which tokens of the store get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's."""
     unlabelled: Path | None = None
     """Unlabelled texts that featurize --unlabelled generated images for: adds students that are distilled on these texts too, with image
     teachers and, as their control, with the text-only teacher."""
+    folds: int | None = None
+    """Adds the table folds: students of teachers whose outputs for the train texts are cross-fitted on that many folds (train teacher
+    --folds), each with its controls. A teacher costs that many times the training of one."""
     processes: int | None = None
     """How many models are trained at once, each in a process of its own with its share of the threads (default: on the CPU as many as torch
     has threads, as far as memory reaches; on a GPU one; with --ray as many as the cluster has room for)."""
@@ -49,6 +53,7 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
             raise InputError(got=f"--seeds {self.seeds}", expected="at least 1", do="give for instance 3")
         require_seed(self.seed + self.seeds - 1)
         require_processes(self.processes)
+        require_folds(self.folds)
         for flag, names in (("--rows", self.rows), ("--columns", self.columns)):
             if len(set(names)) < len(names) or (flag == "--rows" and not names):
                 raise InputError(got=" ".join((flag, *names)), expected="one name or several different ones", do="name each once")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lugpi_core.corpora.options import CorpusOptions, RunOptions
+from lugpi_core.corpora.options import CorpusOptions, RunOptions, require_folds
 from lugpi_core.errors import InputError
 from train.options.settings import TEXT_MODEL, DevicePlacement, Optimization, OutputsDtype, Placement, Privileged
 
@@ -19,6 +19,11 @@ def require_model_name(name: str, *, flag: str) -> None:
             expected="a plain folder name other than token-ids, prefix and sweep, and not beginning with tokens",
             do="give for instance teacher-vit",
         )
+
+
+def folds_suffix(folds: int | None) -> str:
+    """Return what ends the names of teachers and rows with that many folds; nothing without folds."""
+    return "" if folds is None else f"-folds{folds}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +89,10 @@ class TeacherOptions(TokensOptions):
     (featurize --encoders prompt-text), images of other examples, blank ones, or none."""
     outputs_dtype: OutputsDtype = "float32"
     """How its embeddings are stored for the student; float16 takes half the disk."""
+    folds: int | None = None
+    """Cross-fitting: train that many more teachers, each without one fold of the train texts; a student reads of each train text what the
+    teacher that has not seen it says, and of all others what the teacher on all says (default: that of every text)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_folds(self.folds)

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from train.evidence.records import UNDEFINED, RowResult, Verdict, difference_text, unit
-from train.evidence.render import fidelity_header, header, model_cells, others_header
+from train.evidence.render import fidelity_header, header, model_cells, others_header, why_header
 from train.evidence.rows import BASELINE, MORE
 from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
@@ -47,6 +47,7 @@ def page(content: ReportContent) -> str:
             left_out=", ".join(_left_out(content)),
             result_tables=_result_tables(content),
             fidelity_table=_table(content.tables.fidelity.title, fidelity_header(content.tables.task), content.tables.fidelity_cells()),
+            why_table=_table(content.tables.why.title, why_header(content.tables.task), content.tables.why_cells()),
             changes=_changes(content),
             metric=METRIC_NAMES[rules_of(content.tables.task).metrics[0]],
             scores={model.role: UNDEFINED if model.score is None else f"{model.score:.4f}" for model in content.models},

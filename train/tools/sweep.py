@@ -54,13 +54,13 @@ from train.learning.losses import distillation
 from train.learning.progress import LOG, require_trackers, without_bars
 from train.learning.task_rules import METRIC_NAMES
 from train.models.kinds import DistillationSource, student_kind
+from train.models.loading import head_history, load_model, training_of_plan
 from train.models.markdown import markdown_table
 from train.models.model_folder import finished_metrics, folder_lock, model_lock
 from train.models.on_ray import share_of_model
 from train.models.plan import ModelPlan, compute_on
 from train.models.shared import SharedInputs
 from train.models.teachers import with_separator_of
-from train.models.train_model import head_history, load_model, training_of_plan
 from train.options.distillation import StudentOptions
 from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Optimization, Placement

@@ -135,7 +135,8 @@ def test_all_four_files_have_the_fidelity_figures(run: Path, capsys: pytest.Capt
     report = shown(run, capsys)
     assert json.loads((run / "tables.json").read_text()) == report
     _, _, after = (run / "tables.md").read_text().partition(f"## {TITLE}\n")
-    table = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in after.splitlines() if "|" in line}
+    lines = after.partition("\n## ")[0].splitlines()
+    table = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line}
     assert table["row"] == ["ECE", "NLL", "agreement", "churn", "improved", "worsened"]
     assert table["student-clip-demo"][2] == "0.9250 ± 0.0707"
     assert table["baseline"][2:] == ["", "", "", ""]

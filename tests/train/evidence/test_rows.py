@@ -232,3 +232,25 @@ def test_the_generators_text_vectors_have_rows_among_the_controls() -> None:
 def test_rows_of_absent_text_vectors_name_what_computes_them() -> None:
     with pytest.raises(InputError, match="--encoders prompt-text, which generates no image"):
         shown("student-text")
+
+
+def test_every_teacher_may_have_folds_and_its_student_the_control_with_the_same() -> None:
+    rows = rows_of(("clip-demo",), has_more=True, has_vectors=True, folds=(5,))
+    by_name = {row.name: row for row in rows}
+    students = ["student-clip-demo", "student-none", "student-text", "student-shuffled", "student-blank"]
+    assert [row.name for row in chosen_tables(["folds"], rows)["folds"]] == ["baseline", *(f"{name}-folds5" for name in students)]
+    student = by_name["student-clip-demo-folds5"]
+    assert (student.control, student.vectors) == ("student-none-folds5", "student-text-folds5")
+    assert by_name["student-clip-demo-folds5-more"].control == "student-none-folds5-more"
+    models = [model.name for model in models_of([student], rows, [1])]
+    assert models == [f"{name}-seed1" for name in ("teacher-clip-demo", "teacher-clip-demo-folds5", "student-clip-demo-folds5")]
+    assert [row.name for row in chosen_tables(["all"], rows)["unlabelled"]][1:] == [
+        "student-clip-demo-more",
+        "student-none-more",
+        "student-clip-demo-folds5-more",
+        "student-none-folds5-more",
+    ]
+    with pytest.raises(InputError, match="give the number of folds with --folds"):
+        shown("student-clip-vit-b32-folds5")
+    with pytest.raises(InputError, match="give the number of folds with --folds"):
+        shown("folds")

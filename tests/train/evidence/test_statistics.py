@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from train.evidence.statistics import Hits, bootstrap_interval, compare_hits, holm, interval_over_seeds, mcnemar
+from train.evidence.statistics import Hits, bootstrap_interval, compare_hits, holm, interval_over_seeds, mcnemar, share_interval
 
 Pairs = list[tuple[bool, bool]]
 
@@ -177,3 +177,34 @@ def test_a_comparison_is_recorded_as_json() -> None:
     assert [one["seed"] for one in record["by_seed"]] == [3, 4]
     assert record["pooled"]["only_first"] == sum(one["only_first"] for one in record["by_seed"])
     assert record["interval"][0] <= record["difference"] <= record["interval"][1]
+
+
+def differences_of(seeds: int, *, mean: float, seed: int = 0) -> np.ndarray:
+    """Differences of some seeds on 300 examples, 1, 0 or -1, around a mean."""
+    generator = np.random.default_rng(seed)
+    return generator.choice([1.0, 0.0, -1.0], p=[0.25 + mean / 2, 0.5, 0.25 - mean / 2], size=(seeds, 300))
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_a_share_is_in_its_interval_as_long_as_the_rest_may_be_nothing(seeds: int) -> None:
+    whole = differences_of(seeds, mean=0.3)
+    part = np.where(np.random.default_rng(1).random(whole.shape) < 0.5, whole, 0.0)
+    found = share_interval(whole, part)
+    assert found is not None
+    assert found[0] < part.mean() / whole.mean() < found[1]
+    for end, step in zip(found, (-0.01, 0.01), strict=True):
+        for share, is_in in ((end, True), (end + step, False)):
+            rest = part - share * whole
+            low, high = interval_over_seeds(rest, largest=np.inf) if seeds > 1 else bootstrap_interval(rest[0], seeds=1)
+            assert (low <= 0 <= high) is is_in
+
+
+def test_a_share_of_the_whole_and_of_nothing_is_known_exactly() -> None:
+    whole = differences_of(3, mean=0.3)
+    assert share_interval(whole, whole) == (1.0, 1.0)
+    assert share_interval(whole, 0 * whole) == (0.0, 0.0)
+    assert share_interval(whole, 2 * whole) == (2.0, 2.0)
+
+
+def test_nothing_has_no_shares() -> None:
+    assert share_interval(differences_of(3, mean=0.0), differences_of(3, mean=0.3, seed=1)) is None

@@ -173,14 +173,14 @@ def test_where_unrelated_images_help_too_there_is_no_evidence() -> None:
     names = ("teacher-clip-demo", "teacher-blank", "student-clip-demo")
     rows = [ROWS[name] for name in names]
     findings = [finding(row.name, reference, "better") for row in rows for reference in ("baseline", str(row.control))]
-    assert unrelated_images("teacher", rows, findings) == UnrelatedImages(gaining=("teacher-blank",), not_compared=("shuffled",))
+    assert unrelated_images(rows[0], rows, findings) == UnrelatedImages(gaining=("teacher-blank",), not_compared=("shuffled",))
     teacher, blank, student = verdicts(rows, findings, rows)
     assert teacher.conclusion == "Not evidence that image content helps: teacher-blank gained too, with images unrelated to the text."
     assert blank.conclusion == "The gain does not come from image content: these images are unrelated to the text."
     unless = "Evidence that images help, unless shuffled and blank images, which are not compared here, help as much (--rows controls)."
     assert student.conclusion == unless
     no_gain = [finding("teacher-blank", "baseline", "better"), finding("teacher-blank", "teacher-none", "not shown")]
-    assert unrelated_images("teacher", rows, no_gain) == UnrelatedImages(not_compared=("shuffled",))
+    assert unrelated_images(rows[0], rows, no_gain) == UnrelatedImages(not_compared=("shuffled",))
 
 
 def test_evidence_is_unreserved_once_unrelated_images_were_compared() -> None:
@@ -270,3 +270,14 @@ def test_without_its_row_the_text_vectors_may_still_explain_a_gain() -> None:
 def test_the_row_of_text_vectors_claims_nothing_for_images(control: Outcome, conclusion: str) -> None:
     row = VECTOR_ROWS["teacher-text"]
     assert str(verdict(row, finding(row.name, "baseline", "better"), finding(row.name, "teacher-none", control))).endswith(conclusion)
+
+
+def test_rows_with_folds_are_judged_by_unrelated_images_with_the_same_folds() -> None:
+    by_name = {row.name: row for row in rows_of(("clip-demo",), folds=(5,))}
+    rows = [by_name[name] for name in ("student-clip-demo-folds5", "student-shuffled", "student-blank")]
+    findings = [finding(rows[0].name, "student-none-folds5", "better"), finding("student-shuffled", "student-none", "better")]
+    unless = "Evidence that images help, unless shuffled and blank images, which are not compared here, help as much (--rows folds)."
+    assert verdicts(rows, findings, rows)[0].conclusion.startswith(unless)
+    findings.append(finding("student-shuffled-folds5", "student-none-folds5", "better"))
+    gained = verdicts(rows, findings, [*rows, by_name["student-shuffled-folds5"]])[0]
+    assert gained.conclusion.startswith("Not evidence that image content helps: student-shuffled-folds5 gained too")
