@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
 _DIGITS = 5e-4
+_LARGEST_SHARE = 1e3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,14 +200,17 @@ def share_interval(whole_SN: Floats, part_SN: Floats) -> tuple[float, float] | N
     if holds(0.0, 1.0):
         return None
     share = float(part_SN.mean() / whole_SN.mean())
-    return _last_held(share, -1.0, holds), _last_held(share, 1.0, holds)
+    low, high = _last_held(share, -1.0, holds), _last_held(share, 1.0, holds)
+    return None if low is None or high is None else (low, high)
 
 
-def _last_held(share: float, step: float, holds: Callable[[float, float], bool]) -> float:
-    """Return the last share in the direction of ``step`` that is in the interval, to three digits."""
+def _last_held(share: float, step: float, holds: Callable[[float, float], bool]) -> float | None:
+    """Return the last share in the direction of ``step`` that is in the interval, to three digits; None if it is out of all reason."""
     inside, outside = share, share + step
     while holds(1.0, outside):
         inside, outside = outside, share + 2 * (outside - share)
+        if abs(outside) > _LARGEST_SHARE:
+            return None
     while abs(outside - inside) > _DIGITS:
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if holds(1.0, middle) else (inside, middle)

@@ -255,7 +255,7 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label", *,
     )
     if has_folds and settings.beta is None and weights.alpha and weights.beta:
         say(
-            f"note: --beta 0, not {weights.beta:g}: the embeddings of the folds' teachers share no space; --beta {weights.beta:g} takes them, "
+            f"note: --beta 0, not {weights.beta:g}: embeddings of the folds' teachers share no space; --beta {weights.beta:g} takes them, "
             "rotated into that of the teacher on all texts"
         )
         weights = replace(weights, beta=0.0)
