@@ -27,6 +27,7 @@ from lugpi_core.files import host_name, is_running, write_text
 MOST_TRIES = 3
 LOOK_EVERY_S = 1.0
 COUNT_EVERY_S = 5.0
+PAUSE_S = 60.0
 SAY_EVERY_S = 60.0
 Task = TypeVar("Task")
 
@@ -109,6 +110,7 @@ class RayCrew(Generic[Task]):
         self._said_s = self._counted_s = time.monotonic()
         self._lines: set[str] = set()
         self._deaths = 0  # of actors while they started, since the last that did start
+        self._paused_until_s = 0.0
         self._has_started = False
         self._left_out: list[str] = []  # nodes
         self._done = 0
@@ -184,7 +186,8 @@ class RayCrew(Generic[Task]):
         if self._grows and time.monotonic() - self._counted_s > COUNT_EVERY_S:
             self._count_nodes()
         wanted = min(self._most, self._open)
-        if len(self._actors) >= wanted:
+        is_paused = bool(self._actors) and time.monotonic() < self._paused_until_s
+        if len(self._actors) >= wanted or is_paused:
             return
         share, without = self._work.share, {"ray.io/node-id": f"!in({','.join(self._left_out)})"} if self._left_out else None
         kind = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0, label_selector=without)
@@ -257,8 +260,9 @@ class RayCrew(Generic[Task]):
         if self._deaths < MOST_TRIES:
             say(f"an actor has ended while it started: {reason}; another is started")
         elif any(actor.reply is not None for actor in self._actors):
-            self._most, self._grows = len(self._actors), False
-            say(f"warning: no further actors, as the last {self._deaths} have ended while they started: {reason}; the others go on")
+            later = "the others go on, the next starts in a minute"
+            say(f"warning: the last {self._deaths} actors have ended while they started: {reason}; {later}")
+            self._deaths, self._paused_until_s = 0, time.monotonic() + PAUSE_S
         else:
             raise InputError(
                 got=f"{self._deaths} actors that ended while they started, the last: {reason}",
