@@ -15,22 +15,6 @@ import pytest
 
 from tests.support.checkout import ROOT, Command
 
-# A driver of its own: tasks that take some time and write their file once, whatever kills them.
-DRIVER = """
-import json, sys
-from pathlib import Path
-from lugpi_core.cluster.connection import Share, connected
-from lugpi_core.cluster.crew import ActorWork
-from tests.support.ray_tasks import load, run_tasks
-
-folder, address, tasks, actors = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-todo = [f"slow-{n}" for n in range(tasks) if not (folder / f"slow-{n} done").exists()]
-failed = []
-with connected(address):
-    work = ActorWork(load=load, inputs=folder, share=Share(), most=actors, shared=folder)
-    run_tasks(work, todo, lambda result: failed.append(result.task) if result.failure else None)
-print(json.dumps(failed))
-"""
 # Two nodes of one CPU each; the second is removed, and added again, whenever a line arrives.
 CLUSTER = """
 import sys
@@ -53,11 +37,11 @@ pytestmark = pytest.mark.soak
 def start(*words: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", *words], cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def drive(folder: Path, address: str, tasks: int, actors: int = 2) -> "subprocess.Popen[str]":
-    return start(DRIVER, str(folder), address, str(tasks), str(actors))
+    return start("-m", "tests.support.ray_driver", str(folder), address, str(tasks), str(actors))
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 120) -> None:
@@ -124,7 +108,7 @@ def test_the_task_of_a_removed_node_is_done_though_no_cpu_is_free(
     """A restarted actor would wait for the CPU that the idle one holds. The last time, the node does not come back."""
     kills = campaign(0, 10)
     tasks = 8 + 4 * kills
-    cluster = start(CLUSTER)
+    cluster = start("-c", CLUSTER)
     assert cluster.stdin is not None
     assert cluster.stdout is not None
     driver = drive(tmp_path, cluster.stdout.readline().strip(), tasks)
