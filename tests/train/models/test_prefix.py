@@ -218,8 +218,8 @@ def test_what_is_tried_after_the_head_is_not_compiled(trained: Trained, monkeypa
     def stop(*_: object) -> None:
         raise InputError(got="a prefix", expected="no more", do="stop")
 
-    monkeypatch.setattr("train.models.train_model._fit_head", compiled_head)
-    monkeypatch.setattr("train.models.train_model._training", stop)
+    monkeypatch.setattr("train.models.loading._fit_head", compiled_head)
+    monkeypatch.setattr("train.models.loading._training", stop)
     assert trained("baseline", "--update", "lp-ft", "--freeze-layers", "3") == 2
     assert not graphs
 
