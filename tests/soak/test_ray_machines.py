@@ -1,10 +1,12 @@
-"""Ray on two machines of a network, while processes are killed and cables pulled: every task is done.
+"""Ray on two machines of a network, and S3 on a third, while processes are killed and cables pulled: the bytes of one process.
 
 The machines are network namespaces of this one (``tests/support/network.py``).
 """
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,13 +19,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkout import ROOT
+from tests.support.checkout import ROOT, Command
 from tests.support.network import Machine, lack_of_network, machines
+from tests.support.s3_server import ENVIRONMENT
 
 pytestmark = pytest.mark.soak
 ACTOR = "TaskActor"
 TASKS = 40
 FAULTS = ("actor", "driver", "node", "cable", "for good")
+ROWS, SHARD_ROWS = 240, 8
+FLAGS = ("--dataset", "demo", "--limit", str(ROWS), "--generator", "demo", "--encoders", "clip-demo", "--shard-rows", str(SHARD_ROWS))
+# It logs every request; nobody reads that, and it would stand still once the pipe is full.
+SERVER = """
+import os, sys
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+from moto.server import main
+main(["-H", sys.argv[1], "-p", "5000"])
+"""
+OBJECTS = """
+import boto3, hashlib, json, sys
+client = boto3.client("s3")
+if sys.argv[1] == "make":
+    client.create_bucket(Bucket="runs")
+else:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="runs")
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    read = lambda key: client.get_object(Bucket="runs", Key=key)["Body"].read()
+    print(json.dumps({key: hashlib.sha256(read(key)).hexdigest() for key in keys if "/shard-" in key and key.endswith(".h5")}))
+"""
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 240) -> None:
@@ -34,21 +57,26 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 240) -> None:
 
 
 class Cluster:
-    """Two machines with a CPU of Ray each."""
+    """Two machines with a CPU of Ray each, and one with an S3 server."""
 
-    def __init__(self, head: Machine, other: Machine, folder: Path) -> None:
-        self.head, self.other = head, other
-        self.address = f"{head.address}:6379"
+    def __init__(self, head: Machine, other: Machine, server: Machine, folder: Path) -> None:
+        self.head, self.other, self._server = head, other, server
+        self.address, self.server_address = f"{head.address}:6379", f"{server.address}:5000"
+        self._folder = folder
         self._environment = {
             **os.environ,
+            **ENVIRONMENT,
+            "AWS_ENDPOINT_URL": f"http://{self.server_address}",
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "disabled",
             "RAY_TMPDIR": str(folder),
         }
 
     def start(self) -> None:
+        self.start_on(self._server, "-c", SERVER, self._server.address)
         self.start_ray(self.head)
         self.start_ray(self.other)
+        assert "Error" not in self.start_on(self.head, "-c", OBJECTS, "make").communicate(timeout=120)[1]
 
     def start_on(self, machine: Machine, *words: str | Path) -> "subprocess.Popen[str]":
         """Start ``python …`` on a machine."""
@@ -61,13 +89,22 @@ class Cluster:
         started = self.start_on(machine, "-m", "ray.scripts.scripts", *words, "--disable-usage-stats")
         assert "Ray runtime started" in "".join(started.communicate(timeout=240))
 
+    def command(self, *words: str | Path) -> "subprocess.Popen[str]":
+        """Start a command on the head."""
+        return self.start_on(self.head, "-m", *words, "--ray", self.address)
+
+    def objects(self) -> dict[str, str]:
+        """Return the sha256 of all shards in the bucket."""
+        hashes: dict[str, str] = json.loads(self.start_on(self.head, "-c", OBJECTS, "read").communicate(timeout=120)[0])
+        return hashes
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     if lack := lack_of_network():
         pytest.skip(lack)
-    with _short_folder() as folder, machines("head", "other") as both:
-        cluster = Cluster(*both, folder)
+    with _short_folder() as folder, machines("head", "other", "server") as three:
+        cluster = Cluster(*three, folder)
         cluster.start()
         yield cluster
 
@@ -78,6 +115,18 @@ def _short_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def alone(new_command: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The shards of one process."""
+    run = tmp_path_factory.mktemp("alone")
+    assert new_command("-m", "featurize", *FLAGS, "--run-dir", run).returncode == 0
+    return shards(run)
+
+
+def shards(run: Path) -> dict[str, bytes]:
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(run.glob("tokens/*/shard-*.h5"))}
 
 
 def kill(pids: list[int]) -> None:
@@ -92,7 +141,7 @@ def disturb(cluster: Cluster, driver: "subprocess.Popen[str]", what: str) -> Non
     if what == "actor":
         kill(other.pids(ACTOR)[:1] or head.pids(ACTOR)[:1])
     elif what == "driver":
-        kill(head.pids("tests.support.ray_driver"))
+        kill([pid for words in ("tests.support.ray_driver", f"--ray {cluster.address}") for pid in head.pids(words)])
         driver.communicate(timeout=60)
     elif what == "node":
         other.kill_all()
@@ -107,6 +156,47 @@ def disturb(cluster: Cluster, driver: "subprocess.Popen[str]", what: str) -> Non
         other.plug_cable()
         other.kill_all()
         cluster.start_ray(other)
+
+
+def fill(cluster: Cluster, given: tuple[str | Path, ...], what: str) -> float:
+    """Run a command, let something happen to it, and run it again if that ended it; return how many images the last drew."""
+    chance = random.Random(what)
+    driver = cluster.command(*given)
+    wait_for(lambda: cluster.other.pids(ACTOR) or driver.poll() is not None)
+    time.sleep(chance.uniform(5, 20))
+    disturb(cluster, driver, what)
+    if what == "driver":
+        driver = cluster.command(*given)
+    out, err = driver.communicate(timeout=900)
+    assert driver.returncode == 0, err
+    assert "Traceback" not in err
+    figures = json.loads(out.splitlines()[-1])
+    assert figures["complete"]
+    return float(figures["rows"].get("drawn", 0))
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_folder_of_two_machines_is_that_of_one_process(
+    what: str, cluster: Cluster, alone: dict[str, bytes], tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    run = tmp_path / "run"
+    drawn = fill(cluster, ("featurize", *FLAGS, "--run-dir", run, "--ray-actors", "3"), what)
+    assert shards(run) == alone
+    assert drawn <= ROWS
+    assert not list(run.glob(".ray-*"))
+    report(f"Ray on two machines, {what}: {len(alone)} shards, the same bytes; the last command drew {drawn:g} of {ROWS} images")
+
+
+@pytest.mark.parametrize("what", ["driver", "node", "for good"])
+def test_a_bucket_of_two_machines_is_that_of_one_process(
+    what: str, cluster: Cluster, alone: dict[str, bytes], tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    run = f"s3://runs/{what.replace(' ', '-')}"
+    drawn = fill(cluster, ("featurize", *FLAGS, "--run-dir", run, "--scratch", tmp_path), what)
+    prefix = run.removeprefix("s3://runs/")
+    hashes = {key.removeprefix(f"{prefix}/"): value for key, value in cluster.objects().items() if key.startswith(f"{prefix}/")}
+    assert hashes == {name: hashlib.sha256(data).hexdigest() for name, data in alone.items()}
+    report(f"Ray on two machines and S3, {what}: {len(alone)} shards, the same bytes; the last command drew {drawn:g} of {ROWS} images")
 
 
 def drive(cluster: Cluster, folder: Path, tasks: int, *actors: str) -> "subprocess.Popen[str]":
@@ -148,3 +238,46 @@ def test_every_task_is_done(
         assert not list(folder.glob(".ray-*"))
         runs += 1
     report(f"Ray on two machines, {what}: {faults} times, all of {runs} times {TASKS} tasks done")
+
+
+@pytest.mark.parametrize("what", ["driver", "node"])
+def test_tables_and_trials_of_two_machines_are_those_of_one_process(what: str, cluster: Cluster, command: Command, tmp_path: Path) -> None:
+    flags = ("--dataset", "demo", "--limit", "240", "--text-model", "demo", "--epochs", "6", "--device", "cpu", "--checkpoint-minutes", "0")
+    tables = ("train", "tables", *flags, "--seeds", "1", "--rows", "baseline", "teacher-none", "student-none", "--run-dir")
+    assert command(*tables, tmp_path / "alone").returncode == 0
+    sweep = ("train", "sweep", *flags, "--teachers", "teacher-none", "--trials", "4", "--over", "learning_rate=1e-4:1e-2", "--run-dir")
+    assert command(*sweep, tmp_path / "alone").returncode == 0
+    for given in ((*tables, tmp_path / "run"), (*sweep, tmp_path / "run")):
+        driver = cluster.command(*given)
+        wait_for(lambda driver=driver: cluster.other.pids(ACTOR) or driver.poll() is not None)  # type: ignore[misc]
+        time.sleep(random.Random(what).uniform(5, 15))
+        disturb(cluster, driver, what)
+        if what == "driver":
+            driver = cluster.command(*given)
+        _, err = driver.communicate(timeout=900)
+        assert driver.returncode == 0, err
+        assert "Traceback" not in err
+    assert predictions(tmp_path / "run") == predictions(tmp_path / "alone")
+    assert trials(tmp_path / "run") == trials(tmp_path / "alone")
+
+
+def predictions(run: Path) -> dict[str, bytes]:
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(run.glob("*/predictions*"))}
+
+
+def trials(run: Path) -> dict[str, object]:
+    records = {path.parent.name: json.loads(path.read_text()) for path in sorted(run.glob("sweep/*/trial-*/trial.json"))}
+    return {name: [record["parameters"], record["validation_accuracy"]] for name, record in records.items()}
+
+
+def test_what_is_no_cluster_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    for address, told in (
+        (f"{cluster.head.address}:1", "where nothing answers (Connection refused)"),
+        ("10.77.0.99:6379", "where nothing answers"),
+        (cluster.server_address, "where something else than Ray answers"),
+    ):
+        refused = cluster.start_on(cluster.head, "-m", "featurize", *FLAGS, "--run-dir", tmp_path / "run", "--ray", address)
+        _, err = refused.communicate(timeout=120)
+        assert refused.returncode == 2
+        assert f"error: got --ray {address}, {told}" in err
+        assert not (tmp_path / "run").exists()
