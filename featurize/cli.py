@@ -6,7 +6,7 @@ from typing import Any
 
 from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, MergeOptions, MissingOptions, PlanOptions, VerifyOptions
 from lugpi_core.command_line import Command, run, run_one_of
-from lugpi_core.runtime.libraries import starting
+from lugpi_core.runtime.libraries import start_up
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _featurize(options: FeaturizeOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from featurize.run import featurize_command
 
     if options.ray is not None and not options.dry_run:
@@ -78,7 +78,7 @@ def _merge(options: MergeOptions) -> dict[str, Any]:
 
 
 def _inspect(options: InspectOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from featurize.inspect.command import inspect_store
         from featurize.run import memory_in_one_line
         from lugpi_core.runtime.device import resolve_compute

@@ -6,7 +6,7 @@ from typing import Any
 
 from lugpi_core.command_line import Command, run_one_of
 from lugpi_core.remote.address import address_of
-from lugpi_core.runtime.libraries import starting
+from lugpi_core.runtime.libraries import start_up
 from train.options.distillation import StudentOptions
 from train.options.sweep import SweepOptions
 from train.options.tables import TablesOptions
@@ -35,7 +35,7 @@ def _in_run(command: Command) -> Command:
     """Return a command that has at hand what its run has in an object store, and sends there what it writes."""
 
     def act(options: Any) -> dict[str, Any] | str:
-        with starting():
+        with start_up():
             from lugpi_core.store.object_store import run_in_store
 
         with run_in_store(options.run_dir, options.scratch):
@@ -45,42 +45,42 @@ def _in_run(command: Command) -> Command:
 
 
 def _baseline(options: BaselineOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.models.commands import baseline
 
     return baseline(options)
 
 
 def _images(options: ImagesOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.models.commands import images
 
     return images(options)
 
 
 def _teacher(options: TeacherOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.models.commands import teacher
 
     return teacher(options)
 
 
 def _student(options: StudentOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.models.commands import student
 
     return student(options)
 
 
 def _sweep(options: SweepOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.tools.sweep import sweep
 
     return sweep(options)
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.tools.evaluate import evaluate
 
     if address_of(options.model) or options.scratch:
@@ -91,21 +91,21 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _onnx(options: OnnxOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.tools.onnx_export import onnx
 
     return onnx(options)
 
 
 def _tables(options: TablesOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.evidence.tables import tables
 
     return tables(options)
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:
-    with starting():
+    with start_up():
         from train.report.command import report
 
     return report(options)

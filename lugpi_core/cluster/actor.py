@@ -19,7 +19,7 @@ from typing import Any
 
 from lugpi_core.command_line import show_warnings_in_one_line
 from lugpi_core.errors import DISK_FAULTS, InputError
-from lugpi_core.runtime.libraries import starting, this_process_is_ours
+from lugpi_core.runtime.libraries import start_up, this_process_is_ours
 from lugpi_core.runtime.meters import versions
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 
@@ -111,7 +111,7 @@ class Worker:
             if not given_setup.has_gpu:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # without num_gpus Ray leaves it unset, and every GPU can be seen
             this_process_is_ours()
-            with starting():  # this imports what the function needs
+            with start_up():  # this imports what the function needs
                 function, given = pickle.loads(inputs)
             self._do: Callable[[Any], Any] = function(given)
 

@@ -42,7 +42,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 @contextmanager
-def starting() -> Iterator[None]:
+def start_up() -> Iterator[None]:
     """Look for no garbage inside the block and, in a process of ours, never among what it leaves: the 300,000 objects of the model
     libraries. For what a process does once, at its start: a model that is dropped before the block ends would stay.
     """
@@ -53,7 +53,7 @@ def starting() -> Iterator[None]:
 
 
 def this_process_is_ours() -> None:
-    """State that this process was started for a command of ours: it has no garbage of a user's that ``starting`` would keep."""
+    """State that this process was started for a command of ours: it has no garbage of a user's that ``start_up`` would keep."""
     _ours.append(True)
 
 

@@ -158,19 +158,23 @@ def disturb(cluster: Cluster, driver: "subprocess.Popen[str]", what: str) -> Non
         cluster.start_ray(other)
 
 
-def fill(cluster: Cluster, given: tuple[str | Path, ...], what: str) -> float:
-    """Run a command, let something happen to it, and run it again if that ended it; return how many images the last drew."""
-    chance = random.Random(what)
+def run_through(cluster: Cluster, given: tuple[str | Path, ...], what: str, *, within_s: float) -> str:
+    """Run a command, let something happen to it, and run it again if that ended it; return what the last printed."""
     driver = cluster.command(*given)
     wait_for(lambda: cluster.other.pids(ACTOR) or driver.poll() is not None)
-    time.sleep(chance.uniform(5, 20))
+    time.sleep(random.Random(what).uniform(5, within_s))
     disturb(cluster, driver, what)
     if what == "driver":
         driver = cluster.command(*given)
     out, err = driver.communicate(timeout=900)
     assert driver.returncode == 0, err
     assert "Traceback" not in err
-    figures = json.loads(out.splitlines()[-1])
+    return out
+
+
+def fill(cluster: Cluster, given: tuple[str | Path, ...], what: str) -> float:
+    """Fill a store by ``run_through``; return how many images the last command drew."""
+    figures = json.loads(run_through(cluster, given, what, within_s=20).splitlines()[-1])
     assert figures["complete"]
     return float(figures["rows"].get("drawn", 0))
 
@@ -248,15 +252,7 @@ def test_tables_and_trials_of_two_machines_are_those_of_one_process(what: str, c
     sweep = ("train", "sweep", *flags, "--teachers", "teacher-none", "--trials", "4", "--over", "learning_rate=1e-4:1e-2", "--run-dir")
     assert command(*sweep, tmp_path / "alone").returncode == 0
     for given in ((*tables, tmp_path / "run"), (*sweep, tmp_path / "run")):
-        driver = cluster.command(*given)
-        wait_for(lambda driver=driver: cluster.other.pids(ACTOR) or driver.poll() is not None)  # type: ignore[misc]
-        time.sleep(random.Random(what).uniform(5, 15))
-        disturb(cluster, driver, what)
-        if what == "driver":
-            driver = cluster.command(*given)
-        _, err = driver.communicate(timeout=900)
-        assert driver.returncode == 0, err
-        assert "Traceback" not in err
+        run_through(cluster, given, what, within_s=15)
     assert predictions(tmp_path / "run") == predictions(tmp_path / "alone")
     assert trials(tmp_path / "run") == trials(tmp_path / "alone")
 

@@ -59,6 +59,12 @@ def ends(child: "subprocess.Popen[str]") -> tuple[int, str]:
     return child.returncode, said
 
 
+def wait_for_checkpoint(child: "subprocess.Popen[str]", run: Path) -> None:
+    while not list((run / "teacher" / "checkpoints").glob("step-*")):
+        assert child.poll() is None, ends(child)
+        time.sleep(0.1)
+
+
 def test_two_machines_train_one_model(alone: Path, run: Path, flags: list[str], start: Start) -> None:
     words = [word.replace("head:29400", f"127.0.0.1:{free_port()}") for word in torchruns(option="--nnodes")]
     words[words.index("--nproc-per-node") + 1] = "1"
@@ -75,10 +81,7 @@ def test_a_signal_to_torchrun_writes_a_checkpoint_and_the_same_command_continues
     words[words.index("--nproc-per-node") + 1] = "2"
     words += [*flags, "--run-dir", str(run)]
     first = start(*words, "--checkpoint-minutes", "0")
-    checkpoints = run / "teacher" / "checkpoints"
-    while not list(checkpoints.glob("step-*")):
-        assert first.poll() is None, ends(first)
-        time.sleep(0.1)
+    wait_for_checkpoint(first, run)
     os.kill(first.pid, number)
     status, said = ends(first)
     assert status != 0
@@ -94,9 +97,7 @@ def test_where_one_is_killed_torchrun_ends_with_a_line(
     words = torchruns(option="--signals-to-handle")
     words[words.index("--nproc-per-node") + 1] = "2"
     child = start(*words, *flags, "--run-dir", run, "--checkpoint-minutes", "0")
-    while not list((run / "teacher" / "checkpoints").glob("step-*")):
-        assert child.poll() is None, ends(child)
-        time.sleep(0.1)
+    wait_for_checkpoint(child, run)
     os.kill(children_of(child.pid)[-1], signal.SIGKILL)
     status, said = ends(child)
     assert status != 0
@@ -110,9 +111,7 @@ def test_a_restart_by_torchrun_goes_on_from_the_last_checkpoint(
     words = torchruns(option="--max-restarts")
     words[words.index("--nproc-per-node") + 1] = "2"
     child = start(*words, *flags, "--run-dir", run, "--checkpoint-minutes", "0")
-    while not list((run / "teacher" / "checkpoints").glob("step-*")):
-        assert child.poll() is None, ends(child)
-        time.sleep(0.1)
+    wait_for_checkpoint(child, run)
     os.kill(children_of(child.pid)[-1], signal.SIGKILL)
     status, said = ends(child)
     assert status == 0, said

@@ -31,8 +31,8 @@ def machines(*names: str) -> "Iterator[list[Machine]]":
         stack.callback(_ip, "netns", "del", space)
         _ip("-n", space, "link", "add", "name", "bridge", "type", "bridge")
         _ip("-n", space, "link", "set", "dev", "bridge", "up")
-        made = [Machine(name, f"10.77.0.{number}") for number, name in enumerate(names, 1)]
-        for machine in made:
+        all_machines = [Machine(name, f"10.77.0.{number}") for number, name in enumerate(names, 1)]
+        for machine in all_machines:
             _ip("netns", "add", machine.space)
             stack.callback(_ip, "netns", "del", machine.space)
             stack.callback(machine.kill_all)
@@ -42,7 +42,7 @@ def machines(*names: str) -> "Iterator[list[Machine]]":
             _ip("-n", machine.space, "address", "add", f"{machine.address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", machine.space, "link", "set", "dev", device, "up")
-        yield made
+        yield all_machines
 
 
 class Machine:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lugpi_core.command_line import show_warnings_in_one_line
 from lugpi_core.errors import DISK_FAULTS, EXIT_BAD_INPUT, EXIT_OK, EXIT_SIGNAL, InputError
-from lugpi_core.runtime.libraries import prepare_libraries, starting, this_process_is_ours
+from lugpi_core.runtime.libraries import prepare_libraries, start_up, this_process_is_ours
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 from train.evidence.outcome import FinishedModel
 from train.evidence.rows import PlannedModel
@@ -126,7 +126,7 @@ def _frames(descriptor: int) -> "queue.SimpleQueue[bytes]":
 
 def _do_jobs(start: Start, frames: "queue.SimpleQueue[bytes]", answers: Any) -> int:
     this_process_is_ours()
-    with starting():
+    with start_up():
         import torch
 
         from train.evidence.schedule import finish_model

@@ -20,11 +20,11 @@ def rotation(theirs_VD: torch.Tensor, ours_VD: torch.Tensor) -> torch.Tensor:
     fixed = left[:, :rank] @ right[:rank]
     free_left, free_right = left[:, rank:], right[rank:].T
     inner_left, _, inner_right = torch.linalg.svd(free_left.T @ free_right)
-    turned: torch.Tensor = fixed + free_left @ inner_left @ inner_right @ free_right.T
-    return turned
+    orthogonal_DD: torch.Tensor = fixed + free_left @ inner_left @ inner_right @ free_right.T
+    return orthogonal_DD
 
 
-def aligned(embeddings_RD: torch.Tensor, theirs_VD: torch.Tensor, ours_VD: torch.Tensor) -> torch.Tensor:
+def align(embeddings_RD: torch.Tensor, theirs_VD: torch.Tensor, ours_VD: torch.Tensor) -> torch.Tensor:
     """Return embeddings of one model moved into the space of another: ``(e - mean A) Q + mean B`` with the ``rotation`` Q of the centred
     embeddings A and B of texts that both have read, float32 [R, D].
 
@@ -34,5 +34,5 @@ def aligned(embeddings_RD: torch.Tensor, theirs_VD: torch.Tensor, ours_VD: torch
         ours_VD: B, the other model's of the same texts.
     """
     mean_theirs, mean_ours = theirs_VD.double().mean(dim=0), ours_VD.double().mean(dim=0)
-    turned = rotation(theirs_VD.double() - mean_theirs, ours_VD.double() - mean_ours)
-    return ((embeddings_RD.double() - mean_theirs) @ turned + mean_ours).float()
+    rotation_DD = rotation(theirs_VD.double() - mean_theirs, ours_VD.double() - mean_ours)
+    return ((embeddings_RD.double() - mean_theirs) @ rotation_DD + mean_ours).float()

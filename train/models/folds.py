@@ -30,7 +30,7 @@ from train.learning.distributed import Processes
 from train.learning.loop import best_epoch, fit, validation_score
 from train.learning.networks import Output, last_linear
 from train.learning.predict import predict
-from train.learning.procrustes import aligned
+from train.learning.procrustes import align
 from train.models.loading import load_model, training_of_plan
 from train.models.model_folder import find_finished
 from train.models.plan import ModelPlan
@@ -97,7 +97,7 @@ def crossed(output: Output, parts: Sequence[FoldOutputs], validation: Sequence[i
     for part in parts:
         rows = torch.tensor(part.rows)
         logits[rows] = part.logits
-        embeddings[rows] = aligned(part.embeddings, part.validation, output.embeddings[torch.as_tensor(validation)])
+        embeddings[rows] = align(part.embeddings, part.validation, output.embeddings[torch.as_tensor(validation)])
     return Output(logits, embeddings)
 
 

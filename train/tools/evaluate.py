@@ -26,7 +26,7 @@ from lugpi_core.corpora.user_files import file_table, text_table
 from lugpi_core.errors import InputError, nearest, number_of
 from lugpi_core.files import read_json, whole_file
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
-from lugpi_core.runtime.libraries import prepare_libraries, starting
+from lugpi_core.runtime.libraries import prepare_libraries, start_up
 from lugpi_core.runtime.pretrained import loading
 from train.data.batching import prediction_batches
 from train.data.text_model import TextModel, find_text_model
@@ -154,7 +154,7 @@ def _require_pairs(options: EvaluateOptions, classifier: Classifier) -> None:
         )
 
 
-@starting()
+@start_up()
 def load_classifier(folder: Path, *, max_length: int | None = None) -> Classifier:
     """Load a student, a baseline or another Hugging Face sequence classifier.
 

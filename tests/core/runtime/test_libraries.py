@@ -18,7 +18,7 @@ from lugpi_core.runtime import libraries
 from lugpi_core.runtime.libraries import (
     declare_torchvision_operators,
     prepare_libraries,
-    starting,
+    start_up,
     this_process_is_ours,
     without_garbage_collection,
 )
@@ -77,11 +77,11 @@ def test_what_a_command_imports_is_never_looked_at_again(monkeypatch: pytest.Mon
     frozen: list[bool] = []
     monkeypatch.setattr(libraries, "_ours", [])
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
-    with starting():
+    with start_up():
         pass
     assert frozen == [], "the process is a user's, whose garbage may be large"
     this_process_is_ours()
-    with starting():
+    with start_up():
         pass
     assert frozen == [False], "before anything can be looked at"
     assert gc.isenabled()

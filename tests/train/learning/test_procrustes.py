@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.linalg import orthogonal_procrustes
 
-from train.learning.procrustes import aligned, rotation
+from train.learning.procrustes import align, rotation
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -20,7 +20,7 @@ def test_the_rotation_is_scipys() -> None:
 def test_turned_and_moved_embeddings_are_brought_back() -> None:
     ours, turn = draws(50, 6), torch.linalg.qr(draws(6, 6, seed=1)).Q
     theirs = (ours - 0.5) @ turn.T
-    torch.testing.assert_close(aligned(theirs[:7], theirs[10:], ours[10:]), ours[:7].float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(align(theirs[:7], theirs[10:], ours[10:]), ours[:7].float(), rtol=0, atol=1e-5)
 
 
 def test_nothing_that_is_orthogonal_fits_better() -> None:

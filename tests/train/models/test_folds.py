@@ -18,7 +18,7 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from train.cli import main
 from train.data.teacher_outputs import TeacherOutputs, outputs_path, read_teacher_outputs
-from train.learning.procrustes import aligned
+from train.learning.procrustes import align
 from train.models import folds as folding
 from train.models.api import distill, train_teacher
 from train.options.settings import Optimization, Placement
@@ -74,7 +74,7 @@ def test_each_train_text_has_the_outputs_of_a_teacher_that_never_saw_it(
         moved, rows = with_fold_as_test(corpus, fold)
         reference = outputs_of(train(moved, tmp_path, name=f"without-{fold}"), moved)
         torch.testing.assert_close(ours.logits[rows], reference.logits[rows], rtol=0, atol=1e-6)
-        expected = aligned(reference.embeddings[rows], reference.embeddings[validation], whole.embeddings[validation])
+        expected = align(reference.embeddings[rows], reference.embeddings[validation], whole.embeddings[validation])
         torch.testing.assert_close(ours.embeddings[rows], expected, rtol=0, atol=1e-4)
     metrics = json.loads((folder / "metrics.json").read_text())
     predicted = np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1, usecols=(2, 3, 4, 5))
