@@ -24,7 +24,7 @@ from lugpi_core.files import write_text
 TOPICS = ("act", "animal", "artifact", "body", "event", "food", "group", "location", "object", "person", "plant", "substance")
 # Few labelled texts and a large test part: there images help most, and the gain is measured most precisely.
 PER_TOPIC: dict[Split, int] = {"train": 40, "validation": 20, "test": 200}
-MORE_PER_TOPIC = 200
+MORE = 8_000
 SHORTEST, LONGEST = 20, 160
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
@@ -91,19 +91,20 @@ def choose(glosses: Sequence[Gloss], *, topics: Sequence[str], per_topic: dict[S
         InputError: a topic has too few glosses.
     """
 
-    def key(gloss: Gloss) -> str:
-        return hashlib.sha256(f"{seed}:{gloss.id}".encode()).hexdigest()
-
     splits = [split for split in SPLITS for _ in range(per_topic[split])]
     rows: list[tuple[Gloss, Split]] = []
     for topic in topics:
-        of_topic = sorted((gloss for gloss in glosses if gloss.topic == topic), key=key)
+        of_topic = sorted((gloss for gloss in glosses if gloss.topic == topic), key=lambda gloss: _place(gloss, seed))
         if len(of_topic) < len(splits):
             got = f"{len(of_topic):,} usable glosses of {topic}"
             raise InputError(got=got, expected=f"{len(splits):,} or more", do="use the whole wordnet-synsets.jsonl.gz")
         rows.extend(zip(of_topic, splits, strict=False))
     order = {split: place for place, split in enumerate(SPLITS)}
-    return sorted(rows, key=lambda row: (order[row[1]], key(row[0])))
+    return sorted(rows, key=lambda row: (order[row[1]], _place(row[0], seed)))
+
+
+def _place(gloss: Gloss, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{gloss.id}".encode()).hexdigest()
 
 
 def synset_lines(wordnet: Path) -> list[str]:
@@ -132,17 +133,29 @@ def demo_csv(wordnet: Path, *, topics: Sequence[str] = TOPICS, per_topic: dict[S
     return text.getvalue().encode()
 
 
-def demo_more(wordnet: Path, *, topics: Sequence[str] = TOPICS, more_per_topic: int = MORE_PER_TOPIC, seed: int = 0) -> bytes:
-    """Return the bytes of ``demo-more.txt``: the glosses that come after those of ``demo.csv``, unlabelled, one per line.
+def demo_more(wordnet: Path, *, topics: Sequence[str] = TOPICS, more: int = MORE, seed: int = 0) -> bytes:
+    """Return the bytes of ``demo-more.txt``: glosses that are not in ``demo.csv``, unlabelled, one per line.
+
+    They come in rounds of one of each topic that has any left, so the first lines are a smaller set of the same kind. Within a round the
+    order says nothing about the topics.
 
     Raises:
-        InputError: the file is missing or damaged, or a topic has too few glosses.
+        InputError: the file is missing or damaged, or there are too few glosses.
     """
     glosses = eligible_glosses(synset_lines(wordnet), topics)
     taken = {gloss.id for gloss, _ in choose(glosses, topics=topics, per_topic=PER_TOPIC, seed=seed)}
-    left = [gloss for gloss in glosses if gloss.id not in taken]
-    rows = choose(left, topics=topics, per_topic={**dict.fromkeys(SPLITS, 0), "train": more_per_topic}, seed=seed)
-    return "".join(f"{gloss.text}\n" for gloss, _ in rows).encode()
+    left = sorted((gloss for gloss in glosses if gloss.id not in taken), key=lambda gloss: _place(gloss, seed))
+    if len(left) < more:
+        got = f"{len(left):,} usable glosses beside those of {DEMO_CSV.name}"
+        raise InputError(got=got, expected=f"{more:,} or more", do="use the whole wordnet-synsets.jsonl.gz")
+    of_topic: Counter[str] = Counter()
+    rounds: list[tuple[int, Gloss]] = []
+    for gloss in left:
+        rounds.append((of_topic[gloss.topic], gloss))
+        of_topic[gloss.topic] += 1
+    # Another order than that of the rounds, in which a topic with many glosses comes before one with few.
+    rounds.sort(key=lambda row: (row[0], _place(row[1], seed + 1)))
+    return "".join(f"{gloss.text}\n" for _, gloss in rounds[:more]).encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -146,8 +146,30 @@ def test_a_bad_synset_file_is_one_line_and_status_2(tmp_path: Path, content: byt
     assert not list(tmp_path.glob("demo*"))
 
 
+def _many_of_all_topics(*, of_the_last: int = 1_000) -> list[str]:
+    counts = {**dict.fromkeys(TOPICS, 1_000), TOPICS[-1]: of_the_last}
+    return [_synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(counts[t])]
+
+
+def test_unlabelled_glosses_come_in_rounds_whose_order_does_not_tell_the_topics(tmp_path: Path) -> None:
+    source = _wordnet(tmp_path / "w.gz", _many_of_all_topics(of_the_last=300))
+    lines = demo_more(source).decode().splitlines()
+    topics = [TOPICS[len(line.split()[4]) if line.split()[4] != "told" else 0] for line in lines]
+    assert len(lines) == 8_000
+    assert Counter(topics[: 40 * 12]) == dict.fromkeys(TOPICS, 40)
+    assert Counter(topics[40 * 12 : 41 * 11 + 40]) == dict.fromkeys(TOPICS[:-1], 1)  # the last topic has no more
+    last = Counter(topics[start + 11] for start in range(0, 40 * 12, 12))
+    assert max(last.values()) < 12
+
+
+def test_too_few_unlabelled_glosses_are_an_error(tmp_path: Path) -> None:
+    lines = [line for line in _many_of_all_topics() if int(line.split('"id": "')[1].split('"')[0].split(":")[1]) < 900]
+    with pytest.raises(InputError, match="got 7,680 usable glosses beside those of demo.csv; expected 8,000 or more"):
+        demo_more(_wordnet(tmp_path / "w.gz", lines))
+
+
 def test_the_command_writes_both_files_and_their_sums(tmp_path: Path) -> None:
-    lines = [_synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(460)]
+    lines = _many_of_all_topics()
     source, out = _wordnet(tmp_path / "w.gz", lines), tmp_path / "out"
     out.mkdir()
     command = [sys.executable, "-W", "error", "-m", "dev.demo_corpus", "--wordnet", str(source), "--out", str(out)]
