@@ -148,7 +148,9 @@ def test_a_bad_synset_file_is_one_line_and_status_2(tmp_path: Path, content: byt
 
 def _many_of_all_topics(*, of_the_last: int = 1_000) -> list[str]:
     counts = {**dict.fromkeys(TOPICS, 1_000), TOPICS[-1]: of_the_last}
-    return [_synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(counts[t])]
+    return [
+        _synset(f"{t}:{n}", f"number {n} of those {'x' * k} told apart", topic=t) for k, t in enumerate(TOPICS) for n in range(counts[t])
+    ]
 
 
 def test_unlabelled_glosses_come_in_rounds_whose_order_does_not_tell_the_topics(tmp_path: Path) -> None:

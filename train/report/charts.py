@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.evidence.calibration import Reliability
-from train.learning.task_rules import plain_number
+from train.evidence.records import difference_text
+from train.learning.task_rules import Metric, plain_number
 from train.report.cases import ClassChange
+from train.report.sources import Source
 
 _WIDTH = 340.0
 _LABEL_LETTERS = 18
@@ -207,6 +209,44 @@ def changes_chart(changes: Sequence[ClassChange], names: Sequence[str], title: s
     height = top + len(changes) * row_height
     shapes.append(Line(kind="axis", x1=middle, y1=top - 2, x2=middle, y2=height))
     return Chart(width=_WIDTH, height=height + 2, title=title, shapes=shapes)
+
+
+def sources_chart(sources: Sequence[Source], metric: Metric, title: str) -> Chart:
+    """Return each row's steps from the text alone (the dashed line) to its score, one bar below the other: what its method adds, then what
+    the images add, with a whisker over the 95 % interval."""
+    left, top, line = 88.0, 8.0, 17.0
+    width, group = _WIDTH - left - 46, 3 * line + 8
+    ends = [(one, one.baseline + one.without_images) for one in sources]
+    places = [value for one, control in ends for value in (one.baseline, control, one.score, *(control + end for end in one.interval))]
+    marks = ticks(min(places), max(places))
+    base = top + group * len(sources)
+
+    def at(value: float) -> float:
+        return left + width * (value - marks[0]) / (marks[-1] - marks[0])
+
+    shapes: list[Rect | Line | Curve | Text] = []
+    for mark in marks:
+        words = f"{100 * mark:.4g}%" if metric == "accuracy" else _mark(mark)
+        shapes += [Line(kind="grid", x1=at(mark), y1=top, x2=at(mark), y2=base), Text(at(mark), base + 14, words, "middle")]
+    for n, (one, control) in enumerate(ends):
+        y = top + n * group
+        shapes += [
+            Text(0.0, y + 13, one.row, "start"),
+            Line(kind="diagonal", x1=at(one.baseline), y1=y + line, x2=at(one.baseline), y2=y + 3 * line),
+        ]
+        steps = (
+            (one.method, one.baseline, control, "gained" if control >= one.baseline else "lost"),
+            ("images", control, one.score, "repaired" if one.images >= 0 else "broken"),
+        )
+        for m, (words, start, end, kind) in enumerate(steps, start=1):
+            middle = y + (m + 0.5) * line
+            bar = Rect(kind=kind, x=at(min(start, end)), y=middle - 5, width=max(abs(at(end) - at(start)), 0.8), height=10.0)
+            shapes += [Text(left - 6, middle + 3.5, words, "end"), bar]
+            shapes.append(Text(_WIDTH - 2, middle + 3.5, difference_text(end - start, metric).replace("-", "−"), "end"))
+        low, high = (at(control + end) for end in one.interval)
+        shapes.append(Line(kind="axis", x1=low, y1=y + 2.5 * line, x2=high, y2=y + 2.5 * line))
+        shapes += [Line(kind="axis", x1=x, y1=y + 2.5 * line - 4, x2=x, y2=y + 2.5 * line + 4) for x in (low, high)]
+    return Chart(width=_WIDTH, height=base + 20, title=title, shapes=shapes)
 
 
 def ticks(low: float, high: float, *, steps: int = 4) -> list[float]:

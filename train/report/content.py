@@ -8,6 +8,7 @@ from lugpi_core.corpora.corpus import Corpus
 from train.evidence.table_report import TableReport
 from train.learning.task_rules import Metric
 from train.report.cases import Case, Role, ShownModel
+from train.report.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ class ReportContent:
     Attributes:
         corpus: with the names of its classes.
         tables: over every seed of the run.
+        sources: of the scores of rows with images.
         models: baseline, teacher and student, as far as they are finished.
         curves: of every model.
         cases: of the test examples, by the answers of the shown models.
@@ -109,6 +111,7 @@ class ReportContent:
 
     corpus: Corpus
     tables: TableReport
+    sources: tuple[Source, ...]
     models: tuple[ShownModel, ...]
     curves: tuple[Curve, ...]
     cases: tuple[Case, ...]

@@ -26,6 +26,7 @@ from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.task_rules import Metric, plain_number
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
+from train.report.sources import sources_of
 
 # The most that the page shows of an example, so that 200 of them stay below 10 MB.
 TEXT_LETTERS, PROMPT_LETTERS, IMAGE_BYTES = 3000, 300, 20_000
@@ -60,6 +61,7 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
     return ReportContent(
         corpus=corpus,
         tables=tables,
+        sources=sources_of(tables, rows),
         models=tuple(models),
         curves=_curves(finished, models),
         cases=tuple(cases),

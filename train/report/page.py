@@ -18,7 +18,7 @@ from train.evidence.render import fidelity_header, header, model_cells, others_h
 from train.evidence.rows import BASELINE, MORE
 from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
-from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, numbers_chart, reliability_chart
+from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, numbers_chart, reliability_chart, sources_chart
 from train.report.content import ReportContent, ShownExample
 from train.report.templates import jinja_environment
 
@@ -46,6 +46,7 @@ def page(content: ReportContent) -> str:
             tiles=[_tile(content, model) for model in content.models],
             left_out=", ".join(_left_out(content)),
             result_tables=_result_tables(content),
+            sources=_sources(content),
             fidelity_table=_table(content.tables.fidelity.title, fidelity_header(content.tables.task), content.tables.fidelity_cells()),
             why_table=_table(content.tables.why.title, why_header(content.tables.task), content.tables.why_cells()),
             changes=_changes(content),
@@ -179,6 +180,11 @@ def _result_tables(content: ReportContent) -> list[_Table]:
             _table("Other models of the run", others_header(content.tables.task), [model_cells(model) for model in content.tables.others])
         )
     return tables
+
+
+def _sources(content: ReportContent) -> Chart | None:
+    metric = rules_of(content.tables.task).metrics[0]
+    return sources_chart(content.sources, metric, f"Where the test {METRIC_NAMES[metric]} comes from") if content.sources else None
 
 
 @dataclass(frozen=True, kw_only=True)

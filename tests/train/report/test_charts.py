@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from train.evidence.calibration import reliability
 from train.report.cases import ClassChange
-from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, reliability_chart, shortened, ticks
+from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, reliability_chart, shortened, sources_chart, ticks
+from train.report.sources import Source
 from train.report.templates import jinja_environment
 
 MACROS: Any = jinja_environment().get_template("charts.svg.j2").module
@@ -71,6 +72,29 @@ def test_changes_are_to_scale() -> None:
     assert won[1] == 0
     assert [lost[0] / won[0], lost[1] / won[0]] == [pytest.approx(0.25, abs=1e-3), pytest.approx(0.5, abs=1e-3)]
     assert [one.text for one in ET.fromstring(svg).iter() if one.text and one.text[0] in "+−"] == ["+3", "−2"]
+
+
+def test_steps_of_a_score_follow_one_another() -> None:
+    two = [
+        Source(row="teacher-a", method="larger head", baseline=0.5, without_images=0.04, images=0.02, interval=(0.01, 0.03), is_shown=True),
+        Source(
+            row="student-a", method="distillation", baseline=0.5, without_images=0.04, images=-0.02, interval=(-0.04, 0.0), is_shown=False
+        ),
+    ]
+    svg = svg_of(sources_chart(two, "accuracy", "x"))
+    (up, down), gains, whiskers = elements(svg, "gained"), elements(svg, "repaired"), elements(svg, "axis")
+    assert up["x"] == down["x"] == elements(svg, "diagonal")[0]["x1"], "from the text alone"
+    assert float(gains[0]["x"]) == pytest.approx(float(up["x"]) + float(up["width"]), abs=0.02), (
+        "the images' bar begins where the control's ends"
+    )
+    assert float(gains[0]["width"]) == pytest.approx(float(up["width"]) / 2, abs=0.02)
+    (lost,) = elements(svg, "broken")
+    assert float(lost["x"]) + float(lost["width"]) == pytest.approx(float(down["x"]) + float(down["width"]), abs=0.02)
+    assert float(whiskers[3]["x2"]) == pytest.approx(float(down["x"]) + float(down["width"]), abs=0.02), (
+        "the interval ends at no difference"
+    )
+    words = [one.text for one in ET.fromstring(svg).iter() if one.text and one.text[0] in "+−"]
+    assert words == ["+4.00", "+2.00", "+4.00", "−2.00"]
 
 
 def test_a_confidence_bar_is_as_long_as_the_confidence() -> None:

@@ -225,6 +225,21 @@ def test_students_on_unlabelled_texts_have_their_table(corpus_csv: Path, run: Pa
     assert [one.name for one in content(corpus_csv, run).models] == ["baseline", "teacher", "student"]
 
 
+def test_scores_are_the_sum_of_their_sources(corpus_csv: Path, run: Path) -> None:
+    corpus = corpus_of(corpus_csv)
+    assert content(corpus_csv, run).sources == (), "without controls nothing is known of the images"
+    assert "comes from" not in page(content(corpus_csv, run))
+    write_model(run, "teacher-none", corpus, {0: 1, 1: 2, 6: 1, 8: 1}, command="teacher", privileged="none", image_tokens=None)
+    shown = content(corpus_csv, run)
+    (source,) = shown.sources
+    # Of 24 test examples the baseline has 6 wrong, the control 4, the teacher 3.
+    assert (source.row, source.method, source.is_shown) == ("teacher-clip-demo", "larger head", False)
+    assert [source.baseline, source.without_images, source.images] == pytest.approx([18 / 24, 2 / 24, 1 / 24])
+    assert source.score == pytest.approx(21 / 24)
+    assert source.interval[0] <= source.images <= source.interval[1]
+    assert "Where the test accuracy comes from" in page(shown)
+
+
 @pytest.mark.parametrize(
     ("gone", "roles"),
     [
