@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import sys
 import zlib
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 from lugpi_core.corpora.archives import decoded
 from lugpi_core.corpora.corpus import SPLITS, Split
 from lugpi_core.corpora.demo import DEMO_CSV, DEMO_MORE
+from lugpi_core.corpora.word_stems import WORD, stem, words_of_name
 from lugpi_core.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from lugpi_core.files import write_text
 
@@ -26,12 +26,6 @@ TOPICS = ("act", "animal", "artifact", "body", "event", "food", "group", "locati
 PER_TOPIC: dict[Split, int] = {"train": 40, "validation": 20, "test": 200}
 MORE = 8_000
 SHORTEST, LONGEST = 20, 160
-
-_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
-_FUNCTION_WORDS = frozenset(
-    {"a", "an", "and", "at", "by", "for", "from", "in", "into", "of", "off", "on", "or", "out", "s", "the", "to", "up", "with"}
-)
-_ENDINGS = ("ings", "ing", "ers", "ies", "ied", "ed", "er", "es", "s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +37,10 @@ class Gloss:
     topic: str
 
 
-def stem(word: str) -> str:
-    """Return a rough stem, the same for the common inflections of a word: ``perches`` and ``perch``, ``running`` and ``run``."""
-    word = word.lower().removesuffix("'s")
-    for ending in _ENDINGS:
-        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= 3:
-            word = word.removesuffix(ending) + ("y" if ending in ("ies", "ied") else "")
-            break
-    word = word.removesuffix("e")
-    if len(word) > 3 and word[-1] == word[-2]:
-        word = word[:-1]
-    return word[:-1] + "i" if len(word) > 2 and word.endswith("y") else word
-
-
 def names_itself(text: str, names: Iterable[str]) -> bool:
     """Whether a text contains a word of any of the names, in any common inflection; words such as "of" do not count."""
-    stems = {stem(word) for name in names for word in _WORD.findall(name.replace("_", " ")) if word.lower() not in _FUNCTION_WORDS}
-    return any(stem(word) in stems for word in _WORD.findall(text))
+    stems = {stem(word) for name in names for word in words_of_name(name)}
+    return any(stem(word) in stems for word in WORD.findall(text))
 
 
 def eligible_glosses(lines: Iterable[str], topics: Sequence[str]) -> list[Gloss]:

@@ -14,7 +14,9 @@ from lugpi_core.fields import check_fields
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
 Scheduler = Literal["own", "ddim", "dpm++", "euler", "lcm"]
-PromptStrategy = Literal["whole", "chunks", "keywords"]
+PromptStrategy = Literal["whole", "chunks", "keywords", "wordnet"]
+# The prompts of unlabelled texts then depend on the corpus that they are added to: on its train texts, or on its classes.
+OF_LABELLED: tuple[PromptStrategy, ...] = ("keywords", "wordnet")
 AttentionChoice = Literal["auto", "xformers", "sdpa"]
 CompileChoice = Literal["auto", "on", "off"]
 DeepCacheCut = Literal["level", "layer"]
@@ -72,7 +74,8 @@ class Generation:
     prompts: PromptStrategy = "whole"
     """What the generator reads of a text, or of its --prompt-column: whole (what is too long is cut); chunks (K passages of near-equal
     length, cut between sentences or words, an image each); keywords (the words of the largest TF-IDF, fitted on the train split alone, as
-    many as the generator reads)."""
+    many as the generator reads); wordnet (all of it, with WordNet's hypernym in place of every word that names a class of the corpus, so
+    that no image shows a label because the prompt says it)."""
     seed: int = 0
     """Seed of the images; together with the prompt it decides each image."""
 

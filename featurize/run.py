@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurize.fill.results import MOST_LOST, FeaturizeResult, Progress, ProgressCallback, column_results, progress_bar
-from featurize.options import FeaturizeOptions, FeaturizeSettings
+from featurize.options import OF_LABELLED, FeaturizeOptions, FeaturizeSettings
 from featurize.plan.parts import WHOLE, Part, part_of_environment, part_of_text
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.errors import InputError, number_of
@@ -162,7 +162,7 @@ def plan_command(options: FeaturizeOptions) -> "tuple[Corpus, Job | OwnJob]":
     prepare_libraries()
     if options.unlabelled is None:
         corpus = load_corpus(options.dataset, options)
-    elif options.prompts == "keywords":
+    elif options.prompts in OF_LABELLED:
         corpus = load_unlabelled_for(options.dataset, options.unlabelled, options)
     else:
         corpus = load_unlabelled(options.unlabelled, options)

@@ -20,9 +20,10 @@ from featurize.inspect.probes import ClassProbes, LabelledFeatures, probe_classe
 from featurize.inspect.records import LeftOut
 from featurize.inspect.sample import PooledTokens, Sample, pooled_tokens, take_sample
 from featurize.inspect.text_agreement import MOST_TEXTS, Agreement, encoder_of, text_agreement
-from featurize.options import InspectSettings
+from featurize.options import OF_LABELLED, InspectSettings
 from featurize.plan.keywords import keyword_prompts
 from featurize.plan.prompt_reader import prompt_reader
+from featurize.plan.wordnet_prompts import class_names_of
 from featurize.plan.words import passages_of
 from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
@@ -207,16 +208,18 @@ def _agreement(subject: Subject, pooled: PooledTokens, reader: ColumnReader) -> 
 
 
 def _first_prompts(subject: Subject, drawings: NDArray[np.int64], column: ColumnSpec) -> list[str]:
-    """Return the prompts of some first images: the texts, their first passages, or their keywords.
+    """Return the prompts of some first images: the texts, their first passages, their keywords, or what names no class.
 
     Raises:
-        InputError: the tokenizers that chose the keywords are not within reach.
+        InputError: the tokenizers that chose the keywords are not within reach, or the corpus has no class names to keep out.
     """
     row_of = {int(drawing): row for row, drawing in enumerate(subject.table.drawing)}
     rows, strategy = [row_of[drawing] for drawing in drawings.tolist()], subject.strategy(column.made_by)
-    if strategy != "keywords":
+    if strategy not in OF_LABELLED:
         return [first_prompt(subject, row, strategy) for row in rows]
     texts = [subject.corpus.examples[row].prompt for row in rows]
+    if strategy == "wordnet":
+        return list(map(class_names_of(subject.corpus).relaxed, texts))
     return list(keyword_prompts(texts, subject.corpus.train_prompts(), prompt_reader(generator_of(column))))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from featurize.inspect.compare_stores import compare_stores
 from featurize.inspect.inspect_store import inspect
 from featurize.inspect.own_pictures import images_from
-from featurize.options import InspectOptions, InspectSettings
+from featurize.options import OF_LABELLED, InspectOptions, InspectSettings
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
@@ -64,7 +64,7 @@ def _load(options: InspectOptions, stores: Sequence[Path], settings: CorpusSetti
     if options.unlabelled is None:
         return load_corpus(options.dataset, settings)
     flags = [flags_of_the_maker(store, column) or {} for store in stores for column in columns_of(store)]
-    if any(its.get("prompts") == "keywords" for its in flags):
+    if any(its.get("prompts") in OF_LABELLED for its in flags):
         return load_unlabelled_for(options.dataset, options.unlabelled, settings)
     return load_unlabelled(options.unlabelled, settings)
 

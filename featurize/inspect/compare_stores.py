@@ -29,7 +29,7 @@ from featurize.inspect.picture_sheet import COMPARISON_PNG, write_picture_sheet
 from featurize.inspect.probes import paired_p_value
 from featurize.inspect.records import LeftOut
 from featurize.inspect.sample import pooled_tokens, prompts_cut
-from featurize.options import InspectSettings
+from featurize.options import OF_LABELLED, InspectSettings
 from lugpi_core.corpora.corpus import SPLITS, Corpus
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import require_type
@@ -290,7 +290,7 @@ def _differ_in_seed_only(left: _Entry, right: _Entry) -> bool:
 
 
 def _have_same_first_prompts(left: _Entry, right: _Entry) -> bool:
-    if "keywords" in (left.prompts, right.prompts):
+    if {left.prompts, right.prompts} & set(OF_LABELLED):
         return left.prompts == right.prompts  # one generator reads as many of one corpus's keywords
     rows = np.concatenate(list(left.subject.sample.rows.values())).tolist()
     return all(first_prompt(left.subject, row, left.prompts) == first_prompt(right.subject, row, right.prompts) for row in rows)

@@ -108,6 +108,11 @@ class ExampleInfo:
     prompts_cut: int
     prompt_figures: PromptFigures | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known as a JSON value."""
+        figures = {} if self.prompt_figures is None else {"prompt_figures": self.prompt_figures.to_json()}
+        return {name: value for name, value in {**asdict(self), **figures}.items() if value is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
@@ -164,7 +169,7 @@ class StoreInfo:
             "merged": self.merged,
             "missing_shards": row_ranges(self.progress.missing).replace(" ", "") if self.progress else None,
             "failed_rows": self.progress.failed if self.progress else {},
-            "examples": {name: value for name, value in asdict(self.examples).items() if value is not None} if self.examples else {},
+            "examples": self.examples.to_json() if self.examples else {},
             "columns": {name: {**asdict(column), "row_shape": list(column.row_shape)} for name, column in self.columns.items()},
             "not_shown": unreadable,
         }

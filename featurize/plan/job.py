@@ -374,6 +374,8 @@ def _in_flags(unlike: Sequence[str], found: ColumnSpec, job: StoreJob) -> list[s
         typed = ["other prompts, though no flag differs: the texts are others"]
         if wanted.get("prompts") == "keywords":
             typed = [f"{typed[0]}, or the version of lugpi that began the store chose other keywords of them"]
+        if wanted.get("prompts") == "wordnet":
+            typed = [f"{typed[0]}, or the class names are, or the version of lugpi that began the store chose other hypernyms"]
     return typed + [
         one for one in others if not (one.startswith("generation.seed: ") and any(flag.startswith("--seed:") for flag in typed))
     ]

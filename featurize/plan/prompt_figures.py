@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from featurize.plan.images import ImagePlan
 from featurize.plan.keywords import term_names
 from featurize.plan.prompt_reader import PromptReader
+from featurize.plan.wordnet_prompts import class_leak
 from featurize.plan.words import words_of
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.store.prompt_figures import ClassWords, PromptFigures
@@ -50,6 +51,7 @@ def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: Promp
         words=words,
         words_lost=lost,
         class_words=names.figures(),
+        leak=class_leak(corpus, (plan.prompts[prompt] for prompt in plan.prompts_of_example[:, 0])) if strategy == "wordnet" else None,
     )
     return figures, np.asarray(cut_P[plan.prompts_of_example].any(axis=1))
 

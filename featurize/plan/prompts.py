@@ -1,4 +1,5 @@
-"""``--prompts``: what the generator reads of each text, the whole of it, its passages, or its keywords; and the plan of their images."""
+"""``--prompts``: what the generator reads of each text, the whole of it, its passages, its keywords, or what
+is left without the names of classes; and the plan of their images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +8,7 @@ from featurize.options import Generation
 from featurize.plan.images import ImagePlan, plan_images, plan_passages, plan_prompts, require_prompts
 from featurize.plan.keywords import keyword_prompts
 from featurize.plan.prompt_reader import PromptReader
+from featurize.plan.wordnet_prompts import wordnet_prompts
 from featurize.plan.words import passage_spans
 from lugpi_core.corpora.corpus import Corpus
 
@@ -20,7 +22,7 @@ def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptRea
         reader: returns what reads the prompts; called for keywords only.
 
     Raises:
-        InputError: an example has an empty prompt, or as ``reader`` does.
+        InputError: an example has an empty prompt, or as ``reader`` and ``wordnet_prompts`` do.
     """
     seed, images_per_text = settings.seed, settings.images_per_text
     match settings.prompts:
@@ -34,3 +36,6 @@ def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptRea
             require_prompts(corpus)
             prompts = keyword_prompts(corpus.columns.prompts, corpus.train_prompts(), reader())
             return plan_prompts(prompts, seed=seed, images_per_prompt=images_per_text)
+        case "wordnet":
+            require_prompts(corpus)
+            return plan_prompts(wordnet_prompts(corpus), seed=seed, images_per_prompt=images_per_text)

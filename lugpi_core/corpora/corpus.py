@@ -224,8 +224,8 @@ class Corpus:
         separator: the marker around a target inside ``text`` (``"[SEP]"`` for the CWI corpora), or None. For a text encoder with another
             separator token it is replaced by that token.
         task: one class for each text (``single-label``), any number of classes (``multi-label``), or a number (``regression``).
-        labelled: of unlabelled texts the corpus that they are added to, whose train texts weigh their keywords; None = they are weighed by
-            themselves. Part of no fingerprint: prompts have their own.
+        labelled: of unlabelled texts the corpus that they are added to, whose train texts weigh their keywords (None = they are weighed by
+            themselves), and whose class names ``--prompts wordnet`` keeps out. Part of no fingerprint: prompts have their own.
     """
 
     name: str
