@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from featurize.options import FeaturizeOptions, InfoOptions, InspectOptions, MergeOptions, MissingOptions, PlanOptions, VerifyOptions
+from featurize.options import (
+    FeaturizeOptions,
+    InfoOptions,
+    InspectOptions,
+    MergeOptions,
+    MissingOptions,
+    PlanOptions,
+    ScoreOptions,
+    VerifyOptions,
+)
 from lugpi_core.command_line import Command, run, run_one_of
 from lugpi_core.runtime.libraries import start_up
 
@@ -15,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         "verify": (_of_run(_verify), VerifyOptions),
         "info": (_of_run(_info), InfoOptions),
         "inspect": (_inspect, InspectOptions),
+        "score": (_score, ScoreOptions),
         "plan": (_plan, PlanOptions),
         "missing": (_of_run(_missing), MissingOptions),
         "merge": (_of_run(_merge), MergeOptions),
@@ -93,3 +103,15 @@ def _inspect(options: InspectOptions) -> dict[str, Any]:
             runs.enter_context(run_in_store(other, options.scratch, writes=False))
         runs.enter_context(run_in_store(options.run_dir, options.scratch))
         return inspect_store(options)
+
+
+def _score(options: ScoreOptions) -> dict[str, Any]:
+    with start_up():
+        from featurize.inspect.command import score_store
+        from featurize.run import memory_in_one_line
+        from lugpi_core.runtime.libraries import prepare_libraries
+        from lugpi_core.store.object_store import run_in_store
+
+    prepare_libraries()
+    with memory_in_one_line("free memory, or score by a smaller encoder"), run_in_store(options.run_dir, options.scratch, writes=False):
+        return score_store(options)

@@ -191,8 +191,8 @@ class ModelNames(RunOptions):
 @dataclass(frozen=True, kw_only=True)
 class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
     """Generate an image for every text, encode it with frozen encoders and keep the tokens. The same command again continues, or says
-    that it is done. python -m featurize verify, info and inspect look at an existing store; plan, missing and merge are for runs of many
-    processes."""
+    that it is done. python -m featurize verify, info, inspect and score look at an existing store; plan, missing and merge are for runs of
+    many processes."""
 
     part: str | None = None
     """Part i/n of the work, i from 0 to n - 1: shard s belongs to part s modulo n. n may differ from run to run. A part that is done helps
@@ -341,6 +341,32 @@ class InspectOptions(InspectSettings, RunOptions, CorpusOptions):
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)
         InspectSettings.__post_init__(self)
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.run_of(self.dataset, self.limit)
+
+    @property
+    def store(self) -> Path:
+        """The store's folder."""
+        return store_folder(self.run, self.unlabelled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(RunOptions, CorpusOptions):
+    """Compute how well each image agrees with its prompt, its CLIP score, by an encoder of the store that has a text tower, and keep it
+    beside the store (clip-scores.h5), for train --several-images weighted and best. Downloads no model; what is there is kept."""
+
+    column: str | None = None
+    """Tokens whose encoder is asked, such as clip-vit-b32 (default: the only ones of an encoder with a text tower)."""
+    unlabelled: Path | None = None
+    """Score the images of these unlabelled texts, a file or a folder, instead of the corpus's."""
+    device: DeviceChoice = "auto"
+    """Where to compute; auto takes CUDA if there is any."""
+
+    def __post_init__(self) -> None:
+        CorpusOptions.__post_init__(self)
 
     @property
     def run(self) -> Path:

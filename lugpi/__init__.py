@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featurize.inspect.clip_scores import score_images as score_images
     from featurize.inspect.compare_stores import compare_stores as compare_stores
     from featurize.inspect.comparison import Comparison as Comparison
     from featurize.inspect.inspect_store import inspect as inspect
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from train.options.settings import Placement as Placement
 
 _MODULES = {
+    "featurize.inspect.clip_scores": ("score_images",),
     "featurize.inspect.compare_stores": ("compare_stores",),
     "featurize.inspect.comparison": ("Comparison",),
     "featurize.inspect.inspect_store": ("inspect",),
@@ -122,6 +124,7 @@ __all__ = [
     "inspect",
     "load_corpus",
     "repair_store",
+    "score_images",
     "train_baseline",
     "train_images",
     "train_teacher",

@@ -105,7 +105,7 @@ HEAVY = (
     "jinja2",
 )
 COMMANDS = {
-    "featurize": ("", "verify", "info", "inspect", "plan", "missing", "merge"),
+    "featurize": ("", "verify", "info", "inspect", "score", "plan", "missing", "merge"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),
     "benchmarks": (
         "",

@@ -1,14 +1,16 @@
-"""``python -m featurize inspect``: the flags, the printed summary and inspection.json."""
+"""``python -m featurize inspect`` and ``score``: the flags, the printed summary and inspection.json."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from featurize.inspect.clip_scores import kept_scores, score_images
 from featurize.inspect.compare_stores import compare_stores
 from featurize.inspect.inspect_store import inspect
 from featurize.inspect.own_pictures import images_from
-from featurize.options import OF_LABELLED, InspectOptions, InspectSettings
+from featurize.inspect.records import LeftOut
+from featurize.options import OF_LABELLED, InspectOptions, InspectSettings, ScoreOptions
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
@@ -18,6 +20,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, write_json
 from lugpi_core.remote.address import address_of, local_folder
+from lugpi_core.store.clip_scores import ClipScores
 from lugpi_core.store.example_table import read_stored_examples
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.verify import flags_of_the_maker
@@ -40,12 +43,28 @@ def inspect_store(options: InspectOptions) -> dict[str, Any]:
     path = options.run / f"inspection{of_file}.json"
     inspection = inspect(options.store, corpus, settings=part_of(options, InspectSettings), run_dir=options.run)
     say(inspection.summary())
-    record = {"command": "inspect", **inspection.to_json(), "inspection": str(path), "config": resolved_flags(options)}
+    scores = kept_scores(options.store, corpus)
+    if scores is not None:
+        say(f"CLIP scores left out: {scores.left_out}" if isinstance(scores, LeftOut) else scores.sentence())
+    figures = {} if not isinstance(scores, ClipScores) else {"clip_scores": {"column": scores.column, **scores.figures()}}
+    record = {"command": "inspect", **inspection.to_json(), **figures, "inspection": str(path), "config": resolved_flags(options)}
     write_json(path, record)
     return record
 
 
-def _corpus_of(options: InspectOptions, stores: Sequence[Path]) -> Corpus:
+def score_store(options: ScoreOptions) -> dict[str, Any]:
+    """Score the images of a store, print the scores in one sentence and return their figures.
+
+    Raises:
+        InputError: as for ``load_corpus`` and ``score_images``.
+    """
+    store = options.store
+    scores = score_images(store, _corpus_of(options, [store]), column=options.column, device=options.device)
+    say(scores.sentence())
+    return {"command": "score", "store": str(store), "column": scores.column, **scores.figures(), "config": resolved_flags(options)}
+
+
+def _corpus_of(options: InspectOptions | ScoreOptions, stores: Sequence[Path]) -> Corpus:
     """Return the texts of some stores, with the pictures that these were filled from if they are of one column."""
     settings = part_of(options, CorpusSettings)
     columns = {images_from(store) for store in stores} - {None}
@@ -60,7 +79,7 @@ def _corpus_of(options: InspectOptions, stores: Sequence[Path]) -> Corpus:
     return _load(options, stores, settings)
 
 
-def _load(options: InspectOptions, stores: Sequence[Path], settings: CorpusSettings) -> Corpus:
+def _load(options: InspectOptions | ScoreOptions, stores: Sequence[Path], settings: CorpusSettings) -> Corpus:
     if options.unlabelled is None:
         return load_corpus(options.dataset, settings)
     flags = [flags_of_the_maker(store, column) or {} for store in stores for column in columns_of(store)]

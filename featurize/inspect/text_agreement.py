@@ -93,6 +93,11 @@ class JointSpace:
         self._model = model.eval().requires_grad_(False).float().to(self._device)
 
     @property
+    def logit_scale(self) -> float:
+        """By which the model multiplies cosines before its softmax, or its sigmoid."""
+        return float(self._model.logit_scale.exp())
+
+    @property
     def reads_all_tokens(self) -> bool:
         """Whether an image's embedding is made of all its tokens (PE-Core, ResNets) and not of the first."""
         return self._projection.reads_all

@@ -6,6 +6,7 @@ Shapes: M images, B examples, T image tokens, I width of the image tokens.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.host_memory import host_available_bytes
+from lugpi_core.store.clip_scores import ClipScores, read_clip_scores
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import is_of_own_pictures, load_manifest
@@ -38,10 +40,14 @@ class ImageTokens:
     Attributes:
         reader: the column.
         drawings: int64 [N, K], the rows of each example's images.
+        store: its folder.
+        corpus_fingerprint: of the examples.
     """
 
     reader: ColumnReader
     drawings: NDArray[np.int64]
+    store: Path
+    corpus_fingerprint: str
 
     @property
     def width(self) -> int:
@@ -52,6 +58,11 @@ class ImageTokens:
     def stored_bytes(self) -> int:
         """Bytes of all rows as they are stored."""
         return len(self.reader) * self.reader.row_bytes
+
+    @cached_property
+    def scores(self) -> ClipScores:
+        """How well each image agrees with its text. Raises InputError as ``read_clip_scores``."""
+        return read_clip_scores(self.store, corpus_fingerprint=self.corpus_fingerprint, shape=self.drawings.shape)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the column's fingerprint, and which of its rows failed: these are read as blank until they are repaired."""
@@ -130,7 +141,7 @@ def _open_tokens(store: Path, column: str, corpus: Corpus) -> ImageTokens:
             expected=f"{last + 1} rows of shape (T, D)",
             do="run featurize again for this corpus",
         )
-    return ImageTokens(reader=reader, drawings=table.drawings)
+    return ImageTokens(reader=reader, drawings=table.drawings, store=store, corpus_fingerprint=table.corpus_fingerprint)
 
 
 def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device, training_bytes: int) -> TokenSource:

@@ -49,22 +49,18 @@ class PrivilegedImages:
         return self._of_epoch[1]
 
 
-class MeanImages(PrivilegedImages):
-    """The mean of the image tokens of each example. Each distinct image counts once, and one that failed not at all; where all of them
-    failed, the mean is blank, as the images are.
+class WeightedImages(PrivilegedImages):
+    """The weighted mean of the image tokens of each example.
 
     Args:
         source: where they are read.
         drawings: int64 [N, K], the rows of each example's images in the source.
-        failed: rows of the source that failed.
+        weights_NK: of each image; where all of an example are 0, its tokens are blank, as images that failed are.
     """
 
-    def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], failed: Sequence[int]) -> None:
+    def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], weights_NK: NDArray[np.float64]) -> None:
         super().__init__(source=source, drawings=drawings, seed=0)
-        counts_NK = ~np.isin(drawings, np.array(failed, np.int64))
-        for place in range(1, drawings.shape[1]):
-            counts_NK[:, place] &= ~(drawings[:, :place] == drawings[:, place : place + 1]).any(axis=1)
-        self._weights_NK = torch.from_numpy(counts_NK / np.maximum(counts_NK.sum(axis=1, keepdims=True), 1)).float()
+        self._weights_NK = torch.from_numpy(weights_NK).float()
 
     def gather(self, rows: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
         """Return float16 [B, T, I] on the training device; the mean is computed in float32. Holds the K images of each row meanwhile."""
@@ -81,6 +77,29 @@ class MeanImages(PrivilegedImages):
             yield rows
 
 
+def usable_images(drawings_NK: NDArray[np.int64], failed: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which images of each example count, bool [N, K]: each distinct one once, and one that failed not at all."""
+    usable_NK = ~np.isin(drawings_NK, np.array(failed, np.int64))
+    for place in range(1, drawings_NK.shape[1]):
+        usable_NK[:, place] &= ~(drawings_NK[:, :place] == drawings_NK[:, place : place + 1]).any(axis=1)
+    return usable_NK
+
+
+def mean_weights(usable_NK: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the weights of the mean of the usable images, float64 [N, K]."""
+    weights_NK: NDArray[np.float64] = usable_NK / np.maximum(usable_NK.sum(axis=1, keepdims=True), 1)
+    return weights_NK
+
+
+def agreement_weights(scores_NK: NDArray[np.float32], usable_NK: NDArray[np.bool_], logit_scale: float) -> NDArray[np.float64]:
+    """Return the softmax of ``logit_scale`` times the scores of the usable images, float64 [N, K]; 0 where none is usable."""
+    logits_NK = np.where(usable_NK, logit_scale * scores_NK.astype(np.float64), -np.inf)
+    highest_N1 = logits_NK.max(axis=1, keepdims=True)
+    shares_NK = np.exp(logits_NK - np.where(np.isfinite(highest_N1), highest_N1, 0))
+    weights_NK: NDArray[np.float64] = shares_NK / np.maximum(shares_NK.sum(axis=1, keepdims=True), 1)
+    return weights_NK
+
+
 def one_of_each(drawings_NK: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
     """Return one image of every example, int64 [N], chosen at random from seed and epoch alone."""
     examples, several = drawings_NK.shape
@@ -95,6 +114,11 @@ def of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     Examples are shuffled, not images: if many examples share one image, as in the CWI corpora, a fixed replacement of each image would
     still identify them.
     """
+    return drawings_NK[order_of_others(drawings_NK, seed)]
+
+
+def order_of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return of which example ``of_others`` gives each example the images, int64 [N]."""
     generator = np.random.default_rng([seed, 1])  # not the permutation by which corpora are split
     own = drawings_NK[:, 0]
     order = generator.permutation(len(own))
@@ -108,7 +132,7 @@ def of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
                 order[[row, other]] = order[[other, row]]
     else:
         order = _rotated(own, generator)
-    return drawings_NK[order]
+    return order
 
 
 def _rotated(own_N: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:

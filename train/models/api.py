@@ -99,7 +99,7 @@ def train_images(
         corpus: whose images the store holds.
         store: its folder, or a ``TokenStore`` of whole columns (``image`` 0 or None).
         column: which of its tokens to read; None = the only ones there, or opened. Of several images per text each epoch reads one at
-            random and predictions the first, or all read their mean (``Optimization.several_images``).
+            random and predictions the first, or all read their mean, weighted or not, or the best (``Optimization.several_images``).
         run_dir: the run (default: the folder of the store).
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).
@@ -139,7 +139,7 @@ def train_teacher(
         store: its folder, or a ``TokenStore`` of whole columns (``image`` 0 or None); may be None with ``privileged="none"`` and a
             ``run_dir``.
         column: which of its tokens to read; None = the only ones there, or opened. Of several images per text each epoch reads one at
-            random and predictions the first, or all read their mean (``Optimization.several_images``).
+            random and predictions the first, or all read their mean, weighted or not, or the best (``Optimization.several_images``).
         privileged: what it reads in addition to the text: the example's own images, or, as controls, the vectors of the generator's text
             encoder ("text": the store's column ``prompt-text``), images of other examples, blank ones, or none.
         run_dir: the run (default: the folder of the store).
@@ -294,9 +294,9 @@ def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: Train
     with joined(compute.device) as processes:
         with processes.first_before_others():
             planned = plan(compute)
-        if planned.optimization.several_images == "mean" and not planned.reads_mean:
+        if (asked := planned.optimization.several_images) != planned.several_images:
             why = "it reads no images" if planned.kind.image_tokens is None else "each text has one image"
-            say(f"warning: --several-images mean has no effect on {planned.folder.name}: {why}")
+            say(f"warning: --several-images {asked} has no effect on {planned.folder.name}: {why}")
         if planned.placement.tokens_on != "auto" and planned.kind.image_tokens is None and planned.trains_all:
             say(f"warning: --tokens-on has no effect on {planned.folder.name}: it reads no images, and no layers are frozen")
         warn_of_idle_settings(planned.optimization, f" on {planned.folder.name}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.files import make_folder, read_json, write_json
 from lugpi_core.runtime.device import seed_everything
@@ -71,7 +72,11 @@ def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> Privileg
         return None
     needed_bytes = bytes_of_training(plan, model, more_positions=tokens.reader.spec.row_shape[0])
     place = partial(place_tokens, choice=plan.placement.tokens_on, device=device, training_bytes=needed_bytes)
-    return privileged_images(tokens, plan.kind.privileged, place, seed=plan.optimization.seed, device=device, reads_mean=plan.reads_mean)
+    if scores := plan.clip_scores:
+        scale = f" at its logit scale, {scores.logit_scale:.4g}" if plan.several_images == "weighted" else ""
+        say(f"--several-images {plan.several_images}: by the CLIP scores of {scores.column}{scale}")
+    seed, several = plan.optimization.seed, plan.several_images
+    return privileged_images(tokens, plan.kind.privileged, place, seed=seed, device=device, several_images=several)
 
 
 def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:

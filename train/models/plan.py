@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
+from lugpi_core.store.clip_scores import ClipScores
 from train.data.text_model import TextModel
 from train.learning.frozen_layers import require_layers
 from train.learning.losses import Terms
@@ -18,7 +19,7 @@ from train.learning.optimizer import OptimizerName, optimizer_on
 from train.learning.task_rules import rules_of
 from train.models.kinds import ModelKind
 from train.models.shared import SharedInputs
-from train.options.settings import DevicePlacement, Optimization, Placement, Update
+from train.options.settings import READS_SCORES, DevicePlacement, Optimization, Placement, SeveralImages, Update
 
 # The settings that decide a model by themselves. Corpus, text model, tokens, teachers and loss are compared by their content.
 _DECIDING = (
@@ -59,7 +60,7 @@ class ModelPlan:
     shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _ = self.class_weights  # refused before there is a folder
+        _ = self.class_weights, self.clip_scores  # refused before there is a folder
         if self.frozen_layers:
             require_layers(self.text_model, self.frozen_layers, kept=self.kind.fingerprint.get("layers"))
 
@@ -126,10 +127,16 @@ class ModelPlan:
         return self.frozen_layers == 0 and self.update == "full"
 
     @property
-    def reads_mean(self) -> bool:
-        """Whether it reads the mean of several images."""
+    def several_images(self) -> SeveralImages:
+        """Which of several images of a text it reads; drawn, the default, where it reads none, or one of each."""
         tokens = self.kind.image_tokens
-        return tokens is not None and tokens.drawings.shape[1] > 1 and self.optimization.several_images == "mean"
+        return "drawn" if tokens is None or tokens.drawings.shape[1] == 1 else self.optimization.several_images
+
+    @property
+    def clip_scores(self) -> ClipScores | None:
+        """The images' scores, if it reads them. Raises InputError as ``read_clip_scores``."""
+        tokens = self.kind.image_tokens
+        return None if tokens is None or self.several_images not in READS_SCORES else tokens.scores
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the model."""
@@ -142,7 +149,8 @@ class ModelPlan:
             "text_model": self.text_model.weights_hash,
             "dtype": self.compute.dtype,
             **({"text_class_token": "last"} if self.kind.command == "teacher" and self.text_model.reads_last_token else {}),
-            **({"several_images": "mean"} if self.reads_mean else {}),
+            **({} if self.several_images == "drawn" else {"several_images": self.several_images}),
+            **({} if self.clip_scores is None else {"clip_scores": self.clip_scores.fingerprint()}),
             **({} if self.kind.folds is None else {"folds": {"count": self.kind.folds, "seed": self.optimization.seed}}),
             **self.kind.fingerprint,
         }

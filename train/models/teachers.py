@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lugpi_core.command_line import say
@@ -12,9 +13,18 @@ from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import agree, differences, flat
 from lugpi_core.runtime.device import Compute
+from lugpi_core.store.clip_scores import best_image
 from lugpi_core.store.layout import PROMPT_TEXT
 from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens, open_text_vectors
-from train.data.privileged import BlankTokens, MeanImages, PrivilegedImages, of_others
+from train.data.privileged import (
+    BlankTokens,
+    PrivilegedImages,
+    WeightedImages,
+    agreement_weights,
+    mean_weights,
+    order_of_others,
+    usable_images,
+)
 from train.data.teacher_outputs import TeacherOutputs, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 from train.data.text_model import TextModel, find_text_model, load_text_encoder
 from train.data.token_ids import TokenIds, token_ids
@@ -26,7 +36,7 @@ from train.learning.distributed import Processes
 from train.learning.networks import FusionHead, Output, Teacher, text_dropout, text_width
 from train.learning.predict import predict
 from train.models.model_folder import require_finished, training_of
-from train.options.settings import Privileged
+from train.options.settings import READS_SCORES, Privileged, SeveralImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +105,7 @@ def privileged_images(
     *,
     seed: int,
     device: torch.device,
-    reads_mean: bool = False,
+    several_images: SeveralImages = "drawn",
 ) -> PrivilegedImages | None:
     """Return the image tokens that a model reads for each example.
 
@@ -105,15 +115,29 @@ def privileged_images(
         place: where the tokens are read from.
         seed: decides whose images a shuffled control reads, and which of K images an epoch reads.
         device: where the model is trained.
-        reads_mean: the mean of K images instead of one of them.
+        several_images: which of K images it reads.
+
+    Raises:
+        InputError: there are no scores of the images, which decide weights and the best one.
     """
     if privileged == "none":
         return None
     source = BlankTokens(tokens.reader.spec.row_shape, device) if privileged == "blank" else place(tokens)
-    drawings = of_others(tokens.drawings, seed) if privileged == "shuffled" else tokens.drawings
-    if reads_mean:
-        return MeanImages(source=source, drawings=drawings, failed=list(tokens.reader.flagged))
-    return PrivilegedImages(source=source, drawings=drawings, seed=seed)
+    # A control reads K images of another example together, each with the score that it has there.
+    order = order_of_others(tokens.drawings, seed) if privileged == "shuffled" else np.arange(len(tokens.drawings))
+    drawings = tokens.drawings[order]
+    if several_images == "drawn":
+        return PrivilegedImages(source=source, drawings=drawings, seed=seed)
+    usable_NK = usable_images(drawings, list(tokens.reader.flagged))
+    if several_images == "mean":
+        return WeightedImages(source=source, drawings=drawings, weights_NK=mean_weights(usable_NK))
+    scores_NK = tokens.scores.scores_NK[order]
+    usable_NK &= np.isfinite(scores_NK)
+    if several_images == "best":
+        best_N1 = best_image(scores_NK, usable_NK)[:, None]
+        return PrivilegedImages(source=source, drawings=np.take_along_axis(drawings, best_N1, axis=1), seed=seed)
+    weights_NK = agreement_weights(scores_NK, usable_NK, tokens.scores.logit_scale)
+    return WeightedImages(source=source, drawings=drawings, weights_NK=weights_NK)
 
 
 def open_privileged(store: Path, column: str | None, privileged: Privileged, corpus: Corpus) -> ImageTokens:
@@ -194,13 +218,16 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
         tokens = open_privileged(run / f"tokens-{extra.name}", fingerprint["image_tokens"], fingerprint["privileged"], extra)
         _require_same_tokens(teacher, tokens)
         width = tokens.width
+        several_images: SeveralImages = fingerprint.get("several_images", "drawn") if tokens.drawings.shape[1] > 1 else "drawn"
+        if several_images in READS_SCORES:
+            _require_same_scores(teacher, tokens)
         images = privileged_images(
             tokens,
             fingerprint["privileged"],
             lambda opened: DiskTokens(opened, device),
             seed=fingerprint["flags"]["seed"],
             device=device,
-            reads_mean=fingerprint.get("several_images") == "mean",
+            several_images=several_images,
         )
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
@@ -227,4 +254,15 @@ def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens) -> None:
             got=f"images of {tokens.reader.spec.name} for --unlabelled that differ from the teacher's: {'; '.join(unlike)}",
             expected="the same generator and encoder",
             do="run featurize --unlabelled with the settings of the corpus's own images",
+        )
+
+
+def _require_same_scores(teacher: FoundTeacher, tokens: ImageTokens) -> None:
+    """Raise InputError unless the scores of the images are by the encoder whose scores the teacher was trained with."""
+    theirs, ours = teacher.fingerprint["clip_scores"], tokens.scores.fingerprint()
+    if not agree(theirs["encoder"], ours["encoder"]):
+        raise InputError(
+            got=f"CLIP scores in {tokens.store} by {ours['column']}, an encoder of other weights than that of the teacher's scores",
+            expected=f"scores by {theirs['column']}, as of the teacher's own images",
+            do=f"run python -m featurize score --unlabelled with --column {theirs['column']} and the same files of that encoder",
         )

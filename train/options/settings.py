@@ -16,7 +16,9 @@ OutputsDtype = Literal["float32", "float16"]
 PrefixDtype = Literal["float16", "float32"]
 Preset = Literal["paper", "hinton", "lopez-paz"]
 Privileged = Literal["images", "text", "shuffled", "blank", "none"]
-SeveralImages = Literal["drawn", "mean"]
+SeveralImages = Literal["drawn", "mean", "weighted", "best"]
+# Of these, those that need the images' CLIP scores.
+READS_SCORES: tuple[SeveralImages, ...] = ("weighted", "best")
 TokensOn = Literal["auto", "device", "pinned", "disk"]
 Tracker = Literal["tensorboard", "wandb"]
 Update = Literal["full", "head", "lp-ft"]
@@ -55,7 +57,9 @@ class Optimization:
     examples as much as its negative ones), and macro-F1 decides which epoch is the best."""
     several_images: SeveralImages = "drawn"
     """What a model that reads images sees of a text with several: drawn = in each epoch one at random, for its predictions the first;
-    mean = always the mean of their tokens, each distinct image counting once and failed ones not at all."""
+    mean = always the mean of their tokens, each distinct image counting once and failed ones not at all; weighted = that mean weighted by
+    the softmax of the images' CLIP scores at the encoder's own logit scale; best = always the image of the highest score. The last two
+    read what python -m featurize score has written."""
     update: Update = "full"
     """What is trained: full = the text encoder too; head = only what comes after its layers, on class vectors that are computed once, so
     that epochs are much shorter; lp-ft = the head first (--epochs at --head-learning-rate), then everything from there."""

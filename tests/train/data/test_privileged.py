@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -12,11 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.support.planted_store import plant, plant_column, telling_tokens
+from featurize.plan.images import plan_images
+from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.errors import InputError
+from lugpi_core.store.clip_scores import CLIP_SCORES, ClipScores, content_of, write_clip_scores
+from lugpi_core.store.example_table import ExampleTable, write_example_table
+from lugpi_core.store.manifest import load_manifest
+from tests.support.planted_store import Planted, plant, plant_column, telling_tokens
 from train.cli import main
-from train.data.privileged import BlankTokens, MeanImages, PrivilegedImages, of_others, one_of_each
-from train.models.api import train_images
-from train.options.settings import Optimization, Placement
+from train.data.image_tokens import TokenSource, open_image_tokens
+from train.data.privileged import (
+    BlankTokens,
+    PrivilegedImages,
+    WeightedImages,
+    agreement_weights,
+    mean_weights,
+    of_others,
+    one_of_each,
+    order_of_others,
+    usable_images,
+)
+from train.models.api import distill, train_images, train_teacher
+from train.models.teachers import privileged_images
+from train.models.train_model import TrainedModel
+from train.options.settings import Optimization, Placement, Privileged, SeveralImages
 
 CPU = torch.device("cpu")
 CONTROLS = ("shuffled", "blank", "none")
@@ -116,11 +135,21 @@ def test_prefetched_images_are_those_that_are_read() -> None:
 
 def test_the_mean_counts_each_distinct_image_once_and_no_failed_one() -> None:
     own = np.array([[0, 1, 2, 3], [4, 5, 4, 5], [6, 6, 6, 6], [8, 9, 10, 8], [11, 12, 11, 12]])
-    images = MeanImages(source=Numbered(), drawings=own, failed=[9, 11, 12])
+    images = WeightedImages(source=Numbered(), drawings=own, weights_NK=mean_weights(usable_images(own, [9, 11, 12])))
     mean = images.gather(np.array([4, 0, 1, 2, 3, 0]), None)
     assert (tuple(mean.shape), mean.dtype) == ((6, 2, 3), torch.float16)
     assert mean[:, 0, 0].tolist() == [0.0, 1.5, 4.5, 6.0, 9.0, 1.5]
     assert torch.equal(mean, images.gather(np.array([4, 0, 1, 2, 3, 0]), 5)), "the same in every epoch"
+
+
+def test_the_weights_are_the_softmax_of_the_scores_of_usable_images() -> None:
+    scores = np.array([[0.21, 0.35, 0.30], [0.1, 0.1, np.nan], [0.9, -0.9, 0.0], [0.2, 0.2, 0.2]], np.float32)
+    usable = np.array([[True, True, True], [True, True, False], [False, True, True], [False, False, False]])
+    weights = agreement_weights(scores, usable, 20.0)
+    for row, its in enumerate(weights):
+        shares = [np.exp(20.0 * float(score)) if is_usable else 0.0 for score, is_usable in zip(scores[row], usable[row], strict=True)]
+        assert its == pytest.approx([share / max(sum(shares), 1e-9) for share in shares])
+    assert agreement_weights(scores[:1], usable[:1], 1e6)[0].tolist() == [0.0, 1.0, 0.0], "no overflow"
 
 
 def test_all_images_of_a_mean_are_prefetched() -> None:
@@ -131,35 +160,162 @@ def test_all_images_of_a_mean_are_prefetched() -> None:
             requested.extend(rows.tolist() for rows in batches)
             yield from batches
 
-    images = MeanImages(source=Asked(), drawings=drawings(50, 2), failed=[])
+    images = WeightedImages(source=Asked(), drawings=drawings(50, 2), weights_NK=np.full((50, 2), 0.5))
     assert [rows.tolist() for rows in images.ahead([np.array([3, 1])], 4)] == [[3, 1]]
     assert requested == [[6, 7, 2, 3]]
 
 
-@pytest.mark.parametrize("images_per_text", [1, 2])
-def test_a_model_that_reads_the_mean_is_another_where_there_are_several(
+def plant_scores(planted: Planted, scores: NDArray[np.float32], *, column: str = "telling", encoder: str = "tower") -> None:
+    store = planted.run_dir / "tokens"
+    scored = ClipScores(
+        column=column,
+        encoder=encoder,
+        content=content_of(load_manifest(store / column)[1]),
+        corpus_fingerprint=planted.corpus.fingerprint(),
+        logit_scale=20.0,
+        scores_NK=scores,
+    )
+    write_clip_scores(store, scored)
+
+
+@pytest.mark.parametrize("images_per_text", [1, 3])
+def test_a_model_that_reads_several_images_at_once_is_another_where_there_are_several(
     tmp_path: Path, images_per_text: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planted = plant(tmp_path, images_per_text=images_per_text)
+    planted = plant(tmp_path, counts=(30, 6, 6), images_per_text=images_per_text)
     plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0))
-    losses, records = {}, {}
-    for several in ("drawn", "mean"):
+    scores = np.random.default_rng(0).normal(size=planted.drawings.shape).astype(np.float32)
+    plant_scores(planted, scores)
+    losses, records, told = {}, {}, {}
+    for several in get_args(SeveralImages):
         model = train_images(
             planted.corpus,
             planted.run_dir / "tokens",
             name=several,
             text_model="demo",
-            optimization=Optimization(epochs=1, several_images=several),  # type: ignore[arg-type]
+            optimization=Optimization(epochs=1, several_images=several),
             placement=Placement(device="cpu"),
         )
         losses[several], records[several] = model.history[0]["loss"], json.loads((model.folder / "training.json").read_text())
+        told[several] = capsys.readouterr().err
+    others = [several for several in losses if several != "drawn"]
     assert "several_images" not in records["drawn"], "older models are recognized"
-    told = "warning: --several-images mean has no effect on mean: each text has one image" in capsys.readouterr().err
     if images_per_text == 1:
-        assert (records["mean"], losses["mean"], told) == (records["drawn"], losses["drawn"], True)
-    else:
-        assert (records["mean"], told) == ({**records["drawn"], "several_images": "mean"}, False)
-        assert losses["mean"] != losses["drawn"]
+        for several in others:
+            assert (records[several], losses[several]) == (records["drawn"], losses["drawn"])
+            assert f"warning: --several-images {several} has no effect on {several}: each text has one image" in told[several]
+        return
+    assert "warning" not in "".join(told.values())
+    assert records["mean"] == {**records["drawn"], "several_images": "mean"}
+    assert "--several-images weighted: by the CLIP scores of telling at its logit scale, 20" in told["weighted"]
+    assert "--several-images best: by the CLIP scores of telling\n" in told["best"]
+    for several in ("weighted", "best"):
+        by = records[several].pop("clip_scores")
+        assert records[several] == {**records["drawn"], "several_images": several}
+        assert (by["column"], by["encoder"], by["logit_scale"]) == ("telling", "tower", 20.0)
+    assert len(set(losses.values())) == 4
+
+
+def privileged(planted: Planted, several: SeveralImages, privileged: str = "images", seed: int = 3) -> PrivilegedImages:
+    """The images of a planted store, read as numbers."""
+    tokens = open_image_tokens(planted.run_dir / "tokens", "telling", planted.corpus)
+    numbered = cast(TokenSource, Numbered())
+    kind = cast(Privileged, privileged)
+    images = privileged_images(tokens, kind, lambda _: numbered, seed=seed, device=CPU, several_images=several)
+    assert images is not None
+    return images
+
+
+def test_the_best_image_is_that_of_the_highest_score_and_a_control_reads_it_with_its_own_score(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(20, 6, 4), images_per_text=3)
+    own = planted.drawings
+    plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0), flagged=(own[4, 1], *own[5]))
+    scores = np.random.default_rng(0).uniform(size=own.shape).astype(np.float32)
+    scores[4, 1], scores[6, 0], scores[7] = 2.0, np.nan, 0.25
+    plant_scores(planted, scores)
+    counted = np.where(np.isin(own, [own[4, 1], *own[5]]) | np.isnan(scores), -1.0, scores)
+    best = np.array([row[its.argmax()] for row, its in zip(own, counted, strict=True)])
+    rows = np.arange(30)
+    assert best[4] != own[4, 1], "a failed image is not chosen"
+    assert best[[5, 7]].tolist() == own[[5, 7], 0].tolist(), "of equals the first is"
+    for epoch in (None, 4):
+        assert privileged(planted, "best").gather(rows, epoch)[:, 0, 0].tolist() == best.tolist()
+    weights = np.where(counted < 0, 0.0, np.exp(20.0 * counted))
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+    mean = (weights * own).sum(axis=1)
+    assert privileged(planted, "weighted").gather(rows, 4)[:, 0, 0].numpy() == pytest.approx(mean, rel=1e-3)
+    order = order_of_others(own, 3)
+    assert not (order == rows).any()
+    assert privileged(planted, "best", "shuffled").gather(rows, 0)[:, 0, 0].tolist() == best[order].tolist()
+    assert privileged(planted, "weighted", "shuffled").gather(rows, 0)[:, 0, 0].numpy() == pytest.approx(mean[order], rel=1e-3)
+    for several in get_args(SeveralImages):
+        assert not privileged(planted, several, "blank").gather(rows, 0).any()
+
+
+def test_what_weights_cannot_be_read_from_is_refused_in_one_line_before_there_is_a_folder(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(20, 6, 4), images_per_text=2)
+    plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0))
+
+    def refusal() -> str:
+        with pytest.raises(InputError) as caught:
+            train_images(
+                planted.corpus,
+                planted.run_dir / "tokens",
+                column="telling",
+                text_model="demo",
+                optimization=Optimization(epochs=1, several_images="weighted"),
+                placement=Placement(device="cpu"),
+            )
+        assert not (planted.run_dir / "images").exists()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "without CLIP scores" in refusal()
+    assert "add an encoder with a text tower, such as clip-vit-b32, then run python -m featurize score" in refusal()
+    plant_column(planted, "clip", telling_tokens(planted.labels, strength=1.0), fingerprint={"encoder": {"family": "open_clip"}})
+    assert "; run python -m featurize score with its flags" in refusal()
+    scores = np.zeros(planted.drawings.shape, np.float32)
+    plant_scores(planted, scores[:, :1])
+    assert "scores of other texts" in refusal()
+    plant_scores(planted, scores, column="clip")
+    shutil.rmtree(planted.run_dir / "tokens" / "clip")
+    plant_column(planted, "clip", telling_tokens(planted.labels, strength=2.0), fingerprint={"encoder": {"family": "open_clip"}})
+    assert "scores of other images than clip has now" in refusal()
+    path = planted.run_dir / "tokens" / CLIP_SCORES
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "which is damaged" in refusal()
+
+
+def test_a_teacher_reads_new_texts_by_scores_of_the_same_encoder(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(12, 6, 3), images_per_text=2)
+    texts = [f"new {n}" for n in range(5)]
+    corpus = Corpus.from_texts(texts, name="more")
+    rows = plan_images(corpus, seed=0, images_per_text=2).images_of_example
+    more = Planted(table=planted.table, run_dir=tmp_path / "more", corpus=corpus, drawings=rows)
+    (more.run_dir / "tokens").mkdir(parents=True)
+    table = ExampleTable(drawings=rows, prompt_cut=np.zeros(5, bool), corpus_fingerprint=corpus.fingerprint())
+    write_example_table(more.run_dir / "tokens", corpus, table)
+    rng = np.random.default_rng(0)
+    for one in (planted, more):
+        plant_column(one, "telling", rng.normal(size=(one.drawings.size, 3, 8)))
+    plant_scores(planted, rng.normal(size=planted.drawings.shape).astype(np.float32))
+    training = {"text_model": "demo", "placement": Placement(device="cpu")}
+    weighted = Optimization(epochs=1, several_images="weighted")
+    teacher = train_teacher(planted.corpus, planted.run_dir / "tokens", optimization=weighted, **training)  # type: ignore[arg-type]
+
+    def student() -> TrainedModel:
+        shutil.rmtree(planted.run_dir / "tokens-more", ignore_errors=True)
+        shutil.copytree(more.run_dir / "tokens", planted.run_dir / "tokens-more")
+        return distill(planted.corpus, [teacher], unlabelled=corpus, optimization=Optimization(epochs=1), **training)  # type: ignore[arg-type]
+
+    with pytest.raises(InputError, match="tokens-more without CLIP scores"):
+        student()
+    scores = rng.normal(size=rows.shape).astype(np.float32)
+    plant_scores(more, scores, encoder="another")
+    with pytest.raises(InputError, match="by telling, an encoder of other weights than that of the teacher's scores; "):
+        student()
+    plant_scores(more, scores)
+    assert student().metrics["examples"]["unlabelled"] == 5
 
 
 def test_blank_tokens_have_the_shape_of_the_real_ones() -> None:
