@@ -41,8 +41,8 @@ def score_images(store: str | Path | OpenStore, corpus: Corpus, *, column: str |
     best of several are chosen by. Scores of the same column that are there already are returned as they are.
 
     The prompt is what the image was generated from: the text, a passage of it, its keywords, or what names no class; of your own pictures,
-    the text. The text tower reads as much of it as its context holds. No image is generated, and no model is downloaded. Memory: the model and 128 images'
-    tokens.
+    the text. The text tower reads as much of it as its context holds. No image is generated, and no model is downloaded. Memory: the model
+    and 128 images' tokens.
 
     Args:
         store: its folder, or an open store.
