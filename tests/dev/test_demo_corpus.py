@@ -166,7 +166,7 @@ def test_unlabelled_glosses_come_in_rounds_whose_order_does_not_tell_the_topics(
 
 def test_too_few_unlabelled_glosses_are_an_error(tmp_path: Path) -> None:
     lines = [line for line in _many_of_all_topics() if int(line.split('"id": "')[1].split('"')[0].split(":")[1]) < 900]
-    with pytest.raises(InputError, match=r"got 7,680 usable glosses beside those of demo.csv; expected 8,000 or more"):
+    with pytest.raises(InputError, match=r"got 7,680 usable glosses beside those of demo\.csv; expected 8,000 or more"):
         demo_more(_wordnet(tmp_path / "w.gz", lines))
 
 

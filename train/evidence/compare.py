@@ -13,11 +13,13 @@ from lugpi_core.cluster.connection import require_cluster
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import CorpusSettings, require_folds
+from lugpi_core.corpora.shots import shots_of
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_choice, require_known_arguments, require_names, require_type
 from lugpi_core.files import make_folder
 from lugpi_core.files import sweep as sweep_partials
+from lugpi_core.remote.run import remote_of
 from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
@@ -38,7 +40,7 @@ from train.models.kinds import loss_weights
 from train.models.teachers import with_separator_of
 from train.options.ray import RaySettings
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, Placement, Preset
-from train.options.tables import require_processes
+from train.options.tables import require_processes, require_shots, shots_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class ComparisonArguments(TypedDict, total=False):
         unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
             ``tokens-<name>`` of the run.
         folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
+        shots: every model learns that many train texts of each class, drawn with its seed; None = all.
         text_model: name on the Hugging Face hub, folder, or "demo"; or a found one, with its ``max_length``.
         optimization: epochs, batch size, learning rate, …; its seed is the first one.
         placement: device, precision, compilation, trackers.
@@ -85,6 +88,7 @@ class ComparisonArguments(TypedDict, total=False):
     distillation: DistillationSettings | Preset
     unlabelled: Corpus | str | Path | None
     folds: int | None
+    shots: int | None
     text_model: str | TextModel
     optimization: Optimization
     placement: Placement
@@ -120,6 +124,8 @@ def compare(
         unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
             ``tokens-<name>`` of the run.
         folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
+        shots: every model learns that many train texts of each class, drawn with its seed (default: all). Models and tables are in the
+            folder ``shots-<number>`` of the run.
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).
         optimization: ``Optimization``: epochs, batch size, learning rate, …; its seed is the first one.
@@ -141,9 +147,7 @@ def compare(
     if (paper := arguments.get("paper_dataset")) is not None:
         require_choice("paper_dataset", paper, PAPER_DATASETS)
     require_trainable(corpus, arguments)
-    require_processes(arguments.get("processes"))
-    require_type("folds", arguments.get("folds"), int, NoneType)
-    require_folds(arguments.get("folds"))
+    _require_counts(arguments)
     require_type("ray", arguments.get("ray", RaySettings()), RaySettings)
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
@@ -155,9 +159,11 @@ def compare(
         paper_dataset=paper,
         folds=arguments.get("folds"),
     )
-    run, loss = Path(run_dir), arguments.get("distillation", "paper")
+    run, loss, shots = Path(run_dir), arguments.get("distillation", "paper"), arguments.get("shots")
     if not train:
-        return finished_tables(run, corpus, request)
+        return finished_tables(run if shots is None else run / shots_folder(shots), corpus, request)
+    if shots is not None:
+        _require_shots_there(corpus, run, shots, request.seeds)
     loss = DistillationSettings(kd_preset=loss) if isinstance(loss, str) else loss
     ray = arguments.get("ray", RaySettings())
     if ray.ray is not None:
@@ -166,8 +172,18 @@ def compare(
     warn_of_idle_settings(optimization)
     refuse_launchers()
     require_trackers(placement.track)
-    outcome = _train_missing(_experiment(corpus, run, loss, arguments), plan, arguments.get("processes"), ray)
-    return table_report(run, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
+    experiment = _experiment(corpus, run, loss, arguments)
+    outcome = _train_missing(experiment, plan, arguments.get("processes"), ray)
+    return table_report(experiment.models, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
+
+
+def _require_counts(arguments: ComparisonArguments) -> None:
+    """Raise TypeError or InputError unless folds, shots and processes are numbers that they can be."""
+    require_processes(arguments.get("processes"))
+    require_type("folds", arguments.get("folds"), int, NoneType)
+    require_folds(arguments.get("folds"))
+    require_type("shots", arguments.get("shots"), int, NoneType)
+    require_shots(arguments.get("shots"))
 
 
 def _experiment(corpus: Corpus, run: Path, loss: DistillationSettings, arguments: ComparisonArguments) -> Experiment:
@@ -183,7 +199,15 @@ def _experiment(corpus: Corpus, run: Path, loss: DistillationSettings, arguments
         distillation=loss,
         unlabelled=None if unlabelled is None else with_separator_of(unlabelled, corpus),
         config=arguments.get("config", {}),
+        shots=arguments.get("shots"),
     )
+
+
+def _require_shots_there(corpus: Corpus, run: Path, shots: int, seeds: Sequence[int]) -> None:
+    """Raise InputError where the corpus has too few texts, or the run is in an object store, which has the models of its first level."""
+    shots_of(corpus, shots, episode=seeds[0])
+    if remote_of(run) is not None:
+        raise InputError(got="--shots in an object store", expected="a run in a folder", do="give --run-dir a local folder")
 
 
 def _each_seed(seeds: object, first: int) -> tuple[int, ...]:
@@ -250,10 +274,10 @@ def _train_missing(experiment: Experiment, plan: TablePlan, processes: int | Non
     for column in dict.fromkeys(model.row.column for model in models if model.row.column is not None):
         experiment.tokens(column)
     _check_unlabelled(experiment, models)
-    sweep_partials(make_folder(experiment.run))
+    sweep_partials(make_folder(experiment.models))
     count = 1 if ray.ray is not None else min(processes_for(experiment, processes), len(models))
     at_once = f", {count} at a time" if count > 1 else ""
-    say(f"tables of {experiment.corpus.name}: {len(models)} {'model' if len(models) == 1 else 'models'} in {experiment.run}{at_once}")
+    say(f"tables of {experiment.corpus.name}: {len(models)} {'model' if len(models) == 1 else 'models'} in {experiment.models}{at_once}")
     if ray.ray is not None:
         outcome = train_on_ray(experiment, models, ray, processes)
     else:

@@ -111,7 +111,8 @@ def scored(folder: Path) -> ScoredModel:
             shown, said = (UNDEFINED if value is None else f"{value:.4f}" for value in (recomputed, recorded))
             what = f"{split} {METRIC_NAMES[metric]} {shown}"
             say(f"warning: {folder / PREDICTIONS} gives {what}, its {METRICS} say {said}; the former is shown")
-    train = sharpness_of(every_split["train"]) if metrics["command"] == "teacher" else None
+    # Of a few shots, a teacher has not seen most train texts, and its students do not read it on them.
+    train = sharpness_of(every_split["train"]) if metrics["command"] == "teacher" and "shots" not in metrics else None
     return ScoredModel(folder=folder, metrics=metrics, predicted=predicted, train=train)
 
 

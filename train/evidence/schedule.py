@@ -34,6 +34,7 @@ from train.models.shared import SharedInputs
 from train.models.train_model import confirm_model, fit_model
 from train.options.distillation import shares_of
 from train.options.settings import DistillationSettings, Optimization, Placement
+from train.options.tables import shots_folder
 
 LOOK_EVERY_S = 1.0
 
@@ -51,6 +52,7 @@ class Experiment:
         distillation: the students' loss.
         unlabelled: texts that some students are distilled on too, or None.
         config: settings to record in each model's ``metrics.json`` besides its own, such as the corpus's flags.
+        shots: of how many train texts of each class every model learns; None = of all.
         shared: what its models read and check once in each process.
     """
 
@@ -62,12 +64,18 @@ class Experiment:
     distillation: DistillationSettings
     unlabelled: Corpus | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    shots: int | None = None
     shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
     _opened: dict[str, ImageTokens] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "corpus", _without_pictures(self.corpus))  # the dataclass is frozen
         object.__setattr__(self, "unlabelled", None if self.unlabelled is None else _without_pictures(self.unlabelled))
+
+    @property
+    def models(self) -> Path:
+        """The folder in which the models' folders are: the run, or of few shots a folder of it."""
+        return self.run if self.shots is None else self.run / shots_folder(self.shots)
 
     def tokens(self, column: str) -> ImageTokens:
         """Return a column of the run's store, or its text vectors; the shards are checked once. Raises InputError as ``open_image_tokens``
@@ -143,7 +151,7 @@ def finish_model(experiment: Experiment, model: PlannedModel, folders: Mapping[s
         model: which one.
         folders: of its teachers, by their names.
     """
-    with model_lock(experiment.run, model.name) as is_ours:
+    with model_lock(experiment.models, model.name) as is_ours:
         if not is_ours:
             return None
         plan = plan_of(experiment, model, folders)
@@ -199,7 +207,14 @@ def plan_of(experiment: Experiment, model: PlannedModel, folders: Mapping[str, P
         placement=experiment.placement,
     )
     terms = model.row.terms if model.row.command == "student" else None
-    return replace(plan, terms=terms, config={**plan.config, **experiment.config}, shared=experiment.shared)
+    return replace(
+        plan,
+        folder=experiment.models / model.name,
+        terms=terms,
+        shots=experiment.shots,
+        config={**plan.config, **experiment.config},
+        shared=experiment.shared,
+    )
 
 
 def _kind(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> ModelKind:

@@ -100,8 +100,8 @@ def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcom
         finished = failed_with_teacher(model, outcome)
         if finished is None and is_ready(model, outcome) and not crew.trains(model) and crew.has_room:
             # To plan a student may take its teachers' outputs, which its process computes or reads anyway: only if there may be something.
-            names = {folder.name for folder in finished_folders(experiment.run)} - {folder.name for folder in outcome.folders.values()}
-            with model_lock(experiment.run, model.name) as is_ours:
+            names = {folder.name for folder in finished_folders(experiment.models)} - {folder.name for folder in outcome.folders.values()}
+            with model_lock(experiment.models, model.name) as is_ours:
                 finished = find_model(plan_of(experiment, model, outcome.folders), model) if is_ours and names else None
             if is_ours and finished is None:
                 crew.give(Job(model=model, folders={name: outcome.folders[name] for name in model.needs}))

@@ -11,30 +11,41 @@ from lugpi_core.fields import part_of
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.text_model import find_text_model
 from train.evidence.compare import TableRequest, compare, finished_tables
+from train.evidence.few_shots import FewShotReport
 from train.evidence.row_figures import paper_dataset
 from train.evidence.table_report import TableReport
 from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Optimization, Placement
-from train.options.tables import TablesOptions
+from train.options.tables import TablesOptions, shots_folder
 
 # What --no-train reads: which models of the run are shown.
 _READ_OF_FINISHED = frozenset(
-    {"dataset", "run_dir", "scratch", "rows", "columns", "seeds", "seed", "folds", "unlabelled", "train", "limit"}
+    {"dataset", "run_dir", "scratch", "rows", "columns", "seeds", "seed", "folds", "shots", "episodes", "unlabelled", "train", "limit"}
 )
 
 
 def tables(options: TablesOptions) -> dict[str, Any]:
     """Train what the tables lack, print them, write them to ``tables.md``, ``.tex``, ``.csv`` and ``.json`` in the run; return all figures.
+    With ``shots`` the tables of each number are in its folder, and accuracy over shots in ``shots.md`` and ``.json``.
 
     Raises:
         InputError: as ``compare`` does.
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     prepare_libraries()
-    report = _compared(options) if options.train else _finished(options)
+    report: TableReport | FewShotReport
+    if options.shots:
+        # The most first: if the corpus has too few texts, that is said before anything is trained.
+        report = FewShotReport(run=options.run, reports={shots: _report(options, shots) for shots in sorted(options.shots, reverse=True)})
+    else:
+        report = _report(options, None)
     print(report.to_markdown())  # first: it can be read even where the files cannot be written
     report.write()
     return report.to_json()
+
+
+def _report(options: TablesOptions, shots: int | None) -> TableReport:
+    return _compared(options, shots) if options.train else _finished(options, shots)
 
 
 def _given(options: TablesOptions) -> set[str]:
@@ -42,17 +53,18 @@ def _given(options: TablesOptions) -> set[str]:
     return {field.name for field in fields(options) if getattr(options, field.name) != field.default}
 
 
-def _compared(options: TablesOptions) -> TableReport:
+def _compared(options: TablesOptions, shots: int | None) -> TableReport:
     settings = part_of(options, CorpusSettings)
     return compare(
         load_corpus(options.dataset, settings),  # first, so that a missing corpus is reported before anything else
         options.run,
         rows=options.rows,
-        seeds=options.seeds,
+        seeds=options.each_seed,
         columns=options.columns,
         distillation=part_of(options, DistillationSettings),
         unlabelled=None if options.unlabelled is None else load_unlabelled(options.unlabelled, settings),
         folds=options.folds,
+        shots=shots,
         text_model=find_text_model(options.text_model, max_length=options.max_length),
         optimization=part_of(options, Optimization),
         placement=part_of(options, Placement),
@@ -63,7 +75,7 @@ def _compared(options: TablesOptions) -> TableReport:
     )
 
 
-def _finished(options: TablesOptions) -> TableReport:
+def _finished(options: TablesOptions, shots: int | None) -> TableReport:
     if ignored := [f"--{name.replace('_', '-')}" for name in sorted(_given(options) - _READ_OF_FINISHED)]:
         say(f"note: --no-train shows what the run holds, whatever it was trained with; not compared: {', '.join(ignored)}")
     request = TableRequest(
@@ -74,4 +86,4 @@ def _finished(options: TablesOptions) -> TableReport:
         folds=options.folds,
         paper_dataset=paper_dataset(options.dataset, part_of(options, CorpusSettings)),
     )
-    return finished_tables(options.run, dataset_name(options.dataset), request)
+    return finished_tables(options.run if shots is None else options.run / shots_folder(shots), dataset_name(options.dataset), request)

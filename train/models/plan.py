@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
+from lugpi_core.corpora.shots import shots_of
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from lugpi_core.store.clip_scores import ClipScores
 from train.data.text_model import TextModel
@@ -44,6 +45,7 @@ class ModelPlan:
         folder: of the model, in the run.
         config: every setting, for ``metrics.json``.
         terms: a student's soft terms, if it is a row of tables.
+        shots: of how many train texts of each class it learns, drawn with its seed; None = of all.
         left_out: train examples that it does not learn: a fold. No part of the fingerprint: folds are parts of one model.
         shared: what models of one process read and check once.
     """
@@ -56,6 +58,7 @@ class ModelPlan:
     placement: Placement
     config: Mapping[str, Any] = field(default_factory=dict)
     terms: Terms | None = None
+    shots: int | None = None
     left_out: tuple[int, ...] = ()
     shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
 
@@ -75,8 +78,9 @@ class ModelPlan:
     @property
     def learnt_rows(self) -> list[int]:
         """The labelled examples that it is trained on."""
-        left_out = frozenset(self.left_out)
-        return [row for row in self.kind.corpus.rows("train") if row not in left_out]
+        corpus, left_out = self.kind.corpus, frozenset(self.left_out)
+        rows = corpus.rows("train") if self.shots is None else shots_of(corpus, self.shots, episode=self.optimization.seed)
+        return [row for row in rows if row not in left_out]
 
     @cached_property
     def compute(self) -> Compute:
@@ -151,6 +155,7 @@ class ModelPlan:
             **({"text_class_token": "last"} if self.kind.command == "teacher" and self.text_model.reads_last_token else {}),
             **({} if self.several_images == "drawn" else {"several_images": self.several_images}),
             **({} if self.clip_scores is None else {"clip_scores": self.clip_scores.fingerprint()}),
+            **({} if self.shots is None else {"shots": self.shots}),
             **({} if self.kind.folds is None else {"folds": {"count": self.kind.folds, "seed": self.optimization.seed}}),
             **self.kind.fingerprint,
         }

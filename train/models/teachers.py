@@ -53,6 +53,11 @@ class FoundTeacher:
     metrics: dict[str, Any]
     fingerprint: dict[str, Any]
 
+    @property
+    def run(self) -> Path:
+        """The run, whose stores it reads: the models of a few shots are in a folder of it."""
+        return self.folder.parent.parent if "shots" in self.fingerprint else self.folder.parent
+
 
 def find_teacher(folder: Path) -> FoundTeacher:
     """Return a finished teacher.
@@ -205,7 +210,7 @@ def outputs_for(teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, com
 
 def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> Output:
     """Return a teacher's outputs for texts that it was not trained on."""
-    fingerprint, device, run = teacher.fingerprint, torch.device(compute.device), teacher.folder.parent
+    fingerprint, device, run = teacher.fingerprint, torch.device(compute.device), teacher.run
     text_model = find_text_model(teacher.metrics["config"]["text_model"], max_length=fingerprint["max_length"])
     if not agree(fingerprint["text_model"], text_model.weights_hash):
         raise InputError(

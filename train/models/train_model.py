@@ -267,6 +267,7 @@ def _metrics(plan: ModelPlan, model: nn.Module, output: Output, history: list[di
         "examples": corpus.counts() | ({} if kind.extra is None else {"unlabelled": len(kind.extra.examples)}),
         "teachers": list(kind.teacher_records),
         **({} if plan.terms is None else {"terms": plan.terms}),
+        **({} if plan.shots is None else {"shots": plan.shots}),
         "seed": plan.optimization.seed,
         "best_epoch": best_epoch(history),
         "notice": kind.notice,

@@ -8,7 +8,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import require_seed
 from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Placement
-from train.options.training import TrainOptions
+from train.options.training import SHOTS, TrainOptions
 
 
 def require_processes(processes: object) -> None:
@@ -16,6 +16,17 @@ def require_processes(processes: object) -> None:
     is_number = isinstance(processes, int) and not isinstance(processes, bool) and processes >= 1
     if processes is not None and not is_number:
         raise InputError(got=f"--processes {processes}", expected="1 or more", do="leave it out for as many as fit")
+
+
+def shots_folder(shots: int) -> str:
+    """Return the name of the folder in the run that has the models of so many shots."""
+    return f"{SHOTS}{shots}"
+
+
+def require_shots(shots: int | None) -> None:
+    """Raise InputError unless it is None or a number of train texts of each class."""
+    if shots is not None and shots < 1:
+        raise InputError(got=f"--shots {shots}", expected="1 or more texts of each class", do="give for instance 5 10 50")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,12 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     folds: int | None = None
     """Adds the table folds: students of teachers whose outputs for the train texts are cross-fitted on that many folds (train teacher
     --folds), each with its controls. A teacher costs that many times the training of one."""
+    shots: tuple[int, ...] = ()
+    """Few-shot tables: for each of these numbers train every row on that many train texts of each class, drawn anew in each episode, and
+    print accuracy over shots with the number of episodes that an interval needs. Models are in shots-<number> of the run."""
+    episodes: int | None = None
+    """How many episodes of each --shots: --seed is the first one's number, which decides its texts, its weights and its batches (default:
+    as many as --seeds)."""
     processes: int | None = None
     """How many models are trained at once, each in a process of its own with its share of the threads (default: on the CPU as many as torch
     has threads, as far as memory reaches; on a GPU one; with --ray as many as the cluster has room for)."""
@@ -51,14 +68,19 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
         RaySettings.__post_init__(self)
         if self.seeds < 1:
             raise InputError(got=f"--seeds {self.seeds}", expected="at least 1", do="give for instance 3")
-        require_seed(self.seed + self.seeds - 1)
+        require_seed(self.each_seed[-1])
         require_processes(self.processes)
         require_folds(self.folds)
-        for flag, names in (("--rows", self.rows), ("--columns", self.columns)):
+        for number in self.shots:
+            require_shots(number)
+        if self.episodes is not None and (self.episodes < 1 or not self.shots):
+            expected = "1 or more" if self.shots else "--shots, whose episodes they are"
+            raise InputError(got=f"--episodes {self.episodes}", expected=expected, do="give for instance --shots 5 10 50 --episodes 10")
+        for flag, names in (("--rows", self.rows), ("--columns", self.columns), ("--shots", tuple(map(str, self.shots)))):
             if len(set(names)) < len(names) or (flag == "--rows" and not names):
                 raise InputError(got=" ".join((flag, *names)), expected="one name or several different ones", do="name each once")
 
     @property
     def each_seed(self) -> range:
-        """The seeds, ascending."""
-        return range(self.seed, self.seed + self.seeds)
+        """The seeds, ascending; with ``shots`` the episodes."""
+        return range(self.seed, self.seed + (self.episodes or self.seeds))

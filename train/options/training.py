@@ -7,16 +7,17 @@ from lugpi_core.corpora.options import CorpusOptions, RunOptions, require_folds
 from lugpi_core.errors import InputError
 from train.options.settings import TEXT_MODEL, DevicePlacement, Optimization, OutputsDtype, Placement, Privileged
 
+SHOTS = "shots-"  # begins the names of the folders with models of a few shots
 # Folders of a run that are not models.
 _NOT_MODELS = (".", "..", "token-ids", "prefix", "sweep")
 
 
 def require_model_name(name: str, *, flag: str) -> None:
     """Raise InputError unless a model's folder in the run can have that name."""
-    if not name or Path(name).name != name or name in _NOT_MODELS or name.startswith("tokens"):
+    if not name or Path(name).name != name or name in _NOT_MODELS or name.startswith(("tokens", SHOTS)):
         raise InputError(
             got=f"{flag} {name}",
-            expected="a plain folder name other than token-ids, prefix and sweep, and not beginning with tokens",
+            expected=f"a plain folder name other than token-ids, prefix and sweep, and not beginning with tokens or {SHOTS}",
             do="give for instance teacher-vit",
         )
 

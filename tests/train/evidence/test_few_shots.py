@@ -1,0 +1,122 @@
+"""``tables --shots``: every model learns the drawn texts alone; intervals and numbers of episodes against formulas; what is refused."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+import train.models.train_model
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
+from lugpi_core.corpora.shots import shots_of
+from lugpi_core.errors import InputError
+from lugpi_core.remote.run import MARKER
+from tests.support.small_tables import flags, recorded_answers, words
+from train.cli import main
+from train.evidence.few_shots import episodes_for, spread_of_texts
+from train.evidence.tables import tables
+from train.learning.loop import Training
+from train.options.tables import TablesOptions
+
+ROWS = ("baseline", "teacher-none", "student-none")
+
+
+@pytest.fixture(scope="module")
+def run(small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two episodes of two and of four shots."""
+    run = tmp_path_factory.mktemp("shots")
+    tables(TablesOptions(**flags(small_csv, run, rows=ROWS, shots=(4, 2), episodes=2)))
+    return run
+
+
+def test_figures_are_those_of_the_predictions(run: Path) -> None:
+    report = json.loads((run / "shots.json").read_text())
+    assert (report["shots"], report["episodes"], report["complete"]) == ([2, 4], [0, 1], True)
+    assert [(one["row"], one["shots"]) for one in report["figures"]] == [(row, shots) for row in ROWS for shots in (2, 4)]
+    for one in report["figures"]:
+        folders = [run / f"shots-{one['shots']}" / f"{one['row']}{tail}" for tail in ("", "-seed1")]
+        answers = [recorded_answers(folder, "test") for folder in folders]
+        accuracies = [np.mean([label == best for label, best in zip(*of_one, strict=True)]) for of_one in answers]
+        assert one["mean"] == pytest.approx(np.mean(accuracies))
+        assert one["sd"] == pytest.approx(np.std(accuracies, ddof=1))
+        assert one["of_episodes"] == pytest.approx(12.706 * np.std(accuracies, ddof=1) / math.sqrt(2), rel=1e-3)
+        assert json.loads((folders[0] / "training.json").read_text())["shots"] == one["shots"]
+    of_four = json.loads((run / "shots-4" / "tables.json").read_text())
+    (test,) = [one for one in of_four["tables"][-1]["comparisons"] if (one["row"], one["reference"]) == ("student-none", "baseline")]
+    (figure,) = [one for one in report["figures"] if (one["row"], one["shots"]) == ("student-none", 4)]
+    assert figure["less_baseline"] == [test["difference"], *test["interval_over_seeds"]]
+    assert "| student-none | 4     |" in (run / "shots.md").read_text()
+
+
+def test_models_learn_the_drawn_texts_alone(small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = load_corpus(str(small_csv), CorpusSettings(split_column="split"))
+    learnt: list[list[int]] = []
+    fit = train.models.train_model.fit
+
+    def seen(training: Training) -> list[dict[str, Any]]:
+        learnt.append(list(training.learnt))
+        return fit(training)
+
+    monkeypatch.setattr(train.models.train_model, "fit", seen)
+    options = TablesOptions(**flags(small_csv, tmp_path, rows=("baseline",), shots=(3,), episodes=2))
+    tables(options)
+    assert learnt == [shots_of(corpus, 3, episode=episode) for episode in (0, 1)]
+    assert tables(options)["complete"]
+    assert len(learnt) == 2, "finished models are found again"
+    shown = tables(TablesOptions(**flags(small_csv, tmp_path, rows=("baseline",), shots=(3,), episodes=2, train=False)))
+    assert shown["figures"][0]["mean"] == json.loads((tmp_path / "shots.json").read_text())["figures"][0]["mean"]
+
+
+@pytest.mark.parametrize("sd", [0.003, 0.01, 0.04, 0.2])
+def test_the_number_of_episodes_is_the_smallest_that_is_enough(sd: float) -> None:
+    def half(episodes: int) -> float:
+        return float(t.ppf(0.975, episodes - 1)) * sd / math.sqrt(episodes)
+
+    assert episodes_for(sd) == next(episodes for episodes in range(2, 10_000) if half(episodes) <= 0.01)
+
+
+def test_no_spread_needs_two_episodes() -> None:
+    assert episodes_for(0.0) == 2
+
+
+def test_the_spread_of_texts_is_that_of_the_crossed_design() -> None:
+    # Texts of a difficulty of their own, and noise: of many episodes the variance component of the texts is that of their difficulties.
+    random = np.random.default_rng(0)
+    difficulty_N = np.where(np.arange(2000) % 2, 0.9, 0.3)
+    hits = random.random((400, 2000)) < difficulty_N
+    assert spread_of_texts(hits) == pytest.approx(1.96 * 0.3 / math.sqrt(2000), rel=0.02)
+    assert spread_of_texts(hits[:1]) == pytest.approx(1.96 * math.sqrt(hits[0].mean() * (1 - hits[0].mean()) / 2000), rel=1e-3)
+    assert spread_of_texts(random.random((50, 2000)) < 0.5) < 0.005, "noise alone is none of the texts'"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"shots": (0,)}, "got --shots 0; expected 1 or more texts of each class"),
+        ({"shots": (5, 5)}, "got --shots 5 5; expected one name or several different ones"),
+        ({"episodes": 3}, "got --episodes 3; expected --shots, whose episodes they are"),
+        ({"shots": (5,), "episodes": 0}, "got --episodes 0; expected 1 or more"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_is_read(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        TablesOptions(**flags(tmp_path / "none.csv", tmp_path, **more))
+
+
+def test_too_many_shots_are_one_line_and_leave_nothing(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["tables", *words(flags(small_csv, run)), "--rows", "baseline", "--shots", "2", "13"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: got --shots 13 for 12 different train texts of class '\w+' of topics; .*; give --shots 12 or less", error)
+    assert not run.exists()
+
+
+def test_a_run_in_an_object_store_is_refused(small_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / MARKER).write_text(json.dumps({"address": "memory://bucket/run"}))
+    with pytest.raises(InputError, match="got --shots in an object store; expected a run in a folder"):
+        tables(TablesOptions(**flags(small_csv, tmp_path, rows=("baseline",), shots=(2,))))
