@@ -82,6 +82,7 @@ class ColumnInspection(Record):
             lines += [f"class prediction left out: {self.classes.left_out}"] * (self.classes.left_out != no_classes)
         else:
             lines += [self.classes.sentence("probe"), self.classes.sentence("knn"), *_about_examples(self.classes)]
+            lines += [more.sentence() for more in (self.classes.prototypes, self.classes.by_size) if more]
         questions = (
             ("agreement with the texts", self.agreement),
             ("near-duplicates", self.near_copies),
@@ -91,6 +92,8 @@ class ColumnInspection(Record):
             if answer is None:
                 continue
             lines.append(f"{question} left out: {answer.left_out}" if isinstance(answer, LeftOut) else answer.sentence())
+            if isinstance(answer, NearCopies) and answer.by_size and answer.share > 0:
+                lines.append(answer.by_size.sentence())
         return [lines[0], *(f"  {line}" for line in lines[1:])]
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.inspect.records import Record, percent
+from featurize.inspect.set_size import CopiesCurve, copies_curve
 
 _CHUNK = 512
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -29,6 +30,7 @@ class NearCopies(Record):
         test_copies_of_train: how many of them are near-duplicates of a train image.
         test_share: the same as a share.
         lower_bound: whether only a sample was compared, so that near-duplicates may have been missed.
+        by_size: the share in smaller sets; None in records of earlier versions.
     """
 
     drawings: int
@@ -39,6 +41,7 @@ class NearCopies(Record):
     test_copies_of_train: int
     test_share: float
     lower_bound: bool
+    by_size: CopiesCurve | None = None
 
     def sentence(self) -> str:
         """Return the answer in one sentence."""
@@ -64,25 +67,36 @@ def centred_directions(features_MF: torch.Tensor) -> torch.Tensor:
 
 
 def nearest_cosines(features_MF: torch.Tensor, candidates_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first two of ``neighbourhoods``."""
+    return neighbourhoods(features_MF, candidates_M, 1.0)[:2]
+
+
+def neighbourhoods(
+    features_MF: torch.Tensor, candidates_M: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the highest cosine of each row with any other row, and with any other row that is a candidate: float32 [M] each; -1 if there
-    is none. Features are centred, see ``centred_directions``.
+    is none; and int64 [M], how many other rows have a cosine of at least the threshold. Features are centred, see ``centred_directions``.
 
     Memory: the features twice, and 512 × M float32 (20 MB for 10,000 images); never [M, M].
 
     Args:
         features_MF: float32, on any device.
         candidates_M: bool.
+        threshold: of the counts.
     """
     centred_MF = centred_directions(features_MF)
     any_M, candidate_M = (torch.full((len(centred_MF),), -1.0, device=features_MF.device) for _ in range(2))
+    copies_M = torch.zeros(len(centred_MF), dtype=torch.int64, device=features_MF.device)
     numbers_M = torch.arange(len(centred_MF), device=features_MF.device)
     for rows_B in torch.split(numbers_M, _CHUNK):
         cosines_BM = centred_MF[rows_B] @ centred_MF.T
         cosines_BM[torch.arange(len(rows_B)), rows_B] = -1.0
-        any_M[rows_B] = cosines_BM.amax(dim=1).clamp(max=1.0)
+        cosines_BM.clamp_(max=1.0)
+        any_M[rows_B] = cosines_BM.amax(dim=1)
+        copies_M[rows_B] = (cosines_BM >= threshold).sum(dim=1)
         cosines_BM[:, ~candidates_M] = -1.0
-        candidate_M[rows_B] = cosines_BM.amax(dim=1).clamp(max=1.0)
-    return any_M, candidate_M
+        candidate_M[rows_B] = cosines_BM.amax(dim=1)
+    return any_M, candidate_M, copies_M
 
 
 def near_copies(
@@ -101,8 +115,8 @@ def near_copies(
         threshold: the cosine from which on two images are near-duplicates.
         lower_bound: whether the images are a sample of all.
     """
-    nearest = nearest_cosines(features_MF, torch.from_numpy(is_train_M).to(features_MF.device))
-    to_any_M, to_train_M = (cosines.cpu().numpy() for cosines in nearest)
+    nearest = neighbourhoods(features_MF, torch.from_numpy(is_train_M).to(features_MF.device), threshold)
+    to_any_M, to_train_M, copies_M = (figures.cpu().numpy() for figures in nearest)
     only_test_M = is_test_M & ~is_train_M
     test_images, copies = int(only_test_M.sum()), int((to_train_M[only_test_M] >= threshold).sum())
     return NearCopies(
@@ -114,4 +128,5 @@ def near_copies(
         test_copies_of_train=copies,
         test_share=copies / max(1, test_images),
         lower_bound=lower_bound,
+        by_size=copies_curve(copies_M),
     )

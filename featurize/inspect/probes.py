@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.inspect.prototypes import Prototypes, best_temperature, cross_entropy
 from featurize.inspect.records import Record, decimal, interval_text
+from featurize.inspect.sample import stratified
+from featurize.inspect.set_size import AccuracyCurve, fit_exponential, sizes_up_to
 
 NEIGHBOURS = 10
 # Fits on shuffled labels; those of the neighbours cost nothing.
 PROBE_SHUFFLES, NEIGHBOUR_SHUFFLES = 5, 50
+# Random subsets of each size.
+CURVE_DRAWS = 3
 # Permutations for the p-value: 1 / 1,000 is the smallest it can be.
 PERMUTATIONS = 999
 # The tolerance is on the mean loss's gradient; at 1e-3, wide features stop before the first step.
@@ -102,6 +107,27 @@ class ProbeScore(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrototypeScore(Record):
+    """How well one vector a class predicts it, and how sure its soft labels may be.
+
+    Attributes:
+        score: of the class of the nearest prototype.
+        temperature: by which cosines are divided before the softmax: that of the least cross-entropy on the scored examples themselves.
+        cross_entropy: there, in nats.
+    """
+
+    score: ProbeScore
+    temperature: float
+    cross_entropy: float
+
+    def sentence(self) -> str:
+        """Return the accuracy, and what it is compared with."""
+        accuracy = f"accuracy {decimal(self.score.accuracy)} ({interval_text(self.score.interval)}), p = {decimal(self.score.p)}"
+        soft = f"as soft labels at temperature {self.temperature:.3g} a cross-entropy of {self.cross_entropy:.3f}"
+        return f"one prototype a class: {accuracy}; {soft}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassProbes(Record):
     """How well the tokens predict the class, by nearest neighbours and by a linear probe.
 
@@ -110,6 +136,8 @@ class ClassProbes(Record):
         chance: what a guess without images reaches.
         neighbours: k.
         knn, probe: the scores.
+        prototypes: the score of one vector a class; None in records of earlier versions.
+        by_size: the linear probe's accuracy with fewer train examples; None in records of earlier versions.
     """
 
     examples: ProbeExamples
@@ -117,6 +145,8 @@ class ClassProbes(Record):
     neighbours: int
     knn: ProbeScore
     probe: ProbeScore
+    prototypes: PrototypeScore | None = None
+    by_size: AccuracyCurve | None = None
 
     def classifier(self, by: str) -> str:
         """Return the name of ``probe`` or ``knn`` for a person."""
@@ -157,6 +187,7 @@ def probe_classes(data: LabelledFeatures, seed: int) -> ClassProbes:
     def predict_by_probe(labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
         return predict_linear(train_NF, labels_N, validation_VF)
 
+    probe = _score(predict_by_probe, data, scored_V, shuffles=PROBE_SHUFFLES, seed=seed)
     return ClassProbes(
         examples=ProbeExamples(
             train=len(data.train_N),
@@ -167,8 +198,48 @@ def probe_classes(data: LabelledFeatures, seed: int) -> ClassProbes:
         chance=Chance(uniform=1 / data.classes, majority=float((data.validation_V[scored_V] == majority).mean())),
         neighbours=neighbours.count,
         knn=_score(neighbours.predict, data, scored_V, shuffles=NEIGHBOUR_SHUFFLES, seed=seed),
-        probe=_score(predict_by_probe, data, scored_V, shuffles=PROBE_SHUFFLES, seed=seed),
+        probe=probe,
+        prototypes=_prototype_score(Prototypes(train_NF, validation_VF, data.classes), data, scored_V, seed),
+        by_size=accuracy_curve(data, scored_V, probe.accuracy, seed),
     )
+
+
+def _prototype_score(prototypes: Prototypes, data: LabelledFeatures, scored_V: NDArray[np.bool_], seed: int) -> PrototypeScore:
+    cosines_SK, labels_S = prototypes.cosines(data.train_N)[scored_V], data.validation_V[scored_V]
+    temperature = best_temperature(cosines_SK, labels_S)
+    return PrototypeScore(
+        score=_score(prototypes.predict, data, scored_V, shuffles=NEIGHBOUR_SHUFFLES, seed=seed),
+        temperature=temperature,
+        cross_entropy=cross_entropy(cosines_SK, labels_S, temperature),
+    )
+
+
+def accuracy_curve(data: LabelledFeatures, scored_V: NDArray[np.bool_], accuracy: float, seed: int) -> AccuracyCurve:
+    """Return the linear probe's accuracy on the scored examples, fitted on all train examples, on halves of them, quarters and so on.
+
+    Subsets are drawn class by class, and have two examples of a class on average at least; each is standardised by itself.
+
+    Args:
+        data: as for ``probe_classes``.
+        scored_V: bool, the examples that are scored.
+        accuracy: with all train examples.
+        seed: of the subsets.
+    """
+    rng, rows = np.random.default_rng(seed), np.arange(len(data.train_N))
+    sizes = sizes_up_to(len(rows), 2 * len(np.unique(data.train_N)))
+    accuracies = []
+    for size in sizes[:-1]:
+        of_size = []
+        for _ in range(CURVE_DRAWS):
+            chosen = stratified(rows, data.train_N, size, rng)
+            train_nF, scored_SF = standardised(data.train_NF[chosen], data.validation_VF[scored_V])
+            label_n = data.train_N[chosen]
+            # A rare class may have no example in a subset, so that there is only one to predict.
+            predicted = predict_linear(train_nF, label_n, scored_SF) if len(np.unique(label_n)) > 1 else label_n[0]
+            of_size.append(float((predicted == data.validation_V[scored_V]).mean()))
+        accuracies.append(float(np.mean(of_size)))
+    accuracies.append(accuracy)
+    return AccuracyCurve(sizes=sizes, accuracies=tuple(accuracies), draws=CURVE_DRAWS, fit=fit_exponential(sizes, accuracies))
 
 
 def _score(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_], *, shuffles: int, seed: int) -> ProbeScore:
