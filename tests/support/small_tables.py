@@ -67,7 +67,7 @@ def fake_teacher(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, pr
 
 def fake_student(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, teacher_names: Sequence[str], **more: Any) -> Path:
     """Write a student's folder; ``more`` may have weights of its loss, layers and unlabelled texts."""
-    loss = PAPER_LOSS | {name: more.pop(name) for name in list(more) if name in PAPER_LOSS}
+    loss = PAPER_LOSS | {name: more.pop(name) for name in list(more) if name in (*PAPER_LOSS, "predict_image")}
     shares = more.pop("shares", [1 / len(teacher_names)] * len(teacher_names))
     rest = {"layers": None, "unlabelled": None, "shares": shares, "distillation": loss} | more
     return fake_model(run, name, hits, command="student", teacher_names=teacher_names, **rest)

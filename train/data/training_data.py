@@ -18,6 +18,8 @@ from train.data.target_unit import TargetUnit
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
 
+_ROWS_AT_ONCE = 64  # whose tokens are in memory while image vectors are read
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -88,6 +90,15 @@ class TrainingData:
         ahead += [] if self.prefix is None else [self.prefix.ahead(batches)]
         for rows, *_ in zip(batches, *ahead, strict=True):
             yield self.batch(rows, epoch)
+
+    def image_vectors(self) -> torch.Tensor | None:
+        """Return V_CLS, the first token, of the image that predictions read for each row, float16 [N + U, I] on the CPU; None for a model
+        that reads no images."""
+        if self.images is None:
+            return None
+        rows = np.arange(len(self.labels))
+        batches = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+        return torch.cat([self.images.gather(batch, None)[:, 0].cpu() for batch in self.images.ahead(batches, None)])
 
     def by_length(self, rows: Sequence[int]) -> NDArray[np.int64]:
         """Return the rows ordered by text length, so that batches for prediction contain little padding."""

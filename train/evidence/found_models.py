@@ -12,7 +12,7 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import agree, flat, hash_weights_file
 from lugpi_core.store.layout import PROMPT_TEXT
 from lugpi_core.store.reader import columns_of, image_columns_of
-from train.evidence.rows import ALL, BASELINE, MORE, clip_first, model_name, student_name, teacher_name
+from train.evidence.rows import ALL, BASELINE, MORE, clip_first, is_without_images, model_name, student_name, teacher_name
 from train.file_names import WEIGHTS
 from train.learning.losses import KD_PRESETS, Terms
 from train.models.model_folder import finished_folders, is_whole, metrics_of, training_of
@@ -150,7 +150,10 @@ def _settings(row: str, training: Mapping[str, Any]) -> Iterator[tuple[str, Any]
         yield f"the models of {row} differ in {name}", value
     # A student and its control should have the same loss.
     ending = next((f" named {ending}" for ending in ("-ce", "-l2") if row.endswith(ending)), "")
-    for name, value in flat(training.get("distillation", {})):
+    loss = training.get("distillation", {})
+    if loss and not is_without_images(row):
+        loss = {"predict_image": 0.0, **loss}  # recorded where it is not 0
+    for name, value in flat(loss):
         yield f"the students{ending} differ in {name}", value
 
 

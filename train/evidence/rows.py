@@ -17,6 +17,7 @@ ALL = "all"
 BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
 # Of models that read the generator's text vectors in place of image tokens, by command.
 VECTORS: Mapping[str, str] = {"teacher": "teacher-text", "student": "student-text"}
+_WITHOUT_IMAGES = (TEXT_STUDENT, "student-blank")
 # A student's teachers, and of those with folds the teachers on all texts.
 _DEPTH = 2
 FOLDS_IN_NAME = re.compile(r"-folds\d+")
@@ -104,6 +105,11 @@ def student_name(kind: str, terms: Terms, folds: int | None = None) -> str:
 def is_of_vectors(row: str) -> bool:
     """Whether a row is that of models that read the generator's text vectors, by its name."""
     return FOLDS_IN_NAME.sub("", row) in VECTORS.values()
+
+
+def is_without_images(row: str) -> bool:
+    """Whether a row is that of students whose teachers see no images, or blank ones, by its name; they have none to predict."""
+    return FOLDS_IN_NAME.sub("", row).removesuffix(MORE) in _WITHOUT_IMAGES
 
 
 def clip_first(columns: Iterable[str]) -> tuple[str, ...]:

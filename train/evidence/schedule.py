@@ -21,11 +21,12 @@ from lugpi_core.store.layout import PROMPT_TEXT
 from train.data.image_tokens import ImageTokens, open_image_tokens, open_text_vectors
 from train.data.text_model import TextModel
 from train.evidence.outcome import FinishedModel, Outcome
-from train.evidence.rows import PlannedModel, Row
+from train.evidence.rows import PlannedModel, Row, is_without_images
 from train.learning.compile import forget_last_model
 from train.learning.distributed import Processes
 from train.learning.launch import find_launch
 from train.learning.loop import NotFinite
+from train.learning.losses import KD_PRESETS
 from train.models.api import plan_model
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
 from train.models.model_folder import find_finished, finished_metrics, metrics_of, model_lock
@@ -234,11 +235,15 @@ def _kind(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Pat
 
 
 def row_loss(loss: DistillationSettings, row: Row) -> DistillationSettings:
-    """Return the loss of a row's students: without the soft term that the row leaves out, and without that term's own settings, which would
-    be warned of as having no effect."""
+    """Return the loss of a row's students: without the soft term that the row leaves out, without the prediction of images that its teacher
+    does not see, and without these terms' own settings, which would be warned of as having no effect."""
     if row.terms == "l2":
         return replace(loss, alpha=0.0, temperature=None)
-    return replace(loss, beta=0.0, embedding_loss="mse") if row.terms == "ce" else loss
+    left = replace(loss, beta=0.0) if row.terms == "ce" else loss
+    if is_without_images(row.name):
+        left = replace(left, predict_image=0.0)
+    beta = KD_PRESETS[left.kd_preset].beta if left.beta is None else left.beta
+    return left if left == loss or beta or left.predict_image else replace(left, embedding_loss="mse")
 
 
 def _reset_peak_memory(compute: Compute) -> None:

@@ -18,6 +18,11 @@ from train.options.settings import DistillationSettings, EmbeddingLoss
 if TYPE_CHECKING:
     import torch
 
+# Of InfoNCE, which divides the cosines: that of Wu et al. 2018 (arXiv 1805.01978), from which CLIP starts too.
+INFONCE_TEMPERATURE = 0.07
+# Directions of a teacher's embeddings that are nearer than this are one: those of equal texts, which rounding alone tells apart, and of
+# texts with one image.
+_ONE_DIRECTION = 1e-3
 # Which soft terms a student is distilled with: both, without the distance of the embeddings, without the softened cross-entropy.
 Terms = Literal["both", "ce", "l2"]
 
@@ -30,9 +35,10 @@ class Distillation:
         hard: weight of the cross-entropy with the label.
         alpha: weight of the cross-entropy with the teacher's softened output.
         beta: weight of the distance between the embeddings.
+        predict_image: γ, weight of the distance between the teacher's image vector and the student's prediction of it.
         temperature: τ.
         soften_student: divide the student's logits by τ too, and multiply the term by τ² so that its gradient keeps its size.
-        embedding_loss: which distance that is.
+        embedding_loss: which distance both are.
 
     Raises:
         InputError: a weight is negative, the temperature is not positive, or there is no such distance.
@@ -44,6 +50,7 @@ class Distillation:
     temperature: float
     soften_student: bool = False
     embedding_loss: EmbeddingLoss = "mse"
+    predict_image: float = 0.0
 
     def __post_init__(self) -> None:
         values = {name: value for name, value in vars(self).items() if name != "soften_student"}
@@ -67,12 +74,16 @@ class TeacherTarget(NamedTuple):
         logits_BK: of the teacher, without gradient.
         embeddings_BD: of the teacher, without gradient.
         student_BD: the student's embeddings in this teacher's width.
+        images_BI: the teacher's image vectors, in the unit in which they are predicted; None if they are not.
+        predicted_BI: what the student predicts of them.
     """
 
     weight: float
     logits_BK: torch.Tensor
     embeddings_BD: torch.Tensor
     student_BD: torch.Tensor
+    images_BI: torch.Tensor | None = None
+    predicted_BI: torch.Tensor | None = None
 
 
 def distillation(preset: str = "paper", **given: Any) -> Distillation:
@@ -99,6 +110,8 @@ def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind:
     """Return the distance of the embeddings, averaged over the examples, a scalar.
 
     ``mse``: ``1/D·Σ_d (s_d - t_d)²``. ``sum-of-squares``: without the ``1/D``, the squared l2 distance. ``cosine``: ``1 - cos(s, t)``.
+    ``infonce``: ``-log(e^{cos(s_i, t_i)/κ} / Σ_j e^{cos(s_i, t_j)/κ})`` with κ = 0.07, j being i and the examples whose t has another
+    direction (van den Oord, Li & Vinyals 2018, arXiv 1807.03748, Eq. 4).
 
     Raises:
         ValueError: their shapes differ; torch would broadcast them.
@@ -116,6 +129,20 @@ def embedding_distance(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind:
             return F.mse_loss(student_BD, teacher_BD, reduction="sum") / len(student_BD)
         case "cosine":
             return 1 - F.cosine_similarity(student_BD, teacher_BD, dim=-1).mean()
+        case "infonce":
+            return _infonce(student_BD, teacher_BD)
+
+
+def _infonce(student_BD: torch.Tensor, teacher_BD: torch.Tensor) -> torch.Tensor:
+    import torch
+    from torch.nn import functional as F
+
+    with torch.autocast(student_BD.device.type, enabled=False):  # products of matrices would be in half precision
+        students_BD, teachers_BD = F.normalize(student_BD, dim=-1), F.normalize(teacher_BD, dim=-1)
+        distances_BB = torch.cdist(teachers_BD, teachers_BD, compute_mode="donot_use_mm_for_euclid_dist")
+        is_same_BB = (distances_BB < _ONE_DIRECTION).fill_diagonal_(False)
+        logits_BB = (students_BD @ teachers_BD.T / INFONCE_TEMPERATURE).masked_fill(is_same_BB, -torch.inf)
+        return F.cross_entropy(logits_BB, torch.arange(len(logits_BB), device=logits_BB.device))
 
 
 def distillation_loss(
@@ -127,7 +154,8 @@ def distillation_loss(
     task: Task = "single-label",
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return Eq. 2, its soft terms summed over the teachers: ``hard·h(y, s) + Σ_i w_i·(α·f(t_i, s) + β·d(e_i, e_S))``, a scalar in float32.
+    """Return Eq. 2, its soft terms summed over the teachers: ``hard·h(y, s) + Σ_i w_i·(α·f(t_i, s) + β·d(e_i, e_S) + γ·d(v_i, v̂_i))``, a
+    scalar in float32; the term of γ, ``predict_image``, is not the paper's.
 
     The task decides h and f: see docs/method.md. For one label per text both are the cross-entropy, f with ``softmax(t_i/τ)``; for several
     both are the binary cross-entropy of each class, f with ``σ(t_i/τ)``; for a number both are the squared error.
@@ -144,7 +172,8 @@ def distillation_loss(
     Raises:
         InputError: there is no such task.
         TypeError: ``weights`` are no ``Distillation``.
-        ValueError: the embeddings of student and teacher differ in shape, or labels or logits are not of the task's shape.
+        ValueError: embeddings or image vectors of student and teacher differ in shape, or the latter are missing, or labels or logits are
+            not of the task's shape.
     """
     if not isinstance(weights, Distillation):
         raise TypeError(f"weights: got {weights!r}; expected a Distillation, for instance distillation('paper')")
@@ -154,12 +183,17 @@ def distillation_loss(
     loss = student_BK.new_zeros(())
     if weights.hard:
         loss = loss + weights.hard * rules.hard_loss(student_BK, labels_B, class_weights)
-    for weight, logits_BK, embeddings_BD, student_BD in teachers:
+    for weight, logits_BK, embeddings_BD, student_BD, images_BI, predicted_BI in teachers:
         if weights.alpha:
             soft = rules.soft_loss(student_BK, logits_BK.float(), temperature=weights.temperature, soften_student=weights.soften_student)
             loss = loss + weight * weights.alpha * soft
         if weights.beta:
             loss = loss + weight * weights.beta * embedding_distance(student_BD.float(), embeddings_BD.float(), weights.embedding_loss)
+        if weights.predict_image:
+            if images_BI is None or predicted_BI is None:
+                raise ValueError("predict_image without images_BI and predicted_BI of a teacher")
+            distance = embedding_distance(predicted_BI.float(), images_BI.float(), weights.embedding_loss)
+            loss = loss + weight * weights.predict_image * distance
     return loss
 
 

@@ -19,11 +19,12 @@ HEADS = 8
 
 class Output(NamedTuple):
     """A model's output for a batch: logits [B, K] and the embeddings [B, D] that its last Linear reads; of a student, also these embeddings
-    projected to the width of each teacher, in their order."""
+    projected to the width of each teacher, in their order, and its predictions of each teacher's image vectors, if it makes any."""
 
     logits: torch.Tensor
     embeddings: torch.Tensor
     projected: tuple[torch.Tensor, ...] = ()
+    predicted: tuple[torch.Tensor, ...] = ()
 
 
 class TextClassifier(nn.Module):
@@ -98,21 +99,32 @@ class _EmbeddingTap:
 
 
 class Student(nn.Module):
-    """A text classifier with a Linear to the width of every teacher whose embeddings have another width than its own.
+    """A text classifier with a Linear to the width of every teacher whose embeddings have another width than its own, and one that predicts
+    the image vector of every teacher.
 
     The Linears are trained with the classifier and discarded afterwards: only the classifier is exported.
+
+    Args:
+        classifier: of embeddings of D dimensions.
+        teacher_widths: of each teacher's embeddings; empty if they are not compared.
+        image_widths: of each teacher's image vectors; empty if they are not predicted.
     """
 
-    def __init__(self, classifier: TextClassifier, teacher_widths: Sequence[int]) -> None:
+    def __init__(self, classifier: TextClassifier, teacher_widths: Sequence[int], image_widths: Sequence[int] = ()) -> None:
         super().__init__()
         self.classifier = classifier
         width = classifier.embedding_width
         self.project = nn.ModuleList(nn.Identity() if other == width else nn.Linear(width, other) for other in teacher_widths)
+        self.predict_image = nn.ModuleList(nn.Linear(width, other) for other in image_widths)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
-        """Return logits [B, K], embeddings [B, D] and those in each teacher's width for ``input_ids`` and ``attention_mask`` [B, L]."""
+        """Return logits [B, K], embeddings [B, D], those in each teacher's width and the predicted image vectors [B, I] for ``input_ids``
+        and ``attention_mask`` [B, L]."""
         output: Output = self.classifier(batch)
-        return output._replace(projected=tuple(project(output.embeddings) for project in self.project))
+        return output._replace(
+            projected=tuple(project(output.embeddings) for project in self.project),
+            predicted=tuple(predict(output.embeddings) for predict in self.predict_image),
+        )
 
 
 class FusionHead(nn.Module):

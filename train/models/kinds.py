@@ -21,7 +21,15 @@ from train.learning.loop import Loss
 from train.learning.losses import Distillation, TeacherTarget, distillation, distillation_loss
 from train.learning.networks import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
 from train.learning.task_rules import rules_of
-from train.models.teachers import FoundTeacher, build_teacher, find_teacher, outputs_for, require_same_folds, require_task
+from train.models.teachers import (
+    FoundTeacher,
+    build_teacher,
+    find_teacher,
+    outputs_for,
+    require_images,
+    require_same_folds,
+    require_task,
+)
 from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
@@ -36,6 +44,7 @@ class ModelKind:
         build: creates the model from the text model; new weights follow from torch's seed.
         loss: of the model's output and a batch.
         learns_labels: whether the labels have a weight in the loss.
+        is_contrastive: whether the loss tells the texts of a batch from each other.
         reads_text: whether it reads the texts.
         image_tokens: the image tokens it reads, or None.
         privileged: whose images it reads.
@@ -55,6 +64,7 @@ class ModelKind:
     build: Callable[[TextModel], nn.Module]
     loss: Loss
     learns_labels: bool = True
+    is_contrastive: bool = False
     reads_text: bool = True
     image_tokens: ImageTokens | None = None
     privileged: Privileged = "images"
@@ -171,14 +181,19 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
     teachers are run once, on ``compute``, on unlabelled texts that they have not read yet.
 
     Raises:
-        InputError: every weight of the loss is zero; a teacher is missing or unfinished; or as ``outputs_for`` does.
+        InputError: every weight of the loss is zero; a teacher is missing or unfinished, or has no images to predict; or as
+            ``outputs_for`` does.
     """
     teachers, extra = [find_teacher(folder) for folder in source.teachers], source.unlabelled
     for teacher in teachers:
         require_task(teacher, corpus)
     has_folds = require_same_folds(teachers) is not None
     weights = loss_weights(source.loss, corpus.task, has_folds=has_folds)
-    cached = tuple(outputs_for(teacher, corpus, extra, compute) for teacher in teachers)
+    if weights.predict_image:
+        for teacher in teachers:
+            require_images(teacher)
+    cached = tuple(outputs_for(teacher, corpus, extra, compute, with_images=weights.predict_image > 0) for teacher in teachers)
+    image_widths = [outputs.images.shape[1] for outputs in cached if outputs.images is not None]
 
     def build(text_model: TextModel) -> nn.Module:
         for teacher in teachers:
@@ -187,14 +202,15 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         model = load_text_classifier(text_model, corpus)
         if source.layers is not None:
             keep_layers(model, source.layers)
-        return Student(TextClassifier(model), [outputs.embeddings.shape[1] for outputs in cached] if weights.beta else [])
+        return Student(TextClassifier(model), [outputs.embeddings.shape[1] for outputs in cached] if weights.beta else [], image_widths)
 
     def loss(output: Output, batch: Batch) -> torch.Tensor:
         # Without a distance of the embeddings nothing is projected, and the teacher's are a placeholder that the loss does not read.
         students = output.projected or [teacher.embeddings for teacher in batch.teachers]
+        predictions = output.predicted or [None for _ in batch.teachers]
         targets = [
-            TeacherTarget(weight=share, logits_BK=teacher.logits, embeddings_BD=teacher.embeddings, student_BD=student_BD)
-            for share, teacher, student_BD in zip(source.shares, batch.teachers, students, strict=True)
+            TeacherTarget(share, teacher.logits, teacher.embeddings, student_BD, teacher.images, predicted_BI)
+            for share, teacher, student_BD, predicted_BI in zip(source.shares, batch.teachers, students, predictions, strict=True)
         ]
         return distillation_loss(weights, output.logits, targets, batch.labels, task=corpus.task, class_weights=batch.class_weights)
 
@@ -206,13 +222,15 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             **({"teachers_folds": folds} if any(folds := [outputs.folds for outputs in cached]) else {}),
             "teachers_embeddings": [str(outputs.embeddings.dtype).removeprefix("torch.") for outputs in cached],
             "shares": list(source.shares),
-            "distillation": vars(weights),
+            # A setting that came later counts where it is not the default, so that older students are recognized.
+            "distillation": {name: value for name, value in vars(weights).items() if (name, value) != ("predict_image", 0)},
             "layers": source.layers,
             "unlabelled": None if extra is None else extra.fingerprint(),
         },
         build=build,
         loss=loss,
         learns_labels=weights.hard > 0,
+        is_contrastive=weights.embedding_loss == "infonce" and (weights.beta > 0 or weights.predict_image > 0),
         extra=extra,
         teachers=cached,
         teacher_records=tuple(
@@ -252,6 +270,7 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label", *,
         beta=settings.beta,
         temperature=settings.temperature,
         embedding_loss=settings.embedding_loss,
+        predict_image=settings.predict_image,
     )
     if has_folds and settings.beta is None and weights.alpha and weights.beta:
         say(
@@ -263,8 +282,8 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label", *,
         say("warning: --temperature has no effect with --alpha 0")
     elif settings.temperature is not None and task == "regression":
         say("warning: --temperature has no effect on a regression: a teacher's number is no distribution that could be softened")
-    if settings.embedding_loss != "mse" and weights.beta == 0:
-        say(f"warning: --embedding-loss {settings.embedding_loss} has no effect without --beta")
+    if settings.embedding_loss != "mse" and weights.beta == weights.predict_image == 0:
+        say(f"warning: --embedding-loss {settings.embedding_loss} has no effect without --beta or --predict-image")
     return weights
 
 

@@ -1,5 +1,6 @@
 """What a plan's model is trained with: the model, everything it reads, and its training."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -15,6 +16,7 @@ from lugpi_core.runtime.device import seed_everything
 from train.data.image_tokens import place_tokens
 from train.data.privileged import PrivilegedImages
 from train.data.target_unit import TargetUnit, unit_of
+from train.data.teacher_outputs import TeacherOutputs, standardized
 from train.data.token_ids import TokenIds, Tokens
 from train.data.training_data import TrainingData
 from train.file_names import HEAD, HISTORY
@@ -45,7 +47,7 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
         labels=targets.to(device),
         texts=texts,
         images=_images(plan, model, device),
-        teachers=tuple(replace(teacher, logits=unit.learnt(teacher.logits)).to(device) for teacher in kind.teachers),
+        teachers=tuple(_in_units(teacher, unit, plan.learnt_rows).to(device) for teacher in kind.teachers),
         task=kind.corpus.task,
         class_weights=None if plan.class_weights is None else torch.from_numpy(plan.class_weights).to(device),
         unit=unit,
@@ -64,6 +66,12 @@ def _targets(plan: ModelPlan, model: nn.Module) -> tuple[torch.Tensor, TargetUni
     unlabelled = UNLABELLED if corpus.task == "single-label" else torch.nan
     more = targets.new_full((0 if extra is None else len(extra.examples), *targets.shape[1:]), unlabelled)
     return torch.cat([targets, more]), unit
+
+
+def _in_units(teacher: TeacherOutputs, unit: TargetUnit, learnt: Sequence[int]) -> TeacherOutputs:
+    """Return a teacher's outputs as a student learns them: numbers in their unit, image vectors in that of the examples learnt."""
+    images = None if teacher.images is None else standardized(teacher.images, learnt)
+    return replace(teacher, logits=unit.learnt(teacher.logits), images=images)
 
 
 def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> PrivilegedImages | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.shots import shots_of
+from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute, half_for_training, resolve_compute
 from lugpi_core.store.clip_scores import ClipScores
 from train.data.text_model import TextModel
@@ -64,6 +65,7 @@ class ModelPlan:
 
     def __post_init__(self) -> None:
         _ = self.class_weights, self.clip_scores  # refused before there is a folder
+        self.require_negatives()
         if self.frozen_layers:
             require_layers(self.text_model, self.frozen_layers, kept=self.kind.fingerprint.get("layers"))
 
@@ -74,6 +76,17 @@ class ModelPlan:
             return None
         corpus = self.kind.corpus
         return rules_of(corpus.task).balanced_weights(corpus.targets()[self.learnt_rows], len(corpus.label_names))
+
+    def require_negatives(self, processes: int = 1) -> None:
+        """Raise InputError if the loss tells the texts of a batch from each other and a forward pass of a process has one alone."""
+        batch, passes = self.optimization.batch_size, self.optimization.gradient_accumulation_steps
+        if self.kind.is_contrastive and batch // processes // passes < 2:
+            several = f" in {processes} processes" if processes > 1 else ""
+            raise InputError(
+                got=f"--embedding-loss infonce with --batch-size {batch} and --gradient-accumulation-steps {passes}{several}",
+                expected="two texts or more in each forward pass, since it tells a text from others there",
+                do=f"give --batch-size {2 * processes * passes} or more",
+            )
 
     @property
     def learnt_rows(self) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError
+from lugpi_core.files import is_writable
 from lugpi_core.fingerprint import agree, differences, flat
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.clip_scores import best_image
@@ -25,7 +26,7 @@ from train.data.privileged import (
     order_of_others,
     usable_images,
 )
-from train.data.teacher_outputs import TeacherOutputs, has_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
+from train.data.teacher_outputs import TeacherOutputs, find_teacher_outputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 from train.data.text_model import TextModel, find_text_model, load_text_encoder
 from train.data.token_ids import TokenIds, token_ids
 from train.data.training_data import TrainingData
@@ -93,6 +94,16 @@ def require_same_folds(teachers: Sequence[FoundTeacher]) -> int | None:
             do="train all of them with the same --folds",
         )
     return counts[0]
+
+
+def require_images(teacher: FoundTeacher) -> None:
+    """Raise InputError unless a teacher reads something of each text that a student can predict."""
+    if (privileged := teacher.fingerprint["privileged"]) in ("none", "blank"):
+        raise InputError(
+            got=f"--predict-image with {teacher.folder}, which reads {'no' if privileged == 'none' else 'blank'} images",
+            expected="a teacher with image vectors that differ from text to text",
+            do="leave --predict-image out for this control, or take the one with other texts' images (train teacher --privileged shuffled)",
+        )
 
 
 def build_teacher(text_model: TextModel, classes: int, image_width: int | None) -> Teacher:
@@ -183,7 +194,9 @@ def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
     return replace(unlabelled, separator=corpus.separator)
 
 
-def outputs_for(teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, compute: Compute) -> TeacherOutputs:
+def outputs_for(
+    teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, compute: Compute, *, with_images: bool = False
+) -> TeacherOutputs:
     """Return a teacher's outputs for the corpus, followed by those for the unlabelled texts, which are computed once and kept.
 
     Raises:
@@ -191,7 +204,13 @@ def outputs_for(teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, com
             texts.
     """
     path = outputs_path(teacher.folder)
-    outputs, folds = read_teacher_outputs(path, corpus_fingerprint=corpus.fingerprint()), teacher.fingerprint.get("folds", {})
+    outputs = read_teacher_outputs(path, corpus_fingerprint=corpus.fingerprint(), with_images=with_images)
+    if with_images and outputs.images is None:  # an earlier version wrote the file
+        outputs = replace(outputs, images=_image_vectors(teacher, corpus))
+        if is_writable(teacher.folder):
+            bound: dict[str, Any] = {"corpus_fingerprint": corpus.fingerprint(), "folds": teacher.fingerprint.get("folds")}
+            write_teacher_outputs(path, outputs.logits, outputs.embeddings, images_NI=outputs.images, **bound)
+    folds = teacher.fingerprint.get("folds", {})
     if any((outputs.folds or {}).get(name) != folds.get(name) for name in ("count", "seed")):
         raise InputError(
             got=f"{path}, whose folds are not those of {teacher.folder / TRAINING}",
@@ -201,15 +220,46 @@ def outputs_for(teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, com
     if extra is None:
         return outputs
     path = outputs_path(teacher.folder, extra.name)
-    if not has_teacher_outputs(path, corpus_fingerprint=extra.fingerprint()):
+    found = find_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=with_images)
+    if found is None or (with_images and found.images is None):
         say(f"{teacher.folder.name} reads {len(extra.examples):,} texts of {extra.name}")
-        output = _outputs_for_new_texts(teacher, extra, len(corpus.label_names), compute)
-        write_teacher_outputs(path, output.logits, output.embeddings, corpus_fingerprint=extra.fingerprint())
-    return outputs.followed_by(read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint()))
+        output, images = _outputs_for_new_texts(teacher, extra, len(corpus.label_names), compute)
+        write_teacher_outputs(path, output.logits, output.embeddings, images_NI=images, corpus_fingerprint=extra.fingerprint())
+        found = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=with_images)
+    return outputs.followed_by(found)
 
 
-def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> Output:
-    """Return a teacher's outputs for texts that it was not trained on."""
+def _image_vectors(teacher: FoundTeacher, corpus: Corpus) -> torch.Tensor | None:
+    """Return V_CLS of the images that a teacher has read of its corpus, from the token store of its run."""
+    device = torch.device("cpu")
+    images, _ = _images_of(teacher, corpus, teacher.run / "tokens", device, but=())
+    return TrainingData(device=device, labels=torch.zeros(len(corpus.examples)), texts=None, images=images).image_vectors()
+
+
+def _images_of(
+    teacher: FoundTeacher, corpus: Corpus, store: Path, device: torch.device, *, but: tuple[str, ...]
+) -> tuple[PrivilegedImages | None, int]:
+    """Return what a teacher reads in addition to the texts of a corpus, and its width, from a store that may differ from the teacher's own
+    in the fields ``but``."""
+    fingerprint = teacher.fingerprint
+    tokens = open_privileged(store, fingerprint["image_tokens"], fingerprint["privileged"], corpus)
+    _require_same_tokens(teacher, tokens, but)
+    several_images: SeveralImages = fingerprint.get("several_images", "drawn") if tokens.drawings.shape[1] > 1 else "drawn"
+    if several_images in READS_SCORES:
+        _require_same_scores(teacher, tokens, " --unlabelled" if but else "")
+    images = privileged_images(
+        tokens,
+        fingerprint["privileged"],
+        lambda opened: DiskTokens(opened, device),
+        seed=fingerprint["flags"]["seed"],
+        device=device,
+        several_images=several_images,
+    )
+    return images, tokens.width
+
+
+def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> tuple[Output, torch.Tensor | None]:
+    """Return a teacher's outputs for texts that it was not trained on, and V_CLS of their images."""
     fingerprint, device, run = teacher.fingerprint, torch.device(compute.device), teacher.run
     text_model = find_text_model(teacher.metrics["config"]["text_model"], max_length=fingerprint["max_length"])
     if not agree(fingerprint["text_model"], text_model.weights_hash):
@@ -220,20 +270,7 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
         )
     images, width = None, None
     if fingerprint["privileged"] != "none":
-        tokens = open_privileged(run / f"tokens-{extra.name}", fingerprint["image_tokens"], fingerprint["privileged"], extra)
-        _require_same_tokens(teacher, tokens)
-        width = tokens.width
-        several_images: SeveralImages = fingerprint.get("several_images", "drawn") if tokens.drawings.shape[1] > 1 else "drawn"
-        if several_images in READS_SCORES:
-            _require_same_scores(teacher, tokens)
-        images = privileged_images(
-            tokens,
-            fingerprint["privileged"],
-            lambda opened: DiskTokens(opened, device),
-            seed=fingerprint["flags"]["seed"],
-            device=device,
-            several_images=several_images,
-        )
+        images, width = _images_of(teacher, extra, run / f"tokens-{extra.name}", device, but=_OF_ONE_STORE)
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
     texts = TokenIds.of(text_model, token_ids(text_model, extra, run), device, padding_is_read=model.padding_is_read)
@@ -241,20 +278,27 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
     rows = range(len(extra.examples))
     labels = torch.full((len(rows),), UNLABELLED, device=device)  # nothing is scored
     data = TrainingData(device=device, labels=labels, texts=texts, images=images)
-    return predict(model, data, rows, compute, Processes(), precise=True)
+    return predict(model, data, rows, compute, Processes(), precise=True), data.image_vectors()
 
 
 # What differs between two stores of one generator and encoder: their images, prompts or pictures, and which of these failed.
 _OF_ONE_STORE = ("generation.drawings", "prompts", "pictures", "failed_rows")
 
 
-def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens) -> None:
-    """Raise InputError unless the images were generated and encoded like those that the teacher was trained on."""
+def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens, but: tuple[str, ...] = _OF_ONE_STORE) -> None:
+    """Raise InputError unless the images are those that the teacher was trained on; they may differ from them in the fields ``but``."""
     theirs, ours = (
-        {name: value for name, value in flat(fingerprint) if name not in _OF_ONE_STORE}
+        {name: value for name, value in flat(fingerprint) if name not in but}
         for fingerprint in (teacher.fingerprint["tokens"], tokens.fingerprint())
     )
-    if unlike := differences(theirs, ours):
+    unlike = differences(theirs, ours)
+    if unlike and not but:
+        raise InputError(
+            got=f"images of {tokens.reader.spec.name} that are not those that {teacher.folder} has read: {'; '.join(unlike)}",
+            expected="these, to be predicted",
+            do="restore them, or train the teacher again under another name (--name)",
+        )
+    if unlike:
         raise InputError(
             got=f"images of {tokens.reader.spec.name} for --unlabelled that differ from the teacher's: {'; '.join(unlike)}",
             expected="the same generator and encoder",
@@ -262,12 +306,12 @@ def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens) -> None:
         )
 
 
-def _require_same_scores(teacher: FoundTeacher, tokens: ImageTokens) -> None:
+def _require_same_scores(teacher: FoundTeacher, tokens: ImageTokens, flag: str) -> None:
     """Raise InputError unless the scores of the images are by the encoder whose scores the teacher was trained with."""
     theirs, ours = teacher.fingerprint["clip_scores"], tokens.scores.fingerprint()
     if not agree(theirs["encoder"], ours["encoder"]):
         raise InputError(
             got=f"CLIP scores in {tokens.store} by {ours['column']}, an encoder of other weights than that of the teacher's scores",
             expected=f"scores by {theirs['column']}, as of the teacher's own images",
-            do=f"run python -m featurize score --unlabelled with --column {theirs['column']} and the same files of that encoder",
+            do=f"run python -m featurize score{flag} with --column {theirs['column']} and the same files of that encoder",
         )

@@ -14,7 +14,7 @@ from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
-from train.data.teacher_outputs import has_teacher_outputs, outputs_path, write_teacher_outputs
+from train.data.teacher_outputs import find_teacher_outputs, outputs_path, write_teacher_outputs
 from train.data.training_data import TrainingData
 from train.file_names import PREDICTIONS, WEIGHTS
 from train.learning.checkpoint import load_weights, save_weights
@@ -115,9 +115,11 @@ def train_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     """Train the model of a plan, resume its training, or confirm that it is finished.
 
     Raises:
-        InputError: the folder contains a model with other settings, or another command is training it; or as ``fit_model`` does.
+        InputError: the folder contains a model with other settings, or another command is training it; or as ``require_negatives`` and
+            ``fit_model`` do.
         Stopped: a signal asked for it; a checkpoint is written.
     """
+    plan.require_negatives(processes.count)
     with ExitStack() as lock:
         with processes.first_before_others():
             if processes.is_first:
@@ -135,8 +137,7 @@ def train_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
 def confirm_model(plan: ModelPlan, metrics: Mapping[str, Any], processes: Processes, *, any_outputs_dtype: bool = False) -> TrainedModel:
     """Return the finished model of a plan. A teacher's outputs are rewritten if they are missing or damaged or, unless any precision will
     do, stored in another one."""
-    path, dtype = outputs_path(plan.folder), None if any_outputs_dtype else plan.kind.outputs_dtype
-    if plan.kind.command != "teacher" or has_teacher_outputs(path, corpus_fingerprint=plan.kind.corpus.fingerprint(), dtype=dtype):
+    if plan.kind.command != "teacher" or _has_outputs(plan, any_dtype=any_outputs_dtype):
         say(f"already done: {plan.folder}")
         return TrainedModel(folder=plan.folder, metrics=metrics, already_done=True)
     with _enough_memory(plan):
@@ -146,8 +147,13 @@ def confirm_model(plan: ModelPlan, metrics: Mapping[str, Any], processes: Proces
         output = predict(model, data, range(len(plan.kind.corpus.examples)), plan.compute, processes, precise=True)
         output = crossed(output, parts, plan.kind.corpus.rows("validation"))
     if processes.is_first:
-        _write_teacher_outputs(plan, output)
+        _write_teacher_outputs(plan, output, data)
     return TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
+
+
+def _has_outputs(plan: ModelPlan, *, any_dtype: bool) -> bool:
+    outputs = find_teacher_outputs(outputs_path(plan.folder), corpus_fingerprint=plan.kind.corpus.fingerprint(), with_images=True)
+    return outputs is not None and (any_dtype or outputs.embeddings.dtype == getattr(torch, plan.kind.outputs_dtype))
 
 
 def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
@@ -195,7 +201,7 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         else:
             save_weights(plan.folder / WEIGHTS, model)
         if kind.command == "teacher":
-            _write_teacher_outputs(plan, output)
+            _write_teacher_outputs(plan, output, data)
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
         finish(plan.folder, metrics)
     trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
@@ -296,12 +302,12 @@ def _attention(model: nn.Module) -> str:
     return "sdpa" if encoder is None else str(encoder.config._attn_implementation)
 
 
-def _write_teacher_outputs(plan: ModelPlan, output: Output) -> None:
+def _write_teacher_outputs(plan: ModelPlan, output: Output, data: TrainingData) -> None:
     write_teacher_outputs(
         outputs_path(plan.folder),
         output.logits,
-        output.embeddings,
+        output.embeddings.to(getattr(torch, plan.kind.outputs_dtype)),
+        images_NI=data.image_vectors(),
         corpus_fingerprint=plan.kind.corpus.fingerprint(),
-        dtype=plan.kind.outputs_dtype,
         folds=plan.fingerprint().get("folds"),
     )

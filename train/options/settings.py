@@ -10,7 +10,7 @@ from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 
 ClassWeights = Literal["none", "balanced"]
 CompileChoice = Literal["auto", "on", "off"]
-EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine"]
+EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine", "infonce"]
 OptimizerChoice = Literal["auto", "adamw8bit", "adamw"]
 OutputsDtype = Literal["float32", "float16"]
 PrefixDtype = Literal["float16", "float32"]
@@ -145,14 +145,20 @@ class DistillationSettings:
     """Weight of the distance to the teacher's embedding (default: the preset's)."""
     temperature: float | None = None
     """Temperature τ of the softened outputs (default: the preset's)."""
+    predict_image: float = 0.0
+    """Weight of the distance between the teacher's image vector (V_CLS) and what a Linear predicts of it from the student's embedding; the
+    Linear is discarded afterwards. 0 = nothing is predicted."""
     embedding_loss: EmbeddingLoss = "mse"
-    """Distance of the embeddings: mean over the dimensions of the squared differences, their sum, or 1 - cosine. If student and teacher
-    have different widths, a Linear between them is trained and discarded afterwards."""
+    """Distance of embeddings, and of --predict-image: mean over the dimensions of the squared differences, their sum, 1 - cosine, or the
+    contrastive InfoNCE, by which a text is nearer to its own embedding of the teacher than to those of the other texts of the batch. If
+    student and teacher have different widths, a Linear between them is trained and discarded afterwards."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("hard", "alpha", "beta"):
             if (value := getattr(self, name)) is not None and not (value >= 0 and isfinite(value)):
                 raise InputError(got=f"--{name} {value}", expected="a weight of 0 or more", do="give for instance 1")
+        if not (self.predict_image >= 0 and isfinite(self.predict_image)):
+            raise InputError(got=f"--predict-image {self.predict_image}", expected="a weight of 0 or more", do="give for instance 1")
         if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
             raise InputError(got=f"--temperature {self.temperature}", expected="a positive temperature", do="give for instance 8")

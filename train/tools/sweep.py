@@ -267,7 +267,7 @@ def _require_losses(options: SweepOptions) -> None:
 def _require_same_sweep(options: SweepOptions, inputs: _Inputs, at_once: int) -> None:
     """Write ``space.json``, or raise InputError if another space was searched in this folder."""
     _require_layers(options, inputs.text_model)
-    plan = _plan(options, 0, propose(options, 0, []), inputs)
+    plan = _plan(options, 0, {**propose(options, 0, []), **_hardest(options)}, inputs)
     if plan.kind.notice:
         say(f"note: {plan.kind.notice}")
     decided = plan.fingerprint()
@@ -276,7 +276,12 @@ def _require_same_sweep(options: SweepOptions, inputs: _Inputs, at_once: int) ->
     space = {
         **{name: value for name, value in decided.items() if name not in ("distillation", "layers")},
         "command": "sweep",
-        "flags": {name: value for name, value in {**decided["flags"], **given}.items() if name not in swept},
+        # The weight came later: it counts where it is not the default, so that older sweeps are continued.
+        "flags": {
+            name: value
+            for name, value in {**decided["flags"], **given}.items()
+            if name not in swept and (name, value) != ("predict_image", 0)
+        },
         "over": {dimension.name: dimension.record() for dimension in options.space},
         "sampler_seed": options.sampler_seed,
         **({AT_ONCE: at_once} if at_once > 1 else {}),
@@ -291,6 +296,15 @@ def _require_same_sweep(options: SweepOptions, inputs: _Inputs, at_once: int) ->
             expected="the same space and settings as that sweep's",
             do="repeat them, or give another --name",
         )
+
+
+def _hardest(options: SweepOptions) -> dict[str, Any]:
+    """Return the values that teachers or batches cannot have, if the space has them: what they refuse is refused before the first trial."""
+    corners = {dimension.name: dimension.corners for dimension in options.space}
+    hardest: dict[str, Any] = {
+        name: choose(corners[name]) for name, choose in (("predict_image", max), ("batch_size", min)) if name in corners
+    }
+    return hardest | ({"embedding_loss": "infonce"} if "infonce" in corners.get("embedding_loss", ()) else {})
 
 
 def _require_layers(options: SweepOptions, text_model: TextModel) -> None:

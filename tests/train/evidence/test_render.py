@@ -233,6 +233,13 @@ def test_differing_losses_and_tokens_are_noted(run: Path, show: Show) -> None:
     ]
 
 
+def test_a_prediction_of_images_that_only_some_students_have_is_noted(run: Path, show: Show) -> None:
+    fake_teacher(run, "teacher-shuffled", scores(290), privileged="shuffled")
+    fake_student(run, "predicts", scores(340), teacher_names=["teacher-shuffled"], predict_image=1.0)
+    note, _ = show()["notes"]
+    assert note.startswith("the students differ in predict_image: 0.0, 1.0")
+
+
 def test_models_of_other_examples_are_not_compared(run: Path, show: Show) -> None:
     path = run / "baseline" / "predictions.csv"
     path.write_text(path.read_text().replace("test/7,", "test/700,"))

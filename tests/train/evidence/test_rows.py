@@ -162,6 +162,18 @@ def test_a_students_loss_has_the_terms_of_its_row(name: str, alpha: float, beta:
     assert capsys.readouterr().err == "", "settings of a term that is left out are left out too"
 
 
+def test_students_of_teachers_without_images_predict_none(capsys: pytest.CaptureFixture[str]) -> None:
+    contrastive = DistillationSettings(predict_image=2.0, embedding_loss="infonce")
+    of_images = {row.name: row_loss(contrastive, row) for row in ROWS if row.command == "student"}
+    predicts = {name: loss.predict_image for name, loss in of_images.items()}
+    assert {name for name, weight in predicts.items() if not weight} == {"student-none", "student-blank"}
+    assert {loss.embedding_loss for loss in of_images.values()} == {"infonce"}
+    alone = replace(contrastive, beta=0.0)
+    assert row_loss(alone, BY_NAME["student-none"]) == DistillationSettings(beta=0.0), "nothing is compared by infonce"
+    assert loss_weights(row_loss(alone, BY_NAME["student-shuffled"])).embedding_loss == "infonce"
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("hard", "preset", "ablations"), [(None, "paper", ("ce", "l2")), (0.0, "paper", ("ce",)), (None, "hinton", ()), (None, "lopez-paz", ())]
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import UNLABELLED
 from lugpi_core.errors import InputError
-from train.learning.losses import KD_PRESETS, Distillation, TeacherTarget, distillation, distillation_loss
+from train.learning.losses import KD_PRESETS, Distillation, TeacherTarget, distillation, distillation_loss, embedding_distance
 from train.learning.task_rules import rules_of
 from train.options.settings import DistillationSettings, EmbeddingLoss
 
@@ -34,6 +34,18 @@ def distance(kind: EmbeddingLoss, e_s: Array, e_t: Array) -> float:
         case "cosine":
             norms = np.linalg.norm(e_s, axis=1) * np.linalg.norm(e_t, axis=1)
             return float((1 - (e_s * e_t).sum(axis=1) / norms).mean())
+        case "infonce":
+            return infonce(e_s, e_t)
+
+
+def infonce(e_s: Array, e_t: Array) -> float:
+    """Eq. 4 of arXiv 1807.03748 with cosines over 0.07, text by text; what is the same for the teacher is no negative."""
+    e_s, e_t = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (e_s, e_t))
+    total = 0.0
+    for i, own in enumerate(e_s):
+        terms = {j: np.exp(own @ e_t[j] / 0.07) for j in range(len(e_t)) if j == i or np.linalg.norm(e_t[i] - e_t[j]) >= 1e-3}
+        total -= np.log(terms[i] / sum(terms.values()))
+    return float(total / len(e_s))
 
 
 def soft_terms(weights: Distillation, s: Array, e_s: Array, t: Array, e_t: Array) -> float:
@@ -84,7 +96,7 @@ def test_the_presets_have_the_published_weights() -> None:
     assert all(weights.embedding_loss == "mse" for weights in KD_PRESETS.values())
 
 
-@pytest.mark.parametrize("kind", ["mse", "sum-of-squares", "cosine"])
+@pytest.mark.parametrize("kind", ["mse", "sum-of-squares", "cosine", "infonce"])
 @given(**sizes)
 def test_every_distance_of_embeddings_is_its_formula(kind: EmbeddingLoss, seed: int, examples: int, classes: int, width: int) -> None:
     batch = random_batch(seed, examples, classes, width)
@@ -98,6 +110,47 @@ def test_distances_of_embeddings_differ_where_they_should() -> None:
     found = [loss_of(replace(distillation("paper", embedding_loss=kind), hard=0.0, alpha=0.0), batch) for kind in kinds]
     assert found[1] == pytest.approx(16 * found[0], rel=1e-5)
     assert 0 < found[2] < 2
+
+
+def test_texts_with_one_embedding_of_the_teacher_are_no_negatives_of_each_other() -> None:
+    s, e_s, t, e_t, y = random_batch(6, 5, 3, 8)
+    e_t[3] = e_t[1]
+    weights = distillation("paper", hard=1.0, alpha=0.0, embedding_loss="infonce")
+    assert loss_of(weights, (s, e_s, t, e_t, y)) == pytest.approx(equation_two(weights, s, e_s, t, e_t, y), rel=1e-5)
+    near = torch.from_numpy(e_t).float()
+    near[3] *= 1 + 1e-6  # as rounding tells equal texts apart
+    assert float(embedding_distance(torch.from_numpy(e_s).float(), near, "infonce")) == pytest.approx(infonce(e_s, e_t), rel=1e-4)
+    one = embedding_distance(torch.randn(1, 8), torch.randn(1, 8), "infonce")
+    assert float(one) == 0
+
+
+def test_infonce_is_in_float32_under_autocast() -> None:
+    _, e_s, _, e_t, _ = random_batch(7, 6, 3, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = embedding_distance(torch.from_numpy(e_s).float(), torch.from_numpy(e_t).float(), "infonce")
+    assert float(found) == pytest.approx(infonce(e_s, e_t), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mse", "sum-of-squares", "cosine", "infonce"])
+@given(**sizes, share=st.floats(0.05, 0.95))
+def test_predicted_image_vectors_are_a_term_of_each_teachers_share(
+    kind: EmbeddingLoss, seed: int, examples: int, classes: int, width: int, share: float
+) -> None:
+    gamma = 2.5
+    s, e_s, t, e_t, y = random_batch(seed, examples, classes, width)
+    _, v_s, _, v_t, _ = random_batch(seed + 1, examples, classes, width + 2)
+    weights = distillation("paper", embedding_loss=kind, predict_image=gamma)
+    tensors = [torch.from_numpy(part).float() for part in (t, e_t, e_s, v_t, v_s)]
+    found = float(distillation_loss(weights, torch.from_numpy(s).float(), [TeacherTarget(share, *tensors)], torch.from_numpy(y)))
+    hard = -log_softmax(s)[np.arange(len(y)), y].mean()
+    expected = hard + share * (soft_terms(weights, s, e_s, t, e_t) + gamma * distance(kind, v_s, v_t))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_weight_without_image_vectors_is_an_error() -> None:
+    target = TeacherTarget(1.0, torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="predict_image without images_BI"):
+        distillation_loss(distillation(predict_image=1.0), torch.zeros(2, 3), [target], torch.zeros(2, dtype=torch.long))
 
 
 @given(**sizes, share=st.floats(0.05, 0.95))
@@ -195,13 +248,15 @@ def test_weights_of_another_type_are_refused() -> None:
             distillation_loss(weights, torch.zeros(2, 3), [], torch.zeros(2, dtype=torch.long))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("given", [{"preset": "hintn"}, {"alpha": -1.0}, {"temperature": 0.0}, {"embedding_loss": "l3"}])
+@pytest.mark.parametrize(
+    "given", [{"preset": "hintn"}, {"alpha": -1.0}, {"temperature": 0.0}, {"embedding_loss": "l3"}, {"predict_image": -1.0}]
+)
 def test_a_loss_that_does_not_exist_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(given))):
+    with pytest.raises(InputError, match=next(iter(given)).replace("_", "[_-]")):
         distillation(**given)
 
 
-@pytest.mark.parametrize("kind", ["mse", "sum-of-squares", "cosine"])
+@pytest.mark.parametrize("kind", ["mse", "sum-of-squares", "cosine", "infonce"])
 def test_embeddings_of_another_width_are_not_broadcast(kind: EmbeddingLoss) -> None:
     weights = distillation("paper", embedding_loss=kind)
     logits = torch.zeros(2, 3)

@@ -19,7 +19,7 @@ from lugpi_core.runtime.device import resolve_compute
 from tests.support.small_training import deep_folder
 from tests.support.topics import topic_texts
 from train.cli import main
-from train.data.teacher_outputs import TeacherOutputs, outputs_path
+from train.data.teacher_outputs import TeacherOutputs, outputs_path, write_teacher_outputs
 from train.models import teachers
 from train.models.teachers import find_teacher, outputs_for
 
@@ -46,10 +46,11 @@ def run(small_run: Path, flags: tuple[str, ...], narrow: Path, tmp_path_factory:
     return folder
 
 
-def outputs_of(small_csv: Path, run: Path, unlabelled: Path, name: str = "a") -> TeacherOutputs:
+def outputs_of(small_csv: Path, run: Path, unlabelled: Path, name: str = "a", *, with_images: bool = False) -> TeacherOutputs:
     settings = CorpusSettings(split_column="split")
     corpus, extra = load_corpus(str(small_csv), settings), load_unlabelled(unlabelled, settings)
-    return outputs_for(find_teacher(run / name), corpus, extra, resolve_compute("cpu", "float32", half="bfloat16"))
+    compute = resolve_compute("cpu", "float32", half="bfloat16")
+    return outputs_for(find_teacher(run / name), corpus, extra, compute, with_images=with_images)
 
 
 def test_a_student_has_two_teachers_of_different_widths(run: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +152,16 @@ def test_a_teacher_reads_other_texts_once(
     third = outputs_of(small_csv, own, more)
     assert calls == [1]
     assert torch.equal(third.logits, first.logits)
+    with_images = outputs_of(small_csv, own, more, with_images=True)
+    assert calls == [1]
+    assert with_images.images is not None
+    assert torch.equal(with_images.images[60:], with_images.images[:10])
+    fingerprint = load_unlabelled(more, CorpusSettings(split_column="split")).fingerprint()  # an earlier version's file:
+    write_teacher_outputs(path, third.logits[60:], third.embeddings[60:], images_NI=None, corpus_fingerprint=fingerprint)
+    again = outputs_of(small_csv, own, more, with_images=True)
+    assert calls == [1, 1]
+    assert again.images is not None
+    assert torch.equal(again.images, with_images.images)
 
 
 def test_another_teacher_of_that_name_reads_them_again(

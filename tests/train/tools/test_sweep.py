@@ -95,6 +95,8 @@ def study_of(options: SweepOptions) -> list[tuple[Any, Any, Any]]:
         ("beta=0:500", Dimension(name="beta", low=0.0, high=500.0)),
         ("student_layers=2:6", Dimension(name="student_layers", low=2, high=6)),
         ("batch_size=8,16,32", Dimension(name="batch_size", choices=(8, 16, 32))),
+        ("predict_image=0,1", Dimension(name="predict_image", choices=(0.0, 1.0))),
+        ("embedding_loss=mse,infonce", Dimension(name="embedding_loss", choices=("mse", "infonce"))),
         ("hard=0,1", Dimension(name="hard", choices=(0.0, 1.0))),
         ("kd_preset=paper,hinton", Dimension(name="kd_preset", choices=("paper", "hinton"))),
     ],
@@ -147,6 +149,17 @@ def test_a_student_with_fewer_layers_than_are_frozen_ends_the_sweep_before_its_f
     with pytest.raises(InputError, match="--freeze-layers 2; expected 0 to 1, as this model has"):
         sweep(options)
     assert not (options.folder / "space.json").exists()
+
+
+def test_what_teachers_or_batches_refuse_ends_the_sweep_before_its_first_trial(make: Make) -> None:
+    for over, message in (
+        (("predict_image=0,1",), "reads no images"),
+        (("embedding_loss=mse,infonce", "batch_size=1:8"), "two texts or more"),
+    ):
+        options = make(over=over)
+        with pytest.raises(InputError, match=message):
+            sweep(options)
+        assert not (options.folder / "space.json").exists()
 
 
 def test_a_proposal_follows_from_seed_number_and_earlier_trials(make: Make) -> None:
