@@ -198,7 +198,7 @@ def _agreement(subject: Subject, pooled: PooledTokens, reader: ColumnReader) -> 
     if len(good) < 2:
         return LeftOut(left_out="fewer than two images are usable")
     chosen = np.sort(np.random.default_rng(subject.settings.seed).permutation(good)[: MOST_TEXTS[subject.compute.device]])
-    prompts = _first_prompts(subject, subject.sample.drawings[chosen], reader.spec)
+    prompts = first_prompts(subject, subject.sample.drawings[chosen], reader.spec)
 
     def all_tokens(part: slice) -> torch.Tensor:
         return torch.from_numpy(reader.gather(subject.sample.drawings[chosen[part]]))
@@ -207,7 +207,7 @@ def _agreement(subject: Subject, pooled: PooledTokens, reader: ColumnReader) -> 
     return text_agreement(files, subject.compute, first_nD, prompts, all_tokens)
 
 
-def _first_prompts(subject: Subject, drawings: NDArray[np.int64], column: ColumnSpec) -> list[str]:
+def first_prompts(subject: Subject, drawings: NDArray[np.int64], column: ColumnSpec) -> list[str]:
     """Return the prompts of some first images: the texts, their first passages, their keywords, or what names no class.
 
     Raises:

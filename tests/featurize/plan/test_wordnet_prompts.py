@@ -4,17 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from featurize.inspect.columns import first_prompts, open_subject
 from featurize.inspect.command import inspect_store
-from featurize.options import FeaturizeOptions, FeaturizeSettings, InspectOptions
+from featurize.options import FeaturizeOptions, FeaturizeSettings, InspectOptions, InspectSettings
 from featurize.plan.wordnet_prompts import ClassNames, class_leak, class_names_of, wordnet_prompts
 from featurize.run import featurize_command, plan_command
 from featurize.unit import FeaturizeJob, ShardFeaturizer
 from lugpi_core.corpora.corpus import Corpus, Example
+from lugpi_core.corpora.demo import load_demo
 from lugpi_core.corpora.hypernyms import Hypernyms, load_hypernyms
 from lugpi_core.errors import InputError
+from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import ClassLeak, figures_in
+from tests.support.checkout import ROOT
 from tests.support.small_corpus import shard_bytes
 from tests.support.small_tasks import multi_label_corpus, regression_corpus
 
@@ -161,6 +167,21 @@ def test_the_leak_is_in_the_plan_the_result_and_the_inspection(
     leaks = [record["prompt_figures"]["leak"] for record in (dry, result, inspected)]
     assert [(leak["before"], leak["after"], leak["own_before"]) for leak in leaks] == [(10, 0, 6)] * 3
     assert said in capsys.readouterr().err
+    # Texts are compared with images by the prompts that the images have.
+    assert "left_out" not in inspected["columns"]["clip-demo"]["agreement"]
+    corpus, _ = plan_command(options)
+    assert options.run_dir is not None
+    compute = resolve_compute("cpu", "auto", half="float16")
+    subject = open_subject(options.run_dir / "tokens", corpus, settings=InspectSettings(device="cpu"), compute=compute)
+    spec, _ = load_manifest(subject.store / "clip-demo")
+    assert first_prompts(subject, np.array([0, 2]), spec) == ["a motor vehicle number a", "rain number c"]
+
+
+def test_the_demo_leaks_what_the_documentation_says() -> None:
+    corpus = load_demo()
+    leak = class_leak(corpus, wordnet_prompts(corpus))
+    assert (leak.texts, leak.before, leak.own_before, leak.after) == (3_120, 257, 32, 0)
+    assert "of the demo's 3,120\n  glosses 257 (32)" in (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 
 
 def test_a_store_of_relaxed_prompts_is_its_own_and_has_the_same_bytes_by_two_workers(
