@@ -63,6 +63,7 @@ OPTION_DOORS = {
     "featurize/inspect/info.py",
     "train/cli.py",
     "train/models/commands.py",
+    "train/evidence/audit.py",
     "train/evidence/tables.py",
     "train/report/command.py",
     "train/tools/evaluate.py",
@@ -106,7 +107,7 @@ HEAVY = (
 )
 COMMANDS = {
     "featurize": ("", "verify", "info", "inspect", "score", "plan", "missing", "merge"),
-    "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "report"),
+    "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "audit", "report"),
     "benchmarks": (
         "",
         "store",

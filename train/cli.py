@@ -10,7 +10,7 @@ from lugpi_core.runtime.libraries import start_up
 from train.options.distillation import StudentOptions
 from train.options.sweep import SweepOptions
 from train.options.tables import TablesOptions
-from train.options.tools import EvaluateOptions, OnnxOptions, ReportOptions
+from train.options.tools import AuditOptions, EvaluateOptions, OnnxOptions, ReportOptions
 from train.options.training import BaselineOptions, ImagesOptions, TeacherOptions
 
 
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         "evaluate": (_evaluate, EvaluateOptions),
         "onnx": (_onnx, OnnxOptions),
         "tables": (_in_run(_tables), TablesOptions),
+        "audit": (_in_run(_audit), AuditOptions),
         "report": (_in_run(_report), ReportOptions),
     }
     about = "Train on a corpus and its token store, and use the models; they are written to runs/<dataset>/<name>/."
@@ -102,6 +103,13 @@ def _tables(options: TablesOptions) -> dict[str, Any]:
         from train.evidence.tables import tables
 
     return tables(options)
+
+
+def _audit(options: AuditOptions) -> dict[str, Any]:
+    with start_up():
+        from train.evidence.audit import audit
+
+    return audit(options)
 
 
 def _report(options: ReportOptions) -> dict[str, Any]:

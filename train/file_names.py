@@ -1,4 +1,4 @@
-"""Names of the files in a trained model's folder."""
+"""Names of the files in a trained model's folder, and of an audit in the run."""
 
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
@@ -8,3 +8,4 @@ HEAD = "head"  # a folder: of the first part of lp-ft
 HISTORY = "history.json"  # in it
 FOLDS = "folds"  # a folder: of the teachers that were each trained without one fold
 OUTPUTS = "outputs.safetensors"  # of a teacher, and in the folder of each fold
+AUDIT = "audit.json"

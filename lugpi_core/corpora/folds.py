@@ -15,13 +15,19 @@ from lugpi_core.errors import InputError, number_of
 NO_FOLD = -1
 
 
-def fold_of_each(corpus: Corpus, folds: int, *, seed: int) -> NDArray[np.int64]:
+def fold_of_each(corpus: Corpus, folds: int, *, seed: int, has_each_class: bool = True) -> NDArray[np.int64]:
     """Return the fold of each example, 0 … ``folds`` - 1, int64 [N]; NO_FOLD for validation and test examples.
 
     Rows of one text (equal after folding white space, of pairs both) are in one fold. Every fold has its share of each class, or of each
     tenth of the numbers of a regression, as iterative stratification gives it (Sechidis, Tsoumakas & Vlahavas 2011, *On the stratification
     of multi-label data*): texts of the class with the fewest texts left are dealt out first, each to the fold that lacks most of the class;
     of several to the one that lacks most texts. Texts without a class follow.
+
+    Args:
+        corpus: whose train texts they are.
+        folds: how many.
+        seed: of the dealing.
+        has_each_class: whether a class with fewer different train texts than folds is refused; else some folds have none of it.
 
     Raises:
         InputError: fewer than two folds, a class with fewer different train texts than folds, or fewer texts than folds.
@@ -30,7 +36,8 @@ def fold_of_each(corpus: Corpus, folds: int, *, seed: int) -> NDArray[np.int64]:
     rows = corpus.rows("train")
     units = _units(corpus, rows)
     strata = _strata_of_units(corpus, rows, units)
-    _require_enough(corpus, folds, strata)
+    if has_each_class:
+        _require_enough(corpus, folds, strata)
     order = np.random.default_rng([seed, 2]).permutation(len(units))  # not the permutations of splits and of shuffled images
     fold_N = np.full(len(corpus.examples), NO_FOLD, np.int64)
     for unit, fold in zip(

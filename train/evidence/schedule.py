@@ -87,6 +87,40 @@ class Experiment:
             self._opened[column] = open_text_vectors(store, self.corpus) if is_text else open_image_tokens(store, column, self.corpus)
         return self._opened[column]
 
+    def plan_of(self, model: PlannedModel, folders: Mapping[str, Path]) -> ModelPlan:
+        """Return the plan of one model.
+
+        Args:
+            model: which one.
+            folders: of its teachers, by their names; they may have been found under other names.
+        """
+        plan = plan_model(
+            _kind(self, model, folders),
+            self.run,
+            name=model.name,
+            text_model=self.text_model,
+            optimization=replace(self.optimization, seed=model.seed),
+            placement=self.placement,
+        )
+        terms = model.row.terms if model.row.command == "student" else None
+        return replace(
+            plan,
+            folder=self.models / model.name,
+            terms=terms,
+            shots=self.shots,
+            config={**plan.config, **self.config},
+            shared=self.shared,
+        )
+
+    def find(self, plan: ModelPlan) -> FinishedModel | None:
+        """Return a model if it is finished under any name in the run, its outputs written if they were lost; else None. The caller holds
+        its lock."""
+        folder = find_finished(plan.folder, plan.fingerprint())
+        if folder is None:
+            return None
+        confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
+        return FinishedModel(folder=folder)
+
 
 def _without_pictures(corpus: Corpus) -> Corpus:
     labelled = None if corpus.labelled is None else _without_pictures(corpus.labelled)
@@ -155,18 +189,8 @@ def finish_model(experiment: Experiment, model: PlannedModel, folders: Mapping[s
     with model_lock(experiment.models, model.name) as is_ours:
         if not is_ours:
             return None
-        plan = plan_of(experiment, model, folders)
-        return find_model(plan, model) or _train(plan, model)
-
-
-def find_model(plan: ModelPlan, model: PlannedModel) -> FinishedModel | None:
-    """Return a model if it is finished under any name in the run, its outputs written if they were lost; else None. The caller holds its
-    lock."""
-    folder = find_finished(plan.folder, plan.fingerprint())
-    if folder is None:
-        return None
-    confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
-    return FinishedModel(folder=folder)
+        plan = experiment.plan_of(model, folders)
+        return experiment.find(plan) or _train(plan, model)
 
 
 def _train(plan: ModelPlan, model: PlannedModel) -> FinishedModel:
@@ -186,36 +210,9 @@ def add_finished(experiment: Experiment, models: Sequence[PlannedModel], outcome
     """Add to ``outcome`` those of the models that happen to be finished; nothing is trained."""
     for model in models:
         if is_ready(model, outcome):
-            plan = plan_of(experiment, model, outcome.folders)
+            plan = experiment.plan_of(model, outcome.folders)
             if folder := find_finished(plan.folder, plan.fingerprint()):
                 outcome.folders[model.name] = folder
-
-
-def plan_of(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> ModelPlan:
-    """Return the plan of one model.
-
-    Args:
-        experiment: what it is trained from, and how.
-        model: which one.
-        folders: of its teachers, by their names; they may have been found under other names.
-    """
-    plan = plan_model(
-        _kind(experiment, model, folders),
-        experiment.run,
-        name=model.name,
-        text_model=experiment.text_model,
-        optimization=replace(experiment.optimization, seed=model.seed),
-        placement=experiment.placement,
-    )
-    terms = model.row.terms if model.row.command == "student" else None
-    return replace(
-        plan,
-        folder=experiment.models / model.name,
-        terms=terms,
-        shots=experiment.shots,
-        config={**plan.config, **experiment.config},
-        shared=experiment.shared,
-    )
 
 
 def _kind(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Path]) -> ModelKind:

@@ -26,7 +26,7 @@ from train.data.outline import outline_of
 from train.data.text_model import TextModel
 from train.evidence.outcome import Outcome
 from train.evidence.rows import PlannedModel
-from train.evidence.schedule import LOOK_EVERY_S, Experiment, failed_with_teacher, find_model, is_ready, plan_of, waiting_for
+from train.evidence.schedule import LOOK_EVERY_S, Experiment, failed_with_teacher, is_ready, waiting_for
 from train.evidence.worker import Answer, Job, Start, write_frame
 from train.models.model_folder import finished_folders, model_lock
 from train.models.plan import compute_on
@@ -102,7 +102,7 @@ def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcom
             # To plan a student may take its teachers' outputs, which its process computes or reads anyway: only if there may be something.
             names = {folder.name for folder in finished_folders(experiment.models)} - {folder.name for folder in outcome.folders.values()}
             with model_lock(experiment.models, model.name) as is_ours:
-                finished = find_model(plan_of(experiment, model, outcome.folders), model) if is_ours and names else None
+                finished = experiment.find(experiment.plan_of(model, outcome.folders)) if is_ours and names else None
             if is_ours and finished is None:
                 crew.give(Job(model=model, folders={name: outcome.folders[name] for name in model.needs}))
         if finished is not None:

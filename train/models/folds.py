@@ -68,11 +68,15 @@ def fold_outputs(plan: ModelPlan, processes: Processes) -> list[FoldOutputs]:
     count = plan.kind.folds
     fold_N = fold_of_each(plan.kind.corpus, count, seed=plan.optimization.seed)
     plans = [
-        replace(plan, folder=plan.folder / FOLDS / f"fold-{fold + 1}", left_out=tuple(np.flatnonzero(fold_N == fold).tolist()))
+        replace(
+            plan,
+            folder=plan.folder / FOLDS / f"fold-{fold + 1}",
+            left_out=tuple(sorted({*plan.left_out, *np.flatnonzero(fold_N == fold).tolist()})),
+        )
         for fold in range(count)
     ]
     name, parts = plan.folder.name, [_read(of_fold) for of_fold in plans]
-    texts = number_of(len(plan.kind.corpus.rows("train")), "train text{s}")
+    texts = number_of(len(plan.learnt_rows), "train text{s}")
     done = f"; {count - parts.count(None)} of the folds are done" if parts.count(None) < count else ""
     say(f"{name}: {texts} in {count} folds, {count + 1} trainings, {count} times the work of one{done}")
     for fold, of_fold in enumerate(plans):

@@ -47,7 +47,9 @@ class ModelPlan:
         config: every setting, for ``metrics.json``.
         terms: a student's soft terms, if it is a row of tables.
         shots: of how many train texts of each class it learns, drawn with its seed; None = of all.
-        left_out: train examples that it does not learn: a fold. No part of the fingerprint: folds are parts of one model.
+        left_out: train examples that it does not learn: a fold, or what a shadow has not seen. No part of the fingerprint: folds are parts
+            of one model, and a shadow's kind has it.
+        keeps_weights: whether its weights are written; those of a teacher always are.
         shared: what models of one process read and check once.
     """
 
@@ -61,6 +63,7 @@ class ModelPlan:
     terms: Terms | None = None
     shots: int | None = None
     left_out: tuple[int, ...] = ()
+    keeps_weights: bool = True
     shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
 
     def __post_init__(self) -> None:

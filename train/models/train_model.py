@@ -167,7 +167,7 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     with _enough_memory(plan):
         with times.stage("load"):
             model, data = load_model(plan, processes)
-            if processes.is_first and (export := _export_of(plan)) not in plan.shared.rehearsed:
+            if processes.is_first and plan.keeps_weights and (export := _export_of(plan)) not in plan.shared.rehearsed:
                 rehearse(plan.folder, model, plan.text_model, kind.corpus)
                 plan.shared.rehearsed.add(export)
         several = f", {processes.count} processes" if processes.count > 1 else ""
@@ -193,13 +193,8 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         metrics["folds"] = {"count": len(parts), "seed": metrics["seed"], "each": [part.record for part in parts], "seen": seen}
     if processes.is_first:
         write_predictions(plan.folder / PREDICTIONS, kind.corpus, output.logits)
-        classifier = model.classifier if isinstance(model, Student) else model
-        if isinstance(classifier, TextClassifier):
-            export_classifier(plan.folder, classifier.model, plan.text_model, kind.corpus, metrics)
-            logits = output.logits[checked_rows(kind.corpus)]
-            require_same_answers(plan.folder, plan.text_model, kind.corpus, logits, alone=padding_is_read(model))
-        else:
-            save_weights(plan.folder / WEIGHTS, model)
+        if plan.keeps_weights or kind.command == "teacher":
+            _write_model(plan, model, output, metrics)
         if kind.command == "teacher":
             _write_teacher_outputs(plan, output, data)
         metrics |= {"times": times.record(), "peak_memory": peak_memory_bytes()}
@@ -208,6 +203,17 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     scores = ", ".join(f"{split} {in_words(trained.metric, value)}" for split, value in trained.score.items())
     say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} {scores}")
     return trained
+
+
+def _write_model(plan: ModelPlan, model: nn.Module, output: Output, metrics: Mapping[str, Any]) -> None:
+    """Write the weights; of a baseline or student a plain Hugging Face folder, which is read back."""
+    corpus, classifier = plan.kind.corpus, model.classifier if isinstance(model, Student) else model
+    if isinstance(classifier, TextClassifier):
+        export_classifier(plan.folder, classifier.model, plan.text_model, corpus, metrics)
+        logits = output.logits[checked_rows(corpus)]
+        require_same_answers(plan.folder, plan.text_model, corpus, logits, alone=padding_is_read(model))
+    else:
+        save_weights(plan.folder / WEIGHTS, model)
 
 
 def _learn(

@@ -1,4 +1,4 @@
-"""The flags of ``python -m train evaluate``, ``onnx`` and ``report``. Imports nothing heavy."""
+"""The flags of ``python -m train evaluate``, ``onnx``, ``audit`` and ``report``. Imports nothing heavy."""
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -7,11 +7,13 @@ from lugpi_core.corpora.options import CorpusOptions, RunOptions, suffix_of
 from lugpi_core.errors import InputError
 from lugpi_core.remote.address import address_of
 from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
+from train.options.tables import require_processes
 from train.options.training import require_model_name
 
 TEXT_SUFFIX = ".txt"
 # The most images that inspect keeps.
 MOST_EXAMPLES = 500
+FEWEST_SHADOWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,49 @@ class OnnxOptions:
     def written_int8(self) -> Path:
         """The int8 file to write."""
         return self.written.with_name(f"{self.written.stem}.int8{self.written.suffix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(RunOptions, CorpusOptions):
+    """Membership inference: how well can an attacker tell which texts a model of the run was trained on?
+
+    Members are the train texts, non-members the test texts; validation texts chose the epoch and are neither. Three attacks: a threshold on
+    the loss, a classifier that learns from shadows (Shokri et al. 2017), and LiRA in its offline form (Carlini et al. 2022). Shadows are
+    models with the settings of the audited one, on halves of the train texts, in the folder audit of the run. A student's are distilled
+    from shadows of its teachers on the same halves. So 16 shadows cost 8 trainings of each model, and of a student's teachers too.
+    Finished shadows are kept and interrupted ones resumed; the same command may run in several processes at once.
+    """
+
+    models: tuple[str, ...] = ()
+    """Which models: rows of the tables, each with all its seeds, or folders of models (default: the baseline, and the first teacher and
+    student of the tables). baseline teacher-none: without the cost of students."""
+    shadows: int = 16
+    """How many shadows of each model, an even number: each train text is unseen by half of them."""
+    seed: int = 0
+    """Seed of the halves and of the shadows."""
+    processes: int | None = None
+    """How many shadows are trained at once, each in a process of its own (default: on the CPU as many as torch has threads, as far as
+    memory reaches; on a GPU one)."""
+    device: DeviceChoice = "auto"
+    """Where to compute, in the precision of the audited models; auto = CUDA if available."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed(self.seed)
+        require_processes(self.processes)
+        if self.shadows < FEWEST_SHADOWS or self.shadows % 2:
+            raise InputError(
+                got=f"--shadows {self.shadows}",
+                expected=f"an even number, {FEWEST_SHADOWS} or more: two of them share out the train texts, and a spread needs two pairs",
+                do="give for instance 16",
+            )
+        if len(set(self.models)) < len(self.models):
+            raise InputError(got=" ".join(("--models", *self.models)), expected="different models", do="name each once")
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.run_of(self.dataset, self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from train.options.settings import TEXT_MODEL, DevicePlacement, Optimization, Ou
 
 SHOTS = "shots-"  # begins the names of the folders with models of a few shots
 # Folders of a run that are not models.
-_NOT_MODELS = (".", "..", "token-ids", "prefix", "sweep")
+_NOT_MODELS = (".", "..", "token-ids", "prefix", "sweep", "audit")
 
 
 def require_model_name(name: str, *, flag: str) -> None:
@@ -17,7 +17,7 @@ def require_model_name(name: str, *, flag: str) -> None:
     if not name or Path(name).name != name or name in _NOT_MODELS or name.startswith(("tokens", SHOTS)):
         raise InputError(
             got=f"{flag} {name}",
-            expected=f"a plain folder name other than token-ids, prefix and sweep, and not beginning with tokens or {SHOTS}",
+            expected=f"a plain folder name other than token-ids, prefix, sweep and audit, and not beginning with tokens or {SHOTS}",
             do="give for instance teacher-vit",
         )
 

@@ -92,6 +92,23 @@ class ShownExample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownAudit:
+    """The table that ``train audit`` wrote.
+
+    Attributes:
+        header: of the columns.
+        rows: a line for each attack on each model.
+        legend: what the figures mean.
+        shadows: of each model.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: str
+    shadows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """Everything that the page shows.
 
@@ -107,6 +124,7 @@ class ReportContent:
         metrics: the record of the last of the shown models, or of any.
         seed: of the choice of examples.
         is_blurred: whether images are blurred until the reader asks for them.
+        audit: of these models, or None.
     """
 
     corpus: Corpus
@@ -120,6 +138,7 @@ class ReportContent:
     metrics: Mapping[str, Any]
     seed: int
     is_blurred: bool
+    audit: ShownAudit | None = None
 
     def model(self, role: Role) -> ShownModel | None:
         """Return the shown model of that role, or None."""

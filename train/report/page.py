@@ -60,6 +60,7 @@ def page(content: ReportContent) -> str:
                 if model.reliability is not None
             ],
             confusions=_confusions(content),
+            audit_table=None if content.audit is None else _table("Audit", content.audit.header, content.audit.rows),
             class_table=_class_table(content),
             numbers=_numbers_charts(content),
             curves=_curve_charts(content),

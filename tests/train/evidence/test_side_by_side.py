@@ -229,7 +229,7 @@ def test_a_failed_model_takes_its_students_with_it(make: Make, answering: Callab
 def test_a_model_is_planned_by_its_process_alone(make: Make, answering: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of a student takes its teachers' outputs, on unlabelled texts by running them."""
     answering({"finished": {"folder": None, "failure": "a loss that is not finite"}})
-    monkeypatch.setattr(side_by_side, "plan_of", lambda *_: pytest.fail("planned twice"))
+    monkeypatch.setattr(Experiment, "find", lambda *_: pytest.fail("planned twice"))
     with pytest.raises(InputError, match="a loss that is not finite"):
         tables(make(rows=("student-none",)))
 
