@@ -71,6 +71,9 @@ class Generation:
     tokens: their column is named ENCODER-half or ENCODER-tiny."""
     images_per_text: int = 1
     """K images of every text, each from its own noise, or each of its own passage (--prompts chunks)."""
+    best_of: int = 1
+    """Draw K candidates of every image, each from its own noise, and keep the one that agrees best with its prompt, by the CLIP score of
+    the first of --encoders that has a text tower: K times the drawing. All encoders read the image that is kept."""
     prompts: PromptStrategy = "whole"
     """What the generator reads of a text, or of its --prompt-column: whole (what is too long is cut); chunks (K passages of near-equal
     length, cut between sentences or words, an image each); keywords (the words of the largest TF-IDF, fitted on the train split alone, as
@@ -82,6 +85,7 @@ class Generation:
     def __post_init__(self) -> None:
         check_fields(self)
         _require_positive("--images-per-text", self.images_per_text)
+        _require_positive("--best-of", self.best_of)
         if self.prompts == "chunks" and self.images_per_text == 1:
             raise InputError(
                 got="--prompts chunks with one passage, the whole text",

@@ -354,6 +354,8 @@ def announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
     if (passages := plan.images_per_text // plan.images_per_prompt) > 1:
         several = f", one of each passage, at most {passages} of a text"
     images = f"{len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)"
+    if plan.candidates > 1:
+        images += f", each the best of {plan.candidates} candidates by the CLIP score of {job.scorer}"
     say(f"{corpus.name}: {counts}; {images if job.columns else f'{len(plan.prompts):,} prompts, whose images are not generated'}")
     if job.text_column is not None:
         say(f"{job.text_column.name}: {' × '.join(map(str, job.text_column.row_shape))} vectors of each prompt by the text encoder")
@@ -381,6 +383,8 @@ def announce_result(result: FeaturizeResult) -> None:
                 f"warning: int8 stores {share:.0%} of the values of {name} as 0, because a few dimensions are far larger than the rest "
                 "and a token has one scale; use --token-dtype float16, in another --run-dir"
             )
+    if result.best_of is not None:
+        say(result.best_of.sentence())
     for sentence in [] if result.prompt_figures is None else result.prompt_figures.sentences():
         say(sentence)
 
@@ -389,6 +393,7 @@ def result_of(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute:
     """Return what the store holds and what this process did for it; ``compute`` is how, None if nothing was missing."""
     from featurize.plan.job import Job
     from lugpi_core.runtime.meters import peak_memory_bytes
+    from lugpi_core.store.candidates import candidate_figures
     from lugpi_core.store.example_table import read_example_table
 
     is_generated, cut_share, figures = isinstance(job, Job), 0.0, None
@@ -412,4 +417,5 @@ def result_of(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute:
         notice=job.generator.settings.notice if isinstance(job, Job) else None,
         is_generated=is_generated,
         int8_lost=state.int8_lost_shares(),
+        best_of=candidate_figures(job.store),
     )

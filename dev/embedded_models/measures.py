@@ -19,11 +19,11 @@ from dev.embedded_models.sources import Synset
 from dev.embedded_models.world import World
 from featurize.encode.encoders import DEMO_ENCODERS, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
+from featurize.encode.joint_space import JointSpace
 from featurize.generate.generators import find_generator
 from featurize.generate.presets import EMBEDDED_GENERATORS, PRESETS
 from featurize.generate.text_to_image import TextToImage
 from featurize.inspect.probes import predict_linear, standardised
-from featurize.inspect.text_agreement import JointSpace
 from lugpi_core.corpora.corpus import Split
 from lugpi_core.corpora.demo import load_demo
 from lugpi_core.fingerprint import digest

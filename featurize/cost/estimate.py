@@ -16,7 +16,7 @@ from featurize.plan.job import Job, StoreJob, missing_disk_bytes
 from featurize.plan.own_pictures import OwnJob
 from lugpi_core.amounts import duration, size
 from lugpi_core.runtime.meters import peak_memory_bytes
-from lugpi_core.store.layout import LATENTS
+from lugpi_core.store.layout import CANDIDATES, LATENTS
 from lugpi_core.store.manifest import MANIFEST, load_manifest
 
 # On the CPU a block has fewer images than the run's if the whole would take more FLOPs, about a minute.
@@ -85,7 +85,8 @@ class Estimate:
 def missing_rows(job: Job) -> dict[str, int]:
     """Return how many rows each stage has to compute, by the names of ``stage_flops``. Reads the manifests; nothing is touched.
 
-    By whole shards: one that is not final counts in full.
+    By whole shards: one that is not final counts in full. Every candidate of an image is a row of denoiser, decoder and the encoder that
+    chooses; its text tower, which reads each prompt once, is not counted.
     """
     final = {spec.name: _final_shards(job, spec.name) for spec in job.columns}
     first = job.every_column[0]
@@ -94,23 +95,26 @@ def missing_rows(job: Job) -> dict[str, int]:
     def lacking(columns: Iterable[str]) -> int:
         return sum(count for shard, count in enumerate(rows) if any(shard not in final[name] for name in columns))
 
-    tokens = [name for name in final if name != LATENTS]
+    tokens = [name for name in final if name not in (LATENTS, CANDIDATES)]
     generated = sum(
         count
         for shard, count in enumerate(rows)
-        if shard not in final.get(LATENTS, ()) and any(shard not in shards for shards in final.values())
+        if any(shard not in final[name] for name in (LATENTS, CANDIDATES) if name in final)
+        or (LATENTS not in final and any(shard not in shards for shards in final.values()))
     )
     per_image = denoiser_rows(job.generator)
+    candidates = job.plan.candidates
+    scored = 0 if job.scorer is None else generated * candidates
     texts = 0
     if job.text_column is not None:
         done = _final_shards(job, job.text_column.name)
         texts = sum(count for shard, count in enumerate(rows) if shard not in done)
     return {
         PROMPT: (generated + texts) // job.plan.images_per_prompt,
-        DENOISE: generated * per_image.whole,
-        **({REUSE: generated * per_image.reused} if job.generator.settings.deepcache > 1 else {}),
-        DECODE: lacking(tokens),
-        **{f"encode {job.encoders[name].name}": lacking([name]) for name in tokens},
+        DENOISE: generated * candidates * per_image.whole,
+        **({REUSE: generated * candidates * per_image.reused} if job.generator.settings.deepcache > 1 else {}),
+        DECODE: lacking(tokens) + scored,
+        **{f"encode {job.encoders[name].name}": lacking([name]) + (scored if name == job.scorer else 0) for name in tokens},
     }
 
 
@@ -174,7 +178,7 @@ def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing
         hours = flops / speed / 3600
         basis = f"on {block.device} a block of {block.images} images ran at {speed / 1e9:,.0f} GFLOP/s"
     return Estimate(
-        images=max(missing[DENOISE] // denoiser_rows(job.generator).whole, missing[DECODE]),
+        images=_images(job, missing),
         prompts=missing[PROMPT],
         flops=flops,
         hours=hours,
@@ -182,6 +186,12 @@ def estimate_run(job: Job, block: WarmUp | None, unknown_because: str = "nothing
         peak_bytes=None if block is None else block.peak_bytes,
         basis=basis,
     )
+
+
+def _images(job: Job, missing: Mapping[str, int]) -> int:
+    """Return how many images are kept of those that are drawn, or decoded from stored latents."""
+    drawn = missing[DENOISE] // denoiser_rows(job.generator).whole
+    return max(drawn // job.plan.candidates, missing[DECODE] - (0 if job.scorer is None else drawn))
 
 
 def estimate_own(job: OwnJob) -> Estimate:

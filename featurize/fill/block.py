@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.fill.out_of_memory import StageBatches, is_out_of_memory
+from featurize.fill.scorer import Scorer, best_candidates
 from featurize.generate.families.family import PromptEmbeddings
 from featurize.generate.text_to_image import TextToImage
 from featurize.plan.images import ImagePlan
@@ -22,13 +23,15 @@ from featurize.plan.job import TEXT_BATCH, Job
 from lugpi_core.command_line import say
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.runtime.stopping import StopRequest
-from lugpi_core.store.layout import LATENTS
+from lugpi_core.store.layout import CANDIDATES, LATENTS
 from lugpi_core.store.shard import FLAG_CONSTANT, FLAG_NOT_FINITE
 
 # Images whose prompts' embeddings are held at once: 162 MB for Stable Diffusion 2. Fewer where they are large (``Job.most_prompts``).
 WINDOW_ROWS = 1024
 # Decoded images whose values differ by less than this have one colour.
 _ONE_COLOUR = 1 / 255
+# Computes a stage of some rows, in parts that fit: the stage, the rows, what computes a part.
+RunInParts = Callable[[str, int, Callable[[slice], torch.Tensor]], list[torch.Tensor]]
 
 
 @dataclass(kw_only=True)
@@ -40,6 +43,7 @@ class RunState:
         prompts: encoded by the text encoder.
         texts: rows of the column of text vectors that are there.
         generated, decoded, encoded: rows; an image that two encoders read counts twice.
+        candidates: images that were drawn, decoded and encoded to choose the generated rows among them; not counted in the others.
         redone: rows that failed and were computed once more in float32; not counted in the others.
         failed: rows of this run that are flagged, in any column.
         batches: the batch sizes, and every halving.
@@ -55,6 +59,7 @@ class RunState:
     generated: int = 0
     decoded: int = 0
     encoded: int = 0
+    candidates: int = 0
     redone: int = 0
     failed: int = 0
     int8_lost: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -64,7 +69,8 @@ class RunState:
     def rows(self) -> dict[str, int]:
         """Return the counts, under their names in the record."""
         counts = {"prompts": self.prompts, "drawn": self.generated, "decoded": self.decoded}
-        return {**counts, "encoded": self.encoded, "redone": self.redone}
+        candidates = {"candidates": self.candidates} if self.candidates else {}
+        return {**counts, "encoded": self.encoded, **candidates, "redone": self.redone}
 
     def int8_lost_shares(self) -> dict[str, float]:
         """Return the share of the values of each column in int8 that this run stored as 0 though they are not."""
@@ -77,11 +83,13 @@ class Models:
     """The loaded models of a job.
 
     Attributes:
+        scorer: chooses among candidates, with one of the encoders; None without candidates.
         free_bytes: returns the device memory that may still be taken; None = not known.
     """
 
     text_to_image: TextToImage
     encoders: dict[str, ImageEncoder] = field(default_factory=dict)
+    scorer: Scorer | None = None
     free_bytes: Callable[[], int] | None = None
 
     def fit_in_float32(self, *, generates: bool) -> bool:
@@ -90,10 +98,10 @@ class Models:
 
     @contextmanager
     def in_float32(self, names: Iterable[str]) -> Iterator[None]:
-        """Compute in float32 inside the block: the generator, and the encoders of these names."""
+        """Compute in float32 inside the block: the generator, the encoders of these names, and that of the scorer."""
         with ExitStack() as stack:
             stack.enter_context(self.text_to_image.in_float32())
-            for name in names:
+            for name in {*names, *(() if self.scorer is None else (self.scorer.column,))}:
                 stack.enter_context(self.encoders[name].in_float32())
             yield
 
@@ -237,12 +245,11 @@ class BlockRunner:
             task: what to compute.
             window: with the prompts of the block's images; not needed if the latents are stored.
         """
-        latents_BChw, flags_B = task.latents_BChw, task.latent_flags_B
-        if latents_BChw is None or flags_B is None:
+        if task.latents_BChw is not None and task.latent_flags_B is not None:
+            block = Block(values={LATENTS: task.latents_BChw}, flags={LATENTS: task.latent_flags_B})
+        else:
             assert window is not None
-            latents_BChw = self._generate(task.images, window)
-            flags_B = _flags_of(latents_BChw)
-        block = Block(values={LATENTS: latents_BChw}, flags={LATENTS: flags_B})
+            block = self._generate(task.images, window)
         if task.encoders:
             self._encode(task, block)
         block.fetch_flags()
@@ -255,37 +262,75 @@ class BlockRunner:
             block.fetch_flags()
         return block
 
-    def _generate(self, images: Sequence[int], window: PromptWindow) -> torch.Tensor:
-        def denoise(part: slice) -> torch.Tensor:
-            some = images[part]
-            embeddings = window.embeddings_of(some)
-            return self._models.text_to_image.denoise(embeddings, self._seeds(some), before_step=self._state.stop.check)
+    def _generate(self, images: Sequence[int], window: PromptWindow) -> Block:
+        """Return images without tokens: their latents and, of the best of several candidates, what these scored."""
 
-        with self._state.times.kernels("denoise"):
-            parts = self._state.batches.run("denoise", len(images), denoise)
-            self._state.generated += len(images)
-            # Rounded before decoding: an encoder that is added later, which reads the stored latent, gets the same image.
-            return torch.cat(parts).to(torch.float16)
+        def draw(candidate: int) -> torch.Tensor:
+            def denoise(part: slice) -> torch.Tensor:
+                some = images[part]
+                seeds = self._plan.seeds_of(some, candidate)
+                return self._models.text_to_image.denoise(window.embeddings_of(some), seeds, before_step=self._state.stop.check)
+
+            with self._state.times.kernels("denoise"):
+                parts = self._state.batches.run("denoise", len(images), denoise)
+                # Rounded before decoding: an encoder that is added later, which reads the stored latent, gets the same image.
+                return torch.cat(parts).to(torch.float16)
+
+        block = self._best_of(images, draw, self._state.batches.run)
+        self._state.generated += len(images)
+        return block
+
+    def _best_of(self, images: Sequence[int], draw: Callable[[int], torch.Tensor], run: RunInParts) -> Block:
+        """Return the best of the candidates that ``draw`` returns the latents of, by their numbers; without a scorer, the only one."""
+        scorer, state = self._models.scorer, self._state
+        if scorer is None:
+            latents_BChw = draw(0)
+            return Block(values={LATENTS: latents_BChw}, flags={LATENTS: _flags_of(latents_BChw)})
+        with state.times.kernels("score"):
+            texts_BE = scorer.space.embed_texts([self._plan.prompts[self._plan.prompt_of(image)] for image in images])
+
+        def score(latents_BChw: torch.Tensor) -> torch.Tensor:
+            with state.times.kernels("score"):
+                images_B3HW, flags_B = self._decode(latents_BChw, _flags_of(latents_BChw), run)
+                tokens_BTD, flags_B = self._tokens(scorer.column, images_B3HW, flags_B, run)
+                scores_B = scorer.scores(texts_BE, tokens_BTD)
+            state.candidates += len(images)
+            return torch.where(flags_B == 0, scores_B, torch.nan)
+
+        latents_BChw, scores_B1C = best_candidates(self._plan.candidates, draw, score)
+        # An image of which no candidate has a score fails in every column, so that all of them have the same one when it is drawn again.
+        unscored_B = (scores_B1C[:, 0, 1:].isnan().all(dim=1) * FLAG_NOT_FINITE).to(torch.uint8)
+        return Block(
+            values={LATENTS: latents_BChw, CANDIDATES: scores_B1C},
+            flags={LATENTS: _first_flag(_flags_of(latents_BChw), unscored_B.to(latents_BChw.device)), CANDIDATES: unscored_B},
+        )
 
     def _encode(self, task: BlockTask, block: Block) -> None:
         """Add the tokens of the task's encoders to a block."""
-        state, latents_BChw = self._state, block.values[LATENTS]
+        state = self._state
         with state.times.kernels("decode"):
-            parts = state.batches.run("decode", len(task.images), lambda part: self._models.text_to_image.decode(latents_BChw[part]))
-            images_B3HW = torch.cat(parts)
-            image_flags_B = _first_flag(block.flags[LATENTS].to(images_B3HW.device), _flags_of(images_B3HW, within=_ONE_COLOUR))
+            images_B3HW, image_flags_B = self._decode(block.values[LATENTS], block.flags[LATENTS], state.batches.run)
         state.decoded += len(images_B3HW)
         for name in task.encoders:
-            encoder = self._models.encoders[name]
             with state.times.kernels("encode"):
-                parts = state.batches.run("encode", len(images_B3HW), partial(_encode_images, encoder, images_B3HW))
-                block.values[name] = torch.cat(parts)
-                block.flags[name] = _first_flag(image_flags_B, _flags_of(block.values[name]))
+                block.values[name], block.flags[name] = self._tokens(name, images_B3HW, image_flags_B, state.batches.run)
             state.encoded += len(images_B3HW)
+
+    def _decode(self, latents_BChw: torch.Tensor, flags_B: torch.Tensor, run: RunInParts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images [B, 3, H, W] with their flags, from latents with theirs."""
+        parts = run("decode", len(latents_BChw), lambda part: self._models.text_to_image.decode(latents_BChw[part]))
+        images_B3HW = torch.cat(parts)
+        return images_B3HW, _first_flag(flags_B.to(images_B3HW.device), _flags_of(images_B3HW, within=_ONE_COLOUR))
+
+    def _tokens(self, name: str, images_B3HW: torch.Tensor, flags_B: torch.Tensor, run: RunInParts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of an encoder with their flags, from images with theirs."""
+        encoder = self._models.encoders[name]
+        tokens_BTD = torch.cat(run("encode", len(images_B3HW), lambda part: encoder.encode(images_B3HW[part])))
+        return tokens_BTD, _first_flag(flags_B, _flags_of(tokens_BTD))
 
     def _redo(self, task: BlockTask, block: Block, rows: Sequence[int]) -> None:
         """Compute rows once more in float32, each alone, so that no row depends on which others have failed."""
-        generates = task.latents_BChw is None and any(block.failed[LATENTS][row] or task.images[row] in task.retry for row in rows)
+        generates = any(_is_to_generate(task, block, row) for row in rows)
         if not self._models.fit_in_float32(generates=generates):
             self._say_no_memory(len(rows))
             return
@@ -309,20 +354,32 @@ class BlockRunner:
         text_to_image, image = self._models.text_to_image, task.images[row]
         at = slice(row, row + 1)
         encoders = task.encoders if image in task.retry else tuple(name for name in task.encoders if block.flags[name][row])
-        if task.latents_BChw is None and (block.flags[LATENTS][row] or image in task.retry):
+        if _is_to_generate(task, block, row):
             with text_to_image.text_encoder_on_device():
                 embeddings = text_to_image.encode_prompts([self._plan.prompts[self._plan.prompt_of(image)]])
-            latents_1Chw = text_to_image.denoise(embeddings, self._seeds([image]), before_step=self._state.stop.check).to(torch.float16)
-            block.values[LATENTS][at], block.flags[LATENTS][at] = latents_1Chw, _flags_of(latents_1Chw)
-        if encoders:
-            image_13HW = text_to_image.decode(block.values[LATENTS][at])
-            image_flags_1 = _first_flag(block.flags[LATENTS][at].to(image_13HW.device), _flags_of(image_13HW, within=_ONE_COLOUR))
-            for name in encoders:
-                tokens_1TD = self._models.encoders[name].encode(image_13HW)
-                block.values[name][at], block.flags[name][at] = tokens_1TD, _first_flag(image_flags_1, _flags_of(tokens_1TD))
 
-    def _seeds(self, images: Sequence[int]) -> list[int]:
-        return [int(self._plan.seeds[image]) for image in images]
+            def draw(candidate: int) -> torch.Tensor:
+                seeds = self._plan.seeds_of([image], candidate)
+                return text_to_image.denoise(embeddings, seeds, before_step=self._state.stop.check).to(torch.float16)
+
+            again = self._best_of([image], draw, _whole)
+            for name, values_1 in again.values.items():
+                block.values[name][at], block.flags[name][at] = values_1, again.flags[name]
+            encoders = task.encoders
+        if encoders:
+            image_13HW, image_flags_1 = self._decode(block.values[LATENTS][at], block.flags[LATENTS][at], _whole)
+            for name in encoders:
+                block.values[name][at], block.flags[name][at] = self._tokens(name, image_13HW, image_flags_1, _whole)
+
+
+def _is_to_generate(task: BlockTask, block: Block, row: int) -> bool:
+    """Whether a row that failed is drawn again: it was drawn for the task, and its latent failed."""
+    return task.latents_BChw is None and (bool(block.failed[LATENTS][row]) or task.images[row] in task.retry)
+
+
+def _whole(stage: str, rows: int, compute: Callable[[slice], torch.Tensor]) -> list[torch.Tensor]:
+    """Compute all rows at once, as the one row that is computed again; the caller handles an out-of-memory."""
+    return [compute(slice(0, rows))]
 
 
 def _encode_texts(
@@ -332,10 +389,6 @@ def _encode_texts(
     embeddings = encoder.encode_prompts(texts[part])
     vectors_PTD = torch.empty(0) if sink is None else sink.vectors_of(embeddings)
     return embeddings.on_host() if is_kept else PromptEmbeddings({}), vectors_PTD
-
-
-def _encode_images(encoder: ImageEncoder, images_B3HW: torch.Tensor, part: slice) -> torch.Tensor:
-    return encoder.encode(images_B3HW[part])
 
 
 def _flags_of(values_B: torch.Tensor, within: float = 0.0) -> torch.Tensor:

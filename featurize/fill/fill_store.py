@@ -23,7 +23,7 @@ from featurize.plan.prompt_reader import prompt_reader
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable, write_example_table
-from lugpi_core.store.layout import LATENTS, PROMPT_TEXT
+from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT
 from lugpi_core.store.shard import ShardWriter, flag_of
 from lugpi_core.store.writer import ColumnWriter
 
@@ -121,8 +121,10 @@ class ImageFiller(ShardFiller):
             )
 
     def _task(self, files: dict[str, ShardWriter], stored: "_Latents | None", first_row: int, rows: slice) -> BlockTask:
-        encoders = [name for name, file in files.items() if name != LATENTS and not file.valid[rows].all()]
-        latents = stored.rows(rows) if stored is not None else _latents_in(files.get(LATENTS), rows)
+        encoders = [name for name, file in files.items() if name not in (LATENTS, CANDIDATES) and not file.valid[rows].all()]
+        latents = None
+        if CANDIDATES not in files or files[CANDIDATES].valid[rows].all():  # else all candidates are drawn again
+            latents = stored.rows(rows) if stored is not None else _latents_in(files.get(LATENTS), rows)
         return BlockTask(
             images=range(first_row + rows.start, first_row + rows.stop),
             missing_B=np.logical_or.reduce([~file.valid[rows] for file in files.values()]),

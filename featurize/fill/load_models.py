@@ -5,8 +5,10 @@ from functools import partial
 
 from featurize.cost.batch_size import BatchSizes, choose_batch_sizes, free_memory_bytes, limit_memory
 from featurize.encode.image_encoder import ImageEncoder
+from featurize.encode.joint_space import JointSpace
 from featurize.fill.block import Models
 from featurize.fill.out_of_memory import is_out_of_memory
+from featurize.fill.scorer import Scorer
 from featurize.generate.acceleration import choose_compilation
 from featurize.generate.decoders import image_side_px
 from featurize.generate.text_to_image import TextToImage
@@ -22,7 +24,7 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
 
     Args:
         job: with which models, where, how.
-        columns: whose encoders are needed.
+        columns: whose encoders are needed, beside the one that chooses among candidates.
         images: to be generated, which decides whether compiling pays.
         times: gets the seconds of loading and compiling.
 
@@ -33,8 +35,13 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
     with times.stage("load"):
         text_to_image = TextToImage(job.generator, job.compute, attention=job.execution.attention, decoder=job.decoder)
         encoders = {
-            name: ImageEncoder(files, job.encoder_compute or job.compute) for name, files in job.encoders.items() if name in columns
+            name: ImageEncoder(files, job.encoder_compute or job.compute)
+            for name, files in job.encoders.items()
+            if name in columns or name == job.scorer
         }
+        scorer = None
+        if job.scorer is not None:
+            scorer = Scorer(column=job.scorer, space=JointSpace(job.encoders[job.scorer], job.encoder_compute or job.compute))
         _try_models(job, text_to_image, encoders)
     sizes = choose_batch_sizes(job, text_to_image.parts.tokenizers)
     with times.stage("compile"):
@@ -43,7 +50,7 @@ def load_models(job: Job, columns: Container[str], images: int, times: StageTime
     compiled = "" if part == "off" else f", compiled ({part})"
     say(f"generating on {job.compute}, attention {text_to_image.attention}{compiled}, {sizes.generate} at a time")
     free_bytes = partial(free_memory_bytes, job.execution, job.compute.device)
-    return Models(text_to_image=text_to_image, encoders=encoders, free_bytes=free_bytes), sizes
+    return Models(text_to_image=text_to_image, encoders=encoders, scorer=scorer, free_bytes=free_bytes), sizes
 
 
 def _try_models(job: Job, text_to_image: TextToImage, encoders: Mapping[str, ImageEncoder]) -> None:

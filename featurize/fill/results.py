@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lugpi_core.store.candidates import CandidateFigures
     from lugpi_core.store.manifest import ColumnSpec
     from lugpi_core.store.prompt_figures import PromptFigures
 
@@ -66,6 +67,7 @@ class FeaturizeResult:
         is_generated: False: the images are the user's own.
         prompt_figures: what of the texts the generator reads; None if an earlier version wrote the store, or it has own images.
         int8_lost: by column in int8, the share of this run's values that are stored as 0 though they are not.
+        best_of: what the candidates scored of which the images were chosen; None without candidates, or while a shard is missing.
         part: of several, that this run filled; None if it was alone.
         missing_shards: those that were not final when it ended: of other parts, or taken back by another process.
         part_complete: whether no row failed in this part's own shards, nor in those that this run filled.
@@ -87,6 +89,7 @@ class FeaturizeResult:
     is_generated: bool = True
     prompt_figures: "PromptFigures | None" = None
     int8_lost: Mapping[str, float] = field(default_factory=dict)
+    best_of: "CandidateFigures | None" = None
     part: str | None = None
     missing_shards: int = 0
     part_complete: bool = True
@@ -118,6 +121,7 @@ class FeaturizeResult:
             "failed_rows": self.failed_rows,
             "missing_shards": self.missing_shards,
             **({"int8_lost": {name: round(share, 4) for name, share in self.int8_lost.items()}} if self.int8_lost else {}),
+            **({} if self.best_of is None else {"best_of": self.best_of.to_json()}),
             **({} if self.part is None else {"part": self.part, "part_complete": self.part_complete}),
             "rows": self.rows,
             "batches": self.batches,

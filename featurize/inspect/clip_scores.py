@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featurize.encode.joint_space import JointSpace
 from featurize.inspect.decoded_images import generator_of
 from featurize.inspect.inspect_store import OpenStore, folder_of
 from featurize.inspect.records import LeftOut
-from featurize.inspect.text_agreement import JointSpace, encoder_of
+from featurize.inspect.text_agreement import encoder_of
 from featurize.options import Generation, PromptStrategy
 from featurize.plan.prompt_reader import prompt_reader
 from featurize.plan.prompts import plan_of

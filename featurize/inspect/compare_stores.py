@@ -39,7 +39,7 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.meters import StageTimes, peak_memory_bytes, provenance
 from lugpi_core.runtime.pretrained import only_local_files
 from lugpi_core.store.example_table import read_stored_examples
-from lugpi_core.store.layout import LATENTS, PROMPT_TEXT
+from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT
 from lugpi_core.store.manifest import ColumnSpec, is_of_own_pictures, load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of, image_columns_of
 
@@ -55,7 +55,7 @@ class _Entry:
     Attributes:
         label: its name in the table.
         subject: what is inspected.
-        specs: of its columns that can be read, latents first and text vectors last.
+        specs: of its columns that can be read, latents first and what is of no image last.
         generator: its files, or why they are not there.
     """
 
@@ -79,6 +79,12 @@ class _Entry:
     def prompts(self) -> str:
         """Its strategy, ``--prompts``."""
         return self.subject.strategy(self.flags)
+
+    @property
+    def candidates(self) -> int:
+        """How many were drawn for each image."""
+        best_of = self.generation.get("best_of")
+        return int(best_of["candidates"]) if isinstance(best_of, Mapping) else 1
 
     @property
     def seed(self) -> int | None:
@@ -164,7 +170,7 @@ def _checked(store: Path, corpus: Corpus) -> Path:
 def _entry(label: str, subject: Subject) -> _Entry:
     store = subject.store
     specs: dict[str, ColumnSpec] = {}
-    for name in sorted(columns_of(store), key=lambda name: (name != LATENTS, name == PROMPT_TEXT, name)):
+    for name in sorted(columns_of(store), key=lambda name: (name != LATENTS, name in (PROMPT_TEXT, CANDIDATES), name)):
         try:
             specs[name] = load_manifest(store / name)[0]
         except InputError:
@@ -225,6 +231,7 @@ def _settings_in_words(entry: _Entry, about: Mapping[str, Any]) -> str:
     words += shortcuts_in_words(about)
     words += files_in_words(about, entry.flags)
     words += [f"prompts {entry.prompts}"] if entry.prompts != "whole" else []
+    words += [f"best of {entry.candidates}"] if entry.candidates > 1 else []
     return ", ".join([*words, str(entry.generation.get("dtype", ""))])
 
 
@@ -238,10 +245,11 @@ def _work(entry: _Entry) -> Work | LeftOut:
     except InputError as error:
         return LeftOut(left_out=str(error))
     images_of_prompt = 1 if entry.prompts == "chunks" else entry.subject.table.drawings.shape[1]
+    decoded = 1 if entry.candidates == 1 else entry.candidates + 1  # the best once more, for all encoders
     return Work(
-        denoise_tflop=denoising_flops(generator, flops) / 1e12,
+        denoise_tflop=entry.candidates * denoising_flops(generator, flops) / 1e12,
         prompt_tflop=flops[PROMPT] / images_of_prompt / 1e12,
-        decode_tflop=flops[DECODE] / 1e12,
+        decode_tflop=decoded * flops[DECODE] / 1e12,
     )
 
 

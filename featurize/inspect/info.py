@@ -17,7 +17,9 @@ from lugpi_core.command_line import say
 from lugpi_core.errors import InputError, one_line
 from lugpi_core.fingerprint import flat
 from lugpi_core.remote.run import remote_of
+from lugpi_core.store.candidates import CandidateFigures, candidate_figures
 from lugpi_core.store.example_table import EXAMPLES
+from lugpi_core.store.layout import CANDIDATES
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import PromptFigures, figures_in
 from lugpi_core.store.reader import columns_of
@@ -125,6 +127,7 @@ class StoreInfo:
         unreadable: by name, why a column cannot be read; ``examples.h5`` stands for the table of examples.
         progress: how far the store is; None if nothing says how many shards it will have, or a column cannot be read.
         merged: whether its manifests and ``tokens.h5`` are written and of this content.
+        best_of: what the candidates scored of which the images were chosen; None without candidates, or while a shard is missing.
     """
 
     store: Path
@@ -133,6 +136,7 @@ class StoreInfo:
     unreadable: Mapping[str, str]
     progress: StoreProgress | None
     merged: bool
+    best_of: CandidateFigures | None = None
 
     @property
     def complete(self) -> bool:
@@ -148,6 +152,7 @@ class StoreInfo:
             else "no table of examples yet"
         )
         lines = table.prompt_figures.sentences() if table and table.prompt_figures else []
+        lines += [] if self.best_of is None else [self.best_of.sentence()]
         lines += [line for name, column in self.columns.items() for line in column.summary_lines(name)]
         lines += [f"cannot be read: {fault}" for fault in self.unreadable.values()]
         return "\n".join([f"{self.store}: {counts}", *self._what_is_left(), *lines])
@@ -171,6 +176,7 @@ class StoreInfo:
             "failed_rows": self.progress.failed if self.progress else {},
             "examples": self.examples.to_json() if self.examples else {},
             "columns": {name: {**asdict(column), "row_shape": list(column.row_shape)} for name, column in self.columns.items()},
+            **({} if self.best_of is None else {"best_of": self.best_of.to_json()}),
             "not_shown": unreadable,
         }
 
@@ -225,7 +231,11 @@ def store_info(store: Path) -> StoreInfo:
             columns = {name: replace(column, failed_texts=_texts_of(column, arrays)) for name, column in columns.items()}
         except InputError as error:
             unreadable[EXAMPLES] = str(error)
-    readable = len(columns) == len(names)
+    readable, best_of = len(columns) == len(names), None
+    try:
+        best_of = candidate_figures(store) if readable else None
+    except InputError as error:
+        unreadable[CANDIDATES] = str(error)
     return StoreInfo(
         store=store,
         examples=examples,
@@ -233,6 +243,7 @@ def store_info(store: Path) -> StoreInfo:
         unreadable=unreadable,
         progress=store_progress(store) if readable else None,
         merged=readable and view_is_current(store),
+        best_of=best_of,
     )
 
 

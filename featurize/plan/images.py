@@ -1,6 +1,6 @@
 """Which images to generate: the same number for each distinct prompt, each with the seed that makes it the same image every time.
 
-Shapes: N examples with Q prompts and K images each, P distinct prompts, M = P·K/Q images.
+Shapes: N examples with Q prompts and K images each, P distinct prompts, M = P·K/Q images, C candidates of each.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,8 +22,8 @@ class ImagePlan:
 
     Attributes:
         prompts: the P distinct prompts, in the order of their first example.
-        seeds: int64 [M], the seed of each image's noise. It depends on the prompt and the image's place among those of the prompt only,
-            not on batch, order or corpus.
+        seeds: int64 [M], the seed of each image's noise; or [M, C], those of its candidates. It depends on the prompt and the image's
+            place among those of the prompt only, not on batch, order or corpus.
         prompts_of_example: int64 [N, Q]: one prompt, or the passages of a text; those of a text with fewer than Q recur.
         images_per_prompt: K/Q.
     """
@@ -35,6 +35,15 @@ class ImagePlan:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    @property
+    def candidates(self) -> int:
+        """C: how many images are drawn for each that is kept."""
+        return 1 if self.seeds.ndim == 1 else int(self.seeds.shape[1])
+
+    def seeds_of(self, images: Sequence[int], candidate: int = 0) -> list[int]:
+        """Return the seeds of some images, or of one of their candidates."""
+        return [int(self.seeds[image] if self.seeds.ndim == 1 else self.seeds[image, candidate]) for image in images]
 
     @property
     def images_per_text(self) -> int:
@@ -61,31 +70,32 @@ class ImagePlan:
         return digest_of_lists(self.prompts, self.seeds)
 
 
-def plan_images(corpus: Corpus, *, seed: int, images_per_text: int = 1) -> ImagePlan:
+def plan_images(corpus: Corpus, *, seed: int, images_per_text: int = 1, candidates: int = 1) -> ImagePlan:
     """Return the plan for the whole prompts of a corpus.
 
     Raises:
         InputError: an example has an empty prompt.
     """
     require_prompts(corpus)
-    return plan_prompts(corpus.columns.prompts, seed=seed, images_per_prompt=images_per_text)
+    return plan_prompts(corpus.columns.prompts, seed=seed, images_per_prompt=images_per_text, candidates=candidates)
 
 
-def plan_prompts(prompts: Iterable[str], *, seed: int, images_per_prompt: int = 1) -> ImagePlan:
+def plan_prompts(prompts: Iterable[str], *, seed: int, images_per_prompt: int = 1, candidates: int = 1) -> ImagePlan:
     """Return the plan for one prompt of each example: equal prompts share their images.
 
     Args:
         prompts: of each example.
         seed: of the run.
         images_per_prompt: K.
+        candidates: C; those of image r of a prompt have the seeds of images rC to rC + C - 1 of a plan without candidates.
     """
     column = TextColumn.of(prompts)
     rows, numbers_N = numbered(column)
     distinct = column if len(rows) == len(column) else column.take(rows)
-    return _plan(distinct, numbers_N[:, None], seed, images_per_prompt)
+    return _plan(distinct, numbers_N[:, None], seed, images_per_prompt, candidates)
 
 
-def plan_passages(passages: TextColumn, counts_N: NDArray[np.int64], *, seed: int, prompts_per_text: int) -> ImagePlan:
+def plan_passages(passages: TextColumn, counts_N: NDArray[np.int64], *, seed: int, prompts_per_text: int, candidates: int = 1) -> ImagePlan:
     """Return the plan for several prompts of each example.
 
     Args:
@@ -93,6 +103,7 @@ def plan_passages(passages: TextColumn, counts_N: NDArray[np.int64], *, seed: in
         counts_N: how many each example has, 1 to ``prompts_per_text``. Fewer recur in turn: a, b, c become a, b, c, a.
         seed: of the run.
         prompts_per_text: Q.
+        candidates: C.
     """
     rows, numbers = numbered(passages)
     starts_N = np.cumsum(counts_N) - counts_N
@@ -102,13 +113,19 @@ def plan_passages(passages: TextColumn, counts_N: NDArray[np.int64], *, seed: in
     del numbers, starts_N  # each of these is as large as the seeds of a million texts
     distinct = passages if len(rows) == len(passages) else passages.take(rows)
     del rows
-    return _plan(distinct, prompts_NQ, seed, 1)
+    return _plan(distinct, prompts_NQ, seed, 1, candidates)
 
 
-def _plan(prompts: TextColumn, prompts_of_example: NDArray[np.int64], seed: int, images_per_prompt: int) -> ImagePlan:
-    seeds_of_prompts = (image_seed(prompt, seed, image) for prompt in prompts for image in range(images_per_prompt))
-    seeds = np.fromiter(seeds_of_prompts, np.int64, len(prompts) * images_per_prompt)
-    return ImagePlan(prompts=prompts, seeds=seeds, prompts_of_example=prompts_of_example, images_per_prompt=images_per_prompt)
+def _plan(prompts: TextColumn, prompts_of_example: NDArray[np.int64], seed: int, images_per_prompt: int, candidates: int) -> ImagePlan:
+    drawn = images_per_prompt * candidates
+    seeds_of_prompts = (image_seed(prompt, seed, image) for prompt in prompts for image in range(drawn))
+    seeds = np.fromiter(seeds_of_prompts, np.int64, len(prompts) * drawn)
+    return ImagePlan(
+        prompts=prompts,
+        seeds=seeds if candidates == 1 else seeds.reshape(-1, candidates),
+        prompts_of_example=prompts_of_example,
+        images_per_prompt=images_per_prompt,
+    )
 
 
 def require_prompts(corpus: Corpus) -> None:

@@ -16,6 +16,7 @@ from featurize.encode.encoders import EncoderFiles, expand_encoders, find_encode
 from featurize.generate.decoders import DecoderFiles, find_decoder, image_side_px
 from featurize.generate.generators import SAMPLING, Generator, find_generator, generator_settings
 from featurize.options import Execution, FeaturizeSettings, PromptStrategy
+from featurize.plan.candidates import candidates_column, scoring_encoder
 from featurize.plan.images import ImagePlan, require_prompts
 from featurize.plan.prompt_reader import prompt_reader
 from featurize.plan.prompt_text import TEXT_ENCODER, prompts_fingerprint, text_column, text_encoder
@@ -26,8 +27,9 @@ from lugpi_core.errors import InputError
 from lugpi_core.fields import part_of
 from lugpi_core.fingerprint import Fingerprint, differences
 from lugpi_core.runtime.device import Compute, resolve_compute
+from lugpi_core.store.clip_scores import CLIP_SCORES
 from lugpi_core.store.example_table import EXAMPLES, read_example_table
-from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, Dtype, structure
+from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT, Dtype, structure
 from lugpi_core.store.manifest import MOST_SHARDS, ColumnSpec, is_empty, load_manifest
 from lugpi_core.store.mirror import Mirror
 from lugpi_core.store.reader import columns_of
@@ -46,8 +48,10 @@ _MOST_WAITING = 2  # shards of a column with a mirror: one being sent, one being
 NUMBERING = ("generation", "prompts")
 # Fields of a fingerprint that are hashes of prompts: what a user can compare are the flags.
 _OF_PROMPTS = ("generation.drawings: ", "prompts: ")
+# Fields of a fingerprint that say again what a flag does which differs.
+_OF_FLAGS = (("generation.seed: ", "--seed"), ("generation.best_of.", "--best-of"))
 # Flags that decide the prompts, beside those of the corpus.
-_FLAGS_OF_PROMPTS = ("dataset", "unlabelled", "prompts", "images_per_text", "seed", "generator")
+_FLAGS_OF_PROMPTS = ("dataset", "unlabelled", "prompts", "images_per_text", "best_of", "seed", "generator")
 
 
 class StoreJob(Protocol):
@@ -96,6 +100,7 @@ class Job:
         columns: of the images; there may be none.
         text_column: of the generator's own text vectors, or None.
         mirror: where final shards go, too, or None.
+        scorer: the name of the encoder's column whose text tower chooses among candidates; None without candidates.
     """
 
     store: Path
@@ -115,6 +120,7 @@ class Job:
     numbering: Mapping[str, Any] = field(default_factory=dict)
     text_column: ColumnSpec | None = None
     mirror: Mirror | None = None
+    scorer: str | None = None
 
     @property
     def every_column(self) -> tuple[ColumnSpec, ...]:
@@ -199,7 +205,8 @@ def column_specs(
         )
         for files in encoders
     ]
-    specs = ((latent,) if settings.latents else ()) + tuple(tokens)
+    scores = candidates_column(plan, {"generation": generation}, {**common, "license": f"scores of images {images_by}"})
+    specs = ((latent,) if settings.latents else ()) + ((scores,) if plan.candidates > 1 and tokens else ()) + tuple(tokens)
     require_names_of_columns(spec.name for spec in tokens)
     return specs
 
@@ -207,7 +214,7 @@ def column_specs(
 def require_names_of_columns(encoders: Iterable[str]) -> None:
     """Raise InputError unless encoders' columns have names of their own, which nothing else in a store has."""
     for name, count in Counter(encoders).items():
-        if count > 1 or name in (LATENTS, PROMPT_TEXT, EXAMPLES, VIEW):
+        if count > 1 or name in (LATENTS, PROMPT_TEXT, CANDIDATES, CLIP_SCORES, EXAMPLES, VIEW):
             what = "two columns named" if count > 1 else "an encoder's column named as another part of a store,"
             raise InputError(got=f"{what} {name}", expected="one name a column", do="rename the encoder's folder")
 
@@ -263,6 +270,11 @@ def plan_job(
     # Everything that decides an image, and nothing else: batch size and device do not.
     generation = {"drawings": plan.fingerprint(), "seed": settings.seed, "dtype": compute.dtype}
     generation["generator"] = _record(generator_files, store)
+    scorer = None
+    if settings.best_of > 1:
+        scorer = scoring_encoder(encoder_files)
+        how = {**scorer.fingerprint(), "dtype": encoder_compute.dtype}
+        generation["best_of"] = {"candidates": settings.best_of, "encoder": how, "decoder": decoder.fingerprint() if decoder else "full"}
     if dtypes := _other_dtypes(generator_files, compute):
         generation["dtypes"] = dtypes
     columns, text = column_specs(plan, generator_files, encoder_files, generation, column_settings), None
@@ -289,6 +301,7 @@ def plan_job(
         numbering=numbering,
         text_column=text,
         most_prompts=max(1, MOST_EMBEDDING_BYTES // generator_files.family.embedding_bytes),
+        scorer=None if scorer is None else column_settings.column_name(scorer),
         most_failed=max(FEWEST_FAILED, len(plan) // 20) if settings.max_failed is None else settings.max_failed,
     )
 
@@ -376,9 +389,9 @@ def _in_flags(unlike: Sequence[str], found: ColumnSpec, job: StoreJob) -> list[s
             typed = [f"{typed[0]}, or the version of lugpi that began the store chose other keywords of them"]
         if wanted.get("prompts") == "wordnet":
             typed = [f"{typed[0]}, or the class names are, or the version of lugpi that began the store chose other hypernyms"]
-    return typed + [
-        one for one in others if not (one.startswith("generation.seed: ") and any(flag.startswith("--seed:") for flag in typed))
-    ]
+    told = {flag.partition(":")[0] for flag in typed}
+    of_flags = [prefix for prefix, flag in _OF_FLAGS if flag in told]
+    return typed + [one for one in others if not one.startswith(tuple(of_flags))]
 
 
 def _default(name: str, otherwise: Any) -> Any:

@@ -24,18 +24,18 @@ def plan_of(corpus: Corpus, settings: Generation, reader: Callable[[], PromptRea
     Raises:
         InputError: an example has an empty prompt, or as ``reader`` and ``wordnet_prompts`` do.
     """
-    seed, images_per_text = settings.seed, settings.images_per_text
+    seed, images_per_text, candidates = settings.seed, settings.images_per_text, settings.best_of
     match settings.prompts:
         case "whole":
-            return plan_images(corpus, seed=seed, images_per_text=images_per_text)
+            return plan_images(corpus, seed=seed, images_per_text=images_per_text, candidates=candidates)
         case "chunks":
             require_prompts(corpus)
             passages, counts_N = corpus.columns.prompts.parts(partial(passage_spans, count=images_per_text))
-            return plan_passages(passages, counts_N, seed=seed, prompts_per_text=images_per_text)
+            return plan_passages(passages, counts_N, seed=seed, prompts_per_text=images_per_text, candidates=candidates)
         case "keywords":
             require_prompts(corpus)
             prompts = keyword_prompts(corpus.columns.prompts, corpus.train_prompts(), reader())
-            return plan_prompts(prompts, seed=seed, images_per_prompt=images_per_text)
+            return plan_prompts(prompts, seed=seed, images_per_prompt=images_per_text, candidates=candidates)
         case "wordnet":
             require_prompts(corpus)
-            return plan_prompts(wordnet_prompts(corpus), seed=seed, images_per_prompt=images_per_text)
+            return plan_prompts(wordnet_prompts(corpus), seed=seed, images_per_prompt=images_per_text, candidates=candidates)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.foreign_files import refuse_structure
-from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, SCALE
+from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import MANIFEST, Record, is_empty, load_manifest
 from lugpi_core.store.object_store import bring_shards
 from lugpi_core.store.quantize import dequantize_array
@@ -149,7 +149,7 @@ def columns_of(store: Path) -> list[str]:
 
 def token_columns_of(store: Path) -> list[str]:
     """Return the names of the columns of tokens, sorted."""
-    return [name for name in columns_of(store) if name != LATENTS]
+    return [name for name in columns_of(store) if name not in (LATENTS, CANDIDATES)]
 
 
 def image_columns_of(store: Path) -> list[str]:

@@ -18,7 +18,7 @@ from lugpi_core.corpora.corpus import split_named
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_type
 from lugpi_core.store.example_table import read_stored_examples
-from lugpi_core.store.layout import LATENTS
+from lugpi_core.store.layout import CANDIDATES, LATENTS
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of
 
@@ -209,7 +209,7 @@ class TokenStore(Dataset[Any]):
     def _complete(self) -> list[str]:
         columns = {name: load_manifest(self.path / name) for name in columns_of(self.path)}
         complete = [name for name, (spec, records) in columns.items() if len(records) == spec.shards]
-        tokens = [name for name in columns if name != LATENTS]
+        tokens = [name for name in columns if name not in (LATENTS, CANDIDATES)]
         if not set(complete) & set(tokens or columns):
             counts = [
                 f"{sum(record['rows'] for record in records.values()):,} of {spec.rows:,} rows of {name}"
@@ -220,7 +220,7 @@ class TokenStore(Dataset[Any]):
                 expected="at least one complete column of tokens",
                 do="run the same featurize command again; it generates what is missing",
             )
-        return [name for name in complete if name != LATENTS]
+        return [name for name in complete if name not in (LATENTS, CANDIDATES)]
 
     def _open(self, name: str) -> TokenColumn:
         if name not in self._opened:

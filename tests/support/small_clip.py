@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
+from featurize.encode.joint_space import JointSpace
 from featurize.generate.generators import find_generator, generator_settings
-from featurize.inspect.text_agreement import JointSpace
 from lugpi_core.runtime.device import Compute
 
 CPU = Compute(device="cpu", device_name="CPU", dtype="float32", threads=1)

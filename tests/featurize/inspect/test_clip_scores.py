@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 import lugpi
 from featurize.cli import main
 from featurize.encode.encoders import EncoderFiles, find_encoder
+from featurize.encode.joint_space import JointSpace
 from featurize.inspect.clip_scores import score_images
-from featurize.inspect.text_agreement import JointSpace
 from featurize.options import Generation
 from featurize.plan.prompts import plan_of
 from featurize.plan.words import passages_of

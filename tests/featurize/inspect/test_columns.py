@@ -10,12 +10,12 @@ import pytest
 
 from featurize.cli import main
 from featurize.encode.encoders import find_encoder
+from featurize.encode.joint_space import JointSpace
 from featurize.generate.generators import find_generator, generator_settings
 from featurize.inspect import sample
 from featurize.inspect.inspect_store import inspect
 from featurize.inspect.inspection import Inspection
 from featurize.inspect.sample import take_sample
-from featurize.inspect.text_agreement import JointSpace
 from featurize.options import FeaturizeOptions, InspectSettings
 from featurize.plan.keywords import keyword_prompts
 from featurize.plan.prompt_reader import prompt_reader

@@ -12,7 +12,8 @@ import torch
 
 from featurize.encode.encoders import EncoderFiles, find_encoder
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.inspect.text_agreement import JointSpace, agreement_of, encoder_of, text_agreement
+from featurize.encode.joint_space import JointSpace
+from featurize.inspect.text_agreement import agreement_of, encoder_of, text_agreement
 from lugpi_core.errors import InputError
 from lugpi_core.store.manifest import ColumnSpec
 from tests.support.small_clip import CPU, JOINT, WIDTH, class_tokens_like, clip_folder
