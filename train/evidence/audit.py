@@ -178,19 +178,24 @@ class AuditReport:
     @property
     def header(self) -> list[str]:
         """The header of the table."""
-        return ["model", "right, train / test", "attack", "AUC", *(f"TPR at {_percent(rate)} FPR" for rate in self.rates), "AUC - baseline"]
+        rates = [name for rate in self.rates for name in (f"TPR at {_percent(rate)} FPR", "- baseline, points")]
+        return ["model", "right, train / test", "attack", "AUC", "- baseline", *rates]
 
     @property
     def cells(self) -> list[list[str]]:
         """The cells of the table: a line for each attack on each row of models."""
-        lines = []
+        lines, names = [], ["auc", *map(rate_name, self.rates)]
         for result in self.results:
             differences = self.differences(result)
             heads = [_named(result.audited), _right(result)]
             for attack, figures in self.estimates(result).items():
-                rates = [_share(figures[rate_name(rate)]) for rate in self.rates]
-                difference = _signed(differences[attack]["auc"]) if attack in differences else ""
-                lines.append([*heads, attack, _area(figures["auc"]), *rates, difference])
+                line = [*heads, attack]
+                for name in names:
+                    line.append(_text(figures[name], ".3f" if name == "auc" else ".1%"))
+                    difference = differences[attack][name] if attack in differences else None
+                    points = 1 if name == "auc" else 100
+                    line.append("" if difference is None else _text(difference.times(points), "+.3f" if name == "auc" else "+.1f"))
+                lines.append(line)
                 heads = ["", ""]
         return lines
 
@@ -241,16 +246,8 @@ def _right(result: AuditResult) -> str:
     )
 
 
-def _area(figure: Estimate) -> str:
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
-
-
-def _share(figure: Estimate) -> str:
-    return f"{figure.value:.1%} [{figure.low:.1%}, {figure.high:.1%}]"
-
-
-def _signed(figure: Estimate) -> str:
-    return f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
+def _text(figure: Estimate, form: str) -> str:
+    return f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]"
 
 
 def _write_scores(path: Path, report: AuditReport) -> None:

@@ -4,7 +4,7 @@ Shapes: N examples of the corpus, M train texts (members), O test texts (non-mem
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -219,7 +219,7 @@ def read_answers(folder: Path, texts: Texts) -> Answers:
         )
     kept = np.flatnonzero(texts.kept_O)
     ids = tuple(others.ids[n] for n in kept)
-    return Answers(members=members, others=Predicted(ids=ids, labels=others.labels[kept], logits=others.logits[kept], task=others.task))
+    return Answers(members=members, others=replace(others, ids=ids, labels=others.labels[kept], logits=others.logits[kept]))
 
 
 @dataclass(frozen=True, kw_only=True)

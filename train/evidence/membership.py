@@ -20,7 +20,7 @@ Attack = Literal["loss", "shadow", "lira"]
 # False positive rates at which the true positive rate is told, and the non-members that each needs: one of them is then the whole rate.
 RATES: Mapping[float, int] = {0.01: 100, 0.001: 1_000}
 RESAMPLES = 1_000
-# Carlini et al. (2022, §VI-C) estimate a variance for each text from 64 shadows on, of which half have not seen it.
+# Carlini et al. (2022) estimate a variance for each text from 64 shadows on, of which half have not seen it.
 OWN_VARIANCE_FROM = 32
 _CLASSES, _LARGEST = 9, 30.0
 _HIDDEN, _EPOCHS = 64, 20
@@ -29,7 +29,7 @@ _AT_ONCE = 4_000_000
 
 
 def confidence(task: Task, targets_N: NDArray[Any], logits_NK: Floats) -> Floats:
-    """Return the logit-scaled confidence ``log(p / (1 - p))`` of each text's label (Carlini et al. 2022, §V-B), float64 [N].
+    """Return the logit-scaled confidence ``log(p / (1 - p))`` of each text's label (Carlini et al. 2022), float64 [N].
 
     Of a single class, p is its softmax, and this is its logit less the log of the sum of the others' exponentials. Of several labels, p is
     the probability of the whole set of them, the product over the classes.
@@ -96,7 +96,7 @@ def shadow_attack(seen: Sequence[tuple[Floats, NDArray[np.bool_]]], asked_NF: Fl
 
 
 def lira(observed_N: Floats, unseen_NP: Floats) -> Floats:
-    """Return the score of the offline likelihood-ratio attack (Carlini, Chien, Nasr, Song, Terzis & Tramèr 2022, arXiv 2112.03570, §VI-C),
+    """Return the score of the offline likelihood-ratio attack (Carlini, Chien, Nasr, Song, Terzis & Tramèr 2022, arXiv 2112.03570),
     float64 [N]: by how many standard deviations the model is more confident of a label than shadows that have not seen the text.
 
     Their score is the normal distribution function of this one, which has the same order. The deviation is that of each text from 32
@@ -235,6 +235,10 @@ class Estimate:
     def record(self) -> dict[str, Any]:
         """Return it as a JSON value."""
         return {"value": round(self.value, 6), "interval": [round(self.low, 6), round(self.high, 6)]}
+
+    def times(self, factor: float) -> "Estimate":
+        """Return it in another unit, such as points."""
+        return Estimate(value=factor * self.value, low=factor * self.low, high=factor * self.high)
 
 
 def estimate(figure: Sampled, *, texts: int, lowest: float = 0.0) -> Estimate:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax
 from sklearn.metrics import roc_auc_score
 
@@ -20,14 +22,14 @@ from lugpi_core.errors import InputError
 from tests.support.small_tables import fake_model, fake_student, fake_teacher, right
 from train.cli import main
 from train.evidence import membership, schedule
-from train.evidence.audited import Answers, attack_all, chosen_models, texts_of
+from train.evidence.audited import Answers, attack_all, chosen_models, read_answers, texts_of
 from train.evidence.membership import Floats
 from train.evidence.shadows import Recorded, Shadows, halves_of, shadows_of
 from train.models import train_model as training_of_model
 from train.models.api import distill, plan_model, train_baseline, train_teacher
 from train.models.kinds import DistillationSource, baseline_kind, student_kind, teacher_kind
 from train.models.plan import compute_on
-from train.models.predictions import Predicted
+from train.models.predictions import Predicted, write_predictions
 from train.options.settings import DistillationSettings, Optimization, Placement
 
 CPU = Placement(device="cpu")
@@ -187,9 +189,12 @@ def test_an_interrupted_audit_repeats_no_finished_shadow(memorised: Learnt, caps
     assert "12 models, each on half of the train texts" in printed.err
     assert "; 0 to be trained" in printed.err
     assert f"note: no TPR at 0.1 % FPR: {TEST} test texts; one is 0.1 % of 1,000" in printed.err
-    for line in table["rows"]:
-        assert " | ".join(cell for cell in line if cell).split(" | ")[0] in printed.out
-    assert table["header"] == ["model", "right, train / test", "attack", "AUC", "TPR at 1 % FPR", "AUC - baseline"]
+    assert all(cell in printed.out for line in table["rows"] for cell in line)
+    student = after["models"]["student-none"]["minus_baseline"]["lira"]
+    (line,) = [line for line in table["rows"][8:] if line[2] == "lira"]
+    assert line[4].split()[0] == f"{student['auc']['value']:+.3f}"
+    assert line[6].split()[0] == f"{100 * student['tpr_at_0.01']['value']:+.1f}"
+    assert table["header"] == ["model", "right, train / test", "attack", "AUC", "- baseline", "TPR at 1 % FPR", "- baseline, points"]
 
 
 def test_a_shadow_of_other_settings_is_trained_again(memorised: Learnt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,7 +355,7 @@ def test_every_setting_is_planned_again_from_the_records(
         metrics = json.loads((memorised.run / "baseline" / "metrics.json").read_text())
         (folder / "metrics.json").write_text(json.dumps(metrics | {"config": plan.config, "teachers": list(kind.teacher_records)}))
         recorded = Recorded.of(folder)
-        experiment = shadows_from(corpus, run, {name: recorded})
+        experiment = pickle.loads(pickle.dumps(shadows_from(corpus, run, {name: recorded})))  # as the processes get it
         capsys.readouterr()
         experiment.require_same(recorded)
         assert capsys.readouterr().err == ""
@@ -430,6 +435,26 @@ def test_a_model_trained_on_other_texts_gives_nothing_away(monkeypatch: pytest.M
 
 def test_a_model_that_gives_all_away_is_found_by_every_attack() -> None:
     assert all(figures["auc"].values_S[0] > 0.99 for figures in planted(leak=20.0, texts=300, shadows=4).values())
+
+
+def test_answers_with_several_labels_keep_their_thresholds(tmp_path: Path) -> None:
+    labels = [["a"], ["b"], ["a", "b"], []] * 10
+    splits = ["train"] * 20 + ["test"] * 19 + ["validation"]
+    corpus = Corpus.from_texts([f"text {n}" for n in range(40)], labels, splits=splits, task="multi-label")
+    halves = halves_of(corpus, 4, seed=0)
+    texts = texts_of(corpus, halves, seed=0)
+    generator, folders = np.random.default_rng(0), [tmp_path / name for name in ("own", "0", "1", "2", "3")]
+    seen = [np.arange(40) < 20, *halves]
+    for folder, seen_N in zip(folders, seen, strict=True):
+        folder.mkdir()
+        sure_NK = generator.normal(0, 1, (40, 2)) + 9.0 * seen_N[:, None]
+        logits = np.where(corpus.targets() > 0, sure_NK, -sure_NK)
+        write_predictions(folder / "predictions.csv", corpus, torch.from_numpy(logits))
+        (folder / "metrics.json").write_text(json.dumps({"thresholds": [0.1, 0.9]}))
+    own = read_answers(folders[0], texts)
+    assert {one.thresholds for one in own.both()} == {(0.1, 0.9)}
+    found = attack_all([own], (read_answers(folder, texts) for folder in folders[1:]), texts, seed=0)
+    assert all(figures["auc"].values_S[0] > 0.95 for figures in found.figures.values())
 
 
 def test_the_planned_shadows_are_the_teachers_first(memorised: Learnt) -> None:
