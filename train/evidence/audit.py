@@ -17,7 +17,6 @@ from lugpi_core.fields import part_of
 from lugpi_core.files import make_folder, sweep, whole_file, write_json
 from lugpi_core.fingerprint import hash_file
 from lugpi_core.runtime.libraries import prepare_libraries
-from train.data.text_model import find_text_model
 from train.evidence.audited import ATTACKS, Answers, Audited, Found, Texts, attack_all, chosen_models, read_answers, texts_of
 from train.evidence.membership import RATES, Estimate, Sampled, estimate, rate_name
 from train.evidence.schedule import refuse_launchers
@@ -78,7 +77,7 @@ def _experiment(options: AuditOptions, corpus: Corpus, chosen: Sequence[Audited]
     experiment = Shadows(
         corpus=corpus,
         run=options.run,
-        text_model=find_text_model(first[0].metrics["config"]["text_model"], max_length=first[0].training["max_length"]),
+        text_model=first[0].text_model(),
         optimization=first[0].optimization,
         placement=first[0].placement(options.device),
         distillation=DistillationSettings(),

@@ -30,6 +30,7 @@ from train.evidence.membership import (
 from train.evidence.rows import rows_of
 from train.evidence.shadows import Recorded, require_one_setting
 from train.file_names import PREDICTIONS
+from train.models.model_folder import training_of
 from train.models.predictions import Predicted, read_predictions
 
 Bools = NDArray[np.bool_]
@@ -98,7 +99,7 @@ def _by_row(finished: Sequence[Path], run: Path) -> dict[str, list[Path]]:
     columns = columns_of_rows(run, finished=finished)
     found, by_seed = found_models(finished, columns), dict[str, dict[int, Path]]()
     for name, folder in found.folders.items():
-        seed = Recorded.of(folder).training["flags"]["seed"]
+        seed = training_of(folder)["flags"]["seed"]
         by_seed.setdefault(name.removesuffix(f"-seed{seed}") if seed else name, {})[seed] = folder
     has_vectors = has_text_vectors(run, finished)
     rows = rows_of(columns, has_more=found.has_unlabelled, has_vectors=has_vectors, folds=sorted(found.folds))

@@ -57,6 +57,16 @@ class Recorded:
         """Read the records of a finished model. Raises InputError if they are damaged."""
         return cls(folder=folder, training=training_of(folder), metrics=metrics_of(folder))
 
+    def text_model(self) -> TextModel:
+        """Return the text model that it was trained from. Raises InputError as ``find_text_model``, or if the records do not name it."""
+        if (name := self.metrics["config"].get("text_model")) is None:
+            raise InputError(
+                got=f"{self.folder}, whose recorded config does not name its text model",
+                expected="text_model in the config of its metrics.json",
+                do="train it without config=…, or with one that has text_model",
+            )
+        return find_text_model(name, max_length=self.training["max_length"], flag=f"the text model of {self.folder.name},")
+
     @property
     def teachers(self) -> tuple[Path, ...]:
         """Folders of a student's teachers."""
@@ -71,7 +81,7 @@ class Recorded:
     @property
     def loss(self) -> DistillationSettings:
         """A student's loss: what differs from its preset is given."""
-        preset, given = self.metrics["config"]["kd_preset"], self.training["distillation"]
+        preset, given = self.metrics["config"].get("kd_preset", "paper"), self.training["distillation"]
         names = [one.name for one in fields(DistillationSettings) if one.name in given]
         differing = {name: given[name] for name in names if given[name] != getattr(KD_PRESETS[preset], name)}
         return DistillationSettings(kd_preset=preset, **differing)
@@ -140,7 +150,7 @@ class Shadows(Experiment):
 
     device: DeviceChoice
     of: Mapping[str, Recorded]
-    _text_models: dict[tuple[str, int], TextModel] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _text_models: dict[str, TextModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def models(self) -> Path:
@@ -196,10 +206,10 @@ class Shadows(Experiment):
         return replace(plan, folder=self.models / name, shared=self.shared)
 
     def _text_model(self, recorded: Recorded) -> TextModel:
-        key = recorded.metrics["config"]["text_model"], recorded.training["max_length"]
-        if key not in self._text_models:
-            self._text_models[key] = find_text_model(key[0], max_length=key[1])
-        return self._text_models[key]
+        name = recorded.folder.name
+        if name not in self._text_models:
+            self._text_models[name] = recorded.text_model()
+        return self._text_models[name]
 
     def _kind(self, recorded: Recorded, teachers: Sequence[Path], placement: Placement) -> ModelKind:
         training, corpus = recorded.training, self.corpus

@@ -253,6 +253,14 @@ def test_what_cannot_be_trained_again_as_it_was_is_refused(memorised: Learnt, tm
     assert "got --models student-none student, which both have student; expected different models" in error(
         "--models", "student-none", "student"
     )
+    path = other.run / "baseline" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {"note": "of my own"}}))
+    assert "run/baseline, whose recorded config does not name its text model" in error("--models", "baseline")
+    path = other.run / "student" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps(metrics | {"config": metrics["config"] | {"text_model": str(tmp_path / "gone")}}))
+    assert f"got the text model of student, {tmp_path / 'gone'}" in error("--models", "student")
+    path.write_text(json.dumps(metrics))
     shutil.rmtree(other.run / "teacher-none")
     assert "run/student, whose teacher teacher-none is not in the run; expected the teacher" in error("--models", "student")
     assert "expected an even number, 4 or more" in error("--shadows", "5")
