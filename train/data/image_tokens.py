@@ -22,7 +22,7 @@ from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.host_memory import host_available_bytes
 from lugpi_core.store.clip_scores import ClipScores, read_clip_scores
 from lugpi_core.store.example_table import read_example_table
-from lugpi_core.store.layout import LATENTS, PROMPT_TEXT, SCALE
+from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import is_of_own_pictures, load_manifest
 from lugpi_core.store.quantize import dequantize
 from lugpi_core.store.reader import ColumnReader, Rows, columns_of, image_columns_of
@@ -91,6 +91,12 @@ def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageT
         InputError: no store, another corpus's store, no such column, several to choose from, missing rows, a damaged shard.
     """
     columns = image_columns_of(store)
+    if column == CANDIDATES:
+        raise InputError(
+            got=f"--image-tokens {CANDIDATES}, which are scores of images and no tokens",
+            expected=f"tokens of images: {', '.join(columns) or 'none are there'}",
+            do="choose one of them",
+        )
     if column == PROMPT_TEXT:
         raise InputError(
             got=f"--image-tokens {PROMPT_TEXT}, which are of no image",

@@ -10,7 +10,7 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import agree, flat, hash_weights_file
-from lugpi_core.store.layout import PROMPT_TEXT
+from lugpi_core.store.layout import CANDIDATES, PROMPT_TEXT
 from lugpi_core.store.reader import columns_of, image_columns_of
 from train.evidence.rows import ALL, BASELINE, MORE, clip_first, is_without_images, model_name, student_name, teacher_name
 from train.file_names import WEIGHTS
@@ -113,6 +113,9 @@ def columns_of_rows(run: Path, requested: Sequence[str] = (), finished: Sequence
                 expected="tokens of images" + (f": {', '.join(clip_first(available))}" if available else ""),
                 do="leave it out: the text vectors have rows of their own, teacher-text and student-text, where the store has them",
             )
+        if column == CANDIDATES:
+            expected = f"one of {', '.join(clip_first(available))}" if available else "tokens of images"
+            raise InputError(got=f"--columns {CANDIDATES}, which are scores of images and no tokens", expected=expected, do="leave it out")
         if column not in available:
             expected = f"one of {', '.join(clip_first(available))}" if available else "tokens that featurize wrote"
             do = nearest(column, available) if available else "run python -m featurize first"

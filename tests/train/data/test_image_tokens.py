@@ -15,6 +15,8 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
+from lugpi_core.store.layout import CANDIDATES
+from tests.support.planted_store import plant, plant_column
 from tests.support.small_column import SPEC, filled
 from train.data import image_tokens as module
 from train.data.batching import epoch_batches
@@ -30,6 +32,7 @@ from train.data.image_tokens import (
 )
 from train.data.privileged import PrivilegedImages
 from train.data.training_data import TrainingData
+from train.evidence.found_models import columns_of_rows
 
 CPU = torch.device("cpu")
 PLACES: tuple[TokensOn, ...] = ("disk", "device", "pinned")
@@ -201,3 +204,16 @@ def test_a_store_of_text_vectors_alone_is_no_store_of_images(small_csv: Path, tm
     monkeypatch.setattr(module, "image_columns_of", lambda store: [])
     with pytest.raises(InputError, match=r"text vectors \(prompt-text\) alone; expected tokens of images; .*--privileged text or none"):
         open_image_tokens(tmp_path, None, corpus_of(small_csv))
+
+
+def test_scores_of_candidates_are_no_tokens(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(4, 2, 1))
+    plant_column(planted, "telling", np.ones((7, 2, 8)))
+    plant_column(planted, CANDIDATES, np.ones((7, 1, 4)))
+    store = planted.run_dir / "tokens"
+    assert open_image_tokens(store, None, planted.corpus).reader.spec.name == "telling"
+    with pytest.raises(InputError, match="candidates, which are scores of images and no tokens; expected tokens of images: telling"):
+        open_image_tokens(store, CANDIDATES, planted.corpus)
+    assert columns_of_rows(planted.run_dir) == ("telling",)
+    with pytest.raises(InputError, match="--columns candidates, which are scores of images and no tokens; expected one of telling"):
+        columns_of_rows(planted.run_dir, (CANDIDATES,))
