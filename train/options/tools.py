@@ -195,5 +195,11 @@ def flags_of(options: CorpusOptions) -> list[str]:
         value = getattr(options, field.name)
         if field.default is MISSING or value != field.default:
             values = value if isinstance(value, tuple) else (value,)
-            flags += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+            flags += [f"--{field.name.replace('_', '-')}", *map(_word, values)]
     return flags
+
+
+def _word(value: object) -> str:
+    """Return what a user writes for a value; of an address, a Path has one slash less."""
+    address = address_of(value) if isinstance(value, Path) else None
+    return address or str(value)
