@@ -13,6 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,7 @@ MOST_TRIES = 3
 LOOK_EVERY_S = 1.0
 COUNT_EVERY_S = 5.0
 PAUSE_S = 60.0
+NODE_LOST_S = 90.0  # Ray 2.60 gives a node up 14 s after its raylet was killed, and one that is cut off after 65 s
 SAY_EVERY_S = 60.0
 Task = TypeVar("Task")
 
@@ -65,17 +67,31 @@ class TaskResult(Generic[Task]):
     failure: str = ""
 
 
-@dataclass(eq=False)
-class _Given(Generic[Task]):
-    """A task that has no result yet.
+@dataclass(frozen=True)
+class _End:
+    """The end of an actor over a task, or while it started. It may be that of its node, of which Ray may learn later.
 
     Attributes:
-        task: it.
-        ends: the nodes on which an actor has ended over it. Ray may learn of a node's own end later than of its actors'.
+        node: where the actor was; empty = unknown.
+        is_explained: whether Ray knows how its process ended, which the node tells it; else the connection is lost.
+        at_s: when.
     """
 
+    node: str
+    is_explained: bool
+    at_s: float = field(default_factory=time.monotonic)
+
+    def counts(self, nodes: set[str]) -> bool:
+        """Whether it is not that of its node, given the nodes that live."""
+        return (self.node in nodes or not self.node) and (self.is_explained or time.monotonic() - self.at_s > NODE_LOST_S)
+
+
+@dataclass(eq=False)
+class _Given(Generic[Task]):
+    """A task that has no result yet, and the ends of the actors that had it."""
+
     task: Task
-    ends: list[str] = field(default_factory=list)
+    ends: list[_End] = field(default_factory=list)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -84,6 +100,7 @@ class _Actor(Generic[Task]):
 
     Attributes:
         handle: Ray's.
+        place: the reference of its node's id.
         call: the reference of what it does; None = it is idle.
         reply: of its start, once it has started.
         given: the task that it has.
@@ -91,6 +108,7 @@ class _Actor(Generic[Task]):
     """
 
     handle: Any
+    place: Any
     call: Any
     reply: Reply | None = None
     given: _Given[Task] | None = None
@@ -109,7 +127,7 @@ class RayCrew(Generic[Task]):
         self._actors: list[_Actor[Task]] = []
         self._said_s = self._counted_s = time.monotonic()
         self._lines: set[str] = set()
-        self._deaths = 0  # of actors while they started, since the last that did start
+        self._failed_starts: list[_End] = []  # since the last actor that did start
         self._paused_until_s = 0.0
         self._has_started = False
         self._left_out: list[str] = []  # nodes
@@ -193,7 +211,8 @@ class RayCrew(Generic[Task]):
         kind = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0, label_selector=without)
         for _ in range(wanted - len(self._actors)):
             handle = kind(self._class).remote()
-            self._actors.append(_Actor(handle=handle, call=handle.start.remote(str(package_root()), self._setup, self._inputs)))
+            place, call = handle.node.remote(), handle.start.remote(str(package_root()), self._setup, self._inputs)
+            self._actors.append(_Actor(handle=handle, place=place, call=call))
 
     def _count_nodes(self) -> None:
         """Let there be more actors where nodes have joined."""
@@ -230,24 +249,28 @@ class RayCrew(Generic[Task]):
         given, actor.given = actor.given, None
         reply.raise_error()
         if given is None:
-            actor.reply, self._deaths, self._has_started = reply, 0, True
+            actor.reply, self._failed_starts, self._has_started = reply, [], True
             return []
         self._done += 1
         return [TaskResult(task=given.task, value=reply.value)]
 
     def _after_death(self, actor: _Actor[Task], error: Exception | None) -> list[TaskResult[Task]]:
         """Give the task of an actor that has ended out again, or return it as failed."""
+        import ray
+
         reason, given = "it was told to end" if error is None else _reason(error), actor.given
         where = "" if actor.reply is None else f" on {actor.reply.host}"
+        ends = self._failed_starts if given is None else given.ends
+        if error is not None:
+            ends.append(_End(_node_of(actor, error), not isinstance(error, ray.exceptions.ActorUnavailableError)))
         self._end(actor)
+        nodes = _living_nodes()
+        failed = sum(end.counts(nodes) for end in ends)  # the end of a node is the fault of no task, and of no start
         if given is None:
-            self._after_failed_start(reason)
+            self._after_failed_start(reason, failed)
             return []
         name = self._work.name_of(given.task)
-        if error is not None and actor.reply is not None:
-            given.ends.append(actor.reply.node)
-        nodes = _living_nodes()  # the end of a node is no task's fault
-        if sum(node in nodes for node in given.ends) < MOST_TRIES:
+        if failed < MOST_TRIES:
             say(f"{name}: its actor{where} has ended: {reason}; it is given out again")
             self._todo.append(given)
             return []
@@ -255,17 +278,16 @@ class RayCrew(Generic[Task]):
         self._done += 1
         return [TaskResult(task=given.task, failure=f"{MOST_TRIES} times, the last time{where}: {reason}")]
 
-    def _after_failed_start(self, reason: str) -> None:
-        self._deaths += 1
-        if self._deaths < MOST_TRIES:
+    def _after_failed_start(self, reason: str, failed: int) -> None:
+        if failed < MOST_TRIES:
             say(f"an actor has ended while it started: {reason}; another is started")
         elif any(actor.reply is not None for actor in self._actors):
             later = "the others go on, the next starts in a minute"
-            say(f"warning: the last {self._deaths} actors have ended while they started: {reason}; {later}")
-            self._deaths, self._paused_until_s = 0, time.monotonic() + PAUSE_S
+            say(f"warning: the last {failed} actors have ended while they started: {reason}; {later}")
+            self._failed_starts, self._paused_until_s = [], time.monotonic() + PAUSE_S
         else:
             raise InputError(
-                got=f"{self._deaths} actors that ended while they started, the last: {reason}",
+                got=f"{failed} actors that ended while they started, the last: {reason}",
                 expected="actors that load what they need",
                 do="see that every node has this version of lugpi installed and memory for it; Ray keeps their logs in /tmp/ray",
             )
@@ -288,6 +310,7 @@ class RayCrew(Generic[Task]):
         if now_s - self._said_s < SAY_EVERY_S:
             return
         self._said_s = now_s
+        self._call_all()
         running = sorted((actor for actor in self._actors if actor.given is not None), key=lambda actor: actor.since_s)
         longest = ", ".join(
             f"{self._work.name_of(actor.given.task)} for {(now_s - actor.since_s) / 60:.0f} min on {actor.reply.host}"
@@ -297,6 +320,13 @@ class RayCrew(Generic[Task]):
         starting = sum(actor.reply is None for actor in self._actors)
         waiting = f"; {starting} actors wait for {self._work.share} or load" if starting else ""
         say(f"{self._done} done, {len(running)} run, {len(self._todo)} to go{'; longest: ' * bool(longest)}{longest}{waiting}")
+
+    def _call_all(self) -> None:
+        """Send something to each actor that has something to do. If its side of a connection has ended while a cable was pulled, its reply
+        never comes, and only what is sent there is answered by that: Ray 2.60 itself sends nothing for five minutes."""
+        for actor in self._actors:
+            if actor.call is not None:
+                actor.handle.node.remote()
 
     def _stop(self) -> None:
         """Ask the tasks in hand to stop, and wait until they have."""
@@ -353,6 +383,23 @@ def _write_nonce(folder: Path) -> Path:
     return nonce
 
 
+def _node_of(actor: _Actor[Task], error: Exception) -> str:
+    """Return the id of the node where an actor was, or nothing if it is unknown."""
+    import ray
+
+    if actor.reply is not None:
+        return actor.reply.node
+    with suppress(ray.exceptions.RayError):
+        if ray.wait([actor.place], timeout=0)[0]:
+            return str(ray.get(actor.place))
+    return _node_that_ended(error)  # before it ran
+
+
+def _node_that_ended(error: Exception) -> str:
+    named = re.search(r"its node has died\. Node Id: (\w+)", str(error))
+    return named[1] if named else ""
+
+
 def _living_nodes() -> set[str]:
     import ray
 
@@ -369,6 +416,8 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, ray.exceptions.ActorUnavailableError):
         return "its connection is lost"
+    if _node_that_ended(error):
+        return "its node has ended"
     if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
         places = re.findall(r'File ".*?([^/"]+)", line (\d+)', str(error))
         where = f" ({places[-1][0]}:{places[-1][1]})" if places else ""

@@ -7,6 +7,12 @@ def actor_class() -> type:
     """Return a class that is pickled with its code, because it belongs to no module; it imports nothing before its methods run."""
 
     class TaskActor:
+        def node(self) -> str:
+            """Return Ray's id of the node."""
+            import ray
+
+            return str(ray.get_runtime_context().get_node_id())
+
         def start(self, root: str, setup: bytes, inputs: bytes) -> Any:
             """Load what the tasks need; return a ``Reply``, or, without the driver's lugpi, host, node and what is missing.
 

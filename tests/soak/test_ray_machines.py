@@ -121,7 +121,7 @@ def _short_folder() -> Iterator[Path]:
 def alone(new_command: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The shards of one process."""
     run = tmp_path_factory.mktemp("alone")
-    assert new_command("-m", "featurize", *FLAGS, "--run-dir", run).returncode == 0
+    assert new_command("-m", "featurize", *FLAGS, "--run-dir", run, timeout_s=1200).returncode == 0
     return shards(run)
 
 
@@ -242,6 +242,23 @@ def test_every_task_is_done(
         assert not list(folder.glob(".ray-*"))
         runs += 1
     report(f"Ray on two machines, {what}: {faults} times, all of {runs} times {TASKS} tasks done")
+
+
+def test_a_reply_that_was_lost_with_its_connection_is_not_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    """Only one side knows of it: for five minutes Ray sends nothing there that would be answered by that."""
+    busy = f"ray::{ACTOR}.do"
+    driver = drive(cluster, tmp_path, TASKS, "3")
+    wait_for(lambda: cluster.other.pids(busy) and done(tmp_path) > 4)
+    (pid,) = cluster.other.pids(busy)
+    cluster.other.pull_cable()
+    time.sleep(1.5)  # a task takes a second
+    cluster.other.lose_connections(pid)
+    cluster.other.plug_cable()
+    out, err = driver.communicate(timeout=240)
+    assert driver.returncode == 0, err
+    assert json.loads(out) == []
+    assert "its connection is lost; it is given out again" in err
+    assert done(tmp_path) == TASKS
 
 
 @pytest.mark.parametrize("what", ["driver", "node"])

@@ -1,6 +1,7 @@
 """Machines of a network, each a namespace of this one: they share the disk, have addresses of their own, and their cables can be pulled."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,13 @@ class Machine:
         for process in self._processes:
             process.communicate()
         self._processes.clear()
+
+    def lose_connections(self, pid: int) -> None:
+        """End the connections of a process that listens; while the cable is pulled, the other side does not learn of it."""
+        inside = ["ip", "netns", "exec", self.space, "ss"]
+        listening = subprocess.run([*inside, "-tlnp"], check=True, capture_output=True, text=True).stdout
+        for port in re.findall(rf":(\d+) .*pid={pid},", listening):
+            subprocess.run([*inside, "-tnK", f"( sport = :{port} )"], check=True, capture_output=True)
 
     def pull_cable(self) -> None:
         """Cut it off."""
