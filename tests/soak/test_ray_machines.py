@@ -253,6 +253,7 @@ def test_a_reply_that_was_lost_with_its_connection_is_not_waited_for(cluster: Cl
     cluster.other.pull_cable()
     time.sleep(1.5)  # a task takes a second
     cluster.other.lose_connections(pid)
+    time.sleep(4)  # what waits for the address of the other machine is given up
     cluster.other.plug_cable()
     out, err = driver.communicate(timeout=240)
     assert driver.returncode == 0, err
