@@ -25,6 +25,12 @@ _REMEMBERED = 1 << 17
 # The words of a text in ASCII, as ``WORD`` finds them, but faster.
 _ASCII_WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 _REPORTED_WORDS = 20
+# Words of names such as "not spam" and "none of these" that stand in most texts, beside those that no name counts.
+_SMALL_WORDS = (
+    "about all also any are as be been but can do does each every few had has have he her his how if is it its less many me more most much "
+    "my neither no non none nor not other others our over own same she so some such than that their them then there these they this those "
+    "under us very was we were what when where which who whose why will you your"
+)
 
 
 class ClassNames:
@@ -181,6 +187,9 @@ def class_leak(corpus: Corpus, prompts: Iterable[str]) -> ClassLeak:
 
 
 def _words_of_class(name: str) -> list[str]:
-    """Return the words of a class's name, also those of ``TalkPolitics`` and of it taken apart, in lower case; none of a single letter."""
+    """Return the words of a class's name, also those of ``TalkPolitics`` and of it taken apart, in lower case and without 's; none of a
+    single letter, and none that stands in any text."""
     words = words_of_name(name) + words_of_name(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
-    return list(dict.fromkeys(word.lower() for word in words if len(word) > 1))
+    small = frozenset(_SMALL_WORDS.split())
+    forms = (word.lower().removesuffix("'s") for word in words)
+    return [word for word in dict.fromkeys(forms) if len(word) > 1 and word not in small]

@@ -82,6 +82,14 @@ def test_names_written_as_one_word_are_taken_apart_and_letters_and_small_words_a
     assert names.unknown == ["talkguns"]
 
 
+def test_negations_and_possessives_of_names_do_not_take_common_words_out_of_texts() -> None:
+    names = ClassNames(["not spam", "Women's health", "none of these"], load_hypernyms())
+    text = "it is not spam that a woman, or women's friends, have of these others"
+    assert set(names.in_text(text)) == {"spam", "woman", "women's"}
+    assert names.relaxed("no spam for women") == "no canned meat for female"
+    assert names.unknown == []
+
+
 def test_the_leak_is_counted_before_and_after() -> None:
     corpus = corpus_of(["a car, a car and a gun", "guns", "rain", "the IBM"], ["rec.autos", "rec.autos", "guns", "sys.ibm"])
     prompts = list(wordnet_prompts(corpus))
