@@ -323,7 +323,7 @@ class RayCrew(Generic[Task]):
 
     def _call_all(self) -> None:
         """Send something to each actor that has something to do. If its side of a connection has ended while a cable was pulled, its reply
-        never comes, and only what is sent there is answered by that: Ray 2.60 itself sends nothing for five minutes."""
+        never comes, and only what is sent there is answered by that: with Ray 2.60 the driver waited for more than five minutes."""
         for actor in self._actors:
             if actor.call is not None:
                 actor.handle.node.remote()

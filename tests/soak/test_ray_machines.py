@@ -245,7 +245,7 @@ def test_every_task_is_done(
 
 
 def test_a_reply_that_was_lost_with_its_connection_is_not_waited_for(cluster: Cluster, tmp_path: Path) -> None:
-    """Only one side knows of it: for five minutes Ray sends nothing there that would be answered by that."""
+    """Only one side knows of it: Ray sends nothing there that would be answered by that, for minutes."""
     busy = f"ray::{ACTOR}.do"
     driver = drive(cluster, tmp_path, TASKS, "3")
     wait_for(lambda: cluster.other.pids(busy) and done(tmp_path) > 4)
