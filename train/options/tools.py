@@ -113,7 +113,7 @@ class OnnxOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions(RunOptions, CorpusOptions):
-    """Membership inference: how well can an attacker tell which texts a model of the run was trained on?
+    """Membership inference: how well an attacker can tell which texts a model of the run was trained on.
 
     Members are the train texts, non-members the test texts; validation texts chose the epoch and are neither. Three attacks: a threshold on
     the loss, a classifier that learns from shadows (Shokri et al. 2017), and LiRA in its offline form (Carlini et al. 2022). Shadows are

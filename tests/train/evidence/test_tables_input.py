@@ -142,7 +142,7 @@ def test_launchers_of_several_processes_are_refused(make: Make, environment: dic
 def test_the_list_of_commands_has_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert len(listed) == 9
+    assert len(listed) == 10
     assert [line for line in listed if not line.endswith(".")] == []
 
 
