@@ -227,16 +227,12 @@ class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
             raise InputError(got="--encoders without a name", expected="at least one encoder", do="give for instance clip-vit-b32")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreOptions(RunOptions):
-    """Which store is meant."""
+class _StoreOfRun(RunOptions):
+    """Where the store of a corpus is, or that of unlabelled texts, of options that name them."""
 
     dataset: str
-    """The corpus of the store, as it was given to featurize."""
-    limit: int | None = None
-    """The --limit that was given to featurize: it is part of the default folder's name."""
-    unlabelled: Path | None = None
-    """The file or folder of unlabelled texts whose store is meant, in place of the corpus's."""
+    limit: int | None
+    unlabelled: Path | None
 
     @property
     def run(self) -> Path:
@@ -247,6 +243,18 @@ class StoreOptions(RunOptions):
     def store(self) -> Path:
         """The store's folder."""
         return store_folder(self.run, self.unlabelled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions(_StoreOfRun):
+    """Which store is meant."""
+
+    dataset: str
+    """The corpus of the store, as it was given to featurize."""
+    limit: int | None = None
+    """The --limit that was given to featurize: it is part of the default folder's name."""
+    unlabelled: Path | None = None
+    """The file or folder of unlabelled texts whose store is meant, in place of the corpus's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +340,7 @@ class InspectSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(InspectSettings, RunOptions, CorpusOptions):
+class InspectOptions(InspectSettings, _StoreOfRun, CorpusOptions):
     """Inspect the cached tokens in seconds, before any training: do the images predict the class, do they agree with their texts, how many
     are near-duplicates? Keeps small images for train report. Reads the store; downloads no model."""
 
@@ -346,19 +354,9 @@ class InspectOptions(InspectSettings, RunOptions, CorpusOptions):
         CorpusOptions.__post_init__(self)
         InspectSettings.__post_init__(self)
 
-    @property
-    def run(self) -> Path:
-        """The run's folder."""
-        return self.run_of(self.dataset, self.limit)
-
-    @property
-    def store(self) -> Path:
-        """The store's folder."""
-        return store_folder(self.run, self.unlabelled)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(RunOptions, CorpusOptions):
+class ScoreOptions(_StoreOfRun, CorpusOptions):
     """Compute how well each image agrees with its prompt, its CLIP score, by an encoder of the store that has a text tower, and keep it
     beside the store (clip-scores.h5), for train --several-images weighted and best. Downloads no model; what is there is kept."""
 
@@ -371,16 +369,6 @@ class ScoreOptions(RunOptions, CorpusOptions):
 
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)
-
-    @property
-    def run(self) -> Path:
-        """The run's folder."""
-        return self.run_of(self.dataset, self.limit)
-
-    @property
-    def store(self) -> Path:
-        """The store's folder."""
-        return store_folder(self.run, self.unlabelled)
 
 
 def _require_positive(flag: str, value: int) -> None:

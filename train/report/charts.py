@@ -240,7 +240,8 @@ def sources_chart(sources: Sequence[Source], metric: Metric, title: str) -> Char
         )
         for m, (words, start, end, kind) in enumerate(steps, start=1):
             middle = y + (m + 0.5) * line
-            bar = Rect(kind=kind, x=at(min(start, end)), y=middle - 5, width=max(abs(at(end) - at(start)), 0.8), height=10.0)
+            label = f"{words} of {one.row}" + (", not significant" if words == "images" and not one.is_shown else "")
+            bar = Rect(kind=kind, x=at(min(start, end)), y=middle - 5, width=max(abs(at(end) - at(start)), 0.8), height=10.0, title=label)
             shapes += [Text(left - 6, middle + 3.5, words, "end"), bar]
             shapes.append(Text(_WIDTH - 2, middle + 3.5, difference_text(end - start, metric).replace("-", "−"), "end"))
         low, high = (at(control + end) for end in one.interval)
