@@ -54,7 +54,7 @@ class Sizes:
     shard_rows: int = 1024
     small_rows: int = 128
     shards: int = 4
-    epochs: int = 10
+    epochs: int = 20
     texts: int | None = None
     rounds: int = 5
 

@@ -74,7 +74,7 @@ def train_side_by_side(experiment: Experiment, models: Sequence[PlannedModel], p
 
 def train_with(crew: "Crew", experiment: Experiment, models: Sequence[PlannedModel]) -> Outcome:
     """Return when a crew has finished every model, or it has failed."""
-    outcome, pending, is_waiting = Outcome(), list(models), False
+    outcome, pending, is_waiting = Outcome(), ending_together(models), False
     while pending:
         _settle(experiment, pending, outcome, crew)
         if crew.is_working:
@@ -91,6 +91,14 @@ def train_with(crew: "Crew", experiment: Experiment, models: Sequence[PlannedMod
     order = [model.name for model in models]
     outcome.trained.sort(key=order.index)
     return outcome
+
+
+def ending_together(models: Sequence[PlannedModel]) -> list[PlannedModel]:
+    """Return the models with the teachers of the last two seeds before the others of these. A last teacher that is trained late leaves the
+    other processes idle, because only its students are left, and they wait for it."""
+    last = list(dict.fromkeys(model.seed for model in models))[-2:]
+    needed = {name for model in models for name in model.needs}
+    return sorted(models, key=lambda model: (model.seed in last, model.seed in last and model.name not in needed))
 
 
 def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcome, crew: "Crew") -> None:

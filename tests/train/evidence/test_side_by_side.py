@@ -28,7 +28,9 @@ from tests.support.small_tables import flags, words
 from train.data.text_model import find_text_model
 from train.evidence import on_ray, side_by_side
 from train.evidence.compare import compare
+from train.evidence.rows import models_of, rows_of
 from train.evidence.schedule import Experiment
+from train.evidence.side_by_side import ending_together
 from train.evidence.tables import tables
 from train.evidence.worker import Job
 from train.models.on_ray import share_of_model
@@ -200,6 +202,16 @@ def test_what_a_model_takes_of_a_node() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="got no GPU for the command, which plans the models"):
             share_of_model(with_gpu, RaySettings(ray="auto", gpus_per_model=0.25), "auto", None)
+
+
+def test_the_last_seeds_teachers_come_before_their_other_models() -> None:
+    rows = rows_of(())
+    models = models_of([row for row in rows if row.name in ROWS], rows, (3, 0, 2))
+    assert [model.name for model in ending_together(models)] == [
+        *("baseline-seed3", "teacher-none-seed3", "student-none-seed3"),
+        *("teacher-none", "teacher-none-seed2"),
+        *("baseline", "student-none", "baseline-seed2", "student-none-seed2"),
+    ]
 
 
 def test_processes_get_no_pictures(tmp_path: Path) -> None:
