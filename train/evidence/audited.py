@@ -102,7 +102,9 @@ def _by_row(finished: Sequence[Path], run: Path) -> dict[str, list[Path]]:
         seed = training_of(folder)["flags"]["seed"]
         by_seed.setdefault(name.removesuffix(f"-seed{seed}") if seed else name, {})[seed] = folder
     has_vectors = has_text_vectors(run, finished)
-    rows = rows_of(columns, has_more=found.has_unlabelled, has_vectors=has_vectors, folds=sorted(found.folds))
+    rows = rows_of(
+        columns, has_more=found.has_unlabelled, has_vectors=has_vectors, folds=sorted(found.folds), ensembles=sorted(found.ensembles)
+    )
     return {row.name: [folder for _, folder in sorted(by_seed[row.name].items())] for row in rows if row.name in by_seed}
 
 

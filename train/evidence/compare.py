@@ -40,7 +40,7 @@ from train.models.kinds import loss_weights
 from train.models.teachers import with_separator_of
 from train.options.ray import RaySettings
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, Placement, Preset
-from train.options.tables import require_processes, require_shots, shots_folder
+from train.options.tables import require_ensemble, require_processes, require_shots, shots_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class TableRequest:
         has_unlabelled: whether there are rows for students that were distilled on unlabelled texts too, though none is finished.
         paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
         folds: whether there are rows for students of teachers with that many folds, though none is finished.
+        ensemble: the same for students of so many teachers of a kind.
     """
 
     rows: Sequence[str] = (ALL,)
@@ -62,6 +63,7 @@ class TableRequest:
     has_unlabelled: bool = False
     paper_dataset: str | None = None
     folds: int | None = None
+    ensemble: int | None = None
 
 
 class ComparisonArguments(TypedDict, total=False):
@@ -73,6 +75,7 @@ class ComparisonArguments(TypedDict, total=False):
         unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
             ``tokens-<name>`` of the run.
         folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
+        ensemble: adds the rows named ``…-ensemble3``: students of so many teachers of a kind, which differ in their seeds alone.
         shots: every model learns that many train texts of each class, drawn with its seed; None = all.
         text_model: name on the Hugging Face hub, folder, or "demo"; or a found one, with its ``max_length``.
         optimization: epochs, batch size, learning rate, …; its seed is the first one.
@@ -88,6 +91,7 @@ class ComparisonArguments(TypedDict, total=False):
     distillation: DistillationSettings | Preset
     unlabelled: Corpus | str | Path | None
     folds: int | None
+    ensemble: int | None
     shots: int | None
     text_model: str | TextModel
     optimization: Optimization
@@ -115,7 +119,7 @@ def compare(
     Args:
         corpus: what they are trained and scored on.
         run_dir: folder of the run; rows with images need its token store, ``tokens``.
-        rows: ``table1``, ``table2``, ``controls``, ``folds``, ``unlabelled``, ``all``, or names of rows. What a row needs is trained too.
+        rows: ``table1``, ``table2``, ``controls``, ``folds``, ``ensemble``, ``unlabelled``, ``all``, or rows; what these need is trained.
         seeds: the seeds, or how many of them.
         train: whether missing models are trained. If not, settings are ignored: models of the corpus count whatever they were trained
             with.
@@ -124,6 +128,7 @@ def compare(
         unlabelled: texts to distil on as well, or a file of them; adds the rows named ``…-more``. Their images are in the store
             ``tokens-<name>`` of the run.
         folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
+        ensemble: adds the rows named ``…-ensemble3``: students of so many teachers of a kind, which differ in their seeds alone.
         shots: every model learns that many train texts of each class, drawn with its seed (default: all). Models and tables are in the
             folder ``shots-<number>`` of the run.
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
@@ -158,7 +163,9 @@ def compare(
         has_unlabelled=arguments.get("unlabelled") is not None,
         paper_dataset=paper,
         folds=arguments.get("folds"),
+        ensemble=arguments.get("ensemble"),
     )
+    require_ensemble(request.ensemble, request.seeds)
     run, loss, shots = Path(run_dir), arguments.get("distillation", "paper"), arguments.get("shots")
     if not train:
         return finished_tables(run if shots is None else run / shots_folder(shots), corpus, request)
@@ -240,7 +247,9 @@ def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> T
     found = found_models(finished, columns)
     has_vectors = has_text_vectors(run, finished)
     folds = sorted(found.folds | (set() if request.folds is None else {request.folds}))
-    rows = rows_of(columns, has_more=request.has_unlabelled or found.has_unlabelled, has_vectors=has_vectors, folds=folds)
+    ensembles = sorted(found.ensembles | (set() if request.ensemble is None else {request.ensemble}))
+    has_more = request.has_unlabelled or found.has_unlabelled
+    rows = rows_of(columns, has_more=has_more, has_vectors=has_vectors, folds=folds, ensembles=ensembles)
     plan = TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
     return table_report(run, dataset, plan, found, Outcome(), cache(scored))
 
@@ -256,7 +265,14 @@ def _plan(run: Path, request: TableRequest, loss: DistillationSettings) -> Table
         )
     ablations = ablations_of(loss_weights(loss))
     folds = () if request.folds is None else (request.folds,)
-    rows = rows_of(columns, ablations=ablations, has_more=request.has_unlabelled, has_vectors=has_text_vectors(run), folds=folds)
+    rows = rows_of(
+        columns,
+        ablations=ablations,
+        has_more=request.has_unlabelled,
+        has_vectors=has_text_vectors(run),
+        folds=folds,
+        ensembles=() if request.ensemble is None else (request.ensemble,),
+    )
     return TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
 
 

@@ -1,7 +1,7 @@
 """Which rows of the tables the finished models of a run belong to, derived from their own records, whatever trained them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,18 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.fingerprint import agree, flat, hash_weights_file
 from lugpi_core.store.layout import CANDIDATES, PROMPT_TEXT
 from lugpi_core.store.reader import columns_of, image_columns_of
-from train.evidence.rows import ALL, BASELINE, MORE, clip_first, is_without_images, model_name, student_name, teacher_name
+from train.evidence.rows import (
+    ALL,
+    BASELINE,
+    ENSEMBLE_IN_NAME,
+    MORE,
+    clip_first,
+    is_without_images,
+    member_seeds,
+    model_name,
+    student_name,
+    teacher_name,
+)
 from train.file_names import WEIGHTS
 from train.learning.losses import KD_PRESETS, Terms
 from train.models.model_folder import finished_folders, is_whole, metrics_of, training_of
@@ -30,10 +41,12 @@ class FoundModels:
     Attributes:
         folders: of the models that belong to rows, by the models' names.
         others: folders of models that belong to no row, or to one that already has a model of that seed; by name.
+        members: folders of the teachers of ensembles under other seeds than their students', by the models' names; no rows show them.
     """
 
     folders: dict[str, Path]
     others: tuple[Path, ...]
+    members: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def has_unlabelled(self) -> bool:
@@ -44,6 +57,11 @@ class FoundModels:
     def folds(self) -> set[int]:
         """On how many folds teachers among the rows' models were cross-fitted."""
         return {folds["count"] for folder in self.folders.values() if (folds := training_of(folder).get("folds")) is not None}
+
+    @property
+    def ensembles(self) -> set[int]:
+        """Of how many teachers of a kind students among the rows' models were distilled."""
+        return {int(found[1]) for name in self.folders if (found := ENSEMBLE_IN_NAME.search(name)) is not None}
 
 
 def folders_of_corpus(run: Path, corpus: Corpus | str) -> list[Path]:
@@ -89,7 +107,18 @@ def found_models(finished: Sequence[Path], columns: Sequence[str]) -> FoundModel
     for folder in sorted(finished, key=lambda folder: (folder.name != names[folder], folder.name)):
         if (name := names[folder]) is not None:
             folders.setdefault(name, folder)
-    return FoundModels(folders=folders, others=tuple(folder for folder in finished if folder not in folders.values()))
+    others = tuple(folder for folder in finished if folder not in folders.values())
+    members = _members(folders)
+    shown = {name: folder for name, folder in folders.items() if name not in members}
+    return FoundModels(folders=shown, others=others, members=members)
+
+
+def _members(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the teachers of ensembles by name, but for those of a seed with which other models than teachers were trained too."""
+    ensembles = [metrics_of(folder) for name, folder in folders.items() if ENSEMBLE_IN_NAME.search(name)]
+    of_ensembles = {teacher["name"] for metrics in ensembles for teacher in metrics["teachers"]}
+    seeds = {metrics_of(folder)["seed"] for name, folder in folders.items() if not name.startswith("teacher-")}
+    return {name: folder for name, folder in folders.items() if folder.name in of_ensembles and metrics_of(folder)["seed"] not in seeds}
 
 
 def columns_of_rows(run: Path, requested: Sequence[str] = (), finished: Sequence[Path] = ()) -> tuple[str, ...]:
@@ -188,8 +217,8 @@ def _kind_of_teacher(training: Mapping[str, Any]) -> str:
 
 def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """Return a student's row. None for students that no row has: with fewer layers, with unequal or only some of several teachers, with
-    teachers that are gone or were trained again; and of those on unlabelled texts, or of teachers with folds, with another loss or several
-    teachers."""
+    teachers that are gone or were trained again; and of those on unlabelled texts, or of teachers with folds, with another loss or teachers
+    of several kinds."""
     metrics = metrics_of(folder)
     teachers = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
     if training["layers"] is not None or not all(is_whole(teacher) for teacher in teachers):
@@ -201,14 +230,20 @@ def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[st
     terms = _terms(training["distillation"], metrics)
     if folds is not None:  # the distance of the embeddings is no part of their loss, unless it is given
         terms = "both" if training["distillation"]["alpha"] else None
-    if training["unlabelled"] is not None:
-        is_of_row = len(kinds) == 1 and terms == "both" and kinds[0] in (*columns, "none")
-        return student_name(kinds[0], "both", folds) + MORE if is_of_row else None
-    if len(kinds) > 1:
+    members = len(kinds)
+    if members > 1:
         has_equal_shares = len({round(share, 6) for share in training["shares"]}) == 1
-        is_of_row = has_equal_shares and terms == "both" and folds is None and sorted(kinds) == sorted(columns)
-        return f"student-{ALL}" if is_of_row else None
-    return None if terms is None else student_name(kinds[0], terms, folds)
+        is_of_all = sorted(kinds) == sorted(columns) and training["unlabelled"] is None
+        seeds = member_seeds(training["flags"]["seed"], members)
+        is_ensemble = len(set(kinds)) == 1 and tuple(one["flags"]["seed"] for one in of_teachers) == seeds
+        if not has_equal_shares or terms != "both" or folds is not None or not (is_of_all or is_ensemble):
+            return None
+        if is_of_all:
+            return f"student-{ALL}"
+    if training["unlabelled"] is not None:
+        is_of_row = terms == "both" and kinds[0] in (*columns, "none")
+        return student_name(kinds[0], "both", folds, members) + MORE if is_of_row else None
+    return None if terms is None else student_name(kinds[0], terms, folds, members)
 
 
 def _weights_hash(teacher: Path) -> str:

@@ -9,9 +9,10 @@ from lugpi_core.errors import InputError, nearest
 from lugpi_core.store.layout import PROMPT_TEXT
 from train.learning.losses import Terms
 from train.options.settings import Privileged
+from train.options.tables import APART
 from train.options.training import folds_suffix
 
-Group = Literal["table1", "table2", "controls", "folds", "unlabelled"]
+Group = Literal["table1", "table2", "controls", "folds", "ensemble", "unlabelled"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ALL = "all"
 BASELINE, TEXT_TEACHER, TEXT_STUDENT = "baseline", "teacher-none", "student-none"
@@ -21,6 +22,7 @@ _WITHOUT_IMAGES = (TEXT_STUDENT, "student-blank")
 # A student's teachers, and of those with folds the teachers on all texts.
 _DEPTH = 2
 FOLDS_IN_NAME = re.compile(r"-folds\d+")
+ENSEMBLE_IN_NAME = re.compile(r"-ensemble(\d+)")
 MORE = "-more"  # ends the names of rows that are distilled on unlabelled texts too
 
 
@@ -37,6 +39,7 @@ class Row:
         privileged: which images it sees, or the generator's text vectors; of a student, what its teachers see.
         teachers: the rows whose models of the same seed it is distilled from; of a teacher with folds, that of the teacher on all texts.
         terms: a student's soft terms.
+        members: from how many teachers of each kind it is distilled: that of its own seed and those of other seeds (``member_seeds``).
         more: whether a student is distilled on unlabelled texts too.
         folds: on how many folds the teacher's outputs are cross-fitted; None = on none.
     """
@@ -48,6 +51,7 @@ class Row:
     privileged: Privileged = "none"
     teachers: tuple[str, ...] = ()
     terms: Terms = "both"
+    members: int = 1
     more: bool = False
     folds: int | None = None
 
@@ -57,8 +61,14 @@ class Row:
         another loss, or of several teachers, differs from the text-only teacher's student in that too."""
         if self.terms != "both" or len(self.teachers) > 1:
             return None
-        control = {"teacher": TEXT_TEACHER, "student": TEXT_STUDENT + folds_suffix(self.folds) + MORE * self.more}.get(self.command)
+        student = TEXT_STUDENT + folds_suffix(self.folds) + ensemble_suffix(self.members) + MORE * self.more
+        control = {"teacher": TEXT_TEACHER, "student": student}.get(self.command)
         return None if control == self.name else control
+
+    @property
+    def taught_by(self) -> str:
+        """The name of a student's only kind of teacher; of an ensemble that of their joint answers, which is no row's."""
+        return self.teachers[0] + ensemble_suffix(self.members)
 
     @property
     def vectors(self) -> str | None:
@@ -66,7 +76,7 @@ class Row:
         is not the images'. None for a row of other images, or of other texts."""
         if self.privileged != "images" or self.more or self.control is None:
             return None
-        return VECTORS[self.command] + folds_suffix(self.folds)
+        return VECTORS[self.command] + folds_suffix(self.folds) + ensemble_suffix(self.members)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +94,19 @@ class PlannedModel:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the models that it is distilled from, or, of a teacher with folds, of the teacher on all texts."""
-        return tuple(model_name(teacher, self.seed) for teacher in self.row.teachers)
+        seeds = member_seeds(self.seed, self.row.members)
+        return tuple(model_name(teacher, seed) for teacher in self.row.teachers for seed in seeds)
+
+
+def member_seeds(seed: int, members: int) -> tuple[int, ...]:
+    """Return the seeds of the teachers of an ensemble, the student's own first. Students of different seeds share no teacher, so that they
+    are independent of each other: their seeds are less than ``APART`` apart."""
+    return tuple(seed + APART * member for member in range(members))
+
+
+def ensemble_suffix(members: int) -> str:
+    """Return what ends the names of rows of students with so many teachers of a kind; nothing for one."""
+    return "" if members == 1 else f"-ensemble{members}"
 
 
 def model_name(row: str, seed: int) -> str:
@@ -97,19 +119,24 @@ def teacher_name(kind: str, folds: int | None = None) -> str:
     return f"teacher-{kind}{folds_suffix(folds)}"
 
 
-def student_name(kind: str, terms: Terms, folds: int | None = None) -> str:
+def student_name(kind: str, terms: Terms, folds: int | None = None, members: int = 1) -> str:
     """Return the name of the row of the students of one kind of teacher."""
-    return f"student-{kind}{folds_suffix(folds)}{'' if terms == 'both' else f'-{terms}'}"
+    return f"student-{kind}{folds_suffix(folds)}{ensemble_suffix(members)}{'' if terms == 'both' else f'-{terms}'}"
+
+
+def _plain(row: str) -> str:
+    """Return the name of a row without its folds and its ensemble."""
+    return ENSEMBLE_IN_NAME.sub("", FOLDS_IN_NAME.sub("", row))
 
 
 def is_of_vectors(row: str) -> bool:
     """Whether a row is that of models that read the generator's text vectors, by its name."""
-    return FOLDS_IN_NAME.sub("", row) in VECTORS.values()
+    return _plain(row) in VECTORS.values()
 
 
 def is_without_images(row: str) -> bool:
     """Whether a row is that of students whose teachers see no images, or blank ones, by its name; they have none to predict."""
-    return FOLDS_IN_NAME.sub("", row).removesuffix(MORE) in _WITHOUT_IMAGES
+    return _plain(row.removesuffix(MORE)) in _WITHOUT_IMAGES
 
 
 def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
@@ -124,6 +151,7 @@ def rows_of(
     has_more: bool = False,
     has_vectors: bool = False,
     folds: Sequence[int] = (),
+    ensembles: Sequence[int] = (),
 ) -> tuple[Row, ...]:
     """Return every row, in the tables' order.
 
@@ -133,6 +161,7 @@ def rows_of(
         has_more: whether there are unlabelled texts that students can be distilled on too.
         has_vectors: whether there are vectors of the generator's text encoder.
         folds: numbers of folds, for each of which there are students of cross-fitted teachers.
+        ensembles: numbers of teachers, for each of which there are students of so many teachers of each kind.
 
     Raises:
         InputError: two columns would give rows of one name.
@@ -153,9 +182,11 @@ def rows_of(
     for count in folds:
         rows += [replace(row, name=row.name + folds_suffix(count), teachers=(row.name,), groups=(), folds=count) for row in of_folds]
         rows += [_student_of(row, "folds", count) for row in of_folds]
+    rows += [_student_of(row, "ensemble", None, members) for members in ensembles for row in of_folds]
     if has_more:
         of_more = [row for row in of_folds if row.privileged == "images" or row.name == TEXT_TEACHER]
         students = [_student_of(row, "unlabelled", count) for count in (None, *folds) for row in of_more]
+        students += [_student_of(row, "unlabelled", None, members) for members in ensembles for row in of_more]
         rows += [replace(row, name=row.name + MORE, more=True) for row in students]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -176,11 +207,12 @@ def _student_row(kind: str, teachers: tuple[str, ...], privileged: Privileged, g
     return Row(name=student_name(kind, terms), command="student", groups=groups, privileged=privileged, teachers=names, terms=terms)
 
 
-def _student_of(teacher: Row, group: Group, folds: int | None) -> Row:
-    """Return the row of the students of a teacher, or of the same teacher with folds."""
+def _student_of(teacher: Row, group: Group, folds: int | None, members: int = 1) -> Row:
+    """Return the row of the students of a teacher, of the same teacher with folds, or of an ensemble of such teachers."""
     kind = teacher.name.removeprefix(teacher_name(""))
     row = _student_row(kind, (kind,), teacher.privileged, (group,))
-    return replace(row, name=student_name(kind, "both", folds), teachers=(teacher_name(kind, folds),), folds=folds)
+    name = student_name(kind, "both", folds, members)
+    return replace(row, name=name, teachers=(teacher_name(kind, folds),), folds=folds, members=members)
 
 
 def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, tuple[Row, ...]]:
@@ -191,7 +223,11 @@ def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, 
     """
     own = {row.name: row.groups[0] for row in rows if row.groups}
     shown: dict[Group, set[str]] = {}
-    there = {"folds": any(row.folds for row in rows), "unlabelled": any(row.more for row in rows)}
+    there = {
+        "folds": any(row.folds for row in rows),
+        "ensemble": any(row.members > 1 for row in rows),
+        "unlabelled": any(row.more for row in rows),
+    }
     groups = [group for group in GROUPS if there.get(group, True)]
     known = (ALL, *groups, *own)
     for name in requested:
@@ -199,6 +235,8 @@ def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, 
             do = "name the texts with --unlabelled" if name == "unlabelled" or name.endswith(MORE) else nearest(name, known)
             if name == "folds" or (FOLDS_IN_NAME.search(name) and not any(row.folds for row in rows)):
                 do = "give the number of folds with --folds"
+            elif name == "ensemble" or (ENSEMBLE_IN_NAME.search(name) and not there["ensemble"]):
+                do = "give the number of teachers with --ensemble"
             elif is_of_vectors(name):
                 do = f"run python -m featurize with its flags and --encoders {PROMPT_TEXT}, which generates no image"
                 do += " (pictures of your own have no such rows)"
@@ -215,8 +253,13 @@ def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, 
 def models_of(requested: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int]) -> list[PlannedModel]:
     """Return the models of the requested rows and those that they need, in the order of training: seed by seed, so that the first seed's
     results are complete early, and teachers before their students."""
-    names = {row.name for row in requested}
+    names, most = {row.name for row in requested}, max((row.members for row in rows), default=1)
     for _ in range(_DEPTH):
         names |= {teacher for row in rows if row.name in names for teacher in row.teachers}
-    ordered = sorted((row for row in rows if row.name in names), key=lambda row: row.command == "student")
-    return [PlannedModel(row=row, seed=seed) for seed in seeds for row in ordered]
+    chosen, models = [row for row in rows if row.name in names], []
+    for seed in seeds:
+        of_seed = [PlannedModel(row=row, seed=seed) for row in chosen]
+        members = {member for model in of_seed for member in model.needs}
+        more = [PlannedModel(row=row, seed=other) for row in chosen for other in member_seeds(seed, most)[1:] if row.command == "teacher"]
+        models += sorted([*of_seed, *(model for model in more if model.name in members)], key=lambda model: model.row.command == "student")
+    return models

@@ -96,9 +96,10 @@ def train_with(crew: "Crew", experiment: Experiment, models: Sequence[PlannedMod
 def ending_together(models: Sequence[PlannedModel]) -> list[PlannedModel]:
     """Return the models with the teachers of the last two seeds before the others of these. A last teacher that is trained late leaves the
     other processes idle, because only its students are left, and they wait for it."""
-    last = list(dict.fromkeys(model.seed for model in models))[-2:]
     needed = {name for model in models for name in model.needs}
-    return sorted(models, key=lambda model: (model.seed in last, model.seed in last and model.name not in needed))
+    last = list(dict.fromkeys(model.seed for model in models if model.name not in needed))[-2:]
+    awaited = {name for model in models if model.seed in last for name in model.needs}
+    return sorted(models, key=lambda model: 1 if model.name in awaited else 2 if model.seed in last else 0)
 
 
 def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcome, crew: "Crew") -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.files import write_json, write_text
+from train.evidence.ensembles import joint
 from train.evidence.fidelity import FIDELITY, fidelity_figures
 from train.evidence.found_models import FoundModels, differing_settings
 from train.evidence.outcome import Outcome
@@ -37,7 +38,7 @@ from train.evidence.render import (
 )
 from train.evidence.resampling import SWAPS
 from train.evidence.row_figures import ScoredModel, findings_of, row_result
-from train.evidence.rows import BASELINE, Group, Row, model_name
+from train.evidence.rows import BASELINE, ENSEMBLE_IN_NAME, Group, Row, member_seeds, model_name
 from train.evidence.verdicts import LEGEND, verdicts
 from train.evidence.why import needed_rows, why_table
 from train.learning.task_rules import METRIC_NAMES, rules_of
@@ -51,6 +52,7 @@ TITLES: Mapping[Group, str] = {
     "table2": "Table 2: students without one of the loss's soft terms (ce: without the embeddings' distance, l2: without the soft labels)",
     "controls": "Controls: teachers that see no images, images of other texts or blank images; and a student of each",
     "folds": "Folds: students of teachers that had not seen the train text of which they read (cross-fitting)",
+    "ensemble": "Ensembles: students of several teachers of one kind together, which differ in their seeds alone",
     "unlabelled": "More texts: students that were distilled on unlabelled texts too",
 }
 _CONTROLS_WITH_VECTORS = (
@@ -282,7 +284,9 @@ def table_report(
     every_row = {row.name: row for row in plan.rows}
     students = [row for row in shown.values() if row.command == "student"]
     compared = dict.fromkeys([*shown, *sorted(plan.references)])
-    models = {name: _models(name, found.folders, seeds, read) for name in (*compared, *needed_rows(students, every_row))}
+    models = {
+        name: _models(name, {**found.folders, **found.members}, seeds, read) for name in (*compared, *needed_rows(students, every_row))
+    }
     others = [read(folder) for folder in _others(plan, found)]
     if not others and not any(models[name] for name in shown):
         raise InputError(
@@ -330,6 +334,10 @@ def _task(models: Sequence[ScoredModel], run: Path) -> Task:
 
 
 def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int], read: Callable[[Path], ScoredModel]) -> dict[int, ScoredModel]:
+    if (of_ensemble := ENSEMBLE_IN_NAME.search(row)) and row.startswith("teacher-"):
+        teacher, members = row.removesuffix(of_ensemble[0]), int(of_ensemble[1])
+        each = {seed: [model_name(teacher, member) for member in member_seeds(seed, members)] for seed in seeds}
+        return {seed: joint([read(folders[name]) for name in names]) for seed, names in each.items() if folders.keys() >= set(names)}
     return {seed: read(folders[name]) for seed in seeds if (name := model_name(row, seed)) in folders}
 
 

@@ -20,7 +20,22 @@ from train.options.tables import TablesOptions, shots_folder
 
 # What --no-train reads: which models of the run are shown.
 _READ_OF_FINISHED = frozenset(
-    {"dataset", "run_dir", "scratch", "rows", "columns", "seeds", "seed", "folds", "shots", "episodes", "unlabelled", "train", "limit"}
+    {
+        "dataset",
+        "run_dir",
+        "scratch",
+        "rows",
+        "columns",
+        "seeds",
+        "seed",
+        "folds",
+        "ensemble",
+        "shots",
+        "episodes",
+        "unlabelled",
+        "train",
+        "limit",
+    }
 )
 
 
@@ -64,6 +79,7 @@ def _compared(options: TablesOptions, shots: int | None) -> TableReport:
         distillation=part_of(options, DistillationSettings),
         unlabelled=None if options.unlabelled is None else load_unlabelled(options.unlabelled, settings),
         folds=options.folds,
+        ensemble=options.ensemble,
         shots=shots,
         text_model=find_text_model(options.text_model, max_length=options.max_length),
         optimization=part_of(options, Optimization),
@@ -84,6 +100,7 @@ def _finished(options: TablesOptions, shots: int | None) -> TableReport:
         seeds=options.each_seed,
         has_unlabelled=options.unlabelled is not None,
         folds=options.folds,
+        ensemble=options.ensemble,
         paper_dataset=paper_dataset(options.dataset, part_of(options, CorpusSettings)),
     )
     return finished_tables(options.run if shots is None else options.run / shots_folder(shots), dataset_name(options.dataset), request)

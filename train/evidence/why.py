@@ -47,11 +47,11 @@ def why_table(students: Sequence[Row], rows: Mapping[str, Row], models: Models) 
 def needed_rows(students: Sequence[Row], rows: Mapping[str, Row]) -> set[str]:
     """Return the names of the rows whose models ``why_table`` reads."""
     with_controls = [*students, *(rows[row.control] for row in students if row.control is not None)]
-    return {name for row in with_controls if row.command == "student" for name in (row.name, *row.teachers)}
+    return {name for row in with_controls if row.command == "student" for name in (row.name, *row.teachers, row.taught_by)}
 
 
 def _why_row(student: Row, control: Row | None, models: Models) -> WhyRow | None:
-    teachers, students = models.get(student.teachers[0], {}), models.get(student.name, {})
+    teachers, students = models.get(student.taught_by, {}), models.get(student.name, {})
     seeds = sorted(teachers.keys() & students.keys())
     if not seeds:
         return None
@@ -59,7 +59,7 @@ def _why_row(student: Row, control: Row | None, models: Models) -> WhyRow | None
     row = WhyRow(row=student.name, train=_mean(train) if train else None, test=_mean([sharpness_of(teachers[seed].test) for seed in seeds]))
     if control is None:
         return row
-    four = [models.get(name, {}) for name in (student.teachers[0], control.teachers[0], student.name, control.name)]
+    four = [models.get(name, {}) for name in (student.taught_by, control.taught_by, student.name, control.name)]
     quadruples = [[of_row[seed].test for of_row in four] for seed in seeds if all(seed in of_row for of_row in four)]
     same = [each for each in quadruples if len({one.examples for one in (*each, quadruples[0][0])}) == 1 and all(map(is_defined, each))]
     if not same:

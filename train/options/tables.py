@@ -1,5 +1,6 @@
 """The flags of ``python -m train tables``. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,23 @@ def require_shots(shots: int | None) -> None:
         raise InputError(got=f"--shots {shots}", expected="1 or more texts of each class", do="give for instance 5 10 50")
 
 
+# Between the seeds of an ensemble's teachers.
+APART = 1000
+
+
+def require_ensemble(members: object, seeds: Sequence[int]) -> None:
+    """Raise InputError unless it is None or a number of teachers whose seeds are different from those of other students' teachers."""
+    if members is None:
+        return
+    if not isinstance(members, int) or isinstance(members, bool) or members < 2:
+        raise InputError(got=f"--ensemble {members}", expected="2 or more teachers", do="give for instance 3")
+    if max(seeds) - min(seeds) >= APART:
+        got = f"--ensemble with seeds from {min(seeds)} to {max(seeds)}"
+        raise InputError(
+            got=got, expected=f"seeds less than {APART} apart", do="the teachers after the first have seeds 1000, 2000, … more"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     """Train every model of the paper's tables and of their controls, and print the tables with significance tests.
@@ -40,8 +58,8 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     seeds: int = 3
     """Number of seeds each row is trained with, --seed being the first."""
     rows: tuple[str, ...] = ("all",)
-    """Which rows: table1, table2, controls, folds (with --folds), unlabelled (with --unlabelled) or all of them, or single rows, such as
-    student-clip-vit-b32 or teacher-none. What a row needs is trained too."""
+    """Which rows: table1, table2, controls, folds (with --folds), ensemble (with --ensemble), unlabelled (with --unlabelled) or all of
+    them, or single rows, such as student-clip-vit-b32 or teacher-none. What a row needs is trained too."""
     columns: tuple[str, ...] = ()
     """Which tokens of the store get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's."""
     unlabelled: Path | None = None
@@ -50,6 +68,9 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     folds: int | None = None
     """Adds the table folds: students of teachers whose outputs for the train texts are cross-fitted on that many folds (train teacher
     --folds), each with its controls. A teacher costs that many times the training of one."""
+    ensemble: int | None = None
+    """Adds the table ensemble: students of that many teachers of one kind together, which differ in their seeds alone, each with its
+    control; with --unlabelled also distilled on those texts. The teachers after the first have seeds from 1000 on."""
     shots: tuple[int, ...] = ()
     """Few-shot tables: for each of these numbers train every row on that many train texts of each class, drawn anew in each episode, and
     print accuracy over shots with the number of episodes that an interval needs. Models are in shots-<number> of the run."""
@@ -71,6 +92,7 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
         require_seed(self.each_seed[-1])
         require_processes(self.processes)
         require_folds(self.folds)
+        require_ensemble(self.ensemble, self.each_seed)
         for number in self.shots:
             require_shots(number)
         if self.episodes is not None and (self.episodes < 1 or not self.shots):

@@ -85,7 +85,13 @@ def _tables(
     folders = [model.folder for model in finished]
     columns = columns_of_rows(run, finished=folders)
     found = found_models(folders, columns)
-    rows = rows_of(columns, has_more=found.has_unlabelled, has_vectors=has_text_vectors(run, folders), folds=sorted(found.folds))
+    rows = rows_of(
+        columns,
+        has_more=found.has_unlabelled,
+        has_vectors=has_text_vectors(run, folders),
+        folds=sorted(found.folds),
+        ensembles=sorted(found.ensembles),
+    )
     by_row: dict[str, dict[int, ScoredModel]] = {}
     for name, folder in found.folders.items():
         model = read(folder)

@@ -266,3 +266,24 @@ def test_every_teacher_may_have_folds_and_its_student_the_control_with_the_same(
         shown("student-clip-vit-b32-folds5")
     with pytest.raises(InputError, match="give the number of folds with --folds"):
         shown("folds")
+
+
+def test_an_ensemble_has_teachers_of_seeds_of_its_own_and_the_control_with_as_many() -> None:
+    rows = rows_of(("clip-demo",), has_more=True, has_vectors=True, ensembles=(3,))
+    by_name = {row.name: row for row in rows}
+    students = ["student-clip-demo", "student-none", "student-text", "student-shuffled", "student-blank"]
+    assert [row.name for row in chosen_tables(["ensemble"], rows)["ensemble"]] == ["baseline", *(f"{name}-ensemble3" for name in students)]
+    student = by_name["student-clip-demo-ensemble3"]
+    assert (student.control, student.vectors) == ("student-none-ensemble3", "student-text-ensemble3")
+    assert by_name["student-clip-demo-ensemble3-more"].control == "student-none-ensemble3-more"
+    models = models_of([student, by_name["teacher-none"]], rows, [0, 1])
+    teachers = [["teacher-clip-demo", *(f"teacher-clip-demo-seed{seed}" for seed in more)] for more in ((1000, 2000), (1001, 2001))]
+    teachers[1][0] += "-seed1"
+    assert [model.name for model in models] == [
+        *("teacher-clip-demo", "teacher-none", *teachers[0][1:], "student-clip-demo-ensemble3"),
+        *("teacher-clip-demo-seed1", "teacher-none-seed1", *teachers[1][1:], "student-clip-demo-ensemble3-seed1"),
+    ]
+    assert [list(model.needs) for model in models if model.needs] == teachers
+    for name in ("student-clip-vit-b32-ensemble2", "ensemble"):
+        with pytest.raises(InputError, match="give the number of teachers with --ensemble"):
+            shown(name)
