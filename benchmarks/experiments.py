@@ -29,6 +29,7 @@ class Experiment:
         seeds: how many.
         unlabelled: a file of texts on which students are distilled too.
         rows: rows of the tables.
+        generation: flags of the images.
     """
 
     corpus: tuple[str, ...]
@@ -36,6 +37,12 @@ class Experiment:
     seeds: int
     unlabelled: Path | None = None
     rows: tuple[str, ...] = ("table1", "controls")
+    generation: tuple[str, ...] = _GENERATION
+
+    @property
+    def has_several_images(self) -> bool:
+        """Whether a text has several images, which get scores."""
+        return "--images-per-text" in self.generation
 
 
 DEMO = Experiment(
@@ -49,6 +56,10 @@ DEMO = Experiment(
 _TEACHERS = ("baseline", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
 _WITH_FOLDS = ("student-clip-demo-folds{n}", "student-none-folds{n}", "student-shuffled-folds{n}")
 _AND_MORE = ("student-clip-demo-folds{n}-more", "student-none-folds{n}-more")
+# Teachers of several images, weighted, and what students keep of them: of one teacher, and of three.
+_SEVERAL = ("--several-images", "weighted", "--kd-preset", "hinton", "--temperature", "2", "--ensemble", "3")
+_KEPT = ("baseline", "teacher-clip-demo", "teacher-none", "teacher-shuffled")
+_KEPT_BY = tuple(f"student-{kind}{of}-more" for of in ("-ensemble3", "") for kind in ("clip-demo", "none", "shuffled"))
 # About a thousand steps on each CWI corpus. On WikiNews a rate of 3e-4 diverges, and one epoch at 5e-5 is not enough (.79).
 _RATE = ("--learning-rate", "1e-4")
 # Faster than float32 on processors with bfloat16 multiplication (AVX512-BF16, AMX).
@@ -64,7 +75,8 @@ REAL = {
 
 
 def measure_demo(options: DemoOptions) -> dict[str, Any]:
-    """Run the missing parts of the demo experiment and return its tables; with folds those of the folds alone, in the same run.
+    """Run the missing parts of the demo experiment and return its tables; with folds those of the folds alone, in the same run; with
+    several images those of what students keep of them, in a run of its own.
 
     Raises:
         InputError: one of the commands failed.
@@ -73,6 +85,11 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
         rows = (*_TEACHERS, *(name.format(n=options.folds) for name in (*_WITH_FOLDS, *_AND_MORE)))
         experiment = replace(DEMO, rows=rows, training=(*DEMO.training, "--folds", str(options.folds)))
         return finish(f"demo-folds{options.folds}", _settings(experiment) | _tables(options, "demo", experiment), record=options.record)
+    if (images := options.images_per_text) is not None:
+        generation = ("--generator", "demo", "--encoders", "clip-demo", "--images-per-text", str(images))
+        experiment = replace(DEMO, rows=(*_KEPT, *_KEPT_BY), training=(*DEMO.training, *_SEVERAL), generation=generation)
+        name = f"demo-images{images}"
+        return finish(name, _settings(experiment) | _tables(options, name, experiment), record=options.record)
     return finish("demo", _settings(DEMO) | _tables(options, "demo", DEMO), record=options.record)
 
 
@@ -99,7 +116,8 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
     """Return the settings for the record, without the paths of this machine."""
-    return {"settings": " ".join((*experiment.corpus, *experiment.training))}
+    generation = experiment.generation if experiment.has_several_images else ()
+    return {"settings": " ".join((*experiment.corpus, *generation, *experiment.training))}
 
 
 def _tables(options: ExperimentOptions, name: str, experiment: Experiment) -> dict[str, Any]:
@@ -110,8 +128,10 @@ def _tables(options: ExperimentOptions, name: str, experiment: Experiment) -> di
     if experiment.unlabelled is not None:
         texts = _first_texts(experiment.unlabelled, make_folder(run)) if options.smoke else experiment.unlabelled
         more = ("--unlabelled", str(texts))
-        run_commands([("featurize", *common, *_GENERATION, *more)])
-    run_commands([("featurize", *common, *_GENERATION)])
+    for named in (more, ()) if more else ((),):
+        run_commands([("featurize", *common, *experiment.generation, *named)])
+        if experiment.has_several_images:
+            run_commands([("featurize", "score", *common, *named)])
     rows = _SMOKE_ROWS if options.smoke else experiment.rows
     short = ("--epochs", "1", "--max-length", "16") if options.smoke else ()
     seeds = ("--seeds", str(1 if options.smoke else options.seeds or experiment.seeds))

@@ -142,10 +142,16 @@ class DemoOptions(ExperimentOptions):
 
     folds: int | None = None
     """In place of these rows, students of teachers with that many folds and of their controls, next to those of teachers without."""
+    images_per_text: int | None = None
+    """In place of these rows, students that are to keep what so many images a text, weighted by their CLIP scores, give their teachers: of
+    one teacher and of three, by Hinton's loss on unlabelled texts, with their controls."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_folds(self.folds)
+        if self.images_per_text is not None and (self.images_per_text < 2 or self.folds is not None):
+            got = f"--images-per-text {self.images_per_text}" + (f" and --folds {self.folds}" if self.folds is not None else "")
+            raise InputError(got=got, expected="2 or more images, without --folds", do="give for instance --images-per-text 4 alone")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,28 @@ def test_folds_are_compared_with_teachers_without_in_the_run_of_the_demo(batches
     assert {"student-clip-demo", "student-clip-demo-folds5", "student-none-folds5", "student-none-folds5-more"} <= set(tabled.rows)
 
 
+def test_what_students_keep_of_several_images_is_measured_in_a_run_of_its_own(batches: list[Sequence[Sequence[str]]]) -> None:
+    from train.options.tables import TablesOptions
+
+    found = experiments.measure_demo(DemoOptions(images_per_text=4))
+    assert found["benchmark"] == "demo-images4"
+    assert "--images-per-text 4" in found["figures"]["settings"]
+    more, scores, own, own_scores, tables = [several[0] for several in batches]
+    assert [command[:2] for command in (scores, own_scores)] == [("featurize", "score")] * 2
+    assert [command[command.index("--images-per-text") + 1] for command in (more, own)] == ["4", "4"]
+    assert ["--unlabelled" in command for command in (more, scores, own, own_scores, tables)] == [True, True, False, False, True]
+    tabled = parsed(tables, {"train": TablesOptions})
+    assert (tabled.several_images, tabled.kd_preset, tabled.ensemble, tabled.run_dir) == (
+        "weighted",
+        "hinton",
+        3,
+        Path("runs/demo-images4"),
+    )
+    assert {"student-clip-demo-ensemble3-more", "student-none-ensemble3-more", "student-shuffled-more"} <= set(tabled.rows)
+    with pytest.raises(InputError, match="without --folds"):
+        DemoOptions(images_per_text=4, folds=5)
+
+
 @pytest.mark.parametrize(("flags", "message"), [(("--corpora", "imdb"), "--corpora imdb"), (("--seeds", "0"), "--seeds 0")])
 def test_bad_input_is_one_line(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["real", *flags]) == 2

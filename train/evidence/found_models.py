@@ -241,8 +241,7 @@ def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[st
         if is_of_all:
             return f"student-{ALL}"
     if training["unlabelled"] is not None:
-        is_of_row = terms == "both" and kinds[0] in (*columns, "none")
-        return student_name(kinds[0], "both", folds, members) + MORE if is_of_row else None
+        return student_name(kinds[0], "both", folds, members) + MORE if terms == "both" else None
     return None if terms is None else student_name(kinds[0], terms, folds, members)
 
 

@@ -73,10 +73,10 @@ class Row:
     @property
     def vectors(self) -> str | None:
         """The row that reads the generator's text vectors where this one reads images, and differs in nothing else: a gain that it has too
-        is not the images'. None for a row of other images, or of other texts."""
-        if self.privileged != "images" or self.more or self.control is None:
+        is not the images'. None for a row of other images."""
+        if self.privileged != "images" or self.control is None:
             return None
-        return VECTORS[self.command] + folds_suffix(self.folds) + ensemble_suffix(self.members)
+        return VECTORS[self.command] + folds_suffix(self.folds) + ensemble_suffix(self.members) + MORE * self.more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,8 @@ def student_name(kind: str, terms: Terms, folds: int | None = None, members: int
 
 
 def _plain(row: str) -> str:
-    """Return the name of a row without its folds and its ensemble."""
-    return ENSEMBLE_IN_NAME.sub("", FOLDS_IN_NAME.sub("", row))
+    """Return the name of a row without its folds, its ensemble and its unlabelled texts."""
+    return ENSEMBLE_IN_NAME.sub("", FOLDS_IN_NAME.sub("", row.removesuffix(MORE)))
 
 
 def is_of_vectors(row: str) -> bool:
@@ -136,7 +136,7 @@ def is_of_vectors(row: str) -> bool:
 
 def is_without_images(row: str) -> bool:
     """Whether a row is that of students whose teachers see no images, or blank ones, by its name; they have none to predict."""
-    return _plain(row.removesuffix(MORE)) in _WITHOUT_IMAGES
+    return _plain(row) in _WITHOUT_IMAGES
 
 
 def clip_first(columns: Iterable[str]) -> tuple[str, ...]:
@@ -184,9 +184,8 @@ def rows_of(
         rows += [_student_of(row, "folds", count) for row in of_folds]
     rows += [_student_of(row, "ensemble", None, members) for members in ensembles for row in of_folds]
     if has_more:
-        of_more = [row for row in of_folds if row.privileged == "images" or row.name == TEXT_TEACHER]
-        students = [_student_of(row, "unlabelled", count) for count in (None, *folds) for row in of_more]
-        students += [_student_of(row, "unlabelled", None, members) for members in ensembles for row in of_more]
+        students = [_student_of(row, "unlabelled", count) for count in (None, *folds) for row in of_folds]
+        students += [_student_of(row, "unlabelled", None, members) for members in ensembles for row in of_folds]
         rows += [replace(row, name=row.name + MORE, more=True) for row in students]
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):

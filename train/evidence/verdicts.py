@@ -33,10 +33,9 @@ class UnrelatedImages:
 
 
 def unrelated_images(like: Row, rows: Iterable[Row], findings: Iterable[Finding], *, has_vectors: bool = False) -> UnrelatedImages:
-    """Return what is known of the rows of a row's command, folds and ensemble with shuffled and blank images, and of that with text vectors
-    if there is one."""
+    """Return what is known of the rows of a row's kind with shuffled and blank images, and of that with text vectors if there is one."""
     outcomes = {one.row: one.outcome for one in findings if one.reference != BASELINE and not is_of_vectors(one.reference)}
-    of_kind = [row for row in rows if (row.command, row.folds, row.members) == (like.command, like.folds, like.members)]
+    of_kind = [row for row in rows if _kind(row) == _kind(like)]
     compared = {row.privileged: row.name for row in of_kind if row.name in outcomes}
     return UnrelatedImages(
         gaining=tuple(compared[kind] for kind in _UNRELATED if kind in compared and outcomes[compared[kind]] == "better"),
@@ -135,7 +134,13 @@ def _of_gain(row: Row, control: Finding, unrelated: UnrelatedImages, vectors: Fi
     return f"{evidence}."
 
 
+def _kind(row: Row) -> tuple[object, ...]:
+    return row.command, row.folds, row.members, row.more
+
+
 def _table_of_controls(row: Row) -> str:
+    if row.more:
+        return "unlabelled"
     return "folds" if row.folds is not None else "ensemble" if row.members > 1 else "controls"
 
 

@@ -63,8 +63,8 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     columns: tuple[str, ...] = ()
     """Which tokens of the store get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's."""
     unlabelled: Path | None = None
-    """Unlabelled texts that featurize --unlabelled generated images for: adds students that are distilled on these texts too, with image
-    teachers and, as their control, with the text-only teacher."""
+    """Unlabelled texts that featurize --unlabelled generated images for: adds students that are distilled on these texts too, each with
+    its controls."""
     folds: int | None = None
     """Adds the table folds: students of teachers whose outputs for the train texts are cross-fitted on that many folds (train teacher
     --folds), each with its controls. A teacher costs that many times the training of one."""

@@ -127,8 +127,9 @@ def test_each_row_has_its_own_control() -> None:
 def test_unlabelled_texts_add_students_and_their_control() -> None:
     rows = rows_of(COLUMNS, has_more=True)
     more = {row.name: row for row in rows if row.more}
-    assert list(more) == ["student-clip-vit-b32-more", "student-vit-b16-more", "student-none-more"]
-    assert [row.control for row in more.values()] == ["student-none-more", "student-none-more", None]
+    kinds = ["clip-vit-b32", "vit-b16", "none", "shuffled", "blank"]
+    assert list(more) == [f"student-{kind}-more" for kind in kinds]
+    assert [row.control for row in more.values()] == [None if kind == "none" else "student-none-more" for kind in kinds]
     shown = {group: [row.name for row in found] for group, found in chosen_tables(("all",), rows).items()}
     assert shown == {"table1": TABLE_1, "table2": TABLE_2, "controls": CONTROLS, "unlabelled": ["baseline", *more]}
     assert [model.name for model in models_of([more["student-vit-b16-more"]], rows, (0,))] == ["teacher-vit-b16", "student-vit-b16-more"]
@@ -257,10 +258,8 @@ def test_every_teacher_may_have_folds_and_its_student_the_control_with_the_same(
     models = [model.name for model in models_of([student], rows, [1])]
     assert models == [f"{name}-seed1" for name in ("teacher-clip-demo", "teacher-clip-demo-folds5", "student-clip-demo-folds5")]
     assert [row.name for row in chosen_tables(["all"], rows)["unlabelled"]][1:] == [
-        "student-clip-demo-more",
-        "student-none-more",
-        "student-clip-demo-folds5-more",
-        "student-none-folds5-more",
+        *(f"{name}-more" for name in students),
+        *(f"{name}-folds5-more" for name in students),
     ]
     with pytest.raises(InputError, match="give the number of folds with --folds"):
         shown("student-clip-vit-b32-folds5")
