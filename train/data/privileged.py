@@ -7,6 +7,7 @@ Shapes: N examples, K images each, B in a batch, T image tokens, I width of the 
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -30,6 +31,13 @@ class PrivilegedImages:
     def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], seed: int) -> None:
         self.source, self.drawings, self._seed = source, drawings, seed
         self._of_epoch: tuple[int, NDArray[np.int64]] | None = None
+        self._redraw: int | None = None
+
+    def redrawn_every(self, epochs: int) -> "PrivilegedImages":
+        """Return the same images, each of them read for so many epochs before the next one of its example."""
+        images = copy(self)
+        images._redraw, images._of_epoch = epochs, None
+        return images
 
     def gather(self, rows: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
         """Return float16 [B, T, I] on the training device: of K images the one of that epoch, or the first if None."""
@@ -45,7 +53,11 @@ class PrivilegedImages:
         if epoch is None or self.drawings.shape[1] == 1:
             return self.drawings[:, 0]
         if self._of_epoch is None or self._of_epoch[0] != epoch:
-            self._of_epoch = (epoch, one_of_each(self.drawings, self._seed, epoch))
+            if self._redraw is None:
+                chosen = one_of_each(self.drawings, self._seed, epoch)
+            else:
+                chosen = next_of_each(self.drawings, self._seed, epoch // self._redraw)
+            self._of_epoch = (epoch, chosen)
         return self._of_epoch[1]
 
 
@@ -105,6 +117,15 @@ def one_of_each(drawings_NK: NDArray[np.int64], seed: int, epoch: int) -> NDArra
     examples, several = drawings_NK.shape
     number = np.random.default_rng([seed, epoch]).integers(several, size=examples)
     chosen: NDArray[np.int64] = drawings_NK[np.arange(examples), number]
+    return chosen
+
+
+def next_of_each(drawings_NK: NDArray[np.int64], seed: int, turn: int) -> NDArray[np.int64]:
+    """Return one image of every example, int64 [N]: in each of K turns another of its K, then again from the first on, in an order of the
+    example's own that follows from the seed."""
+    examples, several = drawings_NK.shape
+    order_NK = np.random.default_rng([seed, 2]).permuted(np.tile(np.arange(several), (examples, 1)), axis=1)  # [seed, 1] orders others
+    chosen: NDArray[np.int64] = drawings_NK[np.arange(examples), order_NK[:, turn % several]]
     return chosen
 
 

@@ -289,6 +289,7 @@ def _train_missing(experiment: Experiment, plan: TablePlan, processes: int | Non
     models = models_of(plan.shown.values(), plan.rows, plan.seeds)
     for column in dict.fromkeys(model.row.column for model in models if model.row.column is not None):
         experiment.tokens(column)
+    _check_redraw(experiment, models)
     _check_unlabelled(experiment, models)
     sweep_partials(make_folder(experiment.models))
     count = 1 if ray.ray is not None else min(processes_for(experiment, processes), len(models))
@@ -301,6 +302,17 @@ def _train_missing(experiment: Experiment, plan: TablePlan, processes: int | Non
     references = models_of([row for row in plan.rows if row.name in plan.references], plan.rows, plan.seeds)
     add_finished(experiment, [model for model in references if model not in models], outcome)
     return outcome
+
+
+def _check_redraw(experiment: Experiment, models: Sequence[PlannedModel]) -> None:
+    """Raise InputError if images are to be redrawn, and none of the models reads one of several."""
+    columns = [model.row.column for model in models if model.row.column is not None and model.row.privileged != "blank"]
+    if experiment.optimization.redraw is not None and not any(experiment.tokens(column).drawings.shape[1] > 1 for column in columns):
+        raise InputError(
+            got=f"--redraw {experiment.optimization.redraw} for models of which none reads one of several images of a text",
+            expected="rows with images of a store with several of each text",
+            do="leave it out, or draw several: featurize --images-per-text 4",
+        )
 
 
 def _check_unlabelled(experiment: Experiment, models: Sequence[PlannedModel]) -> None:

@@ -31,7 +31,7 @@ from train.models.model_folder import finished_folders, is_whole, metrics_of, tr
 # Settings that make another model but not another row: all models that are shown together should agree in these.
 _SHARED_SETTINGS = ("flags", "max_length", "corpus", "separator", "text_model", "dtype", "unlabelled")
 # Settings in which rows may differ, but not the seeds of one row.
-_ROW_SETTINGS = ("tokens", "shares", "teachers_embeddings")
+_ROW_SETTINGS = ("tokens", "shares", "teachers_embeddings", "several_images", "redraw")
 
 
 @dataclass(frozen=True, kw_only=True)

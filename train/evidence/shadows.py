@@ -76,7 +76,8 @@ class Recorded:
     def optimization(self) -> Optimization:
         """Its optimization, with the seed that it had."""
         flags = {one.name: self.training["flags"][one.name] for one in fields(Optimization) if one.name in self.training["flags"]}
-        return Optimization(**flags, several_images=self.training.get("several_images", "drawn"))
+        several_images = self.training.get("several_images", "drawn")
+        return Optimization(**flags, several_images=several_images, redraw=self.training.get("redraw"))
 
     @property
     def loss(self) -> DistillationSettings:

@@ -284,6 +284,13 @@ def warn_of_idle_settings(optimization: Optimization, on: str = "") -> None:
         say(f"warning: --prefix-dtype has no effect{on}: no layers are frozen")
 
 
+def _why_one_image(plan: ModelPlan) -> str:
+    """Return why a model reads the same of each text in every epoch."""
+    if plan.kind.image_tokens is None:
+        return "it reads no images"
+    return "it reads blank images" if plan.kind.privileged == "blank" else "each text has one image"
+
+
 def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: TrainingArguments) -> TrainedModel:
     require_known_arguments(training, TrainingArguments)
     require_trainable(corpus, training)
@@ -295,8 +302,13 @@ def _train(corpus: Corpus, plan: Callable[[Compute], ModelPlan], training: Train
         with processes.first_before_others():
             planned = plan(compute)
         if (asked := planned.optimization.several_images) != planned.several_images:
-            why = "it reads no images" if planned.kind.image_tokens is None else "each text has one image"
-            say(f"warning: --several-images {asked} has no effect on {planned.folder.name}: {why}")
+            say(f"warning: --several-images {asked} has no effect on {planned.folder.name}: {_why_one_image(planned)}")
+        if planned.optimization.redraw != planned.redraw:
+            raise InputError(
+                got=f"--redraw {planned.optimization.redraw} for {planned.folder.name}: {_why_one_image(planned)}",
+                expected="a model that reads one of several images of each text",
+                do="leave it out, or draw several: featurize --images-per-text 4",
+            )
         if planned.placement.tokens_on != "auto" and planned.kind.image_tokens is None and planned.trains_all:
             say(f"warning: --tokens-on has no effect on {planned.folder.name}: it reads no images, and no layers are frozen")
         warn_of_idle_settings(planned.optimization, f" on {planned.folder.name}")

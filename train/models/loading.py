@@ -84,7 +84,8 @@ def _images(plan: ModelPlan, model: nn.Module, device: torch.device) -> Privileg
         scale = f" at its logit scale, {scores.logit_scale:.4g}" if plan.several_images == "weighted" else ""
         say(f"--several-images {plan.several_images}: by the CLIP scores of {scores.column}{scale}")
     seed, several = plan.optimization.seed, plan.several_images
-    return privileged_images(tokens, plan.kind.privileged, place, seed=seed, device=device, several_images=several)
+    images = privileged_images(tokens, plan.kind.privileged, place, seed=seed, device=device, several_images=several)
+    return images if images is None or plan.redraw is None else images.redrawn_every(plan.redraw)
 
 
 def training_of_plan(plan: ModelPlan, model: nn.Module, data: TrainingData, processes: Processes) -> Training:

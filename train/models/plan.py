@@ -153,6 +153,13 @@ class ModelPlan:
         return "drawn" if tokens is None or tokens.drawings.shape[1] == 1 else self.optimization.several_images
 
     @property
+    def redraw(self) -> int | None:
+        """For how many epochs it reads one of several images of a text; None where it reads one at random, all, blank ones, or has one."""
+        tokens = self.kind.image_tokens
+        is_same = tokens is None or tokens.drawings.shape[1] == 1 or self.kind.privileged == "blank"
+        return None if is_same else self.optimization.redraw
+
+    @property
     def clip_scores(self) -> ClipScores | None:
         """The images' scores, if it reads them. Raises InputError as ``read_clip_scores``."""
         tokens = self.kind.image_tokens
@@ -170,6 +177,7 @@ class ModelPlan:
             "dtype": self.compute.dtype,
             **({"text_class_token": "last"} if self.kind.command == "teacher" and self.text_model.reads_last_token else {}),
             **({} if self.several_images == "drawn" else {"several_images": self.several_images}),
+            **({} if self.redraw is None else {"redraw": self.redraw}),
             **({} if self.clip_scores is None else {"clip_scores": self.clip_scores.fingerprint()}),
             **({} if self.shots is None else {"shots": self.shots}),
             **({} if self.kind.folds is None else {"folds": {"count": self.kind.folds, "seed": self.optimization.seed}}),

@@ -28,6 +28,8 @@ class StudentOptions(DistillationSettings, ModelOptions):
         DistillationSettings.__post_init__(self)
         if self.student_layers is not None and self.student_layers < 1:
             raise InputError(got=f"--student-layers {self.student_layers}", expected="at least 1", do="give for instance 3")
+        if self.redraw is not None:
+            raise InputError(got=f"--redraw {self.redraw} for a student, which reads no images", expected="a teacher", do="leave it out")
         for name in self.teachers:
             require_model_name(name, flag="--teachers")
         if not self.teachers or len(set(self.teachers)) < len(self.teachers):

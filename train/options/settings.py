@@ -60,6 +60,9 @@ class Optimization:
     mean = always the mean of their tokens, each distinct image counting once and failed ones not at all; weighted = that mean weighted by
     the softmax of the images' CLIP scores at the encoder's own logit scale; best = always the image of the highest score. The last two
     read what python -m featurize score has written."""
+    redraw: int | None = None
+    """With --several-images drawn: keep the image of a text for that many epochs, then take the next of its stored ones, and after the last
+    one the first again, every text in an order of its own (default: in each epoch one at random)."""
     update: Update = "full"
     """What is trained: full = the text encoder too; head = only what comes after its layers, on class vectors that are computed once, so
     that epochs are much shorter; lp-ft = the head first (--epochs at --head-learning-rate), then everything from there."""
@@ -81,6 +84,8 @@ class Optimization:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(got=f"--{name.replace('_', '-')} {value}", expected="at least 1", do="give a positive number")
+        if self.redraw is not None:
+            self._require_redrawing(self.redraw)
         if self.freeze_layers < 0:
             raise InputError(got=f"--freeze-layers {self.freeze_layers}", expected="0 or more", do="give for instance 3")
         if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
@@ -94,6 +99,20 @@ class Optimization:
         for name, sensible in (("weight_decay", "0.01"), ("max_grad_norm", "1"), ("checkpoint_minutes", "5")):
             if not ((value := getattr(self, name)) >= 0 and isfinite(value)):
                 raise InputError(got=f"--{name.replace('_', '-')} {value}", expected="0 or more", do=f"give for instance {sensible}")
+
+    def _require_redrawing(self, redraw: int) -> None:
+        if self.several_images != "drawn":
+            raise InputError(
+                got=f"--redraw {redraw} with --several-images {self.several_images}, which reads the same in every epoch",
+                expected="--several-images drawn",
+                do="leave one of them out",
+            )
+        if not 1 <= redraw < self.epochs:
+            raise InputError(
+                got=f"--redraw {redraw} with --epochs {self.epochs}",
+                expected="1 or more, and fewer than the epochs, so that a second image is read",
+                do="give for instance --redraw 1",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
