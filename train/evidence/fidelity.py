@@ -13,6 +13,7 @@ from lugpi_core.fingerprint import agree
 from train.evidence.calibration import agreement, binary_cross_entropy, churn, classwise_ece, nll, reliability, teachers_answers
 from train.evidence.row_figures import ScoredModel
 from train.learning.task_rules import rules_of
+from train.models.class_shares import ClassShares
 from train.models.model_folder import is_whole, training_of
 from train.models.predictions import Predicted
 
@@ -127,15 +128,19 @@ class Teachers:
     Attributes:
         models: one or several.
         shares: each one's weight in the student's loss; they sum to 1.
+        class_shares: those by group of classes, if they were learnt.
     """
 
     models: tuple[ScoredModel, ...]
     shares: tuple[float, ...]
+    class_shares: ClassShares | None = None
 
     @property
     def outputs(self) -> NDArray[np.float64]:
         """Their mean probabilities of the test examples, or numbers, weighted by their shares: float64 [N, K]."""
         outputs = [rules_of(teacher.test.task).outputs(teacher.test.logits) for teacher in self.models]
+        if self.class_shares is not None:
+            return self.class_shares.mixed(np.stack(outputs))
         return np.asarray(sum(share * output for share, output in zip(self.shares, outputs, strict=True)))
 
     @property
@@ -150,6 +155,8 @@ class Teachers:
         if len(self.models) == 1:
             return self.models[0].test.predicted
         match self.models[0].test.task:
+            case "single-label" if self.class_shares is not None:
+                return np.asarray(self.outputs.argmax(axis=1))
             case "single-label":
                 return teachers_answers([teacher.test.logits for teacher in self.models], self.shares)
             case "multi-label":
@@ -177,4 +184,4 @@ def teachers_of(model: ScoredModel, read: Callable[[Path], ScoredModel]) -> Teac
         return None  # the folders have the same names but hold other models
     if any(teacher.test.examples != model.test.examples for teacher in teachers):
         return None
-    return Teachers(models=teachers, shares=tuple(training["shares"]))
+    return Teachers(models=teachers, shares=tuple(training["shares"]), class_shares=ClassShares.of_training(training))

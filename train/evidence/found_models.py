@@ -232,7 +232,7 @@ def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[st
         terms = "both" if training["distillation"]["alpha"] else None
     members = len(kinds)
     if members > 1:
-        has_equal_shares = len({round(share, 6) for share in training["shares"]}) == 1
+        has_equal_shares = "class_shares" not in training and len({round(share, 6) for share in training["shares"]}) == 1
         is_of_all = sorted(kinds) == sorted(columns) and training["unlabelled"] is None
         seeds = member_seeds(training["flags"]["seed"], members)
         is_ensemble = len(set(kinds)) == 1 and tuple(one["flags"]["seed"] for one in of_teachers) == seeds

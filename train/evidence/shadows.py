@@ -31,6 +31,7 @@ from train.models.api import plan_model
 from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
 from train.models.model_folder import is_whole, metrics_of, training_of
 from train.models.plan import ModelPlan, compute_on
+from train.options.distillation import LEARNT, Shares
 from train.options.settings import DistillationSettings, Optimization, Placement
 
 FOLDER = "audit"
@@ -227,7 +228,8 @@ class Shadows(Experiment):
                     outputs_dtype=recorded.metrics["config"].get("outputs_dtype", "float32"),
                     folds=training.get("folds", {}).get("count"),
                 )
-        shares, layers = tuple(training["shares"]), training["layers"]
+        shares: Shares = LEARNT if "class_shares" in training else tuple(training["shares"])
+        layers = training["layers"]
         source = DistillationSource(teachers=teachers, loss=recorded.loss, shares=shares, layers=layers)
         return student_kind(corpus, source, compute_on(placement))
 

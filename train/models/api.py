@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypedDict, Unpack, cast, get_args
+from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
@@ -27,7 +27,7 @@ from train.models.kinds import DistillationSource, ModelKind, baseline_kind, ima
 from train.models.plan import ModelPlan, compute_on
 from train.models.teachers import open_privileged, with_separator_of
 from train.models.train_model import TrainedModel, train_model
-from train.options.distillation import shares_of
+from train.options.distillation import LEARNT, shares_of
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, OutputsDtype, Placement, Preset, Privileged
 from train.options.training import folds_suffix, require_model_name
 
@@ -189,7 +189,7 @@ def distill(
     teachers: Sequence[TrainedModel | str | Path],
     *,
     distillation: DistillationSettings | Preset = "paper",
-    teacher_weights: Sequence[float] = (),
+    teacher_weights: Sequence[float] | Literal["learnt"] = (),
     unlabelled: Corpus | str | Path | None = None,
     student_layers: int | None = None,
     **training: Unpack[TrainingArguments],
@@ -200,7 +200,8 @@ def distill(
         corpus: the teachers'.
         teachers: trained teachers, or their folders.
         distillation: the loss: "paper", "hinton" or "lopez-paz", or ``DistillationSettings``.
-        teacher_weights: of each teacher in the soft terms; empty = equal ones.
+        teacher_weights: of each teacher in the soft terms; empty = equal ones; "learnt" = for each group of classes those that fit texts
+            best that the teachers have not been trained on.
         unlabelled: texts to distil on as well, or a file of them in a column ``text``; of pairs, or with other columns, a
             ``Corpus.from_texts(…)`` with the name of the file. Their images are in the store ``tokens-<name>`` of the run.
         student_layers: keep only that many layers of the text model, 1 or more, evenly spaced; None = all.
@@ -219,7 +220,8 @@ def distill(
     folders = teacher_folders(teachers)
     require_type("distillation", distillation, DistillationSettings, str)
     loss = distillation if isinstance(distillation, DistillationSettings) else DistillationSettings(kd_preset=distillation)
-    shares = shares_of(require_numbers("teacher_weights", teacher_weights), len(folders))
+    is_learnt = isinstance(teacher_weights, str) and teacher_weights == LEARNT
+    shares = shares_of(LEARNT if is_learnt else require_numbers("teacher_weights", teacher_weights), len(folders))
     require_type("unlabelled", unlabelled, Corpus, str, Path, NoneType)
     require_type("student_layers", student_layers, int, NoneType)
 

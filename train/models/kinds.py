@@ -21,6 +21,7 @@ from train.learning.loop import Loss
 from train.learning.losses import Distillation, TeacherTarget, distillation, distillation_loss
 from train.learning.networks import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
 from train.learning.task_rules import rules_of
+from train.models.class_shares import soft_labels
 from train.models.teachers import (
     FoundTeacher,
     build_teacher,
@@ -30,6 +31,7 @@ from train.models.teachers import (
     require_same_folds,
     require_task,
 )
+from train.options.distillation import Shares
 from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
@@ -51,6 +53,7 @@ class ModelKind:
         extra: unlabelled texts it is trained on as well, or None.
         teachers: the outputs it is distilled on, for the corpus followed by ``extra``.
         teacher_records: name, privileged information and share of each teacher, for ``metrics.json``.
+        learnt_shares: the teachers' shares by group of classes, for ``metrics.json``; None if they are given.
         outputs_dtype: how a teacher's embeddings are stored.
         folds: of the train texts, on which a teacher's outputs are cross-fitted; None = its outputs are its own.
         licenses: of what the model derives from, other than corpus and text model.
@@ -71,6 +74,7 @@ class ModelKind:
     extra: Corpus | None = None
     teachers: tuple[TeacherOutputs, ...] = ()
     teacher_records: tuple[dict[str, Any], ...] = ()
+    learnt_shares: dict[str, Any] | None = None
     outputs_dtype: OutputsDtype = "float32"
     folds: int | None = None
     licenses: tuple[str, ...] = ()
@@ -164,14 +168,15 @@ class DistillationSource:
     Attributes:
         teachers: folders of one teacher or several.
         loss: its settings.
-        shares: of each teacher in the soft terms; they sum to 1.
+        shares: of each teacher in the soft terms, which sum to 1; or learnt: by group of classes in the soft labels, of all texts in the
+            other soft terms.
         unlabelled: texts to distil on as well, or None.
         layers: of the text model that the student keeps; None = all.
     """
 
     teachers: Sequence[Path]
     loss: DistillationSettings
-    shares: tuple[float, ...]
+    shares: Shares
     unlabelled: Corpus | None = None
     layers: int | None = None
 
@@ -181,8 +186,8 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
     teachers are run once, on ``compute``, on unlabelled texts that they have not read yet.
 
     Raises:
-        InputError: every weight of the loss is zero; a teacher is missing or unfinished, or has no images to predict; or as
-            ``outputs_for`` does.
+        InputError: every weight of the loss is zero; a teacher is missing or unfinished, or has no images to predict; shares are to be
+            learnt for another task than single-label; or as ``outputs_for`` does.
     """
     teachers, extra = [find_teacher(folder) for folder in source.teachers], source.unlabelled
     for teacher in teachers:
@@ -193,6 +198,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         for teacher in teachers:
             require_images(teacher)
     cached = tuple(outputs_for(teacher, corpus, extra, compute, with_images=weights.predict_image > 0) for teacher in teachers)
+    soft = soft_labels(corpus, teachers, cached, source.shares, weights.temperature)
     image_widths = [outputs.images.shape[1] for outputs in cached if outputs.images is not None]
 
     def build(text_model: TextModel) -> nn.Module:
@@ -210,7 +216,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         predictions = output.predicted or [None for _ in batch.teachers]
         targets = [
             TeacherTarget(share, teacher.logits, teacher.embeddings, student_BD, teacher.images, predicted_BI)
-            for share, teacher, student_BD, predicted_BI in zip(source.shares, batch.teachers, students, predictions, strict=True)
+            for share, teacher, student_BD, predicted_BI in zip(soft.shares, batch.teachers, students, predictions, strict=True)
         ]
         return distillation_loss(weights, output.logits, targets, batch.labels, task=corpus.task, class_weights=batch.class_weights)
 
@@ -221,7 +227,8 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             "teachers": [outputs.teacher for outputs in cached],
             **({"teachers_folds": folds} if any(folds := [outputs.folds for outputs in cached]) else {}),
             "teachers_embeddings": [str(outputs.embeddings.dtype).removeprefix("torch.") for outputs in cached],
-            "shares": list(source.shares),
+            "shares": list(soft.shares),
+            **({} if soft.learnt is None else {"class_shares": soft.learnt.fingerprint()}),
             # A setting that came later counts where it is not the default, so that older students are recognized.
             "distillation": {name: value for name, value in vars(weights).items() if (name, value) != ("predict_image", 0)},
             "layers": source.layers,
@@ -232,17 +239,18 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         learns_labels=weights.hard > 0,
         is_contrastive=weights.embedding_loss == "infonce" and (weights.beta > 0 or weights.predict_image > 0),
         extra=extra,
-        teachers=cached,
+        teachers=soft.outputs,
         teacher_records=tuple(
             {"name": teacher.folder.name, "privileged": teacher.fingerprint["privileged"], "share": round(share, 6), **_more(teacher)}
-            for teacher, share in zip(teachers, source.shares, strict=True)
+            for teacher, share in zip(teachers, soft.shares, strict=True)
         ),
+        learnt_shares=soft.record,
         licenses=tuple(dict.fromkeys(line for teacher in teachers for line in teacher.metrics["licenses"])),
         notice=next((teacher.metrics["notice"] for teacher in teachers if teacher.metrics["notice"]), None),
         settings={
             **vars(source.loss),
             "teachers": [teacher.folder.name for teacher in teachers],
-            "teacher_weights": list(source.shares),
+            "teacher_weights": source.shares if isinstance(source.shares, str) else list(source.shares),
             "student_layers": source.layers,
             "unlabelled": None if extra is None else extra.name,
         },

@@ -278,6 +278,7 @@ def _metrics(plan: ModelPlan, model: nn.Module, output: Output, history: list[di
         **({"pairs": True} if corpus.has_pairs else {}),
         "examples": corpus.counts() | ({} if kind.extra is None else {"unlabelled": len(kind.extra.examples)}),
         "teachers": list(kind.teacher_records),
+        **({} if kind.learnt_shares is None else {"learnt_shares": kind.learnt_shares}),
         **({} if plan.terms is None else {"terms": plan.terms}),
         **({} if plan.shots is None else {"shots": plan.shots}),
         "seed": plan.optimization.seed,
