@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -28,7 +29,7 @@ from train.evidence.outcome import Outcome
 from train.evidence.rows import PlannedModel
 from train.evidence.schedule import LOOK_EVERY_S, Experiment, failed_with_teacher, is_ready, waiting_for
 from train.evidence.worker import Answer, Job, Start, write_frame
-from train.models.model_folder import finished_folders, model_lock
+from train.models.model_folder import finished_folders, model_lock, training_of
 from train.models.plan import compute_on
 from train.options.settings import Optimization
 
@@ -109,14 +110,21 @@ def _settle(experiment: Experiment, pending: list[PlannedModel], outcome: Outcom
         finished = failed_with_teacher(model, outcome)
         if finished is None and is_ready(model, outcome) and not crew.trains(model) and crew.has_room:
             # To plan a student may take its teachers' outputs, which its process computes or reads anyway: only if there may be something.
-            names = {folder.name for folder in finished_folders(experiment.models)} - {folder.name for folder in outcome.folders.values()}
+            taken = set(outcome.folders.values())
+            others = [folder for folder in finished_folders(experiment.models) if folder not in taken and _is_like(folder, model)]
             with model_lock(experiment.models, model.name) as is_ours:
-                finished = experiment.find(experiment.plan_of(model, outcome.folders)) if is_ours and names else None
+                finished = experiment.find(experiment.plan_of(model, outcome.folders)) if is_ours and others else None
             if is_ours and finished is None:
                 crew.give(Job(model=model, folders={name: outcome.folders[name] for name in model.needs}))
         if finished is not None:
             outcome.add(model.name, finished)
             pending.remove(model)
+
+
+def _is_like(folder: Path, model: PlannedModel) -> bool:
+    """Whether a finished model may be this one under any name: of the same command and seed."""
+    training = training_of(folder)
+    return (training["command"], training["flags"]["seed"]) == (model.row.command, model.seed)
 
 
 class Crew(Protocol):

@@ -24,7 +24,7 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped, terminated_like_interrupted
 from tests.support.checkout import Start
-from tests.support.small_tables import flags, words
+from tests.support.small_tables import fake_model, fake_teacher, flags, scores, words
 from train.data.text_model import find_text_model
 from train.evidence import on_ray, side_by_side
 from train.evidence.compare import compare
@@ -242,6 +242,8 @@ def test_a_model_is_planned_by_its_process_alone(make: Make, answering: Callable
     """A plan of a student takes its teachers' outputs, on unlabelled texts by running them."""
     answering({"finished": {"folder": None, "failure": "a loss that is not finite"}})
     monkeypatch.setattr(Experiment, "find", lambda *_: pytest.fail("planned twice"))
+    fake_model(make().run, "another", scores(1, of=2), command="baseline")  # of another command than the teacher
+    fake_teacher(make().run, "of-another-seed", scores(1, of=2), privileged="none", seed=7)
     with pytest.raises(InputError, match="a loss that is not finite"):
         tables(make(rows=("student-none",)))
 
