@@ -23,6 +23,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.files import open_file, read_at, read_json, whole_folder, write_bytes, write_json
 
 FOLDER, INDEX = "thumbnails", "index.json"
+COMPARISON = "comparison.json"  # of compared stores; inspect writes it into a run, and the report shows it
 MOST_SIDE_PX = 128
 # At this quality a typical image of 128 px takes 3 to 6 kB, and pure noise 12 kB.
 _QUALITY = 80

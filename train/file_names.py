@@ -1,4 +1,4 @@
-"""Names of the files in a trained model's folder, and of an audit in the run."""
+"""Names of the files in a trained model's folder, and of an audit and of few-shot figures in the run."""
 
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.json"
@@ -9,3 +9,4 @@ HISTORY = "history.json"  # in it
 FOLDS = "folds"  # a folder: of the teachers that were each trained without one fold
 OUTPUTS = "outputs.safetensors"  # of a teacher, and in the folder of each fold
 AUDIT = "audit.json"
+SHOTS_FIGURES = "shots.json"

@@ -24,6 +24,7 @@ from lugpi_core.store.clip_scores import ClipScores
 from lugpi_core.store.example_table import read_stored_examples
 from lugpi_core.store.reader import columns_of
 from lugpi_core.store.verify import flags_of_the_maker
+from lugpi_core.thumbnails import COMPARISON
 
 
 def inspect_store(options: InspectOptions) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def inspect_store(options: InspectOptions) -> dict[str, Any]:
     corpus = _corpus_of(options, stores or [options.store])
     of_file = "" if options.unlabelled is None else f"-{options.unlabelled.stem}"
     if stores:
-        return _compare(options, stores, corpus, options.run / f"comparison{of_file}.json")
+        return _compare(options, stores, corpus, options.run / (COMPARISON if not of_file else f"{Path(COMPARISON).stem}{of_file}.json"))
     path = options.run / f"inspection{of_file}.json"
     inspection = inspect(options.store, corpus, settings=part_of(options, InspectSettings), run_dir=options.run)
     say(inspection.summary())

@@ -183,12 +183,50 @@ class Comparison(Record):
     peak_memory: Mapping[str, int] = field(repr=False)
     provenance: Mapping[str, Any] = field(repr=False)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, with what the report of a run shows of them: the table, the figures of its charts, and the
+        sentences below the table."""
+        labels = [store.label for store in self.stores]
+        table = {"header": ["", *labels], "rows": [[name, *cells] for name, cells in self._rows()]}
+        chart = [{"name": name, "probes": self._probes(name), "agreements": self._agreements(name)} for name in self._columns]
+        return {**super().to_json(), "table": table, "chart": chart, "sentences": self._sentences}
+
+    @property
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(name for store in self.stores for name in store.columns))
+
+    @property
+    def _sentences(self) -> list[str]:
+        return [*(one.sentence() for one in self.probe_differences), *(pair.sentence() for pair in self.between_seeds), *self.notes]
+
+    def _probes(self, name: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "label": store.label,
+                "accuracy": column.classes.probe.accuracy,
+                "interval": list(column.classes.probe.interval),
+                "best_guess": best_guess(column.classes.probe, column.classes.chance),
+            }
+            for store in self.stores
+            if (column := store.column(name)) is not None and not isinstance(column.classes, LeftOut)
+        ]
+
+    def _agreements(self, name: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "label": store.label,
+                "texts": column.agreement.texts,
+                "own_is_nearer": column.agreement.own_is_nearer,
+                "standard_error": column.agreement.standard_error,
+            }
+            for store in self.stores
+            if (column := store.column(name)) is not None and not isinstance(column.agreement, LeftOut)
+        ]
+
     def summary(self) -> str:
         """Return the table for a person, with notes and licences below it."""
         lines = [*table_lines(self._rows(), [store.label for store in self.stores])]
-        lines += [difference.sentence() for difference in self.probe_differences]
-        lines += [pair.sentence() for pair in self.between_seeds]
-        lines += self.notes
+        lines += self._sentences
         lines += [f"{store.label}: {store.license}" for store in self.stores]
         if isinstance(self.sheet, LeftOut):
             lines.append(f"picture sheet left out: {self.sheet.left_out}")
@@ -199,8 +237,7 @@ class Comparison(Record):
 
     def _rows(self) -> list[tuple[str, list[str]]]:
         rows = [(name, [cell(store) for store in self.stores]) for name, cell in _ABOUT_STORES]
-        names = list(dict.fromkeys(name for store in self.stores for name in store.columns))
-        for name in names:
+        for name in self._columns:
             rows.append((name, ["" if name in store.columns else "no such column" for store in self.stores]))
             rows += [(f"  {question}", [cell(store.column(name)) for store in self.stores]) for question, cell in _ABOUT_COLUMNS]
         return [(name, cells) for name, cells in rows if not name.startswith("  ") or any(cell != "-" for cell in cells)]

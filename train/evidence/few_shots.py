@@ -18,17 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lugpi_core.files import write_json, write_text
+from lugpi_core.fingerprint import hash_file
 from train.evidence.records import difference_text
 from train.evidence.row_figures import scored
 from train.evidence.statistics import LEVEL
 from train.evidence.table_report import TableReport
+from train.file_names import PREDICTIONS, SHOTS_FIGURES
 from train.models.markdown import markdown_table
 
 # Half of the width of the interval whose number of episodes is said, and the most that is looked for.
 HALF_WIDTH, _MOST_EPISODES = 0.01, 100_000
 _NORMAL = 1.959964
-_HEADER = ("row", "shots", "episodes", "test", "± of episodes", "± of test texts", "episodes for ± 1 point", "- baseline", "- text only")
-_CAPTION = (
+SHOTS_HEADER = (
+    "row",
+    "shots",
+    "episodes",
+    "test",
+    "± of episodes",
+    "± of test texts",
+    "episodes for ± 1 point",
+    "- baseline",
+    "- text only",
+)
+SHOTS_CAPTION = (
     "Mean test accuracy and its standard deviation over episodes. ± of episodes: half of the 95 % interval of the mean, for these test "
     "texts; ± of test texts: half of that over draws of as many test texts, which no number of episodes makes smaller. Episodes for ± 1 "
     "point: as many make the former that small, by the standard deviation found here. Differences in points, over episodes and test texts."
@@ -83,12 +95,21 @@ class FewShotReport:
         each = [_figure(report, name, shots) for name in names for shots, report in sorted(self.reports.items())]
         return [figure for figure in each if figure is not None]
 
+    @property
+    def _predictions(self) -> list[Path]:
+        """The answers that the figures are of."""
+        rows = [(report.run, row) for report in self.reports.values() for row in report.rows.values()]
+        return sorted(run / model.folder / PREDICTIONS for run, row in rows for model in row.models)
+
     def to_markdown(self) -> str:
         """Return the table with its caption."""
         first = next(iter(self.reports.values()))
-        lines = [_cells(figure) for figure in self.figures]
+        lines = [shots_cells(figure) for figure in self.figures]
         places = ", ".join(str(report.run / "tables.md") for _, report in sorted(self.reports.items()))
-        return "\n\n".join([f"# {first.dataset}: few shots", markdown_table(_HEADER, lines), _CAPTION, f"All tables: {places}"]) + "\n"
+        return (
+            "\n\n".join([f"# {first.dataset}: few shots", markdown_table(SHOTS_HEADER, lines), SHOTS_CAPTION, f"All tables: {places}"])
+            + "\n"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON value: the content of ``shots.json``."""
@@ -100,9 +121,10 @@ class FewShotReport:
             "shots": sorted(self.reports),
             "episodes": list(first.seeds),
             "figures": [asdict(figure) for figure in self.figures],
+            "models": {str(path.relative_to(self.run)): hash_file(path) for path in self._predictions},
             "missing": {str(shots): list(report.missing) for shots, report in sorted(self.reports.items()) if report.missing},
             "failed": {str(shots): dict(report.failed) for shots, report in sorted(self.reports.items()) if report.failed},
-            "written": [str(self.run / name) for name in ("shots.md", "shots.json")],
+            "written": [str(self.run / name) for name in ("shots.md", SHOTS_FIGURES)],
             "complete": not any(report.failed for report in self.reports.values()),
         }
 
@@ -111,7 +133,7 @@ class FewShotReport:
         for report in self.reports.values():
             report.write()
         write_text(self.run / "shots.md", self.to_markdown())
-        write_json(self.run / "shots.json", self.to_json())
+        write_json(self.run / SHOTS_FIGURES, self.to_json())
 
 
 def episodes_for(sd: float, half_width: float = HALF_WIDTH) -> int:
@@ -176,7 +198,8 @@ def _difference(report: TableReport, name: str, *, control: bool) -> tuple[float
     return (found[0].comparison.difference, *found[0].comparison.interval) if found else None
 
 
-def _cells(figure: ShotsFigure) -> Sequence[str]:
+def shots_cells(figure: ShotsFigure) -> Sequence[str]:
+    """Return a figure's line of the table under ``SHOTS_HEADER``."""
     return (
         figure.row,
         str(figure.shots),

@@ -17,7 +17,7 @@ from train.learning.task_rules import Metric, plain_number
 from train.report.cases import ClassChange
 from train.report.sources import Source
 
-_WIDTH = 340.0
+WIDTH = 340.0
 _LABEL_LETTERS = 18
 # Share of the largest value; curves whose values differ by less become a level line.
 _LEAST_SPAN = 0.01
@@ -74,12 +74,13 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart: its size, a title for readers who cannot see it, and shapes from back to front."""
+    """A chart: its size, a title for readers who cannot see it, shapes from back to front, and the kind of models whose colour it has."""
 
     width: float
     height: float
     title: str
     shapes: Sequence[Rect | Line | Curve | Text]
+    kind: str = "baseline"
 
 
 def reliability_chart(reliability: Reliability, title: str, *, is_of_classes: bool = False) -> Chart:
@@ -88,7 +89,7 @@ def reliability_chart(reliability: Reliability, title: str, *, is_of_classes: bo
     left, top, side, strip = 34.0, 8.0, 296.0, 36.0
     step = side / len(reliability.counts)
     base, floor = top + side, top + side + 22 + strip
-    shapes = [*_grid(left, top, side, side, [0, 0.25, 0.5, 0.75, 1], lambda share: f"{share:.0%}")]
+    shapes = [*grid(left, top, side, side, [0, 0.25, 0.5, 0.75, 1], lambda share: f"{share:.0%}")]
     for m, count in enumerate(reliability.counts):
         if not count:
             continue
@@ -109,7 +110,7 @@ def reliability_chart(reliability: Reliability, title: str, *, is_of_classes: bo
     shapes += [Text(left + share * side, base + 14, f"{share:.0%}", anchor) for share, anchor in marks]
     below = "probability of a class, and how often it occurs" if is_of_classes else "confidence, and how many answers have it"
     shapes.append(Text(left + side / 2, floor + 14, below, "middle"))
-    return Chart(width=_WIDTH, height=floor + 20, title=title, shapes=shapes)
+    return Chart(width=WIDTH, height=floor + 20, title=title, shapes=shapes)
 
 
 def numbers_chart(labels_N: NDArray[Any], answers_N: NDArray[Any], title: str) -> Chart:
@@ -118,9 +119,9 @@ def numbers_chart(labels_N: NDArray[Any], answers_N: NDArray[Any], title: str) -
     shown = np.argsort(labels_N, kind="stable")[:: -(-len(labels_N) // _MOST_POINTS)]
     marks = ticks(float(min(labels_N.min(), answers_N.min())), float(max(labels_N.max(), answers_N.max())))
     left, top = 14 + _room(marks), 8.0
-    side = _WIDTH - 10 - left
+    side = WIDTH - 10 - left
     low, span, base = marks[0], marks[-1] - marks[0], top + side
-    shapes = [*_grid(left, top, side, side, marks, _mark), Text(10.0, top + side / 2, "answer", "middle", is_upright=True)]
+    shapes = [*grid(left, top, side, side, marks, _mark), Text(10.0, top + side / 2, "answer", "middle", is_upright=True)]
     shapes.append(Line(kind="diagonal", x1=left, y1=base, x2=left + side, y2=top))
     for label, answer in zip(labels_N[shown].tolist(), answers_N[shown].tolist(), strict=True):
         x, y = left + side * (label - low) / span, base - side * (answer - low) / span
@@ -136,7 +137,7 @@ def numbers_chart(labels_N: NDArray[Any], answers_N: NDArray[Any], title: str) -
         )
     shapes += [Text(left, base + 14, _mark(marks[0]), "start"), Text(left + side, base + 14, _mark(marks[-1]), "end")]
     shapes.append(Text(left + side / 2, base + 14, "label", "middle"))
-    return Chart(width=_WIDTH, height=base + 20, title=title, shapes=shapes)
+    return Chart(width=WIDTH, height=base + 20, title=title, shapes=shapes)
 
 
 def curves_chart(lines: Sequence[tuple[str | None, Sequence[float | None]]], title: str, *, is_share: bool) -> Chart:
@@ -152,10 +153,10 @@ def curves_chart(lines: Sequence[tuple[str | None, Sequence[float | None]]], tit
     most = max(values)
     marks = ticks(min(*values, most - _LEAST_SPAN * max(abs(most), 1e-6)), most)
     left, top, height = 38.0 if is_share else _room(marks), 8.0, 190.0
-    width = _WIDTH - 10 - left
+    width = WIDTH - 10 - left
     low, high = marks[0], marks[-1]
     longest = max(len(line) for _, line in lines)
-    shapes = [*_grid(left, top, width, height, marks, _mark if not is_share else lambda value: f"{100 * value:.4g}%")]
+    shapes = [*grid(left, top, width, height, marks, _mark if not is_share else lambda value: f"{100 * value:.4g}%")]
     for role, line in lines:
         points = tuple(
             (left + width * (n / (longest - 1) if longest > 1 else 0.5), top + height * (1 - (value - low) / (high - low)))
@@ -164,14 +165,14 @@ def curves_chart(lines: Sequence[tuple[str | None, Sequence[float | None]]], tit
         )
         shapes.append(Curve(kind=role or "other", points=points, has_dots=role is not None or len(points) == 1))
     shapes += [Text(left, top + height + 16, "epoch 1", "start"), Text(left + width, top + height + 16, str(longest), "end")]
-    return Chart(width=_WIDTH, height=top + height + 22, title=title, shapes=shapes)
+    return Chart(width=WIDTH, height=top + height + 22, title=title, shapes=shapes)
 
 
 def confusion_chart(counts_KK: NDArray[np.int64], names: Sequence[str], title: str) -> Chart:
     """Return a confusion matrix: a row per class, the share of each answer as shade; right answers are on the diagonal."""
     classes = len(names)
     top = left = _margin(names)
-    cell = min(28.0, (_WIDTH - left - 4) / classes) if classes <= 14 else 17.0
+    cell = min(28.0, (WIDTH - left - 4) / classes) if classes <= 14 else 17.0
     shares_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
     shapes: list[Rect | Line | Curve | Text] = []
     for row, name in enumerate(names):
@@ -190,7 +191,7 @@ def confusion_chart(counts_KK: NDArray[np.int64], names: Sequence[str], title: s
 def changes_chart(changes: Sequence[ClassChange], names: Sequence[str], title: str) -> Chart:
     """Return how many test examples of each class a student repairs (to the right) and breaks (to the left)."""
     left, row_height, top = _margin([names[change.label] for change in changes]), 22.0, 20.0
-    half = (_WIDTH - left - 44) / 2
+    half = (WIDTH - left - 44) / 2
     middle = left + half + 6
     most = max((max(change.repaired, change.broken) for change in changes), default=0) or 1
     shapes: list[Rect | Line | Curve | Text] = [Text(middle - 6, 12, "← broken", "end"), Text(middle + 6, 12, "repaired →", "start")]
@@ -203,19 +204,19 @@ def changes_chart(changes: Sequence[ClassChange], names: Sequence[str], title: s
             Text(left - 6, y + 14, shortened(name), "end"),
             Rect(kind="broken", x=middle - broken, y=y + 3, width=broken, height=row_height - 8),
             Rect(kind="repaired", x=middle, y=y + 3, width=repaired, height=row_height - 8),
-            Text(_WIDTH - 2, y + 14, f"{net:+d}".replace("-", "−") if net else "0", "end"),
-            Rect(kind="hit", x=0.0, y=y, width=_WIDTH, height=row_height, title=words),
+            Text(WIDTH - 2, y + 14, f"{net:+d}".replace("-", "−") if net else "0", "end"),
+            Rect(kind="hit", x=0.0, y=y, width=WIDTH, height=row_height, title=words),
         ]
     height = top + len(changes) * row_height
     shapes.append(Line(kind="axis", x1=middle, y1=top - 2, x2=middle, y2=height))
-    return Chart(width=_WIDTH, height=height + 2, title=title, shapes=shapes)
+    return Chart(width=WIDTH, height=height + 2, title=title, shapes=shapes)
 
 
 def sources_chart(sources: Sequence[Source], metric: Metric, title: str) -> Chart:
     """Return each row's steps from the text alone (the dashed line) to its score, one bar below the other: what its method adds, then what
     the images add, with a whisker over the 95 % interval."""
     left, top, line = 88.0, 8.0, 17.0
-    width, group = _WIDTH - left - 46, 3 * line + 8
+    width, group = WIDTH - left - 46, 3 * line + 8
     ends = [(one, one.baseline + one.without_images) for one in sources]
     places = [value for one, control in ends for value in (one.baseline, control, one.score, *(control + end for end in one.interval))]
     marks = ticks(min(places), max(places))
@@ -243,11 +244,11 @@ def sources_chart(sources: Sequence[Source], metric: Metric, title: str) -> Char
             label = f"{words} of {one.row}" + (", not significant" if words == "images" and not one.is_shown else "")
             bar = Rect(kind=kind, x=at(min(start, end)), y=middle - 5, width=max(abs(at(end) - at(start)), 0.8), height=10.0, title=label)
             shapes += [Text(left - 6, middle + 3.5, words, "end"), bar]
-            shapes.append(Text(_WIDTH - 2, middle + 3.5, difference_text(end - start, metric).replace("-", "−"), "end"))
+            shapes.append(Text(WIDTH - 2, middle + 3.5, difference_text(end - start, metric).replace("-", "−"), "end"))
         low, high = (at(control + end) for end in one.interval)
         shapes.append(Line(kind="axis", x1=low, y1=y + 2.5 * line, x2=high, y2=y + 2.5 * line))
         shapes += [Line(kind="axis", x1=x, y1=y + 2.5 * line - 4, x2=x, y2=y + 2.5 * line + 4) for x in (low, high)]
-    return Chart(width=_WIDTH, height=base + 20, title=title, shapes=shapes)
+    return Chart(width=WIDTH, height=base + 20, title=title, shapes=shapes)
 
 
 def ticks(low: float, high: float, *, steps: int = 4) -> list[float]:
@@ -279,7 +280,7 @@ def _margin(names: Sequence[str]) -> float:
     return 12.0 + 6.4 * max((len(shortened(name)) for name in names), default=0)
 
 
-def _grid(
+def grid(
     left: float, top: float, width: float, height: float, marks: Sequence[float], label: Callable[[float], str]
 ) -> list[Rect | Line | Curve | Text]:
     """Return horizontal lines at the marks, with their labels on the left."""

@@ -14,6 +14,7 @@ from lugpi_core.runtime.libraries import prepare_libraries
 from train.evidence.row_figures import paper_dataset
 from train.models.model_folder import finished_folders
 from train.options.tools import ReportOptions, flags_of
+from train.options.training import SHOTS
 from train.report.content import ReportContent, Selection
 from train.report.gather import gather
 from train.report.page import page
@@ -46,6 +47,13 @@ def report(options: ReportOptions) -> dict[str, Any]:
 def content_of(options: ReportOptions) -> ReportContent:
     """Return what the page of these options shows. Raises InputError as ``report`` does."""
     if not finished_folders(options.run):
+        few = sorted(path for path in options.run.glob(f"{SHOTS}*") if finished_folders(path))
+        if few:
+            raise InputError(
+                got=f"{options.run} with models of a few shots alone",
+                expected="models that are trained on all texts",
+                do=f"train them (python -m train tables without --shots), or name the folder of one number of shots (--run-dir {few[0]})",
+            )
         raise InputError(
             got=f"no finished model in {options.run}",
             expected="one at least",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lugpi_core.corpora.corpus import Corpus
+from train.evidence.few_shots import ShotsFigure
 from train.evidence.table_report import TableReport
 from train.learning.task_rules import Metric
 from train.report.cases import Case, Role, ShownModel
@@ -109,6 +110,83 @@ class ShownAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownProbe:
+    """The linear probe on one column of one store.
+
+    Attributes:
+        label: of the store.
+        accuracy: of the probe.
+        interval: 95 %, of the accuracy.
+        best_guess: the accuracy of the best guess without images.
+    """
+
+    label: str
+    accuracy: float
+    interval: tuple[float, float]
+    best_guess: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownAgreement:
+    """How much nearer the texts of a store are to their own images.
+
+    Attributes:
+        label: of the store.
+        texts: how many were compared.
+        own_is_nearer: share of the other images that are farther than the own; .5 by chance.
+        standard_error: over texts.
+    """
+
+    label: str
+    texts: int
+    own_is_nearer: float
+    standard_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedColumn:
+    """One column of the compared stores, as far as its questions could be answered."""
+
+    name: str
+    probes: tuple[ShownProbe, ...]
+    agreements: tuple[ShownAgreement, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreWork:
+    """What an image of a store costs, in 10^12 floating-point operations."""
+
+    label: str
+    denoise_tflop: float
+    prompt_tflop: float
+    decode_tflop: float
+
+    @property
+    def tflop(self) -> float:
+        """Of the whole image."""
+        return self.denoise_tflop + self.prompt_tflop + self.decode_tflop
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownStores:
+    """What ``featurize inspect --stores`` wrote of stores of this corpus.
+
+    Attributes:
+        header: of the table: nothing, and the labels of the stores.
+        rows: a line for each question.
+        columns: of tokens.
+        works: of the stores whose work is known.
+        sentences: paired tests of the probes, answers to the seed, and notes.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    columns: tuple[ComparedColumn, ...]
+    works: tuple[StoreWork, ...]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """Everything that the page shows.
 
@@ -125,6 +203,8 @@ class ReportContent:
         seed: of the choice of examples.
         is_blurred: whether images are blurred until the reader asks for them.
         audit: of these models, or None.
+        shots: accuracy over the number of train texts of each class, by row and number; empty where ``tables --shots`` did not run.
+        stores: compared stores, or None.
     """
 
     corpus: Corpus
@@ -139,6 +219,8 @@ class ReportContent:
     seed: int
     is_blurred: bool
     audit: ShownAudit | None = None
+    shots: tuple[ShotsFigure, ...] = ()
+    stores: ShownStores | None = None
 
     def model(self, role: Role) -> ShownModel | None:
         """Return the shown model of that role, or None."""

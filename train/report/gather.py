@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.files import read_json
-from lugpi_core.fingerprint import hash_file
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
@@ -25,10 +23,10 @@ from train.evidence.outcome import Outcome
 from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import ALL, Row, chosen_tables, rows_of
 from train.evidence.table_report import TablePlan, TableReport, table_report
-from train.file_names import AUDIT, PREDICTIONS
 from train.learning.task_rules import Metric, plain_number
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
-from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownAudit, ShownExample
+from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
+from train.report.recorded import audit_of, few_shots_of, stores_of
 from train.report.sources import sources_of
 
 # The most that the page shows of an example, so that 200 of them stay below 10 MB.
@@ -60,7 +58,9 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
     models = _shown_models(finished, selection, rows, by_row, read)
     marks = _marks(run, corpus)
     cases = cases_of(models)
-    audit, audit_notes = _audit(run, corpus)
+    audit, audit_notes = audit_of(run, corpus)
+    shots, shots_notes = few_shots_of(run, corpus)
+    stores, stores_notes = stores_of(run, corpus)
     examples = tuple(_example(corpus, row, n, models, cases, marks) for row, n in _chosen(corpus, selection, models, marks))
     return ReportContent(
         corpus=corpus,
@@ -70,11 +70,13 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
         curves=_curves(finished, models),
         cases=tuple(cases),
         examples=examples,
-        notes=(*tables.notes, *marks.notes, *audit_notes),
+        notes=(*tables.notes, *marks.notes, *audit_notes, *shots_notes, *stores_notes),
         metrics=_metrics_of(finished, models),
         seed=selection.seed,
         is_blurred=marks.is_blurred,
         audit=audit,
+        shots=shots,
+        stores=stores,
     )
 
 
@@ -237,33 +239,6 @@ def _answer(corpus: Corpus, model: ShownModel, n: int) -> ShownAnswer:
 def _names(corpus: Corpus, classes: Sequence[int]) -> str:
     """Return the names of an example's classes; of none, that it has none."""
     return ", ".join(corpus.label_names[k] for k in classes) or NO_CLASS
-
-
-def _audit(run: Path, corpus: Corpus) -> tuple[ShownAudit | None, tuple[str, ...]]:
-    """Return the table of an audit of the run's models as they are now, and what is not shown, and why."""
-    if not (run / AUDIT).is_file():
-        return None, ()
-    try:
-        record = read_json(run / AUDIT)
-        hashes = {folder: of_answers for model in record["models"].values() for folder, of_answers in model["folders"].items()}
-        table, shadows = record["table"], int(record["shadows"])
-        rows = [tuple(map(str, cells)) for cells in table["rows"]]
-        shown = ShownAudit(header=tuple(table["header"]), rows=_with_names(rows), legend=str(table["legend"]), shadows=shadows)
-        is_of_corpus = record["corpus"] == corpus.fingerprint()
-    except (InputError, KeyError, TypeError, AttributeError, ValueError):
-        return None, (f"the audit is not shown: {run / AUDIT} is damaged; run python -m train audit again",)
-    paths = {run / folder / PREDICTIONS: of_answers for folder, of_answers in hashes.items()}
-    if not is_of_corpus or any(not path.is_file() or hash_file(path) != of_answers for path, of_answers in paths.items()):
-        return None, (f"the audit is not shown: {run / AUDIT} is of other models than the run's; run python -m train audit again",)
-    return shown, ()
-
-
-def _with_names(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """Return the lines of a table in which a name stands in the first of its lines alone, with the name in each."""
-    named: list[tuple[str, ...]] = []
-    for name, *cells in rows:
-        named.append((name or named[-1][0], *cells))
-    return tuple(named)
 
 
 def _curves(finished: Mapping[str, ScoredModel], models: Sequence[ShownModel]) -> tuple[Curve, ...]:

@@ -13,13 +13,15 @@ from typing import Any, get_args
 import numpy as np
 from markupsafe import Markup
 
+from train.evidence.few_shots import SHOTS_CAPTION, SHOTS_HEADER, shots_cells
 from train.evidence.records import UNDEFINED, RowResult, Verdict, difference_text, unit
 from train.evidence.render import fidelity_header, header, model_cells, others_header, why_header
 from train.evidence.rows import BASELINE, MORE
 from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
 from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, numbers_chart, reliability_chart, sources_chart
-from train.report.content import ReportContent, ShownExample
+from train.report.content import ReportContent, ShownExample, ShownStores
+from train.report.recorded_charts import agreement_chart, probe_chart, shots_charts, work_chart
 from train.report.templates import jinja_environment
 
 # More classes do not fit into a matrix or a chart; the lists next to them name what matters most.
@@ -61,6 +63,10 @@ def page(content: ReportContent) -> str:
             ],
             confusions=_confusions(content),
             audit_table=None if content.audit is None else _table("Audit", content.audit.header, content.audit.rows),
+            shots=shots_charts(content.shots),
+            shots_table=_table("Few shots", SHOTS_HEADER, [shots_cells(figure) for figure in content.shots], (), SHOTS_CAPTION),
+            stores_table=None if content.stores is None else _table("Compared stores", content.stores.header, content.stores.rows),
+            stores_charts=_stores_charts(content.stores),
             class_table=_class_table(content),
             numbers=_numbers_charts(content),
             curves=_curve_charts(content),
@@ -186,6 +192,14 @@ def _result_tables(content: ReportContent) -> list[_Table]:
 def _sources(content: ReportContent) -> Chart | None:
     metric = rules_of(content.tables.task).metrics[0]
     return sources_chart(content.sources, metric, f"Where the test {METRIC_NAMES[metric]} comes from") if content.sources else None
+
+
+def _stores_charts(stores: ShownStores | None) -> list[Chart]:
+    """Return the charts of the compared stores: probes and agreement of each column, and work."""
+    if stores is None:
+        return []
+    charts = [chart(column) for column in stores.columns for chart in (probe_chart, agreement_chart)]
+    return [chart for chart in (*charts, work_chart(stores.works)) if chart is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.pretrained import embedded_model
 from lugpi_core.store.layout import PROMPT_TEXT
 from tests.support.planted_store import Planted, plant, plant_column, plant_latents, telling_tokens
+from train.report.recorded import stores_of
 
 CPU = InspectSettings(device="cpu")
 
@@ -87,6 +88,21 @@ def test_the_command_prints_one_table_and_writes_its_figures_and_a_sheet(compare
         assert sheet.height == 46 + figures["sheet"]["texts"] * 134
     assert figures["sheet"]["stores"] == ["zero", "one", "pairs"]
     assert not list(runs.rglob("thumbnails")), "the runs stay as they are"
+
+
+def test_a_comparison_records_what_the_report_of_a_run_shows(compared: tuple[dict[str, Any], str, Path], table: Path) -> None:
+    figures, printed, out = compared
+    shown, notes = stores_of(out, load_corpus(str(table)))
+    assert notes == ()
+    assert shown is not None
+    assert shown.header == ("", "zero", "one", "pairs")
+    assert ("images of a text", "1", "1", "2") in shown.rows
+    assert all(sentence in printed for sentence in shown.sentences)
+    assert [work.label for work in shown.works] == ["zero", "one", "pairs"]
+    clip = next(column for column in shown.columns if column.name == "clip-demo")
+    for store, agreement in zip(figures["stores"], clip.agreements, strict=True):
+        recorded = store["columns"]["clip-demo"]["agreement"]
+        assert (agreement.label, agreement.own_is_nearer) == (store["label"], recorded["own_is_nearer"])
 
 
 def test_the_work_of_an_image_is_that_of_all_its_steps(compared: tuple[dict[str, Any], str, Path]) -> None:
