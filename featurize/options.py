@@ -4,6 +4,7 @@ Commands take a dataclass of flags, which inherits from the settings; below the 
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ DeepCacheCut = Literal["level", "layer"]
 Fidelity = Literal["high", "balanced", "fast"]
 # 500 of at most 12 kB each stay well below 10 MB.
 MOST_THUMBNAILS = 500
+_POOL = re.compile(r"cls|1|([2-9]|[1-9][0-9]{1,2})x\1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,8 @@ class Storage:
     """What of the generated images is kept, and in which form.
 
     Raises:
-        InputError: a value of another type, ``shard_rows`` is below 1 or above 2^24, or ``encoder_size`` or ``encoder_layer``
-            below 1.
+        InputError: a value of another type, ``shard_rows`` is below 1 or above 2^24, ``encoder_size`` or ``encoder_layer`` below 1, or
+            ``pool`` is none of its values.
     """
 
     latents: bool = True
@@ -117,6 +119,9 @@ class Storage:
     encoder_layer: int | None = None
     """Take the tokens after this block of the encoders, counted from 1, with the encoder's own final norm, in place of those after the last
     (the column is named ENCODER-layer<n>)."""
+    pool: str | None = None
+    """Keep fewer tokens of an image: cls (the first alone, the encoder's class token or attention-pooled vector), 1 (the mean of the
+    patches alone), or a grid such as 4x4 (the first, and the means of 4 by 4 cells). The column is named ENCODER-pool-<value>."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -125,6 +130,10 @@ class Storage:
             _require_positive("--encoder-size", self.encoder_size)
         if self.encoder_layer is not None:
             _require_positive("--encoder-layer", self.encoder_layer)
+        if self.pool is not None and not _POOL.fullmatch(self.pool):
+            raise InputError(
+                got=f"--pool {self.pool!r:.40}", expected="cls, 1, or as many cells a side twice, 2x2 or more", do="give for instance 4x4"
+            )
         if self.shard_rows > 1 << 24:
             raise InputError(got=f"--shard-rows {self.shard_rows}", expected="at most 16777216", do="give for instance 1024")
 

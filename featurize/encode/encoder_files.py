@@ -21,6 +21,7 @@ from lugpi_core.runtime.pretrained import loading, reason
 
 LAYER = "after the final LayerNorm, before projection"
 LAST = "last tokens, after the final norm where there is one"
+QUERIES = "after the attentional pool and its LayerNorm, before projection"
 MAP_WITH_NORM, MAP = "last feature map, after the final LayerNorm", "last feature map"
 CLASS_TOKEN, ATTENTION_POOLED, MEAN = "class token", "attention-pooled", "mean of the patches"
 # Encoders by a short name: the model that each stands for.
@@ -78,6 +79,8 @@ class EncoderFiles:
         fit: how open_clip and timm make a square of pictures that are not: ``shortest``, ``longest``, ``squash`` or ``border``. Generated
             images are square.
         fill: the colour of the border of ``longest`` and ``border``.
+        pool: what is kept of the tokens: ``cls``, ``1`` or ``gxg``, see ``pooling.py``; None = all. ``tokens`` counts what is kept, while
+            ``prefix`` and ``first_token`` are those of the encoder itself.
     """
 
     name: str
@@ -100,6 +103,7 @@ class EncoderFiles:
     stated_license: str = ""
     fit: str = "shortest"
     fill: int | tuple[int, int, int] = 0
+    pool: str | None = None
 
     @property
     def license(self) -> str:
@@ -108,14 +112,16 @@ class EncoderFiles:
 
     def words(self) -> str:
         """Return how images are read, for a person."""
-        first = "" if self.first_token == CLASS_TOKEN else f", the first of them {self.first_token}"
+        of_encoder = "" if self.first_token == CLASS_TOKEN else f", the first of them {self.first_token}"
+        first = of_encoder if self.pool is None else f", pooled ({self.pool})"
         positions = ", positions interpolated" if self.resizes_positions else ""
         return f"{self.tokens:,} tokens of {self.width:,}{first}; {self.processor}: {self.preprocessing.words()}{positions}"
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the tokens of a given image, except the dtype; fields that came later only where they are not their
         defaults."""
-        later = {"prefix": (self.prefix, 1), "first_token": (self.first_token, CLASS_TOKEN)}
+        prefix, first_token = (self.prefix, self.first_token) if self.pool is None else (1, MEAN if self.pool == "1" else self.first_token)
+        later = {"prefix": (prefix, 1), "first_token": (first_token, CLASS_TOKEN), "pool": (self.pool, None)}
         return {
             "name": self.name,
             "family": self.family,
@@ -125,6 +131,10 @@ class EncoderFiles:
             "layer": self.output if self.layer is None else f"after block {self.layer} and the final norm",
             **{name: value for name, (value, default) in later.items() if value != default},
         }
+
+    def unpooled(self) -> "EncoderFiles":
+        """Return the encoder whose tokens are all kept; they are not counted."""
+        return replace(self, name=self.name.removesuffix(f"-pool-{self.pool}"), pool=None, tokens=0) if self.pool is not None else self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from featurize.encode import open_clip_models, timm_models
 from featurize.encode.encoder_files import LAYER, LICENSES, PRESETS, Choice, EncoderFiles, flag_of
 from featurize.encode.open_clip_models import find_open_clip, find_open_clip_name
+from featurize.encode.pooling import as_pooled
 from featurize.encode.timm_models import find_timm, find_timm_name, is_timm_folder
 from featurize.encode.transformers_models import find_transformers
 from lugpi_core.errors import InputError, nearest
@@ -23,7 +24,7 @@ def expand_encoders(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(expanded))
 
 
-def find_encoder(name_or_source: str, size_px: int | None = None, layer: int | None = None) -> EncoderFiles:
+def find_encoder(name_or_source: str, size_px: int | None = None, layer: int | None = None, pool: str | None = None) -> EncoderFiles:
     """Return the encoder of a name, its files found or downloaded: a preset, ``open_clip:MODEL/TAG``, ``timm:NAME/TAG``, a folder or a hub
     id.
 
@@ -31,10 +32,11 @@ def find_encoder(name_or_source: str, size_px: int | None = None, layer: int | N
         name_or_source: the name.
         size_px: side of the encoder's input, to which its positions are interpolated; None = as its image processor says.
         layer: the block whose tokens are read; None = the last.
+        pool: what is kept of the tokens, as ``as_pooled`` takes it; None = all.
 
     Raises:
         InputError: unknown name, files that cannot be reached, weights that are not safetensors, no image encoder, or an image processor
-            that cannot be followed.
+            that cannot be followed, or tokens that cannot be pooled so.
     """
     try:
         files = _find(name_or_source, Choice(size_px=size_px, layer=layer))
@@ -44,7 +46,8 @@ def find_encoder(name_or_source: str, size_px: int | None = None, layer: int | N
             expected="a whole folder",
             do="restore its configuration",
         ) from None
-    return replace(files, stated_license=LICENSES[name_or_source]) if name_or_source in PRESETS else files
+    files = replace(files, stated_license=LICENSES[name_or_source]) if name_or_source in PRESETS else files
+    return as_pooled(files, pool)
 
 
 def _find(name_or_source: str, choice: Choice) -> EncoderFiles:

@@ -12,6 +12,7 @@ from torch import nn
 
 from featurize.encode.encoder_files import EncoderFiles, size_errors
 from featurize.encode.open_clip_models import load_open_clip, open_clip_skeleton
+from featurize.encode.pooling import pooled_tokens
 from featurize.encode.timm_models import load_timm, timm_skeleton
 from featurize.encode.transformers_models import load_transformers, transformers_skeleton
 from lugpi_core.runtime.device import Compute
@@ -40,7 +41,7 @@ class ImageEncoder:
     @torch.inference_mode()
     def encode_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         """Return the tokens of the encoder's own input, float32: float16 [B, T, D] on the device."""
-        tokens_BTD: torch.Tensor = self._tower(pixels_B3SS.to(self._device, self._dtype))
+        tokens_BTD = pooled_tokens(self._tower(pixels_B3SS.to(self._device, self._dtype)), self.files)
         assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
         return tokens_BTD.to(torch.float16)
 

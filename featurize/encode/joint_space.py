@@ -36,7 +36,7 @@ class JointSpace:
             raise InputError(
                 got=f"{files.name}, whose image embedding is not made of the tokens that are stored",
                 expected="a CLIP that projects its class token, or a SigLIP",
-                do="choose one such as clip-vit-b32 or siglip2-b16",
+                do="choose one such as clip-vit-b32 or siglip2-b16" + (f", or encode without --pool {files.pool}" if files.pool else ""),
             )
         self._projection = projection
         self._name, self._device = files.name, torch.device(compute.device)

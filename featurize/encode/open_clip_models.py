@@ -18,6 +18,7 @@ from featurize.encode.encoder_files import (
     CLASS_TOKEN,
     MAP,
     MEAN,
+    QUERIES,
     Choice,
     EncoderFiles,
     FirstAndPatches,
@@ -244,7 +245,7 @@ def _found(source: _Source, model: Mapping[str, Any], preprocess: Mapping[str, A
                 do="choose another encoder",
             )
         if vision.get("attentional_pool"):
-            files = replace(files, output="after the attentional pool and its LayerNorm, before projection")
+            files = replace(files, output=QUERIES)
             geometry = replace(geometry, blocks=None)
     else:
         files = replace(files, first_token=MEAN, output=MAP)
@@ -427,9 +428,11 @@ def projection_of(files: EncoderFiles, model: Any) -> Projection | None:
     from open_clip.timm_model import TimmModel
 
     visual = model.visual
-    if files.layer is not None:
+    if files.layer is not None or files.pool == "1":
         return None
     if isinstance(visual, ModifiedResNet):
+        if files.pool is not None:
+            return None
         side = files.preprocessing.size_px // _RESNET_STRIDE
         return Projection(
             lambda tokens: visual.attnpool(tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, side, side)), reads_all=True
@@ -437,7 +440,7 @@ def projection_of(files: EncoderFiles, model: Any) -> Projection | None:
     if isinstance(visual, TimmModel):
         classifier = visual.trunk.get_classifier()
         ways = [Projection(lambda tokens: visual.head(classifier(tokens)))]
-        if files.first_token == CLASS_TOKEN:
+        if files.first_token == CLASS_TOKEN and files.pool is None:
             ways.append(Projection(lambda tokens: visual.head(visual.trunk.forward_head(tokens)), reads_all=True))
         has_own_pool = "pool" in dict(visual.head.named_children())
         return None if has_own_pool else next((way for way in ways if _gives_own_embedding(files, visual, way)), None)

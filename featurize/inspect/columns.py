@@ -16,10 +16,11 @@ from featurize.inspect.decoded_images import generator_of
 from featurize.inspect.diversity import Diversity, diversity_of
 from featurize.inspect.inspection import ColumnInspection
 from featurize.inspect.near_copies import NearCopies, near_copies
-from featurize.inspect.probes import ClassProbes, LabelledFeatures, probe_classes
+from featurize.inspect.probes import ClassProbes, LabelledFeatures, probe_classes, standardised
 from featurize.inspect.records import LeftOut
 from featurize.inspect.sample import PooledTokens, Sample, pooled_tokens, take_sample
 from featurize.inspect.text_agreement import MOST_TEXTS, Agreement, encoder_of, text_agreement
+from featurize.inspect.transport import ClassTransport, class_transport
 from featurize.options import OF_LABELLED, InspectSettings
 from featurize.plan.keywords import keyword_prompts
 from featurize.plan.prompt_reader import prompt_reader
@@ -146,10 +147,12 @@ def inspect_column(subject: Subject, name: str) -> ColumnInspection | LeftOut:
     return ColumnInspection(
         drawings=len(reader),
         flagged=len(reader.flagged),
+        bytes_per_image=reader.row_bytes,
         features=pooled.features_MF.shape[1],
         classes=subject.ask("probe", lambda: _class_probes(subject, pooled)),
         near_copies=subject.ask("near_copies", lambda: _near_copies(subject, pooled)),
         agreement=subject.ask("text_agreement", lambda: _agreement(subject, pooled, reader)),
+        transport=subject.ask("transport", lambda: _transport(subject, pooled)),
         diversity=None if subject.table.drawings.shape[1] == 1 else subject.ask("diversity", lambda: _diversity(subject, reader)),
     )
 
@@ -180,6 +183,18 @@ def _class_probes(subject: Subject, pooled: PooledTokens) -> ClassProbes | LeftO
         row_V=rows["validation"],
     )
     return probe_classes(data, subject.settings.seed)
+
+
+def _transport(subject: Subject, pooled: PooledTokens) -> ClassTransport | LeftOut:
+    if reason := subject.no_classes:
+        return LeftOut(left_out=reason)
+    good = pooled.good_M[subject.sample.places["train"]] & (subject.sample.labels["train"] != UNLABELLED)
+    if not good.any():
+        return LeftOut(left_out="too many images failed")
+    # Each image once: examples that share one would make clouds alike.
+    places, first = np.unique(subject.sample.places["train"][good], return_index=True)
+    features_MF, _ = standardised(pooled.features_MF[places], pooled.features_MF[:0])
+    return class_transport(features_MF, subject.sample.labels["train"][good][first], subject.corpus.label_names, subject.settings.seed)
 
 
 def _near_copies(subject: Subject, pooled: PooledTokens) -> NearCopies | LeftOut:

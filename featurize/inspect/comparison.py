@@ -297,6 +297,17 @@ def _predicts(column: ColumnInspection | None) -> str:
     return "-" if column is None or column.verdict is None else _LEVELS[column.verdict.level]
 
 
+def _dimensions(column: ColumnInspection | None) -> str:
+    shares = None if column is None or isinstance(column.classes, LeftOut) else column.classes.by_features
+    return "-" if shares is None or shares.enough is None else f"{shares.enough:,} of {shares.features:,}"
+
+
+def _apart(column: ColumnInspection | None) -> str:
+    if column is None or isinstance(column.transport, LeftOut):
+        return "-"
+    return f"{decimal(column.transport.between)} / {decimal(column.transport.within)} (p = {decimal(column.transport.p)})"
+
+
 def _nearer(column: ColumnInspection | None) -> str:
     return "-" if column is None or isinstance(column.agreement, LeftOut) else decimal(column.agreement.own_is_nearer)
 
@@ -321,10 +332,13 @@ def _differ(column: ColumnInspection | None) -> str:
 
 
 _ABOUT_COLUMNS: tuple[tuple[str, Callable[[ColumnInspection | None], str]], ...] = (
+    ("bytes an image", lambda column: "-" if column is None else f"{column.bytes_per_image:,}"),
     ("linear probe: accuracy", lambda column: _score(column, "probe")),
+    ("dimensions for 95 % of it", _dimensions),
     ("nearest neighbours: accuracy", lambda column: _score(column, "knn")),
     ("best guess without images", _guess),
     ("predicts the class", _predicts),
+    ("transport, two classes / one", _apart),
     ("own image nearer (chance .500)", _nearer),
     ("CLIP score, own / other image", _clip_score),
     ("near-duplicates", _copies),

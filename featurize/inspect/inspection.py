@@ -13,6 +13,7 @@ from featurize.inspect.probes import ClassProbes
 from featurize.inspect.records import LeftOut, Record
 from featurize.inspect.sample import InspectedExamples, PromptsCut
 from featurize.inspect.text_agreement import Agreement
+from featurize.inspect.transport import ClassTransport
 from featurize.inspect.verdict import UNKNOWN, ColumnVerdict, Verdict, best_column, column_verdict
 from lugpi_core.store.prompt_figures import PromptFigures
 
@@ -27,19 +28,23 @@ class ColumnInspection(Record):
     Attributes:
         drawings: images in the column.
         flagged: images that failed, whose tokens are zeros.
+        bytes_per_image: what a row takes on the disk.
         features: width of the pooled tokens.
         classes: do the tokens predict the class?
         near_copies: are images nearly the same although their prompts differ?
         agreement: do the images agree with their texts?
+        transport: how far are the tokens of two classes apart, beside halves of one?
         diversity: how different are the images of one text? None if there is one of each.
     """
 
     drawings: int
     flagged: int
+    bytes_per_image: int
     features: int
     classes: ClassProbes | LeftOut
     near_copies: NearCopies | LeftOut
     agreement: Agreement | LeftOut
+    transport: ClassTransport | LeftOut
     diversity: Diversity | LeftOut | None = None
 
     @property
@@ -77,12 +82,14 @@ class ColumnInspection(Record):
 
     def summary_lines(self, name: str, *, no_classes: str | None) -> list[str]:
         """Return a headline and a line for each answer, but none for what the whole inspection leaves out."""
-        lines = [f"{name}: {self.drawings:,} images, {self.flagged:,} failed"]
+        lines = [f"{name}: {self.drawings:,} images of {self.bytes_per_image:,} bytes, {self.flagged:,} failed"]
         if isinstance(self.classes, LeftOut):
             lines += [f"class prediction left out: {self.classes.left_out}"] * (self.classes.left_out != no_classes)
         else:
             lines += [self.classes.sentence("probe"), self.classes.sentence("knn"), *_about_examples(self.classes)]
-            lines += [more.sentence() for more in (self.classes.prototypes, self.classes.by_size) if more]
+            lines += [more.sentence() for more in (self.classes.prototypes, self.classes.by_size, self.classes.by_features) if more]
+        if not isinstance(self.transport, LeftOut) or self.transport.left_out != no_classes:
+            lines += _answer("transport between classes", self.transport)
         questions = (
             ("agreement with the texts", self.agreement),
             ("near-duplicates", self.near_copies),
@@ -91,7 +98,7 @@ class ColumnInspection(Record):
         for question, answer in questions:
             if answer is None:
                 continue
-            lines.append(f"{question} left out: {answer.left_out}" if isinstance(answer, LeftOut) else answer.sentence())
+            lines += _answer(question, answer)
             if isinstance(answer, NearCopies) and answer.by_size and answer.share > 0:
                 lines.append(answer.by_size.sentence())
         return [lines[0], *(f"  {line}" for line in lines[1:])]
@@ -214,6 +221,10 @@ class Inspection(Record):
         reasons += [] if isinstance(self.class_similarity, LeftOut) else [self.class_similarity.sentence()]
         reasons += [self.prompts_cut.sentence()] if self.prompts_cut.count else []
         return reasons + ([self.notice] if self.notice else [])
+
+
+def _answer(question: str, answer: ClassTransport | Agreement | NearCopies | Diversity | LeftOut) -> list[str]:
+    return [f"{question} left out: {answer.left_out}" if isinstance(answer, LeftOut) else answer.sentence()]
 
 
 def _about_examples(classes: ClassProbes) -> list[str]:

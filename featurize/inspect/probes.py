@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featurize.inspect.prototypes import Prototypes, best_temperature, cross_entropy
 from featurize.inspect.records import Record, decimal, interval_text
+from featurize.inspect.redundancy import FeatureShares, enough_of, importance, shares_of, soft_mask
 from featurize.inspect.sample import stratified
 from featurize.inspect.set_size import AccuracyCurve, fit_exponential, sizes_up_to
 
@@ -138,6 +139,7 @@ class ClassProbes(Record):
         knn, probe: the scores.
         prototypes: the score of one vector a class; None in records of earlier versions.
         by_size: the linear probe's accuracy with fewer train examples; None in records of earlier versions.
+        by_features: its accuracy with fewer dimensions; None in records of earlier versions.
     """
 
     examples: ProbeExamples
@@ -147,6 +149,7 @@ class ClassProbes(Record):
     probe: ProbeScore
     prototypes: PrototypeScore | None = None
     by_size: AccuracyCurve | None = None
+    by_features: FeatureShares | None = None
 
     def classifier(self, by: str) -> str:
         """Return the name of ``probe`` or ``knn`` for a person."""
@@ -182,6 +185,7 @@ def probe_classes(data: LabelledFeatures, seed: int) -> ClassProbes:
     scored_V = data.is_new_V if data.is_new_V.any() else np.ones_like(data.is_new_V)
     neighbours = Neighbours(train_NF, validation_VF, data.classes)
     majority = int(np.bincount(data.train_N, minlength=data.classes).argmax())
+    of_majority = float((data.validation_V[scored_V] == majority).mean())
     new = int(data.is_new_V.sum())
 
     def predict_by_probe(labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -195,12 +199,13 @@ def probe_classes(data: LabelledFeatures, seed: int) -> ClassProbes:
             validation_new=new,
             validation_shared=len(data.is_new_V) - new,
         ),
-        chance=Chance(uniform=1 / data.classes, majority=float((data.validation_V[scored_V] == majority).mean())),
+        chance=Chance(uniform=1 / data.classes, majority=of_majority),
         neighbours=neighbours.count,
         knn=_score(neighbours.predict, data, scored_V, shuffles=NEIGHBOUR_SHUFFLES, seed=seed),
         probe=probe,
         prototypes=_prototype_score(Prototypes(train_NF, validation_VF, data.classes), data, scored_V, seed),
         by_size=accuracy_curve(data, scored_V, probe.accuracy, seed),
+        by_features=feature_shares(data, scored_V, probe, of_majority, seed),
     )
 
 
@@ -240,6 +245,40 @@ def accuracy_curve(data: LabelledFeatures, scored_V: NDArray[np.bool_], accuracy
         accuracies.append(float(np.mean(of_size)))
     accuracies.append(accuracy)
     return AccuracyCurve(sizes=sizes, accuracies=tuple(accuracies), draws=CURVE_DRAWS, fit=fit_exponential(sizes, accuracies))
+
+
+def feature_shares(data: LabelledFeatures, scored_V: NDArray[np.bool_], probe: ProbeScore, guess: float, seed: int) -> FeatureShares:
+    """Return the linear probe's accuracy on the scored examples from the most important dimensions alone, and from all under a soft mask.
+
+    What is important is read off the train examples.
+
+    Args:
+        data: as for ``probe_classes``.
+        scored_V: bool, the examples that are scored.
+        probe: its score on all dimensions.
+        guess: the accuracy of the largest train class.
+        seed: of the paired test.
+    """
+    train_NF, scored_SF = standardised(data.train_NF, data.validation_VF[scored_V])
+    label_S, important_F = data.validation_V[scored_V], importance(train_NF, data.train_N)
+    kept, order_F = shares_of(len(important_F)), np.argsort(-important_F, kind="stable")
+
+    def hits(train_Nf: NDArray[np.float32], scored_Sf: NDArray[np.float32]) -> NDArray[np.bool_]:
+        right_S: NDArray[np.bool_] = predict_linear(train_Nf, data.train_N, scored_Sf) == label_S
+        return right_S
+
+    accuracies = [float(hits(train_NF[:, order_F[:count]], scored_SF[:, order_F[:count]]).mean()) for count in kept[:-1]]
+    mask_F = soft_mask(important_F)
+    masked_S, whole_S = hits(train_NF * mask_F, scored_SF * mask_F), np.array(list(probe.hits.values()))
+    gains_S = masked_S.astype(np.int64) - whole_S
+    return FeatureShares(
+        features=len(important_F),
+        kept=kept,
+        accuracies=(*accuracies, probe.accuracy),
+        enough=enough_of(kept, (*accuracies, probe.accuracy), guess),
+        soft_mask=float(masked_S.mean()),
+        p=paired_p_value(gains_S, data.picture_V[scored_V], seed),
+    )
 
 
 def _score(predict: Predict, data: LabelledFeatures, scored_V: NDArray[np.bool_], *, shuffles: int, seed: int) -> ProbeScore:

@@ -98,7 +98,7 @@ def _encoder_named(name: str, flags: Mapping[str, Any]) -> EncoderFiles:
     # A preset has its column's name; of others only the files tell.
     for candidate in sorted(expand_encoders(candidates), key=lambda candidate: candidate != name):
         try:
-            files = find_encoder(candidate, flags.get("encoder_size"), flags.get("encoder_layer"))
+            files = find_encoder(candidate, flags.get("encoder_size"), flags.get("encoder_layer"), flags.get("pool"))
         except InputError as error:
             missing = error
             continue

@@ -13,8 +13,14 @@ from lugpi_core.store.manifest import ColumnSpec
 def scoring_encoder(encoders: Sequence[EncoderFiles]) -> EncoderFiles:
     """Return the first encoder whose text tower is read. Raises InputError if there is none."""
     for files in encoders:
-        if files.family == "open_clip":
+        if files.family == "open_clip" and files.pool != "1":
             return files
+    if any(files.family == "open_clip" for files in encoders):
+        raise InputError(
+            got="--best-of with --pool 1, which leaves out the token that is compared with the prompt",
+            expected="that token",
+            do="give --pool cls or a grid such as 4x4, or leave one of both out",
+        )
     raise InputError(
         got=f"--best-of with the encoders {', '.join(files.name for files in encoders) or 'of no image'}, none of which has a text tower",
         expected="an encoder of open_clip among them, whose score with the prompt chooses",

@@ -251,7 +251,7 @@ def plan_job(
     require_prompts(corpus)
     preset = generator_settings(generator, {name: getattr(settings, name) for name in OVERRIDES})
     sources = [name for name in expand_encoders(tuple(encoders)) if name != PROMPT_TEXT]
-    encoder_files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in sources)
+    encoder_files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer, settings.pool) for name in sources)
     generator_files = find_generator(generator, preset, half=encoder_compute.dtype != "float32")
     compute = resolve_compute(settings.device, settings.dtype, half=generator_files.family.half)
     decoder = find_decoder(settings.decoder, generator_files)
@@ -273,7 +273,7 @@ def plan_job(
     scorer = None
     if settings.best_of > 1:
         scorer = scoring_encoder(encoder_files)
-        how = {**scorer.fingerprint(), "dtype": encoder_compute.dtype}
+        how = {**scorer.unpooled().fingerprint(), "dtype": encoder_compute.dtype}
         generation["best_of"] = {"candidates": settings.best_of, "encoder": how, "decoder": decoder.fingerprint() if decoder else "full"}
     if dtypes := _other_dtypes(generator_files, compute):
         generation["dtypes"] = dtypes

@@ -80,7 +80,8 @@ def plan_own_job(
     """
     compute = resolve_compute(settings.device, settings.dtype, half="float16")
     _refuse_generating(encoders, settings, made_by)
-    files = tuple(find_encoder(name, settings.encoder_size, settings.encoder_layer) for name in expand_encoders(tuple(encoders)))
+    chosen = (settings.encoder_size, settings.encoder_layer, settings.pool)
+    files = tuple(find_encoder(name, *chosen) for name in expand_encoders(tuple(encoders)))
     require_names_of_columns(one.name for one in files)
     plan = _plan_in(store, corpus)
     if len(plan) > settings.shard_rows * MOST_SHARDS:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Container, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ from lugpi_core.store.virtual_view import VIEW, view_is_current
 from lugpi_core.store.writer import ColumnWriter
 
 Kind = Literal["missing", "damaged", "flagged"]
+# What --encoder-layer, --encoder-size and --pool add to the name of an encoder's column.
+_CHOSEN = re.compile(r"(.+?)(?:-layer([0-9]+))?(?:-([0-9]+)px)?(?:-pool-(cls|1|[0-9]+x[0-9]+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +151,18 @@ def flags_of_the_maker(store: Path, column: str) -> dict[str, Any] | None:
     for decoder, suffix in DECODER_SUFFIXES.items():
         if column.endswith(suffix) and not any(column in flags.get("encoders", ()) for flags in others):
             same = [flags for flags in others if str(flags.get("decoder")).partition("=")[0] == decoder]
-            return {**(same[0] if same else others[0] | {"decoder": decoder}), "encoders": [column.removesuffix(suffix)]}
-    return {**others[0], "encoders": [column], "decoder": "full"}
+            return {**(same[0] if same else others[0] | {"decoder": decoder}), **_encoder_flags(column.removesuffix(suffix), others)}
+    return {**others[0], **_encoder_flags(column, others), "decoder": "full"}
+
+
+def _encoder_flags(column: str, others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the flags that give a column of one encoder its name, of which ``others`` are flags of the same store."""
+    match = None if any(column in flags.get("encoders", ()) for flags in others) else _CHOSEN.fullmatch(column)
+    name, layer, size_px, pool = (column, None, None, None) if match is None else match.groups()
+    numbers = {"encoder_layer": layer, "encoder_size": size_px}
+    chosen = {flag: None if number is None else int(number) for flag, number in numbers.items()} | {"pool": pool}
+    known = {flag for flags in others for flag in flags}
+    return {"encoders": [name], **{flag: value for flag, value in chosen.items() if value is not None or flag in known}}
 
 
 def row_ranges(rows: Iterable[int]) -> str:

@@ -20,7 +20,7 @@ from lugpi_core.store.example_table import EXAMPLES, ExampleTable, write_example
 from lugpi_core.store.layout import structure
 from lugpi_core.store.manifest import MANIFEST, ColumnSpec
 from lugpi_core.store.reader import ColumnReader
-from lugpi_core.store.verify import Finding, check_store, row_ranges, take_back
+from lugpi_core.store.verify import Finding, check_store, flags_of_the_maker, row_ranges, take_back
 from lugpi_core.store.virtual_view import VIEW, write_view
 from lugpi_core.store.writer import ColumnWriter
 
@@ -319,3 +319,21 @@ def test_a_shard_taken_back_keeps_its_valid_rows(store: Path) -> None:
 )
 def test_rows_are_shown_as_ranges(rows: list[int], shown: str) -> None:
     assert row_ranges(rows) == shown
+
+
+@pytest.mark.parametrize(
+    ("column", "stated"),
+    [
+        ("clip-b32", {"encoders": ["clip-b32"]}),
+        ("clip-b32-layer9-336px-pool-4x4", {"encoders": ["clip-b32"], "encoder_layer": 9, "encoder_size": 336, "pool": "4x4"}),
+        ("vit-pool-cls-half", {"encoders": ["vit"], "pool": "cls", "decoder": "half"}),
+        ("my-pool-1", {"encoders": ["my-pool-1"]}),  # the name of an encoder of the other command
+    ],
+)
+def test_flags_of_a_column_without_a_manifest_are_read_off_its_name(tmp_path: Path, column: str, stated: dict[str, Any]) -> None:
+    """Those of another column of the same store are for other tokens."""
+    plain = {"encoder_layer": None, "encoder_size": None, "pool": None, "decoder": "full"}
+    flags = {**plain, "encoders": ["my-pool-1"], "encoder_layer": 3, "pool": "2x2", "seed": 7}
+    ColumnWriter(tmp_path, ColumnSpec(name="clip", rows=10, shard_rows=4, fingerprint={}, made_by=flags, **COLUMNS["clip"]))
+    (tmp_path / "clip" / "shard-00000.h5.partial").touch()
+    assert flags_of_the_maker(tmp_path, column) == {**plain, "seed": 7, **stated}

@@ -28,7 +28,7 @@ from tests.support.shards import shard_file
 from tests.support.small_clip import CPU, class_tokens_like, clip_folder
 
 
-def test_a_column_that_predicts_the_class_differs_from_one_that_does_not(found: Inspection) -> None:
+def test_a_column_that_predicts_the_class_differs_from_one_that_does_not(found: Inspection, original: Planted) -> None:
     telling, silent = (found.read_columns[name] for name in ("telling", "silent"))
     assert telling.verdict is not None
     assert silent.verdict is not None
@@ -39,9 +39,13 @@ def test_a_column_that_predicts_the_class_differs_from_one_that_does_not(found: 
     without_failed = {"train": 89, "validation": 59, "validation_new": 59, "validation_shared": 0}
     assert classes["examples"] == without_failed
     assert classes["chance"]["uniform"] == pytest.approx(1 / 3)
+    assert telling.bytes_per_image == telling_tokens(original.labels, strength=0.0)[0].astype(np.float16).nbytes
+    transports = [found.to_json()["columns"][name]["transport"] for name in ("telling", "silent")]
+    assert transports[0]["p"] == 0.005
+    assert transports[1]["p"] > 0.05
     assert found.verdict.level == "knows"
     assert "telling: the images predict the class (p = .001); linear probe accuracy " in found.summary()
-    assert "silent: 180 images, 0 failed\n  linear probe: accuracy " in found.summary()
+    assert f"silent: 180 images of {silent.bytes_per_image:,} bytes, 0 failed\n  linear probe: accuracy " in found.summary()
 
 
 def test_near_duplicates_cut_prompts_and_failures_are_counted(found: Inspection, original: Planted) -> None:

@@ -44,9 +44,12 @@ def test_an_earlier_runs_record_has_the_same_keys_and_figures(tmp_path: Path, mo
     assert main(["inspect", "--dataset", "topics.csv", "--split-column", "split", "--thumbnails", "0"]) == 0
     new = json.loads(path.read_text())
     new["config"] = {flag: new["config"][flag] for flag in old["config"]}  # flags may be added
-    for question, answers in {"classes": ("prototypes", "by_size"), "near_copies": ("by_size",)}.items():
+    for question, answers in {"classes": ("prototypes", "by_size", "by_features"), "near_copies": ("by_size",)}.items():
         for answer in answers:  # and so may answers
             new["columns"]["vit-demo"][question].pop(answer)
+    for answer in ("bytes_per_image", "transport"):
+        new["columns"]["vit-demo"].pop(answer)
+    new["times"].pop("transport_s")
     assert _shape(new) == _shape(old)
     for sentence in (old, new):
         sentence["columns"]["vit-demo"]["verdict"].pop("words")

@@ -81,6 +81,7 @@ def test_the_command_prints_one_table_and_writes_its_figures_and_a_sheet(compare
     assert lines["seed"] == ["seed", "0", "1", "0"]
     assert lines["images of a text"][-3:] == ["1", "1", "2"]
     assert lines["images"] == ["images", "13", "13", "26"]
+    assert lines["bytes an image"][-3:] == ["4,352", "-", "-"], "17 tokens of 128 in float16"
     assert "no such column" in next(line for line in printed.splitlines() if line.startswith("vit-demo "))
     assert "zero: drawn by demo: Apache-2.0" in printed
     with Image.open(out / "comparison.png") as sheet:

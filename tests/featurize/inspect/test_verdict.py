@@ -58,10 +58,12 @@ def column(of: ClassProbes | LeftOut | None = None, **changes: Any) -> ColumnIns
     whole = ColumnInspection(
         drawings=5000,
         flagged=0,
+        bytes_per_image=1088,
         features=32,
         classes=of or classes(score(0.31, 0.001)),
         near_copies=NOT_ASKED,
         agreement=NOT_ASKED,
+        transport=NOT_ASKED,
     )
     return dataclasses.replace(whole, **changes)
 
@@ -268,9 +270,10 @@ def test_the_summary_begins_with_the_verdict_and_names_what_is_left_out() -> Non
     assert lines == [
         "runs/x/tokens: 4,000 of 9,000 train examples inspected (a random sample)",
         "clip: the images predict the class (p = .001); linear probe accuracy .310 (95 % CI .260 to .360), best guess without images .090",
-        "clip: 5,000 images, 0 failed",
+        "clip: 5,000 images of 1,088 bytes, 0 failed",
         "  linear probe: accuracy .310 (95 % CI .260 to .360), p = .001; largest class .080, chance .050, shuffled labels .090 ± .012",
         f"  {classes(NOTHING).sentence('knn')}",
+        "  transport between classes left out: not asked",
         "  agreement with the texts left out: not asked",
         "  near-duplicates left out: not asked",
         "mine: left out: damaged",
