@@ -1,8 +1,8 @@
 """``compare``: the paper's models and their controls on one corpus, trained where they are missing, with significance tests."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,8 @@ from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
+from train.evidence.attention import attention_overlap
+from train.evidence.diversity import Attend
 from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models, has_text_vectors
 from train.evidence.on_ray import train_on_ray
 from train.evidence.outcome import Outcome
@@ -37,9 +39,10 @@ from train.learning.progress import require_trackers
 from train.models.api import warn_of_idle_settings
 from train.models.arguments import require_trainable
 from train.models.kinds import loss_weights
+from train.models.plan import compute_on
 from train.models.teachers import with_separator_of
 from train.options.ray import RaySettings
-from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, Placement, Preset
+from train.options.settings import TEXT_MODEL, DevicePlacement, DistillationSettings, Optimization, Placement, Preset
 from train.options.tables import require_ensemble, require_processes, require_shots, shots_folder
 
 
@@ -55,6 +58,7 @@ class TableRequest:
         paper_dataset: the corpus of the paper that this is, whose published accuracies are reported too; or None.
         folds: whether there are rows for students of teachers with that many folds, though none is finished.
         ensemble: the same for students of so many teachers of a kind.
+        attend_on: where the attention of teachers to their images is computed, to be compared; None = it is not.
     """
 
     rows: Sequence[str] = (ALL,)
@@ -64,6 +68,7 @@ class TableRequest:
     paper_dataset: str | None = None
     folds: int | None = None
     ensemble: int | None = None
+    attend_on: DevicePlacement | None = None
 
 
 class ComparisonArguments(TypedDict, total=False):
@@ -76,6 +81,7 @@ class ComparisonArguments(TypedDict, total=False):
             ``tokens-<name>`` of the run.
         folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
         ensemble: adds the rows named ``…-ensemble3``: students of so many teachers of a kind, which differ in their seeds alone.
+        attention: computes how far teachers of one kind attend to the same image tokens, which takes a pass of each over test texts.
         shots: every model learns that many train texts of each class, drawn with its seed; None = all.
         text_model: name on the Hugging Face hub, folder, or "demo"; or a found one, with its ``max_length``.
         optimization: epochs, batch size, learning rate, …; its seed is the first one.
@@ -92,6 +98,7 @@ class ComparisonArguments(TypedDict, total=False):
     unlabelled: Corpus | str | Path | None
     folds: int | None
     ensemble: int | None
+    attention: bool
     shots: int | None
     text_model: str | TextModel
     optimization: Optimization
@@ -129,6 +136,7 @@ def compare(
             ``tokens-<name>`` of the run.
         folds: adds the rows named ``…-folds5``: students of teachers whose outputs for train texts are cross-fitted on so many folds.
         ensemble: adds the rows named ``…-ensemble3``: students of so many teachers of a kind, which differ in their seeds alone.
+        attention: computes how far teachers of one kind attend to the same image tokens, which takes a pass of each over test texts.
         shots: every model learns that many train texts of each class, drawn with its seed (default: all). Models and tables are in the
             folder ``shots-<number>`` of the run.
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
@@ -156,16 +164,7 @@ def compare(
     require_type("ray", arguments.get("ray", RaySettings()), RaySettings)
     prepare_libraries()
     optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
-    request = TableRequest(
-        rows=require_names("rows", rows),
-        columns=require_names("columns", arguments.get("columns", ())),
-        seeds=_each_seed(seeds, optimization.seed),
-        has_unlabelled=arguments.get("unlabelled") is not None,
-        paper_dataset=paper,
-        folds=arguments.get("folds"),
-        ensemble=arguments.get("ensemble"),
-    )
-    require_ensemble(request.ensemble, request.seeds)
+    request = _request(rows, seeds, arguments)
     run, loss, shots = Path(run_dir), arguments.get("distillation", "paper"), arguments.get("shots")
     if not train:
         return finished_tables(run if shots is None else run / shots_folder(shots), corpus, request)
@@ -181,7 +180,25 @@ def compare(
     require_trackers(placement.track)
     experiment = _experiment(corpus, run, loss, arguments)
     outcome = _train_missing(experiment, plan, arguments.get("processes"), ray)
+    plan = replace(plan, attend=_attend(corpus, request.attend_on))
     return table_report(experiment.models, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
+
+
+def _request(rows: Sequence[str], seeds: int | Sequence[int], arguments: ComparisonArguments) -> TableRequest:
+    """Return which results to report. Raises InputError for names, seeds or ensembles that are none."""
+    optimization, placement = arguments.get("optimization", Optimization()), arguments.get("placement", Placement())
+    request = TableRequest(
+        rows=require_names("rows", rows),
+        columns=require_names("columns", arguments.get("columns", ())),
+        seeds=_each_seed(seeds, optimization.seed),
+        has_unlabelled=arguments.get("unlabelled") is not None,
+        paper_dataset=arguments.get("paper_dataset"),
+        folds=arguments.get("folds"),
+        ensemble=arguments.get("ensemble"),
+        attend_on=placement if arguments.get("attention") else None,
+    )
+    require_ensemble(request.ensemble, request.seeds)
+    return request
 
 
 def _require_counts(arguments: ComparisonArguments) -> None:
@@ -189,6 +206,7 @@ def _require_counts(arguments: ComparisonArguments) -> None:
     require_processes(arguments.get("processes"))
     require_type("folds", arguments.get("folds"), int, NoneType)
     require_folds(arguments.get("folds"))
+    require_type("attention", arguments.get("attention", False), bool)
     require_type("shots", arguments.get("shots"), int, NoneType)
     require_shots(arguments.get("shots"))
 
@@ -236,7 +254,7 @@ def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> T
 
     Args:
         run: folder of the run.
-        corpus: the corpus, or only its name.
+        corpus: the corpus, or only its name, which is enough but for ``attend_on``.
         request: rows, columns and seeds.
 
     Raises:
@@ -250,8 +268,19 @@ def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> T
     ensembles = sorted(found.ensembles | (set() if request.ensemble is None else {request.ensemble}))
     has_more = request.has_unlabelled or found.has_unlabelled
     rows = rows_of(columns, has_more=has_more, has_vectors=has_vectors, folds=folds, ensembles=ensembles)
-    plan = TablePlan(rows=rows, tables=chosen_tables(request.rows, rows), seeds=request.seeds, paper_dataset=request.paper_dataset)
+    plan = TablePlan(
+        rows=rows,
+        tables=chosen_tables(request.rows, rows),
+        seeds=request.seeds,
+        paper_dataset=request.paper_dataset,
+        attend=None if isinstance(corpus, str) else _attend(corpus, request.attend_on),
+    )
     return table_report(run, dataset, plan, found, Outcome(), cache(scored))
+
+
+def _attend(corpus: Corpus, placement: DevicePlacement | None) -> Attend | None:
+    """Return what computes how the attention of teachers overlaps; None if that is not wanted."""
+    return None if placement is None else partial(attention_overlap, corpus=corpus, compute=compute_on(placement))
 
 
 def _plan(run: Path, request: TableRequest, loss: DistillationSettings) -> TablePlan:

@@ -16,6 +16,7 @@ from train.evidence.rows import (
     ALL,
     BASELINE,
     ENSEMBLE_IN_NAME,
+    LEARNT_ENDING,
     MORE,
     clip_first,
     is_without_images,
@@ -178,7 +179,9 @@ def _settings(row: str, training: Mapping[str, Any]) -> Iterator[tuple[str, Any]
         # Rows with and without unlabelled texts are shown together.
         if name != "flags.seed" and (name, value) != ("unlabelled", None):
             yield f"these models differ in {name}", value
-    for name, value in flat({name: training.get(name) for name in _ROW_SETTINGS}):
+    # Learnt shares differ as the teachers do.
+    of_row = [name for name in _ROW_SETTINGS if not (name == "shares" and "class_shares" in training)]
+    for name, value in flat({name: training.get(name) for name in of_row}):
         yield f"the models of {row} differ in {name}", value
     # A student and its control should have the same loss.
     ending = next((f" named {ending}" for ending in ("-ce", "-l2") if row.endswith(ending)), "")
@@ -232,14 +235,15 @@ def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[st
         terms = "both" if training["distillation"]["alpha"] else None
     members = len(kinds)
     if members > 1:
-        has_equal_shares = "class_shares" not in training and len({round(share, 6) for share in training["shares"]}) == 1
+        is_learnt = "class_shares" in training
+        has_equal_shares = len({round(share, 6) for share in training["shares"]}) == 1
         is_of_all = sorted(kinds) == sorted(columns) and training["unlabelled"] is None
         seeds = member_seeds(training["flags"]["seed"], members)
         is_ensemble = len(set(kinds)) == 1 and tuple(one["flags"]["seed"] for one in of_teachers) == seeds
-        if not has_equal_shares or terms != "both" or folds is not None or not (is_of_all or is_ensemble):
+        if terms != "both" or folds is not None or not (is_of_all if is_learnt else has_equal_shares and (is_of_all or is_ensemble)):
             return None
         if is_of_all:
-            return f"student-{ALL}"
+            return f"student-{ALL}" + LEARNT_ENDING * is_learnt
     if training["unlabelled"] is not None:
         return student_name(kinds[0], "both", folds, members) + MORE if terms == "both" else None
     return None if terms is None else student_name(kinds[0], terms, folds, members)

@@ -282,6 +282,61 @@ class WhyTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionFigures:
+    """How much the top image tokens of teachers overlap, by their attention.
+
+    Attributes:
+        iou: intersection over union of the top tokens, mean over texts and pairs of teachers.
+        chance: of tokens that are drawn at random.
+        on_images: the share of the attention that image tokens get, mean over texts and teachers; text tokens get the rest.
+        top: n.
+        tokens: T, without the image's class token.
+        texts: R.
+    """
+
+    iou: float
+    chance: float
+    on_images: float
+    top: int
+    tokens: int
+    texts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiversityRow:
+    """Teachers of one kind that differ in their seeds alone.
+
+    Attributes:
+        row: of the teachers; of an ensemble its name.
+        teachers: how many there are together, at least two.
+        groups: of so many teachers each; figures are means over them.
+        score: in the primary metric on the test split, mean of the single teachers.
+        together: that of their mean probabilities, or numbers; None where it is undefined.
+        agreement: how far the answers of two of them agree, mean over pairs; None where it is undefined.
+        with_all: how far those of one agree with those of all together, mean; None where it is undefined.
+        attention: how their attention to image tokens overlaps; None if it was not computed.
+    """
+
+    row: str
+    teachers: int
+    groups: int
+    score: float | None
+    together: float | None
+    agreement: float | None
+    with_all: float | None
+    attention: AttentionFigures | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiversityTable:
+    """The table of teachers of one kind; no rows where no kind has two."""
+
+    title: str
+    caption: str
+    rows: tuple[DiversityRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class FidelityTable:
     """The table of fidelity and calibration: its heading, its caption and the names of its rows, which all have models."""
 

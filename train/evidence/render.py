@@ -8,6 +8,7 @@ from train.evidence.fidelity import FIDELITY, OF_ANY_SIZE
 from train.evidence.records import (
     UNDEFINED,
     ClassGain,
+    DiversityRow,
     Finding,
     ModelResult,
     ResultTable,
@@ -101,6 +102,22 @@ def why_cells(row: WhyRow, task: Task) -> tuple[str, ...]:
     cells += ["" if gain is None else difference_text(gain, metric) for gain in (row.teacher_gain, row.student_gain)]
     between = f" [{row.interval[0]:.2f}, {row.interval[1]:.2f}]" if row.interval else ""
     return (*cells, "" if row.carried is None else f"{row.carried:.2f}{between}")
+
+
+def diversity_header(task: Task, *, has_attention: bool) -> tuple[str, ...]:
+    """Return the header of the table of teachers of one kind."""
+    metric = METRIC_NAMES[rules_of(task).metrics[0]]
+    attention = ("attention IoU", "by chance", "attention on images") if has_attention else ()
+    return ("row", "teachers", f"{metric} of one", "of all together", "agreement of two", "with all", *attention)
+
+
+def diversity_cells(row: DiversityRow, task: Task, *, has_attention: bool) -> tuple[str, ...]:
+    """Return the cells of a row under ``diversity_header``: empty where there is no figure."""
+    metric = rules_of(task).metrics[0]
+    figures = ["" if value is None else _score(value, metric) for value in (row.score, row.together, row.agreement, row.with_all)]
+    seen = row.attention
+    attention = ["", "", ""] if seen is None else [f"{value:.4f}" for value in (seen.iou, seen.chance, seen.on_images)]
+    return (row.row, str(row.teachers), *figures, *(attention if has_attention else []))
 
 
 def class_line(row: WhyRow) -> str:

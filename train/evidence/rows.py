@@ -23,6 +23,7 @@ _WITHOUT_IMAGES = (TEXT_STUDENT, "student-blank")
 _DEPTH = 2
 FOLDS_IN_NAME = re.compile(r"-folds\d+")
 ENSEMBLE_IN_NAME = re.compile(r"-ensemble(\d+)")
+LEARNT_ENDING = "-learnt"  # ends the name of the row whose teachers' shares are learnt
 MORE = "-more"  # ends the names of rows that are distilled on unlabelled texts too
 
 
@@ -42,6 +43,7 @@ class Row:
         members: from how many teachers of each kind it is distilled: that of its own seed and those of other seeds (``member_seeds``).
         more: whether a student is distilled on unlabelled texts too.
         folds: on how many folds the teacher's outputs are cross-fitted; None = on none.
+        is_learnt: whether the shares of a student's teachers are learnt; else they are equal. Such a row is shown only if it is named.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Row:
     members: int = 1
     more: bool = False
     folds: int | None = None
+    is_learnt: bool = False
 
     @property
     def control(self) -> str | None:
@@ -178,6 +181,7 @@ def rows_of(
         rows.append(_student_row(privileged, (privileged,), privileged, ("controls",)))
     if len(columns) > 1:
         rows.append(_student_row(ALL, tuple(columns), "images", ("controls",)))
+        rows.append(replace(rows[-1], name=rows[-1].name + LEARNT_ENDING, is_learnt=True))
     of_folds = [row for row in rows if row.command == "teacher"]
     for count in folds:
         rows += [replace(row, name=row.name + folds_suffix(count), teachers=(row.name,), groups=(), folds=count) for row in of_folds]
@@ -242,7 +246,7 @@ def chosen_tables(requested: Sequence[str], rows: Sequence[Row]) -> dict[Group, 
             raise InputError(got=f"--rows {name}", expected=f"one of {', '.join(known)}", do=do)
         for group in groups:
             if name in (ALL, group):
-                shown[group] = {row.name for row in rows if group in row.groups}
+                shown[group] = {row.name for row in rows if group in row.groups and not row.is_learnt}
     for name in requested:
         if name in own and not any(name in names for names in shown.values()):
             shown.setdefault(own[name], set()).add(name)

@@ -33,7 +33,7 @@ from train.models.model_folder import find_finished, finished_metrics, metrics_o
 from train.models.plan import ModelPlan, compute_on
 from train.models.shared import SharedInputs
 from train.models.train_model import confirm_model, fit_model
-from train.options.distillation import shares_of
+from train.options.distillation import LEARNT, shares_of
 from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.tables import shots_folder
 
@@ -221,7 +221,7 @@ def _kind(experiment: Experiment, model: PlannedModel, folders: Mapping[str, Pat
         source = DistillationSource(
             teachers=[folders[teacher] for teacher in model.needs],
             loss=row_loss(experiment.distillation, row),
-            shares=shares_of((), len(model.needs)),
+            shares=shares_of(LEARNT if row.is_learnt else (), len(model.needs)),
             unlabelled=experiment.unlabelled if row.more else None,
         )
         return student_kind(corpus, source, compute_on(experiment.placement))

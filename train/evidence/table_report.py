@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.files import write_json, write_text
+from train.evidence.diversity import Attend, diversity_table
 from train.evidence.ensembles import joint
 from train.evidence.fidelity import FIDELITY, fidelity_figures
 from train.evidence.found_models import FoundModels, differing_settings
 from train.evidence.outcome import Outcome
 from train.evidence.records import (
     PLAIN_NUMBERS,
+    DiversityTable,
     FidelityTable,
     Finding,
     ModelResult,
@@ -26,6 +28,8 @@ from train.evidence.records import (
 )
 from train.evidence.render import (
     class_line,
+    diversity_cells,
+    diversity_header,
     fidelity_cells,
     fidelity_header,
     header,
@@ -71,12 +75,14 @@ class TablePlan:
         tables: the tables to show, each with its rows.
         seeds: the requested ones.
         paper_dataset: corpus of the paper whose published accuracies are shown too, or None.
+        attend: computes how the attention of teachers to the same images overlaps; None if that is not shown.
     """
 
     rows: Sequence[Row]
     tables: Mapping[Group, Sequence[Row]]
     seeds: Sequence[int]
     paper_dataset: str | None = None
+    attend: Attend | None = None
 
     @property
     def shown(self) -> dict[str, Row]:
@@ -106,6 +112,7 @@ class TableReport:
         rows: results by the names of the rows.
         tables: each with the names of its rows, findings, verdicts and caption.
         fidelity: the table of fidelity and calibration; its figures are the rows'.
+        diversity: teachers of one kind: their ensemble, and how alike they are.
         why: what students read of their teachers, and what of the teachers' gains arrives.
         others: finished models that belong to no row.
         missing: names of the models that are not there.
@@ -121,6 +128,7 @@ class TableReport:
     rows: Mapping[str, RowResult]
     tables: tuple[ResultTable, ...]
     fidelity: FidelityTable
+    diversity: DiversityTable
     why: WhyTable
     others: tuple[ModelResult, ...]
     missing: tuple[str, ...]
@@ -155,6 +163,8 @@ class TableReport:
             parts += [table.caption] if table.caption not in parts else []  # one legend for all tables that share it
         if self.fidelity.rows:
             parts += [f"## {self.fidelity.title}", markdown_table(fidelity_header(self.task), self.fidelity_cells()), self.fidelity.caption]
+        if self.diversity.rows:
+            parts += [f"## {self.diversity.title}", markdown_table(self.diversity_header(), self.diversity_cells()), self.diversity.caption]
         if self.why.rows:
             parts += [f"## {self.why.title}", markdown_table(why_header(self.task), self.why_cells())]
             parts += ["\n".join(f"* {line}" for line in lines)] if (lines := self.class_lines()) else []
@@ -173,6 +183,9 @@ class TableReport:
         if self.fidelity.rows:
             caption = f"{self.dataset}. {self.fidelity.title}. {self.fidelity.caption}"
             parts.append(latex_table(caption, fidelity_header(self.task), self.fidelity_cells(), self.notes))
+        if self.diversity.rows:
+            caption = f"{self.dataset}. {self.diversity.title}. {self.diversity.caption}"
+            parts.append(latex_table(caption, self.diversity_header(), self.diversity_cells(), ()))
         if self.why.rows:
             caption = f"{self.dataset}. {self.why.title}. {self.why.caption}"
             parts.append(latex_table(caption, why_header(self.task), self.why_cells(), self.class_lines()))
@@ -199,6 +212,7 @@ class TableReport:
             "rows": {name: json_of(row) for name, row in self.rows.items()},
             "tables": [table.to_json() for table in self.tables],
             "fidelity": json_of(self.fidelity),
+            "diversity": {**json_of(self.diversity), "rows": [json_of(row) for row in self.diversity.rows]},
             "why": {**json_of(self.why), "rows": [_why_json(row) for row in self.why.rows]},
             "others": [json_of(model) for model in self.others],
             "missing": list(self.missing),
@@ -223,6 +237,15 @@ class TableReport:
     def fidelity_cells(self) -> list[tuple[str, ...]]:
         """Return the cells of fidelity and calibration, under ``render.fidelity_header``."""
         return [fidelity_cells(self.rows[name], self.task) for name in self.fidelity.rows]
+
+    def diversity_header(self) -> tuple[str, ...]:
+        """Return the header of the table of teachers of one kind."""
+        return diversity_header(self.task, has_attention=any(row.attention for row in self.diversity.rows))
+
+    def diversity_cells(self) -> list[tuple[str, ...]]:
+        """Return the cells of teachers of one kind, under ``diversity_header``."""
+        has_attention = any(row.attention for row in self.diversity.rows)
+        return [diversity_cells(row, self.task, has_attention=has_attention) for row in self.diversity.rows]
 
     def why_cells(self) -> list[tuple[str, ...]]:
         """Return the cells of what students read and keep, under ``render.why_header``."""
@@ -310,6 +333,7 @@ def table_report(
         fidelity=FidelityTable(
             title=FIDELITY[task].title, caption=FIDELITY[task].caption, rows=tuple(name for name in shown if models[name])
         ),
+        diversity=diversity_table(_of_one_kind(plan, found, read), plan.attend),
         why=why_table(students, every_row, models),
         others=tuple(model.result(fidelity[model.folder]) for model in others),
         missing=tuple(model_name(name, seed) for name in shown for seed in seeds if seed not in models[name]),
@@ -333,6 +357,19 @@ def _task(models: Sequence[ScoredModel], run: Path) -> Task:
     return next(iter(folders))
 
 
+def _of_one_kind(plan: TablePlan, found: FoundModels, read: Callable[[Path], ScoredModel]) -> dict[str, list[list[ScoredModel]]]:
+    """Return teachers that differ in their seeds alone: by row those over its seeds, by ensemble those of each of its students."""
+    folders, seeds, groups = {**found.folders, **found.members}, plan.seeds, {}
+    for row in plan.shown.values():
+        if row.command == "teacher":
+            groups[row.name] = [list(_models(row.name, folders, seeds, read).values())]
+    for row in plan.shown.values():
+        if row.members > 1:
+            each = [[model_name(row.teachers[0], member) for member in member_seeds(seed, row.members)] for seed in seeds]
+            groups[row.taught_by] = [[read(folders[name]) for name in names if name in folders] for names in each]
+    return groups
+
+
 def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int], read: Callable[[Path], ScoredModel]) -> dict[int, ScoredModel]:
     if (of_ensemble := ENSEMBLE_IN_NAME.search(row)) and row.startswith("teacher-"):
         teacher, members = row.removesuffix(of_ensemble[0]), int(of_ensemble[1])
@@ -343,7 +380,8 @@ def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int], read: C
 
 def _others(plan: TablePlan, found: FoundModels) -> list[Path]:
     """Return the folders of models that are of no row and seed of the plan."""
-    names = {model_name(row.name, seed) for row in plan.rows for seed in plan.seeds}
+    hidden = {row.name for row in plan.rows if row.is_learnt} - plan.shown.keys()  # no table's name requests it
+    names = {model_name(row.name, seed) for row in plan.rows if row.name not in hidden for seed in plan.seeds}
     return sorted({*found.others, *(folder for name, folder in found.folders.items() if name not in names)})
 
 

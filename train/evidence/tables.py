@@ -15,7 +15,7 @@ from train.evidence.few_shots import FewShotReport
 from train.evidence.row_figures import paper_dataset
 from train.evidence.table_report import TableReport
 from train.options.ray import RaySettings
-from train.options.settings import DistillationSettings, Optimization, Placement
+from train.options.settings import DevicePlacement, DistillationSettings, Optimization, Placement
 from train.options.tables import TablesOptions, shots_folder
 
 # What --no-train reads: which models of the run are shown.
@@ -30,6 +30,7 @@ _READ_OF_FINISHED = frozenset(
         "seed",
         "folds",
         "ensemble",
+        "attention",
         "shots",
         "episodes",
         "unlabelled",
@@ -80,6 +81,7 @@ def _compared(options: TablesOptions, shots: int | None) -> TableReport:
         unlabelled=None if options.unlabelled is None else load_unlabelled(options.unlabelled, settings),
         folds=options.folds,
         ensemble=options.ensemble,
+        attention=options.attention,
         shots=shots,
         text_model=find_text_model(options.text_model, max_length=options.max_length),
         optimization=part_of(options, Optimization),
@@ -92,7 +94,10 @@ def _compared(options: TablesOptions, shots: int | None) -> TableReport:
 
 
 def _finished(options: TablesOptions, shots: int | None) -> TableReport:
-    if ignored := [f"--{name.replace('_', '-')}" for name in sorted(_given(options) - _READ_OF_FINISHED)]:
+    read = set(_READ_OF_FINISHED)
+    if options.attention:  # teachers are computed on the corpus
+        read |= {field.name for kind in (CorpusSettings, DevicePlacement) for field in fields(kind)}
+    if ignored := [f"--{name.replace('_', '-')}" for name in sorted(_given(options) - read)]:
         say(f"note: --no-train shows what the run holds, whatever it was trained with; not compared: {', '.join(ignored)}")
     request = TableRequest(
         rows=options.rows,
@@ -101,6 +106,9 @@ def _finished(options: TablesOptions, shots: int | None) -> TableReport:
         has_unlabelled=options.unlabelled is not None,
         folds=options.folds,
         ensemble=options.ensemble,
+        attend_on=part_of(options, DevicePlacement) if options.attention else None,
         paper_dataset=paper_dataset(options.dataset, part_of(options, CorpusSettings)),
     )
-    return finished_tables(options.run if shots is None else options.run / shots_folder(shots), dataset_name(options.dataset), request)
+    settings = part_of(options, CorpusSettings)
+    corpus = load_corpus(options.dataset, settings) if options.attention else dataset_name(options.dataset)
+    return finished_tables(options.run if shots is None else options.run / shots_folder(shots), corpus, request)

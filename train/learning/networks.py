@@ -189,6 +189,28 @@ class FusionHead(nn.Module):
         embeddings_BD = torch.relu(self.embed(torch.cat(classes, dim=1)))
         return Output(self.classify(self.dropout(embeddings_BD)), embeddings_BD)
 
+    def image_attention(
+        self,
+        image_BTI: torch.Tensor,
+        text_BLD: torch.Tensor,
+        padding_BL: torch.Tensor | None = None,
+        text_class_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return how much the class tokens of text and image attend to each image token in the block, [B, T]: the mean over both and over
+        the heads. With the attention to the text's tokens it sums to 1. Arguments are those of ``forward``, with both modalities.
+
+        The fused kernel of the block returns no weights: they are computed anew, from two queries.
+        """
+        image_BTD = self.project(image_BTI)
+        tokens_BSD, length = torch.cat([text_BLD, image_BTD], dim=1), text_BLD.shape[1]
+        if padding_BL is not None:
+            padding_BL = torch.cat([padding_BL, padding_BL.new_zeros(image_BTD.shape[:2])], dim=1)
+        text_BD = text_BLD[:, 0] if text_class_B is None else at_tokens(text_BLD, text_class_B)
+        queries_B2D = torch.stack([text_BD, image_BTD[:, 0]], dim=1)
+        weights_B2S: torch.Tensor
+        _, weights_B2S = self.block.self_attn(queries_B2D, tokens_BSD, tokens_BSD, key_padding_mask=padding_BL, need_weights=True)
+        return weights_B2S[:, :, length:].mean(dim=1)
+
 
 def at_tokens(tokens_BLD: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
     """Return one token of each text, [B, D], without synchronizing with the device."""
@@ -217,23 +239,32 @@ class Teacher(nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
         """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] where any is padded, what else the
         tokenizer returns, and ``image_tokens`` [B, T, I]."""
+        output: Output = self.head(*self._head_inputs(batch))
+        return output
+
+    def image_attention(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return how much the class tokens attend to each image token in the head's block, [B, T], for the inputs of ``forward``."""
+        image_BTI, text_BLD, padding_BL, class_B = self._head_inputs(batch)
+        assert image_BTI is not None, "a teacher without images"
+        return self.head.image_attention(image_BTI, text_BLD, padding_BL, class_B)
+
+    def _head_inputs(
+        self, batch: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         mask_BL = batch.get("attention_mask")
         inputs = taken(self.text_encoder, masked(batch, expanded=self._expanded))
         if "global_attention_mask" in inspect.signature(self.text_encoder.forward).parameters:
             inputs["global_attention_mask"] = _first_token_only(batch["input_ids"])
         text_BLD = self.text_encoder(**inputs, **self._settings).last_hidden_state
         image_BTI = batch["image_tokens"].to(text_BLD.dtype) if "image_tokens" in batch else None
-        output: Output
         if self._states != "tokens":  # no state belongs to padding
-            output = self.head(image_BTI, text_BLD if self._states == "latents" else text_BLD[:, :1])
-            return output
+            return image_BTI, text_BLD if self._states == "latents" else text_BLD[:, :1], None, None
         class_B = None
         if self.reads_last_token:
             length = batch["input_ids"].shape[1]
             ones_BL = torch.ones_like(batch["input_ids"]) if mask_BL is None else mask_BL
             class_B = (torch.arange(length, device=text_BLD.device) * ones_BL).argmax(dim=1)
-        output = self.head(image_BTI, text_BLD, None if mask_BL is None else mask_BL == 0, class_B)
-        return output
+        return image_BTI, text_BLD, None if mask_BL is None else mask_BL == 0, class_B
 
 
 def _first_token_only(ids_BL: torch.Tensor) -> torch.Tensor:

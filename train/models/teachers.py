@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,17 +233,21 @@ def outputs_for(
 def _image_vectors(teacher: FoundTeacher, corpus: Corpus) -> torch.Tensor | None:
     """Return V_CLS of the images that a teacher has read of its corpus, from the token store of its run."""
     device = torch.device("cpu")
-    images, _ = _images_of(teacher, corpus, teacher.run / "tokens", device, but=())
+    images, _ = _images_of(teacher, open_tokens_of(teacher, corpus, teacher.run / "tokens"), device, but=())
     return TrainingData(device=device, labels=torch.zeros(len(corpus.examples)), texts=None, images=images).image_vectors()
 
 
+def open_tokens_of(teacher: FoundTeacher, corpus: Corpus, store: Path) -> ImageTokens:
+    """Open what a teacher reads in addition to the texts of a corpus. Raises InputError as ``open_privileged``."""
+    return open_privileged(store, teacher.fingerprint["image_tokens"], teacher.fingerprint["privileged"], corpus)
+
+
 def _images_of(
-    teacher: FoundTeacher, corpus: Corpus, store: Path, device: torch.device, *, but: tuple[str, ...]
+    teacher: FoundTeacher, tokens: ImageTokens, device: torch.device, *, but: tuple[str, ...]
 ) -> tuple[PrivilegedImages | None, int]:
-    """Return what a teacher reads in addition to the texts of a corpus, and its width, from a store that may differ from the teacher's own
-    in the fields ``but``."""
+    """Return what a teacher reads in addition to texts, and its width, from a store that may differ from the teacher's own in the fields
+    ``but``."""
     fingerprint = teacher.fingerprint
-    tokens = open_privileged(store, fingerprint["image_tokens"], fingerprint["privileged"], corpus)
     _require_same_tokens(teacher, tokens, but)
     several_images: SeveralImages = fingerprint.get("several_images", "drawn") if tokens.drawings.shape[1] > 1 else "drawn"
     if several_images in READS_SCORES:
@@ -260,7 +265,35 @@ def _images_of(
 
 def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> tuple[Output, torch.Tensor | None]:
     """Return a teacher's outputs for texts that it was not trained on, and V_CLS of their images."""
-    fingerprint, device, run = teacher.fingerprint, torch.device(compute.device), teacher.run
+    open_tokens = partial(open_tokens_of, teacher, extra, teacher.run / f"tokens-{extra.name}")
+    model, data = load_teacher(teacher, extra, classes, compute, open_tokens, but=_OF_ONE_STORE)
+    output = predict(model, data, range(len(extra.examples)), compute, Processes(), precise=True)
+    return output, data.image_vectors()
+
+
+def load_teacher(
+    teacher: FoundTeacher,
+    corpus: Corpus,
+    classes: int,
+    compute: Compute,
+    open_tokens: Callable[[], ImageTokens],
+    *,
+    but: tuple[str, ...] = (),
+) -> tuple[Teacher, TrainingData]:
+    """Return a finished teacher, and what it reads of a corpus, on the device; nothing to score it.
+
+    Args:
+        teacher: it.
+        corpus: its own, or other texts.
+        classes: of its own corpus.
+        compute: where.
+        open_tokens: opens what it reads in addition to the texts, unless that is nothing.
+        but: fields of the tokens' fingerprint that may differ from those that it was trained on.
+
+    Raises:
+        InputError: its text model or its images are other ones than it was trained with; or as ``open_tokens``.
+    """
+    fingerprint, device = teacher.fingerprint, torch.device(compute.device)
     text_model = find_text_model(teacher.metrics["config"]["text_model"], max_length=fingerprint["max_length"])
     if not agree(fingerprint["text_model"], text_model.weights_hash):
         raise InputError(
@@ -270,15 +303,13 @@ def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, c
         )
     images, width = None, None
     if fingerprint["privileged"] != "none":
-        images, width = _images_of(teacher, extra, run / f"tokens-{extra.name}", device, but=_OF_ONE_STORE)
+        images, width = _images_of(teacher, open_tokens(), device, but=but)
     model = build_teacher(text_model, classes, width).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
-    texts = TokenIds.of(text_model, token_ids(text_model, extra, run), device, padding_is_read=model.padding_is_read)
+    texts = TokenIds.of(text_model, token_ids(text_model, corpus, teacher.run), device, padding_is_read=model.padding_is_read)
     require_readable(model, texts)
-    rows = range(len(extra.examples))
-    labels = torch.full((len(rows),), UNLABELLED, device=device)  # nothing is scored
-    data = TrainingData(device=device, labels=labels, texts=texts, images=images)
-    return predict(model, data, rows, compute, Processes(), precise=True), data.image_vectors()
+    labels = torch.full((len(corpus.examples),), UNLABELLED, device=device)
+    return model, TrainingData(device=device, labels=labels, texts=texts, images=images)
 
 
 # What differs between two stores of one generator and encoder: their images, prompts or pictures, and which of these failed.
@@ -295,7 +326,7 @@ def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens, but: tuple[
     if unlike and not but:
         raise InputError(
             got=f"images of {tokens.reader.spec.name} that are not those that {teacher.folder} has read: {'; '.join(unlike)}",
-            expected="these, to be predicted",
+            expected="these",
             do="restore them, or train the teacher again under another name (--name)",
         )
     if unlike:

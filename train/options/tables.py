@@ -59,7 +59,8 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     """Number of seeds each row is trained with, --seed being the first."""
     rows: tuple[str, ...] = ("all",)
     """Which rows: table1, table2, controls, folds (with --folds), ensemble (with --ensemble), unlabelled (with --unlabelled) or all of
-    them, or single rows, such as student-clip-vit-b32 or teacher-none. What a row needs is trained too."""
+    them, or single rows, such as student-clip-vit-b32 or teacher-none; of several columns also student-all-learnt, which no table's name
+    requests: its teachers' shares are learnt. What a row needs is trained too."""
     columns: tuple[str, ...] = ()
     """Which tokens of the store get rows of their own (default: all, CLIP's first); shuffled and blank images are the first's."""
     unlabelled: Path | None = None
@@ -71,6 +72,9 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
     ensemble: int | None = None
     """Adds the table ensemble: students of that many teachers of one kind together, which differ in their seeds alone, each with its
     control; with --unlabelled also distilled on those texts. The teachers after the first have seeds from 1000 on."""
+    attention: bool = False
+    """Compare what teachers of one row look at: the overlap of the image tokens that they attend to most, beside chance, in the table of
+    teachers of one kind. Each reads up to 1,000 test texts once more, with its images."""
     shots: tuple[int, ...] = ()
     """Few-shot tables: for each of these numbers train every row on that many train texts of each class, drawn anew in each episode, and
     print accuracy over shots with the number of episodes that an interval needs. Models are in shots-<number> of the run."""

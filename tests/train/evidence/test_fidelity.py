@@ -110,8 +110,12 @@ def test_several_teachers_are_weighted_by_their_shares(run: Path) -> None:
     set_logits(run / "unsure", [[0.0, 1.0]])
     fake_student(run, "of-two", scores(300), teacher_names=["sure", "unsure"], shares=[0.5, 0.5])
     fake_student(run, "of-one", scores(300), teacher_names=["sure", "unsure"], shares=[0.1, 0.9])
-    teachers = {name: teachers_of(scored(run / name), scored) for name in ("of-two", "of-one")}
-    assert {name: set(found.answers.tolist()) for name, found in teachers.items() if found is not None} == {"of-two": {0}, "of-one": {1}}
+    # Together they answer 0, and in its group the unsure one counts.
+    by_class = {"groups": [[0], [1]], "shares": [[0.1, 0.9], [0.9, 0.1]]}
+    fake_student(run, "learnt", scores(300), teacher_names=["sure", "unsure"], shares=[0.5, 0.5], class_shares=by_class)
+    teachers = {name: teachers_of(scored(run / name), scored) for name in ("of-two", "of-one", "learnt")}
+    answers = {name: set(found.answers.tolist()) for name, found in teachers.items() if found is not None}
+    assert answers == {"of-two": {0}, "of-one": {1}, "learnt": {1}}
 
 
 def test_tables_show_means_over_seeds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

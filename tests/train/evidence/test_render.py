@@ -194,6 +194,7 @@ def test_the_model_named_after_its_row_takes_precedence(run: Path, show: Show) -
         (("clip-demo", "vit-demo"), {}, True),
         (("vit-demo", "clip-demo"), {}, True),
         (("clip-demo", "vit-demo"), {"shares": [0.9, 0.1]}, False),
+        (("clip-demo", "vit-demo"), {"class_shares": {"groups": [[0, 1]], "shares": [[0.5, 0.5]]}}, False),
         (("clip-demo", "vit-demo"), {"beta": 0.0}, False),
         (("clip-demo", "third"), {}, False),
         (("clip-demo", "none"), {}, False),

@@ -85,6 +85,16 @@ def test_few_columns_have_fewer_rows() -> None:
     assert [row.name for row in rows_of(())] == ["baseline", "teacher-none", "student-none"]
 
 
+def test_the_row_of_learnt_shares_is_in_a_table_only_if_it_is_named() -> None:
+    row = BY_NAME["student-all-learnt"]
+    assert row.teachers == BY_NAME["student-all"].teachers
+    assert row.is_learnt
+    assert row.control is None
+    assert row not in chosen_tables(("all",), ROWS)["controls"]
+    assert chosen_tables(("student-all-learnt", "student-all"), ROWS) == {"controls": (BY_NAME["student-all"], row)}
+    assert row in chosen_tables(("all", "student-all-learnt"), ROWS)["controls"]
+
+
 def test_only_ablations_of_the_loss_have_rows() -> None:
     names = {row.name for row in rows_of(COLUMNS, ablations=())}
     assert names == {row.name for row in ROWS if row.terms == "both"}

@@ -1,5 +1,6 @@
 """Shares of several teachers, learnt by group of classes."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -17,14 +18,17 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from tests.support.small_tables import flags
 from train.data.teacher_outputs import outputs_path, read_teacher_outputs
+from train.evidence.tables import tables
 from train.learning.losses import KD_PRESETS, TeacherTarget, distillation_loss
 from train.models.api import distill
 from train.models.class_shares import PRIOR_TEXTS, ClassShares, best_shares, class_groups, learn_class_shares, soft_labels
 from train.models.commands import student, teacher
 from train.options.distillation import StudentOptions
+from train.options.tables import TablesOptions
 from train.options.training import TeacherOptions
 
 Floats = NDArray[np.float64]
+TEACHERS = ("teacher-clip-demo", "teacher-vit-demo")
 
 
 def two_specialists(texts: int = 400) -> tuple[Floats, NDArray[np.int64]]:
@@ -111,29 +115,27 @@ def test_the_soft_term_is_the_sum_over_teachers_with_each_texts_shares() -> None
 
 @pytest.fixture(scope="module")
 def run(small_csv: Path, small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a teacher of CLIP tokens and one of text alone."""
+    """A run with a teacher of CLIP tokens and one of ViT's."""
     folder = tmp_path_factory.mktemp("shares") / "topics"
     shutil.copytree(small_run / "tokens", folder / "tokens")
-    teacher(TeacherOptions(**flags(small_csv, folder, image_tokens="clip-demo", name="a")))
-    teacher(TeacherOptions(**flags(small_csv, folder, privileged="none", name="b")))
+    for column in ("clip-demo", "vit-demo"):
+        teacher(TeacherOptions(**flags(small_csv, folder, image_tokens=column, name=f"teacher-{column}")))
     return folder
 
 
 def learnt_by(folder: Path, small_csv: Path, name: str, **more: Any) -> dict[str, Any]:
-    return student(StudentOptions(**flags(small_csv, folder, teachers=("a", "b"), teacher_weights="learnt", name=name, **more)))
+    return student(StudentOptions(**flags(small_csv, folder, teachers=TEACHERS, teacher_weights="learnt", name=name, **more)))
 
 
 def test_a_student_learns_the_shares_and_records_them(run: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = learnt_by(run, small_csv, "learnt")
-    assert "shares of the teachers, learnt on the validation texts: a 0." in capsys.readouterr().err
+    assert "shares of the teachers, learnt on the validation texts: teacher-clip-demo 0." in capsys.readouterr().err
     training = json.loads((run / "learnt" / "training.json").read_text())
     logits = []
-    for name in ("a", "b"):
+    for name in TEACHERS:
         outputs = read_teacher_outputs(outputs_path(run / name), corpus_fingerprint=training["corpus"])
         logits.append(outputs.logits.numpy().astype(np.float64))
-    import csv
-
-    with (run / "a" / "predictions.csv").open() as file:
+    with (run / TEACHERS[0] / "predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
     rows = [n for n, line in enumerate(lines) if line["split"] == "validation"]
     expected = learn_class_shares(np.stack(logits)[:, rows], np.array([int(lines[n]["label"]) for n in rows]))
@@ -146,11 +148,37 @@ def test_a_student_learns_the_shares_and_records_them(run: Path, small_csv: Path
     assert learnt_by(run, small_csv, "learnt")["already_done"]
 
 
+def test_tables_have_a_row_of_learnt_shares_if_it_is_named(run: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    learnt_by(run, small_csv, "learnt")
+    options = flags(small_csv, run, rows=("student-all-learnt", "teacher-clip-demo"), seeds=1, processes=1)
+    report = tables(TablesOptions(**options))
+    assert report["trained"] == []
+    assert [one["folder"] for one in report["rows"]["student-all-learnt"]["models"]] == ["learnt"]
+    assert [table["name"] for table in report["tables"]] == ["table1", "controls"]
+    own = {"dataset": str(small_csv), "run_dir": run, "seeds": 1, "train": False}
+    hidden = tables(TablesOptions(**own, rows=("controls",)))
+    assert "student-all-learnt" not in hidden["rows"]
+    assert "learnt" in [one["folder"] for one in hidden["others"]]
+    logits = []
+    for name in ("learnt", *TEACHERS):
+        rows = np.loadtxt(run / name / "predictions.csv", delimiter=",", skiprows=1, usecols=(3, 4, 5))
+        logits.append(rows[-12:])
+    training = json.loads((run / "learnt" / "training.json").read_text())
+    shares = dict(zip(TEACHERS, training["shares"], strict=True))
+    assert len(training["class_shares"]["groups"]) == 1, "three classes"
+    (of_group,) = training["class_shares"]["shares"]
+    mixed = sum(share * softmax(one, axis=1) for share, one in zip(of_group, logits[1:], strict=True))
+    expected = np.mean(np.asarray(mixed).argmax(axis=1) == logits[0].argmax(axis=1))
+    assert report["rows"]["student-all-learnt"]["models"][0]["fidelity"]["agreement"] == pytest.approx(expected)
+    assert sum(shares.values()) == pytest.approx(1)
+    capsys.readouterr()
+
+
 def test_learning_shares_is_refused_where_there_is_nothing_to_learn(small_csv: Path, run: Path) -> None:
     with pytest.raises(InputError, match="learnt for 1 teacher; expected two teachers or more"):
-        StudentOptions(**flags(small_csv, run, teachers=("a",), teacher_weights="learnt"))
+        StudentOptions(**flags(small_csv, run, teachers=("teacher",), teacher_weights="learnt"))
     texts = Corpus.from_texts(["a", "b", "c"], labels=[["x", "y"]] * 3, splits=["train", "validation", "test"], task="multi-label")
     with pytest.raises(InputError, match="a multi-label corpus; expected one class for each text"):
         soft_labels(texts, [], (), "learnt", 1.0)
     with pytest.raises(TypeError, match="teacher_weights: got 'learned'; expected a list of numbers"):
-        distill(texts, [run / "a", run / "b"], teacher_weights="learned")  # type: ignore[arg-type]
+        distill(texts, [run / name for name in TEACHERS], teacher_weights="learned")  # type: ignore[arg-type]
