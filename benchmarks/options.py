@@ -144,7 +144,7 @@ class DemoOptions(ExperimentOptions):
     """In place of these rows, students of teachers with that many folds and of their controls, next to those of teachers without."""
     images_per_text: int | None = None
     """In place of these rows, students that are to keep what so many images a text, weighted by their CLIP scores, give their teachers: of
-    one teacher and of three, by Hinton's loss on unlabelled texts, with their controls."""
+    three teachers each, by Hinton's loss on unlabelled texts, with their controls."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -119,7 +119,7 @@ def test_what_students_keep_of_several_images_is_measured_in_a_run_of_its_own(ba
         3,
         Path("runs/demo-images4"),
     )
-    assert {"student-clip-demo-ensemble3-more", "student-none-ensemble3-more", "student-shuffled-more"} <= set(tabled.rows)
+    assert {"student-clip-demo-ensemble3-more", "student-none-ensemble3-more", "student-shuffled-ensemble3-more"} <= set(tabled.rows)
     with pytest.raises(InputError, match="without --folds"):
         DemoOptions(images_per_text=4, folds=5)
 
