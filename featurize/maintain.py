@@ -201,13 +201,17 @@ def _options_of(flags: Mapping[str, Any], run_dir: Path) -> FeaturizeOptions:
 
 def plan(options: PlanOptions) -> dict[str, Any]:
     """Return how many shards a run has, which are missing, and the hours that they take one process."""
+    from featurize.plan.growth import outgrown
     from featurize.plan.job import refuse_other_images
 
     _, job = plan_command(options)
-    refuse_other_images(job)
+    refuse_other_images(job, but=(smaller := outgrown(job)))
     first = job.every_column[0]
     progress = store_progress(job.store, [spec.name for spec in job.every_column], shards=first.shards)
     assert progress is not None
+    if smaller:  # whose rows fill the first shards
+        full = next(iter(smaller.values())).rows // first.shard_rows
+        progress = replace(progress, missing=tuple(range(full, first.shards)), final=dict.fromkeys(progress.final, full))
     say(progress.summary())
     return {"command": "plan", "store": str(job.store), "rows": first.rows, "shard_rows": first.shard_rows, **_figures(progress)}
 

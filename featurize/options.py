@@ -22,6 +22,7 @@ AttentionChoice = Literal["auto", "xformers", "sdpa"]
 CompileChoice = Literal["auto", "on", "off"]
 DeepCacheCut = Literal["level", "layer"]
 Fidelity = Literal["high", "balanced", "fast"]
+SubsetRule = Literal["k-centre", "herding", "random"]
 # 500 of at most 12 kB each stay well below 10 MB.
 MOST_THUMBNAILS = 500
 _POOL = re.compile(r"cls|1|([2-9]|[1-9][0-9]{1,2})x\1")
@@ -32,8 +33,8 @@ class Generation:
     """What is generated: with the texts and the generator's weights, these settings decide every image.
 
     Raises:
-        InputError: a value of another type, ``images_per_text`` is below 1, passages of which there is one, or ``seed`` is no seed. A
-            generator checks the range of the others, for which it has defaults.
+        InputError: a value of another type, ``images_per_text`` or ``subset`` is below 1, passages of which there is one, ``subset_by``
+            without ``subset``, or ``seed`` is no seed. A generator checks the range of the others, for which it has defaults.
     """
 
     steps: int | None = None
@@ -81,6 +82,14 @@ class Generation:
     length, cut between sentences or words, an image each); keywords (the words of the largest TF-IDF, fitted on the train split alone, as
     many as the generator reads); wordnet (all of it, with WordNet's hypernym in place of every word that names a class of the corpus, so
     that no image shows a label because the prompt says it)."""
+    subset: int | None = None
+    """Draw images for this many train texts only (of unlabelled texts, for this many of them), chosen by --subset-by; texts of one prompt
+    count once. Validation and test texts all have theirs, because teachers are scored on them. A larger number draws the additional ones
+    only. Teachers read learnt tokens in place of an image that was not drawn (default: all)."""
+    subset_by: SubsetRule = "k-centre"
+    """How --subset chooses, on TF-IDF vectors of the prompts: k-centre (the text farthest from all chosen ones is next), herding (the one
+    that brings the mean of the chosen ones nearest to that of all; Welling 2009), or, as a control, random. Each begins every larger choice
+    with the smaller ones."""
     seed: int = 0
     """Seed of the images; together with the prompt it decides each image."""
 
@@ -88,6 +97,14 @@ class Generation:
         check_fields(self)
         _require_positive("--images-per-text", self.images_per_text)
         _require_positive("--best-of", self.best_of)
+        if self.subset is not None:
+            _require_positive("--subset", self.subset)
+        elif self.subset_by != "k-centre":
+            raise InputError(
+                got=f"--subset-by {self.subset_by} without --subset",
+                expected="how many texts to choose",
+                do="give their number, for instance --subset 500, or leave it out",
+            )
         if self.prompts == "chunks" and self.images_per_text == 1:
             raise InputError(
                 got="--prompts chunks with one passage, the whole text",

@@ -40,7 +40,8 @@ def featurize(
     settings: FeaturizeSettings | None = None,
     progress: ProgressCallback | bool = True,
 ) -> "TokenStore":
-    """Generate an image for every distinct prompt of a corpus, encode it and keep the tokens; return the store. Continues an existing one.
+    """Generate an image for every distinct prompt of a corpus, or of a subset of it, encode it and keep the tokens; return the store.
+    Continues an existing one.
 
     The store is ``run_dir``/tokens, or ``run_dir``/tokens-NAME for a corpus without labels. Ctrl-C and SIGTERM end the run after the
     current block; what is written is kept.
@@ -190,13 +191,14 @@ def fill_store(
 
     from featurize.fill.fillers import begin_run, finish_run, missing_rows, open_filler
     from featurize.fill.shards import open_shards
+    from featurize.plan.growth import outgrown
     from featurize.plan.job import Job, refuse_other_images
     from lugpi_core.files import is_writable
     from lugpi_core.runtime.stopping import stop_on_signals
     from lugpi_core.store.verify import row_ranges
 
     if not is_writable(job.store):
-        refuse_other_images(job)
+        refuse_other_images(job, but=outgrown(job))
         _refuse_unfinished(corpus, job)
         announce(corpus, job)
         return result_of(corpus, job, _nothing_done(job), None)
@@ -282,11 +284,12 @@ def _repeatable_flags(options: FeaturizeOptions) -> dict[str, Any]:
 
 def _dry_run(corpus: "Corpus", job: "Job | OwnJob") -> dict[str, Any]:
     from featurize.cost.estimate import estimate_own
+    from featurize.plan.growth import outgrown
     from featurize.plan.job import Job, refuse_other_images
     from featurize.plan.prompt_figures import prompt_figures
     from featurize.plan.prompt_reader import prompt_reader
 
-    refuse_other_images(job)
+    refuse_other_images(job, but=outgrown(job))
     announce(corpus, job)
     estimate = _estimate(job) if isinstance(job, Job) else estimate_own(job)
     say(str(estimate))
@@ -349,14 +352,8 @@ def announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
         for name, encoder in job.encoders.items():
             say(f"encoder {name}: {encoder.words()}")
         return
-    plan = job.plan
-    several = f", {plan.images_per_prompt} of each prompt" if plan.images_per_prompt > 1 else ""
-    if (passages := plan.images_per_text // plan.images_per_prompt) > 1:
-        several = f", one of each passage, at most {passages} of a text"
-    images = f"{len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)"
-    if plan.candidates > 1:
-        images += f", each the best of {plan.candidates} candidates by the CLIP score of {job.scorer}"
-    say(f"{corpus.name}: {counts}; {images if job.columns else f'{len(plan.prompts):,} prompts, whose images are not generated'}")
+    images = _images_in_words(job) if job.columns else f"{len(job.plan.prompts):,} prompts, whose images are not generated"
+    say(f"{corpus.name}: {counts}; {images}")
     if job.text_column is not None:
         say(f"{job.text_column.name}: {' × '.join(map(str, job.text_column.row_shape))} vectors of each prompt by the text encoder")
     for name, encoder in job.encoders.items():
@@ -364,10 +361,25 @@ def announce(corpus: "Corpus", job: "Job | OwnJob") -> None:
     say(f"generator {job.generator.origin}: {job.generator.words()}")
     if notice := job.generator.settings.notice:
         say(f"note: {notice}")
-    if job.generator.is_distilled and plan.images_per_prompt > 1:
+    if job.generator.is_distilled and job.plan.images_per_prompt > 1:
         say(
             "note: models distilled to few steps hardly answer to the seed; python -m featurize inspect counts near-copies among the images"
         )
+
+
+def _images_in_words(job: "Job") -> str:
+    from lugpi_core.store.example_table import subset_in_words
+
+    plan = job.plan
+    several = f", {plan.images_per_prompt} of each prompt" if plan.images_per_prompt > 1 else ""
+    if (passages := plan.images_per_text // plan.images_per_prompt) > 1:
+        several = f", one of each passage, at most {passages} of a text"
+    images = f"{len(plan):,} images{several} ({plan.saved:,} saved, their prompt is shared)"
+    if plan.candidates > 1:
+        images += f", each the best of {plan.candidates} candidates by the CLIP score of {job.scorer}"
+    if plan.subset is not None:
+        images += f"; {subset_in_words(plan.subset.fingerprint(), int((~plan.has_image).sum()))}"
+    return images
 
 
 def announce_result(result: FeaturizeResult) -> None:
@@ -396,10 +408,12 @@ def result_of(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute:
     from lugpi_core.store.candidates import candidate_figures
     from lugpi_core.store.example_table import read_example_table
 
-    is_generated, cut_share, figures = isinstance(job, Job), 0.0, None
+    is_generated, cut_share, figures, subset = isinstance(job, Job), 0.0, None, None
     if is_generated:
         table = read_example_table(job.store, corpus)
         cut_share, figures = float(table.prompt_cut.mean()), table.prompt_figures
+        if table.subset is not None:
+            subset = {**table.subset, "without_image": int((~table.has_image).sum())}
     return FeaturizeResult(
         store_dir=job.store,
         already_done=compute is None,
@@ -418,4 +432,5 @@ def result_of(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute:
         is_generated=is_generated,
         int8_lost=state.int8_lost_shares(),
         best_of=candidate_figures(job.store),
+        subset=subset,
     )

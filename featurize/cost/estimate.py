@@ -12,6 +12,7 @@ from featurize.cost.stage_cost import DECODE, DENOISE, PROMPT, REUSE, encode_flo
 from featurize.encode.image_encoder import ImageEncoder
 from featurize.generate.denoiser_rows import denoiser_rows
 from featurize.generate.text_to_image import TextToImage
+from featurize.plan.growth import rows_kept
 from featurize.plan.job import Job, StoreJob, missing_disk_bytes
 from featurize.plan.own_pictures import OwnJob
 from lugpi_core.amounts import duration, size
@@ -85,12 +86,13 @@ class Estimate:
 def missing_rows(job: Job) -> dict[str, int]:
     """Return how many rows each stage has to compute, by the names of ``stage_flops``. Reads the manifests; nothing is touched.
 
-    By whole shards: one that is not final counts in full. Every candidate of an image is a row of denoiser, decoder and the encoder that
-    chooses; its text tower, which reads each prompt once, is not counted.
+    By whole shards: one that is not final counts in full, but for rows that a smaller subset has. Every candidate of an image is a row of
+    denoiser, decoder and the encoder that chooses; its text tower, which reads each prompt once, is not counted.
     """
-    final = {spec.name: _final_shards(job, spec.name) for spec in job.columns}
-    first = job.every_column[0]
-    rows = [first.layout(shard).rows for shard in range(first.shards)]
+    kept = rows_kept(job)
+    final = {spec.name: set() if kept else _final_shards(job, spec.name) for spec in job.columns}
+    layouts = [job.every_column[0].layout(shard) for shard in range(job.every_column[0].shards)]
+    rows = [max(0, layout.rows - max(0, kept - layout.first_row)) for layout in layouts]
 
     def lacking(columns: Iterable[str]) -> int:
         return sum(count for shard, count in enumerate(rows) if any(shard not in final[name] for name in columns))
@@ -107,7 +109,7 @@ def missing_rows(job: Job) -> dict[str, int]:
     scored = 0 if job.scorer is None else generated * candidates
     texts = 0
     if job.text_column is not None:
-        done = _final_shards(job, job.text_column.name)
+        done = set() if kept else _final_shards(job, job.text_column.name)
         texts = sum(count for shard, count in enumerate(rows) if shard not in done)
     return {
         PROMPT: (generated + texts) // job.plan.images_per_prompt,

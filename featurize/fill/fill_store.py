@@ -47,6 +47,7 @@ def write_examples(job: Job, corpus: Corpus) -> None:
         prompt_cut=cut_N,
         corpus_fingerprint=corpus.fingerprint(),
         prompt_figures=figures,
+        subset=None if job.plan.subset is None else job.plan.subset.fingerprint(),
     )
     write_example_table(job.store, corpus, table)
 

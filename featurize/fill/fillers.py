@@ -13,14 +13,18 @@ from featurize.fill.out_of_memory import StageBatches
 from featurize.fill.own_pictures import open_picture_filler, take_back_pictures
 from featurize.fill.shards import ShardFiller, open_shards
 from featurize.fill.text_column import open_text_filler
+from featurize.plan.growth import outgrown
 from featurize.plan.job import NUMBERING, Job, refuse_other_images, require_room, table_is_stale
 from featurize.plan.own_pictures import OwnJob
+from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, sweep
 from lugpi_core.runtime.meters import StageTimes
 from lugpi_core.store.example_table import ExampleTable, write_example_table
+from lugpi_core.store.grow import grow_column, is_growing, sweep_growth
 from lugpi_core.store.layout import PROMPT_TEXT
+from lugpi_core.store.lease import has_locks, locked
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.picture_table import write_picture_table
 from lugpi_core.store.reader import columns_of
@@ -44,6 +48,7 @@ def begin_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Co
         InputError: the store is another run's, or the disk has no room; or its mirror cannot be written to.
     """
     make_folder(job.store)
+    grow_store(job, is_shared=is_shared)
     refuse_other_images(job)
     require_room(job)
     for _ in range(2):  # the second time with what another machine has said that began at the same moment
@@ -55,6 +60,34 @@ def begin_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Co
         expected="the same settings and corpus in all processes that fill a store",
         do="start the one that is meant again",
     )
+
+
+def grow_store(job: Job | OwnJob, *, is_shared: bool) -> None:
+    """Give the columns of a smaller subset the rows of the job's, theirs first; nothing is done if there are none.
+
+    Raises:
+        InputError: several processes may do so at the same time, on a file system without locks; or as ``outgrown`` and ``grow_column``.
+    """
+    if is_growing(job.store):
+        with locked(job.store):
+            sweep_growth(job.store)
+    if not outgrown(job):
+        return
+    if is_shared and not has_locks(job.store):
+        raise InputError(
+            got=f"a larger --subset by several processes in {job.store}, on a file system without locks",
+            expected="one process that keeps the images that are there",
+            do="run the command once without --part; it may be stopped as soon as the first image is drawn",
+        )
+    with locked(job.store):
+        columns = outgrown(job)  # another process may have been first
+        if columns:
+            kept = next(iter(columns.values()))
+            say(f"the {kept.rows:,} images of --subset {(kept.made_by or {})['subset']} are kept")
+            (job.store / RUN).unlink(missing_ok=True)  # it says how many rows there are
+        for spec in job.every_column:
+            if spec.name in columns:
+                grow_column(job.store, spec)
 
 
 def _open_run(corpus: Corpus, job: Job | OwnJob, *, is_shared: bool, checked: Container[int] | None) -> tuple[Writers, RunState]:

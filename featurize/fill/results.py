@@ -68,6 +68,7 @@ class FeaturizeResult:
         prompt_figures: what of the texts the generator reads; None if an earlier version wrote the store, or it has own images.
         int8_lost: by column in int8, the share of this run's values that are stored as 0 though they are not.
         best_of: what the candidates scored of which the images were chosen; None without candidates, or while a shard is missing.
+        subset: which texts were chosen to have images, and how many have none; None if all have.
         part: of several, that this run filled; None if it was alone.
         missing_shards: those that were not final when it ended: of other parts, or taken back by another process.
         part_complete: whether no row failed in this part's own shards, nor in those that this run filled.
@@ -90,6 +91,7 @@ class FeaturizeResult:
     prompt_figures: "PromptFigures | None" = None
     int8_lost: Mapping[str, float] = field(default_factory=dict)
     best_of: "CandidateFigures | None" = None
+    subset: Mapping[str, Any] | None = None
     part: str | None = None
     missing_shards: int = 0
     part_complete: bool = True
@@ -122,6 +124,7 @@ class FeaturizeResult:
             "missing_shards": self.missing_shards,
             **({"int8_lost": {name: round(share, 4) for name, share in self.int8_lost.items()}} if self.int8_lost else {}),
             **({} if self.best_of is None else {"best_of": self.best_of.to_json()}),
+            **({} if self.subset is None else {"subset": dict(self.subset)}),
             **({} if self.part is None else {"part": self.part, "part_complete": self.part_complete}),
             "rows": self.rows,
             "batches": self.batches,

@@ -106,7 +106,7 @@ def kept_scores(store: Path, corpus: Corpus) -> ClipScores | LeftOut | None:
 
 
 def prompts_of_images(corpus: Corpus, table: ExampleTable, column: ColumnSpec) -> tuple[TextColumn, NDArray[np.int64]]:
-    """Return the P distinct prompts of a store, and the number of the one that each example's images are of, int64 [N, K].
+    """Return the P distinct prompts of a store, and the number of the one that each example's images are of, int64 [N, K]; -1 = of none.
 
     Raises:
         InputError: the images are not those that featurize plans for the corpus; or the tokenizers that chose keywords are not within
@@ -118,7 +118,11 @@ def prompts_of_images(corpus: Corpus, table: ExampleTable, column: ColumnSpec) -
         return corpus.columns.prompts.take(rows), np.repeat(numbers_N[:, None], several, axis=1)
     flags, figures = column.made_by or {}, table.prompt_figures
     strategy = str(flags.get("prompts", "whole")) if figures is None else figures.strategy
-    settings = Generation(images_per_text=several, prompts=cast(PromptStrategy, strategy))  # which checks it
+    settings = Generation(  # which checks it
+        images_per_text=several,
+        prompts=cast(PromptStrategy, strategy),
+        **({} if table.subset is None else {name: flags[name] for name in ("subset", "subset_by", "seed") if name in flags}),
+    )
     plan = plan_of(corpus, settings, lambda: prompt_reader(generator_of(column)))
     if not np.array_equal(plan.images_of_example, table.drawings):
         raise InputError(
@@ -149,7 +153,7 @@ def _column_to_ask(store: Path, column: str | None) -> str:
 def _scores(
     space: JointSpace, reader: ColumnReader, prompts: TextColumn, numbers_NK: NDArray[np.int64], drawings_NK: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the cosine of each example's images and their prompts, float32 [N, K]; NaN where the image failed."""
+    """Return the cosine of each example's images and their prompts, float32 [N, K]; NaN where the image failed, or there is none."""
     pairs_n2, place_NK = np.unique(np.stack([numbers_NK.reshape(-1), drawings_NK.reshape(-1)], axis=1), axis=0, return_inverse=True)
     cosines_n = np.full(len(pairs_n2), np.nan, np.float32)
     for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
@@ -162,5 +166,5 @@ def _scores(
             images_BE = space.images(tokens_BTD if space.reads_all_tokens else tokens_BTD[:, 0])
             of_text_BE = texts_PE[torch.from_numpy(numbers_B - first).to(texts_PE.device)]
             cosines_n[part] = (of_text_BE * images_BE).sum(dim=-1).cpu().numpy()
-    cosines_n[np.isin(pairs_n2[:, 1], list(reader.flagged))] = np.nan
+    cosines_n[np.isin(pairs_n2[:, 1], list(reader.flagged))] = np.nan  # those of no image are NaN still
     return cosines_n[place_NK].reshape(drawings_NK.shape)

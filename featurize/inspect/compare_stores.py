@@ -232,6 +232,8 @@ def _settings_in_words(entry: _Entry, about: Mapping[str, Any]) -> str:
     words += files_in_words(about, entry.flags)
     words += [f"prompts {entry.prompts}"] if entry.prompts != "whole" else []
     words += [f"best of {entry.candidates}"] if entry.candidates > 1 else []
+    if (subset := entry.subject.table.subset) is not None:
+        words.append(f"images for {subset['texts']:,} of {subset['of']:,} train texts")
     return ", ".join([*words, str(entry.generation.get("dtype", ""))])
 
 
@@ -317,6 +319,7 @@ def _encoder_differences(spec: ColumnSpec, other: ColumnSpec | None) -> list[str
 
 def _paired_diversity(left: Subject, right: Subject, column: str) -> Diversity | LeftOut:
     rows = np.sort(np.concatenate(list(left.sample.rows.values())))
+    rows = rows[right.table.has_image[rows]]
     _, first = np.unique(left.table.drawing[rows], return_index=True)
     chosen = np.random.default_rng(left.settings.seed).permutation(rows[first])[:MOST_DIVERSE_TEXTS]
     try:
@@ -363,6 +366,7 @@ def _picture_sheet(entries: Sequence[_Entry], run_dir: Path) -> PictureSheet | L
 def _images_of(entry: _Entry, rows: NDArray[np.int64], budget_tflop: float) -> dict[int, NDArray[np.uint8]]:
     """Return the first image of each example row, uint8 [S, S, 3], as far as the work allows."""
     decoded = open_images(entry.subject)
+    rows = rows[entry.subject.table.has_image[rows]]
     affordable = int(budget_tflop * 1e12 / decoded.flops)
     if affordable < len(rows):
         warnings.warn(

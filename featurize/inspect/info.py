@@ -18,7 +18,7 @@ from lugpi_core.errors import InputError, one_line
 from lugpi_core.fingerprint import flat
 from lugpi_core.remote.run import remote_of
 from lugpi_core.store.candidates import CandidateFigures, candidate_figures
-from lugpi_core.store.example_table import EXAMPLES
+from lugpi_core.store.example_table import EXAMPLES, NO_IMAGE, subset_in_words
 from lugpi_core.store.layout import CANDIDATES
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import PromptFigures, figures_in
@@ -102,13 +102,16 @@ def _plain(value: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleInfo:
-    """The table of examples: the corpus's name, its examples, how many of their prompts were cut, and what of the texts is read at all
-    (None in a table of an earlier version)."""
+    """The table of examples: the corpus's name, its examples, how many of their prompts were cut, what of the texts is read at all (None in
+    a table of an earlier version), and, where no image was drawn for some of them (``--subset``), for how many, and which texts were
+    chosen."""
 
     corpus: str | None
     examples: int
     prompts_cut: int
     prompt_figures: PromptFigures | None = None
+    without_image: int | None = None
+    subset: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what is known as a JSON value."""
@@ -151,7 +154,8 @@ class StoreInfo:
             if table
             else "no table of examples yet"
         )
-        lines = table.prompt_figures.sentences() if table and table.prompt_figures else []
+        lines = [subset_in_words(table.subset, table.without_image)] if table and table.subset and table.without_image is not None else []
+        lines += table.prompt_figures.sentences() if table and table.prompt_figures else []
         lines += [] if self.best_of is None else [self.best_of.sentence()]
         lines += [line for name, column in self.columns.items() for line in column.summary_lines(name)]
         lines += [f"cannot be read: {fault}" for fault in self.unreadable.values()]
@@ -227,7 +231,11 @@ def store_info(store: Path) -> StoreInfo:
             about, arrays = read_sealed(store / EXAMPLES)
             cut = int(arrays["prompt_cut"].sum())
             figures = figures_in(about.get("prompt_figures"))
-            examples = ExampleInfo(corpus=about.get("corpus"), examples=len(arrays["drawing"]), prompts_cut=cut, prompt_figures=figures)
+            subset = about.get("subset")
+            of_subset = {"subset": subset, "without_image": int((arrays["drawing"] == NO_IMAGE).sum())} if subset else {}
+            examples = ExampleInfo(
+                corpus=about.get("corpus"), examples=len(arrays["drawing"]), prompts_cut=cut, prompt_figures=figures, **of_subset
+            )
             columns = {name: replace(column, failed_texts=_texts_of(column, arrays)) for name, column in columns.items()}
         except InputError as error:
             unreadable[EXAMPLES] = str(error)

@@ -104,6 +104,7 @@ def inspect(
         corpus=corpus.fingerprint(),
         examples=subject.sample.inspected(),
         capped=subject.sample.is_capped,
+        without_image={split: count for split, count in subject.sample.without_image.items() if count},
         no_classes=subject.no_classes,
         columns=columns,
         class_similarity=similarity,

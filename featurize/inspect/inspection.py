@@ -148,6 +148,7 @@ class Inspection(Record):
         peak_memory: bytes by kind.
         provenance: versions, commit, platform, date.
         unfinished: by name of a column that lacks rows, how many it has and of how many.
+        without_image: by split, how many examples have no image and were left aside (``--subset``), where any have none.
     """
 
     store: Path
@@ -166,6 +167,7 @@ class Inspection(Record):
     provenance: Mapping[str, Any]
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     prompt_figures: PromptFigures | None = None
+    without_image: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -185,10 +187,11 @@ class Inspection(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, with the verdict; ``unfinished`` and ``complete`` only if a column lacks rows,
-        ``prompt_figures`` only if they are known."""
+        ``prompt_figures`` only if they are known, ``without_image`` only if an example has none."""
         record = {**super().to_json(), "verdict": self.verdict.to_json()}
         unfinished = record.pop("unfinished")
         figures = record.pop("prompt_figures")
+        record |= {"without_image": without} if (without := record.pop("without_image")) else {}
         record |= {} if figures is None else {"prompt_figures": figures.to_json()}
         return {**record, **({"complete": False, "unfinished": unfinished} if unfinished else {})}
 
@@ -199,6 +202,9 @@ class Inspection(Record):
         if self.unfinished:
             parts = ", ".join(f"{name} has {rows:,} of {of:,} images" for name, (rows, of) in self.unfinished.items())
             lines.insert(1, f"UNFINISHED: {parts}; the same featurize command again generates the rest")
+        if self.without_image:
+            parts = ", ".join(f"{count:,} {split}" for split, count in self.without_image.items())
+            lines.insert(1, f"no image was drawn for {parts} examples (--subset), which are left aside")
         for name, column in self.columns.items():
             if isinstance(column, LeftOut):
                 lines.append(f"{name}: left out: {column.left_out}")

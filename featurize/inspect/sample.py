@@ -4,7 +4,7 @@ Shapes: N examples, M distinct images of the sample, T tokens, D width, F featur
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,11 +47,12 @@ class Sample:
     """A seeded sample of the corpus, stratified by class in each split.
 
     Attributes:
-        rows: by split, the example rows, ascending.
+        rows: by split, the example rows, ascending; all have an image.
         labels: by split, their classes.
         drawings: int64 [M], store rows of their first images, ascending, each once.
         places: by split, the position of each example's image in ``drawings``.
-        counts: by split, all its examples.
+        counts: by split, all its examples that have an image.
+        without_image: by split, its examples that have none.
     """
 
     rows: Mapping[str, NDArray[np.int64]]
@@ -59,14 +60,15 @@ class Sample:
     drawings: NDArray[np.int64]
     places: Mapping[str, NDArray[np.int64]]
     counts: Mapping[str, int]
+    without_image: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_capped(self) -> bool:
-        """Whether some examples are not in the sample."""
+        """Whether some examples that have an image are not in the sample."""
         return any(len(self.rows[split]) < count for split, count in self.counts.items())
 
     def inspected(self) -> dict[str, InspectedExamples]:
-        """Return how many examples of each split are in the sample."""
+        """Return how many examples of each split, of those that have an image, are in the sample."""
         return {split: InspectedExamples(looked_at=len(self.rows[split]), of=count) for split, count in self.counts.items()}
 
 
@@ -74,16 +76,17 @@ def take_sample(corpus: Corpus, table: ExampleTable, seed: int) -> Sample:
     """Return at most 4,000 train, 2,000 validation and 4,000 test examples."""
     rng = np.random.default_rng(seed)
     label_N = np.array([example.label for example in corpus.examples], np.int64)
-    rows: dict[str, NDArray[np.int64]] = {
-        split: stratified(np.array(corpus.rows(split), np.int64), label_N, MOST[split], rng) for split in SPLITS
-    }
+    of_split = {split: np.array(corpus.rows(split), np.int64) for split in SPLITS}
+    with_image = {split: rows[table.has_image[rows]] for split, rows in of_split.items()}
+    rows: dict[str, NDArray[np.int64]] = {split: stratified(with_image[split], label_N, MOST[split], rng) for split in SPLITS}
     drawings = np.unique(np.concatenate([table.drawing[split_rows] for split_rows in rows.values()]))
     return Sample(
         rows=rows,
         labels={split: label_N[split_rows] for split, split_rows in rows.items()},
         drawings=drawings,
         places={split: np.searchsorted(drawings, table.drawing[split_rows]) for split, split_rows in rows.items()},
-        counts=corpus.counts(),
+        counts={split: len(rows) for split, rows in with_image.items()},
+        without_image={split: len(rows) - len(with_image[split]) for split, rows in of_split.items()},
     )
 
 

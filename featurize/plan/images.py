@@ -4,7 +4,8 @@ Shapes: N examples with Q prompts and K images each, P distinct prompts, M = P·
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -14,6 +15,32 @@ from lugpi_core.corpora.columns import TextColumn, numbered
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest_of_lists
+from lugpi_core.store.example_table import NO_IMAGE
+
+# What the texts of a subset are chosen on.
+VECTORS = "tf-idf of the train prompts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """Which texts have images, where not all do (``--subset``).
+
+    Attributes:
+        by: how they were chosen.
+        texts: how many train texts of different prompts were chosen.
+        of: among how many.
+        prompts_after: int64 [1 + texts], how many of the plan's prompts belong to the first texts of the choice, and to texts that are not
+            chosen but have images in any case.
+    """
+
+    by: str
+    texts: int
+    of: int
+    prompts_after: NDArray[np.int64]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a store states of the choice."""
+        return {"texts": self.texts, "of": self.of, "by": self.by, "vectors": VECTORS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +51,17 @@ class ImagePlan:
         prompts: the P distinct prompts, in the order of their first example.
         seeds: int64 [M], the seed of each image's noise; or [M, C], those of its candidates. It depends on the prompt and the image's
             place among those of the prompt only, not on batch, order or corpus.
-        prompts_of_example: int64 [N, Q]: one prompt, or the passages of a text; those of a text with fewer than Q recur.
+        prompts_of_example: int64 [N, Q]: one prompt, or the passages of a text; those of a text with fewer than Q recur. -1 = an example
+            without an image.
         images_per_prompt: K/Q.
+        subset: which examples have images; None = all.
     """
 
     prompts: Sequence[str]
     seeds: NDArray[np.int64]
     prompts_of_example: NDArray[np.int64]
     images_per_prompt: int = 1
+    subset: Subset | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -52,14 +82,28 @@ class ImagePlan:
 
     @property
     def images_of_example(self) -> NDArray[np.int64]:
-        """The images of each example, int64 [N, K]."""
+        """The images of each example, int64 [N, K]; -1 = none."""
         images_NQR = self.prompts_of_example[:, :, None] * self.images_per_prompt + np.arange(self.images_per_prompt)
+        if self.subset is not None:
+            images_NQR[self.prompts_of_example < 0] = NO_IMAGE
         return images_NQR.reshape(len(images_NQR), -1)
+
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        """Which examples have images, bool [N]."""
+        has_image_N: NDArray[np.bool_] = self.prompts_of_example[:, 0] >= 0
+        return has_image_N
 
     @property
     def saved(self) -> int:
         """How many more images there would be if examples with the same prompt did not share theirs."""
-        return len(self.prompts_of_example) * self.images_per_text - len(self)
+        return int(self.has_image.sum()) * self.images_per_text - len(self)
+
+    def first(self, texts: int) -> "ImagePlan":
+        """Return the prompts and seeds, but not the examples, of the plan for fewer chosen texts: these begin those of this plan."""
+        assert self.subset is not None
+        prompts = int(self.subset.prompts_after[texts])
+        return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[: prompts * self.images_per_prompt])
 
     def prompt_of(self, image: int) -> int:
         """Return the number of an image's prompt."""

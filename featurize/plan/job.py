@@ -3,7 +3,7 @@
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -49,9 +49,14 @@ NUMBERING = ("generation", "prompts")
 # Fields of a fingerprint that are hashes of prompts: what a user can compare are the flags.
 _OF_PROMPTS = ("generation.drawings: ", "prompts: ")
 # Fields of a fingerprint that say again what a flag does which differs.
-_OF_FLAGS = (("generation.seed: ", "--seed"), ("generation.best_of.", "--best-of"))
+_OF_FLAGS = (
+    ("generation.seed: ", "--seed"),
+    ("generation.best_of.", "--best-of"),
+    ("generation.subset.", "--subset"),
+    ("generation.subset.by: ", "--subset-by"),
+)
 # Flags that decide the prompts, beside those of the corpus.
-_FLAGS_OF_PROMPTS = ("dataset", "unlabelled", "prompts", "images_per_text", "best_of", "seed", "generator")
+_FLAGS_OF_PROMPTS = ("dataset", "unlabelled", "prompts", "images_per_text", "best_of", "subset", "subset_by", "seed", "generator")
 
 
 class StoreJob(Protocol):
@@ -269,7 +274,7 @@ def plan_job(
     )
     # Everything that decides an image, and nothing else: batch size and device do not.
     generation = {"drawings": plan.fingerprint(), "seed": settings.seed, "dtype": compute.dtype}
-    generation["generator"] = _record(generator_files, store)
+    generation |= {"generator": _record(generator_files, store), **({} if plan.subset is None else {"subset": plan.subset.fingerprint()})}
     scorer = None
     if settings.best_of > 1:
         scorer = scoring_encoder(encoder_files)
@@ -348,8 +353,12 @@ def _require_images_for(encoder: EncoderFiles, generator: Generator, decoder: De
         )
 
 
-def refuse_other_images(job: StoreJob) -> None:
+def refuse_other_images(job: StoreJob, but: Container[str] = ()) -> None:
     """Refuse a store of other images before anything in it is touched: the rows of all its columns are numbered by one table.
+
+    Args:
+        job: which images there should be.
+        but: columns that are not looked at.
 
     Raises:
         InputError: a column of the store has another fingerprint.
@@ -358,7 +367,7 @@ def refuse_other_images(job: StoreJob) -> None:
     for name in columns_of(job.store):
         spec, _ = load_manifest(job.store / name)
         stated = [key for key in NUMBERING if key in spec.fingerprint]
-        if not stated or is_empty(job.store / name):
+        if not stated or name in but or is_empty(job.store / name):
             continue  # a foreign column, whose rows we do not check; or an empty one
         wanted: Fingerprint = {**spec.fingerprint, **{key: job.numbering.get(key, {}) for key in stated}}
         if TEXT_ENCODER in spec.fingerprint and TEXT_ENCODER in job.numbering:

@@ -1,7 +1,7 @@
 """Counts what a generator reads of a corpus's texts: prompts that are cut, words that are lost, and labels that are given away."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ _AT_ONCE = 4096
 def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: PromptReader) -> tuple[PromptFigures, NDArray[np.bool_]]:
     """Return the figures of a corpus and its prompts, and bool [N], whether a prompt of each text is cut. Holds a few numbers of each.
 
+    Texts without an image have no prompt and count in no figure.
+
     Args:
         corpus: whose texts are compared with their prompts, the second texts of pairs included.
         plan: with the prompts.
@@ -31,11 +33,13 @@ def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: Promp
     lost = words = 0
     names = _ClassNames(corpus)
     for start in range(0, len(corpus.examples), _AT_ONCE):
-        prompts_of = [sorted(set(its)) for its in plan.prompts_of_example[start : start + _AT_ONCE].tolist()]
+        prompts_of = [sorted(set(its) - {-1}) for its in plan.prompts_of_example[start : start + _AT_ONCE].tolist()]
         used = sorted({prompt for its in prompts_of for prompt in its})
         cut = [plan.prompts[prompt][: letters_P[prompt]] for prompt in used]
         read = dict(zip(used, reader.without_unknown(reader.cleaned(cut)), strict=True))
         for example, prompts in zip(corpus.examples[start : start + _AT_ONCE], prompts_of, strict=True):
+            if not prompts:
+                continue
             parts = [read[prompt] for prompt in prompts]
             in_prompts = {word for part in parts for word in words_of(part)}
             text = example.text if corpus.separator is None else example.text.replace(corpus.separator, " ")
@@ -51,9 +55,13 @@ def prompt_figures(corpus: Corpus, plan: ImagePlan, strategy: str, reader: Promp
         words=words,
         words_lost=lost,
         class_words=names.figures(),
-        leak=class_leak(corpus, (plan.prompts[prompt] for prompt in plan.prompts_of_example[:, 0])) if strategy == "wordnet" else None,
+        leak=class_leak(corpus, _first_prompts(plan)) if strategy == "wordnet" else None,
     )
-    return figures, np.asarray(cut_P[plan.prompts_of_example].any(axis=1))
+    return figures, plan.has_image & cut_P[plan.prompts_of_example].any(axis=1)
+
+
+def _first_prompts(plan: ImagePlan) -> Iterator[str | None]:
+    return (None if prompt < 0 else plan.prompts[prompt] for prompt in plan.prompts_of_example[:, 0].tolist())
 
 
 def _letters_read(plan: ImagePlan, reader: PromptReader) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -154,20 +154,23 @@ def wordnet_prompts(corpus: Corpus) -> TextColumn:
     return prompts.column()
 
 
-def class_leak(corpus: Corpus, prompts: Iterable[str]) -> ClassLeak:
+def class_leak(corpus: Corpus, prompts: Iterable[str | None]) -> ClassLeak:
     """Return how many prompts name a class, and with which words.
 
     Args:
         corpus: with the prompts as they were before.
-        prompts: of each example, as they are now.
+        prompts: of each example, as they are now; None for one that has no image and does not count.
 
     Raises:
         InputError: as ``class_names_of``.
     """
-    names = class_names_of(corpus)
+    names, texts = class_names_of(corpus), 0
     counts, own = [0, 0], [0, 0]
     words: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for example, now in zip(corpus.examples, prompts, strict=True):
+        if now is None:
+            continue
+        texts += 1
         for place, prompt in enumerate((example.prompt, now)):
             found = names.in_text(prompt)
             counts[place] += bool(found)
@@ -175,7 +178,7 @@ def class_leak(corpus: Corpus, prompts: Iterable[str]) -> ClassLeak:
             words[place].update({word.lower() for word in found})
     before, after = (dict(sorted(its.items(), key=lambda pair: (-pair[1], pair[0]))[:_REPORTED_WORDS]) for its in words)
     return ClassLeak(
-        texts=len(corpus.examples),
+        texts=texts,
         before=counts[0],
         after=counts[1],
         own_before=own[0],

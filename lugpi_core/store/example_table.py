@@ -4,6 +4,7 @@ Shapes: N examples, K images each, C classes.
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import SPLITS, Corpus
 from lugpi_core.corpora.options import CorpusSettings
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.prompt_figures import PromptFigures, figures_in
 from lugpi_core.store.reader import columns_of
@@ -23,6 +24,8 @@ from lugpi_core.store.sealed_file import read_sealed, write_sealed
 EXAMPLES = "examples.h5"
 _AGAIN = "run featurize again"
 _UNLABELLED_ROW = 255
+# In place of a drawing's row, of an example for which none was drawn (featurize --subset).
+NO_IMAGE = -1
 # Corpus flags that say where files are, or name pictures: they decide neither texts nor labels.
 _NOT_OF_TEXTS = ("data_dir", "images_from")
 
@@ -32,16 +35,24 @@ class ExampleTable:
     """One row per example, in the corpus's order.
 
     Attributes:
-        drawings: int64 [N, K], the rows of the example's images in every column.
+        drawings: int64 [N, K], the rows of the example's images in every column; -1 for all of an example that has none.
         prompt_cut: bool [N], True where the prompt was longer than the generator's text encoder reads.
         corpus_fingerprint: ``Corpus.fingerprint()`` of the table's corpus.
         prompt_figures: what of the texts the generator reads; None in a table of an earlier version.
+        subset: which of the examples have images, where not all need have them (``--subset``); None = all have.
     """
 
     drawings: NDArray[np.int64]
     prompt_cut: NDArray[np.bool_]
     corpus_fingerprint: str
     prompt_figures: PromptFigures | None = None
+    subset: Mapping[str, Any] | None = None
+
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        """Which examples have images, bool [N]."""
+        has_image_N: NDArray[np.bool_] = self.drawings[:, 0] != NO_IMAGE
+        return has_image_N
 
     @property
     def drawing(self) -> NDArray[np.int64]:
@@ -49,13 +60,19 @@ class ExampleTable:
         return self.drawings[:, 0]
 
 
+def subset_in_words(subset: Mapping[str, Any], without_image: int) -> str:
+    """Return in a sentence which texts have images."""
+    chosen = f"{subset['texts']:,} of {subset['of']:,} train texts of different prompts are chosen ({subset['by']})"
+    return f"no image was drawn for {number_of(without_image, 'text{s}')} (--subset): {chosen}"
+
+
 def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> None:
     """Write ``examples.h5``, whole or not at all.
 
     ``split`` is 0 for train, 1 for validation, 2 for test. ``id`` is UTF-8 of fixed length; characters that UTF-8 cannot
-    encode are escaped. ``drawing`` is the first image; if there are several, ``drawings`` [N, K] contains all of them. Only a corpus
-    of another task than single-label has a ``target``: for multi-label uint8 [N, C] of 0 and 1, or of 255 in the row of an unlabelled
-    text; for regression float32 [N], NaN = unlabelled.
+    encode are escaped. ``drawing`` is the first image, -1 of an example that has none; if there are several, ``drawings`` [N, K] contains
+    all of them. Only a corpus of another task than single-label has a ``target``: for multi-label uint8 [N, C] of 0 and 1, or of 255 in the
+    row of an unlabelled text; for regression float32 [N], NaN = unlabelled.
     """
     columns = corpus.columns
 
@@ -77,6 +94,8 @@ def write_example_table(store: Path, corpus: Corpus, table: ExampleTable) -> Non
     about: dict[str, Any] = {"corpus": corpus.name, "corpus_fingerprint": table.corpus_fingerprint}
     if table.prompt_figures is not None:
         about["prompt_figures"] = table.prompt_figures.to_json()
+    if table.subset is not None:
+        about["subset"] = dict(table.subset)
     write_sealed(store / EXAMPLES, about, build)
 
 
@@ -163,15 +182,20 @@ def _read(store: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 def _table(store: Path, about: dict[str, Any], arrays: dict[str, NDArray[Any]], count: int) -> ExampleTable:
     for name, dimensions in (("drawing", 1), ("prompt_cut", 1), ("drawings", 2)):
         _require(store, arrays, name, kinds="iu", count=count, dimensions=dimensions)
-    drawings = arrays["drawings"].astype(np.int64)
-    if drawings.shape[1] < 1 or int(drawings.min(initial=0)) < 0:
+    drawings, subset = arrays["drawings"].astype(np.int64), about.get("subset")
+    is_subset = isinstance(subset, Mapping)
+    if drawings.shape[1] < 1 or int(drawings.min(initial=0)) < (NO_IMAGE if is_subset else 0):
         raise InputError(got=f"{store / EXAMPLES} with drawing {drawings.min(initial=0)}", expected="rows counted from 0", do=_AGAIN)
+    if ((drawings == NO_IMAGE).any(axis=1) != (drawings == NO_IMAGE).all(axis=1)).any():
+        got = f"{store / EXAMPLES}, in which some images of a text were drawn and some not"
+        raise InputError(got=got, expected="all of a text, or none", do=_AGAIN)
     fingerprint = str(about.get("corpus_fingerprint"))
     return ExampleTable(
         drawings=drawings,
         prompt_cut=arrays["prompt_cut"].astype(bool),
         corpus_fingerprint=fingerprint,
         prompt_figures=figures_in(about.get("prompt_figures")),
+        subset=subset if is_subset else None,
     )
 
 

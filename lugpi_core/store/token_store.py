@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from lugpi_core.corpora.corpus import split_named
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_type
-from lugpi_core.store.example_table import read_stored_examples
+from lugpi_core.store.example_table import NO_IMAGE, read_stored_examples
 from lugpi_core.store.layout import CANDIDATES, LATENTS
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader, columns_of
@@ -30,11 +30,12 @@ class TokenColumn:
 
     ``column[7]`` is [T, D], ``column[2:5]``, ``column[[0, 7, 42]]`` and ``column[store.splits == "train"]`` are [n, T, D]. An index works
     as in NumPy: ints, slices, lists, integer arrays of any shape and boolean masks of length N; IndexError is raised as there. If all
-    images of a text are read, K stands before T: [n, K, T, D]. Rows are copied from the page cache; none are kept.
+    images of a text are read, K stands before T: [n, K, T, D]. Rows are copied from the page cache; none are kept. Those of an example for
+    which no image was drawn are zeros.
 
     Attributes:
         reader: the column's rows by image instead of by example.
-        rows: int64 [N], or [N, K]: which row of the column each image is.
+        rows: int64 [N], or [N, K]: which row of the column each image is; -1 = none was drawn.
     """
 
     def __init__(self, reader: ColumnReader, rows: NDArray[np.int64]) -> None:
@@ -61,7 +62,7 @@ class TokenColumn:
 
     def __getitem__(self, index: Index) -> NDArray[np.float16]:
         rows = self._rows_of(index)
-        return self.reader.gather(rows.reshape(-1)).reshape(*rows.shape, *self.reader.spec.row_shape)
+        return self._with_blanks(rows, self.reader.gather(np.maximum(rows.reshape(-1), 0)))
 
     def torch(self, index: Index) -> torch.Tensor:
         """Return the same rows as a float16 tensor on the CPU."""
@@ -73,11 +74,17 @@ class TokenColumn:
         ``batches`` may be a ``torch.utils.data.BatchSampler``; each is an index as for ``column[…]``.
         """
         rows = [self._rows_of(batch) for batch in batches]
-        for batch, stored in zip(rows, self.reader.batches([batch.reshape(-1) for batch in rows]), strict=True):
-            yield stored.reshape(*batch.shape, *self.reader.spec.row_shape)
+        for batch, stored in zip(rows, self.reader.batches([np.maximum(batch.reshape(-1), 0) for batch in rows]), strict=True):
+            yield self._with_blanks(batch, stored)
 
     def __repr__(self) -> str:
         return f"TokenColumn({self.name!r}, {' × '.join(map(str, self.shape))})"
+
+    def _with_blanks(self, rows: NDArray[np.int64], stored: NDArray[np.float16]) -> NDArray[np.float16]:
+        """Return what was read for some rows in their shape, with zeros for those that are no row."""
+        if (is_none := rows.reshape(-1) == NO_IMAGE).any():
+            stored[is_none] = 0
+        return stored.reshape(*rows.shape, *self.reader.spec.row_shape)
 
     def _rows_of(self, index: Index) -> NDArray[np.int64]:
         if isinstance(index, tuple):
@@ -114,7 +121,8 @@ class TokenStore(Dataset[Any]):
         label_names: class k is ``label_names[k]``; empty for unlabelled texts.
         splits: [N] of "train", "validation" and "test".
         ids: [N], the corpus's ids.
-        drawings: int64 [N, K], which row of every column each image is.
+        drawings: int64 [N, K], which row of every column each image is; -1 = none was drawn.
+        has_image: bool [N], which examples have images: all, except after ``featurize --subset``. The tokens of others are zeros.
         prompt_cut: bool [N], where the prompt was longer than the generator's text encoder reads.
         corpus_name: the name of the corpus that the store was filled for.
         corpus_fingerprint: its ``Corpus.fingerprint()``.
@@ -131,6 +139,7 @@ class TokenStore(Dataset[Any]):
         self.labels, self.targets, self.label_names = examples.labels, examples.targets, examples.label_names
         self.splits, self.ids = examples.splits, examples.ids
         self.drawings, self.prompt_cut = examples.table.drawings, examples.table.prompt_cut
+        self.has_image = examples.table.has_image
         self.corpus_name, self.corpus_fingerprint = examples.corpus_name, examples.table.corpus_fingerprint
         require_type("image", image, int, NoneType)
         if image is not None and not 0 <= image < self.images_per_text:

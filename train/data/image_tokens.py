@@ -21,7 +21,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import digest
 from lugpi_core.runtime.host_memory import host_available_bytes
 from lugpi_core.store.clip_scores import ClipScores, read_clip_scores
-from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.example_table import NO_IMAGE, read_example_table
 from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import is_of_own_pictures, load_manifest
 from lugpi_core.store.quantize import dequantize
@@ -42,12 +42,20 @@ class ImageTokens:
         drawings: int64 [N, K], the rows of each example's images.
         store: its folder.
         corpus_fingerprint: of the examples.
+        is_subset: whether images were drawn for some of the texts only (``featurize --subset``); those of other examples are -1.
     """
 
     reader: ColumnReader
     drawings: NDArray[np.int64]
     store: Path
     corpus_fingerprint: str
+    is_subset: bool = False
+
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        """Which examples have images, bool [N]."""
+        has_image_N: NDArray[np.bool_] = self.drawings[:, 0] != NO_IMAGE
+        return has_image_N
 
     @property
     def width(self) -> int:
@@ -140,14 +148,20 @@ def open_text_vectors(store: Path, corpus: Corpus) -> ImageTokens:
 def _open_tokens(store: Path, column: str, corpus: Corpus) -> ImageTokens:
     table = read_example_table(store, corpus)
     reader = ColumnReader(store, column)
-    last = int(table.drawings.max())
+    last = int(table.drawings.max(initial=NO_IMAGE))
     if len(reader.spec.row_shape) != 2 or last >= len(reader):
         raise InputError(
             got=f"{store / reader.spec.name} with {len(reader)} rows of shape {reader.spec.row_shape}",
             expected=f"{last + 1} rows of shape (T, D)",
             do="run featurize again for this corpus",
         )
-    return ImageTokens(reader=reader, drawings=table.drawings, store=store, corpus_fingerprint=table.corpus_fingerprint)
+    return ImageTokens(
+        reader=reader,
+        drawings=table.drawings,
+        store=store,
+        corpus_fingerprint=table.corpus_fingerprint,
+        is_subset=table.subset is not None,
+    )
 
 
 def place_tokens(tokens: ImageTokens, *, choice: TokensOn, device: torch.device, training_bytes: int) -> TokenSource:

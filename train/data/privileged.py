@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lugpi_core.store.example_table import NO_IMAGE
 from lugpi_core.store.reader import Rows
 from train.data.image_tokens import TokenSource
 
 _ROUNDS = 100
+# The name of a batch's rows that have an image, where not all examples have one.
+HAS_IMAGE = "has_image"
 
 
 class PrivilegedImages:
@@ -24,12 +27,13 @@ class PrivilegedImages:
 
     Args:
         source: where they are read.
-        drawings: int64 [N, K], the rows of each example's images in the source.
+        drawings: int64 [N, K], the rows of each example's images in the source. In place of an example's that has none, any row.
         seed: decides which of K images an epoch reads.
+        has_image_N: bool on the training device, which examples have images; None = all, and the model has no tokens for the others.
     """
 
-    def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], seed: int) -> None:
-        self.source, self.drawings, self._seed = source, drawings, seed
+    def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], seed: int, has_image_N: torch.Tensor | None = None) -> None:
+        self.source, self.drawings, self._seed, self.has_image_N = source, drawings, seed, has_image_N
         self._of_epoch: tuple[int, NDArray[np.int64]] | None = None
         self._redraw: int | None = None
 
@@ -40,14 +44,24 @@ class PrivilegedImages:
         return images
 
     def gather(self, rows: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
-        """Return float16 [B, T, I] on the training device: of K images the one of that epoch, or the first if None."""
-        return self.source.gather(self._chosen(epoch)[rows])
+        """Return float16 [B, T, I] on the training device: of K images the one of that epoch, or the first if None; zeros where there is
+        none."""
+        return self._without_others(self.source.gather(self._chosen(epoch)[rows]), rows)
 
     def ahead(self, batches: Sequence[NDArray[np.int64]], epoch: int | None) -> Iterator[NDArray[np.int64]]:
         """Yield the batches in order, prefetching the tokens of the following ones if that helps."""
         chosen = self._chosen(epoch)
         for rows, _ in zip(batches, self.source.ahead([chosen[rows] for rows in batches]), strict=True):
             yield rows
+
+    def _without_others(self, tokens_BTI: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return the tokens with zeros in the rows of examples that have no image, in whose place another's was read."""
+        if self.has_image_N is None:
+            return tokens_BTI
+        rows_B = torch.from_numpy(rows)
+        if tokens_BTI.device.type == "cuda":
+            rows_B = rows_B.pin_memory().to(tokens_BTI.device, non_blocking=True)
+        return tokens_BTI.masked_fill(~self.has_image_N[rows_B][:, None, None], 0)
 
     def _chosen(self, epoch: int | None) -> NDArray[np.int64]:
         if epoch is None or self.drawings.shape[1] == 1:
@@ -68,10 +82,18 @@ class WeightedImages(PrivilegedImages):
         source: where they are read.
         drawings: int64 [N, K], the rows of each example's images in the source.
         weights_NK: of each image; where all of an example are 0, its tokens are blank, as images that failed are.
+        has_image_N: as for ``PrivilegedImages``.
     """
 
-    def __init__(self, *, source: TokenSource, drawings: NDArray[np.int64], weights_NK: NDArray[np.float64]) -> None:
-        super().__init__(source=source, drawings=drawings, seed=0)
+    def __init__(
+        self,
+        *,
+        source: TokenSource,
+        drawings: NDArray[np.int64],
+        weights_NK: NDArray[np.float64],
+        has_image_N: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(source=source, drawings=drawings, seed=0, has_image_N=has_image_N)
         self._weights_NK = torch.from_numpy(weights_NK).float()
 
     def gather(self, rows: NDArray[np.int64], epoch: int | None) -> torch.Tensor:
@@ -90,8 +112,8 @@ class WeightedImages(PrivilegedImages):
 
 
 def usable_images(drawings_NK: NDArray[np.int64], failed: Sequence[int]) -> NDArray[np.bool_]:
-    """Return which images of each example count, bool [N, K]: each distinct one once, and one that failed not at all."""
-    usable_NK = ~np.isin(drawings_NK, np.array(failed, np.int64))
+    """Return which images of each example count, bool [N, K]: each distinct one once, and one that failed or was not drawn not at all."""
+    usable_NK = ~np.isin(drawings_NK, np.array([NO_IMAGE, *failed], np.int64))
     for place in range(1, drawings_NK.shape[1]):
         usable_NK[:, place] &= ~(drawings_NK[:, :place] == drawings_NK[:, place : place + 1]).any(axis=1)
     return usable_NK
@@ -139,7 +161,14 @@ def of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def order_of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return of which example ``of_others`` gives each example the images, int64 [N]."""
+    """Return of which example ``of_others`` gives each example the images, int64 [N]. Those without images stay without."""
+    has_image = np.flatnonzero(drawings_NK[:, 0] != NO_IMAGE)
+    order = np.arange(len(drawings_NK))
+    order[has_image] = has_image[_order_of_others(drawings_NK[has_image], seed)]
+    return order
+
+
+def _order_of_others(drawings_NK: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     generator = np.random.default_rng([seed, 1])  # not the permutation by which corpora are split
     own = drawings_NK[:, 0]
     order = generator.permutation(len(own))

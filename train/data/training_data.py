@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.options import Task
 from lugpi_core.store.reader import Rows
 from train.data.prefix import PREFIX, PrefixStates
-from train.data.privileged import PrivilegedImages
+from train.data.privileged import HAS_IMAGE, PrivilegedImages
 from train.data.target_unit import TargetUnit
 from train.data.teacher_outputs import TeacherOutputs
 from train.data.token_ids import TokenIds
@@ -27,7 +27,7 @@ class Batch:
 
     Attributes:
         inputs: what the model is called with: ``input_ids`` and, if any text is padded, ``attention_mask``, both int64 [B, L];
-            ``image_tokens``, float16 [B, T, I]; ``prefix_states`` [B, L, D].
+            ``image_tokens``, float16 [B, T, I], and where some examples have no image ``has_image``, bool [B]; ``prefix_states`` [B, L, D].
         labels: of the task, as ``Corpus.targets()``: int64 [B], float32 [B, K] or float32 [B].
         teachers: each teacher's outputs for these rows; empty for a model that is not distilled.
         class_weights: float32 [K], or None if all classes weigh the same.
@@ -79,6 +79,8 @@ class TrainingData:
         inputs = {} if self.texts is None else self.texts.padded(rows, rows_B)
         if self.images is not None:
             inputs["image_tokens"] = self.images.gather(rows, epoch)
+            if self.images.has_image_N is not None:
+                inputs[HAS_IMAGE] = self.images.has_image_N[rows_B]
         if self.prefix is not None:
             inputs[PREFIX] = self.prefix.gather(rows)
         teachers = tuple(teacher.rows(rows_B) for teacher in self.teachers)

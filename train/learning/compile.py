@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from train.data.prefix import PREFIX
+from train.data.privileged import HAS_IMAGE
 from train.learning.classifier_head import hugging_face_model, tiny_texts
 from train.options.settings import CompileChoice
 
@@ -20,11 +21,11 @@ COMPILED_FROM_STEPS = 20_000
 
 
 def masked(batch: Mapping[str, torch.Tensor], *, expanded: bool) -> dict[str, torch.Tensor]:
-    """Return the arguments of a Hugging Face encoder: everything in the batch but image tokens and hidden states.
+    """Return the arguments of a Hugging Face encoder: everything in the batch but image tokens, which rows have them, and hidden states.
 
     With ``expanded`` the mask is bool [B, 1, 1, L]. transformers checks whether a [B, L] mask masks anything, which on CUDA synchronizes.
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("image_tokens", PREFIX)}
+    inputs = {name: value for name, value in batch.items() if name not in ("image_tokens", HAS_IMAGE, PREFIX)}
     if expanded and "attention_mask" in inputs:
         inputs["attention_mask"] = inputs["attention_mask"].bool()[:, None, None, :]
     return inputs

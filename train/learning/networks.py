@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from lugpi_core.errors import InputError
+from train.data.privileged import HAS_IMAGE
 from train.learning.classifier_head import find_logits_layer, last_tokens, mean_tokens, reads_padding, states_of, taken
 from train.learning.compile import masked, takes_expanded_mask
 
 HEADS = 8
+_NO_IMAGE_STD = 0.02  # that of a BERT's new embeddings
 
 
 class Output(NamedTuple):
@@ -141,12 +143,22 @@ class FusionHead(nn.Module):
         classes: K.
         reads_text: whether text tokens are given.
         dropout: of the block and before the last Linear.
+        no_image_tokens: T, for a head that learns tokens in place of an image that was not drawn; None for one that needs none.
 
     Raises:
         InputError: a width or the number of classes is not positive, D is not a multiple of the 8 heads, or there is no modality.
     """
 
-    def __init__(self, *, text_width: int, image_width: int | None, classes: int, reads_text: bool = True, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        text_width: int,
+        image_width: int | None,
+        classes: int,
+        reads_text: bool = True,
+        dropout: float = 0.1,
+        no_image_tokens: int | None = None,
+    ) -> None:
         super().__init__()
         modalities = reads_text + (image_width is not None)
         if text_width < 1 or text_width % HEADS or (image_width is not None and image_width < 1) or classes < 1 or not modalities:
@@ -160,6 +172,20 @@ class FusionHead(nn.Module):
         self.embed = nn.Linear(modalities * text_width, text_width)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(text_width, classes)
+        self.no_image: nn.Parameter | None = None
+        if no_image_tokens is not None and image_width is not None:  # last, so that a seed gives the other weights the same values
+            self.no_image = nn.Parameter(torch.empty(no_image_tokens, image_width).normal_(std=_NO_IMAGE_STD))
+
+    def image_inputs(self, image_BTI: torch.Tensor, has_image_B: torch.Tensor | None) -> torch.Tensor:
+        """Return image tokens, [B, T, I], with the learnt ones, ``no_image`` [T, I], in place of those of a text that has no image.
+
+        Args:
+            image_BTI: image tokens; of a text without an image, anything.
+            has_image_B: bool; None = every text has an image.
+        """
+        if self.no_image is None or has_image_B is None:
+            return image_BTI
+        return torch.where(has_image_B[:, None, None], image_BTI, self.no_image.to(image_BTI.dtype))
 
     def forward(
         self,
@@ -238,7 +264,7 @@ class Teacher(nn.Module):
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
         """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] where any is padded, what else the
-        tokenizer returns, and ``image_tokens`` [B, T, I]."""
+        tokenizer returns, ``image_tokens`` [B, T, I] and, where some of the texts have none, ``has_image`` [B]."""
         output: Output = self.head(*self._head_inputs(batch))
         return output
 
@@ -256,7 +282,9 @@ class Teacher(nn.Module):
         if "global_attention_mask" in inspect.signature(self.text_encoder.forward).parameters:
             inputs["global_attention_mask"] = _first_token_only(batch["input_ids"])
         text_BLD = self.text_encoder(**inputs, **self._settings).last_hidden_state
-        image_BTI = batch["image_tokens"].to(text_BLD.dtype) if "image_tokens" in batch else None
+        image_BTI = None
+        if "image_tokens" in batch:
+            image_BTI = self.head.image_inputs(batch["image_tokens"].to(text_BLD.dtype), batch.get(HAS_IMAGE))
         if self._states != "tokens":  # no state belongs to padding
             return image_BTI, text_BLD if self._states == "latents" else text_BLD[:, :1], None, None
         class_B = None

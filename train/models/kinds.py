@@ -23,6 +23,7 @@ from train.learning.networks import FusionHead, ImageClassifier, Output, Student
 from train.learning.task_rules import rules_of
 from train.models.class_shares import soft_labels
 from train.models.teachers import (
+    NO_IMAGE_TOKENS,
     FoundTeacher,
     build_teacher,
     find_teacher,
@@ -108,6 +109,8 @@ def images_kind(corpus: Corpus, tokens: ImageTokens) -> ModelKind:
         )
 
     _warn_of_failed_images(tokens)
+    if tokens.is_subset:
+        say(f"note: of the train texts, only those that have an image are read; {_without_image(tokens)}")
     spec = tokens.reader.spec
     return ModelKind(
         command="images",
@@ -133,8 +136,12 @@ def teacher_kind(
 ) -> ModelKind:
     """Return the kind of a multimodal teacher, or of one of its controls; ``tokens`` are None if and only if ``privileged`` is none. With
     ``folds`` its outputs are cross-fitted on as many."""
+    no_image = None
     if tokens is not None:
         _warn_of_failed_images(tokens)
+        if tokens.is_subset:
+            no_image = {"tokens": tokens.reader.spec.row_shape[0], "texts": int((~tokens.has_image).sum())}
+            say(f"note: {no_image['tokens']} learnt tokens stand for an image that was not drawn; {_without_image(tokens)}")
     spec = None if tokens is None else tokens.reader.spec
     return ModelKind(
         command="teacher",
@@ -143,8 +150,11 @@ def teacher_kind(
             "image_tokens": None if spec is None else spec.name,
             "tokens": {} if tokens is None else tokens.fingerprint(),
             "privileged": privileged,
+            **({} if no_image is None else {NO_IMAGE_TOKENS: no_image}),
         },
-        build=lambda text_model: build_teacher(text_model, len(corpus.label_names), None if tokens is None else tokens.width),
+        build=lambda text_model: build_teacher(
+            text_model, len(corpus.label_names), None if tokens is None else tokens.width, None if no_image is None else no_image["tokens"]
+        ),
         loss=label_loss(corpus.task),
         image_tokens=tokens,
         privileged=privileged,
@@ -299,6 +309,10 @@ def label_loss(task: Task) -> Loss:
     """Return the loss of a model that learns from the labels alone, a scalar in float32: the task's loss on them."""
     rules = rules_of(task)
     return lambda output, batch: rules.hard_loss(output.logits.float(), batch.labels, batch.class_weights)
+
+
+def _without_image(tokens: ImageTokens) -> str:
+    return f"none was drawn for {int((~tokens.has_image).sum()):,} of {len(tokens.has_image):,} texts (featurize --subset)"
 
 
 def _warn_of_failed_images(tokens: ImageTokens) -> None:

@@ -93,10 +93,18 @@ class ModelPlan:
 
     @property
     def learnt_rows(self) -> list[int]:
-        """The labelled examples that it is trained on."""
+        """The labelled examples that it is trained on: one of images alone only on those that have an image."""
         corpus, left_out = self.kind.corpus, frozenset(self.left_out)
         rows = corpus.rows("train") if self.shots is None else shots_of(corpus, self.shots, episode=self.optimization.seed)
-        return [row for row in rows if row not in left_out]
+        return [row for row in rows if row not in left_out and row not in self.unread_rows]
+
+    @cached_property
+    def unread_rows(self) -> frozenset[int]:
+        """The examples of which a model of images alone reads nothing, because they have none."""
+        tokens = self.kind.image_tokens
+        if self.kind.reads_text or tokens is None or not tokens.is_subset:
+            return frozenset()
+        return frozenset(np.flatnonzero(~tokens.has_image).tolist())
 
     @cached_property
     def compute(self) -> Compute:

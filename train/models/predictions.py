@@ -4,7 +4,7 @@ Shapes: N examples of a corpus, n of a split, K logits of each.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,14 +36,14 @@ def chosen_thresholds(corpus: Corpus, logits_NK: "torch.Tensor") -> tuple[float,
 
 
 def scores_by_split(
-    corpus: Corpus, logits_NK: "torch.Tensor", thresholds: Sequence[float] | None = None
+    corpus: Corpus, logits_NK: "torch.Tensor", thresholds: Sequence[float] | None = None, *, unread: Container[int] = ()
 ) -> dict[str, dict[str, float | None]]:
     """Return every metric of the task as ``{"accuracy": {split: …}, "macro_f1": {split: …}}`` from the logits of all examples, in the
-    corpus's order; None where a metric is undefined."""
+    corpus's order; None where a metric is undefined. Examples ``unread`` are not counted."""
     rules, targets = rules_of(corpus.task), corpus.targets()
     scores: dict[str, dict[str, float | None]] = {metric: {} for metric in rules.metrics}
     for split in SPLITS:
-        rows = corpus.rows(split)
+        rows = [row for row in corpus.rows(split) if row not in unread]
         for metric, value in rounded(rules.scores(targets[rows], logits_NK.numpy()[rows], thresholds)).items():
             scores[metric][split] = value
     return scores

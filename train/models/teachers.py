@@ -11,11 +11,12 @@ import torch
 
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import UNLABELLED, Corpus
-from lugpi_core.errors import InputError
+from lugpi_core.errors import InputError, number_of
 from lugpi_core.files import is_writable
 from lugpi_core.fingerprint import agree, differences, flat
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.clip_scores import best_image
+from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import PROMPT_TEXT
 from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens, open_text_vectors
 from train.data.privileged import (
@@ -39,6 +40,9 @@ from train.learning.networks import FusionHead, Output, Teacher, text_dropout, t
 from train.learning.predict import predict
 from train.models.model_folder import require_finished, training_of
 from train.options.settings import READS_SCORES, Privileged, SeveralImages
+
+# The field of a teacher's fingerprint that says how many tokens it learns in place of an image, and how many texts have none.
+NO_IMAGE_TOKENS = "no_image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +109,18 @@ def require_images(teacher: FoundTeacher) -> None:
             expected="a teacher with image vectors that differ from text to text",
             do="leave --predict-image out for this control, or take the one with other texts' images (train teacher --privileged shuffled)",
         )
+    if without := teacher.fingerprint.get(NO_IMAGE_TOKENS, {}).get("texts"):
+        raise _no_vectors(str(teacher.folder), without)
 
 
-def build_teacher(text_model: TextModel, classes: int, image_width: int | None) -> Teacher:
-    """Return a teacher with the pretrained text encoder and a new head; ``image_width`` is None for one that reads no images."""
+def build_teacher(text_model: TextModel, classes: int, image_width: int | None, no_image_tokens: int | None = None) -> Teacher:
+    """Return a teacher with the pretrained text encoder and a new head; ``image_width`` is None for one that reads no images,
+    ``no_image_tokens`` the tokens that it learns in place of an image, if some texts have none."""
     config = text_model.config
     width = text_width(config, "--text-model")
-    head = FusionHead(text_width=width, image_width=image_width, classes=classes, dropout=text_dropout(config))
+    head = FusionHead(
+        text_width=width, image_width=image_width, classes=classes, dropout=text_dropout(config), no_image_tokens=no_image_tokens
+    )
     return Teacher(load_text_encoder(text_model), head, reads_last_token=text_model.reads_last_token)
 
 
@@ -142,19 +151,21 @@ def privileged_images(
     source = BlankTokens(tokens.reader.spec.row_shape, device) if privileged == "blank" else place(tokens)
     # A control reads K images of another example together, each with the score that it has there.
     order = order_of_others(tokens.drawings, seed) if privileged == "shuffled" else np.arange(len(tokens.drawings))
-    drawings = tokens.drawings[order]
+    drawings = np.maximum(tokens.drawings[order], 0)
+    has_image_N = torch.from_numpy(tokens.has_image).to(device) if tokens.is_subset else None
     if several_images == "drawn":
-        return PrivilegedImages(source=source, drawings=drawings, seed=seed)
-    usable_NK = usable_images(drawings, list(tokens.reader.flagged))
+        return PrivilegedImages(source=source, drawings=drawings, seed=seed, has_image_N=has_image_N)
+    usable_NK = usable_images(tokens.drawings[order], list(tokens.reader.flagged))
     if several_images == "mean":
-        return WeightedImages(source=source, drawings=drawings, weights_NK=mean_weights(usable_NK))
+        return WeightedImages(source=source, drawings=drawings, weights_NK=mean_weights(usable_NK), has_image_N=has_image_N)
     scores_NK = tokens.scores.scores_NK[order]
     usable_NK &= np.isfinite(scores_NK)
     if several_images == "best":
         best_N1 = best_image(scores_NK, usable_NK)[:, None]
-        return PrivilegedImages(source=source, drawings=np.take_along_axis(drawings, best_N1, axis=1), seed=seed)
+        best = np.take_along_axis(drawings, best_N1, axis=1)
+        return PrivilegedImages(source=source, drawings=best, seed=seed, has_image_N=has_image_N)
     weights_NK = agreement_weights(scores_NK, usable_NK, tokens.scores.logit_scale)
-    return WeightedImages(source=source, drawings=drawings, weights_NK=weights_NK)
+    return WeightedImages(source=source, drawings=drawings, weights_NK=weights_NK, has_image_N=has_image_N)
 
 
 def open_privileged(store: Path, column: str | None, privileged: Privileged, corpus: Corpus) -> ImageTokens:
@@ -220,6 +231,8 @@ def outputs_for(
         )
     if extra is None:
         return outputs
+    if with_images and (without := int((~read_example_table(_store_of(teacher, extra), extra).has_image).sum())):
+        raise _no_vectors(str(_store_of(teacher, extra)), without)
     path = outputs_path(teacher.folder, extra.name)
     found = find_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=with_images)
     if found is None or (with_images and found.images is None):
@@ -228,6 +241,18 @@ def outputs_for(
         write_teacher_outputs(path, output.logits, output.embeddings, images_NI=images, corpus_fingerprint=extra.fingerprint())
         found = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=with_images)
     return outputs.followed_by(found)
+
+
+def _store_of(teacher: FoundTeacher, extra: Corpus) -> Path:
+    return teacher.run / f"tokens-{extra.name}"
+
+
+def _no_vectors(where: str, without: int) -> InputError:
+    return InputError(
+        got=f"--predict-image with {where}, where no image was drawn for {number_of(without, 'text{s}')} (featurize --subset)",
+        expected="an image vector of every text",
+        do="leave --predict-image out, or draw the others: featurize with a larger --subset",
+    )
 
 
 def _image_vectors(teacher: FoundTeacher, corpus: Corpus) -> torch.Tensor | None:
@@ -265,7 +290,7 @@ def _images_of(
 
 def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> tuple[Output, torch.Tensor | None]:
     """Return a teacher's outputs for texts that it was not trained on, and V_CLS of their images."""
-    open_tokens = partial(open_tokens_of, teacher, extra, teacher.run / f"tokens-{extra.name}")
+    open_tokens = partial(open_tokens_of, teacher, extra, _store_of(teacher, extra))
     model, data = load_teacher(teacher, extra, classes, compute, open_tokens, but=_OF_ONE_STORE)
     output = predict(model, data, range(len(extra.examples)), compute, Processes(), precise=True)
     return output, data.image_vectors()
@@ -304,7 +329,14 @@ def load_teacher(
     images, width = None, None
     if fingerprint["privileged"] != "none":
         images, width = _images_of(teacher, open_tokens(), device, but=but)
-    model = build_teacher(text_model, classes, width).to(device)
+    no_image = fingerprint.get(NO_IMAGE_TOKENS)
+    if no_image is None and images is not None and images.has_image_N is not None and not bool(images.has_image_N.all()):
+        raise InputError(
+            got=f"--unlabelled with images of some texts only (featurize --subset) for {teacher.folder}, which learnt from images of all",
+            expected="images of all, or a teacher that has learnt what stands for none",
+            do="draw the others (featurize --unlabelled with --subset of all texts), or train a teacher in a run with --subset",
+        )
+    model = build_teacher(text_model, classes, width, None if no_image is None else no_image["tokens"]).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
     texts = TokenIds.of(text_model, token_ids(text_model, corpus, teacher.run), device, padding_is_read=model.padding_is_read)
     require_readable(model, texts)
@@ -313,7 +345,13 @@ def load_teacher(
 
 
 # What differs between two stores of one generator and encoder: their images, prompts or pictures, and which of these failed.
-_OF_ONE_STORE = ("generation.drawings", "prompts", "pictures", "failed_rows")
+_OF_ONE_STORE = (
+    "generation.drawings",
+    *(f"generation.subset.{name}" for name in ("texts", "of", "by", "vectors")),
+    "prompts",
+    "pictures",
+    "failed_rows",
+)
 
 
 def _require_same_tokens(teacher: FoundTeacher, tokens: ImageTokens, but: tuple[str, ...] = _OF_ONE_STORE) -> None:

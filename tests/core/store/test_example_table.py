@@ -11,7 +11,7 @@ import pytest
 
 from lugpi_core.corpora.corpus import Corpus, Example
 from lugpi_core.errors import InputError
-from lugpi_core.store.example_table import EXAMPLES, ExampleTable, read_example_table, write_example_table
+from lugpi_core.store.example_table import EXAMPLES, ExampleTable, read_example_table, subset_in_words, write_example_table
 from lugpi_core.store.sealed_file import write_sealed
 from tests.support.small_column import SPEC, filled
 
@@ -238,4 +238,21 @@ def test_several_images_per_example_are_all_in_the_table(tmp_path: Path) -> None
 def test_a_sealed_table_of_another_form_is_refused(store: Path, columns: dict[str, Any], told: str) -> None:
     _forge(store, columns)
     with pytest.raises(InputError, match=rf"examples\.h5 {told}.*; run featurize again"):
+        read_example_table(store, CORPUS)
+
+
+def test_examples_without_an_image_survive_the_round_trip_in_a_subset_alone(store: Path) -> None:
+    some = dataclasses.replace(TABLE, drawings=np.array([[0, 1], [-1, -1], [0, 1]]), subset={"texts": 1, "of": 1, "by": "herding"})
+    write_example_table(store, CORPUS, some)
+    table = read_example_table(store, CORPUS)
+    assert (table.drawings.tolist(), table.has_image.tolist()) == ([[0, 1], [-1, -1], [0, 1]], [True, False, True])
+    assert table.subset == some.subset
+    assert subset_in_words(some.subset or {}, 1) == (
+        "no image was drawn for 1 text (--subset): 1 of 1 train texts of different prompts are chosen (herding)"
+    )
+    write_example_table(store, CORPUS, dataclasses.replace(some, subset=None))
+    with pytest.raises(InputError, match=r"with drawing -1; expected rows counted from 0"):
+        read_example_table(store, CORPUS)
+    write_example_table(store, CORPUS, dataclasses.replace(some, drawings=np.array([[0, 1], [2, -1], [0, 1]])))
+    with pytest.raises(InputError, match=r"some images of a text were drawn and some not; expected all of a text, or none"):
         read_example_table(store, CORPUS)

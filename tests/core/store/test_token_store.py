@@ -321,3 +321,23 @@ def test_a_single_label_store_has_no_target(filled: tuple[Path, dict[str, NDArra
     assert "target" not in read_sealed(filled[0] / EXAMPLES)[1]
     assert "target" not in store[0]
     assert store.targets.tolist() == store.labels.tolist()
+
+
+def test_the_tokens_of_an_example_without_an_image_are_zeros_and_the_store_says_which_these_are(tmp_path: Path) -> None:
+    rows = np.array([[4, 0], [-1, -1], [1, 2], *([[5, 6]] * (N - 3))])
+    cut, fingerprint = np.zeros(N, bool), CORPUS.fingerprint()
+    write_example_table(tmp_path, CORPUS, ExampleTable(drawings=rows, prompt_cut=cut, corpus_fingerprint=fingerprint, subset={"texts": 1}))
+    exact = {"clip": _fill(tmp_path, "clip", 11), "eight": _fill(tmp_path, "eight", 11, dtype="int8")}
+    for image in (0, None):
+        store = TokenStore(tmp_path, image=image)
+        assert store.has_image.tolist() == [True, False, *([True] * (N - 2))]
+        for name, values in exact.items():
+            column = store[name]
+            wanted = values[rows if image is None else rows[:, 0]]
+            wanted[1] = 0
+            np.testing.assert_array_equal(column[:], wanted)
+            np.testing.assert_array_equal(column[1], wanted[1])
+            np.testing.assert_array_equal(np.concatenate(list(column.batches([[2, 1], [1, 0]]))), wanted[[2, 1, 1, 0]])
+            assert not column.failed.any()
+        assert not store[1]["clip"].any()
+        assert store[0]["clip"].any()
