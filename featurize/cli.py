@@ -11,6 +11,7 @@ from featurize.options import (
     MergeOptions,
     MissingOptions,
     PlanOptions,
+    ReduceOptions,
     ScoreOptions,
     VerifyOptions,
 )
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         "info": (_of_run(_info), InfoOptions),
         "inspect": (_inspect, InspectOptions),
         "score": (_score, ScoreOptions),
+        "reduce": (_reduce, ReduceOptions),
         "plan": (_plan, PlanOptions),
         "missing": (_of_run(_missing), MissingOptions),
         "merge": (_of_run(_merge), MergeOptions),
@@ -115,3 +117,14 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
     prepare_libraries()
     with memory_in_one_line("free memory, or score by a smaller encoder"), run_in_store(options.run_dir, options.scratch, writes=False):
         return score_store(options)
+
+
+def _reduce(options: ReduceOptions) -> dict[str, Any]:
+    with start_up():
+        from featurize.inspect.command import reduce_store
+        from featurize.run import memory_in_one_line
+        from lugpi_core.runtime.libraries import prepare_libraries
+
+    prepare_libraries()
+    with memory_in_one_line("free memory"):
+        return reduce_store(options)

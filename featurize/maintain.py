@@ -18,6 +18,7 @@ from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import part_of, require_type
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.layout import BASIS
 from lugpi_core.store.manifest import MANIFEST, merge_records
 from lugpi_core.store.object_store import mirror_of
 from lugpi_core.store.reader import columns_of
@@ -162,6 +163,12 @@ def _makers(verification: Verification) -> list[tuple[str, dict[str, Any]]]:
     for column in columns:
         flags = flags_of_the_maker(store, column)
         if flags is None:
+            if (store / column / BASIS).exists():
+                raise InputError(
+                    got=f"{store / column}, components of another column's tokens",
+                    expected="a column that a generator and an encoder compute",
+                    do="run python -m featurize reduce again: it computes the damaged rows, and only those",
+                )
             raise InputError(
                 got=f"{store / column}, which no featurize command wrote",
                 expected="a column that featurize can compute again",

@@ -221,8 +221,8 @@ class ModelNames(RunOptions):
 @dataclass(frozen=True, kw_only=True)
 class FeaturizeOptions(FeaturizeSettings, ModelNames, CorpusOptions):
     """Generate an image for every text, encode it with frozen encoders and keep the tokens. The same command again continues, or says
-    that it is done. python -m featurize verify, info, inspect and score look at an existing store; plan, missing and merge are for runs of
-    many processes."""
+    that it is done. python -m featurize verify, info, inspect, score and reduce look at an existing store; plan, missing and merge are for
+    runs of many processes."""
 
     part: str | None = None
     """Part i/n of the work, i from 0 to n - 1: shard s belongs to part s modulo n. n may differ from run to run. A part that is done helps
@@ -395,6 +395,23 @@ class ScoreOptions(_StoreOfRun, CorpusOptions):
 
     def __post_init__(self) -> None:
         CorpusOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceOptions(_StoreOfRun, CorpusOptions):
+    """Write the first principal components of a column's tokens as a column of its own, COLUMN-pcaN, for less disk: 64 of 768 take a
+    twelfth. They are fitted on the images of the train examples, and kept. Loads no model."""
+
+    pca: int
+    """Components of each token, fewer than its width."""
+    column: str | None = None
+    """Tokens that are projected, such as clip-vit-b32 (default: the only ones)."""
+    unlabelled: Path | None = None
+    """Project the tokens of these unlabelled texts, a file or a folder, on the components of the corpus's own store."""
+
+    def __post_init__(self) -> None:
+        CorpusOptions.__post_init__(self)
+        _require_positive("--pca", self.pca)
 
 
 def _require_positive(flag: str, value: int) -> None:

@@ -106,7 +106,7 @@ HEAVY = (
     "jinja2",
 )
 COMMANDS = {
-    "featurize": ("", "verify", "info", "inspect", "score", "plan", "missing", "merge"),
+    "featurize": ("", "verify", "info", "inspect", "score", "reduce", "plan", "missing", "merge"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "audit", "report"),
     "benchmarks": (
         "",

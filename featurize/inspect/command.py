@@ -9,8 +9,9 @@ from featurize.inspect.clip_scores import kept_scores, score_images
 from featurize.inspect.compare_stores import compare_stores
 from featurize.inspect.inspect_store import inspect
 from featurize.inspect.own_pictures import images_from
+from featurize.inspect.projection import reduce_column
 from featurize.inspect.records import LeftOut
-from featurize.options import OF_LABELLED, InspectOptions, InspectSettings, ScoreOptions
+from featurize.options import OF_LABELLED, InspectOptions, InspectSettings, ReduceOptions, ScoreOptions
 from lugpi_core.command_line import resolved_flags, say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus, load_unlabelled_for
@@ -65,7 +66,26 @@ def score_store(options: ScoreOptions) -> dict[str, Any]:
     return {"command": "score", "store": str(store), "column": scores.column, **scores.figures(), "config": resolved_flags(options)}
 
 
-def _corpus_of(options: InspectOptions | ScoreOptions, stores: Sequence[Path]) -> Corpus:
+def reduce_store(options: ReduceOptions) -> dict[str, Any]:
+    """Write the principal components of a column as a column of its own, say what they keep, and return it.
+
+    Raises:
+        InputError: as for ``load_corpus`` and ``reduce_column``.
+    """
+    if options.run_dir is not None and (address := address_of(options.run_dir)):
+        raise InputError(
+            got=f"reduce of {address}", expected="a run in a local folder", do="reduce a local copy, whose folder is --run-dir"
+        )
+    store = options.store
+    basis_from = None if options.unlabelled is None else store_folder(options.run, None)
+    corpus = _corpus_of(options, [store])
+    reduction = reduce_column(store, corpus, components=options.pca, column=options.column, basis_from=basis_from)
+    say(reduction.sentence(store))
+    figures = {"column": reduction.column, "rows": reduction.rows, "bytes_per_image": list(reduction.bytes_per_image)}
+    return {"command": "reduce", "store": str(store), **figures, "variance": reduction.variance, "config": resolved_flags(options)}
+
+
+def _corpus_of(options: InspectOptions | ScoreOptions | ReduceOptions, stores: Sequence[Path]) -> Corpus:
     """Return the texts of some stores, with the pictures that these were filled from if they are of one column."""
     settings = part_of(options, CorpusSettings)
     columns = {images_from(store) for store in stores} - {None}
@@ -80,7 +100,7 @@ def _corpus_of(options: InspectOptions | ScoreOptions, stores: Sequence[Path]) -
     return _load(options, stores, settings)
 
 
-def _load(options: InspectOptions | ScoreOptions, stores: Sequence[Path], settings: CorpusSettings) -> Corpus:
+def _load(options: InspectOptions | ScoreOptions | ReduceOptions, stores: Sequence[Path], settings: CorpusSettings) -> Corpus:
     if options.unlabelled is None:
         return load_corpus(options.dataset, settings)
     flags = [flags_of_the_maker(store, column) or {} for store in stores for column in columns_of(store)]

@@ -77,6 +77,12 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
             expected="open_clip, whose text towers are read here",
             do="add an encoder such as clip-vit-b32",
         )
+    if "pca" in encoder:
+        raise InputError(
+            got=f"{column.name}, components of tokens (featurize reduce)",
+            expected="the tokens themselves",
+            do="look at the column that they were projected from",
+        )
     files = _encoder_named(str(encoder.get("name")), column.made_by or {})
     if not agree(encoder.get("weights"), files.weights_hash):
         raise InputError(

@@ -26,6 +26,7 @@ LATENTS = "latents"  # the column of latents; every other column is tokens
 OWN_IMAGES = "own images"  # stands for the generator where a user's own pictures were encoded
 PROMPT_TEXT = "prompt-text"  # the column of the generator's own text vectors: tokens, but of no image
 CANDIDATES = "candidates"  # the column of what the candidates of each image scored (featurize --best-of): tokens, but of no image
+BASIS = "pca.h5"  # in a column of components (featurize reduce): mean and axes
 # What ends the name of a column whose images another decoder than the generator's own, whole one decoded.
 DECODER_SUFFIXES: Mapping[str, str] = {"half": "-half", "tiny": "-tiny"}
 SCALE, ROW_HASH, FLAGS = "scale", "row_hash", "flags"
