@@ -26,7 +26,7 @@ from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.attention import attention_overlap
 from train.evidence.diversity import Attend
-from train.evidence.found_models import FoundModels, columns_of_rows, folders_of_corpus, found_models, has_text_vectors
+from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, has_text_vectors, models_of_rows
 from train.evidence.on_ray import train_on_ray
 from train.evidence.outcome import Outcome
 from train.evidence.row_figures import PAPER_DATASETS, scored
@@ -181,7 +181,7 @@ def compare(
     experiment = _experiment(corpus, run, loss, arguments)
     outcome = _train_missing(experiment, plan, arguments.get("processes"), ray)
     plan = replace(plan, attend=_attend(corpus, request.attend_on))
-    return table_report(experiment.models, corpus.name, plan, FoundModels(folders=outcome.folders, others=()), outcome, cache(scored))
+    return table_report(experiment.models, corpus.name, plan, models_of_rows(outcome.folders), outcome, cache(scored))
 
 
 def _request(rows: Sequence[str], seeds: int | Sequence[int], arguments: ComparisonArguments) -> TableRequest:

@@ -108,7 +108,16 @@ def found_models(finished: Sequence[Path], columns: Sequence[str]) -> FoundModel
     for folder in sorted(finished, key=lambda folder: (folder.name != names[folder], folder.name)):
         if (name := names[folder]) is not None:
             folders.setdefault(name, folder)
-    others = tuple(folder for folder in finished if folder not in folders.values())
+    return models_of_rows(folders, tuple(folder for folder in finished if folder not in folders.values()))
+
+
+def models_of_rows(folders: Mapping[str, Path], others: tuple[Path, ...] = ()) -> FoundModels:
+    """Return finished models with the other teachers of ensembles apart from those of the rows.
+
+    Args:
+        folders: of models of rows, by the models' names.
+        others: folders of models that belong to no row.
+    """
     members = _members(folders)
     shown = {name: folder for name, folder in folders.items() if name not in members}
     return FoundModels(folders=shown, others=others, members=members)

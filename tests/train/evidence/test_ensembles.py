@@ -88,6 +88,7 @@ def test_tables_train_them_and_find_them_again(small_csv: Path, tmp_path: Path, 
     assert main([*words, "--seeds", "1", "--rows", student, "--ensemble", "2", "--processes", "1"]) == 0
     report = json.loads((tmp_path / "tables.json").read_text())
     assert report["trained"] == ["teacher-none", "teacher-none-seed1000", student]
+    assert report["others"] == []
     teachers = [np.array(_logits(tmp_path / name)) for name in report["trained"][:2]]
     assert not np.allclose(*teachers)
     (row,) = report["why"]["rows"]
