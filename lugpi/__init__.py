@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from train.learning.losses import distillation as distillation
     from train.learning.losses import distillation_loss as distillation_loss
     from train.learning.networks import FusionHead as FusionHead
+    from train.models.api import StudentArguments as StudentArguments
     from train.models.api import TeacherArguments as TeacherArguments
     from train.models.api import TrainingArguments as TrainingArguments
     from train.models.api import distill as distill
@@ -79,7 +80,15 @@ _MODULES = {
     "train.evidence.compare": ("ComparisonArguments", "compare"),
     "train.learning.losses": ("Distillation", "TeacherTarget", "distillation", "distillation_loss"),
     "train.learning.networks": ("FusionHead",),
-    "train.models.api": ("TeacherArguments", "TrainingArguments", "distill", "train_baseline", "train_images", "train_teacher"),
+    "train.models.api": (
+        "StudentArguments",
+        "TeacherArguments",
+        "TrainingArguments",
+        "distill",
+        "train_baseline",
+        "train_images",
+        "train_teacher",
+    ),
     "train.models.train_model": ("TrainedModel",),
     "train.options.ray": ("RaySettings",),
     "train.options.settings": ("DistillationSettings", "Optimization", "Placement"),
@@ -105,6 +114,7 @@ __all__ = [
     "ShardFeaturizer",
     "ShardRecord",
     "Stopped",
+    "StudentArguments",
     "TableReport",
     "TeacherArguments",
     "TeacherTarget",

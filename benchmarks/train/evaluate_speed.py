@@ -26,7 +26,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries
 from train.learning.task_rules import rules_of
-from train.tools.evaluate import Classifier, load_classifier, predicted_logits
+from train.models.classifier import Classifier, load_classifier, predicted_logits
 
 TEXTS, FEW = 2000, 10
 # Words of a text, from short messages to documents: the logarithm is normal with this mean and standard deviation.

@@ -31,12 +31,14 @@ class Batch:
         labels: of the task, as ``Corpus.targets()``: int64 [B], float32 [B, K] or float32 [B].
         teachers: each teacher's outputs for these rows; empty for a model that is not distilled.
         class_weights: float32 [K], or None if all classes weigh the same.
+        anchor: float32 [B, K], the logits of an earlier model; None without one.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     teachers: tuple[TeacherOutputs, ...] = ()
     class_weights: torch.Tensor | None = None
+    anchor: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,8 @@ class TrainingData:
         teachers: the cached outputs of each teacher on the device, N + U rows; empty for a model that is not distilled.
         task: what the labels are.
         class_weights: float32 [K] on the device, or None.
-        unit: in which the numbers of a regression are learnt; labels and teachers' outputs are in it.
+        anchor: float32 [N + U, K] on the device, the logits of an earlier model; None without one.
+        unit: in which the numbers of a regression are learnt; labels and others' outputs are in it.
     """
 
     device: torch.device
@@ -63,6 +66,7 @@ class TrainingData:
     teachers: tuple[TeacherOutputs, ...] = ()
     task: Task = "single-label"
     class_weights: torch.Tensor | None = None
+    anchor: torch.Tensor | None = None
     unit: TargetUnit = field(default_factory=TargetUnit)
 
     @property
@@ -84,7 +88,8 @@ class TrainingData:
         if self.prefix is not None:
             inputs[PREFIX] = self.prefix.gather(rows)
         teachers = tuple(teacher.rows(rows_B) for teacher in self.teachers)
-        return Batch(inputs=inputs, labels=self.labels[rows_B], teachers=teachers, class_weights=self.class_weights)
+        anchor = None if self.anchor is None else self.anchor[rows_B]
+        return Batch(inputs=inputs, labels=self.labels[rows_B], teachers=teachers, class_weights=self.class_weights, anchor=anchor)
 
     def batches(self, batches: Sequence[NDArray[np.int64]], epoch: int | None = None) -> Iterator[Batch]:
         """Yield the tensors of each batch, while image tokens and hidden states of the following ones are prefetched."""

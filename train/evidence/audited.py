@@ -134,6 +134,12 @@ def _why_not(model: Recorded) -> InputError | None:
             expected="a student of the train texts alone, of whose halves its shadows are",
             do="audit one that was distilled without --unlabelled",
         )
+    if "anchor" in training:
+        return InputError(
+            got=f"{folder}, which was held near an earlier model (--anchor)",
+            expected="a student of the train texts alone, of whose halves its shadows are: that model may have seen both",
+            do="audit one that was distilled without --anchor",
+        )
     return None
 
 

@@ -228,12 +228,12 @@ def _kind_of_teacher(training: Mapping[str, Any]) -> str:
 
 
 def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """Return a student's row. None for students that no row has: with fewer layers, with unequal or only some of several teachers, with
-    teachers that are gone or were trained again; and of those on unlabelled texts, or of teachers with folds, with another loss or teachers
-    of several kinds."""
+    """Return a student's row. None for students that no row has: with fewer layers, with an anchor, with unequal or only some of several
+    teachers, with teachers that are gone or were trained again; and of those on unlabelled texts, or of teachers with folds, with another
+    loss or teachers of several kinds."""
     metrics = metrics_of(folder)
     teachers = [folder.parent / teacher["name"] for teacher in metrics["teachers"]]
-    if training["layers"] is not None or not all(is_whole(teacher) for teacher in teachers):
+    if training["layers"] is not None or "anchor" in training or not all(is_whole(teacher) for teacher in teachers):
         return None
     if "teachers" in training and not agree(training["teachers"], [_weights_hash(teacher) for teacher in teachers]):
         return None  # the folders have the same names but hold other models

@@ -197,6 +197,21 @@ def distillation_loss(
     return loss
 
 
+def anchored_loss(loss: torch.Tensor, student_BK: torch.Tensor, anchor_BK: torch.Tensor, *, weight: float, task: Task) -> torch.Tensor:
+    """Return ``(1 - λ)·loss + λ·f(a, s)``, a scalar in float32: distillation from an earlier model, which bounds how many of its answers
+    change (Jiang et al. 2022, arXiv 2106.02654). f is the task's, and the anchor's output is not softened.
+
+    Args:
+        loss: of the student without the anchor.
+        student_BK: its logits.
+        anchor_BK: those of the anchor, without gradient.
+        weight: λ.
+        task: of both.
+    """
+    near = rules_of(task).soft_loss(student_BK.float(), anchor_BK.float(), temperature=1.0, soften_student=False)
+    return (1 - weight) * loss + weight * near
+
+
 def _require_shapes(task: Task, student_BK: torch.Tensor, teachers: Sequence[TeacherTarget], labels_B: torch.Tensor) -> None:
     """Raise ValueError unless the shapes are the task's: torch would broadcast others."""
     batch, width = student_BK.shape

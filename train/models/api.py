@@ -27,7 +27,7 @@ from train.models.kinds import DistillationSource, ModelKind, baseline_kind, ima
 from train.models.plan import ModelPlan, compute_on
 from train.models.teachers import open_privileged, with_separator_of
 from train.models.train_model import TrainedModel, train_model
-from train.options.distillation import LEARNT, shares_of
+from train.options.distillation import ANCHOR_WEIGHT, LEARNT, require_anchor_weight, shares_of
 from train.options.settings import TEXT_MODEL, DistillationSettings, Optimization, OutputsDtype, Placement, Preset, Privileged
 from train.options.training import folds_suffix, require_model_name
 
@@ -61,6 +61,20 @@ class TeacherArguments(TrainingArguments, total=False):
 
     outputs_dtype: OutputsDtype
     folds: int | None
+
+
+class StudentArguments(TrainingArguments, total=False):
+    """The keyword arguments of ``distill``.
+
+    Attributes:
+        student_layers: keep only that many layers of the text model, 1 or more, evenly spaced; None = all.
+        anchor: an earlier student or baseline of the same classes, or its folder, near to whose answers the student is held; or None.
+        anchor_weight: its share of the loss, between 0 and 1 (default: 0.5).
+    """
+
+    student_layers: int | None
+    anchor: TrainedModel | str | Path | None
+    anchor_weight: float
 
 
 def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[TrainingArguments]) -> TrainedModel:
@@ -191,8 +205,7 @@ def distill(
     distillation: DistillationSettings | Preset = "paper",
     teacher_weights: Sequence[float] | Literal["learnt"] = (),
     unlabelled: Corpus | str | Path | None = None,
-    student_layers: int | None = None,
-    **training: Unpack[TrainingArguments],
+    **arguments: Unpack[StudentArguments],
 ) -> TrainedModel:
     """Distil a text-only student from the cached outputs of one teacher or several.
 
@@ -205,6 +218,8 @@ def distill(
         unlabelled: texts to distil on as well, or a file of them in a column ``text``; of pairs, or with other columns, a
             ``Corpus.from_texts(…)`` with the name of the file. Their images are in the store ``tokens-<name>`` of the run.
         student_layers: keep only that many layers of the text model, 1 or more, evenly spaced; None = all.
+        anchor: an earlier student or baseline of the same classes, or its folder, near to whose answers the student is held; or None.
+        anchor_weight: its share of the loss, between 0 and 1 (default: 0.5).
         text_model: name on the Hugging Face hub, folder, or "demo"; or ``find_text_model(name, max_length=…)`` (default:
             distilbert-base-uncased).
         optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
@@ -223,7 +238,13 @@ def distill(
     is_learnt = isinstance(teacher_weights, str) and teacher_weights == LEARNT
     shares = shares_of(LEARNT if is_learnt else require_numbers("teacher_weights", teacher_weights), len(folders))
     require_type("unlabelled", unlabelled, Corpus, str, Path, NoneType)
-    require_type("student_layers", student_layers, int, NoneType)
+    require_known_arguments(arguments, StudentArguments)
+    layers, anchor = arguments.get("student_layers"), arguments.get("anchor")
+    require_type("student_layers", layers, int, NoneType)
+    require_type("anchor", anchor, TrainedModel, str, Path, NoneType)
+    require_type("anchor_weight", weight := arguments.get("anchor_weight", ANCHOR_WEIGHT), int, float)
+    require_anchor_weight(weight, has_anchor=anchor is not None)
+    training = cast(TrainingArguments, {name: value for name, value in arguments.items() if name in TrainingArguments.__annotations__})
 
     def plan(compute: Compute) -> ModelPlan:
         extra = unlabelled
@@ -234,7 +255,9 @@ def distill(
             loss=loss,
             shares=shares,
             unlabelled=None if extra is None else with_separator_of(extra, corpus),
-            layers=student_layers,
+            layers=layers,
+            anchor=anchor.folder if isinstance(anchor, TrainedModel) else None if anchor is None else Path(anchor),
+            anchor_weight=weight,
         )
         return plan_model(student_kind(corpus, source, compute), folders[0].parent, **training)  # a record names teachers of its own run
 

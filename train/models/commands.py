@@ -59,6 +59,8 @@ def student(options: StudentOptions) -> dict[str, Any]:
             teacher_weights=options.teacher_weights,
             unlabelled=None if options.unlabelled is None else load_unlabelled(options.unlabelled, options),
             student_layers=options.student_layers,
+            anchor=options.anchor_folder,
+            anchor_weight=options.anchor_weight,
             **training,
         ).to_json()
 

@@ -218,6 +218,8 @@ def _calls(corpus: Corpus) -> list[str]:
 def model_card(text_model: TextModel, corpus: Corpus, metrics: Mapping[str, Any]) -> str:
     """Return the model card: the task, accuracies, how the model was trained, and the licences of what it derives from."""
     config, origin, shown = metrics["config"], _origin(metrics.get("teachers", ())), rules_of(corpus.task).metrics
+    if "anchor" in metrics:
+        origin += ", and held near to the answers of an earlier model (arXiv 2106.02654)"
     separator = text_model.tokenizer.sep_token if corpus.separator else None
     rows = "\n".join(f"| {' | '.join([split, *(in_words(metric, metrics[metric][split]) for metric in shown)])} |" for split in SPLITS)
     licences = "\n".join(f"* {line}" for line in metrics["licenses"])

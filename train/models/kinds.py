@@ -18,9 +18,10 @@ from train.data.teacher_outputs import TeacherOutputs
 from train.data.text_model import TextModel, keep_layers, load_text_classifier
 from train.data.training_data import Batch
 from train.learning.loop import Loss
-from train.learning.losses import Distillation, TeacherTarget, distillation, distillation_loss
+from train.learning.losses import Distillation, TeacherTarget, anchored_loss, distillation, distillation_loss
 from train.learning.networks import FusionHead, ImageClassifier, Output, Student, TextClassifier, text_dropout, text_width
 from train.learning.task_rules import rules_of
+from train.models.anchor import Anchor, find_anchor
 from train.models.class_shares import soft_labels
 from train.models.teachers import (
     NO_IMAGE_TOKENS,
@@ -32,7 +33,7 @@ from train.models.teachers import (
     require_same_folds,
     require_task,
 )
-from train.options.distillation import Shares
+from train.options.distillation import ANCHOR_WEIGHT, Shares
 from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
@@ -52,6 +53,7 @@ class ModelKind:
         image_tokens: the image tokens it reads, or None.
         privileged: whose images it reads.
         extra: unlabelled texts it is trained on as well, or None.
+        anchor: an earlier model near to whose answers it is held, or None.
         teachers: the outputs it is distilled on, for the corpus followed by ``extra``.
         teacher_records: name, privileged information and share of each teacher, for ``metrics.json``.
         learnt_shares: the teachers' shares by group of classes, for ``metrics.json``; None if they are given.
@@ -73,6 +75,7 @@ class ModelKind:
     image_tokens: ImageTokens | None = None
     privileged: Privileged = "images"
     extra: Corpus | None = None
+    anchor: Anchor | None = None
     teachers: tuple[TeacherOutputs, ...] = ()
     teacher_records: tuple[dict[str, Any], ...] = ()
     learnt_shares: dict[str, Any] | None = None
@@ -182,6 +185,8 @@ class DistillationSource:
             other soft terms.
         unlabelled: texts to distil on as well, or None.
         layers: of the text model that the student keeps; None = all.
+        anchor: folder of an earlier model near to whose answers it is held, or None.
+        anchor_weight: λ, the anchor's share of the loss.
     """
 
     teachers: Sequence[Path]
@@ -189,6 +194,8 @@ class DistillationSource:
     shares: Shares
     unlabelled: Corpus | None = None
     layers: int | None = None
+    anchor: Path | None = None
+    anchor_weight: float = ANCHOR_WEIGHT
 
 
 def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -> ModelKind:
@@ -200,6 +207,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             learnt for another task than single-label; or as ``outputs_for`` does.
     """
     teachers, extra = [find_teacher(folder) for folder in source.teachers], source.unlabelled
+    anchor = None if source.anchor is None else find_anchor(source.anchor, corpus, source.anchor_weight)
     for teacher in teachers:
         require_task(teacher, corpus)
     has_folds = require_same_folds(teachers) is not None
@@ -220,16 +228,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             keep_layers(model, source.layers)
         return Student(TextClassifier(model), [outputs.embeddings.shape[1] for outputs in cached] if weights.beta else [], image_widths)
 
-    def loss(output: Output, batch: Batch) -> torch.Tensor:
-        # Without a distance of the embeddings nothing is projected, and the teacher's are a placeholder that the loss does not read.
-        students = output.projected or [teacher.embeddings for teacher in batch.teachers]
-        predictions = output.predicted or [None for _ in batch.teachers]
-        targets = [
-            TeacherTarget(share, teacher.logits, teacher.embeddings, student_BD, teacher.images, predicted_BI)
-            for share, teacher, student_BD, predicted_BI in zip(soft.shares, batch.teachers, students, predictions, strict=True)
-        ]
-        return distillation_loss(weights, output.logits, targets, batch.labels, task=corpus.task, class_weights=batch.class_weights)
-
+    of_models = [*(teacher.metrics for teacher in teachers), *([] if anchor is None else [anchor.metrics])]
     return ModelKind(
         command="student",
         corpus=corpus,
@@ -243,19 +242,21 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             "distillation": {name: value for name, value in vars(weights).items() if (name, value) != ("predict_image", 0)},
             "layers": source.layers,
             "unlabelled": None if extra is None else extra.fingerprint(),
+            **({} if anchor is None else {"anchor": {"model": anchor.model, "weight": anchor.weight}}),
         },
         build=build,
-        loss=loss,
+        loss=_student_loss(weights, soft.shares, source.anchor_weight, corpus.task),
         learns_labels=weights.hard > 0,
         is_contrastive=weights.embedding_loss == "infonce" and (weights.beta > 0 or weights.predict_image > 0),
         extra=extra,
+        anchor=anchor,
         teachers=soft.outputs,
         teacher_records=tuple(
             {"name": teacher.folder.name, "privileged": teacher.fingerprint["privileged"], "share": round(share, 6), **_more(teacher)}
             for teacher, share in zip(teachers, soft.shares, strict=True)
         ),
         learnt_shares=soft.record,
-        licenses=tuple(dict.fromkeys(line for teacher in teachers for line in teacher.metrics["licenses"])),
+        licenses=tuple(dict.fromkeys(line for metrics in of_models for line in metrics["licenses"])),
         notice=next((teacher.metrics["notice"] for teacher in teachers if teacher.metrics["notice"]), None),
         settings={
             **vars(source.loss),
@@ -263,8 +264,28 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             "teacher_weights": source.shares if isinstance(source.shares, str) else list(source.shares),
             "student_layers": source.layers,
             "unlabelled": None if extra is None else extra.name,
+            **({} if anchor is None else {"anchor": str(anchor.folder), "anchor_weight": anchor.weight}),
         },
     )
+
+
+def _student_loss(weights: Distillation, shares: Sequence[float], anchor_weight: float, task: Task) -> Loss:
+    """Return the loss of a student of one teacher or several, and of an anchor if the batches have its logits."""
+
+    def loss(output: Output, batch: Batch) -> torch.Tensor:
+        # Without a distance of the embeddings nothing is projected, and the teacher's are a placeholder that the loss does not read.
+        students = output.projected or [teacher.embeddings for teacher in batch.teachers]
+        predictions = output.predicted or [None for _ in batch.teachers]
+        targets = [
+            TeacherTarget(share, teacher.logits, teacher.embeddings, student_BD, teacher.images, predicted_BI)
+            for share, teacher, student_BD, predicted_BI in zip(shares, batch.teachers, students, predictions, strict=True)
+        ]
+        loss = distillation_loss(weights, output.logits, targets, batch.labels, task=task, class_weights=batch.class_weights)
+        if batch.anchor is None:
+            return loss
+        return anchored_loss(loss, output.logits, batch.anchor, weight=anchor_weight, task=task)
+
+    return loss
 
 
 def _more(teacher: FoundTeacher) -> dict[str, Any]:

@@ -42,6 +42,10 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
         texts = TokenIds.of(plan.text_model, tokens, device, padding_is_read=padding_is_read(model))
         require_readable(model, texts)
     targets, unit = _targets(plan, model)
+    anchor = None
+    if kind.anchor is not None:
+        with processes.first_before_others():
+            anchor = unit.learnt(kind.anchor.logits(plan.corpora, plan.run_dir, plan.compute)).to(device)
     data = TrainingData(
         device=device,
         labels=targets.to(device),
@@ -50,6 +54,7 @@ def load_model(plan: ModelPlan, processes: Processes) -> tuple[nn.Module, Traini
         teachers=tuple(_in_units(teacher, unit, plan.learnt_rows).to(device) for teacher in kind.teachers),
         task=kind.corpus.task,
         class_weights=None if plan.class_weights is None else torch.from_numpy(plan.class_weights).to(device),
+        anchor=anchor,
         unit=unit,
     )
     return model, data

@@ -23,7 +23,7 @@ from train.learning.distributed import Processes
 from train.learning.loop import best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier, last_linear, padding_is_read
 from train.learning.predict import predict
-from train.learning.task_rules import METRIC_NAMES, Metric, in_words, rules_of
+from train.learning.task_rules import METRIC_NAMES, Metric, in_words, plain_number, rules_of
 from train.models.folds import FoldOutputs, crossed, finished_without_folds, fold_outputs
 from train.models.hub_export import checked_rows, export_classifier, rehearse, require_same_answers
 from train.models.loading import head_history, load_model, training_of_plan
@@ -191,6 +191,9 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     metrics["compute"] = _compute_record(plan, model, learnt_from, processes)
     if parts:
         metrics["folds"] = {"count": len(parts), "seed": metrics["seed"], "each": [part.record for part in parts], "seen": seen}
+    if kind.anchor is not None:
+        anchor_NK = kind.anchor.logits(plan.corpora, plan.run_dir, plan.compute)[: len(kind.corpus.examples)]
+        metrics["anchor"] = kind.anchor.record(kind.corpus, anchor_NK, output.logits, metrics.get(THRESHOLDS))
     if processes.is_first:
         write_predictions(plan.folder / PREDICTIONS, kind.corpus, output.logits)
         if plan.keeps_weights or kind.command == "teacher":
@@ -201,8 +204,17 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         finish(plan.folder, metrics)
     trained = TrainedModel(folder=plan.folder, metrics=metrics, already_done=False)
     scores = ", ".join(f"{split} {in_words(trained.metric, value)}" for split, value in trained.score.items())
-    say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} {scores}")
+    say(f"done: {plan.folder}; {METRIC_NAMES[trained.metric]} {scores}{_churn_in_words(plan, metrics)}")
     return trained
+
+
+def _churn_in_words(plan: ModelPlan, metrics: Mapping[str, Any]) -> str:
+    """Return how far a model's answers are from its anchor's; nothing without one."""
+    if plan.kind.anchor is None:
+        return ""
+    what = "churn" if "churn" in metrics["anchor"] else "difference"
+    by_split = ", ".join(f"{split} {plain_number(value)}" for split, value in metrics["anchor"][what].items())
+    return f"; {what} against {plan.kind.anchor.folder.name} {by_split}"
 
 
 def _write_model(plan: ModelPlan, model: nn.Module, output: Output, metrics: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from lugpi_core.errors import InputError, number_of
 from train.options.settings import DistillationSettings
 from train.options.training import ModelOptions, require_model_name
 
+ANCHOR_WEIGHT = 0.5
 LEARNT: Literal["learnt"] = "learnt"
 Shares = tuple[float, ...] | Literal["learnt"]
 
@@ -28,6 +29,12 @@ class StudentOptions(DistillationSettings, ModelOptions):
     student_layers: int | None = None
     """Keep only that many layers of the text model, evenly spaced (default: all)."""
 
+    anchor: Path | None = None
+    """Hold the answers near to those of an earlier model, so that fewer of them change: a student or baseline of the same classes, by its
+    name in the run or its folder. Its answers to train and unlabelled texts are one more soft label."""
+    anchor_weight: float = ANCHOR_WEIGHT
+    """Share of the --anchor in the loss, the rest of which has the others: near 0 it is ignored, near 1 nothing else is learnt."""
+
     def __post_init__(self) -> None:
         ModelOptions.__post_init__(self)
         DistillationSettings.__post_init__(self)
@@ -42,11 +49,30 @@ class StudentOptions(DistillationSettings, ModelOptions):
                 got=f"--teachers {' '.join(self.teachers)}", expected="one name or several different ones", do="name each once"
             )
         shares_of(self.teacher_weights, len(self.teachers))
+        require_anchor_weight(self.anchor_weight, has_anchor=self.anchor is not None)
+
+    @property
+    def anchor_folder(self) -> Path | None:
+        """Folder of the anchor: of a plain name, in the run."""
+        is_name = self.anchor is not None and self.anchor.name == str(self.anchor)
+        return self.run / self.anchor if self.anchor is not None and is_name else self.anchor
 
     @property
     def shares(self) -> Shares:
         """Each teacher's share, which sum to 1; or learnt."""
         return shares_of(self.teacher_weights, len(self.teachers))
+
+
+def require_anchor_weight(weight: float, *, has_anchor: bool) -> None:
+    """Raise InputError unless it is a share of the loss, and there is an anchor that has it."""
+    if not 0 < weight < 1:
+        raise InputError(
+            got=f"--anchor-weight {weight}", expected="a share of the loss between 0 and 1, both excluded", do="give for instance 0.5"
+        )
+    if not has_anchor and weight != ANCHOR_WEIGHT:
+        raise InputError(
+            got=f"--anchor-weight {weight} without --anchor", expected="the model whose share it is", do="give --anchor, or leave it out"
+        )
 
 
 def shares_of(weights: Shares, teachers: int) -> Shares:

@@ -8,8 +8,9 @@ from lugpi_core.errors import InputError
 from train.options.settings import TEXT_MODEL, DevicePlacement, Optimization, OutputsDtype, Placement, Privileged
 
 SHOTS = "shots-"  # begins the names of the folders with models of a few shots
+ANCHORS = "anchors"  # the folder of a run with what earlier models answer
 # Folders of a run that are not models.
-_NOT_MODELS = (".", "..", "token-ids", "prefix", "sweep", "audit")
+_NOT_MODELS = (".", "..", "token-ids", "prefix", "sweep", "audit", ANCHORS)
 
 
 def require_model_name(name: str, *, flag: str) -> None:
@@ -17,7 +18,7 @@ def require_model_name(name: str, *, flag: str) -> None:
     if not name or Path(name).name != name or name in _NOT_MODELS or name.startswith(("tokens", SHOTS)):
         raise InputError(
             got=f"{flag} {name}",
-            expected=f"a plain folder name other than token-ids, prefix, sweep and audit, and not beginning with tokens or {SHOTS}",
+            expected=f"a plain folder name, not {', '.join(_NOT_MODELS[2:-1])} or {ANCHORS}, and not beginning with tokens or {SHOTS}",
             do="give for instance teacher-vit",
         )
 

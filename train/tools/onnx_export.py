@@ -21,13 +21,13 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.errors import InputError
 from lugpi_core.files import whole_file
-from lugpi_core.runtime.libraries import prepare_libraries
+from lugpi_core.runtime.libraries import prepare_libraries, start_up
 from lugpi_core.runtime.pretrained import reason
 from train.data.text_model import TextModel
 from train.data.token_ids import TokenIds, tokenize
 from train.learning.task_rules import rules_of
+from train.models.classifier import Classifier, load_classifier
 from train.options.tools import OnnxOptions
-from train.tools.evaluate import Classifier, load_classifier
 from train.tools.onnx_figures import export_int8
 from train.tools.onnx_session import OUTPUT, OnnxSession, whole_batch
 
@@ -51,7 +51,8 @@ def onnx(options: OnnxOptions) -> dict[str, Any]:
     """
     prepare_libraries()
     require_packages()
-    classifier = load_classifier(options.model)
+    with start_up():
+        classifier = load_classifier(options.model)
     weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in classifier.model.parameters())
     if weights_bytes > LARGEST_BYTES:
         got = f"{options.model} of {weights_bytes / 1e9:.1f} GB"

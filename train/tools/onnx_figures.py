@@ -22,9 +22,9 @@ from train.data.text_model import TextModel
 from train.data.token_ids import TokenIds, Tokens, texts_of, token_ids, tokenize
 from train.file_names import METRICS
 from train.learning.task_rules import METRIC_NAMES, rules_of
+from train.models.classifier import Classifier
 from train.models.model_folder import training_of
 from train.models.predictions import rounded
-from train.tools.evaluate import Classifier
 from train.tools.onnx_int8 import write_int8
 from train.tools.onnx_session import OnnxSession
 

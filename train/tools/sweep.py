@@ -61,7 +61,7 @@ from train.models.on_ray import share_of_model
 from train.models.plan import ModelPlan, compute_on
 from train.models.shared import SharedInputs
 from train.models.teachers import with_separator_of
-from train.options.distillation import StudentOptions
+from train.options.distillation import ANCHOR_WEIGHT, StudentOptions
 from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Optimization, Placement
 from train.options.sweep import SWEPT, SweepOptions
@@ -72,6 +72,7 @@ AT_ONCE = "trials_at_once"  # in space.json, if it is not 1
 SHOWN = 5
 LOOK_EVERY_S = 1.0
 _WEIGHTS = ("hard", "alpha", "beta")
+_LATER = (("predict_image", 0), ("anchor_weight", ANCHOR_WEIGHT))
 
 
 def sweep(options: SweepOptions) -> dict[str, Any]:
@@ -274,13 +275,12 @@ def _require_same_sweep(options: SweepOptions, inputs: _Inputs, at_once: int) ->
     swept = {dimension.name for dimension in options.space}
     given = {name: getattr(options, name) for name in SWEPT}
     space = {
-        **{name: value for name, value in decided.items() if name not in ("distillation", "layers")},
+        **{name: value for name, value in decided.items() if name not in ("distillation", "layers", "anchor")},
         "command": "sweep",
-        # The weight came later: it counts where it is not the default, so that older sweeps are continued.
+        **({"anchor": decided["anchor"]["model"]} if "anchor" in decided else {}),
+        # Options that came later count where they are not the default, so that older sweeps are continued.
         "flags": {
-            name: value
-            for name, value in {**decided["flags"], **given}.items()
-            if name not in swept and (name, value) != ("predict_image", 0)
+            name: value for name, value in {**decided["flags"], **given}.items() if name not in swept and (name, value) not in _LATER
         },
         "over": {dimension.name: dimension.record() for dimension in options.space},
         "sampler_seed": options.sampler_seed,
@@ -330,6 +330,8 @@ def _plan(options: SweepOptions, number: int, parameters: dict[str, Any], inputs
         shares=options.shares,
         unlabelled=inputs.unlabelled,
         layers=student.student_layers,
+        anchor=options.anchor_folder,
+        anchor_weight=student.anchor_weight,
     )
     placement = part_of(options, Placement)
     return ModelPlan(

@@ -16,9 +16,9 @@ from train.learning.networks import TextClassifier
 from train.models import hub_export
 from train.models import train_model as training
 from train.models.api import distill, train_baseline, train_teacher
+from train.models.classifier import load_classifier, predicted_logits
 from train.models.hub_export import REHEARSAL, escaped, rehearse
 from train.options.settings import Optimization
-from train.tools.evaluate import load_classifier, predicted_logits
 
 STEPS = Optimization(epochs=1, learning_rate=1e-3, optimizer="adamw")
 

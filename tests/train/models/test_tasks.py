@@ -14,9 +14,10 @@ import lugpi
 from lugpi_core.corpora.corpus import Corpus
 from tests.support.small_tasks import SPLITS, multi_label_corpus, pairs_corpus, plant_tokens, regression_corpus
 from tests.support.topics import topic_texts
+from train.models.classifier import load_classifier
 from train.models.predictions import read_predictions
 from train.options.tools import EvaluateOptions
-from train.tools.evaluate import evaluate, load_classifier
+from train.tools.evaluate import evaluate
 
 FAST: dict[str, Any] = {"text_model": "demo", "optimization": lugpi.Optimization(epochs=2, learning_rate=1e-3, optimizer="adamw")}
 CORPORA = {"multi-label": multi_label_corpus, "regression": regression_corpus, "pairs": pairs_corpus}

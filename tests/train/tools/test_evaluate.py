@@ -16,8 +16,9 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import ROOT
+from train.models.classifier import load_classifier, predicted_logits
 from train.options.tools import EvaluateOptions
-from train.tools.evaluate import class_columns, evaluate, label_numbers, load_classifier, predicted_logits
+from train.tools.evaluate import class_columns, evaluate, label_numbers
 
 TEXTS = ["a dog", "the cat is a small animal with fur and a tail that hunts at night", "bread", "a blue, cloudy sky", "x " * 300]
 NAMES = ("animals", "food", "sky")

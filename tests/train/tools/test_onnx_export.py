@@ -14,8 +14,8 @@ import torch
 import train.tools.onnx_export as exporting
 from lugpi_core.command_line import run
 from lugpi_core.runtime.pretrained import embedded_model
+from train.models.classifier import load_classifier
 from train.options.tools import OnnxOptions
-from train.tools.evaluate import load_classifier
 from train.tools.onnx_export import check_batches, onnx
 
 NAMES = {0: "animals", 1: "food", 2: "sky"}

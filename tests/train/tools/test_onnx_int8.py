@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 import train.tools.onnx_figures as figures_module
 from lugpi_core.command_line import run
 from lugpi_core.errors import InputError
+from train.models.classifier import load_classifier
 from train.models.commands import baseline
 from train.options.tools import OnnxOptions
 from train.options.training import BaselineOptions
-from train.tools.evaluate import load_classifier
 from train.tools.onnx_export import check_batches, onnx
 from train.tools.onnx_figures import export_int8
 from train.tools.onnx_int8 import write_int8
