@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 from lugpi_core.cluster.connection import require_cluster
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
-from lugpi_core.corpora.options import CorpusSettings, require_folds
+from lugpi_core.corpora.options import CorpusSettings, Task, require_folds
 from lugpi_core.corpora.shots import shots_of
 from lugpi_core.corpora.user_corpus import load_unlabelled
 from lugpi_core.errors import InputError
@@ -30,7 +30,7 @@ from train.evidence.found_models import columns_of_rows, folders_of_corpus, foun
 from train.evidence.on_ray import train_on_ray
 from train.evidence.outcome import Outcome
 from train.evidence.row_figures import PAPER_DATASETS, scored
-from train.evidence.rows import ALL, GROUPS, PlannedModel, chosen_tables, models_of, rows_of
+from train.evidence.rows import ALL, GROUPS, LEARNT_ENDING, PlannedModel, chosen_tables, models_of, rows_of
 from train.evidence.schedule import Experiment, add_finished, refuse_launchers, train_models
 from train.evidence.side_by_side import processes_for, train_side_by_side
 from train.evidence.table_report import TablePlan, TableReport, table_report
@@ -38,7 +38,7 @@ from train.learning.losses import Distillation, Terms
 from train.learning.progress import require_trackers
 from train.models.api import warn_of_idle_settings
 from train.models.arguments import require_trainable
-from train.models.kinds import loss_weights
+from train.models.kinds import loss_weights, require_boundary
 from train.models.plan import compute_on
 from train.models.teachers import with_separator_of
 from train.options.ray import RaySettings
@@ -174,7 +174,7 @@ def compare(
     ray = arguments.get("ray", RaySettings())
     if ray.ray is not None:
         require_cluster(ray.ray)
-    plan = _plan(run, request, loss)
+    plan = _plan(run, request, loss, corpus.task)
     warn_of_idle_settings(optimization)
     refuse_launchers()
     require_trackers(placement.track)
@@ -283,8 +283,10 @@ def _attend(corpus: Corpus, placement: DevicePlacement | None) -> Attend | None:
     return None if placement is None else partial(attention_overlap, corpus=corpus, compute=compute_on(placement))
 
 
-def _plan(run: Path, request: TableRequest, loss: DistillationSettings) -> TablePlan:
+def _plan(run: Path, request: TableRequest, loss: DistillationSettings, task: Task) -> TablePlan:
     """Return what to train and show."""
+    is_mixed = any(name.endswith(LEARNT_ENDING) for name in request.rows)
+    require_boundary(loss, task, has_folds=request.folds is not None, is_mixed=is_mixed)
     columns = columns_of_rows(run, request.columns)
     if not columns and any(name in (ALL, *GROUPS) for name in request.rows):
         raise InputError(

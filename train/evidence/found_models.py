@@ -195,8 +195,8 @@ def _settings(row: str, training: Mapping[str, Any]) -> Iterator[tuple[str, Any]
     # A student and its control should have the same loss.
     ending = next((f" named {ending}" for ending in ("-ce", "-l2") if row.endswith(ending)), "")
     loss = training.get("distillation", {})
-    if loss and not is_without_images(row):
-        loss = {"predict_image": 0.0, **loss}  # recorded where it is not 0
+    if loss:  # what is recorded where it is not the default
+        loss = {"kd_extra": "none", **({} if is_without_images(row) else {"predict_image": 0.0}), **loss}
     for name, value in flat(loss):
         yield f"the students{ending} differ in {name}", value
 

@@ -34,7 +34,7 @@ from train.models.plan import ModelPlan, compute_on
 from train.models.shared import SharedInputs
 from train.models.train_model import confirm_model, fit_model
 from train.options.distillation import LEARNT, shares_of
-from train.options.settings import DistillationSettings, Optimization, Placement
+from train.options.settings import KD_EXTRA_WEIGHT, DistillationSettings, Optimization, Placement
 from train.options.tables import shots_folder
 
 LOOK_EVERY_S = 1.0
@@ -235,7 +235,7 @@ def row_loss(loss: DistillationSettings, row: Row) -> DistillationSettings:
     """Return the loss of a row's students: without the soft term that the row leaves out, without the prediction of images that its teacher
     does not see, and without these terms' own settings, which would be warned of as having no effect."""
     if row.terms == "l2":
-        return replace(loss, alpha=0.0, temperature=None)
+        return replace(loss, alpha=0.0, temperature=None, kd_extra="none", kd_extra_weight=KD_EXTRA_WEIGHT)
     left = replace(loss, beta=0.0) if row.terms == "ce" else loss
     if is_without_images(row.name):
         left = replace(left, predict_image=0.0)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.fields import require_choice
+from train.learning.boundary import Heads, boundary_loss
 from train.learning.task_rules import rules_of
-from train.options.settings import DistillationSettings, EmbeddingLoss
+from train.options.settings import KD_EXTRA_WEIGHT, DistillationSettings, EmbeddingLoss, KdExtra
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ class Distillation:
         temperature: τ.
         soften_student: divide the student's logits by τ too, and multiply the term by τ² so that its gradient keeps its size.
         embedding_loss: which distance both are.
+        kd_extra: "bss" for the softened cross-entropy at samples behind the teacher's boundary too.
+        kd_extra_weight: its weight.
 
     Raises:
         InputError: a weight is negative, the temperature is not positive, or there is no such distance.
@@ -51,6 +54,8 @@ class Distillation:
     soften_student: bool = False
     embedding_loss: EmbeddingLoss = "mse"
     predict_image: float = 0.0
+    kd_extra: KdExtra = "none"
+    kd_extra_weight: float = KD_EXTRA_WEIGHT
 
     def __post_init__(self) -> None:
         values = {name: value for name, value in vars(self).items() if name != "soften_student"}
@@ -76,6 +81,7 @@ class TeacherTarget(NamedTuple):
         student_BD: the student's embeddings in this teacher's width.
         images_BI: the teacher's image vectors, in the unit in which they are predicted; None if they are not.
         predicted_BI: what the student predicts of them.
+        heads: what a step in the student's space of embeddings adds to the logits of both; None without boundary samples.
     """
 
     weight: float
@@ -84,6 +90,7 @@ class TeacherTarget(NamedTuple):
     student_BD: torch.Tensor
     images_BI: torch.Tensor | None = None
     predicted_BI: torch.Tensor | None = None
+    heads: Heads | None = None
 
 
 def distillation(preset: str = "paper", **given: Any) -> Distillation:
@@ -155,7 +162,8 @@ def distillation_loss(
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return Eq. 2, its soft terms summed over the teachers: ``hard·h(y, s) + Σ_i w_i·(α·f(t_i, s) + β·d(e_i, e_S) + γ·d(v_i, v̂_i))``, a
-    scalar in float32; the term of γ, ``predict_image``, is not the paper's.
+    scalar in float32; the term of γ, ``predict_image``, is not the paper's. With ``kd_extra`` each teacher has the term of
+    ``boundary_loss`` too, of the weight ``kd_extra_weight``; only for one label per text.
 
     The task decides h and f: see docs/method.md. For one label per text both are the cross-entropy, f with ``softmax(t_i/τ)``; for several
     both are the binary cross-entropy of each class, f with ``σ(t_i/τ)``; for a number both are the squared error.
@@ -183,7 +191,7 @@ def distillation_loss(
     loss = student_BK.new_zeros(())
     if weights.hard:
         loss = loss + weights.hard * rules.hard_loss(student_BK, labels_B, class_weights)
-    for weight, logits_BK, embeddings_BD, student_BD, images_BI, predicted_BI in teachers:
+    for weight, logits_BK, embeddings_BD, student_BD, images_BI, predicted_BI, heads in teachers:
         if weights.alpha:
             soft = rules.soft_loss(student_BK, logits_BK.float(), temperature=weights.temperature, soften_student=weights.soften_student)
             loss = loss + weight * weights.alpha * soft
@@ -194,6 +202,11 @@ def distillation_loss(
                 raise ValueError("predict_image without images_BI and predicted_BI of a teacher")
             distance = embedding_distance(predicted_BI.float(), images_BI.float(), weights.embedding_loss)
             loss = loss + weight * weights.predict_image * distance
+        if weights.kd_extra == "bss":
+            if heads is None:
+                raise ValueError("kd_extra without heads of a teacher")
+            softening: Any = {"temperature": weights.temperature, "soften_student": weights.soften_student}
+            loss = loss + weight * weights.kd_extra_weight * boundary_loss(student_BK, logits_BK, heads, labels_B, **softening)
     return loss
 
 

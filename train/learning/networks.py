@@ -12,6 +12,7 @@ from torch import nn
 
 from lugpi_core.errors import InputError
 from train.data.privileged import HAS_IMAGE
+from train.learning.boundary import Heads
 from train.learning.classifier_head import find_logits_layer, last_tokens, mean_tokens, reads_padding, states_of, taken
 from train.learning.compile import masked, takes_expanded_mask
 
@@ -21,12 +22,14 @@ _NO_IMAGE_STD = 0.02  # that of a BERT's new embeddings
 
 class Output(NamedTuple):
     """A model's output for a batch: logits [B, K] and the embeddings [B, D] that its last Linear reads; of a student, also these embeddings
-    projected to the width of each teacher, in their order, and its predictions of each teacher's image vectors, if it makes any."""
+    projected to the width of each teacher, in their order, its predictions of each teacher's image vectors, if it makes any, and what a
+    step from its embeddings adds to its logits and to each teacher's, if that is asked for."""
 
     logits: torch.Tensor
     embeddings: torch.Tensor
     projected: tuple[torch.Tensor, ...] = ()
     predicted: tuple[torch.Tensor, ...] = ()
+    heads: tuple[Heads, ...] = ()
 
 
 class TextClassifier(nn.Module):
@@ -110,14 +113,24 @@ class Student(nn.Module):
         classifier: of embeddings of D dimensions.
         teacher_widths: of each teacher's embeddings; empty if they are not compared.
         image_widths: of each teacher's image vectors; empty if they are not predicted.
+        teacher_heads: the weight of each teacher's last Linear, [K, its width]; empty if no boundary is looked for.
     """
 
-    def __init__(self, classifier: TextClassifier, teacher_widths: Sequence[int], image_widths: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        classifier: TextClassifier,
+        teacher_widths: Sequence[int],
+        image_widths: Sequence[int] = (),
+        teacher_heads: Sequence[torch.Tensor] = (),
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         width = classifier.embedding_width
         self.project = nn.ModuleList(nn.Identity() if other == width else nn.Linear(width, other) for other in teacher_widths)
         self.predict_image = nn.ModuleList(nn.Linear(width, other) for other in image_widths)
+        for number, head_KD in enumerate(teacher_heads):
+            self.register_buffer(f"teacher_head_{number}", head_KD, persistent=False)
+        self._heads = len(teacher_heads)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
         """Return logits [B, K], embeddings [B, D], those in each teacher's width and the predicted image vectors [B, I] for ``input_ids``
@@ -126,7 +139,13 @@ class Student(nn.Module):
         return output._replace(
             projected=tuple(project(output.embeddings) for project in self.project),
             predicted=tuple(predict(output.embeddings) for predict in self.predict_image),
+            heads=tuple(Heads(self.classifier.last_linear.weight, self._teacher_head(number)) for number in range(self._heads)),
         )
+
+    def _teacher_head(self, number: int) -> torch.Tensor:
+        """Return what a step from the student's embeddings, projected to a teacher's width, adds to that teacher's logits, [K, D]."""
+        head, project = self.get_buffer(f"teacher_head_{number}"), self.project[number]
+        return head @ project.weight.detach() if isinstance(project, nn.Linear) else head
 
 
 class FusionHead(nn.Module):

@@ -11,6 +11,7 @@ from torch import nn
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.options import Task
+from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.layout import OWN_IMAGES
 from train.data.image_tokens import ImageTokens
@@ -28,12 +29,13 @@ from train.models.teachers import (
     FoundTeacher,
     build_teacher,
     find_teacher,
+    last_layer,
     outputs_for,
     require_images,
     require_same_folds,
     require_task,
 )
-from train.options.distillation import ANCHOR_WEIGHT, Shares
+from train.options.distillation import ANCHOR_WEIGHT, LEARNT, Shares
 from train.options.settings import DistillationSettings, OutputsDtype, Privileged
 
 
@@ -204,19 +206,21 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
 
     Raises:
         InputError: every weight of the loss is zero; a teacher is missing or unfinished, or has no images to predict; shares are to be
-            learnt for another task than single-label; or as ``outputs_for`` does.
+            learnt for another task than single-label; or as ``require_boundary``, ``find_anchor`` and ``outputs_for`` do.
     """
     teachers, extra = [find_teacher(folder) for folder in source.teachers], source.unlabelled
     anchor = None if source.anchor is None else find_anchor(source.anchor, corpus, source.anchor_weight)
     for teacher in teachers:
         require_task(teacher, corpus)
     has_folds = require_same_folds(teachers) is not None
+    require_boundary(source.loss, corpus.task, has_folds=has_folds, is_mixed=source.shares == LEARNT)
     weights = loss_weights(source.loss, corpus.task, has_folds=has_folds)
     if weights.predict_image:
         for teacher in teachers:
             require_images(teacher)
     cached = tuple(outputs_for(teacher, corpus, extra, compute, with_images=weights.predict_image > 0) for teacher in teachers)
     soft = soft_labels(corpus, teachers, cached, source.shares, weights.temperature)
+    heads = [last_layer(teacher) for teacher in teachers] if weights.kd_extra == "bss" else []
     image_widths = [outputs.images.shape[1] for outputs in cached if outputs.images is not None]
 
     def build(text_model: TextModel) -> nn.Module:
@@ -226,7 +230,8 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         model = load_text_classifier(text_model, corpus)
         if source.layers is not None:
             keep_layers(model, source.layers)
-        return Student(TextClassifier(model), [outputs.embeddings.shape[1] for outputs in cached] if weights.beta else [], image_widths)
+        widths = [outputs.embeddings.shape[1] for outputs in cached] if weights.beta or heads else []
+        return Student(TextClassifier(model), widths, image_widths, heads)
 
     of_models = [*(teacher.metrics for teacher in teachers), *([] if anchor is None else [anchor.metrics])]
     return ModelKind(
@@ -238,8 +243,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             "teachers_embeddings": [str(outputs.embeddings.dtype).removeprefix("torch.") for outputs in cached],
             "shares": list(soft.shares),
             **({} if soft.learnt is None else {"class_shares": soft.learnt.fingerprint()}),
-            # A setting that came later counts where it is not the default, so that older students are recognized.
-            "distillation": {name: value for name, value in vars(weights).items() if (name, value) != ("predict_image", 0)},
+            "distillation": _recorded(weights),
             "layers": source.layers,
             "unlabelled": None if extra is None else extra.fingerprint(),
             **({} if anchor is None else {"anchor": {"model": anchor.model, "weight": anchor.weight}}),
@@ -269,16 +273,25 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
     )
 
 
+def _recorded(weights: Distillation) -> dict[str, Any]:
+    """Return the weights of a loss for a fingerprint: those that came later where they count, so that older students are recognized."""
+    idle = {"predict_image"} if weights.predict_image == 0 else set()
+    idle |= {"kd_extra", "kd_extra_weight"} if weights.kd_extra == "none" else set()
+    return {name: value for name, value in vars(weights).items() if name not in idle}
+
+
 def _student_loss(weights: Distillation, shares: Sequence[float], anchor_weight: float, task: Task) -> Loss:
     """Return the loss of a student of one teacher or several, and of an anchor if the batches have its logits."""
 
     def loss(output: Output, batch: Batch) -> torch.Tensor:
         # Without a distance of the embeddings nothing is projected, and the teacher's are a placeholder that the loss does not read.
         students = output.projected or [teacher.embeddings for teacher in batch.teachers]
-        predictions = output.predicted or [None for _ in batch.teachers]
+        predictions, heads = output.predicted or [None for _ in batch.teachers], output.heads or [None for _ in batch.teachers]
         targets = [
-            TeacherTarget(share, teacher.logits, teacher.embeddings, student_BD, teacher.images, predicted_BI)
-            for share, teacher, student_BD, predicted_BI in zip(shares, batch.teachers, students, predictions, strict=True)
+            TeacherTarget(share, teacher.logits, teacher.embeddings, student_BD, teacher.images, predicted_BI, of_teacher)
+            for share, teacher, student_BD, predicted_BI, of_teacher in zip(
+                shares, batch.teachers, students, predictions, heads, strict=True
+            )
         ]
         loss = distillation_loss(weights, output.logits, targets, batch.labels, task=task, class_weights=batch.class_weights)
         if batch.anchor is None:
@@ -310,6 +323,8 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label", *,
         temperature=settings.temperature,
         embedding_loss=settings.embedding_loss,
         predict_image=settings.predict_image,
+        kd_extra=settings.kd_extra,
+        kd_extra_weight=settings.kd_extra_weight,
     )
     if has_folds and settings.beta is None and weights.alpha and weights.beta:
         say(
@@ -317,13 +332,37 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label", *,
             "rotated into that of the teacher on all texts"
         )
         weights = replace(weights, beta=0.0)
-    if settings.temperature is not None and weights.alpha == 0:
+    if weights.kd_extra != "none" and weights.beta == 0:
+        say(f"note: --kd-extra {weights.kd_extra} with --beta 0: nothing but it brings the student's embeddings into the teacher's space")
+    if settings.temperature is not None and weights.alpha == 0 and weights.kd_extra == "none":
         say("warning: --temperature has no effect with --alpha 0")
     elif settings.temperature is not None and task == "regression":
         say("warning: --temperature has no effect on a regression: a teacher's number is no distribution that could be softened")
     if settings.embedding_loss != "mse" and weights.beta == weights.predict_image == 0:
         say(f"warning: --embedding-loss {settings.embedding_loss} has no effect without --beta or --predict-image")
     return weights
+
+
+def require_boundary(settings: DistillationSettings, task: Task, *, has_folds: bool, is_mixed: bool = False) -> None:
+    """Raise InputError if samples at the boundary are asked for where a teacher has none that is known."""
+    if settings.kd_extra == "none":
+        return
+    do = "leave --kd-extra out"
+    if task != "single-label":
+        why = {"multi-label": "where each class is a question of its own", "regression": "whose answers are numbers"}[task]
+        raise InputError(got=f"--kd-extra {settings.kd_extra} for a {task} task, {why}", expected="one class for each text", do=do)
+    if has_folds:
+        raise InputError(
+            got=f"--kd-extra {settings.kd_extra} with teachers of folds, each of which has a boundary of its own",
+            expected="teachers that were trained on all texts",
+            do=f"{do}, or name teachers without folds",
+        )
+    if is_mixed:
+        raise InputError(
+            got=f"--kd-extra {settings.kd_extra} with --teacher-weights learnt, a mixture of teachers that has no last layer",
+            expected="shares that are the same for all texts",
+            do=f"{do}, or give the weights",
+        )
 
 
 def label_loss(task: Task) -> Loss:

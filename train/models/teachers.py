@@ -113,6 +113,15 @@ def require_images(teacher: FoundTeacher) -> None:
         raise _no_vectors(str(teacher.folder), without)
 
 
+def last_layer(teacher: FoundTeacher) -> torch.Tensor:
+    """Return the weight of the Linear that makes a teacher's logits, float32 [K, D]."""
+    from safetensors import safe_open
+
+    with safe_open(teacher.folder / WEIGHTS, framework="pt") as file:
+        weight_KD: torch.Tensor = file.get_tensor("head.classify.weight")
+    return weight_KD.float()
+
+
 def build_teacher(text_model: TextModel, classes: int, image_width: int | None, no_image_tokens: int | None = None) -> Teacher:
     """Return a teacher with the pretrained text encoder and a new head; ``image_width`` is None for one that reads no images,
     ``no_image_tokens`` the tokens that it learns in place of an image, if some texts have none."""

@@ -11,6 +11,7 @@ from lugpi_core.runtime.device import DeviceChoice, DtypeChoice, require_seed
 ClassWeights = Literal["none", "balanced"]
 CompileChoice = Literal["auto", "on", "off"]
 EmbeddingLoss = Literal["mse", "sum-of-squares", "cosine", "infonce"]
+KdExtra = Literal["none", "bss"]
 OptimizerChoice = Literal["auto", "adamw8bit", "adamw"]
 OutputsDtype = Literal["float32", "float16"]
 PrefixDtype = Literal["float16", "float32"]
@@ -23,6 +24,8 @@ TokensOn = Literal["auto", "device", "pinned", "disk"]
 Tracker = Literal["tensorboard", "wandb"]
 Update = Literal["full", "head", "lp-ft"]
 
+# Of the boundary samples: where the authors' schedule begins.
+KD_EXTRA_WEIGHT = 2.0
 TEXT_MODEL = "distilbert-base-uncased"
 
 
@@ -171,6 +174,11 @@ class DistillationSettings:
     """Distance of embeddings, and of --predict-image: mean over the dimensions of the squared differences, their sum, 1 - cosine, or the
     contrastive InfoNCE, by which a text is nearer to its own embedding of the teacher than to those of the other texts of the batch. If
     student and teacher have different widths, a Linear between them is trained and discarded afterwards."""
+    kd_extra: KdExtra = "none"
+    """bss: one more soft label, at samples behind the teacher's decision boundary, to which a step in the student's space of embeddings
+    leads from each text that the teacher answers right."""
+    kd_extra_weight: float = KD_EXTRA_WEIGHT
+    """Weight of --kd-extra."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -179,5 +187,11 @@ class DistillationSettings:
                 raise InputError(got=f"--{name} {value}", expected="a weight of 0 or more", do="give for instance 1")
         if not (self.predict_image >= 0 and isfinite(self.predict_image)):
             raise InputError(got=f"--predict-image {self.predict_image}", expected="a weight of 0 or more", do="give for instance 1")
+        if not (self.kd_extra_weight > 0 and isfinite(self.kd_extra_weight)):
+            raise InputError(got=f"--kd-extra-weight {self.kd_extra_weight}", expected="a weight above 0", do="give for instance 1")
+        if self.kd_extra == "none" and self.kd_extra_weight != KD_EXTRA_WEIGHT:
+            raise InputError(
+                got=f"--kd-extra-weight {self.kd_extra_weight} without --kd-extra", expected="what it weighs", do="add --kd-extra bss"
+            )
         if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
             raise InputError(got=f"--temperature {self.temperature}", expected="a positive temperature", do="give for instance 8")

@@ -21,6 +21,8 @@ SWEPT = (
     "kd_preset",
     "predict_image",
     "embedding_loss",
+    "kd_extra",
+    "kd_extra_weight",
     "anchor_weight",
     "epochs",
     "seed",
@@ -67,7 +69,7 @@ class SweepOptions(RaySettings, StudentOptions):
     over: tuple[str, ...]
     """What is searched, each as NAME=LOW:HIGH (on a log scale if HIGH is at least 100 LOW, or with :log appended) or NAME=A,B,C.
     NAME is temperature, alpha, beta, hard, learning_rate, weight_decay, batch_size, student_layers, kd_preset, predict_image,
-    embedding_loss, anchor_weight (with --anchor), epochs or seed."""
+    embedding_loss, kd_extra, kd_extra_weight (with --kd-extra), anchor_weight (with --anchor), epochs or seed."""
     trials: int = 20
     """Number of students, including those of earlier runs of the same sweep; the first 10 have random settings."""
     sampler_seed: int = 0

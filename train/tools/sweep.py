@@ -63,7 +63,7 @@ from train.models.shared import SharedInputs
 from train.models.teachers import with_separator_of
 from train.options.distillation import ANCHOR_WEIGHT, StudentOptions
 from train.options.ray import RaySettings
-from train.options.settings import DistillationSettings, Optimization, Placement
+from train.options.settings import KD_EXTRA_WEIGHT, DistillationSettings, Optimization, Placement
 from train.options.sweep import SWEPT, SweepOptions
 from train.options.tools import flags_of
 
@@ -72,7 +72,7 @@ AT_ONCE = "trials_at_once"  # in space.json, if it is not 1
 SHOWN = 5
 LOOK_EVERY_S = 1.0
 _WEIGHTS = ("hard", "alpha", "beta")
-_LATER = (("predict_image", 0), ("anchor_weight", ANCHOR_WEIGHT))
+_LATER = (("predict_image", 0), ("anchor_weight", ANCHOR_WEIGHT), ("kd_extra", "none"), ("kd_extra_weight", KD_EXTRA_WEIGHT))
 
 
 def sweep(options: SweepOptions) -> dict[str, Any]:
@@ -304,7 +304,8 @@ def _hardest(options: SweepOptions) -> dict[str, Any]:
     hardest: dict[str, Any] = {
         name: choose(corners[name]) for name, choose in (("predict_image", max), ("batch_size", min)) if name in corners
     }
-    return hardest | ({"embedding_loss": "infonce"} if "infonce" in corners.get("embedding_loss", ()) else {})
+    refused = {"embedding_loss": "infonce", "kd_extra": "bss"}
+    return hardest | {name: choice for name, choice in refused.items() if choice in corners.get(name, ())}
 
 
 def _require_layers(options: SweepOptions, text_model: TextModel) -> None:
