@@ -122,7 +122,7 @@ def test_the_loss_is_usable_by_itself() -> None:
         (lugpi.train_baseline, lugpi.TrainingArguments),
         (lugpi.train_images, lugpi.TrainingArguments),
         (lugpi.train_teacher, lugpi.TeacherArguments),
-        (lugpi.distill, lugpi.TrainingArguments),
+        (lugpi.distill, lugpi.StudentArguments),
         (lugpi.compare, lugpi.ComparisonArguments),
     ],
 )
