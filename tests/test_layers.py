@@ -61,6 +61,8 @@ OPTION_DOORS = {
     "featurize/maintain.py",
     "featurize/inspect/command.py",
     "featurize/inspect/info.py",
+    "lugpi/cli.py",
+    "lugpi/see.py",
     "train/cli.py",
     "train/models/commands.py",
     "train/evidence/audit.py",
@@ -108,6 +110,7 @@ HEAVY = (
 COMMANDS = {
     "featurize": ("", "verify", "info", "inspect", "score", "reduce", "plan", "missing", "merge"),
     "train": ("", "baseline", "images", "teacher", "student", "sweep", "evaluate", "onnx", "tables", "audit", "report"),
+    "lugpi": ("", "see"),
     "benchmarks": (
         "",
         "store",

@@ -41,9 +41,16 @@ class ImageEncoder:
     @torch.inference_mode()
     def encode_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         """Return the tokens of the encoder's own input, float32: float16 [B, T, D] on the device."""
+        return self._tokens(pixels_B3SS).to(torch.float16)
+
+    def differentiable(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of square images in [0, 1] with their gradients, [B, T, D] in the encoder's dtype on the device."""
+        return self._tokens(self.pixels(images_B3HW))
+
+    def _tokens(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         tokens_BTD = pooled_tokens(self._tower(pixels_B3SS.to(self._device, self._dtype)), self.files)
         assert tokens_BTD.shape[1:] == (self.files.tokens, self.files.width), tokens_BTD.shape
-        return tokens_BTD.to(torch.float16)
+        return tokens_BTD
 
     def try_out(self, side_px: int) -> None:
         """Encode one black image of that side. Errors are those of the model's library."""
@@ -69,7 +76,7 @@ class ImageEncoder:
         return self.files.preprocessing.pixels(images_B3HW)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what the tower keeps from the call must not be of inference mode: a gradient may go through it later
 def _try_size(files: EncoderFiles, tower: nn.Module) -> None:
     """Encode black pixels on the CPU, in float32: without numbers no index is checked, and one that a GPU checks ends the process. The
     tower is the encoder's own or, where that computes on another device or in another dtype, a copy: what it keeps from the call, such as

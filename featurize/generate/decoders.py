@@ -250,6 +250,10 @@ class LatentDecoder:
     @torch.inference_mode()
     def decode(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return the images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]; NaN where the decoder overflows."""
+        return self.differentiable(latents_BChw)
+
+    def differentiable(self, latents_BChw: torch.Tensor) -> torch.Tensor:
+        """Return the same images with their gradients."""
         return in_unit_range(self._family.decode(self._vae, latents_BChw.to(self._device, dtype_of(self._vae))))
 
 

@@ -77,6 +77,18 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
             expected="open_clip, whose text towers are read here",
             do="add an encoder such as clip-vit-b32",
         )
+    return files_of(column)
+
+
+def files_of(column: ColumnSpec) -> EncoderFiles:
+    """Return the files of the encoder that a column of tokens comes from.
+
+    Raises:
+        InputError: no encoder is recorded, or its files are not within reach or have changed.
+    """
+    encoder = column.fingerprint.get("encoder")
+    if not isinstance(encoder, Mapping):
+        raise _unrecorded(column.name)
     if "pca" in encoder:
         raise InputError(
             got=f"{column.name}, components of tokens (featurize reduce)",
@@ -96,11 +108,7 @@ def encoder_of(column: ColumnSpec) -> EncoderFiles:
 def _encoder_named(name: str, flags: Mapping[str, Any]) -> EncoderFiles:
     """Return the encoder of the flags that gives the name to its column."""
     candidates = tuple(map(str, flags.get("encoders") or ()))
-    missing = InputError(
-        got=f"a column {name!r} that no featurize command wrote",
-        expected="one whose encoder is recorded",
-        do="encode the images with python -m featurize --encoders",
-    )
+    missing = _unrecorded(name)
     # A preset has its column's name; of others only the files tell.
     for candidate in sorted(expand_encoders(candidates), key=lambda candidate: candidate != name):
         try:
@@ -111,6 +119,14 @@ def _encoder_named(name: str, flags: Mapping[str, Any]) -> EncoderFiles:
         if files.name == name:
             return files
     raise missing
+
+
+def _unrecorded(name: str) -> InputError:
+    return InputError(
+        got=f"a column {name!r} that no featurize command wrote",
+        expected="one whose encoder is recorded",
+        do="encode the images with python -m featurize --encoders",
+    )
 
 
 def text_agreement(

@@ -18,7 +18,7 @@ PAGES = (
 )
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`\n]+)`")
-_COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python -m (?:featurize|train|benchmarks|dev\.\w+)\b|torchrun |make [a-z])")
+_COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python -m (?:lugpi|featurize|train|benchmarks|dev\.\w+)\b|torchrun |make [a-z])")
 
 
 @dataclass(frozen=True)

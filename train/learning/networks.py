@@ -284,18 +284,19 @@ class Teacher(nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> Output:
         """Return logits [B, K] and embeddings [B, D] for ``input_ids``, ``attention_mask`` [B, L] where any is padded, what else the
         tokenizer returns, ``image_tokens`` [B, T, I] and, where some of the texts have none, ``has_image`` [B]."""
-        output: Output = self.head(*self._head_inputs(batch))
+        output: Output = self.head(*self.head_inputs(batch))
         return output
 
     def image_attention(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return how much the class tokens attend to each image token in the head's block, [B, T], for the inputs of ``forward``."""
-        image_BTI, text_BLD, padding_BL, class_B = self._head_inputs(batch)
+        image_BTI, text_BLD, padding_BL, class_B = self.head_inputs(batch)
         assert image_BTI is not None, "a teacher without images"
         return self.head.image_attention(image_BTI, text_BLD, padding_BL, class_B)
 
-    def _head_inputs(
+    def head_inputs(
         self, batch: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return the arguments of the head for a batch: image tokens, text states, padding, and where each text's class token is."""
         mask_BL = batch.get("attention_mask")
         inputs = taken(self.text_encoder, masked(batch, expanded=self._expanded))
         if "global_attention_mask" in inspect.signature(self.text_encoder.forward).parameters:

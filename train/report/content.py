@@ -187,6 +187,16 @@ class ShownStores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShownClasses:
+    """The pictures of classes that ``python -m lugpi see`` wrote: table, what its figures mean, and the sheet as PNG bytes."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: str
+    sheet: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """Everything that the page shows.
 
@@ -205,6 +215,7 @@ class ReportContent:
         audit: of these models, or None.
         shots: accuracy over the number of train texts of each class, by row and number; empty where ``tables --shots`` did not run.
         stores: compared stores, or None.
+        seen: pictures of classes, or None.
     """
 
     corpus: Corpus
@@ -221,6 +232,7 @@ class ReportContent:
     audit: ShownAudit | None = None
     shots: tuple[ShotsFigure, ...] = ()
     stores: ShownStores | None = None
+    seen: ShownClasses | None = None
 
     def model(self, role: Role) -> ShownModel | None:
         """Return the shown model of that role, or None."""

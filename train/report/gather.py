@@ -26,7 +26,7 @@ from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.task_rules import Metric, plain_number
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
-from train.report.recorded import audit_of, few_shots_of, stores_of
+from train.report.recorded import audit_of, few_shots_of, seen_of, stores_of
 from train.report.sources import sources_of
 
 # The most that the page shows of an example, so that 200 of them stay below 10 MB.
@@ -61,6 +61,7 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
     audit, audit_notes = audit_of(run, corpus)
     shots, shots_notes = few_shots_of(run, corpus)
     stores, stores_notes = stores_of(run, corpus)
+    seen, seen_notes = seen_of(run, corpus)
     examples = tuple(_example(corpus, row, n, models, cases, marks) for row, n in _chosen(corpus, selection, models, marks))
     return ReportContent(
         corpus=corpus,
@@ -70,13 +71,14 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
         curves=_curves(finished, models),
         cases=tuple(cases),
         examples=examples,
-        notes=(*tables.notes, *marks.notes, *audit_notes, *shots_notes, *stores_notes),
+        notes=(*tables.notes, *marks.notes, *audit_notes, *shots_notes, *stores_notes, *seen_notes),
         metrics=_metrics_of(finished, models),
         seed=selection.seed,
         is_blurred=marks.is_blurred,
         audit=audit,
         shots=shots,
         stores=stores,
+        seen=seen,
     )
 
 

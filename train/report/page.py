@@ -67,6 +67,8 @@ def page(content: ReportContent) -> str:
             shots_table=_table("Few shots", SHOTS_HEADER, [shots_cells(figure) for figure in content.shots], (), SHOTS_CAPTION),
             stores_table=None if content.stores is None else _table("Compared stores", content.stores.header, content.stores.rows),
             stores_charts=_stores_charts(content.stores),
+            seen_table=None if content.seen is None else _table("Pictures of classes", content.seen.header, content.seen.rows),
+            seen_url="" if content.seen is None else f"data:image/png;base64,{base64.b64encode(content.seen.sheet).decode('ascii')}",
             class_table=_class_table(content),
             numbers=_numbers_charts(content),
             curves=_curve_charts(content),

@@ -1,4 +1,4 @@
-"""What other commands recorded about a run: the audit, accuracy over few labels, and stores side by side.
+"""What other commands recorded about a run: the audit, accuracy over few labels, stores side by side, and pictures of classes.
 
 A record is shown only if it is of the run's models as they are now, or of the corpus as it is loaded now; otherwise a note says why not.
 """
@@ -13,10 +13,10 @@ from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_file
 from lugpi_core.thumbnails import COMPARISON
 from train.evidence.few_shots import ShotsFigure
-from train.file_names import AUDIT, PREDICTIONS, SHOTS_FIGURES
+from train.file_names import AUDIT, PREDICTIONS, SEEN, SHOTS_FIGURES
 from train.models.model_folder import training_of
 from train.options.training import SHOTS
-from train.report.content import ComparedColumn, ShownAgreement, ShownAudit, ShownProbe, ShownStores, StoreWork
+from train.report.content import ComparedColumn, ShownAgreement, ShownAudit, ShownClasses, ShownProbe, ShownStores, StoreWork
 
 # What reading a record raises that is not one of ours.
 _DAMAGED = (InputError, KeyError, TypeError, AttributeError, ValueError)
@@ -100,6 +100,28 @@ def _stores(record: Mapping[str, Any]) -> ShownStores:
         works=tuple(StoreWork(label=store["label"], **store["work"]) for store in record["stores"] if "left_out" not in store["work"]),
         sentences=tuple(map(str, record["sentences"])),
     )
+
+
+def seen_of(run: Path, corpus: Corpus) -> tuple[ShownClasses | None, tuple[str, ...]]:
+    """Return the pictures of classes to a teacher as it is now, and what is not shown, and why."""
+    path = run / SEEN
+    if not path.is_file():
+        return None, ()
+    again = "run python -m lugpi see again"
+    try:
+        record = read_json(path)
+        table, sheet = record["table"], run / Path(str(record["sheet"]["file"])).name
+        of_teacher = {run / str(name) / PREDICTIONS: of_answers for name, of_answers in record["models"].items()}
+        is_same = record["corpus"] == corpus.fingerprint() and _are_the_same({**of_teacher, sheet: record["sheet"]["hash"]})
+        rows, legend = tuple(tuple(map(str, cells)) for cells in table["rows"]), str(record["legend"])
+        shown = ShownClasses(
+            header=tuple(map(str, table["header"])), rows=rows, legend=legend, sheet=sheet.read_bytes() if is_same else b""
+        )
+    except _DAMAGED:
+        return None, (f"the pictures of classes are not shown: {path} is damaged; {again}",)
+    if not is_same:
+        return None, (f"the pictures of classes are not shown: {path} is of another teacher, corpus or sheet than the run's; {again}",)
+    return shown, ()
 
 
 def _are_the_same(predictions: Mapping[Path, str]) -> bool:

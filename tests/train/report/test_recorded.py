@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from lugpi_core.errors import InputError
+from lugpi_core.fingerprint import hash_file
 from lugpi_core.thumbnails import COMPARISON
 from tests.support.small_report import corpus_of, flags, hostile_csv, write_model, write_run
 from train.cli import main
 from train.evidence.few_shots import ShotsFigure
-from train.file_names import PREDICTIONS, SHOTS_FIGURES
+from train.file_names import PREDICTIONS, SEEN, SHOTS_FIGURES
 from train.options.tools import ReportOptions
 from train.report.charts import Chart, Curve, Line, Rect, Text
 from train.report.command import content_of
@@ -125,6 +126,29 @@ def test_compared_stores_are_shown_if_they_are_of_the_corpus(corpus_csv: Path, r
     assert "a&amp;b" in section
     assert "<li>clip: a note −1.5 points</li>" in section
     assert "<a>" not in section
+
+
+def test_pictures_of_classes_are_shown_if_they_are_of_the_teacher_that_is_there(corpus_csv: Path, run: Path) -> None:
+    (run / "seen.png").write_bytes(b"PNG")
+    record = {
+        "corpus": corpus_of(corpus_csv).fingerprint(),
+        "models": {"teacher": hash_file(run / "teacher" / PREDICTIONS)},
+        "table": {"header": ["class", "optimised, best"], "rows": [["<a>", "-1.25"]]},
+        "legend": "Log-odds.",
+        "sheet": {"file": "seen.png", "hash": hash_file(run / "seen.png")},
+    }
+    (run / SEEN).write_text(json.dumps(record))
+    text = page(content(corpus_csv, run))
+    section = text[text.index('id="seen"') : text.index('id="training"')]
+    assert 'src="data:image/png;base64,UE5H"' in section
+    assert "&lt;a&gt;" in section
+    assert "<td>−1.25</td>" in section
+    for change in ({"corpus": "another"}, {"models": {"teacher": "another"}}, {"models": {"gone": "another"}}):
+        (run / SEEN).write_text(json.dumps({**record, **change}))
+        shown = content(corpus_csv, run)
+        assert shown.seen is None
+        assert any("is of another teacher, corpus or sheet than the run's; run python -m lugpi see again" in note for note in shown.notes)
+    assert 'id="seen"' not in page(shown)
 
 
 def shapes(chart: Chart, kind: str) -> list[Any]:
