@@ -60,18 +60,22 @@ def logits_of(folder: Path) -> Any:
     return np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1, usecols=(3, 4, 5))
 
 
-@pytest.mark.parametrize("kind", ["teacher", pytest.param("student", marks=pytest.mark.soak)])
-def test_two_processes_train_the_same_model_as_one(
-    alone: Path, flags: tuple[str, ...], tmp_path: Path, new_command: Command, kind: str
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("teacher", 2), pytest.param("teacher", 4, marks=pytest.mark.soak), pytest.param("student", 2, marks=pytest.mark.soak)],
+)
+def test_several_processes_train_the_same_model_as_one(
+    alone: Path, flags: tuple[str, ...], tmp_path: Path, new_command: Command, kind: str, count: int
 ) -> None:
     launcher, more = KINDS[kind]
+    launcher = tuple(str(count) if word == "2" else word for word in launcher)
     run = tmp_path / "topics"
     for folder in {"teacher": ("tokens",), "student": ("teacher",)}.get(kind, ()):
         shutil.copytree(alone / folder, run / folder)
     done = new_command("-m", *launcher, kind, *flags, *more, "--run-dir", str(run))
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    assert json.loads(line)["compute"]["processes"] == 2
+    assert json.loads(line)["compute"]["processes"] == count
     assert done.stderr.count("done: ") == 1
     one, two = (json.loads((folder / kind / "metrics.json").read_text()) for folder in (alone, run))
     assert [record["loss"] for record in two["history"]] == pytest.approx([record["loss"] for record in one["history"]], abs=1e-5)
