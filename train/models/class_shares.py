@@ -3,10 +3,12 @@
 Shapes: N texts, K classes, G groups of classes, T teachers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus, Split
 from lugpi_core.errors import InputError
-from train.data.teacher_outputs import TeacherOutputs
 from train.learning.task_rules import rules_of
-from train.models.teachers import FoundTeacher
 from train.options.distillation import LEARNT, Shares
+
+if TYPE_CHECKING:  # tables and reports read what was learnt without torch
+    from train.data.teacher_outputs import TeacherOutputs
+    from train.models.teachers import FoundTeacher
 
 # A group's shares are drawn to those of all texts as if by that many texts more: groups of a few texts say little.
 PRIOR_TEXTS = 10.0
@@ -71,7 +75,7 @@ class ClassShares:
         return {"groups": [list(classes) for classes in self.groups], "shares": self.shares.tolist()}
 
     @classmethod
-    def of_training(cls, training: Mapping[str, Any]) -> "ClassShares | None":
+    def of_training(cls, training: Mapping[str, Any]) -> ClassShares | None:
         """Return the shares of a student from its ``training.json``; None if they were given."""
         if "class_shares" not in training:
             return None

@@ -190,10 +190,12 @@ def test_tables_compare_students_of_more_texts_with_their_control(
     assert main(["tables", *flags, *rows]) == 2
     assert "vit-demo" in capsys.readouterr().err, "no images of these texts, reported before anything is trained"
     assert not (run / "teacher-none").exists()
-    assert main(["tables", *flags, *rows, "--columns", "clip-demo"]) == 0
+    shown = tuple(f"student-{kind}-more" for kind in ("clip-demo", "none", "shuffled"))
+    assert main(["tables", *flags, *rows[:1], "baseline", *shown, *rows[3:], "--columns", "clip-demo"]) == 0
     captured = capsys.readouterr()
     report = json.loads((run / "tables.json").read_text())
-    assert report["trained"] == ["baseline", "teacher-none", "student-none-more"], "teacher and student exist under other names"
+    trained = ["baseline", "teacher-none", "teacher-shuffled", "student-none-more", "student-shuffled-more"]
+    assert report["trained"] == trained, "teacher and student exist under other names"
     assert [model["folder"] for model in report["rows"]["student-clip-demo-more"]["models"]] == ["student"]
     of_table = next(table for table in report["tables"] if table["name"] == "unlabelled")
     compared = [(one["row"], one["reference"]) for one in of_table["comparisons"]]
@@ -201,10 +203,12 @@ def test_tables_compare_students_of_more_texts_with_their_control(
         ("student-clip-demo-more", "baseline"),
         ("student-clip-demo-more", "student-none-more"),
         ("student-none-more", "baseline"),
+        ("student-shuffled-more", "baseline"),
+        ("student-shuffled-more", "student-none-more"),
     ]
     assert "student-none-more" in captured.out
     assert main(["tables", *flags, "--run-dir", str(run), "--no-train", "--seeds", "1"]) == 0
-    assert set(json.loads((run / "tables.json").read_text())["rows"]) >= {"student-clip-demo-more", "student-none-more"}
+    assert set(json.loads((run / "tables.json").read_text())["rows"]) >= {*shown}
 
 
 def test_texts_that_no_row_reads_are_warned_of(run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]) -> None:
