@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fingerprint import digest_of_lists
-from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.example_table import NO_IMAGE, read_example_table
 from lugpi_core.store.layout import BASIS
 from lugpi_core.store.manifest import ColumnSpec
 from lugpi_core.store.reader import ColumnReader, image_columns_of
@@ -152,7 +152,7 @@ def reduce_column(store: Path, corpus: Corpus, *, components: int, column: str |
             )
     if basis is None:
         rows = np.unique(table.drawings[corpus.rows("train")])
-        good = rows[~np.isin(rows, list(reader.flagged))]
+        good = rows[~np.isin(rows, [NO_IMAGE, *reader.flagged])]
         chosen = np.sort(np.random.default_rng(0).permutation(good)[:MOST_IMAGES])
         basis = fit_basis(_batches(reader, chosen), shape[1], components)
     encoder = {**reader.spec.fingerprint.get("encoder", {}), "name": name, "stored_as": "float16"}

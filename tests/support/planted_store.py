@@ -22,6 +22,7 @@ from lugpi_core.store.writer import ColumnWriter
 
 SPLITS = ("train", "validation", "test")
 SHARD_ROWS = 64
+SUBSET = {"texts": 10, "of": 20, "by": "herding", "vectors": "tf-idf of the train prompts"}
 
 
 # Inspects a planted store; returns the exit status, the figures of the last line, and what was printed for a person.
@@ -55,6 +56,15 @@ class Planted:
         for example, drawings in reversed(list(zip(self.corpus.examples, self.drawings, strict=True))):
             label_M[drawings] = example.label
         return label_M
+
+
+def write_table(store: Path, corpus: Corpus, without: tuple[int, ...], images_per_text: int = 1) -> None:
+    """Write a table in which each example has images of its own, but for some that have none."""
+    drawings = np.arange(len(corpus.examples) * images_per_text).reshape(-1, images_per_text)
+    drawings[list(without)] = -1
+    cut = np.zeros(len(drawings), bool)
+    table = ExampleTable(drawings=drawings, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint(), subset=SUBSET)
+    write_example_table(store, corpus, table)
 
 
 def plant(

@@ -20,7 +20,7 @@ from lugpi_core.store.reader import ColumnReader
 from lugpi_core.store.token_store import TokenStore
 from lugpi_core.store.verify import check_store
 from lugpi_core.store.virtual_view import write_view
-from tests.support.planted_store import Planted, plant, plant_column
+from tests.support.planted_store import Planted, plant, plant_column, write_table
 from tests.support.shards import shard_file
 
 T, D, NEW = 3, 12, 4
@@ -72,6 +72,14 @@ def test_components_are_those_of_the_train_tokens(planted: Planted, capsys: pyte
     assert columns_with_text_tower(store, ["wide", "wide-pca4"]) == ["wide"], "components are not what a text is compared with"
     assert TokenStore(store)["wide-pca4"].shape == (150, T, NEW)
     assert _command(planted, capsys, "--pca", str(NEW), "--column", "wide")[1]["rows"] == 0
+
+
+def test_texts_without_an_image_are_left_out_of_the_basis(planted: Planted) -> None:
+    store, without = planted.run_dir / "tokens", tuple(range(0, 90, 2))
+    write_table(store, planted.corpus, without)
+    train = np.setdiff1d(planted.corpus.rows("train"), [*without, 5, 100])
+    values = np.linalg.eigvalsh(np.cov(_tokens(150).astype(np.float64)[train].reshape(-1, D).T, bias=True))
+    assert reduce_column(store, planted.corpus, components=NEW).variance == pytest.approx(values[::-1][:NEW].sum() / values.sum(), rel=1e-6)
 
 
 def test_axes_are_orthonormal_and_their_sign_is_fixed() -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from lugpi_core.store.example_table import ExampleTable, read_example_table, write_example_table
-from tests.support.planted_store import Planted, plant, plant_column, telling_tokens
+from lugpi_core.store.example_table import read_example_table
+from tests.support.planted_store import SUBSET, Planted, plant, plant_column, telling_tokens, write_table
 from train.data.image_tokens import TokenSource, open_image_tokens
 from train.data.privileged import of_others
 from train.data.teacher_outputs import outputs_path, read_teacher_outputs
@@ -35,17 +35,7 @@ COMMON: dict[str, Any] = {
     "placement": Placement(device="cpu"),
 }
 STUDENT: dict[str, Any] = {name: COMMON[name] for name in ("text_model", "optimization", "placement")}
-SUBSET = {"texts": 10, "of": 20, "by": "herding", "vectors": "tf-idf of the train prompts"}
 NO_IMAGE = "head.no_image"
-
-
-def write_table(store: Path, corpus: Corpus, without: tuple[int, ...], images_per_text: int = 1) -> None:
-    """Write a table in which each example has images of its own, but for some that have none."""
-    drawings = np.arange(len(corpus.examples) * images_per_text).reshape(-1, images_per_text)
-    drawings[list(without)] = -1
-    cut = np.zeros(len(drawings), bool)
-    table = ExampleTable(drawings=drawings, prompt_cut=cut, corpus_fingerprint=corpus.fingerprint(), subset=SUBSET)
-    write_example_table(store, corpus, table)
 
 
 def plant_subset(folder: Path, *, images_per_text: int = 1, strength: float = 1.0) -> Planted:
