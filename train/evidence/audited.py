@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.duplicates import same_texts
 from lugpi_core.errors import InputError, nearest
-from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, has_text_vectors
+from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, rows_of_found
 from train.evidence.membership import (
     Attack,
     Floats,
@@ -27,7 +27,6 @@ from train.evidence.membership import (
     sampled,
     shadow_attack,
 )
-from train.evidence.rows import rows_of
 from train.evidence.shadows import Recorded, require_one_setting
 from train.file_names import PREDICTIONS
 from train.models.model_folder import training_of
@@ -101,10 +100,7 @@ def _by_row(finished: Sequence[Path], run: Path) -> dict[str, list[Path]]:
     for name, folder in found.folders.items():
         seed = training_of(folder)["flags"]["seed"]
         by_seed.setdefault(name.removesuffix(f"-seed{seed}") if seed else name, {})[seed] = folder
-    has_vectors = has_text_vectors(run, finished)
-    rows = rows_of(
-        columns, has_more=found.has_unlabelled, has_vectors=has_vectors, folds=sorted(found.folds), ensembles=sorted(found.ensembles)
-    )
+    rows = rows_of_found(run, columns, found)
     return {row.name: [folder for _, folder in sorted(by_seed[row.name].items())] for row in rows if row.name in by_seed}
 
 

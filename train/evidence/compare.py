@@ -26,7 +26,7 @@ from train.data.image_tokens import open_image_tokens
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.attention import attention_overlap
 from train.evidence.diversity import Attend
-from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, has_text_vectors, models_of_rows
+from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, has_text_vectors, models_of_rows, rows_of_found
 from train.evidence.on_ray import train_on_ray
 from train.evidence.outcome import Outcome
 from train.evidence.row_figures import PAPER_DATASETS, scored
@@ -263,11 +263,7 @@ def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> T
     dataset, finished = corpus if isinstance(corpus, str) else corpus.name, folders_of_corpus(run, corpus)
     columns = columns_of_rows(run, request.columns, finished)
     found = found_models(finished, columns)
-    has_vectors = has_text_vectors(run, finished)
-    folds = sorted(found.folds | (set() if request.folds is None else {request.folds}))
-    ensembles = sorted(found.ensembles | (set() if request.ensemble is None else {request.ensemble}))
-    has_more = request.has_unlabelled or found.has_unlabelled
-    rows = rows_of(columns, has_more=has_more, has_vectors=has_vectors, folds=folds, ensembles=ensembles)
+    rows = rows_of_found(run, columns, found, has_more=request.has_unlabelled, folds=request.folds, ensemble=request.ensemble)
     plan = TablePlan(
         rows=rows,
         tables=chosen_tables(request.rows, rows),

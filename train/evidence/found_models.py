@@ -18,10 +18,12 @@ from train.evidence.rows import (
     ENSEMBLE_IN_NAME,
     LEARNT_ENDING,
     MORE,
+    Row,
     clip_first,
     is_without_images,
     member_seeds,
     model_name,
+    rows_of,
     student_name,
     teacher_name,
 )
@@ -48,6 +50,11 @@ class FoundModels:
     folders: dict[str, Path]
     others: tuple[Path, ...]
     members: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def every_folder(self) -> dict[str, Path]:
+        """Those of rows and members."""
+        return {**self.folders, **self.members}
 
     @property
     def has_unlabelled(self) -> bool:
@@ -109,6 +116,33 @@ def found_models(finished: Sequence[Path], columns: Sequence[str]) -> FoundModel
         if (name := names[folder]) is not None:
             folders.setdefault(name, folder)
     return models_of_rows(folders, tuple(folder for folder in finished if folder not in folders.values()))
+
+
+def rows_of_found(
+    run: Path,
+    columns: Sequence[str],
+    found: FoundModels,
+    *,
+    has_more: bool = False,
+    folds: int | None = None,
+    ensemble: int | None = None,
+) -> tuple[Row, ...]:
+    """Return the rows that a run's finished models may have, and those that are asked for though no model of them is finished.
+
+    Args:
+        run: folder of the run.
+        columns: the image tokens that get rows.
+        found: the finished models.
+        has_more: whether rows of students on unlabelled texts are asked for.
+        folds, ensemble: numbers of folds and of teachers that are asked for; None = none.
+    """
+    return rows_of(
+        columns,
+        has_more=has_more or found.has_unlabelled,
+        has_vectors=has_text_vectors(run, [*found.every_folder.values(), *found.others]),
+        folds=sorted(found.folds | ({folds} if folds else set())),
+        ensembles=sorted(found.ensembles | ({ensemble} if ensemble else set())),
+    )
 
 
 def models_of_rows(folders: Mapping[str, Path], others: tuple[Path, ...] = ()) -> FoundModels:

@@ -42,7 +42,7 @@ from train.evidence.render import (
 )
 from train.evidence.resampling import SWAPS
 from train.evidence.row_figures import ScoredModel, findings_of, row_result
-from train.evidence.rows import BASELINE, ENSEMBLE_IN_NAME, Group, Row, member_seeds, model_name
+from train.evidence.rows import BASELINE, Group, PlannedModel, Row, model_name
 from train.evidence.verdicts import LEGEND, verdicts
 from train.evidence.why import needed_rows, why_table
 from train.learning.task_rules import METRIC_NAMES, rules_of
@@ -307,9 +307,10 @@ def table_report(
     every_row = {row.name: row for row in plan.rows}
     students = [row for row in shown.values() if row.command == "student"]
     compared = dict.fromkeys([*shown, *sorted(plan.references)])
-    models = {
-        name: _models(name, {**found.folders, **found.members}, seeds, read) for name in (*compared, *needed_rows(students, every_row))
-    }
+    folders = found.every_folder
+    models = {name: _models(name, folders, seeds, read) for name in (*compared, *needed_rows(students, every_row))}
+    ensembles = [row for row in plan.rows if row.members > 1 and row.name in models]
+    models |= {row.taught_by: _joint_teachers(row, folders, seeds, read) for row in ensembles}
     others = [read(folder) for folder in _others(plan, found)]
     if not others and not any(models[name] for name in shown):
         raise InputError(
@@ -359,23 +360,27 @@ def _task(models: Sequence[ScoredModel], run: Path) -> Task:
 
 def _of_one_kind(plan: TablePlan, found: FoundModels, read: Callable[[Path], ScoredModel]) -> dict[str, list[list[ScoredModel]]]:
     """Return teachers that differ in their seeds alone: by row those over its seeds, by ensemble those of each of its students."""
-    folders, seeds, groups = {**found.folders, **found.members}, plan.seeds, {}
+    folders, groups = found.every_folder, {}
     for row in plan.shown.values():
         if row.command == "teacher":
-            groups[row.name] = [list(_models(row.name, folders, seeds, read).values())]
+            groups[row.name] = [list(_models(row.name, folders, plan.seeds, read).values())]
     for row in plan.shown.values():
         if row.members > 1:
-            each = [[model_name(row.teachers[0], member) for member in member_seeds(seed, row.members)] for seed in seeds]
+            each = [PlannedModel(row=row, seed=seed).needs for seed in plan.seeds]
             groups[row.taught_by] = [[read(folders[name]) for name in names if name in folders] for names in each]
     return groups
 
 
 def _models(row: str, folders: Mapping[str, Path], seeds: Sequence[int], read: Callable[[Path], ScoredModel]) -> dict[int, ScoredModel]:
-    if (of_ensemble := ENSEMBLE_IN_NAME.search(row)) and row.startswith("teacher-"):
-        teacher, members = row.removesuffix(of_ensemble[0]), int(of_ensemble[1])
-        each = {seed: [model_name(teacher, member) for member in member_seeds(seed, members)] for seed in seeds}
-        return {seed: joint([read(folders[name]) for name in names]) for seed, names in each.items() if folders.keys() >= set(names)}
     return {seed: read(folders[name]) for seed in seeds if (name := model_name(row, seed)) in folders}
+
+
+def _joint_teachers(
+    student: Row, folders: Mapping[str, Path], seeds: Sequence[int], read: Callable[[Path], ScoredModel]
+) -> dict[int, ScoredModel]:
+    """Return by seed what the teachers of an ensemble answer together, where all of them are there."""
+    each = {seed: PlannedModel(row=student, seed=seed).needs for seed in seeds}
+    return {seed: joint([read(folders[name]) for name in names]) for seed, names in each.items() if folders.keys() >= set(names)}
 
 
 def _others(plan: TablePlan, found: FoundModels) -> list[Path]:

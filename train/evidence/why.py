@@ -47,7 +47,7 @@ def why_table(students: Sequence[Row], rows: Mapping[str, Row], models: Models) 
 def needed_rows(students: Sequence[Row], rows: Mapping[str, Row]) -> set[str]:
     """Return the names of the rows whose models ``why_table`` reads."""
     with_controls = [*students, *(rows[row.control] for row in students if row.control is not None)]
-    return {name for row in with_controls if row.command == "student" for name in (row.name, *row.teachers, row.taught_by)}
+    return {name for row in with_controls if row.command == "student" for name in (row.name, *row.teachers)}
 
 
 def _why_row(student: Row, control: Row | None, models: Models) -> WhyRow | None:

@@ -18,10 +18,10 @@ from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
 from train.evidence.fidelity import teachers_of
-from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, has_text_vectors
+from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, rows_of_found
 from train.evidence.outcome import Outcome
 from train.evidence.row_figures import ScoredModel, scored
-from train.evidence.rows import ALL, Row, chosen_tables, rows_of
+from train.evidence.rows import ALL, Row, chosen_tables
 from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.task_rules import Metric, plain_number
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
@@ -89,13 +89,7 @@ def _tables(
     folders = [model.folder for model in finished]
     columns = columns_of_rows(run, finished=folders)
     found = found_models(folders, columns)
-    rows = rows_of(
-        columns,
-        has_more=found.has_unlabelled,
-        has_vectors=has_text_vectors(run, folders),
-        folds=sorted(found.folds),
-        ensembles=sorted(found.ensembles),
-    )
+    rows = rows_of_found(run, columns, found)
     by_row: dict[str, dict[int, ScoredModel]] = {}
     for name, folder in found.folders.items():
         model = read(folder)

@@ -1,8 +1,6 @@
 """One of several images of a text for some epochs, then the next: ``--redraw``."""
 
 import json
-import os
-import signal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,11 @@ import pytest
 
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
+from tests.support.interruption import stop_once
 from tests.support.planted_store import Planted, plant, plant_column, telling_tokens
 from train.data.privileged import PrivilegedImages, next_of_each
 from train.evidence.compare import compare
 from train.evidence.shadows import Recorded
-from train.learning import loop
 from train.models.api import train_baseline, train_images, train_teacher
 from train.options.settings import Optimization, Placement
 from train.options.training import TeacherOptions
@@ -71,15 +69,7 @@ def test_an_image_stays_for_as_many_epochs_as_are_asked_for() -> None:
 def test_a_stopped_training_resumes_to_the_same_model_and_the_epochs_decide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = planted(tmp_path)
     whole = images(store, "whole")
-    one_step, has_stopped = loop.Learner.one_step, list[bool]()
-
-    def stops(learner: Any, *given: Any) -> float:
-        if learner.step == 5 and not has_stopped:
-            has_stopped.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return one_step(learner, *given)
-
-    monkeypatch.setattr(loop.Learner, "one_step", stops)
+    stop_once(monkeypatch, step=5)
     with pytest.raises(Stopped):
         images(store, "stopped")
     assert (images(store, "stopped") / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -1,8 +1,6 @@
 """Samples behind a teacher's boundary: the step and the loss by hand, and students that are distilled on them."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
+from tests.support.interruption import stop_once
 from tests.support.small_tasks import SPLITS, multi_label_corpus, regression_corpus
 from tests.support.small_training import tiny_classifier
 from tests.support.topics import topic_texts
@@ -23,7 +22,6 @@ from train.evidence.compare import compare
 from train.evidence.rows import Row
 from train.evidence.schedule import row_loss
 from train.evidence.shadows import Recorded
-from train.learning import loop
 from train.learning.boundary import BEHIND, Heads, boundary_loss, boundary_samples, drawn_classes
 from train.learning.losses import KD_PRESETS, TeacherTarget, distillation, distillation_loss
 from train.learning.networks import Student, TextClassifier
@@ -175,15 +173,7 @@ def test_a_stopped_student_draws_the_same_classes_again_and_the_term_decides_it(
     student: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, plain = student("whole"), student("plain", DistillationSettings())
-    one_step, has_stopped = loop.Learner.one_step, list[bool]()
-
-    def stops(learner: Any, *given: Any) -> float:
-        if learner.step == 2 and not has_stopped:
-            has_stopped.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return one_step(learner, *given)
-
-    monkeypatch.setattr(loop.Learner, "one_step", stops)
+    stop_once(monkeypatch, step=2)
     with pytest.raises(Stopped):
         student("stopped")
     assert (student("stopped") / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

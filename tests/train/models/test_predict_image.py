@@ -1,9 +1,7 @@
 """Students that predict the image vectors of their teachers: what is left of it, what resumes, what is refused."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
 from lugpi_core.store.token_store import TokenStore
+from tests.support.interruption import stop_once
 from tests.support.small_training import tiny_classifier
 from train.data.teacher_outputs import TeacherOutputs, outputs_path, read_teacher_outputs, write_teacher_outputs
-from train.learning import loop
 from train.learning.losses import Distillation, TeacherTarget, distillation_loss
 from train.learning.networks import Student, TextClassifier
 from train.models.api import distill, train_teacher
@@ -122,16 +120,7 @@ def test_a_student_with_other_weights_is_another_model(student: Train, both: Pat
 
 
 def test_a_stopped_student_resumes_to_the_same_model(student: Train, both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one_step = loop.Learner.one_step
-
-    def stops(learner: Any, *given: Any) -> float:
-        if learner.step == 4 and not has_stopped:
-            has_stopped.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return one_step(learner, *given)
-
-    has_stopped: list[bool] = []
-    monkeypatch.setattr(loop.Learner, "one_step", stops)
+    stop_once(monkeypatch, step=4)
     with pytest.raises(Stopped):
         student("stopped", BOTH)
     again = student("stopped", BOTH)

@@ -14,7 +14,7 @@ import pytest
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import ExampleTable, write_example_table
 from lugpi_core.thumbnails import FOLDER, ThumbnailSource, write_thumbnails
-from tests.support.small_report import BREAKOUT, HOSTILE, LABELS, corpus_of, flags, hostile_csv, write_model, write_run
+from tests.support.small_report import BREAKOUT, HOSTILE, LABELS, corpus_of, flags, write_model, write_run
 from tests.support.small_tables import PAPER_LOSS
 from train.cli import main
 from train.options.tools import ReportOptions
@@ -22,17 +22,6 @@ from train.report.command import content_of
 from train.report.content import ReportContent
 from train.report.gather import IMAGE_BYTES
 from train.report.page import asset, page, policy
-
-
-@pytest.fixture
-def corpus_csv(tmp_path: Path) -> Path:
-    return hostile_csv(tmp_path)
-
-
-@pytest.fixture
-def run(tmp_path: Path, corpus_csv: Path) -> Path:
-    write_run(tmp_path / "run", corpus_of(corpus_csv))
-    return tmp_path / "run"
 
 
 def content(corpus_csv: Path, run: Path, **more: Any) -> ReportContent:

@@ -13,7 +13,7 @@ import pytest
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import hash_file
 from lugpi_core.thumbnails import COMPARISON
-from tests.support.small_report import corpus_of, flags, hostile_csv, write_model, write_run
+from tests.support.small_report import corpus_of, flags, write_model
 from train.cli import main
 from train.evidence.few_shots import ShotsFigure
 from train.file_names import PREDICTIONS, SEEN, SHOTS_FIGURES
@@ -52,17 +52,6 @@ COMPARED = {
     ],
     "sentences": ["clip: a note -1.5 points"],
 }
-
-
-@pytest.fixture
-def corpus_csv(tmp_path: Path) -> Path:
-    return hostile_csv(tmp_path)
-
-
-@pytest.fixture
-def run(tmp_path: Path, corpus_csv: Path) -> Path:
-    write_run(tmp_path / "run", corpus_of(corpus_csv))
-    return tmp_path / "run"
 
 
 def content(corpus_csv: Path, run: Path) -> ReportContent:
