@@ -1,5 +1,6 @@
 """The whole experiment of the tables, on the embedded corpus and on real ones. A record contains what ``train tables`` wrote."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -7,10 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.harness import finish, minilm_folder
 from benchmarks.options import DemoOptions, ExperimentOptions, RealOptions
 from lugpi_core.command_line import say
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.demo import DEMO_MORE
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_text
 
@@ -27,7 +33,7 @@ class Experiment:
         corpus: flags that name the corpus.
         training: flags of all trainings.
         seeds: how many.
-        unlabelled: a file of texts on which students are distilled too.
+        unlabelled: a file of texts on which students are distilled too, with their prompts unless a text is its own.
         rows: rows of the tables.
         generation: flags of the images.
     """
@@ -56,10 +62,10 @@ DEMO = Experiment(
 _TEACHERS = ("baseline", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
 _WITH_FOLDS = ("student-clip-demo-folds{n}", "student-none-folds{n}", "student-shuffled-folds{n}")
 _AND_MORE = ("student-clip-demo-folds{n}-more", "student-none-folds{n}-more")
-# Teachers of several images, weighted, and what students of three of them keep.
-_SEVERAL = ("--several-images", "weighted", "--kd-preset", "hinton", "--temperature", "2", "--ensemble", "3")
-_KEPT = ("baseline", "teacher-clip-demo", "teacher-none", "teacher-shuffled")
-_KEPT_BY = tuple(f"student-{kind}-ensemble3-more" for kind in ("clip-demo", "none", "shuffled"))
+# Teachers of several images, weighted, and what their students keep: on the demo those of three teachers each.
+_SEVERAL = ("--several-images", "weighted", "--kd-preset", "hinton", "--temperature", "2")
+_KINDS = ("clip-demo", "none", "shuffled")
+_KEPT = ("baseline", *(f"teacher-{kind}" for kind in _KINDS))
 # About a thousand steps on each CWI corpus. On WikiNews a rate of 3e-4 diverges, and one epoch at 5e-5 is not enough (.79).
 _RATE = ("--learning-rate", "1e-4")
 # Faster than float32 on processors with bfloat16 multiplication (AVX512-BF16, AMX).
@@ -72,6 +78,20 @@ REAL = {
         corpus=("--dataset", "20ng", "--limit", "2000"), training=("--epochs", "4", "--max-length", "64", *_BF16, *_RATE), seeds=3
     ),
 }
+_REAL_ROWS = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
+# With several images: parts of the corpora that two cores train in two hours, above frozen layers where that costs little.
+_PART = ("--limit", "4500")
+_ABOVE_TWO = ("--epochs", "2", "--freeze-layers", "2", *_RATE)
+REAL_SEVERAL = {
+    "cwi-wikinews": Experiment(corpus=("--dataset", "cwi-wikinews", *_PART), training=_ABOVE_TWO, seeds=3),
+    "cwi-news": Experiment(corpus=("--dataset", "cwi-news", *_PART), training=_ABOVE_TWO, seeds=3),
+    "20ng-2000": Experiment(
+        corpus=("--dataset", "20ng", "--limit", "2000"),
+        training=("--epochs", "5", "--max-length", "64", "--update", "head", "--learning-rate", "1e-3"),
+        seeds=3,
+    ),
+}
+_WITHOUT_LABELS = 2000
 
 
 def measure_demo(options: DemoOptions) -> dict[str, Any]:
@@ -86,8 +106,9 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
         experiment = replace(DEMO, rows=rows, training=(*DEMO.training, "--folds", str(options.folds)))
         return finish(f"demo-folds{options.folds}", _settings(experiment) | _tables(options, "demo", experiment), record=options.record)
     if (images := options.images_per_text) is not None:
-        generation = ("--generator", "demo", "--encoders", "clip-demo", "--images-per-text", str(images))
-        experiment = replace(DEMO, rows=(*_KEPT, *_KEPT_BY), training=(*DEMO.training, *_SEVERAL), generation=generation)
+        rows = (*_KEPT, *(f"student-{kind}-ensemble3-more" for kind in _KINDS))
+        training = (*DEMO.training, *_SEVERAL, "--ensemble", "3")
+        experiment = replace(DEMO, rows=rows, training=training, generation=_several_images(images))
         name = f"demo-images{images}"
         return finish(name, _settings(experiment) | _tables(options, name, experiment), record=options.record)
     return finish("demo", _settings(DEMO) | _tables(options, "demo", DEMO), record=options.record)
@@ -102,16 +123,51 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     if unknown := [name for name in options.corpora if name not in REAL]:
         raise InputError(got=f"--corpora {unknown[0]}", expected=f"one of {', '.join(REAL)}", do="choose among them")
     text_model = ("--text-model", str(minilm_folder()) if options.text_model == "minilm" else options.text_model)
-    data = ("--data-dir", str(options.data_dir))
     results = {}
-    for name in options.corpora:
-        experiment = REAL[name]
-        configured = replace(
-            experiment, corpus=(*experiment.corpus, *data), training=(*experiment.training, *text_model), rows=options.rows
-        )
+    for corpus in options.corpora:
+        experiment, name = REAL[corpus], corpus
+        experiment = replace(experiment, rows=options.rows or _REAL_ROWS)
+        if (images := options.images_per_text) is not None:
+            name = f"{corpus}-images{images}"
+            experiment = _with_several_images(REAL_SEVERAL[corpus], images, options, make_folder(options.runs / name))
         settings = _settings(experiment) | {"text_model": options.text_model}
-        results[name] = finish(f"real-{name}", settings | _tables(options, name, configured), record=options.record)
+        configured = replace(
+            experiment,
+            corpus=(*experiment.corpus, "--data-dir", str(options.data_dir)),
+            training=(*experiment.training, *text_model),
+        )
+        results[corpus] = finish(f"real-{name}", settings | _tables(options, name, configured), record=options.record)
     return results
+
+
+def _several_images(images: int) -> tuple[str, ...]:
+    return ("--generator", "demo", "--encoders", "clip-demo", "--images-per-text", str(images))
+
+
+def _with_several_images(part: Experiment, images: int, options: RealOptions, run: Path) -> Experiment:
+    """Return the experiment on a part of a real corpus, with train texts from outside that part in a file of the run."""
+    named = dict(zip(part.corpus[::2], part.corpus[1::2], strict=True))
+    dataset, settings = named["--dataset"], CorpusSettings(data_dir=options.data_dir)
+    texts = texts_outside(load_corpus(dataset, replace(settings, limit=int(named["--limit"]))), load_corpus(dataset, settings))
+    write_text(run / "more.jsonl", "".join(json.dumps(text) + "\n" for text in texts))
+    rows = options.rows or (*_KEPT, *(f"student-{kind}-more" for kind in _KINDS))
+    return replace(
+        part,
+        training=(*part.training, *_SEVERAL),
+        unlabelled=run / "more.jsonl",
+        rows=rows,
+        generation=_several_images(images),
+    )
+
+
+def texts_outside(part: Corpus, whole: Corpus, *, count: int = _WITHOUT_LABELS) -> list[dict[str, str]]:
+    """Return that many distinct train texts of the whole corpus that the part does not have, with their prompts; fewer if it has fewer.
+    They are drawn with seed 0 and in the corpus's order."""
+    known = {example.text for example in part.examples} | {example.text for example in whole.examples if example.split != "train"}
+    others = {example.text: example.prompt for example in whole.examples if example.text not in known}
+    chosen = sorted(np.random.default_rng(0).permutation(len(others))[:count].tolist())
+    texts = list(others)
+    return [{"text": texts[place], "prompt": others[texts[place]]} for place in chosen]
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
@@ -128,6 +184,9 @@ def _tables(options: ExperimentOptions, name: str, experiment: Experiment) -> di
     if experiment.unlabelled is not None:
         texts = _first_texts(experiment.unlabelled, make_folder(run)) if options.smoke else experiment.unlabelled
         more = ("--unlabelled", str(texts))
+        # The demo's texts are their own prompts; those of other corpora are a column.
+        if experiment.unlabelled.suffix == ".jsonl":
+            more += ("--prompt-column", "prompt")
     for named in (more, ()) if more else ((),):
         run_commands([("featurize", *common, *experiment.generation, *named)])
         if experiment.has_several_images:

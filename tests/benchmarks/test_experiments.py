@@ -10,6 +10,7 @@ import pytest
 from benchmarks import experiments, harness
 from benchmarks.cli import main
 from benchmarks.options import DemoOptions, RealOptions
+from lugpi_core.corpora.corpus import Corpus, Example, Split
 from lugpi_core.errors import InputError
 from tests.support import pages
 
@@ -120,11 +121,60 @@ def test_what_students_keep_of_several_images_is_measured_in_a_run_of_its_own(ba
         Path("runs/demo-images4"),
     )
     assert {"student-clip-demo-ensemble3-more", "student-none-ensemble3-more", "student-shuffled-ensemble3-more"} <= set(tabled.rows)
-    with pytest.raises(InputError, match="without --folds"):
+    with pytest.raises(InputError, match="--images-per-text 4 and --folds 5; expected one of the two"):
         DemoOptions(images_per_text=4, folds=5)
 
 
-@pytest.mark.parametrize(("flags", "message"), [(("--corpora", "imdb"), "--corpora imdb"), (("--seeds", "0"), "--seeds 0")])
+def corpus_of(train: Sequence[str], test: Sequence[str] = ("tested",)) -> Corpus:
+    splits: list[Split] = ["train"] * len(train) + ["test"] * len(test)
+    examples = [
+        Example(id=str(row), text=text, prompt=f"prompt of {text}", label=row % 2, split=split)
+        for row, (text, split) in enumerate(zip((*train, *test), splits, strict=True))
+    ]
+    return Corpus(name="some", label_names=("no", "yes"), examples=tuple(examples), license="")
+
+
+def test_unlabelled_texts_of_a_part_are_other_train_texts_with_their_prompts() -> None:
+    whole = corpus_of(("a", "b", "c", "c", "d", "tested"))
+    part = corpus_of(("b",))
+    everything = experiments.texts_outside(part, whole)
+    assert everything == [{"text": text, "prompt": f"prompt of {text}"} for text in "acd"]
+    two = experiments.texts_outside(part, whole, count=2)
+    assert len(two) == 2
+    assert [text for text in everything if text in two] == two
+
+
+def test_students_keep_what_several_images_give_on_a_part_of_a_real_corpus(
+    batches: list[Sequence[Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featurize.options import FeaturizeOptions
+    from train.options.tables import TablesOptions
+
+    corpora = {None: corpus_of(("a", "b", "c")), 2000: corpus_of(("b",))}
+    monkeypatch.setattr(experiments, "load_corpus", lambda _, settings: corpora[settings.limit])
+    found = experiments.measure_real(RealOptions(corpora=("20ng-2000",), images_per_text=4))
+    assert found["20ng-2000"]["benchmark"] == "real-20ng-2000-images4"
+    assert "--images-per-text 4" in found["20ng-2000"]["figures"]["settings"]
+    more, scores, own, own_scores, tables = [several[0] for several in batches]
+    assert [command[:2] for command in (scores, own_scores)] == [("featurize", "score")] * 2
+    assert ["--unlabelled" in command for command in (more, scores, own, own_scores, tables)] == [True, True, False, False, True]
+    featurized, tabled = parsed(more, {"featurize": FeaturizeOptions}), parsed(tables, {"train": TablesOptions})
+    written = [json.loads(line)["text"] for line in featurized.unlabelled.read_text().splitlines()]
+    assert written == ["a", "c"]
+    assert (featurized.dataset, featurized.limit, featurized.prompt_column, featurized.images_per_text) == ("20ng", 2000, "prompt", 4)
+    assert (tabled.unlabelled, tabled.prompt_column) == (featurized.unlabelled, "prompt")
+    assert (tabled.several_images, tabled.kd_preset, tabled.temperature, tabled.seeds) == ("weighted", "hinton", 2, 3)
+    assert {"teacher-clip-demo", "student-clip-demo-more", "student-none-more", "student-shuffled-more"} <= set(tabled.rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--corpora", "imdb"), "--corpora imdb"),
+        (("--seeds", "0"), "--seeds 0"),
+        (("--images-per-text", "1"), "got --images-per-text 1; expected 2 or more"),
+    ],
+)
 def test_bad_input_is_one_line(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["real", *flags]) == 2
     assert message in capsys.readouterr().err
