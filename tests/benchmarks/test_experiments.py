@@ -137,7 +137,7 @@ def corpus_of(train: Sequence[str], test: Sequence[str] = ("tested",)) -> Corpus
 def test_unlabelled_texts_of_a_part_are_other_train_texts_with_their_prompts() -> None:
     whole = corpus_of(("a", "b", "c", "c", "d", "tested"))
     part = corpus_of(("b",))
-    everything = experiments.texts_outside(part, whole)
+    everything = experiments.texts_outside(part, whole, count=9)
     assert everything == [{"text": text, "prompt": f"prompt of {text}"} for text in "acd"]
     two = experiments.texts_outside(part, whole, count=2)
     assert len(two) == 2
@@ -155,6 +155,7 @@ def test_students_keep_what_several_images_give_on_a_part_of_a_real_corpus(
     found = experiments.measure_real(RealOptions(corpora=("20ng-2000",), images_per_text=4))
     assert found["20ng-2000"]["benchmark"] == "real-20ng-2000-images4"
     assert "--images-per-text 4" in found["20ng-2000"]["figures"]["settings"]
+    assert found["20ng-2000"]["figures"]["unlabelled_train_texts"] == 2000
     more, scores, own, own_scores, tables = [several[0] for several in batches]
     assert [command[:2] for command in (scores, own_scores)] == [("featurize", "score")] * 2
     assert ["--unlabelled" in command for command in (more, scores, own, own_scores, tables)] == [True, True, False, False, True]
