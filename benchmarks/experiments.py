@@ -19,6 +19,7 @@ from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.files import make_folder, read_json, write_text
+from lugpi_core.store.layout import PROMPT_TEXT
 
 _GENERATION = ("--generator", "demo", "--encoders", "demo")
 _SMOKE_TEXTS = 12
@@ -108,11 +109,18 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
         experiment = replace(DEMO, rows=rows, training=(*DEMO.training, "--folds", str(options.folds)))
         return finish(f"demo-folds{options.folds}", _settings(experiment) | _tables(options, "demo", experiment), record=options.record)
     if (images := options.images_per_text) is not None:
-        rows = (*_KEPT, *(f"student-{kind}-ensemble3-more" for kind in _KINDS))
-        training = (*DEMO.training, *_SEVERAL, "--ensemble", "3")
-        experiment = replace(DEMO, rows=rows, training=training, generation=_several_images(images))
-        name = f"demo-images{images}"
-        return finish(name, _settings(experiment) | _tables(options, name, experiment), record=options.record)
+        several = replace(DEMO, training=(*DEMO.training, *_SEVERAL), generation=_several_images(images))
+        if options.ensemble == 1:
+            kinds = (*_KINDS, "blank", "text")
+            rows = ("baseline", *(f"teacher-{kind}" for kind in kinds), *(f"student-{kind}-more" for kind in kinds))
+            experiment = replace(several, rows=rows, generation=_several_images(images, PROMPT_TEXT))
+            name = f"demo-images{images}-single"
+        else:
+            count = str(options.ensemble or 3)
+            rows = (*_KEPT, *(f"student-{kind}-ensemble{count}-more" for kind in _KINDS))
+            experiment = replace(several, rows=rows, training=(*several.training, "--ensemble", count))
+            name = f"demo-images{images}"
+        return finish(name, _settings(experiment) | _tables(options, f"demo-images{images}", experiment), record=options.record)
     return finish("demo", _settings(DEMO) | _tables(options, "demo", DEMO), record=options.record)
 
 
@@ -142,8 +150,8 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     return results
 
 
-def _several_images(images: int) -> tuple[str, ...]:
-    return ("--generator", "demo", "--encoders", "clip-demo", "--images-per-text", str(images))
+def _several_images(images: int, *columns: str) -> tuple[str, ...]:
+    return ("--generator", "demo", "--encoders", "clip-demo", *columns, "--images-per-text", str(images))
 
 
 def _with_several_images(part: Experiment, images: int, options: RealOptions, run: Path) -> Experiment:

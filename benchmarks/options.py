@@ -148,6 +148,9 @@ class DemoOptions(ExperimentOptions):
 
     folds: int | None = None
     """In place of these rows, students of teachers with that many folds and of their controls, next to those of teachers without."""
+    ensemble: int | None = None
+    """With --images-per-text: how many teachers each student has (default: 3). With 1, blank images and the generator's text vectors are
+    among the controls."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +158,11 @@ class DemoOptions(ExperimentOptions):
         if self.images_per_text is not None and self.folds is not None:
             got = f"--images-per-text {self.images_per_text} and --folds {self.folds}"
             raise InputError(got=got, expected="one of the two", do="run one experiment after the other")
+        if self.ensemble is not None and (self.images_per_text is None or self.ensemble < 1):
+            got = f"--ensemble {self.ensemble}" + ("" if self.images_per_text is not None else " without --images-per-text")
+            raise InputError(
+                got=got, expected="1 or more teachers, of several images", do="give for instance --images-per-text 4 --ensemble 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,8 +121,26 @@ def test_what_students_keep_of_several_images_is_measured_in_a_run_of_its_own(ba
         Path("runs/demo-images4"),
     )
     assert {"student-clip-demo-ensemble3-more", "student-none-ensemble3-more", "student-shuffled-ensemble3-more"} <= set(tabled.rows)
+
+
+def test_a_single_teacher_is_compared_with_blank_images_and_text_vectors_too(batches: list[Sequence[Sequence[str]]]) -> None:
+    from featurize.options import FeaturizeOptions
+    from train.options.tables import TablesOptions
+
+    assert experiments.measure_demo(DemoOptions(images_per_text=4, ensemble=1))["benchmark"] == "demo-images4-single"
+    assert parsed(batches[0][0], {"featurize": FeaturizeOptions}).encoders == ("clip-demo", "prompt-text")
+    tabled = parsed(batches[-1][0], {"train": TablesOptions})
+    assert tabled.ensemble is None
+    assert {"teacher-blank", "teacher-text", "student-blank-more", "student-text-more"} <= set(tabled.rows)
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(InputError, match="--images-per-text 4 and --folds 5; expected one of the two"):
         DemoOptions(images_per_text=4, folds=5)
+    with pytest.raises(InputError, match="--ensemble 1 without --images-per-text"):
+        DemoOptions(ensemble=1)
+    with pytest.raises(InputError, match="got --ensemble 0; expected 1 or more teachers"):
+        DemoOptions(images_per_text=4, ensemble=0)
 
 
 def corpus_of(train: Sequence[str], test: Sequence[str] = ("tested",)) -> Corpus:
