@@ -111,8 +111,8 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
     if (images := options.images_per_text) is not None:
         several = replace(DEMO, training=(*DEMO.training, *_SEVERAL), generation=_several_images(images))
         if options.ensemble == 1:
-            kinds = (*_KINDS, "blank", "text")
-            rows = ("baseline", *(f"teacher-{kind}" for kind in kinds), *(f"student-{kind}-more" for kind in kinds))
+            students = (f"student-{kind}-more" for kind in ("clip-demo", "none", "text"))
+            rows = (*_KEPT, "teacher-blank", "teacher-text", *students)
             experiment = replace(several, rows=rows, generation=_several_images(images, PROMPT_TEXT))
             name = f"demo-images{images}-single"
         else:
@@ -199,14 +199,16 @@ def _tables(options: ExperimentOptions, name: str, experiment: Experiment) -> di
         # The demo's texts are their own prompts; those of other corpora are a column.
         if experiment.unlabelled.suffix == ".jsonl":
             more += ("--prompt-column", "prompt")
+    count = options.processes
+    parts = [("--part", f"{number}/{count}") for number in range(count)] if count > 1 else [()]
     for named in (more, ()) if more else ((),):
-        run_commands([("featurize", *common, *experiment.generation, *named)])
+        run_commands([("featurize", *common, *experiment.generation, *named, *part) for part in parts])
         if experiment.has_several_images:
             run_commands([("featurize", "score", *common, *named)])
     rows = _SMOKE_ROWS if options.smoke else experiment.rows
     short = ("--epochs", "1", "--max-length", "16") if options.smoke else ()
     seeds = ("--seeds", str(1 if options.smoke else options.seeds or experiment.seeds))
-    run_commands([("train", "tables", *common, *experiment.training, *short, *seeds, "--rows", *rows, *more)] * options.processes)
+    run_commands([("train", "tables", *common, *experiment.training, *short, *seeds, "--rows", *rows, *more)] * count)
     tables: dict[str, Any] = read_json(run / "tables.json")
     return tables
 

@@ -126,7 +126,7 @@ class ExperimentOptions(BenchmarkOptions):
     seeds: int | None = None
     """How many seeds (default: 10 for the demo, 3 for real corpora)."""
     processes: int = 1
-    """How many processes train models at once."""
+    """How many processes generate images, and then train models, at once."""
     runs: Path = Path("runs")
     """Where the runs go; models that are finished there are not trained again."""
     images_per_text: int | None = None
@@ -149,8 +149,8 @@ class DemoOptions(ExperimentOptions):
     folds: int | None = None
     """In place of these rows, students of teachers with that many folds and of their controls, next to those of teachers without."""
     ensemble: int | None = None
-    """With --images-per-text: how many teachers each student has (default: 3). With 1, blank images and the generator's text vectors are
-    among the controls."""
+    """With --images-per-text: how many teachers each student has (default: 3). With 1, teachers of blank images, and teachers and students
+    of the generator's text vectors, are compared too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -72,6 +72,7 @@ def test_real_corpora_are_trained_with_the_requested_rows(batches: list[Sequence
     assert [result["benchmark"] for result in found.values()] == ["real-cwi-wikinews", "real-20ng-2000"]
     kinds = {"featurize": FeaturizeOptions, "train": TablesOptions}
     featurized, tabled, _, limited = [parsed(several[0], kinds) for several in batches]
+    assert [parsed(command, kinds).part for command in batches[0]] == ["0/2", "1/2"]
     assert (featurized.dataset, featurized.generator, featurized.encoders, featurized.data_dir) == (
         "cwi-wikinews",
         "demo",
@@ -80,7 +81,7 @@ def test_real_corpora_are_trained_with_the_requested_rows(batches: list[Sequence
     )
     assert (tabled.rows, tabled.seeds, tabled.epochs, tabled.text_model) == (("table1", "baseline"), 3, 2, "minilm-folder")
     assert (limited.dataset, limited.limit, limited.max_length, limited.run_dir) == ("20ng", 2000, 64, Path("runs/20ng-2000"))
-    assert [len(several) for several in batches] == [1, 2, 1, 2]
+    assert [len(several) for several in batches] == [2] * 4
 
 
 def test_unlabelled_texts_get_images_before_students_are_trained(batches: list[Sequence[Sequence[str]]]) -> None:
@@ -131,7 +132,7 @@ def test_a_single_teacher_is_compared_with_blank_images_and_text_vectors_too(bat
     assert parsed(batches[0][0], {"featurize": FeaturizeOptions}).encoders == ("clip-demo", "prompt-text")
     tabled = parsed(batches[-1][0], {"train": TablesOptions})
     assert tabled.ensemble is None
-    assert {"teacher-blank", "teacher-text", "student-blank-more", "student-text-more"} <= set(tabled.rows)
+    assert {"teacher-shuffled", "teacher-blank", "teacher-text", "student-clip-demo-more", "student-text-more"} <= set(tabled.rows)
 
 
 def test_options_that_do_not_go_together_are_refused() -> None:
