@@ -209,8 +209,8 @@ def _tables(options: ExperimentOptions, name: str, experiment: Experiment) -> di
     short = ("--epochs", "1", "--max-length", "16") if options.smoke else ()
     seeds = ("--seeds", str(1 if options.smoke else options.seeds or experiment.seeds))
     run_commands([("train", "tables", *common, *experiment.training, *short, *seeds, "--rows", *rows, *more)] * count)
-    tables: dict[str, Any] = read_json(run / "tables.json")
-    return tables
+    # Where the run was, and its files, are of this machine.
+    return {key: value for key, value in read_json(run / "tables.json").items() if key not in ("run", "written")}
 
 
 def _first_texts(path: Path, folder: Path) -> Path:
