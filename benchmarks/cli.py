@@ -10,6 +10,7 @@ from benchmarks.options import (
     FamiliesOptions,
     FreezingOptions,
     GenerationOptions,
+    IdeasOptions,
     ModelsOptions,
     PromptsOptions,
     RealOptions,
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         "manifest": (_manifest, BenchmarkOptions),
         "all": (_all, BenchmarkOptions),
         "freezing": (_freezing, FreezingOptions),
+        "ideas": (_ideas, IdeasOptions),
         "ray": (_ray, BenchmarkOptions),
         "demo": (_demo, DemoOptions),
         "real": (_real, RealOptions),
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         "above frozen layers; `models` tries every architecture of transformers; `scale` takes a million "
         "texts through every stage; `peers` reads the store beside other formats; `manifest` merges the records of 100,000 shards; "
         "`ray` measures work through Ray; `demo` and `real` (hours) run the experiment of the "
-        "tables; `freezing` (hours) asks what frozen layers cost in accuracy."
+        "tables; `freezing` (hours) asks what frozen layers cost in accuracy, `ideas` what options from related work do "
+        "on the demo."
     )
     return run_one_of(commands, arguments, prog="python -m benchmarks", about=about)
 
@@ -167,6 +170,12 @@ def _all(options: BenchmarkOptions) -> dict[str, Any]:
 
 def _freezing(options: FreezingOptions) -> dict[str, Any]:
     from benchmarks.freezing import measure
+
+    return measure(options)
+
+
+def _ideas(options: IdeasOptions) -> dict[str, Any]:
+    from benchmarks.ideas import measure
 
     return measure(options)
 

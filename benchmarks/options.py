@@ -206,6 +206,24 @@ class FreezingOptions(BenchmarkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IdeasOptions(BenchmarkOptions):
+    """Train what options from related work do on the demo: images of some train texts, smaller tokens, two terms of a student's loss. The
+    same command continues where it stopped."""
+
+    seeds: int = 3
+    """How many seeds."""
+    processes: int = 1
+    """How many processes train models at once."""
+    runs: Path = Path("runs")
+    """Where the runs go; models that are finished there are not trained again."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "processes"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(got=f"--{name} {value}", expected="at least 1", do="give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RealOptions(ExperimentOptions):
     """Run the experiment on real corpora with a real pretrained text model and the embedded generator."""
 
