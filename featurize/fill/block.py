@@ -41,7 +41,7 @@ class RunState:
     Attributes:
         kept: images of unfinished shards that an earlier run computed.
         prompts: encoded by the text encoder.
-        texts: rows of the column of text vectors that are there.
+        texts: rows of the column of text vectors that are there, in shards whose images need nothing.
         generated, decoded, encoded: rows; an image that two encoders read counts twice.
         candidates: images that were drawn, decoded and encoded to choose the generated rows among them; not counted in the others.
         redone: rows that failed and were computed once more in float32; not counted in the others.

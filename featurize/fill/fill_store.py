@@ -78,6 +78,7 @@ class ImageFiller(ShardFiller):
                 self._run_block(of_images, rows, task, window)
                 yield
             if not of_images:
+                self._state.texts += len(images)
                 yield
         self.commit(shard, files)
 
@@ -85,7 +86,7 @@ class ImageFiller(ShardFiller):
         if self._vectors is None or PROMPT_TEXT not in files:
             return None
         write = partial(self.put_rows, PROMPT_TEXT, files[PROMPT_TEXT])
-        return TextRows(files[PROMPT_TEXT], write, self._vectors, self._job.plan, self._state)
+        return TextRows(files[PROMPT_TEXT], write, self._vectors, self._job.plan)
 
     def _tasks(self, files: dict[str, ShardWriter], stored: "_Latents | None", window: range) -> Iterator[tuple[slice, BlockTask]]:
         """Yield the blocks of a window that lack something, and count the others."""

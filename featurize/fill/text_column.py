@@ -79,7 +79,7 @@ class _TextFiller(ShardFiller):
         """Encode the prompts of a claimed shard whose rows are missing; yield after each window of them."""
         ((_, file),) = files.items()
         plan = self._job.plan
-        text = TextRows(file, partial(self.put_rows, PROMPT_TEXT, file), self._vectors, plan, self._state)
+        text = TextRows(file, partial(self.put_rows, PROMPT_TEXT, file), self._vectors, plan)
         # The batches are those of prompts that are encoded for images too; if they are consecutive prompts, each is a window.
         is_sorted = self._job.generator.family.sorts_prompts
         size = window_rows(self._job) if is_sorted else TEXT_BATCH * plan.images_per_prompt
@@ -88,6 +88,7 @@ class _TextFiller(ShardFiller):
             if text.lacking(images):
                 self._state.stop.check()
                 PromptWindow(plan, images, (), self._encoders, self._state, text)
+            self._state.texts += len(images)
             yield
         self.commit(shard, files)
 
@@ -163,14 +164,10 @@ class TextRows:
         write: queues rows of it to be written, from a local row on.
         vectors: of embedded prompts.
         plan: of the images that the rows belong to.
-        state: counts what is done.
     """
 
-    def __init__(
-        self, file: ShardWriter, write: Callable[[int, StoredRows], None], vectors: TextVectors, plan: ImagePlan, state: RunState
-    ) -> None:
-        self._file, self._write, self._vectors, self._plan, self._state = file, write, vectors, plan, state
-        state.texts += int(file.valid.sum())
+    def __init__(self, file: ShardWriter, write: Callable[[int, StoredRows], None], vectors: TextVectors, plan: ImagePlan) -> None:
+        self._file, self._write, self._vectors, self._plan = file, write, vectors, plan
 
     def lacking(self, images: range) -> frozenset[int]:
         """Return the prompts of some images whose text vectors are missing."""
@@ -188,7 +185,6 @@ class TextRows:
         ascending = np.argsort(prompts)
         numbers = np.array(prompts, np.int64)[ascending]
         lacking = self.lacking(range(int(numbers[0]) * each, (int(numbers[-1]) + 1) * each)) & set(prompts)
-        self._state.texts += len(lacking) * each
         failed = [prompt for prompt, flag in zip(prompts, flags_P.tolist(), strict=True) if flag and prompt in lacking]
         for start, stop in consecutive_ranges(numbers):
             places = torch.from_numpy(ascending[np.searchsorted(numbers, start) : np.searchsorted(numbers, stop)]).to(flags_P.device)

@@ -188,6 +188,17 @@ def test_two_columns_of_one_name_are_refused(table: Path, tmp_path: Path) -> Non
     assert not list((tmp_path / "run" / "tokens").iterdir())
 
 
+@pytest.mark.parametrize("encoders", [["vit-demo", "prompt-text"], ["prompt-text"]])
+def test_progress_counts_an_image_and_its_text_vectors_once(encoders: list[str], tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    corpus = Corpus.from_texts([f"text {number}" for number in range(7)])
+    settings = FeaturizeSettings(images_per_text=2, batch_size=4, shard_rows=8)
+    featurize(corpus, tmp_path, generator="demo", encoders=encoders, settings=settings, progress=seen.append)
+    assert {progress.total for progress in seen} == {14}
+    assert [progress.done for progress in seen] == sorted({progress.done for progress in seen})
+    assert seen[-1].done == 14
+
+
 def test_progress_counts_what_an_earlier_run_computed(tmp_path: Path) -> None:
     corpus = Corpus.from_texts([f"text {n}" for n in range(14)], ["a", "b"] * 7)
     settings = FeaturizeSettings(steps=1, guidance=1.0, batch_size=4, shard_rows=8)
