@@ -15,8 +15,10 @@ from lugpi_core.errors import InputError, number_of
 NO_FOLD = -1
 
 
-def fold_of_each(corpus: Corpus, folds: int, *, seed: int, has_each_class: bool = True) -> NDArray[np.int64]:
-    """Return the fold of each example, 0 … ``folds`` - 1, int64 [N]; NO_FOLD for validation and test examples.
+def fold_of_each(
+    corpus: Corpus, folds: int, *, seed: int, rows: Sequence[int] | None = None, has_each_class: bool = True
+) -> NDArray[np.int64]:
+    """Return the fold of each example, 0 … ``folds`` - 1, int64 [N]; NO_FOLD for examples that are dealt into none.
 
     Rows of one text (equal after folding white space, of pairs both) are in one fold. Every fold has its share of each class, or of each
     tenth of the numbers of a regression, as iterative stratification gives it (Sechidis, Tsoumakas & Vlahavas 2011, *On the stratification
@@ -27,13 +29,14 @@ def fold_of_each(corpus: Corpus, folds: int, *, seed: int, has_each_class: bool 
         corpus: whose train texts they are.
         folds: how many.
         seed: of the dealing.
+        rows: the examples that are dealt out, ascending; None = the train split.
         has_each_class: whether a class with fewer different train texts than folds is refused; else some folds have none of it.
 
     Raises:
         InputError: fewer than two folds, a class with fewer different train texts than folds, or fewer texts than folds.
     """
     require_folds(folds)
-    rows = corpus.rows("train")
+    rows = corpus.rows("train") if rows is None else rows
     units = _units(corpus, rows)
     strata = _strata_of_units(corpus, rows, units)
     if has_each_class:
@@ -45,6 +48,12 @@ def fold_of_each(corpus: Corpus, folds: int, *, seed: int, has_each_class: bool 
     ):
         fold_N[units[unit]] = fold
     return fold_N
+
+
+def require_texts_for_folds(corpus: Corpus, folds: int, rows: Sequence[int]) -> None:
+    """Raise InputError as ``fold_of_each`` does, without dealing."""
+    require_folds(folds)
+    _require_enough(corpus, folds, _strata_of_units(corpus, rows, _units(corpus, rows)))
 
 
 def _units(corpus: Corpus, rows: Sequence[int]) -> list[list[int]]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 DtypeChoice = Literal["auto", "float32", "float16", "bfloat16"]
+MOST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,8 @@ def half_for_training() -> Literal["bfloat16", "float16"]:
 
 def require_seed(seed: int) -> None:
     """Raise InputError unless every random generator accepts the seed."""
-    if not 0 <= seed < 2**31:
-        raise InputError(got=f"--seed {seed}", expected="0 to 2147483647", do="give a number from there")
+    if not 0 <= seed <= MOST_SEED:
+        raise InputError(got=f"--seed {seed}", expected=f"0 to {MOST_SEED}", do="give a number from there")
 
 
 def seed_everything(seed: int) -> None:

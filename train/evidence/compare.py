@@ -43,7 +43,7 @@ from train.models.plan import compute_on
 from train.models.teachers import with_separator_of
 from train.options.ray import RaySettings
 from train.options.settings import TEXT_MODEL, DevicePlacement, DistillationSettings, Optimization, Placement, Preset
-from train.options.tables import require_ensemble, require_processes, require_shots, shots_folder
+from train.options.tables import require_ensemble, require_processes, require_seeds, require_shots, shots_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,7 @@ def _require_counts(arguments: ComparisonArguments) -> None:
     require_folds(arguments.get("folds"))
     require_type("attention", arguments.get("attention", False), bool)
     require_type("shots", arguments.get("shots"), int, NoneType)
-    require_shots(arguments.get("shots"))
+    require_shots(arguments.get("shots"), arguments.get("folds"))
 
 
 def _experiment(corpus: Corpus, run: Path, loss: DistillationSettings, arguments: ComparisonArguments) -> Experiment:
@@ -240,7 +240,7 @@ def _each_seed(seeds: object, first: int) -> tuple[int, ...]:
     given = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     each = [int(number) for number in given if isinstance(number, Integral) and not isinstance(number, bool)]
     if len(each) == len(given) and not isinstance(seeds, Iterable) and each[0] > 0:
-        require_seed(first + each[0] - 1)
+        require_seeds(range(first, first + each[0]))
         return tuple(range(first, first + each[0]))
     if len(each) == len(given) > 0 and isinstance(seeds, Iterable) and len(set(each)) == len(each):
         require_seed(min(each))
@@ -318,6 +318,7 @@ def _train_missing(experiment: Experiment, plan: TablePlan, processes: int | Non
         experiment.tokens(column)
     _check_redraw(experiment, models)
     _check_unlabelled(experiment, models)
+    experiment.require_trainable(models)
     sweep_partials(make_folder(experiment.models))
     count = 1 if ray.ray is not None else min(processes_for(experiment, processes), len(models))
     at_once = f", {count} at a time" if count > 1 else ""

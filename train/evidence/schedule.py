@@ -28,9 +28,20 @@ from train.learning.launch import find_launch
 from train.learning.loop import NotFinite
 from train.learning.losses import KD_PRESETS
 from train.models.api import plan_model
-from train.models.kinds import DistillationSource, ModelKind, baseline_kind, images_kind, student_kind, teacher_kind
+from train.models.class_shares import require_one_class
+from train.models.folds import require_texts
+from train.models.kinds import (
+    DistillationSource,
+    ModelKind,
+    baseline_kind,
+    images_kind,
+    is_contrastive,
+    plain_weights,
+    student_kind,
+    teacher_kind,
+)
 from train.models.model_folder import find_finished, finished_metrics, metrics_of, model_lock
-from train.models.plan import ModelPlan, compute_on
+from train.models.plan import ModelPlan, compute_on, require_negatives
 from train.models.shared import SharedInputs
 from train.models.train_model import confirm_model, fit_model
 from train.options.distillation import LEARNT, shares_of
@@ -111,6 +122,21 @@ class Experiment:
             config={**plan.config, **self.config},
             shared=self.shared,
         )
+
+    def require_trainable(self, models: Sequence[PlannedModel]) -> None:
+        """Plan one model of each row, as far as it follows from no other model: what cannot be is refused before anything is trained.
+
+        Raises:
+            InputError: as the plans of these models do, and as ``require_texts``, ``require_negatives`` and ``require_one_class``.
+        """
+        for model in {model.row: model for model in reversed(models)}.values():
+            if model.row.command != "student":
+                require_texts(self.plan_of(model, {}))
+                continue
+            if is_contrastive(plain_weights(row_loss(self.distillation, model.row), has_folds=model.row.folds is not None)):
+                require_negatives(self.optimization)
+            if model.row.is_learnt:
+                require_one_class(self.corpus)
 
     def find(self, plan: ModelPlan) -> FinishedModel | None:
         """Return a model if it is finished under any name in the run, its outputs written if they were lost; else None. The caller holds

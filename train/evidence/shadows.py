@@ -163,7 +163,8 @@ class Shadows(Experiment):
         """Return the plan of a shadow; its weights are not kept, unless it is a teacher's."""
         assert isinstance(model, Shadow)
         recorded = self.of[model.row.name]
-        plan = self._plan(recorded, [folders[teacher] for teacher in model.needs], name=model.name, seed=model.seed)
+        teachers = [folders[teacher] for teacher in model.needs]
+        plan = self._plan(recorded, teachers, name=model.name, seed=model.seed, left_out=model.left_out)
         mark = {"shadow": {"number": model.number, "left_out": digest(list(model.left_out))}}
         kind = replace(plan.kind, fingerprint={**plan.kind.fingerprint, **mark})
         return replace(plan, kind=kind, left_out=model.left_out, keeps_weights=False)
@@ -195,10 +196,10 @@ class Shadows(Experiment):
                 do="restore them, or train the model again under another name",
             )
 
-    def _plan(self, recorded: Recorded, teachers: Sequence[Path], *, name: str, seed: int) -> ModelPlan:
+    def _plan(self, recorded: Recorded, teachers: Sequence[Path], *, name: str, seed: int, left_out: tuple[int, ...] = ()) -> ModelPlan:
         placement = recorded.placement(self.device)
         plan = plan_model(
-            self._kind(recorded, teachers, placement),
+            self._kind(recorded, teachers, placement, left_out),
             self.run,
             name=name,
             text_model=self._text_model(recorded),
@@ -213,7 +214,7 @@ class Shadows(Experiment):
             self._text_models[name] = recorded.text_model()
         return self._text_models[name]
 
-    def _kind(self, recorded: Recorded, teachers: Sequence[Path], placement: Placement) -> ModelKind:
+    def _kind(self, recorded: Recorded, teachers: Sequence[Path], placement: Placement, left_out: tuple[int, ...]) -> ModelKind:
         training, corpus = recorded.training, self.corpus
         match training["command"]:
             case "baseline":
@@ -230,7 +231,7 @@ class Shadows(Experiment):
                 )
         shares: Shares = LEARNT if "class_shares" in training else tuple(training["shares"])
         layers = training["layers"]
-        source = DistillationSource(teachers=teachers, loss=recorded.loss, shares=shares, layers=layers)
+        source = DistillationSource(teachers=teachers, loss=recorded.loss, shares=shares, layers=layers, left_out=left_out)
         return student_kind(corpus, source, compute_on(placement))
 
 

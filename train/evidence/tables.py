@@ -49,6 +49,8 @@ def tables(options: TablesOptions) -> dict[str, Any]:
         Stopped: a signal asked for it; finished models and checkpoints are kept.
     """
     prepare_libraries()
+    if not options.train:
+        _say_what_is_not_compared(options)
     report: TableReport | FewShotReport
     if options.shots:
         # The most first: if the corpus has too few texts, that is said before anything is trained.
@@ -93,12 +95,15 @@ def _compared(options: TablesOptions, shots: int | None) -> TableReport:
     )
 
 
-def _finished(options: TablesOptions, shots: int | None) -> TableReport:
+def _say_what_is_not_compared(options: TablesOptions) -> None:
     read = set(_READ_OF_FINISHED)
     if options.attention:  # teachers are computed on the corpus
         read |= {field.name for kind in (CorpusSettings, DevicePlacement) for field in fields(kind)}
     if ignored := [f"--{name.replace('_', '-')}" for name in sorted(_given(options) - read)]:
         say(f"note: --no-train shows what the run holds, whatever it was trained with; not compared: {', '.join(ignored)}")
+
+
+def _finished(options: TablesOptions, shots: int | None) -> TableReport:
     request = TableRequest(
         rows=options.rows,
         columns=options.columns,

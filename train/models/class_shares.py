@@ -164,11 +164,27 @@ class SoftLabels:
     record: dict[str, Any] | None = None
 
 
+def require_one_class(corpus: Corpus) -> None:
+    """Raise InputError if shares are to be learnt for a corpus whose texts have not one class each."""
+    if corpus.task != "single-label":
+        raise InputError(
+            got=f"--teacher-weights learnt for {corpus.name}, a {corpus.task} corpus",
+            expected="one class for each text, by whose groups shares are learnt",
+            do="give the shares as numbers, for instance 2 1, or leave --teacher-weights out",
+        )
+
+
 def soft_labels(
-    corpus: Corpus, teachers: Sequence[FoundTeacher], outputs: tuple[TeacherOutputs, ...], shares: Shares, temperature: float
+    corpus: Corpus,
+    teachers: Sequence[FoundTeacher],
+    outputs: tuple[TeacherOutputs, ...],
+    shares: Shares,
+    temperature: float,
+    *,
+    left_out: Sequence[int] = (),
 ) -> SoftLabels:
     """Return the outputs and shares of a student's teachers, and print shares that are learnt: on texts that the teachers have not been
-    trained on, with folds the train texts, else the validation texts.
+    trained on, with folds the train texts, else the validation texts. Labels of ``left_out`` train texts are not read.
 
     Raises:
         InputError: shares are to be learnt for a corpus whose texts have not one class each.
@@ -177,15 +193,10 @@ def soft_labels(
 
     if shares != LEARNT:
         return SoftLabels(outputs=outputs, shares=shares)
-    if corpus.task != "single-label":
-        raise InputError(
-            got=f"--teacher-weights learnt for {corpus.name}, a {corpus.task} corpus",
-            expected="one class for each text, by whose groups shares are learnt",
-            do="give the shares as numbers, for instance 2 1, or leave --teacher-weights out",
-        )
+    require_one_class(corpus)
     are_crossed = all(one.folds is not None for one in outputs) and not any("shots" in one.fingerprint for one in teachers)
     split: Split = "train" if are_crossed else "validation"
-    rows = corpus.rows(split)
+    rows = sorted(set(corpus.rows(split)).difference(left_out))
     logits_TNK = np.stack([one.logits.numpy().astype(np.float64) for one in outputs])
     learnt = learn_class_shares(logits_TNK[:, rows], corpus.targets()[rows])
     names = [teacher.folder.name for teacher in teachers]

@@ -18,7 +18,7 @@ import torch
 
 from lugpi_core.amounts import duration
 from lugpi_core.command_line import say
-from lugpi_core.corpora.folds import fold_of_each
+from lugpi_core.corpora.folds import fold_of_each, require_texts_for_folds
 from lugpi_core.errors import number_of
 from lugpi_core.files import make_folder, whole_file
 from lugpi_core.fingerprint import digest
@@ -55,6 +55,12 @@ class FoldOutputs:
     record: dict[str, Any]
 
 
+def require_texts(plan: ModelPlan) -> None:
+    """Raise InputError if a plan has more folds than different texts of a class."""
+    if plan.kind.folds is not None:
+        require_texts_for_folds(plan.kind.corpus, plan.kind.folds, plan.learnt_rows)
+
+
 def fold_outputs(plan: ModelPlan, processes: Processes) -> list[FoldOutputs]:
     """Return the outputs of the teacher of each fold of a plan, trained where they are missing; a training that was interrupted is resumed.
     None of a plan without folds. The caller holds the model's lock.
@@ -66,7 +72,9 @@ def fold_outputs(plan: ModelPlan, processes: Processes) -> list[FoldOutputs]:
     if plan.kind.folds is None:
         return []
     count = plan.kind.folds
-    fold_N = fold_of_each(plan.kind.corpus, count, seed=plan.optimization.seed)
+    # A shadow's half of a class may have fewer texts than there are folds.
+    has_each_class = not plan.left_out
+    fold_N = fold_of_each(plan.kind.corpus, count, seed=plan.optimization.seed, rows=plan.learnt_rows, has_each_class=has_each_class)
     plans = [
         replace(
             plan,

@@ -189,6 +189,7 @@ class DistillationSource:
         layers: of the text model that the student keeps; None = all.
         anchor: folder of an earlier model near to whose answers it is held, or None.
         anchor_weight: λ, the anchor's share of the loss.
+        left_out: train examples whose labels decide nothing: what a shadow has not seen.
     """
 
     teachers: Sequence[Path]
@@ -198,6 +199,7 @@ class DistillationSource:
     layers: int | None = None
     anchor: Path | None = None
     anchor_weight: float = ANCHOR_WEIGHT
+    left_out: tuple[int, ...] = ()
 
 
 def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -> ModelKind:
@@ -219,7 +221,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         for teacher in teachers:
             require_images(teacher)
     cached = tuple(outputs_for(teacher, corpus, extra, compute, with_images=weights.predict_image > 0) for teacher in teachers)
-    soft = soft_labels(corpus, teachers, cached, source.shares, weights.temperature)
+    soft = soft_labels(corpus, teachers, cached, source.shares, weights.temperature, left_out=source.left_out)
     heads = [last_layer(teacher) for teacher in teachers] if weights.kd_extra == "bss" else []
     image_widths = [outputs.images.shape[1] for outputs in cached if outputs.images is not None]
 
@@ -251,7 +253,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
         build=build,
         loss=_student_loss(weights, soft.shares, source.anchor_weight, corpus.task),
         learns_labels=weights.hard > 0,
-        is_contrastive=weights.embedding_loss == "infonce" and (weights.beta > 0 or weights.predict_image > 0),
+        is_contrastive=is_contrastive(weights),
         extra=extra,
         anchor=anchor,
         teachers=soft.outputs,
@@ -308,9 +310,14 @@ def _more(teacher: FoundTeacher) -> dict[str, Any]:
     return own | ({"folds": teacher.fingerprint["folds"]["count"]} if "folds" in teacher.fingerprint else {})
 
 
-def loss_weights(settings: DistillationSettings, task: Task = "single-label", *, has_folds: bool = False) -> Distillation:
-    """Return the weights of a student's loss; a setting without effect is warned of. Of teachers with folds β is 0 unless it is given:
-    embeddings of several trainings share no space.
+def is_contrastive(weights: Distillation) -> bool:
+    """Whether a loss tells the texts of a batch from each other."""
+    return weights.embedding_loss == "infonce" and (weights.beta > 0 or weights.predict_image > 0)
+
+
+def plain_weights(settings: DistillationSettings, *, has_folds: bool = False) -> Distillation:
+    """Return the weights of a student's loss. Of teachers with folds β is 0 unless it is given: embeddings of several trainings share no
+    space.
 
     Raises:
         InputError: every weight is zero.
@@ -326,12 +333,17 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label", *,
         kd_extra=settings.kd_extra,
         kd_extra_weight=settings.kd_extra_weight,
     )
-    if has_folds and settings.beta is None and weights.alpha and weights.beta:
+    return replace(weights, beta=0.0) if has_folds and settings.beta is None and weights.alpha else weights
+
+
+def loss_weights(settings: DistillationSettings, task: Task = "single-label", *, has_folds: bool = False) -> Distillation:
+    """Return ``plain_weights``, and say which settings have no effect. Raises InputError as it does."""
+    weights = plain_weights(settings, has_folds=has_folds)
+    if (beta := plain_weights(settings).beta) != weights.beta:
         say(
-            f"note: --beta 0, not {weights.beta:g}: embeddings of the folds' teachers share no space; --beta {weights.beta:g} takes them, "
+            f"note: --beta 0, not {beta:g}: embeddings of the folds' teachers share no space; --beta {beta:g} takes them, "
             "rotated into that of the teacher on all texts"
         )
-        weights = replace(weights, beta=0.0)
     if weights.kd_extra != "none" and weights.beta == 0:
         say(f"note: --kd-extra {weights.kd_extra} with --beta 0: nothing but it brings the student's embeddings into the teacher's space")
     if settings.temperature is not None and weights.alpha == 0 and weights.kd_extra == "none":

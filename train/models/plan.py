@@ -81,15 +81,9 @@ class ModelPlan:
         return rules_of(corpus.task).balanced_weights(corpus.targets()[self.learnt_rows], len(corpus.label_names))
 
     def require_negatives(self, processes: int = 1) -> None:
-        """Raise InputError if the loss tells the texts of a batch from each other and a forward pass of a process has one alone."""
-        batch, passes = self.optimization.batch_size, self.optimization.gradient_accumulation_steps
-        if self.kind.is_contrastive and batch // processes // passes < 2:
-            several = f" in {processes} processes" if processes > 1 else ""
-            raise InputError(
-                got=f"--embedding-loss infonce with --batch-size {batch} and --gradient-accumulation-steps {passes}{several}",
-                expected="two texts or more in each forward pass, since it tells a text from others there",
-                do=f"give --batch-size {2 * processes * passes} or more",
-            )
+        """Raise InputError as the function of that name, if the loss tells the texts of a batch from each other."""
+        if self.kind.is_contrastive:
+            require_negatives(self.optimization, processes)
 
     @property
     def learnt_rows(self) -> list[int]:
@@ -131,6 +125,11 @@ class ModelPlan:
         if not self.trains_all and self.optimization.prefix_dtype != "float16":
             newer["prefix_dtype"] = self.optimization.prefix_dtype
         return newer
+
+    @property
+    def _folds(self) -> dict[str, Any]:
+        """What decides the folds. Of few shots they are the shots'; they once were those of all train texts."""
+        return {"count": self.kind.folds, "seed": self.optimization.seed, **({} if self.shots is None else {"of": "shots"})}
 
     @property
     def corpora(self) -> list[Corpus]:
@@ -188,9 +187,21 @@ class ModelPlan:
             **({} if self.redraw is None else {"redraw": self.redraw}),
             **({} if self.clip_scores is None else {"clip_scores": self.clip_scores.fingerprint()}),
             **({} if self.shots is None else {"shots": self.shots}),
-            **({} if self.kind.folds is None else {"folds": {"count": self.kind.folds, "seed": self.optimization.seed}}),
+            **({} if self.kind.folds is None else {"folds": self._folds}),
             **self.kind.fingerprint,
         }
+
+
+def require_negatives(optimization: Optimization, processes: int = 1) -> None:
+    """Raise InputError if a forward pass of a process has one text alone, which a contrastive loss has no others to tell from."""
+    batch, passes = optimization.batch_size, optimization.gradient_accumulation_steps
+    if batch // processes // passes < 2:
+        several = f" in {processes} processes" if processes > 1 else ""
+        raise InputError(
+            got=f"--embedding-loss infonce with --batch-size {batch} and --gradient-accumulation-steps {passes}{several}",
+            expected="two texts or more in each forward pass, since it tells a text from others there",
+            do=f"give --batch-size {2 * processes * passes} or more",
+        )
 
 
 def compute_on(placement: DevicePlacement) -> Compute:

@@ -24,7 +24,7 @@ from train.learning.loop import best_epoch, fit
 from train.learning.networks import Output, Student, TextClassifier, last_linear, padding_is_read
 from train.learning.predict import predict
 from train.learning.task_rules import METRIC_NAMES, Metric, in_words, plain_number, rules_of
-from train.models.folds import FoldOutputs, crossed, finished_without_folds, fold_outputs
+from train.models.folds import FoldOutputs, crossed, finished_without_folds, fold_outputs, require_texts
 from train.models.hub_export import checked_rows, export_classifier, rehearse, require_same_answers
 from train.models.loading import head_history, load_model, training_of_plan
 from train.models.model_folder import exclusive, finish, finished_metrics, metrics_of
@@ -115,11 +115,12 @@ def train_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
     """Train the model of a plan, resume its training, or confirm that it is finished.
 
     Raises:
-        InputError: the folder contains a model with other settings, or another command is training it; or as ``require_negatives`` and
-            ``fit_model`` do.
+        InputError: the folder contains a model with other settings, or another command is training it; or as ``require_negatives``,
+            ``require_texts`` and ``fit_model`` do.
         Stopped: a signal asked for it; a checkpoint is written.
     """
     plan.require_negatives(processes.count)
+    require_texts(plan)
     with ExitStack() as lock:
         with processes.first_before_others():
             if processes.is_first:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lugpi_core.corpora.options import require_folds
+from lugpi_core.corpora.options import FEWEST_FOLDS, require_folds
 from lugpi_core.errors import InputError
-from lugpi_core.runtime.device import require_seed
+from lugpi_core.runtime.device import MOST_SEED, require_seed
 from train.options.ray import RaySettings
 from train.options.settings import DistillationSettings, Placement
 from train.options.training import SHOTS, TrainOptions
@@ -24,10 +24,26 @@ def shots_folder(shots: int) -> str:
     return f"{SHOTS}{shots}"
 
 
-def require_shots(shots: int | None) -> None:
-    """Raise InputError unless it is None or a number of train texts of each class."""
-    if shots is not None and shots < 1:
+def require_shots(shots: int | None, folds: int | None) -> None:
+    """Raise InputError unless it is None or a number of train texts of each class, one for each fold."""
+    if shots is None:
+        return
+    if shots < 1:
         raise InputError(got=f"--shots {shots}", expected="1 or more texts of each class", do="give for instance 5 10 50")
+    if folds is not None and shots < folds:
+        raise InputError(
+            got=f"--folds {folds} with --shots {shots}",
+            expected="at least as many texts of each class as folds, so that each fold has one",
+            do=f"give --folds {shots} or less" if shots >= FEWEST_FOLDS else "leave one of them out",
+        )
+
+
+def require_seeds(seeds: range) -> None:
+    """Raise InputError unless every random generator accepts the first seed and those after it."""
+    require_seed(seeds[0])
+    if seeds[-1] > MOST_SEED:
+        got = f"--seed {seeds[0]} for {len(seeds)} seeds, the last of which is {seeds[-1]}"
+        raise InputError(got=got, expected=f"seeds of 0 to {MOST_SEED}", do=f"give --seed {MOST_SEED + 1 - len(seeds)} or less")
 
 
 # Between the seeds of an ensemble's teachers.
@@ -35,7 +51,8 @@ APART = 1000
 
 
 def require_ensemble(members: object, seeds: Sequence[int]) -> None:
-    """Raise InputError unless it is None or a number of teachers whose seeds are different from those of other students' teachers."""
+    """Raise InputError unless it is None or a number of teachers whose seeds are different from those of other students' teachers, and are
+    accepted by every random generator."""
     if members is None:
         return
     if not isinstance(members, int) or isinstance(members, bool) or members < 2:
@@ -44,6 +61,12 @@ def require_ensemble(members: object, seeds: Sequence[int]) -> None:
         got = f"--ensemble with seeds from {min(seeds)} to {max(seeds)}"
         raise InputError(
             got=got, expected=f"seeds less than {APART} apart", do="the teachers after the first have seeds 1000, 2000, … more"
+        )
+    if (last := max(seeds) + APART * (members - 1)) > MOST_SEED:
+        raise InputError(
+            got=f"--ensemble {members} with seeds up to {max(seeds)}, whose last teacher has the seed {last}",
+            expected=f"seeds of 0 to {MOST_SEED}; those of the teachers after the first are 1000, 2000, … more",
+            do="give a lower --seed, or fewer teachers",
         )
 
 
@@ -93,12 +116,12 @@ class TablesOptions(RaySettings, DistillationSettings, Placement, TrainOptions):
         RaySettings.__post_init__(self)
         if self.seeds < 1:
             raise InputError(got=f"--seeds {self.seeds}", expected="at least 1", do="give for instance 3")
-        require_seed(self.each_seed[-1])
+        require_seeds(self.each_seed)
         require_processes(self.processes)
         require_folds(self.folds)
         require_ensemble(self.ensemble, self.each_seed)
         for number in self.shots:
-            require_shots(number)
+            require_shots(number, self.folds)
         if self.episodes is not None and (self.episodes < 1 or not self.shots):
             expected = "1 or more" if self.shots else "--shots, whose episodes they are"
             raise InputError(got=f"--episodes {self.episodes}", expected=expected, do="give for instance --shots 5 10 50 --episodes 10")

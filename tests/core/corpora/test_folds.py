@@ -47,6 +47,18 @@ def test_rows_of_one_text_are_in_one_fold() -> None:
     assert Counter(fold_N[:90].tolist()) == {0: 30, 1: 30, 2: 30}
 
 
+def test_of_chosen_rows_every_fold_has_its_share_and_other_rows_are_in_none() -> None:
+    one = corpus({"a": 40, "b": 40})
+    rows = [*range(3, 9), *range(50, 56)]
+    for seed in range(5):
+        fold_N = fold_of_each(one, 3, seed=seed, rows=rows)
+        assert set(np.delete(fold_N, rows).tolist()) == {NO_FOLD}
+        for of_class in (rows[:6], rows[6:]):
+            assert Counter(fold_N[of_class].tolist()) == {0: 2, 1: 2, 2: 2}
+    with pytest.raises(InputError, match="got --folds 7 for 6 different train texts"):
+        fold_of_each(one, 7, seed=0, rows=rows)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_class_of_several_labels_is_in_one_fold_alone(seed: int) -> None:
     generator = np.random.default_rng(seed)

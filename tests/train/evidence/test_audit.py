@@ -470,3 +470,17 @@ def test_the_planned_shadows_are_the_teachers_first(memorised: Learnt) -> None:
     shadows = shadows_of(models, memorised.corpus, halves_of(memorised.corpus, 4, seed=0), seed=0)
     assert [shadow.name for shadow in shadows[:2]] == ["teacher-none-shadow000", "student-shadow000"]
     assert shadows[1].needs == ("teacher-none-shadow000",)
+
+
+def test_shadows_learn_the_shares_of_their_teachers_from_their_own_half(small_csv: Path, tmp_path: Path) -> None:
+    """Shares of cross-fitted teachers are learnt on train texts, of which a shadow has not seen half."""
+    corpus, run = load_corpus(str(small_csv), CorpusSettings(split_column="split")), tmp_path / "run"
+    settings: Any = {"text_model": "demo", "placement": CPU, "optimization": Optimization(epochs=1, learning_rate=1e-3, optimizer="adamw")}
+    teachers = [train_teacher(corpus, None, privileged="none", folds=2, name=name, run_dir=run, **settings) for name in ("one", "other")]
+    student = distill(corpus, teachers, teacher_weights="learnt", **settings)
+    flags = ("--dataset", str(small_csv), "--run-dir", str(run), *FLAGS, "--shadows", "4", "--models", "student")
+    assert main(["audit", *flags]) == 0
+    records = [student.metrics, *(json.loads(path.read_text()) for path in sorted(run.glob("audit/student-shadow*/metrics.json")))]
+    shares = [record["learnt_shares"] for record in records]
+    assert [share["split"] for share in shares] == ["train"] * 5
+    assert [sum(group["texts"] for group in share["groups"]) for share in shares] == [36, 18, 18, 18, 18]

@@ -101,11 +101,27 @@ def test_the_spread_of_texts_is_that_of_the_crossed_design() -> None:
         ({"shots": (5, 5)}, "got --shots 5 5; expected one name or several different ones"),
         ({"episodes": 3}, "got --episodes 3; expected --shots, whose episodes they are"),
         ({"shots": (5,), "episodes": 0}, "got --episodes 0; expected 1 or more"),
+        ({"shots": (5, 2), "folds": 3}, "got --folds 3 with --shots 2; expected at least as many texts of each class as folds"),
+        ({"shots": (1,), "folds": 2}, "one; leave one of them out"),
     ],
 )
 def test_bad_numbers_are_refused_before_anything_is_read(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         TablesOptions(**flags(tmp_path / "none.csv", tmp_path, **more))
+
+
+def test_what_no_train_does_not_compare_is_said_once(run: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables(TablesOptions(**flags(small_csv, run, rows=ROWS, shots=(4, 2), episodes=2, train=False)))
+    assert capsys.readouterr().err.count("note: --no-train shows what the run holds") == 1
+
+
+def test_folds_are_those_of_the_drawn_texts(small_csv: Path, tmp_path: Path) -> None:
+    """In folds of all train texts the six that episode 2 draws are in one fold, whose teacher would learn nothing."""
+    tables(TablesOptions(**flags(small_csv, tmp_path, rows=("student-none-folds2",), shots=(2,), episodes=1, seed=2, folds=2)))
+    folder = tmp_path / "shots-2" / "teacher-none-folds2-seed2"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [fold["held_out"] for fold in metrics["folds"]["each"]] == [3, 3]
+    assert json.loads((folder / "training.json").read_text())["folds"] == {"count": 2, "seed": 2, "of": "shots"}
 
 
 def test_too_many_shots_are_one_line_and_leave_nothing(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,14 @@ def test_a_folder_in_place_of_a_file_is_an_error_of_one_line(tmp_path: Path, cap
         (("--image-tokens", "clip-demo"), "--image-tokens"),
         (("--limit", "30"), "other examples, prompts, labels or splits"),
         (("--optimiser", "adamw"), "did you mean '--optimizer'"),
+        (("--seed", "2147483646"), "got --seed 2147483646 for 3 seeds, the last of which is 2147483648; expected seeds of 0 to 2147483647"),
+        (
+            ("--seed", "2147481648", "--seeds", "1", "--ensemble", "3"),
+            "with seeds up to 2147481648, whose last teacher has the seed 2147483648",
+        ),
+        (("--folds", "13", "--rows", "baseline", "folds"), "got --folds 13 for 12 different train texts of class"),
+        (("--embedding-loss", "infonce", "--batch-size", "1", "--rows", "student-none"), "expected two texts or more in each forward pass"),
+        (("--freeze-layers", "9", "--rows", "images-clip-demo", "teacher-none"), "got --freeze-layers 9; expected 0 to 2"),
     ],
 )
 def test_bad_input_is_an_error_of_one_line(
