@@ -92,6 +92,15 @@ class TokenSource(Protocol):
         """Yield the batches in order, prefetching the tokens of the following ones if that helps."""
 
 
+def open_column(store: Path, column: str, corpus: Corpus) -> ImageTokens:
+    """Open tokens of images, or the generator's text vectors.
+
+    Raises:
+        InputError: as ``open_image_tokens`` and ``open_text_vectors``.
+    """
+    return open_text_vectors(store, corpus) if column == PROMPT_TEXT else open_image_tokens(store, column, corpus)
+
+
 def open_image_tokens(store: Path, column: str | None, corpus: Corpus) -> ImageTokens:
     """Open a column of the run's token store for a corpus; every shard is compared with its hash.
 

@@ -22,7 +22,7 @@ from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.remote.run import remote_of
 from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
-from train.data.image_tokens import open_image_tokens
+from train.data.image_tokens import open_column
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.attention import attention_overlap
 from train.evidence.diversity import Attend
@@ -352,4 +352,4 @@ def _check_unlabelled(experiment: Experiment, models: Sequence[PlannedModel]) ->
         say("warning: --unlabelled has no effect without its rows: --rows unlabelled")
     store = experiment.run / f"tokens-{experiment.unlabelled.name}"
     for column in {model.row.column for model in models if model.row.name in teachers and model.row.column is not None}:
-        open_image_tokens(store, column, experiment.unlabelled)
+        open_column(store, column, experiment.unlabelled)

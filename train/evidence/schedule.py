@@ -17,8 +17,7 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import Compute
-from lugpi_core.store.layout import PROMPT_TEXT
-from train.data.image_tokens import ImageTokens, open_image_tokens, open_text_vectors
+from train.data.image_tokens import ImageTokens, open_column
 from train.data.text_model import TextModel
 from train.evidence.outcome import FinishedModel, Outcome
 from train.evidence.rows import PlannedModel, Row, is_without_images
@@ -90,12 +89,9 @@ class Experiment:
         return self.run if self.shots is None else self.run / shots_folder(self.shots)
 
     def tokens(self, column: str) -> ImageTokens:
-        """Return a column of the run's store, or its text vectors; the shards are checked once. Raises InputError as ``open_image_tokens``
-        and ``open_text_vectors``."""
+        """Return a column of the run's store, or its text vectors; the shards are checked once. Raises InputError as ``open_column``."""
         if column not in self._opened:
-            store = self.run / "tokens"
-            is_text = column == PROMPT_TEXT
-            self._opened[column] = open_text_vectors(store, self.corpus) if is_text else open_image_tokens(store, column, self.corpus)
+            self._opened[column] = open_column(self.run / "tokens", column, self.corpus)
         return self._opened[column]
 
     def plan_of(self, model: PlannedModel, folders: Mapping[str, Path]) -> ModelPlan:

@@ -211,6 +211,17 @@ def test_tables_compare_students_of_more_texts_with_their_control(
     assert set(json.loads((run / "tables.json").read_text())["rows"]) >= {*shown}
 
 
+def test_a_student_of_text_vectors_reads_those_of_more_texts_too(
+    small_csv: Path, flags: tuple[str, ...], more: Path, tmp_path: Path
+) -> None:
+    vectors: dict[str, Any] = {"dataset": str(small_csv), "split_column": "split", "run_dir": tmp_path, "generator": "demo"}
+    for unlabelled in (None, more):
+        featurize_command(FeaturizeOptions(**vectors, encoders=("prompt-text",), unlabelled=unlabelled))
+    rows = ("--rows", "student-text-more", "--seeds", "1", "--unlabelled", str(more), "--run-dir", str(tmp_path))
+    assert main(["tables", *flags, *rows]) == 0
+    assert json.loads((tmp_path / "tables.json").read_text())["rows"]["student-text-more"]["seeds"] == [0]
+
+
 def test_texts_that_no_row_reads_are_warned_of(run: Path, flags: tuple[str, ...], more: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ("--rows", "baseline", "--seeds", "1", "--unlabelled", str(more), "--run-dir", str(run))
     assert main(["tables", *flags, *rows]) == 0
