@@ -49,10 +49,9 @@ def scores_by_split(
     return scores
 
 
-def sharpness_on_train(corpus: Corpus, logits_NK: "torch.Tensor") -> dict[str, float | None]:
-    """Return the primary metric and the mean confidence of the answers to the train texts, from the logits of all examples."""
-    rules, rows = rules_of(corpus.task), corpus.rows("train")
-    logits = logits_NK.numpy()[rows]
+def sharpness_on(corpus: Corpus, logits_NK: "torch.Tensor", rows: Sequence[int]) -> dict[str, float | None]:
+    """Return the primary metric and the mean confidence of the answers to some examples, from the logits of all."""
+    rules, logits = rules_of(corpus.task), logits_NK.numpy()[rows]
     scores = rounded(rules.scores(corpus.targets()[rows], logits, chosen_thresholds(corpus, logits_NK)))
     return {"score": scores[rules.metrics[0]], "confidence": confidence(corpus.task, logits)}
 

@@ -29,7 +29,7 @@ from train.models.hub_export import checked_rows, export_classifier, rehearse, r
 from train.models.loading import head_history, load_model, training_of_plan
 from train.models.model_folder import exclusive, finish, finished_metrics, metrics_of
 from train.models.plan import ModelPlan
-from train.models.predictions import THRESHOLDS, chosen_thresholds, scores_by_split, sharpness_on_train, write_predictions
+from train.models.predictions import THRESHOLDS, chosen_thresholds, scores_by_split, sharpness_on, write_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def fit_model(plan: ModelPlan, processes: Processes) -> TrainedModel:
         learnt_from, histories = _learn(plan, model, data, times, processes)
         with times.stage("predict"):
             output = predict(model, data, range(len(kind.corpus.examples)), plan.compute, processes, precise=True)
-    seen = sharpness_on_train(kind.corpus, output.logits) if parts else {}
+    seen = sharpness_on(kind.corpus, output.logits, plan.learnt_rows) if parts else {}
     output = crossed(output, parts, kind.corpus.rows("validation"))
     metrics = _metrics(plan, model, output, histories["history"]) | histories
     metrics["compute"] = _compute_record(plan, model, learnt_from, processes)

@@ -21,6 +21,7 @@ from train.cli import main
 from train.evidence.few_shots import episodes_for, spread_of_texts
 from train.evidence.tables import tables
 from train.learning.loop import Training
+from train.models.predictions import read_predictions
 from train.options.tables import TablesOptions
 
 ROWS = ("baseline", "teacher-none", "student-none")
@@ -117,11 +118,17 @@ def test_what_no_train_does_not_compare_is_said_once(run: Path, small_csv: Path,
 
 def test_folds_are_those_of_the_drawn_texts(small_csv: Path, tmp_path: Path) -> None:
     """In folds of all train texts the six that episode 2 draws are in one fold, whose teacher would learn nothing."""
-    tables(TablesOptions(**flags(small_csv, tmp_path, rows=("student-none-folds2",), shots=(2,), episodes=1, seed=2, folds=2)))
-    folder = tmp_path / "shots-2" / "teacher-none-folds2-seed2"
+    rows = ("teacher-none", "student-none-folds2")
+    tables(TablesOptions(**flags(small_csv, tmp_path, rows=rows, shots=(2,), episodes=1, seed=2, folds=2)))
+    folder, whole = (tmp_path / "shots-2" / f"teacher-none{folds}-seed2" for folds in ("-folds2", ""))
     metrics = json.loads((folder / "metrics.json").read_text())
     assert [fold["held_out"] for fold in metrics["folds"]["each"]] == [3, 3]
     assert json.loads((folder / "training.json").read_text())["folds"] == {"count": 2, "seed": 2, "of": "shots"}
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
+    drawn = {corpus.examples[row].id for row in shots_of(corpus, 2, episode=2)}
+    seen = read_predictions(whole / "predictions.csv")["train"]
+    right = [bool(hit) for name, hit in zip(seen.ids, seen.predicted == seen.labels, strict=True) if name in drawn]
+    assert metrics["folds"]["seen"]["score"] == pytest.approx(np.mean(right), abs=1e-6), "of the texts that it was trained on"
 
 
 def test_too_many_shots_are_one_line_and_leave_nothing(small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
