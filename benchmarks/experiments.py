@@ -34,8 +34,8 @@ class Experiment:
         corpus: flags that name the corpus.
         training: flags of all trainings.
         seeds: how many.
-        unlabelled: a file of texts on which students are distilled too, with their prompts unless a text is its own.
-        others: of a part of a corpus, how many train texts outside it are that file.
+        unlabelled: a file of texts on which students are distilled too.
+        others: of a part of a corpus, how many train texts outside it are in that file, with their prompts; else a text is its prompt.
         rows: rows of the tables.
         generation: flags of the images.
     """
@@ -65,7 +65,8 @@ DEMO = Experiment(
 _TEACHERS = ("baseline", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
 _WITH_FOLDS = ("student-clip-demo-folds{n}", "student-none-folds{n}", "student-shuffled-folds{n}")
 _AND_MORE = ("student-clip-demo-folds{n}-more", "student-none-folds{n}-more")
-# Teachers of several images, weighted, and what their students keep: on the demo those of three teachers each.
+# Teachers of several images, weighted, and what their students keep: on the demo those of this many teachers each.
+_ENSEMBLE = 3
 _SEVERAL = ("--several-images", "weighted", "--kd-preset", "hinton", "--temperature", "2")
 _KINDS = ("clip-demo", "none", "shuffled")
 _KEPT = ("baseline", *(f"teacher-{kind}" for kind in _KINDS))
@@ -82,8 +83,8 @@ REAL = {
     ),
 }
 _REAL_ROWS = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none", "student-clip-demo", "student-none")
-# With several images, parts of the corpora: two cores take half an hour for 20 Newsgroups, an hour or more for each of the others. The head
-# alone is the best of MiniLM on 20 Newsgroups, and learns little on the others, as do the layers above frozen ones.
+# With several images, parts of the corpora. Of MiniLM's the head alone is the best on 20 Newsgroups and learns little on the others
+# (docs/benchmarks.md), as does what is above frozen layers on so few texts.
 _CWI_PART = Experiment(corpus=("--limit", "2500"), training=("--epochs", "2", "--batch-size", "8", *_RATE), seeds=3, others=1000)
 REAL_SEVERAL = {
     "cwi-wikinews": replace(_CWI_PART, corpus=("--dataset", "cwi-wikinews", *_CWI_PART.corpus)),
@@ -118,10 +119,10 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
             experiment = replace(several, rows=rows, generation=_several_images(images, PROMPT_TEXT))
             name = f"{run}-single"
         else:
-            count = str(options.ensemble or 3)
+            count = options.ensemble or _ENSEMBLE
             rows = (*_KEPT, *(f"student-{kind}-ensemble{count}-more" for kind in _KINDS))
-            experiment = replace(several, rows=rows, training=(*several.training, "--ensemble", count))
-            name = run
+            experiment = replace(several, rows=rows, training=(*several.training, "--ensemble", str(count)))
+            name = run if count == _ENSEMBLE else f"{run}-ensemble{count}"
     experiment = replace(experiment, rows=options.rows or experiment.rows)
     return finish(name, _settings(experiment) | _tables(options, run, experiment), record=options.record)
 
@@ -137,8 +138,7 @@ def measure_real(options: RealOptions) -> dict[str, Any]:
     text_model = ("--text-model", str(minilm_folder()) if options.text_model == "minilm" else options.text_model)
     results = {}
     for corpus in options.corpora:
-        experiment, name = REAL[corpus], corpus
-        experiment = replace(experiment, rows=options.rows or _REAL_ROWS)
+        experiment, name = replace(REAL[corpus], rows=options.rows or _REAL_ROWS), corpus
         if (images := options.images_per_text) is not None:
             name = f"{corpus}-images{images}"
             experiment = _with_several_images(REAL_SEVERAL[corpus], images, options, make_folder(options.runs / name))
@@ -198,8 +198,7 @@ def _tables(options: ExperimentOptions, name: str, experiment: Experiment) -> di
     if experiment.unlabelled is not None:
         texts = _first_texts(experiment.unlabelled, make_folder(run)) if options.smoke else experiment.unlabelled
         more = ("--unlabelled", str(texts))
-        # The demo's texts are their own prompts; those of other corpora are a column.
-        if experiment.unlabelled.suffix == ".jsonl":
+        if experiment.others:
             more += ("--prompt-column", "prompt")
     count = options.processes
     parts = [("--part", f"{number}/{count}") for number in range(count)] if count > 1 else [()]

@@ -137,6 +137,12 @@ def test_a_single_teacher_is_compared_with_blank_images_and_text_vectors_too(bat
     assert {"teacher-shuffled", "teacher-blank", "teacher-text", "student-clip-demo-more", "student-text-more"} <= set(tabled.rows)
 
 
+def test_records_of_other_numbers_of_teachers_have_names_of_their_own(batches: list[Sequence[Sequence[str]]]) -> None:
+    names = [experiments.measure_demo(DemoOptions(images_per_text=4, ensemble=count))["benchmark"] for count in (None, 3, 2)]
+    assert names == ["demo-images4", "demo-images4", "demo-images4-ensemble2"]
+    assert "student-none-ensemble2-more" in batches[-1][0]
+
+
 def test_options_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(InputError, match="--images-per-text 4 and --folds 5; expected one of the two"):
         DemoOptions(images_per_text=4, folds=5)
