@@ -10,10 +10,13 @@ import pytest
 
 from lugpi_core.errors import InputError
 from tests.support.checkout import ROOT
+from tests.support.planted_store import plant, plant_column, telling_tokens
 from tests.support.shards import shard_file
 from tests.support.small_tables import fake_model, flags, scores, words
 from train.cli import main
+from train.evidence.compare import compare
 from train.evidence.tables import tables
+from train.options.settings import Optimization
 from train.options.tables import TablesOptions
 
 Make = Callable[..., TablesOptions]
@@ -178,3 +181,12 @@ def test_settings_that_no_train_does_not_compare_are_named(tmp_path: Path, capsy
     assert "whatever it was trained with; not compared: --epochs, --text-model\n" in capsys.readouterr().err
     assert main(words) == 2
     assert "not compared" not in capsys.readouterr().err
+
+
+def test_images_without_clip_scores_are_no_weighted_ones(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(12, 6, 6), images_per_text=2)
+    plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0))
+    weighted = Optimization(epochs=1, several_images="weighted")
+    with pytest.raises(InputError, match="without CLIP scores"):
+        compare(planted.corpus, planted.run_dir, rows=("baseline", "teacher-telling"), seeds=1, text_model="demo", optimization=weighted)
+    assert not list(planted.run_dir.glob("*/training.json"))

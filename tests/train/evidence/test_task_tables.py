@@ -15,9 +15,10 @@ from sklearn.metrics import f1_score
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
+from tests.support.planted_store import Planted, plant_column
 from tests.support.small_report import made_up_logits, write_task_model, write_task_run
 from tests.support.small_tables import fake_model, scores
-from tests.support.small_tasks import multi_label_corpus, regression_corpus
+from tests.support.small_tasks import multi_label_corpus, plant_tokens, regression_corpus
 from train.evidence.calibration import binary_cross_entropy, classwise_ece
 from train.evidence.compare import compare, finished_tables
 from train.evidence.table_report import TableReport
@@ -161,3 +162,14 @@ def test_classwise_calibration_is_the_mean_of_the_classes_own() -> None:
     assert binary_cross_entropy(logits, labels) == pytest.approx((-3 * math.log(0.75) - math.log(0.25) - 4 * math.log(0.9)) / 8)
     assert binary_cross_entropy(np.array([[800.0], [-800.0]]), np.array([[1.0], [1.0]], np.float32)) == 400
     assert classwise_ece(np.array([[800.0], [-800.0]]), np.array([[1.0], [0.0]], np.float32)) == 0
+
+
+def test_shares_by_class_are_refused_for_several_labels_before_any_training(tmp_path: Path) -> None:
+    corpus = CORPORA["multi-label"]
+    drawings = np.arange(len(corpus.examples))[:, None]
+    plant_tokens(corpus, tmp_path)
+    plant_column(Planted(table=tmp_path, run_dir=tmp_path, corpus=corpus, drawings=drawings), "other", np.ones((len(drawings), 3, 16)))
+    error = "got --teacher-weights learnt for .*, a multi-label corpus; expected one class for each text"
+    with pytest.raises(InputError, match=error):
+        compare(corpus, tmp_path, rows=("baseline", "student-all-learnt"), seeds=1, text_model="demo")
+    assert not list(tmp_path.glob("*/training.json"))
