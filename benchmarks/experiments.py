@@ -119,7 +119,7 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
         several = replace(DEMO, training=(*DEMO.training, *_SEVERAL), generation=_several_images(images))
         run = f"demo-images{images}"
         if options.ensemble == 1:
-            students = (f"student-{kind}-more" for kind in ("clip-demo", "none", "text"))
+            students = (f"student-{kind}-more" for kind in ("clip-demo", "none", "blank", "text"))
             rows = (*_KEPT, "teacher-blank", "teacher-text", *students)
             experiment = replace(several, rows=rows, generation=_several_images(images, PROMPT_TEXT))
             name = f"{run}-single"
@@ -128,6 +128,8 @@ def measure_demo(options: DemoOptions) -> dict[str, Any]:
             rows = (*_KEPT, *(f"student-{kind}-ensemble{count}-more" for kind in _KINDS))
             experiment = replace(several, rows=rows, training=(*several.training, "--ensemble", str(count)))
             name = run if count == _ENSEMBLE else f"{run}-ensemble{count}"
+    if options.seeds not in (None, experiment.seeds):
+        name = f"{name}-seeds{options.seeds}"
     experiment = replace(experiment, rows=options.rows or experiment.rows)
     return finish(name, _settings(experiment) | _tables(options, run, experiment), record=options.record)
 
