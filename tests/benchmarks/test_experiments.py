@@ -134,7 +134,14 @@ def test_a_single_teacher_is_compared_with_blank_images_and_text_vectors_too(bat
     assert parsed(batches[0][0], {"featurize": FeaturizeOptions}).encoders == ("clip-demo", "prompt-text")
     tabled = parsed(batches[-1][0], {"train": TablesOptions})
     assert tabled.ensemble is None
-    assert {"teacher-shuffled", "teacher-blank", "teacher-text", "student-clip-demo-more", "student-text-more"} <= set(tabled.rows)
+    students = {f"student-{kind}-more" for kind in ("clip-demo", "none", "blank", "text")}
+    assert {"teacher-shuffled", "teacher-blank", "teacher-text", *students} <= set(tabled.rows)
+
+
+def test_records_of_other_numbers_of_seeds_have_names_of_their_own(batches: list[Sequence[Sequence[str]]]) -> None:
+    options = [DemoOptions(images_per_text=4, ensemble=1, seeds=seeds) for seeds in (None, 10, 5)]
+    names = [experiments.measure_demo(one)["benchmark"] for one in options]
+    assert names == ["demo-images4-single", "demo-images4-single", "demo-images4-single-seeds5"]
 
 
 def test_records_of_other_numbers_of_teachers_have_names_of_their_own(batches: list[Sequence[Sequence[str]]]) -> None:
