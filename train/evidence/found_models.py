@@ -283,6 +283,8 @@ def _student_row(folder: Path, training: Mapping[str, Any], columns: Sequence[st
         is_of_all = sorted(kinds) == sorted(columns) and training["unlabelled"] is None
         seeds = member_seeds(training["flags"]["seed"], members)
         is_ensemble = len(set(kinds)) == 1 and tuple(one["flags"]["seed"] for one in of_teachers) == seeds
+        if "shots" in training:  # teachers of earlier versions have each learnt texts of their own
+            is_ensemble &= {one.get("episode", one["flags"]["seed"]) for one in of_teachers} == {training["flags"]["seed"]}
         if terms != "both" or folds is not None or not (is_of_all if is_learnt else has_equal_shares and (is_of_all or is_ensemble)):
             return None
         if is_of_all:

@@ -84,10 +84,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedModel:
-    """One model of a row, which may or may not exist yet."""
+    """One model of a row, which may or may not exist yet.
+
+    Attributes:
+        row: it.
+        seed: of the model.
+        episode: seed that draws its texts in tables of few shots; None = its own. Another teacher of an ensemble has its student's.
+    """
 
     row: Row
     seed: int
+    episode: int | None = None
 
     @property
     def name(self) -> str:
@@ -263,6 +270,7 @@ def models_of(requested: Iterable[Row], rows: Sequence[Row], seeds: Iterable[int
     for seed in seeds:
         of_seed = [PlannedModel(row=row, seed=seed) for row in chosen]
         members = {member for model in of_seed for member in model.needs}
-        more = [PlannedModel(row=row, seed=other) for row in chosen for other in member_seeds(seed, most)[1:] if row.command == "teacher"]
+        teachers = [row for row in chosen if row.command == "teacher"]
+        more = [PlannedModel(row=row, seed=other, episode=seed) for row in teachers for other in member_seeds(seed, most)[1:]]
         models += sorted([*of_seed, *(model for model in more if model.name in members)], key=lambda model: model.row.command == "student")
     return models

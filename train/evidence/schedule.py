@@ -115,6 +115,7 @@ class Experiment:
             folder=self.models / model.name,
             terms=terms,
             shots=self.shots,
+            episode=None if self.shots is None else model.episode,
             config={**plan.config, **self.config},
             shared=self.shared,
         )

@@ -74,7 +74,7 @@ def fold_outputs(plan: ModelPlan, processes: Processes) -> list[FoldOutputs]:
     count = plan.kind.folds
     # A shadow's half of a class may have fewer texts than there are folds.
     has_each_class = not plan.left_out
-    fold_N = fold_of_each(plan.kind.corpus, count, seed=plan.optimization.seed, rows=plan.learnt_rows, has_each_class=has_each_class)
+    fold_N = fold_of_each(plan.kind.corpus, count, seed=plan.texts_seed, rows=plan.learnt_rows, has_each_class=has_each_class)
     plans = [
         replace(
             plan,

@@ -46,7 +46,8 @@ class ModelPlan:
         folder: of the model, in the run.
         config: every setting, for ``metrics.json``.
         terms: a student's soft terms, if it is a row of tables.
-        shots: of how many train texts of each class it learns, drawn with its seed; None = of all.
+        shots: of how many train texts of each class it learns; None = of all.
+        episode: seed with which these, and their folds, are drawn; None = its own. The teachers of an ensemble have their student's.
         left_out: train examples that it does not learn: a fold, or what a shadow has not seen. No part of the fingerprint: folds are parts
             of one model, and a shadow's kind has it.
         keeps_weights: whether its weights are written; those of a teacher always are.
@@ -62,6 +63,7 @@ class ModelPlan:
     config: Mapping[str, Any] = field(default_factory=dict)
     terms: Terms | None = None
     shots: int | None = None
+    episode: int | None = None
     left_out: tuple[int, ...] = ()
     keeps_weights: bool = True
     shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
@@ -89,8 +91,13 @@ class ModelPlan:
     def learnt_rows(self) -> list[int]:
         """The labelled examples that it is trained on: one of images alone only on those that have an image."""
         corpus, left_out = self.kind.corpus, frozenset(self.left_out)
-        rows = corpus.rows("train") if self.shots is None else shots_of(corpus, self.shots, episode=self.optimization.seed)
+        rows = corpus.rows("train") if self.shots is None else shots_of(corpus, self.shots, episode=self.texts_seed)
         return [row for row in rows if row not in left_out and row not in self.unread_rows]
+
+    @property
+    def texts_seed(self) -> int:
+        """The seed that draws few shots, and folds."""
+        return self.optimization.seed if self.episode is None else self.episode
 
     @cached_property
     def unread_rows(self) -> frozenset[int]:
@@ -129,7 +136,7 @@ class ModelPlan:
     @property
     def _folds(self) -> dict[str, Any]:
         """What decides the folds. Of few shots they are the shots'; they once were those of all train texts."""
-        return {"count": self.kind.folds, "seed": self.optimization.seed, **({} if self.shots is None else {"of": "shots"})}
+        return {"count": self.kind.folds, "seed": self.texts_seed, **({} if self.shots is None else {"of": "shots"})}
 
     @property
     def corpora(self) -> list[Corpus]:
@@ -187,6 +194,7 @@ class ModelPlan:
             **({} if self.redraw is None else {"redraw": self.redraw}),
             **({} if self.clip_scores is None else {"clip_scores": self.clip_scores.fingerprint()}),
             **({} if self.shots is None else {"shots": self.shots}),
+            **({} if self.texts_seed == self.optimization.seed else {"episode": self.texts_seed}),
             **({} if self.kind.folds is None else {"folds": self._folds}),
             **self.kind.fingerprint,
         }

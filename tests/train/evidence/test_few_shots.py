@@ -73,6 +73,41 @@ def test_models_learn_the_drawn_texts_alone(small_csv: Path, tmp_path: Path, mon
     assert shown["figures"][0]["mean"] == json.loads((tmp_path / "shots.json").read_text())["figures"][0]["mean"]
 
 
+def test_all_teachers_of_an_ensemble_learn_the_texts_of_their_episode(
+    small_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = load_corpus(small_csv, CorpusSettings(split_column="split"))
+    learnt: dict[str, list[int]] = {}
+    fit = train.models.train_model.fit
+
+    def seen(training: Training) -> list[dict[str, Any]]:
+        learnt[training.folder.name] = list(training.learnt)
+        return fit(training)
+
+    monkeypatch.setattr(train.models.train_model, "fit", seen)
+    student = "student-none-ensemble2"
+    options = flags(small_csv, tmp_path, rows=(student,), shots=(2,), episodes=2, ensemble=2, processes=1)
+    tables(TablesOptions(**options))
+    for episode, names in enumerate((("teacher-none", "teacher-none-seed1000", student), ("teacher-none-seed1", "teacher-none-seed1001"))):
+        assert [learnt[name] for name in names] == [shots_of(corpus, 2, episode=episode)] * len(names)
+    records = {name: json.loads((tmp_path / "shots-2" / name / "training.json").read_text()) for name in learnt}
+    assert {name: record.get("episode") for name, record in records.items() if name.startswith("teacher")} == {
+        "teacher-none": None,
+        "teacher-none-seed1": None,
+        "teacher-none-seed1000": 0,
+        "teacher-none-seed1001": 1,
+    }
+    assert len(learnt) == 6
+    monkeypatch.setattr(train.models.train_model, "fit", None)
+    for train_missing in (True, False):
+        shown = tables(TablesOptions(**{**options, "train": train_missing}))
+        assert [(one["row"], one["episodes"]) for one in shown["figures"]] == [(student, 2)]
+    for name in ("teacher-none-seed1000", "teacher-none-seed1001"):  # as earlier versions trained them
+        record = tmp_path / "shots-2" / name / "training.json"
+        record.write_text(json.dumps({key: value for key, value in records[name].items() if key != "episode"}))
+    assert tables(TablesOptions(**options, train=False))["figures"] == [], "students of teachers of other texts are of no row"
+
+
 @pytest.mark.parametrize("sd", [0.003, 0.01, 0.04, 0.2])
 def test_the_number_of_episodes_is_the_smallest_that_is_enough(sd: float) -> None:
     def half(episodes: int) -> float:
