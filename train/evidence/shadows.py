@@ -37,6 +37,8 @@ from train.options.settings import DistillationSettings, Optimization, Placement
 FOLDER = "audit"
 # What may differ between the seeds of one row, besides the seed.
 _OF_A_SEED = ("flags.seed", "teachers", "folds.seed")
+# And, of a student that learns its teachers' shares: they differ as the teachers do.
+_LEARNT_OF_A_SEED = ("shares", "class_shares")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +97,21 @@ class Recorded:
 
 def require_one_setting(name: str, models: Sequence[Recorded]) -> None:
     """Raise InputError unless the models of a row have the same settings but for the seed: its shadows are of all of them."""
-    first, *others = ({key: value for key, value in flat(model.training) if not key.startswith(_OF_A_SEED)} for model in models)
+    first, *others = (
+        {
+            key: value
+            for key, value in flat(model.training)
+            if not key.startswith(_OF_A_SEED + (_LEARNT_OF_A_SEED if "class_shares" in model.training else ()))
+        }
+        for model in models
+    )
     for model, other in zip(models[1:], others, strict=True):
         if unlike := differences(first, other):
             raise InputError(
                 got=f"{models[0].folder.name} and {model.folder.name}, models of {name} with other settings: {'; '.join(unlike)}",
                 expected="the same, but for the seed, because they share their shadows",
-                do=f"name one of them: --models {models[0].folder.name}",
+                # A row's name is taken for the row: it does not name the folder of the same name.
+                do=f"name one of them: --models {next(one.folder.name for one in models if one.folder.name != name)}",
             )
 
 

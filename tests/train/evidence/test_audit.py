@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -297,8 +298,12 @@ def test_models_whose_shadows_would_be_others_are_refused_or_left_out(numbers: C
         with pytest.raises(InputError, match=message):
             chosen_models(tmp_path, numbers, (name,))
     fake_model(tmp_path, "baseline-seed2", scores, command="baseline", corpus=corpus, seed=2, flags={"epochs": 9})
-    with pytest.raises(InputError, match=r"baseline and baseline-seed2, models of baseline with other settings: --epochs: 2 then, 9 now"):
+    with pytest.raises(
+        InputError, match=r"baseline and baseline-seed2, models of baseline with other settings: --epochs: 2 then, 9 now"
+    ) as caught:
         chosen_models(tmp_path, numbers, ("baseline",))
+    (advised,) = re.findall(r"name one of them: --models (\S+)$", str(caught.value))
+    assert chosen_models(tmp_path, numbers, (advised,))[0].seeds == (1,)
     assert chosen_models(tmp_path, numbers, ("baseline-seed2",))[0].seeds == (2,)
 
 

@@ -1,0 +1,32 @@
+"""The shadows of an audit, planned from the records of its models: seeds, settings and losses; nothing is trained."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lugpi_core.errors import InputError
+from train.evidence.shadows import Recorded, require_one_setting
+
+
+def recorded_as(name: str, seed: int, *teachers: str, **training: Any) -> Recorded:
+    """A model of which nothing but its records is there."""
+    metrics = {"teachers": [{"name": teacher} for teacher in teachers], "config": {"kd_preset": "paper"}}
+    return Recorded(folder=Path(name), training={"command": "student", "flags": {"seed": seed}, **training}, metrics=metrics)
+
+
+def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
+    def models(*shares: list[float], **more: Any) -> list[Recorded]:
+        return [recorded_as(f"student-{seed}", seed, shares=one, **more) for seed, one in enumerate(shares)]
+
+    given = models([0.5, 0.5], [0.4, 0.6])
+    with pytest.raises(InputError, match="models of both with other settings: shares: found"):
+        require_one_setting("both", given)
+    learnt = [
+        replace(model, training={**model.training, "class_shares": {"groups": [[0, 1]], "shares": [model.training["shares"]]}})
+        for model in given
+    ]
+    require_one_setting("both", learnt)
+    with pytest.raises(InputError, match="layers: found"):
+        require_one_setting("both", [learnt[0], replace(learnt[1], training={**learnt[1].training, "layers": 2})])
