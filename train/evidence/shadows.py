@@ -84,10 +84,10 @@ class Recorded:
 
     @property
     def loss(self) -> DistillationSettings:
-        """A student's loss: what differs from its preset is given."""
+        """A student's loss: what differs from its preset is given, and β, which is another where teachers have folds and none is."""
         preset, given = self.metrics["config"].get("kd_preset", "paper"), self.training["distillation"]
         names = [one.name for one in fields(DistillationSettings) if one.name in given]
-        differing = {name: given[name] for name in names if given[name] != getattr(KD_PRESETS[preset], name)}
+        differing = {name: given[name] for name in names if name == "beta" or given[name] != getattr(KD_PRESETS[preset], name)}
         return DistillationSettings(kd_preset=preset, **differing)
 
     def placement(self, device: DeviceChoice) -> Placement:

@@ -8,6 +8,8 @@ import pytest
 
 from lugpi_core.errors import InputError
 from train.evidence.shadows import Recorded, require_one_setting
+from train.models.kinds import plain_weights
+from train.options.settings import DistillationSettings
 
 
 def recorded_as(name: str, seed: int, *teachers: str, **training: Any) -> Recorded:
@@ -30,3 +32,10 @@ def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
     require_one_setting("both", learnt)
     with pytest.raises(InputError, match="layers: found"):
         require_one_setting("both", [learnt[0], replace(learnt[1], training={**learnt[1].training, "layers": 2})])
+
+
+@pytest.mark.parametrize("has_folds", [True, False])
+@pytest.mark.parametrize("beta", [None, 1.0, 0.5, 0.0])
+def test_the_distance_of_embeddings_is_the_recorded_one(beta: float | None, *, has_folds: bool) -> None:
+    weights = plain_weights(DistillationSettings(beta=beta), has_folds=has_folds)
+    assert plain_weights(recorded_as("student", 0, distillation=vars(weights)).loss, has_folds=has_folds) == weights
