@@ -253,7 +253,13 @@ def shadows_of(models: Sequence[Recorded], corpus: Corpus, halves: NDArray[np.bo
         corpus: of the run.
         halves: which examples each shadow sees, as ``halves_of``.
         seed: of the audit.
+
+    The shadows of one number have one seed, but for teachers that differ from their student in it, as those of an ensemble do: with equal
+    settings and one half of the texts they would be one network.
     """
+    seeds = {model.folder.name: model.training["flags"]["seed"] for model in models}
+    # Modulo 2³², because a seed is no negative number.
+    apart = {teacher.name: (seeds[teacher.name] - seeds[model.folder.name]) % 2**32 for model in models for teacher in model.teachers}
     train_N = np.isin(np.arange(len(corpus.examples)), corpus.rows("train"))
     ordered = sorted(models, key=lambda model: model.training["command"] == "student")
     shadows = []
@@ -266,7 +272,8 @@ def shadows_of(models: Sequence[Recorded], corpus: Corpus, halves: NDArray[np.bo
                 groups=(),
                 teachers=tuple(teacher.name for teacher in model.teachers),
             )
-            shadows.append(Shadow(row=row, seed=_number(seed, 1, number), number=number, left_out=left_out))
+            own = [apart[row.name]] if apart.get(row.name) else []
+            shadows.append(Shadow(row=row, seed=_number(seed, 1, number, *own), number=number, left_out=left_out))
     return shadows
 
 

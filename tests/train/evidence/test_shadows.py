@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from train.evidence.shadows import Recorded, require_one_setting
+from train.evidence.shadows import Recorded, halves_of, require_one_setting, shadows_of
 from train.models.kinds import plain_weights
 from train.options.settings import DistillationSettings
 
@@ -32,6 +33,23 @@ def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
     require_one_setting("both", learnt)
     with pytest.raises(InputError, match="layers: found"):
         require_one_setting("both", [learnt[0], replace(learnt[1], training={**learnt[1].training, "layers": 2})])
+
+
+def test_shadows_of_an_ensembles_teachers_have_seeds_of_their_own() -> None:
+    corpus = Corpus.from_texts([f"text {n}" for n in range(40)], ["a", "b"] * 20, splits=["train"] * 20 + ["validation", "test"] * 10)
+    names = ("teacher-none", "teacher-none-seed1000", "teacher-none-seed2000")
+    teachers = [recorded_as(name, 1000 * n, command="teacher") for n, name in enumerate(names)]
+    models = [recorded_as("student", 0, *names), recorded_as("baseline", 0, command="baseline"), *teachers]
+    halves = halves_of(corpus, 4, seed=0)
+    each = shadows_of(models, corpus, halves, seed=3)
+    alone = {(shadow.row.name, shadow.number): shadow.seed for shadow in shadows_of(teachers, corpus, halves, seed=3)}
+    for number in range(4):
+        seeds = {shadow.row.name: shadow.seed for shadow in each if shadow.number == number}
+        assert len({seeds[name] for name in names}) == 3
+        assert seeds["teacher-none"] == seeds["student"] == seeds["baseline"] == alone["teacher-none-seed1000", number]
+        assert len({shadow.left_out for shadow in each if shadow.number == number}) == 1
+    later = shadows_of([recorded_as("student", 1, "teacher-none"), teachers[0]], corpus, halves, seed=3)
+    assert later[0].seed not in {shadow.seed for shadow in each}, "a teacher's seed may also be the lower one"
 
 
 @pytest.mark.parametrize("has_folds", [True, False])
