@@ -3,7 +3,7 @@
 import csv
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,27 @@ def telling_tokens(labels: NDArray[np.int64], *, strength: float, seed: int = 0,
     directions = rng.normal(size=(labels.max() + 1, shape[1]))
     noise = rng.normal(size=(len(labels), *shape))
     return (noise + strength * directions[labels][:, None]).astype(np.float32)
+
+
+def plant_unlabelled(
+    planted: Planted,
+    extra: Corpus,
+    *,
+    without: tuple[int, ...] = (),
+    fingerprint: Mapping[str, Any] | None = None,
+    images_per_text: int = 1,
+    seed: int = 0,
+) -> None:
+    """Write the store of some unlabelled texts, of which these have no image, into the run of a store."""
+    store = planted.run_dir / f"tokens-{extra.name}"
+    shutil.rmtree(store, ignore_errors=True)
+    more = replace(planted, run_dir=planted.run_dir / "elsewhere", corpus=extra)
+    (more.run_dir / "tokens").mkdir(parents=True)
+    write_table(more.run_dir / "tokens", extra, without, images_per_text)
+    labels = np.arange(len(extra.examples) * images_per_text) // images_per_text % 3
+    plant_column(more, "telling", telling_tokens(labels, strength=1.0, seed=seed), fingerprint=fingerprint)
+    (more.run_dir / "tokens").rename(store)
+    more.run_dir.rmdir()
 
 
 def plant_latents(planted: Planted, *, by_class: bool, flagged: Sequence[int] = ()) -> None:

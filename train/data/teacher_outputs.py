@@ -32,6 +32,8 @@ class TeacherOutputs:
         images: float16 [N, I], V_CLS of the image that it reads of each text, or ``standardized``; None if it reads none, if they were not
             asked for, or if an earlier version wrote the file.
         folds: of cross-fitted outputs number and seed of the folds, and the hash of the logits; None if one teacher computed all.
+        unlabelled_images: hash of what it reads of the images of unlabelled texts; None for a corpus, for a teacher that reads none, and if
+            an earlier version wrote the file.
     """
 
     logits: torch.Tensor
@@ -39,6 +41,7 @@ class TeacherOutputs:
     teacher: str
     images: torch.Tensor | None = None
     folds: Mapping[str, Any] | None = None
+    unlabelled_images: str | None = None
 
     def to(self, device: torch.device) -> "TeacherOutputs":
         """Return the outputs on a device."""
@@ -46,12 +49,13 @@ class TeacherOutputs:
         return replace(self, logits=self.logits.to(device), embeddings=self.embeddings.to(device), images=images)
 
     def followed_by(self, others: "TeacherOutputs") -> "TeacherOutputs":
-        """Return these outputs followed by those for other texts."""
+        """Return these outputs followed by those for unlabelled texts."""
         return replace(
             self,
             logits=torch.cat([self.logits, others.logits]),
             embeddings=torch.cat([self.embeddings, others.embeddings]),
             images=None if self.images is None or others.images is None else torch.cat([self.images, others.images]),
+            unlabelled_images=others.unlabelled_images,
         )
 
     def rows(self, rows_B: torch.Tensor) -> "TeacherOutputs":
@@ -72,7 +76,7 @@ def write_teacher_outputs(
     *,
     images_NI: torch.Tensor | None,
     corpus_fingerprint: str,
-    folds: Mapping[str, int] | None = None,
+    made_from: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the outputs next to the teacher's weights, with the fingerprints of weights and corpus and a hash of the content in the file's
     metadata.
@@ -83,15 +87,17 @@ def write_teacher_outputs(
         embeddings_ND: for each text, in the dtype that they have in the file.
         images_NI: V_CLS of each text's image; None if the teacher reads none.
         corpus_fingerprint: of the texts.
-        folds: number and seed of the folds, if the outputs are cross-fitted.
+        made_from: ``folds``, number and seed of the folds, if the outputs are cross-fitted; ``unlabelled_images``, the hash of what the
+            teacher reads of the images of unlabelled texts; None is as good as nothing.
     """
     from safetensors.torch import save_file
 
     tensors = {"logits": logits_NK.contiguous(), "embeddings": embeddings_ND.contiguous()}
     content = content_hash(*tensors.values())
     bound: dict[str, Any] = {"teacher": hash_weights_file(path.parent / WEIGHTS), "corpus": corpus_fingerprint, "xxh3": content}
-    if folds is not None:
-        bound["folds"] = {**folds, "logits": content_hash(logits_NK)}
+    bound |= {name: value for name, value in (made_from or {}).items() if value is not None}
+    if "folds" in bound:
+        bound["folds"] = {**bound["folds"], "logits": content_hash(logits_NK)}
     if images_NI is not None:
         tensors["images"] = images_NI.contiguous()
         bound["images"] = content_hash(images_NI)
@@ -125,7 +131,9 @@ def read_teacher_outputs(path: Path, *, corpus_fingerprint: str, with_images: bo
             if with_images and "images" in bound:
                 tensors["images"] = file.get_tensor("images")
                 is_whole &= bound["images"] == content_hash(tensors["images"])
-            outputs = TeacherOutputs(**tensors, teacher=bound["teacher"], folds=bound.get("folds"))
+            outputs = TeacherOutputs(
+                **tensors, teacher=bound["teacher"], folds=bound.get("folds"), unlabelled_images=bound.get("unlabelled_images")
+            )
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(got=f"{path} ({str(error)[:120]})", expected="the outputs of a finished teacher", do=remedy) from None
     if not is_whole:

@@ -248,6 +248,7 @@ def student_kind(corpus: Corpus, source: DistillationSource, compute: Compute) -
             "distillation": _recorded(weights),
             "layers": source.layers,
             "unlabelled": None if extra is None else extra.fingerprint(),
+            **({"unlabelled_images": images} if any(images := [outputs.unlabelled_images for outputs in cached]) else {}),
             **({} if anchor is None else {"anchor": {"model": anchor.model, "weight": anchor.weight}}),
         },
         build=build,

@@ -13,11 +13,13 @@ from lugpi_core.command_line import say
 from lugpi_core.corpora.corpus import UNLABELLED, Corpus
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.files import is_writable
-from lugpi_core.fingerprint import agree, differences, flat
+from lugpi_core.fingerprint import agree, differences, digest, digest_of_lists, flat
 from lugpi_core.runtime.device import Compute
-from lugpi_core.store.clip_scores import best_image
+from lugpi_core.store.clip_scores import best_image, content_of, read_clip_scores
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.layout import PROMPT_TEXT
+from lugpi_core.store.manifest import load_manifest
+from lugpi_core.store.reader import columns_of
 from train.data.image_tokens import DiskTokens, ImageTokens, TokenSource, open_image_tokens, open_text_vectors
 from train.data.privileged import (
     BlankTokens,
@@ -218,7 +220,12 @@ def with_separator_of(unlabelled: Corpus, corpus: Corpus) -> Corpus:
 def outputs_for(
     teacher: FoundTeacher, corpus: Corpus, extra: Corpus | None, compute: Compute, *, with_images: bool = False
 ) -> TeacherOutputs:
-    """Return a teacher's outputs for the corpus, followed by those for the unlabelled texts, which are computed once and kept.
+    """Return a teacher's outputs for the corpus, followed by those for the unlabelled texts, which are computed once and kept, and computed
+    again if the images that it reads of these have changed.
+
+    Earlier versions did not record which images the outputs are of. Of a store of a subset their image vectors say which texts had one: if
+    others have one now, they are computed again. Otherwise they are kept, and where nothing tells whether images have changed, a note says
+    so.
 
     Raises:
         InputError: the outputs do not belong to the teacher, to its folds or to the corpus, or there are no images for the unlabelled
@@ -229,7 +236,7 @@ def outputs_for(
     if with_images and outputs.images is None:  # an earlier version wrote the file
         outputs = replace(outputs, images=_image_vectors(teacher, corpus))
         if is_writable(teacher.folder):
-            bound: dict[str, Any] = {"corpus_fingerprint": corpus.fingerprint(), "folds": teacher.fingerprint.get("folds")}
+            bound: dict[str, Any] = {"corpus_fingerprint": corpus.fingerprint(), "made_from": {"folds": teacher.fingerprint.get("folds")}}
             write_teacher_outputs(path, outputs.logits, outputs.embeddings, images_NI=outputs.images, **bound)
     folds = teacher.fingerprint.get("folds", {})
     if any((outputs.folds or {}).get(name) != folds.get(name) for name in ("count", "seed")):
@@ -244,12 +251,44 @@ def outputs_for(
         raise _no_vectors(str(_store_of(teacher, extra)), without)
     path = outputs_path(teacher.folder, extra.name)
     found = find_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=with_images)
-    if found is None or (with_images and found.images is None):
-        say(f"{teacher.folder.name} reads {len(extra.examples):,} texts of {extra.name}")
+    digest_now = _images_digest(teacher, extra)
+    is_stale = found is not None and digest_now is not None and _is_of_other_images(path, found, teacher, extra, digest_now)
+    if found is None or is_stale or (with_images and found.images is None):
+        changed = ", whose images have changed since it last did" if is_stale else ""
+        say(f"{teacher.folder.name} reads {len(extra.examples):,} texts of {extra.name}{changed}")
         output, images = _outputs_for_new_texts(teacher, extra, len(corpus.label_names), compute)
-        write_teacher_outputs(path, output.logits, output.embeddings, images_NI=images, corpus_fingerprint=extra.fingerprint())
+        of_texts: dict[str, Any] = {"corpus_fingerprint": extra.fingerprint(), "made_from": {"unlabelled_images": digest_now}}
+        write_teacher_outputs(path, output.logits, output.embeddings, images_NI=images, **of_texts)
         found = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=with_images)
     return outputs.followed_by(found)
+
+
+def _images_digest(teacher: FoundTeacher, extra: Corpus) -> str | None:
+    """Return a hash of what a teacher reads of the images of unlabelled texts, from the records of their store; None if it reads none, or
+    the store is gone."""
+    store, column = _store_of(teacher, extra), teacher.fingerprint["image_tokens"]
+    if column not in columns_of(store):
+        return None
+    table = read_example_table(store, extra)
+    if teacher.fingerprint["privileged"] == "blank":
+        return digest_of_lists(table.has_image.astype(np.int64))
+    parts = [content_of(load_manifest(store / column)[1])]
+    if teacher.fingerprint.get("several_images", "drawn") in READS_SCORES and table.drawings.shape[1] > 1:
+        scores = read_clip_scores(store, corpus_fingerprint=table.corpus_fingerprint, shape=table.drawings.shape)
+        parts.append(digest(scores.fingerprint()))
+    return digest_of_lists(parts, table.drawings.ravel())
+
+
+def _is_of_other_images(path: Path, found: TeacherOutputs, teacher: FoundTeacher, extra: Corpus, digest_now: str) -> bool:
+    """Whether outputs for unlabelled texts are known to be of other images than are there now."""
+    if found.unlabelled_images is not None:
+        return found.unlabelled_images != digest_now
+    vectors = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=True).images
+    table = read_example_table(_store_of(teacher, extra), extra)
+    if vectors is not None and table.subset is not None and teacher.fingerprint["privileged"] != "blank":
+        return not np.array_equal(vectors.any(dim=1).numpy(), table.has_image)
+    say(f"note: {path} is of an earlier version, which did not record its images; remove it if they have changed since")
+    return False
 
 
 def _store_of(teacher: FoundTeacher, extra: Corpus) -> Path:

@@ -330,5 +330,5 @@ def _write_teacher_outputs(plan: ModelPlan, output: Output, data: TrainingData) 
         output.embeddings.to(getattr(torch, plan.kind.outputs_dtype)),
         images_NI=data.image_vectors(),
         corpus_fingerprint=plan.kind.corpus.fingerprint(),
-        folds=plan.fingerprint().get("folds"),
+        made_from={"folds": plan.fingerprint().get("folds")},
     )

@@ -1,6 +1,7 @@
 """Models of a store in which some texts have no image: teachers learn tokens in its place, models of images alone leave those texts out."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,13 +17,14 @@ from safetensors.torch import load_file
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
-from tests.support.planted_store import SUBSET, Planted, plant, plant_column, telling_tokens, write_table
+from tests.support.planted_store import SUBSET, Planted, plant, plant_column, plant_unlabelled, telling_tokens, write_table
 from train.data.image_tokens import TokenSource, open_image_tokens
 from train.data.privileged import of_others
-from train.data.teacher_outputs import outputs_path, read_teacher_outputs
+from train.data.teacher_outputs import TeacherOutputs, outputs_path, read_teacher_outputs, write_teacher_outputs
 from train.learning.networks import FusionHead, ImageClassifier
 from train.models.api import distill, train_images, train_teacher
-from train.models.teachers import privileged_images
+from train.models.plan import compute_on
+from train.models.teachers import find_teacher, outputs_for, privileged_images
 from train.models.train_model import TrainedModel
 from train.options.settings import DistillationSettings, Optimization, Placement, Privileged, SeveralImages
 
@@ -168,18 +170,6 @@ def test_a_teacher_of_a_store_with_all_images_is_as_it_was(tmp_path: Path) -> No
     distill(planted.corpus, [teacher], unlabelled=extra, **STUDENT)
 
 
-def plant_unlabelled(planted: Planted, extra: Corpus, *, without: tuple[int, ...], fingerprint: Mapping[str, Any]) -> None:
-    """Write the store of some unlabelled texts, of which these have no image, into the run of a store."""
-    store = planted.run_dir / f"tokens-{extra.name}"
-    shutil.rmtree(store, ignore_errors=True)
-    more = replace(planted, run_dir=planted.run_dir / "elsewhere", corpus=extra)
-    (more.run_dir / "tokens").mkdir(parents=True)
-    write_table(more.run_dir / "tokens", extra, without)
-    plant_column(more, "telling", telling_tokens(np.arange(len(extra.examples)) % 3, strength=1.0), fingerprint=fingerprint)
-    (more.run_dir / "tokens").rename(store)
-    more.run_dir.rmdir()
-
-
 def test_a_student_is_a_plain_classifier_also_of_unlabelled_texts_without_images(planted: Planted, teacher: TrainedModel) -> None:
     extra = Corpus.from_texts([f"new {n}" for n in range(5)], name="more")
     plant_unlabelled(planted, extra, without=(0, 3), fingerprint={"generation": {"subset": {**SUBSET, "of": 5}}})
@@ -191,6 +181,50 @@ def test_a_student_is_a_plain_classifier_also_of_unlabelled_texts_without_images
     assert outputs.images is not None
     assert outputs.images.any(dim=1).tolist() == [False, True, True, False, True]
     assert read_example_table(planted.run_dir / "tokens-more", extra).has_image.tolist() == [False, True, True, False, True]
+
+
+def test_outputs_for_unlabelled_texts_are_of_the_images_that_are_there_now(
+    planted: Planted, teacher: TrainedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = Corpus.from_texts([f"new {n}" for n in range(5)], name="grown")
+    fingerprint, path = {"generation": {"subset": {**SUBSET, "of": 5}}}, outputs_path(teacher.folder, "grown")
+
+    def outputs() -> TeacherOutputs:
+        capsys.readouterr()
+        return outputs_for(find_teacher(teacher.folder), planted.corpus, extra, compute_on(STUDENT["placement"]))
+
+    def as_of_an_earlier_version() -> None:
+        found = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=True)
+        of_texts: dict[str, Any] = {"images_NI": found.images, "corpus_fingerprint": extra.fingerprint()}
+        write_teacher_outputs(path, found.logits, found.embeddings, **of_texts)
+
+    def distilled(name: str) -> Mapping[str, Any]:
+        return training_of(distill(planted.corpus, [teacher], unlabelled=extra, name=name, **STUDENT))
+
+    plant_unlabelled(planted, extra, without=(0, 3), fingerprint=fingerprint)
+    first, before, written = distilled("first"), outputs(), os.stat(path).st_mtime_ns
+    assert distilled("first") == first
+    assert os.stat(path).st_mtime_ns == written, "computed once"
+    plant_unlabelled(planted, extra, without=(), fingerprint=fingerprint)
+    second, after = distilled("second"), outputs()
+    same = [row for row in range(-5, 0) if torch.equal(before.logits[row], after.logits[row])]
+    assert same == [-4, -3, -1], "texts whose images are as they were"
+    assert first["unlabelled_images"] != second["unlabelled_images"] == [after.unlabelled_images]
+    with pytest.raises(InputError, match=r"first, a model trained with other settings: unlabelled_images: found"):
+        distilled("first")
+    as_of_an_earlier_version()
+    assert outputs().unlabelled_images is None
+    assert "earlier version" not in capsys.readouterr().err, "the image vectors show of which texts they are"
+    plant_unlabelled(planted, extra, without=(0, 3), fingerprint=fingerprint)
+    assert torch.equal(outputs().logits, before.logits)
+    assert "texts of grown, whose images have changed since it last did" in capsys.readouterr().err
+    as_of_an_earlier_version()
+    plant_unlabelled(planted, extra, without=(), fingerprint=fingerprint)
+    assert torch.equal(outputs().logits, after.logits)
+    plant_unlabelled(planted, extra, without=(), fingerprint=fingerprint, seed=1)
+    assert not any(torch.equal(one, other) for one, other in zip(outputs().logits[-5:], after.logits[-5:], strict=True))
+    shutil.rmtree(planted.run_dir / "tokens-grown")
+    assert outputs().unlabelled_images is not None, "without a store they are as they were written"
 
 
 def test_images_that_are_not_there_cannot_be_predicted(planted: Planted, teacher: TrainedModel) -> None:
