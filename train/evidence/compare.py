@@ -22,7 +22,6 @@ from lugpi_core.files import sweep as sweep_partials
 from lugpi_core.remote.run import remote_of
 from lugpi_core.runtime.device import require_seed
 from lugpi_core.runtime.libraries import prepare_libraries
-from train.data.image_tokens import open_column
 from train.data.text_model import TextModel, find_text_model
 from train.evidence.attention import attention_overlap
 from train.evidence.diversity import Attend
@@ -344,12 +343,6 @@ def _check_redraw(experiment: Experiment, models: Sequence[PlannedModel]) -> Non
 
 
 def _check_unlabelled(experiment: Experiment, models: Sequence[PlannedModel]) -> None:
-    """Refuse unlabelled texts without the images that their teachers need."""
-    if experiment.unlabelled is None:
-        return
-    teachers = {teacher for model in models if model.row.more for teacher in model.row.teachers}
-    if not teachers:
+    """Warn of unlabelled texts that no row is distilled on."""
+    if experiment.unlabelled is not None and not any(model.row.more for model in models):
         say("warning: --unlabelled has no effect without its rows: --rows unlabelled")
-    store = experiment.run / f"tokens-{experiment.unlabelled.name}"
-    for column in {model.row.column for model in models if model.row.name in teachers and model.row.column is not None}:
-        open_column(store, column, experiment.unlabelled)

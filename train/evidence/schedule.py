@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from train.models.kinds import (
 from train.models.model_folder import find_finished, finished_metrics, metrics_of, model_lock
 from train.models.plan import ModelPlan, compute_on, require_negatives
 from train.models.shared import SharedInputs
+from train.models.teachers import FoundTeacher, require_images, require_new_images
 from train.models.train_model import confirm_model, fit_model
 from train.options.distillation import LEARNT, shares_of
 from train.options.settings import KD_EXTRA_WEIGHT, DistillationSettings, Optimization, Placement
@@ -124,16 +126,33 @@ class Experiment:
         """Plan one model of each row, as far as it follows from no other model: what cannot be is refused before anything is trained.
 
         Raises:
-            InputError: as the plans of these models do, and as ``require_texts``, ``require_negatives`` and ``require_one_class``.
+            InputError: as the plans of these models do, and as ``require_texts``, ``require_negatives``, ``require_one_class``,
+                ``require_images`` and ``require_new_images``.
         """
-        for model in {model.row: model for model in reversed(models)}.values():
+        each, teachers = {model.row: model for model in reversed(models)}.values(), dict[str, FoundTeacher]()
+        for model in each:
             if model.row.command != "student":
-                require_texts(self.plan_of(model, {}))
-                continue
-            if is_contrastive(plain_weights(row_loss(self.distillation, model.row), has_folds=model.row.folds is not None)):
+                plan = self.plan_of(model, {})
+                require_texts(plan)
+                # As it will be recorded once it is trained.
+                teachers[model.row.name] = FoundTeacher(folder=plan.folder, metrics={}, fingerprint=plan.fingerprint())
+        tokens = cache(self._tokens_of_unlabelled)
+        for row in (model.row for model in each if model.row.command == "student"):
+            weights = plain_weights(row_loss(self.distillation, row), has_folds=row.folds is not None)
+            if is_contrastive(weights):
                 require_negatives(self.optimization)
-            if model.row.is_learnt:
+            if row.is_learnt:
                 require_one_class(self.corpus)
+            for teacher in (teachers[name] for name in row.teachers):
+                if weights.predict_image:
+                    require_images(teacher)
+                column = teacher.fingerprint["image_tokens"]
+                if row.more and column is not None:
+                    require_new_images(teacher, tokens(column), with_vectors=weights.predict_image > 0)
+
+    def _tokens_of_unlabelled(self, column: str) -> ImageTokens:
+        assert self.unlabelled is not None
+        return open_column(self.run / f"tokens-{self.unlabelled.name}", column, self.unlabelled)
 
     def find(self, plan: ModelPlan) -> FinishedModel | None:
         """Return a model if it is finished under any name in the run, its outputs written if they were lost; else None. The caller holds

@@ -322,7 +322,7 @@ def _images_of(
     ``but``."""
     fingerprint = teacher.fingerprint
     _require_same_tokens(teacher, tokens, but)
-    several_images: SeveralImages = fingerprint.get("several_images", "drawn") if tokens.drawings.shape[1] > 1 else "drawn"
+    several_images = _several_images(teacher, tokens)
     if several_images in READS_SCORES:
         _require_same_scores(teacher, tokens, " --unlabelled" if but else "")
     images = privileged_images(
@@ -334,6 +334,31 @@ def _images_of(
         several_images=several_images,
     )
     return images, tokens.width
+
+
+def _several_images(teacher: FoundTeacher, tokens: ImageTokens) -> SeveralImages:
+    several_images: SeveralImages = teacher.fingerprint.get("several_images", "drawn")
+    return several_images if tokens.drawings.shape[1] > 1 else "drawn"
+
+
+def require_new_images(teacher: FoundTeacher, tokens: ImageTokens, *, with_vectors: bool) -> None:
+    """Raise InputError unless a teacher can read the images of unlabelled texts; ``with_vectors`` unless each of these has one."""
+    _require_same_tokens(teacher, tokens)
+    if _several_images(teacher, tokens) in READS_SCORES:
+        _require_same_scores(teacher, tokens, " --unlabelled")
+    _require_tokens_for_none(teacher, tokens)
+    if with_vectors and not tokens.has_image.all():
+        raise _no_vectors(str(tokens.store), int((~tokens.has_image).sum()))
+
+
+def _require_tokens_for_none(teacher: FoundTeacher, tokens: ImageTokens) -> None:
+    """Raise InputError if some texts have no image, and the teacher has not learnt what stands for none."""
+    if NO_IMAGE_TOKENS not in teacher.fingerprint and not tokens.has_image.all():
+        raise InputError(
+            got=f"--unlabelled with images of some texts only (featurize --subset) for {teacher.folder}, which learnt from images of all",
+            expected="images of all, or a teacher that has learnt what stands for none",
+            do="draw the others (featurize --unlabelled with --subset of all texts), or train a teacher in a run with --subset",
+        )
 
 
 def _outputs_for_new_texts(teacher: FoundTeacher, extra: Corpus, classes: int, compute: Compute) -> tuple[Output, torch.Tensor | None]:
@@ -376,14 +401,10 @@ def load_teacher(
         )
     images, width = None, None
     if fingerprint["privileged"] != "none":
-        images, width = _images_of(teacher, open_tokens(), device, but=but)
+        tokens = open_tokens()
+        images, width = _images_of(teacher, tokens, device, but=but)
+        _require_tokens_for_none(teacher, tokens)
     no_image = fingerprint.get(NO_IMAGE_TOKENS)
-    if no_image is None and images is not None and images.has_image_N is not None and not bool(images.has_image_N.all()):
-        raise InputError(
-            got=f"--unlabelled with images of some texts only (featurize --subset) for {teacher.folder}, which learnt from images of all",
-            expected="images of all, or a teacher that has learnt what stands for none",
-            do="draw the others (featurize --unlabelled with --subset of all texts), or train a teacher in a run with --subset",
-        )
     model = build_teacher(text_model, classes, width, None if no_image is None else no_image["tokens"]).to(device)
     load_weights(teacher.folder / WEIGHTS, model)
     texts = TokenIds.of(text_model, token_ids(text_model, corpus, teacher.run), device, padding_is_read=model.padding_is_read)

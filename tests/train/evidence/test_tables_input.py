@@ -5,18 +5,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
+from lugpi_core.store.clip_scores import ClipScores, content_of, write_clip_scores
+from lugpi_core.store.manifest import load_manifest
 from tests.support.checkout import ROOT
-from tests.support.planted_store import plant, plant_column, telling_tokens
+from tests.support.planted_store import Planted, plant, plant_column, plant_unlabelled, telling_tokens, write_table
 from tests.support.shards import shard_file
 from tests.support.small_tables import fake_model, flags, scores, words
 from train.cli import main
 from train.evidence.compare import compare
 from train.evidence.tables import tables
-from train.options.settings import Optimization
+from train.options.settings import DistillationSettings, Optimization, SeveralImages
 from train.options.tables import TablesOptions
 
 Make = Callable[..., TablesOptions]
@@ -189,4 +194,49 @@ def test_images_without_clip_scores_are_no_weighted_ones(tmp_path: Path) -> None
     weighted = Optimization(epochs=1, several_images="weighted")
     with pytest.raises(InputError, match="without CLIP scores"):
         compare(planted.corpus, planted.run_dir, rows=("baseline", "teacher-telling"), seeds=1, text_model="demo", optimization=weighted)
+    assert not list(planted.run_dir.glob("*/training.json"))
+
+
+def scored(planted: Planted, encoder: str) -> None:
+    """Plant two images of each text, and their scores."""
+    tokens = planted.run_dir / "tokens"
+    plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0))
+    scores = ClipScores(
+        column="telling",
+        encoder=encoder,
+        content=content_of(load_manifest(tokens / "telling")[1]),
+        corpus_fingerprint=planted.corpus.fingerprint(),
+        logit_scale=10.0,
+        scores_NK=np.zeros(planted.drawings.shape, np.float32),
+    )
+    write_clip_scores(tokens, scores)
+
+
+def test_what_teachers_cannot_read_of_unlabelled_texts_is_refused_before_they_are_trained(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(12, 6, 6), images_per_text=2)
+    scored(planted, "a" * 32)
+    extra = Corpus.from_texts([f"new {n}" for n in range(4)], name="more")
+
+    def refused(message: str, several_images: SeveralImages = "drawn") -> None:
+        optimization = Optimization(epochs=1, several_images=several_images)
+        rows: dict[str, Any] = {"rows": ("student-telling-more",), "seeds": 1, "unlabelled": extra}
+        with pytest.raises(InputError, match=message):
+            compare(planted.corpus, planted.run_dir, text_model="demo", optimization=optimization, **rows)
+        assert not list(planted.run_dir.glob("*/training.json"))
+
+    plant_unlabelled(planted, extra, images_per_text=2)
+    refused("tokens-more without CLIP scores", "weighted")
+    plant_unlabelled(planted, extra, images_per_text=2, fingerprint={"planted": "by another generator"})
+    refused("that differ from the teacher's: planted: found")
+    plant_unlabelled(planted, extra, without=(1,), images_per_text=2)
+    refused("images of some texts only")
+
+
+def test_images_of_a_subset_are_not_predicted(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(12, 6, 6))
+    plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0))
+    write_table(planted.run_dir / "tokens", planted.corpus, (1, 3))
+    loss = DistillationSettings(predict_image=1.0)
+    with pytest.raises(InputError, match=r"no image was drawn for 2 texts \(featurize --subset\)"):
+        compare(planted.corpus, planted.run_dir, rows=("student-telling",), seeds=1, text_model="demo", distillation=loss)
     assert not list(planted.run_dir.glob("*/training.json"))
