@@ -5,7 +5,7 @@ Three questions: of how many texts are images needed, and of which (``featurize 
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,17 @@ def measure(options: IdeasOptions) -> dict[str, Any]:
     return finish("ideas", {"settings": " ".join((*DEMO.corpus, *_GENERATION, *DEMO.training)), "rows": rows}, record=options.record)
 
 
-def _subsets(run: Path, corpus: Sequence[str], options: IdeasOptions) -> Iterator[Idea]:
-    """Yield teachers of images of some train texts. The run of a rule grows: its models are to be trained before the next is asked for."""
+def _subsets(run: Path, corpus: Sequence[str], options: IdeasOptions) -> list[Idea]:
+    """Return teachers of images of some train texts, whose images are drawn. Each number of texts has a run of its own: a run that had
+    grown would refuse the smaller number, and with it all further seeds."""
+    ideas = []
     for rule in _RULES:
         for count in (2, 4) if options.smoke else _SUBSETS:
-            folder = run / rule
+            idea = Idea(name=f"{rule}-{count}", run=run / f"{rule}-{count}", command="teacher", flags=())
             chosen = ("--subset", str(count), "--subset-by", rule)
-            run_commands([("featurize", *corpus, "--run-dir", str(folder), *_GENERATION, *chosen)])
-            yield Idea(name=f"{rule}-{count}", run=folder, command="teacher", flags=())
+            run_commands([("featurize", *corpus, "--run-dir", str(idea.run), *_GENERATION, *chosen)])
+            ideas.append(idea)
+    return ideas
 
 
 def _students(run: Path, corpus: Sequence[str], options: IdeasOptions) -> dict[str, dict[str, Any]]:

@@ -15,13 +15,18 @@ from lugpi_core.files import make_folder, write_json
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
-    """The commands, by batch, each of which writes a record in place of what it computes."""
+    """The commands, by batch, each of which writes a record in place of what it computes; a smaller subset of a run is refused."""
     given: list[list[list[str]]] = []
+    largest: dict[str, int] = {}
 
     def run(commands: Sequence[Sequence[str]]) -> None:
         given.append([list(command) for command in commands])
         for words in given[-1]:
             if words[0] == "featurize":
+                if "--subset" in words:
+                    run_dir, count = (words[words.index(flag) + 1] for flag in ("--run-dir", "--subset"))
+                    assert int(count) >= largest.get(run_dir, 0), f"--subset {count} after {largest[run_dir]} in {run_dir}"
+                    largest[run_dir] = int(count)
                 continue
             folder = Path(words[words.index("--run-dir") + 1]) / words[words.index("--name") + 1]
             write_json(make_folder(folder) / "metrics.json", {"accuracy": {"test": 0.5 + 0.01 * int(words[words.index("--seed") + 1])}})
@@ -51,6 +56,10 @@ def test_every_idea_is_trained_with_every_seed_once(batches: list[list[list[str]
     assert [len(several) for several in trained if several] == [2, 1] * len(rows)
     assert ideas.measure(options)["figures"]["rows"] == rows
     assert not any(command[0] == "train" for several in batches[len(trained) :] for command in several)
+    begun = len(batches)
+    more = ideas.measure(IdeasOptions(runs=tmp_path, processes=2, seeds=5))["figures"]["rows"]
+    assert more["none"]["each"] == more["herding-60"]["each"] == [0.5, 0.51, 0.52, 0.53, 0.54]
+    assert [len(several) for several in batches[begun:] if several[0][0] == "train"] == [2] * len(rows)
 
 
 def test_a_model_learns_from_its_own_seed_and_the_images_of_its_row(batches: list[list[list[str]]], tmp_path: Path) -> None:
@@ -62,11 +71,13 @@ def test_a_model_learns_from_its_own_seed_and_the_images_of_its_row(batches: lis
     assert [words[name][words[name].index("--seed") + 1] for name in ("student-0", "student-new-0", "student-anchored-0")] == [
         *("0", "100", "100"),
     ]
-    # A rule's run grows: the teachers of 60 images are trained before the others are drawn.
-    order = [command for several in batches for command in several if str(tmp_path / "ideas" / "herding") in command]
-    assert [command[command.index("--subset") + 1] if "--subset" in command else command[-3] for command in order] == [
-        *("60", "herding-60-0", "240", "herding-240-0"),
-    ]
+    # Each number of texts has a run of its own.
+    for count in ("60", "240"):
+        run = str(tmp_path / "ideas" / f"herding-{count}")
+        order = [command for several in batches for command in several if run in command]
+        assert [command[0] for command in order] == ["featurize", "train"]
+        assert order[0][-4:] == ["--subset", count, "--subset-by", "herding"]
+        assert words[f"herding-{count}-0"] == order[1]
 
 
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
