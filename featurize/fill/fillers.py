@@ -13,7 +13,7 @@ from featurize.fill.out_of_memory import StageBatches
 from featurize.fill.own_pictures import open_picture_filler, take_back_pictures
 from featurize.fill.shards import ShardFiller, open_shards
 from featurize.fill.text_column import open_text_filler
-from featurize.plan.growth import outgrown
+from featurize.plan.growth import outgrown, texts_with_images
 from featurize.plan.job import NUMBERING, Job, refuse_other_images, require_room, table_is_stale
 from featurize.plan.own_pictures import OwnJob
 from lugpi_core.command_line import say
@@ -66,7 +66,8 @@ def grow_store(job: Job | OwnJob, *, is_shared: bool) -> None:
     """Give the columns of a smaller subset the rows of the job's, theirs first; nothing is done if there are none.
 
     Raises:
-        InputError: several processes may do so at the same time, on a file system without locks; or as ``outgrown`` and ``grow_column``.
+        InputError: several processes may do so at the same time, on a file system without locks; or as ``outgrown``,
+            ``refuse_other_images`` and ``grow_column``.
     """
     if is_growing(job.store):
         with locked(job.store):
@@ -81,9 +82,10 @@ def grow_store(job: Job | OwnJob, *, is_shared: bool) -> None:
         )
     with locked(job.store):
         columns = outgrown(job)  # another process may have been first
+        refuse_other_images(job, but=columns)  # before the first column is replaced: a store that is half grown is of neither subset
         if columns:
             kept = next(iter(columns.values()))
-            say(f"the {kept.rows:,} images of --subset {(kept.made_by or {})['subset']} are kept")
+            say(f"the {kept.rows:,} images of --subset {texts_with_images(kept)} are kept")
             (job.store / RUN).unlink(missing_ok=True)  # it says how many rows there are
         for spec in job.every_column:
             if spec.name in columns:

@@ -23,21 +23,24 @@ def outgrown(job: StoreJob) -> Mapping[str, ColumnSpec]:
     """
     if not isinstance(job, Job) or job.plan.subset is None:
         return {}
-    ours, found, smaller = {spec.name: spec for spec in job.every_column}, {}, 0
+    ours, found, unfinished, smaller = {spec.name: spec for spec in job.every_column}, {}, [], 0
     specs = {name: load_manifest(job.store / name) for name in columns_of(job.store) if not is_empty(job.store / name)}
     for name, (spec, records) in specs.items():
-        texts = (spec.made_by or {}).get("subset")
-        if not isinstance(texts, int) or not 0 < texts < job.plan.subset.texts:
+        texts = texts_with_images(spec)
+        if texts is None or not 0 < texts < job.plan.subset.texts:
             continue
         if _begins(spec, job.plan.first(texts), ours.get(name), job.numbering):
-            if len(records) < spec.shards:
-                raise InputError(
-                    got=f"--subset {job.plan.subset.texts} for {job.store / name}, begun with --subset {texts} and unfinished",
-                    expected="a finished store to add images to",
-                    do=f"run the command with --subset {texts} first, then this one",
-                )
             found[name], smaller = spec, texts
-    if found and (others := sorted(found.keys() - ours.keys())):
+            if len(records) < spec.shards:
+                unfinished.append(name)
+    _refuse_columns_of_other_commands(job, found)
+    if unfinished:
+        raise InputError(
+            got=f"--subset {job.plan.subset.texts} for {job.store / unfinished[0]}, begun with --subset {smaller} and unfinished",
+            expected="a finished store to add images to",
+            do=f"run the command with --subset {smaller} first, then this one",
+        )
+    if others := sorted(found.keys() - ours.keys()):
         raise InputError(
             got=f"--subset {job.plan.subset.texts} for a store of --subset {smaller} that has {', '.join(others)}, too",
             expected="more images in all columns of the store",
@@ -52,9 +55,64 @@ def outgrown(job: StoreJob) -> Mapping[str, ColumnSpec]:
     return found
 
 
+def texts_with_images(spec: ColumnSpec) -> int | None:
+    """Return how many train texts have images in a column of a subset; None if it is of no subset. A column of images states it in its
+    fingerprint, also where no command is recorded; one of text vectors only in the flags of its command."""
+    generation = spec.fingerprint.get("generation")
+    stated = generation.get("subset") if isinstance(generation, Mapping) else None
+    texts = stated.get("texts") if isinstance(stated, Mapping) else (spec.made_by or {}).get("subset")
+    return texts if isinstance(texts, int) else None
+
+
 def rows_kept(job: StoreJob) -> int:
     """Return how many first rows of a job a smaller subset has already; 0 if it is not continued."""
     return next((spec.rows for spec in outgrown(job).values()), 0)
+
+
+def _refuse_columns_of_other_commands(job: Job, found: Mapping[str, ColumnSpec]) -> None:
+    """Raise InputError if columns of the smaller subset cannot be filled by the job's command, whichever encoders it names: components of
+    other tokens."""
+    assert job.plan.subset is not None
+    others = {name: found[name] for name in sorted(found.keys() - {spec.name for spec in job.every_column})}
+    apart = {name: why for name, spec in others.items() if (why := _why_apart(spec))}
+    if not apart:
+        return
+    # Components come last: what they are projected from may have to be added again, too.
+    again = list(dict.fromkeys(_command_of(others[name]) for name in sorted(apart, key=lambda name: _components(others[name]) or 0)))
+    folders = " and ".join(str(job.store / name) for name in apart)
+    together = _encoders([*job.every_column, *(spec for name, spec in others.items() if name not in apart)])
+    encoders = "" if others.keys() == apart.keys() else f" with --encoders {' '.join(together)}"
+    # Where latents are stored, a column that is added again costs no image.
+    do = ", then ".join((f"remove the folder{'s' if len(apart) > 1 else ''} {folders}", f"run this command{encoders}", *again))
+    named = ", ".join(f"{name} ({why})" for name, why in apart.items())
+    smaller = texts_with_images(next(iter(found.values())))
+    raise InputError(
+        got=f"--subset {job.plan.subset.texts} for a store of --subset {smaller} that has {named}, too",
+        expected="columns that one command adds images to",
+        do=do,
+    )
+
+
+def _why_apart(spec: ColumnSpec) -> str:
+    """Return why the command of a job does not fill a column even if it names its encoder; nothing if it does."""
+    if _components(spec) is not None:
+        return "components of other tokens"
+    return "by no command of featurize" if spec.made_by is None else ""
+
+
+def _command_of(spec: ColumnSpec) -> str:
+    """Return what adds a column again."""
+    if (components := _components(spec)) is not None:
+        suffix = f"-pca{components}"
+        return f"python -m featurize reduce --column {spec.name.removesuffix(suffix)} --pca {components}"
+    return f"add {spec.name} as before"
+
+
+def _components(spec: ColumnSpec) -> int | None:
+    """Return how many components ``featurize reduce`` kept; None of another column."""
+    encoder = spec.fingerprint.get("encoder")
+    reduced = encoder.get("pca") if isinstance(encoder, Mapping) else None
+    return reduced.get("components") if isinstance(reduced, Mapping) else None
 
 
 def _encoders(specs: Sequence[ColumnSpec]) -> list[str]:
@@ -75,6 +133,8 @@ def _begins(spec: ColumnSpec, smaller: ImagePlan, ours: ColumnSpec | None, numbe
         return False
     else:
         larger = {**generation, **{name: numbering["generation"].get(name) for name in ("drawings", "subset")}}
+        if differences(larger, numbering["generation"]):
+            return False  # no command adds images of other settings, so none is advised
         wanted = {**spec.fingerprint, "generation": larger}
     shape = (spec.what, spec.row_shape, spec.dtype)
     return ours is None or (not differences(wanted, ours.fingerprint) and shape == (ours.what, ours.row_shape, ours.dtype))

@@ -392,7 +392,9 @@ def _in_flags(unlike: Sequence[str], found: ColumnSpec, job: StoreJob) -> list[s
     for name in names & wanted.keys():  # flags that were added since the store was made had their default
         flags[0][name], flags[1][name] = (found.made_by or {}).get(name, _default(name, wanted[name])), wanted[name]
     typed = differences({"flags": flags[0]}, {"flags": flags[1]})
-    if found.made_by is None or not typed:
+    if found.made_by is None:
+        typed = ["other prompts, by flags that the column does not state"]
+    elif not typed:
         typed = ["other prompts, though no flag differs: the texts are others"]
         if wanted.get("prompts") == "keywords":
             typed = [f"{typed[0]}, or the version of lugpi that began the store chose other keywords of them"]

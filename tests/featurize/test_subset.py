@@ -19,7 +19,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.manifest import RECORDS, drop_record, load_manifest
 from lugpi_core.store.token_store import TokenStore
-from tests.support.small_corpus import load_no_model
+from tests.support.small_corpus import load_no_model, state_of
 
 # 12 validation and 12 test texts: of 8 chosen train texts and of 24, all blocks and shards are full.
 SMALL, LARGE = 8, 24
@@ -159,6 +159,47 @@ def test_another_subset_is_refused_in_one_line_and_the_store_stays(
         call(corpus, finished[SMALL])
     assert "\n" not in str(caught.value)
     assert files_of(finished[SMALL]) == before
+
+
+def test_a_reduced_column_is_removed_before_the_store_grows_and_made_again(
+    small_csv: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reduce = ("--split-column", "split", "--column", "clip-demo", "--pca", "4")
+    assert command("reduce", small_csv, small, *reduce) == 0
+    before, reduced = state_of(small), small / "tokens" / "clip-demo-pca4"
+    capsys.readouterr()
+    for flags in ((), ("--part", "0/2"), ("--dry-run",)):
+        assert begin(small_csv, small, LARGE, *flags) == 2
+        assert capsys.readouterr().err.endswith(
+            f"got --subset {LARGE} for a store of --subset {SMALL} that has clip-demo-pca4 (components of other tokens), too; "
+            f"expected columns that one command adds images to; remove the folder {reduced}, then run this command, "
+            "then python -m featurize reduce --column clip-demo --pca 4\n"
+        )
+        assert state_of(small) == before
+    shutil.rmtree(reduced)
+    assert begin(small_csv, small, LARGE) == 0
+    assert command("reduce", small_csv, small, *reduce) == 0
+    assert len(TokenStore(small / "tokens")["clip-demo-pca4"].reader) == 24 + LARGE
+
+
+def test_a_reduced_column_alone_is_not_said_to_be_of_other_texts(corpus: Corpus, small_csv: Path, small: Path) -> None:
+    assert command("reduce", small_csv, small, "--split-column", "split", "--column", "clip-demo", "--pca", "4") == 0
+    shutil.rmtree(small / "tokens" / "clip-demo")
+    stated = '--subset-by|other prompts, by flags that the column does not state; generation.subset.by: found "k-centre", wanted "random"'
+    with pytest.raises(InputError, match=f"clip-demo-pca4 that was made with other settings: (?:{stated})"):
+        fill(corpus, small, SMALL, subset_by="random")
+
+
+def test_a_store_that_has_other_images_too_is_refused_before_it_grows(corpus: Corpus, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = state_of(small)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InputError(got="a column of other images", expected="the same", do="give another --run-dir")
+
+    monkeypatch.setattr(fillers, "refuse_other_images", refuse)
+    with pytest.raises(InputError, match="a column of other images"):
+        fill(corpus, small, LARGE)
+    assert state_of(small) == before
 
 
 def test_an_unfinished_smaller_subset_is_finished_first(corpus: Corpus, small: Path) -> None:
