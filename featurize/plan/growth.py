@@ -4,13 +4,18 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from featurize.options import FeaturizeSettings
 from featurize.plan.images import ImagePlan
 from featurize.plan.job import Job, StoreJob
-from featurize.plan.prompt_text import prompts_fingerprint
+from featurize.plan.prompt_text import TEXT_ENCODER, prompts_fingerprint
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import differences
 from lugpi_core.store.manifest import ColumnSpec, is_empty, load_manifest
 from lugpi_core.store.reader import columns_of
+
+# Flags of a command that hold for all columns of tokens it fills: columns that differ in one are not filled by one command.
+_OF_TEXT_VECTORS = ("token_dtype",)
+_OF_ENCODERS = ("encoder_size", "encoder_layer", "pool", "decoder", *_OF_TEXT_VECTORS)
 
 
 def outgrown(job: StoreJob) -> Mapping[str, ColumnSpec]:
@@ -71,14 +76,14 @@ def rows_kept(job: StoreJob) -> int:
 
 def _refuse_columns_of_other_commands(job: Job, found: Mapping[str, ColumnSpec]) -> None:
     """Raise InputError if columns of the smaller subset cannot be filled by the job's command, whichever encoders it names: components of
-    other tokens."""
+    other tokens, and tokens by other flags."""
     assert job.plan.subset is not None
     others = {name: found[name] for name in sorted(found.keys() - {spec.name for spec in job.every_column})}
-    apart = {name: why for name, spec in others.items() if (why := _why_apart(spec))}
+    apart = {name: why for name, spec in others.items() if (why := _why_apart(spec, job))}
     if not apart:
         return
     # Components come last: what they are projected from may have to be added again, too.
-    again = list(dict.fromkeys(_command_of(others[name]) for name in sorted(apart, key=lambda name: _components(others[name]) or 0)))
+    again = list(dict.fromkeys(_command_of(others[name], job) for name in sorted(apart, key=lambda name: _components(others[name]) or 0)))
     folders = " and ".join(str(job.store / name) for name in apart)
     together = _encoders([*job.every_column, *(spec for name, spec in others.items() if name not in apart)])
     encoders = "" if others.keys() == apart.keys() else f" with --encoders {' '.join(together)}"
@@ -93,19 +98,38 @@ def _refuse_columns_of_other_commands(job: Job, found: Mapping[str, ColumnSpec])
     )
 
 
-def _why_apart(spec: ColumnSpec) -> str:
+def _why_apart(spec: ColumnSpec, job: Job) -> str:
     """Return why the command of a job does not fill a column even if it names its encoder; nothing if it does."""
     if _components(spec) is not None:
         return "components of other tokens"
-    return "by no command of featurize" if spec.made_by is None else ""
+    if spec.made_by is None:
+        return "by no command of featurize"
+    return "; ".join(differences(*({"flags": flags} for flags in _flags_of(spec, job))))
 
 
-def _command_of(spec: ColumnSpec) -> str:
-    """Return what adds a column again."""
+def _command_of(spec: ColumnSpec, job: Job) -> str:
+    """Return what adds a column again: a command, or in what it differs from the job's."""
     if (components := _components(spec)) is not None:
         suffix = f"-pca{components}"
         return f"python -m featurize reduce --column {spec.name.removesuffix(suffix)} --pca {components}"
-    return f"add {spec.name} as before"
+    if spec.made_by is None:
+        return f"add {spec.name} as before"
+    then, now = _flags_of(spec, job)
+    unlike = {f"--{name.replace('_', '-')}": value for name, value in then.items() if value != now[name]}
+    given = [f"{flag} {value}" for flag, value in unlike.items() if value is not None]
+    without = [f" without {flag}" for flag, value in unlike.items() if value is None]
+    return " ".join(("once more with --encoders", *_encoders([spec]), *given)) + "".join(without)
+
+
+def _flags_of(spec: ColumnSpec, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the flags that decide a column beside images and encoder: of the command that began it, and of the job's. A flag that is
+    younger than the column had its default."""
+    names = _OF_ENCODERS if "encoder" in spec.fingerprint else _OF_TEXT_VECTORS if TEXT_ENCODER in spec.fingerprint else ()
+    then, now = (
+        {name: flags.get(name, getattr(FeaturizeSettings, name)) for name in names}
+        for flags in (spec.made_by or {}, job.every_column[0].made_by or {})
+    )
+    return then, now
 
 
 def _components(spec: ColumnSpec) -> int | None:

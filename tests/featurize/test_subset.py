@@ -202,6 +202,34 @@ def test_a_store_that_has_other_images_too_is_refused_before_it_grows(corpus: Co
     assert state_of(small) == before
 
 
+def test_columns_by_other_flags_are_removed_before_the_store_grows_and_added_again(
+    small_csv: Path, small: Path, finished: dict[int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in (("--pool", "2x2"), ("--encoder-layer", "1")):
+        assert begin(small_csv, small, SMALL, *flags) == 0
+    before, names = state_of(small), ("clip-demo-layer1", "clip-demo-pool-2x2")
+    capsys.readouterr()
+    assert begin(small_csv, small, LARGE) == 2
+    removed = [small / "tokens" / name for name in names]
+    assert capsys.readouterr().err.endswith(
+        f"got --subset {LARGE} for a store of --subset {SMALL} that has clip-demo-layer1 (--encoder-layer: 1 then, none now), "
+        "clip-demo-pool-2x2 (--pool: 2x2 then, none now), too; expected columns that one command adds images to; remove the folders "
+        f"{removed[0]} and {removed[1]}, then run this command, then once more with --encoders clip-demo --encoder-layer 1, "
+        "then once more with --encoders clip-demo --pool 2x2\n"
+    )
+    assert begin(small_csv, small, LARGE, "--pool", "2x2") == 2
+    assert "then once more with --encoders clip-demo without --pool, then" in capsys.readouterr().err
+    assert state_of(small) == before
+    for folder in removed:
+        shutil.rmtree(folder)
+    assert begin(small_csv, small, LARGE) == 0
+    assert files_of(small) == files_of(finished[LARGE])
+    for flags in (("--encoder-layer", "1"), ("--pool", "2x2")):
+        assert begin(small_csv, small, LARGE, *flags) == 0
+    store = TokenStore(small / "tokens")
+    assert [len(store[name].reader) for name in names] == [24 + LARGE] * 2
+
+
 def test_an_unfinished_smaller_subset_is_finished_first(corpus: Corpus, small: Path) -> None:
     drop_record(small / "tokens" / "clip-demo", 1)
     with pytest.raises(
