@@ -87,7 +87,7 @@ _REAL_ROWS = ("baseline", "images-clip-demo", "teacher-clip-demo", "teacher-none
 # (docs/benchmarks.md), as does what is above frozen layers on so few texts.
 _CWI_TRAINING = ("--epochs", "2", *_RATE)
 REAL_SEVERAL = {
-    # A teacher needs about a thousand steps here: with 300 to 600, on 1,251 train texts, it hardly learns (.62).
+    # A teacher needs about a thousand steps here: with 300 to 600, on 1,251 train texts, it hardly learns (.57 to .63).
     "cwi-wikinews": Experiment(
         corpus=("--dataset", "cwi-wikinews", "--limit", "2500"), training=(*_CWI_TRAINING, "--batch-size", "4"), seeds=3, others=1000
     ),

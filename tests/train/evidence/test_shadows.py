@@ -13,7 +13,7 @@ from train.models.kinds import plain_weights
 from train.options.settings import DistillationSettings
 
 
-def recorded_as(name: str, seed: int, *teachers: str, **training: Any) -> Recorded:
+def record_of(name: str, seed: int, *teachers: str, **training: Any) -> Recorded:
     """A model of which nothing but its records is there."""
     metrics = {"teachers": [{"name": teacher} for teacher in teachers], "config": {"kd_preset": "paper"}}
     return Recorded(folder=Path(name), training={"command": "student", "flags": {"seed": seed}, **training}, metrics=metrics)
@@ -21,7 +21,7 @@ def recorded_as(name: str, seed: int, *teachers: str, **training: Any) -> Record
 
 def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
     def models(*shares: list[float], **more: Any) -> list[Recorded]:
-        return [recorded_as(f"student-{seed}", seed, shares=one, **more) for seed, one in enumerate(shares)]
+        return [record_of(f"student-{seed}", seed, shares=one, **more) for seed, one in enumerate(shares)]
 
     given = models([0.5, 0.5], [0.4, 0.6])
     with pytest.raises(InputError, match="models of both with other settings: shares: found"):
@@ -38,8 +38,8 @@ def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
 def test_shadows_of_an_ensembles_teachers_have_seeds_of_their_own() -> None:
     corpus = Corpus.from_texts([f"text {n}" for n in range(40)], ["a", "b"] * 20, splits=["train"] * 20 + ["validation", "test"] * 10)
     names = ("teacher-none", "teacher-none-seed1000", "teacher-none-seed2000")
-    teachers = [recorded_as(name, 1000 * n, command="teacher") for n, name in enumerate(names)]
-    models = [recorded_as("student", 0, *names), recorded_as("baseline", 0, command="baseline"), *teachers]
+    teachers = [record_of(name, 1000 * n, command="teacher") for n, name in enumerate(names)]
+    models = [record_of("student", 0, *names), record_of("baseline", 0, command="baseline"), *teachers]
     halves = halves_of(corpus, 4, seed=0)
     each = shadows_of(models, corpus, halves, seed=3)
     alone = {(shadow.row.name, shadow.number): shadow.seed for shadow in shadows_of(teachers, corpus, halves, seed=3)}
@@ -48,7 +48,7 @@ def test_shadows_of_an_ensembles_teachers_have_seeds_of_their_own() -> None:
         assert len({seeds[name] for name in names}) == 3
         assert seeds["teacher-none"] == seeds["student"] == seeds["baseline"] == alone["teacher-none-seed1000", number]
         assert len({shadow.left_out for shadow in each if shadow.number == number}) == 1
-    later = shadows_of([recorded_as("student", 1, "teacher-none"), teachers[0]], corpus, halves, seed=3)
+    later = shadows_of([record_of("student", 1, "teacher-none"), teachers[0]], corpus, halves, seed=3)
     assert later[0].seed not in {shadow.seed for shadow in each}, "a teacher's seed may also be the lower one"
 
 
@@ -56,4 +56,4 @@ def test_shadows_of_an_ensembles_teachers_have_seeds_of_their_own() -> None:
 @pytest.mark.parametrize("beta", [None, 1.0, 0.5, 0.0])
 def test_the_distance_of_embeddings_is_the_recorded_one(beta: float | None, *, has_folds: bool) -> None:
     weights = plain_weights(DistillationSettings(beta=beta), has_folds=has_folds)
-    assert plain_weights(recorded_as("student", 0, distillation=vars(weights)).loss, has_folds=has_folds) == weights
+    assert plain_weights(record_of("student", 0, distillation=vars(weights)).loss, has_folds=has_folds) == weights

@@ -197,7 +197,7 @@ def test_images_without_clip_scores_are_no_weighted_ones(tmp_path: Path) -> None
     assert not list(planted.run_dir.glob("*/training.json"))
 
 
-def scored(planted: Planted, encoder: str) -> None:
+def plant_scores(planted: Planted, encoder: str) -> None:
     """Plant two images of each text, and their scores."""
     tokens = planted.run_dir / "tokens"
     plant_column(planted, "telling", telling_tokens(planted.labels, strength=1.0))
@@ -214,10 +214,10 @@ def scored(planted: Planted, encoder: str) -> None:
 
 def test_what_teachers_cannot_read_of_unlabelled_texts_is_refused_before_they_are_trained(tmp_path: Path) -> None:
     planted = plant(tmp_path, counts=(12, 6, 6), images_per_text=2)
-    scored(planted, "a" * 32)
+    plant_scores(planted, "a" * 32)
     extra = Corpus.from_texts([f"new {n}" for n in range(4)], name="more")
 
-    def refused(message: str, several_images: SeveralImages = "drawn") -> None:
+    def expect_error(message: str, several_images: SeveralImages = "drawn") -> None:
         optimization = Optimization(epochs=1, several_images=several_images)
         rows: dict[str, Any] = {"rows": ("student-telling-more",), "seeds": 1, "unlabelled": extra}
         with pytest.raises(InputError, match=message):
@@ -225,11 +225,11 @@ def test_what_teachers_cannot_read_of_unlabelled_texts_is_refused_before_they_ar
         assert not list(planted.run_dir.glob("*/training.json"))
 
     plant_unlabelled(planted, extra, images_per_text=2)
-    refused("tokens-more without CLIP scores", "weighted")
+    expect_error("tokens-more without CLIP scores", "weighted")
     plant_unlabelled(planted, extra, images_per_text=2, fingerprint={"planted": "by another generator"})
-    refused("that differ from the teacher's: planted: found")
+    expect_error("that differ from the teacher's: planted: found")
     plant_unlabelled(planted, extra, without=(1,), images_per_text=2)
-    refused("images of some texts only")
+    expect_error("images of some texts only")
 
 
 def test_images_of_a_subset_are_not_predicted(tmp_path: Path) -> None:

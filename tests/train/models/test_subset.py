@@ -193,32 +193,32 @@ def test_outputs_for_unlabelled_texts_are_of_the_images_that_are_there_now(
         capsys.readouterr()
         return outputs_for(find_teacher(teacher.folder), planted.corpus, extra, compute_on(STUDENT["placement"]))
 
-    def as_of_an_earlier_version() -> None:
+    def write_as_earlier_version() -> None:
         found = read_teacher_outputs(path, corpus_fingerprint=extra.fingerprint(), with_images=True)
         of_texts: dict[str, Any] = {"images_NI": found.images, "corpus_fingerprint": extra.fingerprint()}
         write_teacher_outputs(path, found.logits, found.embeddings, **of_texts)
 
-    def distilled(name: str) -> Mapping[str, Any]:
+    def train_student(name: str) -> Mapping[str, Any]:
         return training_of(distill(planted.corpus, [teacher], unlabelled=extra, name=name, **STUDENT))
 
     plant_unlabelled(planted, extra, without=(0, 3), fingerprint=fingerprint)
-    first, before, written = distilled("first"), outputs(), os.stat(path).st_mtime_ns
-    assert distilled("first") == first
+    first, before, written = train_student("first"), outputs(), os.stat(path).st_mtime_ns
+    assert train_student("first") == first
     assert os.stat(path).st_mtime_ns == written, "computed once"
     plant_unlabelled(planted, extra, without=(), fingerprint=fingerprint)
-    second, after = distilled("second"), outputs()
+    second, after = train_student("second"), outputs()
     same = [row for row in range(-5, 0) if torch.equal(before.logits[row], after.logits[row])]
     assert same == [-4, -3, -1], "texts whose images are as they were"
     assert first["unlabelled_images"] != second["unlabelled_images"] == [after.unlabelled_images]
     with pytest.raises(InputError, match=r"first, a model trained with other settings: unlabelled_images: found"):
-        distilled("first")
-    as_of_an_earlier_version()
+        train_student("first")
+    write_as_earlier_version()
     assert outputs().unlabelled_images is None
     assert "earlier version" not in capsys.readouterr().err, "the image vectors show of which texts they are"
     plant_unlabelled(planted, extra, without=(0, 3), fingerprint=fingerprint)
     assert torch.equal(outputs().logits, before.logits)
     assert "texts of grown, whose images have changed since it last did" in capsys.readouterr().err
-    as_of_an_earlier_version()
+    write_as_earlier_version()
     plant_unlabelled(planted, extra, without=(), fingerprint=fingerprint)
     assert torch.equal(outputs().logits, after.logits)
     plant_unlabelled(planted, extra, without=(), fingerprint=fingerprint, seed=1)
