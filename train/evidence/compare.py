@@ -180,7 +180,9 @@ def compare(
     experiment = _experiment(corpus, run, loss, arguments)
     outcome = _train_missing(experiment, plan, arguments.get("processes"), ray)
     plan = replace(plan, attend=_attend(corpus, request.attend_on))
-    return table_report(experiment.models, corpus.name, plan, models_of_rows(outcome.folders), outcome, cache(scored))
+    report = table_report(experiment.models, corpus.name, plan, models_of_rows(outcome.folders), outcome, cache(scored))
+    _warn_of_idle_attention(report, request)
+    return report
 
 
 def _request(rows: Sequence[str], seeds: int | Sequence[int], arguments: ComparisonArguments) -> TableRequest:
@@ -270,12 +272,21 @@ def finished_tables(run: Path, corpus: Corpus | str, request: TableRequest) -> T
         paper_dataset=request.paper_dataset,
         attend=None if isinstance(corpus, str) else _attend(corpus, request.attend_on),
     )
-    return table_report(run, dataset, plan, found, Outcome(), cache(scored))
+    report = table_report(run, dataset, plan, found, Outcome(), cache(scored))
+    _warn_of_idle_attention(report, request)
+    return report
 
 
 def _attend(corpus: Corpus, placement: DevicePlacement | None) -> Attend | None:
     """Return what computes how the attention of teachers overlaps; None if that is not wanted."""
     return None if placement is None else partial(attention_overlap, corpus=corpus, compute=compute_on(placement))
+
+
+def _warn_of_idle_attention(report: TableReport, request: TableRequest) -> None:
+    if request.attend_on is not None and not any(row.attention for row in report.diversity.rows):
+        say(
+            "warning: --attention has no effect: no row that is shown has two teachers that read the same images (--seeds 2, --rows table1)"
+        )
 
 
 def _plan(run: Path, request: TableRequest, loss: DistillationSettings, task: Task) -> TablePlan:

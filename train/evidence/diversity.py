@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from lugpi_core.command_line import say
 from lugpi_core.corpora.options import Task
+from lugpi_core.errors import InputError
+from lugpi_core.files import read_json, write_json
+from lugpi_core.fingerprint import hash_file
 from train.evidence.ensembles import joint_predictions
 from train.evidence.fidelity import FIDELITY
-from train.evidence.records import AttentionFigures, DiversityRow, DiversityTable
+from train.evidence.records import AttentionFigures, DiversityRow, DiversityTable, json_of
 from train.evidence.row_figures import ScoredModel, is_defined
+from train.file_names import ATTENTION, PREDICTIONS
 from train.learning.task_rules import rules_of
 from train.models.model_folder import training_of
 
@@ -37,15 +40,11 @@ def diversity_table(groups: Mapping[str, Groups], attend: Attend | None) -> Dive
     Args:
         groups: by a name, teachers that differ in their seeds alone: all of a row, or those of each ensemble. A group counts if it has two
             that were scored on the same examples.
-        attend: returns how the attention of teachers to the same images overlaps, computed for the first group; None if that is not
-            wanted.
+        attend: returns how the attention of teachers to the same images overlaps, for the first group, or None if it does not know; None
+            if that is not wanted.
     """
     found = [_row(name, of_name, attend) for name, of_name in groups.items()]
     shown = tuple(row for row in found if row is not None)
-    if attend is not None and not any(row.attention for row in shown):
-        say(
-            "warning: --attention has no effect: no row that is shown has two teachers that read the same images (--seeds 2, --rows table1)"
-        )
     return DiversityTable(title=TITLE, caption=CAPTION + (_ATTENTION if any(row.attention for row in shown) else ""), rows=shown)
 
 
@@ -65,6 +64,7 @@ def _row(name: str, groups: Groups, attend: Attend | None) -> DiversityRow | Non
         row=name,
         teachers=max(map(len, several)),
         groups=len(several),
+        folders=tuple(one.folder.name for one in several[0]),
         score=_mean([one.test.scores[metric] for group in several for one in group]),
         together=_mean([together.scores[metric] for _, together in joint]),
         agreement=_mean([agreement(one.test.predicted, other.test.predicted) for one, other in pairs]),
@@ -76,3 +76,22 @@ def _row(name: str, groups: Groups, attend: Attend | None) -> DiversityRow | Non
 def _mean(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there else None
+
+
+def record_attention(run: Path, rows: Sequence[DiversityRow]) -> None:
+    """Write ``attention.json`` into the run: how the attention of each row's teachers overlaps, with the hashes of their answers. Rows of
+    an earlier command that are not among these stay."""
+    try:
+        earlier = dict(read_json(run / ATTENTION)["rows"])
+    except (InputError, KeyError, TypeError, ValueError):
+        earlier = {}  # none yet, or damaged
+    recorded = {
+        row.row: {
+            "models": {name: hash_file(run / name / PREDICTIONS) for name in row.folders},
+            "figures": json_of(row.attention),
+        }
+        for row in rows
+        if row.attention is not None
+    }
+    if recorded:
+        write_json(run / ATTENTION, {"rows": {**earlier, **recorded}})

@@ -310,6 +310,7 @@ class DiversityRow:
         row: of the teachers; of an ensemble its name.
         teachers: how many there are together, at least two.
         groups: of so many teachers each; figures are means over them.
+        folders: names of the teachers of the first group, whose attention is compared.
         score: in the primary metric on the test split, mean of the single teachers.
         together: that of their mean probabilities, or numbers; None where it is undefined.
         agreement: how far the answers of two of them agree, mean over pairs; None where it is undefined.
@@ -320,6 +321,7 @@ class DiversityRow:
     row: str
     teachers: int
     groups: int
+    folders: tuple[str, ...]
     score: float | None
     together: float | None
     agreement: float | None

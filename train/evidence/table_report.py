@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lugpi_core.corpora.options import Task
 from lugpi_core.errors import InputError
 from lugpi_core.files import write_json, write_text
-from train.evidence.diversity import Attend, diversity_table
+from train.evidence.diversity import Attend, diversity_table, record_attention
 from train.evidence.ensembles import joint
 from train.evidence.fidelity import FIDELITY, fidelity_figures
 from train.evidence.found_models import FoundModels, differing_settings
@@ -224,11 +224,12 @@ class TableReport:
         }
 
     def write(self) -> None:
-        """Write ``tables.md``, ``.tex``, ``.csv`` and ``.json`` into the run."""
+        """Write ``tables.md``, ``.tex``, ``.csv`` and ``.json`` into the run, and ``attention.json`` where attention was compared."""
         write_text(self.run / "tables.md", self.to_markdown())
         write_text(self.run / "tables.tex", self.to_latex())
         write_text(self.run / "tables.csv", self.to_csv())
         write_json(self.run / "tables.json", self.to_json())
+        record_attention(self.run, self.diversity.rows)
 
     def cells(self, table: ResultTable) -> list[tuple[str, ...]]:
         """Return the cells of a table's rows, under ``render.header``."""

@@ -17,6 +17,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.reader import ColumnReader, columns_of
 from lugpi_core.thumbnails import FOLDER, read_thumbnails, thumbnail_generator
+from train.evidence.diversity import Attend
 from train.evidence.fidelity import teachers_of
 from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, rows_of_found
 from train.evidence.outcome import Outcome
@@ -26,7 +27,7 @@ from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.task_rules import Metric, plain_number
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
-from train.report.recorded import audit_of, few_shots_of, seen_of, stores_of
+from train.report.recorded import attention_of, audit_of, few_shots_of, seen_of, stores_of
 from train.report.sources import sources_of
 
 # The most that the page shows of an example, so that 200 of them stay below 10 MB.
@@ -54,7 +55,8 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
     """
     read = cache(scored)
     finished = {folder.name: read(folder) for folder in folders_of_corpus(run, corpus)}
-    tables, by_row, rows = _tables(run, corpus.name, paper_dataset, list(finished.values()), read)
+    attention = attention_of(run)
+    tables, by_row, rows = _tables(run, corpus.name, paper_dataset, list(finished.values()), read, attention.attend)
     models = _shown_models(finished, selection, rows, by_row, read)
     marks = _marks(run, corpus)
     cases = cases_of(models)
@@ -71,7 +73,7 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
         curves=_curves(finished, models),
         cases=tuple(cases),
         examples=examples,
-        notes=(*tables.notes, *marks.notes, *audit_notes, *shots_notes, *stores_notes, *seen_notes),
+        notes=(*tables.notes, *marks.notes, *audit_notes, *shots_notes, *attention.notes(tables.diversity), *stores_notes, *seen_notes),
         metrics=_metrics_of(finished, models),
         seed=selection.seed,
         is_blurred=marks.is_blurred,
@@ -83,7 +85,7 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
 
 
 def _tables(
-    run: Path, dataset: str, paper_dataset: str | None, finished: Sequence[ScoredModel], read: Read
+    run: Path, dataset: str, paper_dataset: str | None, finished: Sequence[ScoredModel], read: Read, attend: Attend
 ) -> tuple[TableReport, Models, Sequence[Row]]:
     """Return the report of the tables over every seed there is, the models by row and seed, and the rows."""
     folders = [model.folder for model in finished]
@@ -96,7 +98,7 @@ def _tables(
         seed = model.metrics["seed"]
         by_row.setdefault(name.removesuffix(f"-seed{seed}") if seed else name, {})[seed] = model
     seeds = sorted({seed for row in rows for seed in by_row.get(row.name, {})}) or [0]
-    plan = TablePlan(rows=rows, tables=chosen_tables((ALL,), rows), seeds=seeds, paper_dataset=paper_dataset)
+    plan = TablePlan(rows=rows, tables=chosen_tables((ALL,), rows), seeds=seeds, paper_dataset=paper_dataset, attend=attend)
     return table_report(run, dataset, plan, found, Outcome(), read), by_row, rows
 
 

@@ -50,6 +50,7 @@ def page(content: ReportContent) -> str:
             result_tables=_result_tables(content),
             sources=_sources(content),
             fidelity_table=_table(content.tables.fidelity.title, fidelity_header(content.tables.task), content.tables.fidelity_cells()),
+            diversity_table=_table(content.tables.diversity.title, content.tables.diversity_header(), content.tables.diversity_cells()),
             why_table=_table(content.tables.why.title, why_header(content.tables.task), content.tables.why_cells()),
             changes=_changes(content),
             metric=METRIC_NAMES[rules_of(content.tables.task).metrics[0]],

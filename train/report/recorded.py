@@ -1,9 +1,10 @@
-"""What other commands recorded about a run: the audit, accuracy over few labels, stores side by side, and pictures of classes.
+"""What other commands recorded about a run: the audit, accuracy over few labels, attention, stores side by side, and pictures of classes.
 
 A record is shown only if it is of the run's models as they are now, or of the corpus as it is loaded now; otherwise a note says why not.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_file
 from lugpi_core.thumbnails import COMPARISON
 from train.evidence.few_shots import ShotsFigure
-from train.file_names import AUDIT, PREDICTIONS, SEEN, SHOTS_FIGURES
+from train.evidence.records import AttentionFigures, DiversityTable
+from train.file_names import ATTENTION, AUDIT, PREDICTIONS, SEEN, SHOTS_FIGURES
 from train.models.model_folder import training_of
 from train.options.training import SHOTS
 from train.report.content import ComparedColumn, ShownAgreement, ShownAudit, ShownClasses, ShownProbe, ShownStores, StoreWork
@@ -65,6 +67,54 @@ def few_shots_of(run: Path, corpus: Corpus) -> tuple[tuple[ShotsFigure, ...], tu
     if not _are_the_same(predictions) or any(training_of(name.parent).get("corpus") != corpus.fingerprint() for name in predictions):
         return (), (f"the learning curves are not shown: {path} is of other models than the run's, or of another corpus; {again}",)
     return figures, ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedAttention:
+    """What ``tables --attention`` recorded of the run's teachers.
+
+    Attributes:
+        path: of the record.
+        rows: names of all its rows.
+        figures: those of teachers that are as they were, by the names of their folders.
+        is_damaged: whether the record cannot be read.
+    """
+
+    path: Path
+    rows: tuple[str, ...] = ()
+    figures: Mapping[tuple[str, ...], AttentionFigures]
+    is_damaged: bool = False
+
+    def attend(self, folders: Sequence[Path]) -> AttentionFigures | None:
+        """Return the figures of teachers; None if there are none."""
+        return self.figures.get(tuple(folder.name for folder in folders))
+
+    def notes(self, table: DiversityTable) -> tuple[str, ...]:
+        """Return which recorded rows the table of teachers of one kind does not show, and why."""
+        again = "run python -m train tables --attention again (with --no-train, nothing is trained)"
+        if self.is_damaged:
+            return (f"the attention of teachers is not shown: {self.path} is damaged; {again}",)
+        shown = {row.row for row in table.rows if row.attention is not None}
+        if lacking := [row for row in self.rows if row not in shown]:
+            return (f"the attention of {', '.join(lacking)} is not shown: {self.path} is of other teachers than the run's; {again}",)
+        return ()
+
+
+def attention_of(run: Path) -> RecordedAttention:
+    """Return what is recorded of the attention of the run's teachers; nothing, where nothing is."""
+    path = run / ATTENTION
+    if not path.is_file():
+        return RecordedAttention(path=path, figures={})
+    try:
+        rows = read_json(path)["rows"]
+        figures = {
+            tuple(row["models"]): AttentionFigures(**row["figures"])
+            for row in rows.values()
+            if _are_the_same({run / name / PREDICTIONS: of_answers for name, of_answers in row["models"].items()})
+        }
+    except _DAMAGED:
+        return RecordedAttention(path=path, figures={}, is_damaged=True)
+    return RecordedAttention(path=path, rows=tuple(rows), figures=figures)
 
 
 def stores_of(run: Path, corpus: Corpus) -> tuple[ShownStores | None, tuple[str, ...]]:

@@ -23,7 +23,10 @@ from train.evidence.tables import tables
 from train.learning.networks import FusionHead
 from train.models.commands import teacher
 from train.options.tables import TablesOptions
+from train.options.tools import ReportOptions
 from train.options.training import TeacherOptions
+from train.report.command import content_of
+from train.report.page import page
 
 
 @pytest.mark.parametrize(("tokens", "top"), [(5, 1), (6, 2), (7, 4), (4, 4)])
@@ -123,6 +126,42 @@ def test_tables_show_whether_teachers_look_at_the_same(run: Path, small_csv: Pat
     assert 0 < seen["on_images"] < 1
     line = next(line for line in (run / "tables.md").read_text().splitlines() if f" {seen['chance']:.4f} " in line)
     assert [cell.strip() for cell in line.split("|")][7:10] == [f"{seen[name]:.4f}" for name in ("iou", "chance", "on_images")]
+
+
+def test_the_page_shows_what_teachers_of_one_kind_look_at_while_they_are_the_same(
+    run: Path, small_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "topics", ignore=shutil.ignore_patterns("attention.json")))
+    own: Any = {"dataset": str(small_csv), "split_column": "split", "run_dir": folder}
+
+    def page_and_notes() -> tuple[str, list[str]]:
+        content = content_of(ReportOptions(**own))
+        return page(content), [note for note in content.notes if "attention" in note]
+
+    shown, notes = page_and_notes()
+    assert "Teachers of one kind" in shown
+    assert (shown.count("attention IoU"), notes) == (0, []), "nobody has computed it"
+    figures = {"train": False, "rows": ("teacher-clip-demo",), "device": "cpu"}
+    seen = tables(TablesOptions(**own, **figures, seeds=2, attention=True))["diversity"]["rows"][0]["attention"]
+    shown, notes = page_and_notes()
+    assert notes == []
+    assert f"<td>{seen['iou']:.4f}</td>" in shown
+    tables(TablesOptions(**own, **figures, seeds=1, attention=True))
+    assert page_and_notes() == (shown, []), "what another command recorded stays"
+
+    record = folder / "attention.json"
+    again = "run python -m train tables --attention again (with --no-train, nothing is trained)"
+    answers = folder / "teacher-clip-demo-seed1" / "predictions.csv"
+    text = answers.read_text().rstrip("\n")
+    answers.write_text(text[:-1] + ("1" if text[-1] != "1" else "2") + "\n")
+    shown, notes = page_and_notes()
+    assert "attention IoU" not in shown
+    assert notes == [f"the attention of teacher-clip-demo is not shown: {record} is of other teachers than the run's; {again}"]
+    record.write_text('{"rows": []}')
+    assert page_and_notes()[1] == [f"the attention of teachers is not shown: {record} is damaged; {again}"]
+    tables(TablesOptions(**own, **figures, seeds=2, attention=True))
+    assert page_and_notes()[1] == []
+    capsys.readouterr()
 
 
 def test_one_teacher_has_nothing_to_be_compared_with(run: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
