@@ -258,11 +258,20 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback(new_command: Command,
     )
 
 
+@pytest.fixture(scope="module")
+def slow_run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str | Path], Path]:
+    """The words of a command that takes long enough to be interrupted, without its folder, and the folder of a run of it."""
+    arguments = ["--dataset", table, *DEMO, "--steps", "20", "--run-dir"]
+    folder = tmp_path_factory.mktemp("slow") / "whole"
+    assert main([*map(str, arguments), str(folder)]) == 0
+    return arguments, folder
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_resumes_to_the_same_bytes(
-    table: Path, tmp_path: Path, start: Start, number: signal.Signals, status: int
+    slow_run: tuple[list[str | Path], Path], tmp_path: Path, start: Start, number: signal.Signals, status: int
 ) -> None:
-    arguments = ["--dataset", str(table), *DEMO, "--steps", "40", "--run-dir"]
+    arguments, whole = slow_run
     child = start("-m", "featurize", *arguments, tmp_path / "broken")
     while not list((tmp_path / "broken").rglob("shard-*.partial")) and child.poll() is None:
         time.sleep(0.05)
@@ -272,10 +281,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert (child.returncode, said) == (status, ""), complained
     assert complained.splitlines()[-1] == "interrupted: what is written is kept; run the same command to continue"
     assert "Traceback" not in complained
-    assert main([*arguments, str(tmp_path / "broken")]) == 0
-    assert main([*arguments, str(tmp_path / "whole")]) == 0
-    for path in (tmp_path / "whole").rglob("shard-*.h5"):
-        assert (tmp_path / "broken" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    assert main([*map(str, arguments), str(tmp_path / "broken")]) == 0
+    assert _shards(tmp_path / "broken") == _shards(whole)
 
 
 def _shards(run_dir: Path) -> dict[str, bytes]:

@@ -53,7 +53,7 @@ def test_after_any_failed_operation_the_next_run_completes(
 ) -> None:
     undisturbed(SMALL)  # cached here, not in every child
     ends = dict.fromkeys((processes.DONE, processes.REFUSED, processes.FAILED, processes.KILLED), 0)
-    points = _points(writing, kind, campaign(17 if kind == "short" else 43, 1))
+    points = _points(writing, kind, campaign(29 if kind == "short" else 71, 1))
     for k in points:
         folder = tmp_path / str(k)
         store, log = folder / "tokens", Log(folder / "log")

@@ -299,8 +299,16 @@ def _damage(run: Path, column: str) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("encoders", [("vit-demo",), ("vit-demo", "prompt-text")], ids=str)
-@pytest.mark.parametrize("images_per_text", [1, 3])
+@pytest.mark.parametrize(
+    ("images_per_text", "encoders"),
+    [
+        (1, ("vit-demo",)),
+        (3, ("vit-demo", "prompt-text")),
+        pytest.param(3, ("vit-demo",), marks=pytest.mark.soak),
+        pytest.param(1, ("vit-demo", "prompt-text"), marks=pytest.mark.soak),
+    ],
+    ids=str,
+)
 def test_a_continued_or_repaired_run_encodes_the_same_prompt_batches(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_text: int, encoders: tuple[str, ...]
 ) -> None:

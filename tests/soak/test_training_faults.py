@@ -145,7 +145,7 @@ def test_a_kill_while_a_checkpoint_is_written_gives_the_same_bits(
     case: Case, tmp_path: Path, campaign: Callable[[int, int], int], report: Callable[[str], None]
 ) -> None:
     total = operations_of(case, tmp_path / "counting")
-    chosen = spread(total, campaign(3, 100))
+    chosen = spread(total, campaign(2, 100))
     for k in chosen:
         folder = tmp_path / f"killed-{k}"
         assert disturbed(case, folder, k, "kill") == processes.KILLED

@@ -126,7 +126,7 @@ def test_padding_of_real_corpora_is_at_most_a_tenth(dataset: str, tmp_path: Path
     if not (DATA / ARCHIVES[dataset]).is_file():
         pytest.skip(f"no {ARCHIVES[dataset]} in {DATA}")
     text_model = find_text_model(str(Path(spec.origin).parent / "model"), max_length=None)
-    corpus = load_corpus(dataset, CorpusSettings(data_dir=DATA, limit=3000))
+    corpus = load_corpus(dataset, CorpusSettings(data_dir=DATA, limit=1000))
     lengths = token_ids(text_model, corpus, tmp_path).lengths_N
     batches = epoch_batches(corpus.rows("train"), lengths, 14, seed=0, epoch=0)
     assert padding_share(lengths, batches) <= 0.1
