@@ -26,6 +26,7 @@ from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import is_of_own_pictures, load_manifest
 from lugpi_core.store.quantize import dequantize
 from lugpi_core.store.reader import ColumnReader, Rows, columns_of, image_columns_of
+from train.data.outline import text_sizes
 from train.options.settings import TokensOn
 
 # For the CUDA context, cuBLAS and fragmentation, which the estimate does not include.
@@ -278,9 +279,9 @@ def training_bytes(config: Any, *, weights: int, batch_size: int, positions: int
         positions: S, text and image tokens together.
         state_bytes: the optimizer's bytes per weight (8 for AdamW, 2 for 8-bit AdamW).
     """
-    layers = int(config.num_hidden_layers) + 1  # the fusion block too
-    in_a_layer = batch_size * positions * (34 * int(config.hidden_size) + 5 * int(config.num_attention_heads) * positions)
-    return weights * (4 + state_bytes) + 2 * layers * in_a_layer
+    sizes = text_sizes(config)
+    in_a_layer = batch_size * positions * (34 * sizes.width + 5 * sizes.heads * positions)
+    return weights * (4 + state_bytes) + 2 * (sizes.layers + 1) * in_a_layer  # the fusion block too
 
 
 def _dequantized(reader: ColumnReader, stored: dict[str, torch.Tensor]) -> torch.Tensor:

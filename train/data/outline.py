@@ -89,6 +89,40 @@ class Outline:
         return min([*rows, stated[0]]) - max(unused, default=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextSizes:
+    """The sizes of a text encoder's layers, as its configuration states them.
+
+    Attributes:
+        layers: how many a text passes.
+        width: of their states.
+        heads: of a layer's attention; 1 where it has none (FNet).
+    """
+
+    layers: int
+    width: int
+    heads: int
+
+
+def text_sizes(config: Any) -> TextSizes:
+    """Return the sizes of the layers that read text, of a model that reads more than text too (Gemma 3, Qwen 3.5, ModernVBERT)."""
+    text_config = config.get_text_config()
+    layers = stated_layers(config)
+    if layers is None:  # Perceiver: every block passes the same layers again
+        layers = text_config.num_blocks * text_config.num_self_attends_per_block
+    return TextSizes(
+        layers=int(layers),
+        width=next(int(size) for name in ("hidden_size", "d_latents") if (size := getattr(text_config, name, None)) is not None),
+        heads=max(int(getattr(text_config, name, 1)) for name in ("num_attention_heads", "num_self_attention_heads")),
+    )
+
+
+def stated_layers(config: Any) -> int | None:
+    """Return how many layers a configuration gives to text; None if it states no single number, as Perceiver's."""
+    layers: int | None = getattr(config.get_text_config(), "num_hidden_layers", None)
+    return layers
+
+
 def outline_of(what: str, config: Any) -> Outline:
     """Return the outline of the classifier of a configuration.
 

@@ -17,7 +17,7 @@ from lugpi_core.files import read_json
 from lugpi_core.fingerprint import hash_model_folder, require_safetensors
 from lugpi_core.runtime.libraries import without_garbage_collection
 from lugpi_core.runtime.pretrained import EMBEDDED_LICENSE, MODEL_FILES, embedded_model, loading, local_model_folder, reason
-from train.data.outline import Outline, outline_of
+from train.data.outline import Outline, outline_of, stated_layers
 from train.data.tokenizers import EXPECTED, load_tokenizer, needing_packages
 
 LONGEST = 512
@@ -329,17 +329,15 @@ def keep_layers(model: Any, layers: int) -> None:
         InputError: the encoder has fewer, none would be left, or its layers are not a plain list.
     """
     config = model.config.get_text_config()
-    all_layers = config.num_hidden_layers
+    all_layers = stated_layers(model.config)
+    if all_layers is None:
+        raise layers_not_listed(f"--student-layers {layers}", type(model).__name__)
     if not 1 <= layers <= all_layers:
         raise InputError(got=f"--student-layers {layers}", expected=f"1 to {all_layers}, as the text model has", do="leave it out for all")
     modules = model.base_model.named_modules()
     lists = [(name, part) for name, part in modules if isinstance(part, nn.ModuleList) and len(part) == all_layers]
     if len(lists) != 1:
-        raise InputError(
-            got=f"--student-layers {layers} for {type(model).__name__}",
-            expected="a text model whose layers are one list, such as DistilBERT's or BERT's",
-            do="leave --student-layers out",
-        )
+        raise layers_not_listed(f"--student-layers {layers}", type(model).__name__)
     name, part = lists[0]
     owner, _, attribute = name.rpartition(".")
     numbers = spaced(all_layers, layers)
@@ -353,6 +351,15 @@ def keep_layers(model: Any, layers: int) -> None:
         for module in layer.modules():
             if "layer_idx" in vars(module):
                 vars(module)["layer_idx"] = number
+
+
+def layers_not_listed(asked: str, model: str) -> InputError:
+    """Return the error for a model none of whose layers can be left out."""
+    return InputError(
+        got=f"{asked} for {model}",
+        expected="a text model whose layers are one list, such as DistilBERT's or BERT's",
+        do="leave --student-layers out",
+    )
 
 
 def spaced(layers: int, kept: int) -> list[int]:

@@ -42,7 +42,8 @@ from lugpi_core.fingerprint import differences
 from lugpi_core.remote.results import share_record, share_records
 from lugpi_core.runtime.libraries import prepare_libraries
 from lugpi_core.runtime.stopping import terminated_like_interrupted
-from train.data.text_model import TextModel, find_text_model
+from train.data.outline import stated_layers
+from train.data.text_model import TextModel, find_text_model, layers_not_listed
 from train.file_names import TRAINING
 from train.learning.checkpoint import load_checkpoint, remove_checkpoints
 from train.learning.compile import forget_last_model
@@ -267,7 +268,7 @@ def _require_losses(options: SweepOptions) -> None:
 
 def _require_same_sweep(options: SweepOptions, inputs: _Inputs, at_once: int) -> None:
     """Write ``space.json``, or raise InputError if another space was searched in this folder."""
-    _require_layers(options, inputs.text_model)
+    require_swept_layers(options, inputs.text_model)
     plan = _plan(options, 0, {**propose(options, 0, []), **_hardest(options)}, inputs)
     if plan.kind.notice:
         say(f"note: {plan.kind.notice}")
@@ -308,17 +309,18 @@ def _hardest(options: SweepOptions) -> dict[str, Any]:
     return hardest | {name: choice for name, choice in refused.items() if choice in corners.get(name, ())}
 
 
-def _require_layers(options: SweepOptions, text_model: TextModel) -> None:
+def require_swept_layers(options: SweepOptions, text_model: TextModel) -> None:
     """Raise InputError if a student of the space has more layers than the text model, or fewer than are frozen."""
-    layers, kept = text_model.config.num_hidden_layers, options.student_layers
+    kept = options.student_layers
     for dimension in options.space:
         if dimension.name != "student_layers":
             continue
-        kept = min(map(int, dimension.corners))
-        if max(map(int, dimension.corners)) > layers:
-            raise InputError(
-                got=f"--over student_layers={dimension.corners[-1]}", expected=f"at most {layers}, as the text model has", do="lower it"
-            )
+        kept, most = min(map(int, dimension.corners)), max(map(int, dimension.corners))
+        layers = stated_layers(text_model.config)
+        if layers is None:
+            raise layers_not_listed("--over student_layers=…", f"--text-model {text_model.name}")
+        if most > layers:
+            raise InputError(got=f"--over student_layers={most}", expected=f"at most {layers}, as the text model has", do="lower it")
     if options.freeze_layers:
         require_layers(text_model, options.freeze_layers, kept=kept)
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, DistilBertConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from featurize.options import FeaturizeOptions
 from featurize.run import featurize_command
@@ -152,11 +153,18 @@ def test_on_the_cpu_auto_is_the_disk(tokens: ImageTokens) -> None:
 
 
 def test_the_memory_of_training_follows_the_formula() -> None:
-    config = SimpleNamespace(num_hidden_layers=6, hidden_size=768, num_attention_heads=12)
+    config = DistilBertConfig(n_layers=6, dim=768, n_heads=12)
     layer = 14 * 562 * (34 * 768 + 5 * 12 * 562)
     needed = training_bytes(config, weights=66_400_000, batch_size=14, positions=562, state_bytes=8)
     assert needed == 66_400_000 * 12 + 2 * 7 * layer
     assert 1e9 < needed < 9e9, "a DistilBERT teacher at 512 + 50 tokens fits a 24 GB card with room for tokens"
+
+
+@pytest.mark.parametrize("family", sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES))
+def test_the_memory_of_training_is_estimated_for_every_text_model(family: str) -> None:
+    """FNet has no heads, Perceiver other names for all, and Gemma 3 has all in the part of its configuration that is about text."""
+    config = AutoConfig.for_model(family)
+    assert training_bytes(config, weights=10, batch_size=2, positions=8, state_bytes=8) > 120
 
 
 def test_failed_rows_are_in_the_fingerprint_until_repaired(tokens: ImageTokens) -> None:

@@ -101,6 +101,12 @@ def test_a_model_that_shares_its_layers_is_refused(tmp_path: Path) -> None:
         keep_layers(load_text_classifier(text_model, corpus_of("a", "b")), 2)
 
 
+def test_a_model_that_states_no_number_of_layers_is_refused(tmp_path: Path) -> None:
+    text_model = find_text_model(str(tiny_text_model(tmp_path, "perceiver")), max_length=None)
+    with pytest.raises(InputError, match=r"--student-layers 1 for PerceiverForSequenceClassification"):
+        keep_layers(load_text_classifier(text_model, corpus_of("a", "b")), 1)
+
+
 @pytest.mark.parametrize("length", [0, 1, 129, 100_000])
 def test_a_length_the_model_cannot_read_is_refused(length: int) -> None:
     with pytest.raises(InputError, match="2 to 128"):

@@ -7,12 +7,14 @@ import shlex
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma3Config, PerceiverConfig
 
 import train.tools.sweep as sweeping
 from lugpi_core.command_line import parse, run
@@ -20,13 +22,14 @@ from lugpi_core.errors import InputError
 from lugpi_core.runtime.stopping import Stopped
 from tests.support.checkout import Start
 from tests.support.topics import topic_texts
+from train.data.text_model import TextModel
 from train.learning import loop
 from train.learning.task_rules import METRIC_NAMES
 from train.models.commands import student, teacher
 from train.options.distillation import StudentOptions
 from train.options.sweep import Dimension, SweepOptions, dimension_of
 from train.options.training import TeacherOptions
-from train.tools.sweep import open_study, propose, sweep
+from train.tools.sweep import open_study, propose, require_swept_layers, sweep
 
 OVER = ("learning_rate=1e-4:1e-2", "temperature=1:10", "student_layers=1:2", "kd_preset=paper,hinton")
 TRIALS = 4
@@ -141,6 +144,23 @@ def test_a_space_that_cannot_be_searched_is_one_line(
     assert len(errors) == 1
     assert message in errors[0]
     assert not (run_dir / "sweep" / "refused" / "space.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "over", "message"),
+    [
+        (Gemma3Config(), ("temperature=1:10",), None),
+        (PerceiverConfig(), ("temperature=1:10",), None),
+        (Gemma3Config(), ("student_layers=1:99",), "at most 26, as the text model has"),
+        (PerceiverConfig(), ("student_layers=1:2",), "a text model whose layers are one list"),
+    ],
+)
+def test_layers_are_counted_where_they_are_swept(small_csv: Path, config: Any, over: tuple[str, ...], message: str | None) -> None:
+    """Gemma 3 states them in the part of its configuration that is about text, Perceiver nowhere."""
+    text_model = TextModel(name="tiny", folder=Path(), config=config, tokenizer=None, max_length=8)
+    options = SweepOptions(**flags(small_csv, Path("run")), over=over)
+    with nullcontext() if message is None else pytest.raises(InputError, match=message):
+        require_swept_layers(options, text_model)
 
 
 @pytest.mark.parametrize("more", [{"over": OVER}, {"over": OVER[:2], "student_layers": 1}])
