@@ -192,10 +192,13 @@ def flags_of(options: CorpusOptions) -> list[str]:
     """Return the flags that reproduce these options: those that differ from their defaults, and those without a default."""
     flags: list[str] = []
     for field in fields(options):
-        value = getattr(options, field.name)
-        if field.default is MISSING or value != field.default:
-            values = value if isinstance(value, tuple) else (value,)
-            flags += [f"--{field.name.replace('_', '-')}", *map(_word, values)]
+        value, name = getattr(options, field.name), field.name.replace("_", "-")
+        if field.default is not MISSING and value == field.default:
+            continue
+        if isinstance(value, bool):  # a switch takes no value
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", *map(_word, value if isinstance(value, tuple) else (value,))]
     return flags
 
 
