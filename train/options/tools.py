@@ -32,7 +32,7 @@ class EvaluateOptions:
     """The column with the second text, for a model of pairs of texts."""
     label_column: str | None = None
     """The column with the label; the scores of the model's task are reported, such as accuracy and macro-F1 (default: label, if the file
-    has one). none: the file has no labels."""
+    has one). Multi-label models: also a column of 0 and 1 for each class, as toxic,insult,threat. none: the file has no labels."""
     label_separator: str | None = None
     """Multi-label models: what stands between the labels of a cell, in the input and in the output (default: |)."""
     batch_size: int = 64

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from lugpi_core.command_line import say
 from lugpi_core.corpora.columns import NumberedNames
-from lugpi_core.corpora.labels import class_of_model, label_name, read_labels
+from lugpi_core.corpora.labels import class_of_model, label_columns, label_name, read_labels
 from lugpi_core.corpora.options import suffix_of
 from lugpi_core.corpora.tables import ID_COLUMN, Table, own_ids
 from lugpi_core.corpora.texts import checked_texts
 from lugpi_core.corpora.user_files import file_table, text_table
 from lugpi_core.errors import InputError, nearest
-from lugpi_core.files import whole_file
+from lugpi_core.files import make_folder, whole_file
 from lugpi_core.runtime.device import half_for_training, resolve_compute
 from lugpi_core.runtime.libraries import prepare_libraries, start_up
 from train.learning.task_rules import METRIC_NAMES, in_words, rules_of
@@ -47,7 +47,7 @@ class Texts:
         texts: unchanged.
         pairs: the second texts, or None.
         table: the file's columns.
-        label_column: the one with the labels, or None.
+        label_column: the one with the labels, the several of a multi-label file between commas, or None.
     """
 
     ids: Sequence[str]
@@ -55,6 +55,11 @@ class Texts:
     pairs: Sequence[str] | None
     table: Table
     label_column: str | None
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns with the labels: several where ``label_column`` has commas between their names."""
+        return () if self.label_column is None else label_columns(self.label_column, self.table.names, "multi-label")
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -78,6 +83,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     if classifier.model.config.problem_type is None and classifier.task == "regression":
         say("note: the model has one output and names no problem_type: its number is written as it is; a pipeline shows its sigmoid")
     targets = None if texts.label_column is None else targets_of(texts, classifier, separator=options.separator)
+    _require_separable(classifier, options.separator)
+    make_folder(options.written.parent)  # before all texts are read in vain
     say(f"{options.model} reads {len(texts.texts):,} texts of {options.input} on {compute}")
     start_s = time.perf_counter()
     logits_NK = predicted_logits(classifier, texts.texts, compute, batch_size=options.batch_size, pairs=texts.pairs)
@@ -134,7 +141,7 @@ def read_texts(options: EvaluateOptions) -> Texts:
     """
     named, pair_column = options.label_column, options.text_pair_column
     label_column = named or LABEL_COLUMN
-    wanted = (options.text_column, pair_column, label_column, ID_COLUMN)
+    wanted = (options.text_column, pair_column, label_column, *label_columns(label_column, (), "multi-label"), ID_COLUMN)
     if suffix_of(options.input) == TEXT_SUFFIX:
         table = text_table(options.input, options.text_column)
     else:
@@ -144,11 +151,18 @@ def read_texts(options: EvaluateOptions) -> Texts:
     _require_column(table, options.text_column, "--text-column")
     if named == _NO_LABELS and _NO_LABELS not in table.names:
         named, label_column = None, ""
-    for column, flag in ((named, "--label-column"), (pair_column, "--text-pair-column")):
-        if column is not None:
-            _require_column(table, column, flag)
+    labels = label_columns(label_column, table.names, "multi-label")
+    if pair_column is not None:
+        _require_column(table, pair_column, "--text-pair-column")
+    if named is not None:
+        for column in labels:
+            _require_column(table, column, "--label-column")
+    clash = [column for column in labels if column in (options.text_column, pair_column)]
+    if clash and len(labels) > 1:
+        got = f"--label-column {named}, where {clash[0]} is the column of a text"
+        raise InputError(got=got, expected="other columns", do="leave it out")
     texts = checked_texts(table.columns[options.text_column], what=options.text_column, where=table.where)
-    has_labels = label_column in table.columns and label_column not in (options.text_column, pair_column)
+    has_labels = set(labels) <= table.columns.keys() and not clash
     return Texts(
         ids=own_ids([table]) or NumberedNames("", range(len(table))),
         texts=texts,
@@ -171,25 +185,46 @@ def targets_of(texts: Texts, classifier: Classifier, *, separator: str) -> NDArr
     """Return the labels of the file in the form of ``Corpus.targets()``.
 
     Raises:
-        InputError: some are no classes of the model, or no numbers; names the first.
+        InputError: some are no classes of the model, or no numbers; names the first. Or columns of a model that is not multi-label, or
+            not of every class.
     """
-    column, table = texts.label_column, texts.table
+    column, columns, table = texts.label_column, texts.label_columns, texts.table
     assert column is not None, table.where
     where = f"{column} of {table.where}"
+    if len(columns) > 1:
+        _require_a_column_of_each_class(columns, classifier, where=where)
     if classifier.task == "single-label":
         return label_numbers(table.columns[column], classifier.label_names, where=where, file_classes=table.classes)
     if classifier.task == "regression":
         return np.array(read_labels([table], column, task="regression", separator=None).targets, np.float64)
-    # An empty cell of a CSV names no class.
-    cells: list[object] = [[] if isinstance(cell, str) and not cell.strip() else cell for cell in table.columns[column]]
-    read = replace(table, columns={**table.columns, column: cells})
-    labels = read_labels([read], column, task="multi-label", separator=separator, model_classes=classifier.label_names)
+    if len(columns) == 1:  # an empty cell of a CSV names no class
+        cells: list[object] = [[] if isinstance(cell, str) and not cell.strip() else cell for cell in table.columns[columns[0]]]
+        table = replace(table, columns={**table.columns, columns[0]: cells})
+    labels = read_labels([table], column, task="multi-label", separator=separator, model_classes=classifier.label_names)
     number_K = label_numbers(labels.classes, classifier.label_names, where=f"the class names of {where}")
     targets_NK = np.zeros((len(table), len(classifier.label_names)), np.float32)
     for row, classes in enumerate(labels.targets):
         assert isinstance(classes, tuple), classes
         targets_NK[row, number_K[list(classes)]] = 1
     return targets_NK
+
+
+def _require_a_column_of_each_class(columns: Sequence[str], classifier: Classifier, *, where: str) -> None:
+    """Raise InputError unless columns of 0 and 1 are those of a multi-label model's classes."""
+    names = classifier.label_names
+    if classifier.task != "multi-label":
+        raise InputError(
+            got=f"{len(columns)} label columns for a {classifier.task} model",
+            expected="one column",
+            do="name it with --label-column",
+        )
+    there = set(label_numbers(columns, names, where=f"the columns {where}").tolist())
+    if missing := [name for number, name in enumerate(names) if number not in there]:
+        raise InputError(
+            got=f"no column of the class {missing[0]!r} in {where}",
+            expected=f"a column of each class: {', '.join(names)}",
+            do="name all of them with --label-column",
+        )
 
 
 def label_numbers(
@@ -216,20 +251,20 @@ def label_numbers(
     return np.array(numbers, np.int64)
 
 
-def write_answers(path: Path, ids: Sequence[str], logits_NK: torch.Tensor, classifier: Classifier, *, separator: str) -> None:
-    """Write one line per text: id, label, and the probability of each class with seven digits; several labels with the separator between
-    them. Of a regression the label is the number. A failed write leaves no file.
-
-    Raises:
-        InputError: a class has the separator in its name.
-    """
-    rules, names = rules_of(classifier.task), classifier.label_names
-    if classifier.task == "multi-label" and (clash := [name for name in names if separator in name]):
+def _require_separable(classifier: Classifier, separator: str) -> None:
+    """Raise InputError if a class of a multi-label model has the separator of labels in its name."""
+    if classifier.task == "multi-label" and (clash := [name for name in classifier.label_names if separator in name]):
         raise InputError(
             got=f"a class {clash[0]!r}, which contains the label separator {separator!r}",
             expected="a separator that no class contains",
             do="give another --label-separator",
         )
+
+
+def write_answers(path: Path, ids: Sequence[str], logits_NK: torch.Tensor, classifier: Classifier, *, separator: str) -> None:
+    """Write one line per text: id, label, and the probability of each class with seven digits; several labels with the separator between
+    them. Of a regression the label is the number. A failed write leaves no file."""
+    rules, names = rules_of(classifier.task), classifier.label_names
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([ID_COLUMN, LABEL_COLUMN, *([] if classifier.task == "regression" else class_columns(names))])

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+import train.tools.evaluate as module
 from lugpi_core.command_line import run
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
 from lugpi_core.runtime.pretrained import embedded_model
 from tests.support.checkout import ROOT
+from tests.support.read_only import make_read_only
 from train.models.classifier import load_classifier, predicted_logits
 from train.options.tools import EvaluateOptions
 from train.tools.evaluate import class_columns, evaluate, label_numbers
@@ -260,6 +262,17 @@ def test_bad_input_is_one_line_and_leaves_no_output(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_text(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = file_of(tmp_path, ".txt", {"text": TEXTS})
+    no_text_is_computed(monkeypatch)
+    for output in (tmp_path / "fixed" / "a.csv", path / "a.csv"):  # the second is below a file
+        with monkeypatch.context() as patch:
+            make_read_only(patch, tmp_path / "fixed")
+            assert "expected a folder that can be written" in refused(capsys, "--model", model, "--input", path, "--output", output)
+
+
 def test_the_input_is_never_overwritten(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = file_of(tmp_path, ".csv", {"text": TEXTS})
     before = path.read_bytes()
@@ -371,6 +384,23 @@ def test_a_multi_label_classifier_of_others_names_several_classes(model: Path, t
         assert figures["labels"]["sky"] == 5, "a threshold of 0"
 
 
+def test_a_column_for_each_class_is_scored_as_lists_are(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--label-column sky,food,animals``, as training takes it, in any order."""
+    folder = with_config(model, tmp_path / "multi", problem_type="multi_label_classification")
+    lists = [["sky"], [], ["food", "sky"], ["animals"], []]
+    columns = {name: [str(int(name in row)) for row in lists] for name in NAMES}
+    path = file_of(tmp_path, ".csv", {"text": TEXTS, **columns})
+    figures, _ = evaluated(folder, path, label_column="sky, food,animals")
+    of_lists, _ = evaluated(folder, file_of(tmp_path, ".jsonl", {"text": TEXTS, "label": lists}))
+    for metric in ("macro_f1", "micro_f1", "subset_accuracy"):
+        assert figures[metric] == of_lists[metric]
+    arguments = ("--input", path, "--label-column")
+    assert "no column of the class 'animals'" in refused(capsys, "--model", folder, *arguments, "sky,food")
+    assert "no column 'sea'" in refused(capsys, "--model", folder, *arguments, "sky,sea")
+    assert "where text is the column of a text" in refused(capsys, "--model", folder, *arguments, "sky,text")
+    assert "3 label columns for a single-label model" in refused(capsys, "--model", model, *arguments, "sky,food,animals")
+
+
 @pytest.mark.parametrize("separator", [None, ";"])
 def test_labels_of_a_cell_are_separated(model: Path, tmp_path: Path, separator: str | None) -> None:
     folder = with_config(model, tmp_path / "multi", problem_type="multi_label_classification")
@@ -389,10 +419,21 @@ def test_labels_of_a_cell_are_separated(model: Path, tmp_path: Path, separator: 
     assert again["subset_accuracy"] == 1
 
 
-def test_a_class_with_the_separator_in_its_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def no_text_is_computed(patch: pytest.MonkeyPatch) -> None:
+    def computed(*_: Any, **__: Any) -> Any:
+        pytest.fail("a text was computed")
+
+    patch.setattr(module, "predicted_logits", computed)
+
+
+def test_a_class_with_the_separator_in_its_name_is_refused_before_any_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = with_config(classifier_folder(tmp_path / "m", "a|b", "c"), tmp_path / "multi", problem_type="multi_label_classification")
     path = file_of(tmp_path, ".txt", {"text": TEXTS})
-    assert "--label-separator" in refused(capsys, "--model", folder, "--input", path)
+    with monkeypatch.context() as patch:
+        no_text_is_computed(patch)
+        assert "--label-separator" in refused(capsys, "--model", folder, "--input", path)
     assert evaluated(folder, path, label_separator=";")[0]["texts"] == 5
 
 
