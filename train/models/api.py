@@ -41,7 +41,7 @@ class TrainingArguments(TypedDict, total=False):
         optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
         name: of the model's folder in the run (default: the command's name). Models with different settings need different names.
-        config: every setting, for ``metrics.json`` (default: those given).
+        config: settings to record in ``metrics.json`` besides its own.
     """
 
     text_model: str | TextModel
@@ -88,7 +88,7 @@ def train_baseline(corpus: Corpus, run_dir: str | Path, **training: Unpack[Train
         optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
         name: of the model's folder in the run (default: baseline). Baselines with different settings need different names.
-        config: every setting, for ``metrics.json`` (default: those given).
+        config: settings to record in ``metrics.json`` besides its own.
 
     Raises:
         InputError: a setting or the text model is unusable, a text of the corpus has no label, or the folder holds another model.
@@ -120,7 +120,7 @@ def train_images(
         optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
         name: of the model's folder in the run (default: images). Models with different settings need different names.
-        config: every setting, for ``metrics.json`` (default: those given).
+        config: settings to record in ``metrics.json`` besides its own.
 
     Raises:
         InputError, TypeError: as ``train_baseline``, and as ``open_image_tokens``.
@@ -166,7 +166,7 @@ def train_teacher(
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
         name: of the model's folder in the run (default: teacher, of controls teacher-text, teacher-shuffled, …, and with folds
             teacher-folds5, teacher-none-folds5, …). Teachers with different settings need different names.
-        config: every setting, for ``metrics.json`` (default: those given).
+        config: settings to record in ``metrics.json`` besides its own.
 
     Raises:
         InputError, TypeError: as ``train_baseline``, and as ``open_image_tokens``.
@@ -225,7 +225,7 @@ def distill(
         optimization: ``Optimization``: epochs, batch size, learning rate, seed, …
         placement: ``Placement``: device, precision, compilation, trackers, where image tokens are.
         name: of the model's folder in the run (default: student). A student with other settings than an earlier one needs another name.
-        config: every setting, for ``metrics.json`` (default: those given).
+        config: settings to record in ``metrics.json`` besides its own.
 
     Raises:
         InputError, TypeError: as ``train_baseline``; a teacher is missing, unfinished, or of another corpus; every weight of the loss
@@ -297,7 +297,7 @@ def plan_model(kind: ModelKind, run_dir: str | Path, **training: Unpack[Training
         text_model=text_model,
         optimization=optimization,
         placement=placement,
-        config=training.get("config", settings),
+        config={**settings, **training.get("config", {})},
     )
 
 

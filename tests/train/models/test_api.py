@@ -17,7 +17,8 @@ from lugpi_core.errors import InputError
 from train.cli import main
 from train.data.text_model import find_text_model
 from train.evidence.compare import compare
-from train.models.api import distill, train_baseline, train_images, train_teacher
+from train.models.api import distill, plan_model, train_baseline, train_images, train_teacher
+from train.models.kinds import baseline_kind
 from train.models.train_model import TrainedModel
 from train.options.settings import DistillationSettings, Optimization, Placement
 
@@ -62,6 +63,13 @@ def test_a_finished_model_is_confirmed(corpus: Corpus, teacher: TrainedModel, st
     again = distill(corpus, [teacher.folder], **COMMON)
     assert again.already_done
     assert again.accuracy == student.accuracy
+
+
+def test_settings_of_ones_own_are_recorded_besides_the_models(corpus: Corpus, tmp_path: Path) -> None:
+    """The model's card reads the epochs there, and a student its teacher's text model."""
+    plain, own = (plan_model(baseline_kind(corpus), tmp_path, **COMMON, **more) for more in ({}, {"config": {"experiment": 7}}))
+    assert plain.config["epochs"] == 1
+    assert own.config == {**plain.config, "experiment": 7}
 
 
 def test_other_settings_are_refused(corpus: Corpus, teacher: TrainedModel, student: TrainedModel) -> None:
