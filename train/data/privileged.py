@@ -143,11 +143,16 @@ def one_of_each(drawings_NK: NDArray[np.int64], seed: int, epoch: int) -> NDArra
 
 
 def next_of_each(drawings_NK: NDArray[np.int64], seed: int, turn: int) -> NDArray[np.int64]:
-    """Return one image of every example, int64 [N]: in each of K turns another of its K, then again from the first on, in an order of the
-    example's own that follows from the seed."""
+    """Return one image of every example, int64 [N]: in each turn another of its distinct ones, then again from the first on, in an order of
+    the example's own that follows from the seed."""
     examples, several = drawings_NK.shape
     order_NK = np.random.default_rng([seed, 2]).permuted(np.tile(np.arange(several), (examples, 1)), axis=1)  # [seed, 1] orders others
-    chosen: NDArray[np.int64] = drawings_NK[np.arange(examples), order_NK[:, turn % several]]
+    # Passages of a short text fill up its K places with the same images again: these places come last, and have no turn.
+    distinct_NK = usable_images(drawings_NK, ())
+    is_again_NK = ~np.take_along_axis(distinct_NK, order_NK, axis=1)
+    order_NK = np.take_along_axis(order_NK, np.argsort(is_again_NK, axis=1, kind="stable"), axis=1)
+    rows_N = np.arange(examples)
+    chosen: NDArray[np.int64] = drawings_NK[rows_N, order_NK[rows_N, turn % np.maximum(distinct_NK.sum(axis=1), 1)]]
     return chosen
 
 

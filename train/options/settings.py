@@ -64,8 +64,8 @@ class Optimization:
     the softmax of the images' CLIP scores at the encoder's own logit scale; best = always the image of the highest score. The last two
     read what python -m featurize score has written."""
     redraw: int | None = None
-    """With --several-images drawn: keep the image of a text for that many epochs, then take the next of its stored ones, and after the last
-    one the first again, every text in an order of its own (default: in each epoch one at random)."""
+    """With --several-images drawn: keep the image of a text for that many epochs, then take the next of its different ones, and after the
+    last one the first again, every text in an order of its own (default: in each epoch one at random)."""
     update: Update = "full"
     """What is trained: full = the text encoder too; head = only what comes after its layers, on class vectors that are computed once, so
     that epochs are much shorter; lp-ft = the head first (--epochs at --head-learning-rate), then everything from there."""

@@ -53,6 +53,18 @@ def test_each_text_shows_all_its_images_in_an_order_of_its_own() -> None:
     assert turns[1].tolist() == by_hand
 
 
+def test_an_image_that_fills_up_the_places_of_a_text_has_no_turn_of_its_own() -> None:
+    """Three passages of a text have the images a, b, c, a where four are stored; one passage has a, a, a, a."""
+    repeated = np.array([[0, 1, 2, 0], [4, 4, 4, 4], [8, 9, 8, 9], [12, 13, 14, 15]])
+    turns = np.stack([next_of_each(repeated, 7, turn) for turn in range(12)]).T
+    for images, row in zip((3, 1, 2, 4), turns, strict=True):
+        rounds = row.reshape(-1, images)
+        assert len(set(rounds[0])) == images, "each before any comes again"
+        assert (rounds == rounds[0]).all(), "in the same order every time"
+    whole = [next_of_each(np.arange(16).reshape(4, 4), 7, turn)[3] for turn in range(12)]
+    assert turns[3].tolist() == whole, "the order of a text does not depend on those of others"
+
+
 def test_an_image_stays_for_as_many_epochs_as_are_asked_for() -> None:
     source: Any = type("Numbers", (), {"gather": lambda _, drawings: drawings})()
     once = PrivilegedImages(source=source, drawings=DRAWINGS, seed=7)
