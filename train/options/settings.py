@@ -114,7 +114,7 @@ class Optimization:
             raise InputError(
                 got=f"--redraw {redraw} with --epochs {self.epochs}",
                 expected="1 or more, and fewer than the epochs, so that a second image is read",
-                do="give for instance --redraw 1",
+                do="give more --epochs, or leave --redraw out" if self.epochs == 1 else "give for instance --redraw 1",
             )
 
 
@@ -189,9 +189,13 @@ class DistillationSettings:
             raise InputError(got=f"--predict-image {self.predict_image}", expected="a weight of 0 or more", do="give for instance 1")
         if not (self.kd_extra_weight > 0 and isfinite(self.kd_extra_weight)):
             raise InputError(got=f"--kd-extra-weight {self.kd_extra_weight}", expected="a weight above 0", do="give for instance 1")
+        self._require_kd_extra()
+        if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
+            raise InputError(got=f"--temperature {self.temperature}", expected="a positive temperature", do="give for instance 8")
+
+    def _require_kd_extra(self) -> None:
+        """Raise InputError if a weight has nothing that it weighs."""
         if self.kd_extra == "none" and self.kd_extra_weight != KD_EXTRA_WEIGHT:
             raise InputError(
                 got=f"--kd-extra-weight {self.kd_extra_weight} without --kd-extra", expected="what it weighs", do="add --kd-extra bss"
             )
-        if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
-            raise InputError(got=f"--temperature {self.temperature}", expected="a positive temperature", do="give for instance 8")

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from lugpi_core.errors import InputError, nearest
 from train.options.distillation import StudentOptions
 from train.options.ray import RaySettings
+from train.options.settings import KD_EXTRA_WEIGHT
 
 SWEPT = (
     "temperature",
@@ -69,7 +70,7 @@ class SweepOptions(RaySettings, StudentOptions):
     over: tuple[str, ...]
     """What is searched, each as NAME=LOW:HIGH (on a log scale if HIGH is at least 100 LOW, or with :log appended) or NAME=A,B,C.
     NAME is temperature, alpha, beta, hard, learning_rate, weight_decay, batch_size, student_layers, kd_preset, predict_image,
-    embedding_loss, kd_extra, kd_extra_weight (with --kd-extra), anchor_weight (with --anchor), epochs or seed."""
+    embedding_loss, kd_extra, kd_extra_weight (with --kd-extra, or kd_extra), anchor_weight (with --anchor), epochs or seed."""
     trials: int = 20
     """Number of students, including those of earlier runs of the same sweep; the first 10 have random settings."""
     sampler_seed: int = 0
@@ -101,8 +102,17 @@ class SweepOptions(RaySettings, StudentOptions):
             if (given := getattr(self, dimension.name)) != defaults[dimension.name]:
                 flag = f"--{dimension.name.replace('_', '-')} {given}"
                 raise InputError(got=f"{flag} and --over {dimension.name}=…", expected="one of them", do="leave the other out")
+            weighed = {"kd_extra": "bss"} if dimension.name == "kd_extra_weight" and self._sweeps_kd_extra else {}
             for value in dimension.corners:
-                self.student({dimension.name: value})  # refuses what the student would refuse
+                self.student({dimension.name: value, **weighed})  # refuses what the student would refuse
+
+    def _require_kd_extra(self) -> None:
+        if not self._sweeps_kd_extra:
+            super()._require_kd_extra()
+
+    @property
+    def _sweeps_kd_extra(self) -> bool:
+        return any(dimension.name == "kd_extra" for dimension in self.space)
 
     @property
     def space(self) -> tuple[Dimension, ...]:
@@ -120,8 +130,11 @@ class SweepOptions(RaySettings, StudentOptions):
         return self.name or "student"
 
     def student(self, parameters: dict[str, Any]) -> StudentOptions:
-        """Return the options of a student with these parameters."""
-        return StudentOptions(**{field.name: getattr(self, field.name) for field in fields(StudentOptions)} | parameters)
+        """Return the options of a student with these parameters; where kd_extra is swept, a student without it has no weight for it."""
+        given = {field.name: getattr(self, field.name) for field in fields(StudentOptions)} | parameters
+        if self._sweeps_kd_extra and given["kd_extra"] == "none":
+            given["kd_extra_weight"] = KD_EXTRA_WEIGHT
+        return StudentOptions(**given)
 
 
 def dimension_of(written: str) -> Dimension:

@@ -113,7 +113,8 @@ def test_what_nothing_is_redrawn_of_is_refused_before_there_is_a_folder(tmp_path
     ("given", "refused"),
     [
         ({"several_images": "mean"}, "--redraw 2 with --several-images mean"),
-        ({"redraw": 4}, "--redraw 4 with --epochs 4"),
+        ({"redraw": 4}, "--redraw 4 with --epochs 4; expected .*; give for instance --redraw 1"),
+        ({"redraw": 1, "epochs": 1}, "--redraw 1 with --epochs 1; expected .*; give more --epochs, or leave --redraw out"),
         ({"redraw": 0}, "--redraw 0"),
         ({"redraw": "2"}, "redraw="),
     ],

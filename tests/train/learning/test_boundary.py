@@ -27,7 +27,7 @@ from train.learning.losses import KD_PRESETS, TeacherTarget, distillation, disti
 from train.learning.networks import Student, TextClassifier
 from train.models.api import distill, train_teacher
 from train.models.kinds import loss_weights, plain_weights, require_boundary
-from train.options.settings import DistillationSettings, Optimization, Placement
+from train.options.settings import KD_EXTRA_WEIGHT, DistillationSettings, Optimization, Placement
 from train.options.sweep import SweepOptions
 
 TRAINING: Any = {"text_model": "demo", "placement": Placement(device="cpu")}
@@ -218,6 +218,16 @@ def test_a_weight_needs_what_it_weighs() -> None:
     both = SweepOptions(dataset="demo", over=("kd_extra_weight=1:4",), kd_extra="bss")
     assert (both.space[0].low, both.space[0].high) == (1.0, 4.0)
     assert SweepOptions(dataset="demo", over=("kd_extra=none,bss",)).space[0].choices == ("none", "bss")
+
+
+def test_a_swept_kd_extra_has_its_weight_where_it_is_not_none() -> None:
+    given = SweepOptions(dataset="demo", over=("kd_extra=none,bss",), kd_extra_weight=3.0)
+    assert [given.student({"kd_extra": value}).kd_extra_weight for value in ("none", "bss")] == [KD_EXTRA_WEIGHT, 3.0]
+    swept = SweepOptions(dataset="demo", over=("kd_extra=none,bss", "kd_extra_weight=1:4"))
+    weights = [swept.student({"kd_extra": value, "kd_extra_weight": 1.5}).kd_extra_weight for value in ("none", "bss")]
+    assert weights == [KD_EXTRA_WEIGHT, 1.5]
+    with pytest.raises(InputError, match="expected a weight above 0"):
+        SweepOptions(dataset="demo", over=("kd_extra=none,bss", "kd_extra_weight=0:4"))
 
 
 def test_a_row_without_soft_labels_is_without_it() -> None:
