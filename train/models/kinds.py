@@ -318,7 +318,7 @@ def is_contrastive(weights: Distillation) -> bool:
 
 def plain_weights(settings: DistillationSettings, *, has_folds: bool = False) -> Distillation:
     """Return the weights of a student's loss. Of teachers with folds β is 0 unless it is given: embeddings of several trainings share no
-    space.
+    space. It stays where α is 0, because it is then the only soft term that a text-only control has.
 
     Raises:
         InputError: every weight is zero.
@@ -344,6 +344,11 @@ def loss_weights(settings: DistillationSettings, task: Task = "single-label", *,
         say(
             f"note: --beta 0, not {beta:g}: embeddings of the folds' teachers share no space; --beta {beta:g} takes them, "
             "rotated into that of the teacher on all texts"
+        )
+    elif has_folds and settings.beta is None and weights.beta:
+        say(
+            f"note: --beta {weights.beta:g} stays with --alpha 0, although embeddings of the folds' teachers share no space: "
+            "they are rotated into that of the teacher on all texts; --beta 0 leaves them out"
         )
     if weights.kd_extra != "none" and weights.beta == 0:
         say(f"note: --kd-extra {weights.kd_extra} with --beta 0: nothing but it brings the student's embeddings into the teacher's space")

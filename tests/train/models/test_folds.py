@@ -21,7 +21,8 @@ from train.data.teacher_outputs import TeacherOutputs, outputs_path, read_teache
 from train.learning.procrustes import align
 from train.models import folds as folding
 from train.models.api import distill, train_teacher
-from train.options.settings import Optimization, Placement
+from train.models.kinds import loss_weights
+from train.options.settings import DistillationSettings, Optimization, Placement
 
 FOLDS = 2
 OPTIMIZATION = Optimization(epochs=1, learning_rate=1e-3, optimizer="adamw")
@@ -173,3 +174,19 @@ def test_controls_and_frozen_layers_have_folds_too(corpus: Corpus, train: Callab
     held_out = corpus.rows("validation") + corpus.rows("test")
     assert torch.equal(ours.logits[held_out], theirs.logits[held_out])
     assert not any(torch.equal(ours.logits[row], theirs.logits[row]) for row in corpus.rows("train"))
+
+
+@pytest.mark.parametrize(
+    ("given", "beta", "said"),
+    [
+        ({}, 0, "note: --beta 0, not 1"),
+        ({"alpha": 0.0, "predict_image": 1.0}, 1, "note: --beta 1 stays with --alpha 0"),
+        ({"alpha": 0.0, "beta": 1.0}, 1, ""),
+    ],
+)
+def test_a_distance_of_embeddings_that_share_no_space_is_told(
+    given: dict[str, float], beta: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert loss_weights(DistillationSettings(**given), has_folds=True).beta == beta
+    error = capsys.readouterr().err
+    assert error.startswith(said) if said else not error
