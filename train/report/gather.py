@@ -64,16 +64,26 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
     shots, shots_notes = few_shots_of(run, corpus)
     stores, stores_notes = stores_of(run, corpus)
     seen, seen_notes = seen_of(run, corpus)
+    sources, sources_notes = sources_of(tables, rows)
     examples = tuple(_example(corpus, row, n, models, cases, marks) for row, n in _chosen(corpus, selection, models, marks))
     return ReportContent(
         corpus=corpus,
         tables=tables,
-        sources=sources_of(tables, rows),
+        sources=sources,
         models=tuple(models),
         curves=_curves(finished, models),
         cases=tuple(cases),
         examples=examples,
-        notes=(*tables.notes, *marks.notes, *audit_notes, *shots_notes, *attention.notes(tables.diversity), *stores_notes, *seen_notes),
+        notes=(
+            *tables.notes,
+            *sources_notes,
+            *marks.notes,
+            *audit_notes,
+            *shots_notes,
+            *attention.notes(tables.diversity),
+            *stores_notes,
+            *seen_notes,
+        ),
         metrics=_metrics_of(finished, models),
         seed=selection.seed,
         is_blurred=marks.is_blurred,

@@ -229,6 +229,22 @@ def test_scores_are_the_sum_of_their_sources(corpus_csv: Path, run: Path) -> Non
     assert "Where the test accuracy comes from" in page(shown)
 
 
+def test_sources_of_a_score_are_of_the_same_seeds(corpus_csv: Path, run: Path) -> None:
+    """The means of the tables are over every seed of a row, also over those that its control lacks."""
+    corpus = corpus_of(corpus_csv)
+    write_model(run, "teacher-none", corpus, {0: 1, 1: 2, 6: 1, 8: 1}, command="teacher", privileged="none", image_tokens=None)
+    write_model(run, "baseline-seed1", corpus, dict.fromkeys(range(12), 1), command="baseline", seed=1)
+    teacher = {"command": "teacher", "privileged": "images", "image_tokens": "clip-demo", "seed": 1}
+    write_model(run, "teacher-seed1", corpus, dict.fromkeys(range(9), 1), **teacher)
+    (source,) = content(corpus_csv, run).sources
+    assert [source.baseline, source.without_images, source.images] == pytest.approx([18 / 24, 2 / 24, 1 / 24])
+    write_model(run, "teacher-none-seed1", corpus, {0: 1}, command="teacher", privileged="none", image_tokens=None, seed=1)
+    shutil.rmtree(run / "baseline-seed1")
+    shown = content(corpus_csv, run)
+    assert shown.sources == ()
+    assert any(note.startswith("teacher-clip-demo: the baseline lacks seeds") for note in shown.notes)
+
+
 @pytest.mark.parametrize(
     ("gone", "roles"),
     [
