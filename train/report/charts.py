@@ -116,7 +116,7 @@ def reliability_chart(reliability: Reliability, title: str, *, is_of_classes: bo
 def numbers_chart(labels_N: NDArray[Any], answers_N: NDArray[Any], title: str) -> Chart:
     """Return the numbers that a model answers over the labels, with the diagonal on which they are equal; of more than 1,500 examples,
     evenly spaced ones by label."""
-    shown = np.argsort(labels_N, kind="stable")[:: -(-len(labels_N) // _MOST_POINTS)]
+    shown = np.argsort(labels_N, kind="stable")[list(numbers_shown(len(labels_N)))]
     marks = ticks(float(min(labels_N.min(), answers_N.min())), float(max(labels_N.max(), answers_N.max())))
     left, top = 14 + _room(marks), 8.0
     side = WIDTH - 10 - left
@@ -138,6 +138,11 @@ def numbers_chart(labels_N: NDArray[Any], answers_N: NDArray[Any], title: str) -
     shapes += [Text(left, base + 14, _mark(marks[0]), "start"), Text(left + side, base + 14, _mark(marks[-1]), "end")]
     shapes.append(Text(left + side / 2, base + 14, "label", "middle"))
     return Chart(width=WIDTH, height=base + 20, title=title, shapes=shapes)
+
+
+def numbers_shown(examples: int) -> range:
+    """Return which of so many examples, sorted by label, have a point in ``numbers_chart``."""
+    return range(0, examples, -(-examples // _MOST_POINTS))
 
 
 def curves_chart(lines: Sequence[tuple[str | None, Sequence[float | None]]], title: str, *, is_share: bool) -> Chart:

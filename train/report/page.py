@@ -19,7 +19,16 @@ from train.evidence.render import fidelity_header, header, model_cells, others_h
 from train.evidence.rows import BASELINE, MORE
 from train.learning.task_rules import METRIC_NAMES, Metric, rules_of
 from train.report.cases import Case, ClassChange, ShownModel, changes_by_class
-from train.report.charts import Chart, changes_chart, confusion_chart, curves_chart, numbers_chart, reliability_chart, sources_chart
+from train.report.charts import (
+    Chart,
+    changes_chart,
+    confusion_chart,
+    curves_chart,
+    numbers_chart,
+    numbers_shown,
+    reliability_chart,
+    sources_chart,
+)
 from train.report.content import ReportContent, ShownExample, ShownStores
 from train.report.recorded_charts import agreement_chart, probe_chart, shots_charts, work_chart
 from train.report.templates import jinja_environment
@@ -72,6 +81,7 @@ def page(content: ReportContent) -> str:
             seen_url="" if content.seen is None else f"data:image/png;base64,{base64.b64encode(content.seen.sheet).decode('ascii')}",
             class_table=_class_table(content),
             numbers=_numbers_charts(content),
+            points=points_in_words(len(content.models[0].labels)) if content.models else "",
             curves=_curve_charts(content),
             facts=_facts(content),
             filters=_filters(content),
@@ -283,6 +293,12 @@ def _numbers_charts(content: ReportContent) -> list[Chart]:
     if content.tables.task != "regression":
         return []
     return [numbers_chart(model.labels, model.answers, f"Answers of the {model.role} over the labels") for model in content.models]
+
+
+def points_in_words(examples: int) -> str:
+    """Return which of so many test examples have a point in the charts of numbers."""
+    shown = len(numbers_shown(examples))
+    return "each test example" if shown == examples else f"{shown:,} of the {examples:,} test examples, evenly spaced by label"
 
 
 def _curve_charts(content: ReportContent) -> list[Chart]:

@@ -20,6 +20,7 @@ from train.evidence.calibration import class_reliability
 from train.learning.task_rules import METRIC_NAMES
 from train.report.cases import Role, ShownModel, cases_of, changes_by_class
 from train.report.charts import Rect, numbers_chart
+from train.report.page import points_in_words
 
 TASKS = ("multi-label", "regression")
 # In the room that the page has in a window of 1,200 px.
@@ -214,5 +215,13 @@ def test_numbers_stand_at_their_place_and_at_most_some_are_drawn() -> None:
     first, second = (shape for shape in chart.shapes if isinstance(shape, Rect))
     assert (second.x - first.x, first.y - second.y) == (pytest.approx(278), pytest.approx(139))
     many = numbers_chart(np.arange(10_000.0), np.arange(10_000.0), "x")
-    assert 1000 < sum(isinstance(shape, Rect) for shape in many.shapes) <= 1500
+    points = sum(isinstance(shape, Rect) for shape in many.shapes)
+    assert 1000 < points <= 1500
+    assert points_in_words(10_000) == f"{points:,} of the 10,000 test examples, evenly spaced by label"
     assert numbers_chart(np.zeros(3), np.zeros(3), "equal").shapes
+
+
+def test_the_page_says_how_many_numbers_are_drawn(pages: dict[str, tuple[Path, Corpus]]) -> None:
+    page, corpus = pages["regression"]
+    assert points_in_words(1500) == "each test example"
+    assert f"A point for {points_in_words(len(corpus.rows('test')))}; on the diagonal" in words_of(page)
