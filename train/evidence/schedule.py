@@ -163,6 +163,10 @@ class Experiment:
         confirm_model(replace(plan, folder=folder), metrics_of(folder), Processes(), any_outputs_dtype=True)
         return FinishedModel(folder=folder)
 
+    def make_room(self, plan: ModelPlan) -> None:
+        """Remove what is in the way of a training that begins now. Nothing is: a folder with another model is refused. The caller holds the
+        model's lock."""
+
 
 def _without_pictures(corpus: Corpus) -> Corpus:
     labelled = None if corpus.labelled is None else _without_pictures(corpus.labelled)
@@ -232,7 +236,10 @@ def finish_model(experiment: Experiment, model: PlannedModel, folders: Mapping[s
         if not is_ours:
             return None
         plan = experiment.plan_of(model, folders)
-        return experiment.find(plan) or _train(plan, model)
+        if (finished := experiment.find(plan)) is not None:
+            return finished
+        experiment.make_room(plan)
+        return _train(plan, model)
 
 
 def _train(plan: ModelPlan, model: PlannedModel) -> FinishedModel:

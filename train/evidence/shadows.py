@@ -5,6 +5,7 @@ train text is unseen by one shadow of each pair. A shadow of a student is distil
 the whole pipeline has not seen the other one.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -184,10 +185,16 @@ class Shadows(Experiment):
         whole = all((plan.folder / name).is_file() for name in (METRICS, PREDICTIONS, TRAINING))
         if not whole or (plan.kind.command == "teacher" and not is_whole(plan.folder)):
             return None
-        if unlike := differences(read_json(plan.folder / TRAINING), plan.fingerprint()):
+        return None if differences(read_json(plan.folder / TRAINING), plan.fingerprint()) else FinishedModel(folder=plan.folder)
+
+    def make_room(self, plan: ModelPlan) -> None:
+        """Remove a shadow of other settings, finished or begun: no name but the audit's own leads to it."""
+        record = plan.folder / TRAINING
+        unlike = differences(read_json(record), plan.fingerprint()) if record.is_file() else []
+        if unlike:
             say(f"warning: {plan.folder} is a shadow of a model with other settings ({unlike[0]}): it is trained again")
-            return None
-        return FinishedModel(folder=plan.folder)
+        if plan.folder.exists() and (unlike or not record.is_file()):  # without a record where this was killed
+            shutil.rmtree(plan.folder)
 
     def require_same(self, recorded: Recorded) -> None:
         """Raise InputError unless a plan from a model's records, with its own teachers, is the plan that it was trained with."""

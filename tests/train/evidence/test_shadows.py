@@ -1,5 +1,6 @@
 """The shadows of an audit, planned from the records of its models: seeds, settings and losses; nothing is trained."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,80 @@ import pytest
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
-from train.evidence.shadows import Recorded, halves_of, require_one_setting, shadows_of
-from train.models.kinds import plain_weights
-from train.options.settings import DistillationSettings
+from train.data.text_model import find_text_model
+from train.evidence import schedule
+from train.evidence.schedule import finish_model
+from train.evidence.shadows import Recorded, Shadows, halves_of, require_one_setting, shadows_of
+from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
+from train.models.api import plan_model
+from train.models.kinds import plain_weights, teacher_kind
+from train.options.settings import DistillationSettings, Optimization, Placement
+
+CPU = Placement(device="cpu")
 
 
 def record_of(name: str, seed: int, *teachers: str, **training: Any) -> Recorded:
     """A model of which nothing but its records is there."""
     metrics = {"teachers": [{"name": teacher} for teacher in teachers], "config": {"kd_preset": "paper"}}
     return Recorded(folder=Path(name), training={"command": "student", "flags": {"seed": seed}, **training}, metrics=metrics)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return Corpus.from_texts([f"text {n}" for n in range(40)], ["a", "b"] * 20, splits=["train"] * 20 + ["validation", "test"] * 10)
+
+
+def planned_teacher(corpus: Corpus, run: Path) -> Recorded:
+    """A teacher that was planned and never trained."""
+    plan = plan_model(teacher_kind(corpus, None, "none"), run, name="teacher-none", text_model="demo", placement=CPU)
+    return Recorded(folder=plan.folder, training=plan.fingerprint(), metrics={"teachers": [], "config": plan.config})
+
+
+def shadows_from(corpus: Corpus, run: Path, *models: Recorded) -> Shadows:
+    return Shadows(
+        corpus=corpus,
+        run=run,
+        text_model=find_text_model("demo", max_length=None),
+        optimization=Optimization(),
+        placement=CPU,
+        distillation=DistillationSettings(),
+        device="cpu",
+        of={model.folder.name: model for model in models},
+    )
+
+
+@pytest.mark.parametrize("left", ["finished", "begun", "without a record"])
+def test_a_teachers_shadow_of_other_settings_gives_way(
+    corpus: Corpus, tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = planned_teacher(corpus, tmp_path)
+    experiment, halves = shadows_from(corpus, tmp_path, teacher), halves_of(corpus, 4, seed=0)
+    old, new = (shadows_of([teacher], corpus, halves, seed=seed)[0] for seed in (0, 1))
+    folder = experiment.models / old.name
+    fitted: list[int] = []
+
+    def write(plan: Any, _: Any) -> None:
+        fitted.append(plan.optimization.seed)
+        assert [path.name for path in folder.iterdir()] == [TRAINING]
+        for name in (METRICS, PREDICTIONS, WEIGHTS):
+            (folder / name).write_text("{}")
+
+    monkeypatch.setattr(schedule, "fit_model", write)
+    for _ in range(2):
+        finish_model(experiment, old, {})
+    assert fitted == [old.seed], "a finished one is found"
+    if left != "finished":
+        (folder / METRICS).unlink()
+        (folder / "checkpoints" / "step-000000001").mkdir(parents=True)
+    if left == "without a record":
+        (folder / TRAINING).unlink()
+    finished = finish_model(experiment, new, {})
+    assert finished is not None
+    assert finished.is_new
+    assert fitted == [old.seed, new.seed]
+    assert json.loads((folder / TRAINING).read_text())["flags"]["seed"] == new.seed
+    warned = f"{folder} is a shadow of a model with other settings (--seed: {old.seed} then, {new.seed} now): it is trained again"
+    assert capsys.readouterr().err.count(warned) == (left != "without a record")
 
 
 def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
@@ -35,8 +101,7 @@ def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
         require_one_setting("both", [learnt[0], replace(learnt[1], training={**learnt[1].training, "layers": 2})])
 
 
-def test_shadows_of_an_ensembles_teachers_have_seeds_of_their_own() -> None:
-    corpus = Corpus.from_texts([f"text {n}" for n in range(40)], ["a", "b"] * 20, splits=["train"] * 20 + ["validation", "test"] * 10)
+def test_shadows_of_an_ensembles_teachers_have_seeds_of_their_own(corpus: Corpus) -> None:
     names = ("teacher-none", "teacher-none-seed1000", "teacher-none-seed2000")
     teachers = [record_of(name, 1000 * n, command="teacher") for n, name in enumerate(names)]
     models = [record_of("student", 0, *names), record_of("baseline", 0, command="baseline"), *teachers]
