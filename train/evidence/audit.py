@@ -71,7 +71,8 @@ def audit(options: AuditOptions) -> dict[str, Any]:
 
 
 def _experiment(options: AuditOptions, corpus: Corpus, chosen: Sequence[Audited]) -> Shadows:
-    """Return what the shadows are trained from, after looking that each audited model can be planned as it was trained."""
+    """Return what the shadows are trained from, after looking that each audited model, and each of its teachers, can be planned as it was
+    trained."""
     first = [audited.models[0] for audited in chosen]
     sources = {model.folder.name: model for model in first}
     experiment = Shadows(
@@ -86,7 +87,9 @@ def _experiment(options: AuditOptions, corpus: Corpus, chosen: Sequence[Audited]
     )
     for model in first:
         experiment.require_same(model)
-        sources |= {teacher.name: Recorded.of(teacher) for teacher in model.teachers}
+        for teacher in map(Recorded.of, model.teachers):
+            experiment.require_same(teacher)
+            sources[teacher.folder.name] = teacher
     return experiment
 
 

@@ -36,8 +36,8 @@ from train.options.distillation import LEARNT, Shares
 from train.options.settings import DistillationSettings, Optimization, Placement
 
 FOLDER = "audit"
-# What may differ between the seeds of one row, besides the seed.
-_OF_A_SEED = ("flags.seed", "teachers", "folds.seed")
+# What may differ between the seeds of one row, besides the seed. The teachers are compared apart.
+_OF_A_SEED = ("flags.seed", "teachers", "teachers_folds", "folds.seed")
 # And, of a student that learns its teachers' shares: they differ as the teachers do.
 _LEARNT_OF_A_SEED = ("shares", "class_shares")
 
@@ -97,23 +97,35 @@ class Recorded:
 
 
 def require_one_setting(name: str, models: Sequence[Recorded]) -> None:
-    """Raise InputError unless the models of a row have the same settings but for the seed: its shadows are of all of them."""
-    first, *others = (
-        {
-            key: value
-            for key, value in flat(model.training)
-            if not key.startswith(_OF_A_SEED + (_LEARNT_OF_A_SEED if "class_shares" in model.training else ()))
-        }
-        for model in models
-    )
-    for model, other in zip(models[1:], others, strict=True):
-        if unlike := differences(first, other):
+    """Raise InputError unless the models of a row, and their teachers, have the same settings but for the seed: its shadows are of all of
+    them."""
+    for model in models[1:]:
+        if unlike := _differing_settings(models[0], model):
             raise InputError(
                 got=f"{models[0].folder.name} and {model.folder.name}, models of {name} with other settings: {'; '.join(unlike)}",
                 expected="the same, but for the seed, because they share their shadows",
                 # A row's name is taken for the row: it does not name the folder of the same name.
                 do=f"name one of them: --models {next(one.folder.name for one in models if one.folder.name != name)}",
             )
+
+
+def _differing_settings(model: Recorded, other: Recorded) -> list[str]:
+    """Return in which settings two models of one row differ; where in none, in which their teachers do."""
+    if unlike := differences(_settings_without_seed(model.training), _settings_without_seed(other.training)):
+        return unlike
+    both = (sorted(map(training_of, one.teachers), key=_kind_of_teacher) for one in (model, other))
+    each = [differences(*map(_settings_without_seed, pair)) for pair in zip(*both, strict=False)]
+    return [f"{line} (their teachers)" for of_teacher in each for line in of_teacher]
+
+
+def _settings_without_seed(training: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = _OF_A_SEED + (_LEARNT_OF_A_SEED if "class_shares" in training else ())
+    return {key: value for key, value in flat(training) if key not in left_out and key.split(".")[0] not in left_out}
+
+
+def _kind_of_teacher(training: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what tells the teachers of one student apart, whatever their order."""
+    return str(training["privileged"]), str(training["image_tokens"])
 
 
 def halves_of(corpus: Corpus, shadows: int, *, seed: int) -> NDArray[np.bool_]:

@@ -9,14 +9,17 @@ import pytest
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
+from tests.support.small_tables import fake_student, fake_teacher, scores
 from train.data.text_model import find_text_model
-from train.evidence import schedule
+from train.evidence import audit, schedule
+from train.evidence.audited import Audited, chosen_models
 from train.evidence.schedule import finish_model
 from train.evidence.shadows import Recorded, Shadows, halves_of, require_one_setting, shadows_of
 from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
 from train.models.api import plan_model
 from train.models.kinds import plain_weights, teacher_kind
 from train.options.settings import DistillationSettings, Optimization, Placement
+from train.options.tools import AuditOptions
 
 CPU = Placement(device="cpu")
 
@@ -99,6 +102,49 @@ def test_learnt_shares_differ_between_seeds_as_the_teachers_do() -> None:
     require_one_setting("both", learnt)
     with pytest.raises(InputError, match="layers: found"):
         require_one_setting("both", [learnt[0], replace(learnt[1], training={**learnt[1].training, "layers": 2})])
+
+
+def test_models_whose_teachers_have_other_settings_share_no_shadows(corpus: Corpus, tmp_path: Path) -> None:
+    common = {"corpus": corpus.fingerprint()}
+    for seed, epochs in enumerate((2, 2, 9)):
+        end = "" if seed == 0 else f"-seed{seed}"
+        fake_teacher(tmp_path, f"teacher-none{end}", scores(5, 10), privileged="none", seed=seed, flags={"epochs": epochs}, **common)
+        teachers = [f"teacher-none{end}"]
+        fake_student(tmp_path, f"student-none{end}", scores(5, 10), teacher_names=teachers, seed=seed, **common)
+        if seed == 1:
+            assert chosen_models(tmp_path, corpus, ("student-none",))[0].seeds == (0, 1)
+    with pytest.raises(InputError, match=r"student-none and student-none-seed2, .*: --epochs: 2 then, 9 now \(their teachers\)"):
+        chosen_models(tmp_path, corpus, ("student-none",))
+    assert chosen_models(tmp_path, corpus, ("student-none-seed2",))[0].seeds == (2,)
+
+
+def test_the_embeddings_of_teachers_have_one_precision(corpus: Corpus) -> None:
+    models = [record_of("student", seed, teachers=[f"{seed}"], teachers_embeddings=["float32"]) for seed in (0, 1)]
+    require_one_setting("both", models)
+    models[1] = replace(models[1], training={**models[1].training, "teachers_embeddings": ["float16"]})
+    with pytest.raises(InputError, match="teachers_embeddings: found"):
+        require_one_setting("both", models)
+
+
+def test_teachers_that_cannot_be_trained_again_as_they_were_are_refused(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those whose token store has grown since, of which the student's own record says nothing."""
+    teacher = planned_teacher(corpus, tmp_path)
+    fake_teacher(tmp_path, "teacher-none", scores(5, 10), privileged="none")
+    metrics = json.loads((teacher.folder / METRICS).read_text())
+    (teacher.folder / METRICS).write_text(json.dumps(metrics | {"config": teacher.metrics["config"]}))
+    student = record_of("student", 0, "teacher-none", max_length=None, dtype="float32")
+    student = replace(student, folder=tmp_path / "student", metrics={**student.metrics, "config": {"text_model": "demo"}})
+    planned = Shadows.require_same
+    monkeypatch.setattr(Shadows, "require_same", lambda self, model: model == student or planned(self, model))
+    options = AuditOptions(dataset="texts", run_dir=tmp_path, device="cpu")
+    chosen = [Audited(name="student", models=(student,))]
+    (teacher.folder / TRAINING).write_text(json.dumps(teacher.training))
+    assert list(audit._experiment(options, corpus, chosen).of) == ["student", "teacher-none"]
+    (teacher.folder / TRAINING).write_text(json.dumps({**teacher.training, "tokens": {"generation": {"subset": 60}}}))
+    with pytest.raises(InputError, match="teacher-none, which cannot be trained again as it was: tokens"):
+        audit._experiment(options, corpus, chosen)
 
 
 def test_shadows_of_an_ensembles_teachers_have_seeds_of_their_own(corpus: Corpus) -> None:
