@@ -58,7 +58,7 @@ def audit(options: AuditOptions) -> dict[str, Any]:
     texts = texts_of(corpus, halves, seed=options.seed)
     sweep(make_folder(experiment.models))
     outcome = train_shadows(experiment, shadows_of(list(experiment.of.values()), corpus, halves, seed=options.seed), options.processes)
-    results = [_attacked(audited, outcome.folders, texts, options.seed) for audited in chosen]
+    results = [_attacked(audited, outcome.folders, _learnt_by(audited, experiment, texts), options.seed) for audited in chosen]
     report = AuditReport(corpus=corpus, texts=texts, shadows=options.shadows, seed=options.seed, results=tuple(results))
     print(f"{report.to_markdown()}\n\n{LEGEND}")
     for note in report.notes:
@@ -93,11 +93,27 @@ def _experiment(options: AuditOptions, corpus: Corpus, chosen: Sequence[Audited]
     return experiment
 
 
+def _learnt_by(audited: Audited, experiment: Shadows, texts: Texts) -> Texts:
+    """Return the texts for a row of models. One of images alone has learnt the train texts that have an image."""
+    if audited.command != "images":
+        return texts
+    tokens = experiment.tokens(audited.models[0].training["image_tokens"])
+    return texts.of_learnt(tokens.has_image[experiment.corpus.rows("train")])
+
+
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """What was found of one row of models."""
+    """What was found of one row of models.
+
+    Attributes:
+        audited: the row.
+        texts: its members and non-members.
+        answers: of its models.
+        found: what the attacks find.
+    """
 
     audited: Audited
+    texts: Texts
     answers: tuple[Answers, ...]
     found: Found
 
@@ -106,7 +122,7 @@ def _attacked(audited: Audited, folders: Mapping[str, Path], texts: Texts, seed:
     answers = tuple(read_answers(model.folder, texts) for model in audited.models)
     source = audited.models[0].folder.name
     of_shadows = (read_answers(folders[shadow_name(source, number)], texts) for number in range(len(texts.seen_HM)))
-    return AuditResult(audited=audited, answers=answers, found=attack_all(answers, of_shadows, texts, seed=seed))
+    return AuditResult(audited=audited, texts=texts, answers=answers, found=attack_all(answers, of_shadows, texts, seed=seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +131,7 @@ class AuditReport:
 
     Attributes:
         corpus: whose texts they are.
-        texts: members and non-members.
+        texts: members and non-members of a model that has learnt every train text.
         shadows: of each model.
         seed: of the halves.
         results: of each row of models.
@@ -138,25 +154,52 @@ class AuditReport:
         ]
         if self.texts.repeated:
             notes.append(f"{number_of(self.texts.repeated, 'test text{s}')} left out, because train texts say the same")
-        return notes
+        for result in self.results:
+            if not result.texts.learnt_N.all():
+                members = number_of(result.texts.counts[0], "train text{s}")
+                notes.append(f"members of {result.audited.name} are {members}, which have an image: no baseline has these members")
+        return notes + self._notes_of_seeds
+
+    @property
+    def _notes_of_seeds(self) -> list[str]:
+        """Which differences are over fewer seeds than the figures beside them."""
+        baseline = self._baseline
+        if baseline is None:
+            return []
+        compared = [one for one in self.results if one is not baseline and one.texts.learnt_N.all()]
+        fewer = []
+        for result in compared:
+            seeds = self._compared_seeds(result)
+            if not seeds:
+                fewer.append(f"{result.audited.name} over none")
+            elif len(seeds) < max(len(result.audited.seeds), len(baseline.audited.seeds)):
+                fewer.append(f"{result.audited.name} over the seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
+        why = f"differences are over the seeds that a row and {baseline.audited.name} both have, figures over all of a row's seeds"
+        return [f"{why}: {'; '.join(fewer)}"] if fewer else []
 
     @property
     def _baseline(self) -> AuditResult | None:
         return next((one for one in self.results if one.audited.command == "baseline"), None)
 
+    def _compared_seeds(self, result: AuditResult) -> list[int]:
+        """Return the seeds over which a row is compared with the baseline: those that both have, and none where their members differ."""
+        baseline = self._baseline
+        if baseline is None or baseline is result or not result.texts.learnt_N.all():
+            return []
+        return [seed for seed in result.audited.seeds if seed in baseline.audited.seeds]
+
     def estimates(self, result: AuditResult) -> dict[str, dict[str, Estimate]]:
         """Return the figures of each attack, and of texts that shadows have not seen."""
         figures: dict[str, Mapping[str, Sampled]] = {attack: result.found.figures[attack] for attack in ATTACKS}
         figures[UNSEEN] = result.found.unseen
-        texts = min(self.texts.counts)
+        texts = min(result.texts.counts)
         return {attack: {name: estimate(one, texts=texts) for name, one in of_attack.items()} for attack, of_attack in figures.items()}
 
     def differences(self, result: AuditResult) -> dict[str, dict[str, Estimate]]:
         """Return by how much the figures of each attack exceed those of the baseline, over the seeds that both have; empty without any."""
-        baseline = self._baseline
-        if baseline is None or baseline is result:
+        baseline, seeds = self._baseline, self._compared_seeds(result)
+        if baseline is None or not seeds:
             return {}
-        seeds = [seed for seed in result.audited.seeds if seed in baseline.audited.seeds]
         ours, theirs = ([one.audited.seeds.index(seed) for seed in seeds] for one in (result, baseline))
         return {
             attack: {
@@ -165,7 +208,7 @@ class AuditReport:
                 )
                 for name, one in result.found.figures[attack].items()
             }
-            for attack in (ATTACKS if seeds else ())
+            for attack in ATTACKS
         }
 
     def to_markdown(self) -> str:
@@ -222,6 +265,7 @@ class AuditReport:
         return {
             "command": result.audited.command,
             "seeds": list(result.audited.seeds),
+            "members": result.texts.counts[0],
             "folders": {model.folder.name: hash_file(model.folder / PREDICTIONS) for model in result.audited.models},
             "attacks": {attack: _records(figures) for attack, figures in estimates.items()},
             "minus_baseline": {attack: _records(figures) for attack, figures in differences.items()},
@@ -260,7 +304,7 @@ def _write_scores(path: Path, report: AuditReport) -> None:
         writer.writerow(["model", "id", "member", *ATTACKS, "seen_by"])
         for result in report.results:
             for place, (model, answers) in enumerate(zip(result.audited.models, result.answers, strict=True)):
-                for side, (of_side, seen_HN) in enumerate(zip(answers.both(), (report.texts.seen_HM, report.texts.dealt_HO), strict=True)):
+                for side, (of_side, seen_HN) in enumerate(zip(answers.both(), (result.texts.seen_HM, result.texts.dealt_HO), strict=True)):
                     scores = [result.found.scores[attack][place][side] for attack in ATTACKS]
                     for n, id_ in enumerate(of_side.ids):
                         seen_by = "".join(map(str, seen_HN[:, n].astype(int)))

@@ -1,6 +1,6 @@
 """Which models of a run are audited, and what the attacks find of each.
 
-Shapes: N examples of the corpus, M train texts (members), O test texts (non-members), H shadows.
+Shapes: N examples of the corpus or of a split, M train texts (members), O test texts (non-members), H shadows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.duplicates import same_texts
-from lugpi_core.errors import InputError, nearest
+from lugpi_core.errors import InputError, nearest, number_of
 from train.evidence.found_models import columns_of_rows, folders_of_corpus, found_models, rows_of_found
 from train.evidence.membership import (
     Attack,
@@ -112,12 +112,34 @@ def _first_of_each_kind(by_row: Mapping[str, list[Path]], by_folder: Mapping[str
         command = model.training["command"]
         if names.get(command) == "" and _why_not(model) is None:
             names[command] = name
-    return [name for name in names.values() if name]
+    chosen = [name for name in names.values() if name]
+    if not chosen:
+        raise _why_none([Recorded.of(folder) for (folder,) in by_folder.values()])
+    return chosen
+
+
+def _why_none(models: Sequence[Recorded]) -> InputError:
+    """Return why none of some models is audited unless it is named."""
+    for model in models:
+        if (reason := _why_not(model)) is not None:
+            return reason
+    folder = models[0].folder
+    return InputError(
+        got=f"{folder.parent}, whose models are of images alone",
+        expected="a baseline, a teacher or a student, which are audited where no model is named",
+        do=f"train one, or name a model: --models {folder.name}",
+    )
 
 
 def _why_not(model: Recorded) -> InputError | None:
     """Return why a model cannot be audited, or None."""
     training, folder = model.training, model.folder
+    if "shots" in training:
+        return InputError(
+            got=f"{folder}, which was trained on {number_of(training['shots'], 'text{s}')} of each class",
+            expected="a model of all train texts, of whose halves its shadows are",
+            do="audit models that were trained without --shots; --run-dir names their run",
+        )
     if training["command"] == "teacher" and "folds" in training:
         return InputError(
             got=f"{folder}, whose recorded answers to train texts are those of its folds' teachers",
@@ -165,11 +187,17 @@ class Texts:
         dealt_HO: the same as if test texts were dealt into halves too: it only decides which shadow of a pair answers for a text that
             neither has seen, so that both samples have answers of equally many unseen shadows.
         kept_O: of the test texts, those that are not train texts as well.
+        learnt_N: of the N train texts, those that the model has learnt, which are the members.
     """
 
     seen_HM: Bools
     dealt_HO: Bools
     kept_O: Bools
+    learnt_N: Bools
+
+    def of_learnt(self, learnt_N: Bools) -> "Texts":
+        """Return them for a model that has learnt some of the train texts only."""
+        return replace(self, seen_HM=self.seen_HM[:, learnt_N], learnt_N=learnt_N)
 
     @property
     def repeated(self) -> int:
@@ -197,7 +225,7 @@ def texts_of(corpus: Corpus, halves_HN: Bools, *, seed: int) -> Texts:
             expected="test texts that no model was trained on",
             do="give a corpus with other test texts, or --dedupe",
         )
-    return Texts(seen_HM=halves_HN[:, train], dealt_HO=dealt_HO, kept_O=kept_N[test])
+    return Texts(seen_HM=halves_HN[:, train], dealt_HO=dealt_HO, kept_O=kept_N[test], learnt_N=np.ones(len(train), np.bool_))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,15 +244,19 @@ def read_answers(folder: Path, texts: Texts) -> Answers:
     """Return a finished model's recorded answers. Raises InputError as ``read_predictions``, or if they are of other texts."""
     by_split = read_predictions(folder / PREDICTIONS)
     members, others = by_split["train"], by_split["test"]
-    if (len(members.ids), len(others.ids)) != (texts.seen_HM.shape[1], len(texts.kept_O)):
+    if (len(members.ids), len(others.ids)) != (len(texts.learnt_N), len(texts.kept_O)):
         raise InputError(
             got=f"{folder / PREDICTIONS} with {len(members.ids):,} train and {len(others.ids):,} test texts",
-            expected=f"{texts.seen_HM.shape[1]:,} and {len(texts.kept_O):,}, as the corpus has",
+            expected=f"{len(texts.learnt_N):,} and {len(texts.kept_O):,}, as the corpus has",
             do="remove the model's folder and train it again",
         )
-    kept = np.flatnonzero(texts.kept_O)
-    ids = tuple(others.ids[n] for n in kept)
-    return Answers(members=members, others=replace(others, ids=ids, labels=others.labels[kept], logits=others.logits[kept]))
+    return Answers(members=_some(members, texts.learnt_N), others=_some(others, texts.kept_O))
+
+
+def _some(predicted: Predicted, is_kept_N: Bools) -> Predicted:
+    kept = np.flatnonzero(is_kept_N)
+    ids = tuple(predicted.ids[n] for n in kept)
+    return replace(predicted, ids=ids, labels=predicted.labels[kept], logits=predicted.logits[kept])
 
 
 @dataclass(frozen=True, kw_only=True)

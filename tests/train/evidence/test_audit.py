@@ -307,6 +307,26 @@ def test_models_whose_shadows_would_be_others_are_refused_or_left_out(numbers: C
     assert chosen_models(tmp_path, numbers, ("baseline-seed2",))[0].seeds == (2,)
 
 
+def test_a_run_of_which_nothing_is_audited_unasked_says_why(numbers: Corpus, tmp_path: Path) -> None:
+    scores, corpus = {"validation": right(5, 10), "test": right(5, 10)}, numbers.fingerprint()
+    name = "images-clip-demo"
+    fake_model(tmp_path, name, scores, command="images", image_tokens="clip-demo", corpus=corpus)
+    with pytest.raises(InputError, match=f"are of images alone; expected a baseline, a teacher or a student, .*: --models {name}"):
+        chosen_models(tmp_path, numbers, ())
+    assert [one.name for one in chosen_models(tmp_path, numbers, (name,))] == [name]
+    fake_teacher(tmp_path, "teacher-none-folds5", scores, privileged="none", corpus=corpus, folds={"count": 5, "seed": 0})
+    with pytest.raises(InputError, match="teacher-none-folds5, whose recorded answers to train texts"):
+        chosen_models(tmp_path, numbers, ())
+
+
+def test_a_model_of_a_few_shots_is_refused(numbers: Corpus, tmp_path: Path) -> None:
+    run, scores = tmp_path / "shots-5", {"validation": right(5, 10), "test": right(5, 10)}
+    fake_model(run, "baseline", scores, command="baseline", corpus=numbers.fingerprint(), shots=5)
+    for names in ((), ("baseline",)):
+        with pytest.raises(InputError, match="baseline, which was trained on 5 texts of each class; expected a model of all train texts"):
+            chosen_models(run, numbers, names)
+
+
 def test_a_class_with_one_text_is_in_one_half() -> None:
     labels = ["a"] * 9 + ["b"] * 10 + ["c"]
     corpus = Corpus.from_texts([f"text {n}" for n in range(24)], [*labels, *"abab"], splits=["train"] * 20 + ["validation", "test"] * 2)
