@@ -31,6 +31,7 @@ def fake_model(run: Path, name: str, hits: Mapping[str, Sequence[bool]], *, seed
     teacher_names = training.pop("teacher_names", [])
     config, terms = {"kd_preset": training.pop("kd_preset", "paper")}, training.pop("terms", None)
     recorded = {"dataset": training.pop("dataset")} if "dataset" in training else {}
+    recorded |= {"shots": training["shots"]} if "shots" in training else {}
     flags = {"epochs": 2, "seed": seed} | training.pop("flags", {})
     (folder / TRAINING).write_text(json.dumps({"flags": flags, "corpus": "abc", **training}))
     (folder / WEIGHTS).write_bytes(b"weights")

@@ -11,6 +11,7 @@ More episodes make the second part smaller, never the first.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class ShotsFigure:
     Attributes:
         row: its name.
         shots: train texts of each class.
-        episodes: how many are finished.
+        episodes: how many are finished, on the test texts of the first.
         mean: test accuracy.
         sd: over the episodes; None of one.
         of_episodes: half of the 95 % interval of the mean over draws of episodes; None of one.
@@ -88,12 +89,22 @@ class FewShotReport:
     run: Path
     reports: Mapping[int, TableReport]
 
-    @property
+    @cached_property
     def figures(self) -> list[ShotsFigure]:
-        """Of each row with models, by row and shots."""
+        """Of each row with models, by row and shots. A number of shots may lack rows that another has."""
         names = dict.fromkeys(name for report in self.reports.values() for table in report.tables for name in table.rows)
-        each = [_figure(report, name, shots) for name in names for shots, report in sorted(self.reports.items())]
-        return [figure for figure in each if figure is not None]
+        each = [(report, name, shots) for name in names for shots, report in sorted(self.reports.items()) if name in report.rows]
+        return [figure for one in each if (figure := _figure(*one)) is not None]
+
+    @property
+    def notes(self) -> list[str]:
+        """Which figures are not of all models of their row."""
+        counts = [(one, len(self.reports[one.shots].rows[one.row].models)) for one in self.figures]
+        return [
+            f"{one.row} with {one.shots} shots leaves out {count - one.episodes} of {count} models: their test texts are not the first's"
+            for one, count in counts
+            if one.episodes < count
+        ]
 
     @property
     def _predictions(self) -> list[Path]:
@@ -106,10 +117,8 @@ class FewShotReport:
         first = next(iter(self.reports.values()))
         lines = [shots_cells(figure) for figure in self.figures]
         places = ", ".join(str(report.run / "tables.md") for _, report in sorted(self.reports.items()))
-        return (
-            "\n\n".join([f"# {first.dataset}: few shots", markdown_table(SHOTS_HEADER, lines), SHOTS_CAPTION, f"All tables: {places}"])
-            + "\n"
-        )
+        parts = [f"# {first.dataset}: few shots", markdown_table(SHOTS_HEADER, lines), SHOTS_CAPTION, f"All tables: {places}"]
+        return "\n\n".join([*parts, *(f"note: {note}" for note in self.notes)]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON value: the content of ``shots.json``."""
@@ -124,6 +133,7 @@ class FewShotReport:
             "models": {str(path.relative_to(self.run)): hash_file(path) for path in self._predictions},
             "missing": {str(shots): list(report.missing) for shots, report in sorted(self.reports.items()) if report.missing},
             "failed": {str(shots): dict(report.failed) for shots, report in sorted(self.reports.items()) if report.failed},
+            "notes": self.notes,
             "written": [str(self.run / name) for name in ("shots.md", SHOTS_FIGURES)],
             "complete": not any(report.failed for report in self.reports.values()),
         }
@@ -175,7 +185,8 @@ def _figure(report: TableReport, name: str, shots: int) -> ShotsFigure | None:
     row = report.rows[name]
     if not row.models:
         return None
-    hits_EN: NDArray[np.bool_] = np.stack([scored(report.run / model.folder).test.hits for model in row.models])
+    tests = [scored(report.run / model.folder).test for model in row.models]
+    hits_EN: NDArray[np.bool_] = np.stack([test.hits for test in tests if test.examples == tests[0].examples])
     accuracies = hits_EN.mean(axis=1)
     count = len(accuracies)
     sd = float(accuracies.std(ddof=1)) if count > 1 else None

@@ -30,6 +30,7 @@ from train.evidence.rows import (
 from train.file_names import WEIGHTS
 from train.learning.losses import KD_PRESETS, Terms
 from train.models.model_folder import finished_folders, is_whole, metrics_of, training_of
+from train.options.tables import run_of
 
 # Settings that make another model but not another row: all models that are shown together should agree in these.
 _SHARED_SETTINGS = ("flags", "max_length", "corpus", "separator", "text_model", "dtype", "unlabelled")
@@ -169,14 +170,14 @@ def columns_of_rows(run: Path, requested: Sequence[str] = (), finished: Sequence
     """Return the image tokens that get rows: those requested, or all that the run's store has, CLIP's first.
 
     Args:
-        run: folder of the run.
+        run: folder of the run, or of its models of a few shots.
         requested: names of columns.
         finished: folders of finished models; the image tokens that they have read count too, though the store may be gone.
 
     Raises:
         InputError: a requested column does not exist.
     """
-    store = run / "tokens"
+    store = run_of(run) / "tokens"
     available = set(image_columns_of(store))
     available |= {column for folder in finished if (column := training_of(folder).get("image_tokens")) not in (None, PROMPT_TEXT)}
     for column in requested:
@@ -198,7 +199,7 @@ def columns_of_rows(run: Path, requested: Sequence[str] = (), finished: Sequence
 
 def has_text_vectors(run: Path, finished: Sequence[Path] = ()) -> bool:
     """Whether models that read the generator's text vectors have rows: the run's store has these, or a finished teacher read them."""
-    return PROMPT_TEXT in columns_of(run / "tokens") or any(training_of(folder).get("privileged") == "text" for folder in finished)
+    return PROMPT_TEXT in columns_of(run_of(run) / "tokens") or any(training_of(folder).get("privileged") == "text" for folder in finished)
 
 
 def differing_settings(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Any]]:

@@ -224,7 +224,7 @@ def paper_dataset(dataset: str, settings: CorpusSettings) -> str | None:
 
 def paper_accuracy(row: Row, dataset: str) -> float | None:
     """Return the test accuracy that the paper reports for a row on one of PAPER_DATASETS; None for a row that it lacks."""
-    if row.more or (row.command != BASELINE and row.privileged != "images"):
+    if row.more or row.folds is not None or row.members > 1 or (row.command != BASELINE and row.privileged != "images"):
         return None
     # A row of CLIP's columns: their names have its ViT in them too (clip-vit-b32).
     columns = [row.column] if row.command != "student" else [teacher.removeprefix("teacher-") for teacher in row.teachers]

@@ -319,7 +319,10 @@ def table_report(
             expected="one at least",
             do="lower --learning-rate" if outcome.failed else "train them: leave --no-train out",
         )
-    task = _task([*others, *(model for name in models for model in models[name].values())], run)
+    every_model = [*others, *(model for name in models for model in models[name].values())]
+    task = _task(every_model, run)
+    # The paper's models learn every train text.
+    paper_dataset = None if any("shots" in model.metrics for model in every_model) else plan.paper_dataset
     # A row may stand in several tables: its findings are the same in all.
     findings = findings_of(list(shown.values()), models, seeds)
     fidelity = {
@@ -330,7 +333,7 @@ def table_report(
         dataset=dataset,
         run=run,
         seeds=tuple(seeds),
-        rows={name: row_result(row, models[name], seeds, plan.paper_dataset, fidelity) for name, row in shown.items()},
+        rows={name: row_result(row, models[name], seeds, paper_dataset, fidelity) for name, row in shown.items()},
         tables=tuple(_table(group, plan, findings, task) for group in plan.tables),
         fidelity=FidelityTable(
             title=FIDELITY[task].title, caption=FIDELITY[task].caption, rows=tuple(name for name in shown if models[name])

@@ -1,5 +1,6 @@
 """The flags of ``python -m train tables``. Imports nothing heavy."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,12 @@ def require_processes(processes: object) -> None:
 def shots_folder(shots: int) -> str:
     """Return the name of the folder in the run that has the models of so many shots."""
     return f"{SHOTS}{shots}"
+
+
+def run_of(folder: Path) -> Path:
+    """Return the run whose token store the models in a folder read: that of which it has the models of a few shots, else itself."""
+    is_of_shots = re.fullmatch(rf"{SHOTS}\d+", folder.name) is not None and not (folder / "tokens").exists()
+    return folder.parent if is_of_shots else folder
 
 
 def require_shots(shots: int | None, folds: int | None) -> None:

@@ -25,6 +25,7 @@ from train.evidence.row_figures import ScoredModel, scored
 from train.evidence.rows import ALL, Row, chosen_tables
 from train.evidence.table_report import TablePlan, TableReport, table_report
 from train.learning.task_rules import Metric, plain_number
+from train.options.tables import run_of
 from train.report.cases import Bools, Case, Role, ShownModel, cases_of, chosen_examples, pattern_of, shown_model, shown_teachers
 from train.report.content import Curve, ReportContent, Selection, ShownAnswer, ShownExample
 from train.report.recorded import attention_of, audit_of, few_shots_of, seen_of, stores_of
@@ -58,7 +59,7 @@ def gather(corpus: Corpus, run: Path, selection: Selection, *, paper_dataset: st
     attention = attention_of(run)
     tables, by_row, rows = _tables(run, corpus.name, paper_dataset, list(finished.values()), read, attention.attend)
     models = _shown_models(finished, selection, rows, by_row, read)
-    marks = _marks(run, corpus)
+    marks = _marks(run_of(run), corpus)
     cases = cases_of(models)
     audit, audit_notes = audit_of(run, corpus)
     shots, shots_notes = few_shots_of(run, corpus)

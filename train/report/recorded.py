@@ -17,7 +17,7 @@ from train.evidence.few_shots import ShotsFigure
 from train.evidence.records import AttentionFigures, DiversityTable
 from train.file_names import ATTENTION, AUDIT, PREDICTIONS, SEEN, SHOTS_FIGURES
 from train.models.model_folder import training_of
-from train.options.training import SHOTS
+from train.options.tables import run_of
 from train.report.content import ComparedColumn, ShownAgreement, ShownAudit, ShownClasses, ShownProbe, ShownStores, StoreWork
 
 # What reading a record raises that is not one of ours.
@@ -53,7 +53,7 @@ def _with_names(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
 def few_shots_of(run: Path, corpus: Corpus) -> tuple[tuple[ShotsFigure, ...], tuple[str, ...]]:
     """Return the figures of ``tables --shots`` of the run's models as they are now, and what is not shown, and why. The models of a few
     shots are runs of their own in a run; to these belong the figures of that run."""
-    run = run.parent if run.name.startswith(SHOTS) else run
+    run = run_of(run)
     path = run / SHOTS_FIGURES
     if not path.is_file():
         return (), ()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.corpora.shots import shots_of
 from lugpi_core.errors import InputError
 from lugpi_core.remote.run import MARKER
-from tests.support.small_tables import flags, recorded_answers, words
+from lugpi_core.store.layout import PROMPT_TEXT
+from tests.support.planted_store import plant, plant_column, telling_tokens
+from tests.support.small_tables import fake_model, fake_student, fake_teacher, flags, recorded_answers, scores, words
 from train.cli import main
+from train.evidence.compare import TableRequest, finished_tables
 from train.evidence.few_shots import episodes_for, spread_of_texts
+from train.evidence.found_models import columns_of_rows, has_text_vectors
 from train.evidence.tables import tables
 from train.learning.loop import Training
 from train.models.predictions import read_predictions
-from train.options.tables import TablesOptions
+from train.options.tables import TablesOptions, run_of
 
 ROWS = ("baseline", "teacher-none", "student-none")
 
@@ -149,6 +154,58 @@ def test_bad_numbers_are_refused_before_anything_is_read(tmp_path: Path, more: d
 def test_what_no_train_does_not_compare_is_said_once(run: Path, small_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables(TablesOptions(**flags(small_csv, run, rows=ROWS, shots=(4, 2), episodes=2, train=False)))
     assert capsys.readouterr().err.count("note: --no-train shows what the run holds") == 1
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Show what a run with a store and made-up models of two and of five shots has."""
+    planted = plant(tmp_path, counts=(9, 3, 3))
+    for name in ("clip-demo", PROMPT_TEXT):
+        plant_column(planted, name, telling_tokens(np.arange(15) % 3, strength=1.0))
+    for shots in (2, 5):
+        fake_model(planted.run_dir / f"shots-{shots}", "baseline", scores(200), command="baseline", shots=shots)
+    return lambda **more: tables(TablesOptions(dataset="own.csv", run_dir=planted.run_dir, train=False, shots=(2, 5), episodes=2, **more))
+
+
+def test_no_train_finds_the_store_of_the_run(shown: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Rows and columns are those of the run's store, though no model of a few shots has read them."""
+    report = shown(columns=("clip-demo",))
+    assert {"teacher-clip-demo", "student-text"} <= {name.removesuffix("-seed1") for name in report["missing"]["5"]}
+    few = tmp_path / "run" / "shots-2"
+    assert run_of(few) == tmp_path / "run" == run_of(few.parent)
+    assert columns_of_rows(few) == ("clip-demo",)
+    assert has_text_vectors(few)
+    (few / "tokens").mkdir()
+    assert run_of(few) == few, "a run of that name"
+
+
+def test_a_number_of_shots_may_lack_rows_of_another(shown: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "shots-5"
+    fake_teacher(folder, "teacher-gone", scores(300), image_tokens="gone", shots=5)
+    fake_student(folder, "student-gone", scores(210), teacher_names=["teacher-gone"], shots=5)
+    assert [(one["row"], one["shots"]) for one in shown()["figures"]] == [
+        ("baseline", 2),
+        ("baseline", 5),
+        ("teacher-gone", 5),
+        ("student-gone", 5),
+    ]
+
+
+def test_episodes_on_other_test_texts_are_left_out_and_told(shown: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    fake_model(tmp_path / "run" / "shots-2", "baseline-seed1", scores(150, 300), command="baseline", seed=1, shots=2)
+    fake_model(tmp_path / "run" / "shots-5", "baseline-seed1", scores(220), command="baseline", seed=1, shots=5)
+    report = shown(rows=("baseline",))
+    assert [(one["shots"], one["episodes"], one["mean"]) for one in report["figures"]] == [(2, 1, 0.5), (5, 2, pytest.approx(0.525))]
+    note = "baseline with 2 shots leaves out 1 of 2 models: their test texts are not the first's"
+    assert report["notes"] == [note]
+    assert f"\nnote: {note}\n" in (tmp_path / "run" / "shots.md").read_text()
+
+
+def test_the_papers_figures_are_not_beside_those_of_few_shots(tmp_path: Path) -> None:
+    for run, training in ((tmp_path, {}), (tmp_path / "shots-2", {"shots": 2})):
+        fake_model(run, "baseline", scores(200), command="baseline", **training)
+    request = TableRequest(rows=("baseline",), seeds=(0,), paper_dataset="imdb")
+    assert [finished_tables(run, "imdb", request).rows["baseline"].paper for run in (tmp_path, tmp_path / "shots-2")] == [0.919, None]
 
 
 def test_folds_are_those_of_the_drawn_texts(small_csv: Path, tmp_path: Path) -> None:

@@ -146,6 +146,12 @@ def test_unlabelled_texts_add_students_and_their_control() -> None:
     assert {paper_accuracy(row, dataset) for row in more.values() for dataset in PAPER_DATASETS} == {None}
 
 
+def test_the_paper_has_no_ensembles_and_no_folds() -> None:
+    rows = [row for row in rows_of(COLUMNS, folds=(5,), ensembles=(3,)) if row.folds or row.members > 1]
+    assert "student-clip-vit-b32-ensemble3" in {row.name for row in rows}
+    assert {paper_accuracy(row, dataset) for row in rows for dataset in PAPER_DATASETS} == {None}
+
+
 @pytest.mark.parametrize("name", ["unlabelled", "student-none-more"])
 def test_rows_with_unlabelled_texts_need_the_texts(name: str) -> None:
     with pytest.raises(InputError, match="name the texts with --unlabelled"):

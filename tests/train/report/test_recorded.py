@@ -77,7 +77,9 @@ def test_learning_curves_are_those_of_the_models_that_are_there(corpus_csv: Path
     text = page(shown)
     assert 'href="#shots"' in text
     assert "baseline, 2 texts of each class: 72.9% in 2 episodes, 95% interval" in text
-    assert content(corpus_csv, run / "shots-2").shots == shown.shots, "to the models of a few shots belong the figures of their run"
+    few = content(corpus_csv, run / "shots-2")
+    assert few.shots == shown.shots, "to the models of a few shots belong the figures of their run"
+    assert any(example.image is not None for example in few.examples), "and its images"
     answers = run / "shots-1" / "baseline" / PREDICTIONS
     answers.write_text(answers.read_text() + "\n")
     shown = content(corpus_csv, run)
