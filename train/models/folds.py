@@ -31,7 +31,7 @@ from train.learning.loop import best_epoch, fit, validation_score
 from train.learning.networks import Output, last_linear
 from train.learning.predict import predict
 from train.learning.procrustes import align
-from train.models.loading import load_model, training_of_plan
+from train.models.loading import head_history, load_model, training_of_plan
 from train.models.model_folder import find_finished
 from train.models.plan import ModelPlan
 
@@ -45,7 +45,8 @@ class FoldOutputs:
         logits: float32 [H, K], for these rows.
         embeddings: float32 [H, D].
         validation: float32 [V, D], its embeddings of the validation texts.
-        record: how many texts were held out, its best epoch, that epoch's validation score, and the seconds of its epochs.
+        record: how many texts were held out, its best epoch, that epoch's validation score, and the seconds of its epochs, those of
+            the head alone included.
     """
 
     rows: tuple[int, ...]
@@ -145,7 +146,7 @@ def _train(plan: ModelPlan, processes: Processes) -> FoldOutputs:
             "epochs": len(history),
             "best_epoch": best,
             "validation": validation_score(history[best]),
-            "seconds": round(sum(record["seconds"] for record in history), 3),
+            "seconds": round(sum(record["seconds"] for record in (*head_history(plan.folder), *history)), 3),
         },
     )
     if processes.is_first:

@@ -112,6 +112,19 @@ def test_an_interrupted_training_repeats_no_fold_that_is_finished(
     assert not list(again.rglob("checkpoints"))
 
 
+def test_seconds_of_folds_include_those_of_the_head_alone(
+    corpus: Corpus, train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = folding.fit
+    monkeypatch.setattr(folding, "fit", lambda training: [{**record, "seconds": 0.0} for record in fit(training)])
+    folder = train(corpus, tmp_path, replace(OPTIMIZATION, update="lp-ft"), folds=FOLDS)
+    each = json.loads((folder / "metrics.json").read_text())["folds"]["each"]
+    for fold, record in enumerate(each, start=1):
+        head = json.loads((folder / "folds" / f"fold-{fold}" / "head" / "history.json").read_text())
+        assert record["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in head), abs=1e-3)
+        assert head[0]["seconds"] > 0
+
+
 def test_lost_outputs_are_written_again_from_those_of_the_folds(
     corpus: Corpus, folder: Path, train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
