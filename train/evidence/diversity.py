@@ -25,8 +25,8 @@ CAPTION = (
 )
 _ATTENTION = (
     " Attention: the top fifth of the image tokens but the first, by the attention of the class tokens in the teacher's block. IoU is "
-    "the intersection over union of two teachers' top tokens, mean over texts and pairs; beside it are that of as many tokens drawn at "
-    "random, and which share of the attention image tokens get at all."
+    "the intersection over union of two teachers' top tokens, mean over texts and pairs, of several ensembles those of the first; beside "
+    "it are that of as many tokens drawn at random, and which share of the attention image tokens get at all."
 )
 Attend = Callable[[Sequence[Path]], AttentionFigures | None]
 

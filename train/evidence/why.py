@@ -25,7 +25,8 @@ CAPTION = (
     "test texts. A teacher that is right and sure on every train text says there what the label says; with folds a train text is answered "
     "by a teacher that has not seen it. Gains are over the text-only control: of the teachers over those of the control, of the students "
     "over its students. Carried: the second as a share of the first, with its 95 % interval (Fieller 1954) over seeds and texts; empty "
-    "where the teachers' gain is not distinguishable from 0, so that any share would be in the interval."
+    "where the teachers' gain is not distinguishable from 0, so that any share would be in the interval, and of one seed where a text "
+    "has several labels or a number."
 )
 Floats = NDArray[np.float64]
 Models = Mapping[str, Mapping[int, ScoredModel]]  # by row and seed

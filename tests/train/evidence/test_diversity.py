@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.runtime.device import resolve_compute
 from tests.support.small_tables import fake_model, fake_teacher, flags, scores
 from train.evidence.attention import attention_overlap, chance_overlap, top_overlap
+from train.evidence.diversity import diversity_table
+from train.evidence.records import AttentionFigures
 from train.evidence.row_figures import scored
 from train.evidence.tables import tables
 from train.learning.networks import FusionHead
@@ -94,6 +97,21 @@ def test_the_ensembles_figures_are_those_of_the_mean_probabilities(tmp_path: Pat
     for kind in ("md", "tex"):
         assert report["diversity"]["title"] in (tmp_path / f"tables.{kind}").read_text()
     assert "attention IoU" not in (tmp_path / "tables.md").read_text()
+
+
+def test_of_several_ensembles_the_first_is_looked_at(tmp_path: Path) -> None:
+    names = [f"teacher-clip-demo-{n}" for n in range(4)]
+    teachers = [scored(fake_teacher(tmp_path, name, scores(300), seed=n)) for n, name in enumerate(names)]
+    seen: list[list[str]] = []
+
+    def attend(folders: Sequence[Path]) -> AttentionFigures:
+        seen.append([folder.name for folder in folders])
+        return AttentionFigures(iou=0.5, chance=0.1, on_images=0.2, top=1, tokens=5, texts=3)
+
+    table = diversity_table({"both": [teachers[:2], teachers[2:]]}, attend)
+    assert seen == [names[:2]]
+    assert (table.rows[0].groups, table.rows[0].folders) == (2, tuple(names[:2]))
+    assert "pairs, of several ensembles those of the first" in table.caption
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ import pytest
 import train.models.folds
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
+from tests.support.small_report import write_task_run
 from tests.support.small_tables import fake_model, fake_student, fake_teacher, flags, scores
+from tests.support.small_tasks import multi_label_corpus
 from train.cli import main
 from train.evidence.compare import TableRequest, compare, finished_tables
 from train.evidence.render import class_line
@@ -78,6 +80,16 @@ def test_without_a_gain_nothing_can_arrive(tmp_path: Path) -> None:
     (row,) = report.why.rows
     assert (row.carried, row.interval) == (None, None)
     assert (row.teacher_gain, row.student_gain) == (pytest.approx(1 / 400), pytest.approx(50 / 400))
+
+
+def test_of_one_seed_no_share_of_several_labels_is_known(tmp_path: Path) -> None:
+    write_task_run(tmp_path, multi_label_corpus(), seeds=1)
+    report = finished_tables(tmp_path, "several", TableRequest(rows=("student-planted",), seeds=(0,)))
+    (row,) = report.why.rows
+    assert row.teacher_gain is not None
+    assert row.teacher_gain > 0
+    assert row.carried is None
+    assert "and of one seed where a text has several labels or a number" in report.why.caption
 
 
 @pytest.fixture(scope="module")
