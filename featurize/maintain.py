@@ -17,7 +17,7 @@ from lugpi_core.corpora.load import DATASETS
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fields import part_of, require_type
 from lugpi_core.runtime.libraries import prepare_libraries
-from lugpi_core.store.example_table import read_example_table
+from lugpi_core.store.example_table import EXAMPLES, read_example_table
 from lugpi_core.store.layout import BASIS
 from lugpi_core.store.manifest import MANIFEST, merge_records
 from lugpi_core.store.object_store import mirror_of
@@ -127,7 +127,7 @@ def repair_store(store: str | Path, corpus: Corpus) -> Verification:
     require_type("corpus", corpus, Corpus)
     prepare_libraries()
     before = verify_store(store, deep=True)
-    if all(finding.column for finding in before.findings):  # the table of examples is whole
+    if EXAMPLES not in {finding.place for finding in before.findings}:
         read_example_table(before.store, corpus)
     jobs = []
     for _, flags in _makers(before):

@@ -98,6 +98,12 @@ def is_of_own_pictures(spec: ColumnSpec) -> bool:
     return isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES
 
 
+def is_of_components(spec: ColumnSpec) -> bool:
+    """Whether a column is of components of another column's tokens (``featurize reduce``)."""
+    encoder = spec.fingerprint.get("encoder")
+    return isinstance(encoder, Mapping) and "pca" in encoder
+
+
 def plain_shard_name(shard: int) -> str:
     """Return what the names of a shard's unfinished files and of its lease begin with. Earlier versions named the final file so."""
     return f"shard-{shard:05d}.h5"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lugpi_core.errors import InputError
 from lugpi_core.store.column_map import ColumnMap, ShardPlace
 from lugpi_core.store.foreign_files import refuse_structure
-from lugpi_core.store.layout import CANDIDATES, LATENTS, PROMPT_TEXT, SCALE
+from lugpi_core.store.layout import BASIS, CANDIDATES, LATENTS, PROMPT_TEXT, SCALE
 from lugpi_core.store.manifest import MANIFEST, Record, is_empty, load_manifest
 from lugpi_core.store.object_store import bring_shards
 from lugpi_core.store.quantize import dequantize_array
@@ -138,7 +138,7 @@ def refuse_damaged(folder: Path, record: Record, *, content: bool) -> None:
         raise InputError(
             got=f"{folder / record['file']}: {fault}",
             expected="the shard as it was committed",
-            do="run the same featurize command again: it regenerates the damaged rows, and only those",
+            do=f"run {_command_of(folder)} again: it regenerates the damaged rows, and only those",
         )
 
 
@@ -163,8 +163,13 @@ def _refuse_missing(folder: Path, rows: int, shards: int, records: dict[int, Rec
         raise InputError(
             got=f"{folder} with {present} of {rows} rows",
             expected="all of them",
-            do="run the same featurize command again; it generates the missing ones",
+            do=f"run {_command_of(folder)} again; it generates the missing ones",
         )
+
+
+def _command_of(folder: Path) -> str:
+    """Return which command fills a column."""
+    return "python -m featurize reduce" if (folder / BASIS).is_file() else "the same featurize command"
 
 
 def _no_column(store: Path, column: str) -> InputError:

@@ -17,9 +17,18 @@ from lugpi_core.files import open_file, read_json
 from lugpi_core.store.column_map import ShardPlace
 from lugpi_core.store.example_table import EXAMPLES
 from lugpi_core.store.foreign_files import structure_faults
-from lugpi_core.store.layout import DECODER_SUFFIXES, FLAGS, LATENTS, ShardLayout
+from lugpi_core.store.layout import BASIS, DECODER_SUFFIXES, FLAGS, LATENTS, ShardLayout
 from lugpi_core.store.lease import ShardBusy
-from lugpi_core.store.manifest import MANIFEST, RECORDS, ColumnSpec, Record, final_names, load_manifest, plain_shard_name
+from lugpi_core.store.manifest import (
+    MANIFEST,
+    RECORDS,
+    ColumnSpec,
+    Record,
+    final_names,
+    is_of_components,
+    load_manifest,
+    plain_shard_name,
+)
 from lugpi_core.store.object_store import mirror_of
 from lugpi_core.store.sealed_file import read_sealed
 from lugpi_core.store.shard import check_record, check_rows, flagged_rows, read_back, read_dataset
@@ -106,8 +115,8 @@ def check_column(folder: Path, *, deep: bool, shards: Container[int] | None = No
 def take_back(store: Path, findings: Iterable[Finding]) -> list[ShardBusy]:
     """Reopen the shards of the findings, so that the next featurize command regenerates the bad rows, and only those.
 
-    Valid rows stay. Flagged rows are forgotten in every column, because a failed image has to be generated again. Shards that another
-    process is writing are skipped and returned.
+    Valid rows stay. Flagged rows are forgotten in every column, because a failed image has to be generated again; in columns of components,
+    too, which ``featurize reduce`` fills. Shards that another process is writing are skipped and returned.
     """
     findings = list(findings)
     for column in sorted({finding.column for finding in findings if finding.column and finding.shard is None}):
@@ -127,7 +136,7 @@ def take_back(store: Path, findings: Iterable[Finding]) -> list[ShardBusy]:
         of_column = [finding for finding in findings if finding.column == folder.name and finding.kind in kinds]
         damaged = {finding.shard for finding in of_column if finding.shard is not None}
         # A column from another program cannot be regenerated here.
-        failed = flagged if spec.made_by is not None else set()
+        failed = flagged if spec.made_by is not None or is_of_components(spec) else set()
         for shard in sorted((damaged | {row // spec.shard_rows for row in failed}) & set(range(spec.shards))):
             try:
                 _take_back(writer, shard, failed)
@@ -235,6 +244,8 @@ def _unfinished(folder: Path, spec: ColumnSpec, shard: int) -> Finding:
     files = (*(folder / name for name in final_names(spec, shard)), partial, partial.with_suffix(".suspect"))
     valid = np.logical_or.reduce([check_rows(path, layout) for path in files])
     detail = f"not final; {np.count_nonzero(valid)} of {layout.rows} rows are there"
+    if is_of_components(spec):
+        detail += "; run python -m featurize reduce again"
     rows, place = _numbered(layout, np.flatnonzero(~valid)), f"{folder.name}/{spec.shard_name(shard)}"
     return Finding(place=place, kind="missing", rows=rows, detail=detail, column=folder.name, shard=shard)
 
@@ -255,6 +266,12 @@ def _check_small_files(store: Path, *, columns_are_valid: bool) -> list[Finding]
     if columns_are_valid and not findings and not view_is_current(store):
         kind: Kind = "damaged" if (store / VIEW).exists() else "missing"
         findings.append(Finding(place=VIEW, kind=kind, rows=(), detail="it is not the view of this store"))
+    for path in sorted(store.glob(f"*/{BASIS}")):
+        try:
+            read_sealed(path)
+        except InputError:
+            detail = "it differs from its hash; remove it and run python -m featurize reduce again"
+            findings.append(Finding(place=f"{path.parent.name}/{BASIS}", kind="damaged", rows=(), detail=detail))
     return findings
 
 

@@ -306,6 +306,23 @@ def test_flagged_rows_of_a_later_encoder_are_repaired_in_all_columns(table: Path
     _assert_same_except(run, original, [2, 6, 10])
 
 
+def test_components_of_images_that_are_generated_again_are_computed_again(flagged: Path, command: Command) -> None:
+    reduce, store = ("--column", "clip-demo", "--pca", "4"), flagged / "tokens"
+    assert command("reduce", flagged, *reduce)[0] == 0
+    before = ColumnReader(store, "clip-demo-pca4").gather(range(ROWS))
+    status, figures, printed = command("verify", flagged, "--repair")
+    assert (status, {finding["column"] for finding in figures["findings_left"]}) == (1, {"clip-demo-pca4"}), printed
+    assert re.search(r"clip-demo-pca4/shard-00000-\w+\.h5: rows 2 missing \(.*; run python -m featurize reduce again\)", printed)
+    with pytest.raises(InputError, match=r"clip-demo-pca4 with .*; run python -m featurize reduce again"):
+        ColumnReader(store, "clip-demo-pca4")
+    assert command("reduce", flagged, *reduce)[1]["rows"] == 3
+    assert command("verify", flagged, "--deep")[0] == 0
+    after = ColumnReader(store, "clip-demo-pca4").gather(range(ROWS))
+    again = np.isin(range(ROWS), [2, 6, 10])
+    assert np.array_equal(after[~again], before[~again])
+    assert np.abs(after.astype(float) - before).max() <= 0.1
+
+
 def _plant_foreign(run_dir: Path, name: str = "mine") -> ColumnSpec:
     """Write a foreign column of tokens next to ours."""
     spec = ColumnSpec(name=name, what="tokens", rows=ROWS, row_shape=(2, 3), shard_rows=4, fingerprint={"made": "elsewhere"})
