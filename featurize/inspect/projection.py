@@ -7,7 +7,7 @@ component analysis", eq. 1.1.
 Shapes: N tokens, T of an image, D their width, d components.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError, number_of
 from lugpi_core.fingerprint import digest_of_lists
-from lugpi_core.store.example_table import NO_IMAGE, read_example_table
-from lugpi_core.store.layout import BASIS
-from lugpi_core.store.manifest import ColumnSpec
+from lugpi_core.store.example_table import NO_IMAGE, ExampleTable, read_example_table
+from lugpi_core.store.layout import BASIS, CANDIDATES, LATENTS, PROMPT_TEXT
+from lugpi_core.store.manifest import MANIFEST, ColumnSpec, is_empty, is_of_components, load_manifest
 from lugpi_core.store.reader import ColumnReader, image_columns_of
 from lugpi_core.store.sealed_file import read_sealed, write_sealed
 from lugpi_core.store.shard import ShardWriter, flag_of
@@ -42,11 +42,13 @@ class Basis:
         mean_D: float32, of the tokens.
         axes_Dd: float32, orthonormal columns in descending order of variance; the largest component of each is positive.
         variance: the share of the tokens' variance that they keep.
+        train_images: the hash of the store rows of the train examples' images when it was fitted; None where an earlier version did.
     """
 
     mean_D: NDArray[np.float32]
     axes_Dd: NDArray[np.float32]
     variance: float
+    train_images: str | None = None
 
     def project(self, tokens_BTD: NDArray[np.float16]) -> NDArray[np.float16]:
         """Return the components of tokens, [B, T, d], computed in float32."""
@@ -128,8 +130,8 @@ def reduce_column(store: Path, corpus: Corpus, *, components: int, column: str |
         basis_from: the store whose basis is taken, for texts without a train split; None = the basis is fitted on the train examples.
 
     Raises:
-        InputError: no such column, rows that are missing, too many components, no basis where it is taken from, or a shard that another
-            process is writing.
+        InputError: no such column, rows that are missing, too many components, a basis of other train texts or none where it is taken
+            from, or a shard that another process is writing.
     """
     table, source = read_example_table(store, corpus), _column_of(store, column)
     reader = ColumnReader(store, source)
@@ -141,21 +143,14 @@ def reduce_column(store: Path, corpus: Corpus, *, components: int, column: str |
             do="give one of these",
         )
     name = f"{source}-pca{components}"
-    basis = _read_basis(store / name)
-    if basis is None and basis_from is not None:
-        basis = _read_basis(basis_from / name)
-        if basis is None:
-            raise InputError(
-                got=f"no {name} in {basis_from}, the store of the corpus",
-                expected="its basis, which a student's teacher has read",
-                do="run python -m featurize reduce for the corpus first, without --unlabelled",
-            )
-    if basis is None:
-        rows = np.unique(table.drawings[corpus.rows("train")])
-        good = rows[~np.isin(rows, [NO_IMAGE, *reader.flagged])]
-        chosen = np.sort(np.random.default_rng(0).permutation(good)[:MOST_IMAGES])
-        basis = fit_basis(_batches(reader, chosen), shape[1], components)
-    encoder = {**reader.spec.fingerprint.get("encoder", {}), "name": name, "stored_as": "float16"}
+    basis = (
+        _basis_of_train_images(store / name, reader, table, corpus, components)
+        if basis_from is None
+        else _basis_in(basis_from, store, name)
+    )
+    _refuse_rows_of_another_basis(store / name, basis)
+    stated = reader.spec.fingerprint.get("encoder")
+    encoder = {**(stated if isinstance(stated, Mapping) else {}), "name": name, "stored_as": "float16"}
     spec = replace(
         reader.spec,
         name=name,
@@ -170,14 +165,68 @@ def reduce_column(store: Path, corpus: Corpus, *, components: int, column: str |
 
 
 def _column_of(store: Path, column: str | None) -> str:
-    there = [name for name in image_columns_of(store) if not (store / name / BASIS).exists()]
-    if column is not None or len(there) == 1:
-        return column or there[0]
+    is_of_images = column not in (PROMPT_TEXT, CANDIDATES, LATENTS)
+    if column is not None and is_of_images:
+        return column
+    there = [name for name in image_columns_of(store) if not is_of_components(load_manifest(store / name)[0])]
+    if not is_of_images:
+        raise InputError(
+            got=f"--column {column}",
+            expected="a column of image tokens",
+            do=f"choose another, such as {there[0]}" if there else "run python -m featurize with an encoder first",
+        )
+    if len(there) == 1:
+        return there[0]
     raise InputError(
         got=f"{number_of(len(there), 'column{s}')} of image tokens in {store}",
         expected="one that is meant",
         do=f"name it with --column: {', '.join(there)}" if there else "run python -m featurize with an encoder first",
     )
+
+
+def _basis_of_train_images(folder: Path, reader: ColumnReader, table: ExampleTable, corpus: Corpus, components: int) -> Basis:
+    """Return the basis of a column of components, fitted on the train examples' images unless it is there."""
+    rows = np.unique(table.drawings[corpus.rows("train")])
+    # Of all train images, not of those that are fitted: which of them failed may change, and the basis stays.
+    train_images = digest_of_lists(rows[rows != NO_IMAGE])
+    basis = _read_basis(folder)
+    if basis is not None:
+        if basis.train_images not in (None, train_images):
+            raise InputError(
+                got=f"{folder}, components fitted on other train texts",
+                expected="a basis of the images of the corpus's train texts as it is loaded now",
+                do=f"remove the folder {folder} and run python -m featurize reduce again",
+            )
+        return basis
+    good = rows[~np.isin(rows, [NO_IMAGE, *reader.flagged])]
+    chosen = np.sort(np.random.default_rng(0).permutation(good)[:MOST_IMAGES])
+    return replace(fit_basis(_finite_batches(reader, chosen), reader.spec.row_shape[1], components), train_images=train_images)
+
+
+def _basis_in(elsewhere: Path, store: Path, name: str) -> Basis:
+    """Return the basis of a column of components of a store that took it, or takes it, from another one."""
+    basis = _read_basis(store / name) or _read_basis(elsewhere / name)
+    if basis is None:
+        raise InputError(
+            got=f"no {name} in {elsewhere}, the store of the corpus",
+            expected="its basis, which a student's teacher has read",
+            do="run python -m featurize reduce for the corpus first, without --unlabelled",
+        )
+    return basis
+
+
+def _refuse_rows_of_another_basis(folder: Path, basis: Basis) -> None:
+    """Raise InputError if a column that has lost its basis has rows of another one, such as of failed images that were repaired since."""
+    if not (folder / MANIFEST).is_file() or is_empty(folder) or (folder / BASIS).is_file():
+        return
+    encoder = load_manifest(folder)[0].fingerprint.get("encoder")
+    reduced = encoder.get("pca") if isinstance(encoder, Mapping) else None
+    if isinstance(reduced, Mapping) and reduced.get("basis") != basis.digest:
+        raise InputError(
+            got=f"another basis than its rows have for {folder}, which has lost its own",
+            expected="rows of one basis",
+            do=f"remove the folder {folder} and run python -m featurize reduce again",
+        )
 
 
 def _fill(store: Path, spec: ColumnSpec, reader: ColumnReader, basis: Basis) -> int:
@@ -215,26 +264,39 @@ def _write_rows(file: ShardWriter, reader: ColumnReader, basis: Basis) -> int:
     size = max(1, _CHUNK_BYTES // reader.row_bytes)
     for part in (run[start : start + size] for run in runs for start in range(0, len(run), size)):
         flags_B = np.array([flag_of(reader.flagged[row]) if row in reader.flagged else 0 for row in (part + first).tolist()], np.uint8)
-        values_BTd = basis.project(reader.gather(part + first))
+        with np.errstate(over="ignore", invalid="ignore"):  # of tokens that are not finite their components are not either
+            values_BTd = basis.project(reader.gather(part + first))
         values_BTd[flags_B > 0] = 0
         file.write(int(part[0]), values_BTd, flags_B)
     return len(rows)
 
 
-def _batches(reader: ColumnReader, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float16]]:
+def _finite_batches(reader: ColumnReader, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float16]]:
+    """Yield the tokens of images, but those with a token that is not finite, as another program may have stored without a flag."""
     size = max(1, _CHUNK_BYTES // reader.row_bytes)
-    yield from reader.batches([rows[start : start + size] for start in range(0, len(rows), size)])
+    for tokens_BTD in reader.batches([rows[start : start + size] for start in range(0, len(rows), size)]):
+        yield tokens_BTD[np.isfinite(tokens_BTD).all(axis=(1, 2))]
 
 
 def _read_basis(folder: Path) -> Basis | None:
     if not (folder / BASIS).is_file():
         return None
-    about, arrays = read_sealed(folder / BASIS)
-    return Basis(mean_D=arrays["mean"], axes_Dd=arrays["axes"], variance=float(about["variance"]))
+    try:
+        about, arrays = read_sealed(folder / BASIS)
+        return Basis(
+            mean_D=arrays["mean"], axes_Dd=arrays["axes"], variance=float(about["variance"]), train_images=about.get("train_images")
+        )
+    except (InputError, KeyError, TypeError, ValueError):
+        raise InputError(
+            got=f"{folder / BASIS}, which is damaged",
+            expected="mean and axes as lugpi wrote them",
+            do="remove it and run python -m featurize reduce again for its store",
+        ) from None
 
 
 def _write_basis(folder: Path, basis: Basis) -> None:
     def build(file: Any) -> None:
         file["mean"], file["axes"] = basis.mean_D.astype("<f4"), basis.axes_Dd.astype("<f4")
 
-    write_sealed(folder / BASIS, {"variance": basis.variance}, build)
+    of_images = {} if basis.train_images is None else {"train_images": basis.train_images}
+    write_sealed(folder / BASIS, {"variance": basis.variance, **of_images}, build)

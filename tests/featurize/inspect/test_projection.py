@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from featurize.cli import main
 from featurize.inspect.projection import fit_basis, reduce_column
 from featurize.maintain import verify
 from featurize.options import VerifyOptions
+from lugpi_core.corpora.load import load_corpus
+from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
 from lugpi_core.store.clip_scores import columns_with_text_tower
-from lugpi_core.store.layout import BASIS
+from lugpi_core.store.layout import BASIS, CANDIDATES, LATENTS, PROMPT_TEXT
 from lugpi_core.store.manifest import load_manifest
 from lugpi_core.store.reader import ColumnReader
+from lugpi_core.store.sealed_file import read_sealed, write_sealed
 from lugpi_core.store.token_store import TokenStore
 from lugpi_core.store.verify import check_store
 from lugpi_core.store.virtual_view import write_view
@@ -120,6 +124,72 @@ def test_other_texts_take_the_basis_of_the_corpus(planted: Planted, tmp_path: Pa
     assert (other / "wide-pca4" / BASIS).read_bytes() == (store / "wide-pca4" / BASIS).read_bytes()
     same = [load_manifest(one / "wide-pca4")[0].fingerprint for one in (store, other)]
     assert same[0] == same[1]
+
+
+def test_a_basis_of_other_train_texts_is_not_taken(planted: Planted) -> None:
+    """What was fitted on the test images of the corpus as it is split now must not pass for a basis of its train images."""
+    store = planted.run_dir / "tokens"
+    folder = store / "wide-pca4"
+    reduce_column(store, planted.corpus, components=NEW)
+    split_anew = load_corpus(planted.table, CorpusSettings(prompt_column="picture", split_seed=1))
+    write_table(store, split_anew, ())
+    with pytest.raises(
+        InputError, match=rf"fitted on other train texts; .*; remove the folder {folder} and run python -m featurize reduce"
+    ):
+        reduce_column(store, split_anew, components=NEW)
+    write_table(store, planted.corpus, (0,))
+    with pytest.raises(InputError, match="fitted on other train texts"):
+        reduce_column(store, planted.corpus, components=NEW)
+    about, arrays = read_sealed(folder / BASIS)
+
+    def build(file: Any) -> None:
+        file["mean"], file["axes"] = arrays["mean"], arrays["axes"]
+
+    write_sealed(folder / BASIS, {"variance": about["variance"]}, build)  # as earlier versions did
+    assert reduce_column(store, planted.corpus, components=NEW).rows == 0
+    shutil.rmtree(folder)
+    assert reduce_column(store, planted.corpus, components=NEW).rows == 150
+
+
+def test_a_damaged_basis_is_found_and_fitted_again(planted: Planted) -> None:
+    store = planted.run_dir / "tokens"
+    reduce_column(store, planted.corpus, components=NEW)
+    basis = store / "wide-pca4" / BASIS
+    before = basis.read_bytes()
+    basis.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    found = {finding.place: str(finding) for finding in check_store(store, deep=True) if finding.kind == "damaged"}
+    assert found.keys() == {"wide-pca4/pca.h5"}
+    assert "remove it and run python -m featurize reduce again" in found["wide-pca4/pca.h5"]
+    with pytest.raises(InputError, match=rf"got {basis}, which is damaged; .*; remove it and run python -m featurize reduce again"):
+        reduce_column(store, planted.corpus, components=NEW)
+    basis.unlink()
+    assert reduce_column(store, planted.corpus, components=NEW).rows == 0
+    assert basis.read_bytes() == before
+    basis.unlink()
+    fingerprint = load_manifest(store / "wide")[0].fingerprint
+    shutil.rmtree(store / "wide")
+    plant_column(planted, "wide", _tokens(150), fingerprint=fingerprint)  # the failed rows were repaired
+    with pytest.raises(InputError, match=rf"another basis than its rows have for .*; remove the folder {basis.parent} and run"):
+        reduce_column(store, planted.corpus, components=NEW)
+
+
+def test_tokens_of_other_programs_are_reduced_without_those_that_are_not_finite(planted: Planted) -> None:
+    store, tokens = planted.run_dir / "tokens", _tokens(150)
+    tokens[3, 1, 2], tokens[4, 0, 0] = np.inf, np.nan
+    plant_column(planted, "foreign", tokens, flagged=(5, 100), fingerprint={"encoder": "my own"})
+    train = np.setdiff1d(planted.drawing[list(planted.corpus.rows("train"))], [3, 4, 5, 100])
+    values = np.linalg.eigvalsh(np.cov(tokens.astype(np.float64)[train].reshape(-1, D).T, bias=True))
+    reduced = reduce_column(store, planted.corpus, components=NEW, column="foreign")
+    assert reduced.variance == pytest.approx(values[::-1][:NEW].sum() / values.sum(), rel=1e-6)
+    rows = ColumnReader(store, "foreign-pca4").gather(range(150))
+    assert np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2))).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("name", [PROMPT_TEXT, CANDIDATES, LATENTS])
+def test_columns_of_no_image_tokens_are_not_reduced(planted: Planted, name: str) -> None:
+    plant_column(planted, name, _tokens(150))
+    with pytest.raises(InputError, match=f"got --column {name}; expected a column of image tokens; choose another, such as wide"):
+        reduce_column(planted.run_dir / "tokens", planted.corpus, components=NEW, column=name)
 
 
 @pytest.mark.parametrize(
