@@ -103,7 +103,7 @@ class ClassNames:
 
     def _look_up(self, word: str) -> tuple[str, set[int]] | None:
         """Return the word of a class's name that a word stands for, and the classes with it; None if it names no class."""
-        word = word.removesuffix("'s")
+        word = word.lower().removesuffix("'s")
         synset = self._hypernyms.synset_of(word) if len(word) > 2 else None
         return self._of_stem.get(stem(word)) or (None if synset is None else self._of_synset.get(synset))
 

@@ -41,6 +41,7 @@ def corpus_of(texts: list[str], labels: list[str]) -> Corpus:
     ("text", "relaxed"),
     [
         ("the cars, a CAR and an automobile's door", "the motor vehicle, a motor vehicle and an motor vehicle door"),
+        ("THE AUTOMOBILE'S DOOR, an Automobile'S", "THE motor vehicle DOOR, an motor vehicle"),
         ("two guns; he talked", "two weapon; he conversation"),
         ("carpets, careers, shotguns and autopsies", "carpets, careers, shotguns and autopsies"),
         ("an IBM machine", "an machine"),
@@ -109,6 +110,7 @@ def test_the_leak_is_counted_before_and_after() -> None:
         "leak: 3 of 4 prompts named a class before (car 1, gun 1, guns 1, ibm 1), 0 do now; 2 and 0 of them a class of their own text; "
         "not in WordNet, so left out: rec, sys, ibm"
     )
+    assert class_leak(corpus_of(["an AUTOMOBILE'S door"], ["autos"]), ["AUTOMOBILE'S"]).after == 1
     # What another strategy leaves is counted in the same way.
     assert (
         class_leak(corpus, ["cars", "b", "c", "d"])
