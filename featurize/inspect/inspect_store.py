@@ -172,6 +172,8 @@ def _thumbnails(subject: Subject, decoded: DecodedImages | OwnPictures, most: in
         return LeftOut(left_out="one image is more work than may be done (--decode-tflop)")
     chosen = np.sort(np.random.default_rng(subject.settings.seed).permutation(rows)[:most])
     places, small_n3SS = decoded.decode(subject.table.drawing[chosen], MOST_SIDE_PX)
+    if not len(places):
+        return LeftOut(left_out="no test image can be shown")
     source = ThumbnailSource(corpus=subject.corpus.fingerprint(), generator=decoded.name, notice=decoded.notice)
     images_nSS3 = to_bytes(small_n3SS)
     image_of_row = dict(zip(chosen[places].tolist(), images_nSS3, strict=True))

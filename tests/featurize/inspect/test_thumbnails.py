@@ -59,6 +59,14 @@ def test_thumbnails_are_the_images_of_their_test_examples(with_latents: Planted,
         assert grid.crop((6 * 140, 133, 7 * 140, 186)).getextrema() != ((255, 255),) * 3
 
 
+def test_where_no_test_image_can_be_shown_thumbnails_are_left_out(tmp_path: Path) -> None:
+    planted = plant(tmp_path, counts=(6, 3, 2))
+    plant_latents(planted, by_class=False, flagged=planted.drawing[list(planted.corpus.rows("test"))].tolist())
+    found = inspect(planted.run_dir / "tokens", planted.corpus, settings=InspectSettings(device="cpu", thumbnails=2))
+    assert found.to_json()["thumbnails"] == {"left_out": "no test image can be shown"}
+    assert not (planted.run_dir / "drawings.png").exists()
+
+
 def test_no_thumbnails_leaves_existing_ones(with_latents: Planted, run: Run) -> None:
     without_tokens(with_latents)
     run(with_latents, "--thumbnails", "3")
