@@ -33,10 +33,11 @@ class JointSpace:
             model, self._tokenizer = open_clip_model(files), open_clip_tokenizer(files)
             projection = projection_of(files, model.eval())
         if projection is None:
+            without = f"--encoder-layer {files.layer}" if files.layer is not None else f"--pool {files.pool}" if files.pool else ""
             raise InputError(
                 got=f"{files.name}, whose image embedding is not made of the tokens that are stored",
                 expected="a CLIP that projects its class token, or a SigLIP",
-                do="choose one such as clip-vit-b32 or siglip2-b16" + (f", or encode without --pool {files.pool}" if files.pool else ""),
+                do="choose one such as clip-vit-b32 or siglip2-b16" + (f", or encode without {without}" if without else ""),
             )
         self._projection = projection
         self._name, self._device = files.name, torch.device(compute.device)

@@ -142,7 +142,7 @@ def _column_to_ask(store: Path, column: str | None) -> str:
     if not names:
         raise InputError(
             got=f"{column or ', '.join(there) or 'no images'} in {store}, without a text tower that is read here",
-            expected="a column of an open_clip encoder",
+            expected="a column of an open_clip encoder, without --encoder-layer and --pool 1",
             do="add one with python -m featurize --encoders, such as clip-vit-b32",
         )
     if len(names) > 1:

@@ -12,10 +12,17 @@ from lugpi_core.store.manifest import ColumnSpec
 
 def scoring_encoder(encoders: Sequence[EncoderFiles]) -> EncoderFiles:
     """Return the first encoder whose text tower is read. Raises InputError if there is none."""
-    for files in encoders:
-        if files.family == "open_clip" and files.pool != "1":
+    with_tower = [files for files in encoders if files.family == "open_clip"]
+    for files in with_tower:
+        if files.pool != "1" and files.layer is None:
             return files
-    if any(files.family == "open_clip" for files in encoders):
+    if layer := next((files.layer for files in with_tower if files.layer is not None), None):
+        raise InputError(
+            got=f"--best-of with --encoder-layer {layer}, whose tokens are not what is compared with the prompt",
+            expected="tokens of the last block",
+            do="leave --encoder-layer out, or leave --best-of out",
+        )
+    if with_tower:
         raise InputError(
             got="--best-of with --pool 1, which leaves out the token that is compared with the prompt",
             expected="that token",

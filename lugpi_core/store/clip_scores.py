@@ -146,10 +146,12 @@ def has_text_tower(store: Path) -> bool:
 
 
 def columns_with_text_tower(store: Path, columns: Iterable[str]) -> list[str]:
-    """Return those of some columns that are of an encoder of open_clip, whose text towers are read, and have the token that is compared."""
+    """Return those of some columns that are of an encoder of open_clip, whose text towers are read, and have the token that is compared:
+    none of an earlier layer (``--encoder-layer``) or of the mean of the patches alone (``--pool 1``)."""
     encoders = {name: load_manifest(store / name)[0].fingerprint.get("encoder") for name in columns}
     return [name for name, encoder in encoders.items() if isinstance(encoder, Mapping) and _is_compared(encoder)]
 
 
 def _is_compared(encoder: Mapping[str, Any]) -> bool:
-    return encoder.get("family") == "open_clip" and encoder.get("pool") != "1" and "pca" not in encoder
+    is_of_last_block = not str(encoder.get("layer")).startswith("after block ")
+    return encoder.get("family") == "open_clip" and is_of_last_block and encoder.get("pool") != "1" and "pca" not in encoder

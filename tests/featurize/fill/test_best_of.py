@@ -237,6 +237,8 @@ def test_the_cost_of_candidates_is_told(table: Path, best: tuple[Path, dict[str,
 def test_what_candidates_cannot_be_chosen_by_is_refused_in_one_line(table: Path, best: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--best-of with the encoders vit-demo, none of which has a text tower"):
         plan_command(options(table, tmp_path, best_of=2, encoders=("vit-demo",)))
+    with pytest.raises(InputError, match=r"got --best-of with --encoder-layer 1, .*; leave --encoder-layer out"):
+        plan_command(options(table, tmp_path, best_of=2, encoders=("clip-demo",), encoder_layer=1))
     with pytest.raises(InputError, match="got --best-of 0; expected at least 1"):
         options(table, tmp_path, best_of=0)
     for other in (1, 2):

@@ -1,6 +1,7 @@
 """``featurize score``: cosines of images and their own prompts, whatever of a text these are, and what it is refused for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,10 @@ def test_what_cannot_be_scored_is_refused_in_one_line(
     with pytest.raises(InputError, match="several columns with a text tower, other, small-clip; expected one of them"):
         score_images(planted.run_dir / "tokens", planted.corpus, device="cpu")
     assert score_images(planted.run_dir / "tokens", planted.corpus, column="small-clip", device="cpu").column == "small-clip"
+    layer = plant(tmp_path / "layer", counts=(4, 1, 1))
+    plant_clip(layer, replace(files, name="small-clip-layer1", layer=1))
+    with pytest.raises(InputError, match=r"small-clip-layer1 in .*, without a text tower that is read here; .* without --encoder-layer"):
+        score_images(layer.run_dir / "tokens", layer.corpus, device="cpu")
     moved = plant(tmp_path / "moved", counts=(4, 1, 1))
     plant_clip(moved, files)
     table = ExampleTable(drawings=moved.drawings[::-1], prompt_cut=np.zeros(6, bool), corpus_fingerprint=moved.corpus.fingerprint())
