@@ -411,7 +411,7 @@ def result_of(corpus: "Corpus", job: "Job | OwnJob", state: "RunState", compute:
     is_generated, cut_share, figures, subset = isinstance(job, Job), 0.0, None, None
     if is_generated:
         table = read_example_table(job.store, corpus)
-        cut_share, figures = float(table.prompt_cut.mean()), table.prompt_figures
+        cut_share, figures = table.prompts_cut_share, table.prompt_figures
         if table.subset is not None:
             subset = {**table.subset, "without_image": int((~table.has_image).sum())}
     return FeaturizeResult(

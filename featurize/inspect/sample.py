@@ -31,7 +31,8 @@ class InspectedExamples(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsCut(Record):
-    """Texts of which a prompt was longer than the generator reads: how many, their share, and their share in each split."""
+    """Texts of which a prompt was longer than the generator reads: how many, their share of those that have images, and their share in each
+    split."""
 
     count: int
     share: float
@@ -151,9 +152,10 @@ def pooled_tokens(reader: ColumnReader, drawings: NDArray[np.int64], drawings_in
 
 def prompts_cut(table: ExampleTable, corpus: Corpus) -> PromptsCut:
     """Return how many texts had a prompt cut."""
-    by_split = {split: table.prompt_cut[corpus.rows(split)] for split in SPLITS}
+    cut_N, has_image_N = table.prompt_cut, table.has_image
+    by_split = {split: cut_N[rows][has_image_N[rows]] for split in SPLITS if (rows := corpus.rows(split))}
     return PromptsCut(
-        count=int(table.prompt_cut.sum()),
-        share=float(table.prompt_cut.mean()),
+        count=int(cut_N[has_image_N].sum()),
+        share=table.prompts_cut_share,
         share_by_split={split: float(cut.mean()) for split, cut in by_split.items() if len(cut)},
     )

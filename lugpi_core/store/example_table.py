@@ -55,6 +55,11 @@ class ExampleTable:
         return has_image_N
 
     @property
+    def prompts_cut_share(self) -> float:
+        """The share of the examples with images whose prompt was cut: one that has none has no prompt either."""
+        return float(self.prompt_cut[self.has_image].mean()) if self.has_image.any() else 0.0
+
+    @property
     def drawing(self) -> NDArray[np.int64]:
         """The row of each example's first image, int64 [N]."""
         return self.drawings[:, 0]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from featurize.inspect import sample
-from featurize.inspect.sample import pooled_tokens, stratified
+from featurize.inspect.sample import pooled_tokens, prompts_cut, stratified
+from lugpi_core.store.example_table import NO_IMAGE, read_example_table
 from lugpi_core.store.reader import ColumnReader
 from tests.support.planted_store import Planted, plant, plant_column, plant_telling, telling_tokens
 
@@ -39,6 +40,18 @@ def test_tokens_are_pooled_by_the_formula_in_chunks(planted: Planted, monkeypatc
     np.testing.assert_allclose(pooled.features_MF, np.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1), atol=1e-3)
     assert pooled.good_M.tolist() == [True, False, True, True]
     assert pooled.width == 16
+
+
+def test_texts_that_have_no_prompt_do_not_count_among_those_whose_prompt_was_cut(planted: Planted) -> None:
+    table, train = read_example_table(planted.run_dir / "tokens", planted.corpus), np.array(planted.corpus.rows("train"))
+    drawings, cut = table.drawings.copy(), np.zeros(len(table.drawings), bool)
+    drawings[train[4:]], cut[train[:3]] = NO_IMAGE, True
+    some = replace(table, drawings=drawings, prompt_cut=cut)
+    with_image = len(drawings) - len(train) + 4
+    found = prompts_cut(some, planted.corpus)
+    assert (found.count, found.share, found.share_by_split["train"]) == (3, 3 / with_image, 3 / 4)
+    assert some.prompts_cut_share == 3 / with_image
+    assert prompts_cut(replace(some, drawings=np.full_like(drawings, NO_IMAGE)), planted.corpus).share == 0
 
 
 def test_registers_are_no_patches(planted: Planted) -> None:
