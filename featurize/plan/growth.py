@@ -38,7 +38,10 @@ def outgrown(job: StoreJob) -> Mapping[str, ColumnSpec]:
             found[name], smaller = spec, texts
             if len(records) < spec.shards:
                 unfinished.append(name)
-    _refuse_columns_of_other_commands(job, found)
+    if found:  # whose further images other programs would have to add
+        foreign = {name: spec for name, (spec, _) in specs.items() if spec.made_by is None and name not in ours and name not in found}
+        rows = next(iter(found.values())).rows
+        _refuse_columns_of_other_commands(job, found | {name: spec for name, spec in foreign.items() if spec.rows == rows})
     if unfinished:
         raise InputError(
             got=f"--subset {job.plan.subset.texts} for {job.store / unfinished[0]}, begun with --subset {smaller} and unfinished",

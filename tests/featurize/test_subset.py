@@ -19,6 +19,7 @@ from lugpi_core.errors import InputError
 from lugpi_core.store.example_table import read_example_table
 from lugpi_core.store.manifest import RECORDS, drop_record, load_manifest
 from lugpi_core.store.token_store import TokenStore
+from tests.support.planted_store import Planted, plant_column
 from tests.support.small_corpus import load_no_model, state_of
 
 # 12 validation and 12 test texts: of 8 chosen train texts and of 24, all blocks and shards are full.
@@ -228,6 +229,18 @@ def test_columns_by_other_flags_are_removed_before_the_store_grows_and_added_aga
         assert begin(small_csv, small, LARGE, *flags) == 0
     store = TokenStore(small / "tokens")
     assert [len(store[name].reader) for name in names] == [24 + LARGE] * 2
+
+
+def test_a_foreign_column_is_removed_before_the_store_grows(corpus: Corpus, small_csv: Path, small: Path) -> None:
+    planted = Planted(table=small_csv, run_dir=small, corpus=corpus, drawings=np.zeros((1, 1), np.int64))
+    plant_column(planted, "mine", np.ones((24 + SMALL, 2, 3)))
+    plant_column(planted, "other", np.ones((7, 2, 3)))  # of something else
+    before = state_of(small)
+    with pytest.raises(
+        InputError, match=r"that has mine \(by no command of featurize\), too; .*/mine, then run this command, then add mine"
+    ):
+        fill(corpus, small, LARGE)
+    assert state_of(small) == before
 
 
 def test_an_unfinished_smaller_subset_is_finished_first(corpus: Corpus, small: Path) -> None:
