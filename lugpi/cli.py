@@ -17,8 +17,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _see(options: SeeOptions) -> dict[str, Any]:
     with start_up():
+        from featurize.run import memory_in_one_line
         from lugpi.see import see
+        from lugpi_core.runtime.device import resolve_compute
+        from lugpi_core.runtime.libraries import prepare_libraries
         from lugpi_core.store.object_store import run_in_store
 
-    with run_in_store(options.run_dir, options.scratch):
+    prepare_libraries()
+    on_cuda = resolve_compute(options.device, "float32", half="float16").device == "cuda"
+    do = "give fewer --starts" + ", or --device cpu" * on_cuda
+    with memory_in_one_line(do), run_in_store(options.run_dir, options.scratch):
         return see(options)

@@ -159,13 +159,18 @@ def ascend(path: LatentImages, scores: ClassScores, label: int, prior: Prior, op
     """Return the latents [S, C, h, w] at the end of the ascent on the class's score; after each step, those beyond the prior's radius are
     moved back to it. The starts are the same for every class."""
     noise = torch.randn((options.starts, *path.shape), generator=torch.Generator().manual_seed(options.seed))
-    whitened = _within(noise.to(prior.mean_C11.device), prior.radius)
-    for n in range(options.steps):
+    # No start depends on another, and a few at once take no more memory the more there are.
+    return torch.cat([_ascend(path, scores, label, prior, options.steps, part) for part in noise.split(_AT_ONCE)])
+
+
+def _ascend(path: LatentImages, scores: ClassScores, label: int, prior: Prior, steps: int, noise_SChw: torch.Tensor) -> torch.Tensor:
+    whitened = _within(noise_SChw.to(prior.mean_C11.device), prior.radius)
+    for n in range(steps):
         whitened.requires_grad_(True)
         tokens = path.tokens(path.images(prior.mean_C11 + prior.sd_C11 * whitened))
         (gradient,) = torch.autograd.grad(scores.of(tokens)[:, label].sum(), whitened)
         # Of Adam's steps, which have the gradient's signs alone, the ones along the ball's surface would not end at the best point.
-        length = _STEP * prior.radius * (1 - n / options.steps)
+        length = _STEP * prior.radius * (1 - n / steps)
         whitened = _within(whitened.detach() + length * torch.nn.functional.normalize(gradient.flatten(1)).view_as(gradient), prior.radius)
     return prior.mean_C11 + prior.sd_C11 * whitened
 
@@ -182,8 +187,9 @@ def _seen(name: str, options: SeeOptions, scene: Scene) -> tuple[SeenClass, list
     own, others = (scene.drawings_of(label, has_class=has_class, seed=options.seed) for has_class in (True, False))
     latents = ascend(scene.path, scene.scores, label, scene.prior, options)
     with torch.no_grad():
-        images = scene.path.images(latents)
-        reached = scene.scores.of(scene.path.tokens(images).half().float())[:, label].cpu()  # as a store keeps tokens
+        images = torch.cat([scene.path.images(part) for part in latents.split(_AT_ONCE)])
+        tokens = [scene.path.tokens(part).half().float() for part in images.split(_AT_ONCE)]  # as a store keeps them
+        reached = torch.cat([scene.scores.of(part)[:, label] for part in tokens]).cpu()
         of_own, of_others = (_scores_of(scene, drawings, label) for drawings in (own, others))
         order = np.argsort(-np.array(of_own), kind="stable")[:_SHOWN]
         stored = scene.path.images(scene.path.stored(own[order])) if len(order) else images[:0]

@@ -3,6 +3,7 @@
 Shapes: B images, C latent channels, h × w latent cells, S the images' side, T tokens, D width, n images of the store.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from featurize.encode.image_encoder import ImageEncoder
-from featurize.generate.decoders import LatentDecoder, find_decoder
+from featurize.generate.decoders import DecoderFiles, LatentDecoder, find_decoder
+from featurize.generate.generators import Generator
 from featurize.inspect.decoded_images import generator_of, only_text_vectors
 from featurize.inspect.text_agreement import files_of
 from lugpi_core.errors import InputError
+from lugpi_core.fingerprint import differences
 from lugpi_core.runtime.device import Compute
 from lugpi_core.store.layout import LATENTS
-from lugpi_core.store.manifest import is_of_own_pictures
+from lugpi_core.store.manifest import ColumnSpec, is_of_own_pictures
 from lugpi_core.store.reader import ColumnReader, columns_of
 
 
@@ -47,7 +50,7 @@ class LatentImages:
             )
         self._latents = ColumnReader(store, LATENTS, check_content=False)
         generator = generator_of(self._latents.spec)
-        decoder = find_decoder(str((spec.made_by or {}).get("decoder", "full")), generator)
+        decoder = decoder_of(spec, generator)
         self.generator, self.notice, self.shape = generator.name, generator.settings.notice, self._latents.spec.row_shape
         self._device = torch.device(compute.device)
         self._decoder = LatentDecoder(generator, compute, decoder=decoder)
@@ -65,3 +68,20 @@ class LatentImages:
     def tokens(self, images_B3SS: torch.Tensor) -> torch.Tensor:
         """Return image tokens, [B, T, D], with the gradients of the images."""
         return self._encoder.differentiable(images_B3SS)
+
+
+def decoder_of(column: ColumnSpec, generator: Generator) -> DecoderFiles | None:
+    """Return the decoder that the images of a column were decoded by; None for the generator's own.
+
+    Raises:
+        InputError: its files are not within reach or have changed.
+    """
+    decoder = find_decoder(str((column.made_by or {}).get("decoder", "full")), generator)
+    stated = column.fingerprint.get("decoder")
+    if decoder is not None and differences({"decoder": stated}, {"decoder": decoder.fingerprint()}):
+        raise InputError(
+            got=f"{decoder.folder} with other weights than those that decoded the images of {column.name}",
+            expected=f"weights {stated.get('weights') if isinstance(stated, Mapping) else stated}",
+            do="restore the original files",
+        )
+    return decoder

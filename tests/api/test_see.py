@@ -12,11 +12,15 @@ import pytest
 import torch
 
 import lugpi
+from featurize.generate.decoders import find_decoder
+from featurize.generate.generators import find_generator, generator_settings
+from featurize.inspect.latent_images import decoder_of
 from lugpi.cli import main
 from lugpi.options import SeeOptions
 from lugpi.see import SHEET, Prior, ascend, prior_of
 from lugpi_core.errors import InputError
 from lugpi_core.runtime.device import resolve_compute
+from lugpi_core.store.manifest import ColumnSpec
 from tests.support.topics import topic_texts
 from train.file_names import SEEN
 from train.models.class_scores import ClassScores, log_odds, neutral_rows, require_own_images
@@ -55,6 +59,48 @@ def test_the_ascent_ends_at_the_best_latent_within_the_radius() -> None:
     assert torch.allclose(latents.flatten(1), torch.tensor([1.0 + 0.5 * 0.6, -1.0 + 0.5 * 0.8]).expand(3, 2), atol=0.02)
     assert torch.equal(latents, ascend(path, scores, 1, prior, OPTIONS))
     assert not torch.equal(latents, ascend(path, scores, 1, prior, replace(OPTIONS, steps=2)))
+
+
+def test_starts_are_ascended_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    direction, batches = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1), list[int]()
+
+    def images(latents: torch.Tensor) -> torch.Tensor:
+        batches.append(len(latents))
+        return latents
+
+    path: Any = SimpleNamespace(shape=(2, 1, 1), images=images, tokens=lambda images: images)
+    scores: Any = SimpleNamespace(of=lambda tokens: (tokens.tanh() * direction).sum(dim=(1, 2, 3))[:, None])
+    prior = Prior(mean_C11=torch.zeros(2, 1, 1), sd_C11=torch.ones(2, 1, 1), radius=0.5)
+    options = replace(OPTIONS, starts=9, steps=3)
+    latents = ascend(path, scores, 0, prior, options)
+    assert sorted(set(batches)) == [1, 4]
+    monkeypatch.setattr("lugpi.see._AT_ONCE", 9)
+    assert torch.allclose(latents, ascend(path, scores, 0, prior, options), rtol=0, atol=1e-6)
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: SeeOptions) -> None:
+        raise MemoryError("no room for 5 GB")
+
+    monkeypatch.setattr("lugpi.see.see", fail)
+    assert main(["see", "--dataset", "demo", "--classes", "a", "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "too little memory (no room for 5 GB); expected room for the models and one image; give fewer --starts" in line
+
+
+def test_another_tiny_decoder_is_not_looked_through() -> None:
+    generator = find_generator("demo", generator_settings("demo", {}), half=False)
+    decoder = find_decoder("tiny", generator)
+    assert decoder is not None
+    shape: dict[str, Any] = {"name": "clip-demo-tiny", "what": "tokens", "rows": 1, "row_shape": (2, 3), "shard_rows": 1}
+    tiny, other = (
+        ColumnSpec(**shape, fingerprint={"decoder": stated}, made_by={"decoder": "tiny"})
+        for stated in (decoder.fingerprint(), {"weights": "f00d"})
+    )
+    assert decoder_of(tiny, generator) is not None
+    assert decoder_of(replace(tiny, fingerprint={"decoder": "the generator's"}, made_by=None), generator) is None
+    with pytest.raises(InputError, match="with other weights than those that decoded the images of clip-demo-tiny"):
+        decoder_of(other, generator)
 
 
 @pytest.mark.parametrize(
