@@ -160,7 +160,7 @@ def ascend(path: LatentImages, scores: ClassScores, label: int, prior: Prior, op
     moved back to it. The starts are the same for every class."""
     noise = torch.randn((options.starts, *path.shape), generator=torch.Generator().manual_seed(options.seed))
     # No start depends on another, and a few at once take no more memory the more there are.
-    return torch.cat([_ascend(path, scores, label, prior, options.steps, part) for part in noise.split(_AT_ONCE)])
+    return torch.cat([_ascend(path, scores, label, prior, options.steps, part) for part in torch.split(noise, _AT_ONCE)])
 
 
 def _ascend(path: LatentImages, scores: ClassScores, label: int, prior: Prior, steps: int, noise_SChw: torch.Tensor) -> torch.Tensor:
@@ -187,8 +187,8 @@ def _seen(name: str, options: SeeOptions, scene: Scene) -> tuple[SeenClass, list
     own, others = (scene.drawings_of(label, has_class=has_class, seed=options.seed) for has_class in (True, False))
     latents = ascend(scene.path, scene.scores, label, scene.prior, options)
     with torch.no_grad():
-        images = torch.cat([scene.path.images(part) for part in latents.split(_AT_ONCE)])
-        tokens = [scene.path.tokens(part).half().float() for part in images.split(_AT_ONCE)]  # as a store keeps them
+        images = torch.cat([scene.path.images(part) for part in torch.split(latents, _AT_ONCE)])
+        tokens = [scene.path.tokens(part).half().float() for part in torch.split(images, _AT_ONCE)]  # as a store keeps them
         reached = torch.cat([scene.scores.of(part)[:, label] for part in tokens]).cpu()
         of_own, of_others = (_scores_of(scene, drawings, label) for drawings in (own, others))
         order = np.argsort(-np.array(of_own), kind="stable")[:_SHOWN]
