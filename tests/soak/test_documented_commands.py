@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.soak
 def test_the_comparison_of_the_embedded_generators_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     commands = [code.words[3:] for code in code_of("docs/generators.md") if "demo" in code.words]

@@ -255,7 +255,7 @@ def test_runs_stopped_at_random_moments_continue_to_the_same_bytes(
     campaign: Callable[[int, int], int],
     report: Callable[[str], None],
 ) -> None:
-    stops = campaign(5, 50)
+    stops = campaign(3, 50)
     took_s = sorted(_stop_again_and_again(how, straight, tmp_path, stops, straight.whole_s + imports_s))
     kind = "processes" if imports_s else "forks"
     report(

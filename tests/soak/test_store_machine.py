@@ -258,6 +258,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def test_no_recorded_row_is_lost_or_wrong_in_random_histories(campaign: Callable[[int, int], int], report: Callable[[str], None]) -> None:
-    examples, steps = campaign(12, 500), 30
+    examples, steps = campaign(6, 500), 30
     run_state_machine_as_test(StoreMachine, settings=settings(max_examples=examples, stateful_step_count=steps))
     report(f"random histories of a column: {examples} of up to {steps} steps; recorded rows lost or wrong 0")

@@ -68,7 +68,7 @@ def tiny_text_model(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["adamw", "adamw8bit"])
+@pytest.fixture(scope="module", params=["adamw", pytest.param("adamw8bit", marks=pytest.mark.soak)])
 def case(request: pytest.FixtureRequest, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp(request.param)
     arguments = ("baseline", "--dataset", str(small_csv), "--split-column", "split", "--text-model", str(tiny_text_model(folder / "tiny")))
