@@ -23,7 +23,7 @@ from lugpi_core.errors import InputError, number_of
 from lugpi_core.fingerprint import digest_of_lists
 from lugpi_core.store.example_table import NO_IMAGE, ExampleTable, read_example_table
 from lugpi_core.store.layout import BASIS, CANDIDATES, LATENTS, PROMPT_TEXT
-from lugpi_core.store.manifest import MANIFEST, ColumnSpec, is_empty, is_of_components, load_manifest
+from lugpi_core.store.manifest import MANIFEST, ColumnSpec, components_of, is_empty, is_of_components, load_manifest
 from lugpi_core.store.reader import ColumnReader, image_columns_of
 from lugpi_core.store.sealed_file import read_sealed, write_sealed
 from lugpi_core.store.shard import ShardWriter, flag_of
@@ -219,9 +219,8 @@ def _refuse_rows_of_another_basis(folder: Path, basis: Basis) -> None:
     """Raise InputError if a column that has lost its basis has rows of another one, such as of failed images that were repaired since."""
     if not (folder / MANIFEST).is_file() or is_empty(folder) or (folder / BASIS).is_file():
         return
-    encoder = load_manifest(folder)[0].fingerprint.get("encoder")
-    reduced = encoder.get("pca") if isinstance(encoder, Mapping) else None
-    if isinstance(reduced, Mapping) and reduced.get("basis") != basis.digest:
+    reduced = components_of(load_manifest(folder)[0])
+    if reduced is not None and reduced.get("basis") != basis.digest:
         raise InputError(
             got=f"another basis than its rows have for {folder}, which has lost its own",
             expected="rows of one basis",

@@ -10,7 +10,7 @@ from featurize.plan.job import Job, StoreJob
 from featurize.plan.prompt_text import TEXT_ENCODER, prompts_fingerprint
 from lugpi_core.errors import InputError
 from lugpi_core.fingerprint import differences
-from lugpi_core.store.manifest import ColumnSpec, is_empty, load_manifest
+from lugpi_core.store.manifest import ColumnSpec, components_of, is_empty, is_of_components, load_manifest
 from lugpi_core.store.reader import columns_of
 
 # Flags of a command that hold for all columns of tokens it fills: columns that differ in one are not filled by one command.
@@ -86,7 +86,8 @@ def _refuse_columns_of_other_commands(job: Job, found: Mapping[str, ColumnSpec])
     if not apart:
         return
     # Components come last: what they are projected from may have to be added again, too.
-    again = list(dict.fromkeys(_command_of(others[name], job) for name in sorted(apart, key=lambda name: _components(others[name]) or 0)))
+    last = {name: (components_of(spec) or {}).get("components", 0) for name, spec in others.items()}
+    again = list(dict.fromkeys(_command_of(others[name], job) for name in sorted(apart, key=last.__getitem__)))
     folders = " and ".join(str(job.store / name) for name in apart)
     together = _encoders([*job.every_column, *(spec for name, spec in others.items() if name not in apart)])
     encoders = "" if others.keys() == apart.keys() else f" with --encoders {' '.join(together)}"
@@ -103,7 +104,7 @@ def _refuse_columns_of_other_commands(job: Job, found: Mapping[str, ColumnSpec])
 
 def _why_apart(spec: ColumnSpec, job: Job) -> str:
     """Return why the command of a job does not fill a column even if it names its encoder; nothing if it does."""
-    if _components(spec) is not None:
+    if is_of_components(spec):
         return "components of other tokens"
     if spec.made_by is None:
         return "by no command of featurize"
@@ -112,9 +113,9 @@ def _why_apart(spec: ColumnSpec, job: Job) -> str:
 
 def _command_of(spec: ColumnSpec, job: Job) -> str:
     """Return what adds a column again: a command, or in what it differs from the job's."""
-    if (components := _components(spec)) is not None:
-        suffix = f"-pca{components}"
-        return f"python -m featurize reduce --column {spec.name.removesuffix(suffix)} --pca {components}"
+    if (reduced := components_of(spec)) is not None:
+        components = reduced.get("components")
+        return f"python -m featurize reduce --column {spec.name.removesuffix(f'-pca{components}')} --pca {components}"
     if spec.made_by is None:
         return f"add {spec.name} as before"
     then, now = _flags_of(spec, job)
@@ -133,13 +134,6 @@ def _flags_of(spec: ColumnSpec, job: Job) -> tuple[dict[str, Any], dict[str, Any
         for flags in (spec.made_by or {}, job.every_column[0].made_by or {})
     )
     return then, now
-
-
-def _components(spec: ColumnSpec) -> int | None:
-    """Return how many components ``featurize reduce`` kept; None of another column."""
-    encoder = spec.fingerprint.get("encoder")
-    reduced = encoder.get("pca") if isinstance(encoder, Mapping) else None
-    return reduced.get("components") if isinstance(reduced, Mapping) else None
 
 
 def _encoders(specs: Sequence[ColumnSpec]) -> list[str]:

@@ -98,10 +98,17 @@ def is_of_own_pictures(spec: ColumnSpec) -> bool:
     return isinstance(generation, Mapping) and generation.get("generator") == OWN_IMAGES
 
 
+def components_of(spec: ColumnSpec) -> Mapping[str, Any] | None:
+    """Return what ``featurize reduce`` recorded of a column of components, their number and the hash of their basis; None of another
+    column."""
+    encoder = spec.fingerprint.get("encoder")
+    reduced = encoder.get("pca") if isinstance(encoder, Mapping) else None
+    return reduced if isinstance(reduced, Mapping) else None
+
+
 def is_of_components(spec: ColumnSpec) -> bool:
     """Whether a column is of components of another column's tokens (``featurize reduce``)."""
-    encoder = spec.fingerprint.get("encoder")
-    return isinstance(encoder, Mapping) and "pca" in encoder
+    return components_of(spec) is not None
 
 
 def plain_shard_name(shard: int) -> str:

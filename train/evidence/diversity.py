@@ -81,10 +81,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def record_attention(run: Path, rows: Sequence[DiversityRow]) -> None:
     """Write ``attention.json`` into the run: how the attention of each row's teachers overlaps, with the hashes of their answers. Rows of
     an earlier command that are not among these stay."""
-    try:
-        earlier = dict(read_json(run / ATTENTION)["rows"])
-    except (InputError, KeyError, TypeError, ValueError):
-        earlier = {}  # none yet, or damaged
     recorded = {
         row.row: {
             "models": {name: hash_file(run / name / PREDICTIONS) for name in row.folders},
@@ -93,5 +89,10 @@ def record_attention(run: Path, rows: Sequence[DiversityRow]) -> None:
         for row in rows
         if row.attention is not None
     }
-    if recorded:
-        write_json(run / ATTENTION, {"rows": {**earlier, **recorded}})
+    if not recorded:
+        return
+    try:
+        earlier = dict(read_json(run / ATTENTION)["rows"])
+    except (InputError, KeyError, TypeError, ValueError):
+        earlier = {}  # none yet, or damaged
+    write_json(run / ATTENTION, {"rows": {**earlier, **recorded}})

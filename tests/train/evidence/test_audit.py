@@ -20,12 +20,13 @@ from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.corpora.load import load_corpus
 from lugpi_core.corpora.options import CorpusSettings
 from lugpi_core.errors import InputError
+from tests.support.small_shadows import shadows_from
 from tests.support.small_tables import fake_model, fake_student, fake_teacher, right
 from train.cli import main
 from train.evidence import membership, schedule
 from train.evidence.audited import Answers, attack_all, chosen_models, read_answers, texts_of
 from train.evidence.membership import Floats
-from train.evidence.shadows import Recorded, Shadows, halves_of, shadows_of
+from train.evidence.shadows import Recorded, halves_of, shadows_of
 from train.models import train_model as training_of_model
 from train.models.api import distill, plan_model, train_baseline, train_teacher
 from train.models.kinds import DistillationSource, baseline_kind, student_kind, teacher_kind
@@ -388,25 +389,10 @@ def test_every_setting_is_planned_again_from_the_records(
         metrics = json.loads((memorised.run / "baseline" / "metrics.json").read_text())
         (folder / "metrics.json").write_text(json.dumps(metrics | {"config": plan.config, "teachers": list(kind.teacher_records)}))
         recorded = Recorded.of(folder)
-        experiment = pickle.loads(pickle.dumps(shadows_from(corpus, run, {name: recorded})))  # as the processes get it
+        experiment = pickle.loads(pickle.dumps(shadows_from(corpus, run, recorded)))  # as the processes get it
         capsys.readouterr()
         experiment.require_same(recorded)
         assert capsys.readouterr().err == ""
-
-
-def shadows_from(corpus: Corpus, run: Path, of: dict[str, Recorded]) -> Shadows:
-    from train.data.text_model import find_text_model
-
-    return Shadows(
-        corpus=corpus,
-        run=run,
-        text_model=find_text_model("demo", max_length=None),
-        optimization=Optimization(),
-        placement=CPU,
-        distillation=DistillationSettings(),
-        device="cpu",
-        of=of,
-    )
 
 
 def test_a_shadow_with_folds_leaves_out_its_half_in_each_of_them(memorised: Learnt, tmp_path: Path, monkeypatch: Any) -> None:
@@ -425,7 +411,7 @@ def test_a_shadow_with_folds_leaves_out_its_half_in_each_of_them(memorised: Lear
     shadow = shadows_of([recorded], corpus, halves, seed=0)[2]
     record = {"seconds": 1.0}
     monkeypatch.setattr(folds, "_train", lambda plan, _: learnt.append(plan.learnt_rows) or SimpleNamespace(record=record))
-    folds.fold_outputs(shadows_from(corpus, tmp_path, {"teacher": recorded}).plan_of(shadow, {}), Processes())
+    folds.fold_outputs(shadows_from(corpus, tmp_path, recorded).plan_of(shadow, {}), Processes())
     half = np.flatnonzero(halves[2]).tolist()
     assert sorted(learnt[0] + learnt[1]) == half
     assert learnt[0]

@@ -9,8 +9,8 @@ import pytest
 
 from lugpi_core.corpora.corpus import Corpus
 from lugpi_core.errors import InputError
+from tests.support.small_shadows import shadows_from
 from tests.support.small_tables import fake_student, fake_teacher, scores
-from train.data.text_model import find_text_model
 from train.evidence import audit, schedule
 from train.evidence.audited import Audited, chosen_models
 from train.evidence.schedule import finish_model
@@ -18,7 +18,7 @@ from train.evidence.shadows import Recorded, Shadows, halves_of, require_one_set
 from train.file_names import METRICS, PREDICTIONS, TRAINING, WEIGHTS
 from train.models.api import plan_model
 from train.models.kinds import plain_weights, teacher_kind
-from train.options.settings import DistillationSettings, Optimization, Placement
+from train.options.settings import DistillationSettings, Placement
 from train.options.tools import AuditOptions
 
 CPU = Placement(device="cpu")
@@ -39,19 +39,6 @@ def planned_teacher(corpus: Corpus, run: Path) -> Recorded:
     """A teacher that was planned and never trained."""
     plan = plan_model(teacher_kind(corpus, None, "none"), run, name="teacher-none", text_model="demo", placement=CPU)
     return Recorded(folder=plan.folder, training=plan.fingerprint(), metrics={"teachers": [], "config": plan.config})
-
-
-def shadows_from(corpus: Corpus, run: Path, *models: Recorded) -> Shadows:
-    return Shadows(
-        corpus=corpus,
-        run=run,
-        text_model=find_text_model("demo", max_length=None),
-        optimization=Optimization(),
-        placement=CPU,
-        distillation=DistillationSettings(),
-        device="cpu",
-        of={model.folder.name: model for model in models},
-    )
 
 
 @pytest.mark.parametrize("left", ["finished", "begun", "without a record"])
